@@ -1,0 +1,38 @@
+"""One small family of errors for mistakes that a user can mend.
+
+The rule for every message: *what* is wrong, what we *got*, what is *allowed*, what to *do*: on one line.
+The command line prints the message and exits with code 2. Our own mistakes are ``assert``s and tracebacks.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+
+class MaskwiseError(ValueError):
+    """Bad input: a recipe, a file, a layer, an argument. The message is one line."""
+
+    def __init__(self, what: str, *, got: Any = None, allowed: Any = None, do: str | None = None):
+        parts = [what]
+        if got is not None:
+            parts.append(f"got {_short(got)}")
+        if allowed is not None:
+            parts.append(f"allowed: {_short(allowed)}")
+        if do is not None:
+            parts.append(do)
+        super().__init__("; ".join(" ".join(part.split()) for part in parts))
+
+
+def unknown_name(kind: str, name: object, known: Iterable[str], *, do: str | None = None) -> MaskwiseError:
+    """The error for a name that is not in a table; it names the nearest one."""
+    names = sorted(known)
+    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}?" if near else None
+    return MaskwiseError(f"unknown {kind} {name!r}", allowed=", ".join(names), do=do or hint)
+
+
+def _short(value: Any, limit: int = 600) -> str:
+    text = value if isinstance(value, str) else repr(value)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
