@@ -1,0 +1,6 @@
+"""Layers over the text: words here, and whatever else is known about every token, aligned from character offsets and
+never from re-tokenised text. May import errors, keys and corpus; `words` imports errors only, for corpus uses it."""
+
+from maskwise.annotate.words import encode, word_ids
+
+__all__ = ["encode", "word_ids"]

@@ -1,0 +1,188 @@
+"""Documents in: from files, folders, lists, `datasets` and the bundled samples, one at a time.
+
+A corpus is read again and again (to train a tokenizer, to annotate, to pack), so `Documents` is re-iterable and holds
+nothing but the way to its source. A bad line must not end an hour's work and must not vanish either: it is skipped
+and counted under a reason.
+
+Cost: that of decompressing and parsing; and some 80 bytes of memory per document to know repeated texts, which would
+otherwise stand on both sides of a held-out split.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from maskwise.annotate.words import text_id
+from maskwise.corpus.readers import (
+    ENDINGS,
+    NOT_UTF8,
+    Fields,
+    Record,
+    Skip,
+    hub_dataset,
+    is_utf8,
+    known_ending,
+    read_file,
+    saved_dataset,
+)
+from maskwise.errors import MaskwiseError, unknown_name
+
+BUNDLED = ("banking77", "clinc150", "ud_ewt_pos", "wikipedia")
+EMPTY, BINARY, NO_TEXT, REPEATED = "empty", "binary (NUL characters)", "no text field", "repeated text"
+
+
+class Document(NamedTuple):
+    """A text and its name. Held-out splits and masks hang on the name, so it should be unique and stable."""
+
+    id: str
+    text: str
+
+
+class Documents:
+    """A re-iterable stream of `Document`s, made by `read_documents`.
+
+    Attributes:
+        name: what is read, for messages and reports.
+        read: how many documents the latest iteration has yielded.
+        skipped: reason → count of what the latest iteration has left out.
+    """
+
+    def __init__(
+        self,
+        open_records: Callable[[], Iterable[Record]],
+        *,
+        name: str,
+        fields: Fields,
+        limit: int | None = None,
+        keep_repeated: bool = False,
+    ):
+        self._open_records, self._limit, self._keep_repeated = open_records, limit, keep_repeated
+        self.name, self.fields = name, fields
+        self.read, self.skipped = 0, Counter[str]()
+
+    def __iter__(self) -> Iterator[Document]:
+        self.read, self.skipped = 0, Counter()
+        return islice(self._documents(), self._limit)
+
+    def _documents(self) -> Iterator[Document]:
+        seen: set[int] = set()
+        for record in self._open_records():
+            found = self._document(record)
+            if isinstance(found, Document) and not self._keep_repeated:
+                key = text_id(found.text)
+                found = Skip(REPEATED) if key in seen else found
+                seen.add(key)
+            if isinstance(found, Skip):
+                self.skipped[found.reason] += 1
+            else:
+                self.read += 1
+                yield found
+
+    def _document(self, record: Record) -> Document | Skip:
+        if isinstance(record, Skip):
+            return record
+        name, value = record
+        if isinstance(value, Mapping):
+            own = value.get(self.fields.id)
+            name, value = name if own is None else str(own), value.get(self.fields.text)
+        if not isinstance(value, str):
+            return Skip(NO_TEXT)
+        if not value.strip():
+            return Skip(EMPTY)
+        if "\0" in value:
+            return Skip(BINARY)
+        return Document(name, value) if is_utf8(value) and is_utf8(name) else Skip(NOT_UTF8)
+
+
+def read_documents(
+    source: str | Path | Sequence[str | Mapping[str, Any]],
+    *,
+    text_field: str = "text",
+    id_field: str = "id",
+    limit: int | None = None,
+    keep_repeated: bool = False,
+) -> Documents:
+    """A corpus from almost anything.
+
+    Args:
+        source: one of
+
+            - ``"bundled:wikipedia"``, a sample that comes with maskwise;
+            - a ``.txt`` (or ``.txt.gz``) file: documents are the blocks between blank lines;
+            - a ``.jsonl``, ``.jsonl.gz`` or ``.json.gz`` file: one object (or string) per line;
+            - a ``.parquet`` file;
+            - a folder of such files, read in the order of their names, or one written by ``save_to_disk``;
+            - a list of strings or mappings;
+            - ``"hf:NAME"``, ``"hf:NAME:CONFIG"`` or ``"hf:NAME:CONFIG:SPLIT"`` for ``datasets.load_dataset``
+              (CONFIG may be empty; SPLIT is "train" unless given).
+        text_field: where the text is, in sources with fields.
+        id_field: where the name is. A document without one is called "FILE#PLACE", in a list by its place.
+        limit: at most so many documents.
+        keep_repeated: also yield a text that was yielded before, word for word.
+
+    Raises:
+        MaskwiseError: at once for a source that does not exist or has an unknown ending; when it is read, for a file
+            that is binary, mostly not UTF-8 or damaged, and for a table without the text field.
+    """
+    if limit is not None and limit < 1:
+        raise MaskwiseError("limit must be a positive number of documents", got=limit)
+    fields = Fields(text_field, id_field)
+    opener, name = _resolve(source, fields)
+    return Documents(opener, name=name, fields=fields, limit=limit, keep_repeated=keep_repeated)
+
+
+def require_documents(documents: Documents) -> Documents:
+    """The same documents, once it is sure that there is at least one; else a `MaskwiseError` that says why not."""
+    if next(iter(documents), None) is None:
+        skipped = documents.skipped.most_common()
+        why = ", ".join(f"{count} × {reason}" for reason, count in skipped)
+        hint = f"the text field is {documents.fields.text!r}: name another" if NO_TEXT in dict(skipped) else None
+        raise MaskwiseError(f"no document in {documents.name}", got=why or "nothing at all", do=hint)
+    return documents
+
+
+def bundled_path(name: str) -> Path:
+    """The file of a sample that comes with maskwise, gzipped JSON lines. docs/data.md says what is in it.
+
+    Raises:
+        MaskwiseError: for a name that is not in `BUNDLED`.
+    """
+    if name not in BUNDLED:
+        raise unknown_name("bundled data", name, BUNDLED)
+    return Path(__file__).parent.parent / "data" / f"{name}.jsonl.gz"
+
+
+def _resolve(source: Any, fields: Fields) -> tuple[Callable[[], Iterable[Record]], str]:
+    """How to open a source, and what to call it."""
+    if isinstance(source, str) and source.startswith("bundled:"):
+        path = bundled_path(source.removeprefix("bundled:"))
+        return lambda: read_file(path, path.name, fields), source
+    if isinstance(source, str) and source.startswith("hf:"):
+        return hub_dataset(source, fields), source
+    if isinstance(source, str | Path):
+        return _resolve_path(Path(source).expanduser(), fields), str(source)
+    if isinstance(source, Mapping | bytes) or not isinstance(source, Sequence):
+        allowed = "a path, a name such as bundled:wikipedia, a list of texts"
+        raise MaskwiseError("a corpus cannot be read from this", got=type(source).__name__, allowed=allowed)
+    return lambda: ((str(place), value) for place, value in enumerate(source)), "the list of documents"
+
+
+def _resolve_path(path: Path, fields: Fields) -> Callable[[], Iterable[Record]]:
+    if not path.exists():
+        do = "give a file, a folder, bundled:wikipedia or hf:NAME"
+        raise MaskwiseError(f"corpus {str(path)!r} does not exist", do=do)
+    if path.is_file():
+        if not known_ending(path):
+            raise MaskwiseError(f"unknown ending of corpus file {path}", allowed=", ".join(ENDINGS))
+        return lambda: read_file(path, path.name, fields)
+    if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
+        return saved_dataset(path, fields)
+    files = {file.relative_to(path).as_posix(): file for file in path.rglob("*") if file.is_file()}
+    names = sorted(name for name in files if known_ending(files[name]) and not f"/{name}".count("/."))
+    if not names:
+        raise MaskwiseError(f"no corpus file in folder {path}", allowed=", ".join(ENDINGS))
+    return lambda: (record for name in names for record in read_file(files[name], name, fields))

@@ -1,0 +1,181 @@
+"""Records out of files and `datasets`: the part of loading that knows formats.
+
+A reader yields, for every place in a source, either a name with what stood there or a `Skip` with the reason. A bad
+line is a `Skip`; a bad file (binary, mostly not UTF-8, damaged, without the text column) is a `MaskwiseError`.
+Nothing is unpickled and no code that comes with a data set is run.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+from maskwise.errors import MaskwiseError, unknown_name
+
+ENDINGS = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz", ".json.gz", ".parquet")
+NOT_JSON, NOT_UTF8 = "not JSON", "not valid UTF-8"
+_HEAD_BYTES = 1 << 16
+_MAX_BAD_SHARE = 0.35  # of the lines in the head of a file; a few bad ones are skipped, this many are an encoding
+
+
+class Skip(NamedTuple):
+    """A place in a source that gave no document, and why."""
+
+    reason: str
+
+
+class Fields(NamedTuple):
+    """Under which names a record holds its text and its own name."""
+
+    text: str = "text"
+    id: str = "id"
+
+
+Record = Skip | tuple[str, Any]
+"""A name and whatever stood there: a string, or an object with fields."""
+
+
+def known_ending(path: Path) -> str | None:
+    """The ending by which a file is read, if it has one of `ENDINGS`."""
+    return next((ending for ending in ENDINGS if path.name.lower().endswith(ending)), None)
+
+
+def read_file(path: Path, name: str, fields: Fields) -> Iterator[Record]:
+    """The records of one file; those without a name of their own are called "NAME#place"."""
+    ending = known_ending(path)
+    try:
+        if ending == ".parquet":
+            yield from _read_parquet(path, name, fields)
+            return
+        with gzip.open(path, "rb") if path.name.lower().endswith(".gz") else open(path, "rb") as file:
+            _refuse_unreadable(path, file)
+            yield from _read_blocks(file, name) if ending in (".txt", ".txt.gz") else _read_lines(file, name)
+    except (OSError, EOFError, zlib.error) as error:
+        raise MaskwiseError(f"cannot read {path}: {error}", do="is it complete and readable?") from error
+
+
+def saved_dataset(path: Path, fields: Fields) -> Callable[[], Iterable[Record]]:
+    """Opens a folder that `Dataset.save_to_disk` wrote (of several splits: train)."""
+    import datasets
+
+    try:
+        loaded = datasets.load_from_disk(str(path))
+    except Exception as error:  # Arrow, JSON and version errors have no common base
+        raise MaskwiseError(f"cannot load the data set saved in {path}: {error}") from error
+    if isinstance(loaded, datasets.DatasetDict):
+        if "train" not in loaded:
+            allowed = ", ".join(str(path / split) for split in loaded)
+            raise MaskwiseError(f"{path} holds several splits, none called train", allowed=allowed)
+        loaded = loaded["train"]
+    rows = _with_columns(loaded, fields, str(path))
+    return lambda: _rows(rows, path.name)
+
+
+def hub_dataset(source: str, fields: Fields) -> Callable[[], Iterable[Record]]:
+    """Opens "hf:NAME[:CONFIG[:SPLIT]]", when it is first read."""
+    name, *rest = source.removeprefix("hf:").split(":")
+    if not name or len(rest) > 2:
+        raise MaskwiseError("malformed data set name", got=source, allowed="hf:NAME, hf:NAME:CONFIG:SPLIT")
+    config, split = [*rest, "", ""][:2]
+
+    def open_records() -> Iterable[Record]:
+        import datasets
+
+        try:
+            loaded = datasets.load_dataset(name, config or None, split=split or "train")
+        except Exception as error:  # network, hub, builder and format errors have no common base
+            raise MaskwiseError(f"cannot load data set {source!r}: {error}") from error
+        return _rows(_with_columns(loaded, fields, source), name)
+
+    return open_records
+
+
+def _refuse_unreadable(path: Path, file: IO[bytes]) -> None:
+    """Looks at the first 64 KiB, then goes back: another encoding is no reason to skip a whole file line by line."""
+    head = file.read(_HEAD_BYTES)
+    file.seek(0)
+    if b"\0" in head:
+        do = "give UTF-8 text (convert UTF-16 first)"
+        raise MaskwiseError(f"{path} is a binary file, or UTF-16: it has NUL bytes", do=do)
+    lines = [line for line in head.split(b"\n") if line.strip()]
+    if len(head) == _HEAD_BYTES:
+        lines = lines[:-1]  # cut off in the middle
+    bad = sum(not is_utf8(line) for line in lines)
+    if bad > _MAX_BAD_SHARE * len(lines):
+        do = "convert it, for example with iconv -f LATIN1 -t UTF-8"
+        raise MaskwiseError(f"{path} is not UTF-8 text", got=f"{bad} bad of its first {len(lines)} lines", do=do)
+
+
+def _read_lines(file: IO[bytes], name: str) -> Iterator[Record]:
+    """JSON lines."""
+    for number, line in enumerate(file, start=1):
+        if not line.strip():
+            continue
+        try:
+            yield f"{name}#{number}", json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+        except UnicodeDecodeError:
+            yield Skip(NOT_UTF8)
+        except (ValueError, RecursionError):
+            yield Skip(NOT_JSON)
+
+
+def _read_blocks(file: IO[bytes], name: str) -> Iterator[Record]:
+    """Plain text: a document is what stands between blank lines."""
+    block: list[str] = []
+    count = 0
+    for number, line in enumerate(file, start=1):
+        if not is_utf8(line):
+            yield Skip(NOT_UTF8)
+            continue
+        text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+        if text.strip():
+            block.append(text)
+        elif block:
+            count += 1
+            yield f"{name}#{count}", "\n".join(block)
+            block = []
+    if block:
+        yield f"{name}#{count + 1}", "\n".join(block)
+
+
+def _read_parquet(path: Path, name: str, fields: Fields) -> Iterator[Record]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.ParquetFile(path)
+        columns = _wanted(table.schema_arrow.names, fields, str(path))
+        count = 0
+        for batch in table.iter_batches(batch_size=1024, columns=columns):
+            for row in batch.to_pylist():
+                count += 1
+                yield f"{name}#{count}", row
+    except pa.ArrowInvalid as error:
+        raise MaskwiseError(f"{path} is not a Parquet file, or damaged: {error}") from error
+
+
+def _with_columns(rows: Any, fields: Fields, where: str) -> Any:
+    """Only the columns that are read: others may be images that are slow to decode."""
+    return rows.select_columns(_wanted(rows.column_names, fields, where))
+
+
+def _wanted(columns: list[str], fields: Fields, where: str) -> list[str]:
+    if fields.text not in columns:
+        raise unknown_name(f"text field of {where}:", fields.text, columns)
+    return [column for column in (fields.id, fields.text) if column in columns]
+
+
+def _rows(rows: Iterable[Any], name: str) -> Iterator[Record]:
+    return ((f"{name}#{number}", row) for number, row in enumerate(rows, start=1))
+
+
+def is_utf8(text: str | bytes) -> bool:
+    """False for bytes that do not decode, and for strings with half a surrogate pair (JSON lets them through)."""
+    try:
+        return text.isascii() or bool(text.encode() if isinstance(text, str) else text.decode())
+    except UnicodeError:
+        return False

@@ -1,0 +1,178 @@
+"""Tokenizers, and documents → tokens with their words.
+
+Tokens go through the Rust tokenizer in batches, and each batch once through the word layer. Nothing in a corpus is a
+control token: "[MASK]" written in a text is text. A tokenizer file may carry truncation and padding from a former
+life (sentence encoders cut at 128 tokens); here a private copy without either is used.
+
+Cost: nearly all of it is the Rust tokenizer's; the word layer adds about a sixth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from maskwise.annotate.words import flat_offsets, word_ids_of_batch
+from maskwise.corpus.load import Document
+from maskwise.errors import MaskwiseError, unknown_name
+
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+_BATCH_CHARACTERS = 1 << 20  # a batch of novels is cut shorter than a batch of tweets
+
+
+class Tokens(NamedTuple):
+    """One document without special tokens: n tokens, and for each the running number of its word (or −1)."""
+
+    document_id: str
+    input_ids: NDArray[np.int32]  # (n,)
+    word_ids: NDArray[np.int32]  # (n,)
+
+
+def load_tokenizer(name_or_path: str, *, needs_mask: bool = True) -> PreTrainedTokenizerFast:
+    """A fast tokenizer from a folder or the Hugging Face hub. Code that comes with it is never run.
+
+    Args:
+        name_or_path: as for ``AutoTokenizer.from_pretrained``.
+        needs_mask: refuse a tokenizer without a mask token (T5's have none).
+
+    Raises:
+        MaskwiseError: if it is not found, cannot be read without its own code, is slow (has no offsets), or has no
+            mask token.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
+    except Exception as error:  # the hub, JSON, missing extras: no common base
+        do = "give a folder written by save_pretrained, or a name on the hub (the network must be reachable)"
+        raise MaskwiseError(f"cannot load tokenizer {str(name_or_path)!r}", got=_first(error), do=do) from error
+    if not getattr(tokenizer, "is_fast", False):
+        do = "convert it to a tokenizer.json; words are found by character offsets"
+        raise MaskwiseError(f"tokenizer {str(name_or_path)!r} is slow: it has no offsets", do=do)
+    if needs_mask and tokenizer.mask_token_id is None:
+        do = 'add one: tokenizer.add_special_tokens({"mask_token": "[MASK]"})'
+        raise MaskwiseError(f"tokenizer {str(name_or_path)!r} has no mask token", do=do)
+    return tokenizer
+
+
+def train_tokenizer(
+    texts: Iterable[str],
+    *,
+    kind: Literal["wordpiece", "bpe"] = "wordpiece",
+    vocab_size: int = 2048,
+    lowercase: bool = True,
+) -> PreTrainedTokenizerFast:
+    """A tokenizer of our own: BERT's (WordPiece) or GPT-2's (byte-level BPE), framed as [CLS] … [SEP].
+
+    The same texts give the same tokenizer. A WordPiece vocabulary spends at most an eighth of itself on single
+    characters, the commonest ones; rarer ones become [UNK] (with trainer defaults, half of a vocabulary of 2,048 goes
+    to characters that Wikipedia shows once). The texts are held in memory.
+
+    Raises:
+        MaskwiseError: for an unknown kind, a vocabulary too small for its alphabet, or no text.
+    """
+    if kind not in ("wordpiece", "bpe"):
+        raise unknown_name("kind of tokenizer", kind, ("wordpiece", "bpe"))
+    least = 64 if kind == "wordpiece" else len(SPECIAL_TOKENS) + 256
+    if vocab_size < least:
+        raise MaskwiseError(f"vocab_size is too small for {kind}", got=vocab_size, allowed=f"≥ {least}")
+    corpus = list(texts)
+    if not any(text.strip() for text in corpus):
+        raise MaskwiseError("no text to train a tokenizer on", do="check the corpus and its text field")
+    backend = _wordpiece(corpus, vocab_size, lowercase) if kind == "wordpiece" else _bpe(corpus, vocab_size, lowercase)
+    frame = [(token, backend.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
+    template, pair = "[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1"
+    backend.post_processor = processors.TemplateProcessing(single=template, pair=pair, special_tokens=frame)
+    names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **dict(zip(names, SPECIAL_TOKENS)))
+
+
+def tokenise(
+    documents: Iterable[Document], tokenizer: PreTrainedTokenizerFast, *, batch_size: int = 256
+) -> Iterator[Tokens]:
+    """Every document's tokens and words, in order, without special tokens and uncut.
+
+    Args:
+        documents: (id, text) pairs.
+        tokenizer: a fast tokenizer.
+        batch_size: at most so many documents go through the tokenizer together.
+    """
+    if not getattr(tokenizer, "is_fast", False):
+        raise MaskwiseError("words need a fast tokenizer, for its character offsets", got=type(tokenizer).__name__)
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    backend.no_truncation()
+    backend.no_padding()
+    backend.encode_special_tokens = True  # a special token's name in a text is text
+    for batch in _batches(documents, batch_size):
+        texts = [document.text for document in batch]
+        encodings = backend.encode_batch(texts, add_special_tokens=False)
+        offsets, lengths = flat_offsets(encodings)
+        words = word_ids_of_batch(texts, offsets, lengths, special=np.zeros(len(offsets), dtype=bool))
+        for document, encoding, word_ids in zip(batch, encodings, np.split(words, np.cumsum(lengths)[:-1])):
+            yield Tokens(document.id, np.array(encoding.ids, dtype=np.int32), word_ids)
+
+
+def _batches(documents: Iterable[Document], size: int) -> Iterator[list[Document]]:
+    batch: list[Document] = []
+    characters = 0
+    for document in documents:
+        batch.append(document)
+        characters += len(document.text)
+        if len(batch) >= size or characters >= _BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+def _wordpiece(corpus: list[str], vocab_size: int, lowercase: bool) -> Tokenizer:
+    backend = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece(prefix="##")
+    # Every letter costs two entries ("a" and "##a"). The trainer breaks ties among rare letters at random: choose here.
+    alphabet = _commonest_characters(corpus, backend.normalizer, count=vocab_size // 16)
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=alphabet,
+        limit_alphabet=len(alphabet),
+        show_progress=False,
+    )
+    backend.train_from_iterator(corpus, trainer)
+    return backend
+
+
+def _bpe(corpus: list[str], vocab_size: int, lowercase: bool) -> Tokenizer:
+    backend = Tokenizer(models.BPE())
+    steps = [normalizers.NFC(), *([normalizers.Lowercase()] if lowercase else [])]
+    backend.normalizer = normalizers.Sequence(steps)
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    backend.train_from_iterator(corpus, trainer)
+    return backend
+
+
+def _commonest_characters(corpus: list[str], normalizer: Any, *, count: int) -> list[str]:
+    """The `count` commonest characters of the normalised texts, ties by code point."""
+    total = np.zeros(0x110000, dtype=np.int64)
+    for text in corpus:
+        codes = np.frombuffer(normalizer.normalize_str(text).encode("utf-32-le"), dtype=np.uint32)
+        found, times = np.unique(codes, return_counts=True)
+        total[found] += times
+    order = np.argsort(-total, kind="stable")[:count]
+    return [chr(code) for code in order if total[code] and not chr(code).isspace()]
+
+
+def _first(error: Exception) -> str:
+    """The first line of an error, without the advice that hubs and parsers add."""
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"

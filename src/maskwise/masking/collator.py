@@ -1,0 +1,118 @@
+"""The drop-in for any DataLoader or Trainer: a collator that carries the step with the data.
+
+A ratio changed on a collator in the main process never reaches the loader's workers, which hold copies. So the step
+travels the other way: a batch sampler decides which step a batch is for, the dataset hands (step, epoch, example id)
+on with every row, and the collator, wherever it runs, masks for that step.
+
+    sampler = StepBatchSampler(len(data), batch_size=32, seed=0)
+    loader = DataLoader(SteppedDataset(data), batch_sampler=sampler, collate_fn=MaskingCollator(masker, total_steps=T))
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset, Sampler
+
+from maskwise.keys import fold
+from maskwise.masking.masker import Masker
+
+
+class MaskingCollator:
+    """Rows to model inputs (a dict with ``input_ids``, ``labels``, ``attention_mask``), masked for their own step.
+
+    Rows that carry no ``step`` are masked for the collator's own count of batches, and rows without ``epoch`` get
+    dynamic masks; both after one warning.
+
+    Args:
+        masker: what masks.
+        total_steps: how many optimiser steps there will be; needed by schedules that change.
+    """
+
+    def __init__(self, masker: Masker, *, total_steps: int | None = None):
+        self.masker, self.total_steps = masker, total_steps
+        self._batches, self._warned = 0, False
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        step, epoch = rows[0].get("step"), rows[0].get("epoch")
+        if step is None and not self._warned:
+            self._warned = True
+            changing = " and the schedule follows this worker's own count of batches" if self.masker.ratio.varies else ""
+            warnings.warn(
+                f"rows carry no step: masks are dynamic but not reproducible across workers{changing}; "
+                "use StepBatchSampler and SteppedDataset",
+                stacklevel=2,
+            )
+        if step is None:
+            worker = torch.utils.data.get_worker_info()
+            step = self._batches * (worker.num_workers if worker else 1) + (worker.id if worker else 0)
+            self._batches += 1
+        return self.masker(
+            rows, step=int(step), total_steps=self.total_steps, epoch=None if epoch is None else int(epoch)
+        ).model_inputs()
+
+
+class SteppedDataset(Dataset):
+    """Wraps a map-style dataset: indexed by (index, step, epoch), it returns the row with these beside it.
+
+    Rows that have no ``example_id`` get their index.
+    """
+
+    def __init__(self, data: Any):
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, place: tuple[int, int, int]) -> dict[str, Any]:
+        index, step, epoch = place
+        return {"example_id": index, **self.data[index], "step": step, "epoch": epoch}
+
+
+class StepBatchSampler(Sampler):
+    """Shuffled batches of (index, step, epoch); the order is a function of (seed, epoch), so resuming is O(1).
+
+    Args:
+        size: rows in the dataset.
+        batch_size: rows in a batch.
+        seed: of the order.
+        epochs: how many passes.
+        first_step: the step to go on from.
+        rank, ranks: which share of every batch of ``batch_size × ranks`` rows to give.
+        accumulate: batches per optimiser step.
+    """
+
+    def __init__(
+        self, size: int, *, batch_size: int, seed: int = 0, epochs: int = 1, first_step: int = 0, rank: int = 0,
+        ranks: int = 1, accumulate: int = 1,
+    ):  # fmt: skip
+        self.size, self.batch_size, self.seed, self.epochs = size, batch_size, seed, epochs
+        self.first_step, self.rank, self.ranks, self.accumulate = first_step, rank, ranks, accumulate
+        self.per_epoch = size // (batch_size * ranks * accumulate)
+
+    def __len__(self) -> int:
+        return max(0, self.per_epoch * self.epochs - self.first_step) * self.accumulate
+
+    def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
+        for step in range(self.first_step, self.per_epoch * self.epochs):
+            epoch, place = divmod(step, self.per_epoch)
+            order = permutation(self.size, seed=self.seed, epoch=epoch)
+            for part in range(self.accumulate):
+                start = ((place * self.accumulate + part) * self.ranks + self.rank) * self.batch_size
+                yield [(index, step, epoch) for index in order[start : start + self.batch_size].tolist()]
+
+
+_ORDERS: dict[tuple[int, int, int], torch.Tensor] = {}
+
+
+def permutation(size: int, *, seed: int, epoch: int) -> torch.Tensor:
+    """The order of an epoch: (size,) int64, a function of (size, seed, epoch)."""
+    key = (size, seed, epoch)
+    if key not in _ORDERS:
+        _ORDERS.clear()  # one epoch at a time is in use
+        generator = torch.Generator().manual_seed(fold(seed, epoch, 0x0DA7A))
+        _ORDERS[key] = torch.randperm(size, generator=generator)
+    return _ORDERS[key]

@@ -1,0 +1,48 @@
+"""What a corruption is: it says how chosen units are shown, and what must be produced."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from maskwise.keys import Keys
+from maskwise.masking.annotated import AnnotatedBatch
+from maskwise.masking.units import Units
+from maskwise.masking.vocabulary import Vocabulary
+
+
+@dataclass
+class Corrupted:
+    """Inputs (b, l') and targets (b, l''), padded at the end; ``attention_mask`` None means nothing is padded."""
+
+    input_ids: Tensor
+    labels: Tensor
+    attention_mask: Tensor | None
+    extras: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Corruption(ABC):
+    """Base of all corruptions. Members are small frozen dataclasses."""
+
+    #: True where inputs and labels stay (B, L), so that packed rows keep their layout
+    keeps_length: bool = True
+
+    @abstractmethod
+    def corrupt(
+        self, batch: AnnotatedBatch, chosen: Tensor, units: Units, keys: Keys, vocabulary: Vocabulary
+    ) -> Corrupted:
+        """Show the chosen tokens.
+
+        Args:
+            batch: (B, L) rows of one document each; never changed.
+            chosen: (B, L) bool, whole units.
+            units: the partition that was chosen from.
+            keys: the draws of these rows.
+            vocabulary: tables over ids.
+        """
+
+    def check(self, vocabulary: Vocabulary) -> None:
+        """Refuse a tokenizer that lacks what this corruption shows."""
+        vocabulary.require_mask()

@@ -1,0 +1,353 @@
+"""How much to mask, at step t of T: every schedule is a pure function of (step, total steps).
+
+All published shapes depend on the progress f = t/T alone, so a schedule is a named curve over [0, 1]. A *distribution*
+is a schedule that gives each row a ratio of its own, drawn by the hash. Names are those of recipes:
+``linear(0.30, 0.15)``; in Python ``schedules.linear(0.30, 0.15)``.
+
+Sources: time-variant masking (Yang et al. 2023, arXiv 2208.10806, section 3.1 and its released code), dynamic masking
+rate schedules (Ankner et al. 2023, arXiv 2305.15096).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from maskwise.errors import MaskwiseError
+from maskwise.specs import Call, build
+
+Curve = Callable[[float], float]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A masking ratio over training: ``schedule(step, total_steps)`` in [0, 1].
+
+    Attributes:
+        name: how a recipe writes it; equal names are equal schedules.
+        curve: progress in [0, 1] to ratio.
+        varies: False for a constant, which needs no total number of steps.
+    """
+
+    name: str
+    curve: Curve = field(compare=False, repr=False)
+    varies: bool = field(default=True, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        worst = max((self.curve(i / 200) for i in range(201)), key=lambda r: abs(r - 0.5))
+        if not 0 <= worst <= 1:
+            raise MaskwiseError(f"schedule {self.name} leaves the range of a ratio", got=round(worst, 4), allowed="0 to 1")
+
+    def __call__(self, step: int, total_steps: int | None = None) -> float:
+        """The ratio at ``step`` of ``total_steps``; steps past the end keep the last value."""
+        if not self.varies:
+            return self.curve(0.0)
+        if not total_steps or total_steps < 0:
+            raise MaskwiseError(f"schedule {self.name} changes over time", do="say total_steps (how many there will be)")
+        return self.curve(min(max(step / total_steps, 0.0), 1.0))
+
+    def rows(self, draw_B: Tensor, step: int, total_steps: int | None) -> tuple[Tensor, Tensor | None]:
+        """Ratios (B,) float64 and loss weights (B,) or None, from one uniform draw in (0, 1) a row."""
+        return torch.full_like(draw_B, self(step, total_steps)), None
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True)
+class Distribution(Schedule):
+    """A ratio for each row, drawn from a distribution; as a plain schedule it is the mean.
+
+    Attributes:
+        quantile: (B,) float64 draws in (0, 1) to (B,) ratios.
+        inverse_weight: weigh each row's loss by 1/ratio, as masked diffusion does.
+    """
+
+    quantile: Callable[[Tensor], Tensor] = field(default=torch.clone, compare=False, repr=False)
+    inverse_weight: bool = field(default=False, compare=False, repr=False)
+
+    def rows(self, draw_B: Tensor, step: int, total_steps: int | None) -> tuple[Tensor, Tensor | None]:
+        ratio = self.quantile(draw_B)
+        return ratio, 1 / ratio.clamp(min=1e-3) if self.inverse_weight else None
+
+
+@dataclass(frozen=True)
+class FunctionSchedule(Schedule):
+    """A user's own function of (step, total steps)."""
+
+    function: Callable[[int, int], float] = field(default=lambda step, total_steps: 0.15, compare=False, repr=False)
+
+    def __call__(self, step: int, total_steps: int | None = None) -> float:
+        ratio = float(self.function(step, total_steps or 0))
+        if not 0 <= ratio <= 1:
+            raise MaskwiseError(f"{self.name} gave no ratio at step {step}", got=ratio, allowed="0 to 1")
+        return ratio
+
+
+def _unknown(f: float) -> float:
+    return 0.0
+
+
+# The curves, as in the papers; p is the base ratio, f the progress.
+
+
+def _linear(a: float, b: float, f: float) -> float:
+    return a + f * (b - a)
+
+
+def _cosine(a: float, b: float, f: float) -> float:
+    return b + (a - b) * (1 + math.cos(math.pi * f)) / 2
+
+
+def _step(a: float, b: float, at: float, f: float) -> float:
+    return a if f < at else b
+
+
+def _cosine_decay(p: float, f: float) -> float:
+    return p * (1 + math.cos(math.pi * f)) + 0.02
+
+
+def _square_above(p: float, f: float) -> float:
+    return 2 * p * (1 - f**2) + 0.01
+
+
+def _square_below(p: float, f: float) -> float:
+    return 2 * p * (1 - f) ** 2
+
+
+def _triangle(p: float, f: float) -> float:
+    return 4 * p * min(f, 1 - f)
+
+
+def _vee(p: float, f: float) -> float:
+    return 2 * p * abs(1 - 2 * f) + 0.01
+
+
+def _warm_decay(p: float, warm: float, f: float) -> float:
+    return 2 * p * (f / warm if f < warm else (1 - f) / (1 - warm))
+
+
+def _cosine_parabola(f: float) -> float:
+    return 0.2 + 0.1 * math.cos(math.pi * f / 0.4) if f < 0.4 else 0.1 - 0.25 * (f - 0.4) ** 2
+
+
+def _elliptical(p: float, f: float) -> float:
+    return 2 * p * math.sqrt(1 - 3 * f**2) if f <= 0.5 else 2 * p * (1 - math.sqrt(1 - 3 * (1 - f) ** 2))
+
+
+def _piecewise(at: tuple[float, ...], value: tuple[float, ...], f: float) -> float:
+    return float(np.interp(f, at, value))
+
+
+def _warm_up(inner: Schedule, share: float, f: float) -> float:
+    return inner.curve(f) * (min(1.0, f / share) if share else 1.0)
+
+
+def _then(first: Schedule, at: float, second: Schedule, f: float) -> float:
+    return first.curve(f / at) if f < at else second.curve((f - at) / (1 - at))
+
+
+def _scaled(inner: Schedule, factor: float, f: float) -> float:
+    return inner.curve(f) * factor
+
+
+def _clipped(inner: Schedule, low: float, high: float, f: float) -> float:
+    return min(max(inner.curve(f), low), high)
+
+
+def _named(name: str, curve: Any, *args: Any, varies: bool = True) -> Schedule:
+    shown = ", ".join(str(a) for a in args)
+    return Schedule(f"{name}({shown})" if shown else name, partial(curve, *args), varies)
+
+
+def constant(p: float = 0.15) -> Schedule:
+    """p throughout."""
+    if not isinstance(p, int | float) or not 0 <= p <= 1:
+        raise MaskwiseError("a masking ratio is a share", got=p, allowed="0 to 1")
+    return Schedule(f"constant({p})", partial(_linear, p, p), False)
+
+
+def linear(start: float, end: float) -> Schedule:
+    """From ``start`` to ``end`` in a straight line (Ankner et al.: 0.30 → 0.15 for BERT-base)."""
+    return _named("linear", _linear, start, end)
+
+
+def cosine(start: float, end: float) -> Schedule:
+    """From ``start`` to ``end`` along half a cosine."""
+    return _named("cosine", _cosine, start, end)
+
+
+def step(start: float, end: float, at: float = 0.5) -> Schedule:
+    """``start`` before the share ``at`` of training, ``end`` from there."""
+    return _named("step", _step, start, end, at)
+
+
+def linear_decay(p: float = 0.15) -> Schedule:
+    """2p (1 − f)."""
+    return Schedule(f"linear-decay({p})", partial(_linear, 2 * p, 0.0))
+
+
+def linear_ascend(p: float = 0.15) -> Schedule:
+    """2p f."""
+    return Schedule(f"linear-ascend({p})", partial(_linear, 0.0, 2 * p))
+
+
+def cosine_decay(p: float = 0.15) -> Schedule:
+    """p (1 + cos πf) + 0.02: from 2p + 0.02 to 0.02."""
+    return _named("cosine-decay", _cosine_decay, p)
+
+
+def square_above(p: float = 0.15) -> Schedule:
+    """2p (1 − f²) + 0.01."""
+    return _named("square-above", _square_above, p)
+
+
+def square_below(p: float = 0.15) -> Schedule:
+    """2p (1 − f)²."""
+    return _named("square-below", _square_below, p)
+
+
+def triangle(p: float = 0.15) -> Schedule:
+    """Up to 2p at half-time, then down to 0."""
+    return _named("triangle", _triangle, p)
+
+
+def vee(p: float = 0.15) -> Schedule:
+    """Down from 2p to 0 at half-time, then up again; 0.01 above that throughout."""
+    return _named("vee", _vee, p)
+
+
+def warm_decay(p: float = 0.15, warm: float = 0.4) -> Schedule:
+    """Up from 0 to 2p over the share ``warm`` of training, then down to 0."""
+    if not 0 < warm < 1:
+        raise MaskwiseError("warm-decay: warm must be a share of training", got=warm, allowed="between 0 and 1")
+    return _named("warm-decay", _warm_decay, p, warm)
+
+
+def cosine_parabola() -> Schedule:
+    """The default branch of the released time-variant code: a cosine from .30 to .10 in the first 40 %, then a parabola."""
+    return _named("cosine-parabola", _cosine_parabola)
+
+
+def elliptical(p: float = 0.15) -> Schedule:
+    """2p √(1 − 3f²) to half-time, then 2p (1 − √(1 − 3(1 − f)²))."""
+    return _named("elliptical", _elliptical, p)
+
+
+def piecewise(*points: float) -> Schedule:
+    """Straight lines through points: ``piecewise(0, 0.3, 0.5, 0.2, 1, 0.15)`` is (share of training, ratio) in turn."""
+    at, value = points[::2], points[1::2]
+    if len(points) < 4 or len(points) % 2 or list(at) != sorted(at):
+        raise MaskwiseError("piecewise takes pairs of progress and ratio, progress rising", got=points)
+    inside = ", ".join(map(str, points))
+    return Schedule(f"piecewise({inside})", partial(_piecewise, at, value))
+
+
+def warm_up(inner: Schedule | float | str | Call, share: float = 0.1) -> Schedule:
+    """Another schedule, scaled up from 0 over the first ``share`` of training."""
+    return _named("warm-up", _warm_up, schedule(inner), share)
+
+
+def then(first: Schedule | float | str | Call, at: float, second: Schedule | float | str | Call) -> Schedule:
+    """One schedule up to the share ``at`` of training, another after it; each runs over its own part."""
+    if not 0 < at < 1:
+        raise MaskwiseError("then: the change must lie inside training", got=at, allowed="between 0 and 1")
+    return _named("then", _then, schedule(first), at, schedule(second))
+
+
+def scaled(inner: Schedule | float | str | Call, factor: float) -> Schedule:
+    """Another schedule times a factor."""
+    return _named("scaled", _scaled, schedule(inner), factor)
+
+
+def clipped(inner: Schedule | float | str | Call, low: float = 0.0, high: float = 1.0) -> Schedule:
+    """Another schedule, kept between two ratios."""
+    return _named("clipped", _clipped, schedule(inner), low, high)
+
+
+def uniform(low: float = 0.0, high: float = 1.0, inverse_weight: bool = False) -> Distribution:
+    """Each row's ratio is uniform; with ``inverse_weight`` over (0, 1) this is masked diffusion."""
+    name = f"uniform({low}, {high}{', inverse_weight=True' if inverse_weight else ''})"
+    return Distribution(
+        name, partial(_linear, (low + high) / 2, (low + high) / 2), False, partial(_lerp, low, high), inverse_weight
+    )
+
+
+def beta(a: float, b: float) -> Distribution:
+    """Each row's ratio is Beta(a, b)."""
+    from scipy.special import betaincinv
+
+    if a <= 0 or b <= 0:
+        raise MaskwiseError("beta: both parameters must be positive", got=(a, b))
+    grid = torch.from_numpy(betaincinv(a, b, np.linspace(0, 1, 4097)))
+    return Distribution(f"beta({a}, {b})", partial(_linear, a / (a + b), a / (a + b)), False, partial(_on_grid, grid))
+
+
+def mixture(*parts: float) -> Distribution:
+    """Each row's ratio is one of several: ``mixture(0.15, 0.5, 0.5, 0.5)`` is (ratio, share) in turn."""
+    ratios, shares = parts[::2], parts[1::2]
+    if len(parts) % 2 or not parts or min(shares) < 0 or not sum(shares):
+        raise MaskwiseError("mixture takes pairs of ratio and share", got=parts)
+    total = sum(shares)
+    mean = sum(r * s for r, s in zip(ratios, shares)) / total
+    edges = torch.tensor(shares, dtype=torch.float64).cumsum(0) / total
+    quantile = partial(_choice, torch.tensor(ratios, dtype=torch.float64), edges)
+    if not all(0 <= r <= 1 for r in ratios):
+        raise MaskwiseError("mixture: a ratio leaves its range", got=ratios, allowed="0 to 1")
+    return Distribution(f"mixture({', '.join(map(str, parts))})", partial(_linear, mean, mean), False, quantile)
+
+
+def _lerp(low: float, high: float, draw: Tensor) -> Tensor:
+    return low + (high - low) * draw
+
+
+def _on_grid(grid: Tensor, draw: Tensor) -> Tensor:
+    grid, place = grid.to(draw.device), draw * (len(grid) - 1)
+    left = place.floor().long()
+    return torch.lerp(grid[left], grid[left + 1], place - left)
+
+
+def _choice(ratios: Tensor, edges: Tensor, draw: Tensor) -> Tensor:
+    index = torch.searchsorted(edges.to(draw.device), draw, right=True)
+    return ratios.to(draw.device)[index.clamp(max=len(ratios) - 1)]
+
+
+SCHEDULES: dict[str, Callable[..., Schedule]] = {
+    "constant": constant, "linear": linear, "cosine": cosine, "step": step,
+    "linear-decay": linear_decay, "cosine-decay": cosine_decay, "linear-ascend": linear_ascend,
+    "square-above": square_above, "square-below": square_below, "triangle": triangle, "vee": vee,
+    "warm-decay": warm_decay, "cosine-parabola": cosine_parabola, "elliptical": elliptical,
+    "piecewise": piecewise, "warm-up": warm_up, "then": then, "scaled": scaled, "clipped": clipped,
+    "uniform": uniform, "beta": beta, "mixture": mixture,
+}  # fmt: skip
+
+
+def schedule(spec: Schedule | float | str | Call | Callable[[int, int], float]) -> Schedule:
+    """Anything that says how much to mask, as a schedule.
+
+    Args:
+        spec: a ratio, a schedule, its name in a recipe, or any function of (step, total steps).
+    """
+    if isinstance(spec, Schedule):
+        return spec
+    if isinstance(spec, bool):
+        raise MaskwiseError("a ratio is a number", got=spec)
+    if isinstance(spec, int | float):
+        return constant(spec)
+    if isinstance(spec, str):
+        try:
+            return constant(float(spec))
+        except ValueError:
+            return build("schedule", spec, SCHEDULES)
+    if isinstance(spec, Call):
+        return build("schedule", spec, SCHEDULES)
+    if callable(spec):
+        return FunctionSchedule(f"function {getattr(spec, '__name__', type(spec).__name__)}", _unknown, function=spec)
+    raise MaskwiseError("not a masking ratio", got=spec, allowed="a number, a schedule, its name, or a function")

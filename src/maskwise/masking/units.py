@@ -1,0 +1,85 @@
+"""Units: a partition of each row into pieces that are masked together, with a weight each.
+
+Every policy ends here. Units are runs of tokens; they are numbered along the row, so a row of L tokens has at most L
+of them and everything about units is a dense (B, U) tensor: no ragged lists, memory O(B·L).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from maskwise.errors import MaskwiseError
+from maskwise.masking.annotated import AnnotatedBatch
+
+
+@dataclass
+class Units:
+    """The partition and its weights.
+
+    Attributes:
+        inside: (B, L) bool, tokens that are in a unit at all.
+        of_token: (B, L) int64, the number of the unit that each token is in (anything where ``inside`` is False);
+            None when every token is a unit and U = L.
+        length: (B, U) int64, tokens in each unit; 0 where a unit may not be chosen or does not exist.
+        number: (U,) or (B, U) int32, what each unit is called in its row: the index of its draws.
+        weight: (B, U) float64, or None for equal weights. 0: never chosen, but for ``fill="random"``.
+    """
+
+    inside: Tensor
+    of_token: Tensor | None
+    length: Tensor
+    number: Tensor
+    weight: Tensor | None = None
+
+    @property
+    def eligible_tokens(self) -> Tensor:
+        """(B,) int64: tokens that could be chosen, those of weight 0 too: what a ratio is a share of."""
+        return self.length.sum(1)
+
+    @classmethod
+    def tokens(cls, batch: AnnotatedBatch) -> Units:
+        """Each eligible token is a unit."""
+        return cls(batch.eligible, None, batch.eligible.long(), batch.place)
+
+    @classmethod
+    def runs(cls, batch: AnnotatedBatch, ids: Tensor) -> Units:
+        """Units are runs of equal ``ids`` (B, L) among the content tokens; a negative id belongs to no unit.
+
+        A run with a token that may not be masked ([UNK] inside a word) is never chosen: no half units.
+        """
+        inside = batch.content & (ids >= 0)
+        start = inside.clone()
+        if ids.shape[1] > 1:
+            start[:, 1:] &= (ids[:, 1:] != ids[:, :-1]) | ~inside[:, :-1]
+        of_token = start.cumsum(1).sub_(1).clamp_(min=0)
+        count = int(of_token.max()) + 1 if of_token.numel() else 0
+        blank = torch.zeros(len(ids), count, dtype=torch.int64, device=ids.device)
+        length = blank.scatter_add(1, of_token, inside.long())
+        allowed = blank.scatter_add_(1, of_token, (batch.eligible & inside).long())
+        number = torch.arange(count, dtype=torch.int32, device=ids.device)
+        return cls(inside, of_token, length * (allowed == length), number)
+
+    def weighted(self, weight_BL: Tensor, *, policy: str) -> Units:
+        """These units with weights from a (B, L) layer: a unit has the mean weight of its tokens.
+
+        Raises:
+            MaskwiseError: a weight of an eligible token that is negative, NaN or infinite.
+        """
+        kept = self.spread(self.length > 0)
+        weight = torch.where(kept, weight_BL.to(torch.float64), 0.0)
+        if not bool(((weight >= 0) & (weight < torch.inf)).all()):
+            bad = weight[~((weight >= 0) & (weight < torch.inf))][0].item()
+            raise MaskwiseError(f"policy {policy!r}: a weight is not a finite number ≥ 0", got=bad)
+        if self.of_token is not None:
+            total = torch.zeros(self.length.shape, dtype=torch.float64, device=self.length.device)
+            weight = total.scatter_add_(1, self.of_token, weight) / self.length.clamp(min=1)
+        return replace(self, weight=weight)
+
+    def spread(self, chosen_BU: Tensor) -> Tensor:
+        """From chosen units to chosen tokens: (B, U) bool to (B, L) bool, whole units only."""
+        if self.of_token is None:
+            return chosen_BU & self.inside
+        return (chosen_BU & (self.length > 0)).gather(1, self.of_token) & self.inside

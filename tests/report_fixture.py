@@ -1,0 +1,159 @@
+"""A synthetic study folder, written exactly as docs/files.md says: for the tests of verdicts and of the page."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SENTENCE = "In 1916 Shaw moved to Dublin , where he worked as a clerk and wrote five unsuccessful novels .".split()
+
+
+def make_study(*, runs: int = 3, arms: dict[str, float] | None = None, tasks: int = 2, **changes: Any) -> dict:
+    """study.json: token-15 as the baseline; the values of `arms` are only read by make_records."""
+    names = list(arms or {"token-15": 0, "token-30": 0})
+    return {
+        "name": "quick-start",
+        "description": "Does masking more of the text make a better small model?",
+        "maskwise": "0.1.0",
+        "started": "2026-11-20T08:20:00Z",
+        "versions": {"python": "3.11.9", "torch": "2.13.0+cpu", "transformers": "5.23.0", "altair": "6.3.0"},
+        "hardware": {"cpu": "Some CPU @ 2.9 GHz", "cores": 2, "memory_gib": 23.4, "accelerator": None},
+        "recipe": {"steps": 400},
+        "recipe_yaml": "model:\n  layers: 2\n  hidden: 128\nsteps: 400\nbatch: 32\n",
+        "baseline": names[0],
+        "seeds": list(range(runs)),
+        "arms": {name: _arm(name, runs) for name in names},
+        "tasks": {
+            f"task-{i}": {
+                "metric": "accuracy",
+                "kind": "sequence-classification",
+                "classes": 20,
+                "majority": 0.05,
+                "test_items": 400,
+            }
+            for i in range(tasks)
+        },
+        "seconds": 331.2,
+        **changes,
+    }
+
+
+def _arm(name: str, runs: int) -> dict[str, Any]:
+    policy, _, percent = name.rpartition("-")
+    ratio = f"constant({int(percent) / 100:g})" if percent.isdigit() else "linear(0.3, 0.15)"
+    return {
+        "policy": policy if policy in ("token", "whole-word") else "token",
+        "ratio": ratio,
+        "overrides": {"masking": {"ratio": ratio}},
+        "runs": {str(seed): f"stages/pretrain-{abs(hash((name, seed))) % 16**8:08x}" for seed in range(runs)},
+    }
+
+
+def make_records(
+    study: dict, effect: dict[str, float], *, base: float = 0.6, noise: float = 0.02, loss: float = 4.6, seed: int = 0
+) -> list[dict]:
+    """Scores and held-out losses: a seed effect shared by all arms, plus `effect`, plus noise of a third of that."""
+    rng = np.random.default_rng(seed)
+    shared = {s: rng.normal(0, noise) for s in study["seeds"]}
+    records = []
+    for arm in [*study["arms"], "no-pretraining"]:
+        for s in study["seeds"]:
+            for i, task in enumerate(study["tasks"]):
+                score = base + 0.1 * i + shared[s] + effect.get(arm, 0) + rng.normal(0, noise / 3)
+                if arm == "no-pretraining":
+                    score = 0.2 + 0.05 * i + rng.normal(0, noise / 2)
+                tuned = [round(score + d, 4) for d in (-0.01, 0.0, 0.01)]
+                records.append(score_record(arm, s, task, float(np.mean(tuned)), fine_tuning=tuned))
+            if arm == "no-pretraining":
+                continue
+            words = study["arms"][arm]["policy"] == "whole-word"
+            own = loss - 5 * effect.get(arm, 0) + rng.normal(0, 0.05)
+            for masks, worse in (("token", 1.5 * words), ("whole-word", 0.5 - 0.3 * words)):
+                records.append(heldout_record(arm, s, masks, own + worse))
+    return records
+
+
+def score_record(arm: str, seed: int, task: str, score: float, **more: Any) -> dict:
+    return {"kind": "score", "arm": arm, "seed": seed, "task": task, "metric": "accuracy", "score": score, **more}
+
+
+def heldout_record(arm: str, seed: int, masks: str, loss: float, *, unigram: float = 6.28) -> dict:
+    return {
+        "kind": "heldout",
+        "arm": arm,
+        "seed": seed,
+        "masks": masks,
+        "ratio": 0.15,
+        "loss": loss,
+        "unigram": unigram,
+        "targets": 1234,
+    }
+
+
+def make_metrics(ratio: str, *, steps: int = 400, loss: float = 4.6, seed: int = 0) -> list[dict]:
+    """metrics.jsonl of one run: a loss that falls from 7.6 towards `loss`, and the ratio in force."""
+    rng = np.random.default_rng(seed)
+    numbers = [float(x) for x in ratio[ratio.index("(") + 1 : -1].split(",")]
+    lines = []
+    for step in range(20, steps + 1, 20):
+        share = numbers[0] + (numbers[-1] - numbers[0]) * step / steps
+        now = loss + (7.6 - loss) * math.exp(-4 * step / steps) + rng.normal(0, 0.05)
+        lines.append(
+            {"kind": "train", "step": step, "loss": now, "ratio": share + rng.normal(0, 0.002), "scheduled_ratio": share}
+            | {"targets": 2210, "tokens": step * 2048, "lr": 0.006, "grad_norm": 0.8, "seconds": step / 15}
+        )
+        if step % 100 == 0:
+            lines.append(
+                {"kind": "eval", "step": step, "masks": "token", "ratio": 0.15, "loss": now + 0.05, "unigram": 6.28}
+                | {"targets": 1800}
+            )
+    return lines
+
+
+def make_samples(study: dict, *, seed: int = 0, words: list[str] | None = None) -> dict[str, list[dict]]:
+    rng = np.random.default_rng(seed)
+    samples: dict[str, list[dict]] = {}
+    for arm in study["arms"]:
+        samples[arm] = []
+        for document in ("56564559", "1204"):
+            pieces = []
+            for i, word in enumerate(words or SENTENCE):
+                state = str(rng.choice(["shown", "masked", "random", "kept"], p=[0.72, 0.2, 0.04, 0.04]))
+                piece = {"text": word if i == 0 else f" {word}", "state": state}
+                pieces.append(piece | ({"shown": " station"} if state == "random" else {}))
+            samples[arm].append({"document": document, "pieces": pieces})
+    return samples
+
+
+def write_study(folder: Path, study: dict, records: list[dict], *, summary: dict | None, samples: dict | None) -> Path:
+    """The folder as a finished study leaves it (without checkpoints)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "study.json", study)
+    write_lines(folder / "records.jsonl", records)
+    for name, content in (("summary.json", summary), ("samples.json", samples)):
+        if content is not None:
+            write_json(folder / name, content)
+    for arm in study["arms"].values():
+        for seed, stage in arm["runs"].items():
+            write_run(folder / stage, make_metrics(arm["ratio"], seed=int(seed)))
+    return folder
+
+
+def write_run(folder: Path, metrics: list[dict]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    write_lines(folder / "metrics.jsonl", metrics)
+    (folder / "recipe.yaml").write_text("steps: 400\n", encoding="utf-8")
+    write_json(folder / "done.json", {"steps": 400, "seconds": 26.0})
+    return folder
+
+
+def write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
+
+
+def write_lines(path: Path, lines: list[dict]) -> None:
+    path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
