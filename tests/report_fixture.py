@@ -1,4 +1,4 @@
-"""A synthetic study folder, written exactly as docs/files.md says: for the tests of verdicts and of the page."""
+"""A synthetic study folder, written as docs/files.md says, for the tests of verdicts and of the page."""
 
 from __future__ import annotations
 
@@ -9,10 +9,15 @@ from typing import Any
 
 import numpy as np
 
-SENTENCE = "In 1916 Shaw moved to Dublin , where he worked as a clerk and wrote five unsuccessful novels .".split()
+SENTENCE = [
+    *("In", "1916", "Shaw", "moved", "to", "Dublin", ",", "where", "he", "worked", "as", "a", "clerk", "and"),
+    *("wrote", "five", "unsuccessful", "novels", "."),
+]
 
 
-def make_study(*, runs: int = 3, arms: dict[str, float] | None = None, tasks: int = 2, **changes: Any) -> dict:
+def make_study(
+    *, runs: int = 3, arms: dict[str, float] | None = None, tasks: int = 2, **changes: Any
+) -> dict:
     """study.json: token-15 as the baseline; the values of `arms` are only read by make_records."""
     names = list(arms or {"token-15": 0, "token-30": 0})
     return {
@@ -54,9 +59,15 @@ def _arm(name: str, runs: int) -> dict[str, Any]:
 
 
 def make_records(
-    study: dict, effect: dict[str, float], *, base: float = 0.6, noise: float = 0.02, loss: float = 4.6, seed: int = 0
+    study: dict,
+    effect: dict[str, float],
+    *,
+    base: float = 0.6,
+    noise: float = 0.02,
+    loss: float = 4.6,
+    seed: int = 0,
 ) -> list[dict]:
-    """Scores and held-out losses: a seed effect shared by all arms, plus `effect`, plus noise of a third of that."""
+    """Scores and held-out losses: a seed effect shared by all arms, plus `effect`, plus a little noise."""
     rng = np.random.default_rng(seed)
     shared = {s: rng.normal(0, noise) for s in study["seeds"]}
     records = []
@@ -78,7 +89,15 @@ def make_records(
 
 
 def score_record(arm: str, seed: int, task: str, score: float, **more: Any) -> dict:
-    return {"kind": "score", "arm": arm, "seed": seed, "task": task, "metric": "accuracy", "score": score, **more}
+    return {
+        "kind": "score",
+        "arm": arm,
+        "seed": seed,
+        "task": task,
+        "metric": "accuracy",
+        "score": score,
+        **more,
+    }
 
 
 def heldout_record(arm: str, seed: int, masks: str, loss: float, *, unigram: float = 6.28) -> dict:
@@ -103,12 +122,25 @@ def make_metrics(ratio: str, *, steps: int = 400, loss: float = 4.6, seed: int =
         share = numbers[0] + (numbers[-1] - numbers[0]) * step / steps
         now = loss + (7.6 - loss) * math.exp(-4 * step / steps) + rng.normal(0, 0.05)
         lines.append(
-            {"kind": "train", "step": step, "loss": now, "ratio": share + rng.normal(0, 0.002), "scheduled_ratio": share}
+            {
+                "kind": "train",
+                "step": step,
+                "loss": now,
+                "ratio": share + rng.normal(0, 0.002),
+                "scheduled_ratio": share,
+            }
             | {"targets": 2210, "tokens": step * 2048, "lr": 0.006, "grad_norm": 0.8, "seconds": step / 15}
         )
         if step % 100 == 0:
             lines.append(
-                {"kind": "eval", "step": step, "masks": "token", "ratio": 0.15, "loss": now + 0.05, "unigram": 6.28}
+                {
+                    "kind": "eval",
+                    "step": step,
+                    "masks": "token",
+                    "ratio": 0.15,
+                    "loss": now + 0.05,
+                    "unigram": 6.28,
+                }
                 | {"targets": 1800}
             )
     return lines
@@ -129,7 +161,9 @@ def make_samples(study: dict, *, seed: int = 0, words: list[str] | None = None) 
     return samples
 
 
-def write_study(folder: Path, study: dict, records: list[dict], *, summary: dict | None, samples: dict | None) -> Path:
+def write_study(
+    folder: Path, study: dict, records: list[dict], *, summary: dict | None, samples: dict | None
+) -> Path:
     """The folder as a finished study leaves it (without checkpoints)."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "study.json", study)
@@ -137,9 +171,11 @@ def write_study(folder: Path, study: dict, records: list[dict], *, summary: dict
     for name, content in (("summary.json", summary), ("samples.json", samples)):
         if content is not None:
             write_json(folder / name, content)
-    for arm in study["arms"].values():
+    for i, arm in enumerate(study["arms"].values()):
         for seed, stage in arm["runs"].items():
-            write_run(folder / stage, make_metrics(arm["ratio"], seed=int(seed)))
+            write_run(
+                folder / stage, make_metrics(arm["ratio"], seed=100 * i + int(seed), loss=4.6 + 0.3 * i)
+            )
     return folder
 
 

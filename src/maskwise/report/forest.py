@@ -9,11 +9,16 @@ from __future__ import annotations
 
 from typing import Any
 
+from maskwise.report.drawing import SLATE
+
 TITLES = {
     "tasks": ("On the tasks", "All tasks together, in spreads between seeds. The verdict rests here."),
-    "task": ("Task by task", "In points of the task's measure. These explain a verdict, they do not make one."),
-    "heldout": ("Held-out loss", "In nats, turned so that right is better; only between arms with the same units."),
-}  # fmt: skip
+    "task": ("Task by task", "In points of the task's measure. These explain a verdict, they make none."),
+    "heldout": (
+        "Held-out loss",
+        "In nats, turned so that right is better; only between arms with equal units.",
+    ),
+}
 
 
 def forest_groups(contrasts: list[dict[str, Any]], colours: dict[str, str]) -> list[dict[str, Any]]:
@@ -40,7 +45,7 @@ def _group(kind: str, rows: list[dict[str, Any]], colours: dict[str, str]) -> di
     reach = (
         scale * max(min(max(ends, default=0), 4 * max(means, default=0)), max(means, default=0), 1e-9) * 1.1
     )
-    unit = {"tasks": "spreads", "task": "points", "heldout": "nats"}[kind]
+    unit = {"tasks": "spreads between seeds", "task": "points", "heldout": "nats"}[kind]
     if kind == "tasks" and scale == 100:
         unit = "points"
 
@@ -49,7 +54,7 @@ def _group(kind: str, rows: list[dict[str, Any]], colours: dict[str, str]) -> di
 
     lines = []
     for row in rows:
-        line = {"row": row, "colour": colours.get(row.get("arm", ""), "#565f6b"), "drawn": row in drawn}
+        line = {"row": row, "colour": colours.get(row.get("arm", ""), SLATE), "drawn": row in drawn}
         if line["drawn"]:
             line["at"] = place(row["mean"])
             line["figure"] = f"{sign * row['mean']:+.2f}".replace("-", "−")
@@ -60,5 +65,4 @@ def _group(kind: str, rows: list[dict[str, Any]], colours: dict[str, str]) -> di
                 line["interval"] = f"{low:.2f} to {high:.2f}".replace("-", "−")
         lines.append(line)
     title, note = TITLES[kind]
-    reach_text = f"{reach / 1.1:.2g}"
-    return {"kind": kind, "title": title, "note": note, "rows": lines, "unit": unit, "reach": reach_text}
+    return {"kind": kind, "title": title, "note": note, "rows": lines, "unit": unit, "reach": f"{reach:.2g}"}

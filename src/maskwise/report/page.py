@@ -16,7 +16,8 @@ from typing import Any
 import jinja2
 import vl_convert
 
-from maskwise.report.charts import arm_colours, curve_charts, heldout_charts, score_charts
+from maskwise.report.charts import curve_charts, heldout_charts, score_charts
+from maskwise.report.drawing import SLATE, arm_colours
 from maskwise.report.forest import forest_groups
 from maskwise.report.reading import REFERENCE, Folder, finite, read_folder
 
@@ -79,12 +80,12 @@ def _arm(found: Folder, arm: str, colour: str) -> dict[str, Any]:
         (found.study.get("arms") or {}).get(arm, {}),
         (found.summary.get("arms") or {}).get(arm, {}),
     )
+    words, recipe = known.get("words"), " ".join(str(facts[k]) for k in ("policy", "ratio") if facts.get(k))
     return {
         "name": arm,
         "colour": colour,
         "baseline": arm == found.baseline,
-        "policy": facts.get("policy"),
-        "ratio": facts.get("ratio"),
+        "words": words if words and words != arm else recipe,
         "plateau": bool(known.get("plateau")),
         "gap": known.get("gap_nats"),
         "failures": sum(r["kind"] == "failure" and r["arm"] == arm for r in found.records),
@@ -95,9 +96,9 @@ def _score_table(found: Folder) -> list[dict[str, Any]]:
     """Every number behind the dots: per task and arm the runs by seed, and their mean."""
     rows = []
     scores = [r for r in found.records if r["kind"] == "score" and finite(r.get("score"))]
-    for task in dict.fromkeys(r["task"] for r in scores):
+    for task in dict.fromkeys(r.get("task") for r in scores):
         for arm in [*found.arms, REFERENCE]:
-            runs = {r.get("seed"): r["score"] for r in scores if r["task"] == task and r["arm"] == arm}
+            runs = {r.get("seed"): r["score"] for r in scores if r.get("task") == task and r["arm"] == arm}
             if runs:
                 rows.append({"task": task, "arm": arm, "runs": runs, "mean": sum(runs.values()) / len(runs)})
     return rows
@@ -112,7 +113,7 @@ def _samples(found: Folder, colours: dict[str, str]) -> list[dict[str, Any]]:
             if pieces:
                 version = {
                     "arm": arm,
-                    "colour": colours.get(arm, "#565f6b"),
+                    "colour": colours.get(arm, SLATE),
                     "pieces": [_piece(p) for p in pieces],
                 }
                 version["selected"] = sum(p.get("state") != "shown" for p in pieces)
@@ -176,12 +177,14 @@ def _duration(seconds: Any) -> str | None:
 @cache
 def vega_code() -> str:
     """Vega, Vega-Lite and vega-embed as one script (0.9 MB); no `</script` ends the element early."""
-    return vl_convert.javascript_bundle(None).replace("</script", "<\\/script")
+    code = vl_convert.javascript_bundle()  # type: ignore[call-arg]  # its stub is wrong
+    return code.replace("</script", "<\\/script")
 
 
 def _environment() -> jinja2.Environment:
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["figure"] = lambda x, digits=3: f"{x:.{digits}f}" if finite(x) else "–"
+    environment.filters["figures"] = lambda text: str(text).replace(" %", "\u00a0%")  # "95 %" on one line
     environment.filters["share"] = lambda x, digits=0: f"{100 * x:.{digits}f} %" if finite(x) else "–"
     return environment

@@ -49,12 +49,11 @@ def read_folder(folder: Path) -> Folder:
     if (folder / "study.json").is_file():
         return _read_study(folder)
     if (folder / "metrics.jsonl").is_file():
-        curves = [line | {"arm": folder.name, "seed": 0} for line in _lines(folder / "metrics.jsonl")]
-        recipe = folder / "recipe.yaml"
+        name, recipe = folder.resolve().name, folder / "recipe.yaml"
         return Folder(
             kind="run",
-            name=folder.resolve().name,
-            curves=[line | {"arm": folder.resolve().name} for line in curves],
+            name=name,
+            curves=[line | {"arm": name, "seed": 0} for line in _lines(folder / "metrics.jsonl")],
             samples=_json(folder / "samples.json", dict) or {},
             done=_json(folder / "done.json", dict) or {},
             recipe_yaml=recipe.read_text("utf-8", errors="replace") if recipe.is_file() else "",

@@ -81,6 +81,8 @@ def summarise(
     _decide(rows, tasks=len(table.tasks), alpha=alpha)
     names = describe_arms(study["arms"])
     arms = {arm: table.describe(arm) for arm in study["arms"]}
+    for arm, facts in arms.items():
+        facts["words"] = names[arm]
     plateau = [arm for arm, facts in arms.items() if facts["plateau"]]
     for row in rows:
         row["sentence"] = contrast_sentence(row, names, plateau=plateau)

@@ -1,0 +1,216 @@
+"""The page: one file, no network, the user's texts escaped, and no crash over a missing piece."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from maskwise.errors import MaskwiseError
+from maskwise.report import write_report
+from maskwise.report.drawing import NEAR, arm_colours, dot_chart
+from maskwise.report.forest import forest_groups
+from maskwise.report.page import vega_code
+from maskwise.report.reading import read_folder
+from maskwise.study.verdict import summarise
+from report_fixture import (
+    make_metrics,
+    make_records,
+    make_samples,
+    make_study,
+    write_json,
+    write_run,
+    write_study,
+)
+
+ARMS = {"token-15": 0.0, "token-30": 0.03, "whole-word-15": 0.0}
+EVIL = '"><script>alert(1)</script>'
+
+
+@pytest.fixture
+def folder(tmp_path):
+    study = make_study(runs=3, arms=ARMS)
+    records = make_records(study, ARMS)
+    summary = summarise(records, study)
+    return write_study(tmp_path / "study", study, records, summary=summary, samples=make_samples(study))
+
+
+def page_of(folder) -> str:
+    """The page without the Vega code, which is not ours."""
+    text = write_report(folder).read_text("utf-8")
+    return text.replace(vega_code(), "VEGA") if vega_code() in text else text
+
+
+def specs_of(page: str) -> list[dict]:
+    return json.loads(re.search(r"const specs = (\[.*\]);\n", page)[1])
+
+
+def test_a_study_makes_one_file_with_everything(folder):
+    page = page_of(folder)
+    assert page.count("VEGA") == 1 and page.count("vegaEmbed(") == 1  # the bundle once, not per chart
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["headline"].split(":")[0] in page.replace("\u00a0", " ")
+    for title in (
+        "What was compared",
+        "Task scores",
+        "Held-out",
+        "Learning",
+        "really masked",
+        "What the model saw",
+    ):
+        assert title in page
+    charts = specs_of(page)
+    assert len(charts) == page.count('id="chart-') == 2 + 2 + 1 + 1 + 1  # tasks, held-out, train, eval, ratio
+    assert sorted(p.name for p in folder.iterdir() if p.suffix == ".html") == ["report.html"]
+
+
+def test_every_run_is_a_dot(folder):
+    spec = specs_of(page_of(folder))[0]
+    dots = next(layer for layer in spec["layer"] if layer["mark"]["type"] == "circle")
+    rows = dots.get("data", spec.get("data"))["values"]
+    shown = {(row["arm"], row["seed"]): row["value"] for row in rows}
+    records = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
+    scores = [r for r in records if r.get("task") == "task-0" and r["arm"] != "no-pretraining"]
+    assert shown == {(r["arm"], r["seed"]): r["score"] for r in scores} and len(shown) == 9
+
+
+def test_nothing_is_loaded_from_anywhere(folder):
+    page = page_of(folder)
+    assert not re.search(r"""(?:src|href|action|data)\s*=\s*["']?\s*(?:https?:)?//""", page, re.I)
+    assert not re.search(r"@import|url\(|<link(?![^>]*href=\"data:,)|<iframe|<img|<object", page, re.I)
+    assert "default-src 'none'" in page and "unsafe-eval" not in page
+    assert not re.search("https?://", page.replace("https://vega.github.io/schema/vega-lite/", ""))
+
+
+def test_what_users_write_is_escaped(tmp_path):
+    names = {"token-15": 0.0, f"arm {EVIL}": 0.01, "naïve ‘日本’ & co <b>": 0.0}
+    study = make_study(runs=3, arms=names, name=EVIL, description=EVIL, recipe_yaml=f"name: {EVIL}")
+    study["tasks"] = {f"task {EVIL}": {"metric": EVIL, "classes": 20, "majority": 0.05, "test_items": 400}}
+    study["versions"] = {EVIL: EVIL}
+    study["hardware"]["cpu"] = EVIL
+    records = make_records(study, names)
+    records.append({"kind": "failure", "arm": "token-15", "seed": 9, "stage": EVIL, "error": EVIL})
+    samples = make_samples(study, words=["plain", EVIL, "</p>", "'\"&"])
+    page = page_of(write_study(tmp_path, study, records, summary=summarise(records, study), samples=samples))
+    assert "alert(1)" in page
+    assert "<script>alert" not in page and "<b>" not in page and 'title=""' not in page
+    assert page.count("<script") == page.count("</script>") == 2
+    assert "naïve ‘日本’ &amp; co &lt;b&gt;" in page
+
+
+def test_chips_tell_what_was_hidden(tmp_path):
+    pieces = [
+        {"text": "Shaw", "state": "shown"},
+        {"text": " mov", "state": "masked"},
+        {"text": "ed", "state": "random", "shown": "station"},
+        {"text": " to", "state": "kept"},
+    ]
+    study = make_study(runs=1)
+    samples = {"token-15": [{"document": "7", "pieces": pieces}]}
+    page = page_of(write_study(tmp_path, study, [], summary=None, samples=samples))
+    chips = re.findall(r'(\s?)<span class="chip (\w+)" title="([^"]+)">([^<]+)</span>', page)
+    assert [(space, state, text) for space, state, _, text in chips] == [
+        (" ", "masked", "mov"),
+        ("", "random", "station"),  # joined to its word: the space stands outside of the chip
+        (" ", "kept", "to"),
+    ]
+    assert "find “ed”" in chips[1][2] and "3 of 4 tokens" in page
+
+
+@pytest.mark.parametrize("lost", ["summary.json", "samples.json", "records.jsonl", "stages"])
+def test_missing_pieces_make_a_smaller_page(folder, lost):
+    whole = len(page_of(folder))
+    target = folder / lost
+    target.rename(folder.parent / lost)
+    assert len(page_of(folder)) < whole
+    if lost == "summary.json":
+        assert "No verdict yet" in page_of(folder)
+
+
+def test_a_study_that_has_only_begun(tmp_path):
+    study = make_study(runs=3)
+    for arm in study["arms"].values():
+        del arm["runs"]
+    write_json(tmp_path / "study.json", {"name": "just begun", "arms": study["arms"], "baseline": "token-15"})
+    page = page_of(tmp_path)
+    assert "No verdict yet" in page and "<script" not in page
+
+
+def test_half_written_and_odd_lines_are_left_out(folder):
+    records, damaged = folder / "records.jsonl", folder / "summary.json"
+    lines = records.read_text().splitlines()
+    odd = [
+        '{"kind": "score", "arm": "token-15", "score": NaN}',
+        "[1]",
+        "",
+        '{"kind": "heldout", "arm": "token-15"}',
+    ]
+    records.write_text("\n".join([*lines, *odd, lines[0][: len(lines[0]) // 2]]))
+    damaged.write_text('{"headline": ')
+    metrics = next((folder / "stages").glob("*/metrics.jsonl"))
+    metrics.write_text(metrics.read_text() + '{"kind": "train", "step": 420, "loss": NaN}\n{"kind": "tr')
+    page = page_of(folder)
+    assert "No verdict yet" in page and "NaN" not in page
+
+
+def test_a_stage_outside_of_the_study_is_not_read(folder):
+    write_run(folder.parent / "elsewhere", make_metrics("constant(0.9)"))
+    study = json.loads((folder / "study.json").read_text())
+    study["arms"]["token-15"]["runs"] = {"0": "../elsewhere"}
+    write_json(folder / "study.json", study)
+    assert not any(line["arm"] == "token-15" for line in read_folder(folder).curves)
+
+
+def test_a_single_run_has_a_smaller_page(tmp_path):
+    run = write_run(tmp_path / "my <run>", make_metrics("linear(0.3, 0.15)"))
+    target = write_report(run, tmp_path / "pages" / "run.html")
+    assert target == tmp_path / "pages" / "run.html"
+    page = target.read_text("utf-8")
+    assert "my &lt;run&gt;" in page and "26 seconds" in page and "What was compared" not in page
+    assert len(specs_of(page)) == 3
+
+
+def test_other_folders_are_refused(tmp_path):
+    with pytest.raises(
+        MaskwiseError, match=r"neither a study nor a pre-training run.*study\.json or metrics\.jsonl"
+    ):
+        write_report(tmp_path)
+    with pytest.raises(MaskwiseError, match="no such folder"):
+        write_report(tmp_path / "nowhere")
+    (tmp_path / "study.json").write_text("{")
+    with pytest.raises(MaskwiseError, match="cannot be read"):
+        write_report(tmp_path)
+    assert not list(tmp_path.glob("*.html*"))
+
+
+def test_forest_right_is_better_for_the_arm_in_score_and_in_loss():
+    row = {"arm": "a", "baseline": "b", "low": None, "high": None, "verdict": "suggests", "sentence": ""}
+    rows = [
+        row | {"outcome": "tasks", "unit": "SDs", "mean": 0.5, "low": 0.2, "high": 0.8},
+        row | {"outcome": "heldout:token", "unit": "nats", "mean": -0.3, "low": -0.4, "high": -0.2},
+        row | {"outcome": "heldout:token", "unit": "nats", "mean": 0.1, "low": -90.0, "high": 90.0},
+        row | {"outcome": "heldout:word", "unit": "nats", "mean": None, "verdict": "void"},
+    ]
+    tasks, heldout = forest_groups(rows, {"a": "#000"})
+    assert tasks["rows"][0]["from"] > 50 and tasks["rows"][0]["figure"] == "+0.50"
+    better, wide, void = heldout["rows"]
+    assert 50 < better["from"] < better["at"] < better["to"] and better["figure"] == "+0.30"
+    assert better["interval"] == "0.20 to 0.40"
+    assert (
+        wide["at"] < 50 and wide["cut_left"] and wide["cut_right"] and (wide["from"], wide["to"]) == (0, 100)
+    )
+    assert not void["drawn"]
+
+
+def test_references_are_drawn_where_they_do_not_squeeze_the_dots():
+    rows = [{"arm": "a", "seed": s, "value": 0.5 + 0.1 * s} for s in range(2)]
+    near, far = 0.5 - 0.1 * NEAR + 0.01, 0.5 - 0.1 * NEAR - 0.01
+    for at, drawn in ((near, True), (far, False)):
+        spec = dot_chart(rows, {"a": "#000"}, title="x", references={"majority": at})
+        assert ("majority" in json.dumps(spec)) is drawn
+
+
+def test_arms_have_their_own_colours():
+    colours = arm_colours(["x", "base", "y", "z"], "base")
+    assert len(set(colours.values())) == 4 and list(colours) == ["x", "base", "y", "z"]
