@@ -1,0 +1,68 @@
+"""Models to train: one from a configuration, or a pre-trained one. Never with remote code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+from maskwise.errors import MaskwiseError, unknown_name
+from maskwise.keys import fold
+
+
+def new_config(architecture: str, tokenizer: Any, length: int, **fields: Any) -> Any:
+    """A configuration that fits a tokenizer and a row length.
+
+    Args:
+        architecture: a transformers ``model_type`` with an MLM head, such as bert or modernbert.
+        fields: anything the configuration takes, such as hidden_size.
+
+    Raises:
+        MaskwiseError: an unknown architecture, or a field that its configuration does not have.
+    """
+    if architecture not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        raise unknown_name("architecture", architecture, MODEL_FOR_MASKED_LM_MAPPING_NAMES)
+    plain = AutoConfig.for_model(architecture)
+    strange = [name for name in fields if not hasattr(plain, name)]
+    if strange:
+        known = [name for name in plain.to_dict() if not name.startswith("_")]
+        raise unknown_name(f"{architecture} model setting", strange[0], known)
+    special = {
+        "vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id or tokenizer.cls_token_id, "cls_token_id": tokenizer.cls_token_id,
+        "eos_token_id": tokenizer.eos_token_id or tokenizer.sep_token_id, "sep_token_id": tokenizer.sep_token_id,
+    }  # fmt: skip
+    # RoBERTa-like models count positions from pad + 1.
+    positions = length + (tokenizer.pad_token_id + 1 if architecture in ("roberta", "xlm-roberta", "mpnet") else 0)
+    given = {"max_position_embeddings": max(positions, 8), **special, **fields}
+    return AutoConfig.for_model(architecture, **{k: v for k, v in given.items() if v is not None})
+
+
+def new_model(config: Any, *, seed: int, log_unigram: Tensor | None = None) -> PreTrainedModel:
+    """A model with fresh weights.
+
+    Args:
+        seed: of the initialisation.
+        log_unigram: (V,) start values of the output bias. Without them a model spends its first thousand steps
+            learning how frequent each token is.
+    """
+    torch.manual_seed(fold(seed, 0x1217))
+    model = AutoModelForMaskedLM.from_config(config)
+    head = model.get_output_embeddings()
+    if log_unigram is not None and getattr(head, "bias", None) is not None:
+        with torch.no_grad():
+            head.bias[: len(log_unigram)] = log_unigram
+    return model
+
+
+def load_model(folder: str | Path) -> PreTrainedModel:
+    """A pre-trained masked language model, from a folder or a hub id."""
+    try:
+        return AutoModelForMaskedLM.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise MaskwiseError(f"cannot load a masked language model from {str(folder)!r}: {first}") from None

@@ -1,0 +1,72 @@
+"""What the loop can be told. Every field has its unit and what it does to the others."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class TrainingSettings(BaseModel):
+    """Settings of one training run; the same for pre-training and for fine-tuning."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    steps: int = Field(1000, ge=1)
+    """Optimiser updates. Schedules of the ratio and of the learning rate run over exactly these."""
+
+    batch_size: int = Field(32, ge=1)
+    """Rows per update, over all ranks and micro-batches together."""
+
+    accumulate: int = Field(1, ge=1)
+    """Micro-batches per update. Changes memory, not the result: every target weighs the same."""
+
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """``muon``: torch.optim.Muon for the matrices of the blocks, AdamW for all else."""
+
+    learning_rate: float = Field(5e-4, gt=0)
+    """Peak rate of AdamW."""
+
+    muon_learning_rate: float = Field(0.02, gt=0)
+    """Peak rate of Muon; used with ``optimizer: muon`` only."""
+
+    betas: tuple[float, float] = (0.9, 0.98)
+    weight_decay: float = Field(0.01, ge=0)
+    """Decoupled; not applied to biases, norms and other vectors."""
+
+    warmup: float = Field(0.06, ge=0, le=1)
+    """Share of the steps over which the learning rate rises from 0."""
+
+    decay: Literal["linear", "cosine", "constant"] = "linear"
+    """How the learning rate falls to 0 after the warm-up."""
+
+    clip: float = Field(1.0, ge=0)
+    """Largest gradient norm, over all parameters; 0 for none."""
+
+    precision: Literal["auto", "no", "bf16"] = "auto"
+    """``auto``: bf16 autocast where the hardware multiplies it natively, else none."""
+
+    seed: int = 0
+    """Of the initialisation, the order, dropout, and (in pre-training) the masks."""
+
+    log_every: int = Field(20, ge=1)
+    """Steps between lines of metrics."""
+
+    eval_every: int = Field(0, ge=0)
+    """Steps between evaluations; 0: only at the end."""
+
+    save_every: int = Field(0, ge=0)
+    """Steps between states to resume from; 0: none. A multiple of ``log_every``, so that no line is cut in two."""
+
+    trackers: tuple[str, ...] = ()
+    """Accelerate's trackers, such as ``tensorboard`` or ``wandb``; each must be installed."""
+
+    @model_validator(mode="after")
+    def _aligned(self) -> TrainingSettings:
+        if self.save_every % self.log_every:
+            raise ValueError(f"save_every must be a multiple of log_every ({self.log_every}), got {self.save_every}")
+        return self
+
+    def micro_rows(self, ranks: int) -> int:
+        """Rows of one micro-batch on one rank."""
+        return self.batch_size // (self.accumulate * ranks)

@@ -1,0 +1,121 @@
+"""Token blocks to masked batches: order, masking at the exact step, and what to log of it.
+
+Masking happens here, in the main process, on the device of the model: a schedule acts at the very step, and nothing
+is hidden in a worker's copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from maskwise.errors import MaskwiseError
+from maskwise.masking import MaskedBatch, Masker
+from maskwise.masking.collator import permutation
+from maskwise.objectives import MaskedLanguageModelling
+from maskwise.training.settings import TrainingSettings
+
+
+class Blocks(Protocol):
+    """Rows of tokens with their layers (``corpus.Blocks``)."""
+
+    def __len__(self) -> int: ...
+    def batch(self, rows: Tensor) -> dict[str, Tensor]: ...
+
+
+class MaskedSource:
+    """Masked batches from blocks.
+
+    Args:
+        blocks: the rows.
+        masker: what masks them.
+        settings: batch size, steps, seed.
+
+    Raises:
+        MaskwiseError: fewer rows than one batch.
+    """
+
+    def __init__(self, blocks: Blocks, masker: Masker, settings: TrainingSettings):
+        if len(blocks) < settings.batch_size:
+            raise MaskwiseError(
+                "the corpus is smaller than one batch", got=f"{len(blocks)} rows",
+                allowed=f"at least batch_size = {settings.batch_size}", do="use more text, or a smaller batch_size",
+            )  # fmt: skip
+        self.blocks, self.masker, self.settings = blocks, masker, settings
+        self.per_epoch = len(blocks) // settings.batch_size
+
+    def batches(self, step: int, *, rank: int, ranks: int, device: torch.device) -> list[MaskedBatch]:
+        """The micro-batches of ``step`` for ``rank``: a function of (seed, step) and of nothing before."""
+        epoch, place = divmod(step, self.per_epoch)
+        order = permutation(len(self.blocks), seed=self.settings.seed, epoch=epoch)
+        rows = order[place * self.settings.batch_size :][: self.settings.batch_size]
+        mine = rows.view(self.settings.accumulate, ranks, -1)[:, rank]
+        total = self.settings.steps
+        return [self.masker(self._load(part, device), step=step, total_steps=total, epoch=epoch) for part in mine]
+
+    def _load(self, rows: Tensor, device: torch.device) -> dict[str, Tensor]:
+        return {name: value.to(device, non_blocking=True) for name, value in self.blocks.batch(rows).items()}
+
+    def facts(self, batches: list[MaskedBatch]) -> dict[str, float]:
+        """Sums to log: tokens read, tokens that could be chosen, tokens that were, and the ratio asked for."""
+        return {
+            "tokens": float(sum(int(b.source.content.sum()) for b in batches)),
+            "eligible": float(sum(int(b.source.eligible.sum()) for b in batches)),
+            "chosen": float(sum(int(b.selected.sum()) for b in batches)),
+            "asked": float(sum(float(b.ratio.sum()) for b in batches)),
+            "rows": float(sum(len(b.ratio) for b in batches)),
+        }
+
+    def summarise(self, sums: Mapping[str, float]) -> dict[str, Any]:
+        return {
+            "tokens": int(sums["tokens"]),
+            "ratio": sums["chosen"] / max(1.0, sums["eligible"]),
+            "scheduled_ratio": sums["asked"] / max(1.0, sums["rows"]),
+        }
+
+
+class HeldOut:
+    """Loss on *fixed* masks of held-out rows: the same for every arm, seed and step.
+
+    Args:
+        blocks: rows that are never trained on.
+        maskers: by kind of mask ("token", "whole-word"); each is called with epoch 0, so its masks never change.
+        log_unigram: (V,) log-probabilities of tokens in the training text: the reference that knows only frequencies.
+        batch_size: rows at once.
+    """
+
+    def __init__(self, blocks: Blocks, maskers: Mapping[str, Masker], log_unigram: Tensor, *, batch_size: int = 64):
+        self.log_unigram = log_unigram
+        self.batches = {
+            kind: [masker(blocks.batch(rows), epoch=0) for rows in torch.arange(len(blocks)).split(batch_size)]
+            for kind, masker in maskers.items()
+        }
+        self.ratios = {kind: masker.ratio(0) for kind, masker in maskers.items()}
+
+    def __call__(self, objective: MaskedLanguageModelling) -> list[dict[str, Any]]:
+        """One dict a kind of mask: ``masks``, ``ratio``, ``loss`` and ``unigram`` (nats a target), ``targets``."""
+        device = next(objective.parameters()).device
+        lines = []
+        for kind, batches in self.batches.items():
+            loss, unigram, count = 0.0, 0.0, 0
+            for batch in batches:
+                losses, where = objective.token_losses({k: v.to(device) for k, v in batch.model_inputs().items()})
+                loss += float(losses.double().sum())
+                count += losses.numel()
+                truth = batch.labels[where[:, 0].cpu(), where[:, 1].cpu()]
+                unigram -= float(self.log_unigram[truth].double().sum())
+            if count:
+                facts = {"loss": loss / count, "unigram": unigram / count, "targets": count}
+                lines.append({"masks": kind, "ratio": self.ratios[kind], **facts})
+        return lines
+
+
+def log_frequencies(counts: Tensor) -> Tensor:
+    """Log-probabilities (V,) float32 from counts (V,), each count plus one."""
+    smooth = counts.double() + 1
+    return (smooth / smooth.sum()).log().float()
+
+
