@@ -9,6 +9,7 @@ the device of its rows, in the main process or in a loader's workers, and costs 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from maskwise.masking.annotated import AnnotatedBatch, Rows
 from maskwise.masking.corruptions import Corruption, corruption as read_corruption
 from maskwise.masking.masked import IGNORE, MaskedBatch
 from maskwise.masking.policies import Moment, Policy, policy as read_policy
+from maskwise.masking.predict import predict_some
 from maskwise.masking.schedules import Schedule, schedule as read_schedule
 from maskwise.masking.select import BUDGETS, FILLS, Selection, select
 from maskwise.masking.units import Units
@@ -39,6 +41,8 @@ class Masker:
         seed: any integer.
         fill: what becomes of a budget that units of positive weight cannot use: ``none``, ``random``, ``skip-row``.
         min_targets: the least budget of a row while eligible × ratio ≥ 0.5.
+        predict: the loss is taken on at most this share of each row's *eligible* tokens, a random part of the
+            corrupted ones: a number or a schedule. 1: on all that is corrupted. For corruptions that keep lengths.
 
     Raises:
         MaskwiseError: an unknown name, a ratio outside 0 to 1, a tokenizer without what the corruption shows.
@@ -47,12 +51,13 @@ class Masker:
     def __init__(
         self, tokenizer: Any, *, policy: Policy | str | Call = "token", ratio: Schedule | float | str | Call = 0.15,
         budget: str = "exact", corruption: Corruption | str | Call = "bert", seed: int = 0, fill: str = "none",
-        min_targets: int = 1,
+        min_targets: int = 1, predict: Schedule | float | str | Call = 1.0,
     ):  # fmt: skip
         self.vocabulary = tokenizer if isinstance(tokenizer, Vocabulary) else Vocabulary.of(tokenizer)
         self.policy = read_policy(policy)
         self.ratio = read_schedule(ratio)
         self.corruption = read_corruption(corruption)
+        self.predict = read_schedule(predict)
         self.budget, self.fill, self.seed, self.min_targets = budget, fill, seed, min_targets
         for kind, name, known in (("budget", budget, BUDGETS), ("fill", fill, FILLS)):
             if name not in known:
@@ -60,6 +65,9 @@ class Masker:
         if not isinstance(min_targets, int) or min_targets < 0:
             raise MaskwiseError("min_targets is a number of tokens", got=min_targets, allowed="0, 1, 2, …")
         self.corruption.check(self.vocabulary)
+        if (self.predict.varies or self.predict(0) < 1) and not self.corruption.keeps_length:
+            what = "predict needs labels that stand where the tokens do"
+            raise MaskwiseError(what, got=f"corruption {self.corruption}", do="leave predict at 1.0")
 
     def __call__(
         self, rows: Rows | AnnotatedBatch, *, step: int = 0, total_steps: int | None = None, epoch: int | None = None
@@ -86,7 +94,8 @@ class Masker:
     def choose(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> tuple[Units, Selection, Tensor, Tensor | None]:
         """The first two choices alone: units, selection, ratios (B,) and loss weights (B,) or None."""
         ratio, weight = self.ratio.rows(keys.row_uniform(Purpose.RATIO), moment.step, moment.total_steps)
-        units = self.policy.units(batch, keys, moment)
+        ratio = self.policy.ratios(ratio, keys, moment)
+        units = self.policy.units(batch, keys, replace(moment, ratio=ratio))
         selection = select(
             units, ratio, keys, budget=self.budget, fill=self.fill, min_targets=self.min_targets
         )
@@ -100,8 +109,11 @@ class Masker:
         keys = Keys(batch.example_id, seed=self.seed, epoch=moment.epoch, step=moment.step)
         units, selection, ratio, weight = self.choose(batch, keys, moment)
         shown = self.corruption.corrupt(batch, selection.tokens, units, keys, vocabulary)
+        labels, share = shown.labels, self.predict(moment.step, moment.total_steps)
+        if share < 1:
+            labels = predict_some(labels, batch, share, keys)
         return MaskedBatch(
-            shown.input_ids, shown.labels, shown.attention_mask, batch, selection.tokens, ratio,
+            shown.input_ids, labels, shown.attention_mask, batch, selection.tokens, ratio,
             shown.extras, selection.filled, weight,
         )  # fmt: skip
 
@@ -138,4 +150,5 @@ class Masker:
         return {
             "policy": str(self.policy), "ratio": str(self.ratio), "budget": self.budget,
             "corruption": str(self.corruption), "fill": self.fill, "min_targets": self.min_targets, "seed": self.seed,
+            "predict": str(self.predict),
         }  # fmt: skip

@@ -6,9 +6,19 @@ from collections.abc import Callable
 
 from maskwise.masking.corruptions.base import Corrupted, Corruption
 from maskwise.masking.corruptions.bert import Bert, mask_only
+from maskwise.masking.corruptions.delete import Delete
+from maskwise.masking.corruptions.infill import Infill
+from maskwise.masking.corruptions.insert import Insert
+from maskwise.masking.corruptions.permute_sentences import PermuteSentences, permute_sentences
+from maskwise.masking.corruptions.replace import Replace
+from maskwise.masking.corruptions.t5 import T5
+from maskwise.masking.corruptions.ul2 import Ul2
 from maskwise.specs import Call, build
 
-CORRUPTIONS: dict[str, Callable[..., Corruption]] = {"bert": Bert, "mask-only": mask_only}
+CORRUPTIONS: dict[str, Callable[..., Corruption]] = {
+    "bert": Bert, "mask-only": mask_only, "replace": Replace, "delete": Delete, "insert": Insert, "infill": Infill,
+    "t5": T5, "ul2": Ul2, "permute-sentences": permute_sentences,
+}  # fmt: skip
 
 
 def corruption(spec: Corruption | str | Call) -> Corruption:
@@ -16,4 +26,7 @@ def corruption(spec: Corruption | str | Call) -> Corruption:
     return spec if isinstance(spec, Corruption) else build("corruption", spec, CORRUPTIONS)
 
 
-__all__ = ["CORRUPTIONS", "Bert", "Corrupted", "Corruption", "corruption", "mask_only"]
+__all__ = [
+    "CORRUPTIONS", "Bert", "Corrupted", "Corruption", "Delete", "Infill", "Insert", "PermuteSentences", "Replace",
+    "T5", "Ul2", "corruption", "mask_only",
+]  # fmt: skip

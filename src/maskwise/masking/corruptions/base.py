@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from maskwise.errors import unknown_name
 from maskwise.keys import Keys
 from maskwise.masking.annotated import AnnotatedBatch
 from maskwise.masking.units import Units
@@ -24,10 +25,16 @@ class Corrupted:
 
 
 class Corruption(ABC):
-    """Base of all corruptions. Members are small frozen dataclasses."""
+    """Base of all corruptions. Members are small frozen dataclasses.
 
-    #: True where inputs and labels stay (B, L), so that packed rows keep their layout
-    keeps_length: bool = True
+    Rules for all: nothing but chosen tokens is corrupted; special tokens stay where they are; a row where nothing
+    was chosen comes back as it was and has no target.
+    """
+
+    @property
+    def keeps_length(self) -> bool:
+        """True where inputs and labels stay (B, L), so that packed rows keep their layout."""
+        return True
 
     @abstractmethod
     def corrupt(
@@ -46,3 +53,9 @@ class Corruption(ABC):
     def check(self, vocabulary: Vocabulary) -> None:
         """Refuse a tokenizer that lacks what this corruption shows."""
         vocabulary.require_mask()
+
+
+def require_target(corruption: str, target: str, *known: str) -> None:
+    """Refuse a target that a corruption does not have."""
+    if target not in known:
+        raise unknown_name(f"target of corruption {corruption}", target, known)

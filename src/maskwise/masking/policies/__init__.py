@@ -9,11 +9,23 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from maskwise.masking.policies.base import Moment, Policy
+from maskwise.masking.policies.frequency import Frequency, frequency
+from maskwise.masking.policies.mixture import Mixture, mixture
+from maskwise.masking.policies.span import Span
+from maskwise.masking.policies.span_layer import SpanLayer, phrase, salient, sentence
+from maskwise.masking.policies.suffix import Suffix
+from maskwise.masking.policies.t5_span import T5Span
 from maskwise.masking.policies.token import Token
+from maskwise.masking.policies.ul2 import Ul2
+from maskwise.masking.policies.weighted import Weighted, weighted
 from maskwise.masking.policies.whole_word import WholeWord
 from maskwise.specs import Call, build
 
-POLICIES: dict[str, Callable[..., Policy]] = {"token": Token, "whole-word": WholeWord}
+POLICIES: dict[str, Callable[..., Policy]] = {
+    "token": Token, "whole-word": WholeWord, "span": Span, "t5-span": T5Span, "suffix": Suffix, "ul2": Ul2,
+    "span-layer": SpanLayer, "salient": salient, "phrase": phrase, "sentence": sentence,
+    "weighted": weighted, "frequency": frequency, "mixture": mixture,
+}  # fmt: skip
 
 
 def policy(spec: Policy | str | Call) -> Policy:
@@ -21,4 +33,7 @@ def policy(spec: Policy | str | Call) -> Policy:
     return spec if isinstance(spec, Policy) else build("policy", spec, POLICIES)
 
 
-__all__ = ["POLICIES", "Moment", "Policy", "Token", "WholeWord", "policy"]
+__all__ = [
+    "POLICIES", "Frequency", "Mixture", "Moment", "Policy", "Span", "SpanLayer", "Suffix", "T5Span", "Token", "Ul2",
+    "Weighted", "WholeWord", "policy",
+]  # fmt: skip

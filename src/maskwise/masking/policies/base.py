@@ -14,11 +14,17 @@ from maskwise.masking.units import Units
 
 @dataclass(frozen=True)
 class Moment:
-    """When a mask is made: what policies that change over time, and schedules, depend on."""
+    """When a mask is made, and how much of each row: what policies that change over time, and schedules, depend on.
+
+    Attributes:
+        ratio: (B,) float64, the ratios in force; filled in by the masker, for policies whose partition depends on
+            the budget (T5's).
+    """
 
     step: int = 0
     total_steps: int | None = None
     epoch: int | None = None
+    ratio: Tensor | None = None
 
 
 class Policy(ABC):
@@ -34,8 +40,12 @@ class Policy(ABC):
         Args:
             batch: never packed; padding at the end.
             keys: the draws of these rows, for policies that are random themselves.
-            moment: step, total steps and epoch.
+            moment: step, total steps and epoch; the ratios of the rows.
         """
+
+    def ratios(self, ratio_B: Tensor, keys: Keys, moment: Moment) -> Tensor:
+        """(B,) float64: the ratios of these rows, for policies that bring their own (UL2's denoisers)."""
+        return ratio_B
 
     def layers(self) -> tuple[str, ...]:
         """The layers that rows must bring."""
@@ -44,3 +54,15 @@ class Policy(ABC):
     def state(self) -> dict[str, Tensor]:
         """What a policy has learned; empty for those that learn nothing."""
         return {}
+
+
+def pieces(batch: AnnotatedBatch, name: str, *, policy: str) -> Units:
+    """The units called ``token``, ``word``, or by the name of a layer, of whose runs they are."""
+    if name == "token":
+        return Units.tokens(batch)
+    return Units.runs(batch, batch.layer(layer_of(name)[0], policy=policy))
+
+
+def layer_of(name: str) -> tuple[str, ...]:
+    """The layers that ``pieces`` needs for units of this name."""
+    return () if name == "token" else ("word_ids",) if name == "word" else (name,)

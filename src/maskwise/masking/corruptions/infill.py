@@ -1,0 +1,85 @@
+"""BART's text infilling: each chosen span becomes one [MASK], whatever its length, zero included."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from maskwise.errors import MaskwiseError
+from maskwise.keys import Keys, Purpose, unit_interval, within
+from maskwise.masking.annotated import AnnotatedBatch
+from maskwise.masking.corruptions.base import Corrupted, Corruption, require_target
+from maskwise.masking.corruptions.lengths import (
+    Compaction, carried, interleaved, present, removed_text, run_starts, whole_text,
+)  # fmt: skip
+from maskwise.masking.units import Units
+from maskwise.masking.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True)
+class Infill(Corruption):
+    """One [MASK] for each run of chosen tokens, and [MASK]s that stand for nothing.
+
+    The policy chooses the spans that have a length (BART's: ``span(poisson=3.0)``). A Poisson length is 0 with
+    probability q = exp(−mean), so every span brings an *empty* one with probability q / (1 − q), put between two
+    random tokens of the text; it costs no budget. ``mean=None``: no empty ones.
+
+    Touching spans become one [MASK], and so does an empty span that touches another span: it is not seen then.
+    Rows never grow past L: an empty span for which there is no room is left out.
+
+    Targets: ``full``: the whole row; ``spans``: for each [MASK] in order a [MASK] and what it stands for, then [eos].
+    Source: Lewis et al. 2020 (BART, arXiv 1910.13461), section 2.2.
+    """
+
+    mean: float | None = 3.0
+    target: str = "full"
+
+    def __post_init__(self) -> None:
+        require_target("infill", self.target, "full", "spans")
+        if self.mean is not None and self.mean <= 0:
+            raise MaskwiseError("corruption infill: mean is a span length", got=self.mean, allowed="above 0, or None")
+
+    @property
+    def keeps_length(self) -> bool:
+        return False
+
+    def corrupt(
+        self, batch: AnnotatedBatch, chosen: Tensor, units: Units, keys: Keys, vocabulary: Vocabulary
+    ) -> Corrupted:
+        starts, here = run_starts(chosen), present(batch)
+        mask = torch.full_like(batch.input_ids, vocabulary.require_mask())
+        leads = starts | self._empty(batch, chosen, starts, keys)
+        keep = interleaved(leads, here & ~chosen)
+        spare_B1 = here.shape[1] - keep.sum(1, keepdim=True)
+        if bool((spare_B1 < 0).any()):
+            leads &= starts | ((leads & ~starts).cumsum(1) <= here.shape[1] - (starts | here & ~chosen).sum(1, True))
+            keep = interleaved(leads, here & ~chosen)
+        move = Compaction(keep)
+        if self.target == "full":
+            labels = whole_text(batch, chosen, vocabulary.eos)
+        else:
+            tail = [] if vocabulary.eos is None else [torch.full_like(mask[:, :1], vocabulary.eos)]
+            labels = removed_text(batch, chosen, leads, mask, tail)
+        input_ids = move(interleaved(mask, batch.input_ids), vocabulary.pad)
+        return Corrupted(input_ids, labels, move.attention_mask, carried(batch, move, twice=True))
+
+    def _empty(self, batch: AnnotatedBatch, chosen: Tensor, starts: Tensor, keys: Keys) -> Tensor:
+        """(B, L) bool: tokens before which an empty span stands."""
+        runs_B = starts.sum(1)
+        most = int(runs_B.max()) if len(runs_B) else 0
+        if self.mean is None or not most:
+            return torch.zeros_like(chosen)
+        q = math.exp(-self.mean)
+        index = torch.arange(most, dtype=torch.int32, device=chosen.device)
+        brings = within(keys.draw(Purpose.LENGTH, 2 * index), q / (1 - q)) & (index < runs_B.unsqueeze(1))
+        inner_B1 = batch.content.sum(1, keepdim=True) - 1
+        brings &= inner_B1 > 0
+        slot = (unit_interval(keys.draw(Purpose.LENGTH, 2 * index + 1)) * inner_B1).long() + 1
+        by_place = torch.zeros_like(chosen).scatter_(1, torch.where(brings, slot, 0), brings)
+        by_place[:, 0] = False
+        free = batch.content & ~chosen
+        free[:, 1:] &= free[:, :-1]
+        return by_place.gather(1, batch.place.long().clamp_(min=0)) & free

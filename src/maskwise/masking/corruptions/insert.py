@@ -1,0 +1,63 @@
+"""A random token before each chosen one, which stays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from maskwise.keys import Keys, Purpose, below
+from maskwise.masking.annotated import AnnotatedBatch
+from maskwise.masking.corruptions.base import Corrupted, Corruption, require_target
+from maskwise.masking.corruptions.lengths import Compaction, carried, interleaved, present, whole_text
+from maskwise.masking.masked import IGNORE
+from maskwise.masking.units import Units
+from maskwise.masking.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True)
+class Insert(Corruption):
+    """Random ordinary tokens are inserted, one before each chosen token.
+
+    Rows never grow past L, the width of the batch, which models with learned positions could not read: text (never a
+    special token) is cut off at its end. ``cut=False`` lets them grow.
+
+    Targets: ``full``: the whole row; ``detect``: 1 at inserted tokens, 0 at the others of the text.
+    Source: Wu et al. 2022 (MOMETAS, arXiv 2210.10293), added-token detection.
+    """
+
+    target: str = "full"
+    cut: bool = True
+
+    def __post_init__(self) -> None:
+        require_target("insert", self.target, "full", "detect")
+
+    @property
+    def keeps_length(self) -> bool:
+        return False
+
+    def check(self, vocabulary: Vocabulary) -> None:
+        """Nothing special is shown."""
+
+    def corrupt(
+        self, batch: AnnotatedBatch, chosen: Tensor, units: Units, keys: Keys, vocabulary: Vocabulary
+    ) -> Corrupted:
+        row, column = chosen.nonzero(as_tuple=True)
+        ordinary, added = vocabulary.ordinary, batch.input_ids.clone()
+        number = below(keys.draw_at(Purpose.REPLACE, row, batch.place[row, column]), len(ordinary))
+        added[row, column] = ordinary[number]
+        here = present(batch)
+        keep = interleaved(chosen, here)
+        if self.cut:
+            text = interleaved(chosen, batch.content)
+            room_B1 = here.shape[1] - (here & ~batch.content).sum(1, keepdim=True)
+            keep &= ~text | (text.cumsum(1) <= room_B1)
+        move = Compaction(keep)
+        if self.target == "full":
+            labels = whole_text(batch, chosen, vocabulary.eos)
+        else:
+            told = batch.content & chosen.any(1, keepdim=True)
+            labels = move(interleaved(torch.ones_like(added), torch.where(told, 0, IGNORE)), IGNORE)
+        input_ids = move(interleaved(added, batch.input_ids), vocabulary.pad)
+        return Corrupted(input_ids, labels, move.attention_mask, carried(batch, move, twice=True))

@@ -1,0 +1,87 @@
+"""What corruptions that change lengths share: stable compaction, and the targets of encoder-decoder models.
+
+Each row first becomes a line of candidates (its tokens, and before each of them perhaps something new); a bool says
+which of them stand; ``Compaction`` moves these to the front. One cumulative sum and one scatter; no loop over rows.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from maskwise.masking.annotated import AnnotatedBatch
+from maskwise.masking.masked import IGNORE
+
+
+class Compaction:
+    """Moves the candidates that are kept to the front of their rows, in order.
+
+    Args:
+        keep: (B, X) bool.
+
+    Attributes:
+        attention_mask: (B, W) int64, W the length of the longest row.
+    """
+
+    def __init__(self, keep: Tensor):
+        place = keep.cumsum(1)
+        count_B1 = place[:, -1:] if keep.shape[1] else keep.new_zeros(len(keep), 1, dtype=torch.int64)
+        self.width = int(count_B1.max()) if keep.numel() else 0
+        # What is not kept all goes to one column at the end, which is cut off.
+        self._place = torch.where(keep, place - 1, self.width)
+        self.attention_mask = (torch.arange(self.width, device=keep.device) < count_B1).long()
+
+    def __call__(self, values: Tensor, fill: int) -> Tensor:
+        """(B, X) candidates to (B, W), padded with ``fill``."""
+        out = values.new_full((len(values), self.width + 1), fill)
+        return out.scatter_(1, self._place, values)[:, : self.width].contiguous()
+
+
+def interleaved(before: Tensor, at: Tensor) -> Tensor:
+    """(B, L) and (B, L) to (B, 2L): what stands before each token, and the token."""
+    return torch.stack((before, at), 2).flatten(1)
+
+
+def present(batch: AnnotatedBatch) -> Tensor:
+    """(B, L) bool: everything but padding."""
+    return torch.ones_like(batch.content) if batch.attention_mask is None else batch.attention_mask != 0
+
+
+def run_starts(chosen: Tensor) -> Tensor:
+    """(B, L) bool: the first token of each run of chosen tokens. So touching spans are one."""
+    start = chosen.clone()
+    start[:, 1:] &= ~chosen[:, :-1]
+    return start
+
+
+def carried(batch: AnnotatedBatch, move: Compaction, *, twice: bool = False) -> dict[str, Tensor]:
+    """The extras of the tokens at their new places; what is new has those of the token behind it."""
+    kept = {name: value for name, value in batch.extras.items() if name != "position_ids"}
+    return {name: move(interleaved(value, value) if twice else value, 0) for name, value in kept.items()}
+
+
+def whole_text(batch: AnnotatedBatch, chosen: Tensor, eos: int | None) -> Tensor:
+    """Labels (B, L) or (B, L + 1): the row as it was, ``eos`` behind rows that do not end so; padding is −100."""
+    there, active = present(batch), chosen.any(1, keepdim=True)
+    labels = torch.where(there & active, batch.input_ids, IGNORE)
+    if eos is None:
+        return labels
+    count_B1 = there.sum(1, keepdim=True)
+    ended = batch.input_ids.gather(1, (count_B1 - 1).clamp(min=0)) == eos
+    if bool(ended.all()):
+        return labels
+    longer = labels.new_full((len(labels), labels.shape[1] + 1), IGNORE)
+    longer[:, :-1] = labels
+    return longer.scatter_(1, count_B1, torch.where(ended | ~active, IGNORE, eos))
+
+
+def removed_text(batch: AnnotatedBatch, chosen: Tensor, starts: Tensor, lead: Tensor, tail: list[Tensor]) -> Tensor:
+    """Labels (B, W): before each run its ``lead`` (B, L), then its tokens; behind the last run the columns of ``tail``.
+
+    Args:
+        starts: (B, L) bool, where a lead stands (before chosen tokens, or by itself).
+        tail: (B, 1) ids each.
+    """
+    active = (chosen.any(1, keepdim=True) | starts.any(1, keepdim=True)).expand(-1, len(tail))
+    values = torch.cat((interleaved(lead, batch.input_ids), *tail), 1)
+    return Compaction(torch.cat((interleaved(starts, chosen), active), 1))(values, IGNORE)

@@ -1,0 +1,105 @@
+"""Several policies, one for each row; how often each is drawn may change over training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from maskwise.errors import MaskwiseError
+from maskwise.keys import Keys, Purpose
+from maskwise.masking.annotated import AnnotatedBatch
+from maskwise.masking.policies.base import Moment, Policy
+from maskwise.masking.schedules import Schedule, schedule
+from maskwise.masking.units import Units
+
+
+@dataclass(frozen=True)
+class Mixture(Policy):
+    """Each row (in packed rows, each document piece) is masked by one member, drawn by hash.
+
+    Selects: what the drawn member selects. Shares are schedules, divided by their sum at each step:
+        ``mixture(salient, token, shares=(linear(1, 0), linear(0, 1)))`` begins with salient spans and ends random.
+    Guarantee: that of the drawn member. A member whose share is 0 at a step is not asked for anything.
+    Cost: the members' together, for every member is computed for all rows.
+    Source: ours; mixtures of fixed shares are common (SpanBERT's baselines, UL2).
+    """
+
+    members: tuple[Policy, ...]
+    shares: tuple[Schedule, ...]
+
+    units_name = "mixture"
+
+    def __post_init__(self) -> None:
+        if len(self.members) < 2 or any(isinstance(member, Mixture) for member in self.members):
+            raise MaskwiseError("policy mixture", got=self.members, allowed="two or more policies, none a mixture")
+        if len(self.shares) != len(self.members):
+            got = f"{len(self.shares)} shares for {len(self.members)} policies"
+            raise MaskwiseError("policy mixture: every member needs a share", got=got)
+
+    def layers(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(name for member in self.members for name in member.layers()))
+
+    def ratios(self, ratio_B: Tensor, keys: Keys, moment: Moment) -> Tensor:
+        own, drawn_B = ratio_B, None
+        for index, member in enumerate(self.members):
+            theirs = member.ratios(ratio_B, keys, moment)
+            if theirs is not ratio_B:
+                drawn_B = self.drawn(keys, moment) if drawn_B is None else drawn_B
+                own = torch.where(drawn_B == index, theirs, own)
+        return own
+
+    def drawn(self, keys: Keys, moment: Moment) -> Tensor:
+        """(B,) int64: which member each row draws."""
+        draw_B = keys.row_uniform(Purpose.MIXTURE)
+        edges = torch.tensor(self.current(moment), dtype=torch.float64, device=draw_B.device).cumsum(0)
+        return torch.bucketize(draw_B, edges[:-1], right=True)
+
+    def current(self, moment: Moment) -> list[float]:
+        """The members' shares at this step; they sum to 1."""
+        shares = [share(moment.step, moment.total_steps) for share in self.shares]
+        if not sum(shares):
+            raise MaskwiseError("policy mixture: all shares are 0", got=f"step {moment.step}")
+        return [share / sum(shares) for share in shares]
+
+    def units(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
+        drawn_B = self.drawn(keys, moment)
+        live = [i for i, share in enumerate(self.current(moment)) if share > 0]
+        parts = [_dense(batch, self.members[i].units(batch, keys, moment)) for i in live]
+        width = max(part.length.shape[1] for part in parts)
+        mixed = _widened(parts[0], width)
+        for index, part in zip(live[1:], parts[1:]):
+            part, mine = _widened(part, width), (drawn_B == index).unsqueeze(1)
+            both = ((getattr(part, f), getattr(mixed, f)) for f in ("inside", "of_token", "length", "weight"))
+            inside, of_token, length, weight = (torch.where(mine, a, b) for a, b in both)
+            mixed = Units(inside, of_token, length, part.number, weight)
+        return mixed
+
+
+def _dense(batch: AnnotatedBatch, units: Units) -> Units:
+    """Single tokens numbered by their place among the content, so that all members number units in one way."""
+    if units.of_token is not None:
+        return units
+    dense = Units.runs(batch, batch.place)
+    if units.weight is None:
+        return dense
+    weight = torch.zeros(dense.length.shape, dtype=torch.float64, device=units.weight.device)
+    return replace(dense, weight=weight.scatter_add_(1, dense.of_token, units.weight * units.inside))
+
+
+def _widened(units: Units, width: int) -> Units:
+    more = (0, width - units.length.shape[1])
+    weight = torch.ones(units.length.shape, dtype=torch.float64, device=units.length.device)
+    weight = weight if units.weight is None else units.weight
+    number = torch.arange(width, dtype=torch.int32, device=units.length.device)
+    return Units(units.inside, units.of_token, pad(units.length, more), number, pad(weight, more))
+
+
+def mixture(*members: Any, shares: tuple[Any, ...] = ()) -> Mixture:
+    """A mixture of policies (names, calls or policies); ``shares`` are numbers or schedules, even when left out."""
+    from maskwise.masking.policies import policy
+
+    return Mixture(tuple(policy(m) for m in members), tuple(schedule(s) for s in shares or (1.0,) * len(members)))
