@@ -1,11 +1,11 @@
 """Documents in: from files, folders, lists, `datasets` and the bundled samples, one at a time.
 
-A corpus is read again and again (to train a tokenizer, to annotate, to pack), so `Documents` is re-iterable and holds
-nothing but the way to its source. A bad line must not end an hour's work and must not vanish either: it is skipped
-and counted under a reason.
+A corpus is read again and again (to train a tokenizer, to annotate, to pack), so `Documents` is re-iterable
+and holds nothing but the way to its source. A bad line must not end an hour's work and must not vanish
+either: it is skipped and counted under a reason.
 
-Cost: that of decompressing and parsing; and some 80 bytes of memory per document to know repeated texts, which would
-otherwise stand on both sides of a held-out split.
+Cost: that of decompressing and parsing; and some 80 bytes of memory per document to know repeated texts,
+which would otherwise stand on both sides of a held-out split.
 """
 
 from __future__ import annotations
@@ -125,8 +125,8 @@ def read_documents(
         keep_repeated: also yield a text that was yielded before, word for word.
 
     Raises:
-        MaskwiseError: at once for a source that does not exist or has an unknown ending; when it is read, for a file
-            that is binary, mostly not UTF-8 or damaged, and for a table without the text field.
+        MaskwiseError: at once for a source that does not exist or has an unknown ending; when it is read, for
+            a file that is binary, mostly not UTF-8 or damaged, and for a table without the text field.
     """
     if limit is not None and limit < 1:
         raise MaskwiseError("limit must be a positive number of documents", got=limit)
@@ -136,11 +136,14 @@ def read_documents(
 
 
 def require_documents(documents: Documents) -> Documents:
-    """The same documents, once it is sure that there is at least one; else a `MaskwiseError` that says why not."""
+    """The same documents, once it is sure that there is at least one; else a `MaskwiseError` that says why
+    not."""
     if next(iter(documents), None) is None:
         skipped = documents.skipped.most_common()
         why = ", ".join(f"{count} × {reason}" for reason, count in skipped)
-        hint = f"the text field is {documents.fields.text!r}: name another" if NO_TEXT in dict(skipped) else None
+        hint = (
+            f"the text field is {documents.fields.text!r}: name another" if NO_TEXT in dict(skipped) else None
+        )
         raise MaskwiseError(f"no document in {documents.name}", got=why or "nothing at all", do=hint)
     return documents
 

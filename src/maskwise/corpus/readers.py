@@ -1,8 +1,8 @@
 """Records out of files and `datasets`: the part of loading that knows formats.
 
-A reader yields, for every place in a source, either a name with what stood there or a `Skip` with the reason. A bad
-line is a `Skip`; a bad file (binary, mostly not UTF-8, damaged, without the text column) is a `MaskwiseError`.
-Nothing is unpickled and no code that comes with a data set is run.
+A reader yields, for every place in a source, either a name with what stood there or a `Skip` with the reason.
+A bad line is a `Skip`; a bad file (binary, mostly not UTF-8, damaged, without the text column) is a
+`MaskwiseError`. Nothing is unpickled and no code that comes with a data set is run.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from maskwise.errors import MaskwiseError, unknown_name
 ENDINGS = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz", ".json.gz", ".parquet")
 NOT_JSON, NOT_UTF8 = "not JSON", "not valid UTF-8"
 _HEAD_BYTES = 1 << 16
-_MAX_BAD_SHARE = 0.35  # of the lines in the head of a file; a few bad ones are skipped, this many are an encoding
+_MAX_BAD_SHARE = (
+    0.35  # of the lines in the head of a file; a few bad ones are skipped, this many are an encoding
+)
 
 
 class Skip(NamedTuple):
@@ -51,7 +53,8 @@ def read_file(path: Path, name: str, fields: Fields) -> Iterator[Record]:
         if ending == ".parquet":
             yield from _read_parquet(path, name, fields)
             return
-        with gzip.open(path, "rb") if path.name.lower().endswith(".gz") else open(path, "rb") as file:
+        opener: Any = gzip.open if path.name.lower().endswith(".gz") else open
+        with opener(path, "rb") as file:
             _refuse_unreadable(path, file)
             yield from _read_blocks(file, name) if ending in (".txt", ".txt.gz") else _read_lines(file, name)
     except (OSError, EOFError, zlib.error) as error:
@@ -95,7 +98,8 @@ def hub_dataset(source: str, fields: Fields) -> Callable[[], Iterable[Record]]:
 
 
 def _refuse_unreadable(path: Path, file: IO[bytes]) -> None:
-    """Looks at the first 64 KiB, then goes back: another encoding is no reason to skip a whole file line by line."""
+    """Looks at the first 64 KiB, then goes back: another encoding is no reason to skip a whole file line by
+    line."""
     head = file.read(_HEAD_BYTES)
     file.seek(0)
     if b"\0" in head:
@@ -107,7 +111,9 @@ def _refuse_unreadable(path: Path, file: IO[bytes]) -> None:
     bad = sum(not is_utf8(line) for line in lines)
     if bad > _MAX_BAD_SHARE * len(lines):
         do = "convert it, for example with iconv -f LATIN1 -t UTF-8"
-        raise MaskwiseError(f"{path} is not UTF-8 text", got=f"{bad} bad of its first {len(lines)} lines", do=do)
+        raise MaskwiseError(
+            f"{path} is not UTF-8 text", got=f"{bad} bad of its first {len(lines)} lines", do=do
+        )
 
 
 def _read_lines(file: IO[bytes], name: str) -> Iterator[Record]:
@@ -174,7 +180,8 @@ def _rows(rows: Iterable[Any], name: str) -> Iterator[Record]:
 
 
 def is_utf8(text: str | bytes) -> bool:
-    """False for bytes that do not decode, and for strings with half a surrogate pair (JSON lets them through)."""
+    """False for bytes that do not decode, and for strings with half a surrogate pair (JSON lets them
+    through)."""
     try:
         return text.isascii() or bool(text.encode() if isinstance(text, str) else text.decode())
     except UnicodeError:

@@ -1,15 +1,16 @@
 """Tokenizers, and documents → tokens with their words.
 
-Tokens go through the Rust tokenizer in batches, and each batch once through the word layer. Nothing in a corpus is a
-control token: "[MASK]" written in a text is text. A tokenizer file may carry truncation and padding from a former
-life (sentence encoders cut at 128 tokens); here a private copy without either is used.
+Tokens go through the Rust tokenizer in batches, and each batch once through the word layer. Nothing in a
+corpus is a control token: "[MASK]" written in a text is text. A tokenizer file may carry truncation and
+padding from a former life (sentence encoders cut at 128 tokens); here a private copy without either is used.
 
 Cost: nearly all of it is the Rust tokenizer's; the word layer adds about a sixth.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -17,20 +18,25 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from maskwise.annotate.characters import classify, is_white, word_starts
 from maskwise.annotate.words import flat_offsets, word_ids_of_batch
 from maskwise.corpus.load import Document
 from maskwise.errors import MaskwiseError, unknown_name
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+_INSIDE = 0xF0000  # a private plane, for letters inside a word
 _BATCH_CHARACTERS = 1 << 20  # a batch of novels is cut shorter than a batch of tweets
 
 
 class Tokens(NamedTuple):
-    """One document without special tokens: n tokens, and for each the running number of its word (or −1)."""
+    """One document without special tokens: n tokens, and for each the running number of its word (or −1).
+
+    Other layers, (n,) each, may ride along: `pack` carries them into the rows."""
 
     document_id: str
     input_ids: NDArray[np.int32]  # (n,)
     word_ids: NDArray[np.int32]  # (n,)
+    layers: Mapping[str, NDArray[Any]] = MappingProxyType({})
 
 
 def load_tokenizer(name_or_path: str, *, needs_mask: bool = True) -> PreTrainedTokenizerFast:
@@ -41,14 +47,16 @@ def load_tokenizer(name_or_path: str, *, needs_mask: bool = True) -> PreTrainedT
         needs_mask: refuse a tokenizer without a mask token (T5's have none).
 
     Raises:
-        MaskwiseError: if it is not found, cannot be read without its own code, is slow (has no offsets), or has no
-            mask token.
+        MaskwiseError: if it is not found, cannot be read without its own code, is slow (has no offsets), or
+            has no mask token.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
+        tokenizer: Any = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
     except Exception as error:  # the hub, JSON, missing extras: no common base
         do = "give a folder written by save_pretrained, or a name on the hub (the network must be reachable)"
-        raise MaskwiseError(f"cannot load tokenizer {str(name_or_path)!r}", got=_first(error), do=do) from error
+        raise MaskwiseError(
+            f"cannot load tokenizer {str(name_or_path)!r}", got=_first(error), do=do
+        ) from error
     if not getattr(tokenizer, "is_fast", False):
         do = "convert it to a tokenizer.json; words are found by character offsets"
         raise MaskwiseError(f"tokenizer {str(name_or_path)!r} is slow: it has no offsets", do=do)
@@ -67,9 +75,9 @@ def train_tokenizer(
 ) -> PreTrainedTokenizerFast:
     """A tokenizer of our own: BERT's (WordPiece) or GPT-2's (byte-level BPE), framed as [CLS] … [SEP].
 
-    The same texts give the same tokenizer. A WordPiece vocabulary spends at most an eighth of itself on single
-    characters, the commonest ones; rarer ones become [UNK] (with trainer defaults, half of a vocabulary of 2,048 goes
-    to characters that Wikipedia shows once). The texts are held in memory.
+    The same texts give the same tokenizer. A WordPiece vocabulary keeps only the commonest characters, a
+    twelfth of itself or 100, as a rare character becomes [UNK] either way (with the trainer's defaults, 843
+    of 2,048 entries were single characters). The texts are held in memory.
 
     Raises:
         MaskwiseError: for an unknown kind, a vocabulary too small for its alphabet, or no text.
@@ -82,7 +90,8 @@ def train_tokenizer(
     corpus = list(texts)
     if not any(text.strip() for text in corpus):
         raise MaskwiseError("no text to train a tokenizer on", do="check the corpus and its text field")
-    backend = _wordpiece(corpus, vocab_size, lowercase) if kind == "wordpiece" else _bpe(corpus, vocab_size, lowercase)
+    train = _wordpiece if kind == "wordpiece" else _bpe
+    backend = train(corpus, vocab_size, lowercase)
     frame = [(token, backend.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
     template, pair = "[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1"
     backend.post_processor = processors.TemplateProcessing(single=template, pair=pair, special_tokens=frame)
@@ -101,7 +110,9 @@ def tokenise(
         batch_size: at most so many documents go through the tokenizer together.
     """
     if not getattr(tokenizer, "is_fast", False):
-        raise MaskwiseError("words need a fast tokenizer, for its character offsets", got=type(tokenizer).__name__)
+        raise MaskwiseError(
+            "words need a fast tokenizer, for its character offsets", got=type(tokenizer).__name__
+        )
     backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     backend.no_truncation()
     backend.no_padding()
@@ -129,21 +140,48 @@ def _batches(documents: Iterable[Document], size: int) -> Iterator[list[Document
 
 
 def _wordpiece(corpus: list[str], vocab_size: int, lowercase: bool) -> Tokenizer:
-    backend = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    backend.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
-    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    backend.decoder = decoders.WordPiece(prefix="##")
-    # Every letter costs two entries ("a" and "##a"). The trainer breaks ties among rare letters at random: choose here.
-    alphabet = _commonest_characters(corpus, backend.normalizer, count=vocab_size // 16)
-    trainer = trainers.WordPieceTrainer(
+    """The library's own WordPiece trainer numbers "##a", "##b", … in the order of a randomly seeded hash map
+    and breaks ties by these numbers: no two runs agree. Its BPE trainer is deterministic, and WordPiece
+    training is BPE on words in which a letter inside is another letter than one at the start. So letters
+    inside are moved to a private plane, and back when the vocabulary is read. (Characters beyond the basic
+    plane, such as emoji, become [UNK].)"""
+    normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    chunks = ("\n".join(corpus[at : at + 64]) for at in range(0, len(corpus), 64))
+    moved = [_move_inside_letters(normalizer.normalize_str(chunk)) for chunk in chunks]
+    alphabet = _commonest_characters(moved, count=max(vocab_size // 12, min(100, vocab_size // 2)))
+    trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=list(SPECIAL_TOKENS),
         initial_alphabet=alphabet,
         limit_alphabet=len(alphabet),
         show_progress=False,
     )
-    backend.train_from_iterator(corpus, trainer)
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    bpe.train_from_iterator(moved, trainer)
+    back = {ord(letter): ord(letter) - _INSIDE for letter in alphabet if ord(letter) >= _INSIDE}
+    pieces = {
+        ("##" if ord(token[0]) >= _INSIDE else "") + token.translate(back): number
+        for token, number in bpe.get_vocab().items()
+    }
+    backend = Tokenizer(models.WordPiece(pieces, unk_token="[UNK]"))
+    backend.normalizer = normalizer
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece(prefix="##")
+    backend.add_special_tokens(list(SPECIAL_TOKENS))
     return backend
+
+
+def _move_inside_letters(text: str) -> str:
+    """The words of a text with a space before each and the letters inside at `_INSIDE` + their code point."""
+    codes = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
+    kinds = classify(text)
+    starts = word_starts(kinds)
+    moved = np.where(starts, codes, codes + _INSIDE)
+    spaced = np.full(len(codes) + int(starts.sum()), ord(" "), dtype=np.uint32)
+    nothing = is_white(kinds) | (codes > 0xFFFF)
+    spaced[np.arange(len(codes)) + np.cumsum(starts)] = np.where(nothing, ord(" "), moved)
+    return spaced.tobytes().decode("utf-32-le")
 
 
 def _bpe(corpus: list[str], vocab_size: int, lowercase: bool) -> Tokenizer:
@@ -162,15 +200,15 @@ def _bpe(corpus: list[str], vocab_size: int, lowercase: bool) -> Tokenizer:
     return backend
 
 
-def _commonest_characters(corpus: list[str], normalizer: Any, *, count: int) -> list[str]:
-    """The `count` commonest characters of the normalised texts, ties by code point."""
+def _commonest_characters(texts: list[str], *, count: int) -> list[str]:
+    """The `count` commonest characters but the space; ties by code point."""
     total = np.zeros(0x110000, dtype=np.int64)
-    for text in corpus:
-        codes = np.frombuffer(normalizer.normalize_str(text).encode("utf-32-le"), dtype=np.uint32)
-        found, times = np.unique(codes, return_counts=True)
-        total[found] += times
+    for text in texts:
+        codes, times = np.unique(np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32), return_counts=True)
+        total[codes] += times
+    total[ord(" ")] = 0
     order = np.argsort(-total, kind="stable")[:count]
-    return [chr(code) for code in order if total[code] and not chr(code).isspace()]
+    return [chr(code) for code in order if total[code]]
 
 
 def _first(error: Exception) -> str:

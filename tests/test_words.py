@@ -1,0 +1,342 @@
+"""The word layer: the rule on characters, and that every family of tokenizers gets the same words."""
+
+from __future__ import annotations
+
+import unicodedata
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+from maskwise.annotate import encode, word_ids
+from maskwise.annotate.characters import classify, is_white, word_starts
+from maskwise.corpus import train_tokenizer
+from maskwise.errors import MaskwiseError
+
+SENTENCES = [
+    "The cat sat on the mat, and the dog ran to the other mat again.",
+    "Don't pay $5.00 (or 20€) at http://a.example/b?c=1!",
+    "東京は美しい。 カタカナと 한국어 문장 são Zürich naïve re\u0301sume\u0301",
+    "two  spaces\tand\n\nlines here",
+]
+AWKWARD = [
+    "",
+    " ",
+    "a",
+    "  leading and trailing  ",
+    "👩🏽‍🔬 works; 🇩🇪🇫🇷 flags ❤️‍🔥 1️⃣ ok",
+    "no\u00a0break, soft\u00adhyphen, zero\u200bwidth, می‌خواهم",
+    "\ufeffBOM first and e\u0301 marks \u0301 alone",
+    "สวัสดีครับ ราคา 100 บาท",
+    "½ ﬁne ＡＢＣ Ⅷ x² a_b",
+    "line\r\nbreaks\n\n\nthere   and\ttabs",
+    "東京 東京は 京",
+]
+TEXTS = [*SENTENCES, *AWKWARD]
+SPECIAL = ["[UNK]"]
+
+
+def _trained(model, trainer, pre_tokenizer, *, normalizer=None, post_processor=None) -> Tokenizer:
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizer
+    if normalizer:
+        tokenizer.normalizer = normalizer
+    tokenizer.train_from_iterator(SENTENCES * 4, trainer)
+    if post_processor:
+        tokenizer.post_processor = post_processor
+    return tokenizer
+
+
+def _byte_level(*, prefix: bool, trim: bool) -> Tokenizer:
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    return _trained(
+        models.BPE(),
+        trainers.BpeTrainer(vocab_size=340, initial_alphabet=alphabet, show_progress=False),
+        pre_tokenizers.ByteLevel(add_prefix_space=prefix),
+        post_processor=processors.ByteLevel(trim_offsets=trim, add_prefix_space=prefix),
+    )
+
+
+def _unigram(normalizer=None) -> Tokenizer:
+    trainer = trainers.UnigramTrainer(
+        vocab_size=110, special_tokens=SPECIAL, unk_token="[UNK]", show_progress=False
+    )
+    return _trained(models.Unigram(), trainer, pre_tokenizers.Metaspace(), normalizer=normalizer)
+
+
+def _metaspace_bpe() -> Tokenizer:
+    """Llama's kind: no splitting before BPE, so tokens may cover several words; bytes for what is unknown."""
+    specials = SPECIAL + [f"<0x{byte:02X}>" for byte in range(256)]
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=specials, show_progress=False)
+    model = models.BPE(unk_token="[UNK]", byte_fallback=True)
+    return _trained(model, trainer, pre_tokenizers.Metaspace(split=False))
+
+
+def _wordpiece(*, lowercase: bool) -> Tokenizer:
+    return _trained(
+        models.WordPiece(unk_token="[UNK]"),
+        trainers.WordPieceTrainer(vocab_size=250, special_tokens=SPECIAL, show_progress=False),
+        pre_tokenizers.BertPreTokenizer(),
+        normalizer=normalizers.BertNormalizer(lowercase=lowercase),
+    )
+
+
+FAMILIES = {
+    "wordpiece": _wordpiece(lowercase=True),
+    "wordpiece-cased": _wordpiece(lowercase=False),
+    "bytes": _byte_level(prefix=False, trim=False),
+    "bytes-trimmed": _byte_level(prefix=False, trim=True),
+    "bytes-prefix": _byte_level(prefix=True, trim=False),
+    "bytes-prefix-trimmed": _byte_level(prefix=True, trim=True),
+    "unigram": _unigram(),
+    "unigram-nfkc": _unigram(normalizers.NFKC()),
+    "metaspace-bpe": _metaspace_bpe(),
+}
+
+
+def words_of_text(text: str) -> list[str]:
+    """The words the rule finds in the characters, without the space behind them."""
+    starts = np.flatnonzero(word_starts(classify(text)))
+    return [text[a:b] for a, b in zip(starts, [*starts[1:], len(text)])]
+
+
+def layer(tokenizer: Tokenizer, text: str) -> tuple[list[tuple[int, int]], np.ndarray]:
+    encoding = tokenizer.encode(text, add_special_tokens=False)
+    return encoding.offsets, word_ids(text, encoding.offsets, special=[0] * len(encoding))
+
+
+# ---- the rule
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("The cat, sat.", "The |cat|, |sat|."),
+        ("don't 3.14 a_b x+y", "don|'|t |3|.|14 |a|_|b |x|+|y"),
+        ("20€ £5 5°C", "20|€ |£|5 |5|°|C"),
+        ("http://a.b?c=1", "http|:|/|/|a|.|b|?|c|=|1"),
+        ("東京は美しい", "東|京|は|美|しい"),
+        ("カタカナと 한국어", "カタカナと |한국어"),
+        ("สวัส", "ส|วั|ส"),
+        ("e\u0301a \u0301b !\u0301c", "e\u0301a |\u0301b |!\u0301|c"),
+        ("a\u00adb\u200cc \ufeffd", "a\u00adb\u200cc |\ufeffd"),
+        ("a\u00a0b\u200bc\u3000d", "a\u00a0|b\u200b|c\u3000|d"),
+        ("x👩🏽‍🔬👍🏽👍", "x|👩🏽‍🔬|👍🏽|👍"),
+        ("🇩🇪🇫🇷🇺 ❤️‍🔥‼️", "🇩🇪|🇫🇷|🇺 |❤️‍🔥|‼️"),
+        ("1️⃣ a🏽", "1️⃣ |a|🏽"),
+        ("\U000323b0\U0001fae8", "\U000323b0|\U0001fae8"),  # an ideograph and an emoji newer than Python 3.11
+        (" ", ""),
+        ("", ""),
+    ],
+)
+def test_rule(text, words):
+    assert "|".join(words_of_text(text)) == words
+
+
+def test_equals_bert_on_ordinary_text():
+    tokenizer = FAMILIES["wordpiece"]
+    for text in [
+        *SENTENCES[:1],
+        "Don't pay $5.00 (or £ 20) at http://a.example/b?c=1!",
+        SENTENCES[2],
+        SENTENCES[3],
+    ]:
+        encoding = tokenizer.encode(text)
+        assert layer(tokenizer, text)[1].tolist() == encoding.word_ids
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.text(st.characters(codec="utf-8", max_codepoint=0x2FFF), max_size=30))
+@example("20€ co\u200bop สวัสดี")
+def test_never_joins_what_bert_parts(text):
+    """Finer than BERT or equal, never coarser; but for a mark behind punctuation, no word of its own."""
+    encoding = FAMILIES["wordpiece"].encode(text)
+    ours = layer(FAMILIES["wordpiece"], text)[1]
+    assert (ours >= 0).all()
+    for token in range(1, len(ours)):
+        apart = encoding.word_ids[token] != encoding.word_ids[token - 1]
+        mark = unicodedata.category(text[encoding.offsets[token][0]])[0] == "M"
+        assert ours[token] != ours[token - 1] or not apart or mark
+
+
+# ---- tokens
+
+
+def check_words(text: str, offsets: list[tuple[int, int]], ids: np.ndarray) -> None:
+    """Numbered 0, 1, 2 … in order, contiguous, whole, and cut where words of the text begin, unless glued."""
+    real = ids[ids >= 0]
+    assert real.tolist() == sorted(real.tolist())
+    assert set(real.tolist()) == set(range(len(set(real.tolist()))))
+    white = is_white(classify(text))
+    word_of = np.cumsum(word_starts(classify(text)))
+    inside = [[place for place in range(a, b) if not white[place]] for a, b in offsets]
+    for word in range(1, word_of.max(initial=0) + 1):
+        shows = {ids[t] for t, places in enumerate(inside) if word in word_of[places]}
+        assert len(shows) <= 1, "a word in two pieces"
+    for number in set(real.tolist()):
+        tokens = np.flatnonzero(ids == number)
+        assert (np.diff(tokens) == 1).all()
+        covered = sorted({place for token in tokens for place in inside[token]})
+        assert covered, "a word without a visible character"
+        several = len(set(word_of[covered])) > 1
+        glued = any(len(set(word_of[inside[token]])) > 1 for token in tokens)
+        assert several == glued, "words joined without a token that covers both"
+        gap = white[covered[0] : covered[-1]].any()
+        assert several or not gap, "a word spans white space"
+    for token, (id_, places) in enumerate(zip(ids, inside)):
+        # Nothing visible is left out; nothing white belongs to a word, unless it stands right before it.
+        assert id_ >= 0 if places else id_ < 0 or ids[token + 1] == id_, (token, text)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("text", TEXTS)
+def test_words_are_whole_in_every_family(family, text):
+    check_words(text, *layer(FAMILIES[family], text))
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.lists(
+        st.sampled_from(
+            [*"ab京はé €.'🏽👩🇩\u0301\u200d\ufe0f\u200b\u00a0\n ", "  ", "the", " mat", "ครับ", "½", "ﬁ"]
+        ),
+        max_size=14,
+    ).map("".join)
+)
+def test_words_are_whole_on_random_text(text):
+    for tokenizer in FAMILIES.values():
+        check_words(text, *layer(tokenizer, text))
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_families_agree(text):
+    """Where no token glues words, every byte-level or metaspace tokenizer finds exactly the text's words."""
+    expected = [word.strip().strip("\u200b") for word in words_of_text(text)]
+    word_of = np.cumsum(word_starts(classify(text)))
+    white = is_white(classify(text))
+    compared = 0
+    for family in FAMILIES:
+        offsets, ids = layer(FAMILIES[family], text)
+        spans = [[p for p in range(a, b) if not white[p]] for a, b in offsets]
+        glued = any(len({word_of[p] for p in span}) > 1 for span in spans)
+        if glued or family.startswith("wordpiece") or family == "unigram-nfkc":  # these drop characters
+            continue
+        compared += 1
+        found = []
+        for number in range(ids.max(initial=-1) + 1):
+            places = {p for token in np.flatnonzero(ids == number) for p in spans[token]}
+            found.append("".join(text[p] for p in sorted(places)))
+        assert found == expected, family
+    assert compared or "東京" in text  # byte-level merges across ideographs glue
+
+
+def test_byte_pieces_and_lone_spaces_stay_with_their_word():
+    for family in ("bytes", "bytes-trimmed", "bytes-prefix", "metaspace-bpe"):
+        tokenizer = FAMILIES[family]
+        encoding = tokenizer.encode(" 🔬x")
+        ids = layer(tokenizer, " 🔬x")[1]
+        assert len(encoding) >= 5  # four bytes and a letter at least
+        assert ids.tolist() == [0] * (len(ids) - 1) + [1], encoding.tokens
+    # "▁" + word: one word. Two spaces: the first belongs to nothing.
+    tokens, ids = FAMILIES["unigram"].encode("Q  京Q").tokens, layer(FAMILIES["unigram"], "Q  京Q")[1]
+    assert tokens[:3] == ["▁", "Q", "▁"] and ids.tolist() == [0, 0, -1, 1, 1, 2]
+
+
+def test_glued_tokens_go_on_with_the_next():
+    # One token "d. N" over three words, then "ext": one unit.
+    text = "end. Next one"
+    assert word_ids(text, [(0, 2), (2, 6), (6, 9), (10, 13)]).tolist() == [0, 0, 0, 1]
+    assert word_ids(text, [(0, 3), (3, 6), (6, 9), (10, 13)]).tolist() == [0, 1, 1, 2]
+
+
+def test_special_tokens():
+    text = "the cat"
+    offsets = [(0, 0), (0, 3), (4, 7), (0, 0), (0, 0)]
+    assert word_ids(text, offsets).tolist() == [-1, 0, 1, -1, -1]
+    assert word_ids(text, offsets, special=[1, 0, 0, 1, 1]).tolist() == [-1, 0, 1, -1, -1]
+    # An empty token right before a word is the "▁" that was put before the text, if it is not special.
+    assert word_ids(text, [(0, 0), (0, 3)], special=[0, 0]).tolist() == [0, 0]
+    # A special token in the middle of a word parts it: units are contiguous.
+    assert word_ids("abcd", [(0, 1), (1, 2), (2, 4)], special=[0, 1, 0]).tolist() == [0, -1, 1]
+    assert word_ids("", np.zeros((0, 2))).shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("offsets", "special", "message"),
+    [
+        ([(0, 9)], None, "offsets that do not fit"),
+        ([(3, 1)], None, "offsets that do not fit"),
+        ([(-1, 1)], None, "offsets that do not fit"),
+        ([(0, 1)], [0, 1], "one special flag"),
+    ],
+)
+def test_wrong_offsets_are_refused(offsets, special, message):
+    with pytest.raises(MaskwiseError, match=message) as error:
+        word_ids("text", offsets, special=special)
+    assert "\n" not in str(error.value)
+
+
+# ---- rows
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return train_tokenizer(SENTENCES * 3, vocab_size=200)
+
+
+def test_encode(tokenizer):
+    rows = encode(tokenizer, ["The cat sat.", "", "the mat"])
+    assert [row["input_ids"] for row in rows] == tokenizer(["The cat sat.", "", "the mat"])["input_ids"]
+    assert rows[1]["word_ids"] == [-1, -1]
+    assert all(row["word_ids"][0] == row["word_ids"][-1] == -1 for row in rows)
+    assert max(rows[0]["word_ids"]) == 3 and len(rows[0]["attention_mask"]) == len(rows[0]["input_ids"])
+    assert rows[0]["example_id"] == encode(tokenizer, ["x", "The cat sat."])[1]["example_id"]
+    assert len({row["example_id"] for row in rows}) == 3 and all(
+        0 <= row["example_id"] < 2**63 for row in rows
+    )
+    assert [row["example_id"] for row in encode(tokenizer, ["a", "b"], ids=[7, 8])] == [7, 8]
+    assert encode(tokenizer, []) == []
+
+
+def test_example_id_never_changes(tokenizer):
+    assert encode(tokenizer, ["the mat"])[0]["example_id"] == 7986165122080182476
+
+
+def test_encode_marks_the_word_that_the_cut_goes_through(tokenizer):
+    text = "mat catdogmatcat mat"
+    whole = encode(tokenizer, [text])[0]
+    inside = whole["word_ids"].index(1) + 2  # cut after two pieces of the second word
+    assert whole["word_ids"][inside] == 1
+    row = encode(tokenizer, [text], max_length=inside + 1)[0]
+    assert row["input_ids"] == [*whole["input_ids"][:inside], tokenizer.sep_token_id]
+    assert row["word_ids"] == [-1, *[0] * whole["word_ids"].count(0), -1, -1, -1]
+    border = whole["word_ids"].index(2)  # cut between words
+    assert encode(tokenizer, [text], max_length=border + 1)[0]["word_ids"] == [
+        *whole["word_ids"][:border],
+        -1,
+    ]
+
+
+def test_encode_gives_control_tokens_no_word_but_unknown_ones(tokenizer):
+    row = encode(tokenizer, ["the [MASK] mat ☃"])[0]
+    words = dict(zip(tokenizer.convert_ids_to_tokens(row["input_ids"]), row["word_ids"]))
+    assert words["[MASK]"] == -1 and words["[UNK]"] == 2
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda t: encode(t, "a text"), "list of strings"),
+        (lambda t: encode(t, ["a", None]), "list of strings"),
+        (lambda t: encode(t, ["a", "b"], ids=[1]), "1 ids for 2 texts"),
+        (lambda t: encode(t, ["a text"], max_length=2), "no room"),
+        (lambda t: encode(object(), ["a"]), "fast tokenizer"),
+    ],
+)
+def test_encode_refuses(tokenizer, call, message):
+    with pytest.raises(MaskwiseError, match=message) as error:
+        call(tokenizer)
+    assert "\n" not in str(error.value)
