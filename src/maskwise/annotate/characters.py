@@ -14,7 +14,7 @@ It is finer than BERT at non-ASCII symbols ("20€" is two words, as "20$" is), 
 BERT deletes (form feed, zero width), and where BERT's Unicode tables are old; coarser only where BERT leaves
 a mark alone behind a punctuation mark.
 
-Cost: a table look-up and a dozen numpy passes, about 20 ns per character; classes are looked up in Unicode's
+Cost: a table look-up and a dozen numpy passes, about 50 ns per character; classes are looked up in Unicode's
 tables once per character that is met, not per text.
 """
 
