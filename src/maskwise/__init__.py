@@ -1,0 +1,44 @@
+"""maskwise: pre-train masked and denoising language models well.
+
+    text → annotated tokens → masked batch → loss → (feedback to policy and sampler) → checkpoint → task score → report
+           annotate/          masking/       objectives/                              training/     tasks/       report/
+
+Five choices, each independent of the others: *what* may be masked (policy), *how much* at step t (schedule), *how it is
+shown* (corruption), *which loss* (objective), and *which of them now* (sampler).
+"""
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from maskwise.annotate import encode
+    from maskwise.errors import MaskwiseError
+    from maskwise.masking import (
+        MaskedBatch,
+        Masker,
+        MaskingCollator,
+        StepBatchSampler,
+        SteppedDataset,
+        schedules,
+    )
+
+_HOMES = {
+    "encode": "maskwise.annotate", "MaskwiseError": "maskwise.errors", "MaskedBatch": "maskwise.masking",
+    "Masker": "maskwise.masking", "MaskingCollator": "maskwise.masking", "StepBatchSampler": "maskwise.masking",
+    "SteppedDataset": "maskwise.masking", "schedules": "maskwise.masking",
+}  # fmt: skip
+
+__all__ = [
+    "MaskedBatch", "Masker", "MaskingCollator", "MaskwiseError", "StepBatchSampler", "SteppedDataset", "__version__",
+    "encode", "schedules",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """Public names are imported when they are used: ``maskwise --help`` must not wait for torch."""
+    if name in _HOMES:
+        from importlib import import_module
+
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'maskwise' has no attribute {name!r}")

@@ -146,6 +146,11 @@ class Recipe(_Part):
     finetune: FinetuneSettings = FinetuneSettings()
     study: StudyPart = StudyPart()
 
+    @property
+    def baseline(self) -> str | None:
+        """The arm that the others are compared with."""
+        return self.study.baseline or next(iter(self.study.arms), None)
+
     def arm(self, name: str, *, seed: int) -> Recipe:
         """The recipe of one run: the arm's overrides and the seed put in."""
         raw = self.model_dump(mode="json", exclude={"study"})
@@ -185,7 +190,7 @@ def read_recipe(source: str | Path, overrides: Iterable[str] = ()) -> Recipe:
         key, sign, text = override.partition("=")
         if not sign or not key.strip():
             raise MaskwiseError("an override is key=value", got=override, do="for example training.steps=500")
-        _put(raw, key.strip(), _value(text))
+        _put(raw, key.strip(), parse_value(text))
     recipe = validate(raw, origin=str(source))
     for arm in recipe.study.arms:
         recipe.arm(arm, seed=0)  # every arm is checked now, not after the first has been trained
@@ -200,7 +205,8 @@ def validate(raw: Mapping[str, Any], *, origin: str) -> Recipe:
         raise _explain(error, origin) from None
 
 
-def _value(text: str) -> Any:
+def parse_value(text: str) -> Any:
+    """The value of an override: YAML, with 1e-3 read as a number."""
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,27 +32,23 @@ def _show(value: Any) -> str:
     return str(value) if isinstance(value, Call) else repr(value)
 
 
+# A quoted string (left alone), or a hyphen between two letters (no minus, but part of a name).
+_QUOTED_OR_HYPHEN = re.compile(r"""("(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*')|(?<=[A-Za-z])-(?=[A-Za-z])""")
+
+
 def parse_call(text: str) -> Call:
-    """Read ``name`` or ``name(1, key="x", other(2))``. Hyphens in names are allowed."""
+    """Read ``name`` or ``name(1, key="x", other(2))``. Hyphens in names are allowed.
+
+    Raises:
+        MaskwiseError: anything else.
+    """
     try:
         head, bracket, rest = text.strip().partition("(")
-        tree = ast.parse(f"{head.strip().replace('-', '_')}{bracket}{_hyphens(rest)}", mode="eval")
-        return _call(tree.body)
-    except (SyntaxError, ValueError):
-        allowed = 'a name, or a name with arguments such as linear(0.30, 0.15) or span(p=0.2)'
+        rest = _QUOTED_OR_HYPHEN.sub(lambda found: found[1] or "_", rest)
+        return _call(ast.parse(f"{head.strip().replace('-', '_')}{bracket}{rest}", mode="eval").body)
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
+        allowed = "a name, or a name with arguments such as linear(0.30, 0.15) or span(p=0.2)"
         raise MaskwiseError("cannot read this setting", got=repr(text), allowed=allowed) from None
-
-
-def _hyphens(text: str) -> str:
-    """Let names such as ``linear-decay(0.15)`` stand inside brackets; a hyphen between two letters is no minus."""
-    chars = list(text)
-    quote = ""
-    for i, char in enumerate(chars):
-        if char in "'\"":
-            quote = "" if char == quote else (quote or char)
-        elif char == "-" and not quote and i and chars[i - 1].isalpha() and text[i + 1 : i + 2].isalpha():
-            chars[i] = "_"
-    return "".join(chars)
 
 
 def _call(node: ast.expr) -> Call:
@@ -75,7 +72,8 @@ def build(kind: str, spec: str | Call, table: Mapping[str, Callable[..., Any]]) 
     """Make the member of ``table`` that ``spec`` names, with its arguments.
 
     Raises:
-        MaskwiseError: an unknown name (with the nearest one), or arguments that the member does not take.
+        MaskwiseError: an unknown name (with the nearest one), or arguments that the member does not take, by name,
+            number or type.
     """
     call = parse_call(spec) if isinstance(spec, str) else spec
     if call.name not in table:
@@ -86,4 +84,19 @@ def build(kind: str, spec: str | Call, table: Mapping[str, Callable[..., Any]]) 
     except TypeError as error:
         allowed = f"{call.name}{inspect.signature(maker)}"
         raise MaskwiseError(f"{kind} {call}: {error}", allowed=allowed.replace(" -> None", "")) from None
-    return maker(*bound.args, **bound.kwargs)
+    try:
+        return maker(*bound.args, **bound.kwargs)
+    except TypeError as error:
+        raise MaskwiseError(f"{kind} {call}: an argument of the wrong type: {error}") from error
+
+
+def split_calls(text: str) -> list[str]:
+    """``"token,span(p=0.2, max_words=5)"`` to its members: commas inside brackets do not part."""
+    parts, depth = [""], 0
+    for char in text:
+        depth += (char in "([") - (char in ")]")
+        if char == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += char
+    return [part.strip() for part in parts if part.strip()]

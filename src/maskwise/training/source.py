@@ -84,13 +84,19 @@ class HeldOut:
         blocks: rows that are never trained on.
         maskers: by kind of mask ("token", "whole-word"); each is called with epoch 0, so its masks never change.
         log_unigram: (V,) log-probabilities of tokens in the training text: the reference that knows only frequencies.
+        rows: at most this many, evenly spread.
         batch_size: rows at once.
     """
 
-    def __init__(self, blocks: Blocks, maskers: Mapping[str, Masker], log_unigram: Tensor, *, batch_size: int = 64):
+    def __init__(
+        self, blocks: Blocks, maskers: Mapping[str, Masker], log_unigram: Tensor, *, rows: int | None = None,
+        batch_size: int = 64,
+    ):  # fmt: skip
         self.log_unigram = log_unigram
+        count = min(len(blocks), rows or len(blocks))
+        chosen = torch.arange(count) * len(blocks) // max(1, count)
         self.batches = {
-            kind: [masker(blocks.batch(rows), epoch=0) for rows in torch.arange(len(blocks)).split(batch_size)]
+            kind: [masker(blocks.batch(part), epoch=0) for part in chosen.split(batch_size)]
             for kind, masker in maskers.items()
         }
         self.ratios = {kind: masker.ratio(0) for kind, masker in maskers.items()}

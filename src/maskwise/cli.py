@@ -1,0 +1,243 @@
+"""The command line. Every command takes plain words, says what it does, and turns bad input into one line and exit 2."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from maskwise.errors import MaskwiseError, unknown_name
+
+app = typer.Typer(
+    name="maskwise",
+    help="Pre-train masked language models well: choose what to mask, and learn which choice is worth it.",
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)  # fmt: skip
+out_console, err_console = Console(), Console(stderr=True)
+
+# Typer brings its own copy of click, or click itself, depending on its version; the base of its errors is in either.
+_UsageError = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+
+Out = Annotated[Path, typer.Option("--out", help="Folder for everything that is written; the same folder goes on.")]
+Json = Annotated[bool, typer.Option("--json", help="Print figures as JSON.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Settings to change, such as training.steps=500 masking.ratio=0.3")
+]
+
+
+@app.command()
+def study(
+    recipe: Annotated[str, typer.Argument(help="A shipped recipe or a YAML file.")] = "quick-start",
+    overrides: Overrides = None,
+    out: Out = Path("runs/study"),
+    engine: Annotated[str, typer.Option(help="Where runs go: local.")] = "local",
+    jobs: Annotated[int | None, typer.Option(min=1, help="Worker processes; as many as cores if not said.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare masking choices: arms x seeds x tasks, with verdicts and a report. Resumes by itself."""
+    from maskwise.recipe import read_recipe
+    from maskwise.study import run_study
+
+    if engine != "local":
+        raise MaskwiseError("unknown engine", got=engine, allowed="local", do="Ray is not built yet")
+    recipe, overrides = _recipe_or_override(recipe, overrides)
+    result = run_study(read_recipe(recipe, overrides), out, jobs=jobs, quiet=as_json)
+    if as_json:
+        _print_json(result)
+        return
+    out_console.print(_contrasts(result))
+    out_console.print(f"\n[bold]{_escape(result['headline'])}[/bold]\n", highlight=False)
+    if result["failures"]:
+        err_console.print(f"{result['failures']} runs failed: see records.jsonl", style="red")
+    out_console.print(f"Report: {result['report']}  ({result['seconds']:.0f} s)", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def pretrain(
+    recipe: Annotated[str, typer.Argument(help="A shipped recipe or a YAML file.")],
+    overrides: Overrides = None,
+    out: Out = Path("runs/pretrain"),
+    as_json: Json = False,
+) -> None:
+    """Pre-train one model. Also under torchrun, one process per device. The checkpoint is an ordinary folder."""
+    from maskwise.pretrain import run_pretrain
+    from maskwise.recipe import read_recipe
+    from maskwise.training import leave
+
+    result = run_pretrain(read_recipe(recipe, overrides or []), out, quiet=as_json)
+    leave()
+    if int(os.environ.get("RANK", "0")):
+        return
+    if as_json:
+        _print_json(result)
+        return
+    table = Table("held-out masks", "loss (nats)", "word frequencies alone", "targets", box=None)
+    for line in result["heldout"]:
+        table.add_row(f"{line['masks']} {line['ratio']:.0%}", f"{line['loss']:.3f}", f"{line['unigram']:.3f}", str(line["targets"]))
+    out_console.print(table)
+    out_console.print(f"Checkpoint: {result['checkpoint']}  ({result['seconds']:.0f} s)", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def finetune(
+    model: Annotated[str, typer.Argument(help="A checkpoint folder or hub id.")],
+    task: Annotated[list[str], typer.Option("--task", help="A bundled task, a file, a folder, or hf:ID. Repeatable.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="Settings, such as learning_rate=1e-3 epochs=3")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Fine-tunings per task.")] = 3,
+    out: Out = Path("runs/finetune"),
+    as_json: Json = False,
+) -> None:
+    """Fine-tune a checkpoint on tasks and score it on their test sets, several seeds each."""
+    from maskwise.pretrain import run_finetune
+
+    results = run_finetune(model, task, overrides or [], seeds=seeds, out=out, quiet=as_json)
+    if as_json:
+        _print_json(results)
+        return
+    table = Table("task", "metric", "mean", "every seed", "majority", "test items", box=None)
+    for line in results:
+        each = " ".join(f"{score:.3f}" for score in line["fine_tuning"])
+        table.add_row(
+            line["task"], line["metric"], f"{line['score']:.3f}", each, f"{line['majority']:.3f}", str(line["test_items"])
+        )
+    out_console.print(table)
+
+
+@app.command()
+def inspect(
+    text: Annotated[str, typer.Argument(help="A text, or a file of texts.")],
+    policy: Annotated[str, typer.Option(help="One or more policies, separated by commas.")] = "token,whole-word",
+    ratio: Annotated[str, typer.Option(help="A number, or a schedule such as linear(0.3, 0.15).")] = "0.15",
+    budget: Annotated[str, typer.Option(help="exact, expected or bernoulli.")] = "exact",
+    corruption: Annotated[str, typer.Option(help="How chosen tokens are shown.")] = "bert",
+    fill: Annotated[str, typer.Option(help="none, random or skip-row.")] = "none",
+    tokenizer: Annotated[str | None, typer.Option(help="A folder or hub id; a small one of our own if not said.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the masks.")] = 0,
+    step: Annotated[int, typer.Option(help="Where the schedule stands.")] = 0,
+    total_steps: Annotated[int, typer.Option(help="How long the schedule is.")] = 1000,
+    html: Annotated[Path | None, typer.Option(help="Also write a page.")] = None,
+    as_json: Json = False,
+) -> None:
+    """See the masks: the same text under one or more policies."""
+    from maskwise.inspection import inspect_text, render_html, render_terminal
+
+    found = inspect_text(
+        text, policy, ratio=ratio, budget=budget, corruption=corruption, fill=fill, tokenizer=tokenizer, seed=seed,
+        step=step, total_steps=total_steps,
+    )  # fmt: skip
+    if html is not None:
+        render_html(found, html)
+        err_console.print(f"wrote {html}", highlight=False)
+    if as_json:
+        _print_json([entry.as_dict() for entry in found])
+    else:
+        out_console.print(render_terminal(found))
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="A study or pre-training folder.")],
+    html: Annotated[Path | None, typer.Option(help="Where to write the page; FOLDER/report.html if not said.")] = None,
+) -> None:
+    """Draw the page of a study (or of one run) anew, from its files."""
+    from maskwise.report import write_report
+
+    out_console.print(str(write_report(folder, html)), highlight=False, soft_wrap=True)
+
+
+@app.command()
+def bench(
+    name: Annotated[str, typer.Argument(help="Which benchmark.")] = "mask",
+    as_json: Json = False,
+) -> None:
+    """Measure speed beside the peers, in one run on this machine."""
+    from maskwise.bench import BENCHES, render
+
+    if name not in BENCHES:
+        raise unknown_name("benchmark", name, BENCHES)
+    result = BENCHES[name]()
+    if as_json:
+        _print_json(result)
+    else:
+        out_console.print(render(result))
+
+
+@app.command("list")
+def list_names(
+    what: Annotated[str, typer.Argument(help="policies, schedules, corruptions, objectives, tasks or recipes")],
+    as_json: Json = False,
+) -> None:
+    """List what there is, with a line on each."""
+    from maskwise.inspection import TABLES, describe_table
+
+    if what not in TABLES:
+        raise unknown_name("list", what, TABLES)
+    rows = describe_table(what)
+    if as_json:
+        _print_json([{"name": name, "arguments": arguments, "what": line} for name, arguments, line in rows])
+        return
+    table = Table("name", "arguments", "what", box=None, padding=(0, 2))
+    for row in rows:
+        table.add_row(*(_escape(cell) for cell in row))
+    out_console.print(table)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command; exit code 2 and one line for bad input, 130 after Ctrl-C."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        code = app(args=list(arguments) if arguments is not None else None, standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except MaskwiseError as error:
+        _fail(str(error))
+    except _UsageError as error:
+        _fail(error.format_message())  # type: ignore[attr-defined]
+    except (KeyboardInterrupt, typer.Abort):
+        err_console.print("\ninterrupted; the same command goes on where it stopped")
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+
+
+def _fail(line: str) -> None:
+    err_console.print(f"maskwise: {' '.join(line.split())}", style="red", markup=False, highlight=False, soft_wrap=True)
+    sys.exit(2)
+
+
+def _recipe_or_override(recipe: str, overrides: list[str] | None) -> tuple[str, list[str]]:
+    """``maskwise study training.steps=10`` means the quick start with an override."""
+    if "=" in recipe and not Path(recipe).exists():
+        return "quick-start", [recipe, *(overrides or [])]
+    return recipe, overrides or []
+
+
+def _print_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n")
+
+
+def _contrasts(result: dict[str, Any]) -> Table:
+    table = Table("arm", "against", "judged by", "difference", "95 % interval", "verdict", box=None, padding=(0, 2))
+    colours = {"decided": "green", "suggests": "yellow", "undecided": "white", "void": "red"}
+    for row in result["contrasts"]:
+        interval = "" if row.get("low") is None else f"{row['low']:+.3f} … {row['high']:+.3f}"
+        mean = "" if row.get("mean") is None else f"{row['mean']:+.3f}"
+        verdict = f"[{colours.get(row['verdict'], 'white')}]{row['verdict']}[/] ({row['reason']})"
+        table.add_row(row["arm"], row["baseline"], row["outcome"], mean, interval, verdict)
+    return table
+
+
+def _escape(text: str) -> str:
+    return text.replace("[", r"\[")
+
+
+if __name__ == "__main__":
+    main()

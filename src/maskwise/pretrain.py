@@ -1,0 +1,127 @@
+"""The single-run commands: ``maskwise pretrain`` and ``maskwise finetune``. The work is that of a study's stages."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from maskwise.corpus import load_tokenizer
+from maskwise.errors import MaskwiseError, unknown_name
+from maskwise.recipe import Recipe, parse_value
+from maskwise.study.runner import check_inputs, hardware, versions, write_lines
+from maskwise.study.stages import Prepared, prepare_stage, pretrain, run_stage, write_json
+from maskwise.tasks import FinetuneSettings, finetune, load_task
+
+
+def run_pretrain(recipe: Recipe, out: Path, *, quiet: bool = False) -> dict[str, Any]:
+    """Pre-train one model into ``out``: ``checkpoint/``, ``metrics.jsonl``, ``recipe.yaml``, ``done.json``.
+
+    Under torchrun every process calls this; rank 0 prepares and writes. A finished run is returned as it is; an
+    interrupted one goes on.
+
+    Raises:
+        MaskwiseError: bad input; a folder that holds something else, or another recipe's run.
+    """
+    rank = int(os.environ.get("RANK", "0"))
+    text = recipe.to_yaml()
+    check_inputs(recipe)
+    if rank == 0:
+        _check_folder(out, recipe)
+    if (out / "done.json").is_file():
+        return {**json.loads((out / "done.json").read_text()), "checkpoint": str(out / "checkpoint")}
+    began = time.perf_counter()
+    prepared = prepare_stage(recipe)
+    if rank == 0:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "recipe.yaml").write_text(text, encoding="utf-8")
+        run_stage(prepared, out / "stages")
+    _wait_for(prepared.folder(out / "stages") / "done.json")
+    plain = recipe.model_dump(mode="json", include={"model", "masking", "evaluation"})
+    facts = {"recipe": recipe.name, "corpus": recipe.corpus.source}
+    result = pretrain(
+        Prepared.load(prepared.folder(out / "stages")), **plain, training=recipe.training, folder=out, quiet=quiet,
+        facts=facts,
+    )  # fmt: skip
+    result |= {"seconds": round(time.perf_counter() - began, 1), "versions": versions(), "hardware": hardware()}
+    if rank == 0:
+        write_json(out / "done.json", result)
+    return {**result, "checkpoint": str(out / "checkpoint")}
+
+
+def run_finetune(
+    model: str, tasks: list[str], overrides: Iterable[str], *, seeds: int, out: Path, quiet: bool = False
+) -> list[dict[str, Any]]:
+    """Fine-tune a checkpoint on each task with each seed; returns and writes one record a task.
+
+    Raises:
+        MaskwiseError: no checkpoint, no such task, an unknown setting.
+    """
+    settings = _finetune_settings(overrides, seeds)
+    loaded = [load_task(task) for task in tasks]
+    tokenizer = load_tokenizer(model, needs_mask=False)
+    if out.is_dir() and any(out.iterdir()) and not (out / "records.jsonl").is_file():
+        raise MaskwiseError(f"--out {out} holds something else", do="give a new folder")
+    records = []
+    for task in loaded:
+        runs = [
+            finetune(
+                model, task, tokenizer=tokenizer, settings=settings.training(task, seed=seed), seed=seed,
+                max_length=settings.max_length, quiet=quiet,
+            )  # fmt: skip
+            for seed in range(settings.seeds)
+        ]
+        scores = [run["score"] for run in runs]
+        facts = {key: runs[0][key] for key in ("task", "metric", "majority", "test_items", "lost_words")}
+        records.append({**facts, "model": model, "score": sum(scores) / len(scores), "fine_tuning": scores})
+    out.mkdir(parents=True, exist_ok=True)
+    write_lines(out / "records.jsonl", records)
+    return records
+
+
+def _finetune_settings(overrides: Iterable[str], seeds: int) -> FinetuneSettings:
+    raw: dict[str, Any] = {"seeds": seeds}
+    for override in overrides:
+        key, sign, text = override.partition("=")
+        if not sign:
+            raise MaskwiseError("a setting is key=value", got=override, do="for example learning_rate=1e-3")
+        if key not in FinetuneSettings.model_fields:
+            raise unknown_name("fine-tuning setting", key, FinetuneSettings.model_fields)
+        raw[key] = parse_value(text)
+    try:
+        return FinetuneSettings(**raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise MaskwiseError(f"{first['loc'][0]}: {first['msg']}", got=first.get("input")) from None
+
+
+def _check_folder(out: Path, recipe: Recipe) -> None:
+    if out.exists() and not out.is_dir():
+        raise MaskwiseError("--out is a file", got=str(out), do="give a folder")
+    if not out.is_dir() or not any(out.iterdir()):
+        return
+    known = out / "recipe.yaml"
+    if not known.is_file():
+        found = ", ".join(sorted(p.name for p in out.iterdir())[:3])
+        raise MaskwiseError(f"--out {out} holds something else", got=found, do="give a new folder")
+    before, now = yaml.safe_load(known.read_text(encoding="utf-8")), recipe.model_dump(mode="json")
+    changed = [key for key in now if now[key] != before.get(key)]
+    if changed:
+        raise MaskwiseError(
+            f"--out {out} holds a run of another recipe", got=f"a change in {', '.join(changed)}", do="give a new folder"
+        )
+
+
+def _wait_for(path: Path, seconds: float = 3600.0) -> None:
+    """Other ranks wait for rank 0's file: preparing can outlast a collective's time limit."""
+    end = time.monotonic() + seconds
+    while not path.is_file():
+        if time.monotonic() > end:
+            raise MaskwiseError(f"{path} did not appear", do="is the folder shared by all processes?")
+        time.sleep(0.2)

@@ -1,0 +1,81 @@
+"""See the masks: a text, piece by piece, with what a masker did to each. For ``inspect`` and for reports."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+
+from maskwise.annotate import encode
+from maskwise.masking import IGNORE, Masker
+
+
+class Piece(NamedTuple):
+    """A stretch of the text, one token long.
+
+    Attributes:
+        text: as it stands in the text, white space before it included.
+        state: ``shown`` (not chosen), ``masked``, ``random`` (another token stands here), ``kept`` (chosen, unchanged).
+        shown: what the model reads instead; empty where it reads the text itself.
+    """
+
+    text: str
+    state: str
+    shown: str = ""
+
+    def as_dict(self) -> dict[str, str]:
+        return {"text": self.text, "state": self.state} | ({"shown": self.shown} if self.shown else {})
+
+
+class Shown(NamedTuple):
+    """One masked text: its pieces, and the rows a sequence-to-sequence model would read and write ("" otherwise)."""
+
+    pieces: list[Piece]
+    source: str
+    target: str
+    ratio: float
+
+
+def show_masks(
+    masker: Masker, tokenizer: Any, text: str, *, step: int = 0, total_steps: int | None = None,
+    max_length: int | None = None, layers: dict[str, list[int]] | None = None,
+) -> Shown:  # fmt: skip
+    """Mask one text and say what happened to each of its tokens.
+
+    Args:
+        masker: what masks.
+        tokenizer: a fast tokenizer.
+        step, total_steps: where the schedule stands.
+        max_length: cut the text after so many tokens.
+        layers: further layers of the tokens, by name.
+    """
+    row = {**encode(tokenizer, [text], max_length=max_length)[0], **(layers or {})}
+    batch = masker([row], step=step, total_steps=total_steps, epoch=0)
+    offsets = tokenizer(
+        text, return_offsets_mapping=True, truncation=max_length is not None, max_length=max_length
+    )["offset_mapping"]
+    keeps = masker.corruption.keeps_length
+    pieces, end = [], 0
+    for place, (start, stop) in enumerate(offsets):
+        if stop <= start or not bool(batch.source.content[0, place]):
+            continue
+        chosen, shown = bool(batch.selected[0, place]), ""
+        state = "masked" if chosen else "shown"
+        if keeps:
+            now, before = int(batch.input_ids[0, place]), int(batch.source.input_ids[0, place])
+            if chosen and now == before:
+                state = "kept"
+            elif chosen and now != masker.vocabulary.mask:
+                state, shown = "random", tokenizer.convert_ids_to_tokens(now)
+        pieces.append(Piece(text[min(end, start) : stop] if stop > end else "", state, shown))
+        end = max(end, stop)
+    source, target = "", ""
+    if not keeps:
+        source = _decode(tokenizer, batch.input_ids[0])
+        target = _decode(tokenizer, batch.labels[0][batch.labels[0] != IGNORE])
+    return Shown([p for p in pieces if p.text], source, target, batch.realised_ratio)
+
+
+def _decode(tokenizer: Any, ids: torch.Tensor) -> str:
+    kept = [i for i in ids.tolist() if i != tokenizer.pad_token_id]
+    return tokenizer.decode(kept, clean_up_tokenization_spaces=False)
