@@ -4,14 +4,16 @@ Why: with a generator, a mask depends on everything drawn before it (batch size,
 hash it depends on nothing but its own coordinates, so masks are the same for any batch composition and on any
 device, and nothing has to be saved.
 
-How: each (row, purpose) gets two 32-bit words by two full mixes of (seed, epoch, purpose, id high, id low). The key
-of index i in that row is ``mix(word0 + i · odd(word1))``. Both steps are bijections of 32-bit integers, so **keys
-within a row are distinct by construction**: there are no ties. The multiplier differs from row to row, so that rows
-are not shifted copies of each other, which a common multiplier makes them (``tests/test_keys.py`` searches).
+How: per purpose, the 64 bits of an example id are mixed into 64 other bits by a bijection that (seed, epoch, purpose)
+choose; they make two words, ``start`` and ``odd``. The key of index i in that row is ``mix(start + i · odd)``. All
+steps are bijections, so **keys within a row are distinct by construction** (there are no ties), and no two examples
+have the same words but for the lowest bit of ``odd``. The multiplier differs from row to row, so that rows are not
+shifted copies of each other, which a common multiplier makes them (``tests/test_keys.py`` searches).
 
-Cost: 11 integer operations a draw in plain torch, 300M draws a second on one core.
+Cost: 12 integer operations a draw in plain torch, 400M draws a second on one core.
 
-The mixer is Chris Wellons' ``lowbias32`` (public domain; nullprogram.com/blog/2018/07/31).
+The mixers are Chris Wellons' ``lowbias32`` (public domain; nullprogram.com/blog/2018/07/31) and the finaliser of
+SplitMix64 (Steele, Lea and Flood 2014, OOPSLA, figure 17).
 """
 
 from __future__ import annotations
@@ -22,9 +24,13 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-_A, _B = 0x7FEB352D, 0x846CA68B - (1 << 32)
 _WORD = 1 << 32
+_A, _B = 0x7FEB352D, 0x846CA68B - _WORD
 _A_INVERSE, _B_INVERSE = ((pow(n % _WORD, -1, _WORD) + (1 << 31)) % _WORD - (1 << 31) for n in (_A, _B))
+_C, _D = 0xBF58476D1CE4E5B9 - (1 << 64), 0x94D049BB133111EB - (1 << 64)
+# Shifts, each with the mask of the bits that it leaves, for torch shifts signs in from the left; then the factors.
+_NUMBERS_32 = (16, 0xFFFF, 15, 0x1FFFF, _A, _B, _A_INVERSE, _B_INVERSE)
+_NUMBERS_64 = (30, (1 << 34) - 1, 27, (1 << 37) - 1, 31, (1 << 33) - 1, _C, _D)
 
 
 class Purpose(IntEnum):
@@ -43,25 +49,39 @@ class Purpose(IntEnum):
     LENGTH = 11  # lengths and places of insertions and infilled spans
     PERMUTE = 12  # the order of sentences
     ACCEPT = 13  # acceptance draws (PTW)
+    BERNOULLI = 14  # each unit by itself (budget "bernoulli")
 
 
 def mix(x: Tensor) -> Tensor:
     """A bijection of int32 that looks random (lowbias32). Any shape; the input is left alone."""
-    by16, low16, by15, low17 = _shifts(x.device)
-    half = (x >> by16).bitwise_and_(low16)
-    x = (x ^ half).mul_(_A)
+    return _mix_(x.clone())
+
+
+def _mix_(x: Tensor) -> Tensor:
+    """``mix`` in place."""
+    by16, low16, by15, low17, a, b, _, _ = _constants_of(x.device)
+    half = x >> by16
+    x.bitwise_xor_(half.bitwise_and_(low16)).mul_(a)
     torch.bitwise_right_shift(x, by15, out=half)
-    x.bitwise_xor_(half.bitwise_and_(low17)).mul_(_B)
+    x.bitwise_xor_(half.bitwise_and_(low17)).mul_(b)
     torch.bitwise_right_shift(x, by16, out=half)
     return x.bitwise_xor_(half.bitwise_and_(low16))
 
 
+def _mix64_(x: Tensor) -> Tensor:
+    """A bijection of int64 that looks random, in place (SplitMix64's finaliser)."""
+    by30, low34, by27, low37, by31, low33, c, d = _constants_of(x.device, torch.int64)
+    x.bitwise_xor_((x >> by30).bitwise_and_(low34)).mul_(c)
+    x.bitwise_xor_((x >> by27).bitwise_and_(low37)).mul_(d)
+    return x.bitwise_xor_((x >> by31).bitwise_and_(low33))
+
+
 def unmix(x: Tensor) -> Tensor:
     """The inverse of ``mix``."""
-    by16, low16, by15, low17 = _shifts(x.device)
-    x = (x ^ (x >> by16).bitwise_and_(low16)).mul_(_B_INVERSE)
+    by16, low16, by15, low17, _, _, a_inverse, b_inverse = _constants_of(x.device)
+    x = (x ^ (x >> by16).bitwise_and_(low16)).mul_(b_inverse)
     half = (x >> by15).bitwise_and_(low17)
-    x.bitwise_xor_(half).bitwise_xor_(half >> by15).mul_(_A_INVERSE)
+    x.bitwise_xor_(half).bitwise_xor_(half >> by15).mul_(a_inverse)
     return x.bitwise_xor_((x >> by16).bitwise_and_(low16))
 
 
@@ -73,14 +93,16 @@ def inverse_odd(x: Tensor) -> Tensor:
     return inverse
 
 
-@lru_cache(maxsize=8)
-def _shifts(device: torch.device) -> tuple[Tensor, ...]:
-    """Shifts and masks as tensors: torch converts a plain number at every bitwise operation, which costs as much again."""
-    return tuple(torch.tensor(n, dtype=torch.int32, device=device) for n in (16, 0xFFFF, 15, 0x1FFFF))
+@lru_cache(maxsize=16)
+def _constants_of(device: torch.device, dtype: torch.dtype = torch.int32) -> tuple[Tensor, ...]:
+    """As tensors: torch converts a plain number at every bitwise operation, which costs as much as the operation."""
+    numbers = _NUMBERS_32 if dtype == torch.int32 else _NUMBERS_64
+    return tuple(torch.tensor(n, dtype=dtype, device=device) for n in numbers)
 
 
 def mix_int(x: int) -> int:
-    """``mix`` for one Python integer, unsigned."""
+    """``mix`` for one Python integer, unsigned; of more than 32 bits the lower ones count."""
+    x %= _WORD
     x ^= x >> 16
     x = (x * _A) % _WORD
     x ^= x >> 15
@@ -93,18 +115,18 @@ def fold(*numbers: int) -> int:
     word = 0x9E3779B9
     for number in numbers:
         for half in (number & 0xFFFFFFFF, (number >> 32) & 0xFFFFFFFF):
-            word = mix_int((mix_int(word ^ half) + 0x6A09E667) % _WORD)
+            word = mix_int(mix_int(word ^ half) + 0x6A09E667)
     return word
 
 
 @lru_cache(maxsize=64)
-def _constants(seed: int, epoch: int | None, step: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Additive words and odd multipliers, each (purposes, 2, 1): the part of a row key that rows share."""
+def _shared(seed: int, epoch: int | None, step: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """An additive word and an odd multiplier for each purpose, both (purposes, 1) int64: what rows share."""
     when = (0, epoch) if epoch is not None else (1, step)
-    words = [[fold(seed, *when, purpose, lane) for lane in (0, 1)] for purpose in Purpose]
-    odds = [[fold(word, 7) | 1 for word in pair] for pair in words]
-    add, odd = (torch.tensor(x, dtype=torch.int64).to(torch.int32).unsqueeze(-1) for x in (words, odds))
-    return add.to(device), odd.to(device)
+    lanes = torch.tensor([fold(seed, *when, lane) for lane in range(4)])
+    purposes = torch.arange(1, len(Purpose) + 1, dtype=torch.int32).unsqueeze(1)
+    add, odd = mix(mix(lanes.to(torch.int32) ^ purposes) + purposes).view(torch.int64).split(1, dim=1)
+    return add.to(device), (odd | 1).to(device)
 
 
 class Keys:
@@ -118,9 +140,10 @@ class Keys:
     """
 
     def __init__(self, example_id: Tensor, *, seed: int, epoch: int | None, step: int = 0):
-        add, odd = _constants(seed, epoch, step if epoch is None else 0, example_id.device)
-        low, high = example_id.to(torch.int32), (example_id >> 32).to(torch.int32)
-        self._words_P2B = mix(mix(add ^ high) + low * odd)
+        add_P1, odd_P1 = _shared(seed, epoch, step if epoch is None else 0, example_id.device)
+        # All purposes at once: for a batch of rows an operation costs its call, not its numbers.
+        words = _mix64_(torch.addcmul(add_P1, example_id, odd_P1)).view(torch.int32)
+        self._start_PB, self._odd_PB = words[:, 0::2].contiguous(), words[:, 1::2] | 1
 
     def draw(self, purpose: Purpose, index: Tensor) -> Tensor:
         """int32 of the shape (B, X), uniform over all 32-bit integers; distinct for distinct indices of a row.
@@ -128,18 +151,18 @@ class Keys:
         Args:
             index: (X,) or (B, X) int32; which draw of the row.
         """
-        word_2B = self._words_P2B[purpose - 1]
-        return mix(word_2B[0].unsqueeze(1) + index * (word_2B[1] | 1).unsqueeze(1))
+        start_B1, odd_B1 = self._start_PB[purpose - 1].unsqueeze(1), self._odd_PB[purpose - 1].unsqueeze(1)
+        return _mix_(torch.addcmul(start_B1, index, odd_B1))
 
     def index_of(self, purpose: Purpose, draw: Tensor) -> Tensor:
         """The inverse of ``draw``: int32 (B, X) draws back to their indices."""
-        word_2B = self._words_P2B[purpose - 1].unsqueeze(2)
-        return (unmix(draw) - word_2B[0]) * inverse_odd(word_2B[1] | 1)
+        start_B1, odd_B1 = self._start_PB[purpose - 1].unsqueeze(1), self._odd_PB[purpose - 1].unsqueeze(1)
+        return unmix(draw).sub_(start_B1).mul_(inverse_odd(odd_B1))
 
     def draw_at(self, purpose: Purpose, row: Tensor, index: Tensor) -> Tensor:
         """int32 (M,): the same draws, only at the places (row, index), both (M,)."""
-        word_2M = self._words_P2B[purpose - 1].index_select(1, row)
-        return mix(word_2M[0] + index * (word_2M[1] | 1))
+        start_M = self._start_PB[purpose - 1].index_select(0, row)
+        return _mix_(start_M.addcmul_(index, self._odd_PB[purpose - 1].index_select(0, row)))
 
     def uniform(self, purpose: Purpose, index: Tensor) -> Tensor:
         """float64 (B, X) in (0, 1): the centre of one of 2³² equal cells, so never 0 or 1."""
@@ -147,7 +170,7 @@ class Keys:
 
     def row_uniform(self, purpose: Purpose) -> Tensor:
         """float64 (B,) in (0, 1): one draw a row."""
-        return unit_interval(mix(self._words_P2B[purpose - 1].sum(0, dtype=torch.int32)))
+        return unit_interval(self._odd_PB[purpose - 1])
 
 
 def within(draw: Tensor, share: float) -> Tensor:
@@ -161,7 +184,7 @@ def within(draw: Tensor, share: float) -> Tensor:
 
 def unit_interval(draw: Tensor) -> Tensor:
     """int32 draws to float64 in (0, 1), exactly, in the order of the signed integers."""
-    return (draw.to(torch.float64) + (2.0**31 + 0.5)) / _WORD
+    return draw.to(torch.float64).add_(2.0**31 + 0.5).mul_(2.0**-32)
 
 
 def below(draw: Tensor, count: int) -> Tensor:
@@ -177,6 +200,6 @@ def content_ids(input_ids: Tensor, content: Tensor) -> Tensor:
     """
     rank = content.cumsum(1, dtype=torch.int32)
     token = input_ids.to(torch.int32)
-    words = [mix(mix(token + rank * odd) + rank).long() * content for odd in (0x2545F491, 0x1B873593)]
-    low, high = (word.sum(1) for word in words)
-    return (mix(high.to(torch.int32)).long() << 32) ^ mix(low.to(torch.int32)).long()
+    words = [_mix_(_mix_(token + rank * odd).add_(rank)) * content for odd in (0x2545F491, 0x1B873593)]
+    low, high = (mix(word.sum(1, dtype=torch.int32)).long() for word in words)
+    return (high << 32) ^ low

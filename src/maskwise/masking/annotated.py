@@ -20,13 +20,16 @@ from torch import Tensor
 
 from maskwise.errors import MaskwiseError
 from maskwise.keys import content_ids
-from maskwise.masking.vocabulary import ORDINARY, SPECIAL, Vocabulary
+from maskwise.masking.vocabulary import Vocabulary
 
 Rows = Sequence[Mapping[str, Any]] | Mapping[str, Any]
 
-# Carried by rows for the drop-ins, or for the model alone: never layers.
-_NOT_LAYERS = {"input_ids", "attention_mask", "special_tokens_mask", "example_id", "step", "epoch", "labels"}
-_FILL = {"token_type_ids": 0, "position_ids": 0}
+# What rows may carry for others: the collator reads step and epoch; labels are made here.
+_IGNORED = {"step", "epoch", "labels", "label", "label_ids"}
+# Columns that only the model reads.
+_EXTRAS = {"token_type_ids", "position_ids"}
+# What padding is; −1 in layers.
+_FILL = {"input_ids": 0, "attention_mask": 0, "special_tokens_mask": 1, "token_type_ids": 0, "position_ids": 0}
 
 
 @dataclass
@@ -81,25 +84,28 @@ class AnnotatedBatch:
         Raises:
             MaskwiseError: no rows, layers of the wrong length, ids outside the vocabulary.
         """
-        columns = _columns(rows) if not isinstance(rows, Mapping) else _tensors(rows)
+        columns = _stacked(rows) if isinstance(rows, Mapping) else _gathered(rows)
         ids = columns.pop("input_ids")
-        special = columns.pop("special_tokens_mask", None)
-        attention = columns.pop("attention_mask", None)
-        example_id = columns.pop("example_id", None)
+        vocabulary, flat = vocabulary.to(ids.device), ids.view(-1)
+        # On an accelerator a bad index would take the whole process down, so there it is looked for first.
+        if ids.device.type != "cpu" and ids.numel() and not bool((flat == flat.clamp(0, vocabulary.size - 1)).all()):
+            raise _outside(ids, vocabulary.size)
         try:
-            kind = vocabulary.kind.index_select(0, ids.reshape(-1)).view(ids.shape)
+            content = vocabulary.content.index_select(0, flat).view(ids.shape)
         except (IndexError, RuntimeError):
             raise _outside(ids, vocabulary.size) from None
-        content, eligible = kind != SPECIAL, kind == ORDINARY
-        for hidden in (None if attention is None else attention == 0, None if special is None else special != 0):
-            if hidden is not None:
-                content.masked_fill_(hidden, False)
-                eligible.masked_fill_(hidden, False)
+        eligible = vocabulary.eligible.index_select(0, flat).view(ids.shape)
+        attention, special = columns.pop("attention_mask", None), columns.pop("special_tokens_mask", None)
+        if attention is not None:
+            content &= attention.bool()
+        if special is not None:
+            content &= ~special.bool()
+        eligible &= content
+        example_id = columns.pop("example_id", None)
         if example_id is None:
             warnings.warn("rows have no example_id: masks are keyed by a hash of their content", stacklevel=4)
             example_id = content_ids(ids, content)
-        columns = {name: value for name, value in columns.items() if name not in _NOT_LAYERS}
-        extras = {name: columns.pop(name) for name in list(columns) if name in _FILL}
+        extras = {name: columns.pop(name) for name in _EXTRAS & columns.keys()}
         return cls(ids, attention, content, eligible, example_id, columns, extras)
 
     def segments(self) -> Iterator[tuple[AnnotatedBatch, Tensor, Tensor]]:
@@ -109,27 +115,25 @@ class AnnotatedBatch:
         stands; ``inside`` (b, l) bool tells tokens from padding. Segments of like length come together, in
         power-of-two buckets, so that memory stays below twice that of the batch.
         """
-        width = self.input_ids.shape[1]
-        ids = self.example_id
-        fresh = self.content.clone()
-        if width > 1:
-            fresh[:, 1:] &= ~self.content[:, :-1] | (ids[:, 1:] != ids[:, :-1])
-        where = self.content.flatten().nonzero().flatten()
-        starts = fresh.flatten().index_select(0, where)
-        number = starts.cumsum(0) - 1
-        lengths = torch.bincount(number)
-        first = starts.nonzero().flatten()
-        bucket = (lengths - 1).clamp(min=1).to(torch.float64).log2().floor()
+        width, ids = self.input_ids.shape[1], self.example_id.reshape(-1)
+        where = self.content.view(-1).nonzero().view(-1)
+        name, row = ids[where], where // width
+        # A segment reaches from its first to its last content token, special tokens between them included.
+        fresh = torch.ones_like(where, dtype=torch.bool)
+        fresh[1:] = (name[1:] != name[:-1]) | (row[1:] != row[:-1])
+        first = where[fresh]
+        lengths = where[fresh.roll(-1)] - first + 1
+        bucket = lengths.to(torch.float64).log2().floor()
+        columns = {"input_ids": self.input_ids, "content": self.content, "eligible": self.eligible, **self.layers}
         for size in bucket.unique().tolist():
-            chosen = (bucket == size).nonzero().flatten()
-            span = torch.arange(int(lengths[chosen].max()), device=ids.device)
-            inside = span < lengths[chosen].unsqueeze(1)
-            positions = where[(first[chosen].unsqueeze(1) + span).clamp(max=len(where) - 1)]
-            take = {"input_ids": self.input_ids, "eligible": self.eligible, **self.layers}
-            parts = {name: tensor.flatten()[positions] for name, tensor in take.items()}
+            start, length = first[bucket == size].unsqueeze(1), lengths[bucket == size].unsqueeze(1)
+            span = torch.arange(int(length.max()), device=ids.device)
+            inside = span < length
+            positions = torch.where(inside, start + span, start)
+            part = {name: column.reshape(-1)[positions] for name, column in columns.items()}
             small = AnnotatedBatch(
-                parts.pop("input_ids"), inside.long(), inside, parts.pop("eligible") & inside,
-                ids.flatten()[positions[:, 0]], {name: part.masked_fill(~inside, -1) for name, part in parts.items()},
+                part.pop("input_ids"), inside.long(), part.pop("content") & inside, part.pop("eligible") & inside,
+                ids[start[:, 0]], {name: layer.masked_fill(~inside, -1) for name, layer in part.items()},
             )  # fmt: skip
             yield small, positions, inside
 
@@ -142,28 +146,29 @@ def _outside(ids: Tensor, size: int) -> MaskwiseError:
     )  # fmt: skip
 
 
-def _tensors(rows: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Check a dict of tensors; shapes must agree."""
+def _stacked(rows: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Check a dict of tensors; shapes must agree. Columns of strings are left out, as they are in lists of dicts."""
     if "input_ids" not in rows:
         raise MaskwiseError("rows have no input_ids", got=f"columns {sorted(rows)}")
-    columns = {name: torch.as_tensor(value) for name, value in rows.items() if value is not None}
+    columns = {
+        name: _numbers(name, value)
+        for name, value in rows.items()
+        if value is not None and name not in _IGNORED and not _is_text(value)
+    }
     ids = columns["input_ids"]
     if ids.dim() != 2 or ids.dtype.is_floating_point:
         raise MaskwiseError("input_ids must be whole numbers of the shape (B, L)", got=f"{ids.dtype} {tuple(ids.shape)}")
     for name, value in columns.items():
-        rowwise = name == "example_id" and value.shape == ids.shape[:1]
-        if name not in ("step", "epoch") and value.shape != ids.shape and not rowwise:
-            raise MaskwiseError(
-                f"column {name!r} does not fit input_ids", got=tuple(value.shape), allowed=tuple(ids.shape)
-            )
-    columns["input_ids"] = ids.long()
-    if "example_id" in columns:
-        columns["example_id"] = columns["example_id"].long()
+        if value.shape != ids.shape and not (name == "example_id" and value.shape == ids.shape[:1]):
+            got = tuple(value.shape)
+            raise MaskwiseError(f"column {name!r} does not fit input_ids", got=got, allowed=tuple(ids.shape))
+    for name in {"input_ids", "example_id"} & columns.keys():
+        columns[name] = columns[name].long().contiguous()
     return columns
 
 
-def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-    """A list of dicts to padded tensors. Padding is 0 in ids and masks, which ``attention_mask`` hides, −1 in layers."""
+def _gathered(rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+    """A list of dicts to padded tensors: 0 in ids and masks, which ``attention_mask`` hides, −1 in layers."""
     if not len(rows):
         raise MaskwiseError("no rows to mask", got="an empty list")
     if "input_ids" not in rows[0]:
@@ -172,17 +177,16 @@ def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
     width = max(lengths)
     columns: dict[str, Tensor] = {}
     for name, value in rows[0].items():
-        if name in ("step", "epoch") or isinstance(value, str) or value is None:
+        if name in _IGNORED or value is None or _is_text(value):
             continue
         values = [row.get(name) for row in rows]
         if any(v is None for v in values):
-            raise MaskwiseError(f"column {name!r} is missing in some rows", got=f"row {[v is None for v in values].index(True)}")
-        if np.ndim(value) == 0:
-            if name == "example_id":
-                columns[name] = torch.tensor([int(v) for v in values])
-            continue
-        fill = 0 if name in ("input_ids", "attention_mask") else _FILL.get(name, 1 if name.startswith("special") else -1)
-        columns[name] = _pad(name, values, lengths, width, fill)
+            row = [v is None for v in values].index(True)
+            raise MaskwiseError(f"column {name!r} is missing in some rows", got=f"none in row {row}")
+        if hasattr(value, "__len__") and np.ndim(value):
+            columns[name] = _padded(name, values, lengths, width)
+        elif name == "example_id":
+            columns[name] = _numbers(name, [int(v) for v in values])
     if min(lengths) < width:
         inside = torch.arange(width) < torch.tensor(lengths).unsqueeze(1)
         given = columns.get("attention_mask")
@@ -190,25 +194,37 @@ def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
     return columns
 
 
-def _pad(name: str, values: list[Any], lengths: list[int], width: int, fill: int) -> Tensor:
+def _padded(name: str, values: list[Any], lengths: list[int], width: int) -> Tensor:
     got = [len(v) for v in values]
     if got != lengths:
         row = next(i for i, (a, b) in enumerate(zip(got, lengths)) if a != b)
         raise MaskwiseError(f"layer {name!r} of row {row} has the wrong length", got=got[row], allowed=lengths[row])
-    first = values[0]
-    if isinstance(first, Tensor | np.ndarray):
+    if isinstance(values[0], Tensor | np.ndarray):
         flat = torch.cat([torch.as_tensor(v) for v in values])
     else:
-        # None (as in a tokenizer's word_ids) means "belongs to nothing".
-        try:
-            flat = torch.from_numpy(np.fromiter(chain.from_iterable(values), np.int64, count=sum(lengths)))
-        except TypeError:
-            clean = [-1 if x is None else x for v in values for x in v]
-            flat = torch.tensor(clean)
+        flat = _numbers(name, list(chain.from_iterable(values)))
     if not flat.dtype.is_floating_point:
         flat = flat.long()
-    if lengths.count(width) == len(lengths):
+    if min(lengths) == width:
         return flat.view(len(values), width)
-    out = torch.full((len(values), width), fill, dtype=flat.dtype)
+    out = torch.full((len(values), width), _FILL.get(name, -1), dtype=flat.dtype)
     out[torch.arange(width) < torch.tensor(lengths).unsqueeze(1)] = flat
     return out
+
+
+def _is_text(value: Any) -> bool:
+    while isinstance(value, list | tuple) and len(value):
+        value = value[0]
+    return isinstance(value, str)
+
+
+def _numbers(name: str, value: Any) -> Tensor:
+    """A column as a tensor, whatever holds it; None (as in a tokenizer's ``word_ids``) is −1, "belongs to nothing"."""
+    if isinstance(value, Tensor):
+        return value
+    array = np.asarray(value)
+    if array.dtype == object:
+        array = np.array([-1 if x is None else x for x in array.ravel()]).reshape(array.shape)
+    if array.dtype.kind not in "bifu":
+        raise MaskwiseError(f"column {name!r} is not made of numbers", got=str(array.dtype), do="leave it out of the rows")
+    return torch.as_tensor(array)

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset, Sampler
 
+from maskwise.errors import MaskwiseError
 from maskwise.keys import fold
 from maskwise.masking.masker import Masker
 
@@ -24,12 +25,16 @@ from maskwise.masking.masker import Masker
 class MaskingCollator:
     """Rows to model inputs (a dict with ``input_ids``, ``labels``, ``attention_mask``), masked for their own step.
 
-    Rows that carry no ``step`` are masked for the collator's own count of batches, and rows without ``epoch`` get
-    dynamic masks; both after one warning.
+    Rows without ``epoch`` get dynamic masks: keyed by their step, or, where they carry no ``step`` either, by the
+    loader's own seed and this process's count of batches, which also stands in for the step in the schedule. One
+    warning says what is missing.
 
     Args:
         masker: what masks.
         total_steps: how many optimiser steps there will be; needed by schedules that change.
+
+    Raises:
+        MaskwiseError: rows of one batch that carry different steps or epochs.
     """
 
     def __init__(self, masker: Masker, *, total_steps: int | None = None):
@@ -37,22 +42,41 @@ class MaskingCollator:
         self._batches, self._warned = 0, False
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        step, epoch = rows[0].get("step"), rows[0].get("epoch")
-        if step is None and not self._warned:
-            self._warned = True
-            changing = " and the schedule follows this worker's own count of batches" if self.masker.ratio.varies else ""
-            warnings.warn(
-                f"rows carry no step: masks are dynamic but not reproducible across workers{changing}; "
-                "use StepBatchSampler and SteppedDataset",
-                stacklevel=2,
-            )
+        step, epoch = _common(rows, "step"), _common(rows, "epoch")
+        worker = torch.utils.data.get_worker_info()
+        if step is None or epoch is None:
+            # Workers are copies of this collator: one of them speaks for all.
+            self._warn(step, epoch, aloud=worker is None or worker.id == 0)
         if step is None:
-            worker = torch.utils.data.get_worker_info()
             step = self._batches * (worker.num_workers if worker else 1) + (worker.id if worker else 0)
-            self._batches += 1
-        return self.masker(
-            rows, step=int(step), total_steps=self.total_steps, epoch=None if epoch is None else int(epoch)
-        ).model_inputs()
+            if epoch is None and worker is not None:
+                # Workers, and with them the count, may start anew with every epoch; the loader's seed then changes.
+                epoch = fold(worker.seed, step)
+        self._batches += 1
+        return self.masker(rows, step=step, total_steps=self.total_steps, epoch=epoch).model_inputs()
+
+    def _warn(self, step: int | None, epoch: int | None, *, aloud: bool) -> None:
+        if self._warned or not aloud:
+            return
+        self._warned = True
+        missing = " and ".join(name for name, value in (("step", step), ("epoch", epoch)) if value is None)
+        effects = ["masks are dynamic"] if epoch is None else []
+        if step is None and epoch is None:
+            effects.append("not reproducible across workers")
+        if step is None and self.masker.ratio.varies:
+            effects.append("the schedule follows each worker's own count of batches")
+        text = "; ".join([f"rows carry no {missing}", ", ".join(effects), "use StepBatchSampler and SteppedDataset"])
+        warnings.warn(text, stacklevel=3)
+
+
+def _common(rows: Sequence[Mapping[str, Any]], name: str) -> int | None:
+    """What all rows of a batch say, or None where they say nothing."""
+    said = {row.get(name) for row in rows}
+    if len(said) > 1:
+        do = "batches are for one step each: use StepBatchSampler"
+        raise MaskwiseError(f"rows of one batch carry different values of {name!r}", got=sorted(map(str, said)), do=do)
+    value = said.pop() if said else None
+    return None if value is None else int(value)
 
 
 class SteppedDataset(Dataset):
@@ -75,6 +99,8 @@ class SteppedDataset(Dataset):
 class StepBatchSampler(Sampler):
     """Shuffled batches of (index, step, epoch); the order is a function of (seed, epoch), so resuming is O(1).
 
+    Rows that are left over at the end of an epoch's order are passed over; the next epoch's order is another.
+
     Args:
         size: rows in the dataset.
         batch_size: rows in a batch.
@@ -92,6 +118,9 @@ class StepBatchSampler(Sampler):
         self.size, self.batch_size, self.seed, self.epochs = size, batch_size, seed, epochs
         self.first_step, self.rank, self.ranks, self.accumulate = first_step, rank, ranks, accumulate
         self.per_epoch = size // (batch_size * ranks * accumulate)
+        if not self.per_epoch:
+            need = f"{batch_size} × {ranks} ranks × {accumulate} accumulated"
+            raise MaskwiseError("the dataset has fewer rows than one step needs", got=size, allowed=f"at least {need}")
 
     def __len__(self) -> int:
         return max(0, self.per_epoch * self.epochs - self.first_step) * self.accumulate

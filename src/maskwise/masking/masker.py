@@ -1,10 +1,10 @@
 """policy × schedule × corruption → masked batches. The object people import.
 
-    masker = Masker(tokenizer, policy="whole-word", ratio=schedules.linear(0.30, 0.15), budget="exact", seed=0)
-    batch = masker(rows, step=10, total_steps=1000)
+    masker = Masker(tokenizer, policy="whole-word", ratio=schedules.linear(0.30, 0.15), budget="exact",
+    seed=0) batch = masker(rows, step=10, total_steps=1000)
 
-It holds no random state: a mask is a function of (seed, epoch, example id, ratio and weights in force). It runs on
-the device of its rows, in the main process or in a loader's workers, and costs O(B·L) memory.
+It holds no random state: a mask is a function of (seed, epoch, example id, ratio and weights in force). It
+runs on the device of its rows, in the main process or in a loader's workers, and costs O(B·L) memory.
 """
 
 from __future__ import annotations
@@ -18,11 +18,14 @@ from torch import Tensor
 from maskwise.errors import MaskwiseError, unknown_name
 from maskwise.keys import Keys, Purpose
 from maskwise.masking.annotated import AnnotatedBatch, Rows
-from maskwise.masking.corruptions import Corruption, corruption as read_corruption
+from maskwise.masking.corruptions import Corruption
+from maskwise.masking.corruptions import corruption as read_corruption
 from maskwise.masking.masked import IGNORE, MaskedBatch
-from maskwise.masking.policies import Moment, Policy, policy as read_policy
+from maskwise.masking.policies import Moment, Policy
+from maskwise.masking.policies import policy as read_policy
 from maskwise.masking.predict import predict_some
-from maskwise.masking.schedules import Schedule, schedule as read_schedule
+from maskwise.masking.schedules import Schedule
+from maskwise.masking.schedules import schedule as read_schedule
 from maskwise.masking.select import BUDGETS, FILLS, Selection, select
 from maskwise.masking.units import Units
 from maskwise.masking.vocabulary import Vocabulary
@@ -39,10 +42,12 @@ class Masker:
         budget: ``exact`` (never over), ``expected`` (even inclusion, at most one unit over) or ``bernoulli``.
         corruption: how it is shown and what must be produced.
         seed: any integer.
-        fill: what becomes of a budget that units of positive weight cannot use: ``none``, ``random``, ``skip-row``.
+        fill: what becomes of a budget that units of positive weight cannot use: ``none``, ``random``,
+            ``skip-row``.
         min_targets: the least budget of a row while eligible × ratio ≥ 0.5.
         predict: the loss is taken on at most this share of each row's *eligible* tokens, a random part of the
-            corrupted ones: a number or a schedule. 1: on all that is corrupted. For corruptions that keep lengths.
+            corrupted ones: a number or a schedule. 1: on all that is corrupted. For corruptions that keep
+            lengths.
 
     Raises:
         MaskwiseError: an unknown name, a ratio outside 0 to 1, a tokenizer without what the corruption shows.
@@ -70,7 +75,12 @@ class Masker:
             raise MaskwiseError(what, got=f"corruption {self.corruption}", do="leave predict at 1.0")
 
     def __call__(
-        self, rows: Rows | AnnotatedBatch, *, step: int = 0, total_steps: int | None = None, epoch: int | None = None
+        self,
+        rows: Rows | AnnotatedBatch,
+        *,
+        step: int = 0,
+        total_steps: int | None = None,
+        epoch: int | None = None,
     ) -> MaskedBatch:
         """Mask rows.
 
@@ -82,16 +92,19 @@ class Masker:
             epoch: the pass over the data; None mixes the step into the key.
 
         Raises:
-            MaskwiseError: missing or misshapen layers, ids outside the vocabulary, weights that are no weights.
+            MaskwiseError: missing or misshapen layers, ids outside the vocabulary, weights that are no
+                weights.
         """
-        batch = rows if isinstance(rows, AnnotatedBatch) else AnnotatedBatch.of(rows, self._tables(rows))
+        batch = rows if isinstance(rows, AnnotatedBatch) else AnnotatedBatch.of(rows, self.vocabulary)
         vocabulary = self.vocabulary.to(batch.input_ids.device)
         moment = Moment(step, total_steps, epoch)
         if not batch.packed:
             return self._mask(batch, vocabulary, moment)
         return self._mask_packed(batch, vocabulary, moment)
 
-    def choose(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> tuple[Units, Selection, Tensor, Tensor | None]:
+    def choose(
+        self, batch: AnnotatedBatch, keys: Keys, moment: Moment
+    ) -> tuple[Units, Selection, Tensor, Tensor | None]:
         """The first two choices alone: units, selection, ratios (B,) and loss weights (B,) or None."""
         ratio, weight = self.ratio.rows(keys.row_uniform(Purpose.RATIO), moment.step, moment.total_steps)
         ratio = self.policy.ratios(ratio, keys, moment)
@@ -100,10 +113,6 @@ class Masker:
             units, ratio, keys, budget=self.budget, fill=self.fill, min_targets=self.min_targets
         )
         return units, selection, ratio, weight
-
-    def _tables(self, rows: Rows) -> Vocabulary:
-        device = rows["input_ids"].device if isinstance(rows, dict) and isinstance(rows.get("input_ids"), Tensor) else None
-        return self.vocabulary if device is None else self.vocabulary.to(device)
 
     def _mask(self, batch: AnnotatedBatch, vocabulary: Vocabulary, moment: Moment) -> MaskedBatch:
         keys = Keys(batch.example_id, seed=self.seed, epoch=moment.epoch, step=moment.step)
@@ -118,7 +127,8 @@ class Masker:
         )  # fmt: skip
 
     def _mask_packed(self, batch: AnnotatedBatch, vocabulary: Vocabulary, moment: Moment) -> MaskedBatch:
-        """Each document piece is masked as if it stood alone; the results are laid back into the packed rows."""
+        """Each document piece is masked as if it stood alone; the results are laid back into the packed
+        rows."""
         if not self.corruption.keeps_length:
             raise MaskwiseError(
                 "this corruption changes lengths, so it needs one document per row",

@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.specs import Call, build
 
 Curve = Callable[[float], float]
+Spec: TypeAlias = "Schedule | float | str | Call"
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,9 @@ class Schedule:
         name: how a recipe writes it; equal names are equal schedules.
         curve: progress in [0, 1] to ratio.
         varies: False for a constant, which needs no total number of steps.
+
+    Raises:
+        MaskwiseError: a ratio outside 0 to 1 (NaN included) anywhere along the way, or arguments that are no numbers.
     """
 
     name: str
@@ -41,17 +45,30 @@ class Schedule:
     varies: bool = field(default=True, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        worst = max((self.curve(i / 200) for i in range(201)), key=lambda r: abs(r - 0.5))
-        if not 0 <= worst <= 1:
+        try:
+            ratios = [float(self.curve(i / 200)) for i in range(201)]
+        except (TypeError, ValueError, ArithmeticError) as error:
+            raise MaskwiseError(f"schedule {self.name} gives no ratio: {error}", allowed="numbers") from None
+        self._check(ratios)
+
+    def _check(self, ratios: list[float]) -> None:
+        # Sums such as 0.02 + 2 · 0.49 may pass 1 by a rounding error.
+        outside = [r for r in ratios if not -1e-9 <= r <= 1 + 1e-9]
+        if outside:
+            worst = max(outside, key=lambda r: abs(r - 0.5))
             raise MaskwiseError(f"schedule {self.name} leaves the range of a ratio", got=round(worst, 4), allowed="0 to 1")
 
     def __call__(self, step: int, total_steps: int | None = None) -> float:
         """The ratio at ``step`` of ``total_steps``; steps past the end keep the last value."""
+        return min(max(self.curve(self.progress(step, total_steps)), 0.0), 1.0)
+
+    def progress(self, step: int, total_steps: int | None) -> float:
+        """The share of training that is over at ``step``, in [0, 1]."""
         if not self.varies:
-            return self.curve(0.0)
+            return 0.0
         if not total_steps or total_steps < 0:
             raise MaskwiseError(f"schedule {self.name} changes over time", do="say total_steps (how many there will be)")
-        return self.curve(min(max(step / total_steps, 0.0), 1.0))
+        return min(max(step / total_steps, 0.0), 1.0)
 
     def rows(self, draw_B: Tensor, step: int, total_steps: int | None) -> tuple[Tensor, Tensor | None]:
         """Ratios (B,) float64 and loss weights (B,) or None, from one uniform draw in (0, 1) a row."""
@@ -63,26 +80,34 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Distribution(Schedule):
-    """A ratio for each row, drawn from a distribution; as a plain schedule it is the mean.
+    """A ratio for each row, drawn from a distribution, which may change over time; as a plain schedule it is the mean.
 
     Attributes:
-        quantile: (B,) float64 draws in (0, 1) to (B,) ratios.
+        quantile: (progress, (B,) float64 draws in (0, 1)) to (B,) ratios.
         inverse_weight: weigh each row's loss by 1/ratio, as masked diffusion does.
     """
 
-    quantile: Callable[[Tensor], Tensor] = field(default=torch.clone, compare=False, repr=False)
+    quantile: Callable[[float, Tensor], Tensor] = field(default=None, compare=False, repr=False)  # type: ignore[assignment]
     inverse_weight: bool = field(default=False, compare=False, repr=False)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        ends = torch.tensor([2.0**-33, 0.5, 1 - 2.0**-33], dtype=torch.float64)
+        self._check([r for i in range(21) for r in self.quantile(i / 20, ends).tolist()])
+
     def rows(self, draw_B: Tensor, step: int, total_steps: int | None) -> tuple[Tensor, Tensor | None]:
-        ratio = self.quantile(draw_B)
+        ratio = self.quantile(self.progress(step, total_steps), draw_B).clamp(0, 1)
         return ratio, 1 / ratio.clamp(min=1e-3) if self.inverse_weight else None
 
 
 @dataclass(frozen=True)
 class FunctionSchedule(Schedule):
-    """A user's own function of (step, total steps)."""
+    """A user's own function of (step, total steps); it is given 0 where nobody said how many steps there will be."""
 
-    function: Callable[[int, int], float] = field(default=lambda step, total_steps: 0.15, compare=False, repr=False)
+    function: Callable[[int, int], float] = field(default=None, repr=False)  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        pass  # nothing to check: a function is asked at whole steps only
 
     def __call__(self, step: int, total_steps: int | None = None) -> float:
         ratio = float(self.function(step, total_steps or 0))
@@ -91,8 +116,8 @@ class FunctionSchedule(Schedule):
         return ratio
 
 
-def _unknown(f: float) -> float:
-    return 0.0
+def _no_curve(f: float) -> float:
+    raise AssertionError("a function schedule has no curve")
 
 
 # The curves, as in the papers; p is the base ratio, f the progress.
@@ -146,20 +171,51 @@ def _piecewise(at: tuple[float, ...], value: tuple[float, ...], f: float) -> flo
     return float(np.interp(f, at, value))
 
 
-def _warm_up(inner: Schedule, share: float, f: float) -> float:
-    return inner.curve(f) * (min(1.0, f / share) if share else 1.0)
+# Compositions: of curves, or of what one row drew from a distribution, which is why values may be tensors.
 
 
-def _then(first: Schedule, at: float, second: Schedule, f: float) -> float:
-    return first.curve(f / at) if f < at else second.curve((f - at) / (1 - at))
+def _share_up(inner: Curve, share: float, f: float) -> Any:
+    return inner(f) * min(1.0, f / share)
 
 
-def _scaled(inner: Schedule, factor: float, f: float) -> float:
-    return inner.curve(f) * factor
+def _then(first: Curve, at: float, second: Curve, f: float) -> Any:
+    return first(f / at) if f < at else second((f - at) / (1 - at))
 
 
-def _clipped(inner: Schedule, low: float, high: float, f: float) -> float:
-    return min(max(inner.curve(f), low), high)
+def _scaled(inner: Curve, factor: float, f: float) -> Any:
+    return inner(f) * factor
+
+
+def _clipped(inner: Curve, low: float, high: float, f: float) -> Any:
+    ratio = inner(f)
+    return ratio.clamp(low, high) if isinstance(ratio, Tensor) else min(max(ratio, low), high)
+
+
+def _drawn(combine: Callable[..., Tensor], args: tuple[Any, ...], f: float, draw_B: Tensor) -> Tensor:
+    """The quantile function of a composition: its parts, each with the row's draw filled in."""
+    return combine(*(partial(_row, a, draw_B) if isinstance(a, Schedule) else a for a in args), f)
+
+
+def _row(part: Schedule, draw_B: Tensor, f: float) -> Tensor:
+    return part.quantile(f, draw_B) if isinstance(part, Distribution) else torch.full_like(draw_B, part.curve(f))
+
+
+def _mean(quantile: Callable[[float, Tensor], Tensor], f: float) -> float:
+    """The mean of a distribution from its quantile function, at 256 even places."""
+    return float(quantile(f, (torch.arange(256, dtype=torch.float64) + 0.5) / 256).mean())
+
+
+def _composed(name: str, combine: Callable[..., Any], *args: Any, varies: bool = True) -> Schedule:
+    parts = [a for a in args if isinstance(a, Schedule)]
+    label = f"{name}({', '.join(map(str, args))})"
+    if any(isinstance(part, FunctionSchedule) for part in parts):
+        do = "do it inside the function"
+        raise MaskwiseError("a function of your own cannot be part of another schedule", got=label, do=do)
+    if not any(isinstance(part, Distribution) for part in parts):
+        return Schedule(label, partial(combine, *(a.curve if isinstance(a, Schedule) else a for a in args)), varies)
+    quantile = partial(_drawn, combine, args)
+    inverse = any(isinstance(part, Distribution) and part.inverse_weight for part in parts)
+    return Distribution(label, partial(_mean, quantile), varies, quantile, inverse)
 
 
 def _named(name: str, curve: Any, *args: Any, varies: bool = True) -> Schedule:
@@ -169,7 +225,7 @@ def _named(name: str, curve: Any, *args: Any, varies: bool = True) -> Schedule:
 
 def constant(p: float = 0.15) -> Schedule:
     """p throughout."""
-    if not isinstance(p, int | float) or not 0 <= p <= 1:
+    if isinstance(p, bool) or not isinstance(p, int | float) or not 0 <= p <= 1:
         raise MaskwiseError("a masking ratio is a share", got=p, allowed="0 to 1")
     return Schedule(f"constant({p})", partial(_linear, p, p), False)
 
@@ -244,79 +300,83 @@ def elliptical(p: float = 0.15) -> Schedule:
 def piecewise(*points: float) -> Schedule:
     """Straight lines through points: ``piecewise(0, 0.3, 0.5, 0.2, 1, 0.15)`` is (share of training, ratio) in turn."""
     at, value = points[::2], points[1::2]
-    if len(points) < 4 or len(points) % 2 or list(at) != sorted(at):
-        raise MaskwiseError("piecewise takes pairs of progress and ratio, progress rising", got=points)
+    if len(points) < 4 or len(points) % 2 or list(at) != sorted(at) or not all(0 <= v <= 1 for v in value):
+        raise MaskwiseError("piecewise takes pairs of progress (rising) and ratio (0 to 1)", got=points)
     inside = ", ".join(map(str, points))
     return Schedule(f"piecewise({inside})", partial(_piecewise, at, value))
 
 
-def warm_up(inner: Schedule | float | str | Call, share: float = 0.1) -> Schedule:
+def warm_up(inner: Spec, share: float = 0.1) -> Schedule:
     """Another schedule, scaled up from 0 over the first ``share`` of training."""
-    return _named("warm-up", _warm_up, schedule(inner), share)
+    if not 0 < share <= 1:
+        raise MaskwiseError("warm-up: share must be a share of training", got=share, allowed="above 0, at most 1")
+    return _composed("warm-up", _share_up, schedule(inner), share)
 
 
-def then(first: Schedule | float | str | Call, at: float, second: Schedule | float | str | Call) -> Schedule:
+def then(first: Spec, at: float, second: Spec) -> Schedule:
     """One schedule up to the share ``at`` of training, another after it; each runs over its own part."""
     if not 0 < at < 1:
         raise MaskwiseError("then: the change must lie inside training", got=at, allowed="between 0 and 1")
-    return _named("then", _then, schedule(first), at, schedule(second))
+    return _composed("then", _then, schedule(first), at, schedule(second))
 
 
-def scaled(inner: Schedule | float | str | Call, factor: float) -> Schedule:
+def scaled(inner: Spec, factor: float) -> Schedule:
     """Another schedule times a factor."""
-    return _named("scaled", _scaled, schedule(inner), factor)
+    inner = schedule(inner)
+    return _composed("scaled", _scaled, inner, factor, varies=inner.varies)
 
 
-def clipped(inner: Schedule | float | str | Call, low: float = 0.0, high: float = 1.0) -> Schedule:
+def clipped(inner: Spec, low: float = 0.0, high: float = 1.0) -> Schedule:
     """Another schedule, kept between two ratios."""
-    return _named("clipped", _clipped, schedule(inner), low, high)
+    if not low <= high:
+        raise MaskwiseError("clipped: low is above high", got=(low, high))
+    inner = schedule(inner)
+    return _composed("clipped", _clipped, inner, low, high, varies=inner.varies)
 
 
 def uniform(low: float = 0.0, high: float = 1.0, inverse_weight: bool = False) -> Distribution:
     """Each row's ratio is uniform; with ``inverse_weight`` over (0, 1) this is masked diffusion."""
     name = f"uniform({low}, {high}{', inverse_weight=True' if inverse_weight else ''})"
-    return Distribution(
-        name, partial(_linear, (low + high) / 2, (low + high) / 2), False, partial(_lerp, low, high), inverse_weight
-    )
+    mean = (low + high) / 2
+    return Distribution(name, partial(_linear, mean, mean), False, partial(_between, low, high), inverse_weight)
 
 
 def beta(a: float, b: float) -> Distribution:
     """Each row's ratio is Beta(a, b)."""
     from scipy.special import betaincinv
 
-    if a <= 0 or b <= 0:
+    if not (a > 0 and b > 0):
         raise MaskwiseError("beta: both parameters must be positive", got=(a, b))
-    grid = torch.from_numpy(betaincinv(a, b, np.linspace(0, 1, 4097)))
-    return Distribution(f"beta({a}, {b})", partial(_linear, a / (a + b), a / (a + b)), False, partial(_on_grid, grid))
+    grid, mean = torch.from_numpy(betaincinv(a, b, np.linspace(0, 1, 4097))), a / (a + b)
+    return Distribution(f"beta({a}, {b})", partial(_linear, mean, mean), False, partial(_on_grid, grid))
 
 
 def mixture(*parts: float) -> Distribution:
     """Each row's ratio is one of several: ``mixture(0.15, 0.5, 0.5, 0.5)`` is (ratio, share) in turn."""
     ratios, shares = parts[::2], parts[1::2]
-    if len(parts) % 2 or not parts or min(shares) < 0 or not sum(shares):
-        raise MaskwiseError("mixture takes pairs of ratio and share", got=parts)
-    total = sum(shares)
-    mean = sum(r * s for r, s in zip(ratios, shares)) / total
-    edges = torch.tensor(shares, dtype=torch.float64).cumsum(0) / total
-    quantile = partial(_choice, torch.tensor(ratios, dtype=torch.float64), edges)
-    if not all(0 <= r <= 1 for r in ratios):
-        raise MaskwiseError("mixture: a ratio leaves its range", got=ratios, allowed="0 to 1")
+    if len(parts) % 2 or not parts or not all(0 <= r <= 1 for r in ratios):
+        raise MaskwiseError("mixture takes pairs of ratio (0 to 1) and share", got=parts)
+    if not min(shares) >= 0 or not 0 < sum(shares) < math.inf:
+        raise MaskwiseError("mixture: shares are numbers ≥ 0, one of them above", got=shares)
+    mean = sum(r * s for r, s in zip(ratios, shares)) / sum(shares)
+    edges = torch.tensor(shares, dtype=torch.float64).cumsum(0) / sum(shares)
+    quantile = partial(_choice, torch.tensor(ratios, dtype=torch.float64), edges[:-1])
     return Distribution(f"mixture({', '.join(map(str, parts))})", partial(_linear, mean, mean), False, quantile)
 
 
-def _lerp(low: float, high: float, draw: Tensor) -> Tensor:
-    return low + (high - low) * draw
+def _between(low: float, high: float, f: float, draw_B: Tensor) -> Tensor:
+    return low + (high - low) * draw_B
 
 
-def _on_grid(grid: Tensor, draw: Tensor) -> Tensor:
-    grid, place = grid.to(draw.device), draw * (len(grid) - 1)
+def _on_grid(grid: Tensor, f: float, draw_B: Tensor) -> Tensor:
+    grid, place = grid.to(draw_B.device), draw_B * (len(grid) - 1)
     left = place.floor().long()
     return torch.lerp(grid[left], grid[left + 1], place - left)
 
 
-def _choice(ratios: Tensor, edges: Tensor, draw: Tensor) -> Tensor:
-    index = torch.searchsorted(edges.to(draw.device), draw, right=True)
-    return ratios.to(draw.device)[index.clamp(max=len(ratios) - 1)]
+def _choice(ratios: Tensor, edges: Tensor, f: float, draw_B: Tensor) -> Tensor:
+    index = torch.searchsorted(edges.to(draw_B.device), draw_B, right=True)
+    return ratios.to(draw_B.device)[index]
 
 
 SCHEDULES: dict[str, Callable[..., Schedule]] = {
@@ -349,5 +409,5 @@ def schedule(spec: Schedule | float | str | Call | Callable[[int, int], float]) 
     if isinstance(spec, Call):
         return build("schedule", spec, SCHEDULES)
     if callable(spec):
-        return FunctionSchedule(f"function {getattr(spec, '__name__', type(spec).__name__)}", _unknown, function=spec)
+        return FunctionSchedule(f"function {getattr(spec, '__name__', type(spec).__name__)}", _no_curve, function=spec)
     raise MaskwiseError("not a masking ratio", got=spec, allowed="a number, a schedule, its name, or a function")

@@ -11,7 +11,8 @@ order that the hash gives) and taken from the front. Three budgets say where to 
     The unit at the border is taken with probability (tokens left) / (its length). Whole units, at most one unit over,
     expectation equal to the budget, inclusion nearly even.
 ``bernoulli``
-    Every unit by its own probability, ratio × weight, independently; the first units by key fill up to the floor.
+    Every unit by its own probability, min(1, ratio × weight), independently; the first units by key fill up to the
+    floor. There is no budget that could be left over, so ``fill`` only says who may fill up to the floor.
 
 Keys are sorted *by value*: the number of a unit is read back from its key (the hash is invertible; weighted keys
 carry the number in their low bits), so no indices are sorted along. Cost: one sort of (B, U) integers, then a handful
@@ -21,6 +22,7 @@ times on text.
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,9 +36,9 @@ from maskwise.masking.units import Units
 BUDGETS = ("exact", "expected", "bernoulli")
 FILLS = ("none", "random", "skip-row")
 
-_FILLING = 1 << 61  # weighted keys at or above this fill what units of positive weight left
-_NUMBER_BITS = 20  # a row has at most 2²⁰ units
-_LOG_SCALE = float(1 << 34)
+_NUMBER_BITS = 20  # weighted keys end in the number of their unit: a row has at most 2²⁰ units
+_LIGHTEST, _HEAVIEST = 2.0**-900, 2.0**900  # races of such weights fit a float64, with room behind them for …
+_FILLING = 2.0**-1000  # … the weight of units that only fill what is left, so that they come last
 
 
 @dataclass
@@ -72,21 +74,17 @@ def select(
         raise unknown_name("budget", budget, BUDGETS)
     if fill not in FILLS:
         raise unknown_name("fill", fill, FILLS)
-    if not units.length.shape[1]:
-        return Selection(torch.zeros_like(units.inside), None, None)
-    queue = _Queue(units, keys, fill=fill == "random")
     eligible_B = units.eligible_tokens
-    wanted_B = eligible_B * ratio_B
-    floor_B = (wanted_B >= 0.5) * eligible_B.clamp(max=min_targets)
-    budget_B = None
+    wanted_B = ratio_B * eligible_B
+    floor_B = eligible_B.clamp(max=min_targets).masked_fill_(wanted_B < 0.5, 0)
+    queue, budget_B = _Queue(units, keys, fill=fill == "random"), None
     if budget == "bernoulli":
         chosen = _independently(units, ratio_B, keys, queue, floor_B)
     else:
-        rounded = wanted_B.add_(keys.row_uniform(Purpose.ROUND)).long()
-        budget_B = torch.maximum(torch.minimum(rounded, eligible_B), floor_B)
+        budget_B = wanted_B.add_(keys.row_uniform(Purpose.ROUND)).long().clamp_(floor_B, eligible_B)
         if fill == "skip-row" and units.weight is not None:
-            usable = torch.where(units.weight > 0, units.length, 0).sum(1)
-            budget_B = torch.where(usable < budget_B, 0, budget_B)
+            usable_B = torch.where(units.weight > 0, units.length, 0).sum(1)
+            budget_B = torch.where(usable_B < budget_B, 0, budget_B)
         if units.of_token is None:
             chosen = queue.first(budget_B)
         else:
@@ -101,30 +99,28 @@ class _Queue:
     """The units of each row in the order in which they are taken.
 
     Attributes:
-        key: (B, U) integers, distinct within a row; ``never`` for units that are never taken.
+        key: (B, U) integers, distinct within a row; the largest number for units that are never taken.
+        available: (B, U) bool, the others.
         ready: (B,) int64, how many units of each row may be taken.
     """
 
     def __init__(self, units: Units, keys: Keys, *, fill: bool):
         self.units, self.keys = units, keys
-        draw = keys.draw(Purpose.SELECT, units.number)
-        available = units.length > 0
-        if units.weight is None:
-            key = draw
-        else:
-            # −log(u)/w by its logarithm, quantised to 2⁻³⁴: far above what two devices' logarithms differ by, so
-            # that they order units alike; the unit's number in the low bits forbids ties.
-            race = unit_interval(draw).log_().neg_().log_() - units.weight.log()
-            key = ((race * _LOG_SCALE).round_().nan_to_num_(0.0, 0.0, 0.0).long() << _NUMBER_BITS) + units.number
+        self.available = units.available
+        self.key = keys.draw(Purpose.SELECT, units.number)
+        if units.weight is not None:
+            weight = units.weight.clamp(_LIGHTEST, _HEAVIEST)
             positive = units.weight > 0
             if fill:
-                spare = (keys.draw(Purpose.FILL, units.number).long() + (1 << 31) << _NUMBER_BITS) + units.number
-                key = torch.where(positive, key, spare + _FILLING)
+                weight = torch.where(positive, weight, _FILLING)
             else:
-                available = available & positive
-        self.never = torch.iinfo(key.dtype).max
-        self.key = torch.where(available, key, self.never)
-        self.available, self.ready = available, available.sum(1)
+                self.available = self.available & positive
+            # Positive floats are in the order of their bits. The low bits, where two devices' logarithms may differ,
+            # give way to the unit's number, which forbids ties.
+            race = unit_interval(self.key).log_().neg_().div_(weight).view(torch.int64)
+            self.key = (race >> _NUMBER_BITS << _NUMBER_BITS) + units.number
+        self.key = self.key.masked_fill_(~self.available, torch.iinfo(self.key.dtype).max)
+        self.ready = self.available.sum(1)
 
     def sorted(self) -> Tensor:
         """(B, U) keys in ascending order; the first ``ready`` of each row count."""
@@ -138,9 +134,20 @@ class _Queue:
 
     def first(self, count_B: Tensor) -> Tensor:
         """(B, U) bool: the first ``count_B`` (B,) units of each row."""
-        count_B = torch.minimum(count_B, self.ready)
-        last = self.sorted().gather(1, (count_B - 1).clamp_(min=0).unsqueeze(1))
-        return (self.key <= last) & self.available & (count_B > 0).unsqueeze(1)
+        if not self.key.shape[1]:
+            return self.available
+        count_B1 = torch.minimum(count_B, self.ready).unsqueeze(1)
+        last_B1 = self.sorted().gather(1, (count_B1 - 1).clamp_(min=0))
+        chosen = (self.key <= last_B1).bitwise_and_(self.available)
+        return chosen.masked_fill_(none, False) if bool((none := count_B1 < 1).any()) else chosen
+
+    def without(self, chosen: Tensor) -> _Queue:
+        """The queue without units (B, U) bool that are taken already."""
+        rest = copy(self)
+        rest.key = self.key.masked_fill(chosen, torch.iinfo(self.key.dtype).max)
+        rest.available = self.available & ~chosen
+        rest.ready = rest.available.sum(1)
+        return rest
 
 
 def sort_rows(x: Tensor) -> Tensor:
@@ -148,29 +155,35 @@ def sort_rows(x: Tensor) -> Tensor:
     return torch.from_numpy(np.sort(x.numpy(), axis=1)) if x.device.type == "cpu" else x.sort(1).values
 
 
+def flat_nonzero(x: Tensor) -> Tensor:
+    """(M,) int64 places in the flattened bool ``x``, in order. On the CPU numpy's, 5 times torch's speed."""
+    return torch.from_numpy(np.flatnonzero(x.numpy())) if x.device.type == "cpu" else x.reshape(-1).nonzero().view(-1)
+
+
 def _whole_units(units: Units, budget_B: Tensor, keys: Keys, queue: _Queue, *, exact: bool) -> Tensor:
     """(B, U) bool: units by key until the budget of tokens is used."""
     order = queue.sorted()
-    left_B1, width = budget_B.unsqueeze(1), order.shape[1]
-    # A unit has at least one token, so a budget of n tokens is used up within the first n units.
-    most = min(int(budget_B.max()), width)
+    left_B1, ready_B1, width = budget_B.unsqueeze(1), queue.ready.unsqueeze(1), order.shape[1]
+    # A unit has at least one token, so a budget of n tokens is used up within the first n units, if they fit.
+    most = min(int(budget_B.max()), width) if width else 0
     while True:
-        alive = torch.arange(most, device=order.device) < queue.ready.unsqueeze(1)
+        alive = torch.arange(most, device=order.device) < ready_B1
         number = queue.numbers(order[:, :most]).masked_fill_(~alive, 0)
         length = units.length.gather(1, number) * alive
-        if exact:
-            taken, unused = _fitting(length, left_B1)
-            # Leftovers may fit a unit further back: then, and only then, look at all of them.
-            if most < width and bool(((unused > 0) & (queue.ready.unsqueeze(1) > most)).any()):
-                most = width
-                continue
-        else:
+        if not exact:
             total = length.cumsum(1)
-            before = total - length
-            border = keys.row_uniform(Purpose.BORDER).unsqueeze(1) * length < left_B1 - before
+            left_before = (left_B1 - total).add_(length)
+            border = keys.row_uniform(Purpose.BORDER).unsqueeze(1) * length < left_before
             taken = alive & ((total <= left_B1) | border)
-        # Places that do not count all point at unit 0, so they are added up, not written.
-        return torch.zeros_like(units.length).scatter_add_(1, number, taken.long()) > 0
+            break
+        taken, unused_B1 = _fitting(length, left_B1)
+        # Leftovers may fit a unit further back: then, and only then, look at all of them.
+        if most == width or not bool(((unused_B1 > 0) & (ready_B1 > most)).any()):
+            break
+        most = width
+    # What is not taken is written to a column of its own, which is cut off.
+    chosen = torch.zeros(len(order), width + 1, dtype=torch.bool, device=order.device)
+    return chosen.scatter_(1, number.masked_fill_(~taken, width), True)[:, :width]
 
 
 def _fitting(length: Tensor, left_B1: Tensor) -> tuple[Tensor, Tensor]:
@@ -196,10 +209,8 @@ def _fitting(length: Tensor, left_B1: Tensor) -> tuple[Tensor, Tensor]:
 def _independently(units: Units, ratio_B: Tensor, keys: Keys, queue: _Queue, floor_B: Tensor) -> Tensor:
     """Each unit by its own probability min(1, ratio × weight); then the first by key, up to the floor."""
     probability = ratio_B.unsqueeze(1) if units.weight is None else ratio_B.unsqueeze(1) * units.weight
-    chosen = (keys.uniform(Purpose.ACCEPT, units.number) < probability) & queue.available
+    chosen = (keys.uniform(Purpose.BERNOULLI, units.number) < probability) & queue.available
     missing_B = floor_B - chosen.sum(1)
     if bool((missing_B > 0).any()):
-        queue.key = queue.key.masked_fill(chosen, queue.never)
-        queue.available, queue.ready = queue.available & ~chosen, queue.ready - chosen.sum(1)
-        chosen = chosen | queue.first(missing_B.clamp(min=0))
+        chosen |= queue.without(chosen).first(missing_B.clamp(min=0))
     return chosen

@@ -22,9 +22,10 @@ class Units:
     Attributes:
         inside: (B, L) bool, tokens that are in a unit at all.
         of_token: (B, L) int64, the number of the unit that each token is in (anything where ``inside`` is False);
-            None when every token is a unit and U = L.
+            None when every token inside is a unit that may be chosen, and U = L.
         length: (B, U) int64, tokens in each unit; 0 where a unit may not be chosen or does not exist.
-        number: (U,) or (B, U) int32, what each unit is called in its row: the index of its draws.
+        number: (U,) or (B, U) int32, the index of each unit's draws: where ``of_token`` is given, its own number;
+            else the place of the token, so that padding does not move draws.
         weight: (B, U) float64, or None for equal weights. 0: never chosen, but for ``fill="random"``.
     """
 
@@ -33,6 +34,11 @@ class Units:
     length: Tensor
     number: Tensor
     weight: Tensor | None = None
+
+    @property
+    def available(self) -> Tensor:
+        """(B, U) bool: units that may be chosen, if their weight allows."""
+        return self.inside if self.of_token is None else self.length.bool()
 
     @property
     def eligible_tokens(self) -> Tensor:
@@ -52,15 +58,14 @@ class Units:
         """
         inside = batch.content & (ids >= 0)
         start = inside.clone()
-        if ids.shape[1] > 1:
-            start[:, 1:] &= (ids[:, 1:] != ids[:, :-1]) | ~inside[:, :-1]
+        start[:, 1:] &= (ids[:, 1:] != ids[:, :-1]) | ~inside[:, :-1]
         of_token = start.cumsum(1).sub_(1).clamp_(min=0)
-        count = int(of_token.max()) + 1 if of_token.numel() else 0
-        blank = torch.zeros(len(ids), count, dtype=torch.int64, device=ids.device)
-        length = blank.scatter_add(1, of_token, inside.long())
-        allowed = blank.scatter_add_(1, of_token, (batch.eligible & inside).long())
-        number = torch.arange(count, dtype=torch.int32, device=ids.device)
-        return cls(inside, of_token, length * (allowed == length), number)
+        count = int(of_token[:, -1:].max()) + 1 if of_token.numel() else 0
+        length = torch.zeros(len(ids), count, dtype=torch.int64, device=ids.device)
+        length.scatter_add_(1, of_token, inside.long())
+        if bool((barred := inside & ~batch.eligible).any()):
+            length[barred.nonzero()[:, 0], of_token[barred]] = 0
+        return cls(inside, of_token, length, torch.arange(count, dtype=torch.int32, device=ids.device))
 
     def weighted(self, weight_BL: Tensor, *, policy: str) -> Units:
         """These units with weights from a (B, L) layer: a unit has the mean weight of its tokens.
@@ -68,7 +73,7 @@ class Units:
         Raises:
             MaskwiseError: a weight of an eligible token that is negative, NaN or infinite.
         """
-        kept = self.spread(self.length > 0)
+        kept = self.spread(self.available)
         weight = torch.where(kept, weight_BL.to(torch.float64), 0.0)
         if not bool(((weight >= 0) & (weight < torch.inf)).all()):
             bad = weight[~((weight >= 0) & (weight < torch.inf))][0].item()
@@ -82,4 +87,4 @@ class Units:
         """From chosen units to chosen tokens: (B, U) bool to (B, L) bool, whole units only."""
         if self.of_token is None:
             return chosen_BU & self.inside
-        return (chosen_BU & (self.length > 0)).gather(1, self.of_token) & self.inside
+        return (chosen_BU & self.available).gather(1, self.of_token).bitwise_and_(self.inside)

@@ -12,6 +12,7 @@ from maskwise.keys import Keys, Purpose, below, within
 from maskwise.masking.annotated import AnnotatedBatch
 from maskwise.masking.corruptions.base import Corrupted, Corruption
 from maskwise.masking.masked import IGNORE
+from maskwise.masking.select import flat_nonzero
 from maskwise.masking.units import Units
 from maskwise.masking.vocabulary import Vocabulary
 
@@ -37,20 +38,22 @@ class Bert(Corruption):
     def corrupt(
         self, batch: AnnotatedBatch, chosen: Tensor, units: Units, keys: Keys, vocabulary: Vocabulary
     ) -> Corrupted:
-        ids = batch.input_ids
-        row, column = chosen.nonzero(as_tuple=True)
-        original, place = ids[row, column], batch.place[row, column]
-        per_unit = self.per == "unit" and units.of_token is not None
-        show = keys.draw_at(Purpose.SHOW, row, units.of_token[row, column].int() if per_unit else place)
+        ids, where = batch.input_ids, flat_nonzero(chosen)
+        row = where // ids.shape[1]
+        original, place = (x.view(-1).index_select(0, where) for x in (ids, batch.place))
+        if self.per == "unit" and units.of_token is not None:
+            show = keys.draw_at(Purpose.SHOW, row, units.of_token.view(-1).index_select(0, where).int())
+        else:
+            show = keys.draw_at(Purpose.SHOW, row, place)
         masked = within(show, self.mask)
-        shown = torch.where(masked, vocabulary.require_mask(), original)
+        shown = original.masked_fill(masked, vocabulary.require_mask())
         if self.random:
-            number = below(keys.draw_at(Purpose.REPLACE, row, place), len(vocabulary.ordinary))
-            replaced = within(show, self.mask + self.random) & ~masked
-            shown = torch.where(replaced, vocabulary.ordinary[number], shown)
+            at = flat_nonzero(within(show, self.mask + self.random) & ~masked)
+            draw = keys.draw_at(Purpose.REPLACE, row.index_select(0, at), place.index_select(0, at))
+            shown[at] = vocabulary.ordinary.index_select(0, below(draw, len(vocabulary.ordinary)))
         input_ids, labels = ids.clone(), torch.full_like(ids, IGNORE)
-        input_ids[row, column] = shown
-        labels[row, column] = original
+        input_ids.view(-1).scatter_(0, where, shown)
+        labels.view(-1).scatter_(0, where, original)
         return Corrupted(input_ids, labels, batch.attention_mask, dict(batch.extras))
 
 
