@@ -1,7 +1,7 @@
 """policy × schedule × corruption → masked batches. The object people import.
 
-    masker = Masker(tokenizer, policy="whole-word", ratio=schedules.linear(0.30, 0.15), budget="exact",
-    seed=0) batch = masker(rows, step=10, total_steps=1000)
+    masker = Masker(tokenizer, policy="whole-word", ratio=schedules.linear(0.30, 0.15), seed=0)
+    batch = masker(rows, step=10, total_steps=1000)
 
 It holds no random state: a mask is a function of (seed, epoch, example id, ratio and weights in force). It
 runs on the device of its rows, in the main process or in a loader's workers, and costs O(B·L) memory.
@@ -54,8 +54,9 @@ class Masker:
     """
 
     def __init__(
-        self, tokenizer: Any, *, policy: Policy | str | Call = "token", ratio: Schedule | float | str | Call = 0.15,
-        budget: str = "exact", corruption: Corruption | str | Call = "bert", seed: int = 0, fill: str = "none",
+        self, tokenizer: Any, *, policy: Policy | str | Call = "token",
+        ratio: Schedule | float | str | Call = 0.15, budget: str = "exact",
+        corruption: Corruption | str | Call = "bert", seed: int = 0, fill: str = "none",
         min_targets: int = 1, predict: Schedule | float | str | Call = 1.0,
     ):  # fmt: skip
         self.vocabulary = tokenizer if isinstance(tokenizer, Vocabulary) else Vocabulary.of(tokenizer)
@@ -127,8 +128,7 @@ class Masker:
         )  # fmt: skip
 
     def _mask_packed(self, batch: AnnotatedBatch, vocabulary: Vocabulary, moment: Moment) -> MaskedBatch:
-        """Each document piece is masked as if it stood alone; the results are laid back into the packed
-        rows."""
+        """Each document piece is masked as if it stood alone, and laid back into its packed row."""
         if not self.corruption.keeps_length:
             raise MaskwiseError(
                 "this corruption changes lengths, so it needs one document per row",
@@ -159,6 +159,6 @@ class Masker:
         """The choices as plain values, for cards and reports."""
         return {
             "policy": str(self.policy), "ratio": str(self.ratio), "budget": self.budget,
-            "corruption": str(self.corruption), "fill": self.fill, "min_targets": self.min_targets, "seed": self.seed,
-            "predict": str(self.predict),
+            "corruption": str(self.corruption), "fill": self.fill, "min_targets": self.min_targets,
+            "seed": self.seed, "predict": str(self.predict),
         }  # fmt: skip

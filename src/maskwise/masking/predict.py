@@ -1,7 +1,8 @@
 """Predicting only some of what was corrupted: the mask follows one schedule, the loss another.
 
-The ablation of Ankner et al. 2023 (arXiv 2305.15096, section 4): corrupt at p(t), take the loss on a share of the row
-that does not change. Whoever is kept is settled by keys of its own, so the mask itself is the same with or without.
+The ablation of Ankner et al. 2023 (arXiv 2305.15096, section 4): corrupt at p(t), take the loss on a share of
+the row that does not change. Whoever is kept is settled by keys of its own, so the mask itself is the same
+with or without.
 """
 
 from __future__ import annotations

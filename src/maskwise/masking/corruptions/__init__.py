@@ -1,4 +1,4 @@
-"""How chosen units are shown, and what must be produced. One file a corruption; the table below is the registry."""
+"""How chosen units are shown, and what must be produced. One file each; the table is the registry."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from maskwise.masking.corruptions.ul2 import Ul2
 from maskwise.specs import Call, build
 
 CORRUPTIONS: dict[str, Callable[..., Corruption]] = {
-    "bert": Bert, "mask-only": mask_only, "replace": Replace, "delete": Delete, "insert": Insert, "infill": Infill,
-    "t5": T5, "ul2": Ul2, "permute-sentences": permute_sentences,
+    "bert": Bert, "mask-only": mask_only, "replace": Replace, "delete": Delete, "insert": Insert,
+    "infill": Infill, "t5": T5, "ul2": Ul2, "permute-sentences": permute_sentences,
 }  # fmt: skip
 
 
@@ -27,6 +27,17 @@ def corruption(spec: Corruption | str | Call) -> Corruption:
 
 
 __all__ = [
-    "CORRUPTIONS", "Bert", "Corrupted", "Corruption", "Delete", "Infill", "Insert", "PermuteSentences", "Replace",
-    "T5", "Ul2", "corruption", "mask_only",
+    "CORRUPTIONS",
+    "T5",
+    "Bert",
+    "Corrupted",
+    "Corruption",
+    "Delete",
+    "Infill",
+    "Insert",
+    "PermuteSentences",
+    "Replace",
+    "Ul2",
+    "corruption",
+    "mask_only",
 ]  # fmt: skip

@@ -16,7 +16,7 @@ from maskwise.masking.vocabulary import Vocabulary
 
 @dataclass
 class Corrupted:
-    """Inputs (b, l') and targets (b, l''), padded at the end; ``attention_mask`` None means nothing is padded."""
+    """Inputs (b, l') and targets (b, l''), padded at the end; ``attention_mask`` None: nothing is padded."""
 
     input_ids: Tensor
     labels: Tensor
@@ -27,8 +27,8 @@ class Corrupted:
 class Corruption(ABC):
     """Base of all corruptions. Members are small frozen dataclasses.
 
-    Rules for all: nothing but chosen tokens is corrupted; special tokens stay where they are; a row where nothing
-    was chosen comes back as it was and has no target.
+    Rules for all: nothing but chosen tokens is corrupted; special tokens stay where they are; a row where
+    nothing was chosen comes back as it was and has no target.
     """
 
     @property

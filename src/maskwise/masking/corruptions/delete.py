@@ -20,9 +20,9 @@ from maskwise.masking.vocabulary import Vocabulary
 class Delete(Corruption):
     """Every chosen token disappears.
 
-    Targets: ``full``: the whole row; ``spans``: the deleted tokens in order, then [eos]; ``detect``: at every token
-        of the text that is left, and at the special token behind it, 1 if something was deleted just before it, else
-        0 (a run of deletions gives one 1).
+    Targets: ``full``: the whole row; ``spans``: the deleted tokens in order, then [eos]; ``detect``: at every
+        token of the text that is left, and at the special token behind it, 1 if something was deleted just
+        before it, else 0 (a run of deletions gives one 1).
     Source: Lewis et al. 2020 (BART, arXiv 1910.13461), section 2.2; detection: Wu et al. 2022 (MOMETAS, dtd).
     """
 
@@ -46,7 +46,7 @@ class Delete(Corruption):
             labels = whole_text(batch, chosen, vocabulary.eos)
         elif self.target == "spans":
             tail = [] if vocabulary.eos is None else [torch.full_like(batch.input_ids[:, :1], vocabulary.eos)]
-            labels = removed_text(batch, chosen, torch.zeros_like(chosen), batch.input_ids, tail)
+            labels = removed_text(batch.input_ids, chosen, None, batch.input_ids, tail)
         else:
             told, gap = batch.content.clone(), torch.zeros_like(chosen)
             told[:, 1:] |= batch.content[:, :-1]

@@ -13,7 +13,13 @@ from maskwise.keys import Keys, Purpose, unit_interval, within
 from maskwise.masking.annotated import AnnotatedBatch
 from maskwise.masking.corruptions.base import Corrupted, Corruption, require_target
 from maskwise.masking.corruptions.lengths import (
-    Compaction, carried, interleaved, present, removed_text, run_starts, whole_text,
+    Compaction,
+    carried,
+    interleaved,
+    present,
+    removed_text,
+    run_starts,
+    whole_text,
 )  # fmt: skip
 from maskwise.masking.units import Units
 from maskwise.masking.vocabulary import Vocabulary
@@ -23,14 +29,16 @@ from maskwise.masking.vocabulary import Vocabulary
 class Infill(Corruption):
     """One [MASK] for each run of chosen tokens, and [MASK]s that stand for nothing.
 
-    The policy chooses the spans that have a length (BART's: ``span(poisson=3.0)``). A Poisson length is 0 with
-    probability q = exp(−mean), so every span brings an *empty* one with probability q / (1 − q), put between two
-    random tokens of the text; it costs no budget. ``mean=None``: no empty ones.
+    The policy chooses the spans that have a length (BART's: ``span(poisson=3.0)``). A Poisson length is 0
+    with probability q = exp(−mean), so every span brings an *empty* one with probability q / (1 − q), put
+    between two random tokens of the text; it costs no budget. ``mean=None``: no empty ones.
 
-    Touching spans become one [MASK], and so does an empty span that touches another span: it is not seen then.
+    Touching spans become one [MASK], and so does an empty span that touches another span: it is not seen
+    then.
     Rows never grow past L: an empty span for which there is no room is left out.
 
-    Targets: ``full``: the whole row; ``spans``: for each [MASK] in order a [MASK] and what it stands for, then [eos].
+    Targets: ``full``: the whole row; ``spans``: for each [MASK] in order a [MASK] and what it stands for,
+        then [eos].
     Source: Lewis et al. 2020 (BART, arXiv 1910.13461), section 2.2.
     """
 
@@ -40,7 +48,9 @@ class Infill(Corruption):
     def __post_init__(self) -> None:
         require_target("infill", self.target, "full", "spans")
         if self.mean is not None and self.mean <= 0:
-            raise MaskwiseError("corruption infill: mean is a span length", got=self.mean, allowed="above 0, or None")
+            raise MaskwiseError(
+                "corruption infill: mean is a span length", got=self.mean, allowed="above 0, or None"
+            )
 
     @property
     def keeps_length(self) -> bool:
@@ -55,14 +65,15 @@ class Infill(Corruption):
         keep = interleaved(leads, here & ~chosen)
         spare_B1 = here.shape[1] - keep.sum(1, keepdim=True)
         if bool((spare_B1 < 0).any()):
-            leads &= starts | ((leads & ~starts).cumsum(1) <= here.shape[1] - (starts | here & ~chosen).sum(1, True))
+            room_B1 = spare_B1 + (leads & ~starts).sum(1, keepdim=True)
+            leads &= starts | ((leads & ~starts).cumsum(1) <= room_B1)
             keep = interleaved(leads, here & ~chosen)
         move = Compaction(keep)
         if self.target == "full":
             labels = whole_text(batch, chosen, vocabulary.eos)
         else:
             tail = [] if vocabulary.eos is None else [torch.full_like(mask[:, :1], vocabulary.eos)]
-            labels = removed_text(batch, chosen, leads, mask, tail)
+            labels = removed_text(batch.input_ids, chosen, leads, mask[0, 0], tail)
         input_ids = move(interleaved(mask, batch.input_ids), vocabulary.pad)
         return Corrupted(input_ids, labels, move.attention_mask, carried(batch, move, twice=True))
 

@@ -20,8 +20,8 @@ from maskwise.masking.vocabulary import Vocabulary
 class Insert(Corruption):
     """Random ordinary tokens are inserted, one before each chosen token.
 
-    Rows never grow past L, the width of the batch, which models with learned positions could not read: text (never a
-    special token) is cut off at its end. ``cut=False`` lets them grow.
+    Rows never grow past L, the width of the batch, which models with learned positions could not read: text
+    (never a special token) is cut off at its end. ``cut=False`` lets them grow.
 
     Targets: ``full``: the whole row; ``detect``: 1 at inserted tokens, 0 at the others of the text.
     Source: Wu et al. 2022 (MOMETAS, arXiv 2210.10293), added-token detection.

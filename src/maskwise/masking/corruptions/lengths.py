@@ -1,7 +1,8 @@
 """What corruptions that change lengths share: stable compaction, and the targets of encoder-decoder models.
 
-Each row first becomes a line of candidates (its tokens, and before each of them perhaps something new); a bool says
-which of them stand; ``Compaction`` moves these to the front. One cumulative sum and one scatter; no loop over rows.
+Each row first becomes a line of candidates (its tokens, and before each of them perhaps something new); a
+bool says which of them stand; ``Compaction`` moves these to the front. One cumulative sum and one scatter; no
+loop over rows.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def carried(batch: AnnotatedBatch, move: Compaction, *, twice: bool = False) -> 
 
 
 def whole_text(batch: AnnotatedBatch, chosen: Tensor, eos: int | None) -> Tensor:
-    """Labels (B, L) or (B, L + 1): the row as it was, ``eos`` behind rows that do not end so; padding is −100."""
+    """Labels (B, L) or (B, L + 1): the row as it was, and ``eos`` if it does not end so; padding is −100."""
     there, active = present(batch), chosen.any(1, keepdim=True)
     labels = torch.where(there & active, batch.input_ids, IGNORE)
     if eos is None:
@@ -75,13 +76,26 @@ def whole_text(batch: AnnotatedBatch, chosen: Tensor, eos: int | None) -> Tensor
     return longer.scatter_(1, count_B1, torch.where(ended | ~active, IGNORE, eos))
 
 
-def removed_text(batch: AnnotatedBatch, chosen: Tensor, starts: Tensor, lead: Tensor, tail: list[Tensor]) -> Tensor:
-    """Labels (B, W): before each run its ``lead`` (B, L), then its tokens; behind the last run the columns of ``tail``.
+def removed_text(
+    ids: Tensor, chosen: Tensor, leads: Tensor | None, lead: Tensor, tail: list[Tensor]
+) -> Tensor:
+    """Labels (B, W): the chosen tokens, a lead before each run of them, and ``tail`` at the end.
 
     Args:
-        starts: (B, L) bool, where a lead stands (before chosen tokens, or by itself).
-        tail: (B, 1) ids each.
+        ids: (B, L).
+        leads: (B, L) bool, before which tokens a lead stands; None for nowhere.
+        lead: (K,) the leads in order of rows, or one for all ().
+        tail: (B, 1) ids each; rows without anything chosen have none.
     """
-    active = (chosen.any(1, keepdim=True) | starts.any(1, keepdim=True)).expand(-1, len(tail))
-    values = torch.cat((interleaved(lead, batch.input_ids), *tail), 1)
-    return Compaction(torch.cat((interleaved(starts, chosen), active), 1))(values, IGNORE)
+    count = (chosen if leads is None else chosen.to(torch.uint8) + leads).cumsum(1)
+    total = count[:, -1:] if ids.shape[1] else count.new_zeros(len(ids), 1)
+    width = int(total.max()) if total.numel() else 0
+    labels = ids.new_full((len(ids), width + len(tail)), IGNORE)
+    row, column = chosen.nonzero(as_tuple=True)
+    labels[row, count[row, column] - 1] = ids[row, column]
+    if leads is not None:
+        row, column = leads.nonzero(as_tuple=True)
+        labels[row, count[row, column] - 1 - chosen[row, column].long()] = lead
+    for offset, values in enumerate(tail):
+        labels.scatter_(1, total + offset, torch.where(total > 0, values, IGNORE))
+    return labels

@@ -19,9 +19,10 @@ from maskwise.masking.vocabulary import Vocabulary
 class PermuteSentences(Corruption):
     """The sentences that hold a chosen token change places among each other; the others stay in theirs.
 
-    So ``policy="sentence", ratio=1`` moves all (BART's), a smaller ratio some. ``inner`` is another corruption, which
-    shows the chosen tokens of the permuted row (BART-large: ``infill``); without it they are shown as they are.
-    Sentences are runs of one number ≥ 0 in ``layer``. The order is drawn by hash, evenly; it may be the old one.
+    So ``policy="sentence", ratio=1`` moves all (BART's), a smaller ratio some. ``inner`` is another
+    corruption, which shows the chosen tokens of the permuted row (BART-large: ``infill``); without it they
+    are shown as they are. Sentences are runs of one number ≥ 0 in ``layer``. The order is drawn by hash,
+    evenly; it may be the old one.
 
     Targets: the whole row.
     Source: Lewis et al. 2020 (BART, arXiv 1910.13461), section 2.2.
@@ -62,22 +63,25 @@ class PermuteSentences(Corruption):
         # Stretches between sentences are sentences that never move.
         runs = Units.runs(batch, marked.long() + 1)
         sentence, length = runs.of_token, torch.zeros_like(runs.length)
+        assert sentence is not None
         length.scatter_add_(1, sentence, content.long())
         moves = torch.zeros_like(length).scatter_add_(1, sentence, (chosen & (marked >= 0)).long()) > 0
         draw = keys.draw(Purpose.PERMUTE, runs.number)
         number = runs.number.long()
-        # Slots that may change, in order, then the rest; and the moving sentences in drawn order, then the rest.
+        # Slots that may change, in order, then the others; moving sentences as drawn, then the others.
         slot = torch.where(moves, number, number + (1 << 33)).argsort(1)
         order = torch.where(moves, draw.long(), number + (1 << 33)).argsort(1)
         taken = torch.empty_like(slot).scatter_(1, slot, order)
-        start = torch.empty_like(length).scatter_(1, taken, (moved := length.gather(1, taken)).cumsum(1) - moved)
+        moved = length.gather(1, taken)
+        start = torch.empty_like(length).scatter_(1, taken, moved.cumsum(1) - moved)
         old = length.cumsum(1) - length
         place = batch.place.long()
         new = place + (start - old).gather(1, sentence)
         column = torch.arange(content.shape[1], device=device).expand_as(content)
-        # By new place, the column a token comes from; what is no content goes to a place of its own at the end.
+        # By new place, the column a token comes from; what is no content goes to a place behind the row.
         width = content.shape[1]
-        by_place = column.new_zeros(len(content), width + 1).scatter_(1, torch.where(content, new, width), column)
+        by_place = column.new_zeros(len(content), width + 1)
+        by_place.scatter_(1, torch.where(content, new, width), column)
         return torch.where(content, by_place.gather(1, place.clamp(min=0)), column)
 
 

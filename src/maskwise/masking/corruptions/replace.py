@@ -19,8 +19,8 @@ from maskwise.masking.vocabulary import Vocabulary
 class Replace(Corruption):
     """A random ordinary token, never the same one, for every chosen token.
 
-    Targets: ``spans``: the original at chosen positions; ``full``: the whole row; ``detect``: 1 where replaced, 0 at
-        the rest of the text (replaced-token detection without a generator).
+    Targets: ``spans``: the original at chosen positions; ``full``: the whole row; ``detect``: 1 where
+        replaced, 0 at the rest of the text (replaced-token detection without a generator).
     Source: the "random" part of BERT's 80/10/10; Clark et al. 2020 (ELECTRA) for detection.
     """
 
@@ -38,7 +38,8 @@ class Replace(Corruption):
         row, column = chosen.nonzero(as_tuple=True)
         original, ordinary = batch.input_ids[row, column], vocabulary.ordinary
         # A number among all ordinary tokens but the original: those from it on move up by one.
-        number = below(keys.draw_at(Purpose.REPLACE, row, batch.place[row, column]), max(1, len(ordinary) - 1))
+        draw = keys.draw_at(Purpose.REPLACE, row, batch.place[row, column])
+        number = below(draw, max(1, len(ordinary) - 1))
         number += (number >= torch.searchsorted(ordinary, original)).long()
         input_ids = batch.input_ids.clone()
         input_ids[row, column] = ordinary[number.clamp_(max=len(ordinary) - 1)]

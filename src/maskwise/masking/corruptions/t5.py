@@ -12,7 +12,12 @@ from maskwise.keys import Keys
 from maskwise.masking.annotated import AnnotatedBatch
 from maskwise.masking.corruptions.base import Corrupted, Corruption, require_target
 from maskwise.masking.corruptions.lengths import (
-    Compaction, carried, present, removed_text, run_starts, whole_text,
+    Compaction,
+    carried,
+    present,
+    removed_text,
+    run_starts,
+    whole_text,
 )  # fmt: skip
 from maskwise.masking.units import Units
 from maskwise.masking.vocabulary import Vocabulary
@@ -25,11 +30,13 @@ class T5(Corruption):
         inputs:  Thank you <extra_id_0> me to your party <extra_id_1> week.
         targets: <extra_id_0> for inviting <extra_id_1> last <extra_id_2>
 
-    Targets: ``spans``: as above, then [eos] where the tokenizer has one and ``eos`` is True; ``full``: the whole row.
+    Targets: ``spans``: as above, then [eos] where the tokenizer has one and ``eos`` is True; ``full``: the
+        whole row.
     Source: Raffel et al. 2020 (T5, arXiv 1910.10683), figure 2 and section 3.1.4.
 
     Raises:
-        MaskwiseError: a row with more spans than the tokenizer has sentinels (the last one only closes the target).
+        MaskwiseError: a row with more spans than the tokenizer has sentinels (the last one only closes the
+            target).
     """
 
     target: str = "spans"
@@ -44,33 +51,37 @@ class T5(Corruption):
 
     def check(self, vocabulary: Vocabulary) -> None:
         if not vocabulary.sentinels:
-            names = "[f'<extra_id_{i}>' for i in range(100)]"
+            added = "{'additional_special_tokens': [f'<extra_id_{i}>' for i in range(100)]}"
             raise MaskwiseError(
                 "the tokenizer has no sentinel tokens",
                 allowed="tokens named <extra_id_0>, <extra_id_1>, …",
-                do=f"use a T5 tokenizer, or tokenizer.add_special_tokens({{'additional_special_tokens': {names}}})",
+                do=f"use a T5 tokenizer, or tokenizer.add_special_tokens({added})",
             )
 
     def corrupt(
         self, batch: AnnotatedBatch, chosen: Tensor, units: Units, keys: Keys, vocabulary: Vocabulary
     ) -> Corrupted:
         starts = run_starts(chosen)
-        number = starts.cumsum(1)
+        row, column = starts.nonzero(as_tuple=True)
+        runs_B = torch.bincount(row, minlength=len(chosen))
+        before_B = runs_B.cumsum(0) - runs_B
         sentinel = torch.tensor(vocabulary.sentinels, device=chosen.device)
-        most = int(number[:, -1:].max()) if number.numel() else 0
-        if most >= len(sentinel):
+        if len(runs_B) and int(runs_B.max()) >= len(sentinel):
             raise MaskwiseError(
-                "a row has more masked spans than the tokenizer has sentinels", got=most,
-                allowed=f"at most {len(sentinel) - 1}", do="use longer spans (policy t5-span), a lower ratio or shorter rows",
-            )  # fmt: skip
-        lead = sentinel[(number - 1).clamp_(min=0)]
+                "a row has more masked spans than the tokenizer has sentinels",
+                got=int(runs_B.max()),
+                allowed=f"at most {len(sentinel) - 1}",
+                do="use longer spans (policy t5-span), a lower ratio or shorter rows",
+            )
+        lead = sentinel[torch.arange(len(row), device=row.device) - before_B[row]]
+        shown = batch.input_ids.clone()
+        shown[row, column] = lead
         move = Compaction(present(batch) & ~chosen | starts)
         eos = vocabulary.eos if self.eos else None
         if self.target == "full":
             labels = whole_text(batch, chosen, eos)
         else:
-            tail = [sentinel[number[:, -1:]]]
+            tail = [sentinel[runs_B].unsqueeze(1)]
             tail += [] if eos is None else [torch.full_like(tail[0], eos)]
-            labels = removed_text(batch, chosen, starts, lead, tail)
-        input_ids = move(torch.where(starts, lead, batch.input_ids), vocabulary.pad)
-        return Corrupted(input_ids, labels, move.attention_mask, carried(batch, move))
+            labels = removed_text(batch.input_ids, chosen, starts, lead, tail)
+        return Corrupted(move(shown, vocabulary.pad), labels, move.attention_mask, carried(batch, move))

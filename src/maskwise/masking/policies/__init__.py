@@ -1,7 +1,7 @@
 """What may be masked together, and how likely. One file a policy; the table below is the only registry.
 
-A policy turns an annotated batch into units (a partition) with weights; ``masking.select`` does the rest. To add one:
-write a file like ``whole_word.py``, add a line here; the contract suite then tests it like all others.
+A policy turns an annotated batch into units (a partition) with weights; ``masking.select`` does the rest.
+To add one, write a file like ``whole_word.py`` and a line here; the contract suite tests it like the others.
 """
 
 from __future__ import annotations
@@ -34,6 +34,6 @@ def policy(spec: Policy | str | Call) -> Policy:
 
 
 __all__ = [
-    "POLICIES", "Frequency", "Mixture", "Moment", "Policy", "Span", "SpanLayer", "Suffix", "T5Span", "Token", "Ul2",
-    "Weighted", "WholeWord", "policy",
+    "POLICIES", "Frequency", "Mixture", "Moment", "Policy", "Span", "SpanLayer", "Suffix", "T5Span", "Token",
+    "Ul2", "Weighted", "WholeWord", "policy",
 ]  # fmt: skip

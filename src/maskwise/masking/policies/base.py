@@ -1,4 +1,4 @@
-"""What a policy is: it cuts rows into units and gives each a weight. Selection, budgets and keys are not its business."""
+"""What a policy is: it cuts rows into units and gives each a weight. Budgets are not its affair."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from maskwise.masking.units import Units
 
 @dataclass(frozen=True)
 class Moment:
-    """When a mask is made, and how much of each row: what policies that change over time, and schedules, depend on.
+    """When a mask is made, and of how much of each row: what schedules and changing policies depend on.
 
     Attributes:
-        ratio: (B,) float64, the ratios in force; filled in by the masker, for policies whose partition depends on
-            the budget (T5's).
+        ratio: (B,) float64, the ratios in force; filled in by the masker, for policies whose partition
+            depends on the budget (T5's).
     """
 
     step: int = 0

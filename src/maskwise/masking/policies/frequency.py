@@ -17,10 +17,11 @@ from maskwise.masking.units import Units
 class Frequency(Policy):
     """A token weighs max(count, floor) to the power ``power``; a unit weighs the mean of its tokens.
 
-    Counts come from ``counts`` (V,), a tensor over ids given in Python, or else from the layer ``frequency`` (the
-    count of each token, as a column of the rows).
+    Counts come from ``counts`` (V,), a tensor over ids given in Python, or else from the layer ``frequency``
+    (the count of each token, as a column of the rows).
 
-    Selects: units by weighted sampling without replacement; power −0.5 favours rare tokens, 0.5 frequent ones.
+    Selects: units by weighted sampling without replacement; power −0.5 favours rare tokens, 0.5 frequent
+        ones.
     Guarantee: as for its units; ``bernoulli`` takes weights as they are, which for negative powers are small.
     Cost: a power a token, then as ``weighted``.
     Source: Zhang et al. 2023 (Weighted Sampling for Masked Language Modeling, arXiv 2302.14225).
@@ -35,7 +36,7 @@ class Frequency(Policy):
 
     def __post_init__(self) -> None:
         if self.floor <= 0:
-            raise MaskwiseError("policy frequency: floor is the least count", got=self.floor, allowed="above 0")
+            raise MaskwiseError("policy frequency: the least count", got=self.floor, allowed="above 0")
 
     def layers(self) -> tuple[str, ...]:
         return (*(("frequency",) if self.counts is None else ()), *layer_of(self.units_of))
@@ -44,8 +45,8 @@ class Frequency(Policy):
         if self.counts is None:
             count_BL = batch.layer("frequency", policy="frequency")
         elif len(self.counts) <= int(batch.input_ids.max()):
-            got, allowed = len(self.counts), f"one count for each id, at least {int(batch.input_ids.max()) + 1}"
-            raise MaskwiseError("policy frequency: counts do not cover the vocabulary", got=got, allowed=allowed)
+            allowed = f"one count for each id, at least {int(batch.input_ids.max()) + 1}"
+            raise MaskwiseError("policy frequency: too few counts", got=len(self.counts), allowed=allowed)
         else:
             count_BL = self.counts.to(batch.input_ids.device)[batch.input_ids]
         weight_BL = count_BL.double().clamp_(min=self.floor).pow_(self.power)

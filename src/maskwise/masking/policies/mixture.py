@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,7 +22,8 @@ class Mixture(Policy):
     """Each row (in packed rows, each document piece) is masked by one member, drawn by hash.
 
     Selects: what the drawn member selects. Shares are schedules, divided by their sum at each step:
-        ``mixture(salient, token, shares=(linear(1, 0), linear(0, 1)))`` begins with salient spans and ends random.
+        ``mixture(salient, token, shares=(linear(1, 0), linear(0, 1)))`` begins with salient spans and ends
+        random.
     Guarantee: that of the drawn member. A member whose share is 0 at a step is not asked for anything.
     Cost: the members' together, for every member is computed for all rows.
     Source: ours; mixtures of fixed shares are common (SpanBERT's baselines, UL2).
@@ -35,7 +36,9 @@ class Mixture(Policy):
 
     def __post_init__(self) -> None:
         if len(self.members) < 2 or any(isinstance(member, Mixture) for member in self.members):
-            raise MaskwiseError("policy mixture", got=self.members, allowed="two or more policies, none a mixture")
+            raise MaskwiseError(
+                "policy mixture", got=self.members, allowed="two or more policies, none a mixture"
+            )
         if len(self.shares) != len(self.members):
             got = f"{len(self.shares)} shares for {len(self.members)} policies"
             raise MaskwiseError("policy mixture: every member needs a share", got=got)
@@ -70,36 +73,42 @@ class Mixture(Policy):
         live = [i for i, share in enumerate(self.current(moment)) if share > 0]
         parts = [_dense(batch, self.members[i].units(batch, keys, moment)) for i in live]
         width = max(part.length.shape[1] for part in parts)
-        mixed = _widened(parts[0], width)
+        even = all(part.weight is None for part in parts)
+        mixed = _widened(parts[0], width, even)
         for index, part in zip(live[1:], parts[1:]):
-            part, mine = _widened(part, width), (drawn_B == index).unsqueeze(1)
+            part, mine = _widened(part, width, even), (drawn_B == index).unsqueeze(1)
             both = ((getattr(part, f), getattr(mixed, f)) for f in ("inside", "of_token", "length", "weight"))
-            inside, of_token, length, weight = (torch.where(mine, a, b) for a, b in both)
+            merged: Any = (None if a is None else torch.where(mine, a, b) for a, b in both)
+            inside, of_token, length, weight = merged
             mixed = Units(inside, of_token, length, part.number, weight)
         return mixed
 
 
 def _dense(batch: AnnotatedBatch, units: Units) -> Units:
-    """Single tokens numbered by their place among the content, so that all members number units in one way."""
+    """Single tokens numbered by their place among the content: as other units are, not by column."""
     if units.of_token is not None:
         return units
-    dense = Units.runs(batch, batch.place)
-    if units.weight is None:
-        return dense
-    weight = torch.zeros(dense.length.shape, dtype=torch.float64, device=units.weight.device)
-    return replace(dense, weight=weight.scatter_add_(1, dense.of_token, units.weight * units.inside))
+    of_token = batch.place.long().clamp_(min=0)
+    blank = units.length.new_zeros(len(of_token), int(of_token[:, -1:].max()) + 1 if of_token.numel() else 0)
+    weight = None if units.weight is None else blank.double().scatter_add_(1, of_token, units.weight)
+    return Units(units.inside, of_token, blank.scatter_add_(1, of_token, units.length), units.number, weight)
 
 
-def _widened(units: Units, width: int) -> Units:
+def _widened(units: Units, width: int, even: bool) -> Units:
+    """U made ``width``, and weights made explicit unless all members go without."""
     more = (0, width - units.length.shape[1])
-    weight = torch.ones(units.length.shape, dtype=torch.float64, device=units.length.device)
-    weight = weight if units.weight is None else units.weight
+    weight = units.weight
+    if weight is None and not even:
+        weight = torch.ones(units.length.shape, dtype=torch.float64, device=units.length.device)
     number = torch.arange(width, dtype=torch.int32, device=units.length.device)
-    return Units(units.inside, units.of_token, pad(units.length, more), number, pad(weight, more))
+    padded = None if weight is None else pad(weight, more)
+    return Units(units.inside, units.of_token, pad(units.length, more), number, padded)
 
 
 def mixture(*members: Any, shares: tuple[Any, ...] = ()) -> Mixture:
-    """A mixture of policies (names, calls or policies); ``shares`` are numbers or schedules, even when left out."""
+    """A mixture of policies (names, calls or policies); ``shares``: numbers or schedules, else equal."""
     from maskwise.masking.policies import policy
 
-    return Mixture(tuple(policy(m) for m in members), tuple(schedule(s) for s in shares or (1.0,) * len(members)))
+    return Mixture(
+        tuple(policy(m) for m in members), tuple(schedule(s) for s in shares or (1.0,) * len(members))
+    )

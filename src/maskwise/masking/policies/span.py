@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -17,15 +18,17 @@ from maskwise.masking.units import Units
 
 @dataclass(frozen=True)
 class Span(Policy):
-    """Units are spans of words (``over="token"``: of tokens) with lengths Geometric(p), truncated and renormalised.
+    """Units are spans of words (or tokens, by ``over``), lengths Geometric(p), truncated and renormalised.
 
-    Selects: spans, all alike. The partition is a renewal process that began long before the row (the first span is
-        what is left of one), so no position is favoured; spans end at the row's ends and at words with an [UNK].
-        p = .2 and max_words = 10 *offer* a mean of 3.80 words away from these ends. ``poisson=3.0`` takes
-        Poisson lengths of at least one word instead (BART; the corruption ``infill`` adds the empty ones).
-    Guarantee: never half a word. ``exact``: at most the budget, which favours short spans in short rows (at 64 tokens
-        and 15 %: length 1 .371, length 10 .039); ``expected``: the budget on average and spans nearly even, so
-        *chosen* lengths are as offered; ``bernoulli``: each by itself. Chosen neighbours make one longer mask.
+    Selects: spans, all alike. The partition is a renewal process that began long before the row (the first
+        span is what is left of one), so no position is favoured; spans end at the row's ends and at words
+        with an [UNK]. p = .2 and max_words = 10 *offer* a mean of 3.80 words away from these ends.
+        ``poisson=3.0`` takes Poisson lengths of at least one word instead (BART; the corruption ``infill``
+        adds the empty ones).
+    Guarantee: never half a word. ``exact``: at most the budget, which favours short spans in short rows (at
+        64 tokens and 15 %: length 1 .371, length 10 .039); ``expected``: the budget on average and spans
+        nearly even, so *chosen* lengths are as offered; ``bernoulli``: each by itself. Chosen neighbours make
+        one longer mask.
     Cost: that of whole words twice, and one draw for each word.
     Source: Joshi et al. 2020 (SpanBERT, arXiv 1907.10529), section 3.1.
     """
@@ -40,9 +43,10 @@ class Span(Policy):
 
     def __post_init__(self) -> None:
         if not 0 < self.p < 1:
-            raise MaskwiseError("policy span: p is the chance that a span ends", got=self.p, allowed="between 0 and 1")
+            raise MaskwiseError("policy span: p, the chance to end", got=self.p, allowed="between 0 and 1")
         if not 1 <= self.min_words <= self.max_words:
-            raise MaskwiseError("policy span: lengths", got=(self.min_words, self.max_words), allowed="1 ≤ min_words ≤ max_words")
+            got = (self.min_words, self.max_words)
+            raise MaskwiseError("policy span: lengths", got=got, allowed="1 ≤ min_words ≤ max_words")
         if self.over not in ("word", "token"):
             raise MaskwiseError("policy span: over", got=self.over, allowed="word, token")
         if self.poisson is not None and self.poisson <= 0:
@@ -57,10 +61,12 @@ class Span(Policy):
             count = int(word.max()) + 1 if word.numel() else 0
         else:
             words = Units.runs(batch, batch.layer("word_ids", policy="span"))
+            assert words.of_token is not None
             word, allowed, count = words.of_token, words.spread(words.length > 0), words.length.shape[1]
         if not count:
             return Units.tokens(batch)
-        span = self._span_of_word(keys, torch.arange(count, dtype=torch.int32, device=word.device)).gather(1, word)
+        number = torch.arange(count, dtype=torch.int32, device=word.device)
+        span = self._span_of_word(keys, number).gather(1, word)
         return Units.runs(batch, span.masked_fill_(~allowed, -1))
 
     def lengths(self) -> Tensor:
@@ -69,7 +75,7 @@ class Span(Policy):
         if self.poisson is None:
             share = (1 - self.p) ** (size - 1)
         else:
-            share = (size * torch.tensor(self.poisson, dtype=torch.float64).log() - torch.lgamma(size + 1)).exp()
+            share = (size * math.log(self.poisson) - torch.lgamma(size + 1)).exp()
         share = torch.where(size < self.min_words, 0.0, share)
         return share / share.sum()
 
@@ -80,12 +86,13 @@ class Span(Policy):
         length = torch.bucketize(draw, later.to(draw.device), right=True).add_(1)
         length[:, 0] = torch.bucketize(draw[:, 0].contiguous(), first.to(draw.device), right=True) + 1
         ends = length.cumsum(1).clamp_(max=count)
-        return torch.zeros(len(draw), count + 1, dtype=torch.int64, device=draw.device).scatter_(1, ends, 1).cumsum(1)
+        border = torch.zeros(len(draw), count + 1, dtype=torch.int64, device=draw.device)
+        return border.scatter_(1, ends, 1).cumsum(1)
 
 
 @lru_cache(maxsize=32)
 def _edges(policy: Span) -> tuple[Tensor, Tensor]:
-    """Where int32 draws change from one length to the next: (max_words − 1,) for the first span and for the others.
+    """Where int32 draws change from one length to the next: (max_words − 1,), for the first span and others.
 
     The first word of a row is a random word of a long text: what is left of its span has r words with a
     probability proportional to P(length ≥ r).
@@ -96,5 +103,5 @@ def _edges(policy: Span) -> tuple[Tensor, Tensor]:
 
 
 def _as_edges(share: Tensor) -> Tensor:
-    return (share.cumsum(0)[:-1].clamp(max=1 - 2.0**-32) * 2.0**32).round().long().sub(1 << 31).to(torch.int32)
-
+    below = share.cumsum(0)[:-1].clamp(max=1 - 2.0**-32)
+    return ((below * 2.0**32).round().long() - (1 << 31)).to(torch.int32)

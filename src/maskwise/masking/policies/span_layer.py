@@ -15,17 +15,18 @@ from maskwise.masking.units import Units
 
 @dataclass(frozen=True)
 class SpanLayer(Policy):
-    """Units are runs of one number ≥ 0 in a layer; around them stand words or tokens as units of ``rest_weight``.
+    """Units are runs of one number ≥ 0 in a layer; around them words or tokens, of ``rest_weight``.
 
-    Selects: marked spans. At ``rest_weight=0`` the rest is masked only where the masker's ``fill`` says so: ``none``
-        (salient span masking as published), ``random`` (equal budgets), ``skip-row``; at 1 the rest is masked as
-        readily as the spans (PMI phrases). With ``rest="none"`` the ratio is a share of the *marked* tokens alone
-        (emlm: ``ratio=0.5, budget="bernoulli"``).
-    Guarantee: never half a span. ``exact``: at most the budget: a span longer than that is never chosen (a sentence
-        in a short row); ``expected``: even then with probability budget / length; ``bernoulli``: each by itself.
+    Selects: marked spans. At ``rest_weight=0`` the rest is masked only where the masker's ``fill`` says so:
+        ``none`` (salient span masking as published), ``random`` (equal budgets), ``skip-row``; at 1 the rest
+        is masked as readily as the spans (PMI phrases). With ``rest="none"`` the ratio is a share of the
+        *marked* tokens alone (emlm: ``ratio=0.5, budget="bernoulli"``).
+    Guarantee: never half a span. ``exact``: at most the budget: a span longer than that is never chosen (a
+        sentence in a short row); ``expected``: even then with probability budget / length; ``bernoulli``:
+        each by itself.
     Cost: that of whole words.
-    Source: Guu et al. 2020 (REALM, arXiv 2002.08909), section 3.4, for salient spans; Levine et al. 2021 (PMI-Masking,
-        arXiv 2010.01825) for phrases.
+    Source: Guu et al. 2020 (REALM, arXiv 2002.08909), section 3.4, for salient spans; Levine et al. 2021
+        (PMI-Masking, arXiv 2010.01825) for phrases.
     """
 
     layer: str = "salient"

@@ -18,10 +18,12 @@ from maskwise.masking.units import Units
 class Suffix(Policy):
     """One unit: as many tokens as the budget has, at the end of the row.
 
-    Selects: always the same tokens of a row, given the ratio; a ratio such as ``uniform(0.1, 0.9)`` varies it.
+    Selects: always the same tokens of a row, given the ratio; a ratio such as ``uniform(0.1, 0.9)`` varies
+        it.
     Guarantee: the budget to the token in all three modes.
     Cost: that of ``t5-span``.
-    Source: the prefix LM of Raffel et al. 2020, section 3.2.3; the S-denoiser of UL2 (arXiv 2205.05131), section 3.1.
+    Source: the prefix LM of Raffel et al. 2020, section 3.2.3; the S-denoiser of UL2 (arXiv 2205.05131),
+        section 3.1.
     """
 
     ratio: float | None = None

@@ -14,7 +14,6 @@ from maskwise.masking.policies.base import Moment, Policy
 from maskwise.masking.select import sort_rows
 from maskwise.masking.units import Units
 
-
 _SURE = 1e6  # the weight of noise, so that ``bernoulli`` takes it all
 
 
@@ -22,12 +21,13 @@ _SURE = 1e6  # the weight of noise, so that ``bernoulli`` takes it all
 class T5Span(Policy):
     """Noise spans, as weighted units, between gaps of weight 0: partition and selection are one joint draw.
 
-    n noise tokens make round(n / mean_span) spans; the n tokens, and the rest of the row, are cut evenly at random
-    into that many pieces of at least one token, which alternate around a ring; the ring is opened at a random place.
-    The published code always opens it before a gap, so that rows begin unmasked and end masked; here every position
-    is masked equally often, at the price of one span in two parts in some rows.
+    n noise tokens make round(n / mean_span) spans; the n tokens, and the rest of the row, are cut evenly at
+    random into that many pieces of at least one token, which alternate around a ring; the ring is opened at a
+    random place. The published code always opens it before a gap, so that rows begin unmasked and end masked;
+    here every position is masked equally often, at the price of one span in two parts in some rows.
 
-    Selects: spans of ``mean_span`` tokens on average. n comes from the ratio in force, or from ``ratio`` if given.
+    Selects: spans of ``mean_span`` tokens on average. n comes from the ratio in force, or from ``ratio`` if
+        given.
     Guarantee: the budget to the token in all three modes; gaps between spans (but where the ring is opened).
     Cost: two sorts; O(B·L).
     Source: Raffel et al. 2020 (T5, arXiv 1910.10683), section 3.1.4; ``random_spans_noise_mask`` in its code.
@@ -40,7 +40,7 @@ class T5Span(Policy):
 
     def __post_init__(self) -> None:
         if self.mean_span < 1:
-            raise MaskwiseError("policy t5-span: mean_span is a number of tokens", got=self.mean_span, allowed="≥ 1")
+            raise MaskwiseError("policy t5-span: mean_span, in tokens", got=self.mean_span, allowed="≥ 1")
         if self.ratio is not None and not 0 <= self.ratio <= 1:
             raise MaskwiseError("policy t5-span: ratio", got=self.ratio, allowed="0 to 1")
 
@@ -49,7 +49,8 @@ class T5Span(Policy):
 
     def units(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
         noise_B = noise_tokens(batch, keys, moment)
-        return noise_units(batch, keys, noise_B, (noise_B / self.mean_span).round(), rotate_B=torch.ones_like(noise_B))
+        spans_B = (noise_B / self.mean_span).round()
+        return noise_units(batch, keys, noise_B, spans_B, rotate_B=torch.ones_like(noise_B))
 
 
 def noise_tokens(batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Tensor:
@@ -61,49 +62,55 @@ def noise_tokens(batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Tensor:
     return torch.maximum(rounded_B, ((wanted_B >= 0.5) & (eligible_B > 0)).long())
 
 
-def noise_units(batch: AnnotatedBatch, keys: Keys, noise_B: Tensor, spans_B: Tensor, *, rotate_B: Tensor) -> Units:
+def noise_units(
+    batch: AnnotatedBatch, keys: Keys, noise_B: Tensor, spans_B: Tensor, *, rotate_B: Tensor
+) -> Units:
     """Weighted units with ``noise_B`` tokens in ``spans_B`` spans, and the gaps between them with weight 0.
 
     Args:
         noise_B, spans_B: (B,); spans are kept between 1 and what noise and gaps allow.
         rotate_B: (B,); where 0 the ring is opened before its first gap, so that the row ends with noise.
     """
-    device, width = noise_B.device, batch.input_ids.shape[1]
-    eligible_B = batch.eligible.sum(1)
-    spans_B = torch.minimum(torch.minimum(spans_B.long(), noise_B), eligible_B - noise_B).clamp_(min=1)
-    index = torch.arange(width, dtype=torch.int32, device=device)
-    draw = keys.draw(Purpose.PARTITION, index)
-    # The cuts of the noise use the draws from the front, those of the rest the ones behind them.
-    inner = (noise_B - 1).clamp(min=0)
-    cut_noise = index < inner.unsqueeze(1)
-    cut_gap = ~cut_noise & (index < (inner + eligible_B - noise_B - 1).unsqueeze(1))
-    noise_length = _cut(draw, cut_noise, spans_B, noise_B, start_B=torch.zeros_like(inner))
-    gap_length = _cut(draw, cut_gap, spans_B, eligible_B - noise_B, start_B=inner)
-    ends = torch.stack((gap_length, noise_length), 2).flatten(1).cumsum(1)
-    ring = torch.zeros(len(ends), width + 1, dtype=torch.int64, device=device)
-    ring = ring.scatter_add_(1, ends.clamp_(max=width), torch.ones_like(ends)).cumsum(1)
-    phase = unit_interval(keys.draw(Purpose.PARTITION, torch.tensor([-1], dtype=torch.int32, device=device)))
-    start_B1 = (phase * eligible_B.unsqueeze(1)).long() * (rotate_B > 0).unsqueeze(1)
+    noise, spans = noise_B.unsqueeze(1), spans_B.long().unsqueeze(1)
+    total = batch.eligible.sum(1, keepdim=True)
+    gaps = total - noise
+    spans = torch.minimum(torch.minimum(spans, noise), gaps).clamp_(min=1)
+    noise_end, gap_end = _cut(keys, noise, gaps, spans, width=batch.input_ids.shape[1])
+    # Around the ring: gap 0, noise 0, gap 1, noise 1, …; each piece ends where the next begins.
+    noise_begin = gap_end.clone()
+    noise_begin[:, 1:] += noise_end[:, :-1]
+    noise_end += gap_end
+    draw = keys.draw(Purpose.PARTITION, torch.tensor([-1], dtype=torch.int32, device=noise.device))
+    start = (unit_interval(draw) * total).long() * (rotate_B > 0).unsqueeze(1)
+    begins_noisy = (noise_begin <= start).sum(1, keepdim=True) - (noise_end <= start).sum(1, keepdim=True)
+    border = torch.cat((noise_begin, noise_end), 1).sub_(start)
+    border += total * (border <= 0)
+    ring = torch.zeros(len(total), batch.input_ids.shape[1] + 1, dtype=torch.int64, device=total.device)
     rank = batch.eligible.cumsum(1).sub_(1).clamp_(min=0)
-    piece = ring.gather(1, (rank + start_B1) % eligible_B.clamp(min=1).unsqueeze(1))
-    units = Units.runs(batch, piece.masked_fill(~batch.eligible, -1))
-    return units.weighted(piece % 2 * _SURE, policy="t5-span")
+    piece = ring.scatter_(1, border, 1).cumsum(1).gather(1, rank)
+    number = torch.arange(border.shape[1] + 1, dtype=torch.int32, device=total.device)
+    length = torch.zeros(len(total), len(number), dtype=torch.int64, device=total.device)
+    length.scatter_add_(1, piece, batch.eligible.long())
+    noisy = ((number + begins_noisy) & 1).bool() & (noise > 0) | (gaps == 0)
+    return Units(batch.eligible, piece, length, number, noisy.double().mul_(_SURE))
 
 
-def _cut(draw: Tensor, mine: Tensor, parts_B: Tensor, total_B: Tensor, *, start_B: Tensor) -> Tensor:
-    """(B, K) int64 lengths: ``total_B`` cut at ``parts_B`` − 1 places, all choices alike; place j is behind token j.
+def _cut(keys: Keys, noise: Tensor, gaps: Tensor, spans: Tensor, *, width: int) -> tuple[Tensor, Tensor]:
+    """Where pieces end, both (B, K): ``noise`` and ``gaps`` (B, 1) tokens cut into ``spans`` pieces each.
 
-    Args:
-        draw, mine: (B, L); the places of a row and their draws stand where ``mine`` is True, from ``start_B`` on.
+    The places 1 … noise − 1 and 1 … gaps − 1 have a draw each; the spans − 1 smallest of both are the ends of
+    pieces, so that all choices are alike. The last end, and those of pieces that do not exist, is the total.
     """
-    never = torch.iinfo(draw.dtype).max
-    draw = torch.where(mine, draw, never)
-    last = sort_rows(draw).gather(1, (parts_B - 2).clamp(min=0).unsqueeze(1))
-    chosen = (draw <= last) & mine & (parts_B > 1).unsqueeze(1)
-    row, place = chosen.nonzero(as_tuple=True)
-    part = chosen.cumsum(1)[row, place]
-    ends = torch.zeros(len(draw), int(parts_B.max()) + 1 if len(draw) else 1, dtype=torch.int64, device=draw.device)
-    ends += total_B.unsqueeze(1)
-    ends[:, 0] = 0
-    ends[row, part] = place - start_B[row] + 1
-    return ends.diff(dim=1)
+    index = torch.arange(width, dtype=torch.int32, device=noise.device)
+    most, never = int(spans.max()) if len(spans) else 1, torch.iinfo(torch.int32).max
+    draw = keys.draw(Purpose.PARTITION, index)
+    before = (noise - 1).clamp_(min=0)  # noise has the first draws, gaps the next
+    behind = index >= before
+    first = sort_rows(draw.masked_fill(behind, never))[:, :most]
+    later = sort_rows(draw.masked_fill_(~behind | (index >= before + gaps - 1), never))[:, :most]
+    # The hash is invertible: draws tell which places they are of.
+    place = keys.index_of(Purpose.PARTITION, torch.cat((first, later), 1)).long() + 1
+    missing = index[:most] >= spans - 1
+    noise_end = torch.where(missing, noise, place[:, :most])
+    gap_end = torch.where(missing, gaps, place[:, most:] - before)
+    return sort_rows(noise_end), sort_rows(gap_end)

@@ -15,7 +15,8 @@ class Token(Policy):
     """Every eligible token is a unit of its own.
 
     Selects: single tokens, all alike.
-    Guarantee: ``exact`` and ``expected`` are the same, the budget to the token; ``bernoulli``: each by itself.
+    Guarantee: ``exact`` and ``expected`` are the same, the budget to the token; ``bernoulli``: each by
+        itself.
     Cost: one key a token.
     Source: Devlin et al. 2019 (arXiv 1810.04805), section 3.1.
     """

@@ -19,7 +19,8 @@ R, S, X = ((3, 0.15), (8, 0.15)), ((0, 0.25),), ((3, 0.5), (8, 0.5), (64, 0.15),
 
 @dataclass(frozen=True)
 class Ul2(Policy):
-    """Each row draws a denoiser (mean span, ratio) evenly by hash; mean span 0 is the end of the row (S-denoiser).
+    """Each row draws a denoiser (mean span, ratio) evenly by hash; mean span 0 is the end of the row
+    (S-denoiser).
 
     It brings its own ratios, which replace the masker's. The corruption ``ul2`` puts the mode tokens.
 

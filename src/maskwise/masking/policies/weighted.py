@@ -16,11 +16,11 @@ from maskwise.masking.units import Units
 class Weighted(Policy):
     """A unit's weight is the mean of a layer over its tokens, to the power ``power``.
 
-    Selects: ``token``, ``word``, or the runs of any layer, by weighted sampling without replacement. A power above 1
-        sharpens, 0 is even; weight 0 stays 0 and is masked only by ``fill="random"``.
-    Guarantee: as for its units. Units are taken in an order drawn by weight; inclusion is not proportional to weight
-        where the budget is large (no unit is taken twice). ``bernoulli``: probability min(1, ratio × weight), so
-        weights should average 1.
+    Selects: ``token``, ``word``, or the runs of any layer, by weighted sampling without replacement. A power
+        above 1 sharpens, 0 is even; weight 0 stays 0 and is masked only by ``fill="random"``.
+    Guarantee: as for its units. Units are taken in an order drawn by weight; inclusion is not proportional to
+        weight where the budget is large (no unit is taken twice). ``bernoulli``: probability min(1, ratio ×
+        weight), so weights should average 1.
     Cost: a logarithm and a 64-bit sort a unit; about twice the unweighted policy.
     Source: Efraimidis & Spirakis 2006 for the sampling.
     """
