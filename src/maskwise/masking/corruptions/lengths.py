@@ -65,15 +65,18 @@ def whole_text(batch: AnnotatedBatch, chosen: Tensor, eos: int | None) -> Tensor
     """Labels (B, L) or (B, L + 1): the row as it was, and ``eos`` if it does not end so; padding is −100."""
     there, active = present(batch), chosen.any(1, keepdim=True)
     labels = torch.where(there & active, batch.input_ids, IGNORE)
-    if eos is None:
+    if eos is None or not labels.shape[1]:
         return labels
+    if not bool(there[:, 0].all()):  # padded on the left; a decoder begins at the first label
+        labels = Compaction(there & active)(labels, IGNORE)
+        labels = torch.nn.functional.pad(labels, (0, there.shape[1] - labels.shape[1]), value=IGNORE)
     count_B1 = there.sum(1, keepdim=True)
-    ended = batch.input_ids.gather(1, (count_B1 - 1).clamp(min=0)) == eos
+    ended = (labels.gather(1, (count_B1 - 1).clamp(min=0)) == eos) | ~active
     if bool(ended.all()):
         return labels
     longer = labels.new_full((len(labels), labels.shape[1] + 1), IGNORE)
     longer[:, :-1] = labels
-    return longer.scatter_(1, count_B1, torch.where(ended | ~active, IGNORE, eos))
+    return longer.scatter_(1, count_B1, torch.where(ended, IGNORE, eos))
 
 
 def removed_text(

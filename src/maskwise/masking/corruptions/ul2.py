@@ -11,7 +11,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.keys import Keys
 from maskwise.masking.annotated import AnnotatedBatch
 from maskwise.masking.corruptions.base import Corrupted
-from maskwise.masking.corruptions.lengths import run_starts
+from maskwise.masking.corruptions.lengths import present, run_starts
 from maskwise.masking.corruptions.t5 import T5
 from maskwise.masking.units import Units
 from maskwise.masking.vocabulary import Vocabulary
@@ -51,7 +51,7 @@ class Ul2(T5):
         masked_B1 = chosen.any(1, keepdim=True)
         # The mode goes where the text begins, behind special tokens in front of it; the rest moves by one.
         at = torch.arange(shown.input_ids.shape[1] + 1, device=chosen.device)
-        front_B1 = (batch.place < 0).sum(1, keepdim=True).clamp_(max=len(at) - 1)
+        front_B1 = ((batch.place < 0) & present(batch)).sum(1, keepdim=True).clamp_(max=len(at) - 1)
         source = at.expand(len(chosen), -1) - ((at > front_B1) & masked_B1).long()
         source = source.clamp_(max=len(at) - 2)
         assert shown.attention_mask is not None

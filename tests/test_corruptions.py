@@ -1,0 +1,448 @@
+"""Corruptions: hand-worked literals, round trips over random rows, and what each promises."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
+
+from maskwise.errors import MaskwiseError
+from maskwise.keys import Keys
+from maskwise.masking import IGNORE, AnnotatedBatch, Masker, Vocabulary
+from maskwise.masking.corruptions import Infill, corruption
+from maskwise.masking.corruptions.ul2 import mode_of
+from maskwise.masking.units import Units
+
+TEXT = "Thank you for inviting me to your party last week . Come again soon"
+LETTERS = [chr(c) for c in range(ord("a"), ord("z") + 1)]
+
+
+@lru_cache(maxsize=4)
+def tokenizer(frame: str = "<s> </s>", mask: bool = True, sentinels: int = 60) -> PreTrainedTokenizerFast:
+    """One token a word; ids 0 to 5 are special or [UNK], then words, then sentinels and mode tokens."""
+    bos, eos = frame.split()
+    names = [
+        "<pad>",
+        "<unk>",
+        bos,
+        eos,
+        *(["<mask>"] if mask else []),
+        *dict.fromkeys([*TEXT.split(), *LETTERS]),
+    ]
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel({n: i for i, n in enumerate(names)}, unk_token="<unk>")),
+        pad_token="<pad>", unk_token="<unk>", bos_token=bos, eos_token=eos,
+        **({"mask_token": "<mask>"} if mask else {}),
+    )  # fmt: skip
+    extra = [f"<extra_id_{i}>" for i in range(sentinels)] + (["[R]", "[S]", "[X]"] if sentinels else [])
+    made.add_special_tokens({"additional_special_tokens": extra})
+    return made
+
+
+def batch_of(*lines: str) -> tuple[AnnotatedBatch, torch.Tensor]:
+    """Rows written as words, chosen ones in braces: ``<s> a {b c} d </s>``. "." ends a sentence."""
+    vocabulary, table = Vocabulary.of(tokenizer()), tokenizer().get_vocab()
+    rows, chosen = [], []
+    for number, line in enumerate(lines):
+        inside, ids, marks, sentence = False, [], [], []
+        for word in line.split():
+            inside |= word.startswith("{")
+            ids.append(table[word.strip("{}")])
+            marks.append(inside)
+            inside &= not word.endswith("}")
+        for i in range(len(ids)):
+            special = not bool(vocabulary.content[ids[i]])
+            sentence.append(-1 if special else ids[:i].count(table["."]))
+        rows.append({"input_ids": ids, "example_id": number, "sentence": sentence})
+        chosen.append(marks)
+    batch = AnnotatedBatch.of(rows, vocabulary)
+    width = batch.input_ids.shape[1]
+    return batch, torch.tensor([marks + [False] * (width - len(marks)) for marks in chosen])
+
+
+def words(row: torch.Tensor) -> str:
+    """Ids to words; padding and −100 are left out."""
+    return " ".join(tokenizer().convert_ids_to_tokens([i for i in row.tolist() if i not in (0, IGNORE)]))
+
+
+def show(spec: str, *lines: str, seed: int = 0) -> list[tuple[str, str]]:
+    """Literals in, (inputs, targets) literals out."""
+    shown = corrupted(spec, *batch_of(*lines), seed=seed)
+    return [(words(a), words(b)) for a, b in zip(shown.input_ids, shown.labels)]
+
+
+def corrupted(spec: Any, batch: AnnotatedBatch, chosen: torch.Tensor, *, seed: int = 0) -> Any:
+    keys = Keys(batch.example_id, seed=seed, epoch=0)
+    made = corruption(spec)
+    return made.corrupt(batch, chosen, Units.tokens(batch), keys, Vocabulary.of(tokenizer()))
+
+
+def table(spec: str, *pairs: tuple[str, str, str]) -> None:
+    """Each line (row with braces, inputs, targets), worked by hand; all lines go as one batch."""
+    got = show(spec, *(line for line, _, _ in pairs))
+    assert got == [(inputs, targets) for _, inputs, targets in pairs]
+
+
+# Hand-worked forms
+
+
+def test_t5_is_the_published_example() -> None:
+    """Raffel et al. 2020, figure 2; and the same row as T5's tokenizer frames it."""
+    table(
+        "t5(eos=False)",
+        (
+            "Thank you {for inviting} me to your party {last} week .",
+            "Thank you <extra_id_0> me to your party <extra_id_1> week .",
+            "<extra_id_0> for inviting <extra_id_1> last <extra_id_2>",
+        ),
+    )
+    table(
+        "t5",
+        ("a {b c} d </s>", "a <extra_id_0> d </s>", "<extra_id_0> b c <extra_id_1> </s>"),
+        ("{a} b {c} </s>", "<extra_id_0> b <extra_id_1> </s>", "<extra_id_0> a <extra_id_1> c <extra_id_2> </s>"),
+        ("<s> {a b} </s> {c} d </s>", "<s> <extra_id_0> </s> <extra_id_1> d </s>",
+         "<extra_id_0> a b <extra_id_1> c <extra_id_2> </s>"),
+        ("a b c </s>", "a b c </s>", ""),
+    )  # fmt: skip
+    table(
+        "t5(target='full')",
+        ("a {b c} d", "a <extra_id_0> d", "a b c d </s>"),
+        ("{a} </s>", "<extra_id_0> </s>", "a </s>"),
+    )
+
+
+def test_infilling_is_the_published_example() -> None:
+    """Lewis et al. 2020, figure 2: A B C D E. with C-D masked by one token; the target is the text."""
+    table(
+        "infill(mean=None)",
+        ("<s> a b {c d} e . </s>", "<s> a b <mask> e . </s>", "<s> a b c d e . </s>"),
+        ("<s> {a} b {c} </s>", "<s> <mask> b <mask> </s>", "<s> a b c </s>"),
+        ("<s> {a b c} </s>", "<s> <mask> </s>", "<s> a b c </s>"),
+        ("<s> a b </s>", "<s> a b </s>", ""),
+    )
+    table(
+        "infill(mean=None, target='spans')",
+        ("<s> a {b c} d {e} </s>", "<s> a <mask> d <mask> </s>", "<mask> b c <mask> e </s>"),
+        ("<s> a </s>", "<s> a </s>", ""),
+    )
+
+
+def test_deletion_insertion_and_their_detection() -> None:
+    table("delete", ("<s> a {b c} d {e} </s>", "<s> a d </s>", "<s> a b c d e </s>"))
+    table(
+        "delete(target='spans')",
+        ("<s> a {b c} d {e} </s>", "<s> a d </s>", "b c e </s>"),
+        ("<s> a </s>", "<s> a </s>", ""),
+    )
+    shown = corrupted("delete(target='detect')", *batch_of("<s> a {b c} d f {e} </s>", "<s> a b </s>"))
+    assert shown.labels.tolist() == [[IGNORE, 0, 1, 0, 1], [IGNORE] * 4 + [IGNORE]]
+    shown = corrupted("insert(target='detect', cut=False)", *batch_of("<s> a {b} {c} d </s>", "<s> a b </s>"))
+    assert shown.labels.tolist() == [[IGNORE, 0, 1, 0, 1, 0, 0, IGNORE], [IGNORE] * 8]
+    assert words(shown.input_ids[0]).split()[0::1][1] == "a"
+    kept = shown.input_ids[0][shown.labels[0] != 1]
+    assert words(kept) == "<s> a b c d </s>"
+
+
+def test_insertion_cuts_the_text_and_never_a_special_token() -> None:
+    batch, chosen = batch_of("<s> a {b c} d e </s>", "<s> {a} b </s>")
+    shown = corrupted("insert", batch, chosen)
+    assert shown.input_ids.shape == batch.input_ids.shape
+    first = words(shown.input_ids[0]).split()
+    assert (
+        first[0] == "<s>" and first[-1] == "</s>" and first[1] == "a" and first[3] == "b" and first[5] == "c"
+    )
+    assert words(shown.labels[0]) == "<s> a b c d e </s>"
+    assert shown.attention_mask.sum(1).tolist() == [7, 5]
+
+
+def test_replacement_never_gives_the_same_token() -> None:
+    batch, chosen = batch_of("<s> " + "{" + " ".join(LETTERS * 3) + "} </s>")
+    ordinary = set(Vocabulary.of(tokenizer()).ordinary.tolist())
+    seen: set[int] = set()
+    for seed in range(60):
+        shown = corrupted("replace", batch, chosen, seed=seed)
+        inside = shown.input_ids[chosen]
+        assert (inside != batch.input_ids[chosen]).all()
+        seen |= set(inside.tolist())
+        assert torch.equal(shown.labels[chosen], batch.input_ids[chosen])
+    assert seen == ordinary
+    detect = corrupted("replace(target='detect')", *batch_of("<s> a {b} c </s>"))
+    assert detect.labels.tolist() == [[IGNORE, 0, 1, 0, IGNORE]]
+
+
+def test_sentences_with_a_chosen_token_change_places() -> None:
+    line = "<s> {a} . {b c} . d e . {f .} </s>"
+    seen = {show("permute-sentences", line, seed=seed)[0] for seed in range(200)}
+    assert {targets for _, targets in seen} == {"<s> a . b c . d e . f . </s>"}
+    # The third sentence stays the third; the others in all six orders.
+    assert {inputs for inputs, _ in seen} == {
+        "<s> a . b c . d e . f . </s>", "<s> a . f . d e . b c . </s>", "<s> b c . a . d e . f . </s>",
+        "<s> b c . f . d e . a . </s>", "<s> f . a . d e . b c . </s>", "<s> f . b c . d e . a . </s>",
+    }  # fmt: skip
+    inner = {
+        show("permute-sentences(inner=infill(mean=None))", "<s> {a b} . c {d} . </s>", seed=s)[0]
+        for s in range(20)
+    }
+    assert inner == {
+        ("<s> <mask> . c <mask> . </s>", "<s> a b . c d . </s>"),
+        ("<s> c <mask> . <mask> . </s>", "<s> a b . c d . </s>"),
+    }
+
+
+def test_modes_are_read_from_the_mask() -> None:
+    long = " ".join(LETTERS)
+    lines = (
+        f"<s> a {{b c}} d {long} </s>",  # regular
+        f"<s> {long} {{a b c}} </s>",  # the end of the text
+        f"<s> {{{' '.join(LETTERS[:12])}}} {long} {long} {long} </s>",  # 12 tokens in one span
+        "<s> a {b} c {d} e f </s>",  # a third of the text
+        "<s> a b </s>",
+    )
+    assert mode_of(*batch_of(*lines)).tolist()[:4] == [0, 1, 2, 2]
+    shown = [inputs.split()[:3] for inputs, _ in show("ul2", *lines)]
+    assert [row[1] for row in shown[:4]] == ["[R]", "[S]", "[X]", "[X]"] and shown[4] == ["<s>", "a", "b"]
+    assert show("ul2", "a {b} c d e f g </s>") == [
+        ("[R] a <extra_id_0> c d e f g </s>", "<extra_id_0> b <extra_id_1> </s>")
+    ]
+
+
+# Empty spans
+
+
+def test_empty_spans_come_as_often_as_poisson_lengths_of_zero() -> None:
+    """q/(1 − q) of them for each span with a length, less those that touch a span."""
+    line = "<s> " + " ".join(["a", "{b}", "c", "d", "e", "f", "g", "h", "i", "j"] * 6) + " </s>"
+    longer = "<s> " + " ".join(LETTERS * 3) + " </s>"  # makes room: rows do not grow past the batch's width
+    batch, chosen = batch_of(*[line] * 400, longer)
+    empties = 0
+    for seed in range(10):
+        shown = corrupted("infill(mean=1.0, target='spans')", batch, chosen, seed=seed)
+        empties += int((shown.input_ids == 4).sum()) - int(chosen.sum())
+    q = 0.36787944
+    # Of 59 places between tokens 12 touch a chosen one; two empty spans at one place are one mask.
+    expected = 47 * (1 - (1 - q / (1 - q) / 59) ** 6)
+    assert abs(empties / 4000 - expected) < 0.08, (empties / 4000, expected)
+
+
+def test_an_empty_span_costs_no_budget_and_rows_do_not_grow() -> None:
+    batch, chosen = batch_of("<s> " + " ".join(["{a}", "b"] * 20) + " c d e f </s>", "<s> {a} b c d </s>")
+    for seed in range(30):
+        shown = corrupted(Infill(mean=0.5), batch, chosen, seed=seed)
+        assert shown.input_ids.shape[1] <= batch.input_ids.shape[1]
+
+
+# Round trips
+
+
+@st.composite
+def masked_rows(draw: Any) -> tuple[AnnotatedBatch, torch.Tensor]:
+    """Rows of many lengths (none and all chosen included), with [UNK] and special tokens in the middle."""
+    vocabulary = Vocabulary.of(tokenizer())
+    lengths = draw(st.lists(st.integers(0, 30), min_size=1, max_size=5))
+    rng = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    ratio = draw(st.sampled_from([0.0, 0.1, 0.3, 0.7, 1.0]))
+    rows = []
+    for number, length in enumerate(lengths):
+        ids = vocabulary.ordinary[torch.randint(len(vocabulary.ordinary), (length,), generator=rng)]
+        ids[torch.rand(length, generator=rng) < 0.08] = 1
+        ids[torch.rand(length, generator=rng) < 0.06] = 3
+        frame = [2, *ids.tolist(), 3] if draw(st.booleans()) else [*ids.tolist(), 3]
+        sentence = [i // 4 if vocabulary.content[t] else -1 for i, t in enumerate(frame)]
+        rows.append({"input_ids": frame, "example_id": number * 77, "sentence": sentence})
+    batch = AnnotatedBatch.of(rows, vocabulary)
+    chosen = (torch.rand(batch.input_ids.shape, generator=rng) < ratio) & batch.eligible
+    return batch, chosen
+
+
+def source(batch: AnnotatedBatch) -> list[list[int]]:
+    width = batch.input_ids.shape[1]
+    there = torch.ones(len(batch.input_ids), width) if batch.attention_mask is None else batch.attention_mask
+    return [row[keep.bool()].tolist() for row, keep in zip(batch.input_ids, there)]
+
+
+def unpadded(shown: Any) -> list[tuple[list[int], list[int]]]:
+    attention = torch.ones_like(shown.input_ids) if shown.attention_mask is None else shown.attention_mask
+    for row, keep in zip(shown.input_ids, attention):
+        assert (row[keep == 0] == 0).all()
+        assert keep.tolist() == sorted(keep.tolist(), reverse=True)
+    return [
+        (row[keep.bool()].tolist(), [x for x in labels.tolist() if x != IGNORE])
+        for row, keep, labels in zip(shown.input_ids, attention, shown.labels)
+    ]
+
+
+def fill_in(inputs: list[int], target: list[int], leads: set[int]) -> list[int]:
+    """Put behind each lead in the target what it stands for, in the place of the lead in the inputs."""
+    groups: list[list[int]] = []
+    for token in target:
+        if token in leads:
+            groups.append([])
+        elif groups:
+            groups[-1].append(token)
+    rest = iter(groups)
+    return [token for place in inputs for token in (next(rest) if place in leads else [place])]
+
+
+@settings(max_examples=40, deadline=None)
+@given(masked_rows())
+def test_t5_and_ul2_round_trip(case: tuple[AnnotatedBatch, torch.Tensor]) -> None:
+    batch, chosen = case
+    vocabulary = Vocabulary.of(tokenizer())
+    modes = {vocabulary.by_name[name] for name in ("[R]", "[S]", "[X]")}
+    for spec in ("t5", "ul2"):
+        shown = unpadded(corrupted(spec, batch, chosen))
+        for (inputs, target), text, marks in zip(shown, source(batch), chosen):
+            inputs = [token for token in inputs if token not in modes]
+            if marks.any():
+                assert target[-1] == 3 and target[-2] in vocabulary.sentinels
+                used = [token for token in target if token in vocabulary.sentinels]
+                assert used == list(vocabulary.sentinels[: len(used)])
+                target = target[:-2]
+            assert fill_in(inputs, target, set(vocabulary.sentinels)) == text
+
+
+@settings(max_examples=40, deadline=None)
+@given(masked_rows(), st.integers(0, 5))
+def test_infill_round_trip(case: tuple[AnnotatedBatch, torch.Tensor], seed: int) -> None:
+    batch, chosen = case
+    shown = unpadded(corrupted("infill(mean=0.7, target='spans')", batch, chosen, seed=seed))
+    whole = unpadded(corrupted("infill(mean=0.7)", batch, chosen, seed=seed))
+    for (inputs, target), (same, full), text, marks in zip(shown, whole, source(batch), chosen):
+        assert inputs == same and full == (text if marks.any() else [])
+        assert fill_in(inputs, target[:-1], {4}) == text
+
+
+@settings(max_examples=40, deadline=None)
+@given(masked_rows())
+def test_deletion_insertion_and_replacement_round_trip(case: tuple[AnnotatedBatch, torch.Tensor]) -> None:
+    batch, chosen = case
+    texts = source(batch)
+    marks = [row[: len(text)].tolist() for row, text in zip(chosen, texts)]
+    for (inputs, target), text, mark in zip(
+        unpadded(corrupted("delete(target='spans')", batch, chosen)), texts, marks
+    ):
+        left, gone = iter(inputs), iter(target)
+        assert [next(gone) if m else next(left) for m in mark] == text
+        assert list(left) == [] and list(gone) == ([3] if any(mark) else [])
+    shown = corrupted("insert(target='detect', cut=False)", batch, chosen)
+    for row, labels, keep, text in zip(shown.input_ids, shown.labels, shown.attention_mask, texts):
+        assert row[(labels != 1) & (keep == 1)].tolist() == text
+    shown = corrupted("replace", batch, chosen)
+    assert torch.equal(torch.where(shown.labels != IGNORE, shown.labels, shown.input_ids), batch.input_ids)
+    for spec in ("delete", "insert", "replace(target='full')"):
+        for (_, target), text, mark in zip(unpadded(corrupted(spec, batch, chosen)), texts, marks):
+            assert target == (text if any(mark) else [])
+
+
+@settings(max_examples=40, deadline=None)
+@given(masked_rows(), st.integers(0, 9))
+def test_permuted_sentences_are_whole(case: tuple[AnnotatedBatch, torch.Tensor], seed: int) -> None:
+    batch, chosen = case
+    shown = corrupted("permute-sentences", batch, chosen, seed=seed)
+    assert torch.equal(shown.input_ids[~batch.content], batch.input_ids[~batch.content])
+    for row, text, marks, content, sentence in zip(
+        shown.input_ids, batch.input_ids, chosen, batch.content, batch.layers["sentence"]
+    ):
+        assert sorted(row.tolist()) == sorted(text.tolist())
+        if not marks.any():
+            assert torch.equal(row, text)
+        pieces: list[list[int]] = []
+        last = -1
+        for token, number in zip(text.tolist(), sentence.tolist()):
+            if number >= 0 and number != last:  # a special token in a sentence cuts it in two
+                pieces.append([])
+            if number >= 0:
+                pieces[-1].append(token)
+            last = number
+        assert _covers(row[content].tolist(), [tuple(piece) for piece in pieces])
+
+
+def _covers(tokens: list[int], pieces: list[tuple[int, ...]]) -> bool:
+    if not pieces:
+        return not tokens
+    return any(
+        tuple(tokens[: len(piece)]) == piece and _covers(tokens[len(piece) :], pieces[:i] + pieces[i + 1 :])
+        for i, piece in enumerate(pieces)
+    )
+
+
+@settings(max_examples=25, deadline=None)
+@given(masked_rows())
+def test_left_padding_changes_nothing(case: tuple[AnnotatedBatch, torch.Tensor]) -> None:
+    batch, chosen = case
+    if batch.attention_mask is None:
+        return
+    count = batch.attention_mask.sum(1, keepdim=True)
+    order = (torch.arange(batch.input_ids.shape[1]) + count) % batch.input_ids.shape[1]
+
+    def shifted(x: torch.Tensor) -> torch.Tensor:
+        return x.gather(1, order)
+
+    left = AnnotatedBatch(
+        shifted(batch.input_ids), shifted(batch.attention_mask), shifted(batch.content), shifted(batch.eligible),
+        batch.example_id, {name: shifted(layer) for name, layer in batch.layers.items()},
+    )  # fmt: skip
+    for spec in ("t5", "t5(target='full')", "ul2", "infill", "infill(target='spans')", "delete", "insert"):
+        assert unpadded(corrupted(spec, left, shifted(chosen))) == unpadded(corrupted(spec, batch, chosen))
+
+
+# Model inputs, errors
+
+
+def test_extras_move_with_their_tokens() -> None:
+    batch, chosen = batch_of("<s> a {b c} d </s> e {f} </s>")
+    batch.extras["token_type_ids"] = torch.tensor([[0, 0, 0, 0, 0, 0, 1, 1, 1]])
+    batch.extras["position_ids"] = torch.arange(9).unsqueeze(0)
+    assert corrupted("delete", batch, chosen).extras["token_type_ids"].tolist() == [[0, 0, 0, 0, 1, 1]]
+    shown = corrupted("infill(mean=None)", batch, chosen)
+    assert shown.extras["token_type_ids"].tolist() == [[0, 0, 0, 0, 0, 1, 1, 1]]
+    assert (
+        shown.input_ids.shape == shown.extras["token_type_ids"].shape and "position_ids" not in shown.extras
+    )
+
+
+@pytest.mark.parametrize(
+    ("spec", "options", "text"),
+    [
+        ("bert", {"mask": False}, "no mask token"),
+        ("infill", {"mask": False}, "no mask token"),
+        ("t5", {"sentinels": 0}, "no sentinel tokens.*<extra_id_0>.*add_special_tokens"),
+        ("ul2", {"sentinels": 0}, "no sentinel tokens"),
+        ("ul2(modes=('[NLU]', '[S2S]', '[NLG]'))", {}, r"three mode tokens.*\[NLU\].*add_special_tokens"),
+    ],
+)
+def test_tokenizers_that_lack_a_token_are_refused(spec: str, options: dict[str, Any], text: str) -> None:
+    with pytest.raises(MaskwiseError, match=text):
+        Masker(tokenizer(**options), corruption=spec)
+
+
+@pytest.mark.parametrize("spec", ["replace", "delete", "insert", "permute-sentences"])
+def test_those_that_show_nothing_special_take_any_tokenizer(spec: str) -> None:
+    Masker(tokenizer(mask=False, sentinels=0), corruption=spec)
+
+
+def test_wrong_arguments_say_what_is_allowed() -> None:
+    for spec, text in (
+        ("t5(target='ful')", "did you mean 'full'"), ("insert(target='spans')", "full"), ("infill(mean=0)", "above 0"),
+        ("delete(share=1)", "allowed: delete"),
+    ):  # fmt: skip
+        with pytest.raises(MaskwiseError, match=text):
+            corruption(spec)
+
+
+def test_more_spans_than_sentinels() -> None:
+    with pytest.raises(MaskwiseError, match="got 60; allowed: at most 59; use longer spans"):
+        show("t5", " ".join(["{a}", "b"] * 60))
+    assert show("t5", " ".join(["{a}", "b"] * 59))[0][0].endswith("<extra_id_58> b")
+
+
+def test_packed_rows_are_refused_where_lengths_change() -> None:
+    rows = {"input_ids": torch.full((1, 4), 7), "example_id": torch.tensor([[1, 1, 2, 2]])}
+    with pytest.raises(MaskwiseError, match="one document per row"):
+        Masker(tokenizer(), corruption="t5")(rows)
