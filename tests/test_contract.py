@@ -1,0 +1,229 @@
+"""The contract of every registered policy, corruption, budget mode and schedule, on awkward rows.
+
+Nothing here knows a member by name, but for ``masking_tools`` (arguments) and the sets below (what a member is free to
+do). A new line in a registry is tested by this file as it is.
+"""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from masking_tools import (
+    AWKWARD, CLS, CORRUPTION_SPECS, FIRST, PAD, POLICY_SPECS, SEP, UNK, WORDS, masker, packed, padded, per_row,
+    random_rows, row, vocabulary,
+)  # fmt: skip
+
+from maskwise.errors import MaskwiseError
+from maskwise.keys import Keys
+from maskwise.masking import IGNORE, SCHEDULES, AnnotatedBatch, Masker, schedules
+from maskwise.masking.policies import Moment
+from maskwise.masking.select import BUDGETS
+
+KEEPING = [name for name in CORRUPTION_SPECS if masker("token", name).corruption.keeps_length]
+MOVING = {"permute-sentences"}  # the text that is left may change places
+ADDING = {"insert"}  # random tokens that stand for nothing
+SHOWING_ALL = {"insert", "permute-sentences"}  # chosen tokens stay in the input
+OWN_RATIO = {"ul2"}  # policies that bring their ratio
+
+each_policy = pytest.mark.parametrize("policy", POLICY_SPECS)
+each_corruption = pytest.mark.parametrize("corruption", CORRUPTION_SPECS)
+each_budget = pytest.mark.parametrize("budget", BUDGETS)
+
+words = st.lists(st.sampled_from([0, 1, 1, 1, 2, 3, 5]), max_size=14)
+rows = st.lists(st.tuples(words, st.sets(st.integers(0, 12), max_size=2), st.booleans()), min_size=1, max_size=4).map(
+    lambda made: [row(w, unknown=sorted(u), framed=f, example_id=7 * i + len(w)) for i, (w, u, f) in enumerate(made)]
+)
+few = settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+
+ROWS = list(AWKWARD.values()) + random_rows(4, seed=3)
+
+
+def eligible(one: dict) -> torch.Tensor:
+    return torch.tensor([i >= FIRST for i in one["input_ids"]], dtype=torch.bool)
+
+
+@each_policy
+@each_budget
+@each_corruption
+def test_awkward_rows(policy: str, budget: str, corruption: str) -> None:
+    made, batch = masker(policy, corruption, budget=budget, ratio=0.3, seed=5), padded(ROWS)
+    before = {name: value.clone() for name, value in batch.items()}
+    out = made(batch, epoch=2)
+    assert all(torch.equal(before[name], value) for name, value in batch.items()), "the input was changed"
+    check_shown(out, batch, corruption)
+    again = made(batch, epoch=2)
+    assert torch.equal(out.input_ids, again.input_ids) and torch.equal(out.labels, again.labels)
+    # any batch composition: row by row, in another order, lists or tensors, padded left
+    whole = per_row(out, ROWS)
+    for order in ([*range(len(ROWS))][::-1], [3], [0, 8]):
+        some = [ROWS[i] for i in order]
+        expected = [whole[i] for i in order]
+        assert per_row(made(padded(some, width=44), epoch=2), some) == expected
+        assert per_row(made(some, epoch=2), some) == expected
+        if corruption in KEEPING:
+            assert per_row(made(padded(some, width=41, left=True), epoch=2), some) == expected
+
+
+def check_shown(out, batch, corruption: str) -> None:
+    """What holds for the output of any corruption of the (B, L) ``batch``."""
+    ids, shown, selected = batch["input_ids"], out.input_ids, out.selected
+    assert not (selected & (ids < FIRST)).any(), "special, padding or unknown tokens were chosen"
+    assert not (selected & (batch["attention_mask"] == 0)).any()
+    attention = batch["attention_mask"] if out.attention_mask is None else out.attention_mask
+    assert ((shown >= 0) & (shown < vocabulary().size)).all()
+    for b in range(len(ids)):
+        real = ids[b][batch["attention_mask"][b] == 1]
+        left = shown[b][attention[b] == 1]
+        chosen = selected[b][batch["attention_mask"][b] == 1]
+        for special in (CLS, SEP, UNK):
+            assert (left == special).sum() == (real == special).sum(), "special tokens were added, lost or drawn"
+        assert PAD not in left.tolist()
+        if not chosen.any():
+            assert left.tolist() == real.tolist() and (out.labels[b] == IGNORE).all()
+            continue
+        if corruption not in MOVING:
+            assert is_subsequence(real[~chosen].tolist(), left.tolist()), "tokens that were not chosen were touched"
+    if corruption in KEEPING and corruption not in MOVING:
+        kept = ~selected
+        assert torch.equal(shown[kept], ids[kept])
+        changed = shown[shown != ids]
+        ordinary = (changed >= FIRST) & (changed < FIRST + WORDS)
+        assert (ordinary | (changed == vocabulary().mask)).all(), "random replacements are ordinary tokens"
+        assert torch.equal(out.labels != IGNORE, selected)
+        assert torch.equal(torch.where(selected, out.labels, shown), ids), "labels restore the text"
+
+
+def is_subsequence(short: list[int], long: list[int]) -> bool:
+    rest = iter(long)
+    return all(token in rest for token in short)
+
+
+@each_policy
+@each_budget
+@few
+@given(made=rows, ratio=st.sampled_from([0.0, 0.02, 0.15, 0.5, 0.97, 1.0]), seed=st.integers(0, 1 << 70))
+def test_whole_units_within_the_budget(policy: str, budget: str, made: list, ratio: float, seed: int) -> None:
+    maker, batch = masker(policy, budget=budget, ratio=ratio, seed=seed), AnnotatedBatch.of(padded(made), vocabulary())
+    keys = Keys(batch.example_id, seed=seed, epoch=0)
+    units, selection, ratio_B, _ = maker.choose(batch, keys, Moment())
+    chosen = selection.tokens
+    assert not (chosen & ~batch.eligible).any()
+    length = units.length
+    if units.of_token is not None:
+        taken = torch.zeros_like(length).scatter_add_(1, units.of_token, chosen.long())
+        assert ((taken == 0) | (taken == length)).all(), "half a unit"
+        inside = torch.zeros_like(length).scatter_add_(1, units.of_token, units.inside.long())
+        assert ((inside == length) | (length == 0)).all()
+    usable = length if units.weight is None else length * (units.weight > 0)
+    longest, count = length.amax(1) if length.shape[1] else torch.zeros(len(made)), chosen.sum(1)
+    if budget != "bernoulli":
+        assert selection.budget is not None
+        exact_B = units.eligible_tokens * ratio_B
+        assert ((selection.budget - exact_B).abs() < 1).logical_or(selection.budget == 1).all()
+        if budget == "exact":
+            assert (count <= selection.budget).all()
+        else:
+            assert (count - longest < selection.budget).logical_or(count == 0).all(), "more than one unit over"
+            assert (count + longest > torch.minimum(selection.budget, usable.sum(1))).logical_or(count == 0).all()
+    if policy not in OWN_RATIO and ratio == 0:
+        assert not chosen.any()
+    if policy not in OWN_RATIO and ratio == 1 and (units.weight is None or budget != "bernoulli"):
+        assert torch.equal(count, usable.sum(1)), "at ratio 1 all that may be chosen is"
+
+
+@each_policy
+@each_budget
+@pytest.mark.parametrize("corruption", KEEPING)
+def test_packed_like_padded(policy: str, budget: str, corruption: str) -> None:
+    made = masker(policy, corruption, budget=budget, ratio=0.3, seed=9)
+    some = [one for one in ROWS if len(one["input_ids"]) and eligible(one).any()]
+    alone, blocks = made(padded(some), epoch=1), packed(some, width=50)
+    together = made(blocks, epoch=1)
+    for b, one in enumerate(some):
+        here = (blocks["example_id"] == one["example_id"]) & (blocks["attention_mask"] == 1)
+        n = len(one["input_ids"])
+        assert together.input_ids[here].tolist() == alone.input_ids[b, :n].tolist()
+        text = torch.tensor(one["word_ids"]) >= 0  # only the text is whose: frames belong to no document in a block
+        assert together.labels[here][text].tolist() == alone.labels[b, :n][text].tolist()
+        assert together.selected[here].tolist() == alone.selected[b, :n].tolist()
+
+
+@each_policy
+@pytest.mark.parametrize("corruption", sorted(set(CORRUPTION_SPECS) - set(KEEPING)))
+def test_packed_rows_keep_their_length_or_are_refused(policy: str, corruption: str) -> None:
+    blocks = packed(random_rows(3), width=40)
+    try:
+        out = masker(policy, corruption)(blocks, epoch=0)
+    except MaskwiseError as error:
+        assert "one document per row" in str(error)  # noqa: PT017
+    else:
+        assert out.input_ids.shape[0] == len(blocks["input_ids"])
+
+
+@each_corruption
+@few
+@given(made=rows, ratio=st.sampled_from([0.0, 0.2, 1.0]), policy=st.sampled_from(["token", "whole-word", "span"]))
+def test_any_rows(corruption: str, made: list, ratio: float, policy: str) -> None:
+    batch = padded(made)
+    out = masker(policy, corruption, ratio=ratio, budget="expected")(batch, epoch=0)
+    check_shown(out, batch, corruption)
+    if ratio == 1 and corruption not in SHOWING_ALL and corruption not in MOVING and corruption in KEEPING:
+        full = AnnotatedBatch.of(padded(made), vocabulary()).eligible
+        if policy == "token":
+            assert torch.equal(out.selected, full)
+
+
+@each_policy
+@each_corruption
+def test_masks_differ_between_examples_and_epochs_and_survive_pickling(policy: str, corruption: str) -> None:
+    made = masker(policy, corruption, ratio=schedules.uniform(0.2, 0.6), fill="random", seed=1)
+    one = random_rows(1, words=20)[0]
+    same_text = padded([one | {"example_id": i} for i in range(8)])
+    first, other, copied = (m(same_text, epoch=e) for m, e in ((made, 0), (made, 1), (pickle.loads(pickle.dumps(made)), 0)))
+    assert torch.equal(first.input_ids, copied.input_ids) and torch.equal(first.labels, copied.labels)
+    assert len({tuple(x.tolist()) for x in first.selected}) > 3
+    assert not torch.equal(first.selected, other.selected)
+    assert isinstance(made.describe()["policy"], str)
+
+
+@each_policy
+@pytest.mark.parametrize("fill", ["none", "random", "skip-row"])
+def test_fill(policy: str, fill: str) -> None:
+    made = masker(policy, budget="expected", fill=fill, ratio=0.6)
+    out = made(padded(ROWS), epoch=0)
+    check_shown(out, padded(ROWS), "bert")
+    if fill == "random" and out.filled is not None:
+        assert not (out.filled & ~out.selected).any()
+
+
+ARGUMENTS = {
+    "linear": (0.3, 0.15), "cosine": (0.3, 0.15), "step": (0.3, 0.1), "piecewise": (0, 0.3, 1, 0.1),
+    "warm-up": (0.2,), "then": (0.3, 0.4, "uniform(0.1, 0.2)"), "scaled": ("cosine-decay(0.15)", 0.5),
+    "clipped": ("linear-ascend(0.15)", 0.05, 0.2), "beta": (2, 8), "mixture": (0.1, 0.5, 0.3, 0.5),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_schedules(name: str) -> None:
+    made = SCHEDULES[name](*ARGUMENTS.get(name, ()))
+    assert schedules.schedule(str(made)) == made, "the name of a schedule makes it again"
+    copied = pickle.loads(pickle.dumps(made))
+    draw = torch.rand(50, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for step in (0, 1, 499, 500, 999, 1000, 5000):
+        ratio = made(step, 1000)
+        rows_ratio, weight = made.rows(draw, step, 1000)
+        assert 0 <= ratio <= 1 and copied(step, 1000) == ratio
+        assert ((rows_ratio >= 0) & (rows_ratio <= 1)).all() and rows_ratio.dtype == torch.float64
+        assert weight is None or weight.shape == draw.shape
+    assert made(5000, 1000) == made(1000, 1000)
+    if made.varies:
+        with pytest.raises(MaskwiseError, match="total_steps"):
+            made(3)
+    else:
+        assert made(3) == made(0, 10)
+    out = Masker(vocabulary(), ratio=made, budget="bernoulli")(padded(random_rows(4)), step=300, total_steps=1000)
+    assert ((out.ratio >= 0) & (out.ratio <= 1)).all()
