@@ -1,0 +1,46 @@
+# Everything here needs only Python 3.11+ and make; each target does its own set-up.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+SHORT := training.steps=60 training.eval_every=20 training.save_every=20 corpus.limit=500 \
+	study.seeds=2 finetune.seeds=1 finetune.epochs=0.5
+
+.PHONY: demo demo-short test test-all check format bench venv clean
+
+demo: venv ## compare masking choices on the bundled text; ends with a page to look at
+	$(BIN)/maskwise study quick-start --out runs/quick-start
+
+demo-short: venv ## the same path through every room in a minute; its numbers mean nothing
+	$(BIN)/maskwise study quick-start $(SHORT) --out runs/short
+
+test: venv ## fast tests, offline
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+
+test-all: venv ## slow tests too; those that need ../shared skip without it
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "slow or not slow" --timeout 1800
+
+check: venv ## format, lint, types, import direction
+	$(BIN)/ruff format --check src tests scripts
+	$(BIN)/ruff check src tests scripts
+	$(BIN)/mypy
+	$(BIN)/pytest -p no:cacheprovider tests/test_imports.py
+
+format: venv
+	$(BIN)/ruff check --fix src tests scripts
+	$(BIN)/ruff format src tests scripts
+
+bench: venv ## speed beside the peers; alone on the machine, please
+	OMP_NUM_THREADS=1 $(BIN)/maskwise bench mask
+
+venv: $(INSTALLED)
+
+# Redone only when its inputs change; torch is pinned in constraints.txt.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "maskwise needs Python 3.11 or newer; name one with: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf .venv runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
