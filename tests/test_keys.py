@@ -1,0 +1,201 @@
+"""Keys: uniform, independent, without ties, and never one row's draws shifted along another's.
+
+All draws are deterministic, so a test that passes once passes always; thresholds are those of a fair generator
+(z-scores of 5 over a few dozen statistics).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from maskwise.keys import (
+    Keys, Purpose, below, content_ids, fold, inverse_odd, mix, mix_int, unit_interval, unmix, within,
+)  # fmt: skip
+
+INDEX = torch.arange(512, dtype=torch.int32)
+
+
+def keys(ids: Tensor | list[int], *, seed: int = 0, epoch: int | None = 0, step: int = 0) -> Keys:
+    return Keys(torch.as_tensor(ids, dtype=torch.int64), seed=seed, epoch=epoch, step=step)
+
+
+def uniform(ids: Tensor, *, purpose: Purpose = Purpose.SELECT, index: Tensor = INDEX, **when: int) -> np.ndarray:
+    return keys(ids, **when).uniform(purpose, index).numpy()
+
+
+def z_of_correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Correlation of two uniform samples, in standard errors."""
+    return float(np.mean((a - 0.5) * (b - 0.5)) * 12 * np.sqrt(a.size))
+
+
+def z_of_chi_square(u: np.ndarray, cells: int) -> float:
+    counts = np.bincount((u * cells).astype(np.int64).ravel(), minlength=cells)
+    expected = u.size / cells
+    return float((((counts - expected) ** 2 / expected).sum() - (cells - 1)) / np.sqrt(2 * (cells - 1)))
+
+
+def test_mix_is_invertible_and_agrees_with_plain_integers() -> None:
+    x = torch.tensor([0, 1, -1, 2**31 - 1, -(2**31), 12345, -98765], dtype=torch.int32)
+    before = x.clone()
+    assert torch.equal(unmix(mix(x)), x) and torch.equal(mix(unmix(x)), x) and torch.equal(x, before)
+    assert [v % 2**32 for v in mix(x).tolist()] == [mix_int(v % 2**32) for v in x.tolist()]
+    odd = torch.tensor([1, 3, -1, 2**31 - 1, 0x6A09E667, -12345], dtype=torch.int32)
+    assert (odd * inverse_odd(odd) == 1).all()
+
+
+def test_draws_are_read_back_and_never_tie() -> None:
+    k = keys(torch.arange(200))
+    draw = k.draw(Purpose.SELECT, INDEX)
+    assert torch.equal(k.index_of(Purpose.SELECT, draw), INDEX.expand(200, -1))
+    assert (draw.sort(1).values.diff(dim=1) != 0).all()
+    row, column = torch.tensor([0, 7, 199]), torch.tensor([3, 500, 0], dtype=torch.int32)
+    assert torch.equal(k.draw_at(Purpose.SELECT, row, column), draw[row, column.long()])
+
+
+def test_draws_depend_on_nothing_but_their_coordinates() -> None:
+    ids = torch.tensor([5, 1 << 40, -3, 0])
+    whole = keys(ids, seed=3, epoch=1).draw(Purpose.SHOW, INDEX)
+    for i in range(4):
+        assert torch.equal(keys(ids[i : i + 1], seed=3, epoch=1).draw(Purpose.SHOW, INDEX[:9])[0], whole[i, :9])
+    reference = keys(ids, seed=3, epoch=1).draw(Purpose.SHOW, INDEX)
+    for other in (dict(seed=4, epoch=1), dict(seed=3, epoch=2), dict(seed=3 + 2**32, epoch=1), dict(seed=3, epoch=None)):
+        assert (keys(ids, **other).draw(Purpose.SHOW, INDEX) == reference).float().mean() < 1e-3
+    assert not torch.equal(keys(ids, epoch=None, step=1).draw(Purpose.SHOW, INDEX), keys(ids, epoch=None).draw(Purpose.SHOW, INDEX))
+    assert torch.equal(keys(ids, epoch=1, step=7).draw(Purpose.SHOW, INDEX), keys(ids, epoch=1).draw(Purpose.SHOW, INDEX))
+
+
+LOW_ENTROPY = {
+    "small numbers": torch.arange(4000),
+    "multiples of 2^20": torch.arange(4000) << 20,
+    "multiples of 2^40": torch.arange(4000) << 40,
+    "one bit or two": torch.tensor([(1 << a) | (1 << b) for a in range(63) for b in range(a + 1)]),
+    "negative": -torch.arange(4000),
+}
+
+
+@pytest.mark.parametrize("ids", LOW_ENTROPY.values(), ids=LOW_ENTROPY)
+def test_uniform_and_independent(ids: Tensor) -> None:
+    u = uniform(ids, index=INDEX[:256])
+    scores = {"mean": float((u.mean() - 0.5) * np.sqrt(12 * u.size)), "chi-square": z_of_chi_square(u, 256)}
+    scores["column means"] = float(np.abs((u.mean(0) - 0.5) * np.sqrt(12 * len(u))).max()) - 1
+    for lag in (1, 2, 3, 16, 64):
+        scores[f"neighbours {lag}"] = z_of_correlation(u[:, :-lag], u[:, lag:])
+        scores[f"examples {lag}"] = z_of_correlation(u[:-lag], u[lag:])
+        scores[f"diagonal {lag}"] = z_of_correlation(u[:-1, :-lag], u[1:, lag:])
+    scores["epochs"] = z_of_correlation(u, uniform(ids, index=INDEX[:256], epoch=1))
+    scores["seeds"] = z_of_correlation(u, uniform(ids, index=INDEX[:256], seed=1))
+    for purpose in Purpose:
+        if purpose != Purpose.SELECT:
+            scores[purpose.name] = z_of_correlation(u, uniform(ids, purpose=purpose, index=INDEX[:256]))
+    pairs = np.floor(u[:, ::2] * 16) * 16 + np.floor(u[:, 1::2] * 16)
+    scores["pairs"] = z_of_chi_square((pairs + 0.5) / 256, 256)
+    bad = {name: round(z, 1) for name, z in scores.items() if abs(z) > 5}
+    assert not bad
+
+
+def test_row_draws_are_uniform_and_unrelated_to_the_others() -> None:
+    k = keys(torch.arange(200_000))
+    u = {p: k.row_uniform(p).numpy() for p in Purpose}
+    first = k.uniform(Purpose.MIXTURE, INDEX[:2]).numpy()
+    scores = [z_of_chi_square(v, 256) for v in u.values()]
+    scores += [z_of_correlation(u[Purpose.ROUND], v) for p, v in u.items() if p != Purpose.ROUND]
+    scores += [z_of_correlation(u[Purpose.MIXTURE], first[:, i]) for i in (0, 1)]
+    assert max(map(abs, scores)) < 5
+    assert all(0 < v.min() and v.max() < 1 for v in u.values())
+
+
+def fingerprints(k: Keys, purpose: Purpose, window: int = 48) -> np.ndarray:
+    """(B,) uint64: the least draw among the first ``window``, and the draw behind it.
+
+    Two rows that are shifted copies of each other by d places share it with probability (window − d) / (window + d);
+    two rows that are not, with probability 2⁻⁵⁸ or so.
+    """
+    draw = k.draw(purpose, INDEX[: window + 1]).numpy()
+    least = draw[:, :-1].argmin(1)[:, None]
+    pair = [np.take_along_axis(draw, least + i, 1)[:, 0].view(np.uint32).astype(np.uint64) for i in (0, 1)]
+    return pair[0] << np.uint64(32) | pair[1]
+
+
+def shifted_words(k: Keys, purpose: Purpose, reach: int = 512) -> int:
+    """How many pairs of rows are shifted copies of each other by up to ``reach`` places, from their words.
+
+    Row (a, b) is row (a', b) shifted by d where a − a' = d·b, so a/b − a'/b = d; and backwards for −b.
+    """
+    start, odd = k._start_PB[purpose - 1], k._odd_PB[purpose - 1]
+    origin = (start * inverse_odd(odd)).numpy()
+    stride = odd.numpy()
+    backwards = stride < 0
+    stride, origin = np.where(backwards, -stride, stride), np.where(backwards, -origin, origin)
+    word = np.sort(stride.astype(np.int64) << 32 | origin.view(np.uint32).astype(np.int64))
+    near = np.diff(word) < reach
+    return int(near.sum())
+
+
+def test_the_search_finds_shifted_copies() -> None:
+    """The search itself: rows with one multiplier, as a linear mix of example and position makes them, are found."""
+    k = keys(torch.arange(1000))
+    k._odd_PB[:] = k._odd_PB[:, :1]
+    k._start_PB[:] = torch.arange(1000, dtype=torch.int32) * 3 * k._odd_PB[:, :1]
+    prints = np.sort(fingerprints(k, Purpose.SELECT))
+    assert (np.diff(prints) == 0).mean() > 0.8
+    assert shifted_words(k, Purpose.SELECT) == 999
+
+
+def search(count: int) -> tuple[int, int]:
+    """Shifted copies among ``count`` example ids, in draws and in words."""
+    prints = []
+    for low in range(0, count, 200_000):
+        k = keys(torch.arange(low, min(low + 200_000, count)))
+        prints.append(fingerprints(k, Purpose.SELECT))
+    words = shifted_words(keys(torch.arange(count)), Purpose.SELECT)
+    return int((np.diff(np.sort(np.concatenate(prints))) == 0).sum()), words
+
+
+def test_no_shifted_copies_among_a_million_keys() -> None:
+    when = [{"seed": seed, "epoch": epoch} for seed in (0, 1) for epoch in (0, 1, 2)]
+    prints = [fingerprints(keys(torch.arange(100_000), **w), Purpose.SELECT) for w in when]
+    prints.append(fingerprints(keys(torch.arange(1, 100_000) << 32), Purpose.SELECT))
+    prints.append(fingerprints(keys(torch.arange(100_000)), Purpose.SHOW))
+    assert not (np.diff(np.sort(np.concatenate(prints))) == 0).any()
+    assert shifted_words(keys(torch.arange(1_000_000)), Purpose.SELECT) == 0
+
+
+@pytest.mark.slow
+def test_no_shifted_copies_among_twelve_million_examples() -> None:
+    # By chance: 7·10¹³ pairs, one in 2³¹ with one stride, of these 1023 in 2³² with an origin in reach: 0.008.
+    assert search(12_000_000) == (0, 0)
+
+
+def test_within_and_below_at_their_ends() -> None:
+    draw = torch.tensor([-(2**31), -1, 0, 2**31 - 1], dtype=torch.int32)
+    assert within(draw, 0.0).tolist() == [False] * 4
+    assert within(draw, 1.0).tolist() == [True] * 4
+    assert within(draw, 0.5).tolist() == [True, True, False, False]
+    assert within(draw, 1e-12).sum() == 0 and within(draw, 1 - 2**-32).tolist() == [True, True, True, False]
+    assert below(draw, 10).tolist() == [0, 4, 5, 9] and below(draw, 1).tolist() == [0] * 4
+    u = unit_interval(draw)
+    assert (u > 0).all() and (u < 1).all() and (u.diff() > 0).all()
+
+
+def test_fold_takes_any_integers_and_their_order() -> None:
+    values = {fold(1, 2), fold(2, 1), fold(1, 2, 0), fold(-1), fold(1 << 40), fold(1 << 63), fold(0), fold()}
+    assert len(values) == 8 and all(0 <= v < 2**32 for v in values)
+
+
+def test_content_ids_follow_the_text_and_nothing_else() -> None:
+    text = torch.randint(5, 3000, (40, 20), generator=torch.Generator().manual_seed(0))
+    text[20:] = text[:20]
+    text[20:, 7] += 1  # one token apart
+    text[39] = text[0].flip(0)
+    full = torch.ones_like(text, dtype=torch.bool)
+    ids = content_ids(text, full)
+    assert len(set(ids.tolist())) == 40
+    for left, right in ((0, 5), (5, 0), (3, 2)):
+        pad = torch.nn.functional.pad
+        assert torch.equal(content_ids(pad(text, (left, right)), pad(full, (left, right))), ids)
+    spread = torch.zeros(40, 40, dtype=torch.long)
+    spread[:, ::2] = text
+    assert torch.equal(content_ids(spread, spread > 0), ids)
