@@ -105,7 +105,8 @@ def test_t5_is_the_published_example() -> None:
     table(
         "t5",
         ("a {b c} d </s>", "a <extra_id_0> d </s>", "<extra_id_0> b c <extra_id_1> </s>"),
-        ("{a} b {c} </s>", "<extra_id_0> b <extra_id_1> </s>", "<extra_id_0> a <extra_id_1> c <extra_id_2> </s>"),
+        ("{a} b {c} </s>", "<extra_id_0> b <extra_id_1> </s>",
+         "<extra_id_0> a <extra_id_1> c <extra_id_2> </s>"),
         ("<s> {a b} </s> {c} d </s>", "<s> <extra_id_0> </s> <extra_id_1> d </s>",
          "<extra_id_0> a b <extra_id_1> c <extra_id_2> </s>"),
         ("a b c </s>", "a b c </s>", ""),
@@ -385,8 +386,8 @@ def test_left_padding_changes_nothing(case: tuple[AnnotatedBatch, torch.Tensor])
         return x.gather(1, order)
 
     left = AnnotatedBatch(
-        shifted(batch.input_ids), shifted(batch.attention_mask), shifted(batch.content), shifted(batch.eligible),
-        batch.example_id, {name: shifted(layer) for name, layer in batch.layers.items()},
+        shifted(batch.input_ids), shifted(batch.attention_mask), shifted(batch.content),
+        shifted(batch.eligible), batch.example_id, {name: shifted(layer) for name, layer in batch.layers.items()},
     )  # fmt: skip
     for spec in ("t5", "t5(target='full')", "ul2", "infill", "infill(target='spans')", "delete", "insert"):
         assert unpadded(corrupted(spec, left, shifted(chosen))) == unpadded(corrupted(spec, batch, chosen))
@@ -429,8 +430,8 @@ def test_those_that_show_nothing_special_take_any_tokenizer(spec: str) -> None:
 
 def test_wrong_arguments_say_what_is_allowed() -> None:
     for spec, text in (
-        ("t5(target='ful')", "did you mean 'full'"), ("insert(target='spans')", "full"), ("infill(mean=0)", "above 0"),
-        ("delete(share=1)", "allowed: delete"),
+        ("t5(target='ful')", "did you mean 'full'"), ("insert(target='spans')", "full"),
+        ("infill(mean=0)", "above 0"), ("delete(share=1)", "allowed: delete"),
     ):  # fmt: skip
         with pytest.raises(MaskwiseError, match=text):
             corruption(spec)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from maskwise.errors import MaskwiseError
-from maskwise.keys import Keys, Purpose
+from maskwise.keys import Keys, Purpose, unit_interval
 from maskwise.masking.annotated import AnnotatedBatch
 from maskwise.masking.policies.base import Moment, Policy, layer_of
 from maskwise.masking.units import Units
@@ -20,16 +20,19 @@ from maskwise.masking.units import Units
 class Span(Policy):
     """Units are spans of words (or tokens, by ``over``), lengths Geometric(p), truncated and renormalised.
 
-    Selects: spans, all alike. The partition is a renewal process that began long before the row (the first
-        span is what is left of one), so no position is favoured; spans end at the row's ends and at words
-        with an [UNK]. p = .2 and max_words = 10 *offer* a mean of 3.80 words away from these ends.
-        ``poisson=3.0`` takes Poisson lengths of at least one word instead (BART; the corruption ``infill``
-        adds the empty ones).
+    Spans are drawn one after the other around a ring of the row's words, the last one cut to fit, and the
+    ring is opened at a random place. So every place in a row is masked equally often in every budget mode
+    (spans that begin or end at the ends of the row would be shorter, and short units are favoured), and the
+    first and the last words may be one unit. A special token or a word with an [UNK] inside a span stays as
+    it is.
+
+    Selects: spans, all alike; p = .2 and max_words = 10 *offer* a mean of 3.80 words. ``poisson=3.0`` takes
+        Poisson lengths of at least one word instead (BART; the corruption ``infill`` adds the empty ones).
     Guarantee: never half a word. ``exact``: at most the budget, which favours short spans in short rows (at
-        64 tokens and 15 %: length 1 .371, length 10 .039); ``expected``: the budget on average and spans
-        nearly even, so *chosen* lengths are as offered; ``bernoulli``: each by itself. Chosen neighbours make
-        one longer mask.
-    Cost: that of whole words twice, and one draw for each word.
+        64 words and 15 %: length 1 .364, length 10 .038); ``expected``: the budget on average, spans nearly
+        even, so that *chosen* lengths are nearly those offered; ``bernoulli``: each by itself. Chosen
+        neighbours make one longer mask.
+    Cost: that of whole words, one draw for each word and two gathers.
     Source: Joshi et al. 2020 (SpanBERT, arXiv 1907.10529), section 3.1.
     """
 
@@ -58,19 +61,23 @@ class Span(Policy):
     def units(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
         if self.over == "token":
             word, allowed = batch.place.long().clamp_(min=0), batch.eligible
-            count = int(word.max()) + 1 if word.numel() else 0
         else:
             words = Units.runs(batch, batch.layer("word_ids", policy="span"))
             assert words.of_token is not None
-            word, allowed, count = words.of_token, words.spread(words.length > 0), words.length.shape[1]
-        if not count:
+            word, allowed = words.of_token, words.spread(words.available)
+        if not word.numel():
             return Units.tokens(batch)
-        number = torch.arange(count, dtype=torch.int32, device=word.device)
-        span = self._span_of_word(keys, number).gather(1, word)
-        return Units.runs(batch, span.masked_fill_(~allowed, -1))
+        count_B1 = word[:, -1:] + 1
+        ring = self._ring(keys, count_B1)
+        start = keys.draw(Purpose.PARTITION, torch.tensor([-1], dtype=torch.int32, device=word.device))
+        word = word + (unit_interval(start) * count_B1).long()
+        span = ring.gather(1, word.sub_(count_B1 * (word >= count_B1)))
+        length = torch.zeros_like(ring).scatter_add_(1, span, allowed.long())
+        number = torch.arange(ring.shape[1], dtype=torch.int32, device=word.device)
+        return Units(allowed, span, length, number)
 
     def lengths(self) -> Tensor:
-        """(max_words,) float64: how often spans of 1, 2, … words are offered, those cut by an end apart."""
+        """(max_words,) float64: how often spans of 1, 2, … words are offered, the one cut to fit apart."""
         size = torch.arange(1, self.max_words + 1, dtype=torch.float64)
         if self.poisson is None:
             share = (1 - self.p) ** (size - 1)
@@ -79,29 +86,19 @@ class Span(Policy):
         share = torch.where(size < self.min_words, 0.0, share)
         return share / share.sum()
 
-    def _span_of_word(self, keys: Keys, number_W: Tensor) -> Tensor:
-        """(B, W) int64: the number of the span that each word is in; rises from 0."""
-        first, later = _edges(self)
-        draw, count = keys.draw(Purpose.PARTITION, number_W), len(number_W)
-        length = torch.bucketize(draw, later.to(draw.device), right=True).add_(1)
-        length[:, 0] = torch.bucketize(draw[:, 0].contiguous(), first.to(draw.device), right=True) + 1
-        ends = length.cumsum(1).clamp_(max=count)
-        border = torch.zeros(len(draw), count + 1, dtype=torch.int64, device=draw.device)
-        return border.scatter_(1, ends, 1).cumsum(1)
+    def _ring(self, keys: Keys, count_B1: Tensor) -> Tensor:
+        """(B, W) int64: the number of the span that each of a ring's ``count_B1`` words is in; rises from
+        0."""
+        most = int(count_B1.max())
+        number = torch.arange(most, dtype=torch.int32, device=count_B1.device)
+        draw = keys.draw(Purpose.PARTITION, number)
+        ends = torch.bucketize(draw, _edges(self).to(draw.device), right=True).add_(1).cumsum(1)
+        border = torch.zeros(len(draw), most + 1, dtype=torch.int64, device=draw.device)
+        return border.scatter_(1, torch.minimum(ends, count_B1), 1)[:, :most].cumsum(1)
 
 
 @lru_cache(maxsize=32)
-def _edges(policy: Span) -> tuple[Tensor, Tensor]:
-    """Where int32 draws change from one length to the next: (max_words − 1,), for the first span and others.
-
-    The first word of a row is a random word of a long text: what is left of its span has r words with a
-    probability proportional to P(length ≥ r).
-    """
-    share = policy.lengths()
-    left = share.flip(0).cumsum(0).flip(0)
-    return _as_edges(left / left.sum()), _as_edges(share)
-
-
-def _as_edges(share: Tensor) -> Tensor:
-    below = share.cumsum(0)[:-1].clamp(max=1 - 2.0**-32)
+def _edges(policy: Span) -> Tensor:
+    """(max_words − 1,) int32: where draws change from one length to the next."""
+    below = policy.lengths().cumsum(0)[:-1].clamp(max=1 - 2.0**-32)
     return ((below * 2.0**32).round().long() - (1 << 31)).to(torch.int32)

@@ -1,0 +1,414 @@
+"""Policies: what each offers and chooses, against enumeration, published laws and hand-worked rows."""
+
+from __future__ import annotations
+
+from itertools import chain, combinations, permutations
+from typing import Any
+
+import pytest
+import torch
+from scipy.stats import chisquare
+from torch import Tensor
+
+from masking_tools import PAD, masker, packed, padded, random_rows, row, vocabulary
+from maskwise.errors import MaskwiseError
+from maskwise.keys import Keys, Purpose
+from maskwise.masking import IGNORE, AnnotatedBatch, Masker
+from maskwise.masking.policies import Frequency, Mixture, Moment, Span, policy
+
+ALL = {
+    "token": "token", "whole-word": "whole-word", "span": "span", "token span": "span(over='token')",
+    "t5-span": "t5-span", "suffix": "suffix", "ul2": "ul2", "salient": "salient", "phrase": "phrase",
+    "sentence": "sentence", "weighted": "weighted", "weighted tokens": "weighted(units='token')",
+    "frequency": "frequency",
+    "mixture": 'mixture(salient, token, span, "t5-span", shares=(0.4, 0.2, 0.2, 0.2))',
+}  # fmt: skip
+
+
+def single_words(count: int, words: int) -> dict[str, Tensor]:
+    """(count, words) rows of one-token words, without special tokens."""
+    return {
+        "input_ids": torch.randint(5, 60, (count, words), generator=torch.Generator().manual_seed(0)),
+        "example_id": torch.arange(count), "word_ids": torch.arange(words).expand(count, words).clone(),
+    }  # fmt: skip
+
+
+def chosen(
+    spec: Any, rows: Any, *, ratio: Any = 0.15, budget: str = "expected", epoch: int = 0, **more: Any
+) -> Tensor:
+    """(B, L) bool: what a policy chooses."""
+    moment = {name: more.pop(name) for name in ("step", "total_steps") if name in more}
+    made = Masker(vocabulary(), policy=spec, ratio=ratio, budget=budget, corruption="mask-only", **more)
+    return made(rows, epoch=epoch, **moment).selected
+
+
+def units_of(spec: Any, rows: Any, *, ratio: float = 0.15) -> tuple[AnnotatedBatch, Any, Keys]:
+    batch = AnnotatedBatch.of(rows, vocabulary())
+    keys = Keys(batch.example_id, seed=0, epoch=0)
+    share = torch.full((len(batch.input_ids),), ratio, dtype=torch.float64)
+    return batch, policy(spec).units(batch, keys, Moment(0, 10, 0, share)), keys
+
+
+def runs(mask: Tensor) -> Tensor:
+    """(B,): how many runs of True each row has."""
+    start = mask.clone()
+    start[:, 1:] &= ~mask[:, :-1]
+    return start.sum(1)
+
+
+# Every policy: the same masks however the rows are laid out
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("budget", ["exact", "expected", "bernoulli"])
+def test_masks_do_not_depend_on_the_layout(name: str, budget: str) -> None:
+    """One row alone, batches of three, any padding, packed into blocks: the same choice."""
+    rows = random_rows(9, seed=3, words=14)
+    for one in rows:  # packed rows have no frame of their own here
+        for column, value in one.items():
+            if column != "example_id":
+                one[column] = value[1:-1]
+    one = masker(ALL[name], "mask-only", budget=budget, ratio=0.3)
+    want = [one(padded([r]), epoch=1).selected[0][: len(r["input_ids"])].tolist() for r in rows]
+    for start in (0, 3, 6):
+        got = one(padded(rows[start : start + 3], width=90), epoch=1).selected
+        assert [x[: len(w)].tolist() for x, w in zip(got, want[start : start + 3])] == want[start : start + 3]
+    blocks = one(packed(rows, width=100), epoch=1)
+    flat = [
+        x for ids, mask in zip(blocks.source.input_ids, blocks.selected) for x in mask[ids != PAD].tolist()
+    ]
+    assert flat == list(chain.from_iterable(want)) and any(flat)
+
+
+@pytest.mark.parametrize("name", [n for n in ALL if n != "suffix"])
+def test_masks_differ_between_epochs_and_examples(name: str) -> None:
+    rows = padded([row([1, 2, 1, 3, 2, 1, 1, 2] * 5, example_id=i) for i in range(6)])
+    rows["input_ids"][:] = rows["input_ids"][0]
+    rows = {
+        key: value[:1].expand(6, -1).clone() if value.dim() == 2 else value for key, value in rows.items()
+    }
+    a, b = (chosen(ALL[name], rows, ratio=0.1, epoch=epoch) for epoch in (0, 1))
+    assert not torch.equal(a, b) and len({tuple(x.tolist()) for x in a}) > 3
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in ALL if n not in ("suffix", "sentence", "salient", "mixture", "ul2", "frequency")]
+)
+def test_every_place_is_masked_equally_often(name: str) -> None:
+    """One-token words: places are alike, so the first, the middle and the last must be."""
+    rows = single_words(12_000, 40)
+    for column in ("salient", "phrase", "weight"):
+        rows[column] = torch.ones(12_000, 40) if column == "weight" else torch.full((12_000, 40), -1)
+    for budget in ("exact", "expected"):
+        share = chosen(ALL[name], rows, budget=budget).double().mean(0)
+        # Five standard deviations of one place, and a closer look at the ends together.
+        assert (share - share.mean()).abs().max() < 5 * (0.15 * 0.85 / 12_000) ** 0.5, (budget, share)
+        ends = torch.cat((share[:3], share[-3:])).mean()
+        assert abs(ends - share[10:30].mean()) < 0.007, (budget, ends, share[10:30].mean())
+
+
+# Spans
+
+
+def test_offered_span_lengths_are_the_truncated_geometric() -> None:
+    """SpanBERT: P(n) ∝ .2 · .8ⁿ⁻¹ up to 10, mean 3.80 (3.797); the first six of 64 words are never cut."""
+    _, units, _ = units_of("span", single_words(20_000, 64))
+    seen = torch.bincount(units.length[:, :6].flatten(), minlength=11)[1:]
+    share = torch.tensor([0.2 * 0.8**n for n in range(10)], dtype=torch.float64)
+    share /= share.sum()
+    assert torch.allclose(Span().lengths(), share)
+    assert chisquare(seen.numpy(), (share * seen.sum()).numpy()).pvalue > 1e-3
+    assert abs(float(seen @ torch.arange(1, 11)) / int(seen.sum()) - 3.797) < 0.03
+    assert (units.length.sum(1) == 64).all()
+    poisson = Span(poisson=3.0, max_words=20).lengths()
+    assert abs(float(poisson @ torch.arange(1.0, 21.0).double()) - 3 / (1 - 0.049787)) < 1e-4
+    _, units, _ = units_of("span(poisson=3.0, min_words=2, max_words=5)", single_words(50, 64))
+    assert set(units.length[:, :8].flatten().tolist()) == {2, 3, 4, 5}
+
+
+def test_chosen_span_lengths() -> None:
+    """``expected`` chooses lengths nearly as offered; ``exact`` favours short ones in short rows."""
+    rows = single_words(12_000, 64)
+    batch = AnnotatedBatch.of(rows, vocabulary())
+    inclusion = {}
+    for budget in ("exact", "expected"):
+        made = Masker(vocabulary(), policy="span", budget=budget)
+        units, selection, _, _ = made.choose(batch, Keys(batch.example_id, seed=0, epoch=0), Moment(0, 1, 0))
+        hit = torch.zeros_like(units.length).scatter_add_(1, units.of_token, selection.tokens.long()) > 0
+        offered, taken = (
+            torch.bincount(x[x > 0], minlength=11).double() for x in (units.length, units.length[hit])
+        )
+        inclusion[budget] = taken / offered
+    assert abs(inclusion["exact"][1] - 0.364) < 0.01 and abs(inclusion["exact"][10] - 0.038) < 0.01
+    assert abs(inclusion["expected"][1] - 0.172) < 0.01 and abs(inclusion["expected"][10] - 0.125) < 0.015
+
+
+def test_spans_are_whole_words_and_leave_unknown_ones() -> None:
+    rows = padded([row([1, 3, 2, 1, 4, 2, 1, 1, 3], unknown=[5], example_id=i) for i in range(300)])
+    batch, units, _ = units_of("span", rows)
+    spread = units.of_token.masked_fill(~units.inside, -1)
+    for word in range(9):
+        inside = rows["word_ids"] == word
+        numbers = [set(spread[b][inside[b]].tolist()) for b in range(300)]
+        assert all(len(n) == 1 for n in numbers)
+        assert all(n == {-1} for n in numbers) if word == 2 else all(-1 not in n for n in numbers)
+    assert not units.inside[~batch.eligible].any()
+
+
+@pytest.mark.parametrize(
+    ("tokens", "ratio", "mean", "noise", "spans"),
+    [(40, 0.15, 3.0, 6, 2), (60, 0.5, 3.0, 30, 10), (20, 0.9, 3.0, 18, 2)],
+)
+def test_t5_spans_use_the_budget_to_the_token(
+    tokens: int, ratio: float, mean: float, noise: int, spans: int
+) -> None:
+    """round(n / 3) spans that do not touch; opened inside a span, the ring shows one more."""
+    rows = single_words(3000, tokens)
+    for budget in ("exact", "expected", "bernoulli"):
+        mask = chosen(f"t5-span(mean_span={mean})", rows, ratio=ratio, budget=budget)
+        assert (mask.sum(1) == noise).all()
+        count = runs(mask)
+        both = mask[:, 0] & mask[:, -1]
+        assert (count[~both] == spans).all() and ((count[both] == spans + 1) | (count[both] == spans)).all()
+
+
+def test_t5_segmentations_are_uniform() -> None:
+    """All ways to cut 4 noise and 5 other tokens into 2 pieces each, and to open the ring, are alike."""
+    mask = chosen("t5-span(mean_span=2.0)", single_words(30_000, 9), ratio=4 / 9)
+    law: dict[tuple[bool, ...], float] = {}
+    for a, b, start in ((a, b, s) for a in (1, 2, 3) for b in (1, 2, 3, 4) for s in range(9)):
+        ring = [False] * b + [True] * a + [False] * (5 - b) + [True] * (4 - a)
+        seen = tuple(ring[start:] + ring[:start])
+        law[seen] = law.get(seen, 0) + 1 / 108
+    count = dict.fromkeys(law, 0)
+    for seen in map(tuple, mask.tolist()):
+        count[seen] += 1  # a mask outside the law is a KeyError
+    assert chisquare(list(count.values()), [30_000 * p for p in law.values()]).pvalue > 1e-3
+
+
+def test_the_suffix_is_the_end_of_the_text() -> None:
+    rows = padded(
+        [row([2] * 10, example_id=0), row([1] * 10, example_id=1), row([1] * 10, unknown=[8], example_id=2)]
+    )
+    mask = chosen("suffix", rows, ratio=0.3)
+    assert mask[0].nonzero().flatten().tolist() == [15, 16, 17, 18, 19, 20]
+    assert mask[1].nonzero().flatten().tolist() == [8, 9, 10]
+    # [UNK] is no target: 2.7 of 9 tokens, rounded by the hash.
+    assert mask[2].nonzero().flatten().tolist() in ([7, 8, 10], [8, 10])
+
+
+def test_ul2_draws_its_seven_denoisers_evenly() -> None:
+    made = masker("ul2", "mask-only", ratio=0.15)
+    batch = made(single_words(21_000, 100), epoch=0)
+    ratios, counts = batch.ratio.unique(return_counts=True)
+    assert ratios.tolist() == [0.15, 0.25, 0.5]
+    assert chisquare(counts.numpy(), [9000, 3000, 9000]).pvalue > 1e-3
+    share = batch.selected.sum(1).double() / 100
+    assert torch.equal(share, batch.ratio)
+    sequential = batch.selected[batch.ratio == 0.25]
+    assert sequential[:, 75:].all() and not sequential[:, :75].any()
+    # Means 3, 8 and 64 of 50 tokens: 17, 6 and 1 spans (one more where the ring is opened inside one).
+    spans = runs(batch.selected[batch.ratio == 0.5])
+    assert set(spans.tolist()) == {1, 2, 6, 7, 17, 18}
+
+
+# Layers, weights, frequencies
+
+
+def marked_rows(count: int) -> dict[str, Tensor]:
+    """30 one-token words; "salient" marks words 3 to 5, 10, and 20 to 21."""
+    rows = single_words(count, 30)
+    rows["salient"] = torch.full((count, 30), -1)
+    for number, places in enumerate(((3, 4, 5), (10,), (20, 21))):
+        rows["salient"][:, list(places)] = number
+    return rows
+
+
+def test_salient_spans_and_what_fills_the_rest() -> None:
+    rows = marked_rows(400)
+    inside = rows["salient"][0] >= 0
+    mask = chosen("salient", rows, ratio=0.15)
+    assert not mask[:, ~inside].any()
+    for a, b in ((3, 4), (4, 5), (20, 21)):
+        assert torch.equal(mask[:, a], mask[:, b])
+    assert abs(float(mask.sum(1).double().mean()) - 4.5) < 0.15
+    # Six marked tokens and a budget of nine: the rest is left, filled evenly, or the row is skipped.
+    assert (chosen("salient", rows, ratio=0.3).sum(1) == 6).all()
+    filled = chosen("salient", rows, ratio=0.3, fill="random")
+    assert (filled.sum(1) == 9).all() and filled[:, inside].all()
+    share = filled[:, ~inside].double().mean(0)
+    assert (share - 3 / 24).abs().max() < 5 * (0.125 * 0.875 / 400) ** 0.5
+    assert not chosen("salient", rows, ratio=0.3, fill="skip-row").any()
+    # Only marked tokens: the ratio is a share of them.
+    assert not chosen("salient(rest='none')", rows, ratio=0.5)[:, ~inside].any()
+    assert abs(float(chosen("salient(rest='none')", rows, ratio=0.5).sum(1).double().mean()) - 3) < 0.15
+    tokens = chosen(
+        "span-layer('salient', rest='token', rest_weight=1.0)", rows, budget="bernoulli", min_targets=0
+    )
+    assert abs(float(tokens.double().mean()) - 0.15) < 0.01
+
+
+def test_phrases_and_words_are_alike() -> None:
+    rows = marked_rows(6000)
+    rows["phrase"] = rows["salient"]
+    mask = chosen("phrase", rows, ratio=0.3).double().mean(0)
+    assert abs(mask[[3, 10, 20]].mean() - mask[[0, 8, 29]].mean()) < 0.03
+    both = chosen("phrase", rows, ratio=0.3)
+    assert torch.equal(both[:, 3], both[:, 5])
+
+
+def test_weighted_sampling_is_without_replacement() -> None:
+    """Two of five equal-length units: frequencies of ordered draws, summed over both orders."""
+    rows = single_words(40_000, 5)
+    weight = torch.tensor([0.0, 1.0, 2.0, 3.0, 4.0], dtype=torch.float64)
+    rows["score"] = weight.expand(40_000, 5).clone()
+    for power in (1.0, 2.0, -1.0):
+        w = torch.where(weight > 0, weight**power, 0.0)
+        pairs = list(combinations(range(1, 5), 2))
+        law = [
+            sum(float(w[a] / w.sum() * w[b] / (w.sum() - w[a])) for a, b in permutations(pair))
+            for pair in pairs
+        ]
+        mask = chosen(f"weighted('score', units='word', power={power})", rows, ratio=0.4)
+        assert (mask.sum(1) == 2).all() and not mask[:, 0].any()
+        seen = [int((mask[:, a] & mask[:, b]).sum()) for a, b in pairs]
+        assert chisquare(seen, [40_000 * p for p in law]).pvalue > 1e-3, power
+
+
+def test_bad_weights_are_refused() -> None:
+    rows = padded(random_rows(2))
+    for bad in (float("nan"), -1.0, float("inf")):
+        rows["weight"][1, 3] = bad
+        with pytest.raises(MaskwiseError, match="not a finite number ≥ 0"):
+            chosen("weighted", rows)
+
+
+def test_rare_tokens_come_more_often() -> None:
+    rows = {"input_ids": torch.arange(5, 45).expand(4000, 40).clone(), "example_id": torch.arange(4000)}
+    counts = torch.ones(vocabulary().size)
+    counts[25:] = 1600.0
+    mask = chosen(Frequency(units_of="token", counts=counts, floor=100.0), rows)
+    rare, frequent = mask[:, :20].double().mean(), mask[:, 20:].double().mean()
+    # Weights .1 and .025; four of the six taken at the front are about what 4 : 1 gives without replacement.
+    assert 3.2 < rare / frequent < 4.0 and abs(rare + frequent - 0.3) < 0.01
+    layered = {**rows, "frequency": counts[rows["input_ids"]]}
+    assert torch.equal(mask, chosen("frequency(units='token', floor=100.0)", layered))
+    even = chosen(Frequency(power=0.0, units_of="token", counts=counts), rows)
+    assert abs(even[:, :20].double().mean() - even[:, 20:].double().mean()) < 0.01
+    with pytest.raises(MaskwiseError, match="too few counts"):
+        chosen(Frequency(units_of="token", counts=counts[:20]), rows)
+
+
+# Mixtures
+
+
+def test_mixtures_follow_their_schedules() -> None:
+    """Salient spans first, random later: the share of rows drawn is the share in force."""
+    rows = marked_rows(6000)
+    inside = rows["salient"][0] >= 0
+    spec = "mixture(salient, token, shares=(linear(1, 0), linear(0, 1)))"
+    made = policy(spec)
+    assert isinstance(made, Mixture) and made.layers() == ("salient", "word_ids")
+    for step in (0, 25, 50, 100):
+        mask = chosen(spec, rows, ratio=0.2, step=step, total_steps=100)
+        keys = Keys(rows["example_id"], seed=0, epoch=0)
+        drawn = made.drawn(keys, Moment(step, 100, 0))
+        assert abs(float((drawn == 0).double().mean()) - (1 - step / 100)) < 0.02
+        assert not mask[drawn == 0][:, ~inside].any()
+        assert step == 0 or abs(float(mask[drawn == 1].double().mean()) - 0.2) < 0.01
+    text = 'mixture("salient", "token", shares=("linear(1,0)", "linear(0,1)"))'
+    assert str(policy(text)) == str(made)
+
+
+def test_a_row_is_masked_as_its_member_alone_would() -> None:
+    rows = padded(random_rows(40, seed=9, words=20))
+    made = policy("mixture(span, token, whole-word)")
+    keys = Keys(rows["example_id"], seed=0, epoch=0)
+    drawn = made.drawn(keys, Moment(0, 1, 0))
+    assert set(drawn.tolist()) == {0, 1, 2}
+    for budget in ("exact", "expected"):
+        mixed = chosen(made, rows, budget=budget)
+        for index, name in enumerate(("span", "token", "whole-word")):
+            assert torch.equal(mixed[drawn == index], chosen(name, rows, budget=budget)[drawn == index])
+
+
+def test_members_may_bring_their_own_ratios() -> None:
+    rows = single_words(3000, 40)
+    batch = masker('mixture("t5-span(ratio=0.5)", suffix(ratio=0.25), token)', "mask-only", ratio=0.1)(
+        rows, epoch=0
+    )
+    ratios, counts = batch.ratio.unique(return_counts=True)
+    assert ratios.tolist() == [0.1, 0.25, 0.5] and (counts > 900).all()
+    assert torch.equal(batch.selected.sum(1).double(), batch.ratio * 40)
+
+
+@pytest.mark.parametrize(
+    ("spec", "text"),
+    [
+        ("mixture(token)", "two or more policies"),
+        ("mixture(token, mixture(token, span))", "none a mixture"),
+        ("mixture(token, span, shares=(1.0,))", "every member needs a share.*1 shares for 2"),
+        ("mixture(tokens, span)", "did you mean 'token'"),
+        ("span(p=0)", "between 0 and 1"),
+        ("span(max_words=2, min_words=3)", "min_words ≤ max_words"),
+        ("span(over='char')", "word, token"),
+        ("t5-span(mean_span=0.5)", "≥ 1"),
+        ("t5-span(ratio=2)", "0 to 1"),
+        ("span-layer(rest='words')", "word, token, none"),
+        ("ul2(denoisers=((0.5, 0.5),))", "pairs of mean span"),
+        ("frequency(floor=0)", "above 0"),
+    ],
+)
+def test_wrong_arguments_say_what_is_allowed(spec: str, text: str) -> None:
+    with pytest.raises(MaskwiseError, match=text):
+        policy(spec)
+
+
+def test_missing_layers_are_named() -> None:
+    rows = {"input_ids": torch.full((1, 5), 7), "example_id": torch.tensor([1])}
+    for name, layer in (
+        ("span", "word_ids"),
+        ("salient", "salient"),
+        ("weighted", "weight"),
+        ("frequency", "frequency"),
+    ):
+        with pytest.raises(MaskwiseError, match=f"needs the layer '{layer}'"):
+            chosen(name, rows)
+
+
+# Prediction decoupled from corruption
+
+
+def test_predict_takes_a_fixed_share_of_the_row() -> None:
+    """Ankner's ablation: corrupt at p(t), take the loss on 10 % of the row."""
+    rows = single_words(2000, 50)
+    plain = masker("token", "bert", ratio="linear(0.4, 0.04)")
+    some = masker("token", "bert", ratio="linear(0.4, 0.04)", predict=0.1)
+    for step, targets in ((0, 5), (50, 5), (100, 2)):
+        a, b = (m(rows, step=step, total_steps=100, epoch=0) for m in (plain, some))
+        assert torch.equal(a.input_ids, b.input_ids) and torch.equal(a.selected, b.selected)
+        kept = b.labels != IGNORE
+        assert torch.equal(b.labels[kept], a.labels[kept]) and (kept.sum(1) == targets).all()
+        within = kept.sum(0).double() / a.selected.sum(0)
+        assert (within - within.mean()).abs().max() < 0.09
+    assert some.describe()["predict"] == "constant(0.1)"
+    with pytest.raises(MaskwiseError, match="predict needs labels that stand where the tokens do"):
+        masker("token", "t5", predict=0.5)
+    assert (masker("token", "bert", predict=0.0)(rows, epoch=0).labels == IGNORE).all()
+
+
+def test_predictions_do_not_depend_on_the_layout() -> None:
+    rows = random_rows(8, seed=5, words=15)
+    made = masker("whole-word", "bert", ratio=0.5, predict="linear(0.1, 0.3)")
+    alone = [made(padded([r]), epoch=0, step=3, total_steps=9).labels[0].tolist() for r in rows]
+    together = made(padded(rows), epoch=0, step=3, total_steps=9).labels.tolist()
+    assert [x[: len(y)] for x, y in zip(together, alone)] == alone
+    blocks = made(packed(rows, width=120), epoch=0, step=3, total_steps=9).labels
+    assert blocks[blocks != IGNORE].tolist() == [x for y in alone for x in y if x != IGNORE]
+
+
+def test_purposes_are_apart() -> None:
+    """The first draw of a partition says nothing about the ring's opening, which has an index of its own."""
+    keys = Keys(torch.arange(20_000), seed=0, epoch=0)
+    opening, first = keys.uniform(Purpose.PARTITION, torch.tensor([-1, 0], dtype=torch.int32)).unbind(1)
+    assert abs(float(torch.corrcoef(torch.stack((opening, first)))[0, 1])) < 0.03
