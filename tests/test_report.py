@@ -214,3 +214,13 @@ def test_references_are_drawn_where_they_do_not_squeeze_the_dots():
 def test_arms_have_their_own_colours():
     colours = arm_colours(["x", "base", "y", "z"], "base")
     assert len(set(colours.values())) == 4 and list(colours) == ["x", "base", "y", "z"]
+
+
+def test_losses_above_the_plateau_do_not_push_the_band_out_of_the_chart():
+    """Vega draws what lies outside the domain too, and then squeezes the chart to nothing."""
+    rows = [{"arm": "a", "seed": seed, "value": 6.7 + 0.05 * seed} for seed in range(3)]
+    layers = dot_chart(rows, {"a": "#000000"}, title="loss", plateau=6.59)["layer"]
+    band = next(layer for layer in layers if layer["mark"]["type"] == "rect")
+    low, high = layers[-1]["encoding"]["x"]["scale"]["domain"]
+    [ends] = band["data"]["values"]
+    assert low <= ends["from"] < ends["to"] <= high

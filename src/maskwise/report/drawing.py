@@ -76,7 +76,9 @@ def _references(
 ) -> list[alt.Chart]:
     layers = []
     if plateau is not None:
-        band = alt.Chart(alt.Data(values=[{"from": plateau - PLATEAU_NATS, "to": right}]))
+        # Vega draws what lies outside the domain too, and then shrinks the chart to make room for it.
+        start = max(plateau - PLATEAU_NATS, left)
+        band = alt.Chart(alt.Data(values=[{"from": start, "to": right}]))
         layers.append(band.mark_rect(color="#f3e3d3", opacity=0.75).encode(x="from:Q", x2="to:Q"))
     for i, (label, at) in enumerate(lines.items()):
         data = alt.Chart(alt.Data(values=[{"at": at, "label": label}]))
