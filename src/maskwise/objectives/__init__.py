@@ -4,8 +4,9 @@ Imports ``masking`` and below.
 """
 
 from maskwise.objectives.base import Objective
+from maskwise.objectives.classification import Classification
 from maskwise.objectives.mlm import HEADS, MaskedLanguageModelling
 
 OBJECTIVES = {"mlm": MaskedLanguageModelling}
 
-__all__ = ["HEADS", "OBJECTIVES", "MaskedLanguageModelling", "Objective"]
+__all__ = ["HEADS", "OBJECTIVES", "Classification", "MaskedLanguageModelling", "Objective"]

@@ -1,0 +1,39 @@
+"""Classification of rows or of tokens: a downstream task is an objective like any other."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from maskwise.masking.masked import IGNORE
+from maskwise.objectives.base import Objective
+
+
+class Classification(Objective):
+    """Cross-entropy of the class of every row, or of every token with a label.
+
+    Formula: sum over labelled rows (tokens) of −log p(class | row).
+    Inputs: a mapping of model inputs with ``labels``, (B,) or (B, L), −100 where there is nothing to predict.
+    Requirements: a model from ``AutoModelForSequenceClassification`` or ``AutoModelForTokenClassification``.
+    Source: Devlin et al. 2019, section 4.
+    """
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+        # Tokenizers offer token types also to models that know none.
+        self._takes_types = "token_type_ids" in inspect.signature(model.forward).parameters
+
+    def forward(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        logits, labels = self.logits(batch).float(), batch["labels"]
+        losses = cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=IGNORE, reduction="sum")
+        return losses, torch.count_nonzero(labels != IGNORE)
+
+    def logits(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """(B, classes) or (B, L, classes)."""
+        unused = {"labels"} if self._takes_types else {"labels", "token_type_ids"}
+        return self.model(**{name: value for name, value in batch.items() if name not in unused}).logits
