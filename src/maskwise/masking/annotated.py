@@ -177,6 +177,9 @@ def _gathered(rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
     width = max(lengths)
     columns: dict[str, Tensor] = {}
     for name, value in rows[0].items():
+        if name == "example_id" and _is_text(value):
+            do = "number the rows, or leave the column out (masks are then keyed by content)"
+            raise MaskwiseError("example_id must be a whole number", got=value, do=do)
         if name in _IGNORED or value is None or _is_text(value):
             continue
         values = [row.get(name) for row in rows]

@@ -138,6 +138,7 @@ class Masker:
         labels = torch.full_like(ids, IGNORE)
         selected = torch.zeros_like(ids, dtype=torch.bool)
         filled = torch.zeros_like(selected) if self.fill == "random" else None
+        weight: Tensor | None = None
         ratios = []
         for part, positions, inside in batch.segments():
             masked = self._mask(part, vocabulary, moment)
@@ -148,11 +149,15 @@ class Masker:
             ratios.append(masked.ratio)
             if filled is not None and masked.filled is not None:
                 filled[where] = masked.filled[inside]
+            if masked.loss_weight is not None:
+                weight = torch.ones(ids.shape, dtype=torch.float64, device=ids.device) if weight is None else weight
+                weight[where] = masked.loss_weight.unsqueeze(1).expand(inside.shape)[inside]
         shape = batch.input_ids.shape
         mean = torch.cat(ratios).mean() if ratios else torch.zeros((), dtype=torch.float64)
         return MaskedBatch(
             ids.view(shape), labels.view(shape), batch.attention_mask, batch, selected.view(shape),
             mean.expand(shape[0]), dict(batch.extras), None if filled is None else filled.view(shape),
+            None if weight is None else weight.view(shape),
         )  # fmt: skip
 
     def describe(self) -> dict[str, Any]:

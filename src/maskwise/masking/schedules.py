@@ -227,7 +227,7 @@ def constant(p: float = 0.15) -> Schedule:
     """p throughout."""
     if isinstance(p, bool) or not isinstance(p, int | float) or not 0 <= p <= 1:
         raise MaskwiseError("a masking ratio is a share", got=p, allowed="0 to 1")
-    return Schedule(f"constant({p})", partial(_linear, p, p), False)
+    return Schedule(f"constant({float(p)})", partial(_linear, p, p), False)
 
 
 def linear(start: float, end: float) -> Schedule:
@@ -403,9 +403,10 @@ def schedule(spec: Schedule | float | str | Call | Callable[[int, int], float]) 
         return constant(spec)
     if isinstance(spec, str):
         try:
-            return constant(float(spec))
+            number = float(spec)
         except ValueError:
             return build("schedule", spec, SCHEDULES)
+        return constant(number)
     if isinstance(spec, Call):
         return build("schedule", spec, SCHEDULES)
     if callable(spec):

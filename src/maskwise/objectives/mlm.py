@@ -50,8 +50,8 @@ class MaskedLanguageModelling(Objective):
         losses, _ = self.token_losses(batch)
         weight = getattr(batch, "loss_weight", None)
         if weight is not None:
-            rows = (batch["labels"] != IGNORE).nonzero(as_tuple=True)[0]
-            losses = losses * weight[rows].to(losses.dtype)
+            row, column = (batch["labels"] != IGNORE).nonzero(as_tuple=True)
+            losses = losses * (weight[row] if weight.dim() == 1 else weight[row, column]).to(losses.dtype)
         return losses.sum(), torch.tensor(losses.numel(), device=losses.device)
 
     def token_losses(self, batch: MaskedBatch | dict[str, Tensor]) -> tuple[Tensor, Tensor]:

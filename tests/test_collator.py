@@ -1,0 +1,109 @@
+"""The drop-in collator: the step travels with the data, through 0 or 2 workers and any batch split."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from masking_tools import FIRST, masker, random_rows, row
+from torch.utils.data import DataLoader
+
+from maskwise.errors import MaskwiseError
+from maskwise.masking import IGNORE, Masker, MaskingCollator, StepBatchSampler, SteppedDataset, schedules
+from maskwise.masking.collator import permutation
+
+ROWS = [{k: v for k, v in r.items() if k in ("input_ids", "word_ids")} for r in random_rows(24, words=10)]
+EVEN = [{"input_ids": row([1] * 40, example_id=i)["input_ids"]} for i in range(24)]  # rows of one length
+
+
+def load(data: list, made: Masker, *, workers: int = 0, total_steps: int | None = None, **order: Any) -> list[dict]:
+    sampler = StepBatchSampler(len(data), **order)
+    collate = MaskingCollator(made, total_steps=total_steps)
+    return list(DataLoader(SteppedDataset(data), batch_sampler=sampler, collate_fn=collate, num_workers=workers))
+
+
+def by_text(batches: list[dict]) -> dict[tuple, tuple]:
+    """{the row as it was: how it is shown}."""
+    out = {}
+    for batch in batches:
+        for i in range(len(batch["input_ids"])):
+            n = int(batch["attention_mask"][i].sum()) if "attention_mask" in batch else batch["input_ids"].shape[1]
+            shown, label = batch["input_ids"][i, :n], batch["labels"][i, :n]
+            out[tuple(torch.where(label != IGNORE, label, shown).tolist())] = (tuple(shown.tolist()), tuple(label.tolist()))
+    return out
+
+
+@pytest.mark.parametrize("policy", ["token", "whole-word"])
+def test_workers_and_batch_split_do_not_matter(policy: str) -> None:
+    made = masker(policy, seed=4)
+    reference = by_text(load(ROWS, made, batch_size=8))
+    assert len(reference) == 24
+    assert by_text(load(ROWS, made, batch_size=8, workers=2)) == reference
+    for split in ({"batch_size": 1}, {"batch_size": 12}, {"batch_size": 3, "accumulate": 4}, {"batch_size": 24, "seed": 9}):
+        assert by_text(load(ROWS, made, **split)) == reference
+    halves = [by_text(load(ROWS, made, batch_size=4, ranks=2, rank=rank)) for rank in (0, 1)]
+    assert not halves[0].keys() & halves[1].keys() and halves[0] | halves[1] == reference
+    other_epoch = by_text(load(ROWS, made, batch_size=8, epochs=2, first_step=3))
+    assert other_epoch.keys() == reference.keys() and other_epoch != reference
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_schedule_acts_at_the_right_step(workers: int) -> None:
+    made = masker(ratio=schedules.linear(0.8, 0.2))
+    batches = load(EVEN, made, batch_size=8, epochs=2, workers=workers, total_steps=6)
+    shares = [float((b["labels"] != IGNORE).double().mean() * 42 / 40) for b in batches]
+    assert shares == pytest.approx([0.8 - 0.1 * step for step in range(6)], abs=0.01)
+    rest = load(EVEN, made, batch_size=8, epochs=2, first_step=4, workers=workers, total_steps=6)
+    assert len(rest) == 2, "resumed"
+    for a, b in zip(batches[4:], rest):
+        assert torch.equal(a["input_ids"], b["input_ids"]) and torch.equal(a["labels"], b["labels"])
+
+
+def test_without_step_or_epoch_masks_are_dynamic_after_one_warning() -> None:
+    named = [r | {"example_id": i} for i, r in enumerate(EVEN)]
+    collate = MaskingCollator(masker())
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        first, second = collate(named), collate(named)
+    assert [str(w.message) for w in caught] == [
+        "rows carry no step and epoch; masks are dynamic, not reproducible across workers; "
+        "use StepBatchSampler and SteppedDataset"
+    ]
+    assert not torch.equal(first["labels"], second["labels"])
+    changing = MaskingCollator(masker(ratio="linear(0.3, 0.1)"), total_steps=10)
+    with pytest.warns(UserWarning, match="schedule follows each worker's own count"):
+        shares = [float((changing(named)["labels"] != IGNORE).double().mean()) for _ in range(10)]
+    assert shares[0] > 2 * shares[-1]
+    with pytest.warns(UserWarning, match="rows carry no epoch; masks are dynamic; use"):
+        MaskingCollator(masker())([r | {"step": 3} for r in named])
+
+
+def test_loaders_that_start_their_workers_anew_still_give_new_masks() -> None:
+    named = [r | {"example_id": i} for i, r in enumerate(EVEN)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        loader = DataLoader(named, batch_size=12, collate_fn=MaskingCollator(masker()), num_workers=2)
+        first, second = (torch.cat([b["labels"] for b in loader]) for _ in range(2))
+    assert not torch.equal(first, second)
+    assert ((first != IGNORE) & (second != IGNORE)).double().sum() < 0.4 * (first != IGNORE).sum()
+
+
+def test_the_order_is_a_function_of_seed_and_epoch() -> None:
+    for epoch in (0, 1):
+        order = permutation(100, seed=3, epoch=epoch)
+        assert sorted(order.tolist()) == list(range(100)) and torch.equal(order, permutation(100, seed=3, epoch=epoch))
+    orders = [list(StepBatchSampler(24, batch_size=8, seed=s, epochs=2)) for s in (0, 1)]
+    assert orders[0] != orders[1] and [step for b in orders[0] for _, step, _ in b[:1]] == list(range(6))
+    assert [epoch for b in orders[0] for _, _, epoch in b[:1]] == [0, 0, 0, 1, 1, 1]
+    assert len(StepBatchSampler(25, batch_size=8, epochs=2, first_step=4)) == 2
+    assert list(StepBatchSampler(24, batch_size=8, epochs=2, first_step=4)) == orders[0][4:]
+
+
+def test_refusals() -> None:
+    with pytest.raises(MaskwiseError, match="fewer rows than one step needs; got 10; allowed: at least 4 × 2 ranks × 2"):
+        StepBatchSampler(10, batch_size=4, ranks=2, accumulate=2)
+    mixed = [{"input_ids": [FIRST], "example_id": i, "step": i, "epoch": 0} for i in range(2)]
+    with pytest.raises(MaskwiseError, match="different values of 'step'"):
+        MaskingCollator(masker())(mixed)

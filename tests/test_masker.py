@@ -1,0 +1,222 @@
+"""The masker as people use it: rows in, what comes out, what is refused."""
+
+from __future__ import annotations
+
+import tracemalloc
+import warnings
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from masking_tools import (
+    CLS, FIRST, MASK, PAD, SEP, UNK, WORDS, masker, packed, padded, random_rows, row, tokenizer, vocabulary,
+)  # fmt: skip
+from tokenizers import AddedToken, Tokenizer, models
+from transformers import BatchEncoding, BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
+
+from maskwise.errors import MaskwiseError
+from maskwise.masking import IGNORE, AnnotatedBatch, Masker, Vocabulary, schedules
+
+
+def test_shares_of_mask_random_and_keep() -> None:
+    rows = padded([row([1] * 50, example_id=i) for i in range(2000)])
+    out = masker(ratio=0.5)(rows, epoch=0)
+    chosen = out.selected
+    shown, original = out.input_ids[chosen], rows["input_ids"][chosen]
+    n = len(shown)
+    masked, same = (shown == MASK).double().mean(), (shown == original).double().mean()
+    error = 4.5 * 0.5 / n**0.5
+    assert abs(float(masked) - 0.8) < error
+    assert abs(float(same) - 0.1 - 0.1 / WORDS) < error, "kept, or drawn to be what it was"
+    drawn = Counter(shown[(shown != MASK) & (shown != original)].tolist())
+    assert set(drawn) == set(range(FIRST, FIRST + WORDS)), "all ordinary tokens, and no other"
+    expected = sum(drawn.values()) / WORDS
+    assert sum((c - expected) ** 2 / expected for c in drawn.values()) < WORDS + 4.5 * (2 * WORDS) ** 0.5
+
+
+@pytest.mark.parametrize(("mask", "random"), [(1.0, 0.0), (0.0, 1.0), (0.0, 0.0), (0.5, 0.5)])
+def test_shares_are_free(mask: float, random: float) -> None:
+    rows = padded(random_rows(50))
+    out = masker(corruption=f"bert(mask={mask}, random={random})", ratio=0.4)(rows, epoch=0)
+    shown, original = out.input_ids[out.selected], rows["input_ids"][out.selected]
+    assert ((shown == MASK).all() if mask == 1 else True) and ((shown != MASK).all() if mask == 0 else True)
+    assert torch.equal(shown, original) == (mask + random == 0)
+    assert (out.labels[out.selected] == original).all()
+
+
+def test_one_draw_per_unit() -> None:
+    rows = padded([row([4] * 10, example_id=i) for i in range(200)])
+    out = masker("whole-word", "bert(per='unit')", ratio=0.5)(rows, epoch=0)
+    words = (out.input_ids[:, 1:-1] == MASK).view(200, 10, 4)
+    assert (words.all(2) == words.any(2)).all() and 0.7 < float(words.any(2).sum() / (out.selected.sum() / 4)) < 0.9
+    tokens = masker("whole-word", ratio=0.5)(rows, epoch=0)
+    words = (tokens.input_ids[:, 1:-1] == MASK).view(200, 10, 4)
+    assert not (words.all(2) == words.any(2)).all()
+
+
+def test_layouts_and_dtypes_do_not_matter() -> None:
+    rows = random_rows(6)
+    tensors = padded(rows)
+    reference = masker("weighted")(tensors, epoch=0)
+    arrays = [{k: np.array(v) if isinstance(v, list) else v for k, v in r.items()} for r in rows]
+    own = [{k: torch.tensor(v) if isinstance(v, list) else v for k, v in r.items()} for r in rows]
+    small = {k: v.to(torch.int32) if k in ("input_ids", "word_ids") else v for k, v in tensors.items()}
+    turned = {k: v.t().contiguous().t() if v.dim() == 2 else v for k, v in tensors.items()}
+    for same in (rows, arrays, own, small, turned, BatchEncoding(tensors), {k: v.tolist() for k, v in tensors.items()}):
+        out = masker("weighted")(same, epoch=0)
+        assert torch.equal(out.input_ids, reference.input_ids) and torch.equal(out.labels, reference.labels)
+
+
+def test_fractions_and_none_in_lists_are_kept() -> None:
+    one = random_rows(1)[0]
+    one["weight"] = [0] + [0.25] * (len(one["input_ids"]) - 1)  # begins with a whole number
+    one["word_ids"] = [None if w < 0 else w for w in one["word_ids"]]
+    batch = AnnotatedBatch.of([one], vocabulary())
+    assert batch.layers["weight"][0, 1:].tolist() == [0.25] * (len(one["input_ids"]) - 1)
+    assert batch.layers["word_ids"][0, 0] == -1 and batch.layers["word_ids"].dtype == torch.int64
+
+
+def test_what_is_for_others_is_left_alone() -> None:
+    rows = [r | {"text": "x", "tokens": ["a", "b"], "labels": [1], "step": 3, "idx": 7, "token_type_ids": [0] * len(r["input_ids"])}
+            for r in random_rows(3)]  # fmt: skip
+    out = masker()(rows, epoch=0)
+    assert set(out.keys()) == {"input_ids", "labels", "attention_mask", "token_type_ids"}
+    assert set(out.source.layers) == {"word_ids", "salient", "phrase", "sentence", "weight", "frequency"}
+    assert out["token_type_ids"].shape == out.input_ids.shape and out.targets == int((out.labels != IGNORE).sum())
+
+
+def test_a_model_reads_the_batch() -> None:
+    config = BertConfig(vocab_size=len(tokenizer()), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    model, batch = BertForMaskedLM(config), masker()(padded(random_rows(3)), epoch=0)
+    loss = model(**batch).loss
+    loss.backward()
+    assert torch.isfinite(loss)
+
+
+def test_special_tokens_mask_and_attention_mask_hide_tokens() -> None:
+    rows = padded(random_rows(4))
+    rows["special_tokens_mask"] = torch.zeros_like(rows["input_ids"])
+    rows["special_tokens_mask"][:, 1:6] = 1
+    rows["attention_mask"] = rows["attention_mask"].bool()
+    rows["attention_mask"][:, 10:] = False
+    chosen = masker(ratio=1.0)(rows, epoch=0).selected
+    assert chosen[:, 6:10].all() and chosen.sum() == 16
+
+
+def test_rows_without_example_ids_are_keyed_by_their_text_with_one_warning() -> None:
+    rows = random_rows(4)
+    nameless = [{k: v for k, v in r.items() if k != "example_id"} for r in rows]
+    made = masker(ratio=0.4)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        for _ in range(3):
+            first = made(nameless, epoch=0)
+    assert len(caught) == 1 and "example_id" in str(caught[0].message)
+    with pytest.warns(UserWarning, match="example_id"):
+        alone = made(padded([r | {"example_id": 0} for r in nameless[2:3]], width=60) | {"example_id": None}, epoch=0)
+    n = len(rows[2]["input_ids"])
+    assert torch.equal(alone.input_ids[0, :n], first.input_ids[2, :n])
+
+
+def test_packed_rows_of_one_document_each_and_none() -> None:
+    empty = {"input_ids": torch.full((2, 5), PAD), "example_id": torch.zeros(2, 5, dtype=torch.long)}
+    out = masker()(empty, epoch=0)
+    assert out.targets == 0 and torch.equal(out.input_ids, empty["input_ids"])
+    blocks = packed([row([2, 0, 1], example_id=4), row([1, 1], example_id=5)], width=12)
+    parts = list(AnnotatedBatch.of(blocks, vocabulary()).segments())
+    assert sorted(int(i) for part, _, _ in parts for i in part.example_id) == [4, 5], "a [SEP] inside parts no document"
+
+
+def test_packed_rows_carry_loss_weights_per_token() -> None:
+    rows = [row([1] * 12, example_id=i) for i in range(4)]
+    made = masker(ratio=schedules.uniform(0.2, 1.0, inverse_weight=True))
+    alone, together = made(padded(rows), epoch=0), made(packed(rows, width=28), epoch=0)
+    assert alone.loss_weight is not None and together.loss_weight is not None
+    assert torch.allclose(alone.loss_weight, 1 / alone.ratio)
+    assert together.loss_weight.shape == together.input_ids.shape
+    assert together.loss_weight[0, 1:13].tolist() == [float(alone.loss_weight[0])] * 12
+
+
+def test_schedules_act_at_their_step() -> None:
+    rows = padded([row([1] * 40, example_id=i) for i in range(50)])
+    made = masker(ratio=schedules.linear(0.5, 0.1))
+    for step, ratio in ((0, 0.5), (50, 0.3), (100, 0.1)):
+        assert made(rows, step=step, total_steps=100, epoch=0).realised_ratio == pytest.approx(ratio, abs=0.01)
+    with pytest.raises(MaskwiseError, match="total_steps"):
+        made(rows, step=3)
+    dynamic = masker()
+    assert not torch.equal(dynamic(rows, step=1).selected, dynamic(rows, step=2).selected)
+    assert torch.equal(dynamic(rows, step=1, epoch=0).selected, dynamic(rows, step=2, epoch=0).selected)
+
+
+def tensors(**more: object) -> dict:
+    return {"input_ids": torch.full((2, 4), FIRST), "example_id": torch.arange(2), **more}
+
+
+BAD = [
+    ([], "no rows to mask"),
+    ([{"ids": [1]}], "no input_ids"),
+    ({"ids": torch.ones(1, 1)}, "no input_ids"),
+    ([{"input_ids": [5, 6], "example_id": 0, "word_ids": [0]}], "'word_ids' of row 0 has the wrong length; got 1; allowed: 2"),
+    ([{"input_ids": [5], "example_id": 0, "word_ids": [0]}, {"input_ids": [5], "example_id": 1}], "missing in some rows"),
+    ([{"input_ids": [5, 999], "example_id": 0}], "outside the vocabulary; got 999"),
+    ([{"input_ids": [5, -4], "example_id": 0}], "outside the vocabulary; got -4"),
+    (tensors(word_ids=torch.zeros(2, 3)), "'word_ids' does not fit"),
+    (tensors(example_id=torch.arange(3)), "'example_id' does not fit"),
+    (tensors(input_ids=torch.ones(2, 4)), "whole numbers"),
+    (tensors(input_ids=torch.ones(4, dtype=torch.long)), "shape"),
+    ([{"input_ids": [5], "example_id": "abc"}], "example_id"),
+]
+
+
+@pytest.mark.parametrize(("rows", "match"), BAD, ids=[match for _, match in BAD])
+def test_bad_rows(rows: object, match: str) -> None:
+    with pytest.raises(MaskwiseError, match=match) as caught:
+        masker()(rows, epoch=0)  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_layers_and_bad_settings() -> None:
+    with pytest.raises(MaskwiseError, match="needs the layer 'word_ids'; got rows without layers"):
+        masker("whole-word")([{"input_ids": [5, 6], "example_id": 0}], epoch=0)
+    for more, match in (({"ratio": 1.5}, "0 to 1"), ({"budget": "exakt"}, "'exact'"), ({"fill": "all"}, "unknown fill"),
+                        ({"min_targets": -1}, "min_targets"), ({"policy": "wholeword"}, "'whole-word'"),
+                        ({"corruption": "brt"}, "'bert'")):  # fmt: skip
+        with pytest.raises(MaskwiseError, match=match):
+            Masker(vocabulary(), **more)
+
+
+def small_tokenizer(**more: str) -> PreTrainedTokenizerFast:
+    names = {"[PAD]": 0, "[UNK]": 1, "a": 2, "b": 3, "c": 6}  # 4 and 5 are holes
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(names, unk_token="[UNK]")), **more)
+
+
+def test_vocabulary() -> None:
+    made = vocabulary()
+    assert made.ordinary.tolist() == list(range(FIRST, FIRST + WORDS))
+    assert made.content[UNK] and not made.eligible[UNK] and not made.content[[PAD, CLS, SEP, MASK]].any()
+    assert len(made.sentinels) == 120 and not made.content[list(made.sentinels)].any()
+    small = small_tokenizer(pad_token="[PAD]", unk_token="[UNK]")
+    small.add_tokens([AddedToken("<reserved>", special=True)])
+    assert Vocabulary.of(small).ordinary.tolist() == [2, 3, 6], "neither holes nor reserved tokens are real"
+    with pytest.raises(MaskwiseError, match="no mask token.*add_special_tokens"):
+        Masker(small)
+    with pytest.raises(MaskwiseError, match="no padding token"):
+        Vocabulary.of(small_tokenizer(unk_token="[UNK]"))
+    shared = Vocabulary.of(small_tokenizer(pad_token="[UNK]", unk_token="[UNK]", mask_token="c"))
+    assert not shared.content[1], "a token that is unknown and padding alike is special"
+    assert shared.ordinary.tolist() == [0, 2, 3]
+
+
+def test_memory_grows_with_the_batch_and_not_with_its_square() -> None:
+    """Whole words at 2 × 8,192: a (B, L, L) mask alone would be 134 MB."""
+    rows = {"input_ids": torch.full((2, 8192), FIRST), "word_ids": (torch.arange(8192) // 2).expand(2, -1).contiguous(),
+            "example_id": torch.arange(2)}  # fmt: skip
+    with torch.profiler.profile(profile_memory=True) as profile:
+        masker("whole-word")(rows, epoch=0)
+    assert 0 < sum(max(0, e.self_cpu_memory_usage) for e in profile.events()) < 16384 * 8 * 60, "all that was ever asked for"
+    tracemalloc.start()
+    masker("whole-word")(rows, epoch=0)
+    assert tracemalloc.get_traced_memory()[1] < 16384 * 8 * 8
+    tracemalloc.stop()

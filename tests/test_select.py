@@ -1,0 +1,251 @@
+"""Selection against enumeration, in every budget mode.
+
+The randomness is a hash, so frequencies over many example ids are compared with exact probabilities, at 4.5 standard
+errors; all is deterministic, so what passes once passes always.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from itertools import permutations
+from math import factorial
+from typing import Any
+
+import pytest
+import torch
+from masking_tools import padded, random_rows, row, vocabulary
+from torch import Tensor
+
+from maskwise.errors import MaskwiseError
+from maskwise.keys import Keys
+from maskwise.masking import AnnotatedBatch
+from maskwise.masking.select import Selection, select
+from maskwise.masking.units import Units
+
+MANY = 40_000
+
+
+def units_of(lengths: list[int], *, count: int = MANY, weight: list[float] | None = None) -> Units:
+    """``count`` rows, all cut into units of these lengths."""
+    of_token = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+    inside = torch.ones(count, len(of_token), dtype=torch.bool)
+    weights = None if weight is None else torch.tensor(weight, dtype=torch.float64).expand(count, -1)
+    number = torch.arange(len(lengths), dtype=torch.int32)
+    return Units(inside, of_token.expand(count, -1), torch.tensor(lengths).expand(count, -1), number, weights)
+
+
+def choose(units: Units, ratio: float, *, seed: int = 0, **how: object) -> Selection:
+    count = len(units.length)
+    keys = Keys(torch.arange(count), seed=seed, epoch=0)
+    return select(units, torch.full((count,), ratio, dtype=torch.float64), keys, **how)  # type: ignore[arg-type]
+
+
+def same(one: dict[str, Any], count: int) -> dict[str, Tensor]:
+    """One row under many example ids."""
+    batch = padded([one])
+    return {name: value.expand(count, -1) for name, value in batch.items() if name != "example_id"} | {
+        "example_id": torch.arange(count)
+    }
+
+
+def frequencies(units: Units, chosen: Tensor) -> Tensor:
+    """(U,) how often each unit was chosen."""
+    first = torch.zeros(units.length.shape[1] + 1, dtype=torch.long)
+    first[1:] = units.length[0].cumsum(0)
+    return chosen[:, first[:-1]].double().mean(0)
+
+
+def assert_close(found: Tensor, expected: list[float], count: int = MANY) -> None:
+    p = torch.tensor(expected, dtype=torch.float64).clamp(0, 1)
+    error = (p * (1 - p) / count).sqrt().clamp(min=1e-9)
+    assert ((found - p).abs() < 4.5 * error + 1e-9).all(), f"{found.tolist()} instead of {expected}"
+
+
+def budgets(total: int, ratio: float, floor: int = 1) -> dict[int, float]:
+    """Budgets and their probabilities after stochastic rounding."""
+    low, part = int(total * ratio), total * ratio - int(total * ratio)
+    least = min(floor, total) if total * ratio >= 0.5 else 0
+    out: dict[int, float] = {}
+    for budget, probability in ((low, 1 - part), (low + 1, part)):
+        if probability > 0:
+            out[max(least, min(budget, total))] = out.get(max(least, min(budget, total)), 0) + probability
+    return out
+
+
+def enumerate_orders(lengths: list[int], ratio: float, rule: Callable[[list[int], int], dict[int, float]]) -> list[float]:
+    """Inclusion probabilities where all orders of the units are alike."""
+    found = [0.0] * len(lengths)
+    for budget, probability in budgets(sum(lengths), ratio).items():
+        for order in permutations(range(len(lengths))):
+            for place, included in rule([lengths[i] for i in order], budget).items():
+                found[order[place]] += included * probability / factorial(len(lengths))
+    return found
+
+
+def skip_rule(lengths: list[int], budget: int) -> dict[int, float]:
+    taken = {}
+    for place, length in enumerate(lengths):
+        if length <= budget:
+            taken[place], budget = 1.0, budget - length
+    return taken
+
+
+def border_rule(lengths: list[int], budget: int) -> dict[int, float]:
+    taken = {}
+    for place, length in enumerate(lengths):
+        if budget > 0:
+            taken[place] = min(1.0, budget / length)
+        budget -= length
+    return taken
+
+
+@pytest.mark.parametrize("lengths", [[1, 1, 1, 1, 1], [1, 2, 3, 1, 2], [4, 1, 1], [5, 5, 5], [3, 1, 2, 2, 6, 1], [7]])
+@pytest.mark.parametrize("ratio", [0.15, 0.4, 0.77])
+def test_exact_and_expected_match_enumeration(lengths: list[int], ratio: float) -> None:
+    units = units_of(lengths)
+    exact, expected = choose(units, ratio, budget="exact"), choose(units, ratio, budget="expected")
+    assert_close(frequencies(units, exact.tokens), enumerate_orders(lengths, ratio, skip_rule))
+    assert_close(frequencies(units, expected.tokens), enumerate_orders(lengths, ratio, border_rule))
+    assert exact.budget is not None and (exact.tokens.sum(1) <= exact.budget).all()
+    mean = expected.tokens.sum(1).double()
+    target = sum(b * p for b, p in budgets(sum(lengths), ratio).items())
+    assert abs(float(mean.mean()) - target) < 4.5 * float(mean.std()) / MANY**0.5 + 1e-9
+
+
+def test_expected_is_even_to_the_stated_bound() -> None:
+    """Words of 1 to 4 pieces, 64 tokens, 15 %: the docs say .159 … .135."""
+    lengths = ([1] * 6 + [2] * 2 + [4]) * 4  # 56 tokens
+    units = units_of(lengths, count=20_000)
+    found = frequencies(units, choose(units, 0.15, budget="expected").tokens)
+    by_length = {n: float(found[torch.tensor(lengths) == n].mean()) for n in (1, 2, 4)}
+    assert 0.13 < by_length[4] < by_length[2] < by_length[1] < 0.165
+    exact = frequencies(units, choose(units, 0.15, budget="exact").tokens)
+    assert float(exact[torch.tensor(lengths) == 4].mean()) < by_length[4], "the skip rule favours short words"
+
+
+@pytest.mark.parametrize("ratio", [0.15, 0.5])
+def test_bernoulli_matches_its_law(ratio: float) -> None:
+    lengths, weight = [1, 2, 3, 1], [1.0, 0.5, 2.0, 0.0]
+    plain, weighted = units_of(lengths), units_of(lengths, weight=weight)
+    assert_close(frequencies(plain, choose(plain, ratio, budget="bernoulli", min_targets=0).tokens), [ratio] * 4)
+    law = [min(1.0, ratio * w) for w in weight]
+    chosen = choose(weighted, ratio, budget="bernoulli", min_targets=0).tokens
+    assert_close(frequencies(weighted, chosen), law)
+    together = frequencies(plain, choose(plain, ratio, budget="bernoulli", min_targets=0).tokens[:, :1].expand(-1, 7)
+                           & choose(plain, ratio, budget="bernoulli", min_targets=0).tokens)  # fmt: skip
+    assert_close(together[1:], [ratio**2] * 3)
+    # at least one unit while eligible × ratio ≥ 0.5: the empty outcome is shared out evenly
+    floored = choose(plain, ratio, budget="bernoulli").tokens
+    assert floored.any(1).all()
+    assert_close(frequencies(plain, floored), [ratio + (1 - ratio) ** 4 / 4] * 4)
+
+
+def successive(weight: list[float], count: int) -> list[float]:
+    """Inclusion probabilities of weighted sampling without replacement, ``count`` units."""
+
+    @cache
+    def go(left: frozenset[int], more: int) -> tuple[float, ...]:
+        found = [0.0] * len(weight)
+        total = sum(weight[i] for i in left)
+        for i in left if more else ():
+            if weight[i]:
+                rest = go(left - {i}, more - 1)
+                for j in range(len(weight)):
+                    found[j] += weight[i] / total * ((j == i) + rest[j])
+        return tuple(found)
+
+    return list(go(frozenset(range(len(weight))), count))
+
+
+@pytest.mark.parametrize("weight", [[1.0, 2.0, 3.0, 4.0], [0.88] * 3 + [0.12] * 3, [5.0, 0.0, 1.0, 1.0], [1e-200, 3e-200, 1e-200, 2e-200]])
+@pytest.mark.parametrize("size", [1, 3])
+def test_weighted_is_sampling_without_replacement(weight: list[float], size: int) -> None:
+    units = units_of([size] * len(weight), weight=weight)
+    for budget in ("exact", "expected"):
+        found = frequencies(units, choose(units, 0.5, budget=budget).tokens)
+        assert_close(found, successive(weight, len(weight) // 2))
+    if size == 1:  # the path of single tokens
+        tokens = Units(units.inside, None, units.length, units.number, units.weight)
+        assert torch.equal(choose(tokens, 0.5).tokens, choose(units, 0.5).tokens)
+
+
+@pytest.mark.parametrize("weight", [[1e300, 1e-300, 1.0, 0.0], [1e-308, 1e308, 5e-324, 1.0]])
+def test_weights_of_any_size_keep_their_order(weight: list[float]) -> None:
+    units = units_of([1] * 4, weight=weight, count=2000)
+    heaviest = frequencies(units, choose(units, 0.25).tokens)
+    assert heaviest[weight.index(max(weight))] == 1
+    filled = choose(units, 1.0, fill="random")
+    assert filled.tokens.all() and filled.filled is not None
+    assert torch.equal(filled.filled, units.weight == 0)
+
+
+def test_fill_says_what_becomes_of_an_unused_budget() -> None:
+    weight = [1.0, 0.0, 1.0, 0.0, 0.0, 0.0]
+    units = units_of([1, 2, 1, 1, 1, 2], weight=weight)  # 8 tokens, 2 of positive weight
+    none = choose(units, 0.5, fill="none")
+    assert_close(frequencies(units, none.tokens), [1, 0, 1, 0, 0, 0])
+    assert none.filled is None
+    skipped = choose(units, 0.5, fill="skip-row")
+    assert not skipped.tokens.any() and skipped.budget is not None and not skipped.budget.any()
+    assert choose(units, 0.25, fill="skip-row").tokens.sum(1).eq(2).all()
+    for budget, rule in (("exact", skip_rule), ("expected", border_rule)):
+        filled = choose(units, 0.5, fill="random", budget=budget)
+        law = enumerate_orders([2, 1, 1, 2], 2 / 6, rule)  # what is left: 2 of the 6 tokens of weight 0
+        assert_close(frequencies(units, filled.tokens), [1, law[0], 1, *law[1:]])
+        assert filled.filled is not None
+        assert_close(frequencies(units, filled.filled), [0, law[0], 0, *law[1:]])
+
+
+@pytest.mark.parametrize("budget", ["exact", "expected", "bernoulli"])
+def test_ratio_zero_and_one(budget: str) -> None:
+    for units in (units_of([1, 3, 2], count=3000), units_of([1] * 5, count=3000)):
+        assert not choose(units, 0.0, budget=budget).tokens.any()
+        assert choose(units, 1.0, budget=budget).tokens.all()
+
+
+@pytest.mark.parametrize(
+    ("tokens", "ratio", "floor", "least"), [(10, 0.049, 1, 0), (10, 0.05, 1, 1), (10, 0.05, 3, 3), (2, 0.4, 5, 2), (10, 0.05, 0, 0)]
+)
+def test_min_targets_applies_only_from_half_a_token(tokens: int, ratio: float, floor: int, least: int) -> None:
+    for budget in ("exact", "expected", "bernoulli"):
+        chosen = choose(units_of([1] * tokens, count=2000), ratio, budget=budget, min_targets=floor).tokens.sum(1)
+        assert chosen.min() == least
+
+
+def test_first_and_last_places_are_chosen_as_often_as_the_middle() -> None:
+    batch = AnnotatedBatch.of(same(row([1] * 30), 8000), vocabulary())
+    found = choose(Units.tokens(batch), 0.15).tokens[:, 1:-1].double().mean(0)
+    assert_close(found, [0.15] * 30, count=8000)
+    words = AnnotatedBatch.of(same(row([2] * 15), 8000), vocabulary())
+    for budget in ("exact", "expected"):
+        found = choose(Units.runs(words, words.layers["word_ids"]), 0.2, budget=budget).tokens[:, 1:-1:2].double().mean(0)
+        assert_close(found, [0.2] * 15, count=8000)
+
+
+def test_runs_are_words_and_words_with_unknown_pieces_are_never_chosen() -> None:
+    one = row([2, 3, 0, 1, 2], unknown=[3])
+    one["word_ids"][7] = 0  # [CLS] a a b [UNK] b [SEP] c: the number of the first word again, behind a special token
+    units = Units.runs(batch := AnnotatedBatch.of(padded([one]), vocabulary()), batch.layers["word_ids"])
+    assert units.length.tolist() == [[2, 0, 1, 2]]
+    assert units.eligible_tokens.tolist() == [5]
+    chosen = units.spread(torch.ones(1, 4, dtype=torch.bool))
+    assert chosen.tolist() == [[False, True, True, False, False, False, False, True, True, True, False]]
+
+
+@pytest.mark.parametrize("bad", [-1.0, float("nan"), float("inf")])
+def test_bad_weights_are_refused(bad: float) -> None:
+    batch = AnnotatedBatch.of(padded(random_rows(2)), vocabulary())
+    weight = torch.ones(batch.input_ids.shape)
+    weight[1, 3] = bad
+    with pytest.raises(MaskwiseError, match="not a finite number"):
+        Units.tokens(batch).weighted(weight, policy="weighted")
+    weight[1, 3], weight[:, 0] = 1.0, bad
+    Units.tokens(batch).weighted(weight, policy="weighted")  # at a special token it does not matter
+
+
+def test_unknown_names_are_refused() -> None:
+    with pytest.raises(MaskwiseError, match="unknown budget 'exakt'.*did you mean 'exact'"):
+        choose(units_of([1], count=1), 0.5, budget="exakt")
+    with pytest.raises(MaskwiseError, match="unknown fill"):
+        choose(units_of([1], count=1), 0.5, fill="some")

@@ -1,0 +1,79 @@
+"""The little language of settings: what it reads, what it refuses, and that it shows what it read."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from maskwise.errors import MaskwiseError
+from maskwise.specs import Call, build, parse_call
+
+
+@pytest.mark.parametrize(
+    ("text", "call"),
+    [
+        ("token", Call("token")),
+        ("whole-word", Call("whole-word")),
+        (" linear( 0.30,0.15 ) ", Call("linear", (0.3, 0.15))),
+        ("span(p=0.2, max_words=10)", Call("span", (), {"p": 0.2, "max_words": 10})),
+        ("then(linear-decay(0.15), 0.5, 0.1)", Call("then", (Call("linear-decay", (0.15,)), 0.5, 0.1))),
+        ("layer('my-layer', on=True, off=None)", Call("layer", ("my-layer",), {"on": True, "off": None})),
+        ('layer("it\'s a-b", -1, 1e-3)', Call("layer", ("it's a-b", -1, 1e-3))),
+        ("m(shares=(1, [2, 3]))", Call("m", (), {"shares": (1, (2, 3))})),
+        ("f()", Call("f")),
+    ],
+)
+def test_reads(text: str, call: Call) -> None:
+    assert parse_call(text) == call
+    assert parse_call(str(call)) == call
+
+
+names = st.from_regex(r"[a-z]{1,6}(-[a-z]{1,6})?", fullmatch=True).filter(
+    lambda n: not {n, *n.split("-")} & {"and", "or", "not", "is", "in", "if", "else", "for", "as", "def", "del", "from",
+                                        "with", "try", "pass", "while", "class", "async", "await", "break", "elif",
+                                        "except", "global", "import", "lambda", "raise", "return", "yield", "assert"}
+)  # fmt: skip
+plain = st.one_of(st.integers(-99, 99), st.floats(-5, 5), st.booleans(), st.none(), st.text(max_size=12))
+calls = st.recursive(
+    st.builds(Call, names, st.lists(plain, max_size=3).map(tuple)),
+    lambda inner: st.builds(Call, names, st.lists(st.one_of(plain, inner), max_size=3).map(tuple)),
+    max_leaves=4,
+)
+
+
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(calls)
+def test_what_is_shown_is_read_again(call: Call) -> None:
+    assert parse_call(str(call)) == call
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "linear(", "linear(0.1))", "a b", "1 + 1", "f(1) + f(2)", "f(*x)", "f(**x)", "f(x.y)", "f(lambda: 1)", "f({[1]: 2})",
+     "__import__('os').system('x')", "f(" * 4000 + ")" * 4000, "f(\0)", "f(1 if 2 else 3)"],
+)  # fmt: skip
+def test_refuses(text: str) -> None:
+    with pytest.raises(MaskwiseError, match="cannot read this setting") as caught:
+        parse_call(text)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 900
+
+
+def _half(x: float, *, upside_down: bool = False) -> float:
+    if x < 0:
+        raise TypeError("x is below zero")
+    return -x / 2 if upside_down else x / 2
+
+
+def test_builds_with_clear_errors() -> None:
+    table = {"half": _half}
+    assert build("number", "half(3)", table) == 1.5
+    assert build("number", Call("half", (3,), {"upside_down": True}), table) == -1.5
+    for spec, match in [
+        ("halve(3)", "unknown number 'halve'; allowed: half; did you mean 'half'"),
+        ("half()", "missing a required argument: 'x'; allowed: half"),
+        ("half(1, side=2)", "unexpected keyword argument 'side'"),
+        ("half('a')", "an argument of the wrong type"),
+    ]:
+        with pytest.raises(MaskwiseError, match=match):
+            build("number", spec, table)
