@@ -167,10 +167,9 @@ def _records(spec: str) -> dict[str, list[Record]]:
         files = {file.name.split(".")[0]: file for file in sorted(path.iterdir()) if ending_of(file)}
         return _by_split(spec, {n: read_records(files[n]) for n in files if n in _SPLIT_OF})
     if not path.is_file():
-        do = "give a bundled name, a file, a folder or hf:ID"
         if "/" not in spec and "." not in spec:
-            raise unknown_name("task", spec, BUNDLED_TASKS, do=do)
-        raise MaskwiseError(f"task file {spec!r} does not exist", do=do)
+            raise unknown_name("task", spec, BUNDLED_TASKS)
+        raise MaskwiseError(f"task file {spec!r} does not exist", do="give a file, a folder or hf:ID")
     records = read_records(path)
     if not records or not all("split" in record for record in records):
         return {"all": records}

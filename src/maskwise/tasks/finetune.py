@@ -125,9 +125,11 @@ def finetune(
     done = train(objective, source, settings, folder=folder, title=f"{task.name} {seed}", quiet=quiet)
     scores = {split: score(task, data[split], answers(objective, data[split])) for split in ("dev", "test")}
     if folder is not None:
-        write_folder(
-            folder / "checkpoint", lambda at: (model.save_pretrained(at), tokenizer.save_pretrained(at))
-        )
+        with _no_advice():
+            write_folder(
+                folder / "checkpoint",
+                lambda at: (model.save_pretrained(at), tokenizer.save_pretrained(at)),
+            )
     return {
         "task": task.name, "metric": task.metric, "score": scores["test"], "dev": scores["dev"],
         "majority": majority_score(task), "test_items": task.test_items, "lost_words": data["test"].lost,
@@ -216,7 +218,9 @@ def _classifier(
             torch.manual_seed(fold(seed, 0x4EAD))
             if model_folder is None:
                 return auto.from_config(config)
-            return auto.from_pretrained(model_folder, config=config, dtype=torch.float32)
+            # A checkpoint that was fine-tuned before may have a head of another size: it gets a new one.
+            load = {"config": config, "dtype": torch.float32, "ignore_mismatched_sizes": True}
+            return auto.from_pretrained(model_folder, **load)
         except MaskwiseError:
             raise
         except (OSError, ValueError) as error:

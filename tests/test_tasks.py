@@ -1,0 +1,531 @@
+"""Tasks: metrics against published examples, alignment, data rules, bad input, a whole fine-tuning."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import sys
+
+import datasets
+import numpy as np
+import pyarrow.parquet
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch.nn.functional import cross_entropy
+from transformers import AutoModelForTokenClassification, ModernBertConfig, PreTrainedTokenizerFast
+
+from maskwise.corpus import train_tokenizer
+from maskwise.errors import MaskwiseError
+from maskwise.objectives import Classification
+from maskwise.tasks import (
+    BUNDLED_TASKS,
+    FinetuneSettings,
+    Task,
+    TaskSource,
+    answers,
+    encode,
+    finetune,
+    load_task,
+    majority_score,
+    score,
+)
+from maskwise.tasks.finetune import _classifier
+from maskwise.tasks.metrics import METRICS, accuracy, entities, entity_f1, macro_f1, matthews
+from maskwise.tasks.readers import read_records
+from maskwise.training import TrainingSettings
+
+TEXT = "the cat sat on the mat . unbelievable kittens never walked across running water again ! " * 20
+
+
+# Metrics -------------------------------------------------------------------------------------------------
+
+
+def test_accuracy_counts_unseen_and_lost_as_wrong():
+    assert accuracy([0, 1, 2, 2], [0, 1, 1, 2]) == 0.75
+    assert accuracy([-1, 0, 0], [0, -2, 0]) == pytest.approx(1 / 3)
+
+
+def test_macro_f1_is_that_of_scikit_learns_manual():
+    # sklearn.metrics.f1_score's own example: y_true [0 1 2 0 1 2], y_pred [0 2 1 0 0 1], macro 0.2666…
+    assert macro_f1([0, 1, 2, 0, 1, 2], [0, 2, 1, 0, 0, 1]) == pytest.approx(0.8 / 3)
+
+
+def test_matthews_is_that_of_scikit_learns_manual():
+    # sklearn.metrics.matthews_corrcoef's own example: −0.33…
+    assert matthews([1, 1, 1, 0], [1, 0, 1, 1]) == pytest.approx(-1 / 3)
+    # Two classes: (TP·TN − FP·FN) / √…; here TP 3, TN 4, FP 1, FN 2.
+    gold, answer = [1] * 5 + [0] * 5, [1, 1, 1, 0, 0, 1, 0, 0, 0, 0]
+    assert matthews(gold, answer) == pytest.approx((12 - 2) / np.sqrt(4 * 5 * 5 * 6))
+    assert matthews([0, 1], [1, 1]) == 0.0
+
+
+def test_entity_f1_is_that_of_seqevals_manual():
+    gold = ["O", "O", "O", "B-MISC", "I-MISC", "I-MISC", "O", "B-PER", "I-PER"]
+    answer = ["O", "O", "B-MISC", "I-MISC", "I-MISC", "I-MISC", "O", "B-PER", "I-PER"]
+    assert entity_f1(gold, answer, [0, 7]) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("tags", "spans"),
+    [
+        ("O O", []),
+        ("B-A I-A O", [(0, 2, "A")]),
+        ("I-A I-A B-A", [(0, 2, "A"), (2, 3, "A")]),  # IOB1: I begins, B only parts neighbours
+        ("B-A I-B I-B", [(0, 1, "A"), (1, 3, "B")]),  # another type begins another entity
+        ("B-A I-A E-A I-A", [(0, 3, "A"), (3, 4, "A")]),  # IOBES: E ends
+        ("S-A S-A I-A", [(0, 1, "A"), (1, 2, "A"), (2, 3, "A")]),
+        ("B-A-B I-A-B", [(0, 2, "A-B")]),  # a type with a hyphen
+    ],
+)
+def test_entities_by_hand(tags, spans):
+    assert entities(tags.split()) == set(spans)
+
+
+def test_no_entity_goes_over_the_end_of_a_sentence():
+    assert entities(["B-A", "I-A", "I-A"], [0, 2]) == {(0, 2, "A"), (2, 3, "A")}
+    assert entity_f1(["O"], ["O"]) == 0.0
+
+
+# Data ----------------------------------------------------------------------------------------------------
+
+
+def rows_of(n, classes=3, **more):
+    return [
+        {"text": f"row {i} is about topic{i % classes}", "label": f"c{i % classes}", **more} for i in range(n)
+    ]
+
+
+def write_lines(path, rows):
+    data = "\n".join(json.dumps(row) for row in rows).encode()
+    path.write_bytes(gzip.compress(data) if path.name.endswith(".gz") else data)
+    return path
+
+
+@pytest.mark.parametrize("name", BUNDLED_TASKS)
+def test_bundled_tasks_load(name):
+    task = load_task(name)
+    assert task.name == name and task.metric == "accuracy" and not task.skipped
+    assert task.facts()["test_items"] > 500 and len(task.labels) > 10
+    assert 0 < majority_score(task) < 0.3
+
+
+def test_a_single_file_is_cut_by_the_text(tmp_path):
+    task = load_task(write_lines(tmp_path / "mine.jsonl.gz", rows_of(400)))
+    sizes = {split: len(rows) for split, rows in task.splits.items()}
+    assert sum(sizes.values()) == 400 and 250 < sizes["train"] < 310 and 35 < sizes["test"] < 90
+    again = load_task(write_lines(tmp_path / "more.jsonl", rows_of(500)[::-1]))
+    assert {row["text"] for row in task.splits["test"]} <= {row["text"] for row in again.splits["test"]}
+    assert task.name == "mine" and task.fingerprint != again.fingerprint
+
+
+def test_all_tables_give_the_same_task(tmp_path):
+    rows = rows_of(60)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "t.parquet")
+    write_lines(tmp_path / "t.jsonl", rows)
+    (tmp_path / "t.csv").write_text("text,label\n" + "".join(f'"{r["text"]}",{r["label"]}\n' for r in rows))
+    (tmp_path / "t.tsv").write_text(
+        "label\tsentence\n" + "".join(f"{r['label']}\t{r['text']}\n" for r in rows)
+    )
+    tasks = [load_task(tmp_path / f"t.{ending}") for ending in ("parquet", "jsonl", "csv", "tsv")]
+    assert len({task.fingerprint for task in tasks}) == 1
+
+
+def test_conll_files(tmp_path):
+    conllu = (
+        "# text = dogs bark\n1-2\tdogsbark\t_\t_\n1\tdogs\tdog\tNOUN\n2\tbark\tbark\tVERB\n2.1\tx\tx\tX\n\n"
+    )
+    conll = "-DOCSTART- O\n\n# O\nParis B-LOC\n\nis O\nit O\n"
+    (tmp_path / "ner.conll").write_text(conll * 20)
+    task = load_task(write_folder(tmp_path / "pos", train=conllu * 3, dev=conllu, test=conllu))
+    assert task.splits["test"] == [{"tokens": ["dogs", "bark"], "tags": ["NOUN", "VERB"]}]
+    assert task.metric == "accuracy" and task.test_items == 2
+    ner = read_records(tmp_path / "ner.conll")
+    assert ner[0] == {"tokens": ["#", "Paris"], "tags": ["O", "B-LOC"]} and len(ner) == 40
+    uner = "# newdoc id = x\n1\tIn\tO\t-\t-\n2\tUlm\tB-LOC\t-\tme\n"
+    (tmp_path / "u.iob2").write_text(uner)
+    assert read_records(tmp_path / "u.iob2") == [{"tokens": ["In", "Ulm"], "tags": ["O", "B-LOC"]}]
+
+
+def write_folder(folder, **files):
+    folder.mkdir()
+    for name, text in files.items():
+        (folder / f"{name}.conllu").write_text(text)
+    return folder
+
+
+def test_a_folder_without_test_is_scored_on_dev(tmp_path):
+    write_lines(tmp_path / "train.jsonl", rows_of(200))
+    write_lines(tmp_path / "validation.jsonl", [{"text": f"dev {i}", "label": f"c{i % 4}"} for i in range(8)])
+    write_lines(tmp_path / "test.jsonl", [{"text": "hidden", "label": -1}] * 5)
+    task = load_task(tmp_path)
+    assert [row["text"] for row in task.splits["test"]] == [f"dev {i}" for i in range(8)]
+    assert len(task.splits["train"]) + len(task.splits["dev"]) == 200
+    assert task.skipped == {"test: no label": 5}
+    assert task.labels == ("c0", "c1", "c2") and task.test_items == 8  # c3 is unseen; its rows stay
+
+
+def test_data_sets_from_the_hub_get_class_names(monkeypatch):
+    text, label = datasets.Value("string"), datasets.ClassLabel(names=["no", "yes"])
+    features = datasets.Features({"sentence1": text, "sentence2": text, "label": label})
+    columns = {"sentence1": [f"a{i}" for i in range(50)], "sentence2": ["b"] * 50, "label": [0, 1] * 25}
+    split = datasets.Dataset.from_dict(columns, features=features)
+    asked = []
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda *args: asked.append(args) or {"train": split, "test": split}
+    )
+    task = load_task("hf:glue:rte")
+    assert asked == [("glue", "rte")] and task.labels == ("no", "yes") and task.name == "glue-rte"
+    assert task.splits["test"][0] == {"text": "a0", "pair": "b", "label": "no"}
+
+
+def test_fewer_training_rows_are_balanced_and_nested():
+    task = load_task("banking77")
+    few, fewer = task.with_train_rows(100), task.with_train_rows(40)
+    counts = np.unique([row["label"] for row in few.splits["train"]], return_counts=True)[1]
+    assert (counts == 5).all() and few.splits["test"] is task.splits["test"]
+    texts = [{row["text"] for row in t.splits["train"]} for t in (fewer, few)]
+    assert texts[0] < texts[1]
+
+
+def spoil(tmp_path, case):
+    path = tmp_path / "bad.jsonl"
+    rows = rows_of(100)
+    if case == "no label column":
+        write_lines(path, [{"text": "a"}] * 9)
+    elif case == "one class":
+        write_lines(path, rows_of(100, classes=1))
+    elif case == "hidden labels":
+        write_lines(path, [{**row, "label": -1} for row in rows])
+    elif case == "many classes":
+        write_lines(path, [{**row, "label": i / 7} for i, row in enumerate(rows)])
+    elif case == "not JSON":
+        path.write_text('{"text": "a", "label": "b"}\nnot json\n')
+    elif case == "not UTF-8":
+        path.write_bytes(b'{"text": "caf\xe9", "label": "b"}\n')
+    elif case == "unequal":
+        write_lines(path, [{"tokens": ["a", "b"], "tags": ["X"]}])
+    elif case == "few rows":
+        write_lines(path, rows_of(2, classes=2))
+    elif case == "empty":
+        path.write_text("")
+    elif case == "ragged":
+        path = tmp_path / "bad.csv"
+        path.write_text("text,label\na,b,c\n")
+    elif case == "no parquet":
+        path = tmp_path / "bad.parquet"
+        path.write_text("text")
+    elif case == "broken gzip":
+        path = tmp_path / "bad.jsonl.gz"
+        path.write_bytes(gzip.compress(b"x" * 1000)[:-20])
+    elif case == "ending":
+        path = tmp_path / "bad.xlsx"
+        path.write_text("x")
+    elif case == "split name":
+        write_lines(path, rows_of(9, split="trian"))
+    elif case == "no train":
+        write_lines(path, rows_of(9, split="test"))
+    elif case == "no tag":
+        path = tmp_path / "bad.conll"
+        path.write_text("word\n")
+    elif case == "missing":
+        path = tmp_path / "absent.jsonl"
+    return path
+
+
+@pytest.mark.parametrize(
+    ("case", "says"),
+    [
+        ("no label column", "has no label column; got text; name it with label_field"),
+        ("one class", "at least two classes; got only 'c0'"),
+        ("hidden labels", "is empty; got skipped 100 × all: no label"),
+        ("many classes", "are no classes; got 7"),
+        ("not JSON", "line 2 of"),
+        ("not UTF-8", "is not UTF-8 text (byte 13)"),
+        ("unequal", "row 1 of all of task .* tokens and tags differ in number; got 2 and 1"),
+        ("few rows", "split of .* is empty; more rows are needed"),
+        ("empty", "is empty"),
+        ("ragged", "row 2 of .* has 3 columns; allowed: 2 columns"),
+        ("no parquet", "is not a Parquet file"),
+        ("broken gzip", "cannot read"),
+        ("ending", "unknown ending"),
+        ("split name", "unknown split in .* 'trian'.* did you mean 'train'"),
+        ("no train", "no training split"),
+        ("no tag", "line 1 of .* has no tag"),
+        ("missing", "does not exist"),
+    ],
+)
+def test_bad_data_is_one_clear_line(tmp_path, case, says):
+    with pytest.raises(MaskwiseError) as caught:
+        load_task(spoil(tmp_path, case))
+    message = str(caught.value)
+    assert re.search(says.replace("(", r"\(").replace(")", r"\)"), message), message
+    assert "\n" not in message and len(message) < 700
+
+
+def test_bad_arguments(tmp_path):
+    with pytest.raises(MaskwiseError, match="did you mean 'banking77'"):
+        load_task("bankin77")
+    with pytest.raises(MaskwiseError, match="unknown kind of task"):
+        load_task("banking77", kind="regression")
+    with pytest.raises(MaskwiseError, match="unknown metric 'acuracy'"):
+        load_task("banking77", metric="acuracy")
+    with pytest.raises(MaskwiseError, match="entity-f1 needs tags"):
+        load_task("ud-pos", metric="entity-f1")
+    with pytest.raises(MaskwiseError, match="unknown label column"):
+        load_task("banking77", label_field="intnt")
+    with pytest.raises(MaskwiseError, match="train_rows is too small"):
+        load_task("banking77", train_rows=3)
+
+
+# Encoding ------------------------------------------------------------------------------------------------
+
+
+def metaspace_tokenizer(scheme):
+    backend = Tokenizer(models.Unigram())
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
+    backend.decoder = decoders.Metaspace()
+    special = ["<s>", "</s>", "<pad>", "<unk>", "<mask>"]
+    trainer = trainers.UnigramTrainer(
+        vocab_size=60, special_tokens=special, unk_token="<unk>", show_progress=False
+    )
+    backend.train_from_iterator([TEXT], trainer)
+    ends = [("<s>", 0), ("</s>", 1)]
+    backend.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> $B </s>", special_tokens=ends
+    )
+    names = {
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "pad_token": "<pad>",
+        "unk_token": "<unk>",
+        "mask_token": "<mask>",
+    }
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **names)
+
+
+TOKENIZERS = {
+    "wordpiece": lambda: train_tokenizer([TEXT], kind="wordpiece", vocab_size=64),
+    "byte-level": lambda: train_tokenizer([TEXT], kind="bpe", vocab_size=300),
+    "metaspace": lambda: metaspace_tokenizer("first"),
+    "metaspace-never": lambda: metaspace_tokenizer("never"),
+}
+
+
+def tagging_task(rows, labels=("ODD", "EVEN")):
+    return Task(
+        "tags", "token-classification", "accuracy", labels, {"train": rows, "dev": rows, "test": rows}
+    )
+
+
+def tagged(*sentences):
+    return [
+        {"tokens": s.split(), "tags": ["ODD" if len(w) % 2 else "EVEN" for w in s.split()]} for s in sentences
+    ]
+
+
+@pytest.mark.parametrize("family", TOKENIZERS)
+def test_tags_stand_on_the_first_piece_of_every_word(family):
+    tokenizer = TOKENIZERS[family]()
+    rows = tagged("the cat sat", "unbelievable kittens walked across running water", "never again")
+    data = encode(tagging_task(rows), tokenizer, max_length=64)["train"]
+    assert data.lost == 0
+    batch = data.batch(torch.arange(3))
+    assert batch["input_ids"].shape == batch["labels"].shape and (batch["labels"] != -100).sum() == 3 + 6 + 2
+    several = 0
+    for i, row in enumerate(rows):
+        ids, labels = batch["input_ids"][i], batch["labels"][i]
+        firsts = (labels != -100).nonzero().flatten().tolist()
+        assert labels[firsts].tolist() == [("ODD", "EVEN").index(tag) for tag in row["tags"]]
+        ends = [*firsts[1:], int(batch["attention_mask"][i].sum()) - 1]
+        for word, start, end in zip(row["tokens"], firsts, ends, strict=True):
+            assert tokenizer.decode(ids[start:end]).strip() == word
+            several += end - start > 1
+        # A word is written as inside a sentence: as in the text with a space before it.
+        text = tokenizer(" " + " ".join(row["tokens"]), add_special_tokens=False)["input_ids"]
+        if family != "metaspace-never":
+            assert ids[1 : ends[-1]].tolist() == text
+    assert several >= 3  # else the test shows nothing
+
+
+def test_words_cut_off_or_without_a_piece_are_lost_and_wrong():
+    tokenizer = TOKENIZERS["wordpiece"]()
+    rows = [{"tokens": ["cat", "\u200b", "sat", "the", "mat"], "tags": ["ODD"] * 5}]
+    task = tagging_task(rows)
+    whole, cut = encode(task, tokenizer, max_length=64)["test"], encode(task, tokenizer, max_length=4)["test"]
+    assert whole.lost == 1 and cut.lost == 3 and len(cut.ids) == 4
+    always = torch.where(cut.place < 0, -2, 0)
+    assert score(task, cut, always) == pytest.approx(2 / 5)
+
+
+def test_entity_scores_of_lost_and_unseen_words():
+    rows = [{"tokens": ["the", "cat", "sat"], "tags": ["B-X", "I-X", "B-Y"]}]
+    task = Task(
+        "ner",
+        "token-classification",
+        "entity-f1",
+        ("B-X", "I-X", "O"),
+        dict.fromkeys(("train", "dev", "test"), rows),
+    )
+    data = encode(task, TOKENIZERS["wordpiece"](), max_length=4)["test"]
+    assert data.gold.tolist() == [0, 1, -1] and data.lost == 1
+    assert score(task, data, torch.tensor([0, 1, -2])) == pytest.approx(2 / 3)  # X found; Y cannot be
+    assert majority_score(task) == pytest.approx(entity_f1(["B-X", "I-X", "B-Y"], ["B-X"] * 3))
+
+
+def test_pairs_and_special_names_in_texts():
+    tokenizer = TOKENIZERS["wordpiece"]()
+    rows = [{"text": "the cat [MASK]", "pair": "sat again", "label": c} for c in ("a", "b")]
+    task = Task(
+        "pairs",
+        "sequence-classification",
+        "accuracy",
+        ("a", "b"),
+        dict.fromkeys(("train", "dev", "test"), rows),
+    )
+    batch = encode(task, tokenizer, max_length=64)["train"].batch(torch.arange(2))
+    assert (batch["input_ids"] == tokenizer.sep_token_id).sum() == 4
+    assert tokenizer.mask_token_id not in batch["input_ids"]  # text is text
+    types = batch["token_type_ids"][0]
+    assert types[0] == 0 and types[-1] == 1
+    short = encode(task, tokenizer, max_length=7)["train"]
+    assert short.lengths.tolist() == [7, 7] and (short.ids == tokenizer.sep_token_id).sum() == 4
+
+
+def test_source_gives_every_row_once_an_epoch_and_is_stateless():
+    tokenizer = TOKENIZERS["wordpiece"]()
+    data = encode(tagging_task(tagged(*(["the cat sat", "water"] * 32))), tokenizer, max_length=16)["train"]
+    settings = TrainingSettings(steps=100, batch_size=4, accumulate=2, seed=3)
+    source = TaskSource(data, settings)
+    epoch = torch.cat([source.rows(step) for step in range(16)])
+    assert epoch.sort().values.tolist() == list(range(64))
+    assert TaskSource(data, settings).rows(21).tolist() == source.rows(21).tolist()
+    assert source.rows(5).tolist() != source.rows(21).tolist()  # another epoch, another order
+    one = source.batches(7, rank=0, ranks=1, device=torch.device("cpu"))
+    two = [source.batches(7, rank=rank, ranks=2, device=torch.device("cpu")) for rank in (0, 1)]
+    assert len(one) == 2 and [len(b["input_ids"]) for b in one] == [2, 2]
+    assert sum(int((b["labels"] != -100).sum()) for b in one) == sum(
+        int((b["labels"] != -100).sum()) for part in two for b in part
+    )
+
+
+def test_bad_tokenizers_and_lengths():
+    task = tagging_task(tagged("the cat"))
+    tokenizer = TOKENIZERS["wordpiece"]()
+    with pytest.raises(MaskwiseError, match="no room for text; got 2"):
+        encode(task, tokenizer, max_length=2)
+    tokenizer.pad_token = None
+    with pytest.raises(MaskwiseError, match="no padding token"):
+        encode(task, tokenizer, max_length=8)
+    with pytest.raises(MaskwiseError, match="fast tokenizer"):
+        encode(task, object(), max_length=8)
+
+
+# Objective and fine-tuning -------------------------------------------------------------------------------
+
+
+def tiny_config(tokenizer, **more):
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    fit = {"pad_token_id": tokenizer.pad_token_id, "vocab_size": len(tokenizer), "max_position_embeddings": 32}
+    ends = {f"{name}_token_id": 2 for name in ("bos", "eos", "cls", "sep")}
+    return ModernBertConfig(**{**sizes, **fit, **ends, **more})
+
+
+def test_classification_is_the_models_own_loss():
+    tokenizer = TOKENIZERS["wordpiece"]()
+    data = encode(tagging_task(tagged("the cat sat on", "water")), tokenizer, max_length=16)["train"]
+    torch.manual_seed(0)
+    model = AutoModelForTokenClassification.from_config(tiny_config(tokenizer, num_labels=2)).eval()
+    batch = data.batch(torch.arange(2))
+    total, count = Classification(model)({**batch, "token_type_ids": torch.zeros_like(batch["input_ids"])})
+    assert int(count) == 5
+    torch.testing.assert_close(total / count, model(**batch).loss)
+    nothing = {**batch, "labels": torch.full_like(batch["labels"], -100)}
+    total, count = Classification(model)(nothing)
+    assert total.item() == 0 and int(count) == 0
+    logits = Classification(model).logits(batch)
+    expected = cross_entropy(logits.flatten(0, 1), batch["labels"].flatten(), reduction="sum")
+    torch.testing.assert_close(Classification(model)(batch)[0], expected)
+
+
+def topics(n):
+    words = ["cat", "mat", "water"]
+    rows = [
+        {"text": f"the {words[i % 3]} sat on {'again ' * (i % 5)}!", "pair": None, "label": words[i % 3]}
+        for i in range(n)
+    ]
+    return Task("topics", "sequence-classification", "accuracy", tuple(sorted(words)),
+                {"train": rows[: n // 2], "dev": rows[n // 2 :], "test": rows[n // 2 :]})  # fmt: skip
+
+
+def test_a_whole_fine_tuning_learns_and_repeats(tmp_path):
+    tokenizer = TOKENIZERS["wordpiece"]()
+    task, choice = topics(120), FinetuneSettings(epochs=6, batch_size=8, learning_rate=3e-3, precision="no")
+    same = {"tokenizer": tokenizer, "settings": choice.training(task, seed=0), "max_length": 32}
+    config = tiny_config(tokenizer)
+    first = finetune(None, task, seed=1, config=config, folder=tmp_path, **same)
+    again = finetune(None, task, seed=1, config=config, folder=tmp_path / "again", **same)
+    other = finetune(None, task, seed=2, config=config, folder=tmp_path / "other", **same)
+    assert (
+        first["score"] > 0.9 > 0.4 > first["majority"] and first["test_items"] == 60 and first["steps"] == 45
+    )
+    timeless = [{k: v for k, v in result.items() if k != "seconds"} for result in (first, again)]
+    assert timeless[0] == timeless[1]
+    weights = [
+        (at / "checkpoint" / "model.safetensors").read_bytes()
+        for at in (tmp_path, tmp_path / "again", tmp_path / "other")
+    ]
+    assert weights[0] == weights[1] != weights[2] and other["seed"] == 2
+    # The checkpoint is the start of another fine-tuning: same body, a new head by the seed alone.
+    tuned = [
+        _classifier(
+            tmp_path / "checkpoint",
+            tagging_task(tagged("the cat")),
+            tokenizer,
+            config=None,
+            max_length=8,
+            seed=seed,
+        )
+        for seed in (0, 0, 1)
+    ]
+    heads = [model.classifier.weight for model in tuned]
+    assert torch.equal(heads[0], heads[1]) and not torch.equal(heads[0], heads[2])
+    bodies = [model.model.embeddings.tok_embeddings.weight for model in tuned]
+    assert torch.equal(bodies[0], bodies[2])
+
+
+def test_answers_do_not_depend_on_the_batches(monkeypatch):
+    tokenizer = TOKENIZERS["wordpiece"]()
+    task = tagging_task(tagged("the cat sat on the mat", "water", "never again !"))
+    data = encode(task, tokenizer, max_length=32)["test"]
+    torch.manual_seed(0)
+    objective = Classification(
+        AutoModelForTokenClassification.from_config(tiny_config(tokenizer, num_labels=2))
+    )
+    together = answers(objective, data)
+    monkeypatch.setattr(sys.modules["maskwise.tasks.finetune"], "EVAL_TOKENS", 1)
+    assert answers(objective, data).tolist() == together.tolist() and len(together) == 10
+
+
+def test_checkpoints_that_do_not_fit(tmp_path):
+    tokenizer = TOKENIZERS["wordpiece"]()
+    task = topics(30)
+    same = {"tokenizer": tokenizer, "settings": TrainingSettings(steps=1, batch_size=2), "seed": 0}
+    with pytest.raises(MaskwiseError, match="one of the two"):
+        finetune(None, task, **same)
+    with pytest.raises(MaskwiseError, match="cannot load a model for sequence-classification"):
+        finetune(tmp_path / "absent", task, **same)
+    with pytest.raises(MaskwiseError, match="tokenizer and model do not fit"):
+        finetune(None, task, config=tiny_config(tokenizer, vocab_size=20), **same)
+    with pytest.raises(MaskwiseError, match="more than the model's positions; got 64"):
+        finetune(None, task, config=tiny_config(tokenizer), max_length=64, **same)
+
+
+def test_settings_refuse_what_they_do_not_know():
+    with pytest.raises(ValueError, match="extra"):
+        FinetuneSettings(epoch=3)
+    task = topics(64)
+    assert FinetuneSettings(epochs=2, batch_size=8).training(task, seed=5).steps == 8
+    assert FinetuneSettings(steps=3).training(task, seed=5).seed == 5
+    assert set(METRICS) == {"accuracy", "macro-f1", "matthews", "entity-f1"}
