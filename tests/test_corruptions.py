@@ -317,6 +317,13 @@ def test_infill_round_trip(case: tuple[AnnotatedBatch, torch.Tensor], seed: int)
     for (inputs, target), (same, full), text, marks in zip(shown, whole, source(batch), chosen):
         assert inputs == same and full == (text if marks.any() else [])
         assert fill_in(inputs, target[:-1], {4}) == text
+        # A [MASK] that stands for nothing stands between two tokens of the text.
+        masks = [i for i, token in enumerate(inputs) if token == 4]
+        leads = [i for i, token in enumerate(target) if token == 4]
+        for place, lead in zip(masks, leads):
+            if target[lead + 1] == 4 or lead == len(target) - 2:
+                beside = torch.tensor([inputs[place - 1], inputs[place + 1]])
+                assert Vocabulary.of(tokenizer()).content[beside].all()
 
 
 @settings(max_examples=40, deadline=None)
@@ -387,7 +394,8 @@ def test_left_padding_changes_nothing(case: tuple[AnnotatedBatch, torch.Tensor])
 
     left = AnnotatedBatch(
         shifted(batch.input_ids), shifted(batch.attention_mask), shifted(batch.content),
-        shifted(batch.eligible), batch.example_id, {name: shifted(layer) for name, layer in batch.layers.items()},
+        shifted(batch.eligible), batch.example_id,
+        {name: shifted(layer) for name, layer in batch.layers.items()},
     )  # fmt: skip
     for spec in ("t5", "t5(target='full')", "ul2", "infill", "infill(target='spans')", "delete", "insert"):
         assert unpadded(corrupted(spec, left, shifted(chosen))) == unpadded(corrupted(spec, batch, chosen))

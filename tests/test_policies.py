@@ -216,11 +216,11 @@ def test_ul2_draws_its_seven_denoisers_evenly() -> None:
 
 
 def marked_rows(count: int) -> dict[str, Tensor]:
-    """30 one-token words; "salient" marks words 3 to 5, 10, and 20 to 21."""
+    """30 one-token words; "salient" marks words 3 to 5, 10, and 20 to 21, by the number of the next word."""
     rows = single_words(count, 30)
     rows["salient"] = torch.full((count, 30), -1)
-    for number, places in enumerate(((3, 4, 5), (10,), (20, 21))):
-        rows["salient"][:, list(places)] = number
+    for places in ((3, 4, 5), (10,), (20, 21)):
+        rows["salient"][:, list(places)] = places[-1] + 1
     return rows
 
 
