@@ -49,6 +49,8 @@ class Ul2(T5):
         shown = super().corrupt(batch, chosen, units, keys, vocabulary)
         names = torch.tensor([vocabulary.by_name[name] for name in self.modes], device=chosen.device)
         masked_B1 = chosen.any(1, keepdim=True)
+        if not bool(masked_B1.any()):
+            return shown
         # The mode goes where the text begins, behind special tokens in front of it; the rest moves by one.
         at = torch.arange(shown.input_ids.shape[1] + 1, device=chosen.device)
         front_B1 = ((batch.place < 0) & present(batch)).sum(1, keepdim=True).clamp_(max=len(at) - 1)
