@@ -26,10 +26,10 @@ class Compaction:
 
     def __init__(self, keep: Tensor):
         place = keep.cumsum(1)
-        count_B1 = place[:, -1:] if keep.shape[1] else keep.new_zeros(len(keep), 1, dtype=torch.int64)
+        count_B1 = place[:, -1:].clone() if keep.shape[1] else place.new_zeros(len(keep), 1)
         self.width = int(count_B1.max()) if keep.numel() else 0
         # What is not kept all goes to one column at the end, which is cut off.
-        self._place = torch.where(keep, place - 1, self.width)
+        self._place = place.sub_(1).masked_fill_(~keep, self.width)
         self.attention_mask = (torch.arange(self.width, device=keep.device) < count_B1).long()
 
     def __call__(self, values: Tensor, fill: int) -> Tensor:
@@ -95,10 +95,10 @@ def removed_text(
     width = int(total.max()) if total.numel() else 0
     labels = ids.new_full((len(ids), width + len(tail)), IGNORE)
     row, column = chosen.nonzero(as_tuple=True)
-    labels[row, count[row, column] - 1] = ids[row, column]
+    labels[row, count[row, column].sub_(1)] = ids[row, column]
     if leads is not None:
         row, column = leads.nonzero(as_tuple=True)
-        labels[row, count[row, column] - 1 - chosen[row, column].long()] = lead
+        labels[row, count[row, column].sub_(1).sub_(chosen[row, column].long())] = lead
     for offset, values in enumerate(tail):
         labels.scatter_(1, total + offset, torch.where(total > 0, values, IGNORE))
     return labels

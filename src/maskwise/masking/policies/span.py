@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from maskwise.errors import MaskwiseError
-from maskwise.keys import Keys, Purpose, unit_interval
+from maskwise.keys import Keys, Purpose
 from maskwise.masking.annotated import AnnotatedBatch
 from maskwise.masking.policies.base import Moment, Policy, layer_of
 from maskwise.masking.units import Units
@@ -69,8 +69,7 @@ class Span(Policy):
             return Units.tokens(batch)
         count_B1 = word[:, -1:] + 1
         ring = self._ring(keys, count_B1)
-        start = keys.draw(Purpose.PARTITION, torch.tensor([-1], dtype=torch.int32, device=word.device))
-        word = word + (unit_interval(start) * count_B1).long()
+        word = word + (keys.row_uniform(Purpose.PARTITION).unsqueeze(1) * count_B1).long()
         span = ring.gather(1, word.sub_(count_B1 * (word >= count_B1)))
         length = torch.zeros_like(ring).scatter_add_(1, span, allowed.long())
         number = torch.arange(ring.shape[1], dtype=torch.int32, device=word.device)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from maskwise.errors import MaskwiseError
-from maskwise.keys import Keys, Purpose, unit_interval
+from maskwise.keys import Keys, Purpose
 from maskwise.masking.annotated import AnnotatedBatch
 from maskwise.masking.policies.base import Moment, Policy
 from maskwise.masking.select import sort_rows
@@ -80,8 +80,8 @@ def noise_units(
     noise_begin = gap_end.clone()
     noise_begin[:, 1:] += noise_end[:, :-1]
     noise_end += gap_end
-    draw = keys.draw(Purpose.PARTITION, torch.tensor([-1], dtype=torch.int32, device=noise.device))
-    start = (unit_interval(draw) * total).long() * (rotate_B > 0).unsqueeze(1)
+    opening_B = keys.row_uniform(Purpose.PARTITION) * (rotate_B > 0)
+    start = (opening_B.unsqueeze(1) * total).long()
     begins_noisy = (noise_begin <= start).sum(1, keepdim=True) - (noise_end <= start).sum(1, keepdim=True)
     border = torch.cat((noise_begin, noise_end), 1).sub_(start)
     border += total * (border <= 0)
