@@ -19,7 +19,7 @@ SplitMix64 (Steele, Lea and Flood 2014, OOPSLA, figure 17).
 from __future__ import annotations
 
 from enum import IntEnum
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -170,16 +170,31 @@ class Keys:
 
     def row_uniform(self, purpose: Purpose) -> Tensor:
         """float64 (B,) in (0, 1): one draw a row."""
-        return unit_interval(self._odd_PB[purpose - 1])
+        return self._row_uniform_PB[purpose - 1]
+
+    @cached_property
+    def _row_uniform_PB(self) -> Tensor:
+        return unit_interval(self._odd_PB)
 
 
 def within(draw: Tensor, share: float) -> Tensor:
     """bool of the shape of the int32 draws, True with probability ``share``; never at 0, always at 1."""
-    edge = round(share * _WORD) - (1 << 31)
-    # torch wraps a number outside int32 silently, so the two ends are not left to the comparison.
-    if edge >= 1 << 31:
-        return torch.ones_like(draw, dtype=torch.bool)
-    return draw < max(edge, -(1 << 31))
+    edge = _edge(share)
+    # torch wraps a number outside int32 silently, so the upper end is not left to the comparison.
+    return torch.ones_like(draw, dtype=torch.bool) if edge >= 1 << 31 else draw < edge
+
+
+def _edge(share: float) -> int:
+    return round(min(max(share, 0.0), 1.0) * _WORD) - (1 << 31)
+
+
+def split(draw: Tensor, low: float, high: float, count: int) -> Tensor:
+    """int32 draws that are ``within`` the share ``high`` but not ``low`` to int64 in [0, count): what else they say.
+
+    With a bias below count / (2³² (high − low)), as ``below`` has for all draws.
+    """
+    first, last = _edge(low), _edge(high)
+    return (draw.to(torch.int64) - first).mul_(count).div_(last - first, rounding_mode="floor")
 
 
 def unit_interval(draw: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from maskwise.masking.vocabulary import Vocabulary
 Rows = Sequence[Mapping[str, Any]] | Mapping[str, Any]
 
 # What rows may carry for others: the collator reads step and epoch; labels are made here.
-_IGNORED = {"step", "epoch", "labels", "label", "label_ids"}
+_IGNORED = {"step", "epoch", "labels", "label", "label_ids", "offset_mapping"}
 # Columns that only the model reads.
 _EXTRAS = {"token_type_ids", "position_ids"}
 # What padding is; −1 in layers.
@@ -206,6 +206,9 @@ def _padded(name: str, values: list[Any], lengths: list[int], width: int) -> Ten
         flat = torch.cat([torch.as_tensor(v) for v in values])
     else:
         flat = _numbers(name, list(chain.from_iterable(values)))
+    if flat.dim() != 1:
+        do = "leave it out of the rows"
+        raise MaskwiseError(f"column {name!r} does not have one number a token", got=f"{flat.dim()} dimensions", do=do)
     if not flat.dtype.is_floating_point:
         flat = flat.long()
     if min(lengths) == width:

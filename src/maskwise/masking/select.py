@@ -14,15 +14,14 @@ order that the hash gives) and taken from the front. Three budgets say where to 
     Every unit by its own probability, min(1, ratio × weight), independently; the first units by key fill up to the
     floor. There is no budget that could be left over, so ``fill`` only says who may fill up to the floor.
 
-Keys are sorted *by value*: the number of a unit is read back from its key (the hash is invertible; weighted keys
-carry the number in their low bits), so no indices are sorted along. Cost: one sort of (B, U) integers, then a handful
-of operations on (B, budget). No loop over tokens; the loop of ``exact`` runs once per distinct leftover, two or three
-times on text.
+All tokens of a unit carry its key, and keys are sorted *by value*: then the token at place n of the sorted row says
+where a budget of n tokens ends, and which unit stands at the border; no indices are sorted along. Cost: one sort of
+(B, L) integers and a handful of passes over (B, L). No loop over tokens; ``exact`` loops once per unit that it finds
+for what is left over, one or two times on text, and only over the rows that have something left.
 """
 
 from __future__ import annotations
 
-from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,7 +78,7 @@ def select(
     floor_B = eligible_B.clamp(max=min_targets).masked_fill_(wanted_B < 0.5, 0)
     queue, budget_B = _Queue(units, keys, fill=fill == "random"), None
     if budget == "bernoulli":
-        chosen = _independently(units, ratio_B, keys, queue, floor_B)
+        chosen = units.spread(_independently(units, ratio_B, keys, queue, floor_B))
     else:
         budget_B = wanted_B.add_(keys.row_uniform(Purpose.ROUND)).long().clamp_(floor_B, eligible_B)
         if fill == "skip-row" and units.weight is not None:
@@ -91,22 +90,21 @@ def select(
             chosen = _whole_units(units, budget_B, keys, queue, exact=budget == "exact")
     filled = None
     if fill == "random" and units.weight is not None:
-        filled = units.spread(chosen & (units.weight == 0))
-    return Selection(units.spread(chosen), filled, budget_B)
+        filled = chosen & units.spread(units.weight == 0)
+    return Selection(chosen, filled, budget_B)
 
 
 class _Queue:
     """The units of each row in the order in which they are taken.
 
     Attributes:
-        key: (B, U) integers, distinct within a row; the largest number for units that are never taken.
-        available: (B, U) bool, the others.
-        ready: (B,) int64, how many units of each row may be taken.
+        key: (B, U) integers; ``never``, the largest, for units that are never taken. Distinct within a row, but that
+            a draw that would be ``never`` takes its neighbour's place (two units of one row then go together once in
+            10¹⁴ rows), so that ``key < bound`` alone says what is taken.
     """
 
     def __init__(self, units: Units, keys: Keys, *, fill: bool):
-        self.units, self.keys = units, keys
-        self.available = units.available
+        available = units.available
         self.key = keys.draw(Purpose.SELECT, units.number)
         if units.weight is not None:
             weight = units.weight.clamp(_LIGHTEST, _HEAVIEST)
@@ -114,40 +112,24 @@ class _Queue:
             if fill:
                 weight = torch.where(positive, weight, _FILLING)
             else:
-                self.available = self.available & positive
+                available = available & positive
             # Positive floats are in the order of their bits. The low bits, where two devices' logarithms may differ,
             # give way to the unit's number, which forbids ties.
             race = unit_interval(self.key).log_().neg_().div_(weight).view(torch.int64)
             self.key = (race >> _NUMBER_BITS << _NUMBER_BITS) + units.number
-        self.key = self.key.masked_fill_(~self.available, torch.iinfo(self.key.dtype).max)
-        self.ready = self.available.sum(1)
-
-    def sorted(self) -> Tensor:
-        """(B, U) keys in ascending order; the first ``ready`` of each row count."""
-        return sort_rows(self.key)
-
-    def numbers(self, key: Tensor) -> Tensor:
-        """Read the unit numbers back from keys: int64 of the same shape; nonsense for keys that do not count."""
-        if self.units.weight is not None:
-            return key & ((1 << _NUMBER_BITS) - 1)
-        return self.keys.index_of(Purpose.SELECT, key).long()
+        self.never = torch.iinfo(self.key.dtype).max
+        self.key = self.key.clamp_(max=self.never - 1).masked_fill_(~available, self.never)
 
     def first(self, count_B: Tensor) -> Tensor:
-        """(B, U) bool: the first ``count_B`` (B,) units of each row."""
-        if not self.key.shape[1]:
-            return self.available
-        count_B1 = torch.minimum(count_B, self.ready).unsqueeze(1)
-        last_B1 = self.sorted().gather(1, (count_B1 - 1).clamp_(min=0))
-        chosen = (self.key <= last_B1).bitwise_and_(self.available)
-        return chosen.masked_fill_(none, False) if bool((none := count_B1 < 1).any()) else chosen
+        """(B, U) bool: the first ``count_B`` (B,) units of each row, or as many as there are."""
+        return self.key < self.at(sort_rows(self.key), count_B.unsqueeze(1))
 
-    def without(self, chosen: Tensor) -> _Queue:
-        """The queue without units (B, U) bool that are taken already."""
-        rest = copy(self)
-        rest.key = self.key.masked_fill(chosen, torch.iinfo(self.key.dtype).max)
-        rest.available = self.available & ~chosen
-        rest.ready = rest.available.sum(1)
-        return rest
+    def at(self, order: Tensor, place_B1: Tensor) -> Tensor:
+        """(B, 1): the key at a place of the sorted row; ``never`` behind its end."""
+        width = order.shape[1]
+        if not width:
+            return torch.full_like(place_B1, self.never)
+        return order.gather(1, place_B1.clamp(max=width - 1)).masked_fill_(place_B1 >= width, self.never)
 
 
 def sort_rows(x: Tensor) -> Tensor:
@@ -161,56 +143,68 @@ def flat_nonzero(x: Tensor) -> Tensor:
 
 
 def _whole_units(units: Units, budget_B: Tensor, keys: Keys, queue: _Queue, *, exact: bool) -> Tensor:
-    """(B, U) bool: units by key until the budget of tokens is used."""
-    order = queue.sorted()
-    left_B1, ready_B1, width = budget_B.unsqueeze(1), queue.ready.unsqueeze(1), order.shape[1]
-    # A unit has at least one token, so a budget of n tokens is used up within the first n units, if they fit.
-    most = min(int(budget_B.max()), width) if width else 0
-    while True:
-        alive = torch.arange(most, device=order.device) < ready_B1
-        number = queue.numbers(order[:, :most]).masked_fill_(~alive, 0)
-        length = units.length.gather(1, number) * alive
-        if not exact:
-            total = length.cumsum(1)
-            left_before = (left_B1 - total).add_(length)
-            border = keys.row_uniform(Purpose.BORDER).unsqueeze(1) * length < left_before
-            taken = alive & ((total <= left_B1) | border)
-            break
-        taken, unused_B1 = _fitting(length, left_B1)
-        # Leftovers may fit a unit further back: then, and only then, look at all of them.
-        if most == width or not bool(((unused_B1 > 0) & (ready_B1 > most)).any()):
-            break
-        most = width
-    # What is not taken is written to a column of its own, which is cut off.
-    chosen = torch.zeros(len(order), width + 1, dtype=torch.bool, device=order.device)
-    return chosen.scatter_(1, number.masked_fill_(~taken, width), True)[:, :width]
+    """(B, L) bool: the tokens of units by key, until the budget of tokens is used."""
+    assert units.of_token is not None
+    key = queue.key.gather(1, units.of_token).masked_fill_(~units.inside, queue.never)
+    order, budget_B1 = sort_rows(key), budget_B.unsqueeze(1)
+    border_B1 = queue.at(order, (budget_B1 - 1).clamp_(min=0))
+    begin_B1 = torch.searchsorted(order, border_B1)
+    end_B1 = torch.searchsorted(order, border_B1, right=True)
+    left_B1, size_B1 = budget_B1 - begin_B1, end_B1 - begin_B1
+    if exact:
+        fits_B1 = size_B1 <= left_B1
+    else:
+        fits_B1 = keys.row_uniform(Purpose.BORDER).unsqueeze(1) * size_B1 < left_B1
+    chosen = key < torch.where(fits_B1, queue.at(order, end_B1), border_B1)
+    if exact and len(rows := (~fits_B1 & (left_B1 > 0)).view(-1).nonzero().view(-1)):
+        key = key[rows]
+        later = _later(order[rows], end_B1[rows], left_B1[rows], queue.never)
+        chosen[rows] |= torch.stack([key == unit for unit in later]).any(0) & (key < queue.never)
+    return chosen
 
 
-def _fitting(length: Tensor, left_B1: Tensor) -> tuple[Tensor, Tensor]:
-    """Greedy with skips over units in order: each is taken if it still fits. Returns (taken, what is left).
+def _later(order_RL: Tensor, begin_R1: Tensor, left_R1: Tensor, never: int, *, window: int = 64) -> list[Tensor]:
+    """Units behind the border that fit into what is left, in order, each making less room for the next.
 
-    Each pass takes, among the units that could fit what is left, the longest prefix that does; the unit that ended
-    the prefix is longer than what is then left, so leftovers fall strictly and few passes are needed.
+    Args:
+        order_RL: sorted keys, one for each token, so that a unit is a run of equal ones.
+        begin_R1: where the units behind the border begin.
+        left_R1: tokens left of the budget.
+        never: the key of tokens that may not be taken.
+        window: how many tokens to look at; all of them where these are not enough.
+
+    Returns:
+        The keys of these units, (R, 1) each; ``never`` where a row has fewer than others.
     """
-    taken = torch.zeros_like(length, dtype=torch.bool)
-    free = length > 0
+    width, room_R1, found = order_RL.shape[1], left_R1, [torch.full_like(order_RL[:, :1], never)]
+    place = torch.arange(min(window, width), device=order_RL.device)
+    near = order_RL.gather(1, (begin_R1 + place).clamp_(max=width - 1))
+    near.masked_fill_(begin_R1 + place >= width, never)
+    start = near < never
+    start[:, 1:] &= near[:, 1:] != near[:, :-1]
     while True:
-        fits = free & (length <= left_B1)
-        used = (length * fits).cumsum(1)
-        new = fits & (used <= left_B1)
-        gained = (length * new).sum(1, keepdim=True)
-        if not bool(gained.any()):
-            return taken, left_B1
-        taken |= new
-        free &= ~new
-        left_B1 = left_B1 - gained
+        end = place + room_R1
+        behind = near.gather(1, end.clamp(max=len(place) - 1)).masked_fill_(end >= width, never)
+        fits = start & (behind != near)
+        some_R1 = fits.any(1, keepdim=True)
+        if not bool(some_R1.any()):
+            break
+        first = fits.byte().argmax(1, keepdim=True)
+        unit = near.gather(1, first).masked_fill_(~some_R1, never)
+        room_R1 = room_R1 - ((near == unit) & some_R1).sum(1, keepdim=True)
+        start &= place > first
+        found.append(unit)
+    if len(place) < width and bool(((room_R1 > 0) & (near[:, -1:] < never)).any()):
+        return _later(order_RL, begin_R1, left_R1, never, window=width)
+    return found
 
 
 def _independently(units: Units, ratio_B: Tensor, keys: Keys, queue: _Queue, floor_B: Tensor) -> Tensor:
     """Each unit by its own probability min(1, ratio × weight); then the first by key, up to the floor."""
     probability = ratio_B.unsqueeze(1) if units.weight is None else ratio_B.unsqueeze(1) * units.weight
-    chosen = (keys.uniform(Purpose.BERNOULLI, units.number) < probability) & queue.available
+    chosen = (keys.uniform(Purpose.BERNOULLI, units.number) < probability) & (queue.key < queue.never)
     missing_B = floor_B - chosen.sum(1)
     if bool((missing_B > 0).any()):
-        chosen |= queue.without(chosen).first(missing_B.clamp(min=0))
+        queue.key.masked_fill_(chosen, queue.never)
+        chosen |= queue.first(missing_B.clamp(min=0))
     return chosen

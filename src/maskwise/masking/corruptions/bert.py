@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from maskwise.errors import MaskwiseError
-from maskwise.keys import Keys, Purpose, below, within
+from maskwise.keys import Keys, Purpose, below, split, within
 from maskwise.masking.annotated import AnnotatedBatch
 from maskwise.masking.corruptions.base import Corrupted, Corruption
 from maskwise.masking.masked import IGNORE
@@ -41,16 +41,18 @@ class Bert(Corruption):
         ids, where = batch.input_ids, flat_nonzero(chosen)
         row = where // ids.shape[1]
         original, place = (x.view(-1).index_select(0, where) for x in (ids, batch.place))
-        if self.per == "unit" and units.of_token is not None:
-            show = keys.draw_at(Purpose.SHOW, row, units.of_token.view(-1).index_select(0, where).int())
-        else:
-            show = keys.draw_at(Purpose.SHOW, row, place)
-        masked = within(show, self.mask)
+        per_unit = self.per == "unit" and units.of_token is not None
+        unit = units.of_token.view(-1).index_select(0, where).int() if per_unit else place
+        show = keys.draw_at(Purpose.SHOW, row, unit)
+        masked, count = within(show, self.mask), len(vocabulary.ordinary)
         shown = original.masked_fill(masked, vocabulary.require_mask())
         if self.random:
             at = flat_nonzero(within(show, self.mask + self.random) & ~masked)
-            draw = keys.draw_at(Purpose.REPLACE, row.index_select(0, at), place.index_select(0, at))
-            shown[at] = vocabulary.ordinary.index_select(0, below(draw, len(vocabulary.ordinary)))
+            if per_unit:
+                number = below(keys.draw_at(Purpose.REPLACE, row[at], place[at]), count)
+            else:  # what is left of the draw is as good as another
+                number = split(show[at], self.mask, self.mask + self.random, count)
+            shown[at] = vocabulary.ordinary[number]
         input_ids, labels = ids.clone(), torch.full_like(ids, IGNORE)
         input_ids.view(-1).scatter_(0, where, shown)
         labels.view(-1).scatter_(0, where, original)

@@ -1,0 +1,37 @@
+"""Side by side with the peers, on real text and in one run. ``maskwise bench NAME`` runs a member of ``BENCHES``.
+
+Every bench returns plain figures (for ``--json``) with the hardware they were measured on, and checks the results that
+it times. May import everything but ``cli``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from rich.console import RenderableType
+
+from maskwise.bench.mask import bench_mask, render_mask
+from maskwise.errors import unknown_name
+
+BENCHES: dict[str, Callable[..., dict[str, Any]]] = {"mask": bench_mask}
+_SHOWN: dict[str, Callable[[dict[str, Any]], RenderableType]] = {"mask": render_mask}
+
+
+def run(name: str, **settings: Any) -> dict[str, Any]:
+    """Run the bench of that name; its result says under ``bench`` which it was.
+
+    Raises:
+        MaskwiseError: an unknown name.
+    """
+    if name not in BENCHES:
+        raise unknown_name("bench", name, BENCHES)
+    return {"bench": name, **BENCHES[name](**settings)}
+
+
+def render(result: dict[str, Any]) -> RenderableType:
+    """The result of ``run`` as a table for the terminal."""
+    return _SHOWN[result["bench"]](result)
+
+
+__all__ = ["BENCHES", "bench_mask", "render", "run"]

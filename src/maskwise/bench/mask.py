@@ -1,0 +1,206 @@
+"""Masking throughput on one core, against transformers' ``DataCollatorForLanguageModeling``, on real text.
+
+Rows are the bundled sample, cut by a small WordPiece trained in the run: [CLS], running text, [SEP]. The peer gets what
+it takes, lists of dicts, and for whole words the character offsets that it finds words by; ours gets tensors or the
+same lists. The peer's bare masking step, from tensors that are already padded and marked, is timed too. Every timed
+result of ours is checked against the contract (budget, no special tokens, whole words, labels).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import RenderableType
+from rich.table import Table
+from torch import Tensor
+from transformers import DataCollatorForLanguageModeling
+
+from maskwise.bench.timing import in_turn, surroundings
+from maskwise.corpus.load import bundled_path, read_documents
+from maskwise.corpus.tokenise import tokenise, train_tokenizer
+from maskwise.masking import CORRUPTIONS, IGNORE, POLICIES, MaskedBatch, Masker, Vocabulary
+
+RATIO = 0.15
+PEER, PEER_WORDS, PEER_STEP = "transformers", "transformers, whole words", "transformers, masking step from tensors"
+_SPECS = {"mixture": "mixture(whole-word, span, token)"}
+_POLICY_FOR = {"infill": "span(poisson=3.0)", "t5": "t5-span", "ul2": "ul2", "permute-sentences": "sentence"}
+
+
+def bench_mask(*, batches: int = 60, vocab_size: int = 8192) -> dict[str, Any]:
+    """Time every policy and corruption at 32 × 512, whole words also at 8 × 4,096.
+
+    Args:
+        batches: timed batches of each contestant (a tenth of it for the long rows).
+        vocab_size: of the WordPiece that is trained.
+
+    Returns:
+        ``results``, one dict per contestant: ``name``, ``rows``, ``length``, ``milliseconds`` (median processor time
+        of a batch), ``tokens_per_second``, ``times_random`` and ``times_whole_word`` (how many times the peer's
+        random and whole-word masking); and ``hardware``.
+
+    Raises:
+        AssertionError: a timed result breaks the contract.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        ids, words, tokenizer = _text(vocab_size)
+        short = _Contest(tokenizer, ids, words, rows=32, length=512).run(batches)
+        long = _Contest(tokenizer, ids, words, rows=8, length=4096, only=("whole-word",)).run(max(3, batches // 10))
+        return {"results": short + long, "hardware": surroundings(("torch", "transformers", "numpy", "maskwise"))}
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _text(vocab_size: int) -> tuple[np.ndarray, np.ndarray, Any]:
+    """Token ids and running word numbers of the whole sample, and its tokenizer with sentinels and mode tokens."""
+    documents = list(read_documents(bundled_path("wikipedia")))
+    tokenizer = train_tokenizer([d.text for d in documents], vocab_size=vocab_size)
+    parts, words, last = [], [], 0
+    for tokens in tokenise(documents, tokenizer):
+        parts.append(tokens.input_ids)
+        words.append(np.where(tokens.word_ids >= 0, tokens.word_ids + last, -1))
+        last = int(words[-1].max(initial=last)) + 1
+    names = [f"<extra_id_{i}>" for i in range(120)] + ["[R]", "[S]", "[X]"]
+    tokenizer.add_special_tokens({"additional_special_tokens": names})
+    return np.concatenate(parts).astype(np.int64), np.concatenate(words).astype(np.int64), tokenizer
+
+
+class _Contest:
+    """All contestants on batches of one shape."""
+
+    def __init__(self, tokenizer: Any, ids: np.ndarray, words: np.ndarray, *, rows: int, length: int,
+                 only: tuple[str, ...] | None = None):  # fmt: skip
+        self.tokenizer, self.rows, self.length = tokenizer, rows, length
+        self.vocabulary = Vocabulary.of(tokenizer)
+        text = rows * (length - 2)
+        count = len(ids) // text
+        shape = (count, rows, length - 2)
+        self.batches = [self._batch(i, b, w) for i, (b, w) in enumerate(
+            zip(ids[: count * text].reshape(shape), words[: count * text].reshape(shape)))]  # fmt: skip
+        self.lists = [self._as_lists(batch) for batch in self.batches]
+        self.maskers = self._maskers(only)
+
+    def _batch(self, number: int, ids: np.ndarray, words: np.ndarray) -> dict[str, Tensor]:
+        rows, frame = self.rows, ((0, 0), (1, 1))
+        ids, word = np.pad(ids, frame), np.pad(words, frame, constant_values=-1)
+        ids[:, 0], ids[:, -1] = self.tokenizer.cls_token_id, self.tokenizer.sep_token_id
+        # Made layers: what they hold does not matter to the time.
+        columns = {
+            "input_ids": ids, "word_ids": word, "sentence": np.where(word >= 0, word // 20, -1),
+            "salient": np.where(word % 10 < 2, word // 10, -1), "phrase": np.where(word % 6 < 3, word // 6, -1),
+            "weight": (word * 7919 % 997 + 1) / 500, "frequency": ids * 31 % 1000 + 1.0,
+        }  # fmt: skip
+        named = {name: torch.from_numpy(np.ascontiguousarray(column)) for name, column in columns.items()}
+        return named | {"example_id": torch.arange(rows) + number * rows}
+
+    def _as_lists(self, batch: dict[str, Tensor]) -> list[dict[str, Any]]:
+        """Rows as a data set gives them; offsets with a gap before each word, as the peer wants them."""
+        words = batch["word_ids"]
+        starts = torch.ones_like(words)
+        starts[:, 1:] = (words[:, 1:] != words[:, :-1]).long()
+        end = torch.arange(1, self.length + 1) + starts.cumsum(1)
+        end[words < 0] = 0
+        offsets = torch.stack((end - (words >= 0).long(), end), 2)
+        return [
+            {"input_ids": i, "word_ids": w, "offset_mapping": o, "example_id": e}
+            for i, w, o, e in zip(*(x.tolist() for x in (batch["input_ids"], words, offsets, batch["example_id"])))
+        ]
+
+    def _maskers(self, only: tuple[str, ...] | None) -> dict[str, Masker]:
+        """By name; the first is ours at its simplest, which others are measured by."""
+        if only is not None:
+            return {f"maskwise, {name}": self._masker(name, "bert") for name in only}
+        made = {f"maskwise, {name}": self._masker(_SPECS.get(name, name), "bert") for name in POLICIES}
+        for name in CORRUPTIONS:
+            made.setdefault(f"maskwise, shown as {name}", self._masker(_POLICY_FOR.get(name, "token"), name))
+        return made
+
+    def _masker(self, policy: str, corruption: str) -> Masker:
+        budget = "exact" if policy in ("token", "whole-word") else "expected"
+        return Masker(self.vocabulary, policy=policy, corruption=corruption, budget=budget, ratio=RATIO)
+
+    def run(self, batches: int) -> list[dict[str, Any]]:
+        found = in_turn(self._contestants(), batches=batches, check=self._check)
+        out = []
+        for name, seconds in found.items():
+            times = {key: round(found[peer] / seconds, 2) for key, peer in
+                     (("times_random", PEER), ("times_whole_word", PEER_WORDS)) if peer in found}  # fmt: skip
+            tokens = self.rows * self.length
+            out.append({"name": name, "rows": self.rows, "length": self.length, "milliseconds": round(seconds * 1e3, 4),
+                        "tokens_per_second": round(tokens / seconds), **times})  # fmt: skip
+        return out
+
+    def _contestants(self) -> dict[str, Callable[[int], Any]]:
+        plain = DataCollatorForLanguageModeling(self.tokenizer, mlm_probability=RATIO)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it says that it will only mask, never replace or keep
+            words = DataCollatorForLanguageModeling(self.tokenizer, mlm_probability=RATIO, whole_word_mask=True)
+        lists = self.lists
+        bare = [[{"input_ids": row["input_ids"]} for row in batch] for batch in lists]
+        with_offsets = [[{k: row[k] for k in ("input_ids", "offset_mapping")} for row in batch] for batch in lists]
+        special = torch.zeros(self.rows, self.length, dtype=torch.bool)
+        special[:, 0] = special[:, -1] = True
+
+        def step(n: int) -> Any:
+            return plain.torch_mask_tokens(self.batches[n % len(bare)]["input_ids"].clone(), special_tokens_mask=special)
+
+        calls: dict[str, Callable[[int], Any]] = {
+            PEER: lambda n: plain(bare[n % len(bare)]),
+            PEER_WORDS: lambda n: words(with_offsets[n % len(bare)]),
+            PEER_STEP: step,
+        }
+        for name, masker in self.maskers.items():
+            calls[name] = lambda n, masker=masker: masker(self.batches[n % len(bare)], epoch=n // len(bare))
+        for policy, more in (("token", ()), ("whole-word", ("word_ids",))):
+            if (masker := self.maskers.get(f"maskwise, {policy}")) is not None:
+                rows = [[{k: row[k] for k in ("input_ids", "example_id", *more)} for row in batch] for batch in lists]
+                calls[f"maskwise, {policy}, from lists"] = (
+                    lambda n, masker=masker, rows=rows: masker(rows[n % len(rows)], epoch=n // len(rows))
+                )
+        return calls
+
+    def _check(self, name: str, number: int, out: Any) -> None:
+        """The contract, on the very batch that was timed."""
+        if not isinstance(out, MaskedBatch):
+            return
+        batch = self.batches[number % len(self.batches)]
+        masker = self.maskers[name.removesuffix(", from lists")]
+        ids, chosen = batch["input_ids"], out.selected
+        eligible = self.vocabulary.eligible[ids]
+        assert not (chosen & ~eligible).any(), f"{name}: a special token was chosen"
+        share = float(chosen.sum() / eligible.sum())
+        if masker.budget == "exact":
+            assert ((chosen.sum(1) - eligible.sum(1) * RATIO) < 1).all(), f"{name}: over the budget"
+            assert share > RATIO - 0.01, f"{name}: the budget is not used"
+        if masker.policy.units_name == "whole-word":
+            word = batch["word_ids"].clamp(min=0) - batch["word_ids"][:, 1:2]
+            size = torch.zeros(len(ids), self.length, dtype=torch.long)
+            both = [size.scatter_add(1, word.clamp(min=0), m.long()) for m in (chosen, eligible)]
+            assert ((both[0] == 0) | (both[0] == both[1])).all(), f"{name}: half a word"
+        if str(masker.corruption).startswith("Bert"):
+            restored = torch.where(out.labels == IGNORE, out.input_ids, out.labels)
+            assert torch.equal(restored, ids), f"{name}: labels do not restore the text"
+            assert torch.equal(out.labels != IGNORE, chosen), f"{name}: targets are not what was chosen"
+            shown = out.input_ids[chosen]
+            assert (self.vocabulary.eligible[shown] | (shown == self.vocabulary.mask)).all(), f"{name}: bad token"
+
+
+def render_mask(result: dict[str, Any]) -> RenderableType:
+    """The figures as a table, fastest last in each shape."""
+    hardware = result["hardware"]
+    title = f"Masking on one core: {hardware['processor']}, torch {hardware['versions']['torch']}"
+    table = Table(title=title, title_justify="left")
+    table.add_column("contestant")
+    for column in ("shape", "ms a batch", "M tokens/s", "× random peer", "× whole-word peer"):
+        table.add_column(column, justify="right")
+    for r in result["results"]:
+        table.add_row(
+            r["name"], f"{r['rows']} × {r['length']}", f"{r['milliseconds']:.3f}", f"{r['tokens_per_second'] / 1e6:.2f}",
+            f"{r['times_random']:.1f}", f"{r['times_whole_word']:.1f}",
+        )  # fmt: skip
+    return table

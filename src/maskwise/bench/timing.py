@@ -1,0 +1,62 @@
+"""How the benches measure: processor time of one thread, medians over fresh batches, contestants in turn.
+
+Wall time on a shared machine is mostly about the neighbours, and a short call escapes them where a long one does not.
+Processor time leaves them out, but for the caches that they spoil, so contestants take turns batch by batch.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+
+def in_turn(contestants: dict[str, Callable[[int], Any]], *, batches: int, check: Callable[[str, int, Any], None]
+            ) -> dict[str, float]:  # fmt: skip
+    """Median processor seconds of each contestant over ``batches`` calls with the numbers 0, 1, 2, …
+
+    Args:
+        contestants: what to call, by name.
+        batches: how many calls of each are timed; one more before that is not.
+        check: gets (name, number, result) of every timed call, outside the time.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    for number in range(-1, batches):
+        for name, call in contestants.items():
+            start = time.process_time_ns()
+            result = call(max(0, number))
+            spent = time.process_time_ns() - start
+            if number >= 0:
+                seconds[name].append(spent / 1e9)
+                check(name, number, result)
+    return {name: median(spent) for name, spent in seconds.items()}
+
+
+def surroundings(packages: Sequence[str]) -> dict[str, Any]:
+    """What the figures depend on: processor, threads, versions, date."""
+    return {
+        "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "vector_instructions": torch.backends.cpu.get_cpu_capability(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in packages},
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or "unknown"
