@@ -427,7 +427,8 @@ def test_bad_tokenizers_and_lengths():
 
 def tiny_config(tokenizer, **more):
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-    fit = {"pad_token_id": tokenizer.pad_token_id, "vocab_size": len(tokenizer), "max_position_embeddings": 32}
+    fit = {"pad_token_id": tokenizer.pad_token_id, "vocab_size": len(tokenizer)}
+    fit["max_position_embeddings"] = 32
     ends = {f"{name}_token_id": 2 for name in ("bos", "eos", "cls", "sep")}
     return ModernBertConfig(**{**sizes, **fit, **ends, **more})
 

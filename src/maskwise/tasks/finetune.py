@@ -58,11 +58,11 @@ class FinetuneSettings(BaseModel):
     steps: int | None = Field(None, ge=1)
     """Optimiser updates, whatever the size of the task."""
 
-    batch_size: int = Field(32, ge=1)
-    learning_rate: float = Field(2e-3, gt=0)
+    batch_size: int = Field(16, ge=1)
+    learning_rate: float = Field(3e-3, gt=0)
     """Peak rate of AdamW. Base-sized models want 2e-5 to 5e-5."""
 
-    muon_learning_rate: float = Field(0.005, gt=0)
+    muon_learning_rate: float = Field(0.003, gt=0)
     """Peak rate of Muon; used with ``optimizer: muon`` only."""
 
     optimizer: Literal["adamw", "muon"] = "adamw"
