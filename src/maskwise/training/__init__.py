@@ -1,15 +1,16 @@
-"""The loop, data order and checkpoints. ``loop`` is the story; one function serves pre-training and fine-tuning.
+"""The loop, data order and checkpoints. ``loop`` is the story; one function pre-trains and fine-tunes.
 
 Imports ``objectives``, ``masking`` and below; knows corpora only by the protocol ``Blocks``.
 """
 
 from maskwise.masking.collator import permutation
-from maskwise.training.loop import Source, leave, train
+from maskwise.training.loop import Source, train
+from maskwise.training.machine import leave
 from maskwise.training.model import load_model, new_config, new_model
 from maskwise.training.settings import TrainingSettings
 from maskwise.training.source import HeldOut, MaskedSource, log_frequencies
 
 __all__ = [
-    "HeldOut", "MaskedSource", "Source", "TrainingSettings", "leave", "load_model", "log_frequencies", "new_config",
-    "new_model", "permutation", "train",
+    "HeldOut", "MaskedSource", "Source", "TrainingSettings", "leave", "load_model", "log_frequencies",
+    "new_config", "new_model", "permutation", "train",
 ]  # fmt: skip

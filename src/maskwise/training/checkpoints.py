@@ -1,7 +1,7 @@
-"""Folders that are either whole or not there: written under another name, hashed in a manifest, renamed at the end.
+"""Folders that are whole or not there: written under another name, hashed in a manifest, renamed at the end.
 
-States to resume from hold the model and optimisers as safetensors and the rest as JSON. Nothing is pickled. Random
-state is not saved, for there is none: masks, order and dropout are functions of (seed, step).
+States to resume from hold the model and optimisers as safetensors and the rest as JSON. Nothing is pickled.
+Random state is not saved, for there is none: masks, order and dropout are functions of (seed, step).
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from maskwise.errors import MaskwiseError
 
 MANIFEST = "manifest.json"
 
@@ -23,7 +26,8 @@ MANIFEST = "manifest.json"
 def write_folder(folder: Path, fill: Callable[[Path], Any]) -> None:
     """Let ``fill`` write into a new folder, add the manifest, and only then give it its name.
 
-    A folder of that name is replaced; an interruption leaves the old one, or a ``.partial`` one that is ignored.
+    A folder of that name is replaced; an interruption leaves the old one, or a ``.partial`` one that is
+    ignored.
     """
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -55,49 +59,77 @@ def damage(folder: Path) -> str | None:
     return None
 
 
-def save_state(folder: Path, step: int, module: torch.nn.Module, optimizers: Any, facts: dict[str, Any]) -> None:
-    """Write ``folder/step-N`` and drop older states.
+def save_state(
+    folder: Path, step: int, module: torch.nn.Module, optimizers: Any, facts: dict[str, Any]
+) -> None:
+    """Write ``folder/step-N`` and drop all but the two newest states, for the newest may turn out damaged.
 
     Args:
         step: the number of updates done.
-        facts: what must be alike on resuming (threads, attention, ranks) and whatever else is JSON.
+        facts: whatever else is JSON; handed back by ``load_state``.
     """
 
     def fill(target: Path) -> None:
-        # Tied weights are one tensor under two names; safetensors wants each once.
-        save_file(_distinct(module.state_dict()), target / "model.safetensors")
-        save_file({k: v.contiguous() for k, v in optimizers.state().items()}, target / "optimizers.safetensors")
+        weights = {name: tensor.cpu().contiguous() for name, tensor in _distinct(module).items()}
+        save_file(weights, target / "model.safetensors")
+        state = {name: tensor.contiguous() for name, tensor in optimizers.state().items()}
+        save_file(state, target / "optimizers.safetensors")
         (target / "state.json").write_text(json.dumps({"step": step, **facts}))
 
     write_folder(folder / f"step-{step:08d}", fill)
-    for old in sorted(folder.glob("step-*"))[:-2]:
+    for old in [*sorted(folder.glob("step-*"))[:-2], *folder.glob(".step-*.partial")]:
         shutil.rmtree(old, ignore_errors=True)
 
 
 def load_state(
-    folder: Path, module: torch.nn.Module, optimizers: Any, say: Callable[[str], Any]
+    folder: Path,
+    module: torch.nn.Module,
+    optimizers: Any,
+    *,
+    say: Callable[[str], Any],
+    check: Callable[[Path, dict[str, Any]], Any] = lambda path, facts: None,
 ) -> tuple[int, dict[str, Any]]:
-    """Load the newest whole state; (0, {}) when there is none. Damaged ones are skipped with a message."""
+    """Load the newest whole state into module and optimisers.
+
+    Args:
+        say: told of damaged states, which are skipped.
+        check: called with the folder and facts of the state before it is loaded; may refuse it.
+
+    Returns:
+        The step and the facts; (0, {}) when there is no whole state.
+
+    Raises:
+        MaskwiseError: weights that do not fit the module.
+    """
     for path in sorted(folder.glob("step-*"), reverse=True):
         wrong = damage(path)
         if wrong:
             say(f"skipping {path}: {wrong}")
             continue
-        module.load_state_dict(load_file(path / "model.safetensors"), strict=False)
-        optimizers.load_state(load_file(path / "optimizers.safetensors"))
         facts = json.loads((path / "state.json").read_text())
+        check(path, facts)
+        weights = load_file(path / "model.safetensors")
+        if _shapes(weights) != _shapes(_distinct(module)):
+            raise MaskwiseError(f"{path} is of another model", do="give a new folder")
+        module.load_state_dict(weights, strict=False)  # the second names of tied weights are not there
+        optimizers.load_state(load_file(path / "optimizers.safetensors"))
         return facts.pop("step"), facts
     return 0, {}
 
 
-def _distinct(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _distinct(module: torch.nn.Module) -> dict[str, Tensor]:
+    """The state by name, tied weights once: safetensors stores no tensor under two names."""
     seen: set[int] = set()
     kept = {}
-    for name, tensor in state.items():
+    for name, tensor in module.state_dict().items():
         if tensor.data_ptr() not in seen or not tensor.numel():
             seen.add(tensor.data_ptr())
-            kept[name] = tensor.detach().cpu().contiguous()
+            kept[name] = tensor.detach()
     return kept
+
+
+def _shapes(tensors: dict[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in tensors.items()}
 
 
 def _sha256(path: Path) -> str:

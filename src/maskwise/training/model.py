@@ -37,7 +37,9 @@ def new_config(architecture: str, tokenizer: Any, length: int, **fields: Any) ->
         "eos_token_id": tokenizer.eos_token_id or tokenizer.sep_token_id, "sep_token_id": tokenizer.sep_token_id,
     }  # fmt: skip
     # RoBERTa-like models count positions from pad + 1.
-    positions = length + (tokenizer.pad_token_id + 1 if architecture in ("roberta", "xlm-roberta", "mpnet") else 0)
+    positions = length + (
+        tokenizer.pad_token_id + 1 if architecture in ("roberta", "xlm-roberta", "mpnet") else 0
+    )
     given = {"max_position_embeddings": max(positions, 8), **special, **fields}
     return AutoConfig.for_model(architecture, **{k: v for k, v in given.items() if v is not None})
 

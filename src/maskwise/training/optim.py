@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from maskwise.errors import MaskwiseError
 from maskwise.training.settings import TrainingSettings
 
 
@@ -29,20 +30,30 @@ class Optimizers:
     Args:
         module: whose parameters to train.
         settings: rates, betas, decay.
+
+    Raises:
+        MaskwiseError: Muon for a model without blocks.
     """
 
     def __init__(self, module: nn.Module, settings: TrainingSettings):
         self.settings = settings
         trained = [p for p in module.parameters() if p.requires_grad]
         matrices = hidden_matrices(module) if settings.optimizer == "muon" else []
+        if settings.optimizer == "muon" and not matrices:
+            raise MaskwiseError(
+                "optimizer muon is for the matrices of a model's blocks, and there are none that are trained",
+                got=type(getattr(module, "model", module)).__name__, do="use optimizer: adamw",
+            )  # fmt: skip
         chosen = {id(p) for p in matrices}
         rest = [p for p in trained if id(p) not in chosen]
         decayed = [p for p in rest if p.ndim > 1]
         plain = [p for p in rest if p.ndim <= 1]
-        groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-        self.members: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW([g for g in groups if g["params"]], lr=settings.learning_rate, betas=settings.betas, fused=True)
-        ]
+        groups = [
+            {"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0},
+        ]  # fmt: skip
+        groups = [group for group in groups if group["params"]]
+        adamw = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, fused=True)
+        self.members: list[torch.optim.Optimizer] = [adamw]
         self.peaks = [settings.learning_rate]
         if matrices:
             rate = settings.muon_learning_rate
@@ -66,7 +77,7 @@ class Optimizers:
         for member in self.members:
             member.zero_grad(set_to_none=True)
 
-    def state(self) -> dict[str, torch.Tensor]:
+    def state(self) -> dict[str, Tensor]:
         """All state as flat names and tensors, so that it can be saved without pickle."""
         return {
             f"{m}/{index}/{name}": torch.as_tensor(value)
@@ -75,10 +86,10 @@ class Optimizers:
             for name, value in entry.items()
         }
 
-    def load_state(self, flat: dict[str, torch.Tensor]) -> None:
+    def load_state(self, flat: dict[str, Tensor]) -> None:
         """The inverse of ``state``."""
         for m, member in enumerate(self.members):
-            state: dict[int, dict[str, torch.Tensor]] = {}
+            state: dict[int, dict[str, Tensor]] = {}
             for key, value in flat.items():
                 number, index, name = key.split("/", 2)
                 if int(number) == m:
@@ -86,17 +97,15 @@ class Optimizers:
             member.load_state_dict({"state": state, "param_groups": member.state_dict()["param_groups"]})
 
 
-def hidden_matrices(module: nn.Module) -> list[nn.Parameter]:
-    """Weights that map hidden states to hidden states: what Muon is for. No embeddings, no output layers.
+def hidden_matrices(module: nn.Module) -> list[Tensor]:
+    """The weights of the linear maps inside a model's blocks: what Muon is for.
 
-    An output layer is told by its width: a vocabulary (its weight is often the embedding's), or a few labels.
+    Blocks are what stands in a ``ModuleList``, as in every transformers encoder. Embeddings, their projection, the
+    prediction head, poolers and classifiers stand outside. Telling them by their widths instead goes wrong where a
+    hidden size equals the number of positions (512, 128), or a task has more classes than the model is wide.
     """
     looked_up = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
-    sizes = {m.num_embeddings for m in module.modules() if isinstance(m, nn.Embedding)}
-    linear = [m for m in module.modules() if isinstance(m, nn.Linear) and m.weight.requires_grad]
-    narrowest = min((m.in_features for m in linear), default=0)
-    return [
-        m.weight
-        for m in linear
-        if id(m.weight) not in looked_up and m.out_features not in sizes and m.out_features >= narrowest
-    ]
+    lists = [m for m in module.modules() if isinstance(m, nn.ModuleList)]
+    inside = {id(m): m for blocks in lists for m in blocks.modules() if isinstance(m, nn.Linear)}
+    weights = {id(m.weight): m.weight for m in inside.values()}
+    return [w for key, w in weights.items() if w.requires_grad and key not in looked_up]

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class TrainingSettings(BaseModel):
     """Settings of one training run; the same for pre-training and for fine-tuning."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     steps: int = Field(1000, ge=1)
     """Optimiser updates. Schedules of the ratio and of the learning rate run over exactly these."""
@@ -30,7 +32,9 @@ class TrainingSettings(BaseModel):
     muon_learning_rate: float = Field(0.02, gt=0)
     """Peak rate of Muon; used with ``optimizer: muon`` only."""
 
-    betas: tuple[float, float] = (0.9, 0.98)
+    betas: tuple[Beta, Beta] = (0.9, 0.98)
+    """Of AdamW: how much of the mean of the gradient and of its square is kept from step to step."""
+
     weight_decay: float = Field(0.01, ge=0)
     """Decoupled; not applied to biases, norms and other vectors."""
 
@@ -64,7 +68,9 @@ class TrainingSettings(BaseModel):
     @model_validator(mode="after")
     def _aligned(self) -> TrainingSettings:
         if self.save_every % self.log_every:
-            raise ValueError(f"save_every must be a multiple of log_every ({self.log_every}), got {self.save_every}")
+            raise ValueError(
+                f"save_every must be a multiple of log_every ({self.log_every}), got {self.save_every}"
+            )
         return self
 
     def micro_rows(self, ranks: int) -> int:

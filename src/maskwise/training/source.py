@@ -54,7 +54,9 @@ class MaskedSource:
         rows = order[place * self.settings.batch_size :][: self.settings.batch_size]
         mine = rows.view(self.settings.accumulate, ranks, -1)[:, rank]
         total = self.settings.steps
-        return [self.masker(self._load(part, device), step=step, total_steps=total, epoch=epoch) for part in mine]
+        return [
+            self.masker(self._load(part, device), step=step, total_steps=total, epoch=epoch) for part in mine
+        ]
 
     def _load(self, rows: Tensor, device: torch.device) -> dict[str, Tensor]:
         return {name: value.to(device, non_blocking=True) for name, value in self.blocks.batch(rows).items()}
@@ -108,7 +110,9 @@ class HeldOut:
         for kind, batches in self.batches.items():
             loss, unigram, count = 0.0, 0.0, 0
             for batch in batches:
-                losses, where = objective.token_losses({k: v.to(device) for k, v in batch.model_inputs().items()})
+                losses, where = objective.token_losses(
+                    {k: v.to(device) for k, v in batch.model_inputs().items()}
+                )
                 loss += float(losses.double().sum())
                 count += losses.numel()
                 truth = batch.labels[where[:, 0].cpu(), where[:, 1].cpu()]
@@ -123,5 +127,3 @@ def log_frequencies(counts: Tensor) -> Tensor:
     """Log-probabilities (V,) float32 from counts (V,), each count plus one."""
     smooth = counts.double() + 1
     return (smooth / smooth.sum()).log().float()
-
-

@@ -1,0 +1,76 @@
+"""What the loop runs on: processes, device, precision and trackers, by way of Accelerate."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import LoggerType
+
+from maskwise.errors import MaskwiseError, unknown_name
+from maskwise.training.settings import TrainingSettings
+
+
+def new_accelerator(settings: TrainingSettings, folder: Path | None) -> Accelerator:
+    """An ``Accelerator`` for one run, with its trackers started.
+
+    Raises:
+        MaskwiseError: a tracker that is unknown, not installed, or has no folder to write to; processes without
+            a launcher.
+    """
+    precision = settings.precision
+    if precision == "auto":
+        precision = "bf16" if fast_bf16() else "no"
+    trackers = list(settings.trackers)
+    for name in trackers:
+        if name not in LoggerType.list():
+            raise unknown_name("tracker", name, set(LoggerType.list()) - {"all"})
+    if trackers and folder is None:
+        raise MaskwiseError("trackers need a folder to write to", got=", ".join(trackers), do="give a folder")
+    # Accelerate keeps one state per process and refuses another precision; here each run has its own.
+    AcceleratorState._reset_state()
+    # Without being told, Accelerate takes no CPU for distributed: every rank would train alone, and not say so.
+    cpu = not torch.accelerator.is_available()
+    accelerator = Accelerator(
+        mixed_precision=precision, cpu=cpu, log_with=trackers or None, project_dir=folder
+    )
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes != world:
+        got = f"WORLD_SIZE={world}, {accelerator.num_processes} connected"
+        raise MaskwiseError("the processes do not know each other", got=got, do="start them with torchrun")
+    lacking = set(trackers) - {"all"} - {getattr(t, "value", str(t)) for t in accelerator.log_with}
+    if lacking:
+        name = min(lacking)
+        raise MaskwiseError(
+            f"tracker {name!r} is not installed", do=f"install {name}, or leave it out of trackers"
+        )
+    if trackers:
+        accelerator.init_trackers("maskwise", config={k: str(v) for k, v in settings.model_dump().items()})
+    return accelerator
+
+
+def fast_bf16() -> bool:
+    """Does the hardware multiply bf16 natively? (Emulated, it is slower than float32.)"""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capability = torch.backends.cpu.get_cpu_capability()
+    return "AVX512" in capability and torch.cpu._is_avx512_bf16_supported()
+
+
+def reduced(accelerator: Accelerator, sums: dict[str, float]) -> dict[str, float]:
+    """Sums added up over all ranks, in float64."""
+    if accelerator.num_processes == 1:
+        return dict(sums)
+    names = sorted(sums)
+    tensor = torch.tensor([sums[n] for n in names], dtype=torch.float64, device=accelerator.device)
+    return dict(zip(names, accelerator.reduce(tensor).tolist(), strict=True))
+
+
+def leave() -> None:
+    """End a program that trained: without a barrier before it, gloo can abort at exit after correct results."""
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()

@@ -1,0 +1,144 @@
+"""Masked language modelling: the head on the targets alone gives the model's own loss and gradients."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from maskwise.masking import IGNORE, Masker
+from maskwise.objectives import HEADS, MaskedLanguageModelling
+from training_tools import ARCHITECTURES, Language, model, tokenizer
+
+
+def batch(*, targets: bool = True) -> dict[str, Tensor]:
+    """Six rows, two of them padded, the last without any target."""
+    generator = torch.Generator().manual_seed(1)
+    ids = Language(6).ids
+    attention = torch.ones_like(ids)
+    attention[1, 9:] = attention[2, 4:] = 0
+    chosen = (torch.rand(ids.shape, generator=generator) < 0.3) & attention.bool() & targets
+    chosen[5] = False
+    return {
+        "input_ids": torch.where(chosen, 4, ids).masked_fill(attention == 0, 0),
+        "attention_mask": attention,
+        "labels": torch.where(chosen, ids, IGNORE),
+    }
+
+
+def gradients(module: Any) -> dict[str, Tensor]:
+    return {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
+
+
+def compare(net: Any) -> None:
+    """The objective's mean, gradients and logits against ``model(labels=…)``."""
+    inputs = batch()
+    own = net.eval()(**inputs)
+    own.loss.backward()
+    expected = gradients(net)
+    net.zero_grad(set_to_none=True)
+    total, count = MaskedLanguageModelling(net)(inputs)
+    (total / count).backward()
+    assert count == int((inputs["labels"] != IGNORE).sum()) > 10
+    torch.testing.assert_close(total / count, own.loss, rtol=1e-6, atol=1e-6)
+    found = gradients(net)
+    assert found.keys() == expected.keys()
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-5, atol=1e-7, msg=name)
+
+
+def test_every_adapter_is_compared() -> None:
+    assert set(ARCHITECTURES) == set(HEADS)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_loss_and_gradients_are_the_models_own(architecture: str) -> None:
+    compare(model(architecture))
+
+
+@pytest.mark.parametrize("architecture", ["bert", "electra", "modernbert"])
+def test_untied_embeddings(architecture: str) -> None:
+    compare(model(architecture, tie_word_embeddings=False))
+
+
+def test_sparse_prediction_of_modernbert_changes_nothing() -> None:
+    compare(model("modernbert", sparse_prediction=True))
+
+
+@pytest.mark.parametrize("architecture", ["convbert", "roformer"])
+def test_fallback_for_other_architectures(architecture: str) -> None:
+    assert architecture not in HEADS
+    compare(model(architecture, embedding_size=16))
+
+
+def test_the_head_runs_on_targets_alone() -> None:
+    net = model("bert")
+    seen = []
+    net.cls.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape))
+    _, count = MaskedLanguageModelling(net)(batch())
+    assert seen == [(int(count), 16)]
+
+
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, "convbert"])
+def test_a_batch_without_targets_is_zero_and_not_nan(architecture: str) -> None:
+    net = model(architecture, **({"embedding_size": 16} if architecture == "convbert" else {}))
+    loss, count = MaskedLanguageModelling(net)(batch(targets=False))
+    assert (loss.item(), int(count)) == (0.0, 0)
+    loss.backward()
+    assert all(not g.any() for g in gradients(net).values())
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_token_types_reach_only_models_that_know_them(architecture: str) -> None:
+    """Tokenizers offer them to all; a model that has none must not stumble, one that has must see them."""
+    known = architecture in ("bert", "albert", "electra")
+    net = model(architecture, type_vocab_size=2 if known else 0 if architecture == "deberta-v2" else 1)
+    inputs, objective = batch(), MaskedLanguageModelling(net.eval())
+    plain, _ = objective(inputs)
+    typed, _ = objective({**inputs, "token_type_ids": torch.zeros_like(inputs["input_ids"])})
+    assert torch.equal(plain, typed)
+    if known:
+        other, _ = objective({**inputs, "token_type_ids": torch.ones_like(inputs["input_ids"])})
+        assert not torch.equal(plain, other)
+
+
+def test_losses_come_in_the_order_of_the_rows_with_their_places() -> None:
+    net, inputs = model("bert").eval(), batch()
+    losses, where = MaskedLanguageModelling(net).token_losses(inputs)
+    logits = net(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
+    full = cross_entropy(logits.transpose(1, 2), inputs["labels"], ignore_index=IGNORE, reduction="none")
+    assert where.tolist() == (inputs["labels"] != IGNORE).nonzero().tolist()
+    torch.testing.assert_close(losses, full[where[:, 0], where[:, 1]])
+    assert losses.dtype == torch.float32
+
+
+def test_loss_weight_multiplies_each_rows_loss() -> None:
+    """Masked diffusion: each row's loss by 1/ratio of that row; the count stays the number of targets."""
+    masker = Masker(
+        tokenizer(),
+        ratio="uniform(0.1, 1.0, inverse_weight=True)",
+        corruption="mask-only",
+        budget="bernoulli",
+    )
+    rows = Language(8).batch(torch.arange(8))
+    masked = masker(rows, epoch=0)
+    assert masked.loss_weight is not None
+    torch.testing.assert_close(masked.loss_weight.double(), 1 / masked.ratio, rtol=1e-6, atol=0)
+    objective = MaskedLanguageModelling(model("bert").eval())
+    total, count = objective(masked)
+    by_row = torch.stack(
+        [objective({k: v[i : i + 1] for k, v in masked.model_inputs().items()})[0] for i in range(8)]
+    )
+    torch.testing.assert_close(total.double(), (by_row.double() / masked.ratio).sum(), rtol=1e-5, atol=0)
+    assert int(count) == masked.targets
+    assert not torch.isclose(total, by_row.sum())
+
+
+def test_bf16_autocast_keeps_the_loss_in_float32() -> None:
+    objective = MaskedLanguageModelling(model("modernbert"))
+    with torch.autocast("cpu", torch.bfloat16):
+        losses, _ = objective.token_losses(batch())
+    assert losses.dtype == torch.float32
