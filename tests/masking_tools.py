@@ -1,7 +1,7 @@
 """What the masking tests share: a small tokenizer with every special token, and rows with every layer.
 
-A new policy or corruption is tested by the contract suite as soon as it is in its table. One that needs arguments gets
-them from ``POLICY_SPECS``/``CORRUPTION_SPECS``, one that needs a layer from ``row``.
+A new policy or corruption is tested by the contract suite as soon as it is in its table. One that needs
+arguments gets them from ``POLICY_SPECS``/``CORRUPTION_SPECS``, one that needs a layer from ``row``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ FIRST = 5
 """The first ordinary id; ids from here to ``FIRST + WORDS`` are ordinary."""
 WORDS = 60
 
-POLICY_SPECS = {name: name for name in POLICIES} | {"mixture": "mixture(salient, token, span, shares=(0.3, 0.3, 0.4))"}
+POLICY_SPECS = {name: name for name in POLICIES} | {
+    "mixture": "mixture(salient, token, span, shares=(0.3, 0.3, 0.4))"
+}
 # Cut rows are as long as the batch is wide, so they are not the same in any batch: the one stated exception.
 CORRUPTION_SPECS = {name: name for name in CORRUPTIONS} | {"insert": "insert(cut=False)"}
 
@@ -34,9 +36,15 @@ def tokenizer() -> PreTrainedTokenizerFast:
     """Sixty ordinary tokens behind five special ones; sentinels and mode tokens behind those."""
     names = SPECIAL + [f"w{i}" for i in range(WORDS)]
     made = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}, unk_token="[UNK]")),
-        pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]",
-    )  # fmt: skip
+        tokenizer_object=Tokenizer(
+            models.WordLevel({name: i for i, name in enumerate(names)}, unk_token="[UNK]")
+        ),
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+    )
     sentinels = [f"<extra_id_{i}>" for i in range(120)]
     made.add_special_tokens({"additional_special_tokens": [*sentinels, "[R]", "[S]", "[X]"]})
     return made
@@ -50,11 +58,16 @@ def vocabulary() -> Vocabulary:
 def masker(policy: str = "token", corruption: str = "bert", **more: Any) -> Masker:
     """A masker over the small vocabulary, with the arguments that members need."""
     return Masker(
-        vocabulary(), policy=POLICY_SPECS.get(policy, policy), corruption=CORRUPTION_SPECS.get(corruption, corruption), **more
+        vocabulary(),
+        policy=POLICY_SPECS.get(policy, policy),
+        corruption=CORRUPTION_SPECS.get(corruption, corruption),
+        **more,
     )
 
 
-def row(words: Sequence[int], *, example_id: int = 0, unknown: Sequence[int] = (), framed: bool = True) -> dict[str, Any]:
+def row(
+    words: Sequence[int], *, example_id: int = 0, unknown: Sequence[int] = (), framed: bool = True
+) -> dict[str, Any]:
     """One row of words with the given numbers of pieces, and every layer over it.
 
     Args:
@@ -111,7 +124,9 @@ AWKWARD = {
 """Rows that break careless code, by what is odd about them."""
 
 
-def padded(rows: Sequence[dict[str, Any]], *, width: int | None = None, left: bool = False) -> dict[str, Tensor]:
+def padded(
+    rows: Sequence[dict[str, Any]], *, width: int | None = None, left: bool = False
+) -> dict[str, Tensor]:
     """Rows as one dict of (B, L) tensors with an attention mask; padding right or left."""
     width = max(len(r["input_ids"]) for r in rows) if width is None else width
     out: dict[str, Tensor] = {"example_id": torch.tensor([r["example_id"] for r in rows])}
@@ -119,7 +134,9 @@ def padded(rows: Sequence[dict[str, Any]], *, width: int | None = None, left: bo
         fill = PAD if name == "input_ids" else -1
         out[name] = torch.tensor([_pad(r[name], width, fill, left) for r in rows]).view(len(rows), width)
     out["input_ids"] = out["input_ids"].long()
-    out["attention_mask"] = torch.tensor([_pad([1] * len(r["input_ids"]), width, 0, left) for r in rows]).view(len(rows), width)
+    out["attention_mask"] = torch.tensor(
+        [_pad([1] * len(r["input_ids"]), width, 0, left) for r in rows]
+    ).view(len(rows), width)
     return out
 
 

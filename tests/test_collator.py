@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from masking_tools import FIRST, masker, random_rows, row
 from torch.utils.data import DataLoader
 
+from masking_tools import FIRST, masker, random_rows, row
 from maskwise.errors import MaskwiseError
 from maskwise.masking import IGNORE, Masker, MaskingCollator, StepBatchSampler, SteppedDataset, schedules
 from maskwise.masking.collator import permutation
@@ -18,10 +18,14 @@ ROWS = [{k: v for k, v in r.items() if k in ("input_ids", "word_ids")} for r in 
 EVEN = [{"input_ids": row([1] * 40, example_id=i)["input_ids"]} for i in range(24)]  # rows of one length
 
 
-def load(data: list, made: Masker, *, workers: int = 0, total_steps: int | None = None, **order: Any) -> list[dict]:
+def load(
+    data: list, made: Masker, *, workers: int = 0, total_steps: int | None = None, **order: Any
+) -> list[dict]:
     sampler = StepBatchSampler(len(data), **order)
     collate = MaskingCollator(made, total_steps=total_steps)
-    return list(DataLoader(SteppedDataset(data), batch_sampler=sampler, collate_fn=collate, num_workers=workers))
+    return list(
+        DataLoader(SteppedDataset(data), batch_sampler=sampler, collate_fn=collate, num_workers=workers)
+    )
 
 
 def by_text(batches: list[dict]) -> dict[tuple, tuple]:
@@ -29,9 +33,16 @@ def by_text(batches: list[dict]) -> dict[tuple, tuple]:
     out = {}
     for batch in batches:
         for i in range(len(batch["input_ids"])):
-            n = int(batch["attention_mask"][i].sum()) if "attention_mask" in batch else batch["input_ids"].shape[1]
+            n = (
+                int(batch["attention_mask"][i].sum())
+                if "attention_mask" in batch
+                else batch["input_ids"].shape[1]
+            )
             shown, label = batch["input_ids"][i, :n], batch["labels"][i, :n]
-            out[tuple(torch.where(label != IGNORE, label, shown).tolist())] = (tuple(shown.tolist()), tuple(label.tolist()))
+            out[tuple(torch.where(label != IGNORE, label, shown).tolist())] = (
+                tuple(shown.tolist()),
+                tuple(label.tolist()),
+            )
     return out
 
 
@@ -41,7 +52,12 @@ def test_workers_and_batch_split_do_not_matter(policy: str) -> None:
     reference = by_text(load(ROWS, made, batch_size=8))
     assert len(reference) == 24
     assert by_text(load(ROWS, made, batch_size=8, workers=2)) == reference
-    for split in ({"batch_size": 1}, {"batch_size": 12}, {"batch_size": 3, "accumulate": 4}, {"batch_size": 24, "seed": 9}):
+    for split in (
+        {"batch_size": 1},
+        {"batch_size": 12},
+        {"batch_size": 3, "accumulate": 4},
+        {"batch_size": 24, "seed": 9},
+    ):
         assert by_text(load(ROWS, made, **split)) == reference
     halves = [by_text(load(ROWS, made, batch_size=4, ranks=2, rank=rank)) for rank in (0, 1)]
     assert not halves[0].keys() & halves[1].keys() and halves[0] | halves[1] == reference
@@ -93,7 +109,9 @@ def test_loaders_that_start_their_workers_anew_still_give_new_masks() -> None:
 def test_the_order_is_a_function_of_seed_and_epoch() -> None:
     for epoch in (0, 1):
         order = permutation(100, seed=3, epoch=epoch)
-        assert sorted(order.tolist()) == list(range(100)) and torch.equal(order, permutation(100, seed=3, epoch=epoch))
+        assert sorted(order.tolist()) == list(range(100)) and torch.equal(
+            order, permutation(100, seed=3, epoch=epoch)
+        )
     orders = [list(StepBatchSampler(24, batch_size=8, seed=s, epochs=2)) for s in (0, 1)]
     assert orders[0] != orders[1] and [step for b in orders[0] for _, step, _ in b[:1]] == list(range(6))
     assert [epoch for b in orders[0] for _, _, epoch in b[:1]] == [0, 0, 0, 1, 1, 1]
@@ -102,7 +120,9 @@ def test_the_order_is_a_function_of_seed_and_epoch() -> None:
 
 
 def test_refusals() -> None:
-    with pytest.raises(MaskwiseError, match="fewer rows than one step needs; got 10; allowed: at least 4 × 2 ranks × 2"):
+    with pytest.raises(
+        MaskwiseError, match="fewer rows than one step needs; got 10; allowed: at least 4 × 2 ranks × 2"
+    ):
         StepBatchSampler(10, batch_size=4, ranks=2, accumulate=2)
     mixed = [{"input_ids": [FIRST], "example_id": i, "step": i, "epoch": 0} for i in range(2)]
     with pytest.raises(MaskwiseError, match="different values of 'step'"):

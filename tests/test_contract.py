@@ -1,7 +1,7 @@
 """The contract of every registered policy, corruption, budget mode and schedule, on awkward rows.
 
-Nothing here knows a member by name, but for ``masking_tools`` (arguments) and the sets below (what a member is free to
-do). A new line in a registry is tested by this file as it is.
+Nothing here knows a member by name, but for ``masking_tools`` (arguments) and the sets below (what a member
+is free to do). A new line in a registry is tested by this file as it is.
 """
 
 from __future__ import annotations
@@ -12,11 +12,25 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from masking_tools import (
-    AWKWARD, CLS, CORRUPTION_SPECS, FIRST, PAD, POLICY_SPECS, SEP, UNK, WORDS, masker, packed, padded, per_row,
-    random_rows, row, vocabulary,
-)  # fmt: skip
 
+from masking_tools import (
+    AWKWARD,
+    CLS,
+    CORRUPTION_SPECS,
+    FIRST,
+    PAD,
+    POLICY_SPECS,
+    SEP,
+    UNK,
+    WORDS,
+    masker,
+    packed,
+    padded,
+    per_row,
+    random_rows,
+    row,
+    vocabulary,
+)  # fmt: skip
 from maskwise.errors import MaskwiseError
 from maskwise.keys import Keys
 from maskwise.masking import IGNORE, SCHEDULES, AnnotatedBatch, Masker, schedules
@@ -34,8 +48,12 @@ each_corruption = pytest.mark.parametrize("corruption", CORRUPTION_SPECS)
 each_budget = pytest.mark.parametrize("budget", BUDGETS)
 
 words = st.lists(st.sampled_from([0, 1, 1, 1, 2, 3, 5]), max_size=14)
-rows = st.lists(st.tuples(words, st.sets(st.integers(0, 12), max_size=2), st.booleans()), min_size=1, max_size=4).map(
-    lambda made: [row(w, unknown=sorted(u), framed=f, example_id=7 * i + len(w)) for i, (w, u, f) in enumerate(made)]
+rows = st.lists(
+    st.tuples(words, st.sets(st.integers(0, 12), max_size=2), st.booleans()), min_size=1, max_size=4
+).map(
+    lambda made: [
+        row(w, unknown=sorted(u), framed=f, example_id=7 * i + len(w)) for i, (w, u, f) in enumerate(made)
+    ]
 )
 few = settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
@@ -80,13 +98,17 @@ def check_shown(out, batch, corruption: str) -> None:
         left = shown[b][attention[b] == 1]
         chosen = selected[b][batch["attention_mask"][b] == 1]
         for special in (CLS, SEP, UNK):
-            assert (left == special).sum() == (real == special).sum(), "special tokens were added, lost or drawn"
+            assert (left == special).sum() == (real == special).sum(), (
+                "special tokens were added, lost or drawn"
+            )
         assert PAD not in left.tolist()
         if not chosen.any():
             assert left.tolist() == real.tolist() and (out.labels[b] == IGNORE).all()
             continue
         if corruption not in MOVING:
-            assert is_subsequence(real[~chosen].tolist(), left.tolist()), "tokens that were not chosen were touched"
+            assert is_subsequence(real[~chosen].tolist(), left.tolist()), (
+                "tokens that were not chosen were touched"
+            )
     if corruption in KEEPING and corruption not in MOVING:
         kept = ~selected
         assert torch.equal(shown[kept], ids[kept])
@@ -107,7 +129,10 @@ def is_subsequence(short: list[int], long: list[int]) -> bool:
 @few
 @given(made=rows, ratio=st.sampled_from([0.0, 0.02, 0.15, 0.5, 0.97, 1.0]), seed=st.integers(0, 1 << 70))
 def test_whole_units_within_the_budget(policy: str, budget: str, made: list, ratio: float, seed: int) -> None:
-    maker, batch = masker(policy, budget=budget, ratio=ratio, seed=seed), AnnotatedBatch.of(padded(made), vocabulary())
+    maker, batch = (
+        masker(policy, budget=budget, ratio=ratio, seed=seed),
+        AnnotatedBatch.of(padded(made), vocabulary()),
+    )
     keys = Keys(batch.example_id, seed=seed, epoch=0)
     units, selection, ratio_B, _ = maker.choose(batch, keys, Moment())
     chosen = selection.tokens
@@ -127,8 +152,14 @@ def test_whole_units_within_the_budget(policy: str, budget: str, made: list, rat
         if budget == "exact":
             assert (count <= selection.budget).all()
         else:
-            assert (count - longest < selection.budget).logical_or(count == 0).all(), "more than one unit over"
-            assert (count + longest > torch.minimum(selection.budget, usable.sum(1))).logical_or(count == 0).all()
+            assert (count - longest < selection.budget).logical_or(count == 0).all(), (
+                "more than one unit over"
+            )
+            assert (
+                (count + longest > torch.minimum(selection.budget, usable.sum(1)))
+                .logical_or(count == 0)
+                .all()
+            )
     if policy not in OWN_RATIO and ratio == 0:
         assert not chosen.any()
     if policy not in OWN_RATIO and ratio == 1 and (units.weight is None or budget != "bernoulli"):
@@ -147,7 +178,9 @@ def test_packed_like_padded(policy: str, budget: str, corruption: str) -> None:
         here = (blocks["example_id"] == one["example_id"]) & (blocks["attention_mask"] == 1)
         n = len(one["input_ids"])
         assert together.input_ids[here].tolist() == alone.input_ids[b, :n].tolist()
-        text = torch.tensor(one["word_ids"]) >= 0  # only the text is whose: frames belong to no document in a block
+        text = (
+            torch.tensor(one["word_ids"]) >= 0
+        )  # only the text is whose: frames belong to no document in a block
         assert together.labels[here][text].tolist() == alone.labels[b, :n][text].tolist()
         assert together.selected[here].tolist() == alone.selected[b, :n].tolist()
 
@@ -159,14 +192,16 @@ def test_packed_rows_keep_their_length_or_are_refused(policy: str, corruption: s
     try:
         out = masker(policy, corruption)(blocks, epoch=0)
     except MaskwiseError as error:
-        assert "one document per row" in str(error)  # noqa: PT017
+        assert "one document per row" in str(error)
     else:
         assert out.input_ids.shape[0] == len(blocks["input_ids"])
 
 
 @each_corruption
 @few
-@given(made=rows, ratio=st.sampled_from([0.0, 0.2, 1.0]), policy=st.sampled_from(["token", "whole-word", "span"]))
+@given(
+    made=rows, ratio=st.sampled_from([0.0, 0.2, 1.0]), policy=st.sampled_from(["token", "whole-word", "span"])
+)
 def test_any_rows(corruption: str, made: list, ratio: float, policy: str) -> None:
     batch = padded(made)
     out = masker(policy, corruption, ratio=ratio, budget="expected")(batch, epoch=0)
@@ -183,7 +218,9 @@ def test_masks_differ_between_examples_and_epochs_and_survive_pickling(policy: s
     made = masker(policy, corruption, ratio=schedules.uniform(0.2, 0.6), fill="random", seed=1)
     one = random_rows(1, words=20)[0]
     same_text = padded([one | {"example_id": i} for i in range(8)])
-    first, other, copied = (m(same_text, epoch=e) for m, e in ((made, 0), (made, 1), (pickle.loads(pickle.dumps(made)), 0)))
+    first, other, copied = (
+        m(same_text, epoch=e) for m, e in ((made, 0), (made, 1), (pickle.loads(pickle.dumps(made)), 0))
+    )
     assert torch.equal(first.input_ids, copied.input_ids) and torch.equal(first.labels, copied.labels)
     assert len({tuple(x.tolist()) for x in first.selected}) > 3
     assert not torch.equal(first.selected, other.selected)
@@ -225,5 +262,7 @@ def test_schedules(name: str) -> None:
             made(3)
     else:
         assert made(3) == made(0, 10)
-    out = Masker(vocabulary(), ratio=made, budget="bernoulli")(padded(random_rows(4)), step=300, total_steps=1000)
+    out = Masker(vocabulary(), ratio=made, budget="bernoulli")(
+        padded(random_rows(4)), step=300, total_steps=1000
+    )
     assert ((out.ratio >= 0) & (out.ratio <= 1)).all()

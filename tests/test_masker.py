@@ -9,12 +9,25 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from masking_tools import (
-    CLS, FIRST, MASK, PAD, SEP, UNK, WORDS, masker, packed, padded, random_rows, row, tokenizer, vocabulary,
-)  # fmt: skip
 from tokenizers import AddedToken, Tokenizer, models
 from transformers import BatchEncoding, BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
 
+from masking_tools import (
+    CLS,
+    FIRST,
+    MASK,
+    PAD,
+    SEP,
+    UNK,
+    WORDS,
+    masker,
+    packed,
+    padded,
+    random_rows,
+    row,
+    tokenizer,
+    vocabulary,
+)
 from maskwise.errors import MaskwiseError
 from maskwise.masking import IGNORE, AnnotatedBatch, Masker, Vocabulary, schedules
 
@@ -49,7 +62,9 @@ def test_one_draw_per_unit() -> None:
     rows = padded([row([4] * 10, example_id=i) for i in range(200)])
     out = masker("whole-word", "bert(per='unit')", ratio=0.5)(rows, epoch=0)
     words = (out.input_ids[:, 1:-1] == MASK).view(200, 10, 4)
-    assert (words.all(2) == words.any(2)).all() and 0.7 < float(words.any(2).sum() / (out.selected.sum() / 4)) < 0.9
+    assert (words.all(2) == words.any(2)).all() and 0.7 < float(
+        words.any(2).sum() / (out.selected.sum() / 4)
+    ) < 0.9
     tokens = masker("whole-word", ratio=0.5)(rows, epoch=0)
     words = (tokens.input_ids[:, 1:-1] == MASK).view(200, 10, 4)
     assert not (words.all(2) == words.any(2)).all()
@@ -63,7 +78,15 @@ def test_layouts_and_dtypes_do_not_matter() -> None:
     own = [{k: torch.tensor(v) if isinstance(v, list) else v for k, v in r.items()} for r in rows]
     small = {k: v.to(torch.int32) if k in ("input_ids", "word_ids") else v for k, v in tensors.items()}
     turned = {k: v.t().contiguous().t() if v.dim() == 2 else v for k, v in tensors.items()}
-    for same in (rows, arrays, own, small, turned, BatchEncoding(tensors), {k: v.tolist() for k, v in tensors.items()}):
+    for same in (
+        rows,
+        arrays,
+        own,
+        small,
+        turned,
+        BatchEncoding(tensors),
+        {k: v.tolist() for k, v in tensors.items()},
+    ):
         out = masker("weighted")(same, epoch=0)
         assert torch.equal(out.input_ids, reference.input_ids) and torch.equal(out.labels, reference.labels)
 
@@ -78,16 +101,34 @@ def test_fractions_and_none_in_lists_are_kept() -> None:
 
 
 def test_what_is_for_others_is_left_alone() -> None:
-    rows = [r | {"text": "x", "tokens": ["a", "b"], "labels": [1], "step": 3, "idx": 7, "token_type_ids": [0] * len(r["input_ids"])}
-            for r in random_rows(3)]  # fmt: skip
+    rows = [
+        r
+        | {
+            "text": "x",
+            "tokens": ["a", "b"],
+            "labels": [1],
+            "step": 3,
+            "idx": 7,
+            "token_type_ids": [0] * len(r["input_ids"]),
+        }
+        for r in random_rows(3)
+    ]
     out = masker()(rows, epoch=0)
     assert set(out.keys()) == {"input_ids", "labels", "attention_mask", "token_type_ids"}
     assert set(out.source.layers) == {"word_ids", "salient", "phrase", "sentence", "weight", "frequency"}
-    assert out["token_type_ids"].shape == out.input_ids.shape and out.targets == int((out.labels != IGNORE).sum())
+    assert out["token_type_ids"].shape == out.input_ids.shape and out.targets == int(
+        (out.labels != IGNORE).sum()
+    )
 
 
 def test_a_model_reads_the_batch() -> None:
-    config = BertConfig(vocab_size=len(tokenizer()), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    config = BertConfig(
+        vocab_size=len(tokenizer()),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+    )
     model, batch = BertForMaskedLM(config), masker()(padded(random_rows(3)), epoch=0)
     loss = model(**batch).loss
     loss.backward()
@@ -114,7 +155,9 @@ def test_rows_without_example_ids_are_keyed_by_their_text_with_one_warning() -> 
             first = made(nameless, epoch=0)
     assert len(caught) == 1 and "example_id" in str(caught[0].message)
     with pytest.warns(UserWarning, match="example_id"):
-        alone = made(padded([r | {"example_id": 0} for r in nameless[2:3]], width=60) | {"example_id": None}, epoch=0)
+        alone = made(
+            padded([r | {"example_id": 0} for r in nameless[2:3]], width=60) | {"example_id": None}, epoch=0
+        )
     n = len(rows[2]["input_ids"])
     assert torch.equal(alone.input_ids[0, :n], first.input_ids[2, :n])
 
@@ -125,7 +168,9 @@ def test_packed_rows_of_one_document_each_and_none() -> None:
     assert out.targets == 0 and torch.equal(out.input_ids, empty["input_ids"])
     blocks = packed([row([2, 0, 1], example_id=4), row([1, 1], example_id=5)], width=12)
     parts = list(AnnotatedBatch.of(blocks, vocabulary()).segments())
-    assert sorted(int(i) for part, _, _ in parts for i in part.example_id) == [4, 5], "a [SEP] inside parts no document"
+    assert sorted(int(i) for part, _, _ in parts for i in part.example_id) == [4, 5], (
+        "a [SEP] inside parts no document"
+    )
 
 
 def test_packed_rows_carry_loss_weights_per_token() -> None:
@@ -142,7 +187,9 @@ def test_schedules_act_at_their_step() -> None:
     rows = padded([row([1] * 40, example_id=i) for i in range(50)])
     made = masker(ratio=schedules.linear(0.5, 0.1))
     for step, ratio in ((0, 0.5), (50, 0.3), (100, 0.1)):
-        assert made(rows, step=step, total_steps=100, epoch=0).realised_ratio == pytest.approx(ratio, abs=0.01)
+        assert made(rows, step=step, total_steps=100, epoch=0).realised_ratio == pytest.approx(
+            ratio, abs=0.01
+        )
     with pytest.raises(MaskwiseError, match="total_steps"):
         made(rows, step=3)
     dynamic = masker()
@@ -158,8 +205,14 @@ BAD = [
     ([], "no rows to mask"),
     ([{"ids": [1]}], "no input_ids"),
     ({"ids": torch.ones(1, 1)}, "no input_ids"),
-    ([{"input_ids": [5, 6], "example_id": 0, "word_ids": [0]}], "'word_ids' of row 0 has the wrong length; got 1; allowed: 2"),
-    ([{"input_ids": [5], "example_id": 0, "word_ids": [0]}, {"input_ids": [5], "example_id": 1}], "missing in some rows"),
+    (
+        [{"input_ids": [5, 6], "example_id": 0, "word_ids": [0]}],
+        "'word_ids' of row 0 has the wrong length; got 1; allowed: 2",
+    ),
+    (
+        [{"input_ids": [5], "example_id": 0, "word_ids": [0]}, {"input_ids": [5], "example_id": 1}],
+        "missing in some rows",
+    ),
     ([{"input_ids": [5, 999], "example_id": 0}], "outside the vocabulary; got 999"),
     ([{"input_ids": [5, -4], "example_id": 0}], "outside the vocabulary; got -4"),
     (tensors(word_ids=torch.zeros(2, 3)), "'word_ids' does not fit"),
@@ -180,16 +233,23 @@ def test_bad_rows(rows: object, match: str) -> None:
 def test_missing_layers_and_bad_settings() -> None:
     with pytest.raises(MaskwiseError, match="needs the layer 'word_ids'; got rows without layers"):
         masker("whole-word")([{"input_ids": [5, 6], "example_id": 0}], epoch=0)
-    for more, match in (({"ratio": 1.5}, "0 to 1"), ({"budget": "exakt"}, "'exact'"), ({"fill": "all"}, "unknown fill"),
-                        ({"min_targets": -1}, "min_targets"), ({"policy": "wholeword"}, "'whole-word'"),
-                        ({"corruption": "brt"}, "'bert'")):  # fmt: skip
+    for more, match in (
+        ({"ratio": 1.5}, "0 to 1"),
+        ({"budget": "exakt"}, "'exact'"),
+        ({"fill": "all"}, "unknown fill"),
+        ({"min_targets": -1}, "min_targets"),
+        ({"policy": "wholeword"}, "'whole-word'"),
+        ({"corruption": "brt"}, "'bert'"),
+    ):
         with pytest.raises(MaskwiseError, match=match):
             Masker(vocabulary(), **more)
 
 
 def small_tokenizer(**more: str) -> PreTrainedTokenizerFast:
     names = {"[PAD]": 0, "[UNK]": 1, "a": 2, "b": 3, "c": 6}  # 4 and 5 are holes
-    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(names, unk_token="[UNK]")), **more)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel(names, unk_token="[UNK]")), **more
+    )
 
 
 def test_vocabulary() -> None:
@@ -211,11 +271,16 @@ def test_vocabulary() -> None:
 
 def test_memory_grows_with_the_batch_and_not_with_its_square() -> None:
     """Whole words at 2 × 8,192: a (B, L, L) mask alone would be 134 MB."""
-    rows = {"input_ids": torch.full((2, 8192), FIRST), "word_ids": (torch.arange(8192) // 2).expand(2, -1).contiguous(),
-            "example_id": torch.arange(2)}  # fmt: skip
+    rows = {
+        "input_ids": torch.full((2, 8192), FIRST),
+        "word_ids": (torch.arange(8192) // 2).expand(2, -1).contiguous(),
+        "example_id": torch.arange(2),
+    }
     with torch.profiler.profile(profile_memory=True) as profile:
         masker("whole-word")(rows, epoch=0)
-    assert 0 < sum(max(0, e.self_cpu_memory_usage) for e in profile.events()) < 16384 * 8 * 60, "all that was ever asked for"
+    assert 0 < sum(max(0, e.self_cpu_memory_usage) for e in profile.events()) < 16384 * 8 * 60, (
+        "all that was ever asked for"
+    )
     tracemalloc.start()
     masker("whole-word")(rows, epoch=0)
     assert tracemalloc.get_traced_memory()[1] < 16384 * 8 * 8

@@ -38,7 +38,9 @@ TABLE = [
 ]
 
 
-@pytest.mark.parametrize(("name", "ratios"), [(name, ratios) for name, *ratios in TABLE], ids=[r[0] for r in TABLE])
+@pytest.mark.parametrize(
+    ("name", "ratios"), [(name, ratios) for name, *ratios in TABLE], ids=[r[0] for r in TABLE]
+)
 def test_table(name: str, ratios: list[float]) -> None:
     made = schedule(name)
     assert [made(step, 400) for step in (0, 100, 200, 300, 400)] == pytest.approx(ratios, abs=1e-12)
@@ -57,13 +59,28 @@ def test_anything_that_says_how_much_is_a_schedule() -> None:
 
 
 REFUSED = [
-    ("linear(0.3, 1.2)", "leaves the range"), ("cosine-decay(0.5)", "got 1.02"), ("1.5", "got 1.5"), ("-0.1", "0 to 1"),
-    ("nan", "0 to 1"), ('linear("a", 1)', "gives no ratio"), ("linear(0.3)", "missing"), ("liner(0.3, 0.1)", "'linear'"),
-    ("uniform(-1, 1)", "got -1"), ("uniform(0, 2)", "leaves the range"), ("scaled(uniform(0, 1), 2)", "got 2.0"),
-    ("piecewise(0, 0.1, 0.001, 2, 1, 0.1)", "pairs"), ("piecewise(0.5, 0.1, 0, 0.1)", "rising"), ("mixture(0.1, -1)", "shares"),
-    ("mixture(0.1, 0)", "shares"), ("mixture(2, 1)", "0 to 1"), ("beta(0, 1)", "positive"), ("warm-up(0.15, 0)", "share"),
-    ("then(0.1, 1.5, 0.2)", "inside training"), ("clipped(0.1, 0.5, 0.2)", "low is above high"), ("warm-decay(0.15, 1)", "warm"),
-]  # fmt: skip
+    ("linear(0.3, 1.2)", "leaves the range"),
+    ("cosine-decay(0.5)", "got 1.02"),
+    ("1.5", "got 1.5"),
+    ("-0.1", "0 to 1"),
+    ("nan", "0 to 1"),
+    ('linear("a", 1)', "gives no ratio"),
+    ("linear(0.3)", "missing"),
+    ("liner(0.3, 0.1)", "'linear'"),
+    ("uniform(-1, 1)", "got -1"),
+    ("uniform(0, 2)", "leaves the range"),
+    ("scaled(uniform(0, 1), 2)", "got 2.0"),
+    ("piecewise(0, 0.1, 0.001, 2, 1, 0.1)", "pairs"),
+    ("piecewise(0.5, 0.1, 0, 0.1)", "rising"),
+    ("mixture(0.1, -1)", "shares"),
+    ("mixture(0.1, 0)", "shares"),
+    ("mixture(2, 1)", "0 to 1"),
+    ("beta(0, 1)", "positive"),
+    ("warm-up(0.15, 0)", "share"),
+    ("then(0.1, 1.5, 0.2)", "inside training"),
+    ("clipped(0.1, 0.5, 0.2)", "low is above high"),
+    ("warm-decay(0.15, 1)", "warm"),
+]
 
 
 @pytest.mark.parametrize(("spec", "match"), REFUSED)
@@ -92,9 +109,18 @@ def test_distributions_have_their_moments() -> None:
     uniform, beta, mixed = rows("uniform(0.1, 0.5)"), rows("beta(2, 6)"), rows("mixture(0.1, 3, 0.5, 1)")
     assert (float(uniform.mean()), float(uniform.var())) == pytest.approx((0.3, 0.16 / 12), rel=1e-3)
     assert (float(beta.mean()), float(beta.var())) == pytest.approx((0.25, 12 / (64 * 9)), rel=2e-3)
-    assert mixed.unique().tolist() == [0.1, 0.5] and float((mixed == 0.1).double().mean()) == pytest.approx(0.75, abs=1e-3)
-    for spec in ("uniform(0.1, 0.5)", "beta(2, 6)", "mixture(0.1, 3, 0.5, 1)", "clipped(beta(2, 6), 0.2, 0.3)"):
-        assert schedule(spec)(0, 100) == pytest.approx(float(rows(spec).mean()), rel=2e-3), "its value is the mean"
+    assert mixed.unique().tolist() == [0.1, 0.5] and float((mixed == 0.1).double().mean()) == pytest.approx(
+        0.75, abs=1e-3
+    )
+    for spec in (
+        "uniform(0.1, 0.5)",
+        "beta(2, 6)",
+        "mixture(0.1, 3, 0.5, 1)",
+        "clipped(beta(2, 6), 0.2, 0.3)",
+    ):
+        assert schedule(spec)(0, 100) == pytest.approx(float(rows(spec).mean()), rel=2e-3), (
+            "its value is the mean"
+        )
 
 
 def test_a_composition_draws_where_its_parts_do() -> None:

@@ -1,7 +1,7 @@
 """Selection against enumeration, in every budget mode.
 
-The randomness is a hash, so frequencies over many example ids are compared with exact probabilities, at 4.5 standard
-errors; all is deterministic, so what passes once passes always.
+The randomness is a hash, so frequencies over many example ids are compared with exact probabilities, at 4.5
+standard errors; all is deterministic, so what passes once passes always.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 import torch
-from masking_tools import padded, random_rows, row, vocabulary
 from torch import Tensor
 
+from masking_tools import padded, random_rows, row, vocabulary
 from maskwise.errors import MaskwiseError
 from maskwise.keys import Keys
 from maskwise.masking import AnnotatedBatch
@@ -73,7 +73,9 @@ def budgets(total: int, ratio: float, floor: int = 1) -> dict[int, float]:
     return out
 
 
-def enumerate_orders(lengths: list[int], ratio: float, rule: Callable[[list[int], int], dict[int, float]]) -> list[float]:
+def enumerate_orders(
+    lengths: list[int], ratio: float, rule: Callable[[list[int], int], dict[int, float]]
+) -> list[float]:
     """Inclusion probabilities where all orders of the units are alike."""
     found = [0.0] * len(lengths)
     for budget, probability in budgets(sum(lengths), ratio).items():
@@ -100,7 +102,9 @@ def border_rule(lengths: list[int], budget: int) -> dict[int, float]:
     return taken
 
 
-@pytest.mark.parametrize("lengths", [[1, 1, 1, 1, 1], [1, 2, 3, 1, 2], [4, 1, 1], [5, 5, 5], [3, 1, 2, 2, 6, 1], [7]])
+@pytest.mark.parametrize(
+    "lengths", [[1, 1, 1, 1, 1], [1, 2, 3, 1, 2], [4, 1, 1], [5, 5, 5], [3, 1, 2, 2, 6, 1], [7]]
+)
 @pytest.mark.parametrize("ratio", [0.15, 0.4, 0.77])
 def test_exact_and_expected_match_enumeration(lengths: list[int], ratio: float) -> None:
     units = units_of(lengths)
@@ -128,12 +132,17 @@ def test_expected_is_even_to_the_stated_bound() -> None:
 def test_bernoulli_matches_its_law(ratio: float) -> None:
     lengths, weight = [1, 2, 3, 1], [1.0, 0.5, 2.0, 0.0]
     plain, weighted = units_of(lengths), units_of(lengths, weight=weight)
-    assert_close(frequencies(plain, choose(plain, ratio, budget="bernoulli", min_targets=0).tokens), [ratio] * 4)
+    assert_close(
+        frequencies(plain, choose(plain, ratio, budget="bernoulli", min_targets=0).tokens), [ratio] * 4
+    )
     law = [min(1.0, ratio * w) for w in weight]
     chosen = choose(weighted, ratio, budget="bernoulli", min_targets=0).tokens
     assert_close(frequencies(weighted, chosen), law)
-    together = frequencies(plain, choose(plain, ratio, budget="bernoulli", min_targets=0).tokens[:, :1].expand(-1, 7)
-                           & choose(plain, ratio, budget="bernoulli", min_targets=0).tokens)  # fmt: skip
+    together = frequencies(
+        plain,
+        choose(plain, ratio, budget="bernoulli", min_targets=0).tokens[:, :1].expand(-1, 7)
+        & choose(plain, ratio, budget="bernoulli", min_targets=0).tokens,
+    )
     assert_close(together[1:], [ratio**2] * 3)
     # at least one unit while eligible × ratio ≥ 0.5: the empty outcome is shared out evenly
     floored = choose(plain, ratio, budget="bernoulli").tokens
@@ -158,7 +167,10 @@ def successive(weight: list[float], count: int) -> list[float]:
     return list(go(frozenset(range(len(weight))), count))
 
 
-@pytest.mark.parametrize("weight", [[1.0, 2.0, 3.0, 4.0], [0.88] * 3 + [0.12] * 3, [5.0, 0.0, 1.0, 1.0], [1e-200, 3e-200, 1e-200, 2e-200]])
+@pytest.mark.parametrize(
+    "weight",
+    [[1.0, 2.0, 3.0, 4.0], [0.88] * 3 + [0.12] * 3, [5.0, 0.0, 1.0, 1.0], [1e-200, 3e-200, 1e-200, 2e-200]],
+)
 @pytest.mark.parametrize("size", [1, 3])
 def test_weighted_is_sampling_without_replacement(weight: list[float], size: int) -> None:
     units = units_of([size] * len(weight), weight=weight)
@@ -205,11 +217,16 @@ def test_ratio_zero_and_one(budget: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("tokens", "ratio", "floor", "least"), [(10, 0.049, 1, 0), (10, 0.05, 1, 1), (10, 0.05, 3, 3), (2, 0.4, 5, 2), (10, 0.05, 0, 0)]
+    ("tokens", "ratio", "floor", "least"),
+    [(10, 0.049, 1, 0), (10, 0.05, 1, 1), (10, 0.05, 3, 3), (2, 0.4, 5, 2), (10, 0.05, 0, 0)],
 )
-def test_min_targets_applies_only_from_half_a_token(tokens: int, ratio: float, floor: int, least: int) -> None:
+def test_min_targets_applies_only_from_half_a_token(
+    tokens: int, ratio: float, floor: int, least: int
+) -> None:
     for budget in ("exact", "expected", "bernoulli"):
-        chosen = choose(units_of([1] * tokens, count=2000), ratio, budget=budget, min_targets=floor).tokens.sum(1)
+        chosen = choose(
+            units_of([1] * tokens, count=2000), ratio, budget=budget, min_targets=floor
+        ).tokens.sum(1)
         assert chosen.min() == least
 
 
@@ -219,13 +236,20 @@ def test_first_and_last_places_are_chosen_as_often_as_the_middle() -> None:
     assert_close(found, [0.15] * 30, count=8000)
     words = AnnotatedBatch.of(same(row([2] * 15), 8000), vocabulary())
     for budget in ("exact", "expected"):
-        found = choose(Units.runs(words, words.layers["word_ids"]), 0.2, budget=budget).tokens[:, 1:-1:2].double().mean(0)
+        found = (
+            choose(Units.runs(words, words.layers["word_ids"]), 0.2, budget=budget)
+            .tokens[:, 1:-1:2]
+            .double()
+            .mean(0)
+        )
         assert_close(found, [0.2] * 15, count=8000)
 
 
 def test_runs_are_words_and_words_with_unknown_pieces_are_never_chosen() -> None:
     one = row([2, 3, 0, 1, 2], unknown=[3])
-    one["word_ids"][7] = 0  # [CLS] a a b [UNK] b [SEP] c: the number of the first word again, behind a special token
+    one["word_ids"][7] = (
+        0  # [CLS] a a b [UNK] b [SEP] c: the number of the first word again, behind a special token
+    )
     units = Units.runs(batch := AnnotatedBatch.of(padded([one]), vocabulary()), batch.layers["word_ids"])
     assert units.length.tolist() == [[2, 0, 1, 2]]
     assert units.eligible_tokens.tolist() == [5]

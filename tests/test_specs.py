@@ -30,10 +30,41 @@ def test_reads(text: str, call: Call) -> None:
 
 
 names = st.from_regex(r"[a-z]{1,6}(-[a-z]{1,6})?", fullmatch=True).filter(
-    lambda n: not {n, *n.split("-")} & {"and", "or", "not", "is", "in", "if", "else", "for", "as", "def", "del", "from",
-                                        "with", "try", "pass", "while", "class", "async", "await", "break", "elif",
-                                        "except", "global", "import", "lambda", "raise", "return", "yield", "assert"}
-)  # fmt: skip
+    lambda n: (
+        not {n, *n.split("-")}
+        & {
+            "and",
+            "or",
+            "not",
+            "is",
+            "in",
+            "if",
+            "else",
+            "for",
+            "as",
+            "def",
+            "del",
+            "from",
+            "with",
+            "try",
+            "pass",
+            "while",
+            "class",
+            "async",
+            "await",
+            "break",
+            "elif",
+            "except",
+            "global",
+            "import",
+            "lambda",
+            "raise",
+            "return",
+            "yield",
+            "assert",
+        }
+    )
+)
 plain = st.one_of(st.integers(-99, 99), st.floats(-5, 5), st.booleans(), st.none(), st.text(max_size=12))
 calls = st.recursive(
     st.builds(Call, names, st.lists(plain, max_size=3).map(tuple)),
@@ -50,9 +81,24 @@ def test_what_is_shown_is_read_again(call: Call) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "linear(", "linear(0.1))", "a b", "1 + 1", "f(1) + f(2)", "f(*x)", "f(**x)", "f(x.y)", "f(lambda: 1)", "f({[1]: 2})",
-     "__import__('os').system('x')", "f(" * 4000 + ")" * 4000, "f(\0)", "f(1 if 2 else 3)"],
-)  # fmt: skip
+    [
+        "",
+        "linear(",
+        "linear(0.1))",
+        "a b",
+        "1 + 1",
+        "f(1) + f(2)",
+        "f(*x)",
+        "f(**x)",
+        "f(x.y)",
+        "f(lambda: 1)",
+        "f({[1]: 2})",
+        "__import__('os').system('x')",
+        "f(" * 4000 + ")" * 4000,
+        "f(\0)",
+        "f(1 if 2 else 3)",
+    ],
+)
 def test_refuses(text: str) -> None:
     with pytest.raises(MaskwiseError, match="cannot read this setting") as caught:
         parse_call(text)

@@ -1,19 +1,20 @@
 """Counter-based randomness: every draw is a pure function of (seed, epoch, example id, index, purpose).
 
-Why: with a generator, a mask depends on everything drawn before it (batch size, workers, ranks, resumes). With a
-hash it depends on nothing but its own coordinates, so masks are the same for any batch composition and on any
-device, and nothing has to be saved.
+Why: with a generator, a mask depends on everything drawn before it (batch size, workers, ranks, resumes).
+With a hash it depends on nothing but its own coordinates, so masks are the same for any batch composition and
+on any device, and nothing has to be saved.
 
-How: per purpose, the 64 bits of an example id are mixed into 64 other bits by a bijection that (seed, epoch, purpose)
-choose; they make two words, ``start`` and ``odd``. The key of index i in that row is ``mix(start + i · odd)``. All
-steps are bijections, so **keys within a row are distinct by construction** (there are no ties), and no two examples
-have the same words but for the lowest bit of ``odd``. The multiplier differs from row to row, so that rows are not
-shifted copies of each other, which a common multiplier makes them (``tests/test_keys.py`` searches).
+How: per purpose, the 64 bits of an example id are mixed into 64 other bits by a bijection that (seed, epoch,
+purpose) choose; they make two words, ``start`` and ``odd``. The key of index i in that row is ``mix(start + i
+· odd)``. All steps are bijections, so **keys within a row are distinct by construction** (there are no ties),
+and no two examples have the same words but for the lowest bit of ``odd``. The multiplier differs from row to
+row, so that rows are not shifted copies of each other, which a common multiplier makes them
+(``tests/test_keys.py`` searches).
 
 Cost: 12 integer operations a draw in plain torch, 400M draws a second on one core.
 
-The mixers are Chris Wellons' ``lowbias32`` (public domain; nullprogram.com/blog/2018/07/31) and the finaliser of
-SplitMix64 (Steele, Lea and Flood 2014, OOPSLA, figure 17).
+The mixers are Chris Wellons' ``lowbias32`` (public domain; nullprogram.com/blog/2018/07/31) and the finaliser
+of SplitMix64 (Steele, Lea and Flood 2014, OOPSLA, figure 17).
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _WORD = 1 << 32
 _A, _B = 0x7FEB352D, 0x846CA68B - _WORD
 _A_INVERSE, _B_INVERSE = ((pow(n % _WORD, -1, _WORD) + (1 << 31)) % _WORD - (1 << 31) for n in (_A, _B))
 _C, _D = 0xBF58476D1CE4E5B9 - (1 << 64), 0x94D049BB133111EB - (1 << 64)
-# Shifts, each with the mask of the bits that it leaves, for torch shifts signs in from the left; then the factors.
+# Shifts, each with the mask of the bits that it leaves (torch shifts signs in from the left), then factors.
 _NUMBERS_32 = (16, 0xFFFF, 15, 0x1FFFF, _A, _B, _A_INVERSE, _B_INVERSE)
 _NUMBERS_64 = (30, (1 << 34) - 1, 27, (1 << 37) - 1, 31, (1 << 33) - 1, _C, _D)
 
@@ -86,7 +87,7 @@ def unmix(x: Tensor) -> Tensor:
 
 
 def inverse_odd(x: Tensor) -> Tensor:
-    """The inverses of odd int32 numbers modulo 2³², by Newton's iteration (each step doubles the correct bits)."""
+    """The inverses of odd int32 numbers modulo 2³², by Newton's iteration: each step doubles the right bits."""
     inverse = x.clone()
     for _ in range(4):
         inverse = inverse * (2 - x * inverse)
@@ -95,7 +96,7 @@ def inverse_odd(x: Tensor) -> Tensor:
 
 @lru_cache(maxsize=16)
 def _constants_of(device: torch.device, dtype: torch.dtype = torch.int32) -> tuple[Tensor, ...]:
-    """As tensors: torch converts a plain number at every bitwise operation, which costs as much as the operation."""
+    """As tensors: torch converts a plain number at every bitwise operation, at as much cost again."""
     numbers = _NUMBERS_32 if dtype == torch.int32 else _NUMBERS_64
     return tuple(torch.tensor(n, dtype=dtype, device=device) for n in numbers)
 
@@ -146,7 +147,7 @@ class Keys:
         self._start_PB, self._odd_PB = words[:, 0::2].contiguous(), words[:, 1::2] | 1
 
     def draw(self, purpose: Purpose, index: Tensor) -> Tensor:
-        """int32 of the shape (B, X), uniform over all 32-bit integers; distinct for distinct indices of a row.
+        """int32 of the shape (B, X), uniform over all 32-bit integers; distinct for the indices of a row.
 
         Args:
             index: (X,) or (B, X) int32; which draw of the row.
@@ -189,7 +190,7 @@ def _edge(share: float) -> int:
 
 
 def split(draw: Tensor, low: float, high: float, count: int) -> Tensor:
-    """int32 draws that are ``within`` the share ``high`` but not ``low`` to int64 in [0, count): what else they say.
+    """int32 draws ``within`` the share ``high`` but not ``low`` to int64 in [0, count): what else they say.
 
     With a bias below count / (2³² (high − low)), as ``below`` has for all draws.
     """
@@ -211,7 +212,8 @@ def content_ids(input_ids: Tensor, content: Tensor) -> Tensor:
     """(B,) int64 ids made from what a row says, for rows that have no example id.
 
     Args:
-        input_ids: (B, L). content: (B, L) bool; padding and special tokens do not count, nor does where they stand.
+        input_ids: (B, L). content: (B, L) bool; padding and special tokens do not count, nor does where they
+            stand.
     """
     rank = content.cumsum(1, dtype=torch.int32)
     token = input_ids.to(torch.int32)

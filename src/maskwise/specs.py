@@ -1,6 +1,8 @@
-"""Names with arguments, written as people write them: ``span(p=0.2, max_words=10)``, ``linear(0.30, 0.15)``, ``0.15``.
+"""Names with arguments, written as people write them: ``span(p=0.2, max_words=10)``, ``linear(0.30, 0.15)``,
+``0.15``.
 
-One small language for recipes, the command line and Python strings. Only literals are read; nothing is evaluated.
+One small language for recipes, the command line and Python strings. Only literals are read; nothing is
+evaluated.
 """
 
 from __future__ import annotations
@@ -17,14 +19,17 @@ from maskwise.errors import MaskwiseError, unknown_name
 
 @dataclass(frozen=True)
 class Call:
-    """A name, its positional and its keyword arguments (numbers, strings, booleans, None, or further calls)."""
+    """A name, its positional and its keyword arguments (numbers, strings, booleans, None, or further
+    calls)."""
 
     name: str
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        inside = [_show(a) for a in self.args] + [f"{key}={_show(value)}" for key, value in self.kwargs.items()]
+        inside = [_show(a) for a in self.args] + [
+            f"{key}={_show(value)}" for key, value in self.kwargs.items()
+        ]
         return f"{self.name}({', '.join(inside)})" if inside else self.name
 
 
@@ -72,8 +77,8 @@ def build(kind: str, spec: str | Call, table: Mapping[str, Callable[..., Any]]) 
     """Make the member of ``table`` that ``spec`` names, with its arguments.
 
     Raises:
-        MaskwiseError: an unknown name (with the nearest one), or arguments that the member does not take, by name,
-            number or type.
+        MaskwiseError: an unknown name (with the nearest one), or arguments that the member does not take, by
+            name, number or type.
     """
     call = parse_call(spec) if isinstance(spec, str) else spec
     if call.name not in table:

@@ -1,7 +1,8 @@
-"""Side by side with the peers, on real text and in one run. ``maskwise bench NAME`` runs a member of ``BENCHES``.
+"""Side by side with the peers, on real text and in one run. ``maskwise bench NAME`` runs a member of
+``BENCHES``.
 
-Every bench returns plain figures (for ``--json``) with the hardware they were measured on, and checks the results that
-it times. May import everything but ``cli``.
+Every bench returns plain figures (for ``--json``) with the hardware they were measured on, and checks the
+results that it times. May import everything but ``cli``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """How the benches measure: processor time of one thread, medians over fresh batches, contestants in turn.
 
-Wall time on a shared machine is mostly about the neighbours, and a short call escapes them where a long one does not.
-Processor time leaves them out, but for the caches that they spoil, so contestants take turns batch by batch.
+Wall time on a shared machine is mostly about the neighbours, and a short call escapes them where a long one
+does not. Processor time leaves them out, but for the caches that they spoil, so contestants take turns, a few
+batches each.
 """
 
 from __future__ import annotations
@@ -19,23 +20,32 @@ from typing import Any
 import torch
 
 
-def in_turn(contestants: dict[str, Callable[[int], Any]], *, batches: int, check: Callable[[str, int, Any], None]
-            ) -> dict[str, float]:  # fmt: skip
+def in_turn(
+    contestants: dict[str, Callable[[int], Any]],
+    *,
+    batches: int,
+    check: Callable[[str, int, Any], None],
+    turn: int = 10,
+) -> dict[str, float]:
     """Median processor seconds of each contestant over ``batches`` calls with the numbers 0, 1, 2, …
 
     Args:
         contestants: what to call, by name.
-        batches: how many calls of each are timed; one more before that is not.
+        batches: how many calls of each are timed.
         check: gets (name, number, result) of every timed call, outside the time.
+        turn: calls of one contestant in a row; one more before them is not timed.
     """
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    for number in range(-1, batches):
+    for first in range(0, batches, turn):
         for name, call in contestants.items():
-            start = time.process_time_ns()
-            result = call(max(0, number))
-            spent = time.process_time_ns() - start
-            if number >= 0:
-                seconds[name].append(spent / 1e9)
+            call(first)
+            results = []
+            for number in range(first, min(first + turn, batches)):
+                start = time.process_time_ns()
+                result = call(number)
+                seconds[name].append((time.process_time_ns() - start) / 1e9)
+                results.append(result)
+            for number, result in enumerate(results, first):
                 check(name, number, result)
     return {name: median(spent) for name, spent in seconds.items()}
 

@@ -1,8 +1,8 @@
-"""The first noun: the annotated batch. Tokens, what may be masked, who the rows are, and layers over the text.
+"""The first noun: the annotated batch. Tokens, what may be masked, who the rows are, layers over the text.
 
-Rows come as a list of dicts or as one dict of tensors; both become the same thing here, once, and everything after
-works on tensors. Shapes: B rows, L positions, V vocabulary. No policy needs to know about padding or packing:
-``segments`` turns packed rows into rows of one document piece each before anything is drawn.
+Rows come as a list of dicts or as one dict of tensors; both become the same thing here, once, and everything
+after works on tensors. Shapes: B rows, L positions, V vocabulary. No policy needs to know about padding or
+packing: ``segments`` turns packed rows into rows of one document piece each before anything is drawn.
 """
 
 from __future__ import annotations
@@ -29,7 +29,13 @@ _IGNORED = {"step", "epoch", "labels", "label", "label_ids", "offset_mapping"}
 # Columns that only the model reads.
 _EXTRAS = {"token_type_ids", "position_ids"}
 # What padding is; −1 in layers.
-_FILL = {"input_ids": 0, "attention_mask": 0, "special_tokens_mask": 1, "token_type_ids": 0, "position_ids": 0}
+_FILL = {
+    "input_ids": 0,
+    "attention_mask": 0,
+    "special_tokens_mask": 1,
+    "token_type_ids": 0,
+    "position_ids": 0,
+}
 
 
 @dataclass
@@ -56,7 +62,7 @@ class AnnotatedBatch:
 
     @cached_property
     def place(self) -> Tensor:
-        """(B, L) int32: how many content tokens stand before; so padding, specials and packing do not move draws."""
+        """(B, L) int32: how many content tokens stand before; so padding and packing do not move draws."""
         return self.content.cumsum(1, dtype=torch.int32) - 1
 
     @property
@@ -78,8 +84,8 @@ class AnnotatedBatch:
         """Check and gather rows.
 
         Args:
-            rows: a list of dicts with ``input_ids`` and, where known, ``example_id`` and layers; or one dict of
-                (B, L) tensors (``example_id``: (B,), or (B, L) for packed rows).
+            rows: a list of dicts with ``input_ids`` and, where known, ``example_id`` and layers; or one dict
+                of (B, L) tensors (``example_id``: (B,), or (B, L) for packed rows).
 
         Raises:
             MaskwiseError: no rows, layers of the wrong length, ids outside the vocabulary.
@@ -88,7 +94,7 @@ class AnnotatedBatch:
         ids = columns.pop("input_ids")
         vocabulary, flat = vocabulary.to(ids.device), ids.view(-1)
         # On an accelerator a bad index would take the whole process down, so there it is looked for first.
-        if ids.device.type != "cpu" and ids.numel() and not bool((flat == flat.clamp(0, vocabulary.size - 1)).all()):
+        if ids.device.type != "cpu" and bool((flat != flat.clamp(0, vocabulary.size - 1)).any()):
             raise _outside(ids, vocabulary.size)
         try:
             content = vocabulary.content.index_select(0, flat).view(ids.shape)
@@ -124,7 +130,12 @@ class AnnotatedBatch:
         first = where[fresh]
         lengths = where[fresh.roll(-1)] - first + 1
         bucket = lengths.to(torch.float64).log2().floor()
-        columns = {"input_ids": self.input_ids, "content": self.content, "eligible": self.eligible, **self.layers}
+        columns = {
+            "input_ids": self.input_ids,
+            "content": self.content,
+            "eligible": self.eligible,
+            **self.layers,
+        }
         for size in bucket.unique().tolist():
             start, length = first[bucket == size].unsqueeze(1), lengths[bucket == size].unsqueeze(1)
             span = torch.arange(int(length.max()), device=ids.device)
@@ -132,22 +143,28 @@ class AnnotatedBatch:
             positions = torch.where(inside, start + span, start)
             part = {name: column.reshape(-1)[positions] for name, column in columns.items()}
             small = AnnotatedBatch(
-                part.pop("input_ids"), inside.long(), part.pop("content") & inside, part.pop("eligible") & inside,
-                ids[start[:, 0]], {name: layer.masked_fill(~inside, -1) for name, layer in part.items()},
-            )  # fmt: skip
+                part.pop("input_ids"),
+                inside.long(),
+                part.pop("content") & inside,
+                part.pop("eligible") & inside,
+                ids[start[:, 0]],
+                {name: layer.masked_fill(~inside, -1) for name, layer in part.items()},
+            )
             yield small, positions, inside
 
 
 def _outside(ids: Tensor, size: int) -> MaskwiseError:
     worst = int(ids.min()) if ids.numel() and int(ids.min()) < 0 else int(ids.max())
     return MaskwiseError(
-        "input_ids outside the vocabulary", got=worst, allowed=f"0 to {size - 1}",
+        "input_ids outside the vocabulary",
+        got=worst,
+        allowed=f"0 to {size - 1}",
         do="use the tokenizer that made these rows",
-    )  # fmt: skip
+    )
 
 
 def _stacked(rows: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Check a dict of tensors; shapes must agree. Columns of strings are left out, as they are in lists of dicts."""
+    """Check a dict of tensors; shapes must agree. Columns of strings are left out, as in lists of dicts."""
     if "input_ids" not in rows:
         raise MaskwiseError("rows have no input_ids", got=f"columns {sorted(rows)}")
     columns = {
@@ -157,18 +174,20 @@ def _stacked(rows: Mapping[str, Any]) -> dict[str, Tensor]:
     }
     ids = columns["input_ids"]
     if ids.dim() != 2 or ids.dtype.is_floating_point:
-        raise MaskwiseError("input_ids must be whole numbers of the shape (B, L)", got=f"{ids.dtype} {tuple(ids.shape)}")
+        raise MaskwiseError(
+            "input_ids must be whole numbers of the shape (B, L)", got=f"{ids.dtype} {tuple(ids.shape)}"
+        )
     for name, value in columns.items():
         if value.shape != ids.shape and not (name == "example_id" and value.shape == ids.shape[:1]):
             got = tuple(value.shape)
             raise MaskwiseError(f"column {name!r} does not fit input_ids", got=got, allowed=tuple(ids.shape))
     for name in {"input_ids", "example_id"} & columns.keys():
-        columns[name] = columns[name].long().contiguous()
-    return columns
+        columns[name] = columns[name].long()
+    return {name: value.contiguous() for name, value in columns.items()}
 
 
 def _gathered(rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-    """A list of dicts to padded tensors: 0 in ids and masks, which ``attention_mask`` hides, −1 in layers."""
+    """A list of dicts to padded tensors: 0 in ids, which ``attention_mask`` hides, −1 in layers."""
     if not len(rows):
         raise MaskwiseError("no rows to mask", got="an empty list")
     if "input_ids" not in rows[0]:
@@ -189,7 +208,7 @@ def _gathered(rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         if hasattr(value, "__len__") and np.ndim(value):
             columns[name] = _padded(name, values, lengths, width)
         elif name == "example_id":
-            columns[name] = _numbers(name, [int(v) for v in values])
+            columns[name] = _numbers(name, [int(row[name]) for row in rows])
     if min(lengths) < width:
         inside = torch.arange(width) < torch.tensor(lengths).unsqueeze(1)
         given = columns.get("attention_mask")
@@ -201,14 +220,18 @@ def _padded(name: str, values: list[Any], lengths: list[int], width: int) -> Ten
     got = [len(v) for v in values]
     if got != lengths:
         row = next(i for i, (a, b) in enumerate(zip(got, lengths)) if a != b)
-        raise MaskwiseError(f"layer {name!r} of row {row} has the wrong length", got=got[row], allowed=lengths[row])
+        raise MaskwiseError(
+            f"layer {name!r} of row {row} has the wrong length", got=got[row], allowed=lengths[row]
+        )
     if isinstance(values[0], Tensor | np.ndarray):
         flat = torch.cat([torch.as_tensor(v) for v in values])
     else:
         flat = _numbers(name, list(chain.from_iterable(values)))
     if flat.dim() != 1:
         do = "leave it out of the rows"
-        raise MaskwiseError(f"column {name!r} does not have one number a token", got=f"{flat.dim()} dimensions", do=do)
+        raise MaskwiseError(
+            f"column {name!r} does not have one number a token", got=f"{flat.dim()} dimensions", do=do
+        )
     if not flat.dtype.is_floating_point:
         flat = flat.long()
     if min(lengths) == width:
@@ -225,12 +248,14 @@ def _is_text(value: Any) -> bool:
 
 
 def _numbers(name: str, value: Any) -> Tensor:
-    """A column as a tensor, whatever holds it; None (as in a tokenizer's ``word_ids``) is −1, "belongs to nothing"."""
+    """A column as a tensor, whatever holds it; None (as in ``word_ids``) is −1: belongs to nothing."""
     if isinstance(value, Tensor):
         return value
     array = np.asarray(value)
     if array.dtype == object:
         array = np.array([-1 if x is None else x for x in array.ravel()]).reshape(array.shape)
     if array.dtype.kind not in "bifu":
-        raise MaskwiseError(f"column {name!r} is not made of numbers", got=str(array.dtype), do="leave it out of the rows")
+        raise MaskwiseError(
+            f"column {name!r} is not made of numbers", got=str(array.dtype), do="leave it out of the rows"
+        )
     return torch.as_tensor(array)

@@ -1,11 +1,12 @@
 """The drop-in for any DataLoader or Trainer: a collator that carries the step with the data.
 
-A ratio changed on a collator in the main process never reaches the loader's workers, which hold copies. So the step
-travels the other way: a batch sampler decides which step a batch is for, the dataset hands (step, epoch, example id)
-on with every row, and the collator, wherever it runs, masks for that step.
+A ratio changed on a collator in the main process never reaches the loader's workers, which hold copies. So
+the step travels the other way: a batch sampler decides which step a batch is for, the dataset hands (step,
+epoch, example id) on with every row, and the collator, wherever it runs, masks for that step.
 
     sampler = StepBatchSampler(len(data), batch_size=32, seed=0)
-    loader = DataLoader(SteppedDataset(data), batch_sampler=sampler, collate_fn=MaskingCollator(masker, total_steps=T))
+    collate = MaskingCollator(masker, total_steps=1000)
+    loader = DataLoader(SteppedDataset(data), batch_sampler=sampler, collate_fn=collate)
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from maskwise.masking.masker import Masker
 
 
 class MaskingCollator:
-    """Rows to model inputs (a dict with ``input_ids``, ``labels``, ``attention_mask``), masked for their own step.
+    """Rows to model inputs (``input_ids``, ``labels``, ``attention_mask``), masked for their own step.
 
-    Rows without ``epoch`` get dynamic masks: keyed by their step, or, where they carry no ``step`` either, by the
-    loader's own seed and this process's count of batches, which also stands in for the step in the schedule. One
-    warning says what is missing.
+    Rows without ``epoch`` get dynamic masks: keyed by their step, or, where they carry no ``step`` either, by
+    the loader's own seed and this process's count of batches, which also stands in for the step in the
+    schedule. One warning says what is missing.
 
     Args:
         masker: what masks.
@@ -50,7 +51,8 @@ class MaskingCollator:
         if step is None:
             step = self._batches * (worker.num_workers if worker else 1) + (worker.id if worker else 0)
             if epoch is None and worker is not None:
-                # Workers, and with them the count, may start anew with every epoch; the loader's seed then changes.
+                # Workers, and with them the count, may start anew with every epoch; the loader's seed then
+                # changes.
                 epoch = fold(worker.seed, step)
         self._batches += 1
         return self.masker(rows, step=step, total_steps=self.total_steps, epoch=epoch).model_inputs()
@@ -65,7 +67,9 @@ class MaskingCollator:
             effects.append("not reproducible across workers")
         if step is None and self.masker.ratio.varies:
             effects.append("the schedule follows each worker's own count of batches")
-        text = "; ".join([f"rows carry no {missing}", ", ".join(effects), "use StepBatchSampler and SteppedDataset"])
+        text = "; ".join(
+            [f"rows carry no {missing}", ", ".join(effects), "use StepBatchSampler and SteppedDataset"]
+        )
         warnings.warn(text, stacklevel=3)
 
 
@@ -74,7 +78,9 @@ def _common(rows: Sequence[Mapping[str, Any]], name: str) -> int | None:
     said = {row.get(name) for row in rows}
     if len(said) > 1:
         do = "batches are for one step each: use StepBatchSampler"
-        raise MaskwiseError(f"rows of one batch carry different values of {name!r}", got=sorted(map(str, said)), do=do)
+        raise MaskwiseError(
+            f"rows of one batch carry different values of {name!r}", got=sorted(map(str, said)), do=do
+        )
     value = said.pop() if said else None
     return None if value is None else int(value)
 
@@ -97,7 +103,8 @@ class SteppedDataset(Dataset):
 
 
 class StepBatchSampler(Sampler):
-    """Shuffled batches of (index, step, epoch); the order is a function of (seed, epoch), so resuming is O(1).
+    """Shuffled batches of (index, step, epoch); the order is a function of (seed, epoch), so resuming is
+    O(1).
 
     Rows that are left over at the end of an epoch's order are passed over; the next epoch's order is another.
 
@@ -112,15 +119,25 @@ class StepBatchSampler(Sampler):
     """
 
     def __init__(
-        self, size: int, *, batch_size: int, seed: int = 0, epochs: int = 1, first_step: int = 0, rank: int = 0,
-        ranks: int = 1, accumulate: int = 1,
-    ):  # fmt: skip
+        self,
+        size: int,
+        *,
+        batch_size: int,
+        seed: int = 0,
+        epochs: int = 1,
+        first_step: int = 0,
+        rank: int = 0,
+        ranks: int = 1,
+        accumulate: int = 1,
+    ):
         self.size, self.batch_size, self.seed, self.epochs = size, batch_size, seed, epochs
         self.first_step, self.rank, self.ranks, self.accumulate = first_step, rank, ranks, accumulate
         self.per_epoch = size // (batch_size * ranks * accumulate)
         if not self.per_epoch:
             need = f"{batch_size} × {ranks} ranks × {accumulate} accumulated"
-            raise MaskwiseError("the dataset has fewer rows than one step needs", got=size, allowed=f"at least {need}")
+            raise MaskwiseError(
+                "the dataset has fewer rows than one step needs", got=size, allowed=f"at least {need}"
+            )
 
     def __len__(self) -> int:
         return max(0, self.per_epoch * self.epochs - self.first_step) * self.accumulate

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from maskwise.masking.annotated import AnnotatedBatch
@@ -24,8 +23,8 @@ class MaskedBatch:
         labels: (B, L'') int64, −100 where there is nothing to predict.
         attention_mask: (B, L') int64, or None when no row is padded.
         extras: further model inputs, such as ``token_type_ids``.
-        loss_weight: (B,) float64, (B, L) in packed rows, or None: what each loss is multiplied by (masked diffusion:
-            1/ratio).
+        loss_weight: (B,) float64, (B, L) in packed rows, or None: what each loss is multiplied by (masked
+            diffusion: 1/ratio).
         ratio: (B,) float64, the ratio asked for, row by row (segment by segment in packed rows: their mean).
         selected: (B, L) bool over the *source* tokens: what the policy chose.
         filled: (B, L) bool, chosen tokens that only filled an unused budget; None where nothing may fill.
@@ -64,5 +63,3 @@ class MaskedBatch:
     def model_inputs(self) -> dict[str, Tensor]:
         """A plain dict of the tensors that the model reads, ``labels`` among them."""
         return {name: self[name] for name in self.keys()}
-
-

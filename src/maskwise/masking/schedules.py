@@ -1,11 +1,11 @@
 """How much to mask, at step t of T: every schedule is a pure function of (step, total steps).
 
-All published shapes depend on the progress f = t/T alone, so a schedule is a named curve over [0, 1]. A *distribution*
-is a schedule that gives each row a ratio of its own, drawn by the hash. Names are those of recipes:
-``linear(0.30, 0.15)``; in Python ``schedules.linear(0.30, 0.15)``.
+All published shapes depend on the progress f = t/T alone, so a schedule is a named curve over [0, 1]. A
+*distribution* is a schedule that gives each row a ratio of its own, drawn by the hash. Names are those of
+recipes: ``linear(0.30, 0.15)``; in Python ``schedules.linear(0.30, 0.15)``.
 
-Sources: time-variant masking (Yang et al. 2023, arXiv 2208.10806, section 3.1 and its released code), dynamic masking
-rate schedules (Ankner et al. 2023, arXiv 2305.15096).
+Sources: time-variant masking (Yang et al. 2023, arXiv 2208.10806, section 3.1 and its released code), dynamic
+masking rate schedules (Ankner et al. 2023, arXiv 2305.15096).
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ class Schedule:
         varies: False for a constant, which needs no total number of steps.
 
     Raises:
-        MaskwiseError: a ratio outside 0 to 1 (NaN included) anywhere along the way, or arguments that are no numbers.
+        MaskwiseError: a ratio outside 0 to 1 (NaN included) anywhere along the way, or arguments that are no
+            numbers.
     """
 
     name: str
@@ -56,7 +57,9 @@ class Schedule:
         outside = [r for r in ratios if not -1e-9 <= r <= 1 + 1e-9]
         if outside:
             worst = max(outside, key=lambda r: abs(r - 0.5))
-            raise MaskwiseError(f"schedule {self.name} leaves the range of a ratio", got=round(worst, 4), allowed="0 to 1")
+            raise MaskwiseError(
+                f"schedule {self.name} leaves the range of a ratio", got=round(worst, 4), allowed="0 to 1"
+            )
 
     def __call__(self, step: int, total_steps: int | None = None) -> float:
         """The ratio at ``step`` of ``total_steps``; steps past the end keep the last value."""
@@ -67,7 +70,9 @@ class Schedule:
         if not self.varies:
             return 0.0
         if not total_steps or total_steps < 0:
-            raise MaskwiseError(f"schedule {self.name} changes over time", do="say total_steps (how many there will be)")
+            raise MaskwiseError(
+                f"schedule {self.name} changes over time", do="say total_steps (how many there will be)"
+            )
         return min(max(step / total_steps, 0.0), 1.0)
 
     def rows(self, draw_B: Tensor, step: int, total_steps: int | None) -> tuple[Tensor, Tensor | None]:
@@ -80,7 +85,8 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Distribution(Schedule):
-    """A ratio for each row, drawn from a distribution, which may change over time; as a plain schedule it is the mean.
+    """A ratio for each row, drawn from a distribution, which may change over time; as a plain schedule it is
+    the mean.
 
     Attributes:
         quantile: (progress, (B,) float64 draws in (0, 1)) to (B,) ratios.
@@ -102,7 +108,8 @@ class Distribution(Schedule):
 
 @dataclass(frozen=True)
 class FunctionSchedule(Schedule):
-    """A user's own function of (step, total steps); it is given 0 where nobody said how many steps there will be."""
+    """A user's own function of (step, total steps); it is given 0 where nobody said how many steps there will
+    be."""
 
     function: Callable[[int, int], float] = field(default=None, repr=False)  # type: ignore[assignment]
 
@@ -197,7 +204,9 @@ def _drawn(combine: Callable[..., Tensor], args: tuple[Any, ...], f: float, draw
 
 
 def _row(part: Schedule, draw_B: Tensor, f: float) -> Tensor:
-    return part.quantile(f, draw_B) if isinstance(part, Distribution) else torch.full_like(draw_B, part.curve(f))
+    return (
+        part.quantile(f, draw_B) if isinstance(part, Distribution) else torch.full_like(draw_B, part.curve(f))
+    )
 
 
 def _mean(quantile: Callable[[float, Tensor], Tensor], f: float) -> float:
@@ -212,7 +221,9 @@ def _composed(name: str, combine: Callable[..., Any], *args: Any, varies: bool =
         do = "do it inside the function"
         raise MaskwiseError("a function of your own cannot be part of another schedule", got=label, do=do)
     if not any(isinstance(part, Distribution) for part in parts):
-        return Schedule(label, partial(combine, *(a.curve if isinstance(a, Schedule) else a for a in args)), varies)
+        return Schedule(
+            label, partial(combine, *(a.curve if isinstance(a, Schedule) else a for a in args)), varies
+        )
     quantile = partial(_drawn, combine, args)
     inverse = any(isinstance(part, Distribution) and part.inverse_weight for part in parts)
     return Distribution(label, partial(_mean, quantile), varies, quantile, inverse)
@@ -283,12 +294,15 @@ def vee(p: float = 0.15) -> Schedule:
 def warm_decay(p: float = 0.15, warm: float = 0.4) -> Schedule:
     """Up from 0 to 2p over the share ``warm`` of training, then down to 0."""
     if not 0 < warm < 1:
-        raise MaskwiseError("warm-decay: warm must be a share of training", got=warm, allowed="between 0 and 1")
+        raise MaskwiseError(
+            "warm-decay: warm must be a share of training", got=warm, allowed="between 0 and 1"
+        )
     return _named("warm-decay", _warm_decay, p, warm)
 
 
 def cosine_parabola() -> Schedule:
-    """The default branch of the released time-variant code: a cosine from .30 to .10 in the first 40 %, then a parabola."""
+    """The default branch of the released time-variant code: a cosine from .30 to .10 in the first 40 %, then
+    a parabola."""
     return _named("cosine-parabola", _cosine_parabola)
 
 
@@ -298,7 +312,8 @@ def elliptical(p: float = 0.15) -> Schedule:
 
 
 def piecewise(*points: float) -> Schedule:
-    """Straight lines through points: ``piecewise(0, 0.3, 0.5, 0.2, 1, 0.15)`` is (share of training, ratio) in turn."""
+    """Straight lines through points: ``piecewise(0, 0.3, 0.5, 0.2, 1, 0.15)`` is (share of training, ratio)
+    in turn."""
     at, value = points[::2], points[1::2]
     if len(points) < 4 or len(points) % 2 or list(at) != sorted(at) or not all(0 <= v <= 1 for v in value):
         raise MaskwiseError("piecewise takes pairs of progress (rising) and ratio (0 to 1)", got=points)
@@ -309,7 +324,9 @@ def piecewise(*points: float) -> Schedule:
 def warm_up(inner: Spec, share: float = 0.1) -> Schedule:
     """Another schedule, scaled up from 0 over the first ``share`` of training."""
     if not 0 < share <= 1:
-        raise MaskwiseError("warm-up: share must be a share of training", got=share, allowed="above 0, at most 1")
+        raise MaskwiseError(
+            "warm-up: share must be a share of training", got=share, allowed="above 0, at most 1"
+        )
     return _composed("warm-up", _share_up, schedule(inner), share)
 
 
@@ -338,7 +355,9 @@ def uniform(low: float = 0.0, high: float = 1.0, inverse_weight: bool = False) -
     """Each row's ratio is uniform; with ``inverse_weight`` over (0, 1) this is masked diffusion."""
     name = f"uniform({low}, {high}{', inverse_weight=True' if inverse_weight else ''})"
     mean = (low + high) / 2
-    return Distribution(name, partial(_linear, mean, mean), False, partial(_between, low, high), inverse_weight)
+    return Distribution(
+        name, partial(_linear, mean, mean), False, partial(_between, low, high), inverse_weight
+    )
 
 
 def beta(a: float, b: float) -> Distribution:
@@ -361,7 +380,9 @@ def mixture(*parts: float) -> Distribution:
     mean = sum(r * s for r, s in zip(ratios, shares)) / sum(shares)
     edges = torch.tensor(shares, dtype=torch.float64).cumsum(0) / sum(shares)
     quantile = partial(_choice, torch.tensor(ratios, dtype=torch.float64), edges[:-1])
-    return Distribution(f"mixture({', '.join(map(str, parts))})", partial(_linear, mean, mean), False, quantile)
+    return Distribution(
+        f"mixture({', '.join(map(str, parts))})", partial(_linear, mean, mean), False, quantile
+    )
 
 
 def _between(low: float, high: float, f: float, draw_B: Tensor) -> Tensor:
@@ -410,5 +431,9 @@ def schedule(spec: Schedule | float | str | Call | Callable[[int, int], float]) 
     if isinstance(spec, Call):
         return build("schedule", spec, SCHEDULES)
     if callable(spec):
-        return FunctionSchedule(f"function {getattr(spec, '__name__', type(spec).__name__)}", _no_curve, function=spec)
-    raise MaskwiseError("not a masking ratio", got=spec, allowed="a number, a schedule, its name, or a function")
+        return FunctionSchedule(
+            f"function {getattr(spec, '__name__', type(spec).__name__)}", _no_curve, function=spec
+        )
+    raise MaskwiseError(
+        "not a masking ratio", got=spec, allowed="a number, a schedule, its name, or a function"
+    )

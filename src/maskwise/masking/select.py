@@ -1,23 +1,25 @@
 """The one selection routine: weighted sampling of units without replacement, up to a budget of tokens.
 
-Units are put in the order of their keys (an exponential race: ``−log(u) / weight``, which for equal weights is any
-order that the hash gives) and taken from the front. Three budgets say where to stop:
+Units are put in the order of their keys (an exponential race: ``−log(u) / weight``, which for equal weights
+is any order that the hash gives) and taken from the front. Three budgets say where to stop:
 
 ``exact``
-    Never more tokens than the budget. A unit that does not fit is skipped and later ones are tried. This favours
-    short units where units are long for the budget (methods: at 64 tokens and 15 %, words of one piece .200, the
-    longest .105).
+    Never more tokens than the budget. A unit that does not fit is skipped and later ones are tried. This
+    favours short units where units are long for the budget (methods: at 64 tokens and 15 %, words of one
+    piece .200, the longest .105).
 ``expected``
-    The unit at the border is taken with probability (tokens left) / (its length). Whole units, at most one unit over,
-    expectation equal to the budget, inclusion nearly even.
+    The unit at the border is taken with probability (tokens left) / (its length). Whole units, at most one
+    unit over, expectation equal to the budget, inclusion nearly even.
 ``bernoulli``
-    Every unit by its own probability, min(1, ratio × weight), independently; the first units by key fill up to the
-    floor. There is no budget that could be left over, so ``fill`` only says who may fill up to the floor.
+    Every unit by its own probability, min(1, ratio × weight), independently; the first units by key fill up
+    to the floor. There is no budget that could be left over, so ``fill`` only says who may fill up to the
+    floor.
 
-All tokens of a unit carry its key, and keys are sorted *by value*: then the token at place n of the sorted row says
-where a budget of n tokens ends, and which unit stands at the border; no indices are sorted along. Cost: one sort of
-(B, L) integers and a handful of passes over (B, L). No loop over tokens; ``exact`` loops once per unit that it finds
-for what is left over, one or two times on text, and only over the rows that have something left.
+All tokens of a unit carry its key, and keys are sorted *by value*: then the token at place n of the sorted
+row says where a budget of n tokens ends, and which unit stands at the border; no indices are sorted along.
+Cost: one sort of (B, L) integers and a handful of passes over (B, L). No loop over tokens; ``exact`` loops
+once per unit that it finds for what is left over, one or two times on text, and only over the rows that have
+something left.
 """
 
 from __future__ import annotations
@@ -46,7 +48,8 @@ class Selection:
 
     Attributes:
         tokens: (B, L) bool.
-        filled: (B, L) bool, the chosen tokens of weight 0 that only filled the budget; None where nothing may fill.
+        filled: (B, L) bool, the chosen tokens of weight 0 that only filled the budget; None where nothing may
+            fill.
         budget: (B,) int64 tokens; None for ``bernoulli``.
     """
 
@@ -56,7 +59,13 @@ class Selection:
 
 
 def select(
-    units: Units, ratio_B: Tensor, keys: Keys, *, budget: str = "exact", fill: str = "none", min_targets: int = 1
+    units: Units,
+    ratio_B: Tensor,
+    keys: Keys,
+    *,
+    budget: str = "exact",
+    fill: str = "none",
+    min_targets: int = 1,
 ) -> Selection:
     """Choose units.
 
@@ -65,8 +74,8 @@ def select(
         ratio_B: (B,) float64 in [0, 1], the share of eligible tokens to choose.
         keys: the draws of these rows.
         budget: one of ``BUDGETS``.
-        fill: what becomes of a budget that units of positive weight cannot use: ``none`` (left unused), ``random``
-            (units of weight 0, evenly), ``skip-row`` (the row is not masked at all).
+        fill: what becomes of a budget that units of positive weight cannot use: ``none`` (left unused),
+            ``random`` (units of weight 0, evenly), ``skip-row`` (the row is not masked at all).
         min_targets: the least budget of a row (in units for ``bernoulli``), while eligible × ratio ≥ 0.5.
     """
     if budget not in BUDGETS:
@@ -98,9 +107,9 @@ class _Queue:
     """The units of each row in the order in which they are taken.
 
     Attributes:
-        key: (B, U) integers; ``never``, the largest, for units that are never taken. Distinct within a row, but that
-            a draw that would be ``never`` takes its neighbour's place (two units of one row then go together once in
-            10¹⁴ rows), so that ``key < bound`` alone says what is taken.
+        key: (B, U) integers; ``never``, the largest, for units that are never taken. Distinct within a row,
+            but that a draw that would be ``never`` takes its neighbour's place (two units of one row then go
+            together once in 10¹⁴ rows), so that ``key < bound`` alone says what is taken.
     """
 
     def __init__(self, units: Units, keys: Keys, *, fill: bool):
@@ -113,8 +122,8 @@ class _Queue:
                 weight = torch.where(positive, weight, _FILLING)
             else:
                 available = available & positive
-            # Positive floats are in the order of their bits. The low bits, where two devices' logarithms may differ,
-            # give way to the unit's number, which forbids ties.
+            # Positive floats are in the order of their bits. The low bits, where two devices' logarithms may
+            # differ, give way to the unit's number, which forbids ties.
             race = unit_interval(self.key).log_().neg_().div_(weight).view(torch.int64)
             self.key = (race >> _NUMBER_BITS << _NUMBER_BITS) + units.number
         self.never = torch.iinfo(self.key.dtype).max
@@ -133,13 +142,15 @@ class _Queue:
 
 
 def sort_rows(x: Tensor) -> Tensor:
-    """Sort (B, U) integers along rows. On the CPU numpy's vectorised sort, 20 times torch's speed for int32."""
+    """Sort (B, U) integers along rows. On the CPU numpy's sort: 20 times torch's speed for int32."""
     return torch.from_numpy(np.sort(x.numpy(), axis=1)) if x.device.type == "cpu" else x.sort(1).values
 
 
 def flat_nonzero(x: Tensor) -> Tensor:
     """(M,) int64 places in the flattened bool ``x``, in order. On the CPU numpy's, 5 times torch's speed."""
-    return torch.from_numpy(np.flatnonzero(x.numpy())) if x.device.type == "cpu" else x.reshape(-1).nonzero().view(-1)
+    if x.device.type == "cpu":
+        return torch.from_numpy(np.flatnonzero(x.numpy()))
+    return x.reshape(-1).nonzero().view(-1)
 
 
 def _whole_units(units: Units, budget_B: Tensor, keys: Keys, queue: _Queue, *, exact: bool) -> Tensor:
@@ -163,7 +174,9 @@ def _whole_units(units: Units, budget_B: Tensor, keys: Keys, queue: _Queue, *, e
     return chosen
 
 
-def _later(order_RL: Tensor, begin_R1: Tensor, left_R1: Tensor, never: int, *, window: int = 64) -> list[Tensor]:
+def _later(
+    order_RL: Tensor, begin_R1: Tensor, left_R1: Tensor, never: int, *, window: int = 64
+) -> list[Tensor]:
     """Units behind the border that fit into what is left, in order, each making less room for the next.
 
     Args:
@@ -182,7 +195,7 @@ def _later(order_RL: Tensor, begin_R1: Tensor, left_R1: Tensor, never: int, *, w
     near.masked_fill_(begin_R1 + place >= width, never)
     start = near < never
     start[:, 1:] &= near[:, 1:] != near[:, :-1]
-    while True:
+    while bool((room_R1 > 0).any()):
         end = place + room_R1
         behind = near.gather(1, end.clamp(max=len(place) - 1)).masked_fill_(end >= width, never)
         fits = start & (behind != near)

@@ -1,7 +1,7 @@
 """Units: a partition of each row into pieces that are masked together, with a weight each.
 
-Every policy ends here. Units are runs of tokens; they are numbered along the row, so a row of L tokens has at most L
-of them and everything about units is a dense (B, U) tensor: no ragged lists, memory O(B·L).
+Every policy ends here. Units are runs of tokens; they are numbered along the row, so a row of L tokens has at
+most L of them and everything about units is a dense (B, U) tensor: no ragged lists, memory O(B·L).
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ class Units:
 
     Attributes:
         inside: (B, L) bool, tokens that are in a unit at all.
-        of_token: (B, L) int64, the number of the unit that each token is in (anything where ``inside`` is False);
-            None when every token inside is a unit that may be chosen, and U = L.
+        of_token: (B, L) int64, the number of the unit that each token is in (anything where ``inside`` is
+            False); None when every token inside is a unit that may be chosen, and U = L.
         length: (B, U) int64, tokens in each unit; 0 where a unit may not be chosen or does not exist.
-        number: (U,) or (B, U) int32, the index of each unit's draws: where ``of_token`` is given, its own number;
-            else the place of the token, so that padding does not move draws.
+        number: (U,) or (B, U) int32, the index of each unit's draws: where ``of_token`` is given, its own
+            number; else the place of the token, so that padding does not move draws.
         weight: (B, U) float64, or None for equal weights. 0: never chosen, but for ``fill="random"``.
     """
 
@@ -56,9 +56,10 @@ class Units:
 
         A run with a token that may not be masked ([UNK] inside a word) is never chosen: no half units.
         """
-        inside = batch.content & (ids >= 0)
-        start = inside.clone()
-        start[:, 1:] &= (ids[:, 1:] != ids[:, :-1]) | ~inside[:, :-1]
+        inside = (ids >= 0).logical_and_(batch.content)
+        start, flat, member = inside.clone(), ids.reshape(-1), inside.view(-1)
+        start.view(-1)[1:] &= (flat[1:] != flat[:-1]).logical_or_(~member[:-1])
+        start[:, :1] = inside[:, :1]
         of_token = start.cumsum(1).sub_(1).clamp_(min=0)
         count = int(of_token[:, -1:].max()) + 1 if of_token.numel() else 0
         length = torch.zeros(len(ids), count, dtype=torch.int64, device=ids.device)

@@ -1,7 +1,8 @@
-"""What masking must know of a tokenizer: which ids are special, which stand for [MASK], [PAD], [UNK], which are real.
+"""What masking must know of a tokenizer: which ids are special, which stand for [MASK], [PAD], [UNK], which
+are real.
 
-Read once, as tables over ids, so that nothing is asked of the tokenizer while masking (asking it row by row is where
-the usual collator spends most of its time).
+Read once, as tables over ids, so that nothing is asked of the tokenizer while masking (asking it row by row
+is where the usual collator spends most of its time).
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ class Vocabulary:
     """Tables over ids. ``size`` is one more than the largest id; ids at or above it are refused.
 
     Attributes:
-        content: (V,) bool; False for special tokens and for holes in the numbering: never masked, moved or drawn.
+        content: (V,) bool; False for special tokens and for holes in the numbering: never masked, moved or
+            drawn.
         eligible: (V,) bool, content that may be masked: all but [UNK], from which there is nothing to learn.
         ordinary: (N,) int64, the eligible ids in order: what a random replacement may be.
         sentinels: ids of T5-like sentinels in the order of their use; empty where there are none.
@@ -58,7 +60,12 @@ class Vocabulary:
         reserved = [i for i, token in added.items() if getattr(token, "special", False)]
         special = {*tokenizer.all_special_ids, *reserved, *(by_name[name] for name in sentinels)}
         unknown = tokenizer.unk_token_id
-        others = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.mask_token_id)
+        others = (
+            tokenizer.bos_token_id,
+            tokenizer.eos_token_id,
+            tokenizer.pad_token_id,
+            tokenizer.mask_token_id,
+        )
         # Tokenizers of the GPT-2 family give one token as bos, eos and unk alike; that one stays special.
         if unknown not in others:
             special.discard(unknown)
@@ -72,12 +79,17 @@ class Vocabulary:
         if tokenizer.pad_token_id is None:
             raise MaskwiseError("the tokenizer has no padding token", do="set tokenizer.pad_token")
         return cls(
-            size=size, mask=tokenizer.mask_token_id, pad=tokenizer.pad_token_id,
-            content=content, eligible=eligible, ordinary=ordinary,
+            size=size,
+            mask=tokenizer.mask_token_id,
+            pad=tokenizer.pad_token_id,
+            content=content,
+            eligible=eligible,
+            ordinary=ordinary,
             sentinels=tuple(by_name[name] for name in sentinels),
             bos=_first(tokenizer.cls_token_id, tokenizer.bos_token_id),
-            eos=_first(tokenizer.sep_token_id, tokenizer.eos_token_id), by_name=by_name,
-        )  # fmt: skip
+            eos=_first(tokenizer.sep_token_id, tokenizer.eos_token_id),
+            by_name=by_name,
+        )
 
     def to(self, device: torch.device) -> Vocabulary:
         """The same tables on another device; copied there once."""

@@ -21,7 +21,8 @@ from maskwise.masking.vocabulary import Vocabulary
 class Bert(Corruption):
     """Shares ``mask``, ``random`` and the rest kept; one draw per token, or per unit (SpanBERT).
 
-    Random tokens are drawn evenly from the tokenizer's real, non-special tokens. Only chosen positions are touched.
+    Random tokens are drawn evenly from the tokenizer's real, non-special tokens. Only chosen positions are
+    touched.
     Source: Devlin et al. 2019, section 3.1; per unit: Joshi et al. 2020 (SpanBERT), section 3.1.
     """
 
@@ -31,7 +32,9 @@ class Bert(Corruption):
 
     def __post_init__(self) -> None:
         if min(self.mask, self.random) < 0 or self.mask + self.random > 1 + 1e-9:
-            raise MaskwiseError("corruption bert: shares must be ≥ 0 and sum to at most 1", got=(self.mask, self.random))
+            raise MaskwiseError(
+                "corruption bert: shares must be ≥ 0 and sum to at most 1", got=(self.mask, self.random)
+            )
         if self.per not in ("token", "unit"):
             raise MaskwiseError("corruption bert: per", got=self.per, allowed="token, unit")
 
@@ -41,14 +44,14 @@ class Bert(Corruption):
         ids, where = batch.input_ids, flat_nonzero(chosen)
         row = where // ids.shape[1]
         original, place = (x.view(-1).index_select(0, where) for x in (ids, batch.place))
-        per_unit = self.per == "unit" and units.of_token is not None
-        unit = units.of_token.view(-1).index_select(0, where).int() if per_unit else place
+        of_token = units.of_token if self.per == "unit" else None
+        unit = place if of_token is None else of_token.view(-1).index_select(0, where).int()
         show = keys.draw_at(Purpose.SHOW, row, unit)
         masked, count = within(show, self.mask), len(vocabulary.ordinary)
         shown = original.masked_fill(masked, vocabulary.require_mask())
         if self.random:
             at = flat_nonzero(within(show, self.mask + self.random) & ~masked)
-            if per_unit:
+            if of_token is not None:
                 number = below(keys.draw_at(Purpose.REPLACE, row[at], place[at]), count)
             else:  # what is left of the draw is as good as another
                 number = split(show[at], self.mask, self.mask + self.random, count)
