@@ -113,23 +113,26 @@ def clinc150(folder: Path) -> Iterator[Row]:
 
 
 def ud_ewt_pos(folder: Path) -> Iterator[Row]:
-    """Sentences of 4 to 40 words with universal tags, each in its own split: {"split", "tokens", "tags"}."""
+    """Sentences of 4 to 40 words in their own splits: {"split", "tokens", "tags", "relations"}."""
     for split, count in SENTENCES.items():
         with gzip.open(folder / f"en_ewt-ud-{split}.conllu.gz", "rt", encoding="utf-8") as file:
             sentences = [sentence for sentence in read_conllu(file) if 4 <= len(sentence[0]) <= 40]
-        for tokens, tags in spread(sentences, count):
-            yield {"split": split, "tokens": tokens, "tags": tags}
+        for tokens, tags, relations in spread(sentences, count):
+            yield {"split": split, "tokens": tokens, "tags": tags, "relations": relations}
 
 
-def read_conllu(lines: Iterable[str]) -> Iterator[tuple[list[str], list[str]]]:
-    """(words, universal tags) per sentence; "1-2" lines repeat words, "1.1" lines are not in the text."""
-    words: list[tuple[str, str]] = []
+def read_conllu(lines: Iterable[str]) -> Iterator[tuple[list[str], list[str], list[str]]]:
+    """(words, universal tags, universal relations to their heads, without subtypes) per sentence.
+
+    "1-2" lines repeat words, "1.1" lines are not in the text."""
+    words: list[tuple[str, str, str]] = []
     for line in chain(lines, [""]):
         columns = line.rstrip("\n").split("\t")
         if columns[0].isdigit():
-            words.append((columns[1], columns[3]))
+            words.append((columns[1], columns[3], columns[7].split(":")[0]))
         elif not line.strip() and words:
-            yield [word for word, _ in words], [tag for _, tag in words]
+            tokens, tags, relations = (list(column) for column in zip(*words))
+            yield tokens, tags, relations
             words = []
 
 

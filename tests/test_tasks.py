@@ -530,3 +530,16 @@ def test_settings_refuse_what_they_do_not_know():
     assert FinetuneSettings(epochs=2, batch_size=8).training(task, seed=5).steps == 8
     assert FinetuneSettings(steps=3).training(task, seed=5).seed == 5
     assert set(METRICS) == {"accuracy", "macro-f1", "matthews", "entity-f1"}
+
+
+def test_a_task_takes_arguments_behind_its_name() -> None:
+    few = load_task("ud-pos(train_rows=40)")
+    assert (few.name, len(few.splits["train"])) == ("ud-pos", 40)
+    assert few.splits["test"] == load_task("ud-pos").splits["test"]
+    with pytest.raises(MaskwiseError, match="argument of task 'ud-pos'.*train_rows"):
+        load_task("ud-pos(trainrows=3)")
+
+
+def test_relations_are_the_labels_of_ud_relations() -> None:
+    task = load_task("ud-relations")
+    assert {"nsubj", "root", "punct"} <= set(task.labels) and "NOUN" not in task.labels

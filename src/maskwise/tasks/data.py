@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import inspect
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -23,12 +24,20 @@ from typing import Any, cast
 
 from maskwise.corpus import bundled_path
 from maskwise.errors import MaskwiseError, unknown_name
+from maskwise.specs import parse_call
 from maskwise.tasks.metrics import METRICS
 from maskwise.tasks.readers import READERS, Record, ending_of, read_hub, read_records
 from maskwise.tasks.rows import KINDS, Fields, Kind, Row, class_names, counted, find_fields, kind_of, make_row
 
 SPLITS = ("train", "dev", "test")
-BUNDLED_TASKS = {"banking77": "banking77", "clinc150": "clinc150", "ud-pos": "ud_ewt_pos"}
+BUNDLED_TASKS = {
+    "banking77": "banking77",
+    "clinc150": "clinc150",
+    "ud-pos": "ud_ewt_pos",
+    "ud-relations": "ud_ewt_pos",
+}
+_LABELS_OF = {"ud-pos": "tags", "ud-relations": "relations"}
+_WITH_OPTIONS = re.compile(r"(?P<spec>.+?)\((?P<options>.*)\)$")
 _SPLIT_OF = {"train": "train", **dict.fromkeys(("dev", "validation", "valid", "val"), "dev"), "test": "test"}
 _BIO = re.compile(r"O$|[BIES]-.")
 
@@ -115,11 +124,12 @@ def load_task(
     Args:
         spec: one of
 
-            - a bundled name: banking77, clinc150, ud-pos;
+            - a bundled name: banking77, clinc150, ud-pos, ud-relations;
             - a file, cut 70/15/15: .jsonl, .csv or .tsv with a header, .conllu, .conll, .iob2 (all also .gz),
               .parquet. Where every record has a ``split``, that decides;
             - a folder with ``train.*`` and ``dev.*`` (or ``validation.*``) and/or ``test.*``;
-            - ``hf:ID`` or ``hf:ID:CONFIG`` for ``datasets.load_dataset``.
+            - ``hf:ID`` or ``hf:ID:CONFIG`` for ``datasets.load_dataset``;
+            - any of these with arguments of this function behind it: ``ud-pos(train_rows=300)``.
         kind: one of ``KINDS``; found from the columns if not given (a list of tokens, or a text).
         text_field, pair_field, label_field: the columns; looked for among the usual names if not given.
         metric: a name in ``METRICS``; else entity-f1 for BIO tags, accuracy for everything else.
@@ -130,13 +140,16 @@ def load_task(
         MaskwiseError: if there is nothing there, it cannot be read, has no labels or only one class, tokens
             and tags differ in number, or a split is empty.
     """
+    options = _WITH_OPTIONS.match(str(spec))
+    if options and not Path(spec).exists():
+        return _load_with(options["spec"], options["options"])
     if kind is not None and kind not in KINDS:
         raise unknown_name("kind of task", kind, KINDS)
     if metric is not None and metric not in METRICS:
         raise unknown_name("metric", metric, METRICS)
     spec, where = str(spec), f"task {str(spec)!r}"
     found = _records(spec)
-    given = Fields(text_field, pair_field, label_field)
+    given = Fields(text_field, pair_field, label_field or _LABELS_OF.get(spec))
     first = next((records[0] for records in found.values() if records), {})
     of_kind = cast(Kind, kind) if kind else kind_of(first, given)
     skipped: Counter[str] = Counter()
@@ -156,6 +169,16 @@ def load_task(
     labels = class_names(of_kind, splits["train"], where, skipped)
     task = Task(name or _short_name(spec), of_kind, _metric(metric, of_kind, labels), labels, splits, skipped)
     return task.with_train_rows(train_rows)
+
+
+def _load_with(spec: str, options: str) -> Task:
+    """A task with arguments written behind its name."""
+    given = parse_call(f"task({options})").kwargs
+    allowed = [name for name in inspect.signature(load_task).parameters if name != "spec"]
+    for name in given:
+        if name not in allowed:
+            raise unknown_name(f"argument of task {spec!r}", name, allowed)
+    return load_task(spec, **given)
 
 
 def _records(spec: str) -> dict[str, list[Record]]:
