@@ -53,7 +53,7 @@ def run(
     masker: Masker | None = None,
     **more: Any,
 ) -> tuple[Any, dict[str, Any]]:
-    """Train a tiny model on 40 rows (5 steps an epoch); ``stop``: break off in the evaluation after that step."""
+    """Train a tiny model on 40 rows (5 steps an epoch); ``stop``: break off in that step's evaluation."""
     chosen = settings(**{"eval_every": 1, **more})
     dropouts = {"hidden_dropout_prob": dropout, "mlp_dropout": dropout}
     objective = MaskedLanguageModelling(model(architecture, **(dropouts if dropout else {})))
@@ -115,10 +115,12 @@ def test_settings_say_what_is_wrong(wrong: dict[str, Any], text: str) -> None:
 @pytest.mark.parametrize(
     ("step", "warmup", "decay", "factor"),
     [
-        (0, 0.1, "constant", 0.1), (4, 0.1, "constant", 0.5), (9, 0.1, "constant", 1.0), (99, 0.1, "constant", 1.0),
-        (0, 0.0, "linear", 1.0), (50, 0.0, "linear", 0.5), (99, 0.0, "linear", 0.01), (4, 0.1, "linear", 0.48),
+        (0, 0.1, "constant", 0.1), (4, 0.1, "constant", 0.5), (9, 0.1, "constant", 1.0),
+        (99, 0.1, "constant", 1.0), (0, 0.001, "constant", 1.0), (0, 0.0, "linear", 1.0),
+        (50, 0.0, "linear", 0.5), (99, 0.0, "linear", 0.01), (4, 0.1, "linear", 0.48),
+        (49, 1.0, "linear", 0.255),
         (0, 0.0, "cosine", 1.0), (50, 0.0, "cosine", 0.5), (25, 0.0, "cosine", (1 + math.sqrt(0.5)) / 2),
-        (99, 0.0, "cosine", (1 - math.cos(math.pi / 100)) / 2), (0, 0.001, "constant", 1.0), (49, 1.0, "linear", 0.255),
+        (99, 0.0, "cosine", (1 - math.cos(math.pi / 100)) / 2),
     ],
 )  # fmt: skip
 def test_rate_factor(step: int, warmup: float, decay: str, factor: float) -> None:
@@ -126,7 +128,8 @@ def test_rate_factor(step: int, warmup: float, decay: str, factor: float) -> Non
 
 
 BLOCKS = {
-    "bert": r"bert\.encoder\.layer\.\d\.(attention\.self\.(query|key|value)|(attention\.output|intermediate|output)\.dense)",
+    "bert": r"bert\.encoder\.layer\.\d\."
+    r"(attention\.self\.(query|key|value)|(attention\.output|intermediate|output)\.dense)",
     "distilbert": r"distilbert\.transformer\.layer\.\d\.(attention\.(q|k|v|out)_lin|ffn\.lin[12])",
     "modernbert": r"model\.layers\.\d\.(attn\.(Wqkv|Wo)|mlp\.(Wi|Wo))",
 }
@@ -166,7 +169,7 @@ def test_every_parameter_has_one_optimiser_and_vectors_no_decay() -> None:
 
 def test_muon_needs_blocks() -> None:
     with pytest.raises(
-        MaskwiseError, match="optimizer muon is for the matrices .* got Linear; use optimizer: adamw"
+        MaskwiseError, match=r"optimizer muon is for the matrices .* got Linear; use optimizer: adamw"
     ):
         Optimizers(torch.nn.Linear(3, 3), settings(optimizer="muon"))
     frozen = model("bert")
@@ -445,7 +448,7 @@ def test_a_corpus_smaller_than_a_batch_is_refused() -> None:
 
 
 def test_trackers_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(MaskwiseError, match="unknown tracker 'tensorbord'.*did you mean 'tensorboard'"):
+    with pytest.raises(MaskwiseError, match=r"unknown tracker 'tensorbord'.*did you mean 'tensorboard'"):
         run(tmp_path, trackers=("tensorbord",))
     with pytest.raises(MaskwiseError, match="trackers need a folder"):
         run(trackers=("tensorboard",))
@@ -468,7 +471,10 @@ def test_source_is_a_function_of_seed_and_step() -> None:
     assert ids(7) == first[7], "nothing before matters"
     for epoch in (first[:5], first[5:10]):
         assert sorted(i for step in epoch for part in step for i in part) == list(range(40))
-    assert first[:5] != first[5:10] and sum(first[0], []) == permutation(40, seed=0, epoch=0)[:8].tolist()
+    assert (
+        first[:5] != first[5:10]
+        and first[0][0] + first[0][1] == permutation(40, seed=0, epoch=0)[:8].tolist()
+    )
     halves = [ids(3, rank, 2) for rank in range(2)]
     for part in range(2):
         assert halves[0][part] + halves[1][part] == first[3][part]
@@ -549,10 +555,10 @@ def test_new_models_are_a_function_of_their_seed() -> None:
         new_model(made, seed=1), new_model(made, seed=2)
     )
     assert new_config("roberta", tokenizer(), 16).max_position_embeddings == 17
-    with pytest.raises(MaskwiseError, match="unknown architecture 'bret'.*did you mean 'bert'"):
+    with pytest.raises(MaskwiseError, match=r"unknown architecture 'bret'.*did you mean 'bert'"):
         new_config("bret", tokenizer(), 16)
     with pytest.raises(
-        MaskwiseError, match="unknown bert model setting 'hiden_size'.*did you mean 'hidden_size'"
+        MaskwiseError, match=r"unknown bert model setting 'hiden_size'.*did you mean 'hidden_size'"
     ):
         new_config("bert", tokenizer(), 16, hiden_size=3)
     with pytest.raises(MaskwiseError, match="cannot load a masked language model from '/nowhere'"):
@@ -570,7 +576,8 @@ sys.path.insert(0, {tests!r})
 from test_training import run, lines, tokenizer, Masker
 from maskwise.training import leave
 folder = Path(sys.argv[1])
-more = dict(dropout=0.0, log_every=1, eval_every=1, save_every=2, steps=6, accumulate=2, masker=Masker(tokenizer(), ratio=0.3))
+masker = Masker(tokenizer(), ratio=0.3)
+more = dict(dropout=0.0, log_every=1, eval_every=1, save_every=2, steps=6, accumulate=2, masker=masker)
 nets = []
 for name in ("bert", "modernbert"):
     more |= dict(architecture=name, optimizer="muon" if name == "modernbert" else "adamw")
@@ -592,7 +599,7 @@ leave()
 
 
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
-    """torchrun with two ranks: equal parameters on both, the loss and gradient norm of one process, and resuming."""
+    """torchrun with two ranks: the same parameters on both, one process's losses, and resuming."""
     script = tmp_path / "script.py"
     script.write_text(SCRIPT.format(tests=str(Path(__file__).parent)))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -604,8 +611,8 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     for name in ("bert", "modernbert"):
         optimizer = "muon" if name == "modernbert" else "adamw"
         run(
-            tmp_path / "one" / name, architecture=name, dropout=0.0, log_every=1, eval_every=1, steps=6, optimizer=optimizer,
-            masker=Masker(tokenizer(), ratio=0.3),
+            tmp_path / "one" / name, architecture=name, dropout=0.0, log_every=1, eval_every=1, steps=6,
+            optimizer=optimizer, masker=Masker(tokenizer(), ratio=0.3),
         )  # fmt: skip
         one, two = lines(tmp_path / "one" / name), lines(tmp_path / "two" / name)
         assert lines(tmp_path / "two" / f"{name}-cut") == two

@@ -1,4 +1,4 @@
-"""What the training tests share: tiny random models of every architecture, and a language that is quickly learnt."""
+"""What the training tests share: tiny models of every architecture, and a language that is quickly learnt."""
 
 from __future__ import annotations
 
@@ -17,14 +17,16 @@ LENGTH = 16
 SMALL = {
     "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24,
     "max_position_embeddings": 32, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
-    "vocab_size": FIRST + WORDS, "pad_token_id": 0, "bos_token_id": CLS, "cls_token_id": CLS, "eos_token_id": SEP,
-    "sep_token_id": SEP,
+    "vocab_size": FIRST + WORDS, "pad_token_id": 0, "bos_token_id": CLS, "cls_token_id": CLS,
+    "eos_token_id": SEP, "sep_token_id": SEP,
 }  # fmt: skip
 MORE: dict[str, dict[str, Any]] = {
     "bert": {}, "roberta": {}, "xlm-roberta": {}, "mpnet": {}, "deberta-v2": {},
     "albert": {"embedding_size": 8, "num_hidden_groups": 1},
     "electra": {"embedding_size": 8},
-    "distilbert": {"dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 24, "dropout": 0.0, "attention_dropout": 0.0},
+    "distilbert": {
+        "dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 24, "dropout": 0.0, "attention_dropout": 0.0,
+    },
     "modernbert": {"layer_types": ["full_attention", "full_attention"], "initializer_range": 0.05},
 }  # fmt: skip
 ARCHITECTURES = list(MORE)
@@ -49,9 +51,9 @@ def model(architecture: str, *, seed: int = 0, **fields: Any) -> Any:
 
 @lru_cache(maxsize=1)
 def tokenizer() -> PreTrainedTokenizerFast:
-    names = SPECIAL + [f"w{i}" for i in range(WORDS)]
+    names = {name: i for i, name in enumerate(SPECIAL + [f"w{i}" for i in range(WORDS)])}
     return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}, unk_token="[UNK]")),
+        tokenizer_object=Tokenizer(models.WordLevel(names, unk_token="[UNK]")),
         pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]",
     )  # fmt: skip
 
@@ -59,7 +61,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 class Language:
     """Rows of a language in which every word comes twice, so that a masked one can be read off its neighbour.
 
-    Words are as frequent as one another: the unigram loss is log(40) = 3.7 nats, a perfect model's a fraction of it.
+    All words are equally frequent: the unigram loss is log(40) = 3.7 nats, a good model's a fraction.
     """
 
     def __init__(self, rows: int, *, seed: int = 0):

@@ -1,4 +1,4 @@
-"""What an objective is: a masked batch in, a sum of losses and a count out. The loop divides once, at the end."""
+"""What an objective is: a masked batch in, a sum of losses and a count out. The loop divides once."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ class Objective(nn.Module, ABC):
     """A model with its head and its loss.
 
     It is called as a module, so that DDP and FSDP see one forward pass: ``objective(batch)`` returns
-    (sum of the losses of all targets, number of targets). Sums and counts, not means: gradient accumulation and
-    several ranks then weigh every target alike, whatever batch it was in.
+    (sum of the losses of all targets, number of targets). Sums and counts, not means: gradient accumulation
+    and several ranks then weigh every target alike, whatever batch it was in.
     """
 
     model: nn.Module

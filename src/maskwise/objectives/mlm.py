@@ -1,8 +1,8 @@
 """Masked language modelling, with the vocabulary head run only where there is a target.
 
 The head is the widest layer: at 15 % masking seven eighths of its work is thrown away by the usual loss. Each
-architecture keeps its head under another name; the table says where. Anything else falls back to the model's own
-logits, which is slower and gives the same loss.
+architecture keeps its head under another name; the table says where. Anything else falls back to the model's
+own logits, which is slower and gives the same loss.
 """
 
 from __future__ import annotations

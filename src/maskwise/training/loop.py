@@ -42,7 +42,7 @@ class Source(Protocol):
     """Where batches come from."""
 
     def batches(self, step: int, *, rank: int, ranks: int, device: torch.device) -> list[Any]:
-        """The micro-batches of one update for one rank: mappings with ``labels``, −100 where there is no target."""
+        """The micro-batches of one update for one rank: mappings with ``labels``, −100 for no target."""
 
     def facts(self, batches: list[Any]) -> dict[str, float]:
         """What to log of these batches: sums, added up between two lines of metrics (see ``summarise``)."""
@@ -73,7 +73,7 @@ def train(
         quiet: no progress bar.
 
     Returns:
-        ``steps``, ``seconds``, ``tokens``, ``targets``, ``resumed_at`` and ``loss`` (mean of the last log window).
+        ``steps``, ``seconds``, ``tokens``, ``targets``, ``resumed_at``, ``loss`` (mean of the last window).
 
     Raises:
         MaskwiseError: a batch size that ranks and micro-batches do not divide; a loss or gradient that is not
@@ -187,7 +187,7 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 
 def _backward(accelerator: Accelerator, wrapped: Any, batches: list[Any], targets: float) -> float:
-    """Gradients of (sum of all ranks' and micro-batches' losses) / (number of targets); returns this rank's sum."""
+    """Gradients of (losses of all ranks and micro-batches) / (number of targets); returns this rank's sum."""
     total = 0.0
     for number, batch in enumerate(batches):
         last = number == len(batches) - 1

@@ -18,8 +18,8 @@ def new_accelerator(settings: TrainingSettings, folder: Path | None) -> Accelera
     """An ``Accelerator`` for one run, with its trackers started.
 
     Raises:
-        MaskwiseError: a tracker that is unknown, not installed, or has no folder to write to; processes without
-            a launcher.
+        MaskwiseError: a tracker that is unknown, not installed, or has no folder to write to; processes
+            without a launcher.
     """
     precision = settings.precision
     if precision == "auto":
@@ -32,7 +32,7 @@ def new_accelerator(settings: TrainingSettings, folder: Path | None) -> Accelera
         raise MaskwiseError("trackers need a folder to write to", got=", ".join(trackers), do="give a folder")
     # Accelerate keeps one state per process and refuses another precision; here each run has its own.
     AcceleratorState._reset_state()
-    # Without being told, Accelerate takes no CPU for distributed: every rank would train alone, and not say so.
+    # Not told so, Accelerate does not distribute on CPUs: every rank would train alone, unnoticed.
     cpu = not torch.accelerator.is_available()
     accelerator = Accelerator(
         mixed_precision=precision, cpu=cpu, log_with=trackers or None, project_dir=folder
@@ -70,7 +70,7 @@ def reduced(accelerator: Accelerator, sums: dict[str, float]) -> dict[str, float
 
 
 def leave() -> None:
-    """End a program that trained: without a barrier before it, gloo can abort at exit after correct results."""
+    """End a program that trained: without a barrier, gloo can abort at exit after correct results."""
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()

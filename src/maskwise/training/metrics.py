@@ -15,8 +15,8 @@ class Metrics:
 
     Args:
         path: the file; None writes nothing.
-        keep_until: lines of later steps are dropped first. On resuming from a state they will be written again; a
-            fresh run (0) starts with an empty file.
+        keep_until: lines of later steps are dropped first. On resuming from a state they will be written
+            again; a fresh run (0) starts with an empty file.
     """
 
     def __init__(self, path: Path | None, *, keep_until: int = 0):

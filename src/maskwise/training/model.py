@@ -31,16 +31,16 @@ def new_config(architecture: str, tokenizer: Any, length: int, **fields: Any) ->
     if strange:
         known = [name for name in plain.to_dict() if not name.startswith("_")]
         raise unknown_name(f"{architecture} model setting", strange[0], known)
-    special = {
-        "vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id,
-        "bos_token_id": tokenizer.bos_token_id or tokenizer.cls_token_id, "cls_token_id": tokenizer.cls_token_id,
-        "eos_token_id": tokenizer.eos_token_id or tokenizer.sep_token_id, "sep_token_id": tokenizer.sep_token_id,
-    }  # fmt: skip
+    special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "cls", "sep")}
+    for name, other in (("bos", "cls"), ("eos", "sep")):
+        own = getattr(tokenizer, f"{name}_token_id")
+        special[f"{name}_token_id"] = special[f"{other}_token_id"] if own is None else own
     # RoBERTa-like models count positions from pad + 1.
     positions = length + (
         tokenizer.pad_token_id + 1 if architecture in ("roberta", "xlm-roberta", "mpnet") else 0
     )
-    given = {"max_position_embeddings": max(positions, 8), **special, **fields}
+    sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": max(positions, 8)}
+    given = {**sizes, **special, **fields}
     return AutoConfig.for_model(architecture, **{k: v for k, v in given.items() if v is not None})
 
 
@@ -49,8 +49,8 @@ def new_model(config: Any, *, seed: int, log_unigram: Tensor | None = None) -> P
 
     Args:
         seed: of the initialisation.
-        log_unigram: (V,) start values of the output bias. Without them a model spends its first thousand steps
-            learning how frequent each token is.
+        log_unigram: (V,) start values of the output bias. Without them a model spends its first thousand
+            steps learning how frequent each token is.
     """
     torch.manual_seed(fold(seed, 0x1217))
     model = AutoModelForMaskedLM.from_config(config)

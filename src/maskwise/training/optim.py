@@ -1,4 +1,4 @@
-"""Optimisers and the learning rate. The rate is a pure function of (step, steps): nothing of it needs saving."""
+"""Optimisers and the learning rate. The rate is a function of (step, steps): nothing of it needs saving."""
 
 from __future__ import annotations
 
@@ -49,8 +49,9 @@ class Optimizers:
         decayed = [p for p in rest if p.ndim > 1]
         plain = [p for p in rest if p.ndim <= 1]
         groups = [
-            {"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0},
-        ]  # fmt: skip
+            {"params": decayed, "weight_decay": settings.weight_decay},
+            {"params": plain, "weight_decay": 0.0},
+        ]
         groups = [group for group in groups if group["params"]]
         adamw = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, fused=True)
         self.members: list[torch.optim.Optimizer] = [adamw]
@@ -100,9 +101,10 @@ class Optimizers:
 def hidden_matrices(module: nn.Module) -> list[Tensor]:
     """The weights of the linear maps inside a model's blocks: what Muon is for.
 
-    Blocks are what stands in a ``ModuleList``, as in every transformers encoder. Embeddings, their projection, the
-    prediction head, poolers and classifiers stand outside. Telling them by their widths instead goes wrong where a
-    hidden size equals the number of positions (512, 128), or a task has more classes than the model is wide.
+    Blocks are what stands in a ``ModuleList``, as in every transformers encoder. Embeddings, their
+    projection, the prediction head, poolers and classifiers stand outside. Telling them by their widths goes
+    wrong where a hidden size equals the number of positions (512, 128), or a task has more classes than the
+    model is wide.
     """
     looked_up = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
     lists = [m for m in module.modules() if isinstance(m, nn.ModuleList)]

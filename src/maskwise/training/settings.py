@@ -60,7 +60,7 @@ class TrainingSettings(BaseModel):
     """Steps between evaluations; 0: only at the end."""
 
     save_every: int = Field(0, ge=0)
-    """Steps between states to resume from; 0: none. A multiple of ``log_every``, so that no line is cut in two."""
+    """Steps between states to resume from; 0: none. A multiple of ``log_every``: no line is cut in two."""
 
     trackers: tuple[str, ...] = ()
     """Accelerate's trackers, such as ``tensorboard`` or ``wandb``; each must be installed."""

@@ -1,7 +1,7 @@
 """Token blocks to masked batches: order, masking at the exact step, and what to log of it.
 
-Masking happens here, in the main process, on the device of the model: a schedule acts at the very step, and nothing
-is hidden in a worker's copy.
+Masking happens here, in the main process, on the device of the model: a schedule acts at the very step, and
+nothing is hidden in a worker's copy.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ class MaskedSource:
         if len(blocks) < settings.batch_size:
             raise MaskwiseError(
                 "the corpus is smaller than one batch", got=f"{len(blocks)} rows",
-                allowed=f"at least batch_size = {settings.batch_size}", do="use more text, or a smaller batch_size",
+                allowed=f"at least batch_size = {settings.batch_size}",
+                do="use more text, or a smaller batch_size",
             )  # fmt: skip
         self.blocks, self.masker, self.settings = blocks, masker, settings
         self.per_epoch = len(blocks) // settings.batch_size
@@ -62,7 +63,7 @@ class MaskedSource:
         return {name: value.to(device, non_blocking=True) for name, value in self.blocks.batch(rows).items()}
 
     def facts(self, batches: list[MaskedBatch]) -> dict[str, float]:
-        """Sums to log: tokens read, tokens that could be chosen, tokens that were, and the ratio asked for."""
+        """Sums to log: tokens read, tokens that could be chosen, that were, and the ratio asked for."""
         return {
             "tokens": float(sum(int(b.source.content.sum()) for b in batches)),
             "eligible": float(sum(int(b.source.eligible.sum()) for b in batches)),
@@ -84,8 +85,8 @@ class HeldOut:
 
     Args:
         blocks: rows that are never trained on.
-        maskers: by kind of mask ("token", "whole-word"); each is called with epoch 0, so its masks never change.
-        log_unigram: (V,) log-probabilities of tokens in the training text: the reference that knows only frequencies.
+        maskers: by kind of mask ("token", "whole-word"); called with epoch 0, so its masks never change.
+        log_unigram: (V,) log-probabilities of tokens in the training text: what knows only frequencies.
         rows: at most this many, evenly spread.
         batch_size: rows at once.
     """
@@ -104,7 +105,7 @@ class HeldOut:
         self.ratios = {kind: masker.ratio(0) for kind, masker in maskers.items()}
 
     def __call__(self, objective: MaskedLanguageModelling) -> list[dict[str, Any]]:
-        """One dict a kind of mask: ``masks``, ``ratio``, ``loss`` and ``unigram`` (nats a target), ``targets``."""
+        """A dict per kind of mask: ``masks``, ``ratio``, ``loss`` and ``unigram`` (nats), ``targets``."""
         device = next(objective.parameters()).device
         lines = []
         for kind, batches in self.batches.items():
