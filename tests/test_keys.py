@@ -78,7 +78,7 @@ def test_draws_depend_on_nothing_but_their_coordinates() -> None:
     for other in (
         {"seed": 4, "epoch": 1},
         {"seed": 3, "epoch": 2},
-        dict(seed=3 + 2**32, epoch=1),
+        {"seed": 3 + 2**32, "epoch": 1},
         {"seed": 3, "epoch": None},
     ):
         assert (keys(ids, **other).draw(Purpose.SHOW, INDEX) == reference).float().mean() < 1e-3

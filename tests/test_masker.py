@@ -260,7 +260,7 @@ def test_vocabulary() -> None:
     small = small_tokenizer(pad_token="[PAD]", unk_token="[UNK]")
     small.add_tokens([AddedToken("<reserved>", special=True)])
     assert Vocabulary.of(small).ordinary.tolist() == [2, 3, 6], "neither holes nor reserved tokens are real"
-    with pytest.raises(MaskwiseError, match="no mask token.*add_special_tokens"):
+    with pytest.raises(MaskwiseError, match=r"no mask token.*add_special_tokens"):
         Masker(small)
     with pytest.raises(MaskwiseError, match="no padding token"):
         Vocabulary.of(small_tokenizer(unk_token="[UNK]"))

@@ -54,7 +54,7 @@ def test_anything_that_says_how_much_is_a_schedule() -> None:
     own = schedule(lambda step, total: step / total)
     assert own(3, 10) == 0.3 and own.rows(torch.zeros(2).double(), 3, 10)[0].tolist() == [0.3, 0.3]
     assert schedule(own) is own and schedule(lambda s, t: 0.1) != schedule(lambda s, t: 0.2)
-    with pytest.raises(MaskwiseError, match="gave no ratio at step 20; got 2.0"):
+    with pytest.raises(MaskwiseError, match=r"gave no ratio at step 20; got 2.0"):
         own(20, 10)
 
 

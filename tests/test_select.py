@@ -269,7 +269,7 @@ def test_bad_weights_are_refused(bad: float) -> None:
 
 
 def test_unknown_names_are_refused() -> None:
-    with pytest.raises(MaskwiseError, match="unknown budget 'exakt'.*did you mean 'exact'"):
+    with pytest.raises(MaskwiseError, match=r"unknown budget 'exakt'.*did you mean 'exact'"):
         choose(units_of([1], count=1), 0.5, budget="exakt")
     with pytest.raises(MaskwiseError, match="unknown fill"):
         choose(units_of([1], count=1), 0.5, fill="some")

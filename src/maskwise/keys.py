@@ -87,7 +87,7 @@ def unmix(x: Tensor) -> Tensor:
 
 
 def inverse_odd(x: Tensor) -> Tensor:
-    """The inverses of odd int32 numbers modulo 2³², by Newton's iteration: each step doubles the right bits."""
+    """The inverses of odd int32 numbers modulo 2³², by Newton's iteration (bits double)."""
     inverse = x.clone()
     for _ in range(4):
         inverse = inverse * (2 - x * inverse)

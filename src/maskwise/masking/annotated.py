@@ -63,7 +63,7 @@ class AnnotatedBatch:
     @cached_property
     def place(self) -> Tensor:
         """(B, L) int32: how many content tokens stand before; so padding and packing do not move draws."""
-        return self.content.cumsum(1, dtype=torch.int32) - 1
+        return self.content.cumsum(1, dtype=torch.int32).sub_(1)
 
     @property
     def packed(self) -> bool:

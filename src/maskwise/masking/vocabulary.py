@@ -104,7 +104,8 @@ class Vocabulary:
         if self.mask is None:
             raise MaskwiseError(
                 "the tokenizer has no mask token",
-                do="use a masked-language-model tokenizer, or tokenizer.add_special_tokens({'mask_token': '[MASK]'})",
+                do="use a masked-language-model tokenizer, or "
+                "tokenizer.add_special_tokens({'mask_token': '[MASK]'})",
             )
         return self.mask
 

@@ -50,12 +50,12 @@ class Bert(Corruption):
         masked, count = within(show, self.mask), len(vocabulary.ordinary)
         shown = original.masked_fill(masked, vocabulary.require_mask())
         if self.random:
-            at = flat_nonzero(within(show, self.mask + self.random) & ~masked)
+            at = flat_nonzero(within(show, self.mask + self.random) ^ masked)
             if of_token is not None:
                 number = below(keys.draw_at(Purpose.REPLACE, row[at], place[at]), count)
             else:  # what is left of the draw is as good as another
-                number = split(show[at], self.mask, self.mask + self.random, count)
-            shown[at] = vocabulary.ordinary[number]
+                number = split(show.take(at), self.mask, self.mask + self.random, count)
+            shown.scatter_(0, at, vocabulary.ordinary.take(number))
         input_ids, labels = ids.clone(), torch.full_like(ids, IGNORE)
         input_ids.view(-1).scatter_(0, where, shown)
         labels.view(-1).scatter_(0, where, original)
