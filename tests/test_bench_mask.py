@@ -1,4 +1,4 @@
-"""The bench of masking runs, checks what it times, and shows it; what figures it finds is not a test's business."""
+"""The bench of masking runs, checks what it times, and shows it; its figures are not a test's business."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ def test_bench_mask_times_every_member_beside_the_peer() -> None:
     assert all(r["milliseconds"] > 0 and r["times_random"] > 0 for r in result["results"])
     console = Console(width=140, record=True)
     console.print(bench.render(result))
-    assert "8 × 4096" in console.export_text() and result["hardware"]["processor"] in console.export_text()
+    shown = console.export_text()
+    assert "8 × 4096" in shown and result["hardware"]["processor"] in shown
 
 
 def test_unknown_bench() -> None:
