@@ -1,4 +1,4 @@
-"""The command line. Every command takes plain words, says what it does, and turns bad input into one line and exit 2."""
+"""The command line. Commands take plain words, and turn bad input into one line and exit code 2."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 
 from maskwise.errors import MaskwiseError, unknown_name
 
@@ -23,10 +25,17 @@ app = typer.Typer(
 )  # fmt: skip
 out_console, err_console = Console(), Console(stderr=True)
 
-# Typer brings its own copy of click, or click itself, depending on its version; the base of its errors is in either.
-_UsageError = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+# Typer brings its own copy of click, or click itself, depending on its version; both have this base of errors.
+_UsageError: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
-Out = Annotated[Path, typer.Option("--out", help="Folder for everything that is written; the same folder goes on.")]
+COLOURS = {"decided": "bold green", "suggests": "yellow", "undecided": "white", "void": "red"}
+"""Of the verdicts."""
+INTERRUPTED = 130
+"""The exit code after Ctrl-C, as shells have it."""
+
+Out = Annotated[
+    Path, typer.Option("--out", help="Folder for everything that is written; the same folder goes on.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print figures as JSON.")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="Settings to change, such as training.steps=500 masking.ratio=0.3")
@@ -39,10 +48,15 @@ def study(
     overrides: Overrides = None,
     out: Out = Path("runs/study"),
     engine: Annotated[str, typer.Option(help="Where runs go: local.")] = "local",
-    jobs: Annotated[int | None, typer.Option(min=1, help="Worker processes; as many as cores if not said.")] = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Worker processes; as many as cores if not said.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Compare masking choices: arms x seeds x tasks, with verdicts and a report. Resumes by itself."""
+    """Compare masking choices: arms x seeds x tasks, with verdicts and a report.
+
+    The same command goes on where an interrupted study stopped, and runs nothing twice. Exit code 1: a run failed.
+    """
     from maskwise.recipe import read_recipe
     from maskwise.study import run_study
 
@@ -52,12 +66,16 @@ def study(
     result = run_study(read_recipe(recipe, overrides), out, jobs=jobs, quiet=as_json)
     if as_json:
         _print_json(result)
-        return
+        raise typer.Exit(bool(result["failures"]))
     out_console.print(_contrasts(result))
-    out_console.print(f"\n[bold]{_escape(result['headline'])}[/bold]\n", highlight=False)
-    if result["failures"]:
-        err_console.print(f"{result['failures']} runs failed: see records.jsonl", style="red")
-    out_console.print(f"Report: {result['report']}  ({result['seconds']:.0f} s)", highlight=False, soft_wrap=True)
+    out_console.print(f"[bold]{_escape(result['headline'])}[/bold]\n", highlight=False)
+    for record in result["failures"]:
+        who = f"failed: {record['arm']}, seed {record['seed']}: {record['error']}"
+        err_console.print(who, style="red", markup=False, highlight=False, soft_wrap=True)
+    out_console.print(
+        f"Report: {result['report']}  ({result['seconds']:.0f} s)", highlight=False, soft_wrap=True
+    )
+    raise typer.Exit(bool(result["failures"]))
 
 
 @app.command()
@@ -81,16 +99,23 @@ def pretrain(
         return
     table = Table("held-out masks", "loss (nats)", "word frequencies alone", "targets", box=None)
     for line in result["heldout"]:
-        table.add_row(f"{line['masks']} {line['ratio']:.0%}", f"{line['loss']:.3f}", f"{line['unigram']:.3f}", str(line["targets"]))
+        losses = (f"{line[key]:.3f}" for key in ("loss", "unigram"))
+        table.add_row(f"{line['masks']} {line['ratio']:.0%}", *losses, str(line["targets"]))
     out_console.print(table)
-    out_console.print(f"Checkpoint: {result['checkpoint']}  ({result['seconds']:.0f} s)", highlight=False, soft_wrap=True)
+    out_console.print(
+        f"Checkpoint: {result['checkpoint']}  ({result['seconds']:.0f} s)", highlight=False, soft_wrap=True
+    )
 
 
 @app.command()
 def finetune(
     model: Annotated[str, typer.Argument(help="A checkpoint folder or hub id.")],
-    task: Annotated[list[str], typer.Option("--task", help="A bundled task, a file, a folder, or hf:ID. Repeatable.")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="Settings, such as learning_rate=1e-3 epochs=3")] = None,
+    task: Annotated[
+        list[str], typer.Option("--task", help="A bundled task, a file, a folder, or hf:ID. Repeatable.")
+    ],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Settings, such as learning_rate=1e-3 epochs=3")
+    ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Fine-tunings per task.")] = 3,
     out: Out = Path("runs/finetune"),
     as_json: Json = False,
@@ -105,21 +130,24 @@ def finetune(
     table = Table("task", "metric", "mean", "every seed", "majority", "test items", box=None)
     for line in results:
         each = " ".join(f"{score:.3f}" for score in line["fine_tuning"])
-        table.add_row(
-            line["task"], line["metric"], f"{line['score']:.3f}", each, f"{line['majority']:.3f}", str(line["test_items"])
-        )
+        scores = f"{line['score']:.3f}", each, f"{line['majority']:.3f}"
+        table.add_row(_escape(line["task"]), line["metric"], *scores, str(line["test_items"]))
     out_console.print(table)
 
 
 @app.command()
 def inspect(
     text: Annotated[str, typer.Argument(help="A text, or a file of texts.")],
-    policy: Annotated[str, typer.Option(help="One or more policies, separated by commas.")] = "token,whole-word",
+    policy: Annotated[
+        str, typer.Option(help="One or more policies, separated by commas.")
+    ] = "token,whole-word",
     ratio: Annotated[str, typer.Option(help="A number, or a schedule such as linear(0.3, 0.15).")] = "0.15",
     budget: Annotated[str, typer.Option(help="exact, expected or bernoulli.")] = "exact",
     corruption: Annotated[str, typer.Option(help="How chosen tokens are shown.")] = "bert",
     fill: Annotated[str, typer.Option(help="none, random or skip-row.")] = "none",
-    tokenizer: Annotated[str | None, typer.Option(help="A folder or hub id; a small one of our own if not said.")] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="A folder or hub id; a small one of our own if not said.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the masks.")] = 0,
     step: Annotated[int, typer.Option(help="Where the schedule stands.")] = 0,
     total_steps: Annotated[int, typer.Option(help="How long the schedule is.")] = 1000,
@@ -139,13 +167,17 @@ def inspect(
     if as_json:
         _print_json([entry.as_dict() for entry in found])
     else:
-        out_console.print(render_terminal(found))
+        out_console.print(
+            render_terminal(found, colours=bool(out_console.color_system and not out_console.no_color))
+        )
 
 
 @app.command()
 def report(
     folder: Annotated[Path, typer.Argument(help="A study or pre-training folder.")],
-    html: Annotated[Path | None, typer.Option(help="Where to write the page; FOLDER/report.html if not said.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Where to write the page; FOLDER/report.html if not said.")
+    ] = None,
 ) -> None:
     """Draw the page of a study (or of one run) anew, from its files."""
     from maskwise.report import write_report
@@ -172,7 +204,9 @@ def bench(
 
 @app.command("list")
 def list_names(
-    what: Annotated[str, typer.Argument(help="policies, schedules, corruptions, objectives, tasks or recipes")],
+    what: Annotated[
+        str, typer.Argument(help="policies, schedules, corruptions, objectives, tasks or recipes")
+    ],
     as_json: Json = False,
 ) -> None:
     """List what there is, with a line on each."""
@@ -184,10 +218,9 @@ def list_names(
     if as_json:
         _print_json([{"name": name, "arguments": arguments, "what": line} for name, arguments, line in rows])
         return
-    table = Table("name", "arguments", "what", box=None, padding=(0, 2))
-    for row in rows:
-        table.add_row(*(_escape(cell) for cell in row))
-    out_console.print(table)
+    for name, arguments, line in rows:
+        out_console.print(Text.assemble((name, "bold"), (f"({arguments})" if arguments else "", "dim")))
+        out_console.print(Padding(line, (0, 0, 0, 4)), markup=False, highlight=False)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -195,21 +228,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         code = app(args=list(arguments) if arguments is not None else None, standalone_mode=False)
-        sys.exit(code if isinstance(code, int) else 0)
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED  # with some versions of typer; others return it
     except MaskwiseError as error:
         _fail(str(error))
     except _UsageError as error:
-        _fail(error.format_message())  # type: ignore[attr-defined]
-    except (KeyboardInterrupt, typer.Abort):
-        err_console.print("\ninterrupted; the same command goes on where it stopped")
-        sys.exit(130)
+        _fail(error.format_message())
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+        code = 0
+    if code == INTERRUPTED:
+        err_console.print("\ninterrupted; the same command goes on where it stopped")
+    sys.exit(code if isinstance(code, int) else 0)
 
 
-def _fail(line: str) -> None:
-    err_console.print(f"maskwise: {' '.join(line.split())}", style="red", markup=False, highlight=False, soft_wrap=True)
+def _fail(line: str) -> NoReturn:
+    err_console.print(
+        f"maskwise: {' '.join(line.split())}", style="red", markup=False, highlight=False, soft_wrap=True
+    )
     sys.exit(2)
 
 
@@ -225,13 +261,29 @@ def _print_json(value: Any) -> None:
 
 
 def _contrasts(result: dict[str, Any]) -> Table:
-    table = Table("arm", "against", "judged by", "difference", "95 % interval", "verdict", box=None, padding=(0, 2))
-    colours = {"decided": "green", "suggests": "yellow", "undecided": "white", "void": "red"}
-    for row in result["contrasts"]:
-        interval = "" if row.get("low") is None else f"{row['low']:+.3f} … {row['high']:+.3f}"
-        mean = "" if row.get("mean") is None else f"{row['mean']:+.3f}"
-        verdict = f"[{colours.get(row['verdict'], 'white')}]{row['verdict']}[/] ({row['reason']})"
-        table.add_row(row["arm"], row["baseline"], row["outcome"], mean, interval, verdict)
+    """The primary contrasts, a line each, in the units that people know: points of a score, or nats."""
+    rows = [row for row in result["contrasts"] if row["primary"]]
+    by = "all tasks" if any(row["outcome"] == "tasks" for row in rows) else "held-out loss"
+    table = Table(
+        "arm",
+        f"{by}, against {result['baseline']}",
+        "95 % interval",
+        "verdict",
+        box=None,
+        padding=(0, 2, 0, 0),
+    )
+    for row in rows:
+        numbers = row.get("natural") or row
+        scale, unit = (1, "nats") if row["unit"] == "nats" else (100, "points")
+        mean, low, high = (
+            ""
+            if numbers[key] is None
+            else f"{scale * numbers[key]:+.{3 if scale == 1 else 1}f}".replace("-", "−")
+            for key in ("mean", "low", "high")
+        )
+        verdict = f"[{COLOURS[row['verdict']]}]{row['verdict']}[/] ({row['reason'].replace('-', ' ')})"
+        interval = f"{low} to {high}" if low else "one run: none"
+        table.add_row(_escape(row["arm"]), f"{mean} {unit}" if mean else "", interval, verdict)
     return table
 
 

@@ -1,10 +1,12 @@
-"""Behind ``maskwise inspect`` and ``maskwise list``: the same text under several policies, and what names there are."""
+"""Behind ``maskwise inspect`` and ``list``: a text under several policies, and what names there are."""
 
 from __future__ import annotations
 
 import inspect as python_inspect
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from rich.text import Text
 from maskwise.corpus import load_tokenizer, read_documents, require_documents, train_tokenizer
 from maskwise.errors import MaskwiseError
 from maskwise.masking import CORRUPTIONS, POLICIES, SCHEDULES, Masker
+from maskwise.masking.policies import policy
 from maskwise.objectives import OBJECTIVES
 from maskwise.recipe import shipped
 from maskwise.show import Shown, show_masks
@@ -23,9 +26,14 @@ from maskwise.specs import split_calls
 from maskwise.tasks.data import BUNDLED_TASKS
 
 STYLES = {
-    "shown": "default", "masked": "bold black on #e69f00", "random": "bold white on #cc3f7a",
+    "shown": "", "masked": "bold #000000 on #e69f00", "random": "bold #ffffff on #cc3f7a", "kept": "bold #000000 on #56b4e9",
 }  # fmt: skip
+BRACKETS = {"shown": "{}", "masked": "[{}]", "random": "[{}]", "kept": "[={}]"}
+"""How the states look where there are no colours."""
+
 MAX_TEXTS = 5
+TEXT_LAYERS = ("word_ids",)
+"""The layers that a plain text has."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +47,9 @@ class Inspected:
     def as_dict(self) -> dict[str, Any]:
         pieces = [piece.as_dict() for piece in self.shown.pieces]
         facts = {"source": self.shown.source, "target": self.shown.target} if self.shown.target else {}
-        return {"policy": self.policy, "text": self.text, "ratio": self.shown.ratio, "pieces": pieces, **facts}
+        counts = {"whole_words": self.shown.whole, "words_in_part": self.shown.parts}
+        found = {"policy": self.policy, "text": self.text, "ratio": self.shown.ratio}
+        return {**found, **counts, "pieces": pieces, **facts}
 
 
 def inspect_text(
@@ -51,10 +61,14 @@ def inspect_text(
     Raises:
         MaskwiseError: no text, an unknown name, a policy whose layers a plain text does not have.
     """
-    texts = _texts(text)
+    texts, specs = _texts(text), split_calls(policies)
+    for spec in specs:
+        missing = [layer for layer in policy(spec).layers() if layer not in TEXT_LAYERS]
+        if missing:
+            raise MaskwiseError(f"policy {spec} needs the layer {missing[0]!r}, and a plain text has none")
     tools = load_tokenizer(tokenizer, needs_mask=False) if tokenizer else _small_tokenizer()
     settings = {"ratio": ratio, "budget": budget, "corruption": corruption, "fill": fill, "seed": seed}
-    maskers = {spec: Masker(tools, policy=spec, **settings) for spec in split_calls(policies)}
+    maskers = {spec: Masker(tools, policy=spec, **settings) for spec in specs}
     return [
         Inspected(spec, one, show_masks(masker, tools, one, step=step, total_steps=total_steps))
         for one in texts
@@ -63,61 +77,76 @@ def inspect_text(
 
 
 def _texts(text: str) -> list[str]:
-    looks_like_file = len(text) < 400 and "\n" not in text and Path(text).suffix in (".txt", ".jsonl", ".gz", ".parquet")
-    if looks_like_file or (len(text) < 250 and Path(text).is_file()):
+    """The text itself, or the beginnings of the first texts of the file that it names."""
+    named = "\n" not in text and Path(text).suffix in (".txt", ".jsonl", ".gz", ".parquet")
+    if named or os.path.isfile(text):  # unlike Path.is_file, this takes any text
         documents = require_documents(read_documents(text))
-        found = []
-        for document in documents:
-            found.append(" ".join(document.text.split())[:600])
-            if len(found) == MAX_TEXTS:
-                break
-        return found
+        return [" ".join(document.text.split())[:600] for document in islice(documents, MAX_TEXTS)]
     if not text.strip():
         raise MaskwiseError("no text to mask", got="an empty text")
     return [text]
 
 
 def _small_tokenizer() -> Any:
-    """A WordPiece tokenizer of 4,096 pieces from the start of the bundled text: two seconds, no download."""
-    texts = [document.text for document in read_documents("bundled:wikipedia", limit=400)]
-    return train_tokenizer(texts, vocab_size=4096, lowercase=False)
+    """A WordPiece tokenizer of 4,096 pieces from the start of the bundled text: half a second, no download."""
+    texts = [document.text for document in read_documents("bundled:wikipedia", limit=200)]
+    tokenizer = train_tokenizer(texts, vocab_size=4096, lowercase=False)
+    # What the corruptions of T5 and UL2 write.
+    names = [*(f"<extra_id_{number}>" for number in range(100)), "[R]", "[S]", "[X]"]
+    tokenizer.add_special_tokens({"additional_special_tokens": names})
+    return tokenizer
 
 
-def render_terminal(found: list[Inspected]) -> RenderableType:
-    """Coloured text: chosen tokens stand out; what the model reads instead stands behind an arrow."""
-    parts: list[RenderableType] = []
-    for number, entry in enumerate(found):
-        if not number or entry.text != found[number - 1].text:
-            parts.append(_legend())
-        title = Text.assemble((entry.policy, "bold"), f"   {entry.shown.ratio:.1%} of the tokens")
+def render_terminal(found: list[Inspected], *, colours: bool = True) -> RenderableType:
+    """The texts with their chosen tokens coloured (or in brackets); what the model reads instead is behind an arrow."""
+    parts: list[RenderableType] = [_legend(colours)]
+    for entry in found:
+        words = f"{100 * entry.shown.ratio:.1f} % of the tokens; words: {entry.shown.whole} whole, {entry.shown.parts} in part"
+        parts.append(Text.assemble((entry.policy, "bold"), f"   {words}"))
         line = Text()
         for piece in entry.shown.pieces:
-            body = piece.text.lstrip()
-            line.append(piece.text[: len(piece.text) - len(body)])
-            line.append(body, style=STYLES[piece.state])
+            body = visible(piece.text.lstrip())
+            line.append(piece.text[: len(piece.text) - len(piece.text.lstrip())])
+            line.append(body if colours else BRACKETS[piece.state].format(body), style=STYLES[piece.state])
             if piece.shown:
-                line.append(f"→{piece.shown}", style="italic #cc3f7a")
-        parts += [title, Padding(line, (0, 0, 1, 2))]
+                line.append(f"→{visible(piece.shown)}", style="italic #cc3f7a")
+        parts.append(Padding(line, (0, 0, 1, 2)))
         if entry.shown.target:
-            parts.append(Padding(Text.assemble(("reads   ", "dim"), entry.shown.source), (0, 0, 0, 2)))
-            parts.append(Padding(Text.assemble(("writes  ", "dim"), entry.shown.target), (0, 0, 1, 2)))
+            reads, writes = visible(entry.shown.source), visible(entry.shown.target)
+            parts.append(Padding(Text.assemble(("reads   ", "dim"), reads), (0, 0, 0, 2)))
+            parts.append(Padding(Text.assemble(("writes  ", "dim"), writes), (0, 0, 1, 2)))
     return Group(*parts)
 
 
-def _legend() -> Text:
-    words = [("masked", "masked"), ("random", "another token"), ("kept", "chosen, shown unchanged")]
+def visible(text: str) -> str:
+    """Without control characters: a text must not steer the terminal that shows it."""
+    return "".join(char if char.isprintable() or char in "\n\t" else "·" for char in text)
+
+
+def _legend(colours: bool) -> Text:
     pieces: list[Any] = []
-    for state, label in words:
-        pieces += [(f" {label} ", STYLES[state]), "  "]
+    for state, label in (
+        ("masked", "masked"),
+        ("random", "another token"),
+        ("kept", "chosen, shown unchanged"),
+    ):
+        pieces += [(f" {label} " if colours else BRACKETS[state].format(label), STYLES[state]), "  "]
     return Text.assemble(*pieces, "\n")
 
 
 def render_html(found: list[Inspected], path: Path) -> None:
-    """One self-contained page; every text is escaped."""
+    """One self-contained page; every text is escaped.
+
+    Raises:
+        MaskwiseError: a path that cannot be written.
+    """
     environment = Environment(loader=PackageLoader("maskwise", "report"), autoescape=True)
     page = environment.get_template("masks.html.j2").render(found=found)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise MaskwiseError(f"cannot write {path}", got=error.strerror) from None
 
 
 # Names for ``maskwise list``

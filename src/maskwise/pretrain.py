@@ -1,9 +1,10 @@
-"""The single-run commands: ``maskwise pretrain`` and ``maskwise finetune``. The work is that of a study's stages."""
+"""The single-run commands, ``maskwise pretrain`` and ``maskwise finetune``. The work is that of a study's stages."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,8 +16,10 @@ from pydantic import ValidationError
 from maskwise.corpus import load_tokenizer
 from maskwise.errors import MaskwiseError, unknown_name
 from maskwise.recipe import Recipe, parse_value
-from maskwise.study.runner import check_inputs, hardware, versions, write_lines
-from maskwise.study.stages import Prepared, prepare_stage, pretrain, run_stage, write_json
+from maskwise.study.checks import check_inputs
+from maskwise.study.facts import hardware, versions
+from maskwise.study.stages import prepare_stage, write_json, write_lines
+from maskwise.study.work import Prepared, pretrain, run_stage
 from maskwise.tasks import FinetuneSettings, finetune, load_task
 
 
@@ -24,32 +27,40 @@ def run_pretrain(recipe: Recipe, out: Path, *, quiet: bool = False) -> dict[str,
     """Pre-train one model into ``out``: ``checkpoint/``, ``metrics.jsonl``, ``recipe.yaml``, ``done.json``.
 
     Under torchrun every process calls this; rank 0 prepares and writes. A finished run is returned as it is; an
-    interrupted one goes on.
+    interrupted one goes on. A study's recipe is read without its arms.
 
     Raises:
         MaskwiseError: bad input; a folder that holds something else, or another recipe's run.
     """
     rank = int(os.environ.get("RANK", "0"))
-    text = recipe.to_yaml()
-    check_inputs(recipe)
+    recipe = recipe.model_copy(update={"study": type(recipe.study)(), "tasks": ()})
     if rank == 0:
         _check_folder(out, recipe)
+    check_inputs(recipe)
     if (out / "done.json").is_file():
         return {**json.loads((out / "done.json").read_text()), "checkpoint": str(out / "checkpoint")}
     began = time.perf_counter()
     prepared = prepare_stage(recipe)
     if rank == 0:
+        new = not out.exists()
         out.mkdir(parents=True, exist_ok=True)
-        (out / "recipe.yaml").write_text(text, encoding="utf-8")
-        run_stage(prepared, out / "stages")
+        (out / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+        try:
+            run_stage(prepared, out / "stages")
+        except MaskwiseError:
+            if new:
+                shutil.rmtree(out)
+            raise
     _wait_for(prepared.folder(out / "stages") / "done.json")
     plain = recipe.model_dump(mode="json", include={"model", "masking", "evaluation"})
     facts = {"recipe": recipe.name, "corpus": recipe.corpus.source}
-    result = pretrain(
-        Prepared.load(prepared.folder(out / "stages")), **plain, training=recipe.training, folder=out, quiet=quiet,
-        facts=facts,
-    )  # fmt: skip
-    result |= {"seconds": round(time.perf_counter() - began, 1), "versions": versions(), "hardware": hardware()}
+    data = Prepared.load(prepared.folder(out / "stages"))
+    result = pretrain(data, **plain, training=recipe.training, folder=out, quiet=quiet, facts=facts)
+    result |= {
+        "seconds": round(time.perf_counter() - began, 1),
+        "versions": versions(),
+        "hardware": hardware(),
+    }
     if rank == 0:
         write_json(out / "done.json", result)
     return {**result, "checkpoint": str(out / "checkpoint")}
@@ -58,30 +69,43 @@ def run_pretrain(recipe: Recipe, out: Path, *, quiet: bool = False) -> dict[str,
 def run_finetune(
     model: str, tasks: list[str], overrides: Iterable[str], *, seeds: int, out: Path, quiet: bool = False
 ) -> list[dict[str, Any]]:
-    """Fine-tune a checkpoint on each task with each seed; returns and writes one record a task.
+    """Fine-tune a checkpoint on each task with each seed, into ``out/TASK/seed-N``; one record a task is returned and
+    written to ``out/records.jsonl``.
 
     Raises:
-        MaskwiseError: no checkpoint, no such task, an unknown setting.
+        MaskwiseError: no checkpoint, no such task, an unknown setting, a folder that holds something else.
     """
     settings = _finetune_settings(overrides, seeds)
-    loaded = [load_task(task) for task in tasks]
-    tokenizer = load_tokenizer(model, needs_mask=False)
+    if out.exists() and not out.is_dir():
+        raise MaskwiseError("--out is a file", got=str(out), do="give a folder")
     if out.is_dir() and any(out.iterdir()) and not (out / "records.jsonl").is_file():
         raise MaskwiseError(f"--out {out} holds something else", do="give a new folder")
-    records = []
+    loaded = [load_task(task) for task in tasks]
+    tokenizer = load_tokenizer(model, needs_mask=False)
+    out.mkdir(parents=True, exist_ok=True)
+    records: list[dict[str, Any]] = []
+    write_lines(out / "records.jsonl", records)
     for task in loaded:
-        runs = [
-            finetune(
-                model, task, tokenizer=tokenizer, settings=settings.training(task, seed=seed), seed=seed,
-                max_length=settings.max_length, quiet=quiet,
-            )  # fmt: skip
-            for seed in range(settings.seeds)
-        ]
+        runs = []
+        for seed in range(settings.seeds):
+            folder, its = out / task.name / f"seed-{seed}", settings.training(task, seed=seed)
+            lengths = {"max_length": settings.max_length}
+            runs.append(
+                finetune(
+                    model,
+                    task,
+                    tokenizer=tokenizer,
+                    settings=its,
+                    seed=seed,
+                    folder=folder,
+                    quiet=quiet,
+                    **lengths,
+                )
+            )
         scores = [run["score"] for run in runs]
         facts = {key: runs[0][key] for key in ("task", "metric", "majority", "test_items", "lost_words")}
         records.append({**facts, "model": model, "score": sum(scores) / len(scores), "fine_tuning": scores})
-    out.mkdir(parents=True, exist_ok=True)
-    write_lines(out / "records.jsonl", records)
+        write_lines(out / "records.jsonl", records)
     return records
 
 
@@ -113,9 +137,8 @@ def _check_folder(out: Path, recipe: Recipe) -> None:
     before, now = yaml.safe_load(known.read_text(encoding="utf-8")), recipe.model_dump(mode="json")
     changed = [key for key in now if now[key] != before.get(key)]
     if changed:
-        raise MaskwiseError(
-            f"--out {out} holds a run of another recipe", got=f"a change in {', '.join(changed)}", do="give a new folder"
-        )
+        what = f"a change in {', '.join(changed)}"
+        raise MaskwiseError(f"--out {out} holds a run of another recipe", got=what, do="give a new folder")
 
 
 def _wait_for(path: Path, seconds: float = 3600.0) -> None:

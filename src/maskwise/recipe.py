@@ -23,6 +23,11 @@ from maskwise.masking.select import BUDGETS, FILLS
 from maskwise.tasks import FinetuneSettings
 from maskwise.training import TrainingSettings
 
+ARM_PARTS = ("corpus", "tokenizer", "model", "masking", "training")
+"""What an arm may change. All else is how arms are judged, and must be the same for all."""
+
+NOT_AN_ARM = "no-pretraining"
+
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -75,11 +80,21 @@ class MaskingPart(_Part):
     fill: str = "none"
     corruption: str = "bert"
     min_targets: int = Field(1, ge=0)
+    predict: str | float = 1.0
+    """The loss is taken on at most this share of each row's tokens."""
 
-    @field_validator("policy", "ratio", "corruption")
+    @field_validator("policy", "ratio", "predict", "corruption")
     @classmethod
     def _known(cls, value: Any, info: Any) -> Any:
-        {"policy": policy, "ratio": schedule, "corruption": corruption}[str(info.field_name)](value)
+        {"policy": policy, "corruption": corruption}.get(str(info.field_name), schedule)(value)
+        return value
+
+    @field_validator("corruption")
+    @classmethod
+    def _keeps_length(cls, value: str) -> str:
+        if not corruption(value).keeps_length:
+            do = "masked language models predict in place: take one that keeps lengths, such as bert"
+            raise MaskwiseError(f"corruption {value} changes lengths", do=do)
         return value
 
     @field_validator("budget", "fill")
@@ -121,9 +136,19 @@ class StudyPart(_Part):
     def _consistent(self) -> StudyPart:
         if self.baseline is not None and self.baseline not in self.arms:
             raise unknown_name("baseline arm", self.baseline, self.arms)
-        if isinstance(self.seeds, int) and self.seeds < 1:
-            raise MaskwiseError("study.seeds must be at least 1", got=self.seeds)
+        if NOT_AN_ARM in self.arms:
+            raise MaskwiseError(f"an arm cannot be called {NOT_AN_ARM}: the reference of every study is")
+        if not self.seed_list or len(set(self.seed_list)) < len(self.seed_list):
+            raise MaskwiseError(
+                "study.seeds: a number of runs, or different seeds", got=self.seeds, allowed="≥ 1"
+            )
         return self
+
+    @field_validator("arms", mode="before")
+    @classmethod
+    def _nothing_changed(cls, arms: Any) -> Any:
+        """``token-15:`` alone is an arm that changes nothing."""
+        return {name: over or {} for name, over in arms.items()} if isinstance(arms, dict) else arms
 
     @property
     def seed_list(self) -> tuple[int, ...]:
@@ -146,6 +171,17 @@ class Recipe(_Part):
     finetune: FinetuneSettings = FinetuneSettings()
     study: StudyPart = StudyPart()
 
+    @model_validator(mode="after")
+    def _fits(self) -> Recipe:
+        fresh = not self.model.pretrained and "max_position_embeddings" not in self.model.settings
+        if self.tasks and fresh and self.finetune.max_length > self.corpus.length:
+            raise MaskwiseError(
+                "finetune.max_length is more than the positions that a new model has",
+                got=self.finetune.max_length,
+                allowed=f"≤ corpus.length = {self.corpus.length}",
+            )
+        return self
+
     @property
     def baseline(self) -> str | None:
         """The arm that the others are compared with."""
@@ -155,7 +191,12 @@ class Recipe(_Part):
         """The recipe of one run: the arm's overrides and the seed put in."""
         raw = self.model_dump(mode="json", exclude={"study"})
         for key, value in self.study.arms[name].items():
-            _put(raw, key, value)
+            if key.split(".")[0] not in ARM_PARTS or key == "training.seed":
+                allowed = ", ".join(ARM_PARTS)
+                raise MaskwiseError(
+                    f"arm {name!r} cannot change {key}", allowed=allowed, do="or all arms alike"
+                )
+            _merge(raw, key, value)
         return validate({**raw, "training": {**raw["training"], "seed": seed}}, origin=f"arm {name!r}")
 
     def to_yaml(self) -> str:
@@ -221,13 +262,22 @@ def parse_value(text: str) -> Any:
 
 
 def _put(raw: dict[str, Any], dotted: str, value: Any) -> None:
-    """Set ``a.b.c`` in nested dicts; a dict value is merged key by key only where it is itself dotted."""
+    """Set ``a.b.c`` in nested dicts."""
     *path, last = dotted.split(".")
     for part in path:
         raw = raw.setdefault(part, {})
         if not isinstance(raw, dict):
             raise MaskwiseError(f"cannot set {dotted}", got=f"{part} is a value, not a group of settings")
     raw[last] = value
+
+
+def _merge(raw: dict[str, Any], dotted: str, value: Any) -> None:
+    """As ``_put``, but a dict changes only the keys that it names."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            _merge(raw, f"{dotted}.{key}", inner)
+    else:
+        _put(raw, dotted, value)
 
 
 def _explain(error: ValidationError, origin: str) -> MaskwiseError:

@@ -28,12 +28,21 @@ class Piece(NamedTuple):
 
 
 class Shown(NamedTuple):
-    """One masked text: its pieces, and the rows a sequence-to-sequence model would read and write ("" otherwise)."""
+    """One masked text.
+
+    Attributes:
+        pieces: the text, token by token.
+        ratio: the share of its tokens that were chosen.
+        whole, parts: how many words were chosen as a whole, and how many only in part.
+        source, target: what a sequence-to-sequence model would read and write ("" otherwise).
+    """
 
     pieces: list[Piece]
-    source: str
-    target: str
     ratio: float
+    whole: int
+    parts: int
+    source: str = ""
+    target: str = ""
 
 
 def show_masks(
@@ -73,7 +82,16 @@ def show_masks(
     if not keeps:
         source = _decode(tokenizer, batch.input_ids[0])
         target = _decode(tokenizer, batch.labels[0][batch.labels[0] != IGNORE])
-    return Shown([p for p in pieces if p.text], source, target, batch.realised_ratio)
+    whole, parts = _words(torch.as_tensor(row["word_ids"]), batch.selected[0])
+    return Shown([p for p in pieces if p.text], batch.realised_ratio, whole, parts, source, target)
+
+
+def _words(word_ids_L: torch.Tensor, chosen_L: torch.Tensor) -> tuple[int, int]:
+    """How many words are chosen as a whole, and in part."""
+    inside = word_ids_L >= 0
+    _, word, tokens = word_ids_L[inside].unique(return_inverse=True, return_counts=True)
+    taken = torch.zeros_like(tokens).index_add_(0, word, chosen_L[: len(inside)][inside].long())
+    return int((taken == tokens).sum()), int(((taken > 0) & (taken < tokens)).sum())
 
 
 def _decode(tokenizer: Any, ids: torch.Tensor) -> str:

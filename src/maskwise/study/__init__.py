@@ -1,11 +1,13 @@
 """Arms × seeds × tasks → statistics. Stages addressed by content, run in worker processes, judged by fixed rules.
 
-Read in this order: ``stages`` (the pieces of work), ``plan`` (which), ``runner`` (do them), ``verdict`` (what follows).
+Read in this order: ``stages`` (the pieces of work), ``plan`` (which), ``work`` (what is done), ``runner`` (do them all),
+``verdict`` (what follows).
 Imports every room below; ``report`` only reads the files.
 """
 
 from maskwise.study.plan import Plan, Run, make_plan
 from maskwise.study.runner import run_study
-from maskwise.study.stages import Prepared, Stage, pretrain, run_stage
+from maskwise.study.stages import Stage
+from maskwise.study.work import Prepared, pretrain, run_stage
 
 __all__ = ["Plan", "Prepared", "Run", "Stage", "make_plan", "pretrain", "run_stage", "run_study"]

@@ -12,7 +12,12 @@ from maskwise.training import TrainingSettings
 
 
 def model_card(
-    *, masker: Mapping[str, Any], training: TrainingSettings, heldout: list[dict[str, Any]], data: int, **facts: Any
+    *,
+    masker: Mapping[str, Any],
+    training: TrainingSettings,
+    heldout: list[dict[str, Any]],
+    data: int,
+    **facts: Any,
 ) -> str:
     """Markdown with the choices, the seeds, the data and the held-out losses.
 
@@ -22,7 +27,9 @@ def model_card(
         heldout: the last evaluation.
         data: rows of the training text.
     """
-    front = yaml.safe_dump({"library_name": "transformers", "tags": ["fill-mask", "maskwise"]}, sort_keys=False)
+    front = yaml.safe_dump(
+        {"library_name": "transformers", "tags": ["fill-mask", "maskwise"]}, sort_keys=False
+    )
     choices = "\n".join(f"| {name} | `{value}` |" for name, value in {**masker, **facts}.items())
     losses = "\n".join(
         f"- {line['masks']} masks at {line['ratio']:.0%}: {line['loss']:.3f} nats a target "

@@ -58,7 +58,9 @@ def make_plan(recipe: Any) -> Plan:
         MaskwiseError: a study without arms.
     """
     if not recipe.study.arms:
-        raise MaskwiseError(f"recipe {recipe.name!r} compares nothing", do="give it study.arms, or use maskwise pretrain")
+        raise MaskwiseError(
+            f"recipe {recipe.name!r} compares nothing", do="give it study.arms, or use maskwise pretrain"
+        )
     runs = []
     for seed in recipe.study.seed_list:
         for arm in (*recipe.study.arms, REFERENCE):

@@ -2,7 +2,7 @@
 
 Importing torch and transformers takes seconds, so workers are kept. Each has one thread, for two runs side by side
 beat one on two threads. A task that raises is a failure with one line; a worker that dies is a failure too, and is
-replaced. When the parent is gone, however it went, workers end within a second.
+replaced. When the parent is gone, however it went, workers end within two seconds.
 """
 
 from __future__ import annotations
@@ -10,14 +10,21 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
+from types import FrameType
 from typing import Any
 
+from maskwise.errors import MaskwiseError
+
 Run = Callable[[Any], Any]
+PATIENCE_SECONDS = 5.0
+"""How long a worker may take to end before it is killed: it may still be importing."""
 
 
 class Pool:
@@ -40,7 +47,10 @@ class Pool:
 
     def start(self, task: Any) -> None:
         """Give a task to an idle worker."""
-        next(worker for worker in self.workers if worker.task is None).give(task)
+        place = next(i for i, worker in enumerate(self.workers) if worker.task is None)
+        if not self.workers[place].process.is_alive():  # it died between two tasks
+            self.workers[place] = _Worker(self.run, self.threads)
+        self.workers[place].give(task)
 
     def finished(self, timeout: float) -> Iterator[tuple[Any, Any, str | None]]:
         """Wait at most ``timeout`` seconds; yield (task, result, error) for each that ended."""
@@ -57,10 +67,15 @@ class Pool:
             yield task, result, error
 
     def close(self) -> None:
-        """End all workers at once, whatever they are doing."""
+        """End all workers: idle ones by closing their pipes, busy ones by a signal that lets them clean up."""
         for worker in self.workers:
+            worker.pipe.close()
+            if worker.task is not None:
+                worker.process.terminate()
+        end = time.monotonic() + PATIENCE_SECONDS
+        for worker in self.workers:
+            worker.process.join(max(0.0, end - time.monotonic()))
             worker.process.kill()
-        for worker in self.workers:
             worker.process.join()
 
 
@@ -69,14 +84,10 @@ class _Worker:
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
         self.task: Any = None
-        before = os.environ.get("OMP_NUM_THREADS")
-        os.environ["OMP_NUM_THREADS"] = str(threads)  # read when torch is imported, so it must be there at birth
-        try:
+        with _inherited(threads):
             arguments = (run, theirs, os.getpid(), threads)
             self.process = context.Process(target=_work, args=arguments, daemon=True)
             self.process.start()
-        finally:
-            os.environ.pop("OMP_NUM_THREADS") if before is None else os.environ.update(OMP_NUM_THREADS=before)
         theirs.close()
 
     def give(self, task: Any) -> None:
@@ -84,27 +95,60 @@ class _Worker:
         self.pipe.send(task)
 
 
+@contextmanager
+def _inherited(threads: int) -> Iterator[None]:
+    """What a worker needs from birth: torch reads its threads when imported, and Ctrl-C is the parent's to handle."""
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    main = threading.current_thread() is threading.main_thread()
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN) if main else None
+    try:
+        yield
+    finally:
+        if main:
+            signal.signal(signal.SIGINT, handler)
+        os.environ.pop("OMP_NUM_THREADS") if before is None else os.environ.update(OMP_NUM_THREADS=before)
+
+
 def _work(run: Run, pipe: Connection, parent: int, threads: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _leave)
     threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
     import torch
 
     torch.set_num_threads(threads)
-    while True:
-        try:
+    try:
+        while True:
             task = pipe.recv()
-        except EOFError:
-            return
-        try:
-            pipe.send((run(task), None))
-        except Exception as error:
-            last = traceback.extract_tb(error.__traceback__)[-1]
-            where = "" if type(error).__name__.endswith("MaskwiseError") else f" ({last.filename}:{last.lineno})"
-            name = "" if not where else f"{type(error).__name__}: "
-            pipe.send((None, " ".join(f"{name}{error}".split()) + where))
+            pipe.send(_answer(run, task))
+    except (EOFError, OSError):  # the parent has closed the pipe, or is gone
+        return
+    except SystemExit as end:
+        os._exit(int(end.code or 0))  # at once: taking torch down takes seconds
+
+
+def _answer(run: Run, task: Any) -> tuple[Any, str | None]:
+    try:
+        return run(task), None
+    except Exception as error:
+        return None, one_line(error)
+
+
+def one_line(error: Exception) -> str:
+    """An error in one line; with its place, where it is not the user's."""
+    if isinstance(error, MaskwiseError):
+        return str(error)
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return " ".join(f"{type(error).__name__}: {error} ({last.filename}:{last.lineno})".split())
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    sys.exit(128 + number)  # an exception, so that half-written folders are removed
 
 
 def _leave_with(parent: int) -> None:
     while os.getppid() == parent:
-        time.sleep(0.5)
+        time.sleep(0.2)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(1.0)
     os._exit(1)

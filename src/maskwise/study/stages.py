@@ -1,7 +1,7 @@
 """Stages: the pieces of work of a study, each in a folder named by the hash of all that it depends on.
 
-Nothing is run twice: a stage whose folder holds ``done.json`` is finished, in whatever study it was made, and a
-change of one character of its corpus or one setting gives it another name. ``done.json`` is written last.
+Nothing is run twice: a stage whose folder holds ``done.json`` is finished, and a change of one character of its corpus
+or one setting gives it another name. ``done.json`` is written last. ``work`` does the work.
 
     prepare    corpus + tokenizer settings → tokenizer, training rows, held-out rows
     pretrain   prepare + model + masking + training settings → checkpoint, metrics
@@ -13,47 +13,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-import time
-from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from maskwise import __version__
-from maskwise.corpus import (
-    Blocks,
-    bundled_path,
-    load_tokenizer,
-    pack,
-    read_documents,
-    require_documents,
-    tokenise,
-    train_tokenizer,
-    unigram_counts,
-)
-from maskwise.errors import MaskwiseError
-from maskwise.masking import Masker
-from maskwise.objectives import MaskedLanguageModelling
-from maskwise.study.card import model_card
-from maskwise.tasks import FinetuneSettings, finetune, load_task
-from maskwise.training import (
-    HeldOut,
-    MaskedSource,
-    TrainingSettings,
-    load_model,
-    log_frequencies,
-    new_config,
-    new_model,
-    train,
-)
-from maskwise.training.checkpoints import write_folder
+from maskwise.corpus import bundled_path
+from maskwise.tasks import BUNDLED_TASKS
 
 DONE = "done.json"
-EVALUATION_SEED = 0xE7A1
-"""Of the fixed masks of held-out rows: the same in every study, so that losses can be compared between them."""
 
 # What a setting of training changes nothing of, and so is no part of a stage's name.
 _IRRELEVANT = ("log_every", "save_every", "trackers")
@@ -87,37 +56,16 @@ class Stage:
     def result(self, stages: Path) -> dict[str, Any] | None:
         """What the stage found; None while it is not finished."""
         try:
-            return json.loads((self.folder(stages) / DONE).read_text())
+            return json.loads((self.folder(stages) / DONE).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
-
-def run_stage(stage: Stage, stages: Path, *, quiet: bool = True) -> dict[str, Any]:
-    """Do the work unless it is done; returns the stage's result."""
-    known = stage.result(stages)
-    if known is not None:
-        return known
-    folder = stage.folder(stages)
-    folder.mkdir(parents=True, exist_ok=True)
-    began = time.perf_counter()
-    result = RUNNERS[stage.kind](stage, stages, quiet)
-    result["seconds"] = round(time.perf_counter() - began, 3)
-    write_json(folder / "stage.json", stage.as_dict())
-    write_json(folder / DONE, result)
-    return result
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that the file is whole or not there."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(value, indent=1, ensure_ascii=False), encoding="utf-8")
-    partial.replace(path)
-
-
-# Making stages from a recipe's parts
+    @classmethod
+    def from_dict(cls, plain: dict[str, Any]) -> Stage:
+        return cls(**{**plain, "needs": tuple(plain["needs"])})
 
 
 def prepare_stage(recipe: Any) -> Stage:
@@ -133,170 +81,63 @@ def pretrain_stage(recipe: Any, prepared: Stage) -> Stage:
     """One pre-training run of a recipe whose arm and seed are put in."""
     raw = recipe.model_dump(mode="json", include={"model", "masking", "training", "evaluation"})
     how = {key: raw["training"].pop(key) for key in _IRRELEVANT}
-    start = raw["model"]["pretrained"]
-    return Stage("pretrain", {**raw, "model_content": fingerprint(start) if start else None}, (prepared.name,), how)
+    return Stage("pretrain", raw | _start_content(recipe), (prepared.name,), how)
 
 
 def finetune_stage(recipe: Any, task: str, prepared: Stage, pretrained: Stage | None) -> Stage:
-    """All fine-tunings of one checkpoint (None: a random start, seeded by the run) on one task."""
-    what = {
-        "task": task, "task_content": fingerprint(task) if Path(task).exists() else task,
-        "finetune": recipe.finetune.model_dump(mode="json"),
-    }  # fmt: skip
+    """All fine-tunings of one checkpoint on one task. None: of the start of pre-training, as the seed makes it."""
+    content = fingerprint(f"bundled:{BUNDLED_TASKS[task]}" if task in BUNDLED_TASKS else task)
+    what = {"task": task, "task_content": content, "finetune": recipe.finetune.model_dump(mode="json")}
     if pretrained is not None:
         return Stage("finetune", what, (prepared.name, pretrained.name))
-    what |= {"model": recipe.model.model_dump(mode="json"), "length": recipe.corpus.length, "seed": recipe.training.seed}
-    return Stage("finetune", what, (prepared.name,))
+    start = {
+        "model": recipe.model.model_dump(mode="json"),
+        "length": recipe.corpus.length,
+        "seed": recipe.training.seed,
+    }
+    return Stage("finetune", what | start | _start_content(recipe), (prepared.name,))
+
+
+def _start_content(recipe: Any) -> dict[str, Any]:
+    start = recipe.model.pretrained
+    return {"model_content": fingerprint(start) if start else None}
 
 
 def fingerprint(source: str) -> str:
     """A hash of the bytes of a file or folder; of the bundled data too; a hub id stands for itself."""
-    path = bundled_path(source.removeprefix("bundled:")) if source.startswith("bundled:") else Path(source).expanduser()
+    path = (
+        bundled_path(source.removeprefix("bundled:"))
+        if source.startswith("bundled:")
+        else Path(source).expanduser()
+    )
     if not path.exists():
         return source
     digest = hashlib.sha256()
     for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
         digest.update(str(file.relative_to(path) if path.is_dir() else "").encode())
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
+        facts = file.stat()
+        digest.update(_bytes_of(file.resolve(), facts.st_size, facts.st_mtime_ns))
     return digest.hexdigest()
 
 
-# Doing them
+@cache
+def _bytes_of(file: Path, size: int, changed: int) -> bytes:
+    """The hash of a file, read once however many runs stand on it."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").digest()
 
 
-def _prepare(stage: Stage, stages: Path, quiet: bool) -> dict[str, Any]:
-    corpus, wanted = stage.what["corpus"], stage.what["tokenizer"]
-    documents = read_documents(corpus["source"], text_field=corpus["text_field"], limit=corpus["limit"])
-    require_documents(documents)
-    if wanted["name"]:
-        tokenizer = load_tokenizer(wanted["name"])
-    else:
-        texts = (document.text for document in documents)
-        kind, size = wanted["kind"], wanted["vocab_size"]
-        tokenizer = train_tokenizer(texts, kind=kind, vocab_size=size, lowercase=wanted["lowercase"])
-    blocks = pack(tokenise(documents, tokenizer), tokenizer=tokenizer, length=corpus["length"], layout=corpus["layout"])
-    training, held_out = blocks.split(held_out=corpus["held_out"])
-
-    def fill(folder: Path) -> None:
-        tokenizer.save_pretrained(folder / "tokenizer")
-        training.save(folder / "train.arrow")
-        held_out.save(folder / "held_out.arrow")
-
-    write_folder(stage.folder(stages) / "data", fill)
-    return {
-        "documents": documents.read, "skipped": dict(documents.skipped), "rows": len(training), "tokens": training.tokens,
-        "held_out_rows": len(held_out), "vocabulary": len(tokenizer), "counts": dict(blocks.counts),
-    }  # fmt: skip
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON so that the file is whole or not there."""
+    _write_whole(path, json.dumps(value, indent=1, ensure_ascii=False))
 
 
-@dataclass
-class Prepared:
-    """What a prepare stage left."""
-
-    tokenizer: Any
-    training: Blocks
-    held_out: Blocks
-
-    @classmethod
-    def load(cls, folder: Path) -> Prepared:
-        data = folder / "data"
-        tokenizer = load_tokenizer(str(data / "tokenizer"))
-        return cls(tokenizer, Blocks.load(data / "train.arrow"), Blocks.load(data / "held_out.arrow"))
+def write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
+    """JSON lines, whole or not there."""
+    _write_whole(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
 
-def make_masker(masking: Mapping[str, Any], tokenizer: Any, *, seed: int) -> Masker:
-    """The masker of a recipe's ``masking`` part."""
-    return Masker(tokenizer, **masking, seed=seed)
-
-
-def _pretrain(stage: Stage, stages: Path, quiet: bool) -> dict[str, Any]:
-    what, folder = stage.what, stage.folder(stages)
-    return pretrain(
-        Prepared.load(stages / stage.needs[0]), model=what["model"], masking=what["masking"],
-        training=TrainingSettings(**what["training"], **stage.how), evaluation=what["evaluation"],
-        folder=folder, quiet=quiet, facts={"stage": stage.name},
-    )  # fmt: skip
-
-
-def pretrain(
-    data: Prepared, *, model: Mapping[str, Any], masking: Mapping[str, Any], training: TrainingSettings,
-    evaluation: Mapping[str, Any], folder: Path, quiet: bool = False, facts: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:  # fmt: skip
-    """Pre-train one model into ``folder``: metrics, states to resume from, and at the end the checkpoint."""
-    counts = torch.from_numpy(unigram_counts(data.training, len(data.tokenizer)))
-    log_unigram = log_frequencies(counts)
-    network = _start(model, data, training.seed, log_unigram)
-    objective = MaskedLanguageModelling(network)
-    masker = make_masker(masking, data.tokenizer, seed=training.seed)
-    held_out = HeldOut(data.held_out, evaluation_maskers(evaluation, data.tokenizer), log_unigram, rows=evaluation["rows"])
-    found: list[dict[str, Any]] = []
-
-    def evaluate(step: int) -> list[dict[str, Any]]:
-        found[:] = held_out(objective)
-        return found
-
-    source = MaskedSource(data.training, masker, training)
-    title = f"{masking['policy']} {masker.ratio}"
-    done = train(objective, source, training, folder=folder, evaluate=evaluate, title=title, quiet=quiet)
-    if int(os.environ.get("RANK", "0")) == 0:
-        card = model_card(masker=masker.describe(), training=training, heldout=found, data=len(data.training), **(facts or {}))
-        write_folder(folder / "checkpoint", lambda target: save_checkpoint(target, network, data.tokenizer, card))
-        shutil.rmtree(folder / "resume", ignore_errors=True)
-    return {"heldout": found, "steps": done["steps"], "tokens": done["tokens"], "targets": done["targets"], "loss": done["loss"]}
-
-
-def save_checkpoint(target: Path, network: Any, tokenizer: Any, card: str) -> None:
-    """An ordinary transformers folder with a model card."""
-    network.save_pretrained(target)
-    tokenizer.save_pretrained(target)
-    (target / "README.md").write_text(card, encoding="utf-8")
-
-
-def evaluation_maskers(evaluation: Mapping[str, Any], tokenizer: Any) -> dict[str, Masker]:
-    """Fixed masks: [MASK] only, and whole units on average at the budget, so that long words count too."""
-    fixed = {"ratio": evaluation["ratio"], "budget": "expected", "corruption": "mask-only", "seed": EVALUATION_SEED}
-    return {kind: Masker(tokenizer, policy=kind, **fixed) for kind in evaluation["masks"]}
-
-
-def _start(model: Mapping[str, Any], data: Prepared, seed: int, log_unigram: torch.Tensor) -> Any:
-    if model["pretrained"]:
-        network = load_model(model["pretrained"])
-        if network.config.vocab_size < len(data.tokenizer):
-            raise MaskwiseError(
-                "tokenizer and model do not fit", got=f"{len(data.tokenizer)} tokens",
-                allowed=f"≤ {network.config.vocab_size}", do="set tokenizer.name to the model's own tokenizer",
-            )  # fmt: skip
-        return network
-    config = new_config(model["architecture"], data.tokenizer, data.training.length, **model["settings"])
-    return new_model(config, seed=seed, log_unigram=log_unigram if model["unigram_bias"] else None)
-
-
-def _finetune(stage: Stage, stages: Path, quiet: bool) -> dict[str, Any]:
-    what = stage.what
-    settings = FinetuneSettings(**what["finetune"])
-    task = load_task(what["task"])
-    tokenizer = load_tokenizer(str(stages / stage.needs[0] / "data" / "tokenizer"))
-    checkpoint, config = None, None
-    if len(stage.needs) > 1:
-        checkpoint = stages / stage.needs[1] / "checkpoint"
-    elif what["model"]["pretrained"]:
-        checkpoint = what["model"]["pretrained"]
-    else:
-        config = new_config(what["model"]["architecture"], tokenizer, what["length"], **what["model"]["settings"])
-    base = what.get("seed", 0) * 1000  # random starts differ between runs as pre-trained ones do
-    runs = [
-        finetune(
-            checkpoint, task, tokenizer=tokenizer, settings=settings.training(task, seed=seed), seed=seed,
-            max_length=settings.max_length, config=config, quiet=quiet,
-        )  # fmt: skip
-        for seed in range(base, base + settings.seeds)
-    ]
-    scores = [run["score"] for run in runs]
-    facts = {key: runs[0][key] for key in ("task", "metric", "majority", "test_items")}
-    return {**facts, "score": sum(scores) / len(scores), "fine_tuning": scores, "dev": [run["dev"] for run in runs]}
-
-
-RUNNERS: dict[str, Callable[[Stage, Path, bool], dict[str, Any]]] = {
-    "prepare": _prepare, "pretrain": _pretrain, "finetune": _finetune,
-}  # fmt: skip
+def _write_whole(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)

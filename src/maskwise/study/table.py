@@ -38,7 +38,9 @@ class LiveTable:
             self.live.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self.shows:
             self.live.stop()
 
@@ -51,17 +53,21 @@ class LiveTable:
         """Draw the state anew; without a terminal, a line for each tenth of the work."""
         before, self.done = self.done, self._count()
         if self.shows:
-            self.live.update(Group(self._table(running, errors), self._summary()))
+            self.live.update(Group(self._table(running, errors), self._summary(self._parts(running))))
         elif not self.quiet and self.done * 10 // self.total > before * 10 // self.total:
             self.console.print(self._summary())
 
     def _count(self) -> int:
         return sum(stage.result(self.stages) is not None for stage in self.plan.stages())
 
-    def _summary(self) -> Text:
+    def _parts(self, running: set[str]) -> float:
+        """How many stages' worth of work is done in those that run."""
+        return sum(self._progress(r) for r in self.plan.runs if r.pretrained and r.pretrained.name in running)
+
+    def _summary(self, parts: float = 0.0) -> Text:
         spent = time.perf_counter() - self.began
-        rate = (self.done - self.done_before) / spent if spent else 0.0
-        left = f", about {_clock((self.total - self.done) / rate)} left" if rate else ""
+        rate = (self.done + parts - self.done_before) / spent if spent else 0.0
+        left = f", about {_clock((self.total - self.done - parts) / rate)} left" if self.done and rate else ""
         return Text(f"{self.done} of {self.total} stages, {_clock(spent)}{left}")
 
     def _table(self, running: set[str], errors: dict[str, str]) -> Table:
@@ -71,12 +77,14 @@ class LiveTable:
             table.add_column(title)
         for arm in dict.fromkeys(run.arm for run in self.plan.runs):
             cells = {run.seed: self._cell(run, running, errors) for run in self.plan.runs if run.arm == arm}
-            table.add_row(arm, *(cells.get(seed, "") for seed in seeds))
+            table.add_row(Text(arm), *(cells.get(seed, "") for seed in seeds))
         return table
 
     def _cell(self, run: Run, running: set[str], errors: dict[str, str]) -> str:
         if any(stage.name in errors for stage in run.stages):
             return "[red]failed"
+        if run.prepared.name in running:
+            return "[cyan]preparing the text"
         if run.pretrained and run.pretrained.name in running:
             return f"[cyan]pre-training {self._progress(run):.0%}"
         if any(stage.name in running for stage in run.tasks.values()):

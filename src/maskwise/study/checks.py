@@ -1,0 +1,59 @@
+"""What can be refused before any work is done: in one line now, rather than in an hour."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from maskwise.corpus import load_tokenizer, read_documents, require_documents
+from maskwise.errors import MaskwiseError
+from maskwise.masking.policies import policy
+from maskwise.tasks import load_task
+from maskwise.training import new_config
+
+CORPUS_LAYERS = ("word_ids",)
+"""The layers that a prepared corpus has."""
+
+LOCK = ".lock"
+"""In ``stages/``: held while a study runs, and the sign that the folder is one."""
+
+
+def check_inputs(recipe: Any) -> None:
+    """Fail now, in one line, rather than in an hour: all that can be known of every arm without doing the work."""
+    for one in [recipe.arm(name, seed=0) for name in recipe.study.arms] or [recipe]:
+        corpus, named = one.corpus, one.tokenizer.name
+        require_documents(read_documents(corpus.source, text_field=corpus.text_field, limit=corpus.limit))
+        tokenizer = load_tokenizer(named) if named else _Untrained(one.tokenizer.vocab_size)
+        if not one.model.pretrained:
+            new_config(one.model.architecture, tokenizer, corpus.length, **one.model.settings)
+        missing = [layer for layer in policy(one.masking.policy).layers() if layer not in CORPUS_LAYERS]
+        if missing:
+            raise MaskwiseError(
+                f"policy {one.masking.policy} needs the layer {missing[0]!r}, and a corpus has none",
+                allowed=f"policies that need {', '.join(CORPUS_LAYERS)} or nothing",
+            )  # fmt: skip
+    for task in recipe.tasks:
+        load_task(task)
+
+
+def check_folder(out: Path) -> None:
+    """A new folder, an empty one, or one that holds a study; anything else is refused."""
+    if out.exists() and not out.is_dir():
+        raise MaskwiseError("--out is a file", got=str(out), do="give a folder")
+    if out.is_dir() and any(out.iterdir()) and not (out / "stages" / LOCK).is_file():
+        found = ", ".join(sorted(p.name for p in out.iterdir())[:3])
+        raise MaskwiseError(
+            f"--out {out} holds something else", got=found, do="give a new folder, or that of a study"
+        )
+
+
+class _Untrained:
+    """Stands for a tokenizer that is still to be trained: all that a configuration asks of it."""
+
+    pad_token_id, cls_token_id, sep_token_id, bos_token_id, eos_token_id = 0, 2, 3, None, None
+
+    def __init__(self, size: int):
+        self.size = size
+
+    def __len__(self) -> int:
+        return self.size

@@ -1,0 +1,114 @@
+"""What a study's files say beside its numbers: study.json, the machine, the seconds, real sentences with their masks."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from maskwise import __version__
+from maskwise.corpus import read_documents
+from maskwise.masking.policies import policy
+from maskwise.masking.schedules import schedule
+from maskwise.show import show_masks
+from maskwise.study.plan import REFERENCE, Plan, Run
+from maskwise.study.work import Prepared, make_masker
+from maskwise.tasks import load_task, majority_score
+
+SAMPLES = 6
+"""Documents whose beginnings are shown in the report."""
+
+
+def describe(recipe: Any, plan: Plan) -> dict[str, Any]:
+    """study.json, as far as it is known before the work."""
+    arms = {}
+    for name, overrides in recipe.study.arms.items():
+        masking = recipe.arm(name, seed=0).masking
+        arms[name] = {
+            "policy": masking.policy, "ratio": str(schedule(masking.ratio)), "overrides": overrides,
+            "units": policy(masking.policy).units_name,
+            "runs": {str(r.seed): f"stages/{r.pretrained.name}" for r in plan.runs if r.arm == name and r.pretrained},
+        }  # fmt: skip
+    loaded = [load_task(spec) for spec in recipe.tasks]
+    return {
+        "name": recipe.name, "description": recipe.description, "maskwise": __version__,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "versions": versions(), "hardware": hardware(),
+        "recipe": recipe.model_dump(mode="json"), "recipe_yaml": recipe.to_yaml(), "baseline": recipe.baseline,
+        "seeds": list(recipe.study.seed_list), "arms": arms, "seconds": None,
+        "tasks": {task.name: {**task.facts(), "majority": majority_score(task)} for task in loaded},
+    }  # fmt: skip
+
+
+def versions() -> dict[str, str]:
+    """What numbers may depend on."""
+    found = {"python": platform.python_version()}
+    for name in ("torch", "transformers", "accelerate", "tokenizers", "datasets", "numpy"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def hardware() -> dict[str, Any]:
+    """The machine, in a few words."""
+    models = [line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
+    memory = [int(line.split()[1]) for line in _lines("/proc/meminfo") if line.startswith("MemTotal")]
+    return {
+        "cpu": models[0] if models else platform.processor() or platform.machine(), "cores": os.cpu_count(),
+        "memory_gib": round(memory[0] / 2**20, 1) if memory else None,
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }  # fmt: skip
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text().splitlines()
+    except OSError:
+        return []
+
+
+def timings(plan: Plan, stages: Path) -> list[dict[str, Any]]:
+    found = ((stage, stage.result(stages)) for stage in plan.stages())
+    return [{"stage": stage.name, "seconds": result["seconds"]} for stage, result in found if result]
+
+
+def samples(recipe: Any, plan: Plan, stages: Path) -> dict[str, Any]:
+    """Beginnings of held-out documents with what each arm masks in the middle of training (seed of the first run)."""
+    first: dict[str, Run] = {}
+    for run in plan.runs:
+        if run.arm != REFERENCE and run.prepared.result(stages):
+            first.setdefault(run.arm, run)
+    shown: dict[str, Any] = {}
+    texts: dict[str, list[tuple[str, str]]] = {}
+    for arm, run in first.items():
+        one = recipe.arm(arm, seed=run.seed)
+        data = Prepared.load(run.prepared.folder(stages))
+        if run.prepared.name not in texts:
+            texts[run.prepared.name] = _beginnings(one)
+        masker = make_masker(one.masking.model_dump(), data.tokenizer, seed=run.seed)
+        total = one.training.steps
+        rows = []
+        for document, text in texts[run.prepared.name]:
+            found = show_masks(
+                masker, data.tokenizer, text, step=total // 2, total_steps=total, max_length=one.corpus.length
+            )
+            rows.append({"document": document, "pieces": [piece.as_dict() for piece in found.pieces]})
+        shown[arm] = rows
+    return shown
+
+
+def _beginnings(recipe: Any) -> list[tuple[str, str]]:
+    corpus, found = recipe.corpus, []
+    for document in read_documents(corpus.source, text_field=corpus.text_field, limit=corpus.limit):
+        text = " ".join(document.text.split())[:240].rsplit(" ", 1)[0]
+        if len(text) > 100:
+            found.append((document.id, text))
+        if len(found) == SAMPLES:
+            break
+    return found

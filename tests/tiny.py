@@ -1,0 +1,93 @@
+"""A study that takes seconds: a made-up language, a model of two layers and sixteen numbers, forty steps."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+SYLLABLES = "ba ke lo mi nu pra sto tri vel zun", "da fe gor lin mas pet rok sun tal wix"
+WORDS = [first + second for first in SYLLABLES[0].split() for second in SYLLABLES[1].split()]
+
+
+def write_inputs(folder: Path) -> Path:
+    """corpus.jsonl (60 documents), task.jsonl (40 rows) and recipe.yaml; returns the recipe's path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    draw = random.Random(0)
+    texts = []
+    for number in range(60):
+        topic = WORDS[20 * (number % 4) :][:20]
+        texts.append(" ".join(" ".join(draw.choices(topic, k=8)).capitalize() + "." for _ in range(8)))
+    write_lines(folder / "corpus.jsonl", [{"id": str(i), "text": text} for i, text in enumerate(texts)])
+    rows = []
+    for number in range(40):
+        label, split = number % 2, ("train", "train", "dev", "test")[number // 2 % 4]
+        words = draw.choices(WORDS[30 * label :][:30], k=6)
+        rows.append({"text": " ".join(words), "label": "ab"[label], "split": split})
+    write_lines(folder / "task.jsonl", rows)
+    recipe = {
+        "corpus": {"source": str(folder / "corpus.jsonl"), "length": 32, "held_out": 0.2},
+        "tokenizer": {"vocab_size": 120},
+        "model": {
+            "architecture": "bert",
+            "settings": {
+                "hidden_size": 16,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+                "intermediate_size": 32,
+            },
+        },
+        "training": {
+            **{"steps": 40, "batch_size": 8, "log_every": 5, "save_every": 5, "eval_every": 20},
+            **{"learning_rate": 5e-3, "precision": "no"},
+        },
+        "evaluation": {"rows": 16},
+        "tasks": [str(folder / "task.jsonl")],
+        "finetune": {"epochs": 2, "seeds": 2, "max_length": 32},
+        "study": {
+            "seeds": 2,
+            "arms": {
+                "token-15": {},
+                "words-30": {
+                    "masking": {"policy": "whole-word", "budget": "expected"},
+                    "masking.ratio": 0.3,
+                },
+            },
+        },
+    }
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    return path
+
+
+def write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def maskwise(*arguments: Any) -> int:
+    """Run a command in this process; returns the exit code."""
+    from maskwise.cli import main
+
+    try:
+        main([str(argument) for argument in arguments])
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 0
+    raise AssertionError("main always exits")
+
+
+def start(*arguments: Any, **more: Any) -> subprocess.Popen[str]:
+    """Start a command in a process group of its own."""
+    command = [sys.executable, "-m", "maskwise.cli", *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env=environment, start_new_session=True, **{**pipes, **more})
