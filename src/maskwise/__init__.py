@@ -22,16 +22,17 @@ if TYPE_CHECKING:
         SteppedDataset,
         schedules,
     )
+    from maskwise.trainer import MaskingTrainer
 
 _HOMES = {
     "encode": "maskwise.annotate", "MaskwiseError": "maskwise.errors", "MaskedBatch": "maskwise.masking",
-    "Masker": "maskwise.masking", "MaskingCollator": "maskwise.masking", "StepBatchSampler": "maskwise.masking",
-    "SteppedDataset": "maskwise.masking", "schedules": "maskwise.masking",
+    "Masker": "maskwise.masking", "MaskingCollator": "maskwise.masking", "MaskingTrainer": "maskwise.trainer",
+    "StepBatchSampler": "maskwise.masking", "SteppedDataset": "maskwise.masking", "schedules": "maskwise.masking",
 }  # fmt: skip
 
 __all__ = [
-    "MaskedBatch", "Masker", "MaskingCollator", "MaskwiseError", "StepBatchSampler", "SteppedDataset", "__version__",
-    "encode", "schedules",
+    "MaskedBatch", "Masker", "MaskingCollator", "MaskingTrainer", "MaskwiseError", "StepBatchSampler",
+    "SteppedDataset", "__version__", "encode", "schedules",
 ]  # fmt: skip
 
 

@@ -1,0 +1,182 @@
+"""The Hugging Face ``Trainer``, masking on the device and weighing every target alike.
+
+    trainer = MaskingTrainer(model, args, masker=Masker(tokenizer, policy="whole-word"), train_dataset=rows)
+    trainer.train()
+
+Why not ``MaskingCollator`` in the stock ``Trainer``? That works, but masks are then made before the step they
+are for is known; and the stock ``Trainer`` takes every model that accepts ``**kwargs`` for one that divides
+its loss by ``num_items_in_batch``. Most masked language models accept it and ignore it: with 4 × accumulation
+their loss and gradient come out 4 times too large, on 2 ranks twice. Here the loss is the sum over targets
+divided by the number of targets of all micro-batches and ranks: the same for 16 rows, 4 × 4, 2 ranks × 8.
+
+Cost: the vocabulary head runs on every position, as in the stock ``Trainer``; in ``maskwise.training`` it
+runs on the targets alone.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from transformers import Trainer, TrainingArguments
+
+from maskwise.errors import MaskwiseError
+from maskwise.masking import IGNORE, AnnotatedBatch, Masker, MaskingCollator, Vocabulary
+
+
+class MaskingTrainer(Trainer):
+    """A ``Trainer`` of masked (or denoising) language models over unmasked rows.
+
+    Rows hold ``input_ids``, ``example_id`` and the layers that the policy needs (``word_ids``, …). Masks are
+    a function of (seed, epoch, example id), so batch size, ranks, workers and resuming do not move them, and
+    schedules act at the exact step. Datasets without a length get masks by the step instead of the epoch.
+
+    Args:
+        model, args: as for ``Trainer``; ``args.remove_unused_columns`` counts as False.
+        masker: what masks, in training.
+        evaluation_masker: what masks in evaluation: at step 0 and epoch 0 always, so that losses can be
+            compared. None: ``masker``, whose schedule then stands at its start. The evaluation's loss is the
+            mean over all targets.
+        data_collator: rows to one dict of (B, L) tensors, unmasked; None pads.
+        more: as for ``Trainer``.
+
+    Raises:
+        MaskwiseError: a collator that masks, or a ``compute_loss_func``: both would be done twice.
+    """
+
+    loss_is_scaled_for_ga = True  # read by Trainer.training_step
+
+    def __init__(
+        self,
+        model: Any = None,
+        args: TrainingArguments | None = None,
+        *,
+        masker: Masker,
+        evaluation_masker: Masker | None = None,
+        data_collator: Any = None,
+        **more: Any,
+    ):
+        if isinstance(data_collator, MaskingCollator):
+            do = "leave data_collator out, or use it with transformers.Trainer"
+            raise MaskwiseError("MaskingTrainer masks by itself", got="a MaskingCollator", do=do)
+        if more.get("compute_loss_func") is not None:
+            raise MaskwiseError(
+                "MaskingTrainer computes the loss by itself", got="compute_loss_func", do="leave it out"
+            )
+        args = copy.copy(args) if args else TrainingArguments()
+        args.remove_unused_columns = False  # example_id and layers are read here, not by the model
+        self.masker, self.evaluation_masker = masker, evaluation_masker or masker
+        self._evaluated = (0.0, 0)
+        super().__init__(model, args, data_collator=data_collator or RowCollator(masker.vocabulary), **more)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Any]:
+        """The micro-batches of one update, masked for its very step, and all ranks' number of targets."""
+        epoch = int(self.state.epoch or 0) if hasattr(self.train_dataset, "__len__") else None
+        when = {"step": self.state.global_step, "total_steps": self.state.max_steps, "epoch": epoch}
+        batches = [self._mask(self.masker, rows, **when) for rows in islice(epoch_iterator, num_batches)]
+        targets = torch.zeros((), dtype=torch.int64, device=device)
+        for batch in batches:
+            targets += (batch["labels"] != IGNORE).sum()
+        return batches, self.accelerator.reduce(targets)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """This rank's share of the mean loss over ``num_items_in_batch`` targets, times the number of ranks.
+
+        DDP averages over ranks; the factor makes a sum of it.
+        """
+        losses, _, outputs = self._token_losses(model, inputs)
+        if num_items_in_batch is None:
+            loss = losses.sum() / max(1, losses.numel())
+        else:
+            targets = torch.as_tensor(num_items_in_batch, device=losses.device).clamp(min=1)
+            loss = losses.sum() * self.accelerator.num_processes / targets
+        return (loss, outputs) if return_outputs else loss
+
+    def prediction_step(
+        self, model: nn.Module, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[Any, Any, Any]:
+        """One batch of evaluation, under masks that never change."""
+        batch = self._mask(self.evaluation_masker, inputs, step=0, total_steps=1, epoch=0)
+        labels = batch["labels"]
+        with torch.no_grad(), self.compute_loss_context_manager():
+            losses, row, outputs = self._token_losses(model, batch)
+        by_row = torch.zeros(len(labels), device=losses.device).index_add(0, row, losses)
+        # Gathered so that rows repeated to fill the last batch count once.
+        sums, counts = self.accelerator.gather_for_metrics((by_row, (labels != IGNORE).sum(1)))
+        self._evaluated = (self._evaluated[0] + float(sums.sum()), self._evaluated[1] + int(counts.sum()))
+        loss = losses.sum() / max(1, losses.numel())
+        if prediction_loss_only:
+            return loss, None, None
+        config: Any = getattr(self.model, "config", None)
+        hidden = [*(ignore_keys or getattr(config, "keys_to_ignore_at_inference", [])), "loss"]
+        logits = tuple(value for name, value in outputs.items() if name not in hidden)
+        return loss, logits[0] if len(logits) == 1 else logits, labels
+
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> Any:
+        """As in ``Trainer``, but the loss is the mean over targets, not over batches."""
+        self._evaluated = (0.0, 0)
+        found = super().evaluation_loop(
+            dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+        )
+        total, targets = self._evaluated
+        means = {"loss": total / max(1, targets), "targets": targets}
+        named = {f"{metric_key_prefix}_{name}": value for name, value in means.items()}
+        return found._replace(metrics={**(found.metrics or {}), **named})
+
+    def _mask(self, masker: Masker, rows: Any, **when: Any) -> dict[str, Tensor]:
+        batch = masker(self._prepare_inputs(rows), **when)
+        weight = {} if batch.loss_weight is None else {"loss_weight": batch.loss_weight}
+        return {**batch.model_inputs(), **weight}
+
+    def _token_losses(self, model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor, Any]:
+        """Loss (M,) float32 and row (M,) of every target, and the model's outputs."""
+        inputs = dict(inputs)
+        weight, labels = inputs.pop("loss_weight", None), inputs["labels"]
+        if not getattr(getattr(self.model, "config", None), "is_encoder_decoder", False):
+            del inputs["labels"]  # a decoder reads them; any other model would only compute its own loss
+        outputs = model(**inputs)
+        row, column = (labels != IGNORE).nonzero(as_tuple=True)
+        losses = cross_entropy(
+            outputs["logits"][row, column].float(), labels[row, column], reduction="none",
+            label_smoothing=self.args.label_smoothing_factor,
+        )  # fmt: skip
+        return losses if weight is None else losses * weight[row].to(losses.dtype), row, outputs
+
+
+class RowCollator:
+    """Rows to one dict of padded (B, L) tensors with their layers, unmasked; may run in workers.
+
+    Args:
+        vocabulary: of the masker.
+    """
+
+    def __init__(self, vocabulary: Vocabulary):
+        self.vocabulary = vocabulary
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        batch = AnnotatedBatch.of(rows, self.vocabulary)
+        attention = torch.ones_like(batch.input_ids) if batch.attention_mask is None else batch.attention_mask
+        return {
+            "input_ids": batch.input_ids, "attention_mask": attention, "example_id": batch.example_id,
+            "special_tokens_mask": (~batch.content).long(), **batch.layers, **batch.extras,
+        }  # fmt: skip

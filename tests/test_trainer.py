@@ -1,0 +1,368 @@
+"""The drop-ins for the Hugging Face Trainer: masks for the very step, every target weighing the same."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import IterableDataset
+from transformers import BartConfig, BartForConditionalGeneration, PrinterCallback, Trainer, TrainingArguments
+
+import maskwise as mw
+from maskwise.masking import IGNORE
+from maskwise.trainer import RowCollator
+from test_training import close, same
+from training_tools import ARCHITECTURES, Language, model, tokenizer
+
+DATA = Language(48)
+HELD_OUT = Language(12, seed=1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick() -> Iterator[None]:
+    """Every ``Trainer.train`` collects garbage, 0.3 s of looking at imported modules: set these aside."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+def arguments(folder: Path, **more: Any) -> TrainingArguments:
+    plain = {
+        "per_device_train_batch_size": 16, "max_steps": 3, "logging_steps": 1, "learning_rate": 1e-3,
+        "save_strategy": "no", "report_to": "none", "disable_tqdm": True, "use_cpu": True,
+        "dataloader_pin_memory": False, "max_grad_norm": 1e9,
+    }  # fmt: skip
+    return TrainingArguments(output_dir=str(folder), **{**plain, **more})
+
+
+def trainer(
+    net: Any, args: TrainingArguments, *, masker: mw.Masker | None = None, **more: Any
+) -> mw.MaskingTrainer:
+    # Bernoulli: micro-batches and ranks differ in their number of targets.
+    masker = masker or mw.Masker(
+        tokenizer(), policy="whole-word", ratio=0.3, budget="bernoulli", min_targets=0
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        made = mw.MaskingTrainer(net, args, masker=masker, **{"train_dataset": DATA, **more})
+    made.pop_callback(PrinterCallback)
+    return made
+
+
+def logged(made: Trainer) -> list[dict[str, float]]:
+    return [{k: x[k] for k in ("loss", "grad_norm")} for x in made.state.log_history if "grad_norm" in x]
+
+
+def losses(net: Any, folder: Path, **more: Any) -> list[dict[str, float]]:
+    made = trainer(net, arguments(folder, **more))
+    made.train()
+    return logged(made)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_accumulation_changes_nothing(architecture: str, tmp_path: Path) -> None:
+    one = losses(model(architecture), tmp_path)
+    four = losses(model(architecture), tmp_path, per_device_train_batch_size=4, gradient_accumulation_steps=4)
+    assert len(one) == 3
+    for a, b in zip(one, four, strict=True):
+        close(a, b, rel=1e-4)
+
+
+def test_the_loss_is_the_mean_over_the_masked_tokens(tmp_path: Path) -> None:
+    """The first step's loss from the masks and model at hand; the stock Trainer's would be 4 times this."""
+    made = trainer(
+        net := model("bert"),
+        arguments(tmp_path, per_device_train_batch_size=12, gradient_accumulation_steps=4),
+    )
+    first = model("bert")
+    made.train()
+    batch = made.masker(RowCollator(made.masker.vocabulary)([DATA[i] for i in range(48)]), epoch=0)
+    assert logged(made)[0]["loss"] == pytest.approx(first(**batch.model_inputs()).loss.item(), rel=1e-5)
+    assert not same(net, first)
+
+
+class Watching(mw.MaskingTrainer):
+    """Keeps what reaches the training step and the model."""
+
+    def __init__(self, *args: Any, **more: Any):
+        super().__init__(*args, **more)
+        self.steps: list[Any] = []
+        self.model.register_forward_pre_hook(
+            lambda _, args, kwargs: self.seen.append(set(kwargs)), with_kwargs=True
+        )
+        self.seen: list[set[str]] = []
+        self.raw: list[Any] = []
+
+    def _mask(self, masker: Any, rows: Any, **when: Any) -> Any:
+        self.raw.append((rows, when))
+        return super()._mask(masker, rows, **when)
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
+        self.steps.append((inputs, int(num_items_in_batch)))
+        return super().training_step(model, inputs, num_items_in_batch)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_masks_are_made_for_the_exact_step_with_layers_and_ids(workers: int, tmp_path: Path) -> None:
+    """Also with workers: they pad, and the main process masks."""
+    masker = mw.Masker(tokenizer(), policy="whole-word", ratio="linear(0.6, 0.1)", corruption="mask-only")
+    args = arguments(
+        tmp_path, per_device_train_batch_size=8, gradient_accumulation_steps=2, max_steps=7,
+        dataloader_num_workers=workers, remove_unused_columns=True,
+    )  # fmt: skip
+    made = Watching(model("bert"), args, masker=masker, train_dataset=DATA)
+    made.pop_callback(PrinterCallback)
+    made.train()
+    assert all(names == {"input_ids", "attention_mask"} for names in made.seen)
+    assert [when["step"] for _, when in made.raw] == [step for step in range(7) for _ in range(2)]
+    assert [when["epoch"] for _, when in made.raw] == [0] * 6 + [1] * 6 + [2] * 2
+    seen = [int(i) for rows, _ in made.raw for i in rows["example_id"]]
+    assert sorted(seen[:48]) == sorted(seen[48:96]) == list(range(48)) and seen[:48] != seen[48:96]
+    for (rows, when), (inputs, _) in zip(made.raw, made.steps, strict=True):
+        again = masker(
+            [DATA[int(i)] for i in rows["example_id"]], step=when["step"], total_steps=7, epoch=when["epoch"]
+        )
+        assert torch.equal(inputs["input_ids"], again.input_ids) and torch.equal(
+            inputs["labels"], again.labels
+        )
+        assert when["total_steps"] == 7
+    for first, second in zip(made.steps[0::2], made.steps[1::2], strict=True):
+        targets = sum(int((inputs["labels"] != IGNORE).sum()) for inputs, _ in (first, second))
+        assert first[1] == second[1] == targets
+    assert made.steps[0][1] > 2.5 * made.steps[-1][1], "the schedule acts"
+    assert args.remove_unused_columns, "the caller's arguments are left alone"
+
+
+def test_evaluation_has_fixed_masks_and_weighs_every_target(tmp_path: Path) -> None:
+    """The same masks and loss for any batch size and after training; the mean over all targets."""
+    masker = mw.Masker(tokenizer(), ratio="linear(0.5, 0.1)", budget="bernoulli")
+    fixed = mw.Masker(
+        tokenizer(), ratio=0.3, corruption="mask-only", budget="bernoulli", min_targets=0, seed=9
+    )
+    net = model("bert")
+    batch = fixed([HELD_OUT[i] for i in range(12)], epoch=0)
+    expected = net.eval()(**batch.model_inputs())
+    for size in (5, 12):
+        args = arguments(
+            tmp_path, per_device_eval_batch_size=size, eval_strategy="steps", eval_steps=1, max_steps=2
+        )
+        made = trainer(net, args, masker=masker, evaluation_masker=fixed, eval_dataset=HELD_OUT)
+        assert made.evaluate()["eval_loss"] == pytest.approx(expected.loss.item(), rel=1e-5)
+    before = {name: p.clone() for name, p in net.state_dict().items()}
+    made.train()
+    found = [x for x in made.state.log_history if "eval_loss" in x]
+    assert len(found) == 2 and found[0]["eval_loss"] != found[1]["eval_loss"]
+    net.load_state_dict(before)
+    again = made.evaluate()
+    assert again["eval_loss"] == pytest.approx(expected.loss.item(), rel=1e-5), "the masks did not move"
+    assert {x["eval_targets"] for x in [*found, again]} == {batch.targets}
+    # Without an evaluation masker: the training masker where its schedule starts.
+    made = trainer(net, args, masker=masker, eval_dataset=HELD_OUT)
+    start = masker([HELD_OUT[i] for i in range(12)], step=0, total_steps=10, epoch=0)
+    assert made.evaluate()["eval_targets"] == start.targets
+
+
+def test_metrics_of_the_user_get_logits_and_labels(tmp_path: Path) -> None:
+    def compute(found: Any) -> dict[str, float]:
+        at = found.label_ids != IGNORE
+        return {"accuracy": float((found.predictions.argmax(-1)[at] == found.label_ids[at]).mean())}
+
+    made = trainer(
+        model("bert"),
+        arguments(tmp_path, per_device_eval_batch_size=5),
+        eval_dataset=HELD_OUT,
+        compute_metrics=compute,
+    )
+    assert 0 <= made.evaluate()["eval_accuracy"] < 0.3
+    assert made.predict(HELD_OUT).predictions.shape == (12, 16, 45)
+
+
+@pytest.mark.parametrize("stop", [2, 3, 4])
+def test_resuming_is_bit_identical(stop: int, tmp_path: Path) -> None:
+    """Mid-epoch, at an epoch's end, and in the second one; with dropout and a schedule."""
+    masker = mw.Masker(tokenizer(), ratio="linear(0.5, 0.1)")
+    more: dict[str, Any] = {"max_steps": 5, "save_strategy": "steps", "save_steps": stop}
+    whole = trainer(model("bert", hidden_dropout_prob=0.1), arguments(tmp_path, **more), masker=masker)
+    whole.train()
+    resumed = trainer(model("bert", hidden_dropout_prob=0.1), arguments(tmp_path, **more), masker=masker)
+    resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{stop}"))
+    assert same(whole.model, resumed.model) and logged(whole) == logged(resumed)
+
+
+class Stream(IterableDataset):
+    def __iter__(self) -> Any:
+        return iter([DATA[i] for i in range(48)])
+
+
+def test_streams_get_masks_by_step(tmp_path: Path) -> None:
+    made = Watching(
+        model("bert"), arguments(tmp_path, max_steps=4), masker=mw.Masker(tokenizer()), train_dataset=Stream()
+    )
+    made.pop_callback(PrinterCallback)
+    made.train()
+    assert [when["epoch"] for _, when in made.raw] == [None] * 4
+    first, again = made.steps[0][0], made.steps[3][0]
+    assert torch.equal(made.raw[0][0]["input_ids"], made.raw[3][0]["input_ids"])
+    assert not torch.equal(first["labels"], again["labels"]), "the second pass has other masks"
+
+
+def test_a_batch_without_targets_is_no_nan(tmp_path: Path) -> None:
+    made = trainer(
+        model("bert"), arguments(tmp_path), masker=mw.Masker(tokenizer(), ratio=0.0), eval_dataset=HELD_OUT
+    )
+    made.train()
+    assert logged(made) == [{"loss": 0.0, "grad_norm": 0.0}] * 3
+    assert made.evaluate()["eval_loss"] == 0.0
+
+
+def test_loss_weights_of_masked_diffusion(tmp_path: Path) -> None:
+    masker = mw.Masker(tokenizer(), ratio="uniform(0.1, 1, inverse_weight=True)", corruption="mask-only")
+    made = trainer(
+        model("bert"), arguments(tmp_path, per_device_train_batch_size=48, max_steps=1), masker=masker
+    )
+    from maskwise.objectives import MaskedLanguageModelling
+
+    total, count = MaskedLanguageModelling(model("bert"))(
+        masker([DATA[i] for i in range(48)], total_steps=1, epoch=0)
+    )
+    made.train()
+    assert logged(made)[0]["loss"] == pytest.approx(float(total.detach() / count), rel=1e-5)
+
+
+def test_denoising_with_a_decoder(tmp_path: Path) -> None:
+    """BART infilling: the labels make the decoder's inputs; accumulation changes nothing there either."""
+    small = BartConfig(
+        vocab_size=45, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=24, decoder_ffn_dim=24, max_position_embeddings=64,
+        dropout=0.0, pad_token_id=0, bos_token_id=2,
+        eos_token_id=3, decoder_start_token_id=3, forced_eos_token_id=None,
+    )  # fmt: skip
+    masker = mw.Masker(tokenizer(), ratio=0.3, corruption="infill")
+    found = []
+    for size, parts in ((16, 1), (4, 4)):
+        torch.manual_seed(0)
+        args = arguments(tmp_path, per_device_train_batch_size=size, gradient_accumulation_steps=parts)
+        made = trainer(BartForConditionalGeneration(small), args, masker=masker, eval_dataset=HELD_OUT)
+        made.train()
+        found.append(logged(made))
+    for a, b in zip(*found, strict=True):
+        close(a, b, rel=1e-4)
+    assert made.evaluate()["eval_targets"] > 0
+
+
+def test_what_would_be_done_twice_is_refused(tmp_path: Path) -> None:
+    masker = mw.Masker(tokenizer())
+    with pytest.raises(mw.MaskwiseError, match="MaskingTrainer masks by itself; got a MaskingCollator"):
+        trainer(model("bert"), arguments(tmp_path), data_collator=mw.MaskingCollator(masker))
+    with pytest.raises(mw.MaskwiseError, match="MaskingTrainer computes the loss by itself"):
+        trainer(model("bert"), arguments(tmp_path), compute_loss_func=lambda *a, **k: 0)
+
+
+@pytest.mark.parametrize("remove", [False, True])
+def test_collator_in_the_stock_trainer(remove: bool, tmp_path: Path) -> None:
+    """With unused columns removed, example ids are gone: the collator keys masks by content, and warns."""
+    masker = mw.Masker(tokenizer(), policy="token" if remove else "whole-word", ratio=0.3)
+    args = arguments(tmp_path, remove_unused_columns=remove, max_steps=2)
+    made = Trainer(model("modernbert"), args, train_dataset=DATA, data_collator=mw.MaskingCollator(masker))
+    made.pop_callback(PrinterCallback)
+    with pytest.warns(UserWarning, match="rows have no example_id" if remove else "masks are dynamic"):
+        made.train()
+    assert made.state.global_step == 2 and all(x["loss"] > 2 for x in logged(made))
+
+
+def test_stepped_dataset_in_the_stock_trainer_is_reproducible(tmp_path: Path) -> None:
+    """As docs/drop-ins.md shows it: order, epoch and step from StepBatchSampler; the schedule acts."""
+    masker = mw.Masker(tokenizer(), policy="whole-word", ratio="linear(0.6, 0.1)")
+
+    class Stepped(Trainer):
+        def get_train_dataloader(self) -> Any:
+            sampler = mw.StepBatchSampler(len(DATA), batch_size=16, epochs=2)
+            collate = mw.MaskingCollator(masker, total_steps=len(sampler))
+            return torch.utils.data.DataLoader(
+                mw.SteppedDataset(DATA), batch_sampler=sampler, collate_fn=collate
+            )
+
+    args = arguments(tmp_path, remove_unused_columns=False, max_steps=6)
+    targets = []
+    made = Stepped(model("bert"), args, train_dataset=DATA)
+    made.pop_callback(PrinterCallback)
+    made.model.register_forward_pre_hook(
+        lambda _, args, kwargs: targets.append(int((kwargs["labels"] != IGNORE).sum())), with_kwargs=True
+    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="rows carry no")
+        made.train()
+    assert targets[0] > 2 * targets[-1]
+
+
+SCRIPT = """
+import gc, json, sys
+from pathlib import Path
+import torch
+import torch.distributed as dist
+sys.path.insert(0, {tests!r})
+from test_trainer import ARCHITECTURES, HELD_OUT, arguments, logged, model, trainer
+from maskwise.training import leave
+gc.freeze()
+folder, found = Path(sys.argv[1]), {{}}
+for architecture in ARCHITECTURES:
+    args = arguments(folder, per_device_train_batch_size=8, per_device_eval_batch_size=5)
+    made = trainer(model(architecture), args, eval_dataset=HELD_OUT)
+    made.train()
+    evaluated = made.evaluate()
+    found[architecture] = [*logged(made), {{k: evaluated[k] for k in ("eval_loss", "eval_targets")}}]
+assert dist.get_world_size() == 2
+if dist.get_rank() == 0:
+    (folder / "found.json").write_text(json.dumps(found))
+leave()
+"""
+
+
+def test_two_ranks_are_as_one(tmp_path: Path) -> None:
+    """2 ranks × 8 rows against 16, every architecture: loss, gradient norm, and evaluation of 12 rows."""
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT.format(tests=str(Path(__file__).parent)))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*command, str(script), str(tmp_path)], env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    two = json.loads((tmp_path / "found.json").read_text())
+    assert list(two) == ARCHITECTURES
+    for architecture in ARCHITECTURES:
+        made = trainer(model(architecture), arguments(tmp_path), eval_dataset=HELD_OUT)
+        made.train()
+        evaluated = made.evaluate()
+        one = [*logged(made), {k: evaluated[k] for k in ("eval_loss", "eval_targets")}]
+        for a, b in zip(one, two[architecture], strict=True):
+            close(a, b, rel=1e-4)
+
+
+def test_stock_trainer_still_has_the_fault_this_mends(tmp_path: Path) -> None:
+    """If this fails, transformers has mended it, and the docs should say so."""
+    made = []
+    for size, parts in ((16, 1), (4, 4)):
+        args = arguments(
+            tmp_path,
+            remove_unused_columns=False,
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=parts,
+        )
+        masker = mw.Masker(tokenizer(), ratio=0.3)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            stock = Trainer(model("bert"), args, train_dataset=DATA, data_collator=mw.MaskingCollator(masker))
+            stock.pop_callback("PrinterCallback")
+            stock.train()
+        made.append(logged(stock)[0])
+    assert made[1]["loss"] > 3 * made[0]["loss"]
