@@ -38,6 +38,7 @@ BUDGETS = ("exact", "expected", "bernoulli")
 FILLS = ("none", "random", "skip-row")
 
 _NUMBER_BITS = 20  # weighted keys end in the number of their unit: a row has at most 2²⁰ units
+_NUMBER_MASK = (1 << _NUMBER_BITS) - 1
 _LIGHTEST, _HEAVIEST = 2.0**-900, 2.0**900  # races of such weights fit a float64, with room behind them for …
 _FILLING = 2.0**-1000  # … the weight of units that only fill what is left, so that they come last
 
@@ -85,60 +86,58 @@ def select(
     eligible_B = units.eligible_tokens
     wanted_B = ratio_B * eligible_B
     floor_B = eligible_B.clamp(max=min_targets).masked_fill_(wanted_B < 0.5, 0)
-    queue, budget_B = _Queue(units, keys, fill=fill == "random"), None
     if budget == "bernoulli":
-        chosen = units.spread(_independently(units, ratio_B, keys, queue, floor_B))
+        budget_B, chosen = None, units.spread(_independently(units, ratio_B, keys, floor_B, fill=fill))
     else:
         budget_B = wanted_B.add_(keys.row_uniform(Purpose.ROUND)).long().clamp_(floor_B, eligible_B)
         if fill == "skip-row" and units.weight is not None:
             usable_B = torch.where(units.weight > 0, units.length, 0).sum(1)
             budget_B = torch.where(usable_B < budget_B, 0, budget_B)
-        if units.of_token is None:
-            chosen = queue.first(budget_B)
-        else:
-            chosen = _whole_units(units, budget_B, keys, queue, exact=budget == "exact")
+        chosen = _in_order(units, budget_B, keys, fill=fill, exact=budget == "exact")
     filled = None
     if fill == "random" and units.weight is not None:
         filled = chosen & units.spread(units.weight == 0)
     return Selection(chosen, filled, budget_B)
 
 
-class _Queue:
-    """The units of each row in the order in which they are taken.
+def unit_keys(units: Units, keys: Keys, *, fill: str = "none") -> Tensor:
+    """(B, U) integers: units are taken in ascending order; the largest integer (``_never``) is never taken.
 
-    Attributes:
-        key: (B, U) integers; ``never``, the largest, for units that are never taken. Distinct within a row,
-            but that a draw that would be ``never`` takes its neighbour's place (two units of one row then go
-            together once in 10¹⁴ rows), so that ``key < bound`` alone says what is taken.
+    Distinct within a row, but that a draw that would be ``_never`` takes its neighbour's place (two units of one
+    row then go together once in 10¹⁴ rows), so that ``key < bound`` alone says what is taken.
     """
+    key, available = keys.draw(Purpose.SELECT, units.number), units.available
+    if units.weight is not None:
+        weight = units.weight.clamp(_LIGHTEST, _HEAVIEST)
+        positive = units.weight > 0
+        if fill == "random":
+            weight = torch.where(positive, weight, _FILLING)
+        else:
+            available = available & positive
+        # Positive floats are in the order of their bits. The low bits, where two devices' logarithms may differ,
+        # give way to the unit's number, which forbids ties.
+        race = unit_interval(key).log_().neg_().div_(weight).view(torch.int64)
+        key = (race >> _NUMBER_BITS << _NUMBER_BITS) + units.number
+    return _closed(key, available)
 
-    def __init__(self, units: Units, keys: Keys, *, fill: bool):
-        available = units.available
-        self.key = keys.draw(Purpose.SELECT, units.number)
-        if units.weight is not None:
-            weight = units.weight.clamp(_LIGHTEST, _HEAVIEST)
-            positive = units.weight > 0
-            if fill:
-                weight = torch.where(positive, weight, _FILLING)
-            else:
-                available = available & positive
-            # Positive floats are in the order of their bits. The low bits, where two devices' logarithms may
-            # differ, give way to the unit's number, which forbids ties.
-            race = unit_interval(self.key).log_().neg_().div_(weight).view(torch.int64)
-            self.key = (race >> _NUMBER_BITS << _NUMBER_BITS) + units.number
-        self.never = torch.iinfo(self.key.dtype).max
-        self.key = self.key.clamp_(max=self.never - 1).masked_fill_(~available, self.never)
 
-    def first(self, count_B: Tensor) -> Tensor:
-        """(B, U) bool: the first ``count_B`` (B,) units of each row, or as many as there are."""
-        return self.key < self.at(sort_rows(self.key), count_B.unsqueeze(1))
+def token_keys(units: Units, keys: Keys, *, fill: str = "none") -> Tensor:
+    """(B, L) integers: every token carries the key of its unit."""
+    if units.of_token is None:
+        return unit_keys(units, keys, fill=fill)
+    if units.weight is None:
+        return _closed(keys.draw(Purpose.SELECT, units.of_token.int()), units.inside)
+    key = unit_keys(units, keys, fill=fill).gather(1, units.of_token)
+    return key.masked_fill_(~units.inside, _never(key))
 
-    def at(self, order: Tensor, place_B1: Tensor) -> Tensor:
-        """(B, 1): the key at a place of the sorted row; ``never`` behind its end."""
-        width = order.shape[1]
-        if not width:
-            return torch.full_like(place_B1, self.never)
-        return order.gather(1, place_B1.clamp(max=width - 1)).masked_fill_(place_B1 >= width, self.never)
+
+def _closed(key: Tensor, available: Tensor) -> Tensor:
+    never = _never(key)
+    return key.clamp_(max=never - 1).masked_fill_(~available, never)
+
+
+def _never(key: Tensor) -> int:
+    return torch.iinfo(key.dtype).max
 
 
 def sort_rows(x: Tensor) -> Tensor:
@@ -153,12 +152,22 @@ def flat_nonzero(x: Tensor) -> Tensor:
     return x.reshape(-1).nonzero().view(-1)
 
 
-def _whole_units(units: Units, budget_B: Tensor, keys: Keys, queue: _Queue, *, exact: bool) -> Tensor:
-    """(B, L) bool: the tokens of units by key, until the budget of tokens is used."""
-    assert units.of_token is not None
-    key = queue.key.gather(1, units.of_token).masked_fill_(~units.inside, queue.never)
-    order, budget_B1 = sort_rows(key), budget_B.unsqueeze(1)
-    border_B1 = queue.at(order, (budget_B1 - 1).clamp_(min=0))
+def _at(order: Tensor, place_B1: Tensor) -> Tensor:
+    """(B, 1): the key at a place of the sorted rows; ``_never`` behind their end."""
+    width = order.shape[1]
+    if not width:
+        return torch.full_like(place_B1, _never(order))
+    return order.gather(1, place_B1.clamp(max=width - 1)).masked_fill_(place_B1 >= width, _never(order))
+
+
+def _in_order(units: Units, budget_B: Tensor, keys: Keys, *, fill: str, exact: bool) -> Tensor:
+    """(B, L) bool: the tokens of units by key, until the budget is used."""
+    key, budget_B1 = token_keys(units, keys, fill=fill), budget_B.unsqueeze(1)
+    order = sort_rows(key)
+    if units.of_token is None:
+        return key < _at(order, budget_B1)
+    # Tokens of a unit stand together in the sorted row; the border is in the unit that has the budget's last token.
+    border_B1 = _at(order, (budget_B1 - 1).clamp_(min=0))
     begin_B1 = torch.searchsorted(order, border_B1)
     end_B1 = torch.searchsorted(order, border_B1, right=True)
     left_B1, size_B1 = budget_B1 - begin_B1, end_B1 - begin_B1
@@ -166,58 +175,64 @@ def _whole_units(units: Units, budget_B: Tensor, keys: Keys, queue: _Queue, *, e
         fits_B1 = size_B1 <= left_B1
     else:
         fits_B1 = keys.row_uniform(Purpose.BORDER).unsqueeze(1) * size_B1 < left_B1
-    chosen = key < torch.where(fits_B1, queue.at(order, end_B1), border_B1)
-    if exact and len(rows := (~fits_B1 & (left_B1 > 0)).view(-1).nonzero().view(-1)):
-        key = key[rows]
-        later = _later(order[rows], end_B1[rows], left_B1[rows], queue.never)
-        chosen[rows] |= torch.stack([key == unit for unit in later]).any(0) & (key < queue.never)
+    chosen = key < torch.where(fits_B1, _at(order, end_B1), border_B1)
+    if exact:
+        left_B1 = left_B1.masked_fill_(fits_B1, 0)
+        if bool(left_B1.any()):
+            chosen |= _later(units, keys, order, end_B1, left_B1)
     return chosen
 
 
 def _later(
-    order_RL: Tensor, begin_R1: Tensor, left_R1: Tensor, never: int, *, window: int = 64
-) -> list[Tensor]:
-    """Units behind the border that fit into what is left, in order, each making less room for the next.
+    units: Units, keys: Keys, order: Tensor, begin_B1: Tensor, left_B1: Tensor, *, window: int = 32
+) -> Tensor:
+    """(B, L) bool: units behind the border that fit into what is left, in order, each leaving less to the next.
 
     Args:
-        order_RL: sorted keys, one for each token, so that a unit is a run of equal ones.
-        begin_R1: where the units behind the border begin.
-        left_R1: tokens left of the budget.
-        never: the key of tokens that may not be taken.
+        order: (B, L) sorted keys, one for each token, so that a unit is a run of equal ones.
+        begin_B1: where the units behind the border begin.
+        left_B1: tokens left of the budget.
         window: how many tokens to look at; all of them where these are not enough.
-
-    Returns:
-        The keys of these units, (R, 1) each; ``never`` where a row has fewer than others.
     """
-    width, room_R1, found = order_RL.shape[1], left_R1, [torch.full_like(order_RL[:, :1], never)]
-    place = torch.arange(min(window, width), device=order_RL.device)
-    near = order_RL.gather(1, (begin_R1 + place).clamp_(max=width - 1))
-    near.masked_fill_(begin_R1 + place >= width, never)
+    never, width = _never(order), order.shape[1]
+    window = min(window, width)
+    place = torch.arange(window, device=order.device)
+    there = begin_B1 + place
+    near = order.gather(1, there.clamp(max=width - 1)).masked_fill_(there >= width, never)
+    end = torch.searchsorted(near, near, right=True)
     start = near < never
     start[:, 1:] &= near[:, 1:] != near[:, :-1]
-    while bool((room_R1 > 0).any()):
-        end = place + room_R1
-        behind = near.gather(1, end.clamp(max=len(place) - 1)).masked_fill_(end >= width, never)
-        fits = start & (behind != near)
-        some_R1 = fits.any(1, keepdim=True)
-        if not bool(some_R1.any()):
+    if window < width:
+        start &= end < window  # a unit that the window may have cut is not looked at
+    length, taken = (end - place) * start, torch.zeros_like(start)
+    # Each pass takes, among the units that could fit what is left, the longest prefix that does. The unit that ended
+    # the prefix is longer than what is then left, so leftovers fall strictly and few passes are needed.
+    while True:
+        fits = start & (length <= left_B1)
+        new = fits & ((length * fits).cumsum(1) <= left_B1)
+        if not bool(new.any()):
             break
-        first = fits.byte().argmax(1, keepdim=True)
-        unit = near.gather(1, first).masked_fill_(~some_R1, never)
-        room_R1 = room_R1 - ((near == unit) & some_R1).sum(1, keepdim=True)
-        start &= place > first
-        found.append(unit)
-    if len(place) < width and bool(((room_R1 > 0) & (near[:, -1:] < never)).any()):
-        return _later(order_RL, begin_R1, left_R1, never, window=width)
-    return found
+        taken |= new
+        start ^= new
+        left_B1 = left_B1 - (length * new).sum(1, keepdim=True)
+    if window < width and bool(((left_B1 > 0) & (near[:, -1:] < never)).any()):
+        again = left_B1 + (length * taken).sum(1, keepdim=True)
+        return _later(units, keys, order, begin_B1, again, window=width)
+    number = near & _NUMBER_MASK if units.weight is not None else keys.index_of(Purpose.SELECT, near).long()
+    assert units.of_token is not None
+    # What was not taken points behind the last unit.
+    chosen = torch.zeros(len(order), width + 1, dtype=torch.bool, device=order.device)
+    chosen.scatter_(1, number.masked_fill_(~taken, width), True)
+    return chosen.gather(1, units.of_token).logical_and_(units.inside)
 
 
-def _independently(units: Units, ratio_B: Tensor, keys: Keys, queue: _Queue, floor_B: Tensor) -> Tensor:
-    """Each unit by its own probability min(1, ratio × weight); then the first by key, up to the floor."""
+def _independently(units: Units, ratio_B: Tensor, keys: Keys, floor_B: Tensor, *, fill: str) -> Tensor:
+    """(B, U) bool: each unit by its own probability min(1, ratio × weight); then the first by key, up to the floor."""
+    key = unit_keys(units, keys, fill=fill)
     probability = ratio_B.unsqueeze(1) if units.weight is None else ratio_B.unsqueeze(1) * units.weight
-    chosen = (keys.uniform(Purpose.BERNOULLI, units.number) < probability) & (queue.key < queue.never)
-    missing_B = floor_B - chosen.sum(1)
-    if bool((missing_B > 0).any()):
-        queue.key.masked_fill_(chosen, queue.never)
-        chosen |= queue.first(missing_B.clamp(min=0))
+    chosen = (keys.uniform(Purpose.BERNOULLI, units.number) < probability) & (key < _never(key))
+    missing_B1 = (floor_B - chosen.sum(1)).clamp_(min=0).unsqueeze(1)
+    if bool(missing_B1.any()):
+        key.masked_fill_(chosen, _never(key))
+        chosen |= key < _at(sort_rows(key), missing_B1)
     return chosen

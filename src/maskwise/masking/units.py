@@ -7,6 +7,7 @@ most L of them and everything about units is a dense (B, U) tensor: no ragged li
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -20,20 +21,38 @@ class Units:
     """The partition and its weights.
 
     Attributes:
-        inside: (B, L) bool, tokens that are in a unit at all.
+        inside: (B, L) bool, tokens that are in a unit that may be chosen.
         of_token: (B, L) int64, the number of the unit that each token is in (anything where ``inside`` is
-            False); None when every token inside is a unit that may be chosen, and U = L.
-        length: (B, U) int64, tokens in each unit; 0 where a unit may not be chosen or does not exist.
-        number: (U,) or (B, U) int32, the index of each unit's draws: where ``of_token`` is given, its own
-            number; else the place of the token, so that padding does not move draws.
+            False); None when every token inside is a unit by itself, and U = L.
+        sizes: (B, U) int64, see ``length``; None: counted when they are asked for.
+        place: (B, L) int32, where ``of_token`` is None: the index of each token's draws, so that padding does not
+            move them.
         weight: (B, U) float64, or None for equal weights. 0: never chosen, but for ``fill="random"``.
     """
 
     inside: Tensor
     of_token: Tensor | None
-    length: Tensor
-    number: Tensor
+    sizes: Tensor | None = None
+    place: Tensor | None = None
     weight: Tensor | None = None
+
+    @cached_property
+    def length(self) -> Tensor:
+        """(B, U) int64: tokens in each unit; 0 where a unit may not be chosen or does not exist."""
+        if self.sizes is not None:
+            return self.sizes
+        if self.of_token is None:
+            return self.inside.long()
+        count = int(self.of_token[:, -1:].max()) + 1 if self.of_token.numel() else 0
+        length = torch.zeros(len(self.inside), count, dtype=torch.int64, device=self.inside.device)
+        return length.scatter_add_(1, self.of_token, self.inside.long())
+
+    @property
+    def number(self) -> Tensor:
+        """(U,) or (B, U) int32: the index of each unit's draws."""
+        if self.place is not None:
+            return self.place
+        return torch.arange(self.length.shape[1], dtype=torch.int32, device=self.inside.device)
 
     @property
     def available(self) -> Tensor:
@@ -43,12 +62,12 @@ class Units:
     @property
     def eligible_tokens(self) -> Tensor:
         """(B,) int64: tokens that could be chosen, those of weight 0 too: what a ratio is a share of."""
-        return self.length.sum(1)
+        return self.inside.sum(1)
 
     @classmethod
     def tokens(cls, batch: AnnotatedBatch) -> Units:
         """Each eligible token is a unit."""
-        return cls(batch.eligible, None, batch.eligible.long(), batch.place)
+        return cls(batch.eligible, None, place=batch.place)
 
     @classmethod
     def runs(cls, batch: AnnotatedBatch, ids: Tensor) -> Units:
@@ -61,12 +80,10 @@ class Units:
         start.view(-1)[1:] &= (flat[1:] != flat[:-1]).logical_or_(~member[:-1])
         start[:, :1] = inside[:, :1]
         of_token = start.cumsum(1).sub_(1).clamp_(min=0)
-        count = int(of_token[:, -1:].max()) + 1 if of_token.numel() else 0
-        length = torch.zeros(len(ids), count, dtype=torch.int64, device=ids.device)
-        length.scatter_add_(1, of_token, inside.long())
-        if bool((barred := inside & ~batch.eligible).any()):
-            length[barred.nonzero()[:, 0], of_token[barred]] = 0
-        return cls(inside, of_token, length, torch.arange(count, dtype=torch.int32, device=ids.device))
+        if bool((barred := inside > batch.eligible).any()):
+            halved = torch.zeros_like(of_token).scatter_add_(1, of_token, barred.long())
+            inside &= halved.gather(1, of_token) == 0
+        return cls(inside, of_token)
 
     def weighted(self, weight_BL: Tensor, *, policy: str) -> Units:
         """These units with weights from a (B, L) layer: a unit has the mean weight of its tokens.

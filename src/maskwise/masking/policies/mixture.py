@@ -80,7 +80,7 @@ class Mixture(Policy):
             both = ((getattr(part, f), getattr(mixed, f)) for f in ("inside", "of_token", "length", "weight"))
             merged: Any = (None if a is None else torch.where(mine, a, b) for a, b in both)
             inside, of_token, length, weight = merged
-            mixed = Units(inside, of_token, length, part.number, weight)
+            mixed = Units(inside, of_token, length, weight=weight)
         return mixed
 
 
@@ -91,7 +91,7 @@ def _dense(batch: AnnotatedBatch, units: Units) -> Units:
     of_token = batch.place.long().clamp_(min=0)
     blank = units.length.new_zeros(len(of_token), int(of_token[:, -1:].max()) + 1 if of_token.numel() else 0)
     weight = None if units.weight is None else blank.double().scatter_add_(1, of_token, units.weight)
-    return Units(units.inside, of_token, blank.scatter_add_(1, of_token, units.length), units.number, weight)
+    return Units(units.inside, of_token, blank.scatter_add_(1, of_token, units.length), weight=weight)
 
 
 def _widened(units: Units, width: int, even: bool) -> Units:
@@ -100,9 +100,8 @@ def _widened(units: Units, width: int, even: bool) -> Units:
     weight = units.weight
     if weight is None and not even:
         weight = torch.ones(units.length.shape, dtype=torch.float64, device=units.length.device)
-    number = torch.arange(width, dtype=torch.int32, device=units.length.device)
     padded = None if weight is None else pad(weight, more)
-    return Units(units.inside, units.of_token, pad(units.length, more), number, padded)
+    return Units(units.inside, units.of_token, pad(units.length, more), weight=padded)
 
 
 def mixture(*members: Any, shares: tuple[Any, ...] = ()) -> Mixture:

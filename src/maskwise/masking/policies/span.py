@@ -64,7 +64,7 @@ class Span(Policy):
         else:
             words = Units.runs(batch, batch.layer("word_ids", policy="span"))
             assert words.of_token is not None
-            word, allowed = words.of_token, words.spread(words.available)
+            word, allowed = words.of_token, words.inside
         if not word.numel():
             return Units.tokens(batch)
         count_B1 = word[:, -1:] + 1
@@ -72,8 +72,7 @@ class Span(Policy):
         word = word + (keys.row_uniform(Purpose.PARTITION).unsqueeze(1) * count_B1).long()
         span = ring.gather(1, word.sub_(count_B1 * (word >= count_B1)))
         length = torch.zeros_like(ring).scatter_add_(1, span, allowed.long())
-        number = torch.arange(ring.shape[1], dtype=torch.int32, device=word.device)
-        return Units(allowed, span, length, number)
+        return Units(allowed, span, length)
 
     def lengths(self) -> Tensor:
         """(max_words,) float64: how often spans of 1, 2, … words are offered, the one cut to fit apart."""

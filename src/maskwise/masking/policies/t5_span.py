@@ -92,7 +92,7 @@ def noise_units(
     length = torch.zeros(len(total), len(number), dtype=torch.int64, device=total.device)
     length.scatter_add_(1, piece, batch.eligible.long())
     noisy = ((number + begins_noisy) & 1).bool() & (noise > 0) | (gaps == 0)
-    return Units(batch.eligible, piece, length, number, noisy.double().mul_(_SURE))
+    return Units(batch.eligible, piece, length, weight=noisy.double().mul_(_SURE))
 
 
 def _cut(keys: Keys, noise: Tensor, gaps: Tensor, spans: Tensor, *, width: int) -> tuple[Tensor, Tensor]:
