@@ -6,7 +6,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedTokenizerFast
 
@@ -52,8 +52,12 @@ def model(architecture: str, *, seed: int = 0, **fields: Any) -> Any:
 @lru_cache(maxsize=1)
 def tokenizer() -> PreTrainedTokenizerFast:
     names = {name: i for i, name in enumerate(SPECIAL + [f"w{i}" for i in range(WORDS)])}
+    made = Tokenizer(models.WordLevel(names, unk_token="[UNK]"))
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    frame = [(name, names[name]) for name in ("[CLS]", "[SEP]")]
+    made.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=frame)
     return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(models.WordLevel(names, unk_token="[UNK]")),
+        tokenizer_object=made,
         pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]",
     )  # fmt: skip
 

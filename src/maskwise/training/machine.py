@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -70,7 +71,12 @@ def reduced(accelerator: Accelerator, sums: dict[str, float]) -> dict[str, float
 
 
 def leave() -> None:
-    """End a program that trained: without a barrier, gloo can abort at exit after correct results."""
+    """End a program that trained on several ranks; otherwise gloo can abort at exit, after correct results.
+
+    A barrier lets the last messages arrive. A model that is still wrapped in DDP keeps the group's threads
+    beyond the group, and they race with the interpreter's end: let go of it first (``del trainer``).
+    """
     if torch.distributed.is_initialized():
+        gc.collect()
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
