@@ -141,19 +141,28 @@ BLOCKS["albert"] = (
 )
 
 
+HEADS = {
+    "bert": r"cls\.predictions\.transform\.dense",
+    "roberta": r"lm_head\.dense",
+    "distilbert": "vocab_transform",
+    "electra": r"generator_predictions\.dense",
+    "modernbert": r"head\.dense",
+    "albert": r"predictions\.dense",
+}
+
+
 @pytest.mark.parametrize("auto", [AutoModelForMaskedLM, AutoModelForSequenceClassification])
 @pytest.mark.parametrize("architecture", BLOCKS)
-def test_hidden_matrices_are_those_of_the_blocks(architecture: str, auto: Any) -> None:
+def test_hidden_matrices_are_those_of_blocks_and_prediction_head(architecture: str, auto: Any) -> None:
     """Also where a width equals the number of positions, and with more classes than hidden units."""
     awkward = {"max_position_embeddings": 16, "type_vocab_size": 24, "num_labels": 30}
     net = auto.from_config(config(architecture, **({} if auto is AutoModelForMaskedLM else awkward)))
     for made in (net, auto.from_config(config(architecture, **awkward))):
         ids = {id(p) for p in hidden_matrices(made)}
         found = {name for name, p in made.named_parameters() if id(p) in ids}
-        expected = {
-            n for n, _ in made.named_parameters() if re.fullmatch(BLOCKS[architecture] + r"\.weight", n)
-        }
-        assert found == expected and len(found) in (8, 12, 6)
+        where = f"({BLOCKS[architecture]}|{HEADS[architecture]})" if auto is AutoModelForMaskedLM else BLOCKS[architecture]
+        expected = {n for n, _ in made.named_parameters() if re.fullmatch(where + r"\.weight", n)}
+        assert found == expected and len(found) in ((9, 13, 7) if auto is AutoModelForMaskedLM else (8, 12, 6))
 
 
 def test_every_parameter_has_one_optimiser_and_vectors_no_decay() -> None:

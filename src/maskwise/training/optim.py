@@ -6,6 +6,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from maskwise.errors import MaskwiseError
 from maskwise.training.settings import TrainingSettings
@@ -99,15 +100,21 @@ class Optimizers:
 
 
 def hidden_matrices(module: nn.Module) -> list[Tensor]:
-    """The weights of the linear maps inside a model's blocks: what Muon is for.
+    """The weights that map hidden states to hidden states: what Muon is for.
 
-    Blocks are what stands in a ``ModuleList``, as in every transformers encoder. Embeddings, their
-    projection, the prediction head, poolers and classifiers stand outside. Telling them by their widths goes
-    wrong where a hidden size equals the number of positions (512, 128), or a task has more classes than the
-    model is wide.
+    These are the linear maps in a model's blocks (what stands in a ``ModuleList``, as in every transformers encoder)
+    and, of a language model, the transform in its prediction head: left to AdamW at the rate of the embeddings, that
+    one matrix kept tiny models on the plateau (docs/decisions/0004-laboratory.md). Embeddings, their projection, the
+    output layer, poolers and classifiers stay with AdamW. Telling these by their widths goes wrong where a hidden
+    size equals the number of positions (512, 128), or a task has more classes than the model is wide.
     """
+    model = module if isinstance(module, PreTrainedModel) else getattr(module, "model", module)
+    output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     looked_up = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
     lists = [m for m in module.modules() if isinstance(m, nn.ModuleList)]
     inside = {id(m): m for blocks in lists for m in blocks.modules() if isinstance(m, nn.Linear)}
+    if output is not None:
+        encoder = {id(m) for m in model.base_model.modules()} | {id(output)}
+        inside |= {id(m): m for m in model.modules() if isinstance(m, nn.Linear) and id(m) not in encoder}
     weights = {id(m.weight): m.weight for m in inside.values()}
     return [w for key, w in weights.items() if w.requires_grad and key not in looked_up]
