@@ -182,7 +182,8 @@ def test_muon_needs_blocks() -> None:
     ):
         Optimizers(torch.nn.Linear(3, 3), settings(optimizer="muon"))
     frozen = model("bert")
-    frozen.base_model.requires_grad_(False)
+    frozen.requires_grad_(False)
+    frozen.get_input_embeddings().requires_grad_(True)
     with pytest.raises(MaskwiseError, match="none that are trained"):
         Optimizers(frozen, settings(optimizer="muon"))
 
