@@ -137,6 +137,17 @@ def test_loss_weight_multiplies_each_rows_loss() -> None:
     assert not torch.isclose(total, by_row.sum())
 
 
+def test_loss_weight_of_packed_rows_goes_by_token() -> None:
+    """Rows of one document each, and the same given as packed rows: the same sum."""
+    masker = Masker(tokenizer(), ratio="uniform(0.1, 1.0, inverse_weight=True)", corruption="mask-only")
+    rows, objective = Language(8).batch(torch.arange(8)), MaskedLanguageModelling(model("bert").eval())
+    packed = {**rows, "example_id": rows["example_id"].unsqueeze(1).expand(rows["input_ids"].shape)}
+    one, other = masker(rows, epoch=0), masker(packed, epoch=0)
+    assert other.loss_weight is not None and other.loss_weight.dim() == 2
+    assert torch.equal(one.labels, other.labels)
+    torch.testing.assert_close(objective(one), objective(other))
+
+
 def test_bf16_autocast_keeps_the_loss_in_float32() -> None:
     objective = MaskedLanguageModelling(model("modernbert"))
     with torch.autocast("cpu", torch.bfloat16):

@@ -19,6 +19,7 @@ from transformers import BartConfig, BartForConditionalGeneration, PrinterCallba
 
 import maskwise as mw
 from maskwise.masking import IGNORE
+from maskwise.objectives import MaskedLanguageModelling
 from maskwise.trainer import RowCollator
 from test_training import close, same
 from training_tools import ARCHITECTURES, Language, model, tokenizer
@@ -224,18 +225,18 @@ def test_a_batch_without_targets_is_no_nan(tmp_path: Path) -> None:
     assert made.evaluate()["eval_loss"] == 0.0
 
 
-def test_loss_weights_of_masked_diffusion(tmp_path: Path) -> None:
+@pytest.mark.parametrize("packed", [False, True])
+def test_loss_weights_of_masked_diffusion(packed: bool, tmp_path: Path) -> None:
+    """By row, or by token where rows are packed."""
     masker = mw.Masker(tokenizer(), ratio="uniform(0.1, 1, inverse_weight=True)", corruption="mask-only")
-    made = trainer(
-        model("bert"), arguments(tmp_path, per_device_train_batch_size=48, max_steps=1), masker=masker
-    )
-    from maskwise.objectives import MaskedLanguageModelling
-
-    total, count = MaskedLanguageModelling(model("bert"))(
-        masker([DATA[i] for i in range(48)], total_steps=1, epoch=0)
-    )
+    rows = [DATA[i] for i in range(48)]
+    if packed:
+        rows = [{**row, "example_id": [row["example_id"]] * len(row["input_ids"])} for row in rows]
+    args = arguments(tmp_path, per_device_train_batch_size=48, max_steps=1)
+    made = trainer(model("bert"), args, masker=masker, train_dataset=rows)
+    total, count = MaskedLanguageModelling(model("bert"))(masker(rows, total_steps=1, epoch=0))
     made.train()
-    assert logged(made)[0]["loss"] == pytest.approx(float(total.detach() / count), rel=1e-5)
+    assert logged(made)[0]["loss"] == pytest.approx((total / count).item(), rel=1e-5)
 
 
 def test_denoising_with_a_decoder(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from transformers import Trainer, TrainingArguments
 
 from maskwise.errors import MaskwiseError
 from maskwise.masking import IGNORE, AnnotatedBatch, Masker, MaskingCollator, Vocabulary
+from maskwise.objectives.base import weighted
 
 
 class MaskingTrainer(Trainer):
@@ -160,7 +161,7 @@ class MaskingTrainer(Trainer):
             outputs["logits"][row, column].float(), labels[row, column], reduction="none",
             label_smoothing=self.args.label_smoothing_factor,
         )  # fmt: skip
-        return losses if weight is None else losses * weight[row].to(losses.dtype), row, outputs
+        return weighted(losses, weight, row, column), row, outputs
 
 
 class RowCollator:

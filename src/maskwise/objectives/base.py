@@ -21,3 +21,10 @@ class Objective(nn.Module, ABC):
     @abstractmethod
     def forward(self, batch: Any) -> tuple[Tensor, Tensor]:
         """Sum of losses, a scalar in nats, and number of targets, a scalar."""
+
+
+def weighted(losses: Tensor, weight: Tensor | None, row: Tensor, column: Tensor) -> Tensor:
+    """Losses (M,) of the targets at (row, column), times the weights of their rows (B,) or tokens (B, L)."""
+    if weight is None:
+        return losses
+    return losses * (weight[row] if weight.dim() == 1 else weight[row, column]).to(losses.dtype)

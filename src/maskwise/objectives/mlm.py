@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from maskwise.masking.masked import IGNORE, MaskedBatch
-from maskwise.objectives.base import Objective
+from maskwise.objectives.base import Objective, weighted
 
 Head = Callable[[Any, Tensor], Tensor]
 
@@ -47,11 +47,8 @@ class MaskedLanguageModelling(Objective):
         self.model = model
 
     def forward(self, batch: MaskedBatch | dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        losses, _ = self.token_losses(batch)
-        weight = getattr(batch, "loss_weight", None)
-        if weight is not None:
-            row, column = (batch["labels"] != IGNORE).nonzero(as_tuple=True)
-            losses = losses * (weight[row] if weight.dim() == 1 else weight[row, column]).to(losses.dtype)
+        losses, where = self.token_losses(batch)
+        losses = weighted(losses, getattr(batch, "loss_weight", None), *where.unbind(1))
         return losses.sum(), torch.tensor(losses.numel(), device=losses.device)
 
     def token_losses(self, batch: MaskedBatch | dict[str, Tensor]) -> tuple[Tensor, Tensor]:

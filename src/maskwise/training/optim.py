@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -102,13 +103,14 @@ class Optimizers:
 def hidden_matrices(module: nn.Module) -> list[Tensor]:
     """The weights that map hidden states to hidden states: what Muon is for.
 
-    These are the linear maps in a model's blocks (what stands in a ``ModuleList``, as in every transformers encoder)
-    and, of a language model, the transform in its prediction head: left to AdamW at the rate of the embeddings, that
-    one matrix kept tiny models on the plateau (docs/decisions/0004-laboratory.md). Embeddings, their projection, the
-    output layer, poolers and classifiers stay with AdamW. Telling these by their widths goes wrong where a hidden
-    size equals the number of positions (512, 128), or a task has more classes than the model is wide.
+    These are the linear maps in a model's blocks (what stands in a ``ModuleList``, as in every transformers
+    encoder) and, of a language model, the transform in its prediction head: left to AdamW at the rate of the
+    embeddings, that one matrix kept tiny models on the plateau (docs/decisions/0004-laboratory.md).
+    Embeddings, their projection, the output layer, poolers and classifiers stay with AdamW. Telling these by
+    their widths goes wrong where a hidden size equals the number of positions (512, 128), or a task has more
+    classes than the model is wide.
     """
-    model = module if isinstance(module, PreTrainedModel) else getattr(module, "model", module)
+    model: Any = module if isinstance(module, PreTrainedModel) else getattr(module, "model", module)
     output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     looked_up = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
     lists = [m for m in module.modules() if isinstance(m, nn.ModuleList)]
