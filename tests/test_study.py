@@ -1,4 +1,4 @@
-"""Studies: nothing is run twice, an interruption changes no number, and one failing run takes no other down."""
+"""Studies: nothing is run twice, an interruption changes no number, a failing run takes no other down."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from maskwise.recipe import read_recipe
 from maskwise.study import Prepared, Stage, make_plan
 from maskwise.study.pool import Pool
 from maskwise.study.stages import prepare_stage, pretrain_stage
-from maskwise.study.work import EVALUATION_SEED, evaluation_maskers
+from maskwise.study.work import evaluation_maskers
 from maskwise.training import HeldOut, log_frequencies
 from maskwise.training.checkpoints import damage
-from tiny import maskwise, read_lines, start, write_inputs
+from tiny import maskwise, read_lines, start, worker_task, write_inputs
 
 SCHEMA = {
     "score": {"kind", "arm", "seed", "task", "metric", "score", "fine_tuning"},
@@ -120,7 +120,6 @@ def test_a_checkpoint_needs_no_maskwise_and_gives_the_same_loss(finished, tmp_pa
     what = json.loads((stage / "stage.json").read_text())
     data = Prepared.load(finished / "stages" / what["needs"][0])
     evaluation = what["what"]["evaluation"]
-    assert EVALUATION_SEED == evaluation_maskers(evaluation, data.tokenizer)["token"].seed
     nothing = log_frequencies(torch.zeros(len(data.tokenizer)))
     fixed = HeldOut(
         data.held_out, evaluation_maskers(evaluation, data.tokenizer), nothing, rows=evaluation["rows"]
@@ -183,6 +182,13 @@ def test_a_name_stands_for_all_that_matters(recipe, tmp_path):
     ):
         assert names(other)[0] == prepared and names(other)[1] != pretrained, other
     assert names("corpus.length=33")[0] != prepared
+    tasks = read_recipe(recipe).tasks
+    plans = [
+        make_plan(read_recipe(recipe, [f"tasks=[{t}]"])).stages()
+        for t in (*tasks, f"{tasks[0]}(train_rows=8)")
+    ]
+    shared = {stage.name for stage in plans[0]} & {stage.name for stage in plans[1]}
+    assert {name.split("-")[0] for name in shared} == {"prepare", "pretrain"}
     copied = tmp_path / "inputs"
     write_inputs(copied)
     corpus = copied / "corpus.jsonl"
@@ -227,17 +233,7 @@ def test_a_changed_study_does_its_own_part_only(finished, recipe, tmp_path):
 def test_ctrl_c_and_kill_change_no_number(finished, recipe, tmp_path):
     out = tmp_path / "out"
     for how in (signal.SIGINT, signal.SIGKILL):
-        before = _states(out)
-        process = start("study", recipe, "--out", out, "--jobs", 1)
-        _wait(lambda: _states(out) - before or process.poll() is not None, seconds=120)
-        if how == signal.SIGINT:
-            os.killpg(process.pid, how)  # as a terminal does: to everybody in the group
-            _, err = process.communicate(timeout=30)
-            assert process.returncode == 130 and "goes on" in err and "Traceback" not in err
-        else:
-            process.kill()
-            process.wait()
-        _wait(lambda: not _alive(process.pid), seconds=2.0)
+        _interrupt(start("study", recipe, "--out", out, "--jobs", 1), out, how)
         assert not (out / "records.jsonl").exists()
         assert json.loads((out / "study.json").read_text())["arms"]
         assert maskwise("report", out) == 0  # a smaller page
@@ -247,6 +243,20 @@ def test_ctrl_c_and_kill_change_no_number(finished, recipe, tmp_path):
         ours, theirs = (read_lines(f / metrics.relative_to(finished)) for f in (out, finished))
         assert [line | {"seconds": 0} for line in ours] == [line | {"seconds": 0} for line in theirs]
     assert not list(out.rglob("*.partial"))
+
+
+def _interrupt(process: Any, out: Path, how: signal.Signals) -> None:
+    """Stop a study as soon as it has written a new state to resume from; its workers must be gone soon."""
+    before = _states(out)
+    _wait(lambda: _states(out) - before or process.poll() is not None, seconds=120)
+    if how == signal.SIGINT:
+        os.killpg(process.pid, how)  # as a terminal does: to everybody in the group
+        _, err = process.communicate(timeout=30)
+        assert process.returncode == 130 and "goes on" in err and "Traceback" not in err
+    else:
+        process.kill()
+        process.wait()
+    _wait(lambda: not _alive(process.pid), seconds=2.0)
 
 
 def _states(out: Path) -> set[Path]:
@@ -298,17 +308,8 @@ def test_a_failing_run_takes_no_other_down(recipe, tmp_path, capfd):
     assert "Traceback" in (out / "stages" / failure["stage"] / "error.txt").read_text()
 
 
-def _task(what: Any) -> Any:
-    """Run by workers."""
-    if what == "die":
-        os._exit(7)
-    if what == "raise":
-        raise KeyError("two\nlines")
-    return what, os.getpid(), torch.get_num_threads(), os.environ["OMP_NUM_THREADS"]
-
-
 def test_a_worker_that_dies_is_a_failure_and_is_replaced():
-    pool = Pool(_task, jobs=1)
+    pool = Pool(worker_task, jobs=1)
     found = {}
     try:
         for what in ("first", "die", "raise", "last"):
@@ -321,7 +322,7 @@ def test_a_worker_that_dies_is_a_failure_and_is_replaced():
         pool.close()
     assert found["die"] == ("die", None, "the worker process died (exit code 7)")
     error = found["raise"][2]
-    assert error.startswith("KeyError: 'two\\nlines' (") and "test_study.py:" in error
+    assert error.startswith("KeyError: 'two\\nlines' (") and "tiny.py:" in error
     first, last = found["first"][1], found["last"][1]
     assert first[0] == "first" and last[0] == "last" and first[1] != last[1]
     assert first[2:] == (1, "1")

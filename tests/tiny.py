@@ -44,8 +44,13 @@ def write_inputs(folder: Path) -> Path:
             },
         },
         "training": {
-            **{"steps": 40, "batch_size": 8, "log_every": 5, "save_every": 5, "eval_every": 20},
-            **{"learning_rate": 5e-3, "precision": "no"},
+            "steps": 40,
+            "batch_size": 8,
+            "log_every": 5,
+            "save_every": 5,
+            "eval_every": 20,
+            "learning_rate": 5e-3,
+            "precision": "no",
         },
         "evaluation": {"rows": 16},
         "tasks": [str(folder / "task.jsonl")],
@@ -91,3 +96,14 @@ def start(*arguments: Any, **more: Any) -> subprocess.Popen[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, env=environment, start_new_session=True, **{**pipes, **more})
+
+
+def worker_task(what: Any) -> Any:
+    """Run by workers; this file imports nothing heavy, so that they start quickly."""
+    if what == "die":
+        os._exit(7)
+    if what == "raise":
+        raise KeyError("two\nlines")
+    import torch
+
+    return what, os.getpid(), torch.get_num_threads(), os.environ["OMP_NUM_THREADS"]

@@ -25,7 +25,7 @@ app = typer.Typer(
 )  # fmt: skip
 out_console, err_console = Console(), Console(stderr=True)
 
-# Typer brings its own copy of click, or click itself, depending on its version; both have this base of errors.
+# Typer brings its own copy of click, or click itself, by its version; both have this base of errors.
 _UsageError: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
 COLOURS = {"decided": "bold green", "suggests": "yellow", "undecided": "white", "void": "red"}
@@ -55,7 +55,8 @@ def study(
 ) -> None:
     """Compare masking choices: arms x seeds x tasks, with verdicts and a report.
 
-    The same command goes on where an interrupted study stopped, and runs nothing twice. Exit code 1: a run failed.
+    The same command goes on where an interrupted study stopped, and runs nothing twice. Exit code 1 says
+    that a run failed.
     """
     from maskwise.recipe import read_recipe
     from maskwise.study import run_study
@@ -85,7 +86,7 @@ def pretrain(
     out: Out = Path("runs/pretrain"),
     as_json: Json = False,
 ) -> None:
-    """Pre-train one model. Also under torchrun, one process per device. The checkpoint is an ordinary folder."""
+    """Pre-train one model. Also under torchrun, one process per device. The checkpoint is a plain folder."""
     from maskwise.pretrain import run_pretrain
     from maskwise.recipe import read_recipe
     from maskwise.training import leave
@@ -157,10 +158,8 @@ def inspect(
     """See the masks: the same text under one or more policies."""
     from maskwise.inspection import inspect_text, render_html, render_terminal
 
-    found = inspect_text(
-        text, policy, ratio=ratio, budget=budget, corruption=corruption, fill=fill, tokenizer=tokenizer, seed=seed,
-        step=step, total_steps=total_steps,
-    )  # fmt: skip
+    settings = {"ratio": ratio, "budget": budget, "corruption": corruption, "fill": fill, "seed": seed}
+    found = inspect_text(text, policy, settings, tokenizer=tokenizer, step=step, total_steps=total_steps)
     if html is not None:
         render_html(found, html)
         err_console.print(f"wrote {html}", highlight=False)
@@ -191,11 +190,9 @@ def bench(
     as_json: Json = False,
 ) -> None:
     """Measure speed beside the peers, in one run on this machine."""
-    from maskwise.bench import BENCHES, render
+    from maskwise.bench import render, run
 
-    if name not in BENCHES:
-        raise unknown_name("benchmark", name, BENCHES)
-    result = BENCHES[name]()
+    result = run(name)
     if as_json:
         _print_json(result)
     else:

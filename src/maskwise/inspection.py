@@ -23,10 +23,11 @@ from maskwise.objectives import OBJECTIVES
 from maskwise.recipe import shipped
 from maskwise.show import Shown, show_masks
 from maskwise.specs import split_calls
-from maskwise.tasks.data import BUNDLED_TASKS
+from maskwise.tasks import BUNDLED_TASKS, load_task
 
 STYLES = {
-    "shown": "", "masked": "bold #000000 on #e69f00", "random": "bold #ffffff on #cc3f7a", "kept": "bold #000000 on #56b4e9",
+    "shown": "", "masked": "bold #000000 on #e69f00", "random": "bold #ffffff on #cc3f7a",
+    "kept": "bold #000000 on #56b4e9",
 }  # fmt: skip
 BRACKETS = {"shown": "{}", "masked": "[{}]", "random": "[{}]", "kept": "[={}]"}
 """How the states look where there are no colours."""
@@ -53,10 +54,15 @@ class Inspected:
 
 
 def inspect_text(
-    text: str, policies: str, *, ratio: str, budget: str, corruption: str, fill: str, tokenizer: str | None, seed: int,
-    step: int, total_steps: int,
-) -> list[Inspected]:  # fmt: skip
-    """Mask a text (or the first texts of a file) under each policy.
+    text: str,
+    policies: str,
+    settings: Mapping[str, Any],
+    *,
+    tokenizer: str | None = None,
+    step: int = 0,
+    total_steps: int = 1000,
+) -> list[Inspected]:
+    """Mask a text (or the first texts of a file) under each policy; ``settings`` are the masker's.
 
     Raises:
         MaskwiseError: no text, an unknown name, a policy whose layers a plain text does not have.
@@ -67,7 +73,6 @@ def inspect_text(
         if missing:
             raise MaskwiseError(f"policy {spec} needs the layer {missing[0]!r}, and a plain text has none")
     tools = load_tokenizer(tokenizer, needs_mask=False) if tokenizer else _small_tokenizer()
-    settings = {"ratio": ratio, "budget": budget, "corruption": corruption, "fill": fill, "seed": seed}
     maskers = {spec: Masker(tools, policy=spec, **settings) for spec in specs}
     return [
         Inspected(spec, one, show_masks(masker, tools, one, step=step, total_steps=total_steps))
@@ -88,7 +93,7 @@ def _texts(text: str) -> list[str]:
 
 
 def _small_tokenizer() -> Any:
-    """A WordPiece tokenizer of 4,096 pieces from the start of the bundled text: half a second, no download."""
+    """A WordPiece tokenizer of 4,096 pieces from the bundled text: half a second, no download."""
     texts = [document.text for document in read_documents("bundled:wikipedia", limit=200)]
     tokenizer = train_tokenizer(texts, vocab_size=4096, lowercase=False)
     # What the corruptions of T5 and UL2 write.
@@ -98,11 +103,15 @@ def _small_tokenizer() -> Any:
 
 
 def render_terminal(found: list[Inspected], *, colours: bool = True) -> RenderableType:
-    """The texts with their chosen tokens coloured (or in brackets); what the model reads instead is behind an arrow."""
+    """The texts with their chosen tokens coloured (or in brackets); behind an arrow what is read instead."""
     parts: list[RenderableType] = [_legend(colours)]
     for entry in found:
-        words = f"{100 * entry.shown.ratio:.1f} % of the tokens; words: {entry.shown.whole} whole, {entry.shown.parts} in part"
-        parts.append(Text.assemble((entry.policy, "bold"), f"   {words}"))
+        words = f"words: {entry.shown.whole} whole, {entry.shown.parts} in part"
+        parts.append(
+            Text.assemble(
+                (entry.policy, "bold"), f"   {100 * entry.shown.ratio:.1f} % of the tokens; {words}"
+            )
+        )
         line = Text()
         for piece in entry.shown.pieces:
             body = visible(piece.text.lstrip())
@@ -163,15 +172,20 @@ TABLES: dict[str, Callable[[], Mapping[str, Any]]] = {
 
 def describe_table(what: str) -> list[tuple[str, str, str]]:
     """(name, arguments, first line of the documentation) of every member."""
-    return [(name, *_describe(member)) for name, member in TABLES[what]().items()]
+    describe = _describe_task if what == "tasks" else _describe
+    return [(name, *describe(name, member)) for name, member in TABLES[what]().items()]
 
 
-def _describe(member: Any) -> tuple[str, str]:
+def _describe_task(name: str, file: str) -> tuple[str, str]:
+    task = load_task(name)
+    rows = f"{len(task.splits['train']):,} rows to learn from, {task.test_items:,} items to test"
+    return "", f"{task.kind}, {len(task.labels)} classes, {rows}"
+
+
+def _describe(name: str, member: Any) -> tuple[str, str]:
     if isinstance(member, Path):
         lines = [line.lstrip("# ") for line in member.read_text().splitlines() if line.startswith("#")]
         return "", lines[0] if lines else ""
-    if isinstance(member, str):
-        return "", f"bundled: {member}.jsonl.gz"
     signature = python_inspect.signature(member)
     arguments = ", ".join(
         name if p.default is p.empty else f"{name}={p.default!r}" for name, p in signature.parameters.items()

@@ -1,4 +1,4 @@
-"""The single-run commands, ``maskwise pretrain`` and ``maskwise finetune``. The work is that of a study's stages."""
+"""The single-run commands, ``maskwise pretrain`` and ``finetune``. The work is that of a study's stages."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from maskwise.tasks import FinetuneSettings, finetune, load_task
 def run_pretrain(recipe: Recipe, out: Path, *, quiet: bool = False) -> dict[str, Any]:
     """Pre-train one model into ``out``: ``checkpoint/``, ``metrics.jsonl``, ``recipe.yaml``, ``done.json``.
 
-    Under torchrun every process calls this; rank 0 prepares and writes. A finished run is returned as it is; an
-    interrupted one goes on. A study's recipe is read without its arms.
+    Under torchrun every process calls this; rank 0 prepares and writes. A finished run is returned as it is;
+    an interrupted one goes on. A study's recipe is read without its arms.
 
     Raises:
         MaskwiseError: bad input; a folder that holds something else, or another recipe's run.
@@ -69,8 +69,9 @@ def run_pretrain(recipe: Recipe, out: Path, *, quiet: bool = False) -> dict[str,
 def run_finetune(
     model: str, tasks: list[str], overrides: Iterable[str], *, seeds: int, out: Path, quiet: bool = False
 ) -> list[dict[str, Any]]:
-    """Fine-tune a checkpoint on each task with each seed, into ``out/TASK/seed-N``; one record a task is returned and
-    written to ``out/records.jsonl``.
+    """Fine-tune a checkpoint on each task with each seed, into ``out/TASK/seed-N/checkpoint``.
+
+    One record a task is returned, and written to ``out/records.jsonl``.
 
     Raises:
         MaskwiseError: no checkpoint, no such task, an unknown setting, a folder that holds something else.

@@ -1,13 +1,13 @@
 """Recipes: YAML, checked by pydantic, with ``key=value`` overrides. Configuration stops here.
 
-Everything behind takes plain arguments. A recipe says what a study varies (``study.arms``: any override of any
-setting) and what everything else is. Unknown keys name the nearest one; every name is looked up when the recipe is
-read, so that nothing fails after an hour.
+Everything behind takes plain arguments. A recipe says what a study varies (``study.arms``: overrides of
+settings) and what everything else is. Unknown keys name the nearest one; every name is looked up when the
+recipe is read, so that nothing fails after an hour.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
@@ -37,7 +37,7 @@ class CorpusPart(_Part):
     """Where the text comes from and how it is cut into rows."""
 
     source: str = "bundled:wikipedia"
-    """A file or folder (.txt, .jsonl, .gz, .parquet), ``hf:NAME`` for a datasets id, or the bundled sample."""
+    """A file or folder (.txt, .jsonl, .gz, .parquet), ``hf:NAME`` for a datasets id, or the sample."""
     text_field: str = "text"
     limit: int | None = Field(None, ge=1)
     """At most this many documents."""
@@ -130,7 +130,7 @@ class StudyPart(_Part):
     baseline: str | None = None
     """The arm that the others are compared with; the first one if not said."""
     seeds: int | tuple[int, ...] = 3
-    """Pre-training runs per arm (a number, or which seeds). They are the replicates; arms are paired by seed."""
+    """Pre-training runs per arm (how many, or which seeds). They are the replicates, paired by seed."""
 
     @model_validator(mode="after")
     def _consistent(self) -> StudyPart:
@@ -190,13 +190,13 @@ class Recipe(_Part):
     def arm(self, name: str, *, seed: int) -> Recipe:
         """The recipe of one run: the arm's overrides and the seed put in."""
         raw = self.model_dump(mode="json", exclude={"study"})
-        for key, value in self.study.arms[name].items():
+        for key, value in _leaves(self.study.arms[name]):
             if key.split(".")[0] not in ARM_PARTS or key == "training.seed":
                 allowed = ", ".join(ARM_PARTS)
                 raise MaskwiseError(
                     f"arm {name!r} cannot change {key}", allowed=allowed, do="or all arms alike"
                 )
-            _merge(raw, key, value)
+            _put(raw, key, value)
         return validate({**raw, "training": {**raw["training"], "seed": seed}}, origin=f"arm {name!r}")
 
     def to_yaml(self) -> str:
@@ -271,13 +271,13 @@ def _put(raw: dict[str, Any], dotted: str, value: Any) -> None:
     raw[last] = value
 
 
-def _merge(raw: dict[str, Any], dotted: str, value: Any) -> None:
-    """As ``_put``, but a dict changes only the keys that it names."""
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            _merge(raw, f"{dotted}.{key}", inner)
-    else:
-        _put(raw, dotted, value)
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested settings as ``a.b.c``, value: a dict changes only the keys that it names."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def _explain(error: ValidationError, origin: str) -> MaskwiseError:

@@ -15,7 +15,8 @@ class Piece(NamedTuple):
 
     Attributes:
         text: as it stands in the text, white space before it included.
-        state: ``shown`` (not chosen), ``masked``, ``random`` (another token stands here), ``kept`` (chosen, unchanged).
+        state: ``shown`` (not chosen), ``masked``, ``random`` (another token stands here), ``kept`` (chosen,
+            but unchanged).
         shown: what the model reads instead; empty where it reads the text itself.
     """
 

@@ -46,7 +46,7 @@ def model_card(
 {choices}
 
 Trained for {training.steps} steps of {training.batch_size} rows on {data:,} rows (seed {training.seed}).
-It loads with `AutoModelForMaskedLM.from_pretrained` and `AutoTokenizer.from_pretrained`; maskwise is not needed.
+It loads with `AutoModelForMaskedLM.from_pretrained` and `AutoTokenizer.from_pretrained`, without maskwise.
 
 ## Loss on held-out text, fixed masks
 

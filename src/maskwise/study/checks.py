@@ -19,11 +19,11 @@ LOCK = ".lock"
 
 
 def check_inputs(recipe: Any) -> None:
-    """Fail now, in one line, rather than in an hour: all that can be known of every arm without doing the work."""
+    """Fail now rather than in an hour: all that can be known of every arm without doing the work."""
     for one in [recipe.arm(name, seed=0) for name in recipe.study.arms] or [recipe]:
-        corpus, named = one.corpus, one.tokenizer.name
+        corpus, given = one.corpus, one.tokenizer.name
         require_documents(read_documents(corpus.source, text_field=corpus.text_field, limit=corpus.limit))
-        tokenizer = load_tokenizer(named) if named else _Untrained(one.tokenizer.vocab_size)
+        tokenizer = load_tokenizer(given) if given else _Untrained(one.tokenizer.vocab_size)
         if not one.model.pretrained:
             new_config(one.model.architecture, tokenizer, corpus.length, **one.model.settings)
         missing = [layer for layer in policy(one.masking.policy).layers() if layer not in CORPUS_LAYERS]
@@ -32,8 +32,13 @@ def check_inputs(recipe: Any) -> None:
                 f"policy {one.masking.policy} needs the layer {missing[0]!r}, and a corpus has none",
                 allowed=f"policies that need {', '.join(CORPUS_LAYERS)} or nothing",
             )  # fmt: skip
+    named: dict[str, str] = {}
     for task in recipe.tasks:
-        load_task(task)
+        name = load_task(task).name
+        if name in named:
+            do = f'give one another name: {task.partition("(")[0]}(…, name="…")'
+            raise MaskwiseError(f"two tasks are called {name!r}", got=f"{named[name]} and {task}", do=do)
+        named[name] = task
 
 
 def check_folder(out: Path) -> None:

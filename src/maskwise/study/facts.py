@@ -1,4 +1,4 @@
-"""What a study's files say beside its numbers: study.json, the machine, the seconds, real sentences with their masks."""
+"""What a study's files say beside its numbers: study.json, the machine, the seconds, sentences with masks."""
 
 from __future__ import annotations
 
@@ -29,17 +29,18 @@ def describe(recipe: Any, plan: Plan) -> dict[str, Any]:
     arms = {}
     for name, overrides in recipe.study.arms.items():
         masking = recipe.arm(name, seed=0).masking
+        mine = [run for run in plan.runs if run.arm == name]
         arms[name] = {
             "policy": masking.policy, "ratio": str(schedule(masking.ratio)), "overrides": overrides,
             "units": policy(masking.policy).units_name,
-            "runs": {str(r.seed): f"stages/{r.pretrained.name}" for r in plan.runs if r.arm == name and r.pretrained},
+            "runs": {str(run.seed): f"stages/{run.pretrained.name}" for run in mine if run.pretrained},
         }  # fmt: skip
     loaded = [load_task(spec) for spec in recipe.tasks]
     return {
         "name": recipe.name, "description": recipe.description, "maskwise": __version__,
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "versions": versions(), "hardware": hardware(),
-        "recipe": recipe.model_dump(mode="json"), "recipe_yaml": recipe.to_yaml(), "baseline": recipe.baseline,
-        "seeds": list(recipe.study.seed_list), "arms": arms, "seconds": None,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "versions": versions(),
+        "hardware": hardware(), "recipe": recipe.model_dump(mode="json"), "recipe_yaml": recipe.to_yaml(),
+        "baseline": recipe.baseline, "seeds": list(recipe.study.seed_list), "arms": arms, "seconds": None,
         "tasks": {task.name: {**task.facts(), "majority": majority_score(task)} for task in loaded},
     }  # fmt: skip
 
@@ -79,7 +80,7 @@ def timings(plan: Plan, stages: Path) -> list[dict[str, Any]]:
 
 
 def samples(recipe: Any, plan: Plan, stages: Path) -> dict[str, Any]:
-    """Beginnings of held-out documents with what each arm masks in the middle of training (seed of the first run)."""
+    """Beginnings of documents with what each arm masks in the middle of training (with its first seed)."""
     first: dict[str, Run] = {}
     for run in plan.runs:
         if run.arm != REFERENCE and run.prepared.result(stages):

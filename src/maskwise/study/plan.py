@@ -8,6 +8,7 @@ from typing import Any
 
 from maskwise.errors import MaskwiseError
 from maskwise.study.stages import Stage, finetune_stage, prepare_stage, pretrain_stage
+from maskwise.tasks import load_task
 
 REFERENCE = "no-pretraining"
 """The arm of checkpoints that were never pre-trained: what the tasks alone teach."""
@@ -40,7 +41,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Plan:
-    """All runs of a study, in the order in which they are started: one run of every arm before the second of any."""
+    """All runs of a study, in the order of their start: one run of every arm before the second of any."""
 
     runs: tuple[Run, ...]
 
@@ -61,6 +62,7 @@ def make_plan(recipe: Any) -> Plan:
         raise MaskwiseError(
             f"recipe {recipe.name!r} compares nothing", do="give it study.arms, or use maskwise pretrain"
         )
+    contents = {task: load_task(task).fingerprint for task in recipe.tasks}
     runs = []
     for seed in recipe.study.seed_list:
         for arm in (*recipe.study.arms, REFERENCE):
@@ -70,6 +72,9 @@ def make_plan(recipe: Any) -> Plan:
                 continue
             prepared = prepare_stage(one)
             pretrained = None if reference else pretrain_stage(one, prepared)
-            tasks = {task: finetune_stage(one, task, prepared, pretrained) for task in one.tasks}
+            tasks = {
+                task: finetune_stage(one, task, content, prepared=prepared, pretrained=pretrained)
+                for task, content in contents.items()
+            }
             runs.append(Run(arm, seed, prepared, pretrained, tasks))
     return Plan(tuple(runs))

@@ -1,8 +1,8 @@
 """Worker processes that outlive their tasks but not their parent.
 
-Importing torch and transformers takes seconds, so workers are kept. Each has one thread, for two runs side by side
-beat one on two threads. A task that raises is a failure with one line; a worker that dies is a failure too, and is
-replaced. When the parent is gone, however it went, workers end within two seconds.
+Importing torch and transformers takes seconds, so workers are kept. Each has one thread, for two runs side by
+side beat one on two threads. A task that raises is a failure with one line; a worker that dies is a failure
+too, and is replaced. When the parent is gone, however it went, workers end within two seconds.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Pool:
             yield task, result, error
 
     def close(self) -> None:
-        """End all workers: idle ones by closing their pipes, busy ones by a signal that lets them clean up."""
+        """End all workers: idle ones by closing their pipes, busy ones by a signal that lets them tidy up."""
         for worker in self.workers:
             worker.pipe.close()
             if worker.task is not None:
@@ -97,7 +97,7 @@ class _Worker:
 
 @contextmanager
 def _inherited(threads: int) -> Iterator[None]:
-    """What a worker needs from birth: torch reads its threads when imported, and Ctrl-C is the parent's to handle."""
+    """What a worker needs from birth: torch reads its threads when imported; Ctrl-C is the parent's."""
     before = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = str(threads)
     main = threading.current_thread() is threading.main_thread()

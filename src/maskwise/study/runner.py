@@ -40,7 +40,7 @@ def run_study(recipe: Any, out: Path, *, jobs: int | None = None, quiet: bool = 
         quiet: no live table.
 
     Returns:
-        summary.json as a dict, with ``seconds``, ``report`` and ``failures`` (the records of runs that failed).
+        summary.json as a dict, with ``seconds``, ``report`` and ``failures`` (records of runs that failed).
 
     Raises:
         MaskwiseError: bad input, before anything is written.
@@ -78,7 +78,7 @@ def run_study(recipe: Any, out: Path, *, jobs: int | None = None, quiet: bool = 
 
 
 def _so_far(out: Path, study: dict[str, Any]) -> dict[str, Any]:
-    """When this very study began, and how long it has run. Results of another one in this folder are removed."""
+    """When this very study began, and how long it has run. Another one's results are removed."""
     try:
         before = json.loads((out / "study.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,7 +1,7 @@
 """Stages: the pieces of work of a study, each in a folder named by the hash of all that it depends on.
 
-Nothing is run twice: a stage whose folder holds ``done.json`` is finished, and a change of one character of its corpus
-or one setting gives it another name. ``done.json`` is written last. ``work`` does the work.
+Nothing is run twice: a stage whose folder holds ``done.json`` is finished, and a change of one character of
+its corpus or one setting gives it another name. ``done.json`` is written last. ``work`` does the work.
 
     prepare    corpus + tokenizer settings → tokenizer, training rows, held-out rows
     pretrain   prepare + model + masking + training settings → checkpoint, metrics
@@ -20,7 +20,6 @@ from typing import Any
 
 from maskwise import __version__
 from maskwise.corpus import bundled_path
-from maskwise.tasks import BUNDLED_TASKS
 
 DONE = "done.json"
 
@@ -84,9 +83,13 @@ def pretrain_stage(recipe: Any, prepared: Stage) -> Stage:
     return Stage("pretrain", raw | _start_content(recipe), (prepared.name,), how)
 
 
-def finetune_stage(recipe: Any, task: str, prepared: Stage, pretrained: Stage | None) -> Stage:
-    """All fine-tunings of one checkpoint on one task. None: of the start of pre-training, as the seed makes it."""
-    content = fingerprint(f"bundled:{BUNDLED_TASKS[task]}" if task in BUNDLED_TASKS else task)
+def finetune_stage(
+    recipe: Any, task: str, content: str, *, prepared: Stage, pretrained: Stage | None
+) -> Stage:
+    """All fine-tunings of one checkpoint on one task, whose rows have the hash ``content``.
+
+    ``pretrained=None``: of the start of pre-training, as the run's seed makes it.
+    """
     what = {"task": task, "task_content": content, "finetune": recipe.finetune.model_dump(mode="json")}
     if pretrained is not None:
         return Stage("finetune", what, (prepared.name, pretrained.name))

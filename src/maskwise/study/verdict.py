@@ -413,7 +413,8 @@ def describe_arms(arms: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
 
 
 def _describe(facts: Mapping[str, Any]) -> str | None:
-    if not all(re.search("policy|ratio|schedule|budget", path) for path in _leaves(facts.get("overrides") or {})):
+    paths = _leaves(facts.get("overrides") or {})
+    if not all(re.search("policy|ratio|schedule|budget", path) for path in paths):
         return None  # it differs in something else too
     shape = re.fullmatch(r"\s*(\w+)\(([^()]*)\)\s*", str(facts.get("ratio", "")))
     try:

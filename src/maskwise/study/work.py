@@ -1,4 +1,4 @@
-"""The work of stages: prepare a corpus, pre-train, fine-tune. Also that of ``maskwise pretrain``, which is one stage."""
+"""The work of stages: prepare a corpus, pre-train, fine-tune. ``maskwise pretrain`` is one of them."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from maskwise.training import (
 from maskwise.training.checkpoints import write_folder
 
 EVALUATION_SEED = 0xE7A1
-"""Of the fixed masks of held-out rows: the same in every study, so that losses can be compared between them."""
+"""Of the fixed masks of held-out rows: the same in every study, so that losses can be compared."""
 
 
 def run_stage(stage: Stage, stages: Path, *, quiet: bool = True) -> dict[str, Any]:
@@ -90,8 +90,9 @@ def _prepare(stage: Stage, stages: Path, quiet: bool) -> dict[str, Any]:
 
     write_folder(stage.folder(stages) / "data", fill)
     return {
-        "documents": documents.read, "skipped": dict(documents.skipped), "rows": len(training), "tokens": training.tokens,
-        "held_out_rows": len(held_out), "vocabulary": len(tokenizer), "counts": dict(blocks.counts),
+        "documents": documents.read, "skipped": dict(documents.skipped),
+        "rows": len(training), "tokens": training.tokens, "held_out_rows": len(held_out),
+        "vocabulary": len(tokenizer), "counts": dict(blocks.counts),
     }  # fmt: skip
 
 
@@ -193,7 +194,7 @@ def _start(model: Mapping[str, Any], data: Prepared, seed: int, log_unigram: tor
         if network.config.vocab_size < len(data.tokenizer):
             raise MaskwiseError(
                 "tokenizer and model do not fit", got=f"{len(data.tokenizer)} tokens",
-                allowed=f"≤ {network.config.vocab_size}", do="set tokenizer.name to the model's own tokenizer",
+                allowed=f"≤ {network.config.vocab_size}", do="set tokenizer.name to the model's own",
             )  # fmt: skip
         return network
     config = new_config(model["architecture"], data.tokenizer, data.training.length, **model["settings"])
@@ -225,7 +226,7 @@ def _finetune(stage: Stage, stages: Path, quiet: bool) -> dict[str, Any]:
             max_length=settings.max_length,
             config=config,
             quiet=quiet,
-        )  # fmt: skip
+        )
         for seed in range(base, base + settings.seeds)
     ]
     scores = [run["score"] for run in runs]

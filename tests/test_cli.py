@@ -1,0 +1,278 @@
+"""The front door: bad input is one line and exit code 2, nothing half-written; the single-run commands."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from tokenizers import Tokenizer, models
+from transformers import (
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    ByT5Tokenizer,
+    PreTrainedTokenizerFast,
+)
+
+from maskwise.recipe import read_recipe
+from maskwise.training.checkpoints import damage
+from tiny import maskwise, read_lines, start, write_inputs, write_lines
+
+SHORT = ["training.steps=10", "training.log_every=5", "training.save_every=5", "training.eval_every=0"]
+
+
+@pytest.fixture
+def inputs(tmp_path) -> Path:
+    write_inputs(tmp_path / "in")
+    return tmp_path / "in"
+
+
+# Bad input -------------------------------------------------------------------------------------------------
+
+
+def _missing(folder: Path) -> list[str]:
+    return [f"corpus.source={folder}/nowhere.txt"]
+
+
+def _empty(folder: Path) -> list[str]:
+    (folder / "empty.txt").write_text(" \n\n \n")
+    return [f"corpus.source={folder}/empty.txt"]
+
+
+def _binary(folder: Path) -> list[str]:
+    (folder / "binary.txt").write_bytes(bytes(range(256)) * 40)
+    return [f"corpus.source={folder}/binary.txt"]
+
+
+def _utf16(folder: Path) -> list[str]:
+    (folder / "utf16.txt").write_bytes(("Ein Satz über Bäume. " * 50).encode("utf-16"))
+    return [f"corpus.source={folder}/utf16.txt"]
+
+
+def _latin1(folder: Path) -> list[str]:
+    (folder / "latin.txt").write_bytes("\n\n".join(f"Größe Nummer {n}" for n in range(50)).encode("latin-1"))
+    return [f"corpus.source={folder}/latin.txt"]
+
+
+def _broken_archive(folder: Path) -> list[str]:
+    whole = gzip.compress(b'{"text": "a word"}\n' * 5000)
+    (folder / "cut.jsonl.gz").write_bytes(whole[: len(whole) // 2])
+    return [f"corpus.source={folder}/cut.jsonl.gz"]
+
+
+def _no_field(folder: Path) -> list[str]:
+    return [f"corpus.source={folder}/corpus.jsonl", "corpus.text_field=body"]
+
+
+def _no_mask_token(folder: Path) -> list[str]:
+    backend = Tokenizer(models.WordLevel({"a": 0, "[UNK]": 1, "[PAD]": 2}, unk_token="[UNK]"))
+    PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]", pad_token="[PAD]").save_pretrained(
+        folder / "t"
+    )
+    return [f"tokenizer.name={folder}/t"]
+
+
+def _slow(folder: Path) -> list[str]:
+    ByT5Tokenizer().save_pretrained(folder / "slow")
+    return [f"tokenizer.name={folder}/slow"]
+
+
+def _no_tokenizer(folder: Path) -> list[str]:
+    return [f"tokenizer.name={folder}/nothing"]
+
+
+def _no_labels(folder: Path) -> list[str]:
+    write_lines(folder / "unlabelled.jsonl", [{"text": f"text {n}"} for n in range(40)])
+    return [f"tasks=[{folder}/unlabelled.jsonl]"]
+
+
+def _empty_labels(folder: Path) -> list[str]:
+    write_lines(folder / "blank.jsonl", [{"text": f"text {n}", "label": ""} for n in range(40)])
+    return [f"tasks=[{folder}/blank.jsonl]"]
+
+
+def _one_document(folder: Path) -> list[str]:
+    (folder / "one.txt").write_text("A single document of a few words.")
+    return [f"corpus.source={folder}/one.txt", "corpus.length=8", "finetune.max_length=8"]
+
+
+BAD = {
+    _missing: "does not exist", _empty: "no document", _binary: "binary", _utf16: "UTF", _latin1: "UTF-8",
+    _broken_archive: "cut.jsonl.gz", _no_field: "'body'", _no_mask_token: "no mask token", _slow: "is slow",
+    _no_tokenizer: "cannot load tokenizer", _no_labels: "no label column", _empty_labels: "no label",
+    _one_document: "leaves a side empty",
+}  # fmt: skip
+
+
+# Pre-training looks at no task; that one document cannot be parted is seen by a study's worker only (below).
+CASES = [("study", bad) for bad in BAD if bad is not _one_document]
+CASES += [("pretrain", bad) for bad in BAD if bad not in (_no_labels, _empty_labels)]
+
+
+@pytest.mark.parametrize(
+    "command, bad", CASES, ids=lambda value: getattr(value, "__name__", value).strip("_")
+)
+def test_bad_input_is_one_line_and_nothing_is_written(command, bad, inputs, tmp_path, capfd):
+    overrides = bad(inputs)
+    capfd.readouterr()
+    assert maskwise(command, inputs / "recipe.yaml", *overrides, "--out", tmp_path / "deep" / "out") == 2
+    out, err = capfd.readouterr()
+    assert BAD[bad] in err and err.count("\n") == 1 and err.startswith("maskwise: ") and not out
+    assert not (tmp_path / "deep" / "out").exists()
+
+
+def test_bad_input_that_only_a_worker_sees(inputs, tmp_path, capfd):
+    arguments = _one_document(inputs)
+    assert maskwise("study", inputs / "recipe.yaml", *arguments, "--out", tmp_path / "out", "--jobs", 1) == 2
+    assert capfd.readouterr().err.splitlines()[-1].startswith("maskwise: held_out=0.2 leaves a side empty")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["study", "RECIPE", "masking.ratio=1.5"], "1.5"),
+        (["study", "RECIPE", "masking.policy=whole-wrod"], "did you mean 'whole-word'"),
+        (["study", "RECIPE", "masking.rato=0.3"], "did you mean 'masking.ratio'"),
+        (["study", "RECIPE", "--engine", "cloud"], "unknown engine"),
+        (["study", "RECIPE", "--jobs", "0"], "--jobs"),
+        (["study", "nowhere.yaml"], "no such recipe file"),
+        (["study", "RECIPE", "study.arms={}"], "compares nothing"),
+        (["study", "RECIPE", "tasks=[bankng77]"], "bankng77"),
+        (["study", "RECIPE", "tasks=[ud-pos, ud-pos(train_rows=100)]"], "two tasks are called 'ud-pos'"),
+        (["study", "RECIPE", "tasks=[ud-pos(rows=100)]"], "'rows'"),
+        (["finetune", "nowhere", "--task", "banking77"], "cannot load tokenizer"),
+        (["finetune", "nowhere", "--task", "nothing.csv"], "does not exist"),
+        (["finetune", "nowhere", "--task", "banking77", "epoch=3"], "did you mean 'epochs'"),
+        (["finetune", "nowhere"], "--task"),
+        (["bench", "nonsense"], "nonsense"),
+        (["list", "polices"], "did you mean 'policies'"),
+        (["stuudy"], "stuudy"),
+    ],
+)
+def test_bad_arguments(arguments, said, inputs, tmp_path, capfd):
+    arguments = [str(inputs / "recipe.yaml") if part == "RECIPE" else part for part in arguments]
+    if arguments[0] in ("study", "finetune"):
+        arguments += ["--out", str(tmp_path / "out")]
+    assert maskwise(*arguments) == 2
+    out, err = capfd.readouterr()
+    assert said in err and err.count("\n") == 1 and not out and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["study", "pretrain", "finetune"])
+def test_a_folder_that_holds_something_else_is_left_alone(command, inputs, tmp_path, capfd):
+    out = tmp_path / "mine"
+    out.mkdir()
+    (out / "thesis.tex").write_text("precious")
+    what = ["nowhere", "--task", inputs / "task.jsonl"] if command == "finetune" else [inputs / "recipe.yaml"]
+    for place, said in ((out, "holds something else"), (out / "thesis.tex", "is a file")):
+        assert maskwise(command, *what, "--out", place) == 2
+        err = capfd.readouterr().err
+        assert said in err and err.count("\n") == 1
+    assert [path.name for path in out.iterdir()] == ["thesis.tex"] and (
+        out / "thesis.tex"
+    ).read_text() == "precious"
+
+
+def test_the_process_ends_with_2_and_one_line(tmp_path):
+    process = start("study", "masking.ratio=1.5", "--out", tmp_path / "out")
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 2 and not out and err.count("\n") == 1 and "1.5" in err
+
+
+@pytest.mark.parametrize("what, said", [("nowhere", "no such folder"), (".", "neither a study nor")])
+def test_report_of_nothing(what, said, tmp_path, capfd):
+    assert maskwise("report", tmp_path / what) == 2
+    assert said in capfd.readouterr().err
+
+
+# Single runs -----------------------------------------------------------------------------------------------
+
+
+def test_pretrain_and_finetune(inputs, tmp_path, capfd):
+    out, tuned = tmp_path / "run", tmp_path / "tuned"
+    recipe = inputs / "recipe.yaml"
+    assert maskwise("pretrain", recipe, *SHORT, "--out", out, "--json") == 0
+    result = json.loads(capfd.readouterr().out)
+    assert {line["masks"] for line in result["heldout"]} == {"token", "whole-word"}
+    assert sorted(p.name for p in out.iterdir()) == [
+        "checkpoint",
+        "done.json",
+        "metrics.jsonl",
+        "recipe.yaml",
+        "stages",
+    ]
+    assert damage(out / "checkpoint") is None
+    assert read_recipe(out / "recipe.yaml").training.steps == 10
+    model = AutoModelForMaskedLM.from_pretrained(out / "checkpoint")
+    assert model.config.vocab_size == len(AutoTokenizer.from_pretrained(out / "checkpoint"))
+    # The same again does nothing; another recipe is refused; the page of one run can be drawn.
+    assert maskwise("pretrain", recipe, *SHORT, "--out", out, "--json") == 0
+    assert json.loads(capfd.readouterr().out) == result
+    assert maskwise("pretrain", recipe, *SHORT, "masking.ratio=0.2", "--out", out) == 2
+    assert "a change in masking" in capfd.readouterr().err
+    assert maskwise("report", out) == 0 and (out / "report.html").stat().st_size > 100_000
+    capfd.readouterr()
+
+    arguments = [out / "checkpoint", "epochs=1", "max_length=32", "--seeds", 2, "--out", tuned, "--json"]
+    assert maskwise("finetune", *arguments, "--task", inputs / "task.jsonl") == 0
+    [record] = json.loads(capfd.readouterr().out)
+    assert record == read_lines(tuned / "records.jsonl")[0]
+    assert record["task"] == "task" and len(record["fine_tuning"]) == 2 and record["test_items"] == 10
+    classifier = AutoModelForSequenceClassification.from_pretrained(tuned / "task" / "seed-1" / "checkpoint")
+    assert classifier.config.id2label == {0: "a", 1: "b"}
+
+
+def test_pretrain_goes_on_where_it_stopped(inputs, tmp_path, monkeypatch):
+    recipe, whole, parted = inputs / "recipe.yaml", tmp_path / "whole", tmp_path / "parted"
+    assert maskwise("pretrain", recipe, *SHORT, "--out", whole) == 0
+
+    def stop(*arguments: object, **more: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:  # after the state of step 5 has been written
+        patched.setattr("maskwise.study.work.save_checkpoint", stop)
+        assert maskwise("pretrain", recipe, *SHORT, "--out", parted) == 130
+    assert list((parted / "resume").glob("step-*5")) and not (parted / "checkpoint").exists()
+    assert maskwise("pretrain", recipe, *SHORT, "--out", parted) == 0
+    names = ("model.safetensors", "config.json", "tokenizer.json")
+    assert all(
+        (parted / "checkpoint" / n).read_bytes() == (whole / "checkpoint" / n).read_bytes() for n in names
+    )
+
+
+@pytest.mark.slow
+def test_pretrain_under_torchrun(inputs, tmp_path):
+    """Two processes on the CPU give the model of one: the same data and masks, each target weighed alike."""
+    recipe, alone, both = inputs / "recipe.yaml", tmp_path / "alone", tmp_path / "both"
+    rates = (
+        "hidden_dropout_prob",
+        "attention_probs_dropout_prob",
+    )  # dropout differs between ranks, as it should
+    short = SHORT + [f"model.settings.{rate}=0.0" for rate in rates]
+    assert maskwise("pretrain", recipe, *short, "--out", alone) == 0
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "maskwise.cli", "pretrain", str(recipe), *short, "--out", str(both), "--json"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    ran = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
+    assert ran.returncode == 0, ran.stderr
+    assert json.loads(ran.stdout)["steps"] == 10  # one process speaks
+    assert damage(both / "checkpoint") is None
+    losses = [
+        [line["loss"] for line in json.loads((f / "done.json").read_text())["heldout"]] for f in (alone, both)
+    ]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    AutoModelForMaskedLM.from_pretrained(both / "checkpoint")
+
+
+def test_recipes_of_people_are_found(inputs, tmp_path, capfd):
+    plain = yaml.safe_load((inputs / "recipe.yaml").read_text())
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({**plain, "masking": {"policy": "nonsense"}}))
+    assert maskwise("pretrain", tmp_path / "mine.yaml", "--out", tmp_path / "out") == 2
+    assert "nonsense" in capfd.readouterr().err

@@ -1,0 +1,127 @@
+"""Imports point one way, along the flow of data; and nothing heavy is imported before it is needed."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import maskwise
+
+ROOT = Path(maskwise.__file__).parent
+
+# Below → above. A module may import its own room and what stands before it; a row does not see its own.
+ORDER = [
+    {"errors"},
+    {"specs", "keys", "annotate.characters"},
+    {"annotate.words"},
+    {"corpus", "report"},
+    {"annotate"},
+    {"masking"},
+    {"objectives"},
+    {"samplers"},
+    {"learning"},
+    {"training"},
+    {"tasks"},
+    {"show"},
+    {"study"},
+    {"recipe"},
+    {"pretrain", "inspection", "bench", "trainer"},
+    {"cli"},
+]
+LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
+MODULES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
+
+# Rooms that see less than stands below them.
+ONLY = {
+    "corpus": {"errors", "keys", "annotate.words", "annotate.characters"},
+    "masking": {"errors", "specs", "keys"},
+    "report": {"errors"},
+}
+# annotate/__init__ shows its words to everybody; corpus takes them from their own file.
+KNOWN = {("annotate/__init__.py", "annotate.words")}
+
+
+def room_of(module: str) -> str:
+    """``masking.policies.token`` → ``masking``; the most exact name that has a place in the order."""
+    parts = module.split(".")
+    names = [".".join(parts[:end]) for end in range(len(parts), 0, -1)]
+    return next((name for name in names if name in LEVEL), parts[0])
+
+
+def imports(path: Path) -> set[str]:
+    """The modules of maskwise that a file imports, also inside of functions."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}:{node.lineno}: imports are absolute"
+            for alias in node.names:
+                deeper = f"{node.module}.{alias.name}"
+                found.add(deeper if _is_module(deeper) else str(node.module))
+    return {name.removeprefix("maskwise.") for name in found if name.startswith("maskwise.")}
+
+
+def _is_module(name: str) -> bool:
+    path = ROOT.parent / Path(*name.split("."))
+    return path.is_dir() or path.with_suffix(".py").is_file()
+
+
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_module_imports_only_what_stands_below_it(path):
+    own = room_of(name_of(path))
+    assert own in LEVEL, f"{own} has no place in the order of tests/test_imports.py"
+    for module in imports(path):
+        room = room_of(module)
+        if room == own or (str(path.relative_to(ROOT)), room) in KNOWN:
+            continue
+        assert LEVEL[room] < LEVEL[own], f"{name_of(path)} imports {module}"
+        assert room in ONLY.get(own, LEVEL), f"{name_of(path)} may not know {module}"
+
+
+def test_the_test_sees_what_is_imported(tmp_path):
+    path = tmp_path / "x.py"
+    path.write_text(
+        "def f():\n    from maskwise.masking import Masker, schedules\n    import maskwise.study.plan\n"
+    )
+    assert imports(path) == {"masking", "masking.schedules", "study.plan"}
+    assert room_of("masking.policies.token") == "masking" and room_of("annotate.words") == "annotate.words"
+
+
+@pytest.mark.parametrize(
+    "code", ["import maskwise", "import maskwise.cli", "import maskwise.errors, maskwise.specs"]
+)
+def test_a_light_import_stays_light(code):
+    heavy = "{'torch', 'transformers', 'datasets', 'scipy', 'altair', 'pyarrow', 'numpy', 'pydantic'}"
+    _run(f"{code}; import sys; heavy = {heavy} & set(sys.modules); assert not heavy, heavy")
+
+
+def test_help_is_quick():
+    code = "import sys; from maskwise.cli import main\ntry: main(['--help'])\n"
+    out = _run(f"{code}except SystemExit as end: assert not end.code\nassert 'torch' not in sys.modules")
+    assert all(name in out for name in ("study", "pretrain", "finetune", "inspect", "report", "list"))
+
+
+def test_the_report_is_drawn_without_torch():
+    _run("import maskwise.report, sys; assert not {'torch', 'transformers'} & set(sys.modules)")
+
+
+def test_public_names_are_there():
+    for name in maskwise.__all__:
+        assert getattr(maskwise, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = maskwise.nonsense
+
+
+def _run(code: str) -> str:
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout

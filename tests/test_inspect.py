@@ -1,0 +1,143 @@
+"""``maskwise inspect`` and ``list``: the difference between policies is seen, and texts cannot do harm."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+
+import pytest
+from rich.console import Console
+
+from maskwise.corpus import train_tokenizer
+from maskwise.inspection import STYLES, TABLES, inspect_text, render_html, render_terminal
+from tiny import maskwise
+
+TEXT = "Unbelievably, hedgehogs photographed Wolverhampton: campaigns for endangered species"
+PLAIN = {"ratio": "0.3", "budget": "exact", "corruption": "bert", "fill": "none", "seed": 0}
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    """Short pieces, so that words have several."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    made = train_tokenizer([TEXT] * 3, vocab_size=64, lowercase=False)
+    made.add_special_tokens({"additional_special_tokens": [f"<extra_id_{n}>" for n in range(50)]})
+    made.save_pretrained(folder)
+    return str(folder)
+
+
+def look(text, policies, tokenizer, step=0, **more):
+    return inspect_text(text, policies, {**PLAIN, **more}, tokenizer=tokenizer, step=step, total_steps=100)
+
+
+def test_the_pieces_are_the_text(tokenizer):
+    for entry in look(f"  {TEXT}\n[MASK] ünïcode 👩‍🚀", "token,whole-word,span(p=0.5)", tokenizer):
+        assert "".join(piece.text for piece in entry.shown.pieces) == entry.text.rstrip()
+        states = {piece.state for piece in entry.shown.pieces}
+        assert {"shown", "masked"} <= states <= set(STYLES)
+        assert all(bool(piece.shown) == (piece.state == "random") for piece in entry.shown.pieces)
+
+
+def test_whole_words_are_masked_whole(tokenizer):
+    tokens, words = (entry.shown for entry in look(TEXT, "token,whole-word", tokenizer))
+    assert tokens.parts > 5 and words.parts == 0 and words.whole > 0
+    assert 0.2 < words.ratio <= 0.3 and 0.25 < tokens.ratio <= 0.3
+
+
+def test_the_ratio_follows_the_schedule(tokenizer):
+    start, end = (
+        look(TEXT, "token", tokenizer, ratio="linear(0.4, 0.1)", step=s)[0].shown.ratio for s in (0, 100)
+    )
+    assert start == pytest.approx(0.4, abs=0.02) and end == pytest.approx(0.1, abs=0.02)
+
+
+def test_sequence_to_sequence_shows_what_is_read_and_written(tokenizer):
+    [entry] = look(TEXT, "whole-word", tokenizer, corruption="t5")
+    assert "<extra_id_0>" in entry.shown.source and entry.shown.target.startswith("<extra_id_0>")
+    facts = entry.as_dict()
+    assert facts["source"] and facts["target"] and facts["words_in_part"] == 0
+
+
+def printed(found, *, colours):
+    file = io.StringIO()
+    system = "truecolor" if colours else None
+    Console(file=file, width=200, force_terminal=colours, color_system=system).print(
+        render_terminal(found, colours=colours)
+    )
+    return file.getvalue()
+
+
+def test_the_terminal_colours_what_was_chosen(tokenizer):
+    found = look(TEXT, "token,whole-word", tokenizer)
+    seen = printed(found, colours=True)
+    for entry in found:
+        for piece in entry.shown.pieces:
+            if piece.state == "masked":
+                assert re.search(r"\x1b\[[0-9;]*48;2;230;159;0m" + re.escape(piece.text.strip()), seen)
+    plain = printed(found, colours=False)
+    assert "\x1b" not in plain and "words: " in plain
+    assert "".join(f"[{p.text.strip()}]" for p in found[1].shown.pieces if p.state == "masked")[:3] in plain
+
+
+def test_a_text_cannot_steer_the_terminal_or_the_page(tokenizer, tmp_path):
+    evil = "<script>alert(1)</script> [red]markup[/red] \x1b[2J wipes the screen"
+    found = look(evil, "token", tokenizer, ratio="0.0")
+    plain = printed(found, colours=False)
+    assert "\x1b" not in plain and "[red]markup[/red]" in plain
+    render_html(found, tmp_path / "deep" / "masks.html")
+    page = (tmp_path / "deep" / "masks.html").read_text(encoding="utf-8")
+    assert "<script" not in page and "&lt;script&gt;" in page
+
+
+def test_inspect_needs_no_tokenizer_and_no_network(capsys):
+    assert maskwise("inspect", TEXT, "--policy", "token,whole-word", "--ratio", "0.3", "--json") == 0
+    tokens, words = json.loads(capsys.readouterr().out)
+    assert tokens["policy"] == "token" and tokens["words_in_part"] > 0 and words["words_in_part"] == 0
+    assert any(piece["state"] == "masked" for piece in words["pieces"])
+
+
+def test_a_file_is_inspected_text_by_text(tokenizer, tmp_path, capsys):
+    path = tmp_path / "texts.txt"
+    path.write_text("\n\n".join(f"Document number {n} is about hedgehogs." for n in range(9)))
+    assert maskwise("inspect", path, "--tokenizer", tokenizer, "--policy", "token", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [entry["text"][:17] for entry in found] == [f"Document number {n}" for n in range(5)]
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["--policy", "salient"], "needs the layer 'salient'"),
+        (["--policy", "whole-wrd"], "did you mean 'whole-word'"),
+        (["--policy", "span(p=2)"], "span"),
+        (["--ratio", "1.5"], "1.5"),
+        (["--corruption", "nonsense"], "unknown corruption"),
+        (["--budget", "roughly"], "unknown budget"),
+        (["--tokenizer", "/nowhere/at/all"], "cannot load tokenizer"),
+        (["--step", "many"], "--step"),
+        (["--nonsense"], "--nonsense"),
+    ],
+)
+def test_mistakes_are_one_line(arguments, said, capfd):
+    assert maskwise("inspect", "A text.", *arguments) == 2
+    out, err = capfd.readouterr()
+    assert said in err and err.count("\n") == 1 and not out
+
+
+@pytest.mark.parametrize(
+    "text, said", [("", "no text"), ("nowhere.txt", "does not exist"), (" \n", "no text")]
+)
+def test_no_text(text, said, capfd):
+    assert maskwise("inspect", text) == 2
+    assert said in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("what", list(TABLES))
+def test_lists(what, capsys):
+    assert maskwise("list", what, "--json") == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["name"] for row in rows] == list(TABLES[what]())
+    assert all(row["what"] for row in rows), "everything listed says what it is"
+    assert maskwise("list", what) == 0
+    assert all(name in capsys.readouterr().out for name in list(TABLES[what]())[:1])

@@ -1,0 +1,176 @@
+"""Recipes: every shipped one works, mistakes name the nearest right thing, and are found before any work."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import yaml
+
+from maskwise.errors import MaskwiseError
+from maskwise.recipe import parse_value, read_recipe, shipped
+from maskwise.study.checks import check_inputs
+from maskwise.study.stages import prepare_stage
+from maskwise.study.work import Prepared, pretrain, run_stage
+from tiny import maskwise, write_inputs
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    return write_inputs(tmp_path)
+
+
+@pytest.mark.parametrize("name", list(shipped()))
+def test_every_shipped_recipe_trains(name, tmp_path):
+    """Each arm for two steps on a little of its own corpus; the tokenizer and the model made small."""
+    whole = read_recipe(name)
+    check_inputs(whole)
+    layers = whole.model.settings.get("num_hidden_layers", 2)
+    small = [
+        "corpus.limit=40",
+        "corpus.held_out=0.2",
+        "training.steps=2",
+        "training.log_every=1",
+        "training.save_every=0",
+    ]
+    small += ["training.eval_every=0", "training.batch_size=4", "evaluation.rows=4"]
+    if not whole.model.pretrained and layers <= 4:
+        small += ["tokenizer.vocab_size=300"]
+    recipe = read_recipe(name, small)
+    for arm in recipe.study.arms or [None]:
+        one = recipe.arm(arm, seed=0) if arm else recipe
+        prepared = prepare_stage(one)
+        run_stage(prepared, tmp_path)
+        plain = one.model_dump(mode="json", include={"model", "masking", "evaluation"})
+        data = Prepared.load(prepared.folder(tmp_path))
+        found = pretrain(data, **plain, training=one.training, folder=tmp_path / f"arm {arm}", quiet=True)
+        assert found["steps"] == 2 and {line["masks"] for line in found["heldout"]} == set(
+            one.evaluation.masks
+        )
+        assert all(torch.isfinite(torch.tensor(line["loss"])) for line in found["heldout"])
+
+
+def test_overrides_reach_their_places(recipe):
+    found = read_recipe(
+        recipe,
+        [
+            *(
+                "training.steps=7",
+                "training.learning_rate=1e-3",
+                "masking.ratio=linear(0.30, 0.15)",
+                "tasks=[]",
+            ),
+            *("study.arms.token-15.model.settings.hidden_size=8", "tokenizer.name=null", "name=two words"),
+        ],
+    )
+    assert found.training.steps == 7 and found.training.learning_rate == 1e-3 and found.tasks == ()
+    assert found.masking.ratio == "linear(0.30, 0.15)" and found.name == "two words"
+    arm = found.arm("token-15", seed=3)
+    assert arm.training.seed == 3 and arm.model.settings["hidden_size"] == 8
+    assert arm.model.settings["num_hidden_layers"] == 2  # an arm changes only the keys that it names
+    words = found.arm("words-30", seed=0).masking
+    assert (words.policy, words.budget, words.ratio, words.corruption) == (
+        "whole-word",
+        "expected",
+        0.3,
+        "bert",
+    )
+    assert read_recipe(recipe, [f"name={found.name}"]).to_yaml() != found.to_yaml()
+
+
+def test_what_is_resolved_can_be_read_again(recipe, tmp_path):
+    found = read_recipe(recipe)
+    (tmp_path / "again.yaml").write_text(found.to_yaml(), encoding="utf-8")
+    assert read_recipe(tmp_path / "again.yaml") == found
+
+
+@pytest.mark.parametrize(
+    "text, value",
+    [
+        *(("3", 3), ("1e-3", 1e-3), ("6.0e-3", 6e-3), ("true", True), ("null", None), ("a b", "a b")),
+        *(("[a, b]", ["a", "b"]), ("span(p=0.2)", "span(p=0.2)"), ("{a: 1}", {"a": 1}), ("", None)),
+    ],
+)
+def test_values_of_overrides(text, value):
+    assert parse_value(text) == value and type(parse_value(text)) is type(value)
+
+
+@pytest.mark.parametrize(
+    "override, said",
+    [
+        ("traning.steps=5", "did you mean 'training'"),
+        ("training.step=5", "did you mean 'training.steps'"),
+        ("masking.polcy=token", "did you mean 'masking.policy'"),
+        ("masking.policy=whole-wrod", "did you mean 'whole-word'"),
+        ("masking.policy=span(q=1)", "unexpected keyword argument 'q'"),
+        ("masking.ratio=1.5", "1.5"),
+        ("masking.ratio=linaer(0.3, 0.1)", "did you mean 'linear'"),
+        ("masking.budget=exakt", "did you mean 'exact'"),
+        ("masking.corruption=brt", "did you mean 'bert'"),
+        ("masking.corruption=t5", "changes lengths"),
+        ("evaluation.masks=[word]", "whole-word"),
+        ("training.steps=0", "training.steps"),
+        ("training.steps=many", "training.steps"),
+        ("training.save_every=7", "multiple of log_every"),
+        ("corpus.layout=loose", "packed"),
+        ("finetune.max_length=64", "≤ corpus.length = 32"),
+        ("study.baseline=tokn-15", "did you mean 'token-15'"),
+        ("study.seeds=0", "study.seeds"),
+        ("study.seeds=[1, 1]", "different seeds"),
+        ("study.arms.no-pretraining.masking.ratio=0.2", "cannot be called no-pretraining"),
+        ("study.arms.x.masking.rato=0.2", "arm 'x'"),
+        ("study.arms.x.tasks=[banking77]", "cannot change tasks"),
+        ("study.arms.x.training.seed=4", "cannot change training.seed"),
+        ("name.first=x", "name is a value"),
+        ("steps", "an override is key=value"),
+    ],
+)
+def test_mistakes_in_overrides(recipe, override, said):
+    with pytest.raises(MaskwiseError) as caught:
+        read_recipe(recipe, [override])
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("training: [", "not readable YAML"),
+        ("- a\n- b", "not a recipe"),
+        ("training:\n  stepz: 3", "did you mean 'training.steps'"),
+        ("training: 3", "training"),
+        ("study: {arms: {a: [1]}}", "study.arms.a"),
+    ],
+)
+def test_mistakes_in_files(tmp_path, text, said):
+    (tmp_path / "r.yaml").write_text(text)
+    with pytest.raises(MaskwiseError) as caught:
+        read_recipe(tmp_path / "r.yaml")
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_an_arm_that_changes_nothing_may_be_left_empty(recipe):
+    plain = yaml.safe_load(recipe.read_text())
+    plain["study"]["arms"]["token-15"] = None
+    recipe.write_text(yaml.safe_dump(plain))
+    assert read_recipe(recipe).study.arms["token-15"] == {}
+
+
+def test_no_such_recipe():
+    with pytest.raises(MaskwiseError, match="unknown recipe 'quickstart'"):
+        read_recipe("quickstart")
+    with pytest.raises(MaskwiseError, match="no such recipe file"):
+        read_recipe("nowhere/x.yaml")
+
+
+@pytest.mark.parametrize(
+    "override, said",
+    [
+        ("model.architecture=brt", "did you mean 'bert'"),
+        ("model.settings.hiden_size=8", "did you mean 'hidden_size'"),
+        ("masking.policy=salient", "needs the layer 'salient'"),
+        ("study.arms.x.masking.policy=phrase", "needs the layer 'phrase'"),
+        ("study.arms.x.corpus.source=nowhere.txt", "does not exist"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_any_work(recipe, tmp_path, override, said, capfd):
+    assert maskwise("study", recipe, override, "--out", tmp_path / "out") == 2
+    assert said in capfd.readouterr().err and not (tmp_path / "out").exists()
