@@ -278,7 +278,8 @@ def _contrasts(result: dict[str, Any]) -> Table:
             else f"{scale * numbers[key]:+.{3 if scale == 1 else 1}f}".replace("-", "−")
             for key in ("mean", "low", "high")
         )
-        verdict = f"[{COLOURS[row['verdict']]}]{row['verdict']}[/] ({row['reason'].replace('-', ' ')})"
+        which = {"arm": " better", "baseline": " worse"}.get(row["better"], "")
+        verdict = f"[{COLOURS[row['verdict']]}]{row['verdict']}{which}[/] ({row['reason'].replace('-', ' ')})"
         interval = f"{low} to {high}" if low else "one run: none"
         table.add_row(_escape(row["arm"]), f"{mean} {unit}" if mean else "", interval, verdict)
     return table
