@@ -14,10 +14,10 @@ demo-short: venv ## the same path through every room in a minute; its numbers me
 	$(BIN)/maskwise study quick-start $(SHORT) --out runs/short
 
 test: venv ## fast tests, offline
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
 test-all: venv ## slow tests too; those that need ../shared skip without it
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "slow or not slow" --timeout 1800
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m "slow or not slow" --timeout 1800
 
 check: venv ## format, lint, types, import direction
 	$(BIN)/ruff format --check src tests scripts

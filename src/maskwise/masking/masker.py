@@ -150,7 +150,11 @@ class Masker:
             if filled is not None and masked.filled is not None:
                 filled[where] = masked.filled[inside]
             if masked.loss_weight is not None:
-                weight = torch.ones(ids.shape, dtype=torch.float64, device=ids.device) if weight is None else weight
+                weight = (
+                    torch.ones(ids.shape, dtype=torch.float64, device=ids.device)
+                    if weight is None
+                    else weight
+                )
                 weight[where] = masked.loss_weight.unsqueeze(1).expand(inside.shape)[inside]
         shape = batch.input_ids.shape
         mean = torch.cat(ratios).mean() if ratios else torch.zeros((), dtype=torch.float64)

@@ -65,4 +65,11 @@ def _group(kind: str, rows: list[dict[str, Any]], colours: dict[str, str]) -> di
                 line["interval"] = f"{low:.2f} to {high:.2f}".replace("-", "−")
         lines.append(line)
     title, note = TITLES[kind]
-    return {"kind": kind, "title": title, "note": note, "rows": lines, "unit": unit, "reach": f"{reach:.2g}" if drawn else None}
+    return {
+        "kind": kind,
+        "title": title,
+        "note": note,
+        "rows": lines,
+        "unit": unit,
+        "reach": f"{reach:.2g}" if drawn else None,
+    }

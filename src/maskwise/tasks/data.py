@@ -12,8 +12,8 @@ A task says what a checkpoint is judged by, so what is left out or moved is fixe
 from __future__ import annotations
 
 import hashlib
-import json
 import inspect
+import json
 import re
 from collections import Counter
 from collections.abc import Mapping
