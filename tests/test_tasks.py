@@ -536,7 +536,7 @@ def test_a_task_takes_arguments_behind_its_name() -> None:
     few = load_task("ud-pos(train_rows=40)")
     assert (few.name, len(few.splits["train"])) == ("ud-pos", 40)
     assert few.splits["test"] == load_task("ud-pos").splits["test"]
-    with pytest.raises(MaskwiseError, match="argument of task 'ud-pos'.*train_rows"):
+    with pytest.raises(MaskwiseError, match=r"argument of task 'ud-pos'.*train_rows"):
         load_task("ud-pos(trainrows=3)")
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect as python_inspect
 import os
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -15,6 +16,7 @@ from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
+from maskwise.annotate.spans import Span, read_marks, sentence_spans, span_layer
 from maskwise.corpus import load_tokenizer, read_documents, require_documents, train_tokenizer
 from maskwise.errors import MaskwiseError
 from maskwise.masking import CORRUPTIONS, POLICIES, SCHEDULES, Masker
@@ -33,8 +35,8 @@ BRACKETS = {"shown": "{}", "masked": "[{}]", "random": "[{}]", "kept": "[={}]"}
 """How the states look where there are no colours."""
 
 MAX_TEXTS = 5
-TEXT_LAYERS = ("word_ids",)
-"""The layers that a plain text has."""
+TEXT_LAYERS = ("word_ids", "sentence", "frequency")
+"""The layers that any text has; all others are spans that are marked in it."""
 
 
 @dataclass(frozen=True)
@@ -67,18 +69,48 @@ def inspect_text(
     Raises:
         MaskwiseError: no text, an unknown name, a policy whose layers a plain text does not have.
     """
-    texts, specs = _texts(text), split_calls(policies)
-    for spec in specs:
-        missing = [layer for layer in policy(spec).layers() if layer not in TEXT_LAYERS]
-        if missing:
-            raise MaskwiseError(f"policy {spec} needs the layer {missing[0]!r}, and a plain text has none")
+    texts, specs = [read_marks(one) for one in _texts(text)], split_calls(policies)
+    needs = {layer: spec for spec in specs for layer in policy(spec).layers()}
+    for layer, spec in needs.items():
+        if layer not in TEXT_LAYERS and not any(spans for _, spans in texts):
+            raise MaskwiseError(
+                f"policy {spec} needs the layer {layer!r}, and this text has none",
+                do="mark spans in it: 'born in [[Warsaw]] in [[1867]]', or with a weight: [[1867|3]]",
+            )
     tools = load_tokenizer(tokenizer, needs_mask=False) if tokenizer else _small_tokenizer()
     maskers = {spec: Masker(tools, policy=spec, **settings) for spec in specs}
-    return [
-        Inspected(spec, one, show_masks(masker, tools, one, step=step, total_steps=total_steps))
-        for one in texts
-        for spec, masker in maskers.items()
-    ]
+    found = []
+    for one, spans in texts:
+        layers = text_layers(tools, one, spans, needs)
+        for spec, masker in maskers.items():
+            shown = show_masks(masker, tools, one, step=step, total_steps=total_steps, layers=layers)
+            found.append(Inspected(spec, one, shown))
+    return found
+
+
+def text_layers(
+    tokenizer: Any, text: str, spans: Sequence[Span], needs: Iterable[str]
+) -> dict[str, list[Any]]:
+    """The layers that policies need, (L,) each: sentences, token counts in the bundled text, and marked spans."""
+    encoded = tokenizer(text, return_offsets_mapping=True)
+    offsets, layers = encoded["offset_mapping"], {}
+    for name in needs:
+        if name == "sentence":
+            layers[name] = span_layer(text, sentence_spans(text), offsets)
+        elif name == "frequency":
+            counts = _bundled_counts(tokenizer)
+            layers[name] = [counts[token] for token in encoded["input_ids"]]
+        elif name == "weight":
+            weights = [*(span.weight for span in spans), 1.0]  # the last one, at −1, is that of all other tokens
+            layers[name] = [weights[number] for number in span_layer(text, spans, offsets)]
+        elif name != "word_ids":
+            layers[name] = span_layer(text, spans, offsets)
+    return layers
+
+
+def _bundled_counts(tokenizer: Any) -> Counter[int]:
+    texts = [document.text for document in read_documents("bundled:wikipedia", limit=200)]
+    return Counter(token for ids in tokenizer(texts, add_special_tokens=False)["input_ids"] for token in ids)
 
 
 def _texts(text: str) -> list[str]:

@@ -48,7 +48,7 @@ class Shown(NamedTuple):
 
 def show_masks(
     masker: Masker, tokenizer: Any, text: str, *, step: int = 0, total_steps: int | None = None,
-    max_length: int | None = None, layers: dict[str, list[int]] | None = None,
+    max_length: int | None = None, layers: dict[str, list[Any]] | None = None,
 ) -> Shown:  # fmt: skip
     """Mask one text and say what happened to each of its tokens.
 

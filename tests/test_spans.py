@@ -1,0 +1,70 @@
+"""Spans given by hand, sentences by punctuation, and the layers that inspect makes of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from maskwise.annotate.spans import Span, read_marks, sentence_spans, span_layer
+from maskwise.errors import MaskwiseError
+from maskwise.inspection import inspect_text
+
+
+@pytest.mark.parametrize(
+    ("marked", "plain", "spans"),
+    [
+        ("no marks", "no marks", []),
+        ("in [[Warsaw]].", "in Warsaw.", [Span(3, 9)]),
+        ("[[Marie Curie]], [[1867|3]]", "Marie Curie, 1867", [Span(0, 11), Span(13, 17, 3.0)]),
+        ("a [[b]][[c|0.5]]", "a bc", [Span(2, 3), Span(3, 4, 0.5)]),
+        ("open [[ stays", "open [[ stays", []),
+        ("[[]] and a|b", "[[]] and a|b", []),
+    ],
+)
+def test_marks(marked: str, plain: str, spans: list[Span]) -> None:
+    assert read_marks(marked) == (plain, spans)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentences"),
+    [
+        ("One. Two! Three?", ["One.", "Two!", "Three?"]),
+        ('He said "no." Then left', ['He said "no."', "Then left"]),
+        ("version 1.5 is out", ["version 1.5 is out"]),
+        ("这是。那是。", ["这是。", "那是。"]),
+        ("", []),
+        (" \n ", []),
+    ],
+)
+def test_sentences(text: str, sentences: list[str]) -> None:
+    assert [text[span.start : span.stop] for span in sentence_spans(text)] == sentences
+
+
+def test_a_token_belongs_where_its_first_visible_character_lies() -> None:
+    text = "in New York now"
+    offsets = [(0, 0), (0, 2), (2, 6), (6, 11), (11, 15), (0, 0)]  # with leading spaces, and special tokens
+    assert span_layer(text, [Span(3, 11)], offsets) == [-1, -1, 0, 0, -1, -1]
+
+
+def look(text: str, policies: str, **settings: Any) -> list[Any]:
+    return inspect_text(text, policies, {"ratio": 0.3, "corruption": "mask-only", **settings})
+
+
+def test_marked_spans_are_masked_and_nothing_else() -> None:
+    found = look("[[Marie Curie]] was born in [[Warsaw]] in 1867.", "salient", ratio=1.0)[0]
+    assert "".join(piece.text for piece in found.shown.pieces if piece.state == "masked") == "Marie Curie Warsaw"
+    assert found.text == "Marie Curie was born in Warsaw in 1867."
+
+
+def test_weights_and_sentences_and_frequencies() -> None:
+    text = "The cat sat on the [[mat|50000]] today. It slept there all day."
+    weighted, sentence, frequent = look(text, "weighted,sentence,frequency", budget="expected")
+    assert "mat" in "".join(p.text for p in weighted.shown.pieces if p.state == "masked")
+    states = [{p.state for p in sentence.shown.pieces[:8]}, {p.state for p in sentence.shown.pieces[-4:]}]
+    assert all(len(state) == 1 for state in states)  # a sentence goes as a whole
+    assert 0 < frequent.shown.ratio < 1
+
+
+def test_a_text_without_marks_says_how_to_mark() -> None:
+    with pytest.raises(MaskwiseError, match=r"salient needs the layer 'salient'.*\[\[Warsaw\]\]"):
+        look("Marie Curie was born in Warsaw.", "token,salient")
