@@ -138,7 +138,9 @@ def finetune(
 
 @app.command()
 def inspect(
-    text: Annotated[str, typer.Argument(help="A text, or a file of texts. Spans may be marked: [[Marie Curie]].")],
+    text: Annotated[
+        str, typer.Argument(help="A text, or a file of texts. Spans may be marked: [[Marie Curie]].")
+    ],
     policy: Annotated[
         str, typer.Option(help="One or more policies, separated by commas.")
     ] = "token,whole-word",

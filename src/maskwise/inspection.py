@@ -93,7 +93,8 @@ def text_layers(
 ) -> dict[str, list[Any]]:
     """The layers that policies need, (L,) each: sentences, token counts in the bundled text, and marked spans."""
     encoded = tokenizer(text, return_offsets_mapping=True)
-    offsets, layers = encoded["offset_mapping"], {}
+    offsets = encoded["offset_mapping"]
+    layers: dict[str, list[Any]] = {}
     for name in needs:
         if name == "sentence":
             layers[name] = span_layer(text, sentence_spans(text), offsets)
@@ -101,7 +102,10 @@ def text_layers(
             counts = _bundled_counts(tokenizer)
             layers[name] = [counts[token] for token in encoded["input_ids"]]
         elif name == "weight":
-            weights = [*(span.weight for span in spans), 1.0]  # the last one, at −1, is that of all other tokens
+            weights = [
+                *(span.weight for span in spans),
+                1.0,
+            ]  # the last one, at −1, is that of all other tokens
             layers[name] = [weights[number] for number in span_layer(text, spans, offsets)]
         elif name != "word_ids":
             layers[name] = span_layer(text, spans, offsets)

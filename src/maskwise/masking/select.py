@@ -171,10 +171,9 @@ def _in_order(units: Units, budget_B: Tensor, keys: Keys, *, fill: str, exact: b
     begin_B1 = torch.searchsorted(order, border_B1)
     end_B1 = torch.searchsorted(order, border_B1, right=True)
     left_B1, size_B1 = budget_B1 - begin_B1, end_B1 - begin_B1
-    if exact:
-        fits_B1 = size_B1 <= left_B1
-    else:
-        fits_B1 = keys.row_uniform(Purpose.BORDER).unsqueeze(1) * size_B1 < left_B1
+    # A unit that does not fit is not taken (exact), or with probability left / size (expected).
+    luck_B1 = torch.ones_like(left_B1) if exact else keys.row_uniform(Purpose.BORDER).unsqueeze(1)
+    fits_B1 = luck_B1 * size_B1 <= left_B1
     chosen = key < torch.where(fits_B1, _at(order, end_B1), border_B1)
     if exact:
         left_B1 = left_B1.masked_fill_(fits_B1, 0)

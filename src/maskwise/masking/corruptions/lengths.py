@@ -12,6 +12,7 @@ from torch import Tensor
 
 from maskwise.masking.annotated import AnnotatedBatch
 from maskwise.masking.masked import IGNORE
+from maskwise.masking.select import flat_nonzero
 
 
 class Compaction:
@@ -19,13 +20,16 @@ class Compaction:
 
     Args:
         keep: (B, X) bool.
+        behind: (B, X) bool, candidates behind a gap of one place that is left free; None: no gap.
 
     Attributes:
         attention_mask: (B, W) int64, W the length of the longest row.
     """
 
-    def __init__(self, keep: Tensor):
+    def __init__(self, keep: Tensor, behind: Tensor | None = None):
         place = keep.cumsum(1)
+        if behind is not None:
+            place += behind
         count_B1 = place[:, -1:].clone() if keep.shape[1] else place.new_zeros(len(keep), 1)
         self.width = int(count_B1.max()) if keep.numel() else 0
         # What is not kept all goes to one column at the end, which is cut off.
@@ -91,14 +95,16 @@ def removed_text(
         tail: (B, 1) ids each; rows without anything chosen have none.
     """
     count = (chosen if leads is None else chosen.to(torch.uint8) + leads).cumsum(1)
-    total = count[:, -1:] if ids.shape[1] else count.new_zeros(len(ids), 1)
+    total = count[:, -1:].clone() if ids.shape[1] else count.new_zeros(len(ids), 1)
     width = int(total.max()) if total.numel() else 0
     labels = ids.new_full((len(ids), width + len(tail)), IGNORE)
-    row, column = chosen.nonzero(as_tuple=True)
-    labels[row, count[row, column].sub_(1)] = ids[row, column]
+    flat, row_starts = labels.view(-1), torch.arange(len(ids), device=ids.device) * labels.shape[1] - 1
+    place = count.add_(row_starts.unsqueeze(1)).view(-1)
+    where = flat_nonzero(chosen)
+    flat[place[where]] = ids.reshape(-1)[where]
     if leads is not None:
-        row, column = leads.nonzero(as_tuple=True)
-        labels[row, count[row, column].sub_(1).sub_(chosen[row, column].long())] = lead
+        where = flat_nonzero(leads)
+        flat[place[where] - chosen.reshape(-1)[where].long()] = lead
     for offset, values in enumerate(tail):
         labels.scatter_(1, total + offset, torch.where(total > 0, values, IGNORE))
     return labels

@@ -19,6 +19,7 @@ from maskwise.masking.corruptions.lengths import (
     run_starts,
     whole_text,
 )  # fmt: skip
+from maskwise.masking.select import flat_nonzero
 from maskwise.masking.units import Units
 from maskwise.masking.vocabulary import Vocabulary
 
@@ -62,7 +63,8 @@ class T5(Corruption):
         self, batch: AnnotatedBatch, chosen: Tensor, units: Units, keys: Keys, vocabulary: Vocabulary
     ) -> Corrupted:
         starts = run_starts(chosen)
-        row, column = starts.nonzero(as_tuple=True)
+        where = flat_nonzero(starts)
+        row = where // chosen.shape[1]
         runs_B = torch.bincount(row, minlength=len(chosen))
         before_B = runs_B.cumsum(0) - runs_B
         sentinel = torch.tensor(vocabulary.sentinels, device=chosen.device)
@@ -75,8 +77,16 @@ class T5(Corruption):
             )
         lead = sentinel[torch.arange(len(row), device=row.device) - before_B[row]]
         shown = batch.input_ids.clone()
-        shown[row, column] = lead
-        move = Compaction(present(batch) & ~chosen | starts)
+        shown.view(-1)[where] = lead
+        mode_B = self.mode(batch, chosen, vocabulary)
+        active_B1 = (runs_B > 0).unsqueeze(1)
+        behind = None if mode_B is None else (batch.place >= 0) & active_B1
+        move = Compaction(present(batch) & ~chosen | starts, behind)
+        ids = move(shown, vocabulary.pad)
+        if mode_B is not None and ids.shape[1]:
+            # Where the text begins, behind special tokens in front of it.
+            front_B1 = ((batch.place < 0) & present(batch)).sum(1, keepdim=True).clamp_(max=ids.shape[1] - 1)
+            ids.scatter_(1, front_B1, torch.where(active_B1, mode_B.unsqueeze(1), ids.gather(1, front_B1)))
         eos = vocabulary.eos if self.eos else None
         if self.target == "full":
             labels = whole_text(batch, chosen, eos)
@@ -84,4 +94,8 @@ class T5(Corruption):
             tail = [sentinel[runs_B].unsqueeze(1)]
             tail += [] if eos is None else [torch.full_like(tail[0], eos)]
             labels = removed_text(batch.input_ids, chosen, starts, lead, tail)
-        return Corrupted(move(shown, vocabulary.pad), labels, move.attention_mask, carried(batch, move))
+        return Corrupted(ids, labels, move.attention_mask, carried(batch, move))
+
+    def mode(self, batch: AnnotatedBatch, chosen: Tensor, vocabulary: Vocabulary) -> Tensor | None:
+        """(B,) ids that go before the text of rows where something was chosen; None for nothing."""
+        return None

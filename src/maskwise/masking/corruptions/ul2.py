@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from maskwise.errors import MaskwiseError
-from maskwise.keys import Keys
 from maskwise.masking.annotated import AnnotatedBatch
-from maskwise.masking.corruptions.base import Corrupted
-from maskwise.masking.corruptions.lengths import present, run_starts
+from maskwise.masking.corruptions.lengths import run_starts
 from maskwise.masking.corruptions.t5 import T5
-from maskwise.masking.units import Units
 from maskwise.masking.vocabulary import Vocabulary
 
 
@@ -43,27 +40,9 @@ class Ul2(T5):
                 "modes=('[NLU]', '[S2S]', '[NLG]')",
             )
 
-    def corrupt(
-        self, batch: AnnotatedBatch, chosen: Tensor, units: Units, keys: Keys, vocabulary: Vocabulary
-    ) -> Corrupted:
-        shown = super().corrupt(batch, chosen, units, keys, vocabulary)
+    def mode(self, batch: AnnotatedBatch, chosen: Tensor, vocabulary: Vocabulary) -> Tensor:
         names = torch.tensor([vocabulary.by_name[name] for name in self.modes], device=chosen.device)
-        masked_B1 = chosen.any(1, keepdim=True)
-        if not bool(masked_B1.any()):
-            return shown
-        # The mode goes where the text begins, behind special tokens in front of it; the rest moves by one.
-        at = torch.arange(shown.input_ids.shape[1] + 1, device=chosen.device)
-        front_B1 = ((batch.place < 0) & present(batch)).sum(1, keepdim=True).clamp_(max=len(at) - 1)
-        source = at.expand(len(chosen), -1) - ((at > front_B1) & masked_B1).long()
-        source = source.clamp_(max=len(at) - 2)
-        assert shown.attention_mask is not None
-        inside = at < shown.attention_mask.sum(1, keepdim=True) + masked_B1
-        moved = {name: value.gather(1, source) for name, value in shown.extras.items()}
-        ids = shown.input_ids.gather(1, source).masked_fill_(~inside, vocabulary.pad)
-        mode = torch.where(masked_B1, names[mode_of(batch, chosen)].unsqueeze(1), ids.gather(1, front_B1))
-        return replace(
-            shown, input_ids=ids.scatter_(1, front_B1, mode), attention_mask=inside.long(), extras=moved
-        )
+        return names[mode_of(batch, chosen)]
 
 
 def mode_of(batch: AnnotatedBatch, chosen: Tensor) -> Tensor:
