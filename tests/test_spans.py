@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+
 from maskwise.annotate.spans import Span, read_marks, sentence_spans, span_layer
 from maskwise.errors import MaskwiseError
 from maskwise.inspection import inspect_text

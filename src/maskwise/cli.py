@@ -260,31 +260,34 @@ def _print_json(value: Any) -> None:
 
 
 def _contrasts(result: dict[str, Any]) -> Table:
-    """The primary contrasts, a line each, in the units that people know: points of a score, or nats."""
+    """The primary contrasts, a line each: in points of a score, or nats; and the numbers the verdict rests on."""
     rows = [row for row in result["contrasts"] if row["primary"]]
     by = "all tasks" if any(row["outcome"] == "tasks" for row in rows) else "held-out loss"
+    spread = (
+        "in spreads between seeds, 95 %" if any(row["unit"] == "SDs" for row in rows) else "95 % interval"
+    )
     table = Table(
-        "arm",
-        f"{by}, against {result['baseline']}",
-        "95 % interval",
-        "verdict",
-        box=None,
-        padding=(0, 2, 0, 0),
+        "arm", f"{by}, against {result['baseline']}", spread, "verdict", box=None, padding=(0, 2, 0, 0)
     )
     for row in rows:
-        numbers = row.get("natural") or row
-        scale, unit = (1, "nats") if row["unit"] == "nats" else (100, "points")
-        mean, low, high = (
-            ""
-            if numbers[key] is None
-            else f"{scale * numbers[key]:+.{3 if scale == 1 else 1}f}".replace("-", "−")
-            for key in ("mean", "low", "high")
-        )
+        natural = row.get("natural") or row
+        scale, unit, digits = (1, "nats", 3) if row["unit"] == "nats" else (100, "points", 1)
+        mean = "" if natural["mean"] is None else f"{_signed(scale * natural['mean'], digits)} {unit}"
+        if row["low"] is None:
+            interval = "one run: none"
+        elif row["unit"] == "SDs":
+            interval = f"{_signed(row['mean'], 1)} ({_signed(row['low'], 1)} to {_signed(row['high'], 1)})"
+        else:
+            low, high = (_signed(scale * row[end], digits) for end in ("low", "high"))
+            interval = f"{low} to {high}"
         which = {"arm": " better", "baseline": " worse"}.get(row["better"], "")
         verdict = f"[{COLOURS[row['verdict']]}]{row['verdict']}{which}[/] ({row['reason'].replace('-', ' ')})"
-        interval = f"{low} to {high}" if low else "one run: none"
-        table.add_row(_escape(row["arm"]), f"{mean} {unit}" if mean else "", interval, verdict)
+        table.add_row(_escape(row["arm"]), mean, interval, verdict)
     return table
+
+
+def _signed(number: float, digits: int) -> str:
+    return f"{number:+.{digits}f}".replace("-", "−")
 
 
 def _escape(text: str) -> str:
