@@ -28,7 +28,7 @@ POLICY_SPECS = {name: name for name in POLICIES} | {
     "mixture": "mixture(salient, token, span, shares=(0.3, 0.3, 0.4))"
 }
 # Cut rows are as long as the batch is wide, so they are not the same in any batch: the one stated exception.
-CORRUPTION_SPECS = {name: name for name in CORRUPTIONS} | {"insert": "insert(cut=False)"}
+CORRUPTION_SPECS = {name: name for name in CORRUPTIONS}
 
 
 @lru_cache(maxsize=1)

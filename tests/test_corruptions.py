@@ -143,7 +143,7 @@ def test_deletion_insertion_and_their_detection() -> None:
     )
     shown = corrupted("delete(target='detect')", *batch_of("<s> a {b c} d f {e} </s>", "<s> a b </s>"))
     assert shown.labels.tolist() == [[IGNORE, 0, 1, 0, 1], [IGNORE] * 4 + [IGNORE]]
-    shown = corrupted("insert(target='detect', cut=False)", *batch_of("<s> a {b} {c} d </s>", "<s> a b </s>"))
+    shown = corrupted("insert(target='detect')", *batch_of("<s> a {b} {c} d </s>", "<s> a b </s>"))
     assert shown.labels.tolist() == [[IGNORE, 0, 1, 0, 1, 0, 0, IGNORE], [IGNORE] * 8]
     assert words(shown.input_ids[0]).split()[0::1][1] == "a"
     kept = shown.input_ids[0][shown.labels[0] != 1]
@@ -152,7 +152,7 @@ def test_deletion_insertion_and_their_detection() -> None:
 
 def test_insertion_cuts_the_text_and_never_a_special_token() -> None:
     batch, chosen = batch_of("<s> a {b c} d e </s>", "<s> {a} b </s>")
-    shown = corrupted("insert", batch, chosen)
+    shown = corrupted("insert(cut=7)", batch, chosen)
     assert shown.input_ids.shape == batch.input_ids.shape
     first = words(shown.input_ids[0]).split()
     assert (
@@ -160,6 +160,16 @@ def test_insertion_cuts_the_text_and_never_a_special_token() -> None:
     )
     assert words(shown.labels[0]) == "<s> a b c d e </s>"
     assert shown.attention_mask.sum(1).tolist() == [7, 5]
+
+
+def test_what_is_inserted_does_not_depend_on_the_rows_beside_it() -> None:
+    """A cut at the width of the batch did; so did the room for empty spans of infilling."""
+    long, short = "<s> a {b c} d e {f} g h i </s>", "<s> {a} b {c d e} </s>"
+    for spec in ("insert", "insert(cut=6)", "infill(mean=0.5)"):
+        alone, beside = (corrupted(spec, *batch_of(*rows)) for rows in ((short,), (short, long)))
+        size = int(alone.attention_mask[0].sum())
+        assert int(beside.attention_mask[0].sum()) == size
+        assert torch.equal(beside.input_ids[0, :size], alone.input_ids[0, :size])
 
 
 def test_replacement_never_gives_the_same_token() -> None:
@@ -338,7 +348,7 @@ def test_deletion_insertion_and_replacement_round_trip(case: tuple[AnnotatedBatc
         left, gone = iter(inputs), iter(target)
         assert [next(gone) if m else next(left) for m in mark] == text
         assert list(left) == [] and list(gone) == ([3] if any(mark) else [])
-    shown = corrupted("insert(target='detect', cut=False)", batch, chosen)
+    shown = corrupted("insert(target='detect')", batch, chosen)
     for row, labels, keep, text in zip(shown.input_ids, shown.labels, shown.attention_mask, texts):
         assert row[(labels != 1) & (keep == 1)].tolist() == text
     shown = corrupted("replace", batch, chosen)

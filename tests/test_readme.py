@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from maskwise.annotate import encode
 from maskwise.cli import main
 from maskwise.recipe import shipped, validate
@@ -42,7 +43,10 @@ def test_the_recipe_is_one() -> None:
     (recipe,) = blocks("yaml")
     read = validate(yaml.safe_load(recipe), origin="README")
     assert set(read.study.arms) == {"default", "more", "decay", "words", "spans"}
-    assert [read.arm(name, seed=0).masking.policy for name in ("words", "spans")] == ["whole-word", "span(p=0.2)"]
+    assert [read.arm(name, seed=0).masking.policy for name in ("words", "spans")] == [
+        "whole-word",
+        "span(p=0.2)",
+    ]
 
 
 @pytest.mark.parametrize("command", [c for c in commands() if c[0] in ("inspect", "list")], ids=" ".join)

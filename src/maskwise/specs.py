@@ -37,8 +37,8 @@ def _show(value: Any) -> str:
     return str(value) if isinstance(value, Call) else repr(value)
 
 
-# A quoted string (left alone), or a hyphen between two letters (no minus, but part of a name).
-_QUOTED_OR_HYPHEN = re.compile(r"""("(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*')|(?<=[A-Za-z])-(?=[A-Za-z])""")
+# A quoted string (left alone), or a hyphen before a letter and behind one or a digit: part of a name, no minus.
+_QUOTED_OR_HYPHEN = re.compile(r"""("(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*')|(?<=[A-Za-z0-9])-(?=[A-Za-z])""")
 
 
 def parse_call(text: str) -> Call:

@@ -35,7 +35,7 @@ class Infill(Corruption):
 
     Touching spans become one [MASK], and so does an empty span that touches another span: it is not seen
     then.
-    Rows never grow past L: an empty span for which there is no room is left out.
+    Rows never grow: an empty span for which there is no room is left out.
 
     Targets: ``full``: the whole row; ``spans``: for each [MASK] in order a [MASK] and what it stands for,
         then [eos].
@@ -63,7 +63,9 @@ class Infill(Corruption):
         mask = torch.full_like(batch.input_ids, vocabulary.require_mask())
         leads = starts | self._empty(batch, chosen, starts, keys)
         keep = interleaved(leads, here & ~chosen)
-        spare_B1 = here.shape[1] - keep.sum(1, keepdim=True)
+        # Rows never grow: empty spans take the room that other spans leave. (The row's own length, not the width of
+        # the batch, so that a row does not depend on the rows beside it.)
+        spare_B1 = here.sum(1, keepdim=True) - keep.sum(1, keepdim=True)
         if bool((spare_B1 < 0).any()):
             room_B1 = spare_B1 + (leads & ~starts).sum(1, keepdim=True)
             leads &= starts | ((leads & ~starts).cumsum(1) <= room_B1)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from maskwise.errors import MaskwiseError
 from maskwise.keys import Keys, Purpose, below
 from maskwise.masking.annotated import AnnotatedBatch
 from maskwise.masking.corruptions.base import Corrupted, Corruption, require_target
@@ -20,18 +21,23 @@ from maskwise.masking.vocabulary import Vocabulary
 class Insert(Corruption):
     """Random ordinary tokens are inserted, one before each chosen token.
 
-    Rows never grow past L, the width of the batch, which models with learned positions could not read: text
-    (never a special token) is cut off at its end. ``cut=False`` lets them grow.
+    Rows grow; ``cut`` is the most tokens that a row may then have, as many as the model has positions: text
+    (never a special token) is cut off at its end. A number, not the width of the batch, so that a row does not
+    depend on the rows beside it.
 
     Targets: ``full``: the whole row; ``detect``: 1 at inserted tokens, 0 at the others of the text.
     Source: Wu et al. 2022 (MOMETAS, arXiv 2210.10293), added-token detection.
     """
 
     target: str = "full"
-    cut: bool = True
+    cut: int | None = None
 
     def __post_init__(self) -> None:
         require_target("insert", self.target, "full", "detect")
+        if self.cut is not None and self.cut < 1:
+            raise MaskwiseError(
+                "corruption insert: cut is a number of tokens", got=self.cut, allowed="≥ 1, or None"
+            )
 
     @property
     def keeps_length(self) -> bool:
@@ -49,9 +55,9 @@ class Insert(Corruption):
         added[row, column] = ordinary[number]
         here = present(batch)
         keep = interleaved(chosen, here)
-        if self.cut:
+        if self.cut is not None:
             text = interleaved(chosen, batch.content)
-            room_B1 = here.shape[1] - (here & ~batch.content).sum(1, keepdim=True)
+            room_B1 = self.cut - (here & ~batch.content).sum(1, keepdim=True)
             keep &= ~text | (text.cumsum(1) <= room_B1)
         move = Compaction(keep)
         if self.target == "full":
