@@ -165,7 +165,7 @@ def test_insertion_cuts_the_text_and_never_a_special_token() -> None:
 def test_what_is_inserted_does_not_depend_on_the_rows_beside_it() -> None:
     """A cut at the width of the batch did; so did the room for empty spans of infilling."""
     long, short = "<s> a {b c} d e {f} g h i </s>", "<s> {a} b {c d e} </s>"
-    for spec in ("insert", "insert(cut=6)", "infill(mean=0.5)"):
+    for spec in ("insert", "insert(cut=6)", "infill(mean=0.5)", "infill(mean=0.5, cut=9)"):
         alone, beside = (corrupted(spec, *batch_of(*rows)) for rows in ((short,), (short, long)))
         size = int(alone.attention_mask[0].sum())
         assert int(beside.attention_mask[0].sum()) == size
@@ -229,8 +229,7 @@ def test_modes_are_read_from_the_mask() -> None:
 def test_empty_spans_come_as_often_as_poisson_lengths_of_zero() -> None:
     """q/(1 − q) of them for each span with a length, less those that touch a span."""
     line = "<s> " + " ".join(["a", "{b}", "c", "d", "e", "f", "g", "h", "i", "j"] * 6) + " </s>"
-    longer = "<s> " + " ".join(LETTERS * 3) + " </s>"  # makes room: rows do not grow past the batch's width
-    batch, chosen = batch_of(*[line] * 400, longer)
+    batch, chosen = batch_of(*[line] * 400)
     empties = 0
     for seed in range(10):
         shown = corrupted("infill(mean=1.0, target='spans')", batch, chosen, seed=seed)
@@ -241,10 +240,10 @@ def test_empty_spans_come_as_often_as_poisson_lengths_of_zero() -> None:
     assert abs(empties / 4000 - expected) < 0.08, (empties / 4000, expected)
 
 
-def test_an_empty_span_costs_no_budget_and_rows_do_not_grow() -> None:
+def test_an_empty_span_costs_no_budget_and_rows_grow_up_to_the_cut() -> None:
     batch, chosen = batch_of("<s> " + " ".join(["{a}", "b"] * 20) + " c d e f </s>", "<s> {a} b c d </s>")
     for seed in range(30):
-        shown = corrupted(Infill(mean=0.5), batch, chosen, seed=seed)
+        shown = corrupted(Infill(mean=0.5, cut=46), batch, chosen, seed=seed)
         assert shown.input_ids.shape[1] <= batch.input_ids.shape[1]
 
 

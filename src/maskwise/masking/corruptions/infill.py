@@ -35,7 +35,8 @@ class Infill(Corruption):
 
     Touching spans become one [MASK], and so does an empty span that touches another span: it is not seen
     then.
-    Rows never grow: an empty span for which there is no room is left out.
+    Rows with many empty spans and short others can grow; ``cut`` is the most tokens a row may have then, as many
+    as the model has positions: empty spans for which there is no room are left out.
 
     Targets: ``full``: the whole row; ``spans``: for each [MASK] in order a [MASK] and what it stands for,
         then [eos].
@@ -44,6 +45,7 @@ class Infill(Corruption):
 
     mean: float | None = 3.0
     target: str = "full"
+    cut: int | None = None
 
     def __post_init__(self) -> None:
         require_target("infill", self.target, "full", "spans")
@@ -63,9 +65,7 @@ class Infill(Corruption):
         mask = torch.full_like(batch.input_ids, vocabulary.require_mask())
         leads = starts | self._empty(batch, chosen, starts, keys)
         keep = interleaved(leads, here & ~chosen)
-        # Rows never grow: empty spans take the room that other spans leave. (The row's own length, not the width of
-        # the batch, so that a row does not depend on the rows beside it.)
-        spare_B1 = here.sum(1, keepdim=True) - keep.sum(1, keepdim=True)
+        spare_B1 = (self.cut or keep.shape[1]) - keep.sum(1, keepdim=True)
         if bool((spare_B1 < 0).any()):
             room_B1 = spare_B1 + (leads & ~starts).sum(1, keepdim=True)
             leads &= starts | ((leads & ~starts).cumsum(1) <= room_B1)
