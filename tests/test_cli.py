@@ -212,11 +212,17 @@ def test_pretrain_and_finetune(inputs, tmp_path, capfd):
     assert read_recipe(out / "recipe.yaml").training.steps == 10
     model = AutoModelForMaskedLM.from_pretrained(out / "checkpoint")
     assert model.config.vocab_size == len(AutoTokenizer.from_pretrained(out / "checkpoint"))
-    # The same again does nothing; another recipe is refused; the page of one run can be drawn.
+    # The same again does nothing; another text behind the same name, or another recipe is refused; the page of one run can be drawn.
     assert maskwise("pretrain", recipe, *SHORT, "--out", out, "--json") == 0
     assert json.loads(capfd.readouterr().out) == result
     assert maskwise("pretrain", recipe, *SHORT, "masking.ratio=0.2", "--out", out) == 2
     assert "a change in masking" in capfd.readouterr().err
+    [corpus] = [path for path in inputs.iterdir() if path.name.startswith("corpus")]
+    text = corpus.read_bytes()
+    corpus.write_bytes(text + text.splitlines(keepends=True)[0].replace(b"a", b"o"))
+    assert maskwise("pretrain", recipe, *SHORT, "--out", out) == 2
+    assert "holds a run on another text" in capfd.readouterr().err
+    corpus.write_bytes(text)
     assert maskwise("report", out) == 0 and (out / "report.html").stat().st_size > 100_000
     capfd.readouterr()
 

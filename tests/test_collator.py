@@ -127,3 +127,14 @@ def test_refusals() -> None:
     mixed = [{"input_ids": [FIRST], "example_id": i, "step": i, "epoch": 0} for i in range(2)]
     with pytest.raises(MaskwiseError, match="different values of 'step'"):
         MaskingCollator(masker())(mixed)
+
+
+def test_prebatched_tensors_are_masked_like_rows() -> None:
+    from masking_tools import tokenizer
+
+    masker = Masker(tokenizer(), ratio=0.5)
+    ids = torch.randint(10, 20, (4, 12))
+    rows = [{"input_ids": one, "example_id": i, "step": 3, "epoch": 1} for i, one in enumerate(ids.tolist())]
+    batch = {"input_ids": ids, "example_id": torch.arange(4), "step": torch.full((4,), 3), "epoch": 1}
+    collator = MaskingCollator(masker)
+    assert torch.equal(collator(rows)["input_ids"], collator(batch)["input_ids"])

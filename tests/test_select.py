@@ -31,8 +31,9 @@ def units_of(lengths: list[int], *, count: int = MANY, weight: list[float] | Non
     of_token = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
     inside = torch.ones(count, len(of_token), dtype=torch.bool)
     weights = None if weight is None else torch.tensor(weight, dtype=torch.float64).expand(count, -1)
-    number = torch.arange(len(lengths), dtype=torch.int32)
-    return Units(inside, of_token.expand(count, -1), torch.tensor(lengths).expand(count, -1), number, weights)
+    if set(lengths) == {1}:
+        return Units(inside, None, place=torch.arange(len(lengths), dtype=torch.int32), weight=weights)
+    return Units(inside, of_token.expand(count, -1), torch.tensor(lengths).expand(count, -1), weight=weights)
 
 
 def choose(units: Units, ratio: float, *, seed: int = 0, **how: object) -> Selection:
@@ -144,10 +145,13 @@ def test_bernoulli_matches_its_law(ratio: float) -> None:
         & choose(plain, ratio, budget="bernoulli", min_targets=0).tokens,
     )
     assert_close(together[1:], [ratio**2] * 3)
-    # at least one unit while eligible × ratio ≥ 0.5: the empty outcome is shared out evenly
-    floored = choose(plain, ratio, budget="bernoulli").tokens
+    # whole units are never forced in: one marked name a row would be masked in every row
+    assert_close(frequencies(plain, choose(plain, ratio, budget="bernoulli").tokens), [ratio] * 4)
+    # at least one token while eligible × ratio ≥ 0.5: the empty outcome is shared out evenly
+    single = units_of([1] * 4)
+    floored = choose(single, ratio, budget="bernoulli").tokens
     assert floored.any(1).all()
-    assert_close(frequencies(plain, floored), [ratio + (1 - ratio) ** 4 / 4] * 4)
+    assert_close(frequencies(single, floored), [ratio + (1 - ratio) ** 4 / 4] * 4)
 
 
 def successive(weight: list[float], count: int) -> list[float]:

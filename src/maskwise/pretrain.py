@@ -18,7 +18,7 @@ from maskwise.errors import MaskwiseError, unknown_name
 from maskwise.recipe import Recipe, parse_value
 from maskwise.study.checks import check_inputs
 from maskwise.study.facts import hardware, versions
-from maskwise.study.stages import prepare_stage, write_json, write_lines
+from maskwise.study.stages import Stage, prepare_stage, write_json, write_lines
 from maskwise.study.work import Prepared, pretrain, run_stage
 from maskwise.tasks import FinetuneSettings, finetune, load_task
 
@@ -37,12 +37,14 @@ def run_pretrain(recipe: Recipe, out: Path, *, quiet: bool = False) -> dict[str,
     if rank == 0:
         _check_folder(out, recipe)
     check_inputs(recipe)
+    prepared = prepare_stage(recipe)
+    if rank == 0:
+        _check_corpus(out, prepared)
     if (out / "done.json").is_file():
         return {**json.loads((out / "done.json").read_text()), "checkpoint": str(out / "checkpoint")}
     began = time.perf_counter()
-    prepared = prepare_stage(recipe)
     if rank == 0:
-        new = not out.exists()
+        new = not out.is_dir() or not any(out.iterdir())
         out.mkdir(parents=True, exist_ok=True)
         (out / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
         try:
@@ -124,6 +126,14 @@ def _finetune_settings(overrides: Iterable[str], seeds: int) -> FinetuneSettings
     except ValidationError as error:
         first = error.errors()[0]
         raise MaskwiseError(f"{first['loc'][0]}: {first['msg']}", got=first.get("input")) from None
+
+
+def _check_corpus(out: Path, prepared: Stage) -> None:
+    """The recipe may be the same and the text that it names another."""
+    before = [path.name for path in (out / "stages").glob("prepare-*")]
+    if before and prepared.name not in before:
+        what = f"--out {out} holds a run on another text: the corpus, or the installed versions, changed"
+        raise MaskwiseError(what, got=prepared.name, allowed=before[0], do="give a new folder")
 
 
 def _check_folder(out: Path, recipe: Recipe) -> None:

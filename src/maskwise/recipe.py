@@ -234,7 +234,13 @@ def read_recipe(source: str | Path, overrides: Iterable[str] = ()) -> Recipe:
         _put(raw, key.strip(), parse_value(text))
     recipe = validate(raw, origin=str(source))
     for arm in recipe.study.arms:
-        recipe.arm(arm, seed=0)  # every arm is checked now, not after the first has been trained
+        one = recipe.arm(arm, seed=0)  # every arm is checked now, not after the first has been trained
+        kinds = policy(one.masking.policy).judged_on()
+        if not recipe.tasks and not set(kinds) & set(recipe.evaluation.masks):
+            raise MaskwiseError(
+                f"arm {arm!r} would be judged by nothing: no tasks, and no held-out masks of its kind",
+                got=f"evaluation.masks {list(recipe.evaluation.masks)}", allowed=" or ".join(kinds),
+            )  # fmt: skip
     return recipe
 
 

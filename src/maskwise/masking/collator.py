@@ -12,7 +12,7 @@ epoch, example id) on with every row, and the collator, wherever it runs, masks 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from torch.utils.data import Dataset, Sampler
 
 from maskwise.errors import MaskwiseError
 from maskwise.keys import fold
+from maskwise.masking.annotated import Rows
 from maskwise.masking.masker import Masker
 
 
@@ -42,7 +43,7 @@ class MaskingCollator:
         self.masker, self.total_steps = masker, total_steps
         self._batches, self._warned = 0, False
 
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+    def __call__(self, rows: Rows) -> dict[str, torch.Tensor]:
         step, epoch = _common(rows, "step"), _common(rows, "epoch")
         worker = torch.utils.data.get_worker_info()
         if step is None or epoch is None:
@@ -73,9 +74,13 @@ class MaskingCollator:
         warnings.warn(text, stacklevel=3)
 
 
-def _common(rows: Sequence[Mapping[str, Any]], name: str) -> int | None:
+def _common(rows: Rows, name: str) -> int | None:
     """What all rows of a batch say, or None where they say nothing."""
-    said = {row.get(name) for row in rows}
+    if isinstance(rows, Mapping):
+        value = rows.get(name)
+        said = {None} if value is None else set(torch.as_tensor(value).reshape(-1).tolist())
+    else:
+        said = {row.get(name) for row in rows}
     if len(said) > 1:
         do = "batches are for one step each: use StepBatchSampler"
         raise MaskwiseError(

@@ -98,7 +98,7 @@ class Masker:
         """
         batch = rows if isinstance(rows, AnnotatedBatch) else AnnotatedBatch.of(rows, self.vocabulary)
         vocabulary = self.vocabulary.to(batch.input_ids.device)
-        moment = Moment(step, total_steps, epoch)
+        moment = Moment(step, total_steps, epoch, min_targets=self.min_targets)
         if not batch.packed:
             return self._mask(batch, vocabulary, moment)
         return self._mask_packed(batch, vocabulary, moment)
@@ -121,7 +121,7 @@ class Masker:
         shown = self.corruption.corrupt(batch, selection.tokens, units, keys, vocabulary)
         labels, share = shown.labels, self.predict(moment.step, moment.total_steps)
         if share < 1:
-            labels = predict_some(labels, batch, share, keys)
+            labels = predict_some(labels, selection.tokens, batch, share, keys)
         return MaskedBatch(
             shown.input_ids, labels, shown.attention_mask, batch, selection.tokens, ratio,
             shown.extras, selection.filled, weight,

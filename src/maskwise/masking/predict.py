@@ -16,12 +16,12 @@ from maskwise.masking.masked import IGNORE
 from maskwise.masking.select import sort_rows
 
 
-def predict_some(labels: Tensor, batch: AnnotatedBatch, share: float, keys: Keys) -> Tensor:
-    """Labels (B, L) with −100 but at a random ``share`` of each row's *eligible* tokens.
+def predict_some(labels: Tensor, chosen: Tensor, batch: AnnotatedBatch, share: float, keys: Keys) -> Tensor:
+    """Labels (B, L) with −100 but at a random ``share`` of each row's *eligible* tokens, all of them ``chosen``.
 
     Rows with fewer labels than that keep all of them; a row with a label keeps at least one while share > 0.
     """
-    candidate = labels != IGNORE
+    candidate = (labels != IGNORE) & chosen
     if share >= 1 or not candidate.any():
         return labels if share > 0 else torch.full_like(labels, IGNORE)
     rounding = torch.tensor([-1], dtype=torch.int32, device=labels.device)

@@ -11,9 +11,9 @@ is any order that the hash gives) and taken from the front. Three budgets say wh
     The unit at the border is taken with probability (tokens left) / (its length). Whole units, at most one
     unit over, expectation equal to the budget, inclusion nearly even.
 ``bernoulli``
-    Every unit by its own probability, min(1, ratio × weight), independently; the first units by key fill up
-    to the floor. There is no budget that could be left over, so ``fill`` only says who may fill up to the
-    floor.
+    Every unit by its own probability, min(1, ratio × weight), independently. Where units are single tokens, the
+    first by key fill up to ``min_targets``; whole units are never forced in. There is no budget that could be left
+    over, so ``fill`` only says who may fill up.
 
 All tokens of a unit carry its key, and keys are sorted *by value*: then the token at place n of the sorted
 row says where a budget of n tokens ends, and which unit stands at the border; no indices are sorted along.
@@ -77,7 +77,8 @@ def select(
         budget: one of ``BUDGETS``.
         fill: what becomes of a budget that units of positive weight cannot use: ``none`` (left unused),
             ``random`` (units of weight 0, evenly), ``skip-row`` (the row is not masked at all).
-        min_targets: the least budget of a row (in units for ``bernoulli``), while eligible × ratio ≥ 0.5.
+        min_targets: the least budget of a row, while eligible × ratio ≥ 0.5. ``bernoulli`` keeps to it where units are
+            single tokens only: forcing whole units in would make each likelier than its own probability by far.
     """
     if budget not in BUDGETS:
         raise unknown_name("budget", budget, BUDGETS)
@@ -87,6 +88,7 @@ def select(
     wanted_B = ratio_B * eligible_B
     floor_B = eligible_B.clamp(max=min_targets).masked_fill_(wanted_B < 0.5, 0)
     if budget == "bernoulli":
+        floor_B = floor_B if units.of_token is None else torch.zeros_like(floor_B)
         budget_B, chosen = None, units.spread(_independently(units, ratio_B, keys, floor_B, fill=fill))
     else:
         budget_B = wanted_B.add_(keys.row_uniform(Purpose.ROUND)).long().clamp_(floor_B, eligible_B)

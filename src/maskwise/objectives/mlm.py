@@ -64,6 +64,8 @@ class MaskedLanguageModelling(Objective):
 def masked_logits(model: Any, inputs: dict[str, Tensor], row: Tensor, column: Tensor) -> Tensor:
     """Logits (M, V) at the places (row, column), both (M,)."""
     head = HEADS.get(model.config.model_type)
+    if model.config.model_type == "deberta-v2" and not hasattr(model, "cls"):  # its newer, unfactored head
+        head = None
     if head is None:
         return model(**inputs).logits[row, column]
     hidden = model.base_model(**inputs).last_hidden_state

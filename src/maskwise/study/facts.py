@@ -33,6 +33,7 @@ def describe(recipe: Any, plan: Plan) -> dict[str, Any]:
         arms[name] = {
             "policy": masking.policy, "ratio": str(schedule(masking.ratio)), "overrides": overrides,
             "units": policy(masking.policy).units_name,
+            "judged_on": list(policy(masking.policy).judged_on()),
             "runs": {str(run.seed): f"stages/{run.pretrained.name}" for run in mine if run.pretrained},
         }  # fmt: skip
     loaded = [load_task(spec) for spec in recipe.tasks]

@@ -51,7 +51,7 @@ def run_study(recipe: Any, out: Path, *, jobs: int | None = None, quiet: bool = 
     plan = make_plan(recipe)
     study = describe(recipe, plan)
     primary_contrasts(study)
-    stages, new = out / "stages", not out.exists()
+    stages, new = out / "stages", not out.is_dir() or not any(out.iterdir())
     with only_one(out):
         study |= _so_far(out, study)
         write_json(out / "study.json", study)
@@ -138,9 +138,9 @@ def execute(todo: list[Stage], stages: Path, plan: Plan, *, jobs: int, quiet: bo
                     if error:
                         errors[stage.name] = error
                         missing.add(stage.name)
-                        table.say(f"{stage.name} failed: {error}")
                         if stage.kind == "prepare" and stage.name in everyone:
                             raise MaskwiseError(error)
+                        table.say(f"{stage.name} failed: {error}")
                 table.update(running, errors)
     finally:
         pool.close()

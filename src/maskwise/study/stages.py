@@ -15,11 +15,13 @@ import json
 import os
 from dataclasses import asdict, dataclass, field
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from maskwise import __version__
 from maskwise.corpus import bundled_path
+from maskwise.training.machine import fast_bf16
 
 DONE = "done.json"
 
@@ -46,7 +48,7 @@ class Stage:
     @property
     def name(self) -> str:
         """``KIND-HASH``: the folder's name."""
-        text = json.dumps([self.kind, self.what, self.needs, __version__], sort_keys=True)
+        text = json.dumps([self.kind, self.what, self.needs, *_numerics()], sort_keys=True)
         return f"{self.kind}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
     def folder(self, stages: Path) -> Path:
@@ -65,6 +67,13 @@ class Stage:
     @classmethod
     def from_dict(cls, plain: dict[str, Any]) -> Stage:
         return cls(**{**plain, "needs": tuple(plain["needs"])})
+
+
+@cache
+def _numerics() -> tuple[str, ...]:
+    """What the same settings compute differently with: a study that goes on elsewhere must not mix runs unseen."""
+    libraries = [f"{name} {version(name)}" for name in ("torch", "transformers", "tokenizers")]
+    return (__version__, *libraries, "bf16" if fast_bf16() else "fp32")
 
 
 def prepare_stage(recipe: Any) -> Stage:

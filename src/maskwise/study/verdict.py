@@ -220,15 +220,19 @@ class _Table:
         facts = self.study["arms"].get(arm, {})
         return str(facts.get("units") or facts.get("policy") or "token")
 
-    def own_heldout(self, arm: str) -> str:
+    def own_heldout(self, arm: str) -> list[str]:
         """A loss on the other kind of mask may lie above unigram for a good model (methods, section 3.3)."""
-        return "heldout:whole-word" if self.units(arm) in WORD_UNITS else "heldout:token"
+        facts = self.study["arms"].get(arm, {})
+        default = ["whole-word" if self.units(arm) in WORD_UNITS else "token"]
+        return [f"heldout:{kind}" for kind in facts.get("judged_on") or default]
 
     def gap_nats(self, arm: str) -> float | None:
-        """Mean of unigram − loss on the arm's own kind of mask; None if that was not measured."""
-        own = self.own_heldout(arm)
-        losses, unigram = self.outcomes.get(own, {}).get(arm, {}), self.unigram.get(own, {}).get(arm, {})
-        return float(np.mean([unigram[s] - losses[s] for s in losses])) if losses else None
+        """Mean of unigram − loss on the arm's own kind of mask (the best of several); None if not measured."""
+        gaps = []
+        for own in self.own_heldout(arm):
+            losses, unigram = self.outcomes.get(own, {}).get(arm, {}), self.unigram.get(own, {}).get(arm, {})
+            gaps += [float(np.mean([unigram[s] - losses[s] for s in losses]))] if losses else []
+        return max(gaps, default=None)
 
     def on_plateau(self, arm: str) -> bool:
         gap = self.gap_nats(arm)
@@ -285,7 +289,8 @@ def _contrasts_of(table: _Table, arm: str, baseline: str) -> list[dict[str, Any]
     """
     heldout = [name for name in table.heldout if all(table.outcomes[name].get(a) for a in (arm, baseline))]
     outcomes = [*(["tasks"] if table.tasks else []), *table.tasks, *heldout]
-    primary = "tasks" if table.tasks else table.own_heldout(arm)
+    own = next((name for name in table.own_heldout(arm) if name in heldout), None)
+    primary = "tasks" if table.tasks else own
     return [_contrast(table, arm, baseline, name, primary=name == primary) for name in outcomes]
 
 
@@ -488,6 +493,10 @@ def headline_sentence(rows: Sequence[Mapping[str, Any]], names: Mapping[str, str
     sure = {"decided": 2, "suggests": 1}
     judged = [row for row in rows if row["verdict"] != "void"]
     if not rows:
+        if len(names) > 1:
+            return _sentence(
+                "nothing was measured that the arms could be compared by: name tasks, or held-out masks."
+            )
         return _sentence(f"one arm only ({base}): there is nothing to compare yet.")
     if not judged:
         return rows[0]["sentence"]

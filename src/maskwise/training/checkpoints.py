@@ -26,8 +26,8 @@ MANIFEST = "manifest.json"
 def write_folder(folder: Path, fill: Callable[[Path], Any]) -> None:
     """Let ``fill`` write into a new folder, add the manifest, and only then give it its name.
 
-    A folder of that name is replaced; an interruption leaves the old one, or a ``.partial`` one that is
-    ignored.
+    A folder of that name is replaced. An interruption leaves the old one or the new one under the name, or, between
+    two renames, the old one as ``.NAME….old.partial``.
     """
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)

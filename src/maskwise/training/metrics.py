@@ -27,7 +27,7 @@ class Metrics:
         kept = (
             [line for line in _whole_lines(path) if line.get("step", 0) <= keep_until] if keep_until else []
         )
-        temporary = path.with_suffix(f".{os.getpid()}.partial")
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
         temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
         temporary.rename(path)
         self.file = path.open("a")

@@ -25,6 +25,7 @@ class Moment:
     total_steps: int | None = None
     epoch: int | None = None
     ratio: Tensor | None = None
+    min_targets: int = 1
 
 
 class Policy(ABC):
@@ -46,6 +47,12 @@ class Policy(ABC):
     def ratios(self, ratio_B: Tensor, keys: Keys, moment: Moment) -> Tensor:
         """(B,) float64: the ratios of these rows, for policies that bring their own (UL2's denoisers)."""
         return ratio_B
+
+    def judged_on(self) -> tuple[str, ...]:
+        """The kinds of held-out masks by which a model that learned from this policy can be judged."""
+        if "word_ids" in self.layers():
+            return ("whole-word",)
+        return ("token", "whole-word") if self.layers() else ("token",)
 
     def layers(self) -> tuple[str, ...]:
         """The layers that rows must bring."""

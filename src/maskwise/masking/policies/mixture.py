@@ -34,6 +34,9 @@ class Mixture(Policy):
 
     units_name = "mixture"
 
+    def judged_on(self) -> tuple[str, ...]:
+        return tuple(sorted({kind for member in self.members for kind in member.judged_on()}))
+
     def __post_init__(self) -> None:
         if len(self.members) < 2 or any(isinstance(member, Mixture) for member in self.members):
             raise MaskwiseError(

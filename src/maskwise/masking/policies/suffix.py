@@ -28,7 +28,7 @@ class Suffix(Policy):
 
     ratio: float | None = None
 
-    units_name = "span"
+    units_name = "token span"
 
     def ratios(self, ratio_B: Tensor, keys: Keys, moment: Moment) -> Tensor:
         return ratio_B if self.ratio is None else torch.full_like(ratio_B, self.ratio)

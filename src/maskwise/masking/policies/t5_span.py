@@ -36,7 +36,7 @@ class T5Span(Policy):
     mean_span: float = 3.0
     ratio: float | None = None
 
-    units_name = "span"
+    units_name = "token span"
 
     def __post_init__(self) -> None:
         if self.mean_span < 1:
@@ -59,7 +59,8 @@ def noise_tokens(batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Tensor:
     eligible_B = batch.eligible.sum(1)
     wanted_B = eligible_B * moment.ratio
     rounded_B = torch.minimum((wanted_B + keys.row_uniform(Purpose.ROUND)).long(), eligible_B)
-    return torch.maximum(rounded_B, ((wanted_B >= 0.5) & (eligible_B > 0)).long())
+    floor_B = eligible_B.clamp(max=moment.min_targets).masked_fill_(wanted_B < 0.5, 0)
+    return torch.maximum(rounded_B, floor_B)
 
 
 def noise_units(

@@ -32,7 +32,7 @@ class Ul2(Policy):
 
     denoisers: tuple[tuple[float, float], ...] = R + S + X
 
-    units_name = "span"
+    units_name = "token span"
 
     def __post_init__(self) -> None:
         fine = all(len(d) == 2 and (d[0] == 0 or d[0] >= 1) and 0 <= d[1] <= 1 for d in self.denoisers)
