@@ -212,7 +212,7 @@ def test_pretrain_and_finetune(inputs, tmp_path, capfd):
     assert read_recipe(out / "recipe.yaml").training.steps == 10
     model = AutoModelForMaskedLM.from_pretrained(out / "checkpoint")
     assert model.config.vocab_size == len(AutoTokenizer.from_pretrained(out / "checkpoint"))
-    # The same again does nothing; another text behind the same name, or another recipe is refused; the page of one run can be drawn.
+    # The same again does nothing; another text of the same name, or another recipe, is refused.
     assert maskwise("pretrain", recipe, *SHORT, "--out", out, "--json") == 0
     assert json.loads(capfd.readouterr().out) == result
     assert maskwise("pretrain", recipe, *SHORT, "masking.ratio=0.2", "--out", out) == 2
