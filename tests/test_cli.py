@@ -282,3 +282,27 @@ def test_recipes_of_people_are_found(inputs, tmp_path, capfd):
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump({**plain, "masking": {"policy": "nonsense"}}))
     assert maskwise("pretrain", tmp_path / "mine.yaml", "--out", tmp_path / "out") == 2
     assert "nonsense" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("model.settings.hidden_size=17", "make no"),
+        ("model.settings.vocab_size=10", "tokenizer and model do not fit"),
+        ("model.pretrained=/nowhere/at/all", "cannot load a masked language model"),
+    ],
+)
+@pytest.mark.parametrize("command", ["pretrain", "study"])
+def test_a_model_that_cannot_be_is_refused_before_anything_is_written(
+    command, override, said, inputs, tmp_path, capfd
+):
+    out = tmp_path / "out"
+    assert maskwise(command, inputs / "recipe.yaml", override, "--out", out) == 2
+    err = capfd.readouterr().err
+    assert said in err and err.count("\n") == 1 and not out.exists()
+
+
+def test_a_place_that_cannot_be_written_is_one_line(tmp_path, capfd):
+    (tmp_path / "file").write_text("")
+    assert maskwise("inspect", "some text here", "--html", tmp_path / "file" / "page.html") == 2
+    assert capfd.readouterr().err.count("\n") == 1

@@ -236,12 +236,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _fail(f"{error.filename}: {error.strerror}")
     if code == INTERRUPTED:
         err_console.print("\ninterrupted; the same command goes on where it stopped")
     sys.exit(code if isinstance(code, int) else 0)
 
 
 def _fail(line: str) -> NoReturn:
+    if int(os.environ.get("RANK", "0")):  # under torchrun one process speaks for all
+        sys.exit(2)
     err_console.print(
         f"maskwise: {' '.join(line.split())}", style="red", markup=False, highlight=False, soft_wrap=True
     )

@@ -63,6 +63,9 @@ def load_tokenizer(name_or_path: str, *, needs_mask: bool = True) -> PreTrainedT
     if needs_mask and tokenizer.mask_token_id is None:
         do = 'add one: tokenizer.add_special_tokens({"mask_token": "[MASK]"})'
         raise MaskwiseError(f"tokenizer {str(name_or_path)!r} has no mask token", do=do)
+    if tokenizer.pad_token_id is None:
+        do = 'add one: tokenizer.add_special_tokens({"pad_token": "[PAD]"})'
+        raise MaskwiseError(f"tokenizer {str(name_or_path)!r} has no padding token", do=do)
     return tokenizer
 
 

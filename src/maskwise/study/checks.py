@@ -9,7 +9,7 @@ from maskwise.corpus import load_tokenizer, read_documents, require_documents
 from maskwise.errors import MaskwiseError
 from maskwise.masking.policies import policy
 from maskwise.tasks import load_task
-from maskwise.training import new_config
+from maskwise.training.model import check_start, load_config, new_config
 
 CORPUS_LAYERS = ("word_ids",)
 """The layers that a prepared corpus has."""
@@ -24,8 +24,11 @@ def check_inputs(recipe: Any) -> None:
         corpus, given = one.corpus, one.tokenizer.name
         require_documents(read_documents(corpus.source, text_field=corpus.text_field, limit=corpus.limit))
         tokenizer = load_tokenizer(given) if given else _Untrained(one.tokenizer.vocab_size)
-        if not one.model.pretrained:
-            new_config(one.model.architecture, tokenizer, corpus.length, **one.model.settings)
+        if one.model.pretrained:
+            check_start(load_config(one.model.pretrained), len(tokenizer))
+        else:
+            config = new_config(one.model.architecture, tokenizer, corpus.length, **one.model.settings)
+            check_start(config, len(tokenizer))
         missing = [layer for layer in policy(one.masking.policy).layers() if layer not in CORPUS_LAYERS]
         if missing:
             raise MaskwiseError(

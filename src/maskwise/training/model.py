@@ -44,6 +44,33 @@ def new_config(architecture: str, tokenizer: Any, length: int, **fields: Any) ->
     return AutoConfig.for_model(architecture, **{k: v for k, v in given.items() if v is not None})
 
 
+def load_config(folder: str | Path) -> Any:
+    """The configuration of a pre-trained model, from a folder or a hub id."""
+    try:
+        return AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise MaskwiseError(f"cannot load a masked language model from {str(folder)!r}: {first}") from None
+
+
+def check_start(config: Any, tokens: int) -> None:
+    """Refuse a configuration that no model can be built from, or that the tokenizer does not fit. Costs no memory.
+
+    Raises:
+        MaskwiseError: in one line, what transformers or torch say of it.
+    """
+    if config.vocab_size < tokens:
+        do = "use the model's own tokenizer, or a larger vocab_size"
+        got, allowed = f"{tokens} tokens", f"≤ {config.vocab_size}"
+        raise MaskwiseError("tokenizer and model do not fit", got=got, allowed=allowed, do=do)
+    try:
+        with torch.device("meta"):
+            AutoModelForMaskedLM.from_config(config)
+    except Exception as error:  # assertions, divisions, look-ups: whatever an architecture checks itself by
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise MaskwiseError(f"these model settings make no {config.model_type} model: {first}") from None
+
+
 def new_model(config: Any, *, seed: int, log_unigram: Tensor | None = None) -> PreTrainedModel:
     """A model with fresh weights.
 
