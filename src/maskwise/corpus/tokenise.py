@@ -44,7 +44,7 @@ def load_tokenizer(name_or_path: str, *, needs_mask: bool = True) -> PreTrainedT
 
     Args:
         name_or_path: as for ``AutoTokenizer.from_pretrained``.
-        needs_mask: refuse a tokenizer without a mask token (T5's have none).
+        needs_mask: refuse a tokenizer without a mask token (T5's have none) or a padding token.
 
     Raises:
         MaskwiseError: if it is not found, cannot be read without its own code, is slow (has no offsets), or
@@ -63,7 +63,7 @@ def load_tokenizer(name_or_path: str, *, needs_mask: bool = True) -> PreTrainedT
     if needs_mask and tokenizer.mask_token_id is None:
         do = 'add one: tokenizer.add_special_tokens({"mask_token": "[MASK]"})'
         raise MaskwiseError(f"tokenizer {str(name_or_path)!r} has no mask token", do=do)
-    if tokenizer.pad_token_id is None:
+    if needs_mask and tokenizer.pad_token_id is None:
         do = 'add one: tokenizer.add_special_tokens({"pad_token": "[PAD]"})'
         raise MaskwiseError(f"tokenizer {str(name_or_path)!r} has no padding token", do=do)
     return tokenizer
