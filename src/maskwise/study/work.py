@@ -24,7 +24,6 @@ from maskwise.corpus import (
     train_tokenizer,
     unigram_counts,
 )
-from maskwise.errors import MaskwiseError
 from maskwise.masking import Masker
 from maskwise.objectives import MaskedLanguageModelling
 from maskwise.study.card import model_card
@@ -41,6 +40,7 @@ from maskwise.training import (
     train,
 )
 from maskwise.training.checkpoints import write_folder
+from maskwise.training.model import check_fit
 
 EVALUATION_SEED = 0xE7A1
 """Of the fixed masks of held-out rows: the same in every study, so that losses can be compared."""
@@ -191,11 +191,7 @@ def _start(model: Mapping[str, Any], data: Prepared, seed: int, log_unigram: tor
     if model["pretrained"]:
         transformers_logging.disable_progress_bar()
         network = load_model(model["pretrained"])
-        if network.config.vocab_size < len(data.tokenizer):
-            raise MaskwiseError(
-                "tokenizer and model do not fit", got=f"{len(data.tokenizer)} tokens",
-                allowed=f"≤ {network.config.vocab_size}", do="set tokenizer.name to the model's own",
-            )  # fmt: skip
+        check_fit(network.config, len(data.tokenizer), do="set tokenizer.name to the model's own")
         return network
     config = new_config(model["architecture"], data.tokenizer, data.training.length, **model["settings"])
     return new_model(config, seed=seed, log_unigram=log_unigram if model["unigram_bias"] else None)

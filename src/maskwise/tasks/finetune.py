@@ -37,6 +37,7 @@ from maskwise.tasks.encode import Encoded, TaskSource, encode
 from maskwise.tasks.metrics import LOST, METRICS, UNSEEN
 from maskwise.training import TrainingSettings, train
 from maskwise.training.checkpoints import write_folder
+from maskwise.training.model import check_fit
 
 EVAL_TOKENS = 8192
 """Padded tokens of one batch of evaluation."""
@@ -244,10 +245,7 @@ def _no_advice() -> Iterator[None]:
 
 
 def _check_fit(config: Any, tokenizer: Any, max_length: int) -> None:
-    if len(tokenizer) > config.vocab_size:
-        got, allowed = f"{len(tokenizer)} tokens", f"≤ {config.vocab_size}"
-        do = "give the tokenizer that the checkpoint was trained with"
-        raise MaskwiseError("tokenizer and model do not fit", got=got, allowed=allowed, do=do)
+    check_fit(config, len(tokenizer), do="give the tokenizer that the checkpoint was trained with")
     room = getattr(config, "max_position_embeddings", None) or max_length
     if config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet"):
         room -= config.pad_token_id + 1  # they count positions from there

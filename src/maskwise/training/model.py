@@ -46,11 +46,27 @@ def new_config(architecture: str, tokenizer: Any, length: int, **fields: Any) ->
 
 def load_config(folder: str | Path) -> Any:
     """The configuration of a pre-trained model, from a folder or a hub id."""
+    return _load(AutoConfig, folder)
+
+
+def load_model(folder: str | Path) -> PreTrainedModel:
+    """A pre-trained masked language model, from a folder or a hub id."""
+    return _load(AutoModelForMaskedLM, folder)
+
+
+def _load(auto: Any, folder: str | Path) -> Any:
     try:
-        return AutoConfig.from_pretrained(folder)
+        return auto.from_pretrained(folder)
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
         raise MaskwiseError(f"cannot load a masked language model from {str(folder)!r}: {first}") from None
+
+
+def check_fit(config: Any, tokens: int, *, do: str) -> None:
+    """Refuse a tokenizer with more tokens than the model has embeddings; ``do`` says what to do about it."""
+    if tokens > config.vocab_size:
+        got, allowed = f"{tokens} tokens", f"≤ {config.vocab_size}"
+        raise MaskwiseError("tokenizer and model do not fit", got=got, allowed=allowed, do=do)
 
 
 def check_start(config: Any, tokens: int) -> None:
@@ -59,10 +75,7 @@ def check_start(config: Any, tokens: int) -> None:
     Raises:
         MaskwiseError: in one line, what transformers or torch say of it.
     """
-    if config.vocab_size < tokens:
-        do = "use the model's own tokenizer, or a larger vocab_size"
-        got, allowed = f"{tokens} tokens", f"≤ {config.vocab_size}"
-        raise MaskwiseError("tokenizer and model do not fit", got=got, allowed=allowed, do=do)
+    check_fit(config, tokens, do="use the model's own tokenizer, or a larger vocab_size")
     try:
         with torch.device("meta"):
             AutoModelForMaskedLM.from_config(config)
@@ -86,12 +99,3 @@ def new_model(config: Any, *, seed: int, log_unigram: Tensor | None = None) -> P
         with torch.no_grad():
             head.bias[: len(log_unigram)] = log_unigram
     return model
-
-
-def load_model(folder: str | Path) -> PreTrainedModel:
-    """A pre-trained masked language model, from a folder or a hub id."""
-    try:
-        return AutoModelForMaskedLM.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise MaskwiseError(f"cannot load a masked language model from {str(folder)!r}: {first}") from None
