@@ -79,7 +79,7 @@ def test_a_second_run_does_nothing_and_finds_the_same(finished, recipe, monkeypa
     def no_pool(*arguments: Any, **more: Any) -> None:
         raise AssertionError("a worker was started")
 
-    monkeypatch.setattr("maskwise.study.runner.Pool", no_pool)
+    monkeypatch.setattr("maskwise.study.pool.Pool.__init__", no_pool)
     before = {
         path: path.stat().st_mtime_ns for path in (finished / "stages").rglob("*") if path.name != ".lock"
     }

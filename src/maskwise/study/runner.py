@@ -7,37 +7,43 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from maskwise.errors import MaskwiseError
 from maskwise.report import write_report
 from maskwise.study.checks import LOCK, check_folder, check_inputs
+from maskwise.study.engines import execute
 from maskwise.study.facts import describe, samples, timings
 from maskwise.study.plan import Plan, make_plan
-from maskwise.study.pool import Pool
-from maskwise.study.stages import Stage, write_json, write_lines
-from maskwise.study.table import LiveTable
+from maskwise.study.stages import write_json, write_lines
 from maskwise.study.verdict import primary_contrasts, summarise
-from maskwise.study.work import run_stage
 
 RESULTS = ("records.jsonl", "timings.jsonl", "samples.json", "summary.json", "report.html")
 
 
-def run_study(recipe: Any, out: Path, *, jobs: int | None = None, quiet: bool = False) -> dict[str, Any]:
+def run_study(
+    recipe: Any,
+    out: Path,
+    *,
+    jobs: int | None = None,
+    quiet: bool = False,
+    engine: str = "local",
+    retries: int = 0,
+) -> dict[str, Any]:
     """Run every arm and seed of a recipe, compare them, write the report.
 
     Args:
         recipe: a ``Recipe`` with arms.
         out: the study's folder; one that holds a study goes on.
-        jobs: worker processes; as many as cores if not said.
+        jobs: stages at once; as many as cores if not said.
         quiet: no live table.
+        engine: where stages run: local or ray.
+        retries: how often a stage is tried again whose worker died.
 
     Returns:
         summary.json as a dict, with ``seconds``, ``report`` and ``failures`` (records of runs that failed).
@@ -57,7 +63,7 @@ def run_study(recipe: Any, out: Path, *, jobs: int | None = None, quiet: bool = 
         write_json(out / "study.json", study)
         todo = [stage for stage in plan.stages() if stage.result(stages) is None]
         try:
-            failures = execute(todo, stages, plan, jobs=jobs or os.cpu_count() or 1, quiet=quiet)
+            failures = execute(todo, stages, plan, jobs=jobs, quiet=quiet, engine=engine, retries=retries)
         except MaskwiseError:  # the text cannot be prepared: there is nothing worth keeping
             if new:
                 shutil.rmtree(out)
@@ -102,53 +108,6 @@ def only_one(out: Path) -> Iterator[None]:
                 f"another study is running in {out}", do="wait for it, or give another folder"
             ) from None
         yield
-
-
-def execute(todo: list[Stage], stages: Path, plan: Plan, *, jobs: int, quiet: bool) -> dict[str, str]:
-    """Do stages as soon as what they need is done. Returns the errors by stage name.
-
-    Raises:
-        MaskwiseError: when a text cannot be prepared that every run needs.
-    """
-    errors: dict[str, str] = {}
-    waiting = list(todo)
-    if not waiting:
-        return errors
-    missing = {stage.name for stage in waiting}
-    everyone = set.intersection(*({stage.name for stage in run.stages} for run in plan.runs))
-    table = LiveTable(plan, stages, quiet=quiet)
-    pool = Pool(partial(_work, stages=str(stages)), jobs=min(jobs, len(waiting)))
-    running: set[str] = set()
-    try:
-        with table:
-            while waiting or running:
-                for stage in list(waiting):
-                    broken = next((name for name in stage.needs if name in errors), None)
-                    if broken:
-                        waiting.remove(stage)
-                        errors[stage.name] = errors[broken]
-                    elif pool.idle and not missing.intersection(stage.needs):
-                        waiting.remove(stage)
-                        running.add(stage.name)
-                        pool.start(stage.as_dict())
-                for task, _, error in pool.finished(timeout=0.5):
-                    stage = Stage.from_dict(task)
-                    running.discard(stage.name)
-                    missing.discard(stage.name)
-                    if error:
-                        errors[stage.name] = error
-                        missing.add(stage.name)
-                        if stage.kind == "prepare" and stage.name in everyone:
-                            raise MaskwiseError(error)
-                        table.say(f"{stage.name} failed: {error}")
-                table.update(running, errors)
-    finally:
-        pool.close()
-    return errors
-
-
-def _work(task: dict[str, Any], *, stages: str) -> dict[str, Any]:
-    return run_stage(Stage.from_dict(task), Path(stages))
 
 
 def collect(plan: Plan, stages: Path, errors: dict[str, str]) -> list[dict[str, Any]]:
