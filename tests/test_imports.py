@@ -17,7 +17,8 @@ ROOT = Path(maskwise.__file__).parent
 ORDER = [
     {"errors"},
     {"specs", "keys", "annotate.characters"},
-    {"annotate.words"},
+    {"annotate.words", "annotate.annotator"},
+    {"annotate.align"},
     {"corpus", "report"},
     {"annotate"},
     {"masking"},
@@ -37,7 +38,7 @@ MODULES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__
 
 # Rooms that see less than stands below them.
 ONLY = {
-    "corpus": {"errors", "keys", "annotate.words", "annotate.characters"},
+    "corpus": {"errors", "keys", "annotate.words", "annotate.characters", "annotate.annotator", "annotate.align"},
     "masking": {"errors", "specs", "keys"},
     "report": {"errors"},
 }
