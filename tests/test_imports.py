@@ -16,7 +16,7 @@ ROOT = Path(maskwise.__file__).parent
 # Below → above. A module may import its own room and what stands before it; a row does not see its own.
 ORDER = [
     {"errors"},
-    {"specs", "keys", "annotate.characters"},
+    {"specs", "keys", "annotate.characters", "tasks.readers"},
     {"annotate.words", "annotate.annotator"},
     {"annotate.align"},
     {"corpus", "report"},
@@ -26,6 +26,7 @@ ORDER = [
     {"samplers"},
     {"learning"},
     {"training"},
+    {"evaluation"},
     {"tasks"},
     {"show"},
     {"study"},

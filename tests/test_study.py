@@ -18,13 +18,13 @@ import torch
 from safetensors.torch import save_file
 
 from maskwise.errors import MaskwiseError
+from maskwise.evaluation import HeldOut, fixed_maskers
 from maskwise.masking import IGNORE
 from maskwise.recipe import read_recipe
 from maskwise.study import Prepared, Stage, make_plan
 from maskwise.study.pool import Pool
 from maskwise.study.stages import prepare_stage, pretrain_stage
-from maskwise.study.work import evaluation_maskers
-from maskwise.training import HeldOut, log_frequencies
+from maskwise.training import log_frequencies
 from maskwise.training.checkpoints import damage
 from tiny import maskwise, read_lines, start, worker_task, write_inputs
 
@@ -121,9 +121,8 @@ def test_a_checkpoint_needs_no_maskwise_and_gives_the_same_loss(finished, tmp_pa
     data = Prepared.load(finished / "stages" / what["needs"][0])
     evaluation = what["what"]["evaluation"]
     nothing = log_frequencies(torch.zeros(len(data.tokenizer)))
-    fixed = HeldOut(
-        data.held_out, evaluation_maskers(evaluation, data.tokenizer), nothing, rows=evaluation["rows"]
-    )
+    maskers = fixed_maskers(data.tokenizer, masks=evaluation["masks"], ratio=evaluation["ratios"][0])
+    fixed = HeldOut(data.held_out, maskers, nothing, rows=evaluation["rows"])
     for kind, batches in fixed.batches.items():
         tensors = {
             f"{i}.{k}": v.contiguous() for i, b in enumerate(batches) for k, v in b.model_inputs().items()

@@ -18,10 +18,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
 
 from maskwise.errors import MaskwiseError
+from maskwise.evaluation import HeldOut
 from maskwise.masking import IGNORE, Masker
 from maskwise.objectives import MaskedLanguageModelling
 from maskwise.training import (
-    HeldOut,
     MaskedSource,
     TrainingSettings,
     load_model,

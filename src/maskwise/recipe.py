@@ -16,6 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from maskwise.errors import MaskwiseError, unknown_name
+from maskwise.evaluation import EvaluationSettings
 from maskwise.masking.corruptions import corruption
 from maskwise.masking.policies import policy
 from maskwise.masking.schedules import schedule
@@ -106,22 +107,6 @@ class MaskingPart(_Part):
         return value
 
 
-class EvaluationPart(_Part):
-    """Held-out loss on fixed masks; the same for every arm."""
-
-    ratio: float = Field(0.15, gt=0, lt=1)
-    masks: tuple[str, ...] = ("token", "whole-word")
-    rows: int = Field(256, ge=1)
-    """At most this many held-out rows."""
-
-    @field_validator("masks")
-    @classmethod
-    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for name in value:
-            policy(name)
-        return value
-
-
 class StudyPart(_Part):
     """What is compared."""
 
@@ -165,7 +150,7 @@ class Recipe(_Part):
     model: ModelPart = ModelPart()
     masking: MaskingPart = MaskingPart()
     training: TrainingSettings = TrainingSettings()
-    evaluation: EvaluationPart = EvaluationPart()
+    evaluation: EvaluationSettings = EvaluationSettings()
     tasks: tuple[str, ...] = ()
     """What a checkpoint is judged by: bundled names, files, folders or ``hf:`` ids."""
     finetune: FinetuneSettings = FinetuneSettings()

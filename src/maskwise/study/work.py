@@ -24,13 +24,13 @@ from maskwise.corpus import (
     train_tokenizer,
     unigram_counts,
 )
+from maskwise.evaluation import HeldOut, fixed_maskers
 from maskwise.masking import Masker
 from maskwise.objectives import MaskedLanguageModelling
 from maskwise.study.card import model_card
 from maskwise.study.stages import DONE, Stage, write_json
 from maskwise.tasks import FinetuneSettings, finetune, load_task
 from maskwise.training import (
-    HeldOut,
     MaskedSource,
     TrainingSettings,
     load_model,
@@ -41,9 +41,6 @@ from maskwise.training import (
 )
 from maskwise.training.checkpoints import write_folder
 from maskwise.training.model import check_fit
-
-EVALUATION_SEED = 0xE7A1
-"""Of the fixed masks of held-out rows: the same in every study, so that losses can be compared."""
 
 
 def run_stage(stage: Stage, stages: Path, *, quiet: bool = True) -> dict[str, Any]:
@@ -135,9 +132,8 @@ def pretrain(
     network = _start(model, data, training.seed, log_unigram)
     objective = MaskedLanguageModelling(network)
     masker = make_masker(masking, data.tokenizer, seed=training.seed)
-    held_out = HeldOut(
-        data.held_out, evaluation_maskers(evaluation, data.tokenizer), log_unigram, rows=evaluation["rows"]
-    )
+    maskers = fixed_maskers(data.tokenizer, masks=evaluation["masks"], ratio=evaluation["ratios"][0])
+    held_out = HeldOut(data.held_out, maskers, log_unigram, rows=evaluation["rows"])
     found: list[dict[str, Any]] = []
 
     def evaluate(step: int) -> list[dict[str, Any]]:
@@ -174,17 +170,6 @@ def save_checkpoint(target: Path, network: Any, tokenizer: Any, card: str) -> No
     network.save_pretrained(target)
     tokenizer.save_pretrained(target)
     (target / "README.md").write_text(card, encoding="utf-8")
-
-
-def evaluation_maskers(evaluation: Mapping[str, Any], tokenizer: Any) -> dict[str, Masker]:
-    """Fixed masks: [MASK] only, and whole units on average at the budget, so that long words count too."""
-    fixed = {
-        "ratio": evaluation["ratio"],
-        "budget": "expected",
-        "corruption": "mask-only",
-        "seed": EVALUATION_SEED,
-    }
-    return {kind: Masker(tokenizer, policy=kind, **fixed) for kind in evaluation["masks"]}
 
 
 def _start(model: Mapping[str, Any], data: Prepared, seed: int, log_unigram: torch.Tensor) -> Any:

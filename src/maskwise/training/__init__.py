@@ -8,9 +8,9 @@ from maskwise.training.loop import Source, train
 from maskwise.training.machine import leave
 from maskwise.training.model import load_model, new_config, new_model
 from maskwise.training.settings import TrainingSettings
-from maskwise.training.source import HeldOut, MaskedSource, log_frequencies
+from maskwise.training.source import MaskedSource, log_frequencies
 
 __all__ = [
-    "HeldOut", "MaskedSource", "Source", "TrainingSettings", "leave", "load_model", "log_frequencies",
+    "MaskedSource", "Source", "TrainingSettings", "leave", "load_model", "log_frequencies",
     "new_config", "new_model", "permutation", "train",
 ]  # fmt: skip

@@ -15,7 +15,6 @@ from torch import Tensor
 from maskwise.errors import MaskwiseError
 from maskwise.masking import MaskedBatch, Masker
 from maskwise.masking.collator import permutation
-from maskwise.objectives import MaskedLanguageModelling
 from maskwise.training.settings import TrainingSettings
 
 
@@ -78,50 +77,6 @@ class MaskedSource:
             "ratio": sums["chosen"] / max(1.0, sums["eligible"]),
             "scheduled_ratio": sums["asked"] / max(1.0, sums["rows"]),
         }
-
-
-class HeldOut:
-    """Loss on *fixed* masks of held-out rows: the same for every arm, seed and step.
-
-    Args:
-        blocks: rows that are never trained on.
-        maskers: by kind of mask ("token", "whole-word"); called with epoch 0, so its masks never change.
-        log_unigram: (V,) log-probabilities of tokens in the training text: what knows only frequencies.
-        rows: at most this many, evenly spread.
-        batch_size: rows at once.
-    """
-
-    def __init__(
-        self, blocks: Blocks, maskers: Mapping[str, Masker], log_unigram: Tensor, *, rows: int | None = None,
-        batch_size: int = 64,
-    ):  # fmt: skip
-        self.log_unigram = log_unigram
-        count = min(len(blocks), rows or len(blocks))
-        chosen = torch.arange(count) * len(blocks) // max(1, count)
-        self.batches = {
-            kind: [masker(blocks.batch(part), epoch=0) for part in chosen.split(batch_size)]
-            for kind, masker in maskers.items()
-        }
-        self.ratios = {kind: masker.ratio(0) for kind, masker in maskers.items()}
-
-    def __call__(self, objective: MaskedLanguageModelling) -> list[dict[str, Any]]:
-        """A dict per kind of mask: ``masks``, ``ratio``, ``loss`` and ``unigram`` (nats), ``targets``."""
-        device = next(objective.parameters()).device
-        lines = []
-        for kind, batches in self.batches.items():
-            loss, unigram, count = 0.0, 0.0, 0
-            for batch in batches:
-                losses, where = objective.token_losses(
-                    {k: v.to(device) for k, v in batch.model_inputs().items()}
-                )
-                loss += float(losses.double().sum())
-                count += losses.numel()
-                truth = batch.labels[where[:, 0].cpu(), where[:, 1].cpu()]
-                unigram -= float(self.log_unigram[truth].double().sum())
-            if count:
-                facts = {"loss": loss / count, "unigram": unigram / count, "targets": count}
-                lines.append({"masks": kind, "ratio": self.ratios[kind], **facts})
-        return lines
 
 
 def log_frequencies(counts: Tensor) -> Tensor:

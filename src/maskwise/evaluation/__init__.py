@@ -1,0 +1,9 @@
+"""What a checkpoint is judged by without fine-tuning, whose seeds are noise: held-out loss on fixed masks,
+pseudo-perplexity, cloze facts and minimal pairs; and whether a corpus holds the test items. Imports
+``training`` and below, and the readers of ``tasks``."""
+
+from maskwise.evaluation.evaluate import Data, evaluate
+from maskwise.evaluation.heldout import HeldOut, fixed_maskers
+from maskwise.evaluation.settings import EvaluationSettings
+
+__all__ = ["Data", "EvaluationSettings", "HeldOut", "evaluate", "fixed_maskers"]
