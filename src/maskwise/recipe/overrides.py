@@ -1,0 +1,69 @@
+"""Settings by dotted name. One small language: overrides on the command line, the arms of a study, the points of a
+search, a further stage of training, and a recipe that extends another are all "these settings, changed"."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import yaml
+
+from maskwise.errors import MaskwiseError
+
+
+def put(raw: dict[str, Any], dotted: str, value: Any) -> None:
+    """Set ``a.b.c`` in nested dicts."""
+    *path, last = dotted.split(".")
+    for part in path:
+        if raw.get(part) is None:
+            raw[part] = {}
+        raw = raw[part]
+        if not isinstance(raw, dict):
+            raise MaskwiseError(f"cannot set {dotted}", got=f"{part} is a value, not a group of settings")
+    raw[last] = value
+
+
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested settings as ``a.b.c``, value: a dict changes only the keys that it names."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """``key=value`` as (key, value)."""
+    key, sign, value = text.partition("=")
+    if not sign or not key.strip():
+        raise MaskwiseError("an override is key=value", got=text, do="for example training.steps=500")
+    return key.strip(), parse_value(value)
+
+
+def parse_value(text: str) -> Any:
+    """The value of an override: YAML, with 1e-3 read as a number."""
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+    # YAML 1.1 reads 1e-3 as a string; people mean a number.
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def merged(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """``base`` with the settings of ``own``. Arms are replaced whole, and with them what speaks of their names."""
+    raw: dict[str, Any] = {}
+    arms = [tree["study"].get("arms") if tree.get("study") else None for tree in (base, own)]
+    gone = ("study.baseline", "study.contrasts", "study.search") if arms[1] else ()
+    for tree, dropped in ((base, gone), (own, ())):
+        for key, value in leaves(tree):
+            if not any(f"{key}.".startswith(f"{name}.") for name in ("study.arms", *dropped)):
+                put(raw, key, value)
+    if arms[1] or arms[0]:
+        put(raw, "study.arms", arms[1] or arms[0])
+    return raw

@@ -1,0 +1,90 @@
+"""The parts of a recipe: the five choices and what stands around them. Plain values, checked by pydantic."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from maskwise.errors import MaskwiseError, unknown_name
+from maskwise.masking.corruptions import corruption
+from maskwise.masking.policies import policy
+from maskwise.masking.schedules import schedule
+from maskwise.masking.select import BUDGETS, FILLS
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class CorpusPart(Part):
+    """Where the text comes from and how it is cut into rows."""
+
+    source: str = "bundled:wikipedia"
+    """A file or folder (.txt, .jsonl, .gz, .parquet), ``hf:NAME`` for a datasets id, or the sample."""
+    text_field: str = "text"
+    limit: int | None = Field(None, ge=1)
+    """At most this many documents."""
+    length: int = Field(64, ge=4)
+    """Positions a row."""
+    layout: Literal["packed", "document"] = "packed"
+    """Rows filled with one document after another, or a document piece each."""
+    held_out: float = Field(0.02, gt=0, lt=0.5)
+    """Share of the documents that is never trained on."""
+
+
+class TokenizerPart(Part):
+    """A tokenizer by name, or one trained on the corpus."""
+
+    name: str | None = None
+    """A folder or hub id. None: train one."""
+    kind: Literal["wordpiece", "bpe"] = "wordpiece"
+    vocab_size: int = Field(2048, ge=64)
+    lowercase: bool = True
+
+
+class ModelPart(Part):
+    """A model from a configuration, or a pre-trained one to go on with."""
+
+    pretrained: str | None = None
+    """A folder or hub id. None: fresh weights."""
+    architecture: str = "modernbert"
+    settings: dict[str, Any] = {}
+    """Fields of the architecture's configuration, such as hidden_size."""
+    unigram_bias: bool = True
+    """Start the output bias at the log-frequencies of the training text."""
+
+
+class MaskingPart(Part):
+    """What is masked, how much, and how it is shown."""
+
+    policy: str = "token"
+    ratio: str | float = 0.15
+    budget: str = "exact"
+    fill: str = "none"
+    corruption: str = "bert"
+    min_targets: int = Field(1, ge=0)
+    predict: str | float = 1.0
+    """The loss is taken on at most this share of each row's tokens."""
+
+    @field_validator("policy", "ratio", "predict", "corruption")
+    @classmethod
+    def _known(cls, value: Any, info: Any) -> Any:
+        {"policy": policy, "corruption": corruption}.get(str(info.field_name), schedule)(value)
+        return value
+
+    @field_validator("corruption")
+    @classmethod
+    def _keeps_length(cls, value: str) -> str:
+        if not corruption(value).keeps_length:
+            do = "masked language models predict in place: take one that keeps lengths, such as bert"
+            raise MaskwiseError(f"corruption {value} changes lengths", do=do)
+        return value
+
+    @field_validator("budget", "fill")
+    @classmethod
+    def _listed(cls, value: str, info: Any) -> str:
+        names = BUDGETS if info.field_name == "budget" else FILLS
+        if value not in names:
+            raise unknown_name(str(info.field_name), value, names)
+        return value

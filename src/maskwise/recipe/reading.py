@@ -1,0 +1,79 @@
+"""Recipes from files: shipped ones by name, ``extends``, overrides; everything is checked before it is returned."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from maskwise.errors import MaskwiseError, unknown_name
+from maskwise.masking.policies import policy
+from maskwise.recipe.overrides import merged, parse_override, put
+from maskwise.recipe.recipe import ARM_PARTS, Recipe, validate
+
+
+def shipped() -> dict[str, Path]:
+    """The recipes that come with maskwise, by name."""
+    folder = Path(str(files("maskwise") / "recipes"))
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def read_recipe(source: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+    """Read a shipped recipe (by name) or a file, apply ``key=value`` overrides, check everything.
+
+    Raises:
+        MaskwiseError: no such recipe, no YAML, an unknown key or name, a value out of range.
+    """
+    raw = _raw(source)
+    for override in overrides:
+        put(raw, *parse_override(override))
+    recipe = validate(raw, origin=str(source))
+    _check_points(recipe)
+    for arm in recipe.study.arms:
+        for point in recipe.study.search.points if recipe.study.search else [{}]:
+            one = recipe.arm(arm, seed=0, more=point)  # checked now, not after the first has been trained
+        kinds = {kind for link in one.links() for kind in policy(link.masking.policy).judged_on()}
+        if not recipe.tasks and not kinds & set(recipe.evaluation.masks):
+            raise MaskwiseError(
+                f"arm {arm!r} would be judged by nothing: no tasks, and no held-out masks of its kind",
+                got=f"evaluation.masks {list(recipe.evaluation.masks)}", allowed=" or ".join(sorted(kinds)),
+            )  # fmt: skip
+    return recipe
+
+
+def _raw(source: str | Path, *, below: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The settings of a file, with those of the recipe that it extends under them."""
+    path = shipped().get(str(source), Path(source))
+    if not path.is_file():
+        if path.suffix in (".yaml", ".yml") or "/" in str(source):
+            raise MaskwiseError("no such recipe file", got=str(source))
+        raise unknown_name("recipe", str(source), shipped(), do="or give the path of a YAML file")
+    if path.resolve() in below:
+        raise MaskwiseError(
+            "recipes extend each other in a circle", got=" → ".join(p.name for p in (*below, path))
+        )
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise MaskwiseError(f"{path} is not readable YAML: {error}") from None
+    if not isinstance(raw, dict):
+        raise MaskwiseError(f"{path} is not a recipe", got=type(raw).__name__, allowed="keys and values")
+    raw.setdefault("name", path.stem)
+    base = raw.pop("extends", None)
+    if base is None:
+        return raw
+    beside = path.parent / str(base)
+    under = _raw(beside if beside.is_file() else str(base), below=(*below, path.resolve()))
+    return merged({key: value for key, value in under.items() if key not in ("name", "description")}, raw)
+
+
+def _check_points(recipe: Recipe) -> None:
+    search = recipe.study.search
+    for key in {key: None for point in search.points for key in point} if search else {}:
+        if key.split(".")[0] not in ARM_PARTS or key == "training.seed":
+            raise MaskwiseError(f"study.search cannot change {key}", allowed=", ".join(ARM_PARTS))
+    if search and search.by == "dev" and not recipe.tasks:
+        raise MaskwiseError("study.search.by: dev needs tasks", do="name tasks, or take held-out")

@@ -1,0 +1,139 @@
+"""A whole experiment as plain values, and the recipe of each of its runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import yaml
+from pydantic import ValidationError, field_validator, model_validator
+
+from maskwise.errors import MaskwiseError, unknown_name
+from maskwise.evaluation import EvaluationSettings
+from maskwise.keys import fold
+from maskwise.recipe.overrides import leaves, put
+from maskwise.recipe.parts import CorpusPart, MaskingPart, ModelPart, Part, TokenizerPart
+from maskwise.recipe.study import StudyPart
+from maskwise.tasks import FinetuneSettings
+from maskwise.training import TrainingSettings
+
+ARM_PARTS = ("corpus", "tokenizer", "model", "masking", "training", "intermediate", "finetune")
+"""What an arm may change. All else is how arms are judged, and must be the same for all."""
+
+INTERMEDIATE_PARTS = ("corpus", "masking", "training")
+"""What a second stage of training may change of the first; its model and tokenizer are the first one's."""
+
+
+class Recipe(Part):
+    """A whole experiment."""
+
+    name: str = "recipe"
+    description: str = ""
+    corpus: CorpusPart = CorpusPart()
+    tokenizer: TokenizerPart = TokenizerPart()
+    model: ModelPart = ModelPart()
+    masking: MaskingPart = MaskingPart()
+    training: TrainingSettings = TrainingSettings()
+    intermediate: dict[str, Any] | None = None
+    """A second stage of pre-training, which goes on from the first one's checkpoint: the settings in which it differs
+    (of corpus, masking, training), such as ``{corpus.source: news.jsonl, training.steps: 200}``. null: none."""
+    evaluation: EvaluationSettings = EvaluationSettings()
+    tasks: tuple[str, ...] = ()
+    """What a checkpoint is judged by: bundled names, files, folders or ``hf:`` ids."""
+    finetune: FinetuneSettings = FinetuneSettings()
+    study: StudyPart = StudyPart()
+
+    @field_validator("intermediate", mode="before")
+    @classmethod
+    def _nested(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return None if value == "none" else value
+        nested: dict[str, Any] = {}
+        for key, setting in leaves(value):
+            if key.split(".")[0] not in INTERMEDIATE_PARTS or key == "training.seed":
+                allowed = ", ".join(INTERMEDIATE_PARTS)
+                raise MaskwiseError(f"intermediate cannot change {key}", allowed=allowed)
+            put(nested, key, setting)
+        return nested
+
+    @model_validator(mode="after")
+    def _fits(self) -> Recipe:
+        fresh = not self.model.pretrained and "max_position_embeddings" not in self.model.settings
+        for what, length in [
+            *([("finetune.max_length", self.finetune.max_length)] if self.tasks else []),
+            *[("intermediate.corpus.length", link.corpus.length) for link in self.links()[1:]],
+        ]:
+            if fresh and length > self.corpus.length:
+                raise MaskwiseError(
+                    f"{what} is more than the positions that a new model has", got=length,
+                    allowed=f"≤ corpus.length = {self.corpus.length}",
+                )  # fmt: skip
+        return self
+
+    @property
+    def baseline(self) -> str | None:
+        """The arm that the others are compared with."""
+        return self.study.baseline or next(iter(self.study.arms), None)
+
+    def links(self) -> tuple[Recipe, ...]:
+        """The chain of trainings: this recipe without its intermediate part, and what that makes of it."""
+        if self.intermediate is None:
+            return (self,)
+        first = self.model_copy(update={"intermediate": None})
+        raw = first.model_dump(mode="json", exclude={"study", "tasks"})
+        for key, value in leaves(self.intermediate):
+            put(raw, key, value)
+        # Another seed: the order and the masks of the first stage would come again.
+        raw["training"]["seed"] = fold(self.training.seed, 1)
+        return first, validate(raw, origin="intermediate")
+
+    def arm(self, name: str, *, seed: int, more: Mapping[str, Any] | None = None) -> Recipe:
+        """The recipe of one run: the arm's overrides, ``more`` overrides and the seed put in."""
+        raw = self.model_dump(mode="json", exclude={"study"})
+        for over in (self.study.arms[name], more or {}):
+            if over.get("intermediate", "") in (None, "none"):
+                raw["intermediate"] = None
+            for key, value in leaves(over):
+                if key.split(".")[0] not in ARM_PARTS or key == "training.seed":
+                    allowed = ", ".join(ARM_PARTS)
+                    raise MaskwiseError(
+                        f"arm {name!r} cannot change {key}", allowed=allowed, do="or all arms alike"
+                    )
+                put(raw, key, value)
+        return validate({**raw, "training": {**raw["training"], "seed": seed}}, origin=f"arm {name!r}")
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def validate(raw: Mapping[str, Any], *, origin: str) -> Recipe:
+    """A recipe from plain values, or one line that says what is wrong with them."""
+    try:
+        return Recipe.model_validate(raw)
+    except ValidationError as error:
+        raise _explain(error, origin) from None
+
+
+def _explain(error: ValidationError, origin: str) -> MaskwiseError:
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        group: Any = Recipe
+        for part in first["loc"][:-1]:
+            group = _model_of(group.model_fields[part].annotation)
+        return unknown_name(f"setting in {origin}:", place, [*_dotted(first["loc"][:-1], group.model_fields)])
+    message = str(first["msg"]).removeprefix("Value error, ")
+    got = first.get("input")
+    plain = not isinstance(got, dict | Part) and "got " not in message
+    return MaskwiseError(f"{origin}: {place}: {message}", got=repr(got) if plain else None)
+
+
+def _model_of(annotation: Any) -> Any:
+    """The class of a part that may be None."""
+    return next(
+        (kind for kind in getattr(annotation, "__args__", ()) if hasattr(kind, "model_fields")), annotation
+    )
+
+
+def _dotted(prefix: tuple[Any, ...], names: Iterable[str]) -> Iterable[str]:
+    return (".".join([*map(str, prefix), name]) for name in names)
