@@ -25,7 +25,8 @@ FIRST = 5
 WORDS = 60
 
 POLICY_SPECS = {name: name for name in POLICIES} | {
-    "mixture": "mixture(salient, token, span, shares=(0.3, 0.3, 0.4))"
+    "mixture": "mixture(salient, token, span, shares=(0.3, 0.3, 0.4))",
+    "group-weighted": "group-weighted(pos, 17)",
 }
 # Cut rows are as long as the batch is wide, so they are not the same in any batch: the one stated exception.
 CORRUPTION_SPECS = {name: name for name in CORRUPTIONS}
@@ -95,6 +96,7 @@ def row(
         "salient": np.where(inside & (word % 5 == 1), word // 5, -1).tolist(),
         "phrase": np.where(inside & (word % 7 > 3), word // 7, -1).tolist(),
         "sentence": np.where(inside, word // 6, -1).tolist(),
+        "pos": np.where(inside & (word % 6 != 2), word % 17, -1).tolist(),
         "weight": np.where(inside, (word * 7 % 4) / 2, 0.0).tolist(),
         "frequency": np.where(inside, 1.0 + word * 13 % 50, 0.0).tolist(),
     }

@@ -248,7 +248,7 @@ def test_state_of_another_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(MaskwiseError, match=r"step-00000002 is of another model; give a new folder"):
         load_state(tmp_path, other, Optimizers(other, settings()), say=print)
     again = model("bert", seed=1)
-    assert load_state(tmp_path, again, Optimizers(again, settings()), say=print) == (2, {"a": 1})
+    assert load_state(tmp_path, again, Optimizers(again, settings()), say=print) == (2, {"a": 1}, {})
     assert same(again, net)
 
 

@@ -3,10 +3,10 @@
 Imports ``masking`` and below.
 """
 
-from maskwise.objectives.base import Objective
+from maskwise.objectives.base import Objective, Outcome
 from maskwise.objectives.classification import Classification
 from maskwise.objectives.mlm import HEADS, MaskedLanguageModelling
 
 OBJECTIVES = {"mlm": MaskedLanguageModelling}
 
-__all__ = ["HEADS", "OBJECTIVES", "Classification", "MaskedLanguageModelling", "Objective"]
+__all__ = ["HEADS", "OBJECTIVES", "Classification", "MaskedLanguageModelling", "Objective", "Outcome"]

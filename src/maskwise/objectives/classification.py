@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from maskwise.masking.masked import IGNORE
-from maskwise.objectives.base import Objective
+from maskwise.objectives.base import Objective, Outcome
 
 
 class Classification(Objective):
@@ -28,10 +28,10 @@ class Classification(Objective):
         # Tokenizers offer token types also to models that know none.
         self._takes_types = "token_type_ids" in inspect.signature(model.forward).parameters
 
-    def forward(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def forward(self, batch: Mapping[str, Tensor]) -> Outcome:
         logits, labels = self.logits(batch).float(), batch["labels"]
         losses = cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=IGNORE, reduction="sum")
-        return losses, torch.count_nonzero(labels != IGNORE)
+        return Outcome(losses, torch.count_nonzero(labels != IGNORE))
 
     def logits(self, batch: Mapping[str, Tensor]) -> Tensor:
         """(B, classes) or (B, L, classes)."""

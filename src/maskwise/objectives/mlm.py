@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from maskwise.masking.masked import IGNORE, MaskedBatch
-from maskwise.objectives.base import Objective, weighted
+from maskwise.objectives.base import Objective, Outcome, weighted
 
 Head = Callable[[Any, Tensor], Tensor]
 
@@ -46,10 +46,10 @@ class MaskedLanguageModelling(Objective):
         super().__init__()
         self.model = model
 
-    def forward(self, batch: MaskedBatch | dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def forward(self, batch: MaskedBatch | dict[str, Tensor]) -> Outcome:
         losses, where = self.token_losses(batch)
-        losses = weighted(losses, getattr(batch, "loss_weight", None), *where.unbind(1))
-        return losses.sum(), torch.tensor(losses.numel(), device=losses.device)
+        total = weighted(losses, getattr(batch, "loss_weight", None), *where.unbind(1)).sum()
+        return Outcome(total, torch.tensor(losses.numel(), device=losses.device), losses.detach(), where)
 
     def token_losses(self, batch: MaskedBatch | dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Loss (M,) float32 and place (M, 2) of every target, in the order of the rows."""

@@ -142,7 +142,10 @@ def pretrain(
 
     source = MaskedSource(data.training, masker, training)
     title = f"{masking['policy']} {masker.ratio}"
-    done = train(objective, source, training, folder=folder, evaluate=evaluate, title=title, quiet=quiet)
+    done = train(
+        objective, source, training, folder=folder, learners=source.learners(), evaluate=evaluate, title=title,
+        quiet=quiet,
+    )  # fmt: skip
     if int(os.environ.get("RANK", "0")) == 0:
         card = model_card(
             masker=masker.describe(),

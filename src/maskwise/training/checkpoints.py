@@ -10,8 +10,9 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor
 from maskwise.errors import MaskwiseError
 
 MANIFEST = "manifest.json"
+LEARNED = "learners.safetensors"
 
 
 def write_folder(folder: Path, fill: Callable[[Path], Any]) -> None:
@@ -60,13 +62,15 @@ def damage(folder: Path) -> str | None:
 
 
 def save_state(
-    folder: Path, step: int, module: torch.nn.Module, optimizers: Any, facts: dict[str, Any]
-) -> None:
+    folder: Path, step: int, module: torch.nn.Module, optimizers: Any, facts: dict[str, Any],
+    learned: Mapping[str, Tensor] = MappingProxyType({}),
+) -> None:  # fmt: skip
     """Write ``folder/step-N`` and drop all but the two newest states, for the newest may turn out damaged.
 
     Args:
         step: the number of updates done.
         facts: whatever else is JSON; handed back by ``load_state``.
+        learned: tensors of what learns beside the model; handed back too.
     """
 
     def fill(target: Path) -> None:
@@ -74,6 +78,8 @@ def save_state(
         save_file(weights, target / "model.safetensors")
         state = {name: tensor.contiguous() for name, tensor in optimizers.state().items()}
         save_file(state, target / "optimizers.safetensors")
+        if learned:
+            save_file({name: t.cpu().contiguous() for name, t in learned.items()}, target / LEARNED)
         (target / "state.json").write_text(json.dumps({"step": step, **facts}))
 
     write_folder(folder / f"step-{step:08d}", fill)
@@ -88,7 +94,7 @@ def load_state(
     *,
     say: Callable[[str], Any],
     check: Callable[[Path, dict[str, Any]], Any] = lambda path, facts: None,
-) -> tuple[int, dict[str, Any]]:
+) -> tuple[int, dict[str, Any], dict[str, Tensor]]:
     """Load the newest whole state into module and optimisers.
 
     Args:
@@ -96,7 +102,7 @@ def load_state(
         check: called with the folder and facts of the state before it is loaded; may refuse it.
 
     Returns:
-        The step and the facts; (0, {}) when there is no whole state.
+        The step, the facts and what was learned; (0, {}, {}) when there is no whole state.
 
     Raises:
         MaskwiseError: weights that do not fit the module.
@@ -113,8 +119,9 @@ def load_state(
             raise MaskwiseError(f"{path} is of another model", do="give a new folder")
         module.load_state_dict(weights, strict=False)  # the second names of tied weights are not there
         optimizers.load_state(load_file(path / "optimizers.safetensors"))
-        return facts.pop("step"), facts
-    return 0, {}
+        learned = load_file(path / LEARNED) if (path / LEARNED).is_file() else {}
+        return facts.pop("step"), facts, learned
+    return 0, {}, {}
 
 
 def _distinct(module: torch.nn.Module) -> dict[str, Tensor]:

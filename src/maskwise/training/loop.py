@@ -3,8 +3,9 @@
     for step in range(steps):
         batches = source.batches(step)                   # masked here, on the device, for this very step
         targets = all ranks' number of labels            # before any backward: every target weighs the same
-        for batch in batches: (objective(batch).sum / targets).backward()
+        for batch in batches: (objective(batch).loss / targets).backward()
         clip, set the learning rate, update
+        what learns from the losses (a policy's weights, a sampler) learns, on all ranks alike
 
 Everything random is a function of (seed, step, rank), so a run that was stopped goes on bit for bit.
 Distribution, precision and trackers are Accelerate's.
@@ -17,18 +18,19 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
 from rich.console import Console
-from torch import Tensor
 
 from maskwise.errors import MaskwiseError
 from maskwise.keys import fold
 from maskwise.masking.masked import IGNORE
-from maskwise.objectives.base import Objective
+from maskwise.objectives import Objective, Outcome
 from maskwise.training.checkpoints import load_state, save_state
+from maskwise.training.learners import Learner, agreement, restore, states
 from maskwise.training.machine import new_accelerator, reduced
 from maskwise.training.metrics import Metrics
 from maskwise.training.optim import Optimizers
@@ -57,6 +59,7 @@ def train(
     settings: TrainingSettings,
     *,
     folder: Path | None = None,
+    learners: Mapping[str, Learner] = MappingProxyType({}),
     evaluate: Evaluate | None = None,
     title: str = "training",
     quiet: bool = False,
@@ -68,6 +71,7 @@ def train(
         source: gives the batches of a step.
         settings: see ``TrainingSettings``.
         folder: where ``metrics.jsonl`` and states to resume from go; None keeps nothing.
+        learners: by name, what learns from the losses.
         evaluate: called with the number of updates done; its dicts become lines of metrics.
         title: what the progress bar says.
         quiet: no progress bar.
@@ -92,8 +96,12 @@ def train(
     start: int = 0
     before: dict[str, Any] = {}
     if folder and settings.save_every:
-        start, before = load_state(folder / "resume", objective, optimizers, say=run.say, check=run.check)
-    wrapped = accelerator.prepare(objective)
+        start, before, learned = load_state(
+            folder / "resume", objective, optimizers, say=run.say, check=run.check
+        )
+        if start:
+            restore(learners, learned)
+    wrapped, agree = accelerator.prepare(objective), agreement(accelerator)
     metrics = Metrics(folder / "metrics.jsonl" if folder and run.first else None, keep_until=start)
     window = {"loss": 0.0, "targets": 0.0}
     total = {"tokens": before.get("tokens", 0), "targets": before.get("targets", 0)}
@@ -107,14 +115,16 @@ def train(
                 labels = float(sum(int((batch["labels"] != IGNORE).sum()) for batch in batches))
                 targets = reduced(accelerator, {"targets": labels})["targets"]
                 rate = optimizers.set_rate(step)
-                loss = _backward(accelerator, wrapped, batches, targets)
+                loss = _backward(accelerator, wrapped, batches, targets, learners)
                 norm = float(accelerator.clip_grad_norm_(objective.parameters(), settings.clip or math.inf))
                 # A step without any target counts as a step and changes nothing.
                 if targets > 0:
                     optimizers.step()
                 optimizers.zero_grad()
-                _add(window, {"loss": loss, "targets": labels, **source.facts(batches)})
                 done = step + 1
+                for learner in learners.values():
+                    learner.after(done, settings.steps, agree)
+                _add(window, {"loss": loss, "targets": labels, **source.facts(batches)})
                 if done % settings.log_every == 0 or done == settings.steps:
                     sums = reduced(accelerator, window)
                     window = dict.fromkeys(window, 0.0)
@@ -128,7 +138,8 @@ def train(
                     total["targets"] += line["targets"]
                     line |= {"tokens": total["tokens"], "lr": rate, "grad_norm": norm}
                     seconds = round(time.perf_counter() - began, 3)
-                    metrics.write({"kind": "train", "step": done, **line, "seconds": seconds})
+                    taught = {k: v for learner in learners.values() for k, v in learner.facts().items()}
+                    metrics.write({"kind": "train", "step": done, **line, **taught, "seconds": seconds})
                     accelerator.log({f"train/{k}": v for k, v in line.items()}, step=done)
                     progress.note(loss=last_loss, **{k: v for k, v in line.items() if k == "ratio"})
                 if evaluate and (done == settings.steps or _due(done, settings.eval_every)):
@@ -136,7 +147,7 @@ def train(
                 if folder and _due(done, settings.save_every) and done < settings.steps:
                     if run.first:
                         facts = {**run.facts, **total, "seconds": time.perf_counter() - began}
-                        save_state(folder / "resume", done, objective, optimizers, facts)
+                        save_state(folder / "resume", done, objective, optimizers, facts, states(learners))
                     accelerator.wait_for_everyone()
                 progress.advance()
     finally:
@@ -186,17 +197,25 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     return ", ".join(f"{k} {v} (was {before.get(k)})" for k, v in now.items() if before.get(k) != v)
 
 
-def _backward(accelerator: Accelerator, wrapped: Any, batches: list[Any], targets: float) -> float:
+def _backward(
+    accelerator: Accelerator,
+    wrapped: Any,
+    batches: list[Any],
+    targets: float,
+    learners: Mapping[str, Learner],
+) -> float:
     """Gradients of (losses of all ranks and micro-batches) / (number of targets); returns this rank's sum."""
     total = 0.0
     for number, batch in enumerate(batches):
         last = number == len(batches) - 1
         with contextlib.nullcontext() if last else accelerator.no_sync(wrapped):
             with accelerator.autocast():
-                loss: Tensor = wrapped(batch)[0]
+                outcome: Outcome = wrapped(batch)
             # DDP averages gradients over ranks, so a rank's sum is multiplied by their number first.
-            accelerator.backward(loss * (accelerator.num_processes / max(1.0, targets)))
-        total += float(loss.detach())
+            accelerator.backward(outcome.loss * (accelerator.num_processes / max(1.0, targets)))
+        for learner in learners.values():
+            learner.observe(batch, outcome)
+        total += float(outcome.loss.detach())
     return total
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from maskwise.errors import MaskwiseError
 from maskwise.masking import MaskedBatch, Masker
 from maskwise.masking.collator import permutation
+from maskwise.training.learners import Learner
 from maskwise.training.settings import TrainingSettings
 
 
@@ -57,6 +58,20 @@ class MaskedSource:
         return [
             self.masker(self._load(part, device), step=step, total_steps=total, epoch=epoch) for part in mine
         ]
+
+    def learners(self) -> dict[str, Learner]:
+        """What of the masking learns from the losses: the policy, if it does.
+
+        Raises:
+            MaskwiseError: a policy that learns, with a corruption after which losses have no place in the text.
+        """
+        learner = self.masker.policy.learner()
+        if learner is None:
+            return {}
+        if not self.masker.corruption.keeps_length:
+            what = f"policy {self.masker.policy} learns from the loss of each token, which must stay in its place"
+            raise MaskwiseError(what, got=f"corruption {self.masker.corruption}", do="take bert or mask-only")
+        return {"policy": learner}
 
     def _load(self, rows: Tensor, device: torch.device) -> dict[str, Tensor]:
         return {name: value.to(device, non_blocking=True) for name, value in self.blocks.batch(rows).items()}

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from maskwise.masking.policies.base import Moment, Policy
 from maskwise.masking.policies.frequency import Frequency, frequency
+from maskwise.masking.policies.group_weighted import GroupWeighted, group_weighted, pos_weighted
 from maskwise.masking.policies.mixture import Mixture, mixture
 from maskwise.masking.policies.span import Span
 from maskwise.masking.policies.span_layer import SpanLayer, phrase, salient, sentence
@@ -24,7 +25,8 @@ from maskwise.specs import Call, build
 POLICIES: dict[str, Callable[..., Policy]] = {
     "token": Token, "whole-word": WholeWord, "span": Span, "t5-span": T5Span, "suffix": Suffix, "ul2": Ul2,
     "span-layer": SpanLayer, "salient": salient, "phrase": phrase, "sentence": sentence,
-    "weighted": weighted, "frequency": frequency, "mixture": mixture,
+    "weighted": weighted, "frequency": frequency, "group-weighted": group_weighted,
+    "pos-weighted": pos_weighted, "mixture": mixture,
 }  # fmt: skip
 
 
@@ -34,6 +36,6 @@ def policy(spec: Policy | str | Call) -> Policy:
 
 
 __all__ = [
-    "POLICIES", "Frequency", "Mixture", "Moment", "Policy", "Span", "SpanLayer", "Suffix", "T5Span", "Token",
-    "Ul2", "Weighted", "WholeWord", "policy",
+    "POLICIES", "Frequency", "GroupWeighted", "Mixture", "Moment", "Policy", "Span", "SpanLayer", "Suffix", "T5Span",
+    "Token", "Ul2", "Weighted", "WholeWord", "policy",
 ]  # fmt: skip

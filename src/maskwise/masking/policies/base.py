@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -58,9 +59,9 @@ class Policy(ABC):
         """The layers that rows must bring."""
         return ()
 
-    def state(self) -> dict[str, Tensor]:
-        """What a policy has learned; empty for those that learn nothing."""
-        return {}
+    def learner(self) -> Any:
+        """What learns from the losses while the model trains (``training.learners.Learner``); None: nothing."""
+        return None
 
 
 def pieces(batch: AnnotatedBatch, name: str, *, policy: str) -> Units:
