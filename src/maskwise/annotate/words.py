@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -65,6 +65,32 @@ def word_ids_of_batch(
     Returns:
         (T,) int32; every text is numbered from 0.
     """
+    return number_words(place_tokens(texts, offsets, lengths, special=special))
+
+
+class Placed(NamedTuple):
+    """Where T tokens of N texts stand. The texts are joined to one, with a line break behind each.
+
+    Attributes:
+        lengths: (N,) tokens per text.
+        base: (N,) where in the joined text each text begins.
+        first: (T,) the first visible character of each token; of a lone blank, that of the word behind it; of
+            other white space, where it begins; −1 for special and empty tokens.
+        last: (T,) the last character.
+        inked: (T,) bool, whether it shows a visible character, or is a blank that joins the word behind it.
+        word_of: (C,) the word of a character; of white space, the one before.
+    """
+
+    lengths: Ints
+    base: Ints
+    first: Ints
+    last: Ints
+    inked: Flags
+    word_of: Ints
+
+
+def place_tokens(texts: Sequence[str], offsets: Ints, lengths: Ints, *, special: Flags) -> Placed:
+    """Where the tokens of `word_ids_of_batch` stand, from its arguments."""
     sizes = np.fromiter(map(len, texts), dtype=np.int64, count=len(texts))
     if len(offsets) != lengths.sum() or len(special) != len(offsets):
         got = f"{len(offsets)} offsets, {len(special)} flags, {lengths.sum()} tokens"
@@ -75,8 +101,8 @@ def word_ids_of_batch(
         raise MaskwiseError(what, do="pass the text exactly as the tokenizer got it")
 
     # All texts as one, with a line break, which separates anything, behind each.
-    base = np.repeat(np.cumsum(sizes + 1) - sizes - 1, lengths)
-    start, end = start + base, end + base
+    base = np.cumsum(sizes + 1) - sizes - 1
+    start, end = start + np.repeat(base, lengths), end + np.repeat(base, lengths)
     kinds = classify("".join(text + "\n" for text in texts))
     word_of = np.cumsum(word_starts(kinds), dtype=np.int64)  # of a character; of white space, the one before
     next_ink = _next_ink(kinds)
@@ -84,18 +110,23 @@ def word_ids_of_batch(
     first, last = next_ink[start], end - 1  # first visible character, last character
     ink = ~special & (first < end)
     bare = ~special & ~ink & _stands_before_word(kinds, start, end, ink & (first == start))
-    first, last = np.where(bare, end, first), np.where(bare, end, last)
+    first = np.where(ink, first, np.where(bare, end, np.where(special | (start == end), -1, start)))
+    return Placed(lengths, base, first, np.where(bare, end, last), ink | bare, word_of)
 
-    at = np.flatnonzero(ink | bare)
+
+def number_words(placed: Placed) -> NDArray[np.int32]:
+    """(T,) the word of every token, every text numbered from 0; −1 for tokens that belong to none."""
+    lengths, word_of = placed.lengths, placed.word_of
+    at = np.flatnonzero(placed.inked)
     if not len(at):
-        return np.full(len(start), -1, dtype=np.int32)
+        return np.full(len(placed.first), -1, dtype=np.int32)
     # Offsets may overlap (pieces of one character): "the word the last token ended in" is a running maximum.
-    ended_in = np.maximum.accumulate(word_of[last[at]])
+    ended_in = np.maximum.accumulate(word_of[placed.last[at]])
     opens = np.ones(len(at), dtype=bool)
-    opens[1:] = (word_of[first[at[1:]]] > ended_in[:-1]) | (np.diff(at) > 1)
+    opens[1:] = (word_of[placed.first[at[1:]]] > ended_in[:-1]) | (np.diff(at) > 1)
     number = np.cumsum(opens) - 1
     text_begins = np.searchsorted(at, np.cumsum(lengths) - lengths).clip(max=len(at) - 1)
-    result = np.full(len(start), -1, dtype=np.int32)
+    result = np.full(len(placed.first), -1, dtype=np.int32)
     result[at] = number - np.repeat(number[text_begins], lengths)[at]
     return result
 

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from maskwise.annotate.align import Layered, align
 from maskwise.annotate.characters import classify, is_white, word_starts
-from maskwise.annotate.words import flat_offsets, word_ids_of_batch
+from maskwise.annotate.words import flat_offsets, number_words, place_tokens
 from maskwise.corpus.load import Document
 from maskwise.errors import MaskwiseError, unknown_name
 
@@ -103,7 +104,11 @@ def train_tokenizer(
 
 
 def tokenise(
-    documents: Iterable[Document], tokenizer: PreTrainedTokenizerFast, *, batch_size: int = 256
+    documents: Iterable[Document],
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    batch_size: int = 256,
+    layers: Layered | None = None,
 ) -> Iterator[Tokens]:
     """Every document's tokens and words, in order, without special tokens and uncut.
 
@@ -111,6 +116,7 @@ def tokenise(
         documents: (id, text) pairs.
         tokenizer: a fast tokenizer.
         batch_size: at most so many documents go through the tokenizer together.
+        layers: an annotator or a store of annotations: its layers are laid on the tokens (annotate/align.py).
     """
     if not getattr(tokenizer, "is_fast", False):
         raise MaskwiseError(
@@ -124,9 +130,15 @@ def tokenise(
         texts = [document.text for document in batch]
         encodings = backend.encode_batch(texts, add_special_tokens=False)
         offsets, lengths = flat_offsets(encodings)
-        words = word_ids_of_batch(texts, offsets, lengths, special=np.zeros(len(offsets), dtype=bool))
-        for document, encoding, word_ids in zip(batch, encodings, np.split(words, np.cumsum(lengths)[:-1])):
-            yield Tokens(document.id, np.array(encoding.ids, dtype=np.int32), word_ids)
+        placed = place_tokens(texts, offsets, lengths, special=np.zeros(len(offsets), dtype=bool))
+        columns: dict[str, NDArray[Any]] = {"word_ids": number_words(placed)}
+        if layers is not None:
+            columns |= align(layers.annotate(texts), layers.layers, placed, columns["word_ids"])
+        ends = np.cumsum(lengths).tolist()
+        for document, encoding, start, end in zip(batch, encodings, [0, *ends], ends):
+            ids = np.array(encoding.ids, dtype=np.int32)
+            word_ids, *rest = (column[start:end] for column in columns.values())
+            yield Tokens(document.id, ids, word_ids, dict(zip([*columns][1:], rest)))
 
 
 def _batches(documents: Iterable[Document], size: int) -> Iterator[list[Document]]:
