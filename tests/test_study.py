@@ -22,7 +22,7 @@ from maskwise.evaluation import HeldOut, fixed_maskers
 from maskwise.masking import IGNORE
 from maskwise.recipe import read_recipe
 from maskwise.study import Prepared, Stage, make_plan
-from maskwise.study.pool import Pool
+from maskwise.study.engines.local import LocalEngine
 from maskwise.study.stages import prepare_stage, pretrain_stage
 from maskwise.training import log_frequencies
 from maskwise.training.checkpoints import damage
@@ -79,7 +79,7 @@ def test_a_second_run_does_nothing_and_finds_the_same(finished, recipe, monkeypa
     def no_pool(*arguments: Any, **more: Any) -> None:
         raise AssertionError("a worker was started")
 
-    monkeypatch.setattr("maskwise.study.pool.Pool.__init__", no_pool)
+    monkeypatch.setattr("maskwise.study.engines.local.LocalEngine.__init__", no_pool)
     before = {
         path: path.stat().st_mtime_ns for path in (finished / "stages").rglob("*") if path.name != ".lock"
     }
@@ -308,7 +308,7 @@ def test_a_failing_run_takes_no_other_down(recipe, tmp_path, capfd):
 
 
 def test_a_worker_that_dies_is_a_failure_and_is_replaced():
-    pool = Pool(worker_task, jobs=1)
+    pool = LocalEngine(worker_task, jobs=1)
     found = {}
     try:
         for what in ("first", "die", "raise", "last"):
@@ -319,9 +319,9 @@ def test_a_worker_that_dies_is_a_failure_and_is_replaced():
     finally:
         worker = pool.workers[0].process
         pool.close()
-    assert found["die"] == ("die", None, "the worker process died (exit code 7)")
-    error = found["raise"][2]
-    assert error.startswith("KeyError: 'two\\nlines' (") and "tiny.py:" in error
+    assert found["die"] == ("die", None, ("the worker process died (exit code 7)", True))
+    error, passing = found["raise"][2]
+    assert error.startswith("KeyError: 'two\\nlines' (") and "tiny.py:" in error and not passing
     first, last = found["first"][1], found["last"][1]
     assert first[0] == "first" and last[0] == "last" and first[1] != last[1]
     assert first[2:] == (1, "1")

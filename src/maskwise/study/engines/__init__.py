@@ -1,5 +1,9 @@
-"""Where the stages of a study are done, and the one loop that hands them out."""
+"""Where the stages of a study are done: processes on this machine, or a Ray cluster.
 
-from maskwise.study.engines.schedule import execute
+``base`` says what an engine is, ``local`` and ``cluster`` are the two, ``schedule`` is the one loop that hands
+stages to either. A third engine is a class with four methods and a line in ``schedule.ENGINES``.
+"""
 
-__all__ = ["execute"]
+from maskwise.study.engines.schedule import ENGINES, RETRIES, execute
+
+__all__ = ["ENGINES", "RETRIES", "execute"]

@@ -1,71 +1,173 @@
-"""One loop that does stages as soon as what they need is done."""
+"""One loop for every engine: a stage starts as soon as what it needs is done.
+
+A stage that fails takes down only those that need it. A failure that may pass (see ``Failure``) is tried again, after
+a pause; the stage goes on from its last state, so a retry changes no number. All that is known is in the folders
+of the stages: whatever ends this loop, the same command goes on.
+"""
 
 from __future__ import annotations
 
-import os
+import errno
+import fcntl
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from maskwise.errors import MaskwiseError
+from maskwise.errors import MaskwiseError, unknown_name
+from maskwise.study.engines.base import Engine, Failure
+from maskwise.study.engines.cluster import RayEngine
+from maskwise.study.engines.local import LocalEngine
 from maskwise.study.plan import Plan
-from maskwise.study.pool import Pool
-from maskwise.study.stages import Stage
+from maskwise.study.stages import DONE, Stage
 from maskwise.study.table import LiveTable
 from maskwise.study.work import run_stage
 
+ENGINES: dict[str, Callable[..., Engine]] = {"local": LocalEngine, "ray": RayEngine}
+RETRIES = 2
+"""How often a stage is tried again, unless said otherwise."""
+PAUSE_SECONDS = 2.0
+"""Before the first retry; twice as long before each that follows."""
+LATE_SECONDS = 30.0
+"""How long a shared file system may take to show here what was written there."""
+
 
 def execute(
-    todo: list[Stage],
-    stages: Path,
-    plan: Plan,
-    *,
-    jobs: int | None,
-    quiet: bool,
-    engine: str = "local",
-    retries: int = 0,
-) -> dict[str, str]:
-    """Do stages as soon as what they need is done. Returns the errors by stage name.
+    todo: list[Stage], stages: Path, plan: Plan, *, jobs: int | None = None, quiet: bool = False,
+    engine: str = "local", retries: int = RETRIES,
+) -> dict[str, str]:  # fmt: skip
+    """Do stages. Returns the errors by stage name, also of those that were not tried for want of another.
+
+    Args:
+        todo: stages that are not done.
+        stages: the folder of all stages.
+        plan: what they belong to.
+        jobs: how many at once; as many as cores (GPUs) if not said.
+        engine: a name in ``ENGINES``.
+        retries: how often a stage is tried again whose failure may pass.
 
     Raises:
-        MaskwiseError: when a text cannot be prepared that every run needs.
+        MaskwiseError: a text cannot be prepared that every run needs; an engine that is unknown or cannot start.
     """
+    if engine not in ENGINES:
+        raise unknown_name("engine", engine, ENGINES)
     errors: dict[str, str] = {}
-    waiting = list(todo)
-    if not waiting:
+    if not todo:
         return errors
-    missing = {stage.name for stage in waiting}
+    stages = stages.resolve()
     everyone = set.intersection(*({stage.name for stage in run.stages} for run in plan.runs))
     table = LiveTable(plan, stages, quiet=quiet)
-    pool = Pool(partial(_work, stages=str(stages)), jobs=min(jobs or os.cpu_count() or 1, len(waiting)))
-    running: set[str] = set()
+    waiting = {stage.name: stage for stage in todo}
+    running: dict[str, Stage] = {}
+    tries: dict[str, int] = {}
+    not_before: dict[str, float] = {}
+    with probe(todo[0], stages) as look_there:
+        pool = ENGINES[engine](partial(work, stages=str(stages)), jobs=jobs, probe=look_there)
     try:
         with table:
             while waiting or running:
-                for stage in list(waiting):
-                    broken = next((name for name in stage.needs if name in errors), None)
+                for name, stage in list(waiting.items()):
+                    broken = next((need for need in stage.needs if need in errors), None)
                     if broken:
-                        waiting.remove(stage)
-                        errors[stage.name] = errors[broken]
-                    elif pool.idle and not missing.intersection(stage.needs):
-                        waiting.remove(stage)
-                        running.add(stage.name)
-                        pool.start(stage.as_dict())
-                for task, _, error in pool.finished(timeout=0.5):
-                    stage = Stage.from_dict(task)
-                    running.discard(stage.name)
-                    missing.discard(stage.name)
-                    if error:
-                        errors[stage.name] = error
-                        missing.add(stage.name)
-                        if stage.kind == "prepare" and stage.name in everyone:
-                            raise MaskwiseError(error)
-                        table.say(f"{stage.name} failed: {error}")
-                table.update(running, errors)
+                        errors[name] = errors[broken]
+                        del waiting[name]
+                    elif (
+                        pool.idle > 0
+                        and time.monotonic() >= not_before.get(name, 0.0)
+                        and not any(need in waiting or need in running for need in stage.needs)
+                    ):
+                        running[name] = waiting.pop(name)
+                        pool.start(task_of(running[name]))
+                for task, _, failure in pool.finished(timeout=0.5):
+                    name = task["name"]
+                    stage = running.pop(name)
+                    if failure is None and appears(stages / name / DONE):
+                        continue
+                    failure = failure or Failure("it is done, and its folder is not seen here", passing=True)
+                    count = tries[name] = tries.get(name, 0) + 1
+                    if failure.passing and count <= retries:
+                        table.say(f"{name} failed: {failure.error}; trying again ({count} of {retries})")
+                        not_before[name] = time.monotonic() + PAUSE_SECONDS * 2 ** (count - 1)
+                        waiting[name] = stage
+                    elif stage.kind == "prepare" and name in everyone:
+                        raise MaskwiseError(failure.error)
+                    else:
+                        table.say(f"{name} failed: {failure.error}")
+                        errors[name] = failure.error
+                table.update(set(running), errors)
     finally:
         pool.close()
     return errors
 
 
-def _work(task: dict[str, Any], *, stages: str) -> dict[str, Any]:
-    return run_stage(Stage.from_dict(task), Path(stages))
+def work(task: dict[str, Any], *, stages: str) -> dict[str, Any]:
+    """Do one stage; called by engines, perhaps on another machine, perhaps twice at once."""
+    stage, folder = Stage.from_dict(task["stage"]), Path(stages)
+    wrong = unlike(task)
+    if wrong:
+        raise MaskwiseError(wrong)
+    for need in stage.needs:
+        if not appears(folder / need / DONE):
+            raise FileNotFoundError(f"{folder / need / DONE} is not seen here")
+    with alone(stage.folder(folder)):
+        return run_stage(stage, folder)
+
+
+def unlike(task: dict[str, Any]) -> str | None:
+    """What is wrong with a machine that gives a stage another name than the machine that plans."""
+    if Stage.from_dict(task["stage"]).name == task["name"]:
+        return None
+    return "it has other versions of maskwise or its libraries, or another bf16; use like machines"
+
+
+def look(task: dict[str, Any], mark: str) -> str | None:
+    """The probe: what is wrong with a machine, in a line."""
+    if not appears(Path(mark)):
+        return f"it does not see {Path(mark).parent}; give --out a folder that all machines share"
+    return unlike(task)
+
+
+@contextmanager
+def probe(stage: Stage, stages: Path) -> Iterator[Callable[[], str | None]]:
+    """``look``, bound to a file of a new name that is there as long as this lasts."""
+    mark = stages / f".mark-{uuid.uuid4().hex}"
+    mark.touch()
+    try:
+        yield partial(look, task_of(stage), str(mark))
+    finally:
+        mark.unlink()
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Wait until no other process works in a stage's folder.
+
+    A node that is given up may still be alive, and its copy of a stage with it. The one that comes second waits, and
+    finds the stage done or goes on from its last state. The lock ends with its process, however that ends.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError as error:  # a file system without locks: names hold the process, renames are whole
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                raise
+        yield
+
+
+def appears(path: Path) -> bool:
+    """Is a file there? If not, wait: what another machine wrote may show late."""
+    end = time.monotonic() + LATE_SECONDS
+    while not path.is_file():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.2)
+    return True
+
+
+def task_of(stage: Stage) -> dict[str, Any]:
+    """What is sent: plain values, and the name that they must have on the other side too."""
+    return {"name": stage.name, "stage": stage.as_dict()}

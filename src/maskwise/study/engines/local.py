@@ -1,4 +1,4 @@
-"""Worker processes that outlive their tasks but not their parent.
+"""The local engine: worker processes that outlive their tasks but not their parent.
 
 Importing torch and transformers takes seconds, so workers are kept. Each has one thread, for two runs side by
 side beat one on two threads. A task that raises is a failure with one line; a worker that dies is a failure
@@ -13,58 +13,56 @@ import signal
 import sys
 import threading
 import time
-import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from types import FrameType
 from typing import Any
 
-from maskwise.errors import MaskwiseError
+from maskwise.study.engines.base import Failure, Probe, Run, answer
 
-Run = Callable[[Any], Any]
 PATIENCE_SECONDS = 5.0
 """How long a worker may take to end before it is killed: it may still be importing."""
 
 
-class Pool:
-    """``jobs`` processes that each run ``run(task)``.
+class LocalEngine:
+    """``jobs`` processes on this machine, as many as cores if not said; see ``Engine``.
 
     Args:
         run: a function at the top of a module; tasks and results go through a pipe.
-        jobs: how many processes.
         threads: of torch, in each.
     """
 
-    def __init__(self, run: Run, *, jobs: int, threads: int = 1):
+    def __init__(self, run: Run, *, jobs: int | None = None, probe: Probe | None = None, threads: int = 1):
         self.run, self.threads = run, threads
-        self.workers = [_Worker(run, threads) for _ in range(jobs)]
+        self.jobs = jobs or os.cpu_count() or 1
+        self.workers: list[_Worker] = []
 
     @property
     def idle(self) -> int:
-        """How many workers wait for work."""
-        return sum(worker.task is None for worker in self.workers)
+        return self.jobs - sum(worker.task is not None for worker in self.workers)
 
     def start(self, task: Any) -> None:
-        """Give a task to an idle worker."""
-        place = next(i for i, worker in enumerate(self.workers) if worker.task is None)
-        if not self.workers[place].process.is_alive():  # it died between two tasks
-            self.workers[place] = _Worker(self.run, self.threads)
-        self.workers[place].give(task)
+        idle = (worker for worker in self.workers if worker.task is None and worker.process.is_alive())
+        worker = next(idle, None)
+        if worker is None:
+            worker = _Worker(self.run, self.threads)
+            self.workers.append(worker)
+        worker.give(task)
 
-    def finished(self, timeout: float) -> Iterator[tuple[Any, Any, str | None]]:
-        """Wait at most ``timeout`` seconds; yield (task, result, error) for each that ended."""
+    def finished(self, timeout: float) -> Iterator[tuple[Any, Any, Failure | None]]:
         busy = {worker.pipe: worker for worker in self.workers if worker.task is not None}
         for pipe in wait(list(busy), timeout):
             worker = busy[pipe]  # type: ignore[index]
             task, worker.task = worker.task, None
             try:
-                result, error = worker.pipe.recv()
+                result, failure = worker.pipe.recv()
             except (EOFError, OSError):
                 worker.process.join()
-                result, error = None, f"the worker process died (exit code {worker.process.exitcode})"
-                self.workers[self.workers.index(worker)] = _Worker(self.run, self.threads)
-            yield task, result, error
+                code = worker.process.exitcode
+                result, failure = None, Failure(f"the worker process died (exit code {code})", passing=True)
+                self.workers.remove(worker)
+            yield task, result, failure
 
     def close(self) -> None:
         """End all workers: idle ones by closing their pipes, busy ones by a signal that lets them tidy up."""
@@ -92,7 +90,8 @@ class _Worker:
 
     def give(self, task: Any) -> None:
         self.task = task
-        self.pipe.send(task)
+        with suppress(OSError):  # it has just died; whoever waits for it will find that out
+            self.pipe.send(task)
 
 
 @contextmanager
@@ -120,26 +119,11 @@ def _work(run: Run, pipe: Connection, parent: int, threads: int) -> None:
     try:
         while True:
             task = pipe.recv()
-            pipe.send(_answer(run, task))
+            pipe.send(answer(run, task))
     except (EOFError, OSError):  # the parent has closed the pipe, or is gone
         return
     except SystemExit as end:
         os._exit(int(end.code or 0))  # at once: taking torch down takes seconds
-
-
-def _answer(run: Run, task: Any) -> tuple[Any, str | None]:
-    try:
-        return run(task), None
-    except Exception as error:
-        return None, one_line(error)
-
-
-def one_line(error: Exception) -> str:
-    """An error in one line; with its place, where it is not the user's."""
-    if isinstance(error, MaskwiseError):
-        return str(error)
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    return " ".join(f"{type(error).__name__}: {error} ({last.filename}:{last.lineno})".split())
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

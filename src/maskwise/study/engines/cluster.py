@@ -1,0 +1,168 @@
+"""The Ray engine: each task on one core, and one GPU where there are any, of whatever machine is free.
+
+It joins the cluster of RAY_ADDRESS, else one that runs on this machine, else it starts one here. Ray itself retries
+nothing: a lost node is a failure that may pass, and the loop knows what to do with it. Tasks must bear to run
+twice at once, for a node that is given up may still be alive.
+
+Cost: about three seconds to connect, and on every node some seconds for the first task, which imports torch.
+Needs: maskwise in the same versions on every machine, and a folder that all of them see.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from maskwise.errors import MaskwiseError
+from maskwise.study.engines.base import Failure, Probe, Run, answer
+
+CARRIED = (
+    "HF_",
+    "HUGGING",
+    "TRANSFORMERS_",
+    "TOKENIZERS_",
+    "ATEN_",
+    "MKL_",
+    "CUBLAS_",
+    "TORCH_",
+    "MASKWISE_",
+)
+"""Beginnings of the variables that workers get from here: where models lie, and what moves the last bit."""
+PROBE_SECONDS = 120.0
+STORE_BYTES = 100 * 2**20
+"""Of a cluster that we start: what passes through it are names."""
+
+
+class RayEngine:
+    """Tasks on a Ray cluster; see ``Engine``.
+
+    Args:
+        threads: of torch, in each task.
+
+    Raises:
+        MaskwiseError: no Ray; no cluster at RAY_ADDRESS; a node whose probe finds something.
+    """
+
+    def __init__(self, run: Run, *, jobs: int | None = None, probe: Probe | None = None, threads: int = 1):
+        self.ray = _quiet_ray()
+        self.jobs = jobs
+        self.tasks: dict[Any, Any] = {}
+        self.joined = not self.ray.is_initialized()
+        if self.joined:
+            _join(self.ray, {"env_vars": _environment(threads)}, jobs)
+        try:
+            gpus = 1 if self.ray.cluster_resources().get("GPU") else 0
+            self.unit = "GPU" if gpus else "CPU"
+            self.remote = self.ray.remote(_there).options(num_cpus=1, num_gpus=gpus, max_retries=0)
+            self.first = (run, str(Path.cwd()), threads)
+            if probe:
+                self._probe(probe)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def idle(self) -> int:
+        places = self.jobs or int(self.ray.cluster_resources().get(self.unit, 1))  # nodes come and go
+        return max(0, places - len(self.tasks))
+
+    def start(self, task: Any) -> None:
+        self.tasks[self.remote.remote(*self.first, task)] = task
+
+    def finished(self, timeout: float) -> Iterator[tuple[Any, Any, Failure | None]]:
+        if not self.tasks:
+            time.sleep(timeout)
+            return
+        ready, _ = self.ray.wait(list(self.tasks), num_returns=1, timeout=timeout)
+        for reference in ready:
+            yield self.tasks.pop(reference), *self._outcome(reference)
+
+    def close(self) -> None:
+        for reference in self.tasks:
+            self.ray.cancel(reference, force=True)
+        self.tasks.clear()
+        if self.joined:
+            self.ray.shutdown()
+
+    def _outcome(self, reference: Any) -> tuple[Any, Failure | None]:
+        try:
+            return self.ray.get(reference)
+        except self.ray.exceptions.RayTaskError as error:  # our own code could not even be loaded there
+            return None, Failure(_line(error), passing=False)
+        except self.ray.exceptions.RayError as error:
+            return None, Failure(f"a worker or its machine was lost: {_line(error)}", passing=True)
+
+    def _probe(self, probe: Probe) -> None:
+        """Ask every node, before any work, whether it can do it."""
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as On
+
+        nodes = {
+            node["NodeID"]: node
+            for node in self.ray.nodes()
+            if node["Alive"] and node["Resources"].get("CPU")
+        }
+        task = self.ray.remote(_answered).options(num_cpus=0, max_retries=0)
+        asked = {task.options(scheduling_strategy=On(key, soft=False)).remote(probe): key for key in nodes}
+        ready, late = self.ray.wait(list(asked), num_returns=len(asked), timeout=PROBE_SECONDS)
+        answers: dict[Any, str | None] = dict.fromkeys(late, f"no answer for {PROBE_SECONDS:.0f} s")
+        for reference in ready:
+            wrong, failure = self._outcome(reference)
+            answers[reference] = failure.error if failure else wrong
+        for reference, wrong in answers.items():
+            if wrong:
+                node = nodes[asked[reference]]["NodeManagerAddress"]
+                raise MaskwiseError(f"the Ray node {node} cannot do stages: {wrong}")
+
+
+def _quiet_ray() -> Any:
+    for name in ("RAY_USAGE_STATS_ENABLED", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"):
+        os.environ.setdefault(name, "0")
+    try:
+        import ray
+    except ImportError:
+        raise MaskwiseError("--engine ray needs Ray", do="pip install 'maskwise[ray]'") from None
+    return ray
+
+
+def _join(ray: Any, environment: dict[str, Any], jobs: int | None) -> None:
+    given = os.environ.get("RAY_ADDRESS")
+    settings = {"log_to_driver": False, "logging_level": "critical", "runtime_env": environment}
+    try:
+        ray.init(address=given or "auto", **settings)
+    except (ConnectionError, ValueError) as error:
+        if given:
+            got = f"{given}: {_line(error)}"
+            raise MaskwiseError(
+                "no Ray cluster at RAY_ADDRESS", got=got, do="start it with `ray start`"
+            ) from None
+        ray.init(
+            address="local", num_cpus=jobs or os.cpu_count(), include_dashboard=False,
+            object_store_memory=STORE_BYTES, **settings,
+        )  # fmt: skip
+
+
+def _environment(threads: int) -> dict[str, str]:
+    carried = {name: value for name, value in os.environ.items() if name.startswith(CARRIED)}
+    return carried | {"OMP_NUM_THREADS": str(threads)}
+
+
+def _there(run: Run, folder: str, threads: int, task: Any) -> tuple[Any, Failure | None]:
+    """Runs on a node, in the folder where the study was started, for recipes name files as seen from there."""
+    import torch
+
+    torch.set_num_threads(threads)
+    if Path(folder).is_dir():
+        os.chdir(folder)
+    return answer(run, task)
+
+
+def _answered(probe: Probe) -> tuple[str | None, Failure | None]:
+    return probe(), None
+
+
+def _line(error: Exception) -> str:
+    """The first line of what Ray says; the rest is for its developers."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
