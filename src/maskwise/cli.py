@@ -47,10 +47,13 @@ def study(
     recipe: Annotated[str, typer.Argument(help="A shipped recipe or a YAML file.")] = "quick-start",
     overrides: Overrides = None,
     out: Out = Path("runs/study"),
-    engine: Annotated[str, typer.Option(help="Where runs go: local.")] = "local",
+    engine: Annotated[str, typer.Option(help="Where stages run: local, or ray (a cluster).")] = "local",
     jobs: Annotated[
-        int | None, typer.Option(min=1, help="Worker processes; as many as cores if not said.")
+        int | None, typer.Option(min=1, help="Stages at once; as many as cores (GPUs on Ray) if not said.")
     ] = None,
+    retries: Annotated[
+        int, typer.Option(min=0, help="How often to try again what may pass: a lost worker, node or file.")
+    ] = 2,
     as_json: Json = False,
 ) -> None:
     """Compare masking choices: arms x seeds x tasks, with verdicts and a report.
@@ -61,10 +64,10 @@ def study(
     from maskwise.recipe import read_recipe
     from maskwise.study import run_study
 
-    if engine != "local":
-        raise MaskwiseError("unknown engine", got=engine, allowed="local", do="Ray is not built yet")
     recipe, overrides = _recipe_or_override(recipe, overrides)
-    result = run_study(read_recipe(recipe, overrides), out, jobs=jobs, quiet=as_json)
+    result = run_study(
+        read_recipe(recipe, overrides), out, jobs=jobs, quiet=as_json, engine=engine, retries=retries
+    )
     if as_json:
         _print_json(result)
         raise typer.Exit(bool(result["failures"]))

@@ -17,7 +17,7 @@ from typing import Any
 from maskwise.errors import MaskwiseError
 from maskwise.report import write_report
 from maskwise.study.checks import LOCK, check_folder, check_inputs
-from maskwise.study.engines import execute
+from maskwise.study.engines import RETRIES, execute
 from maskwise.study.facts import describe, samples, timings
 from maskwise.study.plan import Plan, make_plan
 from maskwise.study.stages import write_json, write_lines
@@ -33,7 +33,7 @@ def run_study(
     jobs: int | None = None,
     quiet: bool = False,
     engine: str = "local",
-    retries: int = 0,
+    retries: int = RETRIES,
 ) -> dict[str, Any]:
     """Run every arm and seed of a recipe, compare them, write the report.
 
@@ -43,7 +43,7 @@ def run_study(
         jobs: stages at once; as many as cores if not said.
         quiet: no live table.
         engine: where stages run: local or ray.
-        retries: how often a stage is tried again whose worker died.
+        retries: how often a stage is tried again whose failure may pass.
 
     Returns:
         summary.json as a dict, with ``seconds``, ``report`` and ``failures`` (records of runs that failed).
