@@ -1,0 +1,291 @@
+"""Annotations on disk, made once per corpus.
+
+    OUT/
+      manifest.json              of which texts, by which annotators, in which shards; written last
+      shards/NAME-KEY.parquet    what one annotator found in one shard: a row per document, in their order
+      fitted/NAME-KEY/           what an annotator learnt from the whole corpus
+      summary.json               what was found
+
+The name of a shard's file is a hash of all that it depends on: its documents and the annotator's version. So a
+file that is there is done: a second run is instant, one that was killed goes on, another tagger or one changed
+character makes a new file, and nothing else. Files appear whole, under their final name.
+
+Shards end behind a document whose hash says so (about 1 in 256) or when they are full. So a document more, or
+a longer one, moves the borders of its own shard only.
+
+Columns: ``id``, ``text`` (int64, `text_id` of the text), and per layer ``NAME.start``, ``NAME.end``
+(list<int32>, characters) and ``NAME.value`` (list<int16> codes or list<float>).
+
+Cost: 3 to 6 bytes per word and layer on disk; 16 bytes of memory per document to find it again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from maskwise.annotate.annotator import CharSpans, Layer, digest
+from maskwise.annotate.words import text_id
+from maskwise.corpus.load import Document
+from maskwise.errors import MaskwiseError, unknown_name
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+SHARD_DOCUMENTS = 256
+"""On average; four times as many at most."""
+SHARD_CHARACTERS = 1 << 20
+Found = Sequence[Mapping[str, CharSpans]]
+
+
+def cut_shards(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    """Documents, a shard at a time."""
+    shard: list[Document] = []
+    characters = 0
+    for document in documents:
+        shard.append(document)
+        characters += len(document.text)
+        full = characters >= SHARD_CHARACTERS or len(shard) >= 4 * SHARD_DOCUMENTS
+        if full or text_id(document.text) % SHARD_DOCUMENTS == 0:
+            yield shard
+            shard, characters = [], 0
+    if shard:
+        yield shard
+
+
+def shard_key(shard: Sequence[Document]) -> str:
+    """Hash of the names and texts of a shard."""
+    return digest(FORMAT, *(part for document in shard for part in (document.id, text_id(document.text))))
+
+
+def file_name(annotator: str, version: str, shard: str) -> str:
+    """Where the layers of an annotator for the shard with that key stand, inside of ``shards/``."""
+    return f"{annotator}-{digest(version, shard)}.parquet"
+
+
+def to_parquet(
+    shard: Sequence[Document], found: Found, layers: Mapping[str, Layer], facts: Mapping[str, Any]
+) -> bytes:
+    """A shard's file. The same input gives the same bytes.
+
+    Args:
+        shard: D documents.
+        found: for each its spans by layer.
+        layers: what the layers are.
+        facts: JSON to go with it (`summary.shard_facts`).
+    """
+    columns: dict[str, pa.Array] = {
+        "id": pa.array([document.id for document in shard], pa.string()),
+        "text": pa.array([text_id(document.text) for document in shard], pa.int64()),
+    }
+    for name, layer in layers.items():
+        parts = [spans[name] for spans in found]
+        offsets = pa.array(np.cumsum([0, *(len(part.start) for part in parts)]), pa.int32())
+        types = {"start": np.int32, "end": np.int32} | ({"value": layer.dtype} if layer.dtype else {})
+        for side, dtype in types.items():
+            flat = np.concatenate([np.zeros(0, dtype), *(getattr(part, side) for part in parts)]).astype(
+                dtype
+            )
+            columns[f"{name}.{side}"] = pa.ListArray.from_arrays(offsets, pa.array(flat))
+    schema = pa.schema(
+        [(name, column.type) for name, column in columns.items()], {"maskwise": json.dumps(facts)}
+    )
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_arrays([*columns.values()], schema=schema), sink, compression="zstd")
+    return sink.getvalue().to_pybytes()
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that it is whole or not there.
+
+    Raises:
+        MaskwiseError: a full disk, a folder that cannot be written.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(content)
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        do = "what was finished is kept: make room and give the same command again"
+        raise MaskwiseError(f"cannot write {path}", got=error.strerror, do=do) from error
+
+
+def shard_facts(path: Path) -> dict[str, Any] | None:
+    """What `to_parquet` was given as ``facts``; None where there is no whole file."""
+    try:
+        found: dict[str, Any] = json.loads((pq.read_schema(path).metadata or {})[b"maskwise"])
+        return found
+    except (OSError, pa.ArrowInvalid, KeyError, ValueError):
+        return None
+
+
+@dataclass(frozen=True)
+class Made:
+    """One annotator's part of a store: what it was called with, what it was, what it made."""
+
+    name: str
+    spec: str
+    version: str
+    layers: dict[str, Layer]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What is in a store.
+
+    Attributes:
+        source: where the texts came from.
+        corpus: hash of all documents, in their order.
+        documents, characters: how many there are.
+        annotators: who made layers. shards: the keys of the shards, in their order.
+    """
+
+    source: str
+    corpus: str
+    documents: int
+    characters: int
+    annotators: tuple[Made, ...]
+    shards: tuple[str, ...]
+
+    def to_json(self) -> str:
+        return json.dumps({"format": FORMAT, **asdict(self)}, indent=1, ensure_ascii=False)
+
+    @classmethod
+    def load(cls, folder: Path) -> Manifest:
+        """
+        Raises:
+            MaskwiseError: no manifest, or a damaged one.
+        """
+        try:
+            plain = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            if plain.pop("format") != FORMAT:
+                raise ValueError("of another format")
+            made = tuple(Made(**part | {"layers": _layers(part["layers"])}) for part in plain["annotators"])
+            return cls(**plain | {"annotators": made, "shards": tuple(plain["shards"])})
+        except FileNotFoundError:
+            do = "make them with maskwise annotate; an interrupted run goes on with the same command"
+            raise MaskwiseError(f"{folder} holds no finished annotations", do=do) from None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise MaskwiseError(f"{folder / MANIFEST} is damaged: {error}", do="annotate again") from error
+
+
+def _layers(plain: Mapping[str, Any]) -> dict[str, Layer]:
+    return {name: Layer(layer["kind"], tuple(layer["labels"])) for name, layer in plain.items()}
+
+
+class Store:
+    """Finished annotations, to be laid on the same texts again: whatever takes an annotator takes a store.
+
+    Args:
+        folder: what ``maskwise annotate`` wrote.
+        only: some of its layers, by name; all of them if not said.
+
+    Raises:
+        MaskwiseError: nothing there, or no such layer.
+    """
+
+    name = "stored"
+
+    def __init__(self, folder: str | Path, only: Iterable[str] | None = None):
+        self.folder = Path(folder)
+        self.manifest = Manifest.load(self.folder)
+        every = {name: layer for made in self.manifest.annotators for name, layer in made.layers.items()}
+        for name in only or ():
+            if name not in every:
+                raise unknown_name(f"layer in {folder}:", name, every)
+        self.layers = {name: layer for name, layer in every.items() if only is None or name in set(only)}
+        self._parts: dict[str, dict[str, Any]] = {}
+
+    @property
+    def version(self) -> str:
+        """Hash of the texts and of who annotated them."""
+        made = [(m.name, m.version) for m in self.manifest.annotators if m.layers.keys() & self.layers.keys()]
+        return digest(self.manifest.corpus, made, [*self.layers])
+
+    def require(self, name: str, version: str) -> None:
+        """Refuse layers that an annotator of another version made.
+
+        Raises:
+            MaskwiseError: with both keys.
+        """
+        found = {made.name: made.version for made in self.manifest.annotators}
+        if found.get(name) != version:
+            what = f"the layers of {name!r} in {self.folder} were made by another annotator"
+            raise MaskwiseError(what, got=found.get(name, "none"), allowed=version, do="annotate again")
+
+    def annotate(self, texts: list[str]) -> list[dict[str, CharSpans]]:
+        """For each text its spans by layer, as they were found.
+
+        Raises:
+            MaskwiseError: a text that was not annotated (one other character makes another text), or a damaged
+                file.
+        """
+        known, shard, row = self._index
+        names = np.array([text_id(text) for text in texts], dtype=np.int64)
+        at = np.searchsorted(known, names).clip(max=max(len(known) - 1, 0))
+        missing = np.flatnonzero(known[at] != names) if len(known) else np.arange(len(texts))
+        if len(missing):
+            text = texts[missing[0]]
+            raise MaskwiseError(
+                f"the layers in {self.folder} were made from another text",
+                got=f"{text[:40]!r}…, text key {names[missing[0]]}",
+                allowed=f"the {self.manifest.documents} documents of corpus {self.manifest.corpus}",
+                do="annotate this corpus",
+            )
+        return [self._row(int(shard[place]), int(row[place])) for place in at]
+
+    @cached_property
+    def _index(self) -> tuple[Any, Any, Any]:
+        """(D,) sorted text keys, and the shard and row of each."""
+        first = self.manifest.annotators[0] if self.manifest.annotators else None
+        keys = [self._read(first, key, ["text"])["text"].to_numpy() for key in self.manifest.shards if first]
+        sizes = [len(key) for key in keys]
+        names = np.concatenate([np.zeros(0, np.int64), *keys])
+        order = np.argsort(names, kind="stable")
+        shard = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
+        row = np.concatenate([np.zeros(0, np.int32), *(np.arange(size, dtype=np.int32) for size in sizes)])
+        return names[order], shard[order], row[order]
+
+    def _row(self, shard: int, row: int) -> dict[str, CharSpans]:
+        found = {}
+        for made in self.manifest.annotators:
+            if not made.layers.keys() & self.layers.keys():
+                continue
+            columns = self._shard(made, shard)
+            for name, layer in made.layers.items():
+                if name in self.layers:
+                    ends, *values = columns[name]
+                    cut = slice(ends[row], ends[row + 1])
+                    found[name] = CharSpans(*(value[cut] for value in values), *([None] * (not layer.dtype)))
+        return {name: found[name] for name in self.layers}
+
+    def _shard(self, made: Made, shard: int) -> dict[str, Any]:
+        """The columns of a shard; the last one read is kept, for texts mostly come in their order."""
+        held = self._parts.get(made.name)
+        if held is None or held["shard"] != shard:
+            table = self._read(made, self.manifest.shards[shard])
+            held = {"shard": shard}
+            for name, layer in made.layers.items():
+                sides = ("start", "end", "value") if layer.dtype else ("start", "end")
+                lists = [table[f"{name}.{side}"].combine_chunks() for side in sides]
+                held[name] = (lists[0].offsets.to_numpy(), *(part.values.to_numpy() for part in lists))
+            self._parts[made.name] = held
+        return held
+
+    def _read(self, made: Made, key: str, columns: list[str] | None = None) -> pa.Table:
+        path = self.folder / "shards" / file_name(made.name, made.version, key)
+        try:
+            return pq.read_table(path, columns=columns)
+        except (OSError, pa.ArrowInvalid) as error:
+            do = "give the same maskwise annotate command again: it mends what is missing"
+            raise MaskwiseError(f"{path} is missing or damaged", do=do) from error
