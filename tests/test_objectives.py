@@ -40,7 +40,7 @@ def compare(net: Any) -> None:
     own.loss.backward()
     expected = gradients(net)
     net.zero_grad(set_to_none=True)
-    total, count = MaskedLanguageModelling(net)(inputs)
+    total, count, *_ = MaskedLanguageModelling(net)(inputs)
     (total / count).backward()
     assert count == int((inputs["labels"] != IGNORE).sum()) > 10
     torch.testing.assert_close(total / count, own.loss, rtol=1e-6, atol=1e-6)
@@ -78,14 +78,14 @@ def test_the_head_runs_on_targets_alone() -> None:
     net = model("bert")
     seen = []
     net.cls.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape))
-    _, count = MaskedLanguageModelling(net)(batch())
+    count = MaskedLanguageModelling(net)(batch()).targets
     assert seen == [(int(count), 16)]
 
 
 @pytest.mark.parametrize("architecture", [*ARCHITECTURES, "convbert"])
 def test_a_batch_without_targets_is_zero_and_not_nan(architecture: str) -> None:
     net = model(architecture, **({"embedding_size": 16} if architecture == "convbert" else {}))
-    loss, count = MaskedLanguageModelling(net)(batch(targets=False))
+    loss, count, *_ = MaskedLanguageModelling(net)(batch(targets=False))
     assert (loss.item(), int(count)) == (0.0, 0)
     loss.backward()
     assert all(not g.any() for g in gradients(net).values())
@@ -97,8 +97,8 @@ def test_token_types_reach_only_models_that_know_them(architecture: str) -> None
     known = architecture in ("bert", "albert", "electra")
     net = model(architecture, type_vocab_size=2 if known else 0 if architecture == "deberta-v2" else 1)
     inputs, objective = batch(), MaskedLanguageModelling(net.eval())
-    plain, _ = objective(inputs)
-    typed, _ = objective({**inputs, "token_type_ids": torch.zeros_like(inputs["input_ids"])})
+    plain, *_ = objective(inputs)
+    typed, *_ = objective({**inputs, "token_type_ids": torch.zeros_like(inputs["input_ids"])})
     assert torch.equal(plain, typed)
     if known:
         other, _ = objective({**inputs, "token_type_ids": torch.ones_like(inputs["input_ids"])})
@@ -128,7 +128,7 @@ def test_loss_weight_multiplies_each_rows_loss() -> None:
     assert masked.loss_weight is not None
     torch.testing.assert_close(masked.loss_weight.double(), 1 / masked.ratio, rtol=1e-6, atol=0)
     objective = MaskedLanguageModelling(model("bert").eval())
-    total, count = objective(masked)
+    total, count, *_ = objective(masked)
     by_row = torch.stack(
         [objective({k: v[i : i + 1] for k, v in masked.model_inputs().items()})[0] for i in range(8)]
     )
