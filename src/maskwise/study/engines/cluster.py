@@ -56,7 +56,7 @@ class RayEngine:
         try:
             gpus = 1 if self.ray.cluster_resources().get("GPU") else 0
             self.unit = "GPU" if gpus else "CPU"
-            self.remote = self.ray.remote(_there).options(num_cpus=1, num_gpus=gpus, max_retries=0)
+            self.remote = self.ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(_there)
             self.first = (run, str(Path.cwd()), threads)
             if probe:
                 self._probe(probe)
@@ -104,7 +104,7 @@ class RayEngine:
             for node in self.ray.nodes()
             if node["Alive"] and node["Resources"].get("CPU")
         }
-        task = self.ray.remote(_answered).options(num_cpus=0, max_retries=0)
+        task = self.ray.remote(num_cpus=0, max_retries=0)(_answered)
         asked = {task.options(scheduling_strategy=On(key, soft=False)).remote(probe): key for key in nodes}
         ready, late = self.ray.wait(list(asked), num_returns=len(asked), timeout=PROBE_SECONDS)
         answers: dict[Any, str | None] = dict.fromkeys(late, f"no answer for {PROBE_SECONDS:.0f} s")
