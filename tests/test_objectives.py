@@ -101,7 +101,7 @@ def test_token_types_reach_only_models_that_know_them(architecture: str) -> None
     typed, *_ = objective({**inputs, "token_type_ids": torch.zeros_like(inputs["input_ids"])})
     assert torch.equal(plain, typed)
     if known:
-        other, _ = objective({**inputs, "token_type_ids": torch.ones_like(inputs["input_ids"])})
+        other, *_ = objective({**inputs, "token_type_ids": torch.ones_like(inputs["input_ids"])})
         assert not torch.equal(plain, other)
 
 
