@@ -1,0 +1,229 @@
+"""Phrases: n-grams of 2 to 5 words that come together more often than chance, masked as one unit.
+
+A vocabulary is made once from a corpus (ngrams.py counts and scores), and found again in any text by hashing.
+It is a Parquet file with the phrases as plain text, best first, so it can be read, cut and mended; a text file
+with one phrase a line serves as well.
+
+- Phrases occur more than 10 times in at least 5 documents. The floor of documents is ours: without it the best
+  scores are names of heroes of single articles ("stavely makepeace", 17 times in one). Templates that stand in
+  many articles ("mollusk in the family conidae") pass it.
+- Shares of lengths 2, 3, 4, 5 as published: 50, 25, 12.5 and 12.5 %; a length that a corpus has too few of is
+  not made up for by others.
+- Size: 800,000 × √(words / 2.6 billion), the published list being for 16 GB of text. That keeps about half of all
+  words in phrases, by which the published size was chosen (.495 on 9 million words of Wikipedia, 47,000 phrases).
+  Expect phrases such as "of the" among the best and "via the" among the last: the published score favours
+  frequent n-grams. A third of the size has few of the latter and covers a third of the words.
+- Fragments are left out: n-grams of which 9 in 10 stand inside one longer phrase of the vocabulary ("seri begawan").
+  The longer one wins there anyway, so this makes room and changes little else. It is ours, too.
+- Of overlapping phrases in a text the longer ones win, among equally long ones the leftmost (the paper draws one of
+  them): a layer is a function of its text. What is left are whole words, which is the policy's affair.
+
+Cost: counting 9 million words half a minute and 300 MB, finding phrases 2 µs a word.
+Source: Levine et al. 2021 (PMI-Masking, arXiv 2010.01825), section 3; README of github.com/AI21Labs/pmi-masking.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from maskwise.annotate.annotator import CharSpans, Layer, digest
+from maskwise.annotate.characters import VERSION
+from maskwise.annotate.counts import RULES, mixed, words_of
+from maskwise.annotate.ngrams import Counted, count_ngrams, score_ngrams
+from maskwise.annotate.tables import Ints, Keys, find, read_table, write_table
+from maskwise.errors import MaskwiseError
+from maskwise.specs import Call
+
+SHARES = {2: 0.5, 3: 0.25, 4: 0.125, 5: 0.125}
+FRAGMENT = 0.9
+FILE = "phrases.parquet"
+
+
+class Phrases:
+    """The layer ``phrase``: every phrase of a vocabulary that stands in a text.
+
+    Args:
+        vocabulary: the folder that an earlier fit has filled, or a text file with one phrase a line. Without it
+            the annotator is to be fitted, with the settings that follow.
+        size: most phrases; without it by the size of the corpus.
+        min_count: phrases occur more often than this, …
+        min_documents: … and in at least so many documents (1: as published).
+        paper: score with one log p(w), as in the paper's equation, not two, as in its lists.
+
+    Raises:
+        MaskwiseError: settings out of range; a vocabulary that is not there or cannot be read.
+    """
+
+    name = "phrases"
+    layers: ClassVar = {"phrase": Layer("spans")}
+
+    def __init__(
+        self, *, vocabulary: str | None = None, size: int | None = None, min_count: int = 10,
+        min_documents: int = 5, paper: bool = False,
+    ):  # fmt: skip
+        if (size is not None and size < 1) or min_count < 0 or min_documents < 1:
+            got = f"size={size}, min_count={min_count}, min_documents={min_documents}"
+            raise MaskwiseError(
+                "phrases: settings out of range",
+                got=got,
+                allowed="size ≥ 1, min_count ≥ 0, min_documents ≥ 1",
+            )
+        self._size, self._min_count, self._min_documents, self._paper = size, min_count, min_documents, paper
+        self._phrases = None if vocabulary is None else read_phrases(Path(vocabulary))
+
+    @property
+    def fitted(self) -> bool:
+        return self._phrases is not None
+
+    @cached_property
+    def version(self) -> str:
+        settings = (self._size, self._min_count, self._min_documents, self._paper)
+        return digest(self.name, RULES, VERSION, *(settings if self._phrases is None else self._phrases))
+
+    def fit(self, texts: Iterable[str], folder: Path) -> str:
+        """Make a vocabulary of the corpus and save it in ``folder``: phrases.parquet and facts.json.
+
+        Raises:
+            MaskwiseError: no phrase is frequent enough.
+        """
+        counted = count_ngrams(texts, folder, min_count=self._min_count, min_documents=self._min_documents)
+        size = vocabulary_size(counted.total) if self._size is None else self._size
+        found = choose_phrases(counted, size=size, paper=self._paper)
+        if not found:
+            raise MaskwiseError(
+                "the corpus has no phrase that is frequent enough", got=f"{counted.total:,} words",
+                allowed=f"more than {self._min_count} times in at least {self._min_documents} documents",
+                do="give more text, or lower min_count or min_documents",
+            )  # fmt: skip
+        write_table(folder / FILE, {name: [one[name] for one in found] for name in found[0]})
+        facts = {
+            "words": counted.total, "phrases": len(found), "size": size, "counts_too_low_by_at_most": counted.lost,
+            "min_count": self._min_count, "min_documents": self._min_documents, "paper": self._paper,
+        }  # fmt: skip
+        (folder / "facts.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        return str(Call(self.name, kwargs={"vocabulary": str(folder)}))
+
+    def annotate(self, texts: list[str]) -> list[dict[str, CharSpans]]:
+        assert self._phrases is not None, "fit first"
+        return [{"phrase": spans} for spans in self._matcher.find(texts)]
+
+    @cached_property
+    def _matcher(self) -> Matcher:
+        return Matcher(self._phrases or [])
+
+
+def vocabulary_size(words: int) -> int:
+    """Phrases for a corpus of so many words: 800,000 for 16 GB of text (2.6 billion words), by the square root."""
+    return round(800_000 * (words / 2.6e9) ** 0.5)
+
+
+def read_phrases(path: Path) -> list[str]:
+    """The phrases of a saved vocabulary, or of a text file with one a line."""
+    if path.is_dir():
+        return list(read_table(path / FILE, "phrase")["phrase"])
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        do = "give the folder of a fit, or a UTF-8 text file with one phrase a line"
+        raise MaskwiseError(f"cannot read the phrases {path}: {error}", do=do) from None
+    return [line.strip() for line in lines if line.strip()]
+
+
+def choose_phrases(counted: Counted, *, size: int, paper: bool = False) -> list[dict[str, Any]]:
+    """The vocabulary: of every length the best, ``SHARES`` of ``size`` (fewer where a corpus has fewer).
+
+    Returns:
+        One record per phrase: phrase, length, count, documents, score. In the order of rank ÷ share, so that any
+        beginning of the list has about the published shares: scores of different lengths do not compare.
+    """
+    ranked = []
+    scores = score_ngrams(counted, paper=paper)
+    inside = np.zeros(0, dtype=np.int64)  # (n+1)-grams in the vocabulary, or almost always inside of such
+    for n in sorted(scores, reverse=True):
+        level = counted.levels[n - 1]
+        longer = np.zeros(len(level.keys), dtype=np.int64)
+        for last in (False, True) if len(inside) else ():
+            above = counted.levels[n]
+            np.maximum.at(longer, above.part(inside, last=last), above.counts[inside])
+        fragment = longer >= FRAGMENT * level.counts
+        best = np.argsort(np.where(fragment, np.inf, -scores[n]), kind="stable")
+        best = best[: min(round(size * SHARES[n]), int((~fragment).sum()))]
+        inside = np.union1d(best, np.flatnonzero(fragment))
+        columns = level.counts[best].tolist(), level.documents[best].tolist(), scores[n][best].tolist()
+        for rank, (phrase, count, documents, score) in enumerate(zip(counted.texts(n, best), *columns)):
+            record = {"phrase": phrase, "length": n, "count": count, "documents": documents, "score": score}
+            ranked.append((rank / SHARES[n], n, record))
+    return [record for _, _, record in sorted(ranked, key=lambda one: one[:2])]
+
+
+class Matcher:
+    """Finds phrases in texts: the longest first, among equally long ones the leftmost."""
+
+    def __init__(self, phrases: list[str]):
+        words = words_of(phrases)
+        if not words.plain.all():
+            raise MaskwiseError("a phrase has no punctuation", got=words.name(int(np.argmin(words.plain))))
+        lengths = np.bincount(words.text, minlength=len(phrases))
+        first = np.cumsum(lengths) - lengths
+        self._keys = {
+            n: np.unique(_gram_keys(words.key, n)[first[lengths == n]]) for n in np.unique(lengths) if n > 1
+        }
+
+    def find(self, texts: list[str]) -> list[CharSpans]:
+        """The phrases of each text."""
+        words = words_of(texts)
+        size = len(words.key)
+        # Words between two borders have one number; a punctuation mark has its own.
+        border = words.fresh | ~words.plain
+        border[1:] |= ~words.plain[:-1]
+        stretch = np.cumsum(border)
+        taken = np.zeros(size, dtype=bool)
+        length_at = np.zeros(size, dtype=np.int64)
+        for n in sorted(self._keys, reverse=True):
+            if n > size:
+                continue
+            used = np.append(0, np.cumsum(taken))
+            whole = (stretch[n - 1 :] == stretch[: size - n + 1]) & (used[n:] == used[: size - n + 1])
+            at = np.flatnonzero(whole)
+            at = at[find(self._keys[n], _gram_keys(words.key, n)[at]) >= 0]
+            at = leftmost(at, n)
+            length_at[at] = n
+            taken[(at[:, None] + np.arange(n)).ravel()] = True
+        at = np.flatnonzero(length_at)
+        found = words._replace(text=words.text[at])
+        ends = words.end[at + length_at[at] - 1]
+        return [
+            CharSpans(*spans)
+            for spans in found.split(words.start[at].astype(np.int32), ends.astype(np.int32))
+        ]
+
+
+def leftmost(at: Ints, width: int) -> Ints:
+    """From ascending places, those that going from left to right do not overlap: each at least ``width`` apart.
+
+    Every place points to the first one that it leaves free; taken is what can be reached from the heads of
+    clusters. Jumps double in each pass, so the passes are the logarithm of the longest cluster, not its length.
+    """
+    size = len(at)
+    jump = np.append(np.searchsorted(at, at + width), size)
+    head = np.append(np.append(True, np.diff(at) >= width)[:size], True)
+    taken = head.copy()
+    jump[head[jump]] = size  # what is a head is taken anyway
+    while (jump < size).any():
+        taken[jump[taken]] = True
+        jump = jump[jump]
+    return at[taken[:size]]
+
+
+def _gram_keys(keys: Keys, n: int) -> Keys:
+    """(W,) hashes of the n words from each place on; meaningless at the last n − 1."""
+    total = keys
+    for skip in range(1, n):
+        total = mixed(total) + np.append(keys[skip:], np.zeros(min(skip, len(keys)), dtype=np.uint64))
+    return total
