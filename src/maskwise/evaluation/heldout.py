@@ -22,7 +22,12 @@ EVALUATION_SEED = 0xE7A1
 
 def fixed_maskers(tokenizer: Any, *, masks: Iterable[str], ratio: float) -> dict[str, Masker]:
     """Fixed masks: [MASK] only, and whole units on average at the budget, so that long words count too."""
-    fixed = {"ratio": ratio, "budget": "expected", "corruption": "mask-only", "seed": EVALUATION_SEED}
+    fixed: dict[str, Any] = {
+        "ratio": ratio,
+        "budget": "expected",
+        "corruption": "mask-only",
+        "seed": EVALUATION_SEED,
+    }
     return {kind: Masker(tokenizer, policy=kind, **fixed) for kind in masks}
 
 

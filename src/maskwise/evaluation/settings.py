@@ -50,7 +50,9 @@ class EvaluationSettings(BaseModel):
     @classmethod
     def _in_range(cls, value: tuple[float, ...]) -> tuple[float, ...]:
         if not value or len(set(value)) < len(value) or not all(0 < ratio < 1 for ratio in value):
-            raise MaskwiseError("evaluation.ratios", got=list(value), allowed="different numbers in 0 < r < 1")
+            raise MaskwiseError(
+                "evaluation.ratios", got=list(value), allowed="different numbers in 0 < r < 1"
+            )
         return value
 
     @field_validator("masks")
