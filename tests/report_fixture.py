@@ -15,6 +15,9 @@ SENTENCE = [
 ]
 
 
+COST = {"steps": 400, "tokens": 819_200, "targets": 122_880, "flops": 2.1e12}
+
+
 def make_study(
     *, runs: int = 3, arms: dict[str, float] | None = None, tasks: int = 2, **changes: Any
 ) -> dict:
@@ -42,6 +45,9 @@ def make_study(
             }
             for i in range(tasks)
         },
+        "contrasts": [[name, names[0]] for name in names[1:]],
+        "match": {"by": "steps", "arms": {name: dict(COST) for name in names}},
+        "search": {"grid": {"training.learning_rate": [0.002, 0.006]}, "seeds": [1000, 1001], "by": "dev"},
         "seconds": 331.2,
         **changes,
     }
@@ -85,7 +91,22 @@ def make_records(
             own = loss - 5 * effect.get(arm, 0) + rng.normal(0, 0.05)
             for masks, worse in (("token", 1.5 * words), ("whole-word", 0.5 - 0.3 * words)):
                 records.append(heldout_record(arm, s, masks, own + worse))
+    return records + run_facts(study)
+
+
+def run_facts(study: dict) -> list[dict]:
+    """What every arm chose on its dev seeds, and what every run cost."""
+    points = [{"training.learning_rate": rate} for rate in (0.002, 0.006)]
+    records: list[dict] = []
+    for arm in study["arms"]:
+        candidates = [{"settings": point, "score": 0.5 + i / 10} for i, point in enumerate(points)]
+        records.append({"kind": "selection", "arm": arm, "candidates": candidates, "chosen": points[1]})
+        records += [cost_record(arm, seed) for seed in study["seeds"]]
     return records
+
+
+def cost_record(arm: str, seed: int, **more: Any) -> dict:
+    return {"kind": "cost", "arm": arm, "seed": seed, **COST, **more}
 
 
 def score_record(arm: str, seed: int, task: str, score: float, **more: Any) -> dict:

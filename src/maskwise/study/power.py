@@ -1,0 +1,96 @@
+"""How many runs a study needs, and what a given number of runs can see: pure functions of plain numbers.
+
+The test that decides is the exact sign-flip test, whose p values come in steps of 2^(1 − n): with 8 runs and a
+level of .0083 the level that is really used is .0078, with 9 still .0078. So power is that of the paired t test
+at the level which the sign-flip test can attain. Against simulations of the whole rule (sign-flip p and an
+interval without zero) the runs it asks for are right to one run in nine (docs/evidence.md).
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from scipy import optimize, special, stats
+
+from maskwise.errors import MaskwiseError
+from maskwise.study.statistics import EXACT_RUNS
+
+P_FROM_RUNS = 6  # fewer, and no p is printed: the smallest one at 5 runs is .0625
+
+
+def attainable_level(runs: int, alpha: float = 0.05) -> float:
+    """The largest p below alpha that the sign-flip test of so many runs can give; 0 if there is none."""
+    if runs > EXACT_RUNS:
+        return alpha
+    patterns = 2 ** (runs - 1)
+    return (math.ceil(alpha * patterns) - 1) / patterns
+
+
+def fewest_runs(alpha: float = 0.05) -> int:
+    """The fewest runs that can decide anything at this level."""
+    return next(n for n in range(P_FROM_RUNS, 60) if attainable_level(n, alpha) > 0)
+
+
+def power_of(sd: float, difference: float, runs: int, *, alpha: float = 0.05) -> float:
+    """Power of the two-sided paired t test (noncentral t); `sd` is that of the paired differences.
+
+    Integrated over the quantiles of the sample sd: scipy's noncentral t is nan at few runs and large shifts.
+    """
+    shift = abs(difference) / sd * math.sqrt(runs)
+    nodes, weights = np.polynomial.legendre.leggauss(200)
+    sample_sd = np.sqrt(stats.chi2.ppf((nodes + 1) / 2, runs - 1) / (runs - 1))
+    critical = stats.t.ppf(1 - alpha / 2, runs - 1) * sample_sd
+    return float(weights @ (special.ndtr(shift - critical) + special.ndtr(-shift - critical)) / 2)
+
+
+def runs_needed(
+    sd: float, difference: float, power: float = 0.8, alpha: float = 0.05, *, most: int = 100_000
+) -> int | None:
+    """The fewest paired runs whose t test finds `difference` with this power; None if more than `most`."""
+    if sd < 0 or not math.isfinite(sd) or not math.isfinite(difference):
+        raise MaskwiseError(
+            "runs_needed wants finite numbers, sd ≥ 0", got=f"sd {sd}, difference {difference}"
+        )
+    if sd == 0:
+        return 2 if difference else None
+    if difference == 0 or power_of(sd, difference, most, alpha=alpha) < power:
+        return None
+    low, high = 1, 2  # power rises with runs: double, then halve
+    while power_of(sd, difference, high, alpha=alpha) < power:
+        low, high = high, min(2 * high, most)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (
+            (low, middle) if power_of(sd, difference, middle, alpha=alpha) >= power else (middle, high)
+        )
+    return high
+
+
+def detectable_difference(sd: float, n: int, power: float = 0.8, alpha: float = 0.05) -> float:
+    """The smallest true difference that n paired runs find with this power, in the unit of `sd`."""
+    if n < 2 or sd < 0:
+        raise MaskwiseError("detectable_difference wants n ≥ 2 and sd ≥ 0", got=f"n {n}, sd {sd}")
+    if sd == 0:
+        return 0.0
+    highest = 100 * stats.t.ppf(1 - alpha / 2, n - 1) / math.sqrt(n)  # power is 1 there
+    return sd * float(optimize.brentq(lambda x: power_of(1.0, x, n, alpha=alpha) - power, 1e-9, highest))
+
+
+def runs_to_decide(
+    sd: float, difference: float, *, power: float = 0.8, alpha: float = 0.05, most: int = 10_000
+) -> int | None:
+    """The fewest runs with which a verdict would be "decided" with this power; None if more than `most`.
+
+    `alpha` is the level left after Holm's correction. The true `sd` and `difference` are taken as known; with
+    those of three runs the answer is itself a guess.
+    """
+    needed = runs_needed(sd, difference, power, alpha, most=most)
+    if needed is None:
+        return None
+    runs = max(needed, fewest_runs(alpha))
+    while sd > 0 and runs <= EXACT_RUNS:
+        if power_of(sd, difference, runs, alpha=attainable_level(runs, alpha)) >= power:
+            break
+        runs += 1
+    return runs

@@ -1,0 +1,250 @@
+"""Verdicts on constructed cases, against the rules of methods, section 5."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from maskwise.errors import MaskwiseError
+from maskwise.study.power import runs_to_decide
+from maskwise.study.verdict import primary_contrasts, summarise
+from report_fixture import heldout_record, make_records, make_study, run_facts, score_record
+
+
+def rows_of(summary: dict, outcome: str = "tasks") -> list[dict]:
+    return [row for row in summary["contrasts"] if row["outcome"] == outcome]
+
+
+def study_of(scores: dict[str, list[float]], **changes) -> tuple[dict, list[dict]]:
+    """One task, one line per run."""
+    study = make_study(runs=max(map(len, scores.values())), arms=dict.fromkeys(scores, 0), tasks=1, **changes)
+    records = [score_record(arm, s, "task-0", x) for arm, row in scores.items() for s, x in enumerate(row)]
+    return study, records + run_facts(study)
+
+
+def test_ten_clear_runs_decide():
+    arms = {"token-15": 0.0, "token-30": 0.03, "decay": 0.0}
+    study = make_study(runs=10, arms=arms)
+    summary = summarise(make_records(study, arms), study)
+    clear, null = rows_of(summary)
+    assert (clear["verdict"], clear["reason"], clear["better"]) == ("decided", "significant", "arm")
+    assert clear["p"] == 2 / 1024 and clear["p_adjusted"] == 4 / 1024  # Holm over two
+    assert clear["natural"]["mean"] == pytest.approx(0.03, abs=0.006) and clear["unit"] == "SDs"
+    assert (null["verdict"], null["better"]) == ("undecided", None) and null["more_runs"] > 0
+    assert summary["headline"].startswith("Masking 30 % of the tokens beats masking 15 % of the tokens")
+    json.dumps(summary, allow_nan=False)
+
+
+def test_below_six_runs_at_most_suggests_and_no_p():
+    for runs in (2, 3, 5):
+        study, records = study_of(
+            {"token-15": [0.5 + 0.001 * i for i in range(runs)], "token-30": [0.9] * runs}
+        )
+        (row,) = rows_of(summarise(records, study))
+        assert (row["verdict"], row["reason"], row["p"]) == ("suggests", "few-runs", None)
+        assert row["low"] > 0 and "suggests, not proof" in row["sentence"] and "p =" not in row["sentence"]
+
+
+def test_one_run_says_nothing():
+    study, records = study_of({"token-15": [0.5], "token-30": [0.9]})
+    (row,) = rows_of(summarise(records, study))
+    assert (row["verdict"], row["low"], row["unit"]) == ("undecided", None, "score")
+    assert "three seeds" in row["sentence"]
+
+
+def test_undecided_says_how_many_more_runs():
+    d = np.array([0.03, -0.01, 0.02, 0.04, -0.02, 0.01])
+    study, records = study_of({"token-15": [0.5] * 6, "token-30": (0.5 + d).tolist()})
+    (row,) = rows_of(summarise(records, study))
+    assert row["verdict"] == "undecided" and row["reason"] == "not-significant"
+    assert row["more_runs"] == runs_to_decide(d.std(ddof=1), d.mean()) - 6
+    assert f"About {row['more_runs']} more runs of each would decide" in row["sentence"]
+
+
+def test_seeds_times_tasks_are_never_pooled():
+    """Eight tasks that are the same task eight times are still four runs: nothing gets surer."""
+    scores = {"token-15": [0.50, 0.52, 0.55, 0.51], "token-30": [0.53, 0.52, 0.60, 0.52]}
+    found = []
+    for tasks in (1, 8):
+        study = make_study(runs=4, arms=scores, tasks=tasks)
+        records = [
+            score_record(arm, s, task, x)
+            for arm, row in scores.items()
+            for s, x in enumerate(row)
+            for task in study["tasks"]
+        ]
+        found.append(rows_of(summarise(records, study))[0])
+    assert found[0]["n"] == found[1]["n"] == 4
+    for key in ("mean", "low", "high", "standardised"):
+        assert found[0][key] == pytest.approx(found[1][key])
+    assert found[0]["verdict"] == found[1]["verdict"] == "undecided"
+
+
+def test_a_task_of_wide_scores_does_not_outweigh_one_of_narrow_scores():
+    """The arm wins by 2 SDs on a narrow task and loses by 1 SD on a task ten times as wide: it is ahead."""
+    base = np.array([-1.0, 0, 1, 0])
+    study = make_study(runs=4, tasks=2)
+    records = []
+    for arm, gains in (("token-15", (0, 0)), ("token-30", (2, -1))):
+        for s in range(4):
+            records.append(score_record(arm, s, "task-0", 0.5 + 0.01 * (base[s] + gains[0])))
+            records.append(score_record(arm, s, "task-1", 0.5 + 0.10 * (base[s] + gains[1])))
+    (row,) = rows_of(summarise(records, study))
+    sd = math.sqrt(2 / 3)
+    assert row["mean"] == pytest.approx((2 - 1) / 2 / sd)
+    assert row["natural"]["mean"] < 0  # and the sentence must not sell these points
+    assert "points" not in row["sentence"] and "spread between seeds" in row["sentence"]
+
+
+def test_equal_scores_do_not_divide_by_zero():
+    study, records = study_of({"token-15": [0.5] * 3, "token-30": [0.5] * 3})
+    summary = summarise(records, study)
+    (row,) = rows_of(summary)
+    assert (row["verdict"], row["mean"], row["more_runs"]) == ("undecided", 0, None)
+    assert "came out equal" in row["sentence"]
+    json.dumps(summary, allow_nan=False)
+
+
+def test_the_plateau_is_judged_on_the_arms_own_kind_of_mask():
+    arms = {"token-15": 0.0, "whole-word-15": 0.0}
+    study = make_study(runs=3, arms=arms)
+    records = [r for r in make_records(study, arms) if r["kind"] == "score"]
+    for seed in range(3):
+        records += [
+            heldout_record("token-15", seed, "token", 4.0),
+            heldout_record("token-15", seed, "whole-word", 6.2),  # foreign to it: no plateau
+            heldout_record("whole-word-15", seed, "token", 7.3),
+            heldout_record("whole-word-15", seed, "whole-word", 4.8 if seed else 5.0),
+        ]
+    summary = summarise(records, study)
+    assert not any(arm["plateau"] for arm in summary["arms"].values())
+    assert summary["arms"]["whole-word-15"]["gap_nats"] == pytest.approx(6.28 - (5.0 + 4.8 + 4.8) / 3)
+    for outcome in ("heldout:token", "heldout:whole-word"):
+        assert rows_of(summary, outcome)[0]["reason"] == "different-units"
+    assert rows_of(summary)[0]["verdict"] != "void"
+
+    stuck = [
+        r | {"loss": 6.0} if r.get("masks") == "whole-word" and "whole" in r["arm"] else r for r in records
+    ]
+    summary = summarise(stuck, study)
+    assert summary["arms"]["whole-word-15"]["plateau"]
+    assert {(row["verdict"], row["better"]) for row in summary["contrasts"]} == {("void", None)}
+    assert rows_of(summary)[0]["reason"] == "plateau" and "plateau" in summary["headline"]
+
+
+@pytest.mark.parametrize("gap, plateau", [(0.29, True), (0.31, False)])
+def test_the_plateau_begins_three_tenths_of_a_nat_below_unigram(gap, plateau):
+    study, records = study_of({"token-15": [0.5], "token-30": [0.6]})
+    records += [heldout_record(arm, 0, "token", 6.28 - gap) for arm in study["arms"]]
+    assert summarise(records, study)["arms"]["token-15"]["plateau"] is plateau
+
+
+def test_chance_is_void_only_where_both_are_at_chance():
+    # majority .05 on 400 items: chance reaches to .05 + 2 · sqrt(.05 · .95 / 400) = .0718
+    for scores, void in (([0.07, 0.07], True), ([0.07, 0.075], False), ([0.075, 0.03], False)):
+        study, records = study_of({"token-15": [scores[0]] * 3, "token-30": [scores[1]] * 3})
+        (row,) = rows_of(summarise(records, study))
+        assert (row["reason"] == "chance-level") is void and (row["verdict"] == "void") is void
+
+
+def test_a_failed_run_costs_its_pair_only():
+    arms = {"token-15": 0.0, "token-30": 0.03}
+    study = make_study(runs=7, arms=arms)
+    records = [r for r in make_records(study, arms) if (r["arm"], r.get("seed")) != ("token-30", 2)]
+    failure = {"kind": "failure", "arm": "token-30", "seed": 2, "stage": "pretrain-x", "error": "disk full"}
+    summary = summarise([*records, failure], study)
+    assert rows_of(summary)[0]["n"] == 6 and summary["arms"]["token-30"]["failures"] == 1
+    assert [i for i, x in enumerate(summary["arms"]["token-30"]["scores"]["task-0"]) if x is None] == [2]
+    all_failed = [r for r in records if r["arm"] != "token-30"] + [failure | {"seed": s} for s in range(7)]
+    (row,) = rows_of(summarise(all_failed, study))
+    assert (row["verdict"], row["reason"], row["n"]) == ("void", "missing-runs", 0)
+
+
+def test_a_half_fine_tuned_failed_run_is_left_out_whole():
+    study = make_study(runs=3)
+    records = [r for r in make_records(study, {}) if r["kind"] == "score"]
+    cut = [r for r in records if not (r["arm"] == "token-30" and r["seed"] == 1 and r["task"] == "task-1")]
+    failure = {"kind": "failure", "arm": "token-30", "seed": 1, "stage": "finetune-x", "error": "diverged"}
+    assert rows_of(summarise([*cut, failure], study), "task-0")[0]["n"] == 2
+    with pytest.raises(MaskwiseError, match=r"some runs only; got no task-1 for arm 'token-30', seed 1"):
+        summarise(cut, study)
+
+
+def test_bad_records_are_told_in_one_line():
+    study = make_study(runs=3)
+    good = make_records(study, {})
+
+    def told(records, **options) -> str:
+        with pytest.raises(MaskwiseError) as error:
+            summarise(records, study, **options)
+        assert "\n" not in str(error.value)
+        return str(error.value)
+
+    assert "lacks seeds" in told([r for r in good if (r["arm"], r.get("seed")) != ("token-30", 2)])
+    assert "no runs; got token-30" in told([r for r in good if r["arm"] != "token-30"])
+    assert "not a finite number" in told([good[0] | {"score": math.nan}, *good[1:]])
+    assert "not a finite number" in told([good[0] | {"score": None}, *good[1:]])
+    assert "measured twice" in told([*good, good[0]])
+    assert "did you mean 'token-30'" in told(good, contrasts=[("token-3", "token-15")])
+    assert "two different arms" in told(good, contrasts=[("token-15", "token-15")])
+    assert "unknown arm in records 'x'" in told([good[0] | {"arm": "x"}, *good])
+
+
+def test_at_most_six_primary_contrasts():
+    study = make_study(arms={f"token-{i}": 0 for i in range(10, 18)})
+    with pytest.raises(MaskwiseError, match=r"too many primary contrasts.*got 7; allowed: at most 6"):
+        primary_contrasts(study)
+    assert len(primary_contrasts(study, [{"arm": "token-11"}, ("token-12", "token-11")])) == 2
+
+
+def test_pre_training_itself_can_be_a_contrast():
+    study = make_study(runs=3)
+    summary = summarise(make_records(study, {}), study, contrasts=[("token-15", "no-pretraining")])
+    assert {row["outcome"] for row in summary["contrasts"]} == {"tasks", "task-0", "task-1"}
+    assert (
+        rows_of(summary)[0]["better"] == "arm" and len(summary["references"]["task-0"]["no-pretraining"]) == 3
+    )
+
+
+def test_secondary_outcomes_never_decide_but_a_single_task_is_the_primary_one():
+    arms = {"token-15": 0.0, "token-30": 0.05}
+    for tasks, verdict in ((2, "suggests"), (1, "decided")):
+        study = make_study(runs=10, arms=arms, tasks=tasks)
+        summary = summarise(make_records(study, arms), study)
+        assert rows_of(summary)[0]["verdict"] == "decided"
+        assert rows_of(summary, "task-0")[0]["verdict"] == verdict
+        assert rows_of(summary, "heldout:token")[0]["reason"] == "secondary"
+
+
+def test_without_tasks_the_held_out_loss_is_primary_and_lower_is_better():
+    arms = {"token-15": 0.0, "token-30": 0.2}
+    study = make_study(runs=6, arms=arms, tasks=0)
+    summary = summarise(make_records(study, arms), study)
+    (row,) = rows_of(summary, "heldout:token")
+    assert row["primary"] and row["mean"] < 0 and (row["verdict"], row["better"]) == ("decided", "arm")
+    assert "nats" in summary["headline"] and "on the tasks" not in summary["headline"]
+
+
+def test_the_headline_keeps_a_baseline_that_nothing_beats():
+    study, records = study_of({"token-15": [0.80, 0.81, 0.82], "token-30": [0.50, 0.50, 0.51]})
+    headline = summarise(records, study)["headline"]
+    assert headline.startswith("Keep masking 15 % of the tokens: nothing that was tried did better.")
+    study, records = study_of({"token-15": [0.5, 0.6]})
+    assert "nothing to compare" in summarise(records, study)["headline"]
+
+
+def test_arms_are_told_apart_by_words_only_where_words_suffice():
+    study, records = study_of({"token-15": [0.5], "a": [0.5], "b": [0.5], "c": [0.5]})
+    study["arms"]["a"] |= {"ratio": "linear(0.30, 0.15)"}
+    study["arms"]["b"] |= {"ratio": "constant(0.15)"}  # as the baseline
+    study["arms"]["c"] |= {"ratio": "constant(0.4)", "overrides": {"model": {"layers": 4}}}
+    words = {arm: facts["words"] for arm, facts in summarise(records, study)["arms"].items()}
+    assert words == {
+        "token-15": "token-15",
+        "a": "masking 30 % falling to 15 % of the tokens",
+        "b": "b",
+        "c": "c",
+    }
