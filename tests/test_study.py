@@ -29,7 +29,8 @@ from maskwise.training.checkpoints import damage
 from tiny import maskwise, read_lines, start, worker_task, write_inputs
 
 SCHEMA = {
-    "score": {"kind", "arm", "seed", "task", "metric", "score", "fine_tuning"},
+    "score": {"kind", "arm", "seed", "task", "metric", "score", "fine_tuning", "dev"},
+    "cost": {"kind", "arm", "seed", "steps", "tokens", "targets", "flops"},
     "heldout": {"kind", "arm", "seed", "masks", "ratio", "loss", "unigram", "targets"},
     "failure": {"kind", "arm", "seed", "stage", "error"},
 }
@@ -60,10 +61,18 @@ def test_a_study_leaves_the_files_that_the_documentation_names(finished):
     assert all(set(record) == SCHEMA[record["kind"]] for record in records)
     # Two arms and the reference, two seeds, one task; two kinds of held-out masks for the arms only.
     assert sum(r["kind"] == "score" for r in records) == 6
-    assert sum(r["kind"] == "heldout" for r in records) == 8
+    assert sum(r["kind"] == "heldout" for r in records) == 16  # at two ratios each
+    costs = {(r["arm"], r["seed"]): r for r in records if r["kind"] == "cost"}
+    assert set(costs) == {(arm, seed) for arm in ("token-15", "words-30") for seed in (0, 1)}
+    assert costs["words-30", 0]["targets"] / costs["token-15", 0]["targets"] == pytest.approx(2, rel=0.1)
+    planned = study["match"]["arms"]["words-30"]
+    for key in ("steps", "tokens", "targets", "flops"):
+        assert planned[key] == pytest.approx(costs["words-30", 1][key], rel=0.05)
     assert [row["outcome"] for row in summary["contrasts"] if row["primary"]] == ["tasks"]
     stages = {path.name for path in (finished / "stages").iterdir()} - {".lock"}
-    assert {line["stage"] for line in read_lines(finished / "timings.jsonl")} == stages
+    timings = read_lines(finished / "timings.jsonl")
+    assert {line["stage"] for line in timings} == stages
+    assert all(line["seconds"] > 0 and line["fraction"] == 1 and line["phase"] == "main" for line in timings)
     samples = json.loads((finished / "samples.json").read_text())
     assert set(samples) == {"token-15", "words-30"}
     assert {piece["state"] for row in samples["token-15"] for piece in row["pieces"]} >= {"shown", "masked"}
@@ -119,7 +128,7 @@ def test_a_checkpoint_needs_no_maskwise_and_gives_the_same_loss(finished, tmp_pa
     stage = next((finished / "stages").glob("pretrain-*"))
     what = json.loads((stage / "stage.json").read_text())
     data = Prepared.load(finished / "stages" / what["needs"][0])
-    evaluation = what["what"]["evaluation"]
+    evaluation = what["how"]["evaluation"]
     nothing = log_frequencies(torch.zeros(len(data.tokenizer)))
     maskers = fixed_maskers(data.tokenizer, masks=evaluation["masks"], ratio=evaluation["ratios"][0])
     fixed = HeldOut(data.held_out, maskers, nothing, rows=evaluation["rows"])
@@ -171,7 +180,13 @@ def test_a_name_stands_for_all_that_matters(recipe, tmp_path):
 
     prepared, pretrained = names()
     assert names() == (prepared, pretrained)
-    for same in ("training.log_every=1", "training.save_every=10", "study.seeds=5", "name=other"):
+    for same in (
+        "training.log_every=1",
+        "training.eval_every=5",
+        "evaluation.rows=8",
+        "study.seeds=5",
+        "name=other",
+    ):
         assert names(same) == (prepared, pretrained), same
     for other in (
         "training.steps=41",
@@ -187,7 +202,7 @@ def test_a_name_stands_for_all_that_matters(recipe, tmp_path):
         for t in (*tasks, f"{tasks[0]}(train_rows=8)")
     ]
     shared = {stage.name for stage in plans[0]} & {stage.name for stage in plans[1]}
-    assert {name.split("-")[0] for name in shared} == {"prepare", "pretrain"}
+    assert {name.split("-")[0] for name in shared} == {"prepare", "pretrain", "evaluate"}
     copied = tmp_path / "inputs"
     write_inputs(copied)
     corpus = copied / "corpus.jsonl"
@@ -200,7 +215,8 @@ def test_a_name_stands_for_all_that_matters(recipe, tmp_path):
 
 def test_a_plan_names_shared_work_once_and_runs_every_arm_before_the_second_of_any(recipe):
     plan = make_plan(read_recipe(recipe))
-    assert len(plan.stages()) == 1 + 4 + 6  # one corpus, 2 × 2 pre-trainings, 3 × 2 fine-tunings
+    # One corpus, 2 × 2 pre-trainings, each evaluated, 3 × 2 fine-tunings.
+    assert len(plan.stages()) == 1 + 4 + 4 + 6
     assert [run.seed for run in plan.runs] == [0, 0, 0, 1, 1, 1]
     other = make_plan(read_recipe(recipe, ["training.steps=7"]))
     shared = {stage.name for stage in plan.stages()} & {stage.name for stage in other.stages()}
@@ -222,7 +238,7 @@ def test_a_changed_study_does_its_own_part_only(finished, recipe, tmp_path):
         == 0
     )
     new = {path.name.split("-")[0] for path in set((out / "stages").iterdir()) - before}
-    assert new == {"pretrain"} and len(set((out / "stages").iterdir()) - before) == 2
+    assert new == {"pretrain", "evaluate"} and len(set((out / "stages").iterdir()) - before) == 4
     assert {r["arm"] for r in read_lines(out / "records.jsonl")} == {"token-15", "words-30", "token-30"}
 
 

@@ -37,9 +37,11 @@ def run_pretrain(recipe: Recipe, out: Path, *, quiet: bool = False) -> dict[str,
     if rank == 0:
         _check_folder(out, recipe)
     check_inputs(recipe)
-    prepared = prepare_stage(recipe)
+    first, *further = recipe.links()
+    texts = [prepare_stage(first)]
+    texts += [prepare_stage(link, after=texts[0]) for link in further]
     if rank == 0:
-        _check_corpus(out, prepared)
+        _check_corpus(out, texts[0])
     if (out / "done.json").is_file():
         return {**json.loads((out / "done.json").read_text()), "checkpoint": str(out / "checkpoint")}
     began = time.perf_counter()
@@ -48,16 +50,23 @@ def run_pretrain(recipe: Recipe, out: Path, *, quiet: bool = False) -> dict[str,
         out.mkdir(parents=True, exist_ok=True)
         (out / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
         try:
-            run_stage(prepared, out / "stages")
+            for text in texts:
+                run_stage(text, out / "stages")
         except MaskwiseError:
             if new:
                 shutil.rmtree(out)
             raise
-    _wait_for(prepared.folder(out / "stages") / "done.json")
-    plain = recipe.model_dump(mode="json", include={"model", "masking", "evaluation"})
     facts = {"recipe": recipe.name, "corpus": recipe.corpus.source}
-    data = Prepared.load(prepared.folder(out / "stages"))
-    result = pretrain(data, **plain, training=recipe.training, folder=out, quiet=quiet, facts=facts)
+    before: dict[str, Any] = {}
+    for link, text in zip((first, *further), texts):
+        _wait_for(text.folder(out / "stages") / "done.json")
+        folder = out / "first" if further and link is first else out
+        if folder == out or not (folder / "checkpoint").is_dir():  # a first stage that is done is not done again
+            plain = link.model_dump(mode="json", include={"model", "masking", "evaluation"}) | before
+            data = Prepared.load(text.folder(out / "stages"))
+            result = pretrain(data, **plain, training=link.training, folder=folder, quiet=quiet, facts=facts)
+        _wait_for(folder / "checkpoint" / "config.json")
+        before = {"model": {"pretrained": str(folder / "checkpoint")}}
     result |= {
         "seconds": round(time.perf_counter() - began, 1),
         "versions": versions(),

@@ -1,7 +1,7 @@
 """Arms × seeds × tasks → statistics. Stages addressed by content, run by workers, judged by fixed rules.
 
-Read in this order: ``stages`` (the pieces of work), ``plan`` (which), ``work`` (what is done), ``runner`` (do
-them all), ``verdict`` (what follows).
+Read in this order: ``stages`` (the pieces of work), ``plan`` (which), ``phases`` (in which order, and what is decided
+between them), ``work`` (what is done), ``runner`` (do them all), ``verdict`` (what follows).
 Imports every room below; ``report`` only reads the files.
 """
 

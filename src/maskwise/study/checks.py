@@ -20,21 +20,19 @@ LOCK = ".lock"
 
 def check_inputs(recipe: Any) -> None:
     """Fail now rather than in an hour: all that can be known of every arm without doing the work."""
-    for one in [recipe.arm(name, seed=0) for name in recipe.study.arms] or [recipe]:
-        corpus, given = one.corpus, one.tokenizer.name
-        require_documents(read_documents(corpus.source, text_field=corpus.text_field, limit=corpus.limit))
+    points = recipe.study.search.points if recipe.study.search else [{}]
+    arms = [recipe.arm(name, seed=0, more=point) for name in recipe.study.arms for point in points]
+    for one in arms or [recipe]:
+        given = one.tokenizer.name
         tokenizer = load_tokenizer(given) if given else _Untrained(one.tokenizer.vocab_size)
         if one.model.pretrained:
             check_start(load_config(one.model.pretrained), len(tokenizer))
         else:
-            config = new_config(one.model.architecture, tokenizer, corpus.length, **one.model.settings)
+            settings = one.model.settings
+            config = new_config(one.model.architecture, tokenizer, one.corpus.length, **settings)
             check_start(config, len(tokenizer))
-        missing = [layer for layer in policy(one.masking.policy).layers() if layer not in CORPUS_LAYERS]
-        if missing:
-            raise MaskwiseError(
-                f"policy {one.masking.policy} needs the layer {missing[0]!r}, and a corpus has none",
-                allowed=f"policies that need {', '.join(CORPUS_LAYERS)} or nothing",
-            )  # fmt: skip
+        for link in one.links():
+            _check_text(link)
     named: dict[str, str] = {}
     for task in recipe.tasks:
         name = load_task(task).name
@@ -42,6 +40,18 @@ def check_inputs(recipe: Any) -> None:
             do = f'give one another name: {task.partition("(")[0]}(…, name="…")'
             raise MaskwiseError(f"two tasks are called {name!r}", got=f"{named[name]} and {task}", do=do)
         named[name] = task
+
+
+def _check_text(link: Any) -> None:
+    """The corpus of one training can be read, and has what its policy needs."""
+    corpus = link.corpus
+    require_documents(read_documents(corpus.source, text_field=corpus.text_field, limit=corpus.limit))
+    missing = [layer for layer in policy(link.masking.policy).layers() if layer not in CORPUS_LAYERS]
+    if missing:
+        raise MaskwiseError(
+            f"policy {link.masking.policy} needs the layer {missing[0]!r}, and a corpus has none",
+            allowed=f"policies that need {', '.join(CORPUS_LAYERS)} or nothing",
+        )
 
 
 def check_folder(out: Path) -> None:

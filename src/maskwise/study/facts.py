@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import time
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from maskwise.corpus import read_documents
 from maskwise.masking.policies import policy
 from maskwise.masking.schedules import schedule
 from maskwise.show import show_masks
-from maskwise.study.plan import REFERENCE, Plan, Run
+from maskwise.study.phases import Design
+from maskwise.study.plan import REFERENCE, Run
 from maskwise.study.work import Prepared, make_masker
 from maskwise.tasks import load_task, majority_score
 
@@ -24,24 +26,35 @@ SAMPLES = 6
 """Documents whose beginnings are shown in the report."""
 
 
-def describe(recipe: Any, plan: Plan) -> dict[str, Any]:
-    """study.json, as far as it is known before the work."""
+STOPPING_BIAS = (
+    "Arms were dropped when they were behind: the arms that are left look better than they are, for they were chosen "
+    "by the same runs that are reported, and dropped arms have few runs. Repeat with new seeds before you believe it."
+)
+
+
+def describe(recipe: Any, design: Design) -> dict[str, Any]:
+    """study.json, as far as it is known."""
     arms = {}
     for name, overrides in recipe.study.arms.items():
-        masking = recipe.arm(name, seed=0).masking
-        mine = [run for run in plan.runs if run.arm == name]
+        masking = recipe.arm(name, seed=0).links()[-1].masking
+        mine = [run for run in design.runs if run.arm == name and run.pretrained]
         arms[name] = {
             "policy": masking.policy, "ratio": str(schedule(masking.ratio)), "overrides": overrides,
             "units": policy(masking.policy).units_name,
-            "judged_on": list(policy(masking.policy).judged_on()),
-            "runs": {str(run.seed): f"stages/{run.pretrained.name}" for run in mine if run.pretrained},
+            "judged_on": list(design.kinds(name)),
+            "setting": design.settings[name],
+            "runs": {str(r.seed): f"stages/{r.pretrained.name}" for r in mine if r.pretrained and r.fraction == 1},
         }  # fmt: skip
-    loaded = [load_task(spec) for spec in recipe.tasks]
+    loaded, study = [load_task(spec) for spec in recipe.tasks], recipe.study
     return {
         "name": recipe.name, "description": recipe.description, "maskwise": __version__,
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "versions": versions(),
         "hardware": hardware(), "recipe": recipe.model_dump(mode="json"), "recipe_yaml": recipe.to_yaml(),
-        "baseline": recipe.baseline, "seeds": list(recipe.study.seed_list), "arms": arms, "seconds": None,
+        "baseline": recipe.baseline, "seeds": list(study.seed_list), "arms": arms, "seconds": None,
+        "contrasts": [list(pair) for pair in study.pairs],
+        "match": {"by": study.match, "arms": design.planned}, "companions": list(study.companions),
+        "search": study.search.model_dump(mode="json") if study.search else None,
+        "stopping": STOPPING_BIAS if study.stop_hopeless else None,
         "tasks": {task.name: {**task.facts(), "majority": majority_score(task)} for task in loaded},
     }  # fmt: skip
 
@@ -75,21 +88,29 @@ def _lines(path: str) -> list[str]:
         return []
 
 
-def timings(plan: Plan, stages: Path) -> list[dict[str, Any]]:
-    found = ((stage, stage.result(stages)) for stage in plan.stages())
-    return [{"stage": stage.name, "seconds": result["seconds"]} for stage, result in found if result]
+def timings(design: Design, stages: Path) -> list[dict[str, Any]]:
+    """Seconds of every stage, once for every run that stands on it."""
+    lines = []
+    for phase, runs in (("main", design.runs), ("choice", design.others)):
+        for run in runs:
+            for stage in run.stages:
+                result = stage.result(stages)
+                if result:
+                    facts = {"phase": phase, "kind": stage.kind, "stage": stage.name}
+                    lines.append({**run.who, "fraction": run.fraction, **facts, "seconds": result["seconds"]})
+    return lines
 
 
-def samples(recipe: Any, plan: Plan, stages: Path) -> dict[str, Any]:
+def samples(recipe: Any, runs: Sequence[Run], stages: Path) -> dict[str, Any]:
     """Beginnings of documents with what each arm masks in the middle of training (with its first seed)."""
     first: dict[str, Run] = {}
-    for run in plan.runs:
+    for run in runs:
         if run.arm != REFERENCE and run.prepared.result(stages):
             first.setdefault(run.arm, run)
     shown: dict[str, Any] = {}
     texts: dict[str, list[tuple[str, str]]] = {}
     for arm, run in first.items():
-        one = recipe.arm(arm, seed=run.seed)
+        one = recipe.arm(arm, seed=run.seed).links()[-1]
         data = Prepared.load(run.prepared.folder(stages))
         if run.prepared.name not in texts:
             texts[run.prepared.name] = _beginnings(one)

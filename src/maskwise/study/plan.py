@@ -2,79 +2,150 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from maskwise.errors import MaskwiseError
-from maskwise.study.stages import Stage, finetune_stage, prepare_stage, pretrain_stage
+from maskwise.study.stages import Stage, evaluate_stage, finetune_stage, prepare_stage, pretrain_stage
 from maskwise.tasks import load_task
 
 REFERENCE = "no-pretraining"
-"""The arm of checkpoints that were never pre-trained: what the tasks alone teach."""
+"""The arm of checkpoints that were never trained (or not further): what the tasks alone teach."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One arm with one seed.
+    """One arm with one seed: a chain of stages, and what judges its end.
 
     Attributes:
         arm: its name. seed: of the pre-training run.
-        prepared, pretrained: its stages; ``pretrained`` is None for the reference.
+        chain: texts and trainings, in order; only a text for the reference.
+        prepared: the last text that is trained on. pretrained: the last training; None for the reference.
+        evaluated: what is measured without fine-tuning; None for the reference.
         tasks: by task spec, the stage that fine-tunes on it.
+        fraction: of the whole run's steps. setting: the point of a search, by dotted name.
     """
 
     arm: str
     seed: int
+    chain: tuple[Stage, ...]
     prepared: Stage
     pretrained: Stage | None
+    evaluated: Stage | None
     tasks: dict[str, Stage]
+    fraction: float = 1.0
+    setting: dict[str, Any] = field(default_factory=dict)
 
     @property
     def stages(self) -> Iterator[Stage]:
         """In the order in which they can be done."""
-        yield self.prepared
-        if self.pretrained:
-            yield self.pretrained
+        yield from self.chain
+        if self.evaluated:
+            yield self.evaluated
         yield from self.tasks.values()
+
+    @property
+    def trainings(self) -> list[Stage]:
+        return [stage for stage in self.chain if stage.kind == "pretrain"]
+
+    @property
+    def row(self) -> str:
+        """What a table calls it beside its seed."""
+        point = ", ".join(f"{key.split('.')[-1]}={value}" for key, value in self.setting.items())
+        share = f"{self.fraction:.0%} of the steps" if self.fraction != 1 else ""
+        return " · ".join(part for part in (self.arm, share, point) if part)
+
+    @property
+    def who(self) -> dict[str, Any]:
+        """How records name it."""
+        share = {"fraction": self.fraction} if self.fraction != 1 else {}
+        return {"arm": self.arm, "seed": self.seed, **share}
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All runs of a study, in the order of their start: one run of every arm before the second of any."""
+    """Runs that can be done together, in the order of their start: one of every arm before the second of any.
+
+    Attributes:
+        phase: what they are for: main, search, companions, texts, time.
+        alone: one stage at a time, for the clock.
+    """
 
     runs: tuple[Run, ...]
+    phase: str = "main"
+    alone: bool = False
 
     def stages(self) -> list[Stage]:
         """Every stage once, those that others need first."""
         named = {stage.name: stage for run in self.runs for stage in run.stages}
-        order = {"prepare": 0, "pretrain": 1, "finetune": 1}
-        return sorted(named.values(), key=lambda stage: order[stage.kind])
+        return sorted(named.values(), key=lambda stage: stage.kind != "prepare")
 
 
 def make_plan(recipe: Any) -> Plan:
-    """The plan of a recipe.
+    """The whole runs of a recipe as it is written, without what searching and matching would change.
 
     Raises:
         MaskwiseError: a study without arms.
     """
+    require_arms(recipe)
+    contents = task_contents(recipe)
+    arms = (*recipe.study.arms, REFERENCE) if contents else tuple(recipe.study.arms)
+    return Plan(
+        tuple(
+            make_run(recipe, arm, seed, contents=contents) for seed in recipe.study.seed_list for arm in arms
+        )
+    )
+
+
+def require_arms(recipe: Any) -> None:
+    """Refuse a recipe that compares nothing."""
     if not recipe.study.arms:
         raise MaskwiseError(
             f"recipe {recipe.name!r} compares nothing", do="give it study.arms, or use maskwise pretrain"
         )
-    contents = {task: load_task(task).fingerprint for task in recipe.tasks}
-    runs = []
-    for seed in recipe.study.seed_list:
-        for arm in (*recipe.study.arms, REFERENCE):
-            reference = arm == REFERENCE
-            one = recipe.arm(recipe.baseline if reference else arm, seed=seed)
-            if reference and not one.tasks:
-                continue
-            prepared = prepare_stage(one)
-            pretrained = None if reference else pretrain_stage(one, prepared)
-            tasks = {
-                task: finetune_stage(one, task, content, prepared=prepared, pretrained=pretrained)
-                for task, content in contents.items()
-            }
-            runs.append(Run(arm, seed, prepared, pretrained, tasks))
-    return Plan(tuple(runs))
+
+
+def task_contents(recipe: Any) -> dict[str, str]:
+    """The hash of every task's rows, by spec."""
+    return {task: load_task(task).fingerprint for task in recipe.tasks}
+
+
+def make_run(
+    recipe: Any, arm: str, seed: int, *, contents: Mapping[str, str], more: Mapping[str, Any] | None = None,
+    evaluated: bool = True, **facts: Any,
+) -> Run:  # fmt: skip
+    """The stages of one run.
+
+    Args:
+        contents: ``task_contents`` of the tasks that judge it.
+        more: settings changed beside those of the arm.
+        evaluated: also measure what needs no fine-tuning.
+        facts: ``fraction`` and ``setting`` of the run.
+    """
+    reference = arm == REFERENCE
+    one = recipe.arm(recipe.baseline if reference else arm, seed=seed, more=more)
+    first, *further = one.links()
+    prepared = [prepare_stage(first)]
+    if reference:
+        tasks = {
+            task: finetune_stage(one, task, content, prepared=prepared[0], pretrained=None)
+            for task, content in contents.items()
+        }
+        return Run(arm, seed, (prepared[0],), prepared[0], None, None, tasks, **facts)
+    trained = [pretrain_stage(first, prepared[0])]
+    for link in further:
+        prepared.append(prepare_stage(link, after=prepared[0]))
+        trained.append(pretrain_stage(link, prepared[-1], after=trained[-1]))
+    # The yardstick is the study's last text, whatever an arm trains on; in rows as the arm's model knows them.
+    rows = one.links()[-1].corpus.model_dump(include={"length", "layout"})
+    text = recipe.links()[-1].corpus.model_copy(update=rows)
+    yardstick = prepare_stage(one.model_copy(update={"corpus": text}), after=prepared[0])
+    tasks = {
+        task: finetune_stage(one, task, content, prepared=prepared[0], pretrained=trained[-1])
+        for task, content in contents.items()
+    }
+    judged = evaluate_stage(one, yardstick, trained[-1]) if evaluated else None
+    texts = {stage.name: stage for stage in (*prepared, *([yardstick] if evaluated else []))}
+    chain = (*texts.values(), *trained)
+    return Run(arm, seed, chain, prepared[-1], trained[-1], judged, tasks, **facts)

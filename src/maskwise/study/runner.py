@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -19,8 +20,9 @@ from maskwise.report import write_report
 from maskwise.study.checks import LOCK, check_folder, check_inputs
 from maskwise.study.engines import RETRIES, execute
 from maskwise.study.facts import describe, samples, timings
-from maskwise.study.plan import Plan, make_plan
-from maskwise.study.stages import write_json, write_lines
+from maskwise.study.phases import Design
+from maskwise.study.records import collect
+from maskwise.study.stages import Stage, write_json, write_lines
 from maskwise.study.verdict import primary_contrasts, summarise
 
 RESULTS = ("records.jsonl", "timings.jsonl", "samples.json", "summary.json", "report.html")
@@ -34,6 +36,7 @@ def run_study(
     quiet: bool = False,
     engine: str = "local",
     retries: int = RETRIES,
+    cache: Path | None = None,
 ) -> dict[str, Any]:
     """Run every arm and seed of a recipe, compare them, write the report.
 
@@ -44,6 +47,7 @@ def run_study(
         quiet: no live table.
         engine: where stages run: local or ray.
         retries: how often a stage is tried again whose failure may pass.
+        cache: a folder where stages are shared with other studies.
 
     Returns:
         summary.json as a dict, with ``seconds``, ``report`` and ``failures`` (records of runs that failed).
@@ -54,33 +58,68 @@ def run_study(
     began = time.perf_counter()
     check_folder(out)
     check_inputs(recipe)
-    plan = make_plan(recipe)
-    study = describe(recipe, plan)
-    primary_contrasts(study)
     stages, new = out / "stages", not out.is_dir() or not any(out.iterdir())
+    shared = shared_folder(recipe, cache)
+    design = Design(recipe, stages)
+    study = describe(recipe, design)
+    primary_contrasts(study, study["contrasts"])
+    errors: dict[str, str] = {}
     with only_one(out):
-        study |= _so_far(out, study)
-        write_json(out / "study.json", study)
-        todo = [stage for stage in plan.stages() if stage.result(stages) is None]
+        before = {"started": study["started"], "seconds": None} | _so_far(out, study)
+        worked = False
         try:
-            failures = execute(todo, stages, plan, jobs=jobs, quiet=quiet, engine=engine, retries=retries)
+            for plan in design.phases():
+                link_shared(plan.stages(), stages, shared)
+                todo = [stage for stage in plan.stages() if stage.result(stages) is None]
+                worked = worked or bool(todo)
+                study = describe(recipe, design) | before
+                write_json(out / "study.json", study)
+                at_once = 1 if plan.alone else jobs
+                errors |= execute(
+                    todo, stages, plan, jobs=at_once, quiet=quiet, engine=engine, retries=retries
+                )
         except MaskwiseError:  # the text cannot be prepared: there is nothing worth keeping
             if new:
                 shutil.rmtree(out)
             raise
         finally:
-            if todo and out.exists():
-                study["seconds"] = round((study["seconds"] or 0.0) + time.perf_counter() - began, 1)
-                write_json(out / "study.json", study)
-        records = collect(plan, stages, failures)
+            if out.exists():
+                if worked:
+                    before["seconds"] = round((before["seconds"] or 0.0) + time.perf_counter() - began, 1)
+                write_json(out / "study.json", study | before)
+        design.plan_costs()
+        study = describe(recipe, design) | before
+        write_json(out / "study.json", study)
+        records = collect(design.runs, stages, errors, more=design.choices)
         write_lines(out / "records.jsonl", records)
-        write_lines(out / "timings.jsonl", timings(plan, stages))
-        write_json(out / "samples.json", samples(recipe, plan, stages))
-        summary = summarise(records, study)
+        write_lines(out / "timings.jsonl", timings(design, stages))
+        write_json(out / "samples.json", samples(recipe, design.runs, stages))
+        summary = summarise(records, study, contrasts=study["contrasts"])
         write_json(out / "summary.json", summary)
         report = write_report(out)
     failed = [record for record in records if record["kind"] == "failure"]
     return {**summary, "seconds": study["seconds"], "report": str(report), "failures": failed}
+
+
+def shared_folder(recipe: Any, cache: Path | None) -> Path | None:
+    """Where stages are shared with other studies: the option, the recipe, the environment, or nowhere."""
+    said = cache or recipe.study.cache or os.environ.get("MASKWISE_STAGES")
+    if not said:
+        return None
+    folder = Path(said).expanduser().resolve()
+    if folder.exists() and not folder.is_dir():
+        raise MaskwiseError("the folder of shared stages is a file", got=str(folder), do="give a folder")
+    return folder
+
+
+def link_shared(wanted: list[Stage], stages: Path, shared: Path | None) -> None:
+    """Put links to the shared folders of stages into the study's own. A stage that is here already stays here."""
+    for stage in wanted if shared else ():
+        assert shared is not None
+        if not stage.folder(stages).is_dir():
+            stage.folder(shared).mkdir(parents=True, exist_ok=True)
+            stage.folder(stages).unlink(missing_ok=True)  # a link to nowhere
+            stage.folder(stages).symlink_to(stage.folder(shared), target_is_directory=True)
 
 
 def _so_far(out: Path, study: dict[str, Any]) -> dict[str, Any]:
@@ -108,23 +147,3 @@ def only_one(out: Path) -> Iterator[None]:
                 f"another study is running in {out}", do="wait for it, or give another folder"
             ) from None
         yield
-
-
-def collect(plan: Plan, stages: Path, errors: dict[str, str]) -> list[dict[str, Any]]:
-    """Every number measured, as records in a fixed order, without timings."""
-    records: list[dict[str, Any]] = []
-    for run in plan.runs:
-        who = {"arm": run.arm, "seed": run.seed}
-        failed = [stage for stage in run.stages if stage.result(stages) is None]
-        if failed:
-            error = errors.get(failed[0].name, "not finished")
-            records.append({"kind": "failure", **who, "stage": failed[0].name, "error": error})
-        pretrained = run.pretrained.result(stages) if run.pretrained else None
-        for line in pretrained["heldout"] if pretrained else ():
-            records.append({"kind": "heldout", **who, **line})
-        for stage in run.tasks.values():
-            found = stage.result(stages)
-            if found:
-                kept = {key: found[key] for key in ("task", "metric", "score", "fine_tuning")}
-                records.append({"kind": "score", **who, **kept})
-    return sorted(records, key=lambda r: (r["kind"], r["arm"], r["seed"], r.get("task", r.get("masks", ""))))

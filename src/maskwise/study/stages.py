@@ -3,9 +3,11 @@
 Nothing is run twice: a stage whose folder holds ``done.json`` is finished, and a change of one character of
 its corpus or one setting gives it another name. ``done.json`` is written last. ``work`` does the work.
 
-    prepare    corpus + tokenizer settings → tokenizer, training rows, held-out rows
-    pretrain   prepare + model + masking + training settings → checkpoint, metrics
-    finetune   pretrain (or a random start) + task + settings → scores, one per fine-tuning seed
+    prepare    corpus + tokenizer settings (or another prepare's tokenizer) → tokenizer, training and held-out rows
+    pretrain   prepare + model (or another pretrain) + masking + training settings → checkpoint, metrics
+    evaluate   prepare + pretrain + what to measure → held-out losses and the like: asking for more never trains again
+    finetune   pretrain (or the start) + task + settings → scores, one per fine-tuning seed
+    time       prepare + what a pretrain is → seconds a step, on this machine
 """
 
 from __future__ import annotations
@@ -25,8 +27,8 @@ from maskwise.training.machine import fast_bf16
 
 DONE = "done.json"
 
-# What a setting of training changes nothing of, and so is no part of a stage's name.
-_IRRELEVANT = ("log_every", "save_every", "trackers")
+# Settings of training that change no weight, and so are no part of a stage's name.
+_IRRELEVANT = ("log_every", "eval_every", "save_every", "trackers")
 
 
 @dataclass(frozen=True)
@@ -34,10 +36,10 @@ class Stage:
     """One piece of work.
 
     Attributes:
-        kind: prepare, pretrain or finetune.
+        kind: prepare, pretrain, evaluate, finetune or time.
         what: plain values: all that the result depends on, and nothing else.
         needs: names of the stages that must be finished before.
-        how: plain values that do not change the result (how often to log).
+        how: plain values that change no weight (how often to log, what the curve shows).
     """
 
     kind: str
@@ -76,20 +78,42 @@ def _numerics() -> tuple[str, ...]:
     return (__version__, *libraries, "bf16" if fast_bf16() else "fp32")
 
 
-def prepare_stage(recipe: Any) -> Stage:
-    """The corpus and tokenizer of a recipe, as rows."""
+def prepare_stage(recipe: Any, *, after: Stage | None = None) -> Stage:
+    """The corpus of a recipe as rows. With the tokenizer of ``after``, if given; ``after`` if the text is the same."""
     corpus = recipe.corpus.model_dump(mode="json")
+    what = {"corpus": corpus, "corpus_content": fingerprint(corpus["source"])}
+    if after is not None:
+        same = all(after.what[key] == value for key, value in what.items())
+        return after if same else Stage("prepare", what, (after.name,))
     tokenizer = recipe.tokenizer.model_dump(mode="json")
-    source, name = corpus["source"], tokenizer["name"]
-    found = {"corpus_content": fingerprint(source), "tokenizer_content": fingerprint(name) if name else None}
-    return Stage("prepare", {"corpus": corpus, "tokenizer": tokenizer, **found})
+    content = fingerprint(tokenizer["name"]) if tokenizer["name"] else None
+    return Stage("prepare", {**what, "tokenizer": tokenizer, "tokenizer_content": content})
 
 
-def pretrain_stage(recipe: Any, prepared: Stage) -> Stage:
-    """One pre-training run of a recipe whose arm and seed are put in."""
-    raw = recipe.model_dump(mode="json", include={"model", "masking", "training", "evaluation"})
+def pretrain_stage(recipe: Any, prepared: Stage, *, after: Stage | None = None) -> Stage:
+    """One training of a recipe whose arm and seed are put in; it goes on from the checkpoint of ``after``, if given."""
+    raw = recipe.model_dump(mode="json", include={"masking", "training"})
     how = {key: raw["training"].pop(key) for key in _IRRELEVANT}
-    return Stage("pretrain", raw | _start_content(recipe), (prepared.name,), how)
+    how["evaluation"] = recipe.evaluation.model_dump(mode="json")
+    if after is not None:
+        return Stage("pretrain", raw, (prepared.name, after.name), how)
+    start = recipe.model_dump(mode="json", include={"model"}) | _start_content(recipe)
+    return Stage("pretrain", raw | start, (prepared.name,), how)
+
+
+def evaluate_stage(recipe: Any, prepared: Stage, pretrained: Stage) -> Stage:
+    """What is measured of a checkpoint without fine-tuning, on the held-out rows of ``prepared``."""
+    what = recipe.evaluation.model_dump(mode="json")
+    files = [spec.partition("(")[0] for name in ("cloze", "pairs") for spec in what.get(name, ())]
+    content = {file: fingerprint(file) for file in files}
+    return Stage("evaluate", {"evaluation": what, "content": content}, (prepared.name, pretrained.name))
+
+
+def time_stage(recipe: Any, prepared: Stage) -> Stage:
+    """A few steps of a training, for the clock. Its seed changes no speed, and is left out."""
+    like = pretrain_stage(recipe, prepared)
+    like.what["training"].pop("seed")
+    return Stage("time", like.what, like.needs)
 
 
 def finetune_stage(

@@ -1,14 +1,17 @@
-"""The work of stages: prepare a corpus, pre-train, fine-tune. ``maskwise pretrain`` is one of them."""
+"""The work of stages: prepare a corpus, pre-train, evaluate, fine-tune. ``maskwise pretrain`` is one of them."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -24,10 +27,11 @@ from maskwise.corpus import (
     train_tokenizer,
     unigram_counts,
 )
-from maskwise.evaluation import HeldOut, fixed_maskers
+from maskwise.evaluation import EvaluationSettings, HeldOut, evaluate, fixed_maskers
 from maskwise.masking import Masker
 from maskwise.objectives import MaskedLanguageModelling
 from maskwise.study.card import model_card
+from maskwise.study.costs import flops
 from maskwise.study.stages import DONE, Stage, write_json
 from maskwise.tasks import FinetuneSettings, finetune, load_task
 from maskwise.training import (
@@ -59,22 +63,17 @@ def run_stage(stage: Stage, stages: Path, *, quiet: bool = True) -> dict[str, An
     except Exception:
         (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
         raise
-    result["seconds"] = round(time.perf_counter() - began, 3)
+    result.setdefault("seconds", round(time.perf_counter() - began, 3))  # trainings count those before a stop
     (folder / "error.txt").unlink(missing_ok=True)
     write_json(folder / DONE, result)
     return result
 
 
 def _prepare(stage: Stage, stages: Path, quiet: bool) -> dict[str, Any]:
-    corpus, wanted = stage.what["corpus"], stage.what["tokenizer"]
+    corpus = stage.what["corpus"]
     documents = read_documents(corpus["source"], text_field=corpus["text_field"], limit=corpus["limit"])
     require_documents(documents)
-    if wanted["name"]:
-        tokenizer = load_tokenizer(wanted["name"])
-    else:
-        texts = (document.text for document in documents)
-        kind, size = wanted["kind"], wanted["vocab_size"]
-        tokenizer = train_tokenizer(texts, kind=kind, vocab_size=size, lowercase=wanted["lowercase"])
+    tokenizer = _tokenizer(stage, stages, documents)
     blocks = pack(
         tokenise(documents, tokenizer), tokenizer=tokenizer, length=corpus["length"], layout=corpus["layout"]
     )
@@ -91,6 +90,18 @@ def _prepare(stage: Stage, stages: Path, quiet: bool) -> dict[str, Any]:
         "rows": len(training), "tokens": training.tokens, "held_out_rows": len(held_out),
         "vocabulary": len(tokenizer), "counts": dict(blocks.counts),
     }  # fmt: skip
+
+
+def _tokenizer(stage: Stage, stages: Path, documents: Any) -> Any:
+    """That of an earlier text, a given one, or one trained on the documents."""
+    if stage.needs:
+        return load_tokenizer(str(stages / stage.needs[0] / "data" / "tokenizer"))
+    wanted = stage.what["tokenizer"]
+    if wanted["name"]:
+        return load_tokenizer(wanted["name"])
+    texts = (document.text for document in documents)
+    kind, size = wanted["kind"], wanted["vocab_size"]
+    return train_tokenizer(texts, kind=kind, vocab_size=size, lowercase=wanted["lowercase"])
 
 
 @dataclass
@@ -114,12 +125,39 @@ def make_masker(masking: Mapping[str, Any], tokenizer: Any, *, seed: int) -> Mas
 
 
 def _pretrain(stage: Stage, stages: Path, quiet: bool) -> dict[str, Any]:
-    what, folder = stage.what, stage.folder(stages)
+    what, how = stage.what, dict(stage.how)
+    evaluation = how.pop("evaluation")
+    # A second stage of training starts from the checkpoint of the first.
+    before = {"pretrained": str(stages / stage.needs[1] / "checkpoint")} if len(stage.needs) > 1 else None
     return pretrain(
-        Prepared.load(stages / stage.needs[0]), model=what["model"], masking=what["masking"],
-        training=TrainingSettings(**what["training"], **stage.how), evaluation=what["evaluation"],
-        folder=folder, quiet=quiet, facts={"stage": stage.name},
+        Prepared.load(stages / stage.needs[0]), model=before or what["model"], masking=what["masking"],
+        training=TrainingSettings(**what["training"], **how), evaluation=evaluation,
+        folder=stage.folder(stages), quiet=quiet, facts={"stage": stage.name},
     )  # fmt: skip
+
+
+def _evaluate(stage: Stage, stages: Path, quiet: bool) -> dict[str, Any]:
+    data, checkpoint = Prepared.load(stages / stage.needs[0]), stages / stage.needs[1] / "checkpoint"
+    return {"records": evaluate(checkpoint, data, EvaluationSettings(**stage.what["evaluation"]))}
+
+
+WARM_STEPS, TIMED_STEPS = 5, 20
+"""Of a timing: the first steps are slower, for memory is asked for and kernels are chosen."""
+
+
+def _time(stage: Stage, stages: Path, quiet: bool) -> dict[str, Any]:
+    """Seconds of a step: the median, with the schedule of the ratio run through in these few steps."""
+    what, data = stage.what, Prepared.load(stages / stage.needs[0])
+    lengths = {"steps": WARM_STEPS + TIMED_STEPS, "log_every": 1}
+    training = TrainingSettings(**{**what["training"], **lengths})
+    masker = make_masker(what["masking"], data.tokenizer, seed=training.seed)
+    counts = torch.from_numpy(unigram_counts(data.training, len(data.tokenizer)))
+    objective = MaskedLanguageModelling(_start(what["model"], data, training.seed, log_frequencies(counts)))
+    source, folder = MaskedSource(data.training, masker, training), stage.folder(stages)
+    train(objective, source, training, folder=folder, learners=source.learners(), quiet=True)
+    lines = (json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines())
+    ends = [line["seconds"] for line in lines if line["kind"] == "train"][WARM_STEPS - 1 :]
+    return {"step_seconds": median(after - before for before, after in pairwise(ends))}
 
 
 def pretrain(
@@ -136,14 +174,14 @@ def pretrain(
     held_out = HeldOut(data.held_out, maskers, log_unigram, rows=evaluation["rows"])
     found: list[dict[str, Any]] = []
 
-    def evaluate(step: int) -> list[dict[str, Any]]:
+    def curve(step: int) -> list[dict[str, Any]]:
         found[:] = held_out(objective)
         return found
 
     source = MaskedSource(data.training, masker, training)
     title = f"{masking['policy']} {masker.ratio}"
     done = train(
-        objective, source, training, folder=folder, learners=source.learners(), evaluate=evaluate, title=title,
+        objective, source, training, folder=folder, learners=source.learners(), evaluate=curve, title=title,
         quiet=quiet,
     )  # fmt: skip
     if int(os.environ.get("RANK", "0")) == 0:
@@ -163,7 +201,9 @@ def pretrain(
         "steps": done["steps"],
         "tokens": done["tokens"],
         "targets": done["targets"],
+        "flops": flops(done["tokens"], done["targets"], network),
         "loss": done["loss"],
+        "seconds": round(done["seconds"], 3),
     }
 
 
@@ -194,7 +234,7 @@ def _finetune(stage: Stage, stages: Path, quiet: bool) -> dict[str, Any]:
     if len(stage.needs) > 1:
         checkpoint = stages / stage.needs[1] / "checkpoint"
     elif what["model"]["pretrained"]:
-        checkpoint = what["model"]["pretrained"]
+        checkpoint = what["model"]["pretrained"]  # no further training
     else:
         config = new_config(
             what["model"]["architecture"], tokenizer, what["length"], **what["model"]["settings"]
@@ -224,5 +264,5 @@ def _finetune(stage: Stage, stages: Path, quiet: bool) -> dict[str, Any]:
 
 
 RUNNERS: dict[str, Callable[[Stage, Path, bool], dict[str, Any]]] = {
-    "prepare": _prepare, "pretrain": _pretrain, "finetune": _finetune,
+    "prepare": _prepare, "pretrain": _pretrain, "evaluate": _evaluate, "finetune": _finetune, "time": _time,
 }  # fmt: skip

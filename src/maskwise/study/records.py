@@ -1,0 +1,52 @@
+"""From the results of stages to ``records.jsonl``: every number measured, in a fixed order, without timings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from maskwise.study.plan import Run
+
+KEPT = {
+    "score": ("task", "metric", "score", "fine_tuning", "dev"),
+    "cost": ("steps", "tokens", "targets", "flops"),
+}
+
+
+def collect(
+    runs: Iterable[Run], stages: Path, errors: Mapping[str, str], *, more: Iterable[dict[str, Any]] = ()
+) -> list[dict[str, Any]]:
+    """The records of runs, and ``more`` of the study itself, sorted.
+
+    Args:
+        runs: those to be reported.
+        stages: the folder of all stages.
+        errors: why stages failed, by name.
+    """
+    records = list(more)
+    for run in runs:
+        results = {stage.name: stage.result(stages) for stage in run.stages}
+        failed = next((name for name, result in results.items() if result is None), None)
+        if failed:
+            error = errors.get(failed, "not finished")
+            records.append({"kind": "failure", **run.who, "stage": failed, "error": error})
+        done = [result for stage in run.trainings if (result := results[stage.name])]
+        if done and len(done) == len(run.trainings):
+            spent = {key: sum(result[key] for result in done) for key in KEPT["cost"]}
+            records.append({"kind": "cost", **run.who, **spent})
+        evaluated = results[run.evaluated.name] if run.evaluated else None
+        for line in evaluated["records"] if evaluated else ():
+            records.append({"kind": line["kind"], **run.who, **line})
+        for stage in run.tasks.values():
+            found = results[stage.name]
+            if found:
+                records.append({"kind": "score", **run.who, **{key: found[key] for key in KEPT["score"]}})
+    return sorted(records, key=_place)
+
+
+def _place(record: Mapping[str, Any]) -> tuple[Any, ...]:
+    what = record.get("task") or record.get("masks") or record.get("name") or ""
+    detail = record.get("metric", ""), record.get("ratio", 0.0), record.get("corpus", "")
+    who = record.get("arm", ""), record.get("seed", -1), -record.get("fraction", 1.0)
+    return record["kind"], *who, what, *detail
