@@ -140,6 +140,63 @@ def finetune(
 
 
 @app.command()
+def annotate(
+    corpus: Annotated[
+        str,
+        typer.Argument(help="A file or folder (.txt, .jsonl, .parquet, …), hf:NAME, or bundled:wikipedia."),
+    ],
+    wanted: Annotated[
+        str,
+        typer.Option("--with", help="Annotators, separated by commas; maskwise list annotators has them."),
+    ] = "words,pos,salient,phrases",
+    out: Out = Path("runs/annotate"),
+    engine: Annotated[str, typer.Option(help="Where: local, or ray (a cluster).")] = "local",
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Worker processes; as many as cores if not said.")
+    ] = None,
+    text_field: Annotated[str, typer.Option(help="Where the text is, in files with fields.")] = "text",
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many documents.")] = None,
+    function: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Run code of yours: module:function, or module:function(kind='weight'). Repeatable."
+        ),
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="Also write a page of what was found.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Find words, parts of speech, names, phrases, … in a corpus, once: layers that policies read.
+
+    The same command goes on where an interrupted run stopped, and does nothing twice.
+    """
+    from maskwise.annotate.run import annotate_corpus, open_corpus
+    from maskwise.annotate.show import examples, render_html, render_terminal
+    from maskwise.annotate.store import Store
+    from maskwise.specs import split_calls
+
+    found = annotate_corpus(
+        corpus, split_calls(wanted), out, text_field=text_field, limit=limit, engine=engine, jobs=jobs,
+        functions=function or (), quiet=as_json,
+    )  # fmt: skip
+    shown = examples(Store(out), open_corpus(corpus, text_field=text_field, limit=limit))
+    if html is not None:
+        render_html(found, shown, html)
+        err_console.print(f"wrote {html}", highlight=False)
+    if as_json:
+        _print_json(found)
+        return
+    colours = bool(out_console.color_system and not out_console.no_color)
+    out_console.print(render_terminal(found, shown, colours=colours))
+    for spec, entry in found["annotators"].items():
+        for error, count in entry["failures"].items():
+            line = f"{spec} failed on {count} texts, which have no layers of it: {error}"
+            err_console.print(line, style="red", markup=False, highlight=False, soft_wrap=True)
+    skipped = "".join(f", skipped {count} × {reason}" for reason, count in found["skipped"].items())
+    line = f"{out}: {found['documents']:,} documents, {found['words']:,} words{skipped}"
+    out_console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
 def inspect(
     text: Annotated[
         str, typer.Argument(help="A text, or a file of texts. Spans may be marked: [[Marie Curie]].")

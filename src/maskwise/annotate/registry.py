@@ -7,17 +7,27 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from maskwise.annotate.annotator import Annotator
-from maskwise.annotate.given import Sentences, Words
+from maskwise.annotate.function import Function
+from maskwise.annotate.given import Sentences, Words, gold, spans
+from maskwise.annotate.store import Store
 from maskwise.specs import Call, build
 
-ANNOTATORS: dict[str, Callable[..., Annotator]] = {"words": Words, "sentences": Sentences}
+ANNOTATORS: dict[str, Callable[..., Annotator]] = {
+    "words": Words, "sentences": Sentences,
+    "gold": gold, "spans": spans, "stored": Store,
+}  # fmt: skip
 
 
-def annotator(spec: str | Call) -> Annotator:
+def annotator(spec: str | Call, *, functions: bool = False) -> Annotator:
     """``pos(model="en_core_web_sm")`` → the annotator.
+
+    Args:
+        spec: a name of `ANNOTATORS`, with arguments.
+        functions: allow ``function("module:name")`` too, which runs the user's code.
 
     Raises:
         MaskwiseError: an unknown name, or arguments that it does not take.
     """
-    made: Annotator = build("annotator", spec, ANNOTATORS)
+    table = ANNOTATORS | ({"function": Function} if functions else {})
+    made: Annotator = build("annotator", spec, table)
     return made

@@ -10,7 +10,7 @@ The name of a shard's file is a hash of all that it depends on: its documents an
 file that is there is done: a second run is instant, one that was killed goes on, another tagger or one changed
 character makes a new file, and nothing else. Files appear whole, under their final name.
 
-Shards end behind a document whose hash says so (about 1 in 256) or when they are full. So a document more, or
+Shards end behind a document whose hash says so (about 1 in 128) or when they are full. So a document more, or
 a longer one, moves the borders of its own shard only.
 
 Columns: ``id``, ``text`` (int64, `text_id` of the text), and per layer ``NAME.start``, ``NAME.end``
@@ -40,9 +40,10 @@ from maskwise.errors import MaskwiseError, unknown_name
 
 FORMAT = 1
 MANIFEST = "manifest.json"
-SHARD_DOCUMENTS = 256
+SHARD_DOCUMENTS = 128
 """On average; four times as many at most."""
-SHARD_CHARACTERS = 1 << 20
+SHARD_CHARACTERS = 1 << 19
+"""A second or two of a tagger's work: what a kill may cost, and how evenly two processes finish."""
 Found = Sequence[Mapping[str, CharSpans]]
 
 

@@ -1,0 +1,134 @@
+"""Where shards are annotated: here, in other processes, or on a Ray cluster. Every engine gives the same bytes.
+
+Files come back to the process that asked, which alone writes: so a cluster needs no shared disk (but for what
+an annotator reads itself: a fitted vocabulary, a file of given spans).
+
+Cost: texts and files go through a pipe, a few per cent of the tagger's time; Ray starts in about 5 s. The
+processes of the local engine end with their parent, also if that is killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
+from typing import Any
+
+from maskwise.annotate.work import Task, annotate_shard
+from maskwise.errors import MaskwiseError, unknown_name
+
+ENGINES = ("local", "ray")
+RAY_SHARDS = 64
+"""In one Ray data set: its texts come from this process and are in the object store together."""
+
+Done = tuple[Task, list[bytes]]
+
+
+def run_tasks(tasks: Iterable[Task], *, engine: str, jobs: int) -> Iterator[Done]:
+    """Every task with its files, as they are finished; only a few tasks are in memory at once.
+
+    Args:
+        tasks: made as they are asked for.
+        engine: "local" or "ray".
+        jobs: processes of the local engine; 1 works in this one. Ray takes what the cluster has.
+
+    Raises:
+        MaskwiseError: an unknown engine, a worker that died, no Ray, and what `annotate_shard` raises.
+    """
+    if engine not in ENGINES:
+        raise unknown_name("engine", engine, ENGINES)
+    if engine == "ray":
+        return _on_ray(tasks)
+    return _in_processes(tasks, jobs) if jobs > 1 else ((task, annotate_shard(task)) for task in tasks)
+
+
+def _in_processes(tasks: Iterable[Task], jobs: int) -> Iterator[Done]:
+    waiting = iter(tasks)
+    with _environment(OMP_NUM_THREADS="1"):  # workers inherit it, and are started as tasks come
+        context, parent = multiprocessing.get_context("spawn"), (os.getpid(),)
+        pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_leave_with, initargs=parent)
+        running: dict[Future[list[bytes]], Task] = {}
+        try:
+            while True:
+                for task in islice(waiting, 2 * jobs - len(running)):  # one in hand, one behind it
+                    running[pool.submit(annotate_shard, task)] = task
+                if not running:
+                    return
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    yield running.pop(future), future.result()
+        except BrokenProcessPool as error:
+            do = "was there enough memory? Fewer --jobs need less; the same command goes on"
+            raise MaskwiseError("a worker process died", do=do) from error
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _environment(**settings: str) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def _leave_with(parent: int) -> None:
+    """In a worker: Ctrl-C is the parent's; when that is gone, however it went, leave."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _on_ray(tasks: Iterable[Task]) -> Iterator[Done]:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise MaskwiseError("Ray is not installed", do='pip install "maskwise[ray]"') from error
+    if not ray.is_initialized():
+        ray.init(log_to_driver=False, logging_level=30, include_dashboard=False)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    waiting = iter(tasks)
+    while window := {task.number: task for task in islice(waiting, RAY_SHARDS)}:
+        rows = ray.data.from_items(
+            [_to_row(task) for task in window.values()], override_num_blocks=len(window)
+        )
+        for row in rows.map_batches(_annotate_rows, batch_size=1, batch_format="pyarrow").iter_rows():
+            if row["error"]:
+                raise MaskwiseError(row["error"])
+            yield window[row["number"]], row["files"]
+
+
+def _to_row(task: Task) -> dict[str, Any]:
+    ids, texts = zip(*task.documents)
+    return {"number": task.number, "ids": [*ids], "texts": [*texts], "annotators": [*task.annotators]}
+
+
+def _annotate_rows(rows: Any) -> Any:
+    """On a Ray worker. An error of the user's goes home as a line: an exception would lose its kind."""
+    import pyarrow as pa
+
+    done = []
+    for row in rows.to_pylist():
+        task = Task(row["number"], [*zip(row["ids"], row["texts"])], tuple(row["annotators"]))
+        try:
+            done.append({"number": task.number, "files": annotate_shard(task), "error": ""})
+        except MaskwiseError as error:
+            done.append({"number": task.number, "files": [], "error": str(error)})
+    schema = {"number": pa.int64(), "files": pa.list_(pa.large_binary()), "error": pa.string()}
+    return pa.Table.from_pylist(done, schema=pa.schema(schema))
