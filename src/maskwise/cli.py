@@ -54,6 +54,12 @@ def study(
     retries: Annotated[
         int, typer.Option(min=0, help="How often to try again what may pass: a lost worker, node or file.")
     ] = 2,
+    stages: Annotated[
+        Path | None, typer.Option(help="Folder of stages shared between studies: common parts run once.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would run and how long it may take; write nothing.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Compare masking choices: arms x seeds x tasks, with verdicts and a report.
@@ -61,12 +67,17 @@ def study(
     The same command goes on where an interrupted study stopped, and runs nothing twice. Exit code 1 says
     that a run failed.
     """
+    from maskwise import study as room
     from maskwise.recipe import read_recipe
-    from maskwise.study import run_study
 
     recipe, overrides = _recipe_or_override(recipe, overrides)
-    result = run_study(
-        read_recipe(recipe, overrides), out, jobs=jobs, quiet=as_json, engine=engine, retries=retries
+    whole = read_recipe(recipe, overrides)
+    if dry_run:
+        found = room.dry_run(whole, out, jobs=jobs, cache=stages)
+        _print_json(found) if as_json else _print_plan(found)
+        return
+    result = room.run_study(
+        whole, out, jobs=jobs, quiet=as_json, engine=engine, retries=retries, cache=stages
     )
     if as_json:
         _print_json(result)
@@ -350,6 +361,27 @@ def _contrasts(result: dict[str, Any]) -> Table:
         verdict = f"[{COLOURS[row['verdict']]}]{row['verdict']}{which}[/] ({row['reason'].replace('-', ' ')})"
         table.add_row(_escape(row["arm"]), mean, interval, verdict)
     return table
+
+
+def _print_plan(found: dict[str, Any]) -> None:
+    """A dry run: stages by kind, and the time until the end as far as it is known."""
+    table = Table("stages", "done", "to do", "minutes of work", box=None, padding=(0, 2, 0, 0))
+    for kind, facts in found["stages"].items():
+        work = "unknown" if facts["seconds"] is None else f"{facts['seconds'] / 60:.1f}"
+        table.add_row(kind, str(facts["done"]), str(facts["to_do"]), work)
+    out_console.print(table)
+    phases = ", ".join(f"{line['phase']} ({line['runs']} runs)" for line in found["phases"])
+    out_console.print(f"Phases: {phases}", highlight=False, soft_wrap=True)
+    for note in found["notes"]:
+        out_console.print(f"Note: {note}", highlight=False, soft_wrap=True)
+    if found["seconds"] is None:
+        kinds = ", ".join(found["unknown"])
+        left = f"time unknown: no like stage was timed here yet ({kinds})"
+    else:
+        left = f"about {found['seconds'] / 60:.0f} min"
+    out_console.print(
+        f"With {found['jobs']} at once: {left}. Nothing was written.", highlight=False, soft_wrap=True
+    )
 
 
 def _signed(number: float, digits: int) -> str:

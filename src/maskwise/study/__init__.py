@@ -5,9 +5,10 @@ between them), ``work`` (what is done), ``runner`` (do them all), ``verdict`` (w
 Imports every room below; ``report`` only reads the files.
 """
 
+from maskwise.study.dry import dry_run
 from maskwise.study.plan import Plan, Run, make_plan
 from maskwise.study.runner import run_study
 from maskwise.study.stages import Stage
 from maskwise.study.work import Prepared, pretrain, run_stage
 
-__all__ = ["Plan", "Prepared", "Run", "Stage", "make_plan", "pretrain", "run_stage", "run_study"]
+__all__ = ["Plan", "Prepared", "Run", "Stage", "dry_run", "make_plan", "pretrain", "run_stage", "run_study"]
