@@ -208,6 +208,44 @@ def annotate(
 
 
 @app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A checkpoint folder or hub id with a masked-language-model head.")],
+    measures: Annotated[
+        str,
+        typer.Option(
+            "--with",
+            help="pairs:FILE, cloze:FILE (options behind: cloze:FILE(items=500)), pseudo-perplexity[:ROWS], "
+            "heldout; separated by commas. pairs:bundled:pairs comes with maskwise.",
+        ),
+    ] = "",
+    text: Annotated[
+        str | None, typer.Option(help="Text the model was not trained on, for held-out loss and pseudo-perplexity.")
+    ] = None,
+    text_field: Annotated[str, typer.Option(help="Where the text is, in files with fields.")] = "text",
+    as_json: Json = False,
+) -> None:
+    """Judge a checkpoint without fine-tuning: held-out loss, pseudo-perplexity, cloze facts, minimal pairs."""
+    from maskwise.evaluation import evaluate_checkpoint
+    from maskwise.specs import split_calls
+
+    records = evaluate_checkpoint(model, split_calls(measures), text=text, text_field=text_field)
+    if as_json:
+        _print_json(records)
+        return
+    table = Table("measure", "value", "chance", "items", "left out", box=None, padding=(0, 2, 0, 0))
+    for line in records:
+        if line["kind"] == "heldout":
+            name = f"held-out loss, {line['masks']} masks {line['ratio']:.0%}"
+            line = {"value": line["loss"], "chance": line["unigram"], "items": line["targets"]}
+        else:
+            name = f"{line['name']} {line['metric']}"
+        chance = "" if line["chance"] is None else f"{line['chance']:.3f}"
+        left_out = "; ".join(f"{count} {reason}" for reason, count in line.get("skipped", {}).items())
+        table.add_row(_escape(name), f"{line['value']:.3f}", chance, str(line["items"]), left_out)
+    out_console.print(table)
+
+
+@app.command()
 def inspect(
     text: Annotated[
         str, typer.Argument(help="A text, or a file of texts. Spans may be marked: [[Marie Curie]].")

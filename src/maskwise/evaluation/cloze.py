@@ -80,7 +80,7 @@ def _records(
     }
     return [
         {
-            "kind": "evaluation", "name": f"cloze:{name}", "metric": prefix + metric, "value": float(of(rank)),
+            "kind": "evaluation", "name": name, "metric": prefix + metric, "value": float(of(rank)),
             "items": len(rank), "chance": float(of(chance)), "higher_is_better": True, **shared,
         }
         for metric, of in metrics.items()

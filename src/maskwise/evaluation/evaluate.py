@@ -24,6 +24,8 @@ from maskwise.objectives import MaskedLanguageModelling
 from maskwise.training import load_model, log_frequencies
 from maskwise.training.model import check_fit
 
+PSEUDO_PERPLEXITY = "pseudo-perplexity"
+
 
 class Data(Protocol):
     """What a prepare stage leaves (``study.work.Prepared``)."""
@@ -37,16 +39,22 @@ class Data(Protocol):
 
 
 def load_sets(settings: EvaluationSettings) -> dict[str, Facts | Pairs]:
-    """The cloze sets and minimal pairs of the settings, by "cloze:SPEC" and "pairs:SPEC".
+    """The cloze sets and minimal pairs of the settings, by name.
 
     Read them when a recipe is read: a bad file is then one line at once, and ``content()`` of a set is what a
     stage's name should hold.
 
     Raises:
-        MaskwiseError: a file that is missing or cannot be used.
+        MaskwiseError: a file that is missing or cannot be used, or two sets of one name.
     """
-    cloze = {f"cloze:{spec}": load(spec, read_facts) for spec in settings.cloze}
-    return cloze | {f"pairs:{spec}": load(spec, read_pairs) for spec in settings.pairs}
+    sets: dict[str, Facts | Pairs] = {}
+    for reader, specs in ((read_facts, settings.cloze), (read_pairs, settings.pairs)):
+        for spec in specs:
+            found = load(spec, reader)
+            if found.name in (*sets, PSEUDO_PERPLEXITY):
+                raise MaskwiseError(f"two evaluation sets are called {found.name!r}", do="rename a file")
+            sets[found.name] = found
+    return sets
 
 
 @torch.inference_mode()
@@ -127,5 +135,5 @@ def pseudo_perplexity(
         log_p = log_probabilities(model, batch, mask=tokenizer.mask_token_id, within_word=within_word)
         value = math.exp(-float(log_p.double().sum()) / count)
         facts = {"value": value, "items": count, "chance": chance, "higher_is_better": False}
-        lines.append({"kind": "evaluation", "name": "pseudo-perplexity", "metric": metric, **facts})
+        lines.append({"kind": "evaluation", "name": PSEUDO_PERPLEXITY, "metric": metric, **facts})
     return lines

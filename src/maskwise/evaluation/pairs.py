@@ -115,7 +115,7 @@ def score_pairs(model: Any, tokenizer: Any, pairs: Pairs) -> list[dict[str, Any]
     }
     return [
         {
-            "kind": "evaluation", "name": f"pairs:{pairs.name}", "metric": "accuracy",
+            "kind": "evaluation", "name": pairs.name, "metric": "accuracy",
             "value": float(right.mean()), "items": len(kept), "of": pairs.total, "chance": 0.5,
             "higher_is_better": True, "ties": int(tied.sum()), "skipped": dict(skipped),
             "groups": by_group,

@@ -13,8 +13,8 @@ from maskwise.errors import MaskwiseError, unknown_name
 from maskwise.specs import parse_call
 from maskwise.tasks.readers import Record, read_records
 
-BUNDLED_SETS = ("facts", "pairs")
-"""Small sets of our own that come with maskwise (scripts/build_evaluation.py makes them)."""
+BUNDLED_SETS = ("pairs",)
+"""Small sets of our own that come with maskwise; scripts/build_evaluation.py makes them."""
 _WITH_OPTIONS = re.compile(r"(?P<source>.+?)\((?P<options>.*)\)$")
 
 

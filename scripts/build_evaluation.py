@@ -1,0 +1,107 @@
+"""Writes src/maskwise/data/pairs.jsonl.gz: minimal pairs of English, made here from a few templates.
+
+    python scripts/build_evaluation.py
+
+Phenomena as in BLiMP (Warstadt et al. 2020), sentences of our own: common words, so that small vocabularies
+know them, and no drawing: every template meets its words in turn, so a second run writes the same bytes. In
+each pair the sentences have the same words but for one, or the same words in another order; where one word
+differs, both forms stand in other pairs on the right side too, so no word is right by itself.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+TARGET = Path(__file__).parent.parent / "src" / "maskwise" / "data" / "pairs.jsonl.gz"
+
+NOUNS = [
+    ("river", "rivers"), ("church", "churches"), ("school", "schools"), ("village", "villages"),
+    ("team", "teams"), ("book", "books"), ("song", "songs"), ("bridge", "bridges"),
+]  # fmt: skip
+PEOPLE = [
+    ("king", "kings", "him"), ("queen", "queens", "her"), ("father", "fathers", "him"),
+    ("mother", "mothers", "her"), ("brother", "brothers", "him"), ("sister", "sisters", "her"),
+    ("man", "men", "him"), ("woman", "women", "her"), ("boy", "boys", "him"), ("girl", "girls", "her"),
+]  # fmt: skip
+PLACES = ["in the city", "near the town", "of the old state"]
+PLURAL_PLACES = ["in the cities", "near the towns", "of the old states"]
+Pair = tuple[str, str, str]
+
+
+def agreement() -> Iterator[Pair]:
+    """Subject and verb: "the river was", "the rivers were"."""
+    ends = ["very old", "known in the country", "built by the family", "on the list"]
+    for number, (one, many) in enumerate(NOUNS):
+        end = ends[number % len(ends)]
+        for singular, plural in (("was", "were"), ("is", "are"), ("has been", "have been")):
+            yield "agreement", f"The {one} {singular} {end}.", f"The {one} {plural} {end}."
+            yield "agreement", f"The {many} {plural} {end}.", f"The {many} {singular} {end}."
+
+
+def distant_agreement() -> Iterator[Pair]:
+    """A noun of the other number stands between subject and verb."""
+    for number, (one, many) in enumerate(NOUNS):
+        place, places = PLACES[number % 3], PLURAL_PLACES[number % 3]
+        for singular, plural in (("was", "were"), ("is", "are")):
+            yield (
+                "agreement-across-noun", f"The {one} {places} {singular} new.", f"The {one} {places} {plural} new."
+            )  # fmt: skip
+            yield (
+                "agreement-across-noun", f"The {many} {place} {plural} new.", f"The {many} {place} {singular} new."
+            )  # fmt: skip
+
+
+def determiner_noun() -> Iterator[Pair]:
+    """ "this river", "these rivers"."""
+    frames = [
+        "He saw {} in the north.",
+        "They wrote about {} in the year.",
+        "She went to {} with her family.",
+    ]
+    for number, (one, many) in enumerate(NOUNS):
+        frame = frames[number % 3]
+        for singular, plural in (("this", "these"), ("that", "those")):
+            good, bad = frame.format(f"{singular} {one}"), frame.format(f"{plural} {one}")
+            yield "determiner-noun", good, bad
+            yield "determiner-noun", frame.format(f"{plural} {many}"), frame.format(f"{singular} {many}")
+
+
+def anaphor() -> Iterator[Pair]:
+    """ "the king … himself": gender, and number."""
+    frames = ["The {} gave {} a new name.", "The {} found {} a new home.", "The {} saw {} in the water."]
+    for number, (one, many, own) in enumerate(PEOPLE):
+        other = {"him": "her", "her": "him"}[own]
+        for frame in (frames[number % 3], frames[(number + 1) % 3]):
+            good, plural = frame.format(one, f"{own}self"), frame.format(many, "themselves")
+            yield "anaphor-gender", good, frame.format(one, f"{other}self")
+            yield "anaphor-number", good, frame.format(one, "themselves")
+            yield "anaphor-number", plural, frame.format(many, f"{own}self")
+
+
+def word_order() -> Iterator[Pair]:
+    """The same words, in an order that English does not have."""
+    for number, (one, many) in enumerate(NOUNS):
+        place = PLACES[number % 3]
+        yield "word-order", f"The {one} {place} was old.", f"The {place} {one} was old."
+        yield "word-order", f"It was the first {one} in the world.", f"It was first the {one} in the world."
+        yield "word-order", f"There are many {many} {place}.", f"There are {many} many {place}."
+        yield "word-order", f"He was born near the {one}.", f"He was born the near {one}."
+
+
+def main() -> None:
+    """Write the file."""
+    makers = (agreement, distant_agreement, determiner_noun, anaphor, word_order)
+    lines = [
+        {"sentence_good": good, "sentence_bad": bad, "phenomenon": name}
+        for make in makers
+        for name, good, bad in make()
+    ]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    TARGET.write_bytes(gzip.compress(text.encode(), mtime=0))
+
+
+if __name__ == "__main__":
+    main()

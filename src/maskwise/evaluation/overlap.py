@@ -1,0 +1,172 @@
+"""Do the items of a test set stand in a corpus? Shared n-grams of words, in one pass over the corpus.
+
+Texts are compared as words: lower case, letters and digits only, so that case, punctuation and line breaks do
+not hide a copy. An item overlaps if any n of its words in a row (13, as for GPT-3; Brown et al. 2020,
+appendix C) stand in one document; a shorter item if all of it does. Items of fewer than ``LEAST`` words ("set
+an alarm") would be found anywhere and mean nothing: they are counted apart.
+
+Cost: 64-bit hashes of n-grams by numpy, about 1 s per million words; memory is that of the items'
+hashes and of one batch of documents. (A false hit has a chance of about one in 10⁷ for a billion words and a
+thousand items.) Words that a test set has cut ("do n't") are not joined, so its copies may be missed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maskwise.errors import MaskwiseError
+
+N = 13
+LEAST = 4
+"""Words of the shortest item that is looked for."""
+EXAMPLES = 5
+_WORD = re.compile(r"[^\W_]+")
+_BATCH_CHARACTERS = 1 << 20
+_BASE = np.uint64(0x9E3779B97F4A7C15)
+
+Hashes = NDArray[np.uint64]
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """What was found.
+
+    Attributes:
+        items: how many were given. short: how many of them have too few words to be looked for.
+        overlapping: how many stand in the corpus.
+        documents: how many were read.
+        n: words in a row.
+        found: the places of the overlapping items.
+    """
+
+    items: int
+    short: int
+    overlapping: int
+    documents: int
+    n: int
+    found: tuple[int, ...]
+
+
+def overlap(documents: Iterable[Any], items: Sequence[str | Sequence[str]], *, n: int = N) -> Overlap:
+    """Which items share n words in a row with a document.
+
+    Args:
+        documents: texts, or anything with ``text``; read once, one batch in memory.
+        items: texts, or several texts each (a question and its context): found if one of them is.
+        n: words in a row; shorter texts are looked for whole.
+
+    Raises:
+        MaskwiseError: n below ``LEAST``, or no items.
+    """
+    if n < LEAST:
+        raise MaskwiseError("n-grams for an overlap check are too short", got=n, allowed=f"≥ {LEAST}")
+    if not len(items):
+        raise MaskwiseError("there are no test items to look for")
+    parts = [[item] if isinstance(item, str) else list(item) for item in items]
+    owner_T = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+    words, size_T = _words(chain.from_iterable(parts))
+    needed_T = np.minimum(size_T, n)
+    wanted: dict[int, _Wanted] = {}
+    for length, grams, text in _grams(words, size_T, sorted(set(needed_T[needed_T >= LEAST].tolist()))):
+        mine = needed_T[text] == length
+        wanted[length] = _Wanted(grams[mine], owner_T[text[mine]])
+    found, count = np.zeros(len(parts), dtype=bool), 0
+    for batch in _batches(documents):
+        count += len(batch)
+        for length, grams, _ in _grams(*_words(batch), list(wanted)):
+            found[wanted[length].owners_of(grams)] = True
+    longest = np.zeros(len(parts), dtype=np.int64)
+    np.maximum.at(longest, owner_T, size_T)
+    places = tuple(np.flatnonzero(found).tolist())
+    return Overlap(len(parts), int((longest < LEAST).sum()), len(places), count, n, places)
+
+
+def overlap_record(
+    documents: Iterable[Any], task: Any, *, corpus: str, n: int = N, name: str | None = None
+) -> dict[str, Any]:
+    """The record of one corpus and one task: ``{"kind": "overlap", "task", "corpus", "items", …}``.
+
+    Args:
+        documents: the corpus, such as ``corpus.read_documents(source)``.
+        task: a ``tasks.Task`` (its test split is looked for), or a set of ``load_sets``.
+        corpus: what the record calls the corpus.
+        name: what it calls the task, if not ``task.name``.
+    """
+    items = task.texts() if hasattr(task, "texts") else [_texts(row) for row in task.splits["test"]]
+    result = overlap(documents, items, n=n)
+    shown = [items[place] for place in result.found[:EXAMPLES]]
+    return {
+        "kind": "overlap", "task": name or task.name, "corpus": corpus, "items": result.items,
+        "overlapping": result.overlapping, "short": result.short, "documents": result.documents, "n": n,
+        "examples": [text if isinstance(text, str) else " / ".join(text) for text in shown],
+    }  # fmt: skip
+
+
+def _texts(row: Any) -> tuple[str, ...]:
+    if "tokens" in row:
+        return (" ".join(row["tokens"]),)
+    return (row["text"],) if row.get("pair") is None else (row["text"], row["pair"])
+
+
+def _batches(documents: Iterable[Any]) -> Iterator[list[str]]:
+    batch: list[str] = []
+    characters = 0
+    for document in documents:
+        batch.append(document if isinstance(document, str) else document.text)
+        characters += len(batch[-1])
+        if characters >= _BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+def _words(texts: Iterable[str]) -> tuple[Hashes, NDArray[np.int64]]:
+    """Hashes of the words of all texts, one text after the other (W,), and how many each has (T,)."""
+    found = [_WORD.findall(text.lower()) for text in texts]
+    sizes = np.fromiter(map(len, found), dtype=np.int64, count=len(found))
+    # Python's own hash of a string: salted anew in every process, which equality does not see.
+    hashes = np.fromiter(map(hash, chain.from_iterable(found)), dtype=np.int64, count=int(sizes.sum()))
+    return hashes.view(np.uint64), sizes
+
+
+def _grams(
+    words: Hashes, sizes: NDArray[np.int64], lengths: Sequence[int]
+) -> Iterator[tuple[int, Hashes, NDArray[np.int64]]]:
+    """For each of the rising ``lengths``: it, hashes of so many words in a row within one text, and which text."""
+    text = np.repeat(np.arange(len(sizes)), sizes)
+    words, total = _mixed(words), np.zeros(len(words), dtype=np.uint64)
+    for length in range(1, max(lengths, default=0) + 1):  # a polynomial modulo 2⁶⁴ that grows by a word
+        count = max(0, len(words) - length + 1)
+        total = total[:count] * _BASE + words[length - 1 :][:count]
+        if length in lengths:
+            whole = text[:count] == text[length - 1 :][:count]
+            yield length, total[whole], text[:count][whole]
+
+
+class _Wanted:
+    """The n-grams of items: a table of bits turns nearly all others away, before anything is compared."""
+
+    def __init__(self, grams: Hashes, owner: NDArray[np.int64]):
+        self.grams, self.owner = grams, owner
+        self.bits = np.zeros(1 << 22, dtype=bool)
+        self.bits[grams >> np.uint64(42)] = True
+
+    def owners_of(self, grams: Hashes) -> NDArray[np.int64]:
+        """The items that have one of these n-grams."""
+        likely = grams[self.bits[grams >> np.uint64(42)]]
+        return self.owner[np.isin(self.grams, likely)]
+
+
+def _mixed(hashes: Hashes) -> Hashes:
+    """splitmix64's finish: neighbouring hashes become unlike."""
+    mixed = (hashes ^ (hashes >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))
