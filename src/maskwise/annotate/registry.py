@@ -4,12 +4,13 @@ Modules with a heavy library (spaCy) import it when they are first used, so this
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from maskwise.annotate.annotator import Annotator
 from maskwise.annotate.function import Function
 from maskwise.annotate.given import Sentences, Words, gold, spans
 from maskwise.annotate.store import Store
+from maskwise.errors import MaskwiseError
 from maskwise.specs import Call, build
 
 ANNOTATORS: dict[str, Callable[..., Annotator]] = {
@@ -31,3 +32,14 @@ def annotator(spec: str | Call, *, functions: bool = False) -> Annotator:
     table = ANNOTATORS | ({"function": Function} if functions else {})
     made: Annotator = build("annotator", spec, table)
     return made
+
+
+def check_names(made: Sequence[Annotator]) -> None:
+    """Refuse annotators of which two make the same layer."""
+    owner: dict[str, str] = {}
+    for one in made:
+        for name in one.layers:
+            if name in owner:
+                what = f"two annotators make the layer {name!r}"
+                raise MaskwiseError(what, got=f"{owner[name]} and {one.name}", do="ask for one of them")
+            owner[name] = one.name

@@ -23,7 +23,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from maskwise.annotate.annotator import Annotator, digest
 from maskwise.annotate.engines import ENGINES, run_tasks
 from maskwise.annotate.function import spec_of
-from maskwise.annotate.registry import annotator
+from maskwise.annotate.registry import annotator, check_names
 from maskwise.annotate.store import (
     MANIFEST,
     Made,
@@ -91,7 +91,9 @@ def annotate_corpus(
     wanted = [_Wanted(spec, spec, annotator(spec)) for spec in annotators]
     for spec in map(str, map(spec_of, functions)):
         wanted.append(_Wanted(spec, spec, annotator(spec, functions=True)))
-    _check_names([one.made for one in wanted])
+    check_names([one.made for one in wanted])
+    if not wanted:
+        raise MaskwiseError("no annotators", do="name some, such as words,pos,salient")
     documents = open_corpus(source, text_field=text_field, limit=limit)
     with _claimed(out), _Bar(quiet) as bar:
         shards = [
@@ -147,18 +149,6 @@ def open_corpus(source: Any, *, text_field: str = "text", limit: int | None = No
 
         source = [{"id": one.id, text_field: one.text} for one in read_conllu(Path(source).expanduser())]
     return require_documents(read_documents(source, text_field=text_field, limit=limit))
-
-
-def _check_names(made: Sequence[Annotator]) -> None:
-    owner: dict[str, str] = {}
-    for one in made:
-        for name in one.layers:
-            if name in owner:
-                what = f"two annotators make the layer {name!r}"
-                raise MaskwiseError(what, got=f"{owner[name]} and {one.name}", do="ask for one of them")
-            owner[name] = one.name
-    if not made:
-        raise MaskwiseError("no annotators", do="name some, such as words,pos,salient")
 
 
 def _fitted(wanted: _Wanted, corpus: str, documents: Documents, out: Path, bar: _Bar) -> _Wanted:

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from maskwise.annotate.registry import annotator, check_names
 from maskwise.errors import MaskwiseError, unknown_name
 from maskwise.masking.corruptions import corruption
 from maskwise.masking.policies import policy
@@ -31,6 +32,14 @@ class CorpusPart(Part):
     """Rows filled with one document after another, or a document piece each."""
     held_out: float = Field(0.02, gt=0, lt=0.5)
     """Share of the documents that is never trained on."""
+    layers: tuple[str, ...] = ()
+    """Annotators whose layers the rows carry, such as pos and salient; stored("FOLDER") takes finished ones."""
+
+    @field_validator("layers")
+    @classmethod
+    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        check_names([annotator(spec) for spec in value])
+        return value
 
 
 class TokenizerPart(Part):

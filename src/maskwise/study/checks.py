@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from maskwise.annotate.align import token_layers
+from maskwise.annotate.registry import annotator
 from maskwise.corpus import load_tokenizer, read_documents, require_documents
 from maskwise.errors import MaskwiseError
 from maskwise.masking.policies import policy
@@ -12,7 +14,7 @@ from maskwise.tasks import load_task
 from maskwise.training.model import check_start, load_config, new_config
 
 CORPUS_LAYERS = ("word_ids",)
-"""The layers that a prepared corpus has."""
+"""The layers that every prepared corpus has; more come from ``corpus.layers``."""
 
 LOCK = ".lock"
 """In ``stages/``: held while a study runs, and the sign that the folder is one."""
@@ -46,11 +48,15 @@ def _check_text(link: Any) -> None:
     """The corpus of one training can be read, and has what its policy needs."""
     corpus = link.corpus
     require_documents(read_documents(corpus.source, text_field=corpus.text_field, limit=corpus.limit))
-    missing = [layer for layer in policy(link.masking.policy).layers() if layer not in CORPUS_LAYERS]
+    made = [name for spec in corpus.layers for name in token_layers(annotator(spec).layers)]
+    missing = [
+        layer for layer in policy(link.masking.policy).layers() if layer not in (*CORPUS_LAYERS, *made)
+    ]
     if missing:
         raise MaskwiseError(
-            f"policy {link.masking.policy} needs the layer {missing[0]!r}, and a corpus has none",
-            allowed=f"policies that need {', '.join(CORPUS_LAYERS)} or nothing",
+            f"policy {link.masking.policy} needs the layer {missing[0]!r}, and this corpus has none",
+            got=f"layers {', '.join((*CORPUS_LAYERS, *made))}",
+            do="name its annotator in corpus.layers (maskwise list annotators)",
         )
 
 

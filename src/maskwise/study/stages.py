@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from maskwise import __version__
+from maskwise.annotate.registry import annotator
 from maskwise.corpus import bundled_path
 from maskwise.training.machine import fast_bf16
 
@@ -82,8 +83,10 @@ def prepare_stage(recipe: Any, *, after: Stage | None = None) -> Stage:
     """The corpus of a recipe as rows. With the tokenizer of ``after``, if given; ``after`` if the text is the same."""
     corpus = recipe.corpus.model_dump(mode="json")
     what = {"corpus": corpus, "corpus_content": fingerprint(corpus["source"])}
+    if corpus["layers"]:
+        what["annotators"] = {spec: annotator(spec).version for spec in corpus["layers"]}
     if after is not None:
-        same = all(after.what[key] == value for key, value in what.items())
+        same = all(after.what.get(key) == value for key, value in what.items())
         return after if same else Stage("prepare", what, (after.name,))
     tokenizer = recipe.tokenizer.model_dump(mode="json")
     content = fingerprint(tokenizer["name"]) if tokenizer["name"] else None

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from transformers.utils import logging as transformers_logging
 
+from maskwise.annotate.run import annotate_corpus
+from maskwise.annotate.store import Store
 from maskwise.corpus import (
     Blocks,
     load_tokenizer,
@@ -74,9 +76,8 @@ def _prepare(stage: Stage, stages: Path, quiet: bool) -> dict[str, Any]:
     documents = read_documents(corpus["source"], text_field=corpus["text_field"], limit=corpus["limit"])
     require_documents(documents)
     tokenizer = _tokenizer(stage, stages, documents)
-    blocks = pack(
-        tokenise(documents, tokenizer), tokenizer=tokenizer, length=corpus["length"], layout=corpus["layout"]
-    )
+    tokens = tokenise(documents, tokenizer, layers=_layers(corpus, stage.folder(stages) / "layers"))
+    blocks = pack(tokens, tokenizer=tokenizer, length=corpus["length"], layout=corpus["layout"])
     training, held_out = blocks.split(held_out=corpus["held_out"])
 
     def fill(folder: Path) -> None:
@@ -90,6 +91,15 @@ def _prepare(stage: Stage, stages: Path, quiet: bool) -> dict[str, Any]:
         "rows": len(training), "tokens": training.tokens, "held_out_rows": len(held_out),
         "vocabulary": len(tokenizer), "counts": dict(blocks.counts),
     }  # fmt: skip
+
+
+def _layers(corpus: Mapping[str, Any], folder: Path) -> Store | None:
+    """The corpus annotated, as far as that is not done yet; here, for this process is one of several."""
+    if not corpus["layers"]:
+        return None
+    how = {"text_field": corpus["text_field"], "limit": corpus["limit"], "jobs": 1}
+    annotate_corpus(corpus["source"], corpus["layers"], folder, **how)
+    return Store(folder)
 
 
 def _tokenizer(stage: Stage, stages: Path, documents: Any) -> Any:
