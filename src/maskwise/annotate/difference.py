@@ -1,37 +1,40 @@
 """What makes a corpus different from a general one: words weighed by it, for going on with pre-training there
 (Difference-Masking).
 
-Anchors are the words with the highest TF-ICF, frequent here and not there:
+Words are scored by TF-ICF, frequent here and not there:
 
-    score(w) = p(w) · log( p(w) / q(w) ), not below 0     p: share of the target's words; q: of the general corpus,
-                                                         every count one more
+    score(w) = log(1 + c(w)) · log( p(w) / q(w) ), not below 0     c, p: count and share in the target corpus;
+                                                                  q: share in the general one, every count one more
 
-The paper weighs a word by how similar it is to its nearest anchor. ``vectors`` says where similarities come from:
+and the best are anchors. The paper weighs a word by how similar it is to its nearest anchor. ``vectors`` says where
+similarities come from:
 
 - a checkpoint folder: the input embeddings of its model, a word being the mean of its pieces;
 - a text file of vectors, "word 0.1 0.2 …" on each line, as GloVe and fastText have them;
 - none: then a word's weight is its own score, which is sharp; the policy's ``power`` tempers it.
 
 Weights average 1 over the target corpus. Words that are not in it weigh 0, as do punctuation and what follows an
-apostrophe. A plain inverse frequency, log(1 / q), would make "the" and "of" the first anchors: they are the most
-frequent everywhere; the log of the ratio is 0 where both corpora agree.
+apostrophe. Anchors stand in at least ``min_documents`` texts, so that they are not the heroes of one.
 
 Cost: counting two corpora, 1 µs a word.
 Source: Wilf et al. 2023 (Difference-Masking, arXiv 2305.14577), section 3; 20 anchors and the cosine to the nearest
-as in github.com/abwilf/Difference-Masking. The formula of TF-ICF, the cosine's floor of 0 and the scale are ours.
+as in github.com/abwilf/Difference-Masking; the paper's own formula of TF-ICF was not at hand. Log-counts are those of
+Reed et al. 2006 (TF-ICF): with p(w) in their place the anchors of novels against Wikipedia were "i", "you", "her". The
+log of the ratio, 0 where both corpora agree, in place of an inverse frequency is ours; so are the floor of the cosine,
+0, and the scale.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from maskwise.annotate.counts import Vocabulary, blocks, fold
-from maskwise.annotate.tables import Ints, find
+from maskwise.annotate.counts import Vocabulary, Words, blocks, fold
+from maskwise.annotate.tables import Ints, Keys, Table, find
 from maskwise.annotate.word_weights import Floats, WordWeights
 from maskwise.corpus import load_tokenizer, read_documents
 from maskwise.errors import MaskwiseError
@@ -44,7 +47,7 @@ EMBEDDINGS = (
     "shared.weight",
     "wte.weight",
 )
-"""How the tensors of input embeddings are called, at the end of their names: BERT's, ModernBERT's, BART's, T5's, GPT's."""
+"""How tensors of input embeddings are called, at the end of their names: BERT's, ModernBERT's, BART's, T5's, GPT's."""
 
 
 class Difference(WordWeights):
@@ -55,7 +58,7 @@ class Difference(WordWeights):
             that follow, on the target corpus.
         general: the corpus to compare with, as for `read_documents`.
         anchors: how many.
-        min_count: anchors occur in the target at least so often.
+        min_documents: anchors stand in at least so many texts of the target (where it has so many).
         vectors: a checkpoint folder, a text file of vectors, or None.
 
     Raises:
@@ -66,13 +69,20 @@ class Difference(WordWeights):
 
     def __init__(
         self, *, table: str | None = None, general: str = "bundled:wikipedia", anchors: int = 20,
-        min_count: int = 10, vectors: str | None = None,
+        min_documents: int = 5, vectors: str | None = None,
     ):  # fmt: skip
-        if anchors < 1 or min_count < 1:
-            got = f"anchors={anchors}, min_count={min_count}"
+        if anchors < 1 or min_documents < 1:
+            got = f"anchors={anchors}, min_documents={min_documents}"
             raise MaskwiseError("difference: settings must be at least 1", got=got)
-        super().__init__(table, general=general, anchors=anchors, min_count=min_count, vectors=vectors)
-        self._general, self._anchors, self._min_count, self._vectors = general, anchors, min_count, vectors
+        super().__init__(
+            table, general=general, anchors=anchors, min_documents=min_documents, vectors=vectors
+        )
+        self._general, self._anchors, self._min_documents, self._vectors = (
+            general,
+            anchors,
+            min_documents,
+            vectors,
+        )
 
     def fit(self, texts: Iterable[str], folder: Path) -> str:
         """Count both corpora; words.parquet has word, weight, score and count, by falling score.
@@ -80,16 +90,27 @@ class Difference(WordWeights):
         Raises:
             MaskwiseError: no word tells the corpora apart, or no anchor has a vector.
         """
-        target, general = _counted(texts), _counted(one.text for one in read_documents(self._general))
+        documents, seen = Table(), 0
+
+        def counted() -> Iterator[Words]:
+            nonlocal seen
+            for words in blocks(texts):
+                documents.add(_once_a_text(words))
+                seen += len(words.base)
+                yield words
+
+        target = _vocabulary(counted())
+        general = _vocabulary(blocks(one.text for one in read_documents(self._general)))
         keys, counts = target.table.keys, target.table.counts
         place = find(general.table.keys, keys)
         others = np.where(place >= 0, np.append(general.table.counts, 0)[place], 0)
         scores = tf_icf(counts, others, general.table.total)
         order = np.argsort(-scores, kind="stable")
-        counts, scores, names = counts[order], scores[order], target.names(keys[order])
-        chosen = np.flatnonzero((scores > 0) & (counts >= self._min_count))[: self._anchors]
+        keys, counts, scores, names = keys[order], counts[order], scores[order], target.names(keys[order])
+        spread = documents.counts[find(documents.keys, keys)] >= min(self._min_documents, seen)
+        chosen = np.flatnonzero((scores > 0) & spread)[: self._anchors]
         if not len(chosen):
-            do = "give another general corpus, or a lower min_count"
+            do = "give another general corpus, or lower min_documents"
             raise MaskwiseError(f"no word sets this corpus apart from {self._general}", do=do)
         weights = scores
         if self._vectors is not None:
@@ -108,11 +129,18 @@ class Difference(WordWeights):
         )
 
 
-def _counted(texts: Iterable[str]) -> Vocabulary:
+def _vocabulary(corpus: Iterable[Words]) -> Vocabulary:
     seen = Vocabulary()
-    for words in blocks(texts):
+    for words in corpus:
         seen.add(words, words.plain)
     return seen
+
+
+def _once_a_text(words: Words) -> Keys:
+    """The keys of the words of each text, each once."""
+    order = np.argsort(words.key, kind="stable")  # within a word its texts ascend
+    key, text = words.key[order], words.text[order]
+    return key[np.append(True, (key[1:] != key[:-1]) | (text[1:] != text[:-1]))[: len(key)]]
 
 
 def tf_icf(counts: Ints, others: Ints, total_others: int) -> Floats:
@@ -124,7 +152,7 @@ def tf_icf(counts: Ints, others: Ints, total_others: int) -> Floats:
         total_others: words of the general corpus.
     """
     share, general = counts / max(counts.sum(), 1), (others + 1) / (total_others + len(counts))
-    return (share * np.log(share / general)).clip(min=0)
+    return np.log1p(counts) * np.log(share / general).clip(min=0)
 
 
 def nearest(vectors: Matrix, anchors: Ints) -> Floats:

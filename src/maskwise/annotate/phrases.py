@@ -34,7 +34,7 @@ import numpy as np
 
 from maskwise.annotate.annotator import CharSpans, Layer, digest
 from maskwise.annotate.characters import VERSION
-from maskwise.annotate.counts import RULES, mixed, words_of
+from maskwise.annotate.counts import RULES, Words, blocks, mixed, words_of
 from maskwise.annotate.ngrams import Counted, count_ngrams, score_ngrams
 from maskwise.annotate.tables import Ints, Keys, find, read_table, write_table
 from maskwise.errors import MaskwiseError
@@ -177,7 +177,9 @@ class Matcher:
 
     def find(self, texts: list[str]) -> list[CharSpans]:
         """The phrases of each text."""
-        words = words_of(texts)
+        return [spans for words in blocks(texts) for spans in self._spans(words)]
+
+    def _spans(self, words: Words) -> list[CharSpans]:
         size = len(words.key)
         # Words between two borders have one number; a punctuation mark has its own.
         border = words.fresh | ~words.plain

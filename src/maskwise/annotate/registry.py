@@ -7,14 +7,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from maskwise.annotate.annotator import Annotator
+from maskwise.annotate.difference import Difference
+from maskwise.annotate.frequency import Frequency
 from maskwise.annotate.function import Function
 from maskwise.annotate.given import Sentences, Words, gold, spans
+from maskwise.annotate.informativeness import Informativeness
+from maskwise.annotate.phrases import Phrases
 from maskwise.annotate.store import Store
 from maskwise.errors import MaskwiseError
 from maskwise.specs import Call, build
 
 ANNOTATORS: dict[str, Callable[..., Annotator]] = {
     "words": Words, "sentences": Sentences,
+    "phrases": Phrases, "frequency": Frequency, "informativeness": Informativeness, "difference": Difference,
     "gold": gold, "spans": spans, "stored": Store,
 }  # fmt: skip
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from maskwise.annotate.annotator import CharSpans, Layer, digest
 from maskwise.annotate.characters import VERSION
-from maskwise.annotate.counts import RULES, Flags, Words, keys_of, words_of
+from maskwise.annotate.counts import RULES, Flags, Words, blocks, keys_of
 from maskwise.annotate.tables import Ints, Keys, find, read_table, write_table
 from maskwise.errors import MaskwiseError
 from maskwise.specs import Call
@@ -77,12 +77,14 @@ class WordWeights(ABC):
 
     def annotate(self, texts: list[str]) -> list[dict[str, CharSpans]]:
         assert self.fitted, "fit first"
-        words = words_of(texts)
+        return [{self.name: spans} for words in blocks(texts) for spans in self._spans(words)]
+
+    def _spans(self, words: Words) -> list[CharSpans]:
         keep = np.flatnonzero(self.kept(words))
         weights = self.weigh(words)[keep].astype(np.float32)
         found = words._replace(text=words.text[keep])
         starts, ends = words.start[keep].astype(np.int32), words.end[keep].astype(np.int32)
-        return [{self.name: CharSpans(*spans)} for spans in found.split(starts, ends, weights)]
+        return [CharSpans(*spans) for spans in found.split(starts, ends, weights)]
 
     def kept(self, words: Words) -> Flags:
         """(W,) the words that get a weight; to the others 0 is given."""
