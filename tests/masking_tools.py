@@ -98,6 +98,8 @@ def row(
         "sentence": np.where(inside, word // 6, -1).tolist(),
         "pos": np.where(inside & (word % 6 != 2), word % 17, -1).tolist(),
         "weight": np.where(inside, (word * 7 % 4) / 2, 0.0).tolist(),
+        "informativeness": np.where(inside, (word * 5 % 7) / 3, 0.0).tolist(),
+        "difference": np.where(inside, (word * 3 % 5) ** 2 / 2, 0.0).tolist(),
         "frequency": np.where(inside, 1.0 + word * 13 % 50, 0.0).tolist(),
     }
 

@@ -18,7 +18,7 @@ from maskwise.masking.policies.suffix import Suffix
 from maskwise.masking.policies.t5_span import T5Span
 from maskwise.masking.policies.token import Token
 from maskwise.masking.policies.ul2 import Ul2
-from maskwise.masking.policies.weighted import Weighted, weighted
+from maskwise.masking.policies.weighted import Weighted, difference, informative, weighted
 from maskwise.masking.policies.whole_word import WholeWord
 from maskwise.specs import Call, build
 
@@ -26,7 +26,7 @@ POLICIES: dict[str, Callable[..., Policy]] = {
     "token": Token, "whole-word": WholeWord, "span": Span, "t5-span": T5Span, "suffix": Suffix, "ul2": Ul2,
     "span-layer": SpanLayer, "salient": salient, "phrase": phrase, "sentence": sentence,
     "weighted": weighted, "frequency": frequency, "group-weighted": group_weighted,
-    "pos-weighted": pos_weighted, "mixture": mixture,
+    "pos-weighted": pos_weighted, "informative": informative, "difference": difference, "mixture": mixture,
 }  # fmt: skip
 
 

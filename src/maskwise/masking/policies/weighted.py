@@ -22,7 +22,8 @@ class Weighted(Policy):
         weight where the budget is large (no unit is taken twice). ``bernoulli``: probability min(1, ratio ×
         weight), so weights should average 1.
     Cost: a logarithm and a 64-bit sort a unit; about twice the unweighted policy.
-    Source: Efraimidis & Spirakis 2006 for the sampling.
+    Source: Efraimidis & Spirakis 2006 for the sampling; for the weights of ``informative`` Sadeq et al. 2022
+        (arXiv 2210.11771), of ``difference`` Wilf et al. 2023 (arXiv 2305.14577).
     """
 
     layer: str = "weight"
@@ -45,3 +46,13 @@ class Weighted(Policy):
 def weighted(layer: str = "weight", units: str = "word", power: float = 1.0) -> Weighted:
     """Units of ``token``, ``word`` or any layer, weighted by the layer of scores ``layer``."""
     return Weighted(layer, units, power)
+
+
+def informative(units: str = "word", power: float = 1.0) -> Weighted:
+    """Words that tell much of those around them, by the layer ``informativeness`` (InforMask)."""
+    return Weighted("informativeness", units, power)
+
+
+def difference(units: str = "word", power: float = 1.0) -> Weighted:
+    """Words that set a corpus apart from a general one, by the layer ``difference`` (Difference-Masking)."""
+    return Weighted("difference", units, power)
