@@ -50,19 +50,16 @@ class RayEngine:
         self.ray = _quiet_ray()
         self.jobs = jobs
         self.tasks: dict[Any, Any] = {}
-        self.joined = not self.ray.is_initialized()
-        if self.joined:
-            _join(self.ray, {"env_vars": _environment(threads)}, jobs)
-        try:
-            gpus = 1 if self.ray.cluster_resources().get("GPU") else 0
-            self.unit = "GPU" if gpus else "CPU"
-            self.remote = self.ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(_there)
-            self.first = (run, str(Path.cwd()), threads)
-            if probe:
-                self._probe(probe)
-        except BaseException:
-            self.close()
-            raise
+        if not self.ray.is_initialized():
+            _join(self.ray, jobs)
+        self.unit = "GPU" if self.ray.cluster_resources().get("GPU") else "CPU"
+        environment = {"env_vars": _environment(threads)}
+        self.remote = self.ray.remote(
+            num_cpus=1, num_gpus=int(self.unit == "GPU"), max_retries=0, runtime_env=environment
+        )
+        self.first = (run, str(Path.cwd()), threads)
+        if probe:
+            self._probe(probe, environment)
 
     @property
     def idle(self) -> int:
@@ -70,7 +67,7 @@ class RayEngine:
         return max(0, places - len(self.tasks))
 
     def start(self, task: Any) -> None:
-        self.tasks[self.remote.remote(*self.first, task)] = task
+        self.tasks[self.remote(_there).remote(*self.first, task)] = task
 
     def finished(self, timeout: float) -> Iterator[tuple[Any, Any, Failure | None]]:
         if not self.tasks:
@@ -81,11 +78,10 @@ class RayEngine:
             yield self.tasks.pop(reference), *self._outcome(reference)
 
     def close(self) -> None:
+        """End what runs. The connection stays until this process ends: the next phase of a study needs it."""
         for reference in self.tasks:
             self.ray.cancel(reference, force=True)
         self.tasks.clear()
-        if self.joined:
-            self.ray.shutdown()
 
     def _outcome(self, reference: Any) -> tuple[Any, Failure | None]:
         try:
@@ -95,7 +91,7 @@ class RayEngine:
         except self.ray.exceptions.RayError as error:
             return None, Failure(f"a worker or its machine was lost: {_line(error)}", passing=True)
 
-    def _probe(self, probe: Probe) -> None:
+    def _probe(self, probe: Probe, environment: dict[str, Any]) -> None:
         """Ask every node, before any work, whether it can do it."""
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as On
 
@@ -104,7 +100,7 @@ class RayEngine:
             for node in self.ray.nodes()
             if node["Alive"] and node["Resources"].get("CPU")
         }
-        task = self.ray.remote(num_cpus=0, max_retries=0)(_answered)
+        task = self.ray.remote(num_cpus=0, max_retries=0, runtime_env=environment)(_answered)
         asked = {task.options(scheduling_strategy=On(key, soft=False)).remote(probe): key for key in nodes}
         ready, late = self.ray.wait(list(asked), num_returns=len(asked), timeout=PROBE_SECONDS)
         answers: dict[Any, str | None] = dict.fromkeys(late, f"no answer for {PROBE_SECONDS:.0f} s")
@@ -124,12 +120,14 @@ def _quiet_ray() -> Any:
         import ray
     except ImportError:
         raise MaskwiseError("--engine ray needs Ray", do="pip install 'maskwise[ray]'") from None
+    # Told to be quiet, Ray still prints the fate of its nodes on stdout, where --json goes.
+    ray._private.worker._worker_logs_enabled = False
     return ray
 
 
-def _join(ray: Any, environment: dict[str, Any], jobs: int | None) -> None:
+def _join(ray: Any, jobs: int | None) -> None:
     given = os.environ.get("RAY_ADDRESS")
-    settings = {"log_to_driver": False, "logging_level": "critical", "runtime_env": environment}
+    settings = {"log_to_driver": False, "logging_level": "critical"}
     try:
         ray.init(address=given or "auto", **settings)
     except (ConnectionError, ValueError) as error:
@@ -164,5 +162,5 @@ def _answered(probe: Probe) -> tuple[str | None, Failure | None]:
 
 
 def _line(error: Exception) -> str:
-    """The first line of what Ray says; the rest is for its developers."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """The first sentence of what Ray says; the rest is for its developers."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].split(". ")[0]

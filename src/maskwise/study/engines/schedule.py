@@ -85,6 +85,7 @@ def execute(
                     name = task["name"]
                     stage = running.pop(name)
                     if failure is None and appears(stages / name / DONE):
+                        table.done(name)
                         continue
                     failure = failure or Failure("it is done, and its folder is not seen here", passing=True)
                     count = tries[name] = tries.get(name, 0) + 1
