@@ -209,7 +209,7 @@ def annotate(
 
 @app.command()
 def evaluate(
-    model: Annotated[str, typer.Argument(help="A checkpoint folder or hub id with a masked-language-model head.")],
+    model: Annotated[str, typer.Argument(help="A checkpoint folder or hub id of a masked language model.")],
     measures: Annotated[
         str,
         typer.Option(
@@ -219,7 +219,7 @@ def evaluate(
         ),
     ] = "",
     text: Annotated[
-        str | None, typer.Option(help="Text the model was not trained on, for held-out loss and pseudo-perplexity.")
+        str | None, typer.Option(help="Text it was not trained on, for held-out loss and pseudo-perplexity.")
     ] = None,
     text_field: Annotated[str, typer.Option(help="Where the text is, in files with fields.")] = "text",
     as_json: Json = False,
