@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from maskwise import samplers
     from maskwise.annotate import encode
     from maskwise.errors import MaskwiseError
     from maskwise.masking import (
@@ -28,11 +29,12 @@ _HOMES = {
     "encode": "maskwise.annotate", "MaskwiseError": "maskwise.errors", "MaskedBatch": "maskwise.masking",
     "Masker": "maskwise.masking", "MaskingCollator": "maskwise.masking", "MaskingTrainer": "maskwise.trainer",
     "StepBatchSampler": "maskwise.masking", "SteppedDataset": "maskwise.masking", "schedules": "maskwise.masking",
+    "samplers": "maskwise.samplers",
 }  # fmt: skip
 
 __all__ = [
     "MaskedBatch", "Masker", "MaskingCollator", "MaskingTrainer", "MaskwiseError", "StepBatchSampler",
-    "SteppedDataset", "__version__", "encode", "schedules",
+    "SteppedDataset", "__version__", "encode", "samplers", "schedules",
 ]  # fmt: skip
 
 
@@ -41,5 +43,7 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:
         from importlib import import_module
 
+        if name == "samplers":  # a room of that name
+            return import_module("maskwise.samplers")
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'maskwise' has no attribute {name!r}")

@@ -313,7 +313,7 @@ def bench(
 @app.command("list")
 def list_names(
     what: Annotated[
-        str, typer.Argument(help="policies, schedules, corruptions, objectives, tasks or recipes")
+        str, typer.Argument(help="policies, schedules, corruptions, objectives, samplers, tasks or recipes")
     ],
     as_json: Json = False,
 ) -> None:

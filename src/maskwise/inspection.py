@@ -23,6 +23,7 @@ from maskwise.masking import CORRUPTIONS, POLICIES, SCHEDULES, Masker
 from maskwise.masking.policies import policy
 from maskwise.objectives import OBJECTIVES
 from maskwise.recipe import shipped
+from maskwise.samplers import SAMPLERS
 from maskwise.show import Shown, show_masks
 from maskwise.specs import split_calls
 from maskwise.tasks import BUNDLED_TASKS, load_task
@@ -201,6 +202,7 @@ TABLES: dict[str, Callable[[], Mapping[str, Any]]] = {
     "schedules": lambda: SCHEDULES,
     "corruptions": lambda: CORRUPTIONS,
     "objectives": lambda: OBJECTIVES,
+    "samplers": lambda: SAMPLERS,
     "tasks": lambda: BUNDLED_TASKS,
     "recipes": shipped,
 }

@@ -1,0 +1,30 @@
+"""Which arm next. One rule or learner a class; the table below is the only registry.
+
+Imports ``masking`` (for schedules) and below. Nothing here sees a model: probing is ``training``'s affair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from maskwise.samplers.base import Sampler
+from maskwise.samplers.mometas import Mometas, MometasPlus
+from maskwise.samplers.rules import LossProportional, Sequential, Shares, Single, Temperature, Uniform
+from maskwise.specs import Call, build
+
+SAMPLERS: dict[str, Callable[..., Sampler]] = {
+    "single": Single, "uniform": Uniform, "sequential": Sequential, "shares": Shares, "temperature": Temperature,
+    "loss-proportional": LossProportional, "mometas": Mometas, "mometas-plus": MometasPlus,
+}  # fmt: skip
+
+
+def sampler(spec: str | Call, arms: Sequence[str], *, seed: int = 0) -> Sampler:
+    """A sampler from its name with arguments, such as ``mometas(entropy=1.0)``, over these arms."""
+    return build("sampler", spec, {name: partial(made, arms, seed=seed) for name, made in SAMPLERS.items()})
+
+
+__all__ = [
+    "SAMPLERS", "LossProportional", "Mometas", "MometasPlus", "Sampler", "Sequential", "Shares", "Single",
+    "Temperature", "Uniform", "sampler",
+]  # fmt: skip

@@ -1,0 +1,232 @@
+"""Samplers: the published update by its check values and by autograd, the rules, and what bandits say."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from maskwise.errors import MaskwiseError
+from maskwise.samplers import (
+    SAMPLERS,
+    LossProportional,
+    Mometas,
+    MometasPlus,
+    Sampler,
+    Sequential,
+    Uniform,
+    sampler,
+)
+from maskwise.samplers.mometas import gains, meta_gradient
+
+ARMS = ["mlm", "emlm", "atd", "cse"]
+SPECS = {
+    **{name: name for name in SAMPLERS},
+    "shares": "shares(4, 2, 1, 1)", "temperature": "temperature(100, 10, 10, 1, temperature=2)",
+}  # fmt: skip
+each = pytest.mark.parametrize("name", SPECS)
+
+
+def made(name: str, *, seed: int = 0) -> Sampler:
+    return sampler(SPECS[name], ARMS, seed=seed)
+
+
+# --- the contract of every sampler
+
+
+@each
+def test_probabilities_are_probabilities(name: str) -> None:
+    one = made(name)
+    for step in (0, 1, 57, 999):
+        p = one.probabilities(step, 1000)
+        assert p.shape == (4,) and p.dtype == torch.float64 and bool((p >= 0).all())
+        assert float(p.sum()) == pytest.approx(1)
+
+
+@each
+def test_draws_are_a_function_of_seed_and_step_and_follow_the_probabilities(name: str) -> None:
+    one, other, third = made(name), made(name), made(name, seed=1)
+    draws = [one.draw(step, 4000) for step in range(4000)]
+    assert draws[::-1] == [other.draw(step, 4000) for step in reversed(range(4000))]
+    expected = torch.stack([one.probabilities(step, 4000) for step in range(4000)]).mean(0)
+    share = torch.tensor([draws.count(arm) / 4000 for arm in ARMS], dtype=torch.float64)
+    assert (share - expected).abs().max() < 4 * 0.5 / 4000**0.5
+    varied = bool((made(name).probabilities(0, 4000) < 1).all())
+    assert (draws != [third.draw(step, 4000) for step in range(4000)]) == varied
+
+
+@each
+def test_what_was_learnt_survives(name: str) -> None:
+    one, again = made(name), made(name)
+    for step in range(30):
+        one.draw(step, 100)
+    one.update([4.0, 0.6, 0.5, 2.0], [3.6, 0.57, 0.45, 2.1])
+    for step in range(30, 45):
+        one.draw(step, 100)
+    again.load_state_dict({name: tensor.clone() for name, tensor in one.state_dict().items()})
+    for both in (one, again):
+        both.update({"mlm": 3.6, "emlm": 0.57, "atd": 0.45, "cse": 2.1}, [3.5, 0.5, 0.44, 1.9])
+    assert torch.equal(one.probabilities(45, 100), again.probabilities(45, 100))
+    assert [one.draw(s, 100) for s in range(45, 80)] == [again.draw(s, 100) for s in range(45, 80)]
+
+
+# --- the published update
+
+
+def test_check_values() -> None:
+    """methods, section 2.2."""
+    one = Mometas(["a", "b", "c", "d"])
+    assert one.logits.tolist() == [1.0] * 4
+    one.rollout = {step: "abcd"[arm] for step, arm in enumerate([0, 0, 1, 2, 0, 3, 1, 0])}
+    a, b = [4.0, 0.60, 0.50, 2.0], [3.6, 0.57, 0.4995, 2.2]
+    r = gains(torch.tensor(a).double(), torch.tensor(b).double())
+    assert r.tolist() == pytest.approx([0.1, 0.05, 0, -0.1], abs=1e-5)
+    assert torch.equal(one.update(a, b), one.logits) and one.notes == []
+    assert (one.logits - 1).tolist() == pytest.approx([0.01, 0, -0.005, -0.005], abs=1e-6)
+    assert not one.rollout
+
+
+@given(
+    st.lists(st.floats(-3, 3), min_size=2, max_size=6),
+    st.lists(st.integers(0, 5), min_size=1, max_size=30),
+    st.floats(-2, 2), st.floats(0, 4),
+)  # fmt: skip
+@settings(max_examples=50, deadline=None)
+def test_the_gradient_is_autograds(
+    logits: list[float], drawn: list[int], reward: float, entropy: float
+) -> None:
+    leaf = torch.tensor(logits, dtype=torch.float64, requires_grad=True)
+    arms = torch.tensor([arm % len(logits) for arm in drawn])
+    log_p = torch.log_softmax(leaf, 0)
+    loss = (-reward * log_p[arms]).sum() - entropy * -(log_p.exp() * log_p).sum()
+    (expected,) = torch.autograd.grad(loss, leaf)
+    count = torch.bincount(arms, minlength=len(logits)).double()
+    torch.testing.assert_close(meta_gradient(leaf.detach(), count, reward, entropy), expected)
+
+
+def test_gains_are_bounded_and_still_below_a_thousandth() -> None:
+    before = torch.tensor([1.0, 1.0, 1.0, 1e-9, 2.0], dtype=torch.float64)
+    after = torch.tensor([0.9991, 9.0, 0.5, 1e-9, 1.0], dtype=torch.float64)
+    assert gains(before, after).tolist() == pytest.approx([0, -1, 0.5, 0, 0.5], abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", [Mometas, MometasPlus])
+def test_losses_that_teach_nothing_are_said_and_left_out(kind: type[Any]) -> None:
+    one, clean = (kind(["a", "b", "c"], seed=3) for _ in range(2))
+    for step in range(50):
+        assert one.draw(step) == clean.draw(step)
+    one.update([2.0, math.nan, 0.0], [1.0, 1.0, 0.0])
+    notes = one.notes
+    assert [note.split(":")[0] for note in notes] == ["b", "c"]
+    assert "not finite" in notes[0] and "0 already" in notes[1]
+    clean.update([2.0, 1.0, 1.0], [1.0, 1.0, 1.0])
+    assert torch.equal(one.logits, clean.logits)
+    one.rollout = dict.fromkeys(range(10), "a")
+    one.update([2.0, 1.0, 1.0], [1.9, 1.2, 1.0])
+    assert one.notes == ["a improves while b, never drawn, gets worse"]
+
+
+# --- the rules
+
+
+def test_round_robin_blocks_and_thirds() -> None:
+    assert [Sequential("abc").draw(s) for s in range(7)] == list("abcabca")
+    assert [Sequential("abc", 2).draw(s) for s in range(7)] == list("aabbcca")
+    assert [Sequential("abc", None).draw(s, 7) for s in range(7)] == list("aaabbcc")
+
+
+def test_hand_set_and_annealed_shares() -> None:
+    assert sampler("shares(2, 1, 1, 0)", ARMS).probabilities().tolist() == [0.5, 0.25, 0.25, 0]
+    annealed = sampler('shares(0.5, "linear(0, 0.5)")', ARMS[:2])
+    assert annealed.probabilities(0, 101).tolist() == [1, 0]
+    assert annealed.probabilities(100, 100).tolist() == [0.5, 0.5]
+
+
+def test_temperature_over_sizes() -> None:
+    assert sampler("temperature(9, 1)", ARMS[:2]).probabilities().tolist() == pytest.approx([0.9, 0.1])
+    warm = sampler("temperature(9, 1, temperature=2)", ARMS[:2]).probabilities()
+    assert warm.tolist() == pytest.approx([0.75, 0.25])
+
+
+def test_loss_over_chance() -> None:
+    one = LossProportional(["mlm", "atd"], chance={"mlm": math.log(1000), "atd": math.log(2)})
+    assert one.probabilities().tolist() == [0.5, 0.5]
+    one.update([9, 9], [math.log(1000) / 2, math.log(2)])
+    assert one.probabilities().tolist() == pytest.approx([1 / 3, 2 / 3])
+    one.update([1, 1], [math.inf, 1.0])
+    assert one.notes == ["mlm: the probe loss is not finite; no share"]
+    assert one.probabilities().tolist() == [0, 1]
+
+
+# --- bandits: the total relative gain of 100 steps of each arm; a shared reward with noise
+
+ROLLOUTS, STEPS = 150, 100
+BANDITS: dict[str, Callable[[float], list[float]]] = {
+    "a best arm": lambda t: [0.1, 0.02, 0.02, 0.02],
+    "drifting arms": lambda t: [0.1, 0.02, 0.02, 0.02] if t < 0.5 else [0.02, 0.02, 0.1, 0.02],
+    "an arm that hurts": lambda t: [0.06, 0.05, 0.05, -0.15],
+}
+
+
+def play(one: Sampler, gain: Callable[[float], list[float]], *, seed: int) -> tuple[float, Tensor]:
+    """Regret in units of rollouts, and the mean probabilities of the second half."""
+    generator, regret, seen = torch.Generator().manual_seed(seed), 0.0, []
+    for turn in range(ROLLOUTS):
+        q = torch.tensor(gain(turn / ROLLOUTS), dtype=torch.float64)
+        names = [one.draw(turn * STEPS + step) for step in range(STEPS)]
+        share = torch.tensor([names.count(arm) for arm in one.arms], dtype=torch.float64) / STEPS
+        regret += float(q.max() - share @ q)
+        total = float(share @ q) + 0.01 * float(torch.randn((), generator=generator))
+        one.update([2.0] * 4, [2.0 * (1 - total / 4)] * 4)
+        seen.append(one.probabilities())
+    return regret, torch.stack(seen[ROLLOUTS // 2 :]).mean(0)
+
+
+@pytest.mark.parametrize("bandit", BANDITS)
+def test_bandits(bandit: str) -> None:
+    """The published sampler sits at softmax(q / entropy); ours follows, with clearly less regret than any rule."""
+    gain = BANDITS[bandit]
+    uniform, _ = play(Uniform(ARMS), gain, seed=0)
+    proportional, _ = play(LossProportional(ARMS), gain, seed=0)
+    _, published = play(Mometas(ARMS), gain, seed=0)
+    expected = torch.softmax(torch.tensor(gain(1.0), dtype=torch.float64) / 2, 0)
+    assert (published - expected).abs().max() < 0.02
+    ours = [play(MometasPlus(ARMS, seed=seed), gain, seed=seed)[0] for seed in (0, 1)]
+    assert max(ours) < 0.75 * min(uniform, proportional), (ours, uniform, proportional)
+
+
+# --- what is refused
+
+
+@pytest.mark.parametrize(
+    ("spec", "arms", "text"),
+    [
+        ("uniform", ["a", "a"], "arms with different names"),
+        ("uniform", [], "arms with different names"),
+        ("single(atdd)", ARMS, "unknown arm 'atdd'.*did you mean 'atd'"),
+        ("shares(1, 2)", ARMS, "2 shares for 4 arms"),
+        ('shares(2, "linear(0, 1)")', ARMS[:2], "from 0 to 1"),
+        ("temperature(1, 0)", ARMS[:2], "a size above 0"),
+        ("sequential(0)", ARMS, "block, in steps; got 0"),
+        ("mometas(lr=0)", ARMS, "lr 0"),
+        ("mometas(every=0)", ARMS, "steps between probes; got 0"),
+        ("mometas-plus(floor=2)", ARMS, "floor 2"),
+        ("momentas", ARMS, "unknown sampler.*mometas"),
+    ],
+)
+def test_bad_settings(spec: str, arms: list[str], text: str) -> None:
+    with pytest.raises(MaskwiseError, match=text):
+        sampler(spec, arms)
+
+
+def test_losses_of_unknown_arms() -> None:
+    with pytest.raises(MaskwiseError, match="unknown arm"):
+        Mometas(ARMS).update({"mlmm": 1.0}, {})
+    with pytest.raises(MaskwiseError, match="one loss for each arm; got 3"):
+        Mometas(ARMS).update([1.0, 1.0, 1.0], [1.0, 1.0, 1.0])
