@@ -205,7 +205,7 @@ class Store:
             if name not in every:
                 raise unknown_name(f"layer in {folder}:", name, every)
         self.layers = {name: layer for name, layer in every.items() if only is None or name in set(only)}
-        self._parts: dict[str, dict[str, Any]] = {}
+        self._parts: dict[str, tuple[int, dict[str, Any]]] = {}
 
     @property
     def version(self) -> str:
@@ -219,10 +219,10 @@ class Store:
         Raises:
             MaskwiseError: with both keys.
         """
-        found = {made.name: made.version for made in self.manifest.annotators}
-        if found.get(name) != version:
+        found = [made.version for made in self.manifest.annotators if made.name == name]
+        if version not in found:
             what = f"the layers of {name!r} in {self.folder} were made by another annotator"
-            raise MaskwiseError(what, got=found.get(name, "none"), allowed=version, do="annotate again")
+            raise MaskwiseError(what, got=", ".join(found) or "none", allowed=version, do="annotate again")
 
     def annotate(self, texts: list[str]) -> list[dict[str, CharSpans]]:
         """For each text its spans by layer, as they were found.
@@ -272,16 +272,16 @@ class Store:
 
     def _shard(self, made: Made, shard: int) -> dict[str, Any]:
         """The columns of a shard; the last one read is kept, for texts mostly come in their order."""
-        held = self._parts.get(made.name)
-        if held is None or held["shard"] != shard:
+        held, columns = self._parts.get(made.spec, (-1, {}))
+        if held != shard:
             table = self._read(made, self.manifest.shards[shard])
-            held = {"shard": shard}
+            columns = {}
             for name, layer in made.layers.items():
                 sides = ("start", "end", "value") if layer.dtype else ("start", "end")
                 lists = [table[f"{name}.{side}"].combine_chunks() for side in sides]
-                held[name] = (lists[0].offsets.to_numpy(), *(part.values.to_numpy() for part in lists))
-            self._parts[made.name] = held
-        return held
+                columns[name] = (lists[0].offsets.to_numpy(), *(part.values.to_numpy() for part in lists))
+            self._parts[made.spec] = shard, columns
+        return columns
 
     def _read(self, made: Made, key: str, columns: list[str] | None = None) -> pa.Table:
         path = self.folder / "shards" / file_name(made.name, made.version, key)

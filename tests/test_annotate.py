@@ -1,0 +1,501 @@
+"""Annotations are made once: what is there stays, what changed is made anew, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import annotate_tools
+from maskwise.annotate import registry, store, work
+from maskwise.annotate.annotator import CharSpans, Layer, check_spans
+from maskwise.annotate.registry import annotator
+from maskwise.annotate.run import annotate_corpus
+from maskwise.annotate.show import examples, render_html, render_terminal
+from maskwise.annotate.store import Manifest, Store, cut_shards, to_parquet
+from maskwise.cli import main
+from maskwise.corpus import Document, pack, tokenise, train_tokenizer
+from maskwise.errors import MaskwiseError
+
+HERE = Path(__file__).parent
+WIKIPEDIA = Path("../shared/data/wikipedia_en")
+
+
+def corpus(count: int = 60) -> list[dict[str, str]]:
+    """Documents of a few sentences, each another."""
+    draw = np.random.default_rng(0)
+    words = [
+        "the",
+        "Ulm",
+        "owl",
+        "sat",
+        "on",
+        "a",
+        "Mat",
+        "eats",
+        "ice",
+        "quietly",
+        "naïve",
+        "東京",
+        "👩🏽‍🔬",
+    ]
+    texts = [" ".join(draw.choice(words, size=12)) + f". Number {number}!" for number in range(count)]
+    return [{"id": f"d{number}", "text": text} for number, text in enumerate(texts)]
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch):
+    monkeypatch.setattr(store, "SHARD_DOCUMENTS", 8)
+    monkeypatch.syspath_prepend(str(HERE))
+
+
+@pytest.fixture
+def rare(monkeypatch):
+    monkeypatch.setitem(registry.ANNOTATORS, "rare", annotate_tools.Rare)
+    monkeypatch.setattr(annotate_tools.Rare, "fits", 0)
+    work._annotator.cache_clear()
+
+
+def files(out: Path) -> dict[str, tuple[int, bytes]]:
+    """Shards with when they were written and what is in them."""
+    return {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in (out / "shards").iterdir()}
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    return {name: content for name, (_, content) in files(out).items()}
+
+
+# ---- the store
+
+
+spans_of_text = st.lists(st.integers(0, 40), min_size=0, max_size=12, unique=True).map(sorted)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(borders=st.lists(spans_of_text, min_size=1, max_size=6), seed=st.integers(0, 99))
+def test_what_is_stored_comes_back(borders, seed, tmp_path):
+    rng = np.random.default_rng(seed)
+    layers = {"tag": Layer("categorical", ("a", "b")), "span": Layer("spans"), "weight": Layer("weight")}
+    shard = [Document(f"n{i}", f"{i} " + "x" * 60) for i in range(len(borders))]
+    found = []
+    for ends in borders:
+        start, end = (np.array(ends[side : len(ends) // 2 * 2 : 2], dtype=np.int32) for side in (0, 1))
+        code = rng.integers(0, 3, len(start)).astype(np.int16)
+        weight = rng.random(len(start)).astype(np.float32)
+        found.append(
+            {
+                "tag": CharSpans(start, end, code),
+                "span": CharSpans(start, end),
+                "weight": CharSpans(start, end, weight),
+            }
+        )
+    key, out = store.shard_key(shard), tmp_path / f"s{seed}"
+    made = store.Made("x", "x", "v", layers)
+    store.write_whole(out / "shards" / store.file_name("x", "v", key), to_parquet(shard, found, layers, {}))
+    manifest = Manifest("here", "c", len(shard), 0, (made,), (key,))
+    store.write_whole(out / "manifest.json", manifest.to_json().encode())
+    assert Manifest.load(out) == manifest
+    order = rng.permutation(len(shard))
+    again = Store(out).annotate([shard[at].text for at in order])
+    for at, spans in zip(order, again):
+        for name, layer in layers.items():
+            check_spans(spans[name], layer, 80)
+            for mine, given_ in zip(spans[name], found[at][name]):
+                assert mine is given_ is None or (
+                    mine.tolist() == given_.tolist() and mine.dtype == given_.dtype
+                )
+
+
+def test_shards_are_cut_by_content():
+    documents = [Document(one["id"], one["text"]) for one in corpus(400)]
+    before = [store.shard_key(shard) for shard in cut_shards(documents)]
+    assert 20 < len(before) < 100
+    one_more = [*documents[:100], Document("new", "a new text"), *documents[100:]]
+    after = [store.shard_key(shard) for shard in cut_shards(one_more)]
+    assert len(set(after) - set(before)) <= 2  # the borders behind it stay where they were
+
+
+# ---- runs
+
+
+def test_a_second_run_makes_nothing_and_a_change_only_what_it_touches(tmp_path):
+    texts = corpus()
+    first = annotate_corpus(texts, ["words", "sentences"], tmp_path, jobs=1)
+    before = files(tmp_path)
+    assert first["made"] == 2 * first["shards"] == len(before) > 8
+    assert annotate_corpus(texts, ["words", "sentences"], tmp_path, jobs=1) == first | {"made": 0}
+    assert files(tmp_path) == before
+    texts[30]["text"] = texts[30]["text"].replace(".", ",")  # one character
+    again = annotate_corpus(texts, ["words", "sentences"], tmp_path, jobs=1)
+    assert 2 <= again["made"] <= 6
+    kept = {name: facts for name, facts in files(tmp_path).items() if name in before}
+    assert kept == {name: before[name] for name in kept} and len(kept) >= len(before) - 4
+    assert {path.name for path in tmp_path.iterdir()} == {".lock", "manifest.json", "shards", "summary.json"}
+
+
+def test_layers_come_in_any_order_and_stay_with_their_corpus(tmp_path):
+    texts = corpus(20)
+    annotate_corpus(texts, ["words"], tmp_path, jobs=1)
+    annotate_corpus(texts, ["sentences"], tmp_path, jobs=1)
+    assert [*Store(tmp_path).layers] == ["words", "sentence"]
+    assert [*Store(tmp_path, only=["sentence"]).layers] == ["sentence"]
+    annotate_corpus(corpus(21), ["sentences"], tmp_path, jobs=1)  # another corpus: its words are not known
+    assert [*Store(tmp_path).layers] == ["sentence"]
+
+
+def test_a_changed_annotator_is_noticed(tmp_path, monkeypatch):
+    texts = corpus(30)
+    annotate_corpus(texts, ["words", "sentences"], tmp_path, jobs=1)
+    before, version = files(tmp_path), Store(tmp_path).version
+    monkeypatch.setattr(annotator("sentences").__class__, "version", "another")
+    work._annotator.cache_clear()
+    again = annotate_corpus(texts, ["words", "sentences"], tmp_path, jobs=1)
+    assert again["made"] == again["shards"]
+    assert {n for n in before if n.startswith("words")} == {
+        n for n in files(tmp_path) if n.startswith("words")
+    }
+    assert Store(tmp_path).version != version
+    Store(tmp_path).require("sentences", "another")
+    with pytest.raises(MaskwiseError, match=r"made by another annotator; got another; allowed: older"):
+        Store(tmp_path).require("sentences", "older")
+
+
+def test_a_damaged_shard_is_made_again(tmp_path):
+    texts = corpus(30)
+    annotate_corpus(texts, ["words"], tmp_path, jobs=1)
+    before = contents(tmp_path)
+    hit = sorted((tmp_path / "shards").iterdir())[1]
+    hit.write_bytes(hit.read_bytes()[:-20])
+    with pytest.raises(MaskwiseError, match="missing or damaged"):
+        Store(tmp_path).annotate([one["text"] for one in texts])
+    assert annotate_corpus(texts, ["words"], tmp_path, jobs=1)["made"] == 1
+    assert contents(tmp_path) == before
+
+
+def test_any_number_of_processes_gives_the_same_bytes(tmp_path):
+    texts = corpus(40)
+    how = {"functions": ["annotate_tools:lengths(kind='weight')"]}
+    one = annotate_corpus(texts, ["words"], tmp_path / "one", jobs=1, **how)
+    two = annotate_corpus(texts, ["words"], tmp_path / "two", jobs=2, **how)
+    assert one == two and contents(tmp_path / "one") == contents(tmp_path / "two")
+    for name in ("manifest.json", "summary.json"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_a_killed_run_goes_on(tmp_path):
+    texts = corpus(80)
+    (tmp_path / "corpus.jsonl").write_text("".join(json.dumps(one) + "\n" for one in texts))
+    out = tmp_path / "out"
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); from maskwise.annotate import run, store;"
+        "store.SHARD_DOCUMENTS = 8;"
+        "run.annotate_corpus(sys.argv[2], [], sys.argv[3], functions=['annotate_tools:slow'], jobs=1)"
+    )
+    environment = os.environ | {"SLOW": "0.3"}
+    arguments = [sys.executable, "-c", code, str(HERE), str(tmp_path / "corpus.jsonl"), str(out)]
+    process = subprocess.Popen(arguments, env=environment)
+    deadline = time.monotonic() + 60
+    while len(list(out.glob("shards/*.parquet"))) < 3:
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = {name: facts for name, facts in files(out).items() if name.endswith(".parquet")}
+    with pytest.raises(MaskwiseError, match="no finished annotations"):
+        Store(out)
+    found = annotate_corpus(tmp_path / "corpus.jsonl", [], out, functions=["annotate_tools:slow"], jobs=1)
+    assert 3 <= len(before) == found["shards"] - found["made"] < found["shards"]
+    after = files(out)
+    assert {name: after[name] for name in before} == before and len(after) == found["shards"]
+    assert len(Store(out).annotate([one["text"] for one in texts])) == 80
+
+
+def test_annotators_that_count_first(tmp_path, rare):
+    texts = corpus(30)
+    annotate_corpus(texts, ["rare(floor=2)"], tmp_path, jobs=1)
+    stored = Store(tmp_path)
+    spans = stored.annotate([texts[3]["text"]])[0]["rare"]
+    assert [texts[3]["text"][a:b] for a, b in zip(*spans[:2])] == ["3!"]
+    annotate_corpus(texts, ["rare(floor=2)"], tmp_path, jobs=1)
+    assert annotate_tools.Rare.fits == 1
+    annotate_corpus(texts[:-1], ["rare(floor=2)"], tmp_path, jobs=1)  # another corpus has other counts
+    assert annotate_tools.Rare.fits == 2 and Store(tmp_path).version != stored.version
+    moved = tmp_path.rename(tmp_path.with_name("moved"))  # paths are not part of any key
+    assert annotate_corpus(texts[:-1], ["rare(floor=2)"], moved, jobs=1)["made"] == 0
+    assert annotate_tools.Rare.fits == 2
+
+
+def test_long_documents_go_in_parts(tmp_path, monkeypatch):
+    text = " ".join(f"word{number}. Another\n" for number in range(400))
+    whole = annotator("words").annotate([text])[0]["words"]
+    monkeypatch.setattr(work, "PART_CHARACTERS", 100)
+    annotate_corpus([text, "short"], ["words"], tmp_path, jobs=1)
+    again = Store(tmp_path).annotate([text])[0]["words"]
+    assert whole.start.tolist() == again.start.tolist() and whole.end.tolist() == again.end.tolist()
+    assert work._parts("x" * 250) == [(0, 100), (100, 200), (200, 250)]  # nowhere to cut
+    assert work._parts("x" * 70 + " " + "y" * 70) == [(0, 71), (71, 141)]
+
+
+# ---- mistakes
+
+
+def test_a_text_that_an_annotator_chokes_on_has_no_spans_and_is_counted(tmp_path):
+    texts = corpus(30)
+    texts[7]["text"] += " poison"
+    found = annotate_corpus(texts, [], tmp_path, functions=["annotate_tools:chokes"], jobs=1)
+    assert found["annotators"]["function('annotate_tools:chokes')"]["failures"] == {
+        "RuntimeError: cannot digest this": 1
+    }
+    spans = Store(tmp_path).annotate([one["text"] for one in texts])
+    assert [len(one["chokes"].start) == 0 for one in spans].count(True) == 1
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("annotate_tools:outside", "must be sorted, not overlap and lie in the text"),
+        ("annotate_tools:overlapping", "must be sorted, not overlap and lie in the text"),
+        ("annotate_tools:too_few", "one list of spans per text"),
+        ("annotate_tools:nothing", "cannot load the function"),
+        ("annotate_toolz:capitals", "cannot load the function"),
+        ("capitals", "given as module:function"),
+        ("annotate_tools:lengths", r"a span; got \(0, 3, 3.0\)|a span"),
+        ("annotate_tools:vowels(kind='categorical')", "spans, categorical"),
+        ("annotate_tools:vowels(kind='categorical', labels=('other',))", "a label; got vowel"),
+        (lambda texts: [], "cannot import this function"),
+    ],
+)
+def test_functions_that_do_not_fit(function, message, tmp_path):
+    with pytest.raises(MaskwiseError, match=message) as caught:
+        annotate_corpus(corpus(4), [], tmp_path, functions=[function], jobs=1)
+    assert "\n" not in str(caught.value)
+
+
+def test_functions(tmp_path):
+    labelled = "annotate_tools:vowels(kind='categorical', labels=('vowel',))"
+    annotate_corpus(corpus(4), [], tmp_path, functions=[annotate_tools.capitals, labelled], jobs=1)
+    text = corpus(4)[0]["text"]
+    spans = Store(tmp_path).annotate([text])[0]
+    big = [text[a:b] for a, b in zip(*spans["capitals"][:2])]
+    assert big == re.findall(r"\b[A-Z]\w*", text)
+    for start, end, code in zip(*spans["vowels"]):
+        assert (text[start] in "aeiou") == (code == 1), text[start:end]
+
+
+def test_no_recipe_runs_code():
+    with pytest.raises(MaskwiseError, match="unknown annotator 'function'"):
+        annotator('function("os:getcwd")')
+
+
+def test_other_texts_are_refused(tmp_path):
+    texts = corpus(20)
+    annotate_corpus(texts, ["words"], tmp_path, jobs=1)
+    documents = [Document(one["id"], one["text"]) for one in texts]
+    tokenizer = train_tokenizer([text for _, text in documents], vocab_size=100)
+    blocks = pack(tokenise(documents, tokenizer, layers=Store(tmp_path)), tokenizer=tokenizer, length=32)
+    assert blocks.layers["words"].max() > 3
+    documents[3] = Document("d3", documents[3].text + " ")
+    with pytest.raises(
+        MaskwiseError, match=r"made from another text; got '.*text key \d+; allowed: the 20 doc"
+    ) as caught:
+        list(tokenise(documents, tokenizer, layers=Store(tmp_path)))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--with", "wordz"], "did you mean 'words'"),
+        (["--with", "words,words"], "two annotators make the layer 'words'"),
+        (["--with", " "], "no annotators"),
+        (["--with", "words", "--engine", "spark"], "unknown engine 'spark'"),
+        (["--with", "words(3)"], "annotator words"),
+        (["--with", "gold('nowhere.conllu')"], "no such file of annotations"),
+        (["--with", "stored('nowhere')"], "holds no finished annotations"),
+    ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(arguments, message, tmp_path, capsys):
+    out = tmp_path / "out"
+    with pytest.raises(SystemExit) as caught:
+        main(["annotate", "bundled:wikipedia", "--limit", "3", "--out", str(out), *arguments])
+    error = capsys.readouterr().err
+    assert caught.value.code == 2 and message in error and error.strip().count("\n") == 0
+    assert not out.exists()
+
+
+def test_folders_of_others_are_left_alone(tmp_path):
+    (tmp_path / "precious").write_text("x")
+    with pytest.raises(MaskwiseError, match="holds something else; got precious"):
+        annotate_corpus(corpus(3), ["words"], tmp_path, jobs=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["precious"]
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path):
+    import fcntl
+
+    annotate_corpus(corpus(3), ["words"], tmp_path, jobs=1)
+    with (tmp_path / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(MaskwiseError, match="another run"):
+            annotate_corpus(corpus(3), ["words"], tmp_path, jobs=1)
+
+
+def test_a_full_disk_loses_nothing(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)], capture_output=True
+    ).returncode:
+        pytest.skip("needs the right to mount a small disk")
+    try:
+        texts = [{"id": str(number), "text": one["text"] * 80} for number, one in enumerate(corpus(150))]
+        out = disk / "out"
+        with pytest.raises(
+            MaskwiseError, match="No space left on device; what was finished is kept"
+        ) as caught:
+            annotate_corpus(texts, ["words"], out, jobs=1)
+        assert "\n" not in str(caught.value)
+        before = files(out)
+        assert len(before) > 1 and all(pq.read_table(out / "shards" / name).num_rows for name in before)
+        assert not list(out.rglob("*.partial"))
+        subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
+        found = annotate_corpus(texts, ["words"], out, jobs=1)
+        assert found["made"] == found["shards"] - len(before) > 0
+        assert {name: files(out)[name] for name in before} == before
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+# ---- gold and given layers
+
+
+def test_gold_and_given_spans(tmp_path):
+    rows = ["1\tOwls\t_\tNOUN", "2\tdo\t_\tAUX", "3\tn't\t_\tPART", "4\tfly\t_\tVERB", "5\t.\t_\tPUNCT"]
+    glue = {"2": "SpaceAfter=No", "4": "SpaceAfter=No"}
+    lines = ["\t".join([row, *["_"] * 5, glue.get(row[0], "_")]) for row in rows]
+    (tmp_path / "x.conllu").write_text("# newdoc id = one\n# sent_id = 1\n" + "\n".join(lines) + "\n\n")
+    path = str(tmp_path / "x.conllu")
+    found = annotate_corpus(path, [f"gold({path!r})"], tmp_path / "gold", jobs=1)
+    labels = found["annotators"][f"gold({path!r})"]["layers"]["pos"]["labels"]
+    assert labels == {"AUX": 1, "NOUN": 1, "PART": 1, "PUNCT": 1, "VERB": 1}
+    text = "Owls don't fly."
+    spans = Store(tmp_path / "gold").annotate([text])[0]["pos"]
+    assert [text[a:b] for a, b in zip(*spans[:2])] == ["Owls", "do", "n't", "fly", "."]
+
+    given_ = {"text": text, "spans": [[0, 4, "bird"]]}
+    (tmp_path / "x.jsonl").write_text(json.dumps(given_) + "\n" + json.dumps({"text": "nothing"}) + "\n")
+    path = str(tmp_path / "x.jsonl")
+    annotate_corpus(path, [f"spans({path!r}, labels=('bird',))"], tmp_path / "spans", jobs=1)
+    first, second = Store(tmp_path / "spans").annotate([text, "nothing"])
+    assert [side.tolist() for side in first["spans"]] == [[0], [4], [1]] and not len(second["spans"].start)
+    for bad in ([[0, 99, "bird"]], [[0, 4, "cat"]], [[0]], 3):
+        (tmp_path / "bad.jsonl").write_text(json.dumps(given_ | {"spans": bad}) + "\n")
+        with pytest.raises(MaskwiseError, match=r"bad\.jsonl"):
+            annotator(f"spans({str(tmp_path / 'bad.jsonl')!r}, labels=('bird',))")
+
+
+# ---- what was found
+
+
+def test_the_summary_counts(tmp_path):
+    texts = corpus(50)
+    labelled = "annotate_tools:vowels(kind='categorical', labels=('vowel',))"
+    weights = "annotate_tools:lengths(kind='weight')"
+    found = annotate_corpus(texts, ["words"], tmp_path, functions=[labelled, weights], jobs=1)
+    words = [word for one in texts for word in re.findall(r"[a-z]+", one["text"])]
+    opens = [word for word in words if word[0] in "aeiou"]
+    _, vowels, lengths = (entry["layers"] for entry in found["annotators"].values())
+    assert vowels["vowels"]["labels"] == {"none": len(words) - len(opens), "vowel": len(opens)}
+    top = dict(vowels["vowels"]["top"]["vowel"])
+    assert top == {word: opens.count(word) for word in set(opens)}
+    every = [len(word) for one in texts for word in re.findall(r"\w+", one["text"])]
+    weight = lengths["lengths"]["weight"]
+    assert weight == {"mean": pytest.approx(np.mean(every)), "least": 1.0, "greatest": max(every)}
+    assert found["documents"] == 50 and found["characters"] == sum(len(one["text"]) for one in texts)
+    assert found == json.loads((tmp_path / "summary.json").read_text())
+
+
+def test_pages_show_texts_and_escape_them(tmp_path, capsys):
+    texts = [{"id": "<i>", "text": "Ulm <script>alert(1)</script> \x1b[31mRed " + "a" * 700}, *corpus(3)]
+    found = annotate_corpus(texts, ["words"], tmp_path / "out", functions=["annotate_tools:capitals"], jobs=1)
+    shown = examples(Store(tmp_path / "out"), [Document(one["id"], one["text"]) for one in texts])
+    assert {example.layer for example in shown} == {"capitals"} and len(shown) == 3
+    assert [piece.text for piece in shown[0].pieces if piece.colour][:1] == ["Ulm"]
+    render_html(found, shown, tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert "<script>" not in page and "<i>" not in page and "&lt;script&gt;" in page and ">Ulm</mark>" in page
+    from rich.console import Console
+
+    Console(width=100).print(render_terminal(found, shown))
+    assert "capitals in <i>" in (text := capsys.readouterr().out) and "\x1b[31mRed" not in text
+
+
+def test_command(tmp_path, capsys):
+    arguments = ["annotate", "bundled:wikipedia", "--limit", "40", "--with", "words,sentences", "--jobs", "1"]
+    with pytest.raises(SystemExit) as caught:
+        main([*arguments, "--out", str(tmp_path), "--html", str(tmp_path / "page.html"), "--json"])
+    assert not caught.value.code
+    found = json.loads(capsys.readouterr().out)
+    assert (
+        found["documents"] == 40
+        and found["annotators"]["words"]["layers"]["words"]["spans"] == found["words"]
+    )
+    assert (tmp_path / "page.html").is_file()
+    with pytest.raises(SystemExit):
+        main([*arguments, "--out", str(tmp_path)])
+    assert "sentence: " in capsys.readouterr().out
+
+
+# ---- slow
+
+
+@pytest.mark.slow
+def test_ray_gives_the_same_bytes(tmp_path):
+    import ray
+    from ray.cluster_utils import Cluster
+
+    texts = corpus(300)
+    how = {"functions": ["annotate_tools:lengths(kind='weight')"]}
+    annotate_corpus(texts, ["words", "sentences"], tmp_path / "local", jobs=1, **how)
+    os.environ["PYTHONPATH"] = f"{HERE}:{os.environ.get('PYTHONPATH', '')}"
+    node = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
+    cluster = Cluster(initialize_head=True, head_node_args=node | {"include_dashboard": False})
+    try:
+        cluster.add_node(**node)
+        ray.init(address=cluster.address, log_to_driver=False)
+        found = annotate_corpus(texts, ["words", "sentences"], tmp_path / "ray", engine="ray", **how)
+        assert found["made"] == 3 * found["shards"] > 60
+        assert contents(tmp_path / "ray") == contents(tmp_path / "local")
+        bad = ["annotate_tools:outside"]
+        with pytest.raises(MaskwiseError, match="must be sorted, not overlap") as caught:
+            annotate_corpus(texts, [], tmp_path / "bad", engine="ray", functions=bad)
+        assert "\n" not in str(caught.value)
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+@pytest.mark.slow
+def test_ten_megabytes_in_one_document(tmp_path):
+    (tmp_path / "corpus.jsonl").write_text(
+        json.dumps({"text": "A long text, with no end. " * 400_000}) + "\n"
+    )
+    code = (
+        "import resource, sys; from maskwise.annotate.run import annotate_corpus;"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024; before = peak();"
+        "annotate_corpus(sys.argv[1], ['words', 'sentences'], sys.argv[2], jobs=1); print(peak() - before)"
+    )
+    arguments = [sys.executable, "-c", code, str(tmp_path / "corpus.jsonl"), str(tmp_path / "out")]
+    ran = subprocess.run(arguments, capture_output=True, text=True, check=True)
+    assert int(ran.stdout) < 900, "MiB more than before"
