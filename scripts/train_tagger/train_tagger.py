@@ -1,0 +1,156 @@
+"""Trains the tagger that maskwise ships: `python scripts/train_tagger/train_tagger.py DATA OUT [key=value …]`.
+
+DATA holds ud_english_ewt/, ner_uner_ewt/ and ner_wnut17/ (origin and licences: the card, README.md beside
+this script). Parts of speech are learnt from the training part of EWT alone; names from WNUT-17 train and four
+fifths of UNER's *dev* part, whose texts are EWT's dev part: no sentence of a test part is ever read here.
+
+A document that has only parts of speech, or only names, teaches only those: spaCy takes the rest as missing.
+Texts are cut by spaCy's own tokenizer, as they will be in use, and gold words are aligned to its tokens.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+import re
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import spacy
+from spacy.cli.init_config import fill_config
+from spacy.cli.train import train
+from spacy.tokens import Doc, DocBin
+from spacy.training import Example
+
+from maskwise.annotate.gold import POS, UPOS, entities, join_tokens, read_columns, read_conllu
+
+NAMES = {  # one set of types over both sources
+    **{"PER": "PER", "LOC": "LOC", "ORG": "ORG"},
+    **{"person": "PER", "location": "LOC", "corporation": "ORG", "group": "ORG"},
+    **{"product": "MISC", "creative-work": "MISC"},
+}
+CHARACTERS = 600  # of a training document: longer ones are cut at a sentence's end
+UNER_TRAIN = 0.8
+HERE = Path(__file__).parent
+
+
+def main(data: Path, out: Path, *overrides: str) -> None:
+    nlp = spacy.blank("en")
+    uner = list(uner_docs(nlp, data / "ner_uner_ewt" / "en_ewt-ud-dev.iob2.gz"))
+    kept = int(len(uner) * UNER_TRAIN)
+    parts = {
+        "train": [
+            *ewt_docs(nlp, data / "ud_english_ewt" / "en_ewt-ud-train.conllu.gz"),
+            *wnut_docs(nlp, data / "ner_wnut17" / "train.conll.gz"),
+            *uner[:kept],
+        ],
+        "dev": [
+            *ewt_docs(nlp, data / "ud_english_ewt" / "en_ewt-ud-dev.conllu.gz"),
+            *wnut_docs(nlp, data / "ner_wnut17" / "dev.conll"),
+            *uner[kept:],
+        ],
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    for name, docs in parts.items():
+        print(name, len(docs), "documents", sum(map(len, docs)), "tokens")
+        DocBin(docs=docs).to_disk(out / f"{name}.spacy")
+    wanted = {f"paths.{name}": str(out / f"{name}.spacy") for name in parts}
+    for key, value in (override.split("=", 1) for override in overrides):
+        wanted[key] = json.loads(value)
+    started = time.perf_counter()
+    fill_config(out / "config.cfg", HERE / "config.cfg")  # with spaCy's defaults
+    train(out / "config.cfg", out, overrides=wanted)
+    print(f"trained in {time.perf_counter() - started:.0f} s")
+
+
+@spacy.registry.augmenters("maskwise.small_corpus.v1")
+def small_corpus(path: str, lower: float, unknown: float) -> Callable[..., Iterator[Example]]:
+    """What makes 200,000 words go further: some texts in lower case, and rare words made unknown.
+
+    A word seen n times loses its form with probability unknown / (unknown + n), each time it is read; the
+    model then has to look at its ending, its shape and its neighbours, as for the unknown words of other texts.
+    """
+    counts: Counter[str] = Counter(t.norm_ for d in DocBin().from_disk(path).get_docs(spacy.blank("en").vocab) for t in d)
+
+    def augment(nlp: spacy.Language, example: Example) -> Iterator[Example]:
+        if random.random() < lower:
+            reference = _in_lower_case(example.reference)
+            example = Example(nlp.make_doc(reference.text), reference)
+        for token in example.predicted:
+            if random.random() < unknown / (unknown + counts[token.norm_]):
+                token.norm_ = f"unknown-{random.randrange(5000)}"
+        yield example
+
+    return augment
+
+
+def _in_lower_case(doc: Doc) -> Doc:
+    """spaCy's own variant would turn missing parts of speech into empty ones, and teach those."""
+    tags = [t.pos_ for t in doc] if doc.has_annotation("POS") else None
+    named = doc.has_annotation("ENT_IOB")
+    ents = [f"{t.ent_iob_}-{t.ent_type_}".rstrip("-") for t in doc] if named else None
+    words, spaces = [t.lower_ for t in doc], [bool(t.whitespace_) for t in doc]
+    return Doc(doc.vocab, words=words, spaces=spaces, pos=tags, ents=ents)
+
+
+def ewt_docs(nlp: spacy.Language, path: Path) -> Iterator[Doc]:
+    """Documents with parts of speech, cut where a paragraph or a sentence ends."""
+    for document in read_conllu(path):
+        spans = document.layers["pos"]
+        begin = first = 0
+        for i, end in enumerate(spans.end):
+            ends = UPOS[spans.value[i] - 1] == "PUNCT" and document.text[end : end + 1] in (" ", "\n", "")
+            if (ends and end - begin > CHARACTERS) or i + 1 == len(spans.end):
+                rows = zip(spans.start[first : i + 1], spans.end[first : i + 1], spans.value[first : i + 1])
+                yield _tagged(nlp, document.text, [(int(s), int(e), POS.labels[v - 1]) for s, e, v in rows])
+                begin, first = end, i + 1
+
+
+def _tagged(nlp: spacy.Language, text: str, rows: list[tuple[int, int, str]]) -> Doc:
+    words, tags, spaces = [], [], []
+    for i, (start, end, tag) in enumerate(rows):
+        gap = text[end : rows[i + 1][0]] if i + 1 < len(rows) else ""
+        words.append(text[start:end])
+        tags.append(tag)
+        spaces.append(gap == " ")
+        if gap.strip(" ") or len(gap) > 1:  # a line break is a token of its own, without a tag
+            words.append(gap)
+            tags.append("")
+            spaces.append(False)
+    return Doc(nlp.vocab, words=words, spaces=spaces, pos=tags)
+
+
+def wnut_docs(nlp: spacy.Language, path: Path) -> Iterator[Doc]:
+    for tokens, tags in read_columns(path):
+        text, offsets = join_tokens(tokens)
+        yield _named(nlp, text, offsets, tags)
+
+
+def uner_docs(nlp: spacy.Language, path: Path) -> Iterator[Doc]:
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        texts = re.findall(r"^# text = (.*)$", file.read(), re.MULTILINE)
+    for text, (tokens, tags) in zip(texts, read_columns(path, token=1, tag=2), strict=True):
+        offsets, end = [], 0
+        for token in tokens:
+            start = text.index(token, end)
+            end = start + len(token)
+            offsets.append((start, end))
+        yield _named(nlp, text, offsets, tags)
+
+
+def _named(nlp: spacy.Language, text: str, offsets: list[tuple[int, int]], tags: list[str]) -> Doc:
+    doc = nlp.make_doc(text)
+    spans = [
+        doc.char_span(offsets[first][0], offsets[behind - 1][1], NAMES[kind], alignment_mode="expand")
+        for first, behind, kind in entities(tags)
+    ]
+    doc.set_ents(spacy.util.filter_spans([span for span in spans if span is not None]), default="outside")
+    return doc
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:])

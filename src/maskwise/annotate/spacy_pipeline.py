@@ -1,0 +1,163 @@
+"""Parts of speech and salient spans by a spaCy pipeline: the one that maskwise ships, or any that is installed.
+
+One pass over the text gives both layers. The shipped pipeline (data/tagger-en, with its card) is small: a tagger
+and an entity recogniser on one encoder of two convolutions. ``pos`` alone leaves the recogniser out.
+
+Nothing in a text stops it: halves of surrogate pairs, which spaCy cannot hash, are shown to it as U+FFFD, and
+long texts are cut at the end of a paragraph, a line, a sentence or a word, whichever comes first within
+reach, for spaCy refuses more than a million characters. White space has no part of speech.
+
+Cost: nearly all is spaCy's own; ``maskwise bench annotate`` says how much.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maskwise.annotate.annotator import CharSpans, Layer, digest
+from maskwise.annotate.gold import POS, UPOS
+from maskwise.annotate.salient import DATE, NAME, NUMBER, SALIENT, VERSION, salient_spans
+from maskwise.errors import MaskwiseError
+
+SHIPPED = Path(__file__).parent.parent / "data" / "tagger-en"
+PIECE_CHARACTERS = 200_000
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_BORDERS = ("\n\n", "\n", ". ", " ")
+_CODES = {tag: code for code, tag in enumerate(UPOS, 1)} | {"CONJ": UPOS.index("CCONJ") + 1}  # before 2017
+# Entity types of OntoNotes that are no names.
+_KINDS = {
+    **dict.fromkeys(("DATE", "TIME"), DATE),
+    **dict.fromkeys(("CARDINAL", "ORDINAL", "QUANTITY", "PERCENT", "MONEY"), NUMBER),
+}
+_UNUSED = ["parser", "senter", "lemmatizer", "trainable_lemmatizer", "textcat", "textcat_multilabel"]
+_ENTITIES = ["ner", "entity_ruler"]
+_COLUMNS = ["IDX", "LENGTH", "IS_SPACE", "IS_TITLE", "IS_UPPER", "ENT_TYPE"]
+
+
+class SpacyPipeline:
+    """The layers "pos" (17 universal tags) and "salient" (names, dates, numbers), or one of them.
+
+    Args:
+        layers: which of the two. Tags alone come faster; both come in one pass.
+        model: a spaCy pipeline by the name under which it is installed, or its folder; None: the shipped one.
+
+    Raises:
+        MaskwiseError: a pipeline that is not installed, cannot be loaded, or gives no universal tags.
+    """
+
+    def __init__(self, layers: tuple[str, ...] = ("pos", "salient"), *, model: str | None = None):
+        self.name = layers[0]
+        self.layers: Mapping[str, Layer] = {name: {"pos": POS, "salient": SALIENT}[name] for name in layers}
+        self.folder = _folder(model)
+
+    @cached_property
+    def version(self) -> str:
+        """Changes with any file of the pipeline, with spaCy, and with the rules for salient spans."""
+        import spacy
+
+        files = sorted(path for path in self.folder.rglob("*") if path.is_file() and path.suffix != ".pyc")
+        named = [part for path in files for part in (path.relative_to(self.folder).as_posix(), path)]
+        return digest("spacy", 1, spacy.__version__, VERSION, sorted(self.layers), *named)
+
+    def annotate(self, texts: list[str]) -> list[dict[str, CharSpans]]:
+        """For each text its layers; see `Annotator`."""
+        cuts = [list(_pieces(text)) for text in texts]
+        pieces = (_SURROGATE.sub("\ufffd", text[a:b]) for text, cut in zip(texts, cuts) for a, b in cut)
+        columns = [*_COLUMNS, self._column]
+        with self._nlp.memory_zone():  # forgets the words of these texts; else a corpus would stay in memory
+            docs = self._nlp.pipe(pieces, batch_size=32)
+            return [
+                self._read(text, cut, [next(docs).to_array(columns) for _ in cut])
+                for text, cut in zip(texts, cuts)
+            ]
+
+    def _read(
+        self, text: str, cut: list[tuple[int, int]], tables: list[NDArray[np.uint64]]
+    ) -> dict[str, CharSpans]:
+        """The layers of a text, from the tokens of its pieces."""
+        for (begin, _), table in zip(cut, tables):
+            table[:, 0] += np.uint64(begin)
+        tokens = np.concatenate(tables)
+        place, length, _, title, upper, entity, tag = tokens[tokens[:, 2] == 0].T  # white space has no tag
+        start, code = place.astype(np.int32), self._coded(tag, _CODES)
+        end = start + length.astype(np.int32)
+        found = {}
+        if "pos" in self.layers:
+            found["pos"] = CharSpans(start[code > 0], end[code > 0], code[code > 0])
+        if "salient" in self.layers:
+            found["salient"] = salient_spans(
+                text, start, end,
+                proper=code == _CODES["PROPN"], numeral=code == _CODES["NUM"],
+                content=np.isin(code, [_CODES[name] for name in ("ADJ", "NOUN", "VERB")]),
+                title=(title | upper) > 0, entity=self._coded(entity, _KINDS, other=NAME),
+            )  # fmt: skip
+        return found
+
+    def _coded(
+        self, symbols: NDArray[np.uint64], codes: Mapping[str, int], *, other: int = 0
+    ) -> NDArray[np.int16]:
+        """spaCy's numbers of names → codes of ours; 0 for the empty name."""
+        numbers, place = np.unique(symbols, return_inverse=True)
+        names = [self._nlp.vocab.strings[int(number)] for number in numbers]
+        return np.array([codes.get(name, other) if name else 0 for name in names], dtype=np.int16)[place]
+
+    @cached_property
+    def _nlp(self) -> Any:
+        import spacy
+
+        try:
+            return spacy.load(self.folder, exclude=_UNUSED + _ENTITIES * ("salient" not in self.layers))
+        except Exception as error:  # whatever its components raise
+            first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise MaskwiseError(f"cannot load the spaCy pipeline in {self.folder}: {first}") from error
+
+    @cached_property
+    def _column(self) -> str:
+        """Where the pipeline has its universal tags: in POS, or in TAG, as some that were trained on UD do."""
+        probe = self._nlp("The old house stands in Paris.")
+        if any(token.pos_ for token in probe):
+            return "POS"
+        tags = {token.tag_ for token in probe}
+        if tags & {"DET", "NOUN", "PROPN", "PUNCT"}:
+            return "TAG"
+        what = f"spaCy pipeline {self.folder.name} gives no universal parts of speech"
+        do = "take one with a tagger and an attribute ruler, such as en_core_web_sm"
+        raise MaskwiseError(what, got=f"tags {sorted(tags)[:5]}", do=do)
+
+
+def _folder(model: str | None) -> Path:
+    """Where the files of a pipeline are.
+
+    Raises:
+        MaskwiseError: it is not installed.
+    """
+    if model is None:
+        return SHIPPED
+    path = Path(model).expanduser()
+    if model.isidentifier() and (package := find_spec(model)) and package.origin:
+        # A package of spaCy's holds a folder NAME-VERSION with the pipeline in it.
+        path = next((file.parent for file in Path(package.origin).parent.glob("*/config.cfg")), path)
+    if not (path / "config.cfg").is_file():
+        do = f"install it with: python -m spacy download {model}; or give the folder of a pipeline"
+        raise MaskwiseError(f"no spaCy pipeline {model!r} is installed", do=do)
+    return path
+
+
+def _pieces(text: str) -> Iterator[tuple[int, int]]:
+    """Where to cut a text so that no piece is longer than `PIECE_CHARACTERS`."""
+    start = 0
+    while len(text) - start > PIECE_CHARACTERS:
+        end, least = start + PIECE_CHARACTERS, start + PIECE_CHARACTERS // 2
+        found = ((text.rfind(border, least, end), len(border)) for border in _BORDERS)
+        end = next((at + size for at, size in found if at >= 0), end)
+        yield start, end
+        start = end
+    yield start, len(text)
