@@ -9,6 +9,7 @@ interval without zero) the runs it asks for are right to one run in nine (docs/e
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import numpy as np
 from scipy import optimize, special, stats
@@ -16,6 +17,7 @@ from scipy import optimize, special, stats
 from maskwise.errors import MaskwiseError
 from maskwise.study.statistics import EXACT_RUNS
 
+NODES, WEIGHTS = np.polynomial.legendre.leggauss(200)  # of an integral over [−1, 1]; 20 ms, so made once
 P_FROM_RUNS = 6  # fewer, and no p is printed: the smallest one at 5 runs is .0625
 
 
@@ -38,10 +40,9 @@ def power_of(sd: float, difference: float, runs: int, *, alpha: float = 0.05) ->
     Integrated over the quantiles of the sample sd: scipy's noncentral t is nan at few runs and large shifts.
     """
     shift = abs(difference) / sd * math.sqrt(runs)
-    nodes, weights = np.polynomial.legendre.leggauss(200)
-    sample_sd = np.sqrt(stats.chi2.ppf((nodes + 1) / 2, runs - 1) / (runs - 1))
+    sample_sd = np.sqrt(stats.chi2.ppf((NODES + 1) / 2, runs - 1) / (runs - 1))
     critical = stats.t.ppf(1 - alpha / 2, runs - 1) * sample_sd
-    return float(weights @ (special.ndtr(shift - critical) + special.ndtr(-shift - critical)) / 2)
+    return float(WEIGHTS @ (special.ndtr(shift - critical) + special.ndtr(-shift - critical)) / 2)
 
 
 def runs_needed(
@@ -71,10 +72,14 @@ def detectable_difference(sd: float, n: int, power: float = 0.8, alpha: float = 
     """The smallest true difference that n paired runs find with this power, in the unit of `sd`."""
     if n < 2 or sd < 0:
         raise MaskwiseError("detectable_difference wants n ≥ 2 and sd ≥ 0", got=f"n {n}, sd {sd}")
-    if sd == 0:
-        return 0.0
+    return sd * _detectable_effect(n, power, alpha)
+
+
+@cache
+def _detectable_effect(n: int, power: float, alpha: float) -> float:
+    """In SDs, of which there are few: a page asks for the same one in every row."""
     highest = 100 * stats.t.ppf(1 - alpha / 2, n - 1) / math.sqrt(n)  # power is 1 there
-    return sd * float(optimize.brentq(lambda x: power_of(1.0, x, n, alpha=alpha) - power, 1e-9, highest))
+    return float(optimize.brentq(lambda x: power_of(1.0, x, n, alpha=alpha) - power, 1e-9, highest))
 
 
 def runs_to_decide(

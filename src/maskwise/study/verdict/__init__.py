@@ -5,9 +5,9 @@ seed. Fine-tuning seeds are already averaged inside a score; tasks are standardi
 only then comes any statistic, so that seeds × tasks are never pooled. Every verdict carries its reasons, as
 codes and as sentences, so that a page, a terminal and a script say the same.
 
-Read in this order: ``table`` (the records, checked), ``contrasts`` (differences, tests, verdicts), ``reasons``
-(what voids, caps or qualifies one), ``words`` (sentences), ``efficiency`` (quality against compute),
-``descriptive`` (ranks and the like, which decide nothing). Cost: milliseconds to a second.
+Read in this order: ``measures`` and ``table`` (the records, checked), ``contrasts`` (differences, tests,
+verdicts), ``reasons`` (what voids, caps or qualifies one), ``words`` (sentences), ``efficiency`` (quality against
+compute), ``descriptive`` (ranks and the like, which decide nothing). Cost: milliseconds to a second.
 """
 
 from __future__ import annotations

@@ -28,7 +28,8 @@ from maskwise.study.statistics import (
     sign_flip_test,
     standardised_effect,
 )
-from maskwise.study.verdict.table import REFERENCE, TOLERANCE, BySeed, Table
+from maskwise.study.verdict.measures import BySeed
+from maskwise.study.verdict.table import REFERENCE, TOLERANCE, Table
 
 if TYPE_CHECKING:
     from maskwise.study.verdict.reasons import Reasons

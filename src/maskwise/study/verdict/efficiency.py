@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 
 from maskwise.study.statistics import median_interval, paired_t_interval
-from maskwise.study.verdict.table import REFERENCE, Measures, Table
+from maskwise.study.verdict.measures import Measures
+from maskwise.study.verdict.table import REFERENCE, Table
 from maskwise.study.verdict.words import outcome_words
 
 MEASURED = ("steps", "tokens", "targets", "flops")

@@ -1,0 +1,81 @@
+"""Are the rules of evidence right as often as they say? Simulations through the functions that judge studies."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from calibration import DIFFERENCES, coverage, rejections, simulated_runs
+from maskwise.study.power import runs_to_decide
+from maskwise.study.statistics import sign_flip_test
+from maskwise.study.verdict import summarise
+from report_fixture import make_study, run_facts, score_record
+
+NORMAL = DIFFERENCES["normal"]
+
+
+@pytest.mark.parametrize("runs", [3, 5, 6, 8])
+def test_the_test_keeps_its_level(runs):
+    """Without any difference: never above .055 (exactly 1/32 at 6 runs, 12/256 at 8), none at all below 6."""
+    test, decided = rejections(runs, NORMAL, draws=2000)
+    assert test <= 0.055 and decided <= test
+    assert test >= 0.02 if runs >= 6 else test == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("runs", range(3, 13))
+def test_rejection_under_the_null(runs):
+    test, decided = rejections(runs, NORMAL, draws=20_000, seed=1)
+    assert test <= 0.055 and decided <= 0.055
+    assert test >= (0.03 if runs > 6 else 0.0285 if runs == 6 else 0)  # at 6 exactly .03125, ± 2 SD of 20,000
+
+
+def test_at_six_runs_the_level_is_one_in_thirty_two():
+    """.03125 by counting: all six differences of one sign, of 64 patterns."""
+    signs = 1 - 2 * (np.arange(64)[:, None] >> np.arange(6) & 1)
+    sizes = np.array([1.0, 2.1, 3.3, 4.7, 5.2, 6.9])
+    assert np.mean([sign_flip_test(row * sizes) < 0.05 for row in signs]) == 1 / 32 >= 0.03
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("runs", [2, 3, 5, 8, 12, 19])
+def test_paired_t_covers(runs):
+    assert 0.93 <= coverage(runs, NORMAL, draws=5000) <= 0.97
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("runs", [20, 25, 40])
+def test_bca_covers_from_twenty_runs(runs):
+    assert 0.93 <= coverage(runs, NORMAL, draws=1500) <= 0.97
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("alpha", [0.05, 0.05 / 6])
+@pytest.mark.parametrize("effect", [2.5, 1.75, 1.25, 1.0])
+def test_the_advice_on_runs_is_within_a_fifth(effect, alpha):
+    found = simulated_runs(effect, alpha)
+    assert abs(runs_to_decide(1.0, effect, alpha=alpha) - found) <= 0.2 * found
+
+
+def test_seeds_times_tasks_are_never_pooled(studies=80, runs=6, tasks=6):
+    """No arm is better, but what a run is good at shows on all tasks alike. Pooling would be fooled."""
+    rng = np.random.default_rng(0)
+    study = make_study(runs=runs, tasks=tasks)
+    facts = run_facts(study)
+    decided = pooled = 0
+    for _ in range(studies):
+        luck = {arm: rng.normal(0, 0.02, runs) for arm in study["arms"]}
+        scores = {arm: luck[arm][:, None] + rng.normal(0.6, 0.004, (runs, tasks)) for arm in luck}
+        records = [
+            score_record(arm, seed, task, float(scores[arm][seed, i]))
+            for arm in scores
+            for seed in range(runs)
+            for i, task in enumerate(study["tasks"])
+        ]
+        (row,) = (row for row in summarise(records + facts, study)["contrasts"] if row["primary"])
+        decided += row["verdict"] == "decided"
+        first, second = scores.values()
+        pooled += stats.ttest_rel(second.ravel(), first.ravel()).pvalue < 0.05
+    assert pooled / studies > 0.3  # what we must not do
+    assert decided / studies <= 0.055

@@ -1,0 +1,95 @@
+"""Quality against compute: companions are never pooled, and what was never reached stays in."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from maskwise.study.verdict import summarise
+from maskwise.study.verdict.efficiency import crossing
+from report_fixture import COST, cost_record, make_study, run_facts, score_record
+
+LENGTHS = (0.25, 0.5, 0.75, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("goal", "at"), [(0.5, 2.0), (0.45, 1.5), (0.3, -math.inf), (0.6, 4.0), (0.61, math.inf), (0.55, 3.5)]
+)
+def test_the_first_crossing(goal, at):
+    assert crossing([1, 2, 3, 4], [0.4, 0.5, 0.5, 0.6], goal) == pytest.approx(at)
+
+
+def summary_of(rates: dict[str, list[float]], *, runs: int = 4) -> dict:
+    """A run with a share f of the steps scores .2 + rate · f; `rates` by arm and seed."""
+    study = make_study(runs=runs, arms=dict.fromkeys(rates, 0), tasks=1)
+    records = run_facts(study)
+    for arm, by_seed in rates.items():
+        for seed, rate in enumerate(by_seed):
+            for f in LENGTHS:
+                more = {} if f == 1 else {"fraction": f}
+                records.append(score_record(arm, seed, "task-0", 0.2 + rate * f, **more))
+                cost = {key: value * f for key, value in COST.items()}
+                records += [] if f == 1 else [cost_record(arm, seed, **more, **cost)]
+    return summarise(records, study)
+
+
+def by_steps(summary: dict) -> dict:
+    (row,) = (
+        r for r in summary["efficiency"]["time_to_quality"] if r["by"] == "steps" and r["outcome"] == "tasks"
+    )
+    return row
+
+
+def test_time_to_quality_is_interpolated_per_seed():
+    summary = summary_of({"token-15": [0.3, 0.32, 0.28, 0.3], "token-30": [0.6, 0.64, 0.56, 0.6]})
+    row = by_steps(summary)
+    assert row["share"] == pytest.approx(0.5) and (row["low"], row["high"]) == pytest.approx((0.5, 0.5))
+    assert (row["n"], row["not_reached"], row["by_itself"]) == (4, 0, pytest.approx(1.0))
+    assert "needs 50 % of the steps" in row["sentence"]
+    assert {r["by"] for r in summary["efficiency"]["time_to_quality"]} == {
+        "steps",
+        "tokens",
+        "targets",
+        "flops",
+    }
+    uneven = by_steps(summary_of({"token-15": [0.3] * 4, "token-30": [0.6, 0.4, 0.5, 0.6]}))
+    assert uneven["shares"] == pytest.approx({"0": 0.5, "1": 0.75, "2": 0.6, "3": 0.5})
+    assert uneven["low"] < uneven["share"] < uneven["high"] and uneven["method"] == "paired t of logarithms"
+
+
+def test_seeds_that_never_get_there_stay_in():
+    row = by_steps(summary_of({"token-15": [0.3] * 4, "token-30": [0.6, 0.4, 0.2, 0.1]}))
+    assert (row["n"], row["not_reached"]) == (4, 2) and row[
+        "share"
+    ] == "not reached"  # the middle of two and two
+    assert (
+        row["low"] == pytest.approx(0.5)
+        and row["high"] == "not reached"
+        and "2 never got there" in row["sentence"]
+    )
+    row = by_steps(summary_of({"token-15": [0.3] * 3, "token-30": [0.6, 0.4, 0.2]}, runs=3))
+    assert row["share"] == pytest.approx(0.75) and row["high"] == "not reached" and "75 %" in row["method"]
+    none = by_steps(summary_of({"token-15": [0.3] * 4, "token-30": [0.1] * 4}))
+    assert none["share"] == none["low"] == "not reached" and "did not reach" in none["sentence"]
+    soon = by_steps(summary_of({"token-15": [0.1] * 4, "token-30": [0.9] * 4}))
+    assert soon["share"] == "before the shortest run" and soon["reached_before"] == 4
+
+
+def test_companions_are_never_pooled_with_full_runs():
+    rates = {"token-15": [0.3, 0.32, 0.28, 0.3], "token-30": [0.4, 0.43, 0.38, 0.39]}
+    with_companions = summary_of(rates)
+    study = make_study(runs=4, arms=dict.fromkeys(rates, 0), tasks=1)
+    full = [
+        score_record(a, s, "task-0", 0.2 + r) for a, by_seed in rates.items() for s, r in enumerate(by_seed)
+    ]
+    without = summarise(full + run_facts(study), study)
+    assert with_companions["contrasts"] == without["contrasts"]
+    assert without["efficiency"]["time_to_quality"] == []
+    points = with_companions["efficiency"]["points"]
+    assert len(points) == 2 * 4 * 4 and {p["fraction"] for p in points} == set(LENGTHS)
+    assert points[0]["values"]["task-0"] == pytest.approx(0.2 + 0.3 * 0.25) and points[0]["steps"] == 100
+
+
+def test_losses_fall_towards_quality():
+    assert crossing([1, 2], [-5.0, -4.0], -4.5) == 1.5

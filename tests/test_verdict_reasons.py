@@ -1,0 +1,253 @@
+"""Every reason on a constructed case: what it does to the verdict, and that it is said."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from maskwise.errors import MaskwiseError
+from maskwise.study.verdict import primary_contrasts, summarise
+from report_fixture import COST, cost_record, heldout_record, make_study, run_facts, score_record
+
+CLEAR = {"token-15": [0.50, 0.52, 0.51, 0.53, 0.50, 0.52, 0.51, 0.52]}
+CLEAR["token-30"] = [x + 0.2 + 0.001 * i for i, x in enumerate(CLEAR["token-15"])]
+
+
+def judged(
+    scores: dict[str, list[float]] = CLEAR,
+    *,
+    more: Sequence[dict] = (),
+    records: list[dict] | None = None,
+    **study: Any,
+) -> dict:
+    """The primary row of one task, one line per run."""
+    found = make_study(runs=len(next(iter(scores.values()))), arms=dict.fromkeys(scores, 0), tasks=1)
+    found |= study
+    lines = [score_record(arm, s, "task-0", x) for arm, runs in scores.items() for s, x in enumerate(runs)]
+    summary = summarise([*lines, *(run_facts(found) if records is None else records), *more], found)
+    json.dumps(summary, allow_nan=False)
+    (row,) = (row for row in summary["contrasts"] if row["primary"])
+    return row | {"summary": summary}
+
+
+def codes(row: dict) -> list[str]:
+    return [reason["code"] for reason in row["reasons"]]
+
+
+def sentence(row: dict, code: str) -> str:
+    return next(reason["sentence"] for reason in row["reasons"] if reason["code"] == code)
+
+
+def test_a_clear_case_is_decided_and_names_what_was_matched():
+    row = judged()
+    assert (row["verdict"], row["reason"], codes(row)) == ("decided", "significant", ["significant"])
+    assert "8 runs each, equal steps" in row["sentence"] and row["compute"]["matched"]
+    assert row["summary"]["advice"] == [
+        "Use masking 30 % of the tokens rather than masking 15 % of the tokens."
+    ]
+
+
+def test_few_runs():
+    row = judged({arm: runs[:3] for arm, runs in CLEAR.items()})
+    assert (row["verdict"], row["reason"]) == ("suggests", "few-runs") and row["p"] is None
+    assert "only 3 runs" in sentence(row, "few-runs") and row["more_runs"] == 3
+
+
+def test_plateau_at_the_arms_own_masks_and_any_ratio():
+    def losses(at_15: float, at_40: float) -> list[dict]:
+        both = [(arm, seed) for arm in CLEAR for seed in range(8)]
+        return [
+            heldout_record(arm, seed, "token", loss) | {"ratio": ratio}
+            for arm, seed in both
+            for ratio, loss in ((0.15, at_15), (0.4, at_40))
+        ]
+
+    stuck = judged(more=losses(6.1, 6.2))
+    assert (stuck["verdict"], stuck["reason"]) == ("void", "plateau")
+    assert "train longer" in stuck["sentence"] and "Train longer" in stuck["summary"]["advice"][0]
+    learnt = judged(more=losses(6.1, 5.5))  # context was learnt, as the harder ratio shows
+    assert learnt["verdict"] == "decided"
+    facts = learnt["summary"]["arms"]["token-15"]
+    assert facts["gap_nats"] == pytest.approx(6.28 - 5.5) and not facts["plateau"]
+    assert facts["scores"]["heldout:token"][0] == pytest.approx(5.8)  # the mean over ratios, inside the run
+    assert set(facts["scores"]) >= {"heldout:token@0.15", "heldout:token@0.4"}
+
+
+def test_chance_level():
+    row = judged({"token-15": [0.05] * 8, "token-30": [0.06, 0.05] * 4})
+    assert (row["verdict"], row["reason"]) == ("void", "chance-level")
+    assert "easier tasks" in row["summary"]["advice"][0]
+
+
+def test_different_units():
+    row = judged(more=[heldout_record(a, s, "token", 4.0) for a in CLEAR for s in range(8)])
+    assert row["verdict"] == "decided"
+    study = make_study(runs=8, arms=dict.fromkeys(CLEAR, 0), tasks=0)
+    study["arms"]["token-30"]["units"] = "whole-word"
+    records = [heldout_record(a, s, m, 4.0) for a in CLEAR for s in range(8) for m in ("token", "whole-word")]
+    rows = summarise(records, study)["contrasts"]
+    assert {(row["verdict"], row["reason"]) for row in rows} == {("void", "different-units")}
+
+
+def test_unmatched_compute_is_said_by_quantity_and_the_verdict_stands():
+    double = {"steps": 400, "tokens": 819_200, "targets": 2 * COST["targets"], "flops": 1.2 * COST["flops"]}
+    facts = [r for r in run_facts(make_study(runs=8)) if (r["kind"], r["arm"]) != ("cost", "token-30")]
+    facts += [cost_record("token-30", seed, **double) for seed in range(8)]
+    row = judged(records=facts)
+    assert row["verdict"] == "decided" and codes(row) == ["significant", "unmatched-compute"]
+    assert sentence(row, "unmatched-compute") == (
+        "at equal steps masking 30 % of the tokens had 2 times the targets (tokens to predict), "
+        "1.2 times the FLOPs of masking 15 % of the tokens"
+    )
+    assert row["reasons"][1]["ratios"] == pytest.approx({"targets": 2, "flops": 1.2})
+    row = judged(records=facts, match={"by": "targets", "arms": {}})
+    assert "not matched" in sentence(row, "unmatched-compute") and not row["compute"]["matched"]
+    assert "equal" not in row["sentence"]
+    within = [r | {"targets": 1.04 * r["targets"]} if r["kind"] == "cost" else r for r in facts]
+    assert "unmatched-compute" in codes(judged(records=within))
+    unknown = judged(records=[r for r in facts if r["kind"] == "selection"], match=None)
+    assert "not recorded" in sentence(unknown, "unmatched-compute") and unknown["verdict"] == "decided"
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"search": None}, "no setting was searched"),
+        ({"search": {"grid": {}, "seeds": [3, 1001]}}, "chosen on seeds that are also compared (3)"),
+        ({"records": []}, "the search left no choice for masking 30 %"),
+        ({"records": "other grid"}, "different grids"),
+    ],
+)
+def test_no_dev_selection_is_at_most_suggests(change, told):
+    if change.get("records") == "other grid":
+        change = {"records": run_facts(make_study(runs=8))}
+        line = next(r for r in change["records"] if (r["kind"], r["arm"]) == ("selection", "token-30"))
+        line["candidates"] = [*line["candidates"], {"settings": {"training.learning_rate": 1.0}}]
+    row = judged(**change)
+    assert (row["verdict"], row["reason"]) == ("suggests", "no-dev-selection")
+    assert told in sentence(row, "no-dev-selection") and row["p_adjusted"] < 0.05 and row["more_runs"] is None
+    assert (
+        "not chosen for each arm alike" in row["sentence"] and "study.search" in row["summary"]["advice"][0]
+    )
+
+
+def test_missing_runs():
+    failure = {"kind": "failure", "arm": "token-30", "seed": 7, "stage": "pretrain-x", "error": "disk full"}
+    seven = {"token-15": CLEAR["token-15"], "token-30": CLEAR["token-30"][:7]}
+    row = judged(seven, more=[failure])
+    assert row["verdict"] == "decided" and codes(row) == ["significant", "missing-runs"]
+    assert "1 of 8 pairs" in sentence(row, "missing-runs")
+    none = judged(
+        {"token-15": CLEAR["token-15"], "token-30": []}, more=[failure | {"seed": s} for s in range(8)]
+    )
+    assert (none["verdict"], none["reason"]) == ("void", "missing-runs")
+
+
+def test_stopped_early_is_at_most_suggests_and_excuses_what_was_not_run():
+    six = {"token-15": CLEAR["token-15"], "token-30": [x - 0.4 for x in CLEAR["token-30"][:6]]}
+    with pytest.raises(MaskwiseError, match="lacks seeds"):
+        judged(six)
+    row = judged(six, more=[{"kind": "stopped", "arm": "token-30", "after": 6, "reason": "far behind"}])
+    assert (row["verdict"], row["reason"], row["better"]) == ("suggests", "stopped-early", "baseline")
+    assert "larger than it is" in sentence(row, "stopped-early")
+    assert row["summary"]["arms"]["token-30"]["stopped"] == {"after": 6, "reason": "far behind"}
+
+
+def test_item_noise_is_another_interval_and_is_said():
+    """Two points on 400 items: one share at .5 is uncertain by 1.96 · sqrt(.25 / 400) = 4.9 points."""
+    close = {
+        "token-15": CLEAR["token-15"],
+        "token-30": [x + 0.02 + 1e-4 * i for i, x in enumerate(CLEAR["token-15"])],
+    }
+    row = judged(close)
+    assert row["verdict"] == "decided" and codes(row) == ["significant", "item-noise"]
+    assert row["items"]["high"] - row["items"]["low"] == pytest.approx(2 * 0.049, abs=0.001)
+    assert "about 4.9 points" in sentence(row, "item-noise")
+    facts = {"metric": "accuracy", "classes": 20, "majority": 0.05, "test_items": 10_000}
+    assert "item-noise" not in codes(judged(close, tasks={"task-0": facts}))
+    assert judged(close, tasks={"task-0": facts | {"metric": "macro-f1"}})["items"] is None
+
+
+def test_overlap_is_said():
+    line = {"kind": "overlap", "task": "task-0", "corpus": "wiki", "items": 400, "overlapping": 12}
+    row = judged(more=[line])
+    assert row["verdict"] == "decided" and "12 of 400 test items" in sentence(row, "overlap")
+    assert row["summary"]["overlap"] == [{k: v for k, v in line.items() if k != "kind"}]
+    assert "overlap" not in codes(judged(more=[line | {"overlapping": 0}]))
+
+
+def test_an_interval_with_zero_is_not_decided_by_the_test():
+    """Six differences of one sign give p = .031, and Student's interval of one large and five tiny ones holds zero."""
+    d = [0.30, 0.001, 0.001, 0.002, 0.001, 0.001]
+    row = judged({"token-15": [0.5] * 6, "token-30": [0.5 + x for x in d]})
+    assert row["p"] == 1 / 32 and row["low"] < 0
+    assert (row["verdict"], row["reason"]) == ("undecided", "interval-holds-zero")
+
+
+def test_advice_names_no_useless_number_of_runs():
+    """Today's mean asks for thousands of runs: the sentence says what could be seen instead."""
+    rng = np.random.default_rng(0)
+    base = rng.normal(0.5, 0.02, 10)
+    d = rng.normal(0, 0.02, 10)
+    row = judged({"token-15": base.tolist(), "token-30": (base + d - d.mean() + 2e-4).tolist()})
+    assert (row["verdict"], row["more_runs"]) == ("undecided", None)
+    assert "too small to matter at this noise: 10 runs of each find" in row["sentence"]
+    assert row["detectable"]["natural"] == pytest.approx(d.std(ddof=1), rel=0.05)  # 10 runs, one SD: power .8
+    assert "Do not add runs" in row["summary"]["advice"][0]
+
+
+def test_evaluations_are_outcomes_with_their_own_chance_and_direction():
+    study = make_study(runs=8, arms=dict.fromkeys(CLEAR, 0), tasks=0)
+    study["arms"]["token-30"]["units"] = "whole-word"  # no held-out loss can compare them: the facts do
+
+    def line(arm: str, seed: int, name: str, metric: str, value: float, **more: Any) -> dict:
+        facts = {"items": 500, "chance": None, "higher_is_better": False}
+        return {
+            "kind": "evaluation",
+            "arm": arm,
+            "seed": seed,
+            "name": name,
+            "metric": metric,
+            "value": value,
+        } | (facts | more)
+
+    rng = np.random.default_rng(0)
+    records = run_facts(study)
+    for arm, gain in (("token-15", 0.0), ("token-30", 0.2)):
+        for seed in range(8):
+            up = {"chance": 0.1, "higher_is_better": True}
+            records.append(line(arm, seed, "facts", "accuracy", 0.4 + gain + rng.normal(0, 0.01), **up))
+            records.append(line(arm, seed, "pairs", "accuracy", 0.5, chance=0.5, higher_is_better=True))
+            records.append(line(arm, seed, "text", "perplexity", 90 - 50 * gain + rng.normal(0, 1)))
+    rows = {row["outcome"]: row for row in summarise(records, study)["contrasts"]}
+    facts, pairs, text = (
+        rows[f"evaluation:{x}"] for x in ("facts:accuracy", "pairs:accuracy", "text:perplexity")
+    )
+    assert facts["primary"] and (facts["verdict"], facts["better"]) == ("decided", "arm")
+    assert "on facts (accuracy) by" in facts["sentence"] and "points" in facts["sentence"]
+    assert (pairs["verdict"], pairs["reason"]) == ("void", "chance-level")
+    assert (text["verdict"], text["better"], text["unit"]) == ("suggests", "arm", "perplexity")
+
+
+def test_contrasts_come_from_study_json_and_name_known_arms():
+    study = make_study(runs=3, contrasts=[["token-30", "no-pretraining"]])
+    assert primary_contrasts(study) == [("token-30", "no-pretraining")]
+    with pytest.raises(MaskwiseError, match=r"unknown arm in contrasts 'token-31'.*did you mean 'token-30'"):
+        primary_contrasts(study, [("token-31", "token-15")])
+    with pytest.raises(MaskwiseError, match="no-pretraining"):
+        primary_contrasts(study | {"tasks": {}})
+
+
+def test_seeds_and_ratios_must_be_whole():
+    with pytest.raises(MaskwiseError, match="seed that the study has not; got 9"):
+        judged(more=[score_record("token-15", 9, "task-0", 0.5)])
+    part = [
+        heldout_record("token-15", s, "token", 4.0) | {"ratio": r}
+        for s, r in ((0, 0.15), (0, 0.4), (1, 0.15))
+    ]
+    with pytest.raises(MaskwiseError, match=r"held-out ratio was measured in some runs only.*seed 1"):
+        judged(more=part)
