@@ -13,12 +13,13 @@ from maskwise.annotate.function import Function
 from maskwise.annotate.given import Sentences, Words, gold, spans
 from maskwise.annotate.informativeness import Informativeness
 from maskwise.annotate.phrases import Phrases
+from maskwise.annotate.spacy_pipeline import pos, salient
 from maskwise.annotate.store import Store
 from maskwise.errors import MaskwiseError
 from maskwise.specs import Call, build
 
 ANNOTATORS: dict[str, Callable[..., Annotator]] = {
-    "words": Words, "sentences": Sentences,
+    "words": Words, "sentences": Sentences, "pos": pos, "salient": salient,
     "phrases": Phrases, "frequency": Frequency, "informativeness": Informativeness, "difference": Difference,
     "gold": gold, "spans": spans, "stored": Store,
 }  # fmt: skip

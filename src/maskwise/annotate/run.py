@@ -24,6 +24,7 @@ from maskwise.annotate.annotator import Annotator, digest
 from maskwise.annotate.engines import ENGINES, run_tasks
 from maskwise.annotate.function import spec_of
 from maskwise.annotate.registry import annotator, check_names
+from maskwise.annotate.spacy_pipeline import one_pass
 from maskwise.annotate.store import (
     MANIFEST,
     Made,
@@ -88,7 +89,7 @@ def annotate_corpus(
     out = Path(out)
     if engine not in ENGINES:
         raise unknown_name("engine", engine, ENGINES)
-    wanted = [_Wanted(spec, spec, annotator(spec)) for spec in annotators]
+    wanted = [_Wanted(spec, spec, annotator(spec)) for spec in one_pass(annotators)]
     for spec in map(str, map(spec_of, functions)):
         wanted.append(_Wanted(spec, spec, annotator(spec, functions=True)))
     check_names([one.made for one in wanted])

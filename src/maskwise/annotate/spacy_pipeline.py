@@ -13,7 +13,7 @@ Cost: nearly all is spaCy's own; ``maskwise bench annotate`` says how much.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,6 +26,7 @@ from maskwise.annotate.annotator import CharSpans, Layer, digest
 from maskwise.annotate.gold import POS, UPOS
 from maskwise.annotate.salient import DATE, NAME, NUMBER, SALIENT, VERSION, salient_spans
 from maskwise.errors import MaskwiseError
+from maskwise.specs import Call, parse_call
 
 SHIPPED = Path(__file__).parent.parent / "data" / "tagger-en"
 PIECE_CHARACTERS = 200_000
@@ -53,7 +54,7 @@ class SpacyPipeline:
         MaskwiseError: a pipeline that is not installed, cannot be loaded, or gives no universal tags.
     """
 
-    def __init__(self, layers: tuple[str, ...] = ("pos", "salient"), *, model: str | None = None):
+    def __init__(self, layers: Sequence[str] = ("pos", "salient"), *, model: str | None = None):
         self.name = layers[0]
         self.layers: Mapping[str, Layer] = {name: {"pos": POS, "salient": SALIENT}[name] for name in layers}
         self.folder = _folder(model)
@@ -131,6 +132,28 @@ class SpacyPipeline:
         what = f"spaCy pipeline {self.folder.name} gives no universal parts of speech"
         do = "take one with a tagger and an attribute ruler, such as en_core_web_sm"
         raise MaskwiseError(what, got=f"tags {sorted(tags)[:5]}", do=do)
+
+
+def pos(*, model: str | None = None, salient: bool = False) -> SpacyPipeline:
+    """Parts of speech; with ``salient`` the salient spans too, in the same pass."""
+    return SpacyPipeline(("pos", "salient") if salient else ("pos",), model=model)
+
+
+def salient(*, model: str | None = None) -> SpacyPipeline:
+    """Salient spans: names, dates, numbers."""
+    return SpacyPipeline(("salient",), model=model)
+
+
+def one_pass(specs: Sequence[str]) -> list[str]:
+    """The same annotators, but "pos" and "salient" of one pipeline as one: ``pos(salient=True)``."""
+    calls = [parse_call(spec) for spec in specs]
+    both = [call for call in calls if call.name == "pos" and Call("salient", kwargs=call.kwargs) in calls]
+    joined = [Call("salient", kwargs=call.kwargs) for call in both]
+    return [
+        str(Call("pos", kwargs=call.kwargs | {"salient": True}) if call in both else call)
+        for call in calls
+        if call not in joined
+    ]
 
 
 def _folder(model: str | None) -> Path:
