@@ -209,11 +209,11 @@ def _filled(
 
 
 def _open_ranks(model: Any, asked: Asked, chosen: Tensor, vocabulary: Vocabulary) -> Tensor:
-    """(n,) ranks of one-token answers among all tokens but special ones."""
+    """(n,) ranks of one-token answers among all tokens but special ones and [UNK]."""
     real = torch.arange(asked.ids.shape[1]) < asked.size[chosen].unsqueeze(1)
     row = torch.arange(len(real))
     log_p = predictions(model, asked.ids[chosen], real, row, asked.place[chosen])[:, : vocabulary.size].cpu()
-    log_p = log_p.double().masked_fill(~vocabulary.content, -torch.inf)
+    log_p = log_p.double().masked_fill(~vocabulary.eligible, -torch.inf)
     one = ((asked.pieces >= 0).sum(1) == 1).nonzero().squeeze(1)
     right = torch.zeros(log_p.shape, dtype=torch.bool)
     right[:, asked.pieces[one, 0]] = asked.right[chosen][:, one]

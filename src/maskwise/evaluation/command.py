@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from transformers.utils import logging
+
 from maskwise.corpus import Blocks, load_tokenizer, pack, read_documents, require_documents, tokenise
 from maskwise.errors import MaskwiseError, unknown_name
 from maskwise.evaluation.evaluate import evaluate, load_sets
@@ -36,7 +38,7 @@ def settings_of(measures: Sequence[str]) -> EvaluationSettings:
         if name not in asked:
             raise unknown_name("measure", name, MEASURES)
         if name in ("cloze", "pairs") and not spec:
-            raise MaskwiseError(f"{name} needs a file", do=f"say {name}:FILE" + ", or pairs:bundled:pairs")
+            raise MaskwiseError(f"{name} needs a file", do=f"say {name}:FILE, or pairs:bundled:pairs")
         asked[name].append(spec)
     rows = next(iter(asked["pseudo-perplexity"]), "0") or str(PERPLEXITY_ROWS)
     if not rows.isdigit():
@@ -65,6 +67,7 @@ def evaluate_checkpoint(
         raise MaskwiseError("held-out loss and pseudo-perplexity need a text", do="give --text FILE")
     if not measures and text is None:
         raise MaskwiseError("nothing to measure", do="give --with pairs:bundled:pairs, or --text FILE")
+    logging.disable_progress_bar()
     network, tokenizer = load_model(model), load_tokenizer(model)
     held_out = None
     if text is not None:

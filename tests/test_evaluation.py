@@ -1,0 +1,623 @@
+"""Evaluation without fine-tuning: numbers by hand from models whose logits are known, and odd files."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import random
+import runpy
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast
+
+from maskwise.annotate import encode
+from maskwise.cli import main
+from maskwise.corpus import Document, pack, tokenise
+from maskwise.errors import MaskwiseError
+from maskwise.evaluation import (
+    EvaluationSettings,
+    HeldOut,
+    evaluate,
+    fixed_maskers,
+    load_sets,
+    overlap,
+    overlap_record,
+)
+from maskwise.evaluation import cloze as cloze_module
+from maskwise.evaluation.cloze import candidate_scores, ranks_of, score_facts
+from maskwise.evaluation.evaluate import pseudo_perplexity
+from maskwise.evaluation.facts import Fact, Facts, read_facts
+from maskwise.evaluation.pairs import Pairs, read_pairs, score_pairs
+from maskwise.evaluation.scoring import by_width, log_probabilities
+from maskwise.evaluation.sources import load
+from maskwise.masking.annotated import AnnotatedBatch
+from maskwise.masking.vocabulary import Vocabulary
+from maskwise.objectives import MaskedLanguageModelling
+from maskwise.recipe import validate
+from maskwise.training import load_model, new_config, new_model
+from training_tools import model as tiny_model
+
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+ORDINARY = "the a cat dog bird sat ran in is lon par rome . ##s ##don ##is ##e"
+VOCABULARY = [*SPECIAL, *ORDINARY.split()]
+ID = {name: number for number, name in enumerate(VOCABULARY)}
+MASK = ID["[MASK]"]
+LAMA = Path(__file__).parents[2] / "shared" / "data" / "kilt_like" / "lama"
+
+
+def wordpiece() -> PreTrainedTokenizerFast:
+    made = Tokenizer(models.WordPiece(ID, unk_token="[UNK]"))
+    made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    frame = [(name, ID[name]) for name in ("[CLS]", "[SEP]")]
+    made.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=frame)
+    names = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), VOCABULARY))
+    return PreTrainedTokenizerFast(tokenizer_object=made, **names)
+
+
+TOKENIZER = wordpiece()
+
+
+class Known(nn.Module):
+    """Logits of a place are a table's row for the token before plus another's for the token behind."""
+
+    def __init__(self, *, seed: int | None = 0, positions: int = 64):
+        super().__init__()
+        drawn = torch.Generator().manual_seed(seed or 0)
+        size = len(VOCABULARY)
+        self.before = nn.Parameter(torch.randn(size, size, generator=drawn))
+        self.behind = nn.Parameter(torch.randn(size, size, generator=drawn))
+        self.config = SimpleNamespace(
+            model_type="known", vocab_size=size, max_position_embeddings=positions, pad_token_id=0
+        )
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Any:
+        ids = torch.where(attention_mask.bool(), input_ids, 0)
+        return SimpleNamespace(logits=self.before[ids.roll(1, 1)] + self.behind[ids.roll(-1, 1)])
+
+
+class Frequencies(Known):
+    """Logits are the same everywhere."""
+
+    def __init__(self, **logits: float):
+        super().__init__()
+        row = torch.tensor([logits.get(name.replace("##", "__"), 0.0) for name in VOCABULARY])
+        self.before = nn.Parameter(row.expand(len(row), -1).clone())
+        self.behind = nn.Parameter(torch.zeros_like(self.before))
+
+
+def rows(*texts: str) -> AnnotatedBatch:
+    return AnnotatedBatch.of(encode(TOKENIZER, texts), Vocabulary.of(TOKENIZER))
+
+
+def log_p(model: nn.Module, ids: list[int], place: int) -> Tensor:
+    """The direct computation: one row, one place."""
+    row = torch.tensor([ids])
+    with torch.no_grad():
+        return model(input_ids=row, attention_mask=torch.ones_like(row)).logits[0, place].log_softmax(-1)
+
+
+TEXTS = ("the cats sat in london .", "paris", "a dog xyz ran .", "the birds ran in rome")
+
+
+@pytest.mark.parametrize("within_word", [False, True])
+@torch.no_grad()
+def test_every_token_is_scored_as_if_alone(within_word: bool) -> None:
+    model, batch = Known(), rows(*TEXTS)
+    found = log_probabilities(model, batch, mask=MASK, within_word=within_word)
+    words = batch.layers["word_ids"]
+    for number, text in enumerate(TEXTS):
+        ids = TOKENIZER(text)["input_ids"]
+        for place, truth in enumerate(ids):
+            if truth < 5:
+                assert found[number, place] == 0  # special, or [UNK]
+                continue
+            same = words[number, : len(ids)] == words[number, place]
+            hide = [at == place or (within_word and at > place and bool(same[at])) for at in range(len(ids))]
+            shown = [MASK if hidden else token for token, hidden in zip(ids, hide)]
+            assert found[number, place].item() == pytest.approx(
+                log_p(model, shown, place)[truth].item(), abs=1e-5
+            )
+        assert not found[number, len(ids) :].any()
+    assert TOKENIZER.convert_ids_to_tokens(TOKENIZER("london cats")["input_ids"])[1:5] == [
+        "lon",
+        "##don",
+        "cat",
+        "##s",
+    ]
+
+
+@pytest.mark.parametrize("architecture", ["bert", "roberta", "modernbert"])
+@torch.no_grad()
+def test_batches_do_not_matter(architecture: str) -> None:
+    model, batch = tiny_model(architecture).eval(), rows(*TEXTS)
+    together = log_probabilities(model, batch, mask=MASK, within_word=True)
+    alone = log_probabilities(model, batch, mask=MASK, within_word=True, tokens=1)
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
+    assert torch.equal(together, log_probabilities(model, batch, mask=MASK, within_word=True))
+
+
+def test_rows_of_like_width_come_together() -> None:
+    parts = list(by_width(torch.tensor([3, 9, 3, 5, 9]), tokens=18))
+    assert [part.tolist() for part in parts] == [[1, 4], [3, 0, 2]]
+    assert [part.tolist() for part in by_width(torch.tensor([7, 8]), tokens=1)] == [[1], [0]]
+
+
+@torch.no_grad()
+def test_pseudo_perplexity_by_hand() -> None:
+    rows_ = encode(TOKENIZER, ["the cats", "dog"])
+    chosen = {"the": 2.0, "cat": 1.0, "__s": 0.5}
+    total = math.log(sum(math.exp(chosen.get(name.replace("##", "__"), 0.0)) for name in VOCABULARY))
+    value = math.exp(-(2 + 1 + 0.5 + 0 - 4 * total) / 4)
+    unigram = torch.full((len(VOCABULARY),), -math.log(len(VOCABULARY)))
+    plain, within = pseudo_perplexity(Frequencies(**chosen), TOKENIZER, rows_, unigram)
+    for line, metric in ((plain, "token"), (within, "within-word")):
+        assert line["value"] == pytest.approx(value, rel=1e-5) and line["items"] == 4
+        assert line["chance"] == pytest.approx(len(VOCABULARY), rel=1e-5)
+        assert (line["name"], line["metric"], line["higher_is_better"]) == (
+            "pseudo-perplexity",
+            metric,
+            False,
+        )
+    assert pseudo_perplexity(Frequencies(), TOKENIZER, rows_)[0]["chance"] is None
+    with pytest.raises(MaskwiseError, match="no held-out token can be scored"):
+        pseudo_perplexity(Frequencies(), TOKENIZER, encode(TOKENIZER, ["xyz"]))
+
+
+# Cloze facts
+
+
+@pytest.mark.parametrize(
+    ("scores", "gold", "right", "rank"),
+    [
+        ([3, 2, 1], 0, [0], 1),
+        ([3, 2, 1], 2, [2], 3),
+        ([3, 2, 1], 2, [2, 0], 2),  # another right answer does not stand in the way
+        ([2, 2, 2], 1, [1], 2),  # all equal: the middle
+        ([2, 2, 5, 2], 0, [0], 3),
+        ([2 + 1e-6, 2], 1, [1], 1.5),  # rounding is no preference
+    ],
+)
+def test_ranks(scores: list[float], gold: int, right: list[int], rank: float) -> None:
+    known = torch.zeros(1, len(scores), dtype=torch.bool)
+    known[0, right] = True
+    found = ranks_of(torch.tensor([scores], dtype=torch.float64), torch.tensor([gold]), known)
+    assert found.tolist() == [rank]
+
+
+def facts_of(*items: tuple[str, str, str], relation: str = "r") -> Facts:
+    """(subject, answer, text) each."""
+    return Facts("some", tuple(Fact(relation, *item) for item in items), len(items), {})
+
+
+SENTENCES = facts_of(
+    ("cat", "london", "the cat is in [MASK] ."), ("dog", "paris", "a dog sat in [MASK]"),
+    ("bird", "rome", "[MASK] is the bird ."), ("dogs", "rome", "the dogs ran in [MASK] ."),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("tokens", [1, 16384])
+@torch.no_grad()
+def test_candidates_are_scored_by_the_chain_rule(tokens: int) -> None:
+    model = Known()
+    (asked,) = cloze_module._ask(list(SENTENCES.facts), TOKENIZER, 64, cloze_module.Counter())
+    found = candidate_scores(model, asked, mask=MASK, tokens=tokens)
+    candidates = {"rome": ["rome"], "london": ["lon", "##don"], "paris": ["par", "##is"]}
+    order = [next(n for n, p in candidates.items() if ID[p[0]] == int(row[0])) for row in asked.pieces]
+    assert order[0] == "rome"  # the commonest
+    for number, fact in enumerate(SENTENCES.facts):
+        assert order[int(asked.gold[number])] == fact.answer
+        for place, name in enumerate(order):
+            pieces = [ID[piece] for piece in candidates[name]]
+            base = TOKENIZER(fact.text)["input_ids"]
+            at, total = base.index(MASK), 0.0
+            for step, piece in enumerate(pieces):
+                shown = base[:at] + pieces[:step] + [MASK] * (len(pieces) - step) + base[at + 1 :]
+                total += float(log_p(model, shown, at + step)[piece])
+            assert found[number, place].item() == pytest.approx(total, abs=1e-5)
+
+
+def by_metric(records: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {record["metric"]: record for record in records}
+
+
+@torch.no_grad()
+def test_cloze_by_hand() -> None:
+    """The model says dog, then cat, then bird, whatever is asked; cat is asked for most."""
+    facts = facts_of(
+        ("1", "cat", "a [MASK] ."), ("2", "cat", "the [MASK] ."), ("3", "dog", "in a [MASK]"), ("4", "bird", "[MASK]"),
+        ("4", "cat", "[MASK]"),
+    )  # fmt: skip
+    found = by_metric(score_facts(Frequencies(dog=3, cat=2, bird=1), TOKENIZER, facts))
+    # Ranks: cat 2, cat 2, dog 1, bird 2 (cat is right there too), cat 2. Chance (cat, dog, bird): 1, 1, 2, 2, 1.
+    assert found["hits@1"]["value"] == pytest.approx(1 / 5) and found["hits@1"]["chance"] == pytest.approx(
+        3 / 5
+    )
+    assert found["mrr"]["value"] == pytest.approx((1 + 4 / 2) / 5)
+    assert found["mrr"]["chance"] == pytest.approx((3 + 2 / 2) / 5)
+    assert found["hits@10"]["value"] == found["hits@10"]["chance"] == 1
+    # Among the whole vocabulary the same, for no other token has a logit; [MASK] and its like are no answers.
+    assert found["open-mrr"]["value"] == found["mrr"]["value"] and found["open-hits@1"]["items"] == 5
+    nothing = by_metric(score_facts(Frequencies(), TOKENIZER, facts))
+    others = len(VOCABULARY) - 6  # neither the five special ones nor the answer
+    assert nothing["open-mrr"]["value"] == pytest.approx(
+        (3 / (1 + others / 2) + 2 / (1 + (others - 1) / 2)) / 5
+    )
+
+
+@torch.no_grad()
+def test_facts_that_cannot_be_scored_are_counted() -> None:
+    facts = Facts(
+        "odd",
+        (
+            *SENTENCES.facts, Fact("r", "s", "éé", "the [MASK] ."), Fact("r", "s", "rome", "a cat " * 31 + "[MASK]"),
+            Fact("alone", "s", "rome", "in [MASK]"),
+        ),
+        9, {"not exactly one [MASK]": 2},
+    )  # fmt: skip
+    first = score_facts(Known(), TOKENIZER, facts)[0]
+    assert first["items"] == 4 and first["of"] == 9
+    assert first["skipped"] == {
+        "not exactly one [MASK]": 2, "the only answer of its relation": 1, "unknown characters": 1,
+        "longer than the model": 1,
+    }  # fmt: skip
+    with pytest.raises(
+        MaskwiseError, match=r"no item of facts 'some' can be scored; got 1 × unknown characters"
+    ):
+        score_facts(Known(), TOKENIZER, facts_of(("s", "éé", "the [MASK]")))
+
+
+@torch.no_grad()
+def test_large_relations_are_cut_into_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = ["cat", "dog", "bird", "rome", "london", "cats", "dogs"]
+    facts = facts_of(*((answer, answer, f"the [MASK] {end}") for answer in answers for end in ("ran", "sat")))
+    monkeypatch.setattr(cloze_module, "CANDIDATES", 3)
+    parts = list(cloze_module._ask(list(facts.facts), TOKENIZER, 64, cloze_module.Counter()))
+    assert [len(part.pieces) for part in parts] == [3, 2, 2] and sum(len(part.gold) for part in parts) == 14
+    assert score_facts(Known(), TOKENIZER, facts)[0]["items"] == 14
+
+
+def test_sentences_of_facts(tmp_path: Path) -> None:
+    lines = [
+        {
+            "predicate_id": "P19",
+            "sub_label": "Ada",
+            "obj_label": "London",
+            "evidences": [{"masked_sentence": "x"}],
+        },
+        {
+            "predicate_id": "P99",
+            "sub_label": "Bob",
+            "obj_label": "Rome",
+            "evidences": [{"masked_sentence": "B [MASK]"}],
+        },
+        {"obj_label": "gold", "masked_sentences": ["The [MASK] colour", "was used."], "sub_label": "Squad"},
+        {"obj_label": "gold", "masked_sentences": ["No mask."]},
+    ]
+    write(tmp_path / "facts.jsonl", lines)
+    write(tmp_path / "relations.jsonl", [{"relation": "P19", "template": "[X] was born in [Y] ."}])
+    found = read_facts(tmp_path / "facts.jsonl")
+    assert [fact.text for fact in found.facts] == [
+        "Ada was born in [MASK] .",
+        "B [MASK]",
+        "The [MASK] colour was used.",
+    ]
+    assert found.facts[0].relation == "P19" and found.facts[2].relation == "facts"
+    assert found.total == 4 and found.skipped == {"not exactly one [MASK]": 1}
+    assert found.texts()[0] == "Ada was born in London ."
+    assert len(load(f"{tmp_path / 'facts.jsonl'}(items=2)", read_facts).facts) == 2
+
+
+# Minimal pairs
+
+
+def pairs_of(*items: tuple[str, str], groups: tuple[str, ...] = ()) -> Pairs:
+    good, bad = zip(*items)
+    return Pairs("some", good, bad, groups or ("",) * len(items), len(items))
+
+
+@torch.no_grad()
+def test_pairs_by_hand() -> None:
+    pairs = pairs_of(
+        ("the cat sat", "the dog sat"), ("the dog ran", "the cat ran"), ("a cat sat", "sat cat a"), ("xyz", "cat"),
+        ("a cat", "a bird " * 40), groups=("x", "x", "y", "y", "y"),
+    )  # fmt: skip
+    (found,) = score_pairs(Frequencies(cat=2, dog=1), TOKENIZER, pairs)
+    assert found["value"] == pytest.approx(1.5 / 3) and found["items"] == 3 and found["of"] == 5
+    assert found["ties"] == 1 and found["chance"] == 0.5 and found["higher_is_better"]
+    assert found["skipped"] == {"unknown characters": 1, "longer than the model": 1}
+    assert found["groups"] == {"x": {"value": 0.5, "items": 2}, "y": {"value": 0.5, "items": 1}}
+    with pytest.raises(MaskwiseError, match="no item of pairs 'some' can be scored; got 1 × unknown"):
+        score_pairs(Known(), TOKENIZER, pairs_of(("xyz", "cat")))
+
+
+@torch.no_grad()
+def test_the_score_of_a_sentence_is_the_sum_of_its_tokens() -> None:
+    good, bad = "the cats sat in london", "the cat sat in paris ."
+    sums = log_probabilities(Known(), rows(good, bad), mask=MASK, within_word=True).sum(1)
+    right = float(sums[0] > sums[1])
+    assert score_pairs(Known(), TOKENIZER, pairs_of((good, bad)))[0]["value"] == right
+    assert score_pairs(Known(), TOKENIZER, pairs_of((bad, good)))[0]["value"] == 1 - right
+
+
+def test_the_bundled_pairs_are_what_the_script_writes() -> None:
+    path = Path(__file__).parents[1] / "scripts" / "build_evaluation.py"
+    script = runpy.run_path(str(path))
+    pairs = load("bundled:pairs", read_pairs)
+    made = [pair for name in ("agreement", "distant_agreement", "determiner_noun", "anaphor", "word_order")
+            for pair in script[name]()]  # fmt: skip
+    assert list(zip(pairs.groups, pairs.good, pairs.bad)) == made and len(made) == pairs.total == 204
+    assert len({pair[1:] for pair in made}) == len(made)
+    for _, good, bad in made:
+        first, second = good.lower().rstrip(".").split(), bad.lower().rstrip(".").split()
+        changed = [pair for pair in zip(first, second) if pair[0] != pair[1]]
+        assert sorted(first) == sorted(second) or (len(changed) == 1 and len(first) == len(second))
+    # No word is right by itself: in all, each stands on the right side as often as on the wrong one.
+    right, wrong = (Counter(word for pair in made for word in pair[side].lower().split()) for side in (1, 2))
+    assert {name: count for name, count in right.items() if wrong[name] != count} == {}
+
+
+# Files
+
+
+def write(path: Path, lines: list[Any]) -> Path:
+    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "lines", "message"),
+    [
+        ("a.jsonl", [], "evaluation file .*a.jsonl holds nothing"),
+        ("a.jsonl", [{"sentence_good": "a"}], "row 1 of .* has no sentence_bad; got sentence_good; allowed"),
+        (
+            "a.jsonl",
+            [{"sentence_good": "a", "sentence_bad": 3}],
+            "row 1 of .*: sentence_bad is no text; got 3",
+        ),
+        ("a.jsonl", ["{"], "line 1 of .* is not a JSON object"),
+        ("a.tsv", ["sentence_good\tother", "a\tb"], "row 1 of .* has no sentence_bad"),
+        ("a.txt", ["a"], "unknown ending of task file"),
+    ],
+)
+def test_odd_files_of_pairs_are_one_line(tmp_path: Path, name: str, lines: list[Any], message: str) -> None:
+    with pytest.raises(MaskwiseError, match=message) as error:
+        read_pairs(write(tmp_path / name, lines))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ({"masked_sentences": ["[MASK]"]}, "row 1 of .* has no answer; got masked_sentences; allowed"),
+        ({"obj_label": " ", "masked_sentences": ["[MASK]"]}, "row 1 of .* has no answer; got ' '"),
+        ({"obj_label": "a", "sub_label": "b"}, "row 1 of .* asks nothing; got obj_label, sub_label; allowed"),
+        (
+            {"obj_label": "a", "masked_sentences": ["x"]},
+            "no item of facts 'a' can be scored; got 1 × not exactly",
+        ),
+    ],
+)
+def test_odd_files_of_facts_are_one_line(tmp_path: Path, line: dict[str, Any], message: str) -> None:
+    with pytest.raises(MaskwiseError, match=message):
+        read_facts(write(tmp_path / "a.jsonl", [line]))
+
+
+def test_tables_of_pairs(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tsv", ["sentence_good\tsentence_bad\tUID", "a b\tb a\tx", "c\td\ty"])
+    found = load(f"{path}(items=1)", read_pairs)
+    assert (found.good, found.bad, found.groups, found.total) == (("a b",), ("b a",), ("x",), 2)
+    assert found.content() != read_pairs(path).content()
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("bundled:pear", "unknown evaluation set|unknown bundled evaluation set 'pear'; allowed: pairs"),
+        ("nothing.jsonl", "no evaluation file 'nothing.jsonl'"),
+        (
+            "bundled:pairs(item=3)",
+            r"unknown option of 'bundled:pairs' 'item'; allowed: items; did you mean 'items'",
+        ),
+        ("bundled:pairs(items=0)", "items must be a number of items; got 0"),
+    ],
+)
+def test_odd_specs(spec: str, message: str) -> None:
+    with pytest.raises(MaskwiseError, match=message):
+        load(spec, read_pairs)
+
+
+# Settings
+
+
+def test_settings() -> None:
+    assert EvaluationSettings.model_validate({"ratio": 0.2}).ratios == (0.2,)
+    assert EvaluationSettings.model_validate({"ratio": [0.15, 0.4]}).ratios == (0.15, 0.40)
+    assert EvaluationSettings().ratios == (0.15, 0.40)
+    assert EvaluationSettings.model_validate({"pairs": "bundled:pairs"}).pairs == ("bundled:pairs",)
+    assert validate({"evaluation": {"ratio": 0.3}}, origin="here").evaluation.ratios == (0.3,)
+    for raw, message in [
+        ({"ratios": [0.15, 0.15]}, "evaluation.ratios; got .0.15, 0.15.; allowed: different numbers"),
+        ({"ratios": [1.5]}, "different numbers in 0 < r < 1"), ({"ratios": []}, "different numbers"),
+        ({"ratio": 0.1, "ratios": [0.2]}, "both ratio and ratios"), ({"masks": ["wordy"]}, "unknown policy 'wordy'"),
+        ({"row": 3}, "unknown setting in here: .*row"),
+    ]:  # fmt: skip
+        with pytest.raises(MaskwiseError, match=message):
+            validate({"evaluation": raw}, origin="here")
+
+
+def test_sets_of_one_name_are_refused(tmp_path: Path) -> None:
+    write(tmp_path / "pairs.jsonl", [{"sentence_good": "a", "sentence_bad": "b"}])
+    settings = EvaluationSettings(pairs=("bundled:pairs", str(tmp_path / "pairs.jsonl")))
+    with pytest.raises(MaskwiseError, match="two evaluation sets are called 'pairs'; rename a file"):
+        load_sets(settings)
+
+
+# One checkpoint
+
+
+@pytest.fixture(scope="module")
+def data() -> Any:
+    draw = random.Random(0)
+    texts = [" ".join(draw.choices(VOCABULARY[5:17], k=30)) for _ in range(60)]
+    documents = [Document(str(number), text) for number, text in enumerate(texts)]
+    blocks = pack(tokenise(documents, TOKENIZER), tokenizer=TOKENIZER, length=32, layout="packed")
+    training, held_out = blocks.split(held_out=0.3)
+    return SimpleNamespace(tokenizer=TOKENIZER, training=training, held_out=held_out)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    folder = tmp_path_factory.mktemp("checkpoint")
+    new_model(new_config("bert", TOKENIZER, 32, **sizes), seed=0).save_pretrained(folder)
+    TOKENIZER.save_pretrained(folder)
+    return folder
+
+
+def test_evaluate(data: Any, checkpoint: Path, tmp_path: Path) -> None:
+    facts = write(tmp_path / "facts.jsonl", [
+        {"sub_label": fact.subject, "obj_label": fact.answer, "masked_sentences": [fact.text]}
+        for fact in SENTENCES.facts
+    ])  # fmt: skip
+    pairs = write(tmp_path / "order.jsonl", [{"sentence_good": "the cat sat", "sentence_bad": "cat the sat"}])
+    settings = EvaluationSettings(rows=8, pseudo_perplexity=3, cloze=(str(facts),), pairs=(str(pairs),))
+    found = evaluate(checkpoint, data, settings)
+    heldout = [line for line in found if line["kind"] == "heldout"]
+    assert [(line["ratio"], line["masks"]) for line in heldout] == [
+        (0.15, "token"), (0.15, "whole-word"), (0.4, "token"), (0.4, "whole-word"),
+    ]  # fmt: skip
+    rest = [(line["name"], line["metric"]) for line in found if line["kind"] == "evaluation"]
+    assert len(set(rest)) == len(rest)
+    assert {name for name, _ in rest} == {"pseudo-perplexity", "facts", "order"}
+    for line in found[len(heldout) :]:
+        keys = {"value", "items", "chance", "higher_is_better"}
+        assert keys <= line.keys() and math.isfinite(line["value"])
+    json.dumps(found)
+    # The same again, and with the model in hand, which stays as it was.
+    model = load_model(checkpoint).train()
+    assert evaluate(model, data, settings) == found and model.training
+    maskers = fixed_maskers(TOKENIZER, masks=["token"], ratio=0.4)
+    with torch.no_grad():
+        (direct,) = HeldOut(data.held_out, maskers, None, rows=8)(MaskedLanguageModelling(model.eval()))
+    assert direct["loss"] == heldout[2]["loss"] and direct["unigram"] is None
+
+
+def test_what_cannot_be_evaluated(data: Any, checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(MaskwiseError, match="cannot load a masked language model from"):
+        evaluate(tmp_path, data, EvaluationSettings())
+    small = Known()
+    small.config.vocab_size = 3
+    with pytest.raises(MaskwiseError, match="tokenizer and model do not fit"):
+        evaluate(small, data, EvaluationSettings())
+
+
+def test_the_command(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pairs = write(tmp_path / "order.jsonl", [{"sentence_good": "the cat sat", "sentence_bad": "cat the sat"}])
+    text = tmp_path / "text.txt"
+    text.write_text("\n\n".join(TEXTS * 8))
+    with pytest.raises(SystemExit) as end:
+        main(
+            [
+                "evaluate",
+                str(checkpoint),
+                "--with",
+                f"pairs:{pairs},pseudo-perplexity:2",
+                "--text",
+                str(text),
+                "--json",
+            ]
+        )
+    found = json.loads(capsys.readouterr().out)
+    assert not end.value.code and [line["kind"] for line in found] == ["heldout"] * 4 + ["evaluation"] * 3
+    assert found[0]["unigram"] is None
+    for arguments, message in [
+        (["--with", "perplexity"], "unknown measure 'perplexity'"),
+        (["--with", "pseudo-perplexity"], "need a text; give --text FILE"),
+        (["--with", "pairs"], "pairs needs a file"),
+        ([], "nothing to measure"),
+        (["--with", "pairs:none.jsonl"], "no evaluation file 'none.jsonl'"),
+    ]:
+        with pytest.raises(SystemExit) as end:
+            main(["evaluate", str(checkpoint), *arguments])
+        error = capsys.readouterr().err
+        assert end.value.code == 2 and message in error and error.count("\n") == 1
+
+
+# Overlap
+
+
+WORDS = [f"word{number}" for number in range(400)]
+
+
+def test_overlap_by_hand() -> None:
+    document = " ".join(WORDS[:100])
+    copied, cut = " ".join(["new", *WORDS[20:33], "end"]), " ".join(["new", *WORDS[20:32], "end"])
+    disguised = "«" + ",\n".join(word.upper() for word in WORDS[40:53]) + "!»"
+    short, unlike, tiny = " ".join(WORDS[60:66]), " ".join([*WORDS[60:65], "else"]), " ".join(WORDS[70:73])
+    across = " ".join([*WORDS[90:100], *WORDS[200:210]])
+    items = [copied, cut, disguised, short, unlike, tiny, across, ("nothing of it", short)]
+    found = overlap([document, " ".join(WORDS[200:300])], items)
+    assert found.found == (0, 2, 3, 7) and found.overlapping == 4 and found.items == 8
+    assert found.short == 1 and found.documents == 2 and found.n == 13
+    assert 1 in overlap([document], items, n=12).found
+
+
+def test_overlap_agrees_with_sets_of_tuples(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = random.Random(1)
+    for n in (4, 6, 13):
+        documents = [" ".join(draw.choices("abc", k=draw.randrange(0, 60))) for _ in range(20)]
+        items = [" ".join(draw.choices("abc", k=draw.randrange(0, 18))) for _ in range(60)]
+        grams = [[tuple(text.split()[at:][:k]) for at in range(len(text.split()) - k + 1)] for text in documents
+                 for k in range(4, n + 1)]  # fmt: skip
+        there = {gram for some in grams for gram in some}
+        expected = []
+        for place, item in enumerate(items):
+            words, k = item.split(), min(n, len(item.split()))
+            hit = any(tuple(words[at : at + k]) in there for at in range(len(words) - k + 1))
+            expected += [place] * (k >= 4 and hit)
+        assert overlap(documents, items, n=n).found == tuple(expected)
+        module = importlib.import_module("maskwise.evaluation.overlap")  # the name is the function's too
+        monkeypatch.setattr(module, "_BATCH_CHARACTERS", 50)
+        assert overlap(iter(documents), items, n=n).found == tuple(expected)
+
+
+def test_overlap_record() -> None:
+    text = " ".join(WORDS[:20])
+    task = SimpleNamespace(name="t", splits={"test": [
+        {"text": text, "pair": None}, {"text": "no", "pair": text}, {"tokens": text.split(), "tags": []},
+        {"text": "no"},
+    ]})  # fmt: skip
+    found = overlap_record([Document("1", text)], task, corpus="c")
+    assert found["examples"] == [text, f"no / {text}", text]
+    expected = {
+        "kind": "overlap",
+        "task": "t",
+        "corpus": "c",
+        "items": 4,
+        "overlapping": 3,
+        "short": 1,
+        "n": 13,
+    }
+    assert expected.items() <= found.items()
+    assert overlap_record([text], pairs_of((text, "x")), corpus="c")["overlapping"] == 1
+    for items, n, message in (([], 13, "no test items"), (["a"], 3, "too short; got 3")):
+        with pytest.raises(MaskwiseError, match=message):
+            overlap([text], items, n=n)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not LAMA.is_dir(), reason="needs ../shared/data")
+def test_lama_files_are_read_whole() -> None:
+    trex = load(f"{LAMA / 'trex_subset.jsonl.gz'}(items=None)", read_facts)
+    assert len(trex.facts) + sum(trex.skipped.values()) == trex.total == 22881
+    assert len({fact.relation for fact in trex.facts}) == 28
+    google = load(f"{LAMA / 'google_re.jsonl.gz'}(items=None)", read_facts)
+    assert google.total == 5528 and len({fact.relation for fact in google.facts}) == 3
