@@ -189,7 +189,8 @@ def annotate(
         corpus, split_calls(wanted), out, text_field=text_field, limit=limit, engine=engine, jobs=jobs,
         functions=function or (), quiet=as_json,
     )  # fmt: skip
-    shown = examples(Store(out), open_corpus(corpus, text_field=text_field, limit=limit))
+    layers = [name for entry in found["annotators"].values() for name in entry["layers"]]
+    shown = examples(Store(out, layers), open_corpus(corpus, text_field=text_field, limit=limit))
     if html is not None:
         render_html(found, shown, html)
         err_console.print(f"wrote {html}", highlight=False)

@@ -42,6 +42,7 @@ class Example(NamedTuple):
 
     id: str
     layer: str
+    kind: str
     pieces: list[Piece]
 
 
@@ -50,7 +51,7 @@ def examples(store: Store, documents: Iterable[Document]) -> list[Example]:
     some = [*islice(documents, EXAMPLES)]
     found = store.annotate([document.text for document in some])
     return [
-        Example(document.id, name, _pieces(document.text, spans[name], layer))
+        Example(document.id, name, layer.kind, _pieces(document.text, spans[name], layer))
         for document, spans in zip(some, found)
         for name, layer in store.layers.items()
         if name not in PLAIN
@@ -91,20 +92,30 @@ def _shade(share: float) -> str:
 def render_terminal(
     summary: Mapping[str, Any], shown: Iterable[Example], *, colours: bool = True
 ) -> RenderableType:
-    """Counts per layer, the commonest, and the examples (labels behind a slash where there are no colours)."""
+    """Counts per layer, the commonest, and the first document (spans in brackets where there are no colours)."""
     parts: list[RenderableType] = []
     for _, name, layer in _layers(summary):
-        table = Table("", "number", "share", "commonest", box=None, padding=(0, 2, 0, 0))
-        for label, count, share, top in _rows(layer):
-            table.add_row(Text(label), f"{count:,}", f"{share:.1%}", Text(visible(", ".join(top[:8]))))
-        parts += [Text(_headline(name, layer), style="bold"), Padding(table, (0, 0, 1, 2))]
+        parts.append(Text(_headline(name, layer), style="bold"))
+        if rows := [*_rows(layer)]:
+            table = Table("", "number", "share", "commonest", box=None, padding=(0, 2, 0, 0))
+            for label, count, share, top in rows:
+                table.add_row(Text(label), count, share, Text(visible(", ".join(top[:8]))))
+            parts.append(Padding(table, (0, 0, 0, 2)))
+        parts.append(Text())
+    shown = [*shown]
     for example in shown:
+        if example.id != shown[0].id:
+            break
         line = Text()
         for piece in example.pieces:
-            style = f"#000000 on {piece.colour}" if piece.colour and colours else ""
-            line.append(visible(piece.text), style=style)
-            if piece.label:
-                line.append(f"/{piece.label}", style="dim")
+            text, label = visible(piece.text), piece.label
+            if colours and piece.colour:
+                line.append(text, style=f"#000000 on {piece.colour}")
+                label = "" if example.kind == "weight" else label
+            else:
+                line.append(f"[{text}]" if piece.colour and example.kind == "spans" else text)
+            if label:
+                line.append(f"/{label}", style="dim")
         parts += [Text(f"{example.layer} in {example.id}", style="bold"), Padding(line, (0, 0, 1, 2))]
     return Group(*parts)
 
@@ -142,11 +153,15 @@ def _headline(name: str, layer: Mapping[str, Any]) -> str:
     return f"{line}; weight {weight['least']:.3g} to {weight['greatest']:.3g}, mean {weight['mean']:.3g}"
 
 
-def _rows(layer: Mapping[str, Any]) -> Iterable[tuple[str, int, float, list[str]]]:
-    """(label, number, share, the commonest texts)."""
+def _rows(layer: Mapping[str, Any]) -> Iterable[tuple[str, str, str, list[str]]]:
+    """(label, number, share, the commonest texts); of phrases also the commonest of three words and more."""
     for label, count in layer.get("labels", {}).items():
-        top = [f"{' '.join(text.split())} {times:,}" for text, times in layer["top"][label]]
-        yield label, count, count / max(1, layer["spans"]), top
+        top = [(" ".join(text.split()), f"{times:,}") for text, times in layer["top"][label]]
+        share = f"{count / max(1, layer['spans']):.1%}"
+        yield label, f"{count:,}", share, [" ".join(pair) for pair in top]
+        long = [" ".join(pair) for pair in top if pair[0].count(" ") > 1]
+        if layer["kind"] == "spans" and long:
+            yield "of 3 words or more", "", "", long
 
 
 def visible(text: str) -> str:
