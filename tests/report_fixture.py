@@ -99,8 +99,13 @@ def run_facts(study: dict) -> list[dict]:
     points = [{"training.learning_rate": rate} for rate in (0.002, 0.006)]
     records: list[dict] = []
     for arm in study["arms"]:
-        candidates = [{"settings": point, "score": 0.5 + i / 10} for i, point in enumerate(points)]
-        records.append({"kind": "selection", "arm": arm, "candidates": candidates, "chosen": points[1]})
+        candidates = [
+            {"setting": point, "scores": {"task-0": [0.5 + i / 10] * 2}, "mean": i - 0.5}
+            for i, point in enumerate(points)
+        ]
+        records.append(
+            {"kind": "selection", "arm": arm, "candidates": candidates, "chosen": points[1], "border": False}
+        )
         records += [cost_record(arm, seed) for seed in study["seeds"]]
     return records
 

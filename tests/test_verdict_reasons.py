@@ -126,13 +126,21 @@ def test_no_dev_selection_is_at_most_suggests(change, told):
     if change.get("records") == "other grid":
         change = {"records": run_facts(make_study(runs=8))}
         line = next(r for r in change["records"] if (r["kind"], r["arm"]) == ("selection", "token-30"))
-        line["candidates"] = [*line["candidates"], {"settings": {"training.learning_rate": 1.0}}]
+        line["candidates"] = [*line["candidates"], {"setting": {"training.learning_rate": 1.0}}]
     row = judged(**change)
     assert (row["verdict"], row["reason"]) == ("suggests", "no-dev-selection")
     assert told in sentence(row, "no-dev-selection") and row["p_adjusted"] < 0.05 and row["more_runs"] is None
     assert (
         "not chosen for each arm alike" in row["sentence"] and "study.search" in row["summary"]["advice"][0]
     )
+
+
+def test_a_best_setting_at_the_border_of_the_grid_is_said():
+    facts = [r | {"border": True} if r["kind"] == "selection" else r for r in run_facts(make_study(runs=8))]
+    row = judged(records=facts)
+    assert row["verdict"] == "decided" and codes(row) == ["significant", "grid-border"]
+    failed = [r | {"chosen": None} if r["kind"] == "selection" else r for r in facts]
+    assert judged(records=failed)["reason"] == "no-dev-selection"
 
 
 def test_missing_runs():
@@ -220,17 +228,21 @@ def test_evaluations_are_outcomes_with_their_own_chance_and_direction():
     for arm, gain in (("token-15", 0.0), ("token-30", 0.2)):
         for seed in range(8):
             up = {"chance": 0.1, "higher_is_better": True}
-            records.append(line(arm, seed, "facts", "accuracy", 0.4 + gain + rng.normal(0, 0.01), **up))
+            records.append(line(arm, seed, "facts", "hits@1", 0.4 + gain + rng.normal(0, 0.01), **up))
             records.append(line(arm, seed, "pairs", "accuracy", 0.5, chance=0.5, higher_is_better=True))
-            records.append(line(arm, seed, "text", "perplexity", 90 - 50 * gain + rng.normal(0, 1)))
+            records.append(line(arm, seed, "pseudo-perplexity", "token", 90 - 50 * gain + rng.normal(0, 1)))
     rows = {row["outcome"]: row for row in summarise(records, study)["contrasts"]}
     facts, pairs, text = (
-        rows[f"evaluation:{x}"] for x in ("facts:accuracy", "pairs:accuracy", "text:perplexity")
+        rows[f"evaluation:{x}"] for x in ("facts:hits@1", "pairs:accuracy", "pseudo-perplexity:token")
     )
     assert facts["primary"] and (facts["verdict"], facts["better"]) == ("decided", "arm")
-    assert "on facts (accuracy) by" in facts["sentence"] and "points" in facts["sentence"]
+    assert "on facts (hits@1) by" in facts["sentence"] and "points" in facts["sentence"]
     assert (pairs["verdict"], pairs["reason"]) == ("void", "chance-level")
-    assert (text["verdict"], text["better"], text["unit"]) == ("suggests", "arm", "perplexity")
+    assert (text["verdict"], text["reason"], text["unit"]) == ("void", "different-units", "perplexity")
+    study["arms"]["token-30"]["units"] = "token"
+    rows = {row["outcome"]: row for row in summarise(records, study)["contrasts"]}
+    text = rows["evaluation:pseudo-perplexity:token"]
+    assert (text["verdict"], text["better"]) == ("suggests", "arm") and "by 9.68 (perplexity)" in text["sentence"]
 
 
 def test_contrasts_come_from_study_json_and_name_known_arms():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -75,8 +76,9 @@ def _read_study(folder: Path) -> Folder:
     curves = []
     for arm, facts in study["arms"].items():
         for seed, stage in (facts.get("runs") or {}).items():
-            place = (folder / str(stage)).resolve()
-            if place.is_relative_to(folder.resolve()):  # a stage lies in its study, or is not read
+            place = folder / str(stage)
+            # Stages may be links to a shared folder, so names are compared, not where they lead.
+            if Path(os.path.normpath(place)).is_relative_to(os.path.normpath(folder)):
                 curves += [line | {"arm": arm, "seed": int(seed)} for line in _lines(place / "metrics.jsonl")]
     return Folder(
         kind="study",

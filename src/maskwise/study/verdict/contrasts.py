@@ -86,7 +86,7 @@ def contrast_rows(table: Table, arm: str, baseline: str) -> list[dict[str, Any]]
         if all(table.outcomes[name].get(side) for side in (arm, baseline))
     ]
     own = [name for name in table.own_heldout(arm) if name in both]
-    facts = [name for name in both if name in table.evaluations and table.chance(name)[0] is not None]
+    facts = [name for name in both if name in table.evaluations and _unit(table, name) == "score"]
     order = [*facts, *own] if table.units(arm) != table.units(baseline) else [*own, *facts]
     primary = next(iter(["tasks"] if table.tasks else order), None)
     outcomes = [*(["tasks"] if table.tasks else []), *table.tasks, *both]
@@ -124,7 +124,14 @@ def _unit(table: Table, outcome: str) -> str:
     if outcome.startswith("heldout:"):
         return "nats"
     if outcome.startswith("evaluation:"):
-        return "score" if table.chance(outcome)[0] is not None else _metric(table, outcome) or "score"
+        known = table.chance(outcome)[0] is not None and table.higher_is_better(outcome)
+        return (
+            "score"
+            if known
+            else "perplexity"
+            if "perplexity" in outcome
+            else _metric(table, outcome) or "score"
+        )
     return table.unit if outcome == "tasks" else "score"
 
 

@@ -5,7 +5,7 @@
 | "voids"  | missing-runs (no pair is left), different-units, plateau, chance-level |
 | "tests"  | significant, not-significant, interval-holds-zero, few-runs, secondary |
 | "caps"   | no-dev-selection, stopped-early: at most "suggests" |
-| "said"   | unmatched-compute, item-noise, overlap, missing-runs (some pairs are left): the verdict stands |
+| "said"   | unmatched-compute, grid-border, item-noise, overlap, missing-runs (some pairs are left): it stands |
 
 few-runs and secondary cap as well: no test is made, so nothing can be decided.
 """
@@ -43,7 +43,8 @@ class Reasons:
         lost = any(table.failed.get(arm) or arm in table.stopped for arm in pair)
         if row["n"] == 0 or (row["n"] == 1 and lost):
             found.append(_reason("missing-runs", "voids", "too few runs were finished"))
-        if row["outcome"].startswith("heldout:") and table.units(pair[0]) != table.units(pair[1]):
+        masked = row["outcome"].startswith("heldout:") or "perplexity" in row["outcome"]
+        if masked and table.units(pair[0]) != table.units(pair[1]):
             told = "the arms mask different units, and the evaluation's mask would decide"
             found.append(_reason("different-units", "voids", told))
         if stuck := [arm for arm in pair if arm != REFERENCE and table.on_plateau(arm)]:
@@ -97,7 +98,7 @@ class Reasons:
         shared = sorted(set(search.get("seeds") or ()) & set(self.table.study["seeds"]))
         if shared:
             return f"settings were chosen on seeds that are also compared ({', '.join(map(str, shared))})"
-        if lost := [arm for arm in arms if arm not in self.table.selection]:
+        if lost := [arm for arm in arms if self.table.selection.get(arm, {}).get("chosen") is None]:
             return f"the search left no choice for {' and '.join(map(self.name, lost))}"
         grids = [_grid(self.table.selection[arm].get("candidates")) for arm in arms]
         return (
@@ -112,6 +113,10 @@ class Reasons:
             told = f"{planned - row['n']} of {planned} pairs are missing: runs that fail may not be a random choice"
             found.append(_reason("missing-runs", "said", told))
         found += self._compute(row)
+        if edge := [arm for arm in pair if table.selection.get(arm, {}).get("border")]:
+            who = " and ".join(map(self.name, edge))
+            told = f"the best setting of {who} lies at the border of the grid: a better one may lie outside"
+            found.append(_reason("grid-border", "said", told, arms=edge))
         items = row["items"]
         if items and items["low"] <= 0 <= items["high"] and row["mean"]:
             half = 100 * (items["high"] - items["low"]) / 2
@@ -146,12 +151,9 @@ class Reasons:
 
 def _grid(candidates: Any) -> Any:
     """The settings that were tried, without what they scored."""
-    if isinstance(candidates, Mapping):
-        return sorted(map(str, candidates))
     if not isinstance(candidates, list):
         return candidates
-    plain = [c.get("settings", c.get("overrides")) if isinstance(c, Mapping) else c for c in candidates]
-    return sorted(map(str, plain))
+    return sorted(str(one.get("setting") if isinstance(one, Mapping) else one) for one in candidates)
 
 
 def _reason(code: str, effect: str, sentence: str, **numbers: Any) -> dict[str, Any]:

@@ -165,10 +165,13 @@ class Table(Measures):
         """
         chance, items = self.chance(outcome)
         scores = self.outcomes[outcome].get(arm, {})
-        if chance is None or not scores or not self.higher_is_better(outcome):
+        if chance is None or not scores:
             return False
+        mean = float(np.mean(list(scores.values())))
+        if not self.higher_is_better(outcome):
+            return mean >= chance
         margin = 2 * math.sqrt(max(chance * (1 - chance), 0) / items) if items else 0.02
-        return float(np.mean(list(scores.values()))) <= chance + margin
+        return mean <= chance + margin
 
     def compute(self, arm: str) -> dict[str, float]:
         """Steps, tokens, targets, FLOPs (and seconds, if planned) of a full run: measured, else as planned."""

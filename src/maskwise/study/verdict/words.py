@@ -133,6 +133,7 @@ ADVICE = {
     "stopped-early": "Run stopped arms to their end before anything about them is printed.",
     "missing-runs": "Mend what failed and give the same command: it goes on where it stopped.",
     "unmatched-compute": "Mind the compute: look at the views by targets, FLOPs and seconds too (study.match).",
+    "grid-border": "Widen the grid: an arm's best setting lies at its border (study.search.grid).",
     "item-noise": "Take a larger test set, or more tasks: further runs cannot make few items say more.",
     "overlap": "Take test items out of the corpus, or leave that task out: it rewards remembering.",
 }
