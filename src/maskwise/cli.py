@@ -82,8 +82,7 @@ def study(
     if as_json:
         _print_json(result)
         raise typer.Exit(bool(result["failures"]))
-    out_console.print(_contrasts(result))
-    out_console.print(f"[bold]{_escape(result['headline'])}[/bold]\n", highlight=False)
+    _print_verdicts(result)
     for record in result["failures"]:
         who = f"failed: {record['arm']}, seed {record['seed']}: {record['error']}"
         err_console.print(who, style="red", markup=False, highlight=False, soft_wrap=True)
@@ -289,10 +288,14 @@ def report(
     html: Annotated[
         Path | None, typer.Option(help="Where to write the page; FOLDER/report.html if not said.")
     ] = None,
+    as_json: Json = False,
 ) -> None:
-    """Draw the page of a study (or of one run) anew, from its files."""
-    from maskwise.report import write_report
+    """Draw the page of a study (or of one run) anew, from its files; --json prints its verdicts with all reasons."""
+    from maskwise.report import summary_of, write_report
 
+    if as_json:
+        _print_json(summary_of(folder))
+        return
     out_console.print(str(write_report(folder, html)), highlight=False, soft_wrap=True)
 
 
@@ -373,6 +376,24 @@ def _recipe_or_override(recipe: str, overrides: list[str] | None) -> tuple[str, 
 
 def _print_json(value: Any) -> None:
     sys.stdout.write(json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n")
+
+
+def _print_verdicts(result: dict[str, Any]) -> None:
+    """The primary contrasts, what they say in a sentence, why no more, and what to do."""
+    out_console.print(_contrasts(result))
+    out_console.print(f"[bold]{_escape(result['headline'])}[/bold]", highlight=False)
+    why: dict[str, list[str]] = {}
+    for row in result["contrasts"]:
+        for reason in row["reasons"] if row["primary"] else ():
+            if reason["effect"] in ("voids", "caps", "said"):
+                why.setdefault(reason["sentence"], []).append(row["arm"])
+    rows = sum(row["primary"] for row in result["contrasts"])
+    for told, arms in why.items():
+        who = "" if len(arms) == rows else f"{', '.join(arms)}: "
+        out_console.print(f"  · {_escape(who + told)}", highlight=False, style="dim")
+    for told in result["advice"]:
+        out_console.print(f"  → {_escape(told)}", highlight=False)
+    out_console.print()
 
 
 def _contrasts(result: dict[str, Any]) -> Table:

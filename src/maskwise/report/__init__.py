@@ -1,4 +1,5 @@
-"""One HTML page from the files of a study or of a pre-training run: ``write_report(folder)``.
+"""One HTML page from the files of a study or of a pre-training run: ``write_report(folder)``; ``summary_of`` reads
+the verdicts.
 
 This room reads files only (docs/files.md): no model, no tokenizer, no torch, so a page can be made on another
 machine and years later. It may import ``maskwise.errors`` and its own files. The page carries its charts'
@@ -8,5 +9,6 @@ code with it (about 0.9 MB) and forbids itself the network.
 from __future__ import annotations
 
 from maskwise.report.page import write_report
+from maskwise.report.reading import summary_of
 
-__all__ = ["write_report"]
+__all__ = ["summary_of", "write_report"]

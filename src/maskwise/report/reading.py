@@ -67,6 +67,17 @@ def read_folder(folder: Path) -> Folder:
     )
 
 
+def summary_of(folder: Path) -> dict[str, Any]:
+    """summary.json of a study. Raises MaskwiseError where there is none, or it is damaged."""
+    found = read_folder(folder)
+    if found.kind != "study":
+        raise MaskwiseError("a single run has no verdicts", got=str(folder), do="give the folder of a study")
+    if not (folder / "summary.json").is_file():
+        do = "give the same maskwise study command again: it goes on where it stopped"
+        raise MaskwiseError("this study has not been summed up", got=str(folder), do=do)
+    return _json(folder / "summary.json", dict, needed=True)
+
+
 def _read_study(folder: Path) -> Folder:
     study = _json(folder / "study.json", dict, needed=True)
     if not isinstance(study.get("arms"), dict):
