@@ -14,7 +14,16 @@ from maskwise.annotate.annotator import CharSpans, Layer, check_spans
 from maskwise.annotate.characters import classify, is_white
 from maskwise.annotate.registry import annotator
 from maskwise.annotate.words import flat_offsets, number_words, place_tokens
-from maskwise.corpus import Document, pack, read_documents, tokenise, train_tokenizer
+from maskwise.corpus import (
+    Blocks,
+    Document,
+    load_tokenizer,
+    pack,
+    read_documents,
+    tokenise,
+    train_tokenizer,
+)
+from maskwise.errors import MaskwiseError
 from test_words import AWKWARD, FAMILIES, SENTENCES
 
 WIKIPEDIA = Path("../shared/data/wikipedia_en")
@@ -219,3 +228,18 @@ def _unigram(texts: list[str]) -> Tokenizer:
     )
     tokenizer.train_from_iterator(texts, trainer)
     return tokenizer
+
+
+def test_tokens_of_another_tokenizer_are_refused(tmp_path):
+    documents = [Document("a", "The Cat sat in Ulm."), Document("b", "no capitals here")]
+    texts = [text for _, text in documents]
+    mine, other = (train_tokenizer(texts, vocab_size=64, lowercase=lower) for lower in (True, False))
+    blocks = pack(tokenise(documents, mine, layers=Capitals()), tokenizer=mine, length=32)
+    path = blocks.save(tmp_path / "blocks.arrow")
+    mine.save_pretrained(tmp_path / "tokenizer")
+    again = Blocks.load(path, tokenizer=load_tokenizer(str(tmp_path / "tokenizer")))
+    assert again.tokenizer == blocks.tokenizer != ""
+    what = rf"another tokenizer's; got {blocks.tokenizer}; allowed: [0-9a-f]{{16}}; prepare the corpus again"
+    with pytest.raises(MaskwiseError, match=what) as caught:
+        Blocks.load(path, tokenizer=other)
+    assert "\n" not in str(caught.value)

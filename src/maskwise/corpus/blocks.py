@@ -13,12 +13,14 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
 
+from maskwise.annotate.annotator import digest
 from maskwise.corpus.rows import WINDOW_TOKENS, Array, Frame, Pieces, lay_out
 from maskwise.errors import MaskwiseError
 
@@ -39,12 +41,14 @@ class Blocks:
         frame: the special tokens around the pieces.
         layout: "packed" or "document" (one piece per row).
         counts: documents read, pieces made, and what was left out or not eligible, with the reason.
+        tokenizer: the key of the tokenizer that made the tokens (`tokenizer_key`); "" if it is not known.
     """
 
     columns: dict[str, Array]
     frame: Frame
     layout: str
     counts: Counter[str] = field(default_factory=Counter)
+    tokenizer: str = ""
 
     def __post_init__(self) -> None:
         counts = self.columns["segments"].astype(np.int64)
@@ -131,7 +135,7 @@ class Blocks:
         for side in sides:
             columns = side.joined()
             counts = {"documents": len(np.unique(columns["documents"])), "pieces": len(columns["documents"])}
-            blocks.append(Blocks(columns, self.frame, self.layout, Counter(counts)))
+            blocks.append(Blocks(columns, self.frame, self.layout, Counter(counts), self.tokenizer))
         if not all(blocks):
             documents, do = len(np.unique(self.columns["documents"])), "use a larger corpus or another share"
             raise MaskwiseError(
@@ -170,6 +174,7 @@ class Blocks:
             "frame": self.frame._asdict(),
             "layout": self.layout,
             "counts": self.counts,
+            "tokenizer": self.tokenizer,
         }
         fields = [(name, array.type) for name, array in arrays.items()]
         schema = pa.schema(fields, {"maskwise": json.dumps(about)})
@@ -186,11 +191,15 @@ class Blocks:
         return path
 
     @classmethod
-    def load(cls, path: str | Path) -> Blocks:
+    def load(cls, path: str | Path, *, tokenizer: Any = None) -> Blocks:
         """Opens what `save` wrote, memory-mapped.
 
+        Args:
+            path: the file.
+            tokenizer: with which its tokens and their layers are to be read.
+
         Raises:
-            MaskwiseError: if the file is missing, damaged, or not blocks.
+            MaskwiseError: if the file is missing, damaged, not blocks, or made with another tokenizer.
         """
         try:
             reader = pa.ipc.open_file(pa.memory_map(str(path)))
@@ -203,13 +212,25 @@ class Blocks:
             raise MaskwiseError(what, got=str(error) or None, do=do) from error
         if about.get("format") != FORMAT:
             raise MaskwiseError(f"{path} is of another format", got=about.get("format"), allowed=FORMAT)
+        made, key = about.get("tokenizer", ""), tokenizer_key(tokenizer)
+        if made and key and made != key:
+            do = "prepare the corpus again, with this tokenizer"
+            raise MaskwiseError(
+                f"the tokens and layers in {path} are another tokenizer's", got=made, allowed=key, do=do
+            )
         columns = {}
         for name, array in zip(batch.schema.names, batch.columns):
             flat = array.values if pa.types.is_nested(array.type) else array
             fixed = pa.types.is_fixed_size_list(array.type)
             values = flat.to_numpy(zero_copy_only=True)
             columns[name] = values.reshape(-1, array.type.list_size) if fixed else values
-        return cls(columns, Frame(**about["frame"]), about["layout"], Counter(about["counts"]))
+        return cls(columns, Frame(**about["frame"]), about["layout"], Counter(about["counts"]), made)
+
+
+def tokenizer_key(tokenizer: Any) -> str:
+    """Hash of a tokenizer's vocabulary, which says what its ids mean; "" for what has none."""
+    vocabulary: dict[str, int] = getattr(tokenizer, "get_vocab", dict)()
+    return digest(json.dumps(sorted(vocabulary.items()))) if vocabulary else ""
 
 
 class Columns:

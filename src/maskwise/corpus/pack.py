@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from maskwise.corpus.blocks import Blocks, Columns
+from maskwise.corpus.blocks import Blocks, Columns, tokenizer_key
 from maskwise.corpus.rows import WINDOW_TOKENS, Array, Frame, cut, lay_out
 from maskwise.corpus.tokenise import Tokens
 from maskwise.errors import MaskwiseError, unknown_name
@@ -54,21 +54,23 @@ def pack(
     """
     if layout not in LAYOUTS:
         raise unknown_name("layout", layout, LAYOUTS)
-    frame = Frame.of(tokenizer)
+    frame, key = Frame.of(tokenizer), tokenizer_key(tokenizer)
     if not 1 <= frame.room(length) < 2**15:
         raise MaskwiseError(
             "length leaves no room for text, or is too long", got=length, allowed="3 to 32,768"
         )
     if out is None:
-        return _packed(tokens, frame, length, layout, Columns())
+        return _packed(tokens, frame, length, layout, Columns(), key)
     path = Path(out)
     path.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f"{path.name}.", dir=path.parent) as folder:
-        _packed(tokens, frame, length, layout, Columns(Path(folder))).save(path)
+        _packed(tokens, frame, length, layout, Columns(Path(folder)), key).save(path)
     return Blocks.load(path)
 
 
-def _packed(tokens: Iterable[Tokens], frame: Frame, length: int, layout: str, columns: Columns) -> Blocks:
+def _packed(
+    tokens: Iterable[Tokens], frame: Frame, length: int, layout: str, columns: Columns, key: str
+) -> Blocks:
     counts = Counter[str]()
     for window in _windows(tokens):
         lengths = np.array([len(document.input_ids) for document in window], dtype=np.int64)
@@ -81,7 +83,7 @@ def _packed(tokens: Iterable[Tokens], frame: Frame, length: int, layout: str, co
         raise MaskwiseError(
             "no tokens to pack", got=f"{counts['documents']} documents", do="check the corpus"
         )
-    return Blocks(columns.joined(), frame, layout, counts)
+    return Blocks(columns.joined(), frame, layout, counts, key)
 
 
 def unigram_counts(blocks: Blocks, vocab_size: int) -> NDArray[np.int64]:

@@ -126,7 +126,8 @@ class Prepared:
     def load(cls, folder: Path) -> Prepared:
         data = folder / "data"
         tokenizer = load_tokenizer(str(data / "tokenizer"))
-        return cls(tokenizer, Blocks.load(data / "train.arrow"), Blocks.load(data / "held_out.arrow"))
+        sides = (Blocks.load(data / f"{name}.arrow", tokenizer=tokenizer) for name in ("train", "held_out"))
+        return cls(tokenizer, *sides)
 
 
 def make_masker(masking: Mapping[str, Any], tokenizer: Any, *, seed: int) -> Masker:
