@@ -1,0 +1,336 @@
+"""Layers of weights against examples worked by hand and plain Python; and under the policies that read them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from masking_tools import vocabulary
+from maskwise.annotate.annotator import CharSpans, check_spans
+from maskwise.annotate.counts import words_of
+from maskwise.annotate.difference import Difference, nearest, tf_icf, vectors_of
+from maskwise.annotate.informativeness import Informativeness, sentences_of
+from maskwise.annotate.registry import annotator
+from maskwise.corpus import train_tokenizer
+from maskwise.corpus.load import Document
+from maskwise.corpus.tokenise import tokenise
+from maskwise.errors import MaskwiseError
+from maskwise.masking import Masker
+
+few = settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+texts = st.lists(
+    st.lists(st.sampled_from(["a", "b", "c", "d", "A", "e,", "a.", "b!", "\n"]), max_size=25).map(" ".join),
+    min_size=1,
+    max_size=5,
+)
+ODD = ["", " \n", "don't 😀👍🏽 東京", "a\u00a0b\u200bc", "İstanbul. ΟΔΟΣ", "'s"]
+
+
+def said(text: str, spans: CharSpans) -> list[tuple[str, float]]:
+    assert spans.value is not None
+    return [(text[s:e], round(float(v), 5)) for s, e, v in zip(*spans)]
+
+
+def fitted(spec: str, corpus: list[str], folder: Path):
+    folder.mkdir()
+    return annotator(annotator(spec).fit(iter(corpus), folder))
+
+
+def test_frequency_is_the_count_in_the_corpus(tmp_path):
+    made = fitted("frequency", ["The cat, the dog.", "A cat; THE end"], tmp_path / "f")
+    text = "the Cat, a zebra."
+    expected = [("the", 3), ("Cat", 2), (",", 1), ("a", 1), ("zebra", 0), (".", 1)]
+    assert said(text, made.annotate([text])[0]["frequency"]) == expected
+    assert (
+        made.fitted and not annotator("frequency").fitted and made.version != annotator("frequency").version
+    )
+    other = fitted("frequency", ["The cat, the dog.", "A cat; THE end"], tmp_path / "g")
+    assert other.version == made.version, "by content, not by path"
+    assert fitted("frequency", ["more"], tmp_path / "h").version != made.version
+
+
+def test_sentences_end_with_final_punctuation_lines_and_texts():
+    words = words_of(["One two. Three U.S. x\nfour。five", "six"])
+    names = [words.name(place) for place in range(len(words.key))]
+    numbers = dict(zip(names, sentences_of(words).tolist()))
+    starts = [numbers[name] for name in ("one", "two", "three", "u", "s", "x", "four", "five", "six")]
+    assert starts == [1, 1, 2, 2, 2, 3, 4, 5, 6]
+
+
+def test_informativeness_by_hand(tmp_path):
+    """Pairs a–b twice, c–d once: c(a) = c(b) = 2, c(c) = c(d) = 1, T = 6; PMI(a, b) = log 3, PMI(c, d) = log 6."""
+    corpus = ["a b", "A b", "c d"]
+    made = fitted("informativeness(min_count=1, min_pairs=1)", corpus, tmp_path / "i")
+    mean = (4 * math.log(3) + 2 * math.log(6)) / 6
+    ab, cd = round(math.log(3) / mean, 5), round(math.log(6) / mean, 5)
+    found = made.annotate(["a b, a", "c d. c", "a d", "a zebra"])
+    # Each a is beside b (log 3), b beside both; a–a and a–d were never met.
+    assert said("a b, a", found[0]["informativeness"]) == [
+        ("a", ab),
+        ("b", round(2 * math.log(3) / mean, 5)),
+        ("a", ab),
+    ]
+    assert said("c d. c", found[1]["informativeness"]) == [("c", cd), ("d", cd), ("c", 0.0)], (
+        "not across sentences"
+    )
+    assert said("a d", found[2]["informativeness"]) == [("a", 0.0), ("d", 0.0)]
+    assert said("a zebra", found[3]["informativeness"]) == [("a", 0.0), ("zebra", 1.0)], (
+        "no evidence: the mean"
+    )
+    word = Informativeness(table=str(tmp_path / "i"), per="word").annotate(["a d zebra", "d"])
+    assert said("a d zebra", word[0]["informativeness"]) == [("a", ab), ("d", cd), ("zebra", 1.0)]
+    assert word[1]["informativeness"].value[0] == word[0]["informativeness"].value[1]
+
+
+@few
+@given(texts=texts, window=st.integers(1, 4), least=st.integers(1, 3))
+def test_informativeness_equals_plain_python(tmp_path_factory, texts, window, least):
+    sentences = [[name for name, _ in group] for text in texts for group in _sentences(text)]
+    counts = Counter(word for sentence in sentences for word in sentence)
+    known = {word for word, count in counts.items() if count >= 2}
+    pairs: Counter = Counter()
+    for sentence in sentences:
+        for i, one in enumerate(sentence):
+            for other in sentence[i + 1 : i + 1 + window]:
+                if {one, other} <= known:
+                    pairs[one, other] += 1
+                    pairs[other, one] += 1
+    folder = tmp_path_factory.mktemp("i")
+    spec = f"informativeness(window={window}, min_count=2, min_pairs={least})"
+    if not known:
+        with pytest.raises(MaskwiseError, match="min_count"):
+            annotator(spec).fit(texts, folder)
+        return
+    made = annotator(annotator(spec).fit(texts, folder))
+    total, marginal = sum(pairs.values()), Counter()
+    for (one, _), count in pairs.items():
+        marginal[one] += count
+
+    def pmi(one: str, other: str) -> float:
+        met = pairs[one, other] // (2 if one == other else 1)
+        return (
+            math.log(pairs[one, other] * total / (marginal[one] * marginal[other])) if met >= least else 0.0
+        )
+
+    sums: list[float] = []
+    for sentence in sentences:
+        for i, one in enumerate(sentence):
+            near = [j for j in range(max(0, i - window), min(len(sentence), i + window + 1)) if j != i]
+            whole = sum(pmi(one, sentence[j]) for j in near if {one, sentence[j]} <= known)
+            sums.append(max(whole, 0.0) if one in known else math.nan)
+    mean = float(np.nanmean(sums)) or 1.0
+    expected = [1.0 if math.isnan(one) else one / mean for one in sums]
+    found = np.concatenate([one["informativeness"].value for one in made.annotate(texts)])
+    assert found.tolist() == pytest.approx(expected, abs=1e-5)
+    assert json.loads((folder / "facts.json").read_text())["counts_too_low_by_at_most"] == 0
+
+
+def _sentences(text: str) -> list[list[tuple[str, int]]]:
+    """Words of the letters a to e, cut at "." and "!" and lines."""
+    groups: list[list[tuple[str, int]]] = [[]]
+    for place, char in enumerate(text):
+        if char in ".!\n":
+            groups.append([])
+        elif char.isalpha():
+            groups[-1].append((char.lower(), place))
+    return groups
+
+
+def test_weights_average_one_over_the_corpus(tmp_path):
+    rng = np.random.default_rng(0)
+    corpus = [" ".join(f"w{i}" for i in rng.zipf(1.5, 80) % 50) for _ in range(60)]
+    for spec in (
+        "informativeness(min_count=3)",
+        "informativeness(per='word', min_count=1)",
+        "difference(general='bundled:wikipedia')",
+    ):
+        made = fitted(spec, corpus, tmp_path / str(len(list(tmp_path.iterdir()))))
+        (name,) = made.layers
+        values = np.concatenate([one[name].value for one in made.annotate(corpus)])
+        assert values.mean() == pytest.approx(1, abs=0.02) and values.min() >= 0
+
+
+def test_tf_icf_by_hand():
+    """10 words here, 40 there (and one more of each of three): log(1 + c) · log(share here / share there)."""
+    counts, others = np.array([6, 3, 1]), np.array([0, 36, 4])
+    expected = [math.log(7) * math.log(0.6 / (1 / 43)), math.log(4) * 0.0, math.log(2) * 0.0]
+    assert tf_icf(counts, others, 40).tolist() == pytest.approx(expected)
+    assert nearest(
+        np.array([[1, 0], [0, 2], [1, 1], [-1, 0], [0, 0]], dtype=np.float32), np.array([0, 1])
+    ).tolist() == (pytest.approx([1, 1, 0.5**0.5, 0, 0]))
+
+
+def test_difference_and_its_anchors(tmp_path):
+    target = [f"the enzyme binds the kinase and hero{i} hero{i}" for i in range(8)]
+    general = tmp_path / "general.txt"
+    general.write_text("the cat and the dog\n\nthe end and the beginning of the day\n" * 20)
+    spec = f"difference(general={str(general)!r}, anchors=2, min_documents=5)"
+    made = fitted(spec, target, tmp_path / "d")
+    facts = json.loads((tmp_path / "d" / "facts.json").read_text())
+    assert set(facts["anchors"]) <= {"enzyme", "binds", "kinase"} and len(facts["anchors"]) == 2
+    text = "The kinase and, the cat"
+    weights = dict(said(text, made.annotate([text])[0]["difference"]))
+    assert (
+        weights["kinase"] > 1 > weights["and"] == weights["The"] == weights["cat"] == 0 and "," not in weights
+    )
+    with pytest.raises(MaskwiseError, match="sets this corpus apart"):
+        Difference(general=str(general)).fit(["?!"], tmp_path / "d")
+
+    # With vectors: "inhibitor" lies beside the anchors, "and" across; "binds" has none.
+    vectors = tmp_path / "vectors.txt"
+    vectors.write_text("6 2\nenzyme 1 0\nkinase 1 0\ninhibitor 0.8 0.6\nand 0 1\nthe -1 0\ncat 1 1\n")
+    spec = f"difference(general={str(general)!r}, vectors={str(vectors)!r}, min_documents=5)"
+    made = fitted(spec, [*target, "an inhibitor"], tmp_path / "v")
+    weights = dict(said(text := "inhibitor and the kinase binds cat", made.annotate([text])[0]["difference"]))
+    assert weights["inhibitor"] / weights["kinase"] == pytest.approx(0.8, abs=1e-4)
+    assert weights["and"] == weights["the"] == weights["binds"] == weights["cat"] == 0, (
+        "cat is not in the target"
+    )
+
+
+def test_vectors_of_a_checkpoint_are_means_of_its_pieces(tmp_path):
+    tokenizer = train_tokenizer(["the cat sat on the mat " * 20, "cats and mats"], vocab_size=64)
+    tokenizer.save_pretrained(tmp_path)
+    table = torch.randn(len(tokenizer), 8, generator=torch.Generator().manual_seed(0))
+    save_file(
+        {"bert.embeddings.word_embeddings.weight": table, "head.weight": table[:2] * 0},
+        tmp_path / "model.safetensors",
+    )
+    words = ["cat", "mattress"]
+    for word, vector in zip(words, vectors_of(words, tmp_path)):
+        ids = tokenizer(word, add_special_tokens=False)["input_ids"]
+        assert np.allclose(vector, table[ids].mean(0), atol=1e-6)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(MaskwiseError, match="no input embeddings"):
+        vectors_of(words, tmp_path)
+
+
+def test_mistakes_are_one_line(tmp_path):
+    for spec, says in (
+        ("informativeness(per='line')", "text, word"),
+        ("informativeness(window=0)", "at least 1"),
+        ("difference(anchors=0)", "at least 1"),
+        (f"frequency(table={str(tmp_path)!r})", "maskwise annotate"),
+    ):
+        with pytest.raises(MaskwiseError, match=says):
+            annotator(spec)
+    with pytest.raises(MaskwiseError, match="cannot read vectors"):
+        vectors_of(["a"], tmp_path / "none.txt")
+    (tmp_path / "bad.txt").write_text("a 1 x\n")
+    with pytest.raises(MaskwiseError, match="a word and its numbers"):
+        vectors_of(["a"], tmp_path / "bad.txt")
+    (tmp_path / "none.txt").write_text("b 1 2\n")
+    with pytest.raises(MaskwiseError, match="no vectors"):
+        vectors_of(["a"], tmp_path / "none.txt")
+
+
+@pytest.fixture(scope="module")
+def corpus() -> list[str]:
+    rng = np.random.default_rng(2)
+    names = ["Marie Curie", "New York City", "quantum chromodynamics", "Buenos Aires"]
+    plain = ["the", "a", "of", "in", "was", "and", "to", "he", "it", "on", "for", "is", "with", "as", "by"]
+    return [
+        " ".join(
+            str(part)
+            for i in range(30)
+            for part in (*rng.choice(plain, 3), names[rng.integers(4)] if i % 3 else ".")
+        )
+        for _ in range(40)
+    ]
+
+
+@pytest.fixture(scope="module")
+def made(corpus, tmp_path_factory) -> list:
+    specs = ("phrases(min_documents=1, size=40)", "frequency", "informativeness(min_count=2)", "difference")
+    return [fitted(spec, corpus, tmp_path_factory.mktemp("made") / "it") for spec in specs]
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        "informative",
+        "difference(power=0.5)",
+        "frequency",
+        "phrase",
+        "weighted('informativeness', units='phrase')",
+    ],
+)
+def test_layers_reach_their_policies(corpus, made, policy):
+    class All:
+        layers = {name: layer for one in made for name, layer in one.layers.items()}
+
+        def annotate(self, texts):
+            return [
+                {k: v for part in parts for k, v in part.items()}
+                for parts in zip(*(one.annotate(texts) for one in made))
+            ]
+
+    for text, found in zip(ODD, All().annotate(ODD)):
+        for name, spans in found.items():
+            check_spans(spans, All.layers[name], len(text), name=name)
+    tokenizer = train_tokenizer(corpus, vocab_size=200)
+    masker = Masker(tokenizer, policy=policy, ratio=0.15, budget="expected", seed=1)
+    masked, everywhere = Counter(), Counter()
+    rows = list(tokenise([Document(str(i), text) for i, text in enumerate(corpus)], tokenizer, layers=All()))
+    for number, row in enumerate(rows):
+        columns = {"input_ids": row.input_ids, "word_ids": row.word_ids, **row.layers}
+        batch = masker(
+            {k: torch.tensor(v)[None] for k, v in columns.items()} | {"example_id": torch.tensor([number])},
+            epoch=0,
+        )
+        chosen = batch.selected[0].numpy()
+        for word in np.unique(row.word_ids[row.word_ids >= 0]):
+            inside = row.word_ids == word
+            assert chosen[inside].all() or not chosen[inside].any(), "half a word"
+            rare = row.layers["frequency"][inside][0] < 300
+            masked[rare] += int(chosen[inside].sum())
+            everywhere[rare] += int(inside.sum())
+        if policy.startswith(("informative", "difference")):
+            name = "informativeness" if policy.startswith("informative") else "difference"
+            assert not (chosen & (row.layers[name] == 0)).any(), "weight 0 is never chosen"
+        if "phrase" in policy:
+            for span in range(row.layers["phrase"].max() + 1):
+                inside = row.layers["phrase"] == span
+                assert chosen[inside].all() or not chosen[inside].any(), "half a phrase"
+    share = {rare: masked[rare] / everywhere[rare] for rare in everywhere}
+    if "phrase" not in policy:
+        assert share[True] > 1.2 * share[False], "names are masked more often than function words"
+
+
+@pytest.mark.parametrize("budget", ["exact", "expected"])
+def test_salient_spans_fill_as_methods_say(budget):
+    """SSM: ``none`` masks spans only, so nothing in a row without one; ``random`` keeps the budget and says
+    what filled it; ``skip-row`` masks no row whose spans cannot use the budget."""
+    length = 40
+    salient = torch.full((3, length), -1)
+    salient[0, 4:6], salient[0, 20:22] = 0, 1  # 4 tokens
+    salient[1, 2:12], salient[1, 20:30] = 0, 1  # 20 tokens; the last row has none
+    rows = {
+        "input_ids": torch.randint(5, 60, (3, length), generator=torch.Generator().manual_seed(0)),
+        "word_ids": torch.arange(length).expand(3, -1), "example_id": torch.arange(3), "salient": salient,
+    }  # fmt: skip
+    ratio = 0.5  # 20 of 40 tokens
+    made = {
+        fill: Masker(vocabulary(), policy="salient", ratio=ratio, budget=budget, fill=fill, seed=3)(
+            rows, epoch=0
+        )
+        for fill in ("none", "random", "skip-row")
+    }
+    marked = salient >= 0
+    assert torch.equal(made["none"].selected, marked), "all spans, and nothing else"
+    assert (
+        made["random"].selected.sum(1).tolist() == [20, 20, 20]
+        and (made["random"].selected & marked)[marked].all()
+    )
+    assert torch.equal(made["random"].filled, made["random"].selected & ~marked)
+    assert made["skip-row"].selected.any(1).tolist() == [False, True, False]
+    assert torch.equal(made["skip-row"].selected[1], marked[1])
