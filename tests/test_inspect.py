@@ -108,7 +108,7 @@ def test_a_file_is_inspected_text_by_text(tokenizer, tmp_path, capsys):
 @pytest.mark.parametrize(
     "arguments, said",
     [
-        (["--policy", "salient"], "needs the layer 'salient'"),
+        (["--policy", "phrase"], "needs the layer 'phrase'"),
         (["--policy", "whole-wrd"], "did you mean 'whole-word'"),
         (["--policy", "span(p=2)"], "span"),
         (["--ratio", "1.5"], "1.5"),

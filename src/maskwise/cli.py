@@ -317,7 +317,10 @@ def bench(
 @app.command("list")
 def list_names(
     what: Annotated[
-        str, typer.Argument(help="policies, schedules, corruptions, objectives, samplers, tasks or recipes")
+        str,
+        typer.Argument(
+            help="policies, annotators, schedules, corruptions, objectives, samplers, tasks or recipes"
+        ),
     ],
     as_json: Json = False,
 ) -> None:

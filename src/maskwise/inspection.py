@@ -11,12 +11,16 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, PackageLoader
 from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
+from maskwise.annotate.align import align
+from maskwise.annotate.registry import ANNOTATORS, annotator
 from maskwise.annotate.spans import Span, read_marks, sentence_spans, span_layer
+from maskwise.annotate.words import flat_offsets, number_words, place_tokens
 from maskwise.corpus import load_tokenizer, read_documents, require_documents, train_tokenizer
 from maskwise.errors import MaskwiseError
 from maskwise.masking import CORRUPTIONS, POLICIES, SCHEDULES, Masker
@@ -37,7 +41,9 @@ BRACKETS = {"shown": "{}", "masked": "[{}]", "random": "[{}]", "kept": "[={}]"}
 
 MAX_TEXTS = 5
 TEXT_LAYERS = ("word_ids", "sentence", "frequency")
-"""The layers that any text has; all others are spans that are marked in it."""
+"""The layers that any text has."""
+FOUND_LAYERS = {"pos": "pos", "salient": "salient"}
+"""Layers that an annotator finds in a text without marks, and which one; all others are spans that are marked in it."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +79,7 @@ def inspect_text(
     texts, specs = [read_marks(one) for one in _texts(text)], split_calls(policies)
     needs = {layer: spec for spec in specs for layer in policy(spec).layers()}
     for layer, spec in needs.items():
-        if layer not in TEXT_LAYERS and not any(spans for _, spans in texts):
+        if layer not in (*TEXT_LAYERS, *FOUND_LAYERS) and not any(spans for _, spans in texts):
             raise MaskwiseError(
                 f"policy {spec} needs the layer {layer!r}, and this text has none",
                 do="mark spans in it: 'born in [[Warsaw]] in [[1867]]', or with a weight: [[1867|3]]",
@@ -102,6 +108,8 @@ def text_layers(
         elif name == "frequency":
             counts = _bundled_counts(tokenizer)
             layers[name] = [counts[token] for token in encoded["input_ids"]]
+        elif name in FOUND_LAYERS and not spans:
+            layers |= _found_layers(FOUND_LAYERS[name], tokenizer, text)
         elif name == "weight":
             weights = [
                 *(span.weight for span in spans),
@@ -111,6 +119,14 @@ def text_layers(
         elif name != "word_ids":
             layers[name] = span_layer(text, spans, offsets)
     return layers
+
+
+def _found_layers(spec: str, tokenizer: Any, text: str) -> dict[str, list[Any]]:
+    made, encodings = annotator(spec), tokenizer([text]).encodings
+    special = np.array(encodings[0].special_tokens_mask, dtype=bool)
+    placed = place_tokens([text], *flat_offsets(encodings), special=special)
+    laid = align(made.annotate([text]), made.layers, placed, number_words(placed))
+    return {name: values.tolist() for name, values in laid.items()}
 
 
 def _bundled_counts(tokenizer: Any) -> Counter[int]:
@@ -199,6 +215,7 @@ def render_html(found: list[Inspected], path: Path) -> None:
 
 TABLES: dict[str, Callable[[], Mapping[str, Any]]] = {
     "policies": lambda: POLICIES,
+    "annotators": lambda: ANNOTATORS,
     "schedules": lambda: SCHEDULES,
     "corruptions": lambda: CORRUPTIONS,
     "objectives": lambda: OBJECTIVES,

@@ -18,7 +18,7 @@ from maskwise.errors import MaskwiseError
 
 
 class Words:
-    """Every word (characters.py has the rule), as a span without a value."""
+    """Words, by their characters."""
 
     name = "words"
     layers: ClassVar = {"words": Layer("spans")}
@@ -39,7 +39,7 @@ def _words(text: str) -> CharSpans:
 
 
 class Sentences:
-    """Every sentence, by its final punctuation (spans.py)."""
+    """Sentences, by their final punctuation."""
 
     name = "sentences"
     layers: ClassVar = {"sentence": Layer("spans")}
@@ -73,7 +73,7 @@ class Known:
 
 
 def gold(file: str) -> Known:
-    """The parts of speech of a CoNLL-U file (``.gz`` allowed), as the layer "pos" of its documents."""
+    """Parts of speech from a CoNLL-U file (``.gz`` allowed), for the texts of its documents."""
     from maskwise.annotate.gold import POS, read_conllu
 
     path = _existing(file)
@@ -85,8 +85,10 @@ def spans(
     file: str, *, field: str = "spans", text_field: str = "text", labels: tuple[str, ...] = (),
     layer: str = "spans",
 ) -> Known:  # fmt: skip
-    """The spans that the records of a JSON lines or Parquet file have in ``field`` beside their text: a list of
-    [start, end], or with ``labels`` of [start, end, label], in characters."""
+    """Spans that stand beside the texts in a JSON lines or Parquet file.
+
+    Lists of [start, end], or with ``labels`` of [start, end, label], in characters, in the field ``field``.
+    """
     path = _existing(file)
     if not known_ending(path) or path.name.lower().endswith((".txt", ".txt.gz")):
         raise MaskwiseError(f"spans are not read from {path}", allowed="JSON lines or Parquet, with fields")

@@ -185,7 +185,7 @@ def _layers(plain: Mapping[str, Any]) -> dict[str, Layer]:
 
 
 class Store:
-    """Finished annotations, to be laid on the same texts again: whatever takes an annotator takes a store.
+    """Layers that maskwise annotate has made of the same texts: whatever takes an annotator takes a store.
 
     Args:
         folder: what ``maskwise annotate`` wrote.
