@@ -3,6 +3,7 @@ search, a further stage of training, and a recipe that extends another are all "
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -40,19 +41,32 @@ def parse_override(text: str) -> tuple[str, Any]:
     return key.strip(), parse_value(value)
 
 
+class Yaml(yaml.SafeLoader):
+    """YAML, with 1e-3 read as a number: YAML 1.1 reads it as a string, and people mean a number."""
+
+
+Yaml.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
+
+
+def read_yaml(text: str) -> Any:
+    """Plain values from YAML.
+
+    Raises:
+        yaml.YAMLError: it is none.
+    """
+    return yaml.load(text, Loader=Yaml)
+
+
 def parse_value(text: str) -> Any:
-    """The value of an override: YAML, with 1e-3 read as a number."""
+    """The value of an override."""
     try:
-        value = yaml.safe_load(text)
+        return read_yaml(text)
     except yaml.YAMLError:
         return text
-    # YAML 1.1 reads 1e-3 as a string; people mean a number.
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
 
 
 def merged(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import yaml
 
 from maskwise.errors import MaskwiseError, unknown_name
 from maskwise.masking.policies import policy
-from maskwise.recipe.overrides import merged, parse_override, put
+from maskwise.recipe.overrides import merged, parse_override, put, read_yaml
 from maskwise.recipe.recipe import ARM_PARTS, Recipe, validate
 
 
@@ -56,7 +56,7 @@ def _raw(source: str | Path, *, below: tuple[Path, ...] = ()) -> dict[str, Any]:
             "recipes extend each other in a circle", got=" → ".join(p.name for p in (*below, path))
         )
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        raw = read_yaml(path.read_text(encoding="utf-8")) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise MaskwiseError(f"{path} is not readable YAML: {error}") from None
     if not isinstance(raw, dict):

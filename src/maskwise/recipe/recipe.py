@@ -115,7 +115,8 @@ def validate(raw: Mapping[str, Any], *, origin: str) -> Recipe:
 
 
 def _explain(error: ValidationError, origin: str) -> MaskwiseError:
-    first = error.errors()[0]
+    # A wrong name says more than what is missing for it.
+    first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
     place = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         group: Any = Recipe

@@ -71,7 +71,7 @@ class StopPart(Part):
     after: int = Field(3, ge=3)
     """Paired runs before the first look; a paired-t interval of two has no meaning."""
     margin: float = Field(0.0, ge=0)
-    """How far the interval must lie below the best arm: in spreads between runs (tasks) or nats (held-out loss)."""
+    """How far the interval must lie below the best arm, in spreads between runs."""
 
 
 class StudyPart(Part):
