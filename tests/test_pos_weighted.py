@@ -202,7 +202,8 @@ class Recorder:
         self.steps[-1] += zip(group, outcome.losses.tolist(), strict=True)
 
     def after(self, done: int, total_steps: int, agree: Any) -> None:
-        self.steps.append([])
+        if done:
+            self.steps.append([])
 
     def facts(self) -> dict[str, Any]:
         return {}

@@ -3,10 +3,49 @@
 Imports ``masking`` and below.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from torch import nn
+
+from maskwise.errors import unknown_name
+from maskwise.objectives.arms import ArmBatch, Arms
 from maskwise.objectives.base import Objective, Outcome
 from maskwise.objectives.classification import Classification
-from maskwise.objectives.mlm import HEADS, MaskedLanguageModelling
+from maskwise.objectives.contrastive import ContrastiveSentences
+from maskwise.objectives.detection import AddedTokenDetection, DeletedTokenDetection
+from maskwise.objectives.mlm import HEADS, EntityMaskedLanguageModelling, MaskedLanguageModelling
+from maskwise.objectives.replaced import ReplacedTokenDetection
+from maskwise.objectives.spans import SpanBoundary
+from maskwise.specs import Call, build, parse_call
 
-OBJECTIVES = {"mlm": MaskedLanguageModelling}
+OBJECTIVES: dict[str, type[Objective]] = {
+    "mlm": MaskedLanguageModelling, "emlm": EntityMaskedLanguageModelling, "atd": AddedTokenDetection,
+    "dtd": DeletedTokenDetection, "cse": ContrastiveSentences, "rtd": ReplacedTokenDetection, "sbo": SpanBoundary,
+}  # fmt: skip
 
-__all__ = ["HEADS", "OBJECTIVES", "Classification", "MaskedLanguageModelling", "Objective", "Outcome"]
+
+def objective_class(spec: str | Call) -> type[Objective]:
+    """The class of the objective that ``cse(temperature=0.1)`` names.
+
+    Raises:
+        MaskwiseError: an unknown name.
+    """
+    name = parse_call(spec).name if isinstance(spec, str) else spec.name
+    if name not in OBJECTIVES:
+        raise unknown_name("objective", name, OBJECTIVES)
+    return OBJECTIVES[name]
+
+
+def objective(spec: str | Call, model: nn.Module) -> Objective:
+    """An objective over a model, from its name with arguments."""
+    makers: dict[str, Callable[..., Objective]] = {n: partial(made, model) for n, made in OBJECTIVES.items()}
+    return build("objective", spec, makers)
+
+
+__all__ = [
+    "HEADS", "OBJECTIVES", "ArmBatch", "Arms", "Classification", "MaskedLanguageModelling", "Objective", "Outcome",
+    "objective", "objective_class",
+]  # fmt: skip

@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 from torch import Tensor, nn
+
+from maskwise.masking import MaskedBatch, Masker
+from maskwise.masking.annotated import Rows
+
+
+class Maker(Protocol):
+    """Makes a batch of rows; see ``Masker.__call__``."""
+
+    def __call__(
+        self, rows: Rows, *, step: int = 0, total_steps: int | None = None, epoch: int | None = None
+    ) -> MaskedBatch: ...
 
 
 class Outcome(NamedTuple):
@@ -34,6 +47,22 @@ class Objective(nn.Module, ABC):
 
     model: nn.Module
 
+    masking: ClassVar[Mapping[str, Any]] = {}
+    """How its batches are masked, where nobody says otherwise: arguments of a ``Masker``."""
+
+    layout: ClassVar[str] = "any"
+    """The rows it wants: "any", or "document": one text a row, with [CLS] before it."""
+
+    @classmethod
+    def maker(cls, tokenizer: Any, *, seed: int, length: int | None = None, **masking: Any) -> Maker:
+        """What makes its batches of rows: a masker. ``length``: the positions that the model has."""
+        return Masker(tokenizer, **{**cls.masking, **masking}, seed=seed)
+
+    @classmethod
+    def chance(cls, vocabulary: int, rows: int) -> float:
+        """The loss of knowing nothing, in nats a target, for a vocabulary and batches of ``rows``."""
+        return math.log(vocabulary)
+
     @abstractmethod
     def forward(self, batch: Any) -> Outcome:
         """The losses of a batch."""
@@ -44,3 +73,14 @@ def weighted(losses: Tensor, weight: Tensor | None, row: Tensor, column: Tensor)
     if weight is None:
         return losses
     return losses * (weight[row] if weight.dim() == 1 else weight[row, column]).to(losses.dtype)
+
+
+def encoded(model: Any, batch: Any) -> Tensor:
+    """(B, L, H): the encoder's hidden states of a batch, without any head."""
+    inputs = {name: batch[name] for name in batch.keys() if name != "labels"}  # noqa: SIM118 (no dict)
+    return model.base_model(**inputs).last_hidden_state
+
+
+def width(model: Any) -> int:
+    """H, the size of the encoder's hidden states."""
+    return model.config.hidden_size

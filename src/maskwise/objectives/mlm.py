@@ -7,8 +7,8 @@ own logits, which is slower and gives the same loss.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -61,11 +61,28 @@ class MaskedLanguageModelling(Objective):
         return cross_entropy(logits.float(), labels[row, column], reduction="none"), where
 
 
+class EntityMaskedLanguageModelling(MaskedLanguageModelling):
+    """Masked language modelling of *guided* tokens alone: each token of a salient span with probability 0.5.
+
+    Source: Wu et al. 2022 (MOMETAS, arXiv 2210.10293), section 3.1. How their guide was built is not public; any
+    span layer will do: ``policy: guided(layer="phrase")``.
+    """
+
+    masking: ClassVar[Mapping[str, Any]] = {
+        "policy": "guided", "ratio": 0.5, "budget": "bernoulli", "min_targets": 0,
+    }  # fmt: skip
+
+
+def head_of(model: Any) -> Head | None:
+    """The adapter of a model's prediction head, or None."""
+    if model.config.model_type == "deberta-v2" and not hasattr(model, "cls"):  # its newer, unfactored head
+        return None
+    return HEADS.get(model.config.model_type)
+
+
 def masked_logits(model: Any, inputs: dict[str, Tensor], row: Tensor, column: Tensor) -> Tensor:
     """Logits (M, V) at the places (row, column), both (M,)."""
-    head = HEADS.get(model.config.model_type)
-    if model.config.model_type == "deberta-v2" and not hasattr(model, "cls"):  # its newer, unfactored head
-        head = None
+    head = head_of(model)
     if head is None:
         return model(**inputs).logits[row, column]
     hidden = model.base_model(**inputs).last_hidden_state

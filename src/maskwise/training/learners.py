@@ -31,7 +31,8 @@ class Learner(Protocol):
         """Look at a micro-batch and at what it cost; called before the update."""
 
     def after(self, done: int, total_steps: int, agree: Agree) -> None:
-        """Learn, after update number ``done``; every rank calls this, and calls ``agree`` equally often."""
+        """Learn, after update number ``done`` (0: before the first, in a run that begins); every rank calls this, and
+        calls ``agree`` equally often."""
 
     def facts(self) -> dict[str, Any]:
         """What to log: numbers, or dicts of numbers by name, such as ``{"weights": {"NOUN": 0.7}}``."""

@@ -28,7 +28,7 @@ from rich.console import Console
 from maskwise.errors import MaskwiseError
 from maskwise.keys import fold
 from maskwise.masking.masked import IGNORE
-from maskwise.objectives import Objective, Outcome
+from maskwise.objectives import Arms, Objective, Outcome
 from maskwise.training.checkpoints import load_state, save_state
 from maskwise.training.learners import Learner, agreement, restore, states
 from maskwise.training.machine import new_accelerator, reduced
@@ -83,7 +83,7 @@ def train(
         MaskwiseError: a batch size that ranks and micro-batches do not divide; a loss or gradient that is not
             finite; a folder with states of another run.
     """
-    accelerator = new_accelerator(settings, folder)
+    accelerator = new_accelerator(settings, folder, partial=isinstance(objective, Arms))
     rank, ranks, device = accelerator.process_index, accelerator.num_processes, accelerator.device
     if settings.batch_size % (settings.accumulate * ranks):
         raise MaskwiseError(
@@ -107,6 +107,8 @@ def train(
     total = {"tokens": before.get("tokens", 0), "targets": before.get("targets", 0)}
     began, last_loss = time.perf_counter() - before.get("seconds", 0.0), math.nan
     objective.train()
+    for learner in learners.values() if not start else ():
+        learner.after(0, settings.steps, agree)
     try:
         with Progress(title, settings.steps, start, hidden=quiet or not run.first) as progress:
             for step in range(start, settings.steps):

@@ -9,14 +9,17 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import LoggerType
+from accelerate.utils import DistributedDataParallelKwargs, LoggerType
 
 from maskwise.errors import MaskwiseError, unknown_name
 from maskwise.training.settings import TrainingSettings
 
 
-def new_accelerator(settings: TrainingSettings, folder: Path | None) -> Accelerator:
+def new_accelerator(settings: TrainingSettings, folder: Path | None, *, partial: bool = False) -> Accelerator:
     """An ``Accelerator`` for one run, with its trackers started.
+
+    Args:
+        partial: a batch may use only a part of the parameters (one of several heads).
 
     Raises:
         MaskwiseError: a tracker that is unknown, not installed, or has no folder to write to; processes
@@ -36,8 +39,9 @@ def new_accelerator(settings: TrainingSettings, folder: Path | None) -> Accelera
     # Not told so, Accelerate does not distribute on CPUs: every rank would train alone, unnoticed.
     cpu = not torch.accelerator.is_available()
     accelerator = Accelerator(
-        mixed_precision=precision, cpu=cpu, log_with=trackers or None, project_dir=folder
-    )
+        mixed_precision=precision, cpu=cpu, log_with=trackers or None, project_dir=folder,
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)] if partial else None,
+    )  # fmt: skip
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != world:
         got = f"WORLD_SIZE={world}, {accelerator.num_processes} connected"

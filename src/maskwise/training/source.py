@@ -15,6 +15,7 @@ from torch import Tensor
 from maskwise.errors import MaskwiseError
 from maskwise.masking import MaskedBatch, Masker
 from maskwise.masking.collator import permutation
+from maskwise.objectives.base import Maker
 from maskwise.training.learners import Learner
 from maskwise.training.settings import TrainingSettings
 
@@ -31,14 +32,14 @@ class MaskedSource:
 
     Args:
         blocks: the rows.
-        masker: what masks them.
+        masker: what masks them, or makes batches of them in another way.
         settings: batch size, steps, seed.
 
     Raises:
         MaskwiseError: fewer rows than one batch.
     """
 
-    def __init__(self, blocks: Blocks, masker: Masker, settings: TrainingSettings):
+    def __init__(self, blocks: Blocks, masker: Maker, settings: TrainingSettings):
         if len(blocks) < settings.batch_size:
             raise MaskwiseError(
                 "the corpus is smaller than one batch", got=f"{len(blocks)} rows",
@@ -65,8 +66,7 @@ class MaskedSource:
         Raises:
             MaskwiseError: a policy that learns, with a corruption after which losses have no place in the text.
         """
-        learner = self.masker.policy.learner()
-        if learner is None:
+        if not isinstance(self.masker, Masker) or (learner := self.masker.policy.learner()) is None:
             return {}
         if not self.masker.corruption.keeps_length:
             what = f"policy {self.masker.policy} learns from the loss of each token, which must stay in its place"

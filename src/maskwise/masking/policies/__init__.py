@@ -13,7 +13,7 @@ from maskwise.masking.policies.frequency import Frequency, frequency
 from maskwise.masking.policies.group_weighted import GroupWeighted, group_weighted, pos_weighted
 from maskwise.masking.policies.mixture import Mixture, mixture
 from maskwise.masking.policies.span import Span
-from maskwise.masking.policies.span_layer import SpanLayer, phrase, salient, sentence
+from maskwise.masking.policies.span_layer import Guided, SpanLayer, phrase, salient, sentence
 from maskwise.masking.policies.suffix import Suffix
 from maskwise.masking.policies.t5_span import T5Span
 from maskwise.masking.policies.token import Token
@@ -24,7 +24,7 @@ from maskwise.specs import Call, build
 
 POLICIES: dict[str, Callable[..., Policy]] = {
     "token": Token, "whole-word": WholeWord, "span": Span, "t5-span": T5Span, "suffix": Suffix, "ul2": Ul2,
-    "span-layer": SpanLayer, "salient": salient, "phrase": phrase, "sentence": sentence,
+    "span-layer": SpanLayer, "guided": Guided, "salient": salient, "phrase": phrase, "sentence": sentence,
     "weighted": weighted, "frequency": frequency, "group-weighted": group_weighted,
     "pos-weighted": pos_weighted, "informative": informative, "difference": difference, "mixture": mixture,
 }  # fmt: skip
@@ -36,6 +36,6 @@ def policy(spec: Policy | str | Call) -> Policy:
 
 
 __all__ = [
-    "POLICIES", "Frequency", "GroupWeighted", "Mixture", "Moment", "Policy", "Span", "SpanLayer", "Suffix", "T5Span",
-    "Token", "Ul2", "Weighted", "WholeWord", "policy",
+    "POLICIES", "Frequency", "GroupWeighted", "Guided", "Mixture", "Moment", "Policy", "Span", "SpanLayer", "Suffix",
+    "T5Span", "Token", "Ul2", "Weighted", "WholeWord", "policy",
 ]  # fmt: skip

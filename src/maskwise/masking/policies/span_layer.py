@@ -67,3 +67,26 @@ def phrase(rest: str = "word") -> SpanLayer:
 def sentence() -> SpanLayer:
     """Whole sentences from the layer ``sentence``."""
     return SpanLayer("sentence", "none")
+
+
+@dataclass(frozen=True)
+class Guided(Policy):
+    """Single tokens, of marked spans alone.
+
+    Selects: tokens of the spans of a layer, all alike; the ratio is a share of the *marked* tokens.
+    Guarantee: that of single tokens; ``bernoulli`` at ``min_targets=0`` is emlm as published: each marked token by
+        itself with probability 0.5, and nothing else.
+    Cost: that of single tokens.
+    Source: Wu et al. 2022 (MOMETAS, arXiv 2210.10293), section 3.1.
+    """
+
+    layer: str = "salient"
+
+    units_name = "guided"
+
+    def layers(self) -> tuple[str, ...]:
+        return (self.layer,)
+
+    def units(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
+        marked = batch.layer(self.layer, policy="guided") >= 0
+        return Units(batch.eligible & marked, None, place=batch.place)

@@ -1,0 +1,133 @@
+"""Sentence embeddings by contrast: each text is read twice, and dropout makes the pair."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_gather
+from torch.nn.functional import cross_entropy, normalize
+
+from maskwise.errors import MaskwiseError
+from maskwise.masking import MaskedBatch, Vocabulary
+from maskwise.masking.annotated import AnnotatedBatch, Rows
+from maskwise.objectives.base import Maker, Objective, Outcome, encoded, width
+
+
+class Twins:
+    """The first half of the rows, each of them twice, unmasked; the label of a row is the number of its twin."""
+
+    def __init__(self, vocabulary: Vocabulary):
+        self.vocabulary = vocabulary
+
+    def __call__(
+        self, rows: Rows, *, step: int = 0, total_steps: int | None = None, epoch: int | None = None
+    ) -> MaskedBatch:
+        """
+        Raises:
+            MaskwiseError: an odd number of rows, fewer than four (one text has nobody to be told from), or packed ones.
+        """
+        every = AnnotatedBatch.of(rows, self.vocabulary)
+        size = len(every.input_ids)
+        if size % 2 or size < 4:
+            raise MaskwiseError(
+                "cse reads half of the rows twice", got=f"{size} rows", allowed="an even number ≥ 4"
+            )
+        if every.packed:
+            raise MaskwiseError("cse wants one text a row", got="packed rows", do="use the layout 'document'")
+        pair = torch.arange(size, device=every.input_ids.device) % (size // 2)
+
+        def twice(x: Tensor) -> Tensor:
+            return x[pair]
+
+        batch = AnnotatedBatch(
+            twice(every.input_ids), None if every.attention_mask is None else twice(every.attention_mask),
+            twice(every.content), twice(every.eligible), twice(every.example_id),
+            {k: twice(v) for k, v in every.layers.items()}, {k: twice(v) for k, v in every.extras.items()},
+        )  # fmt: skip
+        twin = (torch.arange(size, device=pair.device) + size // 2) % size
+        nothing, ratio = (
+            torch.zeros_like(batch.content),
+            torch.zeros(size, dtype=torch.float64, device=pair.device),
+        )
+        return MaskedBatch(
+            batch.input_ids, twin, batch.attention_mask, batch, nothing, ratio, extras=dict(batch.extras)
+        )
+
+
+class ContrastiveSentences(Objective):
+    """Find the twin among the texts of the batch.
+
+    Formula: sum over rows i of −log softmax_j≠i(cos(z_i, z_j) / temperature) at j = the twin of i,
+        z = tanh(Linear(H → H)([CLS])).
+    Inputs: what ``Twins`` makes; labels (B,).
+    Requirements: an encoder with dropout: without it twins are equal and there is nothing to learn. Where all rates
+        are 0 (ModernBERT), this objective's own passes use ``dropout``; an encoder without any dropout layer is
+        refused. Over several ranks embeddings are gathered, with gradient.
+    Source: Gao et al. 2021 (SimCSE, arXiv 2104.08821), as in Wu et al. 2022.
+    """
+
+    layout = "document"
+
+    def __init__(self, model: nn.Module, *, temperature: float = 0.05, dropout: float = 0.1):
+        super().__init__()
+        self.model, self.head = model, nn.Linear(width(model), width(model))
+        self.temperature, self.dropout = temperature, dropout
+        if not temperature > 0 or not 0 < dropout < 1:
+            got = f"temperature {temperature}, dropout {dropout}"
+            raise MaskwiseError("objective cse", got=got, allowed="temperature > 0, 0 < dropout < 1")
+        if not any(isinstance(m, nn.Dropout) for m in model.base_model.modules()):  # type: ignore[union-attr]
+            raise MaskwiseError(
+                "objective cse needs dropout: it tells the twins apart", got=type(model).__name__,
+                do="take an encoder with dropout layers",
+            )  # fmt: skip
+
+    @classmethod
+    def maker(cls, tokenizer: Any, *, seed: int, length: int | None = None, **masking: Any) -> Maker:
+        """Twins; nothing is masked."""
+        if masking:
+            raise MaskwiseError("objective cse masks nothing", got=", ".join(masking), do="leave masking out")
+        return Twins(tokenizer if isinstance(tokenizer, Vocabulary) else Vocabulary.of(tokenizer))
+
+    @classmethod
+    def chance(cls, vocabulary: int, rows: int) -> float:
+        return math.log(max(2, rows - 1))
+
+    def forward(self, batch: Any) -> Outcome:
+        labels = batch["labels"]
+        with self.some_dropout():
+            first_BH = encoded(self.model, batch)[:, 0]
+        mine = normalize(torch.tanh(self.head(first_BH)).float(), dim=1)
+        every, offset = gathered(mine)
+        similar = mine @ every.T / self.temperature
+        place = torch.arange(len(mine), device=mine.device)
+        itself = torch.zeros_like(similar, dtype=torch.bool)
+        itself[place, place + offset] = True
+        losses = cross_entropy(similar.masked_fill(itself, -torch.inf), labels + offset, reduction="none")
+        return Outcome(losses.sum(), torch.tensor(len(labels), device=labels.device))
+
+    @contextmanager
+    def some_dropout(self) -> Iterator[None]:
+        """The encoder's own dropout, or ours in its layers if it has none; on in evaluation too, for probes."""
+        layers = [m for m in self.model.base_model.modules() if isinstance(m, nn.Dropout)]  # type: ignore[union-attr]
+        rates, modes = [m.p for m in layers], [m.training for m in layers]
+        rate = None if any(rates) else self.dropout
+        for layer in layers:
+            layer.p, layer.training = layer.p if rate is None else rate, True
+        try:
+            yield
+        finally:
+            for layer, p, mode in zip(layers, rates, modes, strict=True):
+                layer.p, layer.training = p, mode
+
+
+def gathered(mine: Tensor) -> tuple[Tensor, int]:
+    """The rows (B, H) of all ranks, with gradient, and where this rank's begin."""
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return mine, 0
+    return torch.cat(all_gather(mine)), dist.get_rank() * len(mine)

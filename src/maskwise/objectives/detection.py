@@ -1,0 +1,63 @@
+"""Was a token added here, or taken away before it? Two objectives with one head: a binary decision a token."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from maskwise.masking import IGNORE
+from maskwise.masking.corruptions.insert import Insert
+from maskwise.objectives.base import Maker, Objective, Outcome, encoded, width
+
+
+class Detection(Objective):
+    """Two classes for every token with a label.
+
+    Formula: sum over labelled tokens of −log p(label | row), p from Linear(H → 2) on the hidden state.
+    Inputs: a ``MaskedBatch`` with labels 0 and 1, −100 at special tokens and padding: neither counts, and the
+        attention mask is that of the changed row. (The published code counts padding and keeps the old mask.)
+    Requirements: an encoder.
+    Source: Wu et al. 2022 (MOMETAS, arXiv 2210.10293), section 3.1.
+    """
+
+    layout = "document"
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model, self.head = model, nn.Linear(width(model), 2)
+
+    @classmethod
+    def chance(cls, vocabulary: int, rows: int) -> float:
+        return math.log(2)
+
+    def forward(self, batch: Any) -> Outcome:
+        labels = batch["labels"]
+        where = (labels != IGNORE).nonzero()
+        logits = self.head(encoded(self.model, batch)[where[:, 0], where[:, 1]])
+        losses = cross_entropy(logits.float(), labels[where[:, 0], where[:, 1]], reduction="none")
+        return Outcome(losses.sum(), torch.tensor(len(where), device=labels.device), losses.detach(), where)
+
+
+class AddedTokenDetection(Detection):
+    """Before each token of the text a random one is inserted with probability 0.15: which are the new ones?"""
+
+    masking: ClassVar[Mapping[str, Any]] = {"ratio": 0.15, "budget": "bernoulli"}
+
+    @classmethod
+    def maker(cls, tokenizer: Any, *, seed: int, length: int | None = None, **masking: Any) -> Maker:
+        """A masker; rows that have grown beyond ``length`` are cut, their [SEP] stays."""
+        masking.setdefault("corruption", Insert("detect", length))
+        return super().maker(tokenizer, seed=seed, **masking)
+
+
+class DeletedTokenDetection(Detection):
+    """Each token of the text is deleted with probability 0.15: before which of those left was something?"""
+
+    masking: ClassVar[Mapping[str, Any]] = {
+        "ratio": 0.15, "budget": "bernoulli", "corruption": "delete(target='detect')",
+    }  # fmt: skip

@@ -1,0 +1,84 @@
+"""Replaced-token detection: a small generator fills the masks, and the model says which tokens are not the text's."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+from transformers import AutoModelForMaskedLM
+
+from maskwise.errors import MaskwiseError
+from maskwise.masking import IGNORE
+from maskwise.objectives.base import Objective, Outcome, encoded, width
+from maskwise.objectives.mlm import masked_logits
+
+
+class ReplacedTokenDetection(Objective):
+    """ELECTRA: the generator's MLM loss plus ``weight`` times the binary loss of the model at every token.
+
+    Formula: per row, Σ masked −log p_G(x_i) · (content tokens / masked tokens) + weight · Σ content binary loss: both
+        are means, and the count of targets is that of the content tokens.
+    Inputs: a ``MaskedBatch`` made with mask-only, so that the masks are just the places with a label.
+    Requirements: an encoder with embeddings. The generator has the same architecture, its layers ``share`` as wide
+        (as few heads as fit), and is thrown away at the end. Replacements are sampled from it, without gradient.
+    Source: Clark et al. 2020 (ELECTRA, arXiv 2003.10555), section 2.
+    """
+
+    masking: ClassVar[Mapping[str, Any]] = {"corruption": "mask-only"}
+
+    def __init__(self, model: nn.Module, *, share: float = 0.25, weight: float = 50.0):
+        super().__init__()
+        if not 0 < share <= 1 or not weight > 0:
+            got = f"share {share}, weight {weight}"
+            raise MaskwiseError("objective rtd", got=got, allowed="0 < share ≤ 1, weight > 0")
+        self.model, self.weight = model, weight
+        wide = width(model)
+        self.head = nn.Sequential(nn.Linear(wide, wide), nn.GELU(), nn.Linear(wide, 1))
+        self.generator = AutoModelForMaskedLM.from_config(smaller(model.config, share))
+
+    @classmethod
+    def chance(cls, vocabulary: int, rows: int) -> float:
+        return math.log(vocabulary) + 50 * math.log(2)
+
+    def forward(self, batch: Any) -> Outcome:
+        labels, inputs = batch["labels"], {k: batch[k] for k in batch.keys() if k != "labels"}  # noqa: SIM118
+        where = (labels != IGNORE).nonzero()
+        row, column = where.unbind(1)
+        logits = masked_logits(self.generator, inputs, row, column).float()
+        truth = labels[row, column]
+        spoken = cross_entropy(logits, truth, reduction="sum")
+        ids, content = inputs["input_ids"].clone(), batch.source.content
+        with torch.no_grad():
+            ids[row, column] = sampled(logits)
+        replaced = torch.zeros_like(ids, dtype=torch.bool)
+        replaced[row, column] = ids[row, column] != truth
+        shown = {**inputs, "input_ids": ids}
+        score = self.head(encoded(self.model, shown)[content]).float().squeeze(-1)
+        told = binary_cross_entropy_with_logits(score, replaced[content].float(), reduction="sum")
+        share = int(content.sum()) / max(1, len(where))
+        return Outcome(spoken * share + self.weight * told, content.sum())
+
+
+def sampled(logits: Tensor) -> Tensor:
+    """(M,) int64 ids drawn from (M, V) logits."""
+    return torch.distributions.Categorical(logits=logits).sample()
+
+
+def smaller(config: Any, share: float) -> Any:
+    """The same architecture, ``share`` as wide: hidden and intermediate sizes, and as many heads as divide them."""
+    config = copy.deepcopy(config)
+    names = {"hidden_size", "intermediate_size", "dim", "hidden_dim"} & set(vars(config))
+    head = config.hidden_size // config.num_attention_heads
+    heads = max(1, round(config.num_attention_heads * share))
+    for name in names:
+        value = getattr(config, name)
+        setattr(
+            config, name, heads * head if value == config.hidden_size else max(head, round(value * share))
+        )
+    config.num_attention_heads = heads
+    return config

@@ -1,0 +1,72 @@
+"""The span-boundary objective: say a masked span by the tokens at its two borders alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from maskwise.errors import MaskwiseError
+from maskwise.masking import IGNORE
+from maskwise.objectives.base import Objective, Outcome, encoded, width
+from maskwise.objectives.mlm import head_of
+
+LONGEST = 20
+"""Places in a span that are told apart; later ones share the last."""
+
+
+class SpanBoundary(Objective):
+    """Masked language modelling plus the span-boundary loss, of every masked token.
+
+    Formula: sum over targets x_i of a span s…e of −log p(x_i | h_i) − log p(x_i | f(h_{s−1}, h_{e+1}, place i − s)),
+        f two layers with GELU and LayerNorm; both go through the model's own prediction head.
+    Inputs: a ``MaskedBatch``; a span is a run of targets. One that begins or ends its row has no border there: the
+        place outside is taken as the row's first or last token (with [CLS] and [SEP] around the text, never).
+    Requirements: a model with an MLM head that ``objectives.HEADS`` knows.
+    Source: Joshi et al. 2020 (SpanBERT, arXiv 1907.10529), section 3.2.
+    """
+
+    masking: ClassVar[Mapping[str, Any]] = {"policy": "span", "budget": "expected"}
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        head = head_of(model)
+        if head is None:
+            got = type(model).__name__
+            raise MaskwiseError("objective sbo needs a model whose prediction head is known", got=got)
+        self.spoken, wide = head, width(model)
+        self.model, self.place = model, nn.Embedding(LONGEST, wide)
+        nn.init.normal_(self.place.weight, std=0.02)
+        layers = [nn.Linear(3 * wide, wide), nn.GELU(), nn.LayerNorm(wide)]
+        self.head = nn.Sequential(*layers, nn.Linear(wide, wide), nn.GELU(), nn.LayerNorm(wide))
+
+    def forward(self, batch: Any) -> Outcome:
+        labels = batch["labels"]
+        target = labels != IGNORE
+        where = target.nonzero()
+        row, column = where.unbind(1)
+        hidden = encoded(self.model, batch)
+        before, after, place = borders(target)
+        before, after, place = (x[row, column] for x in (before, after, place))
+        around = [hidden[row, before], hidden[row, after], self.place(place.clamp(max=LONGEST - 1))]
+        truth = labels[row, column]
+        spoken = self.spoken(self.model, self.head(torch.cat(around, 1)))
+        plain = cross_entropy(self.spoken(self.model, hidden[row, column]).float(), truth, reduction="none")
+        losses = plain + cross_entropy(spoken.float(), truth, reduction="none")
+        return Outcome(losses.sum(), torch.tensor(len(where), device=labels.device), plain.detach(), where)
+
+    @classmethod
+    def chance(cls, vocabulary: int, rows: int) -> float:
+        return 2 * super().chance(vocabulary, rows)
+
+
+def borders(target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """From (B, L) bool to (B, L) int64 each: the column before each target's run, that behind it, its place in it."""
+    length = target.shape[1]
+    column = torch.arange(length, device=target.device).expand(target.shape)
+    last_free = torch.where(target, -1, column).cummax(1).values
+    next_free = torch.where(target, length, column).flip(1).cummin(1).values.flip(1)
+    return last_free.clamp(min=0), next_free.clamp(max=length - 1), column - last_free - 1

@@ -1,0 +1,191 @@
+"""Several objectives in one model: the sampler's draws, probes, resuming, and two ranks as one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from maskwise.errors import MaskwiseError
+from maskwise.objectives import Arms, objective, objective_class
+from maskwise.samplers import Sampler, sampler
+from maskwise.training import MaskedSource, TrainingSettings, train
+from maskwise.training.arms import ArmsSource, Probe, SamplerLearner
+from training_tools import LENGTH, Language, model, tokenizer
+
+ARMS = {"mlm": {}, "atd": {}, "cse": {}, "mlm-40": {"ratio": 0.4}}
+
+
+class Documents(Language):
+    """The language, in "documents" of one row each."""
+
+    def __init__(self, rows: int, *, seed: int = 0, first: int = 0):
+        super().__init__(rows, seed=seed)
+        self.columns = {"documents": torch.arange(first, first + rows)}
+
+    def batch(self, rows: Tensor) -> dict[str, Tensor]:
+        found = super().batch(rows)
+        return {**found, "salient": torch.where(found["word_ids"] % 3 == 0, found["word_ids"], -1)}
+
+
+DATA, HELD_OUT = Documents(40), Documents(24, seed=1, first=1000)
+
+
+def run(
+    folder: Path | None = None, *, spec: str = "mometas(every=4)", arms: dict[str, Any] | None = None,
+    stop: int | None = None, dropout: float = 0.1, held_out: Any = HELD_OUT, **more: Any,
+) -> tuple[Arms, Sampler]:  # fmt: skip
+    """Twelve steps of a tiny model on several arms."""
+    plain = {
+        "steps": 12,
+        "batch_size": 8,
+        "log_every": 2,
+        "precision": "no",
+        "learning_rate": 3e-3,
+        "eval_every": 1,
+    }
+    settings = TrainingSettings(**{**plain, **more})
+    arms = arms or ARMS
+    torch.manual_seed(5)
+    net = model("bert", **({"hidden_dropout_prob": dropout} if dropout else {}))
+    kinds = {name: name.partition("-")[0] for name in arms}
+    joined = Arms({name: objective(kind, net) for name, kind in kinds.items()})
+    sources = {
+        name: MaskedSource(
+            DATA,
+            objective_class(kinds[name]).maker(tokenizer(), seed=3, length=LENGTH + 8, **masking),
+            settings,
+        )
+        for name, masking in arms.items()
+    }
+    chooser = sampler(spec, list(arms), seed=settings.seed)
+    source = ArmsSource(sources, chooser, settings)
+    rank, ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+    def probe() -> Probe:
+        return Probe(
+            joined, sources, dict.fromkeys(arms, held_out), size=8, skip={}, total_steps=settings.steps,
+            fresh=getattr(chooser, "faithful", False), rank=rank, ranks=ranks,
+        )  # fmt: skip
+
+    def evaluate(step: int) -> list[dict[str, Any]]:
+        if step == stop:
+            raise KeyboardInterrupt
+        return []
+
+    learners = {**source.learners(), "sampler": SamplerLearner(chooser, probe)}
+    train(joined, source, settings, folder=folder, learners=learners, evaluate=evaluate, quiet=True)
+    return joined, chooser
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [
+        {k: v for k, v in line.items() if "seconds" not in k} for line in found if line["kind"] == "train"
+    ]
+
+
+def same(a: Arms, b: Arms) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    "spec", ["mometas(every=4)", "mometas(every=4, faithful=True)", "mometas-plus(every=2)"]
+)
+def test_a_stopped_run_draws_the_same_arms_and_learns_the_same(spec: str, tmp_path: Path) -> None:
+    whole, chooser = run(tmp_path / "whole", spec=spec, save_every=2)
+    for stop in (3, 8, 11):
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / str(stop), spec=spec, save_every=2, stop=stop)
+        again, other = run(tmp_path / str(stop), spec=spec, save_every=2)
+        assert same(whole, again), stop
+        assert torch.equal(chooser.probabilities(), other.probabilities())
+        assert lines(tmp_path / str(stop)) == lines(tmp_path / "whole")
+    last = lines(tmp_path / "whole")[-1]
+    assert sum(sum(line["arm_steps"].values()) for line in lines(tmp_path / "whole")) == 12
+    assert set(last["probe_losses"]) == set(ARMS) and set(last["probabilities"]) == set(ARMS)
+    assert not torch.equal(chooser.probabilities(), sampler(spec, list(ARMS)).probabilities())
+
+
+def test_the_same_probe_before_and_after_and_no_trace_of_it() -> None:
+    """Probing twice gives the same losses, fresh probes others; neither dropout's generator nor the mode moves."""
+    joined, _ = run(spec="uniform", steps=1)
+    sources = {n: MaskedSource(DATA, objective_class(n).maker(tokenizer(), seed=3), TrainingSettings(batch_size=8))
+               for n in ("mlm", "cse")}  # fmt: skip
+    two = Arms({"mlm": joined.arm("mlm"), "cse": joined.arm("cse")}).train()
+    more: dict[str, Any] = {"size": 8, "skip": {"mlm": range(5)}, "total_steps": 10}
+    probe, fresh = (
+        Probe(two, sources, dict.fromkeys(sources, HELD_OUT), fresh=f, **more) for f in (False, True)
+    )
+    before = torch.get_rng_state()
+    assert torch.equal(probe(0), probe(1)) and not torch.equal(fresh(0), fresh(1))
+    assert torch.equal(before, torch.get_rng_state()) and two.training
+    assert probe.rows["mlm"].tolist() == list(range(5, 24)) and probe.rows["cse"].tolist() == list(range(24))
+    halves = [
+        Probe(two, sources, dict.fromkeys(sources, HELD_OUT), rank=r, ranks=2, **more)(0) for r in (0, 1)
+    ]
+    torch.testing.assert_close((halves[0] + halves[1])[:, 0], probe(0)[:, 0])
+
+
+def test_each_arm_trains_its_own_head_and_the_shared_encoder() -> None:
+    start = {"mlm": {}, "atd": {}, "dtd": {}}
+    trained, _ = run(spec="single(atd)", arms=start, steps=2)
+    torch.manual_seed(5)
+    net = model("bert", hidden_dropout_prob=0.1)
+    fresh = Arms({name: objective(name, net) for name in start})
+    moved = {n for (n, a), b in zip(trained.named_parameters(), fresh.parameters(), strict=True)
+             if not torch.equal(a, b)}  # fmt: skip
+    assert any("encoder.layer.0" in n for n in moved) and any(n.startswith("members.1.head") for n in moved)
+    assert not any(n.startswith("members.2.head") or "cls.predictions.transform" in n for n in moved)
+    assert set(trained.heads()) == {"atd.head.weight", "atd.head.bias", "dtd.head.weight", "dtd.head.bias"}
+
+
+SCRIPT = """
+import os, sys
+from pathlib import Path
+import torch
+import torch.distributed as dist
+sys.path.insert(0, {tests!r})
+from test_arms import run
+from maskwise.training import leave
+arms = dict.fromkeys(["mlm", "atd", "dtd"], {{}})
+_, chooser = run(Path(sys.argv[1]), steps=3, spec="mometas(every=1)", arms=arms, dropout=0.0)
+gathered = [torch.empty_like(chooser.logits) for _ in range(2)]
+dist.all_gather(gathered, chooser.logits)
+assert torch.equal(*gathered), gathered
+run(steps=3, spec="mometas(every=1)", arms=dict.fromkeys(["cse", "emlm", "sbo", "rtd"], {{}}))
+if dist.get_rank() == 0:
+    Path(sys.argv[1], "logits.txt").write_text(" ".join(map(repr, chooser.logits.tolist())))
+leave()
+"""
+
+
+def test_two_ranks_draw_the_same_arms_and_learn_as_one(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT.format(tests=str(Path(__file__).parent)))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*command, str(script), str(tmp_path)], env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=180, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    two = [float(word) for word in (tmp_path / "logits.txt").read_text().split()]
+    arms: dict[str, Any] = {"mlm": {}, "atd": {}, "dtd": {}}
+    _, chooser = run(steps=3, spec="mometas(every=1)", arms=arms, dropout=0.0)
+    assert two == pytest.approx(chooser.logits.tolist(), abs=1e-4) and two != [1.0] * 3
+
+
+def test_a_probe_needs_rows_of_its_own() -> None:
+    with pytest.raises(MaskwiseError, match="the probe of arm 'mlm' has too few held-out rows; got 2"):
+        run(held_out=Documents(2, first=500))
+    with pytest.raises(
+        MaskwiseError, match="the probe of arm 'mlm' and its training data share documents; got 24"
+    ):
+        run(held_out=Documents(24, seed=1))
