@@ -27,9 +27,11 @@ from maskwise.annotate.store import Manifest, Store, cut_shards, to_parquet
 from maskwise.cli import main
 from maskwise.corpus import Document, pack, tokenise, train_tokenizer
 from maskwise.errors import MaskwiseError
+from maskwise.recipe import Recipe
+from maskwise.study.stages import prepare_stage
+from maskwise.study.work import Prepared, run_stage
 
 HERE = Path(__file__).parent
-WIKIPEDIA = Path("../shared/data/wikipedia_en")
 
 
 def corpus(count: int = 60) -> list[dict[str, str]]:
@@ -194,9 +196,8 @@ def test_any_number_of_processes_gives_the_same_bytes(tmp_path):
 
 
 def test_a_killed_run_goes_on(tmp_path):
-    texts = corpus(80)
-    (tmp_path / "corpus.jsonl").write_text("".join(json.dumps(one) + "\n" for one in texts))
-    out = tmp_path / "out"
+    texts, out = corpus(80), tmp_path / "out"
+    jsonl(tmp_path, 80)
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); from maskwise.annotate import run, store;"
         "store.SHARD_DOCUMENTS = 8;"
@@ -455,6 +456,55 @@ def test_command(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main([*arguments, "--out", str(tmp_path)])
     assert "sentence: " in capsys.readouterr().out
+
+
+# ---- in studies
+
+
+def test_the_rows_of_a_prepared_corpus_carry_layers(tmp_path, monkeypatch):
+    recipe = Recipe(
+        corpus={"source": str(jsonl(tmp_path, 60)), "length": 24, "held_out": 0.2, "layers": ["words", "sentences"]},
+        tokenizer={"vocab_size": 100}, masking={"policy": "sentence"},
+    )  # fmt: skip
+    stage = prepare_stage(recipe)
+    run_stage(stage, tmp_path / "stages")
+    data = Prepared.load(stage.folder(tmp_path / "stages"))
+    for blocks in (data.training, data.held_out):
+        batch = blocks.batch(range(len(blocks)))
+        inside = batch["word_ids"] >= 0
+        assert (batch["words"][inside] >= 0).all() and (batch["sentence"][~inside] == -1).all()
+    # The words of the annotator are those of the word layer, numbered by the document, not by the row.
+    batch = data.training.batch([0])
+    word, layer = batch["word_ids"][0], batch["words"][0]
+    assert ((word[1:] != word[:-1]) == (layer[1:] != layer[:-1])).all()
+    stored = f"stored({str(stage.folder(tmp_path / 'stages') / 'layers')!r}, only=('sentence',))"
+    again = recipe.model_copy(update={"corpus": recipe.corpus.model_copy(update={"layers": (stored,)})})
+    assert prepare_stage(again).name != stage.name
+    run_stage(prepare_stage(again), tmp_path / "stages")
+    other = Prepared.load(prepare_stage(again).folder(tmp_path / "stages")).training
+    assert [*other.layers] == ["sentence"]
+    assert (other.layers["sentence"] == data.training.layers["sentence"]).all()
+
+    monkeypatch.setattr(annotator("sentences").__class__, "version", "another")
+    assert prepare_stage(recipe).name != stage.name  # a changed annotator is another stage
+
+
+@pytest.mark.parametrize(
+    ("corpus", "message"),
+    [
+        ({"layers": ["wordz"]}, "did you mean 'words'"),
+        ({"layers": ["words", "words"]}, "make the layer 'words'"),
+    ],
+)
+def test_recipes_name_known_annotators(corpus, message):
+    with pytest.raises(ValueError, match=message):
+        Recipe(corpus=corpus)
+
+
+def jsonl(folder: Path, count: int) -> Path:
+    path = folder / "corpus.jsonl"
+    path.write_text("".join(json.dumps(one) + "\n" for one in corpus(count)))
+    return path
 
 
 # ---- slow
