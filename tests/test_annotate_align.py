@@ -88,16 +88,16 @@ def _check_text(text, spans, offsets, laid, seen) -> None:
         visible = [at for at in range(start, end) if not white[at]]
         word = int(laid["word"][place])
         if not visible:  # goes with the word behind it, or belongs to no word and has no tag
-            assert word >= 0 or (laid["tag"][place] == 0 and laid["weight"][place] == 0)
+            assert word >= 0 or (laid["tag"][place] == -1 and laid["weight"][place] == 0)
             continue
         first = opened.setdefault(word, visible[0]) if word >= 0 else visible[0]
-        assert laid["tag"][place] == (tag_at[first] or 0), (text, start, end)
+        assert laid["tag"][place] == (tag_at[first] or 0) - 1, (text, start, end)
         assert laid["weight"][place] == np.float32(weight_at[first]), (text, start, end)
         number = int(laid["span"][place])
         assert number == span_at[visible[0]], (text, start, end)
         label = int(spans["span"].value[number]) if number >= 0 else 0
-        assert laid["span_label"][place] == label
-        seen["tagged"] += int(laid["tag"][place] > 0)
+        assert laid["span_label"][place] == label - 1
+        seen["tagged"] += int(laid["tag"][place] >= 0)
         if number >= 0:
             shown_by_span.setdefault(number, set()).update(visible)
     shows = [{span_at[at] for at in range(start, end) if not white[at]} for start, end in offsets]
@@ -137,7 +137,7 @@ def laid_out(text, tokens, spans, layer, *, special=None):
     ("text", "tokens", "spans", "layer", "expected"),
     [
         # A word that the annotator cut in two has the tag of its beginning.
-        ("gimme it", ["gi", "mme", "it"], [(0, 3, 16), (3, 5, 11), (6, 8, 11)], TAGS, [16, 16, 11]),
+        ("gimme it", ["gi", "mme", "it"], [(0, 3, 16), (3, 5, 11), (6, 8, 11)], TAGS, [15, 15, 10]),
         # Byte-level and "▁" tokens carry their space; a lone blank goes with the word behind it.
         ("a New York b", ["a", " New", " ", "York", " b"], [(2, 10)], Layer("spans"), [-1, 0, 0, 0, -1]),
         # White space inside a span leaves no hole; behind it, it is outside.
@@ -157,7 +157,7 @@ def test_rule(text, tokens, spans, layer, expected):
 
 def test_special_tokens_carry_nothing():
     laid = laid_out("ab", ["", "ab", ""], [(0, 2, 1)], SPANS, special=[1, 0, 1])
-    assert laid == {"x": [-1, 0, -1], "x_label": [0, 1, 0]}
+    assert laid == {"x": [-1, 0, -1], "x_label": [-1, 0, -1]}
 
 
 class Capitals:

@@ -8,12 +8,13 @@ The rule, for each token of a text:
 - a **tag** or **weight** belongs to words: a word (words.py) has the one that covers its first visible
   character, and all its tokens carry it, also where the annotator saw two words in it ("gim|me").
 
-So a span that begins inside a token loses that token, and one that ends inside keeps it. Layers over tokens:
+So a span that begins inside a token loses that token, and one that ends inside keeps it. Layers over tokens are
+negative where there is nothing, as all layers of rows are; so the stored code of a label is one more than here.
 
-- ``spans``: int32, the number of the span in its document, −1 outside; labels, where there are, in a second
-  layer NAME_label, int16 codes, 0 outside;
-- ``categorical``: int16 codes, 0 for none (special tokens and padding get −1 when rows are laid out);
-- ``weight``: float32, 0 outside.
+- ``spans``: int32, the number of the span in its document; labels, where there are, in a second layer
+  NAME_label, int16, as tags;
+- ``categorical``: int16, the place of the label in ``Layer.labels``;
+- ``weight``: float32, 0 where there is nothing.
 
 A row that ends inside a span cuts it in two. That gives nothing away: each half stands in a row of its own,
 and none sees the other.
@@ -95,17 +96,24 @@ def _lay(
     covered = inside & (at >= 0)
     covered[covered] = place[covered] < end[at[covered]]
     at = at[covered]
-    values = None if layer.dtype is None else _joined([spans.value for spans in texts], layer.dtype)
     laid: dict[str, NDArray[Any]] = {}
     if layer.kind == "spans":
         within = np.arange(len(start)) - np.repeat(np.cumsum(counts) - counts, counts)
-        laid[name] = np.full(len(covered), -1, dtype=np.int32)
-        laid[name][covered] = within[at]
-        name += LABEL
-    if values is not None:
-        laid[name] = np.zeros(len(covered), dtype=values.dtype)
-        laid[name][covered] = values[at]
+        laid[name] = _scattered(within[at].astype(np.int32), covered, empty=-1)
+    if layer.dtype is not None:
+        values = _joined([spans.value for spans in texts], layer.dtype)[at]
+        if layer.kind == "weight":
+            laid[name] = _scattered(values, covered, empty=0)
+        else:
+            laid[name + LABEL * (layer.kind == "spans")] = _scattered(values - 1, covered, empty=-1)
     return laid
+
+
+def _scattered(values: NDArray[Any], covered: NDArray[np.bool_], *, empty: int) -> NDArray[Any]:
+    """(T,) the values where tokens are covered, else ``empty``."""
+    full = np.full(len(covered), empty, dtype=values.dtype)
+    full[covered] = values
+    return full
 
 
 def _opens_word(word_ids: NDArray[np.int32], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
