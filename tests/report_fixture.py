@@ -100,12 +100,11 @@ def run_facts(study: dict) -> list[dict]:
     records: list[dict] = []
     for arm in study["arms"]:
         candidates = [
-            {"setting": point, "scores": {"task-0": [0.5 + i / 10] * 2}, "mean": i - 0.5}
+            {"setting": point, "scores": {"task-0": [0.5 + i / 10] * 2}, "mean": 0.5 + i / 10}
             for i, point in enumerate(points)
         ]
-        records.append(
-            {"kind": "selection", "arm": arm, "candidates": candidates, "chosen": points[1], "border": False}
-        )
+        line = {"kind": "selection", "arm": arm, "by": "dev", "seeds": [1000, 1001], "border": False}
+        records.append(line | {"candidates": candidates, "chosen": points[1]})
         records += [cost_record(arm, seed) for seed in study["seeds"]]
     return records
 

@@ -8,7 +8,7 @@ import re
 import pytest
 
 from maskwise.errors import MaskwiseError
-from maskwise.report import write_report
+from maskwise.report import summary_of, write_report
 from maskwise.report.drawing import NEAR, arm_colours, dot_chart
 from maskwise.report.forest import forest_groups
 from maskwise.report.page import vega_code
@@ -20,6 +20,7 @@ from report_fixture import (
     make_samples,
     make_study,
     write_json,
+    write_lines,
     write_run,
     write_study,
 )
@@ -61,7 +62,9 @@ def test_a_study_makes_one_file_with_everything(folder):
     ):
         assert title in page
     charts = specs_of(page)
-    assert len(charts) == page.count('id="chart-') == 2 + 2 + 1 + 1 + 1  # tasks, held-out, train, eval, ratio
+    assert (
+        len(charts) == page.count('id="chart-') == 2 + 2 + 1 + 1 + 1 + 1
+    )  # tasks, held-out, compute, train, eval, ratio
     assert sorted(p.name for p in folder.iterdir() if p.suffix == ".html") == ["report.html"]
 
 
@@ -224,3 +227,123 @@ def test_losses_above_the_plateau_do_not_push_the_band_out_of_the_chart():
     low, high = layers[-1]["encoding"]["x"]["scale"]["domain"]
     [ends] = band["data"]["values"]
     assert low <= ends["from"] < ends["to"] <= high
+
+
+# What studies found, beside their charts ------------------------------------------------------------
+
+
+@pytest.fixture
+def rich(tmp_path):
+    """A study with companions, evaluations, a search, an overlap, a stopped arm and learnt weights."""
+    study = make_study(runs=6, arms=ARMS, stopping="Arms that are left look better than they are.")
+    full = make_records(study, ARMS)
+    records = list(full)
+    for r in full:
+        if r["kind"] == "score" and r["arm"] != "no-pretraining":
+            records.append(r | {"fraction": 0.5, "score": r["score"] - 0.05})
+        elif r["kind"] == "cost":
+            records.append(r | {"fraction": 0.5, "steps": 200, "targets": 61_440})
+    for arm in ARMS:
+        for seed in study["seeds"]:
+            line = {
+                "kind": "evaluation",
+                "arm": arm,
+                "seed": seed,
+                "name": f"facts {EVIL}",
+                "metric": "hits@1",
+            }
+            records.append(line | {"value": 0.25, "items": 500, "chance": 0.04, "higher_is_better": True})
+    records.append({"kind": "overlap", "task": "task-0", "corpus": EVIL, "items": 400, "overlapping": 7})
+    records.append({"kind": "stopped", "arm": "whole-word-15", "after": 6, "reason": EVIL})
+    summary = summarise(records, study)
+    folder = write_study(tmp_path / "study", study, records, summary=summary, samples=None)
+    stage = folder / study["arms"]["token-30"]["runs"]["0"] / "metrics.jsonl"
+    lines = [json.loads(line) for line in stage.read_text().splitlines()]
+    for line in lines:
+        line |= {"weights": {"NOUN": 0.9, EVIL: 0.1}, "probabilities": {"mlm": 0.7, "atd": 0.3}}
+    write_lines(stage, lines)
+    facts = {"phase": "main", "kind": "pretrain", "stage": "x", "arm": "token-15", "seed": 0}
+    write_lines(folder / "timings.jsonl", [facts | {"fraction": f, "seconds": 40 * f} for f in (0.5, 1.0)])
+    return folder
+
+
+def test_plain_words_stand_first_and_warnings_beside_them(rich):
+    page = page_of(rich).replace("\u00a0", " ")
+    assert page.index("In plain words") < page.index("What to do") < page.index("What was compared")
+    assert "3 ways to pre-train, 6 runs of each with the same seeds, judged on task-0, task-1" in page
+    assert "All arms spent equal steps" in page
+    assert "7 of 400 test items of task-0 stand in the corpus" in page
+    assert "whole-word-15 was stopped after 6 seeds" in page
+    assert "Arms that are left look better than they are." in page
+    assert "<script>alert" not in page
+
+
+def test_evaluations_choices_and_other_figures_are_tables(rich):
+    page = page_of(rich)
+    assert "hits@1" in page and page.count("0.250") >= 3 and "0.040" in page
+    assert "What was chosen for each arm" in page and "seeds (1000, 1001)" in page
+    assert "learning_rate 0.002" in page and "<strong>0.600</strong>" in page
+    assert "they describe, and decide nothing" in page and "Violation" in page
+
+
+def test_quality_against_compute_has_every_length_and_a_choice(rich):
+    specs = specs_of(page_of(rich))
+    (spec,) = (s for s in specs if s.get("params") and any(p["name"] == "by" for p in s["params"]))
+    options = {p["name"]: p["bind"]["options"] for p in spec["params"] if "bind" in p}
+    assert options["by"] == ["steps", "tokens", "targets", "flops", "seconds"]
+    assert options["measure"][:2] == ["mean over tasks", "task-0"]
+    rows = spec["data"]["values"] if "data" in spec else spec["layer"][0]["data"]["values"]
+    mine = [r for r in rows if (r["arm"], r["seed"], r["measure"]) == ("token-15", 0, "task-0")]
+    assert {(r["fraction"], r["steps"], r["seconds"]) for r in mine} == {(0.5, 200, 20.0), (1.0, 400, 40.0)}
+    assert mine[0]["value"] == pytest.approx(mine[1]["value"] - 0.05)
+    dots = specs[0]  # the scores of task-0: whole runs only
+    runs = next(layer for layer in dots["layer"] if layer["mark"]["type"] == "circle")
+    assert len(runs.get("data", dots.get("data"))["values"]) == 3 * 6
+
+
+def test_what_was_learnt_is_drawn_per_arm(rich):
+    page = page_of(rich)
+    assert "token-30: weights" in page and "token-30: shares" in page and "token-15: weights" not in page
+    charts = [s for s in specs_of(page) if "NOUN" in json.dumps(s)]
+    assert len(charts) == 1 and charts[0]["encoding"]["color"]["scale"]["domain"] == ["NOUN", EVIL]
+
+
+def test_stages_behind_links_are_read(folder):
+    study = json.loads((folder / "study.json").read_text())
+    stage = folder / study["arms"]["token-15"]["runs"]["0"]
+    moved = folder.parent / "shared"
+    stage.rename(moved)
+    stage.symlink_to(moved, target_is_directory=True)
+    assert any((line["arm"], line["seed"]) == ("token-15", 0) for line in read_folder(folder).curves)
+
+
+def test_the_summary_of_a_study(folder, tmp_path):
+    found = summary_of(folder)
+    assert {reason["code"] for row in found["contrasts"] for reason in row["reasons"]} >= {"few-runs"}
+    (folder / "summary.json").unlink()
+    with pytest.raises(MaskwiseError, match="not been summed up"):
+        summary_of(folder)
+    with pytest.raises(MaskwiseError, match="no verdicts"):
+        summary_of(write_run(tmp_path / "run", make_metrics("constant(0.3)")))
+
+
+def test_evaluations_of_different_units_share_no_axis():
+    row = {
+        "arm": "a",
+        "baseline": "b",
+        "mean": 5.0,
+        "low": 4.0,
+        "high": 6.0,
+        "verdict": "suggests",
+        "sentence": "",
+    }
+    rows = [
+        row | {"outcome": "evaluation:facts:hits@1", "unit": "score", "higher_is_better": True, "mean": 0.1},
+        row
+        | {"outcome": "evaluation:pseudo-perplexity:token", "unit": "perplexity", "higher_is_better": False},
+        row | {"outcome": "heldout:token@0.15", "unit": "nats", "higher_is_better": False},
+    ]
+    facts, perplexity, heldout = forest_groups(rows, {"a": "#000"})
+    assert (facts["unit"], facts["rows"][0]["figure"]) == ("points", "+10.00")
+    assert (perplexity["unit"], perplexity["rows"][0]["figure"]) == ("perplexity", "−5.00")
+    assert heldout["rows"][0]["label"] == "token masks, 15 %"

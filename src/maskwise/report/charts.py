@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from maskwise.report.drawing import dot_chart, line_chart
+from maskwise.report.drawing import dot_chart, group_chart, line_chart
 from maskwise.report.reading import REFERENCE, Folder, finite
 
 MOST_POINTS = 200  # per line: more is not seen
@@ -18,7 +18,7 @@ MOST_POINTS = 200  # per line: more is not seen
 def score_charts(folder: Folder, colours: dict[str, str]) -> list[dict[str, Any]]:
     """One dot chart per task, and the facts of its caption."""
     charts = []
-    scores = [r for r in folder.records if r["kind"] == "score" and finite(r.get("score"))]
+    scores = [r for r in whole_runs(folder) if r["kind"] == "score" and finite(r.get("score"))]
     for task in dict.fromkeys(r.get("task") for r in scores):
         records = [r for r in scores if r.get("task") == task]
         rows = [_row(r, "score") for r in records if r["arm"] in colours]
@@ -48,7 +48,7 @@ def score_charts(folder: Folder, colours: dict[str, str]) -> list[dict[str, Any]
 
 def heldout_charts(folder: Folder, colours: dict[str, str]) -> list[dict[str, Any]]:
     """One dot chart per kind of mask and ratio, with the unigram line and the plateau beside it."""
-    records = [r for r in folder.records if r["kind"] == "heldout" and r["arm"] in colours]
+    records = [r for r in whole_runs(folder) if r["kind"] == "heldout" and r["arm"] in colours]
     charts = []
     for masks, ratio, same, unigram in _by_masks(records):
         rows = [_row(r, "loss") for r in same]
@@ -80,6 +80,36 @@ def curve_charts(folder: Folder, colours: dict[str, str]) -> dict[str, Any]:
         spec = line_chart(rows, colours, unigram=unigram, dots=True, **look)
         charts["eval"].append({"masks": masks, "ratio": ratio, "spec": spec})
     return charts
+
+
+def whole_runs(folder: Folder) -> list[dict[str, Any]]:
+    """Records without those of shorter companion runs, which are never pooled with them."""
+    return [record for record in folder.records if record.get("fraction", 1.0) == 1.0]
+
+
+def learnt_charts(folder: Folder) -> list[dict[str, Any]]:
+    """What policies and samplers learnt, per arm: weights by group, or the share of each sampler's arm, over steps."""
+    charts = []
+    for arm in folder.arms:
+        for key, title in (("weights", "weight"), ("probabilities", "share of the steps")):
+            lines = _thin([r for r in folder.curves if r["arm"] == arm and isinstance(r.get(key), dict)])
+            rows = [
+                {"arm": str(name), "seed": line.get("seed", 0), "step": line.get("step"), "value": value}
+                for line in lines
+                for name, value in line[key].items()
+                if finite(value) and finite(line.get("step"))
+            ]
+            if rows:
+                last = max(row["step"] for row in rows)
+                order = sorted({row["arm"] for row in rows}, key=lambda name: -_last(rows, name, last))
+                charts.append(
+                    {"arm": arm, "what": key, "names": len(order), "spec": group_chart(rows, order, title)}
+                )
+    return charts
+
+
+def _last(rows: list[dict[str, Any]], name: str, step: int) -> float:
+    return _mean([row["value"] for row in rows if row["arm"] == name and row["step"] == step]) or 0.0
 
 
 def _by_masks(records: list[dict[str, Any]]) -> Iterator[tuple[str, Any, list[dict[str, Any]], float | None]]:

@@ -122,6 +122,70 @@ def line_chart(
     return _finish(alt.layer(*layers), height=260)
 
 
+def group_chart(rows: list[dict[str, Any]], order: Sequence[str], title: str) -> dict[str, Any]:
+    """rows of {"arm" (a group), "seed", "step", "value"}: one line per group and run, a legend in `order`."""
+    look = alt.Legend(
+        title=None, orient="right", symbolType="stroke", symbolStrokeWidth=3, columns=1 + len(order) // 12
+    )
+    colours = [*OKABE_ITO[:6], SLATE, BROWN] if len(order) <= 8 else None
+    scale = (
+        alt.Scale(domain=list(order), range=colours[: len(order)])
+        if colours
+        else alt.Scale(domain=list(order), scheme="category20")
+    )
+    axis_x = alt.X("step:Q", title="step", axis=alt.Axis(format="~s", tickCount=6, grid=False))
+    axis_y = alt.Y(
+        "value:Q", title=title, scale=alt.Scale(zero=True), axis=alt.Axis(format=".2~f", tickCount=6)
+    )
+    tips = ["arm:N", "seed:O", "step:Q", alt.Tooltip("value:Q", format=".3f")]
+    drawn = alt.Chart(alt.Data(values=rows)).mark_line(strokeWidth=1.8, opacity=0.8)
+    colour = alt.Color("arm:N", scale=scale, legend=look)
+    return _finish(drawn.encode(x=axis_x, y=axis_y, color=colour, detail="seed:N", tooltip=tips), height=280)
+
+
+def choice_chart(
+    rows: list[dict[str, Any]], colours: dict[str, str], *, measures: Sequence[str], quantities: Sequence[str]
+) -> dict[str, Any]:
+    """rows of {"arm", "seed", "fraction", "measure", "value", and a number per quantity}: quality against compute.
+
+    Two choices below the chart say which measure and which quantity; a thin line joins a seed's lengths.
+    """
+    measure = alt.param(
+        name="measure", value=measures[0], bind=alt.binding_select(options=list(measures), name="Quality ")
+    )
+    by = alt.param(
+        name="by", value=quantities[0], bind=alt.binding_select(options=list(quantities), name="against ")
+    )
+    pick = "".join(f"by == '{name}' ? datum.{name} : " for name in quantities) + "0"
+    base = (
+        alt.Chart(alt.Data(values=rows))
+        .transform_filter("datum.measure == measure")
+        .transform_calculate(x=pick)
+        .transform_filter("datum.x > 0")
+    )
+    axis_x = alt.X(
+        "x:Q",
+        title="compute",
+        scale=alt.Scale(zero=True),
+        axis=alt.Axis(format="~s", tickCount=6, grid=False),
+    )
+    axis_y = alt.Y("value:Q", title="quality", scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=6))
+    tips = ["arm:N", "seed:O", alt.Tooltip("fraction:Q", format=".0%"), alt.Tooltip("x:Q", format=".4s")]
+    tips.append(alt.Tooltip("value:Q", format=".4f"))
+    lines = base.mark_line(strokeWidth=1, opacity=0.35).encode(
+        x=axis_x, y=axis_y, color=_colour(colours), detail="seed:N"
+    )
+    dots = base.mark_circle(size=70, opacity=0.85, stroke="white", strokeWidth=1)
+    means = base.mark_line(strokeWidth=3).encode(
+        x=alt.X("mean(x):Q", title="compute"), y=alt.Y("mean(value):Q", title="quality"), color=_colour(colours),
+        detail="arm:N", order="fraction:Q",
+    )  # fmt: skip
+    drawn = [lines, dots.encode(x=axis_x, y=axis_y, color=_colour(colours), tooltip=tips)]
+    if len({row["fraction"] for row in rows}) > 1:
+        drawn.append(means)
+    return _finish(alt.layer(*drawn).add_params(measure, by), height=320)
+
+
 def _colour(colours: dict[str, str]) -> alt.Color:
     scale = alt.Scale(domain=list(colours), range=list(colours.values()))
     return alt.Color("arm:N", scale=scale, legend=None)  # the page has its own legend

@@ -16,10 +16,11 @@ from typing import Any
 import jinja2
 import vl_convert
 
-from maskwise.report.charts import curve_charts, heldout_charts, score_charts
+from maskwise.report.charts import curve_charts, heldout_charts, learnt_charts, score_charts, whole_runs
 from maskwise.report.drawing import SLATE, arm_colours
 from maskwise.report.forest import forest_groups
 from maskwise.report.reading import REFERENCE, Folder, finite, read_folder
+from maskwise.report.tables import choices, compute_view, evaluation_table, warnings
 
 
 def write_report(folder: Path, html: Path | None = None) -> Path:
@@ -48,12 +49,18 @@ def page_content(found: Folder) -> dict[str, Any]:
         "study": found.study,
         "summary": found.summary,
         "badge": _badge(found.summary),
+        "story": _story(found),
+        "warnings": warnings(found),
         "arms": [_arm(found, arm, colours[arm]) for arm in found.arms],
         "forests": forest_groups(found.summary.get("contrasts") or [], colours),
         "scores": score_charts(found, colours),
         "score_table": _score_table(found),
         "heldout": heldout_charts(found, colours),
+        "evaluations": evaluation_table(found),
+        "choices": choices(found),
+        "compute": compute_view(found, colours),
         "curves": curve_charts(found, colours),
+        "learnt": learnt_charts(found),
         "samples": _samples(found, colours),
         "failures": [record for record in found.records if record["kind"] == "failure"],
         "facts": _facts(found, seeds),
@@ -73,6 +80,30 @@ def _badge(summary: dict[str, Any]) -> str | None:
             return verdict
     names = {verdict for verdict, _ in verdicts}
     return next((name for name in ("undecided", "suggests", "decided", "void") if name in names), None)
+
+
+def _story(found: Folder) -> dict[str, Any] | None:
+    """The page in plain words: what was compared, what was found (a line per primary contrast), what to do."""
+    rows = [row for row in found.summary.get("contrasts") or [] if row.get("primary")]
+    if not rows:
+        return None
+    seeds, tasks = len(found.study.get("seeds") or []), list(found.study.get("tasks") or {})
+    told = f"{len(found.arms)} ways to pre-train, {seeds} run{'s' if seeds != 1 else ''} of each with the same seeds"
+    told += (
+        f", judged on {', '.join(tasks)}"
+        if tasks
+        else ", judged by held-out loss and what needs no fine-tuning"
+    )
+    by = found.summary.get("matched_by")
+    told += (
+        f". All arms spent equal {by}"
+        if by and all((row.get("compute") or {}).get("matched") for row in rows)
+        else ""
+    )
+    search = found.study.get("search")
+    told += ". Each arm has the settings that were best for it on other seeds." if search else "."
+    lines = [{"verdict": row["verdict"], "sentence": row.get("brief") or row["sentence"]} for row in rows]
+    return {"compared": told, "found": lines, "advice": found.summary.get("advice") or []}
 
 
 def _arm(found: Folder, arm: str, colour: str) -> dict[str, Any]:
@@ -95,7 +126,7 @@ def _arm(found: Folder, arm: str, colour: str) -> dict[str, Any]:
 def _score_table(found: Folder) -> list[dict[str, Any]]:
     """Every number behind the dots: per task and arm the runs by seed, and their mean."""
     rows = []
-    scores = [r for r in found.records if r["kind"] == "score" and finite(r.get("score"))]
+    scores = [r for r in whole_runs(found) if r["kind"] == "score" and finite(r.get("score"))]
     for task in dict.fromkeys(r.get("task") for r in scores):
         for arm in [*found.arms, REFERENCE]:
             runs = {r.get("seed"): r["score"] for r in scores if r.get("task") == task and r["arm"] == arm}
@@ -185,6 +216,10 @@ def _environment() -> jinja2.Environment:
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["figure"] = lambda x, digits=3: f"{x:.{digits}f}" if finite(x) else "–"
-    environment.filters["figures"] = lambda text: str(text).replace(" %", "\u00a0%")  # "95 %" on one line
+    environment.filters["figures"] = lambda text: (
+        str(text).replace(" %", "\u00a0%").replace("p = ", "p\u00a0=\u00a0")
+    )
+    environment.filters["short"] = lambda x: (f"{x:.3f}" if abs(x) < 10 else f"{x:.4g}") if finite(x) else "–"
+    environment.filters["percent"] = lambda x: f"{100 * x:.0f} %" if finite(x) else (x or "–")
     environment.filters["share"] = lambda x, digits=0: f"{100 * x:.{digits}f} %" if finite(x) else "–"
     return environment

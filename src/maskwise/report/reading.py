@@ -29,6 +29,7 @@ class Folder:
     summary: dict[str, Any] = field(default_factory=dict)
     samples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     curves: list[dict[str, Any]] = field(default_factory=list)
+    timings: list[dict[str, Any]] = field(default_factory=list)
     done: dict[str, Any] = field(default_factory=dict)
     recipe_yaml: str = ""
 
@@ -95,7 +96,8 @@ def _read_study(folder: Path) -> Folder:
         kind="study",
         name=str(study.get("name") or folder.resolve().name),
         study=study,
-        records=[line for line in _lines(folder / "records.jsonl") if "arm" in line and "kind" in line],
+        records=[line for line in _lines(folder / "records.jsonl") if _is_record(line)],
+        timings=_lines(folder / "timings.jsonl"),
         summary=_json(folder / "summary.json", dict) or {},
         samples=_json(folder / "samples.json", dict) or {},
         curves=curves,
@@ -132,6 +134,11 @@ def _lines(path: Path) -> list[dict[str, Any]]:
         if isinstance(content, dict):
             found.append(content)
     return found
+
+
+def _is_record(line: dict[str, Any]) -> bool:
+    """What has a kind, and an arm unless it is about the texts alone."""
+    return line.get("kind") == "overlap" or ("kind" in line and "arm" in line)
 
 
 def finite(value: Any) -> bool:

@@ -46,6 +46,7 @@ def summarise(
     rows = [row for arm, baseline in pairs for row in contrast_rows(table, arm, baseline)]
     decide(rows, Reasons(table, names), tasks=len(table.tasks), alpha=alpha)
     for row in rows:
+        row["brief"] = contrast_sentence(row, names, brief=True)
         row["sentence"] = contrast_sentence(row, names)
     primary = [row for row in rows if row["primary"]]
     return {

@@ -158,7 +158,7 @@ def _told(row: Mapping[str, Any], names: Mapping[str, str]) -> str:
         told = f"{arm} needs {100 * row['share']:.0f} % of the {by} of {baseline} to be as good {where}"
     ends = [f"{100 * x:.0f} %" if isinstance(x, float) else x for x in (row["low"], row["high"])]
     facts = [f"{row['n']} seed{'s' if row['n'] > 1 else ''}"]
-    facts += [f"95 % interval {ends[0]} to {ends[1]}"] if ends[0] is not None else []
+    facts += [f"95 % interval {ends[0]} to {ends[1]}"] if ends[0] != ends[1] else []
     for key, words in (
         ("not_reached", "never got there"),
         ("reached_before", "were there before the shortest run"),

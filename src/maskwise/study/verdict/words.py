@@ -103,11 +103,14 @@ def headline_sentence(rows: Sequence[Mapping[str, Any]], names: Mapping[str, str
 def advice_of(rows: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> list[str]:
     """What to do next, from the primary rows; the most useful first, each thing once."""
     found: list[str] = []
-    for row in rows:
-        if row["verdict"] == "decided":
-            best = row[row["better"]]
-            other = row["baseline" if row["better"] == "arm" else "arm"]
-            found.append(f"Use {names.get(best, best)} rather than {names.get(other, other)}.")
+    for baseline in dict.fromkeys(row["baseline"] for row in rows):
+        mine = [row for row in rows if row["baseline"] == baseline and row["verdict"] == "decided"]
+        base = names.get(baseline, baseline)
+        if winners := [row for row in mine if row["better"] == "arm"]:
+            best = max(winners, key=lambda row: abs(row["mean"]))["arm"]
+            found.append(f"Use {names.get(best, best)} rather than {base}.")
+        elif mine:
+            found.append(f"Keep {base}: nothing here is shown to be better, and {_count(mine)} to be worse.")
     runs = [row["n"] + row["more_runs"] for row in rows if row["more_runs"]]
     if runs:
         at = f"{min(runs)}" if len(set(runs)) == 1 else f"{min(runs)} to {max(runs)}"
@@ -124,6 +127,10 @@ def advice_of(rows: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> li
         if code in codes:
             found.append(told)
     return found
+
+
+def _count(rows: Sequence[Any]) -> str:
+    return f"{len(rows)} choice{'s are' if len(rows) > 1 else ' is'} shown"
 
 
 ADVICE = {
