@@ -59,14 +59,21 @@ class Design:
         runs = self._as_written()
         yield Plan(tuple(replace(run, chain=_texts(run), evaluated=None, tasks={}) for run in runs), "texts")
         if by == "seconds":
-            timed = []
-            for run in runs:
-                links = self.recipe.arm(run.arm, seed=run.seed).links()
-                clocks = tuple(time_stage(link, text) for link, text in zip(links, _own_texts(run)))
-                timed.append(replace(run, chain=(*_texts(run), *clocks), evaluated=None, tasks={}))
-            self.others += timed
-            yield Plan(tuple(timed), "time", alone=True)
+            search = self.recipe.study.search
+            self.others = [
+                replace(self._timed(run, point), evaluated=None, tasks={})
+                for run in runs
+                for point in ({}, *(search.points if search else ()))
+            ]
+            yield Plan(tuple(self.others), "time", alone=True)
         self.budget = self._spends(self.recipe.baseline, {})
+
+    def _timed(self, run: Run, point: dict[str, Any]) -> Run:
+        """The texts of a run, and its trainings for the clock; points that change no speed share them."""
+        links = self.recipe.arm(run.arm, seed=run.seed, more=point).links()
+        run = make_run(self.recipe, run.arm, run.seed, contents={}, more=point)
+        clocks = {(s := time_stage(link, text)).name: s for link, text in zip(links, _own_texts(run))}
+        return replace(run, chain=(*_texts(run), *clocks.values()))
 
     def _spends(self, arm: str, more: dict[str, Any]) -> float | None:
         return spent(self._rates(arm, more), self.recipe.study.match)

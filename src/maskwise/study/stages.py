@@ -28,6 +28,9 @@ from maskwise.training.machine import fast_bf16
 
 DONE = "done.json"
 
+# Settings of training that change the time of a step.
+_SPEED = ("batch_size", "accumulate", "optimizer", "precision")
+
 # Settings of training that change no weight, and so are no part of a stage's name.
 _IRRELEVANT = ("log_every", "eval_every", "save_every", "trackers")
 
@@ -113,10 +116,10 @@ def evaluate_stage(recipe: Any, prepared: Stage, pretrained: Stage) -> Stage:
 
 
 def time_stage(recipe: Any, prepared: Stage) -> Stage:
-    """A few steps of a training, for the clock. Its seed changes no speed, and is left out."""
+    """A few steps of a training, for the clock: named by what changes the speed, so not by seed or learning rate."""
     like = pretrain_stage(recipe, prepared)
-    like.what["training"].pop("seed")
-    return Stage("time", like.what, like.needs)
+    training = {key: like.what["training"][key] for key in _SPEED}
+    return Stage("time", like.what | {"training": training}, like.needs)
 
 
 def finetune_stage(
