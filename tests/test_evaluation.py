@@ -207,7 +207,7 @@ SENTENCES = facts_of(
 @torch.no_grad()
 def test_candidates_are_scored_by_the_chain_rule(tokens: int) -> None:
     model = Known()
-    (asked,) = cloze_module._ask(list(SENTENCES.facts), TOKENIZER, 64, cloze_module.Counter())
+    (asked,) = cloze_module._ask(list(SENTENCES.facts), 20, TOKENIZER, 64, cloze_module.Counter())
     found = candidate_scores(model, asked, mask=MASK, tokens=tokens)
     candidates = {"rome": ["rome"], "london": ["lon", "##don"], "paris": ["par", "##is"]}
     order = [next(n for n, p in candidates.items() if ID[p[0]] == int(row[0])) for row in asked.pieces]
@@ -275,13 +275,15 @@ def test_facts_that_cannot_be_scored_are_counted() -> None:
 
 
 @torch.no_grad()
-def test_large_relations_are_cut_into_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_relations_are_cut_into_parts() -> None:
     answers = ["cat", "dog", "bird", "rome", "london", "cats", "dogs"]
     facts = facts_of(*((answer, answer, f"the [MASK] {end}") for answer in answers for end in ("ran", "sat")))
-    monkeypatch.setattr(cloze_module, "CANDIDATES", 3)
-    parts = list(cloze_module._ask(list(facts.facts), TOKENIZER, 64, cloze_module.Counter()))
+    parts = list(cloze_module._ask(list(facts.facts), 3, TOKENIZER, 64, cloze_module.Counter()))
     assert [len(part.pieces) for part in parts] == [3, 2, 2] and sum(len(part.gold) for part in parts) == 14
-    assert score_facts(Known(), TOKENIZER, facts)[0]["items"] == 14
+    few = Facts(facts.name, facts.facts, facts.total, {}, candidates=3)
+    assert score_facts(Known(), TOKENIZER, few)[0]["items"] == 14
+    hits = [by_metric(score_facts(Known(), TOKENIZER, some))["hits@1"]["value"] for some in (few, facts)]
+    assert hits[0] >= hits[1]  # fewer others to be better than
 
 
 def test_sentences_of_facts(tmp_path: Path) -> None:

@@ -2,9 +2,10 @@
 
 Each answer is ranked twice:
 
-- among **the answers of its relation** (hits@1, hits@10, mrr), at most 50 of them: all facts, also those whose
-  answer is several tokens. A candidate of k pieces is put as k [MASK]s and scored by the chain rule from left to right,
-  log p(piece j | the sentence, pieces before j, masks behind): the pseudo-log-likelihood of the answer;
+- among **the answers of its relation** (hits@1, hits@10, mrr), 20 at a time unless the set says more: all
+  facts, also those whose answer is several tokens. A candidate of k pieces is put as k [MASK]s and scored by
+  the chain rule from left to right, log p(piece j | the sentence, pieces before j, masks behind): the
+  pseudo-log-likelihood of the answer;
 - among **the whole vocabulary** (open-hits@1, …), as LAMA does: facts whose answer is one token. These are
   other facts for another vocabulary, so only models with the same tokenizer can be compared.
 
@@ -31,8 +32,6 @@ from maskwise.evaluation.scoring import LONG, TIE, TOKENS, UNKNOWN, most_tokens,
 from maskwise.evaluation.sources import require_scored
 from maskwise.masking.vocabulary import Vocabulary
 
-CANDIDATES = 50
-"""Answers that a fact is ranked among, at most: relations with more are cut into parts."""
 Pieces = tuple[int, ...]
 ONE_ANSWER = "the only answer of its relation"
 
@@ -53,7 +52,7 @@ def score_facts(model: Any, tokenizer: Any, facts: Facts) -> list[dict[str, Any]
     open_chance: list[Tensor] = []
     for relation in sorted({fact.relation for fact in facts.facts}):
         mine = [fact for fact in facts.facts if fact.relation == relation]
-        for asked in _ask(mine, tokenizer, most_tokens(model), skipped):
+        for asked in _ask(mine, facts.candidates, tokenizer, most_tokens(model), skipped):
             scores = candidate_scores(model, asked, mask=tokenizer.mask_token_id)
             by_frequency = ranks_of(asked.frequencies().expand_as(scores), asked.gold, asked.right)
             ranks.append(ranks_of(scores, asked.gold, asked.right))
@@ -111,8 +110,10 @@ class Asked:
         return -torch.arange(len(self.pieces), dtype=torch.float64)
 
 
-def _ask(facts: list[Fact], tokenizer: Any, room: int, skipped: Counter[str]) -> Iterator[Asked]:
-    """The facts of a relation that can be scored, in parts of at most ``CANDIDATES`` answers."""
+def _ask(
+    facts: list[Fact], candidates: int, tokenizer: Any, room: int, skipped: Counter[str]
+) -> Iterator[Asked]:
+    """The facts of a relation that can be scored, in parts of at most ``candidates`` answers."""
     rows = tokenizer([fact.text.replace(MASK, tokenizer.mask_token) for fact in facts])["input_ids"]
     spaced = [fact.text.partition(MASK)[0].endswith(" ") for fact in facts]
     answers = _pieces([fact.answer for fact in facts], spaced, tokenizer)
@@ -131,7 +132,7 @@ def _ask(facts: list[Fact], tokenizer: Any, room: int, skipped: Counter[str]) ->
         skipped[ONE_ANSWER] += len(kept)
         return
     order = sorted(counts, key=lambda answer: (-counts[answer], answer))
-    parts = math.ceil(len(order) / CANDIDATES)
+    parts = math.ceil(len(order) / candidates)
     for part in range(parts):  # every part gets frequent and rare ones
         answers_here = order[part::parts]
         yield _asked([one for one in kept if one[2] in answers_here], answers_here, tokenizer)

@@ -22,8 +22,8 @@ from maskwise.tasks.readers import Record, read_records
 
 MASK = "[MASK]"
 TEMPLATES = "relations.jsonl"
-ITEMS = 500
-"""Facts of a file that are used if the spec does not say."""
+ITEMS, CANDIDATES = 200, 20
+"""Facts of a file that are used, and answers that each is ranked among, if the spec does not say."""
 NOT_ONE_MASK = "not exactly one [MASK]"
 
 
@@ -44,12 +44,14 @@ class Facts:
         name: for records.
         facts: N facts. total: how many the file holds.
         skipped: reason → facts left out when the file was read.
+        candidates: answers that a fact is ranked among, at most: relations with more are cut into parts.
     """
 
     name: str
     facts: tuple[Fact, ...]
     total: int
     skipped: Mapping[str, int]
+    candidates: int = CANDIDATES
 
     def texts(self) -> list[str]:
         """For the overlap check: the sentences with their answers."""
@@ -57,21 +59,26 @@ class Facts:
 
     def content(self) -> str:
         """A hash of all that a score depends on."""
-        return hashlib.sha256(json.dumps([self.name, self.facts]).encode()).hexdigest()[:16]
+        return hashlib.sha256(json.dumps([self.name, self.facts, self.candidates]).encode()).hexdigest()[:16]
 
 
-def read_facts(path: Path, items: int | None = ITEMS, templates: str | None = None) -> Facts:
+def read_facts(
+    path: Path, items: int | None = ITEMS, candidates: int = CANDIDATES, templates: str | None = None
+) -> Facts:
     """Facts from a file; at most ``items`` of them, evenly spread.
 
     Args:
         path: JSON lines with ``obj_label``, and ``masked_sentences``, ``evidences``, or ``sub_label`` and a
             relation (``predicate_id`` or ``relation``) that has a template.
-        items: how many to use.
+        items: how many to use; None: all.
+        candidates: answers of its relation that a fact is ranked among, at most.
         templates: a file of templates; else ``relations.jsonl`` beside ``path``, if there is one.
 
     Raises:
         MaskwiseError: an empty or unreadable file, a missing column, or a fact that is no text.
     """
+    if candidates < 3:  # with two, a part of an odd number would hold one, which is always right
+        raise MaskwiseError("a fact is ranked among candidates", got=candidates, allowed="≥ 3")
     records, known = read_set(path), _templates(path, templates)
     skipped: Counter[str] = Counter()
     facts = []
@@ -82,7 +89,7 @@ def read_facts(path: Path, items: int | None = ITEMS, templates: str | None = No
         else:
             skipped[NOT_ONE_MASK] += 1
     require_scored(len(facts), skipped, f"facts {name_of(path)!r}")
-    return Facts(name_of(path), tuple(facts), len(records), skipped)
+    return Facts(name_of(path), tuple(facts), len(records), skipped, candidates)
 
 
 def _templates(path: Path, given: str | None) -> dict[str, str]:
