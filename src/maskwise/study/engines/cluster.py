@@ -1,8 +1,8 @@
 """The Ray engine: each task on one core, and one GPU where there are any, of whatever machine is free.
 
-It joins the cluster of RAY_ADDRESS, else one that runs on this machine, else it starts one here. Ray itself retries
-nothing: a lost node is a failure that may pass, and the loop knows what to do with it. Tasks must bear to run
-twice at once, for a node that is given up may still be alive.
+It joins the cluster of RAY_ADDRESS, else one that runs on this machine, else it starts one here (as it does at once
+where RAY_ADDRESS is "local"). Ray itself retries nothing: a lost node is a failure that may pass, and the loop knows
+what to do with it. Tasks must bear to run twice at once, for a node that is given up may still be alive.
 
 Cost: about three seconds to connect, and on every node some seconds for the first task, which imports torch.
 Needs: maskwise in the same versions on every machine, and a folder that all of them see.
@@ -11,8 +11,10 @@ Needs: maskwise in the same versions on every machine, and a folder that all of 
 from __future__ import annotations
 
 import os
+import socket
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -92,25 +94,25 @@ class RayEngine:
             return None, Failure(f"a worker or its machine was lost: {_line(error)}", passing=True)
 
     def _probe(self, probe: Probe, environment: dict[str, Any]) -> None:
-        """Ask every node, before any work, whether it can do it."""
+        """Ask every node, before any work, whether it can do it. Lost or busy ones do not count, if any answers."""
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as On
 
-        nodes = {
-            node["NodeID"]: node
+        task = self.ray.remote(num_cpus=0, max_retries=0, runtime_env=environment)(_answered)
+        asked = {
+            task.options(scheduling_strategy=On(node["NodeID"], soft=False)).remote(probe): node
             for node in self.ray.nodes()
             if node["Alive"] and node["Resources"].get("CPU")
         }
-        task = self.ray.remote(num_cpus=0, max_retries=0, runtime_env=environment)(_answered)
-        asked = {task.options(scheduling_strategy=On(key, soft=False)).remote(probe): key for key in nodes}
-        ready, late = self.ray.wait(list(asked), num_returns=len(asked), timeout=PROBE_SECONDS)
-        answers: dict[Any, str | None] = dict.fromkeys(late, f"no answer for {PROBE_SECONDS:.0f} s")
-        for reference in ready:
-            wrong, failure = self._outcome(reference)
-            answers[reference] = failure.error if failure else wrong
-        for reference, wrong in answers.items():
-            if wrong:
-                node = nodes[asked[reference]]["NodeManagerAddress"]
-                raise MaskwiseError(f"the Ray node {node} cannot do stages: {wrong}")
+        ready, _ = self.ray.wait(list(asked), num_returns=len(asked), timeout=PROBE_SECONDS)
+        failures = [
+            (asked[reference]["NodeManagerAddress"], self._outcome(reference)[1]) for reference in ready
+        ]
+        for node, failure in failures:
+            if failure and not failure.passing:
+                raise MaskwiseError(f"the Ray node {node} cannot do stages: {failure.error}")
+        if all(failure for _, failure in failures):
+            do = "look at `ray status`; RAY_ADDRESS=local starts a cluster here"
+            raise MaskwiseError(f"no node of the Ray cluster answers within {PROBE_SECONDS:.0f} s", do=do)
 
 
 def _quiet_ray() -> Any:
@@ -126,20 +128,28 @@ def _quiet_ray() -> Any:
 
 
 def _join(ray: Any, jobs: int | None) -> None:
-    given = os.environ.get("RAY_ADDRESS")
+    given = os.environ.get("RAY_ADDRESS", "auto")
     settings = {"log_to_driver": False, "logging_level": "critical"}
+    if given not in ("auto", "local"):
+        _require(given)
+    with suppress(ConnectionError):  # there is none
+        if given != "local":
+            ray.init(address=given, **settings)
+            return
+    ray.init(
+        address="local", num_cpus=jobs or os.cpu_count(), include_dashboard=False,
+        object_store_memory=STORE_BYTES, **settings,
+    )  # fmt: skip
+
+
+def _require(address: str) -> None:
+    """Ask for the port first: Ray asks for minutes, and aloud."""
+    host, _, port = address.rpartition("://")[2].partition(":")
     try:
-        ray.init(address=given or "auto", **settings)
-    except (ConnectionError, ValueError) as error:
-        if given:
-            got = f"{given}: {_line(error)}"
-            raise MaskwiseError(
-                "no Ray cluster at RAY_ADDRESS", got=got, do="start it with `ray start`"
-            ) from None
-        ray.init(
-            address="local", num_cpus=jobs or os.cpu_count(), include_dashboard=False,
-            object_store_memory=STORE_BYTES, **settings,
-        )  # fmt: skip
+        socket.create_connection((host, int(port)), timeout=5.0).close()
+    except (OSError, ValueError) as error:
+        do = "start it with `ray start`, or unset RAY_ADDRESS"
+        raise MaskwiseError("no Ray cluster at RAY_ADDRESS", got=f"{address}: {error}", do=do) from None
 
 
 def _environment(threads: int) -> dict[str, str]:
@@ -157,8 +167,9 @@ def _there(run: Run, folder: str, threads: int, task: Any) -> tuple[Any, Failure
     return answer(run, task)
 
 
-def _answered(probe: Probe) -> tuple[str | None, Failure | None]:
-    return probe(), None
+def _answered(probe: Probe) -> tuple[None, Failure | None]:
+    wrong = probe()
+    return None, Failure(wrong, passing=False) if wrong else None
 
 
 def _line(error: Exception) -> str:

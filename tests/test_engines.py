@@ -1,0 +1,348 @@
+"""Engines: a failure takes down what needs it and no more; a lost worker or node changes no number."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from maskwise.errors import MaskwiseError
+from maskwise.study import Plan, Run, Stage
+from maskwise.study.engines import ENGINES, execute, schedule
+from maskwise.study.engines.base import Failure
+from maskwise.study.table import LiveTable
+from tiny import maskwise, read_lines, start, write_inputs
+
+LOST = Failure("the node is gone", passing=True)
+WRONG = Failure("the loss is not finite", passing=False)
+
+
+class Scripted:
+    """An engine that does a task by writing done.json, unless the script has a failure for it."""
+
+    script: dict[str, list[Failure]]
+    log: list[str]
+
+    def __init__(self, run: Any, *, jobs: int | None, probe: Any):
+        self.stages, self.jobs, self.tasks = Path(run.keywords["stages"]), jobs or 2, []
+        self.probed = probe()
+
+    @property
+    def idle(self) -> int:
+        return self.jobs - len(self.tasks)
+
+    def start(self, task: Any) -> None:
+        assert self.idle > 0
+        self.tasks.append(task)
+
+    def finished(self, timeout: float) -> Iterator[tuple[Any, Any, Failure | None]]:
+        for task in self.tasks:
+            word = task["stage"]["what"]["word"]
+            self.log.append(word)
+            failures = self.script.get(word, [])
+            if not failures:
+                finish(self.stages / task["name"])
+            yield task, None, failures.pop(0) if failures else None
+        self.tasks = []
+
+    def close(self) -> None:
+        self.log.append("closed")
+
+
+def finish(folder: Path, seconds: float = 1.0) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "done.json").write_text(json.dumps({"seconds": seconds}))
+
+
+def make(kind: str, word: str, *needs: Stage, steps: int = 100) -> Stage:
+    what = {"word": word} | ({"training": {"steps": steps}} if kind == "pretrain" else {})
+    return Stage(kind, what, tuple(need.name for need in needs))
+
+
+@pytest.fixture
+def plan() -> Plan:
+    """One text, two runs with a task each."""
+    text = make("prepare", "text")
+    runs = []
+    for arm in "ab":
+        trained = make("pretrain", arm, text)
+        task = make("finetune", f"task of {arm}", text, trained)
+        runs.append(Run(arm, 0, (text, trained), text, trained, None, {"task": task}))
+    return Plan(tuple(runs))
+
+
+@pytest.fixture
+def scripted(monkeypatch) -> type[Scripted]:
+    Scripted.script, Scripted.log = {}, []
+    monkeypatch.setitem(ENGINES, "scripted", Scripted)
+    monkeypatch.setattr(schedule, "PAUSE_SECONDS", 0.01)
+    return Scripted
+
+
+def do(plan: Plan, stages: Path, **more: Any) -> dict[str, str]:
+    """Errors by the word of a stage."""
+    stages.mkdir(exist_ok=True)
+    words = {stage.name: stage.what["word"] for stage in plan.stages()}
+    errors = execute(plan.stages(), stages, plan, quiet=True, engine="scripted", **more)
+    return {words[name]: error for name, error in errors.items()}
+
+
+# The loop --------------------------------------------------------------------------------------------------
+
+
+def test_what_is_needed_comes_first(plan, tmp_path, scripted):
+    assert do(plan, tmp_path) == {}
+    log = scripted.log
+    assert log[0] == "text" and log[-1] == "closed" and len(log) == 6
+    assert all(log.index(arm) < log.index(f"task of {arm}") for arm in "ab")
+    assert not list(tmp_path.glob(".mark*"))
+
+
+def test_a_failure_takes_down_what_needs_it_and_no_more(plan, tmp_path, scripted):
+    scripted.script = {"a": [WRONG]}
+    assert do(plan, tmp_path) == dict.fromkeys(("a", "task of a"), WRONG.error)
+    assert scripted.log.count("a") == 1 and "task of b" in scripted.log and "task of a" not in scripted.log
+
+
+@pytest.mark.parametrize("lost, tried, fails", [(1, 2, False), (2, 3, False), (3, 3, True)])
+def test_what_may_pass_is_tried_again(plan, tmp_path, scripted, lost, tried, fails):
+    scripted.script = {"a": [LOST] * lost, "b": [WRONG]}
+    errors = do(plan, tmp_path, retries=2)
+    assert scripted.log.count("a") == tried and scripted.log.count("b") == 1
+    assert ("a" in errors, "task of a" in errors, "b" in errors) == (fails, fails, True)
+
+
+def test_a_text_that_all_need_ends_the_study_in_one_line(plan, tmp_path, scripted):
+    scripted.script = {"text": [LOST, WRONG]}
+    with pytest.raises(MaskwiseError, match=r"^the loss is not finite$"):
+        do(plan, tmp_path, retries=1)
+    assert scripted.log == ["text", "text", "closed"]
+
+
+def test_done_elsewhere_and_not_seen_here_is_a_failure(plan, tmp_path, scripted, monkeypatch):
+    monkeypatch.setattr(schedule, "LATE_SECONDS", 0.0)
+    monkeypatch.setattr("test_engines.finish", lambda folder: None)
+    with pytest.raises(MaskwiseError, match="its folder is not seen here"):
+        do(plan, tmp_path, retries=0)
+
+
+def test_a_copy_of_a_stage_waits_for_the_other(tmp_path):
+    order = []
+
+    def second() -> None:
+        with schedule.alone(tmp_path / "stage"):
+            order.append("second")
+
+    with schedule.alone(tmp_path / "stage"):
+        thread = threading.Thread(target=second)
+        thread.start()
+        thread.join(0.2)
+        order.append("first")
+    thread.join(10.0)
+    assert order == ["first", "second"]
+
+
+def test_a_machine_that_computes_otherwise_is_refused(plan, tmp_path, monkeypatch):
+    monkeypatch.setattr(schedule, "LATE_SECONDS", 0.0)
+    with schedule.probe(plan.stages()[0], tmp_path) as look:
+        assert look() is None
+        monkeypatch.setattr("maskwise.study.stages._numerics", lambda: ("other versions",))
+        assert "other versions" in look()
+        with pytest.raises(MaskwiseError, match="use like machines"):
+            schedule.work(look.args[0], stages=str(tmp_path))
+    assert look().startswith(f"it does not see {tmp_path}")
+
+
+@pytest.mark.parametrize(
+    "address, says",
+    [("127.0.0.1:1", "no Ray cluster at RAY_ADDRESS"), ("nonsense", "RAY_ADDRESS"), (None, "pip")],
+)
+def test_no_cluster_and_no_ray_are_one_line(plan, tmp_path, monkeypatch, address, says):
+    monkeypatch.setenv("RAY_ADDRESS", address or "local")
+    if address is None:
+        monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(MaskwiseError, match=says) as error:
+        execute(plan.stages(), tmp_path, plan, quiet=True, engine="ray")
+    assert "\n" not in str(error.value)
+
+
+def test_an_unknown_engine_names_those_there_are(plan, tmp_path):
+    with pytest.raises(MaskwiseError, match="unknown engine 'rai'; allowed: local, ray"):
+        execute([], tmp_path, plan, quiet=True, engine="rai")
+
+
+# The engines -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow  # every worker that dies is one more that imports torch
+@pytest.mark.parametrize("name", ["local", "ray"])
+def test_every_engine_keeps_the_promises(name, monkeypatch):
+    """``eval`` is a function that every process knows."""
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    engine = ENGINES[name](eval, jobs=1, probe=lambda: None)
+    found = {}
+    try:
+        for task in (
+            "__import__('torch').get_num_threads(), __import__('os').environ['OMP_NUM_THREADS']",
+            "{}['two\\nlines']",
+            "open('/nowhere/at/all')",
+            "__import__('os')._exit(7)",
+            "__import__('os').kill(__import__('os').getpid(), 9)",
+            "1 + 1",
+        ):
+            assert engine.idle == 1
+            engine.start(task)
+            assert engine.idle == 0
+            while engine.idle == 0:
+                for ended, result, failure in engine.finished(0.5):
+                    found[ended] = result, failure
+    finally:
+        engine.close()
+        if name == "ray":
+            engine.ray.shutdown()
+    results, failures = zip(*found.values(), strict=True)
+    assert results == ((1, "1"), None, None, None, None, 2)
+    assert [failure and failure.passing for failure in failures] == [None, False, True, True, True, None]
+    assert all("\n" not in failure.error for failure in failures if failure)
+
+
+# The table -------------------------------------------------------------------------------------------------
+
+
+def test_the_time_left_is_what_like_stages_took(plan, tmp_path):
+    text, a, task_a, b, task_b = plan.stages()
+    finish(text.folder(tmp_path), 5.0)
+    finish(a.folder(tmp_path), 40.0)  # 0.4 s a step
+    table = LiveTable(plan, tmp_path, quiet=True)
+    b.folder(tmp_path).mkdir()
+    lines = [{"kind": "train", "step": n, "tokens": 10 * n, "seconds": n} for n in (10, 25)]
+    text_of = "\n".join(map(json.dumps, [*lines, {"kind": "eval", "step": 25}])) + "\n"
+    (b.folder(tmp_path) / "metrics.jsonl").write_text(text_of)
+    table.since = {b.name: time.perf_counter()}
+    found = {b.name: table._metrics(b.name)}
+    assert table._left(found, {}) == (30.0, False)  # 75 steps; nothing is known of tasks
+    assert "2 of 5 stages" in str(table._summary(found, {})) and "10 tokens/s" in str(
+        table._summary(found, {})
+    )
+    finish(task_a.folder(tmp_path), 8.0)
+    table.done(task_a.name)
+    assert table._left(found, {}) == (38.0, True)
+    assert table._left(found, {task_b.name: "failed"}) == (30.0, True)
+    cells = {arm: str(table._cell(table.cells[arm, 0], found, {})) for arm in "ab"}
+    assert cells == {"a": "done", "b": "25 %"}
+    assert str(table._cell(table.cells["b", 0], found, {task_b.name: "x"})) == "failed"
+
+
+# Whole studies ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory) -> Path:
+    return write_inputs(tmp_path_factory.mktemp("inputs"))
+
+
+@pytest.fixture(scope="module")
+def finished(recipe, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("study") / "out"
+    assert maskwise("study", recipe, STEPS, "--out", out, "--jobs", 1) == 0
+    return out
+
+
+STEPS = "training.steps=400"
+"""Some seconds for each run, so that there is a middle."""
+
+
+def unfinished(out: Path) -> set[Path]:
+    """Stages that have a state to resume from, and no end."""
+    folders = {path.parents[2] for path in out.glob("stages/pretrain-*/resume/step-*/manifest.json")}
+    return {folder for folder in folders if not (folder / "done.json").exists()}
+
+
+def wait(what: Any, seconds: float = 240.0) -> None:
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+def same(out: Path, finished: Path) -> bool:
+    return (out / "records.jsonl").read_bytes() == (finished / "records.jsonl").read_bytes()
+
+
+@pytest.mark.slow
+def test_a_killed_worker_changes_no_number(finished, recipe, tmp_path):
+    out = tmp_path / "out"
+    study = start("study", recipe, STEPS, "--out", out, "--jobs", 1, "--retries", 1)
+    wait(lambda: unfinished(out) or study.poll() is not None)
+    [worker] = [
+        pid for pid in children(study.pid) if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    ]
+    os.kill(worker, signal.SIGKILL)
+    _, err = study.communicate(timeout=300)
+    assert study.returncode == 0 and "exit code -9); trying again (1 of 1)" in err
+    assert same(out, finished)
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@pytest.mark.slow
+def test_a_place_that_cannot_be_written_fails_one_run(finished, recipe, tmp_path):
+    out = tmp_path / "out"
+    (out / "stages").mkdir(parents=True)
+    (out / "stages" / ".lock").touch()
+    stage = json.loads((finished / "study.json").read_text())["arms"]["token-15"]["runs"]["1"]
+    (out / stage).write_text("in the way")
+    study = start("study", recipe, STEPS, "--out", out, "--jobs", 1, "--retries", 1)
+    _, err = study.communicate(timeout=300)
+    assert study.returncode == 1 and err.count("trying again (1 of 1)") == 1
+    failures = [record for record in read_lines(out / "records.jsonl") if record["kind"] == "failure"]
+    assert {(record["arm"], record["seed"]) for record in failures} == {("token-15", 1)}
+    assert "FileExistsError" in failures[0]["error"]
+
+
+@pytest.mark.slow
+def test_ctrl_c_on_ray_leaves_a_study_that_goes_on(finished, recipe, tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    out = tmp_path / "out"
+    arguments = ("study", recipe, STEPS, "--out", out, "--engine", "ray", "--jobs", 1)
+    study = start(*arguments)
+    wait(lambda: unfinished(out) or study.poll() is not None)
+    os.killpg(study.pid, signal.SIGINT)
+    _, err = study.communicate(timeout=60)
+    assert study.returncode == 130 and "goes on" in err and "Traceback" not in err
+    study = start(*arguments, "--json")
+    printed, err = study.communicate(timeout=300)
+    assert study.returncode == 0 and json.loads(printed)["baseline"] == "token-15" and err == ""
+    assert same(out, finished) and not list(out.rglob("*.partial"))
+
+
+@pytest.mark.slow
+def test_a_lost_node_changes_no_number(finished, recipe, tmp_path, monkeypatch):
+    """Two nodes with a core each; one is killed while both pre-train."""
+    cluster_utils = pytest.importorskip("ray.cluster_utils")
+    node = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    cluster = cluster_utils.Cluster(initialize_head=True, head_node_args=node | {"include_dashboard": False})
+    try:
+        second = cluster.add_node(**node)
+        monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+        out = tmp_path / "out"
+        study = start("study", recipe, STEPS, "--out", out, "--engine", "ray")
+        wait(lambda: len(unfinished(out)) > 1 or study.poll() is not None)
+        cluster.remove_node(second, allow_graceful=False)
+        printed, err = study.communicate(timeout=300)
+    finally:
+        cluster.shutdown()
+    assert study.returncode == 0 and "raylet" not in printed
+    assert "a worker or its machine was lost" in err and "trying again (1 of 2)" in err
+    assert same(out, finished)
