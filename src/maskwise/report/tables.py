@@ -127,6 +127,6 @@ def _seconds(folder: Folder) -> dict[tuple[str, int, float], float]:
             and line.get("phase", "main") == "main"
             and finite(line.get("seconds"))
         ):
-            key = line.get("arm"), line.get("seed"), line.get("fraction", 1.0)
+            key = str(line.get("arm")), int(line.get("seed", 0)), float(line.get("fraction", 1.0))
             found[key] = found.get(key, 0.0) + line["seconds"]
     return found
