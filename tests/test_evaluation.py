@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerFast
 
 from maskwise.annotate import encode
 from maskwise.cli import main
-from maskwise.corpus import Document, pack, tokenise
+from maskwise.corpus import Document, pack, tokenise, train_tokenizer
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation import (
     EvaluationSettings,
@@ -222,6 +222,27 @@ def test_candidates_are_scored_by_the_chain_rule(tokens: int) -> None:
                 shown = base[:at] + pieces[:step] + [MASK] * (len(pieces) - step) + base[at + 1 :]
                 total += float(log_p(model, shown, at + step)[piece])
             assert found[number, place].item() == pytest.approx(total, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "bpe"])
+def test_a_sentence_with_its_answer_is_tokenised_as_in_running_text(kind: Any) -> None:
+    texts = [
+        "Ada was born in London.",
+        "Rome is old, said Bob",
+        "(born 1950) in New York City , he",
+        "a-London-b",
+    ]
+    tokenizer = train_tokenizer(texts * 3, kind=kind, vocab_size=300)
+    facts = [
+        Fact("r", "s", answer, text.replace(answer, "[MASK]", 1))
+        for text, answer in zip(texts, ["London", "Rome", "New York City", "1950"]) if answer in text
+    ]  # fmt: skip
+    (asked,) = cloze_module._ask(facts, 20, tokenizer, 512, cloze_module.Counter())
+    for number, fact in enumerate(facts):
+        row, at = asked.ids[number, : asked.size[number]].tolist(), int(asked.place[number])
+        pieces = [piece for piece in asked.pieces[asked.gold[number]].tolist() if piece >= 0]
+        whole = tokenizer(fact.text.replace("[MASK]", fact.answer))["input_ids"]
+        assert row[:at] + pieces + row[at + 1 :] == whole
 
 
 def by_metric(records: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -114,8 +114,12 @@ def _ask(
     facts: list[Fact], candidates: int, tokenizer: Any, room: int, skipped: Counter[str]
 ) -> Iterator[Asked]:
     """The facts of a relation that can be scored, in parts of at most ``candidates`` answers."""
-    rows = tokenizer([fact.text.replace(MASK, tokenizer.mask_token) for fact in facts])["input_ids"]
-    spaced = [fact.text.partition(MASK)[0].endswith(" ") for fact in facts]
+    sides = [fact.text.partition(MASK)[::2] for fact in facts]
+    spaced = [left.endswith(" ") for left, _ in sides]
+    # Without the space before the mask: where spaces are parts of tokens, the answer brings its own.
+    rows = tokenizer([left.removesuffix(" ") + tokenizer.mask_token + right for left, right in sides])[
+        "input_ids"
+    ]
     answers = _pieces([fact.answer for fact in facts], spaced, tokenizer)
     longest = max(map(len, answers))
     unusable = {tokenizer.unk_token_id, *tokenizer.all_special_ids}
