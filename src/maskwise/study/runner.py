@@ -78,8 +78,8 @@ def run_study(
                 errors |= execute(
                     todo, stages, plan, jobs=at_once, quiet=quiet, engine=engine, retries=retries
                 )
-        except MaskwiseError:  # the text cannot be prepared: there is nothing worth keeping
-            if new:
+        except MaskwiseError:  # a text cannot be prepared
+            if new and not any(stages.glob("*/done.json")):  # and there is nothing worth keeping
                 shutil.rmtree(out)
             raise
         finally:

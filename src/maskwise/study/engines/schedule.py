@@ -69,18 +69,20 @@ def execute(
     try:
         with table:
             while waiting or running:
+                free = pool.idle
                 for name, stage in list(waiting.items()):
                     broken = next((need for need in stage.needs if need in errors), None)
                     if broken:
                         errors[name] = errors[broken]
                         del waiting[name]
                     elif (
-                        pool.idle > 0
+                        free > 0
                         and time.monotonic() >= not_before.get(name, 0.0)
                         and not any(need in waiting or need in running for need in stage.needs)
                     ):
                         running[name] = waiting.pop(name)
-                        pool.start(task_of(running[name]))
+                        pool.start(task_of(stage))
+                        free -= 1
                 for task, _, failure in pool.finished(timeout=0.5):
                     name = task["name"]
                     stage = running.pop(name)
