@@ -615,3 +615,13 @@ def test_nothing_to_pack(made, tmp_path):
         with pytest.raises(MaskwiseError, match="no tokens to pack"):
             pack(made, tokenizer=Frames(), length=8, out=out)
     assert not list(tmp_path.iterdir())
+
+
+def test_another_layout_of_the_same_pieces(tokens, tokenizer):
+    packed, rows = (
+        pack(tokens, tokenizer=tokenizer, length=64, layout=name) for name in ("packed", "document")
+    )
+    again = packed.relaid("document")
+    assert again.layout == "document" and len(again) == len(rows) > len(packed)
+    for name, column in rows.columns.items():
+        assert (again.columns[name] == column).all(), name

@@ -143,6 +143,13 @@ class Blocks:
             )
         return blocks[0], blocks[1]
 
+    def relaid(self, layout: str) -> Blocks:
+        """The same pieces in another layout, in memory; their example ids stay."""
+        columns = Columns()
+        for pieces in self._pieces():
+            columns.append(lay_out(pieces, self.frame, length=self.length, layout=layout))
+        return Blocks(columns.joined(), self.frame, layout, self.counts, self.tokenizer)
+
     def _pieces(self) -> Iterator[Pieces]:
         """The pieces of the rows, a window of rows at a time."""
         step = max(1, WINDOW_TOKENS // self.length)

@@ -50,8 +50,16 @@ class Objective(nn.Module, ABC):
     masking: ClassVar[Mapping[str, Any]] = {}
     """How its batches are masked, where nobody says otherwise: arguments of a ``Masker``."""
 
+    inherits: ClassVar[bool] = True
+    """Whether a recipe's masking is this objective's too, as far as neither says anything else."""
+
     layout: ClassVar[str] = "any"
     """The rows it wants: "any", or "document": one text a row, with [CLS] before it."""
+
+    @classmethod
+    def settings(cls, common: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+        """The masking of an arm: its own, before what the objective wants, before what is common to all."""
+        return {**(common if cls.inherits else {}), **cls.masking, **own}
 
     @classmethod
     def maker(cls, tokenizer: Any, *, seed: int, length: int | None = None, **masking: Any) -> Maker:

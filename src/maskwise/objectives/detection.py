@@ -25,7 +25,7 @@ class Detection(Objective):
     Source: Wu et al. 2022 (MOMETAS, arXiv 2210.10293), section 3.1.
     """
 
-    layout = "document"
+    layout, inherits = "document", False
 
     def __init__(self, model: nn.Module):
         super().__init__()

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from maskwise.samplers.base import Sampler
+from maskwise.samplers.base import Losses, Sampler
 from maskwise.samplers.mometas import Mometas, MometasPlus
 from maskwise.samplers.rules import LossProportional, Sequential, Shares, Single, Temperature, Uniform
 from maskwise.specs import Call, build
@@ -19,9 +19,15 @@ SAMPLERS: dict[str, Callable[..., Sampler]] = {
 }  # fmt: skip
 
 
-def sampler(spec: str | Call, arms: Sequence[str], *, seed: int = 0) -> Sampler:
-    """A sampler from its name with arguments, such as ``mometas(entropy=1.0)``, over these arms."""
-    return build("sampler", spec, {name: partial(made, arms, seed=seed) for name, made in SAMPLERS.items()})
+def sampler(spec: str | Call, arms: Sequence[str], *, seed: int = 0, chance: Losses | None = None) -> Sampler:
+    """A sampler from its name with arguments, such as ``mometas(entropy=1.0)``, over these arms.
+
+    Args:
+        chance: the chance level of each arm, for samplers that divide by it.
+    """
+    table = {name: partial(made, arms, seed=seed) for name, made in SAMPLERS.items()}
+    table["loss-proportional"] = partial(table["loss-proportional"], chance=chance)
+    return build("sampler", spec, table)
 
 
 __all__ = [

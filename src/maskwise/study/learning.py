@@ -1,0 +1,84 @@
+"""What a training stage trains: one masked language model, or several objectives with a sampler over them.
+
+A recipe that names ``objectives`` gets an arm for each: its objective, and the recipe's masking with the arm's own
+changes. Each reads the rows it wants: those of the corpus as they are packed, or the same pieces a row each.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from maskwise.corpus import Blocks
+from maskwise.evaluation.heldout import spread
+from maskwise.objectives import Arms, MaskedLanguageModelling, Objective, objective, objective_class
+from maskwise.samplers import sampler
+from maskwise.training import MaskedSource, Source, TrainingSettings
+from maskwise.training.arms import ArmsSource, Probe, SamplerLearner
+from maskwise.training.learners import Learner
+
+
+class Learning(NamedTuple):
+    """The arguments of ``training.train``, and what a card says of them."""
+
+    objective: Objective
+    source: Source
+    learners: dict[str, Learner]
+    title: str
+    words: dict[str, Any]
+
+
+def one_objective(
+    network: Any, data: Any, masking: Mapping[str, Any], training: TrainingSettings
+) -> Learning:
+    """Masked language modelling of the corpus's rows."""
+    masker = MaskedLanguageModelling.maker(data.tokenizer, seed=training.seed, **masking)
+    source = MaskedSource(data.training, masker, training)
+    title = f"{masking['policy']} {masker.ratio}"
+    return Learning(MaskedLanguageModelling(network), source, source.learners(), title, masker.describe())
+
+
+def many_objectives(
+    network: Any, data: Any, masking: Mapping[str, Any], training: TrainingSettings,
+    *, objectives: Mapping[str, Mapping[str, Any]], by: str, evaluated: int,
+) -> Learning:  # fmt: skip
+    """Arms over one encoder.
+
+    Args:
+        masking: the recipe's, which every arm takes as far as it names nothing else.
+        objectives: by arm, ``objective`` (the arm's name if not said) and changes of the masking.
+        by: the sampler, with its arguments.
+        evaluated: how many held-out rows judge the model; the probe takes others.
+    """
+    classes = {name: objective_class(arm["objective"]) for name, arm in objectives.items()}
+    rows = {name: _laid_out(data.training, kind) for name, kind in classes.items()}
+    held_out = {name: _laid_out(data.held_out, kind) for name, kind in classes.items()}
+    joined = Arms({name: objective(arm["objective"], network) for name, arm in objectives.items()})
+    sources = {}
+    for name, kind in classes.items():
+        own = kind.settings(masking, objectives[name]["masking"])
+        maker = kind.maker(data.tokenizer, seed=training.seed, length=data.training.length, **own)
+        sources[name] = MaskedSource(rows[name], maker, training)
+    chance = {name: kind.chance(len(data.tokenizer), training.batch_size) for name, kind in classes.items()}
+    chooser = sampler(by, list(objectives), seed=training.seed, chance=chance)
+    source = ArmsSource(sources, chooser, training)
+    taken = {
+        name: spread(evaluated, of=len(blocks)).tolist() if blocks is data.held_out else ()
+        for name, blocks in held_out.items()
+    }
+    rank, ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+    def probe() -> Probe:
+        return Probe(
+            joined, sources, held_out, size=training.batch_size // 2, skip=taken, total_steps=training.steps,
+            fresh=getattr(chooser, "faithful", False), rank=rank, ranks=ranks,
+        )  # fmt: skip
+
+    learners = {**source.learners(), "sampler": SamplerLearner(chooser, probe if chooser.every else None)}
+    words = {"sampler": by, "objectives": ", ".join(f"{n}: {a['objective']}" for n, a in objectives.items())}
+    return Learning(joined, source, learners, f"{by} over {', '.join(objectives)}", words)
+
+
+def _laid_out(blocks: Blocks, kind: type[Objective]) -> Blocks:
+    return blocks if kind.layout in ("any", blocks.layout) else blocks.relaid(kind.layout)
