@@ -388,7 +388,7 @@ def _print_verdicts(result: dict[str, Any]) -> None:
     why: dict[str, list[str]] = {}
     for row in result["contrasts"]:
         for reason in row["reasons"] if row["primary"] else ():
-            if reason["effect"] in ("voids", "caps", "said"):
+            if reason["effect"] in ("voids", "caps") or reason["code"] in ("unmatched-compute", "overlap"):
                 why.setdefault(reason["sentence"], []).append(row["arm"])
     rows = sum(row["primary"] for row in result["contrasts"])
     for told, arms in why.items():

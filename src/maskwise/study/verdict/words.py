@@ -10,6 +10,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from maskwise.study.power import P_FROM_RUNS
+
 
 def describe_arms(arms: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """What each arm does, in words ("masking 30 % of the tokens"); its name where words fail."""
@@ -119,10 +121,12 @@ def advice_of(rows: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> li
         )
     if any(row["n"] == 1 for row in rows):
         found.append("Start with three seeds: one run says nothing about the next.")
-    if small := [row for row in rows if row["detectable"] and not row["more_runs"] and row["mean"]]:
+    # Fewer runs than a test needs cannot tell how small a difference is.
+    sure = [row for row in rows if row["detectable"] and not row["more_runs"] and row["n"] >= P_FROM_RUNS]
+    if small := [row for row in sure if row["mean"]]:
         hopeless = ", ".join(names.get(row["arm"], row["arm"]) for row in small)
         found.append(f"Do not add runs for {hopeless}: at this noise the difference is too small to matter.")
-    codes = {reason["code"] for row in rows for reason in row["reasons"]}
+    codes = {r["code"] for row in rows for r in row["reasons"] if r.get("ratios") != {}}
     for code, told in ADVICE.items():
         if code in codes:
             found.append(told)
