@@ -15,7 +15,7 @@ ROOT = Path(maskwise.__file__).parent
 
 # Below → above. A module may import its own room and what stands before it; a row does not see its own.
 ORDER = [
-    {"errors"},
+    {"errors", "arrays"},
     {"specs", "keys", "annotate.characters", "tasks.readers"},
     {"annotate.words", "annotate.annotator"},
     {"annotate.align"},
@@ -40,7 +40,7 @@ MODULES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__
 # Rooms that see less than stands below them.
 ONLY = {
     "corpus": {"errors", "keys", "annotate.words", "annotate.characters", "annotate.annotator", "annotate.align"},
-    "masking": {"errors", "specs", "keys"},
+    "masking": {"errors", "arrays", "specs", "keys"},
     "report": {"errors"},
 }
 # annotate/__init__ shows its words to everybody; corpus takes them from their own file.

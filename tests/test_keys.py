@@ -148,9 +148,8 @@ def shifted_words(k: Keys, purpose: Purpose, reach: int = 512) -> int:
 
     Row (a, b) is row (a', b) shifted by d where a − a' = d·b, so a/b − a'/b = d; and backwards for −b.
     """
-    start, odd = k._start_PB[purpose - 1], k._odd_PB[purpose - 1]
-    origin = (start * inverse_odd(odd)).numpy()
-    stride = odd.numpy()
+    start, stride = k._start_PB[purpose - 1], k._odd_PB[purpose - 1]
+    origin = start * inverse_odd(stride)
     backwards = stride < 0
     stride, origin = np.where(backwards, -stride, stride), np.where(backwards, -origin, origin)
     word = np.sort(stride.astype(np.int64) << 32 | origin.view(np.uint32).astype(np.int64))
@@ -163,7 +162,7 @@ def test_the_search_finds_shifted_copies() -> None:
     found."""
     k = keys(torch.arange(1000))
     k._odd_PB[:] = k._odd_PB[:, :1]
-    k._start_PB[:] = torch.arange(1000, dtype=torch.int32) * 3 * k._odd_PB[:, :1]
+    k._start_PB[:] = np.arange(1000, dtype=np.int32) * 3 * k._odd_PB[:, :1]
     prints = np.sort(fingerprints(k, Purpose.SELECT))
     assert (np.diff(prints) == 0).mean() > 0.8
     assert shifted_words(k, Purpose.SELECT) == 999

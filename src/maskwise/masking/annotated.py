@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from maskwise.arrays import Array, first_true, int32, raw, tensor
 from maskwise.errors import MaskwiseError
 from maskwise.keys import content_ids
 from maskwise.masking.vocabulary import Vocabulary
@@ -61,9 +62,26 @@ class AnnotatedBatch:
     extras: dict[str, Tensor] = field(default_factory=dict)
 
     @cached_property
+    def first(self) -> Tensor:
+        """(B,) int64: the column of the first content token; 0 where there is none."""
+        return tensor(first_true(raw(self.content))) if self.content.numel() else self.content.sum(1)
+
+    @cached_property
     def place(self) -> Tensor:
-        """(B, L) int32: how many content tokens stand before; so padding and packing do not move draws."""
-        return self.content.cumsum(1, dtype=torch.int32).sub_(1)
+        """(B, L) int32: how far behind its row's first content token; so padding and packing do not move draws."""
+        column = raw(torch.arange(self.content.shape[1], dtype=torch.int32, device=self.content.device))
+        return tensor(column - raw(self.first.int())[:, None])
+
+    def rows_and_places(self, at: Array) -> tuple[Array, Array]:
+        """Rows (M,) and ``place`` (M,) of tokens, given by where they stand in the flattened batch."""
+        width = self.content.shape[1]
+        row = at // max(width, 1)
+        return row, int32(at - row * width - raw(self.first).take(row))
+
+    @cached_property
+    def rank(self) -> Tensor:
+        """(B, L) int64: how many content tokens stand before."""
+        return tensor(raw(self.content).cumsum(1) - 1)
 
     @property
     def packed(self) -> bool:
@@ -97,16 +115,15 @@ class AnnotatedBatch:
         if ids.device.type != "cpu" and bool((flat != flat.clamp(0, vocabulary.size - 1)).any()):
             raise _outside(ids, vocabulary.size)
         try:
-            content = vocabulary.content.index_select(0, flat).view(ids.shape)
+            kind = raw(vocabulary.kind.index_select(0, flat).view(ids.shape))
         except (IndexError, RuntimeError):
             raise _outside(ids, vocabulary.size) from None
-        eligible = vocabulary.eligible.index_select(0, flat).view(ids.shape)
+        content, eligible = tensor(kind > 0), tensor(kind > 1)
         attention, special = columns.pop("attention_mask", None), columns.pop("special_tokens_mask", None)
-        if attention is not None:
-            content &= attention.bool()
-        if special is not None:
-            content &= ~special.bool()
-        eligible &= content
+        for column, shown in ((attention, 1), (special, 0)):
+            if column is not None:
+                content &= column.bool() == shown
+                eligible &= content
         example_id = columns.pop("example_id", None)
         if example_id is None:
             warnings.warn("rows have no example_id: masks are keyed by a hash of their content", stacklevel=4)

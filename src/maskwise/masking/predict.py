@@ -10,10 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from maskwise.arrays import raw, sort_rows, tensor
 from maskwise.keys import Keys, Purpose, unit_interval
 from maskwise.masking.annotated import AnnotatedBatch
 from maskwise.masking.masked import IGNORE
-from maskwise.masking.select import sort_rows
 
 
 def predict_some(labels: Tensor, chosen: Tensor, batch: AnnotatedBatch, share: float, keys: Keys) -> Tensor:
@@ -30,5 +30,5 @@ def predict_some(labels: Tensor, chosen: Tensor, batch: AnnotatedBatch, share: f
     count_B = torch.minimum(count_B, candidate.sum(1))
     never = torch.iinfo(torch.int32).max
     key = torch.where(candidate, keys.draw(Purpose.PREDICT, batch.place), never)
-    last = sort_rows(key).gather(1, (count_B - 1).clamp_(min=0).unsqueeze(1))
+    last = tensor(sort_rows(raw(key))).gather(1, (count_B - 1).clamp_(min=0).unsqueeze(1))
     return torch.where((key <= last) & (count_B > 0).unsqueeze(1), labels, IGNORE)

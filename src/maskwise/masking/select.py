@@ -26,10 +26,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from maskwise.arrays import (
+    Array,
+    count_below,
+    integers,
+    numbers,
+    places,
+    raw,
+    sort_rows,
+    sorted_around,
+    tensor,
+    where,
+)
 from maskwise.errors import unknown_name
 from maskwise.keys import Keys, Purpose, unit_interval
 from maskwise.masking.units import Units
@@ -39,6 +50,7 @@ FILLS = ("none", "random", "skip-row")
 
 _NUMBER_BITS = 20  # weighted keys end in the number of their unit: a row has at most 2²⁰ units
 _NUMBER_MASK = (1 << _NUMBER_BITS) - 1
+_WINDOW = 32  # how many tokens behind the border are looked at for units that still fit
 _LIGHTEST, _HEAVIEST = 2.0**-900, 2.0**900  # races of such weights fit a float64, with room behind them for …
 _FILLING = 2.0**-1000  # … the weight of units that only fill what is left, so that they come last
 
@@ -84,156 +96,147 @@ def select(
         raise unknown_name("budget", budget, BUDGETS)
     if fill not in FILLS:
         raise unknown_name("fill", fill, FILLS)
-    eligible_B = units.eligible_tokens
+    eligible_B, ratio_B = raw(units.eligible_tokens), raw(ratio_B)
     wanted_B = ratio_B * eligible_B
-    floor_B = eligible_B.clamp(max=min_targets).masked_fill_(wanted_B < 0.5, 0)
+    floor_B = eligible_B.clip(max=min_targets) * (wanted_B >= 0.5)
     if budget == "bernoulli":
-        floor_B = floor_B if units.of_token is None else torch.zeros_like(floor_B)
+        floor_B = floor_B if units.of_token is None else floor_B * 0
         budget_B, chosen = None, units.spread(_independently(units, ratio_B, keys, floor_B, fill=fill))
     else:
-        budget_B = wanted_B.add_(keys.row_uniform(Purpose.ROUND)).long().clamp_(floor_B, eligible_B)
+        budget_B = integers(wanted_B + raw(keys.row_uniform(Purpose.ROUND))).clip(floor_B, eligible_B)
         if fill == "skip-row" and units.weight is not None:
-            usable_B = torch.where(units.weight > 0, units.length, 0).sum(1)
-            budget_B = torch.where(usable_B < budget_B, 0, budget_B)
-        chosen = _in_order(units, budget_B, keys, fill=fill, exact=budget == "exact")
+            usable_B = (raw(units.length) * (raw(units.weight) > 0)).sum(1)
+            budget_B = budget_B * (usable_B >= budget_B)
+        chosen = tensor(_in_order(units, budget_B, keys, fill=fill, exact=budget == "exact"))
+        budget_B = tensor(budget_B)
     filled = None
     if fill == "random" and units.weight is not None:
         filled = chosen & units.spread(units.weight == 0)
     return Selection(chosen, filled, budget_B)
 
 
-def unit_keys(units: Units, keys: Keys, *, fill: str = "none") -> Tensor:
+def unit_keys(units: Units, keys: Keys, *, fill: str = "none") -> Array:
     """(B, U) integers: units are taken in ascending order; the largest integer (``_never``) is never taken.
 
     Distinct within a row, but that a draw that would be ``_never`` takes its neighbour's place (two units of one
     row then go together once in 10¹⁴ rows), so that ``key < bound`` alone says what is taken.
     """
-    key, available = keys.draw(Purpose.SELECT, units.number), units.available
+    key, available = raw(keys.draw(Purpose.SELECT, units.number)), raw(units.available)
     if units.weight is not None:
-        weight = units.weight.clamp(_LIGHTEST, _HEAVIEST)
-        positive = units.weight > 0
+        weight, positive = raw(units.weight).clip(_LIGHTEST, _HEAVIEST), raw(units.weight) > 0
         if fill == "random":
-            weight = torch.where(positive, weight, _FILLING)
+            weight = where(positive, weight, _FILLING)
         else:
             available = available & positive
         # Positive floats are in the order of their bits. The low bits, where two devices' logarithms may differ,
         # give way to the unit's number, which forbids ties.
-        race = unit_interval(key).log_().neg_().div_(weight).view(torch.int64)
-        key = (race >> _NUMBER_BITS << _NUMBER_BITS) + units.number
+        race = tensor(unit_interval(key)).log_().neg_().div_(tensor(weight)).view(torch.int64)
+        key = (raw(race) & ~_NUMBER_MASK) + raw(units.number)
     return _closed(key, available)
 
 
-def token_keys(units: Units, keys: Keys, *, fill: str = "none") -> Tensor:
+def token_keys(units: Units, keys: Keys, *, fill: str = "none") -> Array:
     """(B, L) integers: every token carries the key of its unit."""
     if units.of_token is None:
         return unit_keys(units, keys, fill=fill)
     if units.weight is None:
-        return _closed(keys.draw(Purpose.SELECT, units.of_token.int()), units.inside)
-    key = unit_keys(units, keys, fill=fill).gather(1, units.of_token)
-    return key.masked_fill_(~units.inside, _never(key))
+        return _closed(raw(keys.draw(Purpose.SELECT, units.of_token.int())), raw(units.inside))
+    key = raw(tensor(unit_keys(units, keys, fill=fill)).gather(1, units.index))
+    return where(raw(units.inside), key, _never(key))
 
 
-def _closed(key: Tensor, available: Tensor) -> Tensor:
-    never = _never(key)
-    return key.clamp_(max=never - 1).masked_fill_(~available, never)
+def _closed(key: Array, available: Array) -> Array:
+    # One number is left free at each end, so that there is one below and one above any key.
+    return where(available, key.clip(-_never(key), _never(key) - 1), _never(key))
 
 
-def _never(key: Tensor) -> int:
-    return torch.iinfo(key.dtype).max
+def _never(key: Array) -> int:
+    return (1 << (8 * key.itemsize - 1)) - 1
 
 
-def sort_rows(x: Tensor) -> Tensor:
-    """Sort (B, U) integers along rows. On the CPU numpy's sort: 20 times torch's speed for int32."""
-    return torch.from_numpy(np.sort(x.numpy(), axis=1)) if x.device.type == "cpu" else x.sort(1).values
-
-
-def flat_nonzero(x: Tensor) -> Tensor:
-    """(M,) int64 places in the flattened bool ``x``, in order. On the CPU numpy's, 5 times torch's speed."""
-    if x.device.type == "cpu":
-        return torch.from_numpy(np.flatnonzero(x.numpy()))
-    return x.reshape(-1).nonzero().view(-1)
-
-
-def _at(order: Tensor, place_B1: Tensor) -> Tensor:
-    """(B, 1): the key at a place of the sorted rows; ``_never`` behind their end."""
-    width = order.shape[1]
-    if not width:
-        return torch.full_like(place_B1, _never(order))
-    return order.gather(1, place_B1.clamp(max=width - 1)).masked_fill_(place_B1 >= width, _never(order))
-
-
-def _in_order(units: Units, budget_B: Tensor, keys: Keys, *, fill: str, exact: bool) -> Tensor:
+def _in_order(units: Units, budget_B: Array, keys: Keys, *, fill: str, exact: bool) -> Array:
     """(B, L) bool: the tokens of units by key, until the budget is used."""
-    key, budget_B1 = token_keys(units, keys, fill=fill), budget_B.unsqueeze(1)
-    order = sort_rows(key)
-    if units.of_token is None:
-        return key < _at(order, budget_B1)
+    key = token_keys(units, keys, fill=fill)
+    if not key.shape[1]:
+        return key < 0
     # Tokens of a unit stand together in the sorted row; the border is in the unit that has the budget's last token.
-    border_B1 = _at(order, (budget_B1 - 1).clamp_(min=0))
-    begin_B1 = torch.searchsorted(order, border_B1)
-    end_B1 = torch.searchsorted(order, border_B1, right=True)
-    left_B1, size_B1 = budget_B1 - begin_B1, end_B1 - begin_B1
-    # A unit that does not fit is not taken (exact), or with probability left / size (expected).
-    luck_B1 = torch.ones_like(left_B1) if exact else keys.row_uniform(Purpose.BORDER).unsqueeze(1)
-    fits_B1 = luck_B1 * size_B1 <= left_B1
-    chosen = key < torch.where(fits_B1, _at(order, end_B1), border_B1)
-    if exact:
-        left_B1 = left_B1.masked_fill_(fits_B1, 0)
-        if bool(left_B1.any()):
-            chosen |= _later(units, keys, order, end_B1, left_B1)
+    never, place_B = _never(key), (budget_B - 1).clip(min=0)
+    near, first_B, bound_B = sorted_around(key, place_B, _WINDOW)
+    border_B = near[numbers(len(near), near), place_B - first_B]
+    if units.of_token is None:
+        fits_B, left_B = budget_B > 0, None
+    else:
+        begin_B, behind_B = count_below(near, border_B), count_below(near, border_B, equal=True)
+        left_B, size_B = budget_B - first_B - begin_B, behind_B - begin_B
+        # A unit that does not fit is not taken (exact), or with probability left / size (expected).
+        fits_B = size_B <= left_B if exact else raw(keys.row_uniform(Purpose.BORDER)) * size_B <= left_B
+    chosen = key <= (border_B - 1 + fits_B).clip(max=never - 1)[:, None]
+    if exact and left_B is not None:
+        left_B = left_B * ~fits_B * (border_B < never)
+        if bool(left_B.any()):
+            chosen |= _later(units, keys, key, border_B, left_B, near, bound_B)
     return chosen
 
 
 def _later(
-    units: Units, keys: Keys, order: Tensor, begin_B1: Tensor, left_B1: Tensor, *, window: int = 32
-) -> Tensor:
+    units: Units, keys: Keys, key: Array, border_B: Array, left_B: Array, near: Array, bound_B: Array, *,
+    window: int = _WINDOW,
+) -> Array:  # fmt: skip
     """(B, L) bool: units behind the border that fit into what is left, in order, each leaving less to the next.
 
     Args:
-        order: (B, L) sorted keys, one for each token, so that a unit is a run of equal ones.
-        begin_B1: where the units behind the border begin.
-        left_B1: tokens left of the budget.
-        window: how many tokens to look at; all of them where these are not enough.
+        key: (B, L), one for each token, so that a unit is a run of equal ones in the sorted row.
+        border_B: the key of the unit at the border; left_B: tokens left of the budget.
+        near: (B, W), the sorted rows around the border, all that there is up to the bounds ``bound_B``.
+        window: how many tokens behind the border to look at; all of them where these are not enough.
     """
-    never, width = _never(order), order.shape[1]
-    window = min(window, width)
-    place = torch.arange(window, device=order.device)
-    there = begin_B1 + place
-    near = order.gather(1, there.clamp(max=width - 1)).masked_fill_(there >= width, never)
-    end = torch.searchsorted(near, near, right=True)
-    start = near < never
-    start[:, 1:] &= near[:, 1:] != near[:, :-1]
-    if window < width:
-        start &= end < window  # a unit that the window may have cut is not looked at
-    length, taken = (end - place) * start, torch.zeros_like(start)
+    never, width, rows = _never(key), near.shape[1], places(left_B > 0)  # from here on R rows, X tokens
+    place = numbers(min(window, width), near)
+    column = count_below(near, border_B, equal=True)[rows][:, None] + place
+    some, bound_R1 = near.take(rows[:, None] * width + column.clip(max=width - 1)), bound_B[rows][:, None]
+    some = where((column < width) & (some < bound_R1), some, never)
+    more_R1 = (some[:, -1:] < never) | (bound_R1 < never)
+    length = raw(torch.searchsorted(tensor(some), tensor(some), right=True)) - place
+    start = some < never
+    start[:, 1:] &= some[:, 1:] != some[:, :-1]
+    start &= (place + length < len(place)) | (
+        some[:, -1:] == never
+    )  # not a unit that the window may have cut
+    taken, left_R1 = start & False, left_B[rows][:, None]
     # Each pass takes, among the units that could fit what is left, the longest prefix that does. The unit that ended
     # the prefix is longer than what is then left, so leftovers fall strictly and few passes are needed.
     while True:
-        fits = start & (length <= left_B1)
-        new = fits & ((length * fits).cumsum(1) <= left_B1)
+        fits = start & (length <= left_R1)
+        new = fits & ((length * fits).cumsum(1) <= left_R1)
         if not bool(new.any()):
             break
         taken |= new
         start ^= new
-        left_B1 = left_B1 - (length * new).sum(1, keepdim=True)
-    if window < width and bool(((left_B1 > 0) & (near[:, -1:] < never)).any()):
-        again = left_B1 + (length * taken).sum(1, keepdim=True)
-        return _later(units, keys, order, begin_B1, again, window=width)
-    number = near & _NUMBER_MASK if units.weight is not None else keys.index_of(Purpose.SELECT, near).long()
-    assert units.of_token is not None
-    # What was not taken points behind the last unit.
-    chosen = torch.zeros(len(order), width + 1, dtype=torch.bool, device=order.device)
-    chosen.scatter_(1, number.masked_fill_(~taken, width), True)
-    return chosen.gather(1, units.of_token).logical_and_(units.inside)
+        left_R1 = left_R1 - (length * new).sum(1)[:, None]
+    if window < key.shape[1] and bool((more_R1 & (left_R1 > 0)).any()):
+        everything = sort_rows(key)
+        return _later(
+            units, keys, key, border_B, left_B, everything, bound_B * 0 + never, window=key.shape[1]
+        )
+    found = places(taken)
+    key_M, row_M = some.take(found), rows[found // len(place)]
+    if units.weight is None:
+        number_M = raw(keys.index_of(Purpose.SELECT, key_M[:, None], row_M))[:, 0]
+    else:
+        number_M = key_M & _NUMBER_MASK
+    chosen = torch.zeros_like(units.inside)
+    raw(chosen)[row_M, integers(number_M)] = True
+    return raw(chosen.gather(1, units.index)) & raw(units.inside)
 
 
-def _independently(units: Units, ratio_B: Tensor, keys: Keys, floor_B: Tensor, *, fill: str) -> Tensor:
+def _independently(units: Units, ratio_B: Array, keys: Keys, floor_B: Array, *, fill: str) -> Tensor:
     """(B, U) bool: each unit by its own probability min(1, ratio × weight); then the first by key, up to the floor."""
     key = unit_keys(units, keys, fill=fill)
-    probability = ratio_B.unsqueeze(1) if units.weight is None else ratio_B.unsqueeze(1) * units.weight
-    chosen = (keys.uniform(Purpose.BERNOULLI, units.number) < probability) & (key < _never(key))
-    missing_B1 = (floor_B - chosen.sum(1)).clamp_(min=0).unsqueeze(1)
-    if bool(missing_B1.any()):
-        key.masked_fill_(chosen, _never(key))
-        chosen |= key < _at(sort_rows(key), missing_B1)
-    return chosen
+    probability = ratio_B[:, None] if units.weight is None else ratio_B[:, None] * raw(units.weight)
+    chosen = (raw(keys.uniform(Purpose.BERNOULLI, units.number)) < probability) & (key < _never(key))
+    missing_B = (floor_B - chosen.sum(1)).clip(min=0)
+    if bool(missing_B.any()):
+        key = where(chosen, _never(key), key)
+        last_B = sort_rows(key)[numbers(len(key), key), (missing_B - 1).clip(min=0)]
+        chosen |= key <= (last_B - 1 + (missing_B > 0)).clip(max=_never(key) - 1)[:, None]
+    return tensor(chosen)

@@ -12,6 +12,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from maskwise.arrays import copy, places, raw, running_count, tensor
 from maskwise.errors import MaskwiseError
 from maskwise.masking.annotated import AnnotatedBatch
 
@@ -22,7 +23,7 @@ class Units:
 
     Attributes:
         inside: (B, L) bool, tokens that are in a unit that may be chosen.
-        of_token: (B, L) int64, the number of the unit that each token is in (anything where ``inside`` is
+        of_token: (B, L) int32 or int64, the number of the unit that each token is in (anything where ``inside`` is
             False); None when every token inside is a unit by itself, and U = L.
         sizes: (B, U) int64, see ``length``; None: counted when they are asked for.
         place: (B, L) int32, where ``of_token`` is None: the index of each token's draws, so that padding does not
@@ -45,7 +46,13 @@ class Units:
             return self.inside.long()
         count = int(self.of_token[:, -1:].max()) + 1 if self.of_token.numel() else 0
         length = torch.zeros(len(self.inside), count, dtype=torch.int64, device=self.inside.device)
-        return length.scatter_add_(1, self.of_token, self.inside.long())
+        return length.scatter_add_(1, self.index, self.inside.long())
+
+    @cached_property
+    def index(self) -> Tensor:
+        """(B, L) int64: ``of_token`` as torch takes indices; by itself where every token is a unit."""
+        column = torch.arange(self.inside.shape[1], device=self.inside.device).expand_as(self.inside)
+        return column if self.of_token is None else self.of_token.long()
 
     @property
     def number(self) -> Tensor:
@@ -75,15 +82,23 @@ class Units:
 
         A run with a token that may not be masked ([UNK] inside a word) is never chosen: no half units.
         """
-        inside = (ids >= 0).logical_and_(batch.content)
-        start, flat, member = inside.clone(), ids.reshape(-1), inside.view(-1)
-        start.view(-1)[1:] &= (flat[1:] != flat[:-1]).logical_or_(~member[:-1])
+        ids, content = raw(ids), raw(batch.content)
+        inside = ids >= 0
+        inside &= content
+        start, flat, member = copy(inside).reshape(-1), ids.reshape(-1), inside.reshape(-1)
+        start[1:] &= (flat[1:] != flat[:-1]) | ~member[:-1]
+        start = start.reshape(inside.shape)
         start[:, :1] = inside[:, :1]
-        of_token = start.cumsum(1).sub_(1).clamp_(min=0)
-        if bool((barred := inside > batch.eligible).any()):
-            halved = torch.zeros_like(of_token).scatter_add_(1, of_token, barred.long())
-            inside &= halved.gather(1, of_token) == 0
-        return cls(inside, of_token)
+        of_token = running_count(start)
+        of_token -= 1
+        of_token = of_token.clip(min=0)
+        barred = inside > raw(batch.eligible)
+        rows = places(barred.any(1))
+        if len(rows):
+            unit, here = tensor(of_token[rows]).long(), tensor(barred[rows]).long()
+            halved = torch.zeros_like(unit).scatter_add_(1, unit, here).gather(1, unit)
+            inside[rows] &= raw(halved) == 0
+        return cls(tensor(inside), tensor(of_token))
 
     def weighted(self, weight_BL: Tensor, *, policy: str) -> Units:
         """These units with weights from a (B, L) layer: a unit has the mean weight of its tokens.
@@ -98,11 +113,11 @@ class Units:
             raise MaskwiseError(f"policy {policy!r}: a weight is not a finite number ≥ 0", got=bad)
         if self.of_token is not None:
             total = torch.zeros(self.length.shape, dtype=torch.float64, device=self.length.device)
-            weight = total.scatter_add_(1, self.of_token, weight) / self.length.clamp(min=1)
+            weight = total.scatter_add_(1, self.index, weight) / self.length.clamp(min=1)
         return replace(self, weight=weight)
 
     def spread(self, chosen_BU: Tensor) -> Tensor:
         """From chosen units to chosen tokens: (B, U) bool to (B, L) bool, whole units only."""
         if self.of_token is None:
             return chosen_BU & self.inside
-        return (chosen_BU & self.available).gather(1, self.of_token).bitwise_and_(self.inside)
+        return (chosen_BU & self.available).gather(1, self.index).bitwise_and_(self.inside)

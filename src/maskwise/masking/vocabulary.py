@@ -8,6 +8,7 @@ is where the usual collator spends most of its time).
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -90,6 +91,11 @@ class Vocabulary:
             eos=_first(tokenizer.sep_token_id, tokenizer.eos_token_id),
             by_name=by_name,
         )
+
+    @cached_property
+    def kind(self) -> Tensor:
+        """(V,) uint8: 0 for what is no content, 1 for content that is not eligible, 2 for eligible ids."""
+        return self.content.byte() + self.eligible
 
     def to(self, device: torch.device) -> Vocabulary:
         """The same tables on another device; copied there once."""

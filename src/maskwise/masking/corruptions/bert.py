@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from maskwise.arrays import places, raw, where
 from maskwise.errors import MaskwiseError
 from maskwise.keys import Keys, Purpose, below, split, within
 from maskwise.masking.annotated import AnnotatedBatch
 from maskwise.masking.corruptions.base import Corrupted, Corruption
 from maskwise.masking.masked import IGNORE
-from maskwise.masking.select import flat_nonzero
 from maskwise.masking.units import Units
 from maskwise.masking.vocabulary import Vocabulary
 
@@ -41,24 +41,22 @@ class Bert(Corruption):
     def corrupt(
         self, batch: AnnotatedBatch, chosen: Tensor, units: Units, keys: Keys, vocabulary: Vocabulary
     ) -> Corrupted:
-        ids, where = batch.input_ids, flat_nonzero(chosen)
-        row = where // ids.shape[1]
-        original, place = (x.view(-1).index_select(0, where) for x in (ids, batch.place))
+        ids, at = raw(batch.input_ids), places(raw(chosen))
+        original, (row, place) = ids.take(at), batch.rows_and_places(at)
         of_token = units.of_token if self.per == "unit" else None
-        unit = place if of_token is None else of_token.view(-1).index_select(0, where).int()
-        show = keys.draw_at(Purpose.SHOW, row, unit)
-        masked, count = within(show, self.mask), len(vocabulary.ordinary)
-        shown = original.masked_fill(masked, vocabulary.require_mask())
+        unit = place if of_token is None else raw(of_token.int()).take(at)
+        show = raw(keys.draw_at(Purpose.SHOW, row, unit))
+        masked = within(show, self.mask)
+        shown = where(masked, vocabulary.require_mask(), original)
         if self.random:
-            at = flat_nonzero(within(show, self.mask + self.random) ^ masked)
+            ordinary, some = raw(vocabulary.ordinary), places(within(show, self.mask + self.random) ^ masked)
             if of_token is not None:
-                number = below(keys.draw_at(Purpose.REPLACE, row[at], place[at]), count)
+                number = below(raw(keys.draw_at(Purpose.REPLACE, row[some], place[some])), len(ordinary))
             else:  # what is left of the draw is as good as another
-                number = split(show.take(at), self.mask, self.mask + self.random, count)
-            shown.scatter_(0, at, vocabulary.ordinary.take(number))
-        input_ids, labels = ids.clone(), torch.full_like(ids, IGNORE)
-        input_ids.view(-1).scatter_(0, where, shown)
-        labels.view(-1).scatter_(0, where, original)
+                number = split(show[some], self.mask, self.mask + self.random, len(ordinary))
+            shown[some] = ordinary.take(number)
+        input_ids, labels = batch.input_ids.clone(), torch.full_like(batch.input_ids, IGNORE)
+        raw(input_ids.view(-1))[at], raw(labels.view(-1))[at] = shown, original
         return Corrupted(input_ids, labels, batch.attention_mask, dict(batch.extras))
 
 

@@ -93,7 +93,7 @@ class Infill(Corruption):
         slot = (unit_interval(keys.draw(Purpose.LENGTH, 2 * index + 1)) * inner_B1).long() + 1
         by_place = torch.zeros_like(chosen).scatter_(1, torch.where(brings, slot, 0), brings)
         by_place[:, 0] = False
-        here = by_place.gather(1, batch.place.long().clamp_(min=0))
+        here = by_place.gather(1, batch.rank.clamp(min=0))
         free = batch.content & ~chosen
         here[:, 1:] &= free[:, 1:] & free[:, :-1]
         return here

@@ -10,9 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from maskwise.arrays import places, raw, tensor
 from maskwise.masking.annotated import AnnotatedBatch
 from maskwise.masking.masked import IGNORE
-from maskwise.masking.select import flat_nonzero
 
 
 class Compaction:
@@ -100,10 +100,10 @@ def removed_text(
     labels = ids.new_full((len(ids), width + len(tail)), IGNORE)
     flat, row_starts = labels.view(-1), torch.arange(len(ids), device=ids.device) * labels.shape[1] - 1
     place = count.add_(row_starts.unsqueeze(1)).view(-1)
-    where = flat_nonzero(chosen)
+    where = tensor(places(raw(chosen)))
     flat[place[where]] = ids.reshape(-1)[where]
     if leads is not None:
-        where = flat_nonzero(leads)
+        where = tensor(places(raw(leads)))
         flat[place[where] - chosen.reshape(-1)[where].long()] = lead
     for offset, values in enumerate(tail):
         labels.scatter_(1, total + offset, torch.where(total > 0, values, IGNORE))

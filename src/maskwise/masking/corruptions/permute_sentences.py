@@ -62,8 +62,7 @@ class PermuteSentences(Corruption):
         content, device = batch.content, marked.device
         # Stretches between sentences are sentences that never move.
         runs = Units.runs(batch, marked.long() + 1)
-        sentence, length = runs.of_token, torch.zeros_like(runs.length)
-        assert sentence is not None
+        sentence, length = runs.index, torch.zeros_like(runs.length)
         length.scatter_add_(1, sentence, content.long())
         moves = torch.zeros_like(length).scatter_add_(1, sentence, (chosen & (marked >= 0)).long()) > 0
         draw = keys.draw(Purpose.PERMUTE, runs.number)
@@ -75,7 +74,7 @@ class PermuteSentences(Corruption):
         moved = length.gather(1, taken)
         start = torch.empty_like(length).scatter_(1, taken, moved.cumsum(1) - moved)
         old = length.cumsum(1) - length
-        place = batch.place.long()
+        place = batch.rank
         new = place + (start - old).gather(1, sentence)
         column = torch.arange(content.shape[1], device=device).expand_as(content)
         # By new place, the column a token comes from; what is no content goes to a place behind the row.

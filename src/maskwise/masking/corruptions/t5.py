@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from maskwise.arrays import places, raw, tensor
 from maskwise.errors import MaskwiseError
 from maskwise.keys import Keys
 from maskwise.masking.annotated import AnnotatedBatch
@@ -19,7 +20,6 @@ from maskwise.masking.corruptions.lengths import (
     run_starts,
     whole_text,
 )  # fmt: skip
-from maskwise.masking.select import flat_nonzero
 from maskwise.masking.units import Units
 from maskwise.masking.vocabulary import Vocabulary
 
@@ -63,7 +63,7 @@ class T5(Corruption):
         self, batch: AnnotatedBatch, chosen: Tensor, units: Units, keys: Keys, vocabulary: Vocabulary
     ) -> Corrupted:
         starts = run_starts(chosen)
-        where = flat_nonzero(starts)
+        where = tensor(places(raw(starts)))
         row = where // chosen.shape[1]
         runs_B = torch.bincount(row, minlength=len(chosen))
         before_B = runs_B.cumsum(0) - runs_B

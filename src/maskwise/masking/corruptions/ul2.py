@@ -48,6 +48,6 @@ class Ul2(T5):
 def mode_of(batch: AnnotatedBatch, chosen: Tensor) -> Tensor:
     """(B,) int64: 0 for R, 1 for S, 2 for X."""
     runs, masked, text = run_starts(chosen).sum(1), chosen.sum(1), batch.content.sum(1)
-    last = (chosen & (batch.place == text.unsqueeze(1) - 1)).any(1)
+    last = (chosen & (batch.rank == text.unsqueeze(1) - 1)).any(1)
     extreme = (masked >= 12 * runs) | (masked >= 0.3 * text)
     return torch.where((runs == 1) & last, 1, torch.where(extreme, 2, 0))

@@ -91,7 +91,7 @@ def _dense(batch: AnnotatedBatch, units: Units) -> Units:
     """Single tokens numbered by their place among the content: as other units are, not by column."""
     if units.of_token is not None:
         return units
-    of_token = batch.place.long().clamp_(min=0)
+    of_token = batch.rank.clamp(min=0)
     blank = units.length.new_zeros(len(of_token), int(of_token[:, -1:].max()) + 1 if of_token.numel() else 0)
     weight = None if units.weight is None else blank.double().scatter_add_(1, of_token, units.weight)
     return Units(units.inside, of_token, blank.scatter_add_(1, of_token, units.length), weight=weight)

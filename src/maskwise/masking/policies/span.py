@@ -60,11 +60,10 @@ class Span(Policy):
 
     def units(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
         if self.over == "token":
-            word, allowed = batch.place.long().clamp_(min=0), batch.eligible
+            word, allowed = batch.rank.clamp(min=0), batch.eligible
         else:
             words = Units.runs(batch, batch.layer("word_ids", policy="span"))
-            assert words.of_token is not None
-            word, allowed = words.of_token, words.inside
+            word, allowed = words.index, words.inside
         if not word.numel():
             return Units.tokens(batch)
         count_B1 = word[:, -1:] + 1

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from maskwise.arrays import raw, sort_rows, tensor
 from maskwise.errors import MaskwiseError
 from maskwise.keys import Keys, Purpose
 from maskwise.masking.annotated import AnnotatedBatch
 from maskwise.masking.policies.base import Moment, Policy
-from maskwise.masking.select import sort_rows
 from maskwise.masking.units import Units
 
 _SURE = 1e6  # the weight of noise, so that ``bernoulli`` takes it all
@@ -107,11 +107,11 @@ def _cut(keys: Keys, noise: Tensor, gaps: Tensor, spans: Tensor, *, width: int) 
     draw = keys.draw(Purpose.PARTITION, index)
     before = (noise - 1).clamp_(min=0)  # noise has the first draws, gaps the next
     behind = index >= before
-    first = sort_rows(draw.masked_fill(behind, never))[:, :most]
-    later = sort_rows(draw.masked_fill_(~behind | (index >= before + gaps - 1), never))[:, :most]
+    first = tensor(sort_rows(raw(draw.masked_fill(behind, never))))[:, :most]
+    later = tensor(sort_rows(raw(draw.masked_fill_(~behind | (index >= before + gaps - 1), never))))[:, :most]
     # The hash is invertible: draws tell which places they are of.
     place = keys.index_of(Purpose.PARTITION, torch.cat((first, later), 1)).long() + 1
     missing = index[:most] >= spans - 1
     noise_end = torch.where(missing, noise, place[:, :most])
     gap_end = torch.where(missing, gaps, place[:, most:] - before)
-    return sort_rows(noise_end), sort_rows(gap_end)
+    return tensor(sort_rows(raw(noise_end))), tensor(sort_rows(raw(gap_end)))
