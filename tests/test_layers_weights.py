@@ -170,7 +170,7 @@ def test_tf_icf_by_hand():
 
 
 def test_difference_and_its_anchors(tmp_path):
-    target = [f"the enzyme binds the kinase and hero{i} hero{i}" for i in range(8)]
+    target = [f"the enzyme binds the kinase and" + f" hero{i}" * 30 for i in range(8)]
     general = tmp_path / "general.txt"
     general.write_text("the cat and the dog\n\nthe end and the beginning of the day\n" * 20)
     spec = f"difference(general={str(general)!r}, anchors=2, min_documents=5)"

@@ -12,7 +12,7 @@ form the authors released, a table of one masking rate for each piece of the voc
 Pairs met fewer than ``min_pairs`` times say nothing (0), as do words met too rarely to be in the table; those weigh 1.
 Punctuation, and what follows an apostrophe, weighs 0.
 
-Cost: 9 million words in 25 s and 1.0 GB (7 million pairs; never more than 30 million); finding weights 2 µs a word.
+Cost: 9 million words in 25 s and 1.0 GB (7 million pairs; never more than 15 million); finding weights 2 µs a word.
 Source: Sadeq, Xu & McAuley 2022 (InforMask, arXiv 2210.11771); the window, the clipping at 0 and the scale are ours.
 """
 

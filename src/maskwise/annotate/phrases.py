@@ -18,7 +18,7 @@ with one phrase a line serves as well.
 - Of overlapping phrases in a text the longer ones win, among equally long ones the leftmost (the paper draws one of
   them): a layer is a function of its text. What is left are whole words, which is the policy's affair.
 
-Cost: counting 9 million words half a minute and 300 MB, finding phrases 2 µs a word.
+Cost: 9 million words are counted in 20 to 30 s and 310 MB on one core; phrases are found at 0.6 µs a word.
 Source: Levine et al. 2021 (PMI-Masking, arXiv 2010.01825), section 3; README of github.com/AI21Labs/pmi-masking.
 """
 
