@@ -378,14 +378,9 @@ def test_a_dry_run_writes_nothing_and_knows_what_is_there(recipe, tmp_path, done
     more = [*QUICK, "study.seeds=1"]
     out, shared = tmp_path / "out", tmp_path / "shared"
     found = dry_run(read_recipe(recipe, more), out, jobs=2, cache=shared)
-    assert found["seconds"] is None and set(found["unknown"]) == {
-        "prepare",
-        "pretrain",
-        "evaluate",
-        "finetune",
-    }
+    assert found["seconds"] is None and set(found["unknown"]) == set(found["stages"])
     assert {k: v["to_do"] for k, v in found["stages"].items()} == {
-        "prepare": 1, "pretrain": 2, "evaluate": 2, "finetune": 3
+        "prepare": 1, "pretrain": 2, "evaluate": 2, "finetune": 3, "overlap": 1
     }  # fmt: skip
     assert not list(tmp_path.iterdir())
     run_study(read_recipe(recipe, more), out, cache=shared, quiet=True)
@@ -394,7 +389,7 @@ def test_a_dry_run_writes_nothing_and_knows_what_is_there(recipe, tmp_path, done
     twice = [*more, "study.seeds=3", "study.companions=[0.5]"]
     found = dry_run(read_recipe(recipe, twice), tmp_path / "new", jobs=1, cache=shared)
     assert {k: (v["done"], v["to_do"]) for k, v in found["stages"].items()} == {
-        "prepare": (1, 0), "pretrain": (2, 10), "evaluate": (2, 10), "finetune": (3, 12)
+        "prepare": (1, 0), "pretrain": (2, 10), "evaluate": (2, 10), "finetune": (3, 12), "overlap": (1, 0)
     }  # fmt: skip
     timed = [json.loads(p.read_text())["seconds"] for p in shared.glob("pretrain-*/done.json")]
     assert found["stages"]["pretrain"]["seconds"] == pytest.approx((4 + 6 / 2) * sum(timed) / 2, abs=0.2)

@@ -33,6 +33,7 @@ SCHEMA = {
     "cost": {"kind", "arm", "seed", "steps", "tokens", "targets", "flops"},
     "heldout": {"kind", "arm", "seed", "masks", "ratio", "loss", "unigram", "targets"},
     "failure": {"kind", "arm", "seed", "stage", "error"},
+    "overlap": {"kind", "task", "corpus", "items", "overlapping", "short", "documents", "n", "examples"},
 }
 
 
@@ -215,12 +216,16 @@ def test_a_name_stands_for_all_that_matters(recipe, tmp_path):
 
 def test_a_plan_names_shared_work_once_and_runs_every_arm_before_the_second_of_any(recipe):
     plan = make_plan(read_recipe(recipe))
-    # One corpus, 2 × 2 pre-trainings, each evaluated, 3 × 2 fine-tunings.
-    assert len(plan.stages()) == 1 + 4 + 4 + 6
+    # One corpus, 2 × 2 pre-trainings, each evaluated, 3 × 2 fine-tunings, one look for test items in the corpus.
+    assert len(plan.stages()) == 1 + 4 + 4 + 6 + 1
     assert [run.seed for run in plan.runs] == [0, 0, 0, 1, 1, 1]
     other = make_plan(read_recipe(recipe, ["training.steps=7"]))
     shared = {stage.name for stage in plan.stages()} & {stage.name for stage in other.stages()}
-    assert {name.split("-")[0] for name in shared} == {"prepare", "finetune"}  # the reference is shared too
+    assert {name.split("-")[0] for name in shared} == {
+        "prepare",
+        "finetune",
+        "overlap",
+    }  # the reference is shared too
     same = Stage.from_dict(json.loads(json.dumps(plan.stages()[-1].as_dict())))
     assert same.name == plan.stages()[-1].name
     with pytest.raises(MaskwiseError, match="compares nothing"):

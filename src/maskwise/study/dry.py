@@ -92,6 +92,7 @@ def _timed(stages: Path) -> dict[str, list[float]]:
 def _like(stage: Stage) -> str:
     """What two stages must share for the time of one to tell that of the other."""
     keys = {"prepare": ("corpus",), "finetune": ("task", "finetune"), "evaluate": ("evaluation",)}
+    keys["overlap"] = ("corpus",)
     same = {key: stage.what.get(key) for key in keys.get(stage.kind, ("model",))}
     training = stage.what.get("training", {})
     return json.dumps(

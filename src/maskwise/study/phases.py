@@ -57,11 +57,14 @@ class Design:
         if by == "steps":
             return
         runs = self._as_written()
-        yield Plan(tuple(replace(run, chain=_texts(run), evaluated=None, tasks={}) for run in runs), "texts")
+        yield Plan(
+            tuple(replace(run, chain=_texts(run), evaluated=None, tasks={}, overlaps=()) for run in runs),
+            "texts",
+        )
         if by == "seconds":
             search = self.recipe.study.search
             self.others = [
-                replace(self._timed(run, point), evaluated=None, tasks={})
+                replace(self._timed(run, point), evaluated=None, tasks={}, overlaps=())
                 for run in runs
                 for point in ({}, *(search.points if search else ()))
             ]
@@ -136,7 +139,8 @@ class Design:
         """Of the same arm with several seeds, by outcome: dev scores of tasks, or held-out losses times −1."""
         by_outcome: Scores = {}
         for run in runs:
-            if any(stage.result(self.stages) is None for stage in run.stages):
+            judged = [*run.chain, *([run.evaluated] if run.evaluated else []), *run.tasks.values()]
+            if any(stage.result(self.stages) is None for stage in judged):
                 return None
             for stage in run.tasks.values():
                 dev = (stage.result(self.stages) or {})["dev"]

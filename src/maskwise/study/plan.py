@@ -7,7 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from maskwise.errors import MaskwiseError
-from maskwise.study.stages import Stage, evaluate_stage, finetune_stage, prepare_stage, pretrain_stage
+from maskwise.study.stages import (
+    Stage,
+    evaluate_stage,
+    finetune_stage,
+    overlap_stage,
+    prepare_stage,
+    pretrain_stage,
+)
 from maskwise.tasks import load_task
 
 REFERENCE = "no-pretraining"
@@ -24,6 +31,7 @@ class Run:
         prepared: the last text that is trained on. pretrained: the last training; None for the reference.
         evaluated: what is measured without fine-tuning; None for the reference.
         tasks: by task spec, the stage that fine-tunes on it.
+        overlaps: whether its texts hold the tests of its tasks.
         fraction: of the whole run's steps. setting: the point of a search, by dotted name.
     """
 
@@ -34,6 +42,7 @@ class Run:
     pretrained: Stage | None
     evaluated: Stage | None
     tasks: dict[str, Stage]
+    overlaps: tuple[Stage, ...] = ()
     fraction: float = 1.0
     setting: dict[str, Any] = field(default_factory=dict)
 
@@ -44,6 +53,7 @@ class Run:
         if self.evaluated:
             yield self.evaluated
         yield from self.tasks.values()
+        yield from self.overlaps
 
     @property
     def trainings(self) -> list[Stage]:
@@ -148,4 +158,10 @@ def make_run(
     judged = evaluate_stage(one, yardstick, trained[-1]) if evaluated else None
     texts = {stage.name: stage for stage in (*prepared, *([yardstick] if evaluated else []))}
     chain = (*texts.values(), *trained)
-    return Run(arm, seed, chain, prepared[-1], trained[-1], judged, tasks, **facts)
+    overlaps = {
+        stage.name: stage
+        for task, content in contents.items()
+        for link in one.links()
+        for stage in [overlap_stage(link, task, content)]
+    }
+    return Run(arm, seed, chain, prepared[-1], trained[-1], judged, tasks, tuple(overlaps.values()), **facts)

@@ -24,9 +24,12 @@ def collect(
         stages: the folder of all stages.
         errors: why stages failed, by name.
     """
-    records = list(more)
+    records, overlaps = list(more), dict[str, dict[str, Any]]()
     for run in runs:
         results = {stage.name: stage.result(stages) for stage in run.stages}
+        for stage in run.overlaps:  # of texts and tasks: once, however many runs share them
+            if found := results.pop(stage.name):
+                overlaps[stage.name] = found["record"]
         failed = next((name for name, result in results.items() if result is None), None)
         if failed:
             error = errors.get(failed, "not finished")
@@ -42,7 +45,7 @@ def collect(
             found = results[stage.name]
             if found:
                 records.append({"kind": "score", **run.who, **{key: found[key] for key in KEPT["score"]}})
-    return sorted(records, key=_place)
+    return sorted([*records, *overlaps.values()], key=_place)
 
 
 def _place(record: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -7,6 +7,7 @@ its corpus or one setting gives it another name. ``done.json`` is written last. 
     pretrain   prepare + model (or another pretrain) + masking + training settings → checkpoint, metrics
     evaluate   prepare + pretrain + what to measure → held-out losses and the like: asking for more never trains again
     finetune   pretrain (or the start) + task + settings → scores, one per fine-tuning seed
+    overlap    corpus + task → how many test items stand in the corpus
     time       prepare + what a pretrain is → seconds a step, on this machine
 """
 
@@ -40,7 +41,7 @@ class Stage:
     """One piece of work.
 
     Attributes:
-        kind: prepare, pretrain, evaluate, finetune or time.
+        kind: prepare, pretrain, evaluate, finetune, overlap or time.
         what: plain values: all that the result depends on, and nothing else.
         needs: names of the stages that must be finished before.
         how: plain values that change no weight (how often to log, what the curve shows).
@@ -138,6 +139,13 @@ def finetune_stage(
         "seed": recipe.training.seed,
     }
     return Stage("finetune", what | start | _start_content(recipe), (prepared.name,))
+
+
+def overlap_stage(recipe: Any, task: str, content: str) -> Stage:
+    """Whether the corpus of a training holds the test items of a task."""
+    corpus = recipe.corpus.model_dump(mode="json", include={"source", "text_field", "limit"})
+    what = {"corpus": corpus, "corpus_content": fingerprint(corpus["source"])}
+    return Stage("overlap", {**what, "task": task, "task_content": content})
 
 
 def _start_content(recipe: Any) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from maskwise.corpus import (
     train_tokenizer,
     unigram_counts,
 )
-from maskwise.evaluation import EvaluationSettings, HeldOut, evaluate, fixed_maskers
+from maskwise.evaluation import EvaluationSettings, HeldOut, evaluate, fixed_maskers, overlap_record
 from maskwise.masking import Masker
 from maskwise.objectives import MaskedLanguageModelling
 from maskwise.study.card import model_card
@@ -150,6 +150,13 @@ def _pretrain(stage: Stage, stages: Path, quiet: bool) -> dict[str, Any]:
 def _evaluate(stage: Stage, stages: Path, quiet: bool) -> dict[str, Any]:
     data, checkpoint = Prepared.load(stages / stage.needs[0]), stages / stage.needs[1] / "checkpoint"
     return {"records": evaluate(checkpoint, data, EvaluationSettings(**stage.what["evaluation"]))}
+
+
+def _overlap(stage: Stage, stages: Path, quiet: bool) -> dict[str, Any]:
+    corpus = stage.what["corpus"]
+    documents = read_documents(corpus["source"], text_field=corpus["text_field"], limit=corpus["limit"])
+    name = corpus["source"] if corpus["limit"] is None else f"{corpus['source']}, first {corpus['limit']}"
+    return {"record": overlap_record(documents, load_task(stage.what["task"]), corpus=name)}
 
 
 WARM_STEPS, TIMED_STEPS = 5, 20
@@ -275,5 +282,6 @@ def _finetune(stage: Stage, stages: Path, quiet: bool) -> dict[str, Any]:
 
 
 RUNNERS: dict[str, Callable[[Stage, Path, bool], dict[str, Any]]] = {
-    "prepare": _prepare, "pretrain": _pretrain, "evaluate": _evaluate, "finetune": _finetune, "time": _time,
+    "prepare": _prepare, "pretrain": _pretrain, "evaluate": _evaluate, "finetune": _finetune,
+    "overlap": _overlap, "time": _time,
 }  # fmt: skip
