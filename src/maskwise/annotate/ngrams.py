@@ -1,11 +1,12 @@
 """Counting n-grams of words, and scoring how much more than their parts they are.
 
 Counting goes up one length at a time: an n-gram is a pair of overlapping (n−1)-grams, and only pairs of frequent
-ones are counted, as no n-gram is more frequent than its parts. So nothing rare is kept beyond one length, and
-counts are exact as long as the candidates of one length fit the table (15 million; 9 million words of Wikipedia have
-1.4 million; beyond that ``Counted.lost`` says by how much any count may be too low: with a table of 300,000 for them by
-7, and 98 % of the phrases were the same). The text is read once and kept as
-ids in a temporary file, 16 bytes a word.
+ones are counted, as no n-gram is more frequent than its parts. So nothing rare is kept beyond one length. The text is
+read once and kept as ids in a temporary file, 16 bytes a word.
+
+Counts are exact as long as the candidates of one length fit the table: 15 million, of which 9 million words of
+Wikipedia have 1.4. Beyond that ``Counted.lost`` says by how much any may be too low; with a table of 300,000 for these
+it was 7, and 98 % of the phrases were the same.
 
 N-grams never cross punctuation, the end of a line or of a document.
 
