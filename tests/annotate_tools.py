@@ -83,3 +83,9 @@ class Rare:
         assert self.words is not None
         found = [[m.span() for m in re.finditer(r"\S+", text) if m[0] in self.words] for text in texts]
         return [{"rare": CharSpans.of(spans, self.layers["rare"])} for spans in found]
+
+
+def dies(texts):
+    if any("owl" in text for text in texts):
+        os._exit(3)
+    return capitals(texts)

@@ -511,6 +511,48 @@ def jsonl(folder: Path, count: int) -> Path:
 
 
 @pytest.mark.slow
+def test_a_worker_that_dies_is_one_line(tmp_path):
+    with pytest.raises(MaskwiseError, match="a worker process died; was there enough memory") as caught:
+        annotate_corpus(corpus(40), [], tmp_path, functions=["annotate_tools:dies"], jobs=2)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.slow
+def test_workers_leave_with_their_parent(tmp_path):
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); from maskwise.annotate import run, store\n"
+        "if __name__ == '__main__': store.SHARD_DOCUMENTS = 8; "
+        "run.annotate_corpus(sys.argv[2], [], sys.argv[3], functions=['annotate_tools:slow'], jobs=2)"
+    )
+    (tmp_path / "go.py").write_text(code)
+    out, marker = tmp_path / "out", str(tmp_path)
+    arguments = [sys.executable, str(tmp_path / "go.py"), str(HERE), str(jsonl(tmp_path, 80)), str(out)]
+    environment = os.environ | {"SLOW": "1", "PYTHONPATH": str(HERE), "MARKER": marker}
+    process = subprocess.Popen(arguments, env=environment)
+    deadline = time.monotonic() + 120
+    while not list(out.glob("shards/*.parquet")):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.1)
+    assert len(_marked(marker)) >= 3  # itself, two workers, and what multiprocessing starts
+    process.kill()
+    process.wait()
+    time.sleep(3)
+    assert not _marked(marker)
+
+
+def _marked(marker: str) -> list[int]:
+    """Processes that have inherited the marker."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if f"MARKER={marker}".encode() in path.read_bytes().split(b"\0"):
+                found.append(int(path.parent.name))
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.slow
 def test_ray_gives_the_same_bytes(tmp_path):
     import ray
     from ray.cluster_utils import Cluster
