@@ -254,7 +254,7 @@ def rich(tmp_path):
             }
             records.append(line | {"value": 0.25, "items": 500, "chance": 0.04, "higher_is_better": True})
     records.append({"kind": "overlap", "task": "task-0", "corpus": EVIL, "items": 400, "overlapping": 7})
-    records.append({"kind": "stopped", "arm": "whole-word-15", "after": 6, "reason": EVIL})
+    records.append({"kind": "stopped", "arm": "whole-word-15", "runs": 6, "best": EVIL, "mean": -4.13})
     summary = summarise(records, study)
     folder = write_study(tmp_path / "study", study, records, summary=summary, samples=None)
     stage = folder / study["arms"]["token-30"]["runs"]["0"] / "metrics.jsonl"
@@ -273,7 +273,7 @@ def test_plain_words_stand_first_and_warnings_beside_them(rich):
     assert "3 ways to pre-train, 6 runs of each with the same seeds, judged on task-0, task-1" in page
     assert "All arms spent equal steps" in page
     assert "7 of 400 test items of task-0 stand in the corpus" in page
-    assert "whole-word-15 was stopped after 6 seeds" in page
+    assert "whole-word-15 was dropped after 6 runs: 4.1 spreads between runs behind" in page
     assert "Arms that are left look better than they are." in page
     assert "<script>alert" not in page
 

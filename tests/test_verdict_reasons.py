@@ -159,10 +159,10 @@ def test_stopped_early_is_at_most_suggests_and_excuses_what_was_not_run():
     six = {"token-15": CLEAR["token-15"], "token-30": [x - 0.4 for x in CLEAR["token-30"][:6]]}
     with pytest.raises(MaskwiseError, match="lacks seeds"):
         judged(six)
-    row = judged(six, more=[{"kind": "stopped", "arm": "token-30", "after": 6, "reason": "far behind"}])
+    row = judged(six, more=[{"kind": "stopped", "arm": "token-30", "runs": 6, "best": "token-15"}])
     assert (row["verdict"], row["reason"], row["better"]) == ("suggests", "stopped-early", "baseline")
     assert "larger than it is" in sentence(row, "stopped-early")
-    assert row["summary"]["arms"]["token-30"]["stopped"] == {"after": 6, "reason": "far behind"}
+    assert row["summary"]["arms"]["token-30"]["stopped"] == {"runs": 6, "best": "token-15"}
 
 
 def test_item_noise_is_another_interval_and_is_said():
@@ -242,7 +242,9 @@ def test_evaluations_are_outcomes_with_their_own_chance_and_direction():
     study["arms"]["token-30"]["units"] = "token"
     rows = {row["outcome"]: row for row in summarise(records, study)["contrasts"]}
     text = rows["evaluation:pseudo-perplexity:token"]
-    assert (text["verdict"], text["better"]) == ("suggests", "arm") and "by 9.68 (perplexity)" in text["sentence"]
+    assert (text["verdict"], text["better"]) == ("suggests", "arm") and "by 9.68 (perplexity)" in text[
+        "sentence"
+    ]
 
 
 def test_contrasts_come_from_study_json_and_name_known_arms():

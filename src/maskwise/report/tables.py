@@ -75,10 +75,17 @@ def warnings(folder: Folder) -> list[str]:
                 f" the corpus ({record.get('corpus')}): their scores may be memory."
             )
         elif record["kind"] == "stopped":
-            why = f" ({record['reason']})" if record.get("reason") else ""
-            found.append(f"{record['arm']} was stopped after {record.get('after')} seeds{why}.")
+            found.append(_stopped(record))
     stopped = any(record["kind"] == "stopped" for record in folder.records)
     return found + ([str(folder.study["stopping"])] if stopped and folder.study.get("stopping") else [])
+
+
+def _stopped(record: dict[str, Any]) -> str:
+    """Who was dropped, after how many runs, and how far behind whom it was."""
+    told = f"{record['arm']} was dropped after {record.get('runs')} runs"
+    if finite(record.get("mean")):
+        told += f": {abs(record['mean']):.1f} spreads between runs behind {record.get('best')}"
+    return told + "."
 
 
 def compute_view(folder: Folder, colours: dict[str, str]) -> dict[str, Any] | None:
