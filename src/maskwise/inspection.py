@@ -95,6 +95,10 @@ def inspect_text(
     return found
 
 
+WEIGHT_LAYERS = ("weight", "informativeness", "difference")
+"""Read from marks: [[word|2.5]]; what is not marked weighs 1."""
+
+
 def text_layers(
     tokenizer: Any, text: str, spans: Sequence[Span], needs: Iterable[str]
 ) -> dict[str, list[Any]]:
@@ -110,7 +114,7 @@ def text_layers(
             layers[name] = [counts[token] for token in encoded["input_ids"]]
         elif name in FOUND_LAYERS and not spans:
             layers |= _found_layers(FOUND_LAYERS[name], tokenizer, text)
-        elif name == "weight":
+        elif name in WEIGHT_LAYERS:
             weights = [
                 *(span.weight for span in spans),
                 1.0,

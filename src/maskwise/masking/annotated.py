@@ -93,7 +93,7 @@ class AnnotatedBatch:
             raise MaskwiseError(
                 f"policy {policy!r} needs the layer {name!r}",
                 got=f"layers {sorted(self.layers)}" if self.layers else "rows without layers",
-                do="make it with maskwise.encode(tokenizer, texts), or add the column to the rows",
+                do=_how_to_make(name),
             )
         return self.layers[name]
 
@@ -168,6 +168,12 @@ class AnnotatedBatch:
                 {name: layer.masked_fill(~inside, -1) for name, layer in part.items()},
             )
             yield small, positions, inside
+
+
+def _how_to_make(layer: str) -> str:
+    if layer == "word_ids":
+        return "make it with maskwise.encode(tokenizer, texts), or add the column to the rows"
+    return "name its annotator in corpus.layers, or add the column to the rows"
 
 
 def _outside(ids: Tensor, size: int) -> MaskwiseError:
