@@ -15,7 +15,7 @@ import yaml
 
 from maskwise.errors import MaskwiseError
 from maskwise.recipe import read_recipe
-from maskwise.study import dry_run, make_plan, run_stage, run_study
+from maskwise.study import dry_run, make_plan, run_stage, run_study, runner
 from maskwise.study.choosing import choose, hopeless
 from maskwise.study.costs import empty_model, weights
 from maskwise.study.plan import REFERENCE
@@ -372,6 +372,41 @@ def test_a_hopeless_arm_is_dropped_and_its_bias_is_said(recipe, tmp_path, fake):
     fake.clear()
     run_study(read_recipe(recipe, more), out, quiet=True)
     assert not fake and (out / "records.jsonl").read_bytes() == before
+
+
+def test_an_interruption_in_any_phase_changes_no_record(recipe, tmp_path, done, monkeypatch):
+    """All at once: a search, two stages of training, matching, companions; stopped after every third stage."""
+    search = "study.search={grid: {training.learning_rate: [1e-3, 1e-2]}, seeds: [50]}"
+    more = [
+        *QUICK, search, "study.seeds=1", "study.companions=[0.5]", "intermediate.training.steps=4",
+        "study.match=targets", "study.stop_hopeless={}",
+    ]  # fmt: skip
+    whole, one = read_recipe(recipe, more), tmp_path / "one"
+    run_study(whole, one, quiet=True)
+    complete = list(done)
+    engine = runner.execute
+
+    def three(todo: Any, stages: Path, plan: Any, **options: Any) -> dict[str, str]:
+        errors = engine(todo[:3], stages, plan, **options)
+        if len(todo) > 3:
+            raise KeyboardInterrupt
+        return errors
+
+    monkeypatch.setattr("maskwise.study.runner.execute", three)
+    done.clear()
+    stops = 0
+    while True:
+        try:
+            run_study(whole, tmp_path / "two", quiet=True)
+            break
+        except KeyboardInterrupt:
+            stops += 1
+            assert not (tmp_path / "two" / "records.jsonl").exists()
+    assert stops >= 5 and sorted(done) == sorted(complete)
+    records = [(tmp_path / name / "records.jsonl").read_bytes() for name in ("one", "two")]
+    assert records[0] == records[1]
+    found = {record["kind"] for record in read_lines(one / "records.jsonl")}
+    assert found == {"selection", "cost", "heldout", "score", "overlap"}
 
 
 def test_a_dry_run_writes_nothing_and_knows_what_is_there(recipe, tmp_path, done, capfd):
