@@ -56,6 +56,7 @@ def outcome_label(outcome: str) -> str:
 
 def forest_groups(contrasts: list[dict[str, Any]], colours: dict[str, str]) -> list[dict[str, Any]]:
     """[{"kind", "title", "note", "rows", "unit", "primary"}]: numbers of different units share no axis."""
+    common = common_notes(contrasts)
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in contrasts:
         groups.setdefault(kind_of(row), []).append(row)
@@ -64,6 +65,8 @@ def forest_groups(contrasts: list[dict[str, Any]], colours: dict[str, str]) -> l
         for kind in TITLES
         if kind in groups
     ]
+    for line in (line for group in found for line in group["rows"]):
+        line["notes"] = [note for note in line["notes"] if note not in common]
     return sorted(found, key=lambda group: not group["primary"])
 
 
@@ -122,3 +125,10 @@ def _notes(row: dict[str, Any]) -> list[str]:
     reasons = [r for r in row.get("reasons") or [] if r.get("code") != "overlap"]
     found = [r["sentence"] for r in reasons if r.get("effect") in ("caps", "said")]
     return [text[:1].upper() + text[1:] + "." for text in found] if row.get("primary") else []
+
+
+def common_notes(contrasts: list[dict[str, Any]]) -> list[str]:
+    """What is to be known of every primary contrast: said once, in the plain words."""
+    rows = [row for row in contrasts if row.get("primary") and row.get("verdict") != "void"]
+    shared = [note for note in _notes(rows[0]) if all(note in _notes(row) for row in rows)] if rows else []
+    return shared if len(rows) > 1 else []

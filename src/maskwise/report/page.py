@@ -18,7 +18,7 @@ import vl_convert
 
 from maskwise.report.charts import curve_charts, heldout_charts, learnt_charts, score_charts, whole_runs
 from maskwise.report.drawing import SLATE, arm_colours
-from maskwise.report.forest import forest_groups
+from maskwise.report.forest import common_notes, forest_groups
 from maskwise.report.reading import REFERENCE, Folder, finite, read_folder
 from maskwise.report.tables import choices, compute_view, evaluation_table, warnings
 
@@ -103,7 +103,8 @@ def _story(found: Folder) -> dict[str, Any] | None:
     search = found.study.get("search")
     told += ". Each arm has the settings that were best for it on other seeds." if search else "."
     lines = [{"verdict": row["verdict"], "sentence": row.get("brief") or row["sentence"]} for row in rows]
-    return {"compared": told, "found": lines, "advice": found.summary.get("advice") or []}
+    known = common_notes(found.summary["contrasts"])
+    return {"compared": told, "found": lines, "known": known, "advice": found.summary.get("advice") or []}
 
 
 def _arm(found: Folder, arm: str, colour: str) -> dict[str, Any]:

@@ -1,0 +1,52 @@
+"""What the command line says of verdicts: short words, and everything with --json."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from maskwise import cli
+from maskwise.study.verdict import summarise
+from report_fixture import make_metrics, make_records, make_study, write_run, write_study
+
+ARMS = {"token-15": 0.0, "token-30": 0.1, "token-45": 0.0}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    study = make_study(runs=3, arms=ARMS, search=None)
+    records = make_records(study, ARMS)
+    return write_study(tmp_path / "study", study, records, summary=summarise(records, study), samples=None)
+
+
+def run(*arguments) -> int:
+    with pytest.raises(SystemExit) as ended:
+        cli.main([str(argument) for argument in arguments])
+    return int(ended.value.code or 0)
+
+
+def test_report_json_prints_the_verdicts_with_all_reasons(folder, capsys):
+    assert run("report", folder, "--json") == 0
+    summary = json.loads(capsys.readouterr().out)
+    primary = [row for row in summary["contrasts"] if row["primary"]]
+    assert [row["arm"] for row in primary] == ["token-30", "token-45"]
+    assert {r["code"] for r in primary[0]["reasons"]} == {"few-runs", "no-dev-selection"}
+    assert all(set(reason) >= {"code", "effect", "sentence"} for row in primary for reason in row["reasons"])
+    assert not (folder / "report.html").exists()
+
+
+def test_report_json_of_a_single_run_is_one_line_of_error(tmp_path, capfd):
+    assert run("report", write_run(tmp_path / "run", make_metrics("constant(0.3)")), "--json") == 2
+    error = capfd.readouterr().err
+    assert "a single run has no verdicts" in error and error.count("\n") == 1
+
+
+def test_the_terminal_says_verdicts_why_and_what_to_do(folder, monkeypatch, capsys):
+    monkeypatch.setattr(cli, "out_console", cli.Console(width=160))
+    cli._print_verdicts(json.loads((folder / "summary.json").read_text()))
+    told = capsys.readouterr().out
+    assert "suggests better (few runs)" in told and "undecided (few runs)" in told
+    assert told.count("no setting was searched for each arm") == 1  # common to both, so said once
+    assert "→ Give every arm the same small grid" in told
+    assert len(told.splitlines()) <= 14
