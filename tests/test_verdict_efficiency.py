@@ -20,14 +20,21 @@ def test_the_first_crossing(goal, at):
     assert crossing([1, 2, 3, 4], [0.4, 0.5, 0.5, 0.6], goal) == pytest.approx(at)
 
 
-def summary_of(rates: dict[str, list[float]], *, runs: int = 4) -> dict:
-    """A run with a share f of the steps scores .2 + rate · f; `rates` by arm and seed."""
+def summary_of(
+    rates: dict[str, list[float]], *, runs: int = 4, lost: tuple[str, int, float] | None = None
+) -> dict:
+    """A run with a share f of the steps scores .2 + rate · f; `rates` by arm and seed; `lost` is a failed one."""
     study = make_study(runs=runs, arms=dict.fromkeys(rates, 0), tasks=1)
     records = run_facts(study)
     for arm, by_seed in rates.items():
         for seed, rate in enumerate(by_seed):
             for f in LENGTHS:
                 more = {} if f == 1 else {"fraction": f}
+                if (arm, seed, f) == lost:
+                    records.append(
+                        {"kind": "failure", "arm": arm, "seed": seed, "stage": "x", "error": "x", **more}
+                    )
+                    continue
                 records.append(score_record(arm, seed, "task-0", 0.2 + rate * f, **more))
                 cost = {key: value * f for key, value in COST.items()}
                 records += [] if f == 1 else [cost_record(arm, seed, **more, **cost)]
@@ -74,6 +81,15 @@ def test_seeds_that_never_get_there_stay_in():
     assert none["share"] == none["low"] == "not reached" and "did not reach" in none["sentence"]
     soon = by_steps(summary_of({"token-15": [0.1] * 4, "token-30": [0.9] * 4}))
     assert soon["share"] == "before the shortest run" and soon["reached_before"] == 4
+
+
+def test_a_seed_whose_companion_failed_is_left_out_and_counted():
+    rates = {"token-15": [0.3] * 4, "token-30": [0.6] * 4}
+    summary = summary_of(rates, lost=("token-30", 2, 0.5))
+    row = by_steps(summary)
+    assert (row["n"], row["left_out"], list(row["shares"])) == (3, 1, ["0", "1", "3"])
+    assert "1 left out: a run of theirs is missing" in row["sentence"]
+    assert summary["contrasts"][0]["n"] == 4 and summary["arms"]["token-30"]["failures"] == 0
 
 
 def test_companions_are_never_pooled_with_full_runs():

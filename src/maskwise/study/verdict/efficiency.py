@@ -57,6 +57,7 @@ def time_to_quality(
         "outcome": outcome,
         "by": by,
         "n": len(values),
+        "left_out": len(lengths[1.0].outcomes[outcome][baseline]) - len(values),
         "not_reached": sum(x == math.inf for x in values),
         "reached_before": sum(x == -math.inf for x in values),
         **_summed(values),
@@ -160,6 +161,7 @@ def _told(row: Mapping[str, Any], names: Mapping[str, str]) -> str:
     facts = [f"{row['n']} seed{'s' if row['n'] > 1 else ''}"]
     facts += [f"95 % interval {ends[0]} to {ends[1]}"] if ends[0] != ends[1] else []
     for key, words in (
+        ("left_out", "left out: a run of theirs is missing"),
         ("not_reached", "never got there"),
         ("reached_before", "were there before the shortest run"),
     ):
