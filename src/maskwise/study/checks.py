@@ -9,6 +9,7 @@ from maskwise.annotate.align import token_layers
 from maskwise.annotate.registry import annotator
 from maskwise.corpus import load_tokenizer, read_documents, require_documents
 from maskwise.errors import MaskwiseError
+from maskwise.evaluation import load_sets
 from maskwise.masking.policies import policy
 from maskwise.tasks import load_task
 from maskwise.training.model import check_start, load_config, new_config
@@ -35,6 +36,7 @@ def check_inputs(recipe: Any) -> None:
             check_start(config, len(tokenizer))
         for link in one.links():
             _check_text(link)
+    load_sets(recipe.evaluation)
     named: dict[str, str] = {}
     for task in recipe.tasks:
         name = load_task(task).name

@@ -25,6 +25,7 @@ from typing import Any
 from maskwise import __version__
 from maskwise.annotate.registry import annotator
 from maskwise.corpus import bundled_path
+from maskwise.evaluation import EvaluationSettings, load_sets
 from maskwise.training.machine import fast_bf16
 
 DONE = "done.json"
@@ -110,10 +111,14 @@ def pretrain_stage(recipe: Any, prepared: Stage, *, after: Stage | None = None) 
 
 def evaluate_stage(recipe: Any, prepared: Stage, pretrained: Stage) -> Stage:
     """What is measured of a checkpoint without fine-tuning, on the held-out rows of ``prepared``."""
-    what = recipe.evaluation.model_dump(mode="json")
-    files = [spec.partition("(")[0] for name in ("cloze", "pairs") for spec in what.get(name, ())]
-    content = {file: fingerprint(file) for file in files}
+    what, content = recipe.evaluation.model_dump(mode="json"), _sets_content(recipe.evaluation)
     return Stage("evaluate", {"evaluation": what, "content": content}, (prepared.name, pretrained.name))
+
+
+@cache
+def _sets_content(settings: EvaluationSettings) -> dict[str, str]:
+    """What the files of an evaluation hold, by name; read once however many runs are judged by them."""
+    return {name: found.content() for name, found in load_sets(settings).items()}
 
 
 def time_stage(recipe: Any, prepared: Stage) -> Stage:
