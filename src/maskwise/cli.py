@@ -162,7 +162,7 @@ def annotate(
     out: Out = Path("runs/annotate"),
     engine: Annotated[str, typer.Option(help="Where: local, or ray (a cluster).")] = "local",
     jobs: Annotated[
-        int | None, typer.Option(min=1, help="Worker processes; as many as cores if not said.")
+        int | None, typer.Option(min=1, help="Worker processes; as many as pay if not said.")
     ] = None,
     text_field: Annotated[str, typer.Option(help="Where the text is, in files with fields.")] = "text",
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many documents.")] = None,

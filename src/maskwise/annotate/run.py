@@ -42,6 +42,8 @@ from maskwise.errors import MaskwiseError, unknown_name
 
 LOCK = ".lock"
 FIT = "annotator.json"
+WORKER_CHARACTERS = 4_000_000
+"""For each further process: to import and load takes it 3 s, a tagger's time for a fifth of that."""
 
 
 class _Shard(NamedTuple):
@@ -74,7 +76,7 @@ def annotate_corpus(
         annotators: strings such as ``words`` or ``pos(model="en_core_web_sm")``; registry.py has the names.
         text_field, limit: as for `read_documents`.
         engine: "local" or "ray".
-        jobs: processes of the local engine; None: as many as there are cores.
+        jobs: processes of the local engine; None: as many as there are cores, or fewer for a small corpus.
         functions: annotators of your own (function.py): functions that can be imported, or "module:function".
         quiet: no progress on the terminal.
 
@@ -112,8 +114,10 @@ def annotate_corpus(
         tasks = _tasks(documents, shards, wanted, {place for place, found in facts.items() if found is None})
         lacking = {number for (number, _), found in facts.items() if found is None}
         made = 0
-        workers = max(1, min(jobs or os.cpu_count() or 1, len(lacking)))
-        with bar.part("annotating", sum(shards[number].characters for number in lacking), "characters"):
+        characters = sum(shards[number].characters for number in lacking)
+        enough = min(os.cpu_count() or 1, 1 + characters // WORKER_CHARACTERS)
+        workers = max(1, min(jobs or enough, len(lacking)))
+        with bar.part("annotating", characters, "characters"):
             for task, contents in run_tasks(tasks, engine=engine, jobs=workers) if lacking else ():
                 names = {one.spec: one.asked for one in wanted}
                 for spec, content in zip(task.annotators, contents, strict=True):
