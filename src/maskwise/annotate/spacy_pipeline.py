@@ -5,7 +5,8 @@ and an entity recogniser on one encoder of two convolutions. ``pos`` alone leave
 
 Nothing in a text stops it: halves of surrogate pairs, which spaCy cannot hash, are shown to it as U+FFFD, and
 long texts are cut at the end of a paragraph, a line, a sentence or a word, whichever comes first within
-reach, for spaCy refuses more than a million characters. White space has no part of speech.
+reach, for spaCy refuses more than a million characters; so are words of a thousand characters and more, over
+which its tokenizer may take minutes. White space has no part of speech.
 
 Cost: nearly all is spaCy's own; ``maskwise bench annotate`` says how much.
 """
@@ -30,7 +31,9 @@ from maskwise.specs import Call, parse_call
 
 SHIPPED = Path(__file__).parent.parent / "data" / "tagger-en"
 PIECE_CHARACTERS = 200_000
+WORD_CHARACTERS = 1_000
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_LONG_WORD = re.compile(rf"\S{{{WORD_CHARACTERS}}}")
 _BORDERS = ("\n\n", "\n", ". ", " ")
 _CODES = {tag: code for code, tag in enumerate(UPOS, 1)} | {"CONJ": UPOS.index("CCONJ") + 1}  # before 2017
 # Entity types of OntoNotes that are no names.
@@ -40,7 +43,7 @@ _KINDS = {
 }
 _UNUSED = ["parser", "senter", "lemmatizer", "trainable_lemmatizer", "textcat", "textcat_multilabel"]
 _ENTITIES = ["ner", "entity_ruler"]
-_COLUMNS = ["IDX", "LENGTH", "IS_SPACE", "IS_TITLE", "IS_UPPER", "ENT_TYPE"]
+_COLUMNS = ["IDX", "LENGTH", "IS_SPACE", "IS_TITLE", "IS_UPPER", "IS_LOWER", "ENT_TYPE"]
 
 
 class SpacyPipeline:
@@ -73,8 +76,8 @@ class SpacyPipeline:
         cuts = [list(_pieces(text)) for text in texts]
         pieces = (_SURROGATE.sub("\ufffd", text[a:b]) for text, cut in zip(texts, cuts) for a, b in cut)
         columns = [*_COLUMNS, self._column]
-        with self._nlp.memory_zone():  # forgets the words of these texts; else a corpus would stay in memory
-            docs = self._nlp.pipe(pieces, batch_size=32)
+        with self.nlp.memory_zone():  # forgets the words of these texts; else a corpus would stay in memory
+            docs = self.nlp.pipe(pieces, batch_size=32)
             return [
                 self._read(text, cut, [next(docs).to_array(columns) for _ in cut])
                 for text, cut in zip(texts, cuts)
@@ -87,7 +90,9 @@ class SpacyPipeline:
         for (begin, _), table in zip(cut, tables):
             table[:, 0] += np.uint64(begin)
         tokens = np.concatenate(tables)
-        place, length, _, title, upper, entity, tag = tokens[tokens[:, 2] == 0].T  # white space has no tag
+        place, length, _, title, upper, lower, entity, tag = tokens[
+            tokens[:, 2] == 0
+        ].T  # white space has no tag
         start, code = place.astype(np.int32), self._coded(tag, _CODES)
         end = start + length.astype(np.int32)
         found = {}
@@ -98,7 +103,7 @@ class SpacyPipeline:
                 text, start, end,
                 proper=code == _CODES["PROPN"], numeral=code == _CODES["NUM"],
                 content=np.isin(code, [_CODES[name] for name in ("ADJ", "NOUN", "VERB")]),
-                title=(title | upper) > 0, entity=self._coded(entity, _KINDS, other=NAME),
+                title=(title | upper) > 0, lower=lower > 0, entity=self._coded(entity, _KINDS, other=NAME),
             )  # fmt: skip
         return found
 
@@ -107,11 +112,12 @@ class SpacyPipeline:
     ) -> NDArray[np.int16]:
         """spaCy's numbers of names → codes of ours; 0 for the empty name."""
         numbers, place = np.unique(symbols, return_inverse=True)
-        names = [self._nlp.vocab.strings[int(number)] for number in numbers]
+        names = [self.nlp.vocab.strings[int(number)] for number in numbers]
         return np.array([codes.get(name, other) if name else 0 for name in names], dtype=np.int16)[place]
 
     @cached_property
-    def _nlp(self) -> Any:
+    def nlp(self) -> Any:
+        """The spaCy pipeline, loaded when it is first needed."""
         import spacy
 
         try:
@@ -123,7 +129,7 @@ class SpacyPipeline:
     @cached_property
     def _column(self) -> str:
         """Where the pipeline has its universal tags: in POS, or in TAG, as some that were trained on UD do."""
-        probe = self._nlp("The old house stands in Paris.")
+        probe = self.nlp("The old house stands in Paris.")
         if any(token.pos_ for token in probe):
             return "POS"
         tags = {token.tag_ for token in probe}
@@ -175,12 +181,16 @@ def _folder(model: str | None) -> Path:
 
 
 def _pieces(text: str) -> Iterator[tuple[int, int]]:
-    """Where to cut a text so that no piece is longer than `PIECE_CHARACTERS`."""
+    """Where to cut a text so that no piece is longer than `PIECE_CHARACTERS`, and no word than `WORD_CHARACTERS`."""
+    long = len(max(text.split(), key=len, default="")) >= WORD_CHARACTERS
+    stops = [match.end() for match in _LONG_WORD.finditer(text)] if long else []
     start = 0
-    while len(text) - start > PIECE_CHARACTERS:
-        end, least = start + PIECE_CHARACTERS, start + PIECE_CHARACTERS // 2
-        found = ((text.rfind(border, least, end), len(border)) for border in _BORDERS)
-        end = next((at + size for at, size in found if at >= 0), end)
-        yield start, end
-        start = end
-    yield start, len(text)
+    for stop in [*stops, len(text)]:
+        while stop - start > PIECE_CHARACTERS:
+            end, least = start + PIECE_CHARACTERS, start + PIECE_CHARACTERS // 2
+            found = ((text.rfind(border, least, end), len(border)) for border in _BORDERS)
+            end = next((at + size for at, size in found if at >= 0), end)
+            yield start, end
+            start = end
+        yield start, stop
+        start = stop

@@ -12,11 +12,15 @@ from typing import Any
 
 from rich.console import RenderableType
 
+from maskwise.bench.annotate import bench_annotate, render_annotate
 from maskwise.bench.mask import bench_mask, render_mask
 from maskwise.errors import unknown_name
 
-BENCHES: dict[str, Callable[..., dict[str, Any]]] = {"mask": bench_mask}
-_SHOWN: dict[str, Callable[[dict[str, Any]], RenderableType]] = {"mask": render_mask}
+BENCHES: dict[str, Callable[..., dict[str, Any]]] = {"mask": bench_mask, "annotate": bench_annotate}
+_SHOWN: dict[str, Callable[[dict[str, Any]], RenderableType]] = {
+    "mask": render_mask,
+    "annotate": render_annotate,
+}
 
 
 def run(name: str, **settings: Any) -> dict[str, Any]:
@@ -35,4 +39,4 @@ def render(result: dict[str, Any]) -> RenderableType:
     return _SHOWN[result["bench"]](result)
 
 
-__all__ = ["BENCHES", "bench_mask", "render", "run"]
+__all__ = ["BENCHES", "bench_annotate", "bench_mask", "render", "run"]

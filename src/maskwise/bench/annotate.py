@@ -1,0 +1,263 @@
+"""The shipped tagger against gold annotations, and its speed beside bare spaCy, in one run.
+
+**Parts of speech**: the share of gold words with the right tag. With *gold tokens* the pipeline is given the
+words; *from raw text* it has to cut the text itself, and a gold word has the tag of the token that holds its first
+character. ``raw_f1`` is stricter, as in the CoNLL shared tasks: a token counts if both its borders and its tag are
+right (EWT writes "!!!!" and "____" as one word, spaCy as many).
+
+**Salient spans** by overlap: a gold name is found if a predicted span holds one of its characters (recall), a
+predicted span is right if it holds a character of a gold name (precision); ``exact_f1`` asks for the same borders.
+The gold sets have no dates and numbers. So under ``names``, the headline, predicted dates and numbers count as
+neither right nor wrong, and a gold name that only they touch is missed; under ``all`` they are spans as others are.
+
+Texts of gold sets that are tokens only are joined by `join_tokens`, one sentence each.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Group, RenderableType
+from rich.table import Table
+
+from maskwise.annotate.annotator import CharSpans
+from maskwise.annotate.gold import POS, UPOS, GoldDocument, entities, join_tokens, read_columns, read_conllu
+from maskwise.annotate.run import annotate_corpus
+from maskwise.annotate.salient import NAME
+from maskwise.annotate.spacy_pipeline import SHIPPED, SpacyPipeline
+from maskwise.bench.timing import in_turn, surroundings
+from maskwise.corpus.load import bundled_path, read_documents
+from maskwise.tasks.readers import read_records
+
+GOLD = Path("../shared/data")
+TAGGED = {"UD-EWT test": "ud_english_ewt/en_ewt-ud-test.conllu.gz"}
+NAMED: dict[str, tuple[str, int, int]] = {  # file, column of the token, column of the tag
+    "WikiGold": ("ner_wikigold/wikigold.conll.txt.gz", 0, 1),
+    "WNUT-17 test": ("ner_wnut17/test.conll", 0, 1),
+    "UNER-EWT test": ("ner_uner_ewt/en_ewt-ud-test.iob2.gz", 1, 2),
+}
+Name = tuple[int, int]
+
+
+def bench_annotate(*, data: Path = GOLD, batches: int = 20, batch_texts: int = 64) -> dict[str, Any]:
+    """Accuracy of the shipped pipeline on the gold sets that ``data`` holds, and words per second.
+
+    Args:
+        data: folder with the files of `TAGGED` and `NAMED`; those that it lacks are named in "missing". Tagging is
+            measured on the bundled sample of EWT's test part in any case.
+        batches: of the bundled Wikipedia texts, timed.
+        batch_texts: texts per batch.
+
+    Returns:
+        "pos", "salient" and "speed": lists of dicts; "missing"; "tagger": its bytes and version; "hardware".
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        both = SpacyPipeline()
+        tagged = {n: list(read_conllu(data / f)) for n, f in TAGGED.items() if (data / f).is_file()}
+        tagged["bundled sample of UD-EWT test"] = _bundled()
+        tagged |= {f"{name}, in lower case": _lower(gold) for name, gold in tagged.items()}
+        named = {n: _names(data / f, *columns) for n, (f, *columns) in NAMED.items() if (data / f).is_file()}
+        return {
+            "pos": [{"data": name} | tag_accuracy(both, gold) for name, gold in tagged.items()],
+            "salient": [
+                {"data": name, "spans": how}
+                | overlap_scores([text for text, _ in gold], [n for _, n in gold], find)
+                for name, gold in named.items()
+                for how, find in (("salient", both.annotate), ("entities alone", partial(_entities, both)))
+            ],
+            "speed": _speed(batches, batch_texts),
+            "missing": [n for n in [*TAGGED, *NAMED] if n not in tagged and n not in named],
+            "tagger": {
+                "bytes": sum(path.stat().st_size for path in SHIPPED.rglob("*") if path.is_file()),
+                "version": both.version,
+            },
+            "hardware": surroundings(("spacy", "thinc", "numpy", "maskwise")),
+        }
+    finally:
+        torch.set_num_threads(threads)
+
+
+def tag_accuracy(pipeline: SpacyPipeline, gold: Sequence[GoldDocument]) -> dict[str, Any]:
+    """Shares (0 to 1) of gold words with the right tag; the module says how they are counted."""
+    found = [layers["pos"] for layers in pipeline.annotate([document.text for document in gold])]
+    words = right = exact = tokens = 0
+    for document, spans in zip(gold, found):
+        start, end, code = document.layers["pos"]
+        at = np.searchsorted(spans.end, start, "right").clip(max=max(len(spans.end) - 1, 0))
+        same = (
+            (np.asarray(spans.value)[at] == code) & (spans.start[at] <= start)
+            if len(spans.end)
+            else start < 0
+        )
+        words, tokens, right = words + len(start), tokens + len(spans.start), right + int(same.sum())
+        if len(spans.end):
+            exact += int((same & (spans.start[at] == start) & (spans.end[at] == end)).sum())
+    given = sum(map(int, (_right_with_gold_tokens(pipeline, document) for document in gold)))
+    scores = {"gold_tokens": given / words, "raw": right / words, "raw_f1": 2 * exact / (words + tokens)}
+    return {"words": words} | {name: round(score, 4) for name, score in scores.items()}
+
+
+def _right_with_gold_tokens(pipeline: SpacyPipeline, document: GoldDocument) -> int:
+    from spacy.tokens import Doc
+
+    nlp, spans, text = pipeline.nlp, document.layers["pos"], document.text
+    words = [text[a:b] for a, b in zip(spans.start, spans.end)]
+    doc = Doc(nlp.vocab, words=words, spaces=[text[b : b + 1] == " " for b in spans.end])
+    return sum(token.pos_ == POS.labels[code - 1] for token, code in zip(nlp(doc), np.asarray(spans.value)))
+
+
+def overlap_scores(
+    texts: Sequence[str],
+    gold: Sequence[Sequence[Name]],
+    find: Callable[[list[str]], list[dict[str, CharSpans]]],
+) -> dict[str, Any]:
+    """Recall, precision and exact F1 (0 to 1) of salient spans, by the definitions of the module.
+
+    Args:
+        texts: N texts.
+        gold: the names of each: (start, end) in characters, in order.
+        find: makes the layer "salient" of texts.
+    """
+    found = [layers["salient"] for some in _parts(texts, 256) for layers in find(some)]
+    scores: dict[str, Any] = {"gold": sum(map(len, gold))}
+    for view, of_kinds in (("names", [NAME]), ("all", range(4))):
+        kept = [[span[:2] for span in _rows(f) if span[2] in of_kinds] for f in found]
+        pairs = list(zip(kept, gold))
+        spans = sum(map(len, kept))
+        recall = sum(_touching(names, some) for some, names in pairs) / max(1, scores["gold"])
+        precision = sum(_touching(some, names) for some, names in pairs) / max(1, spans)
+        exact = sum(len(set(some) & set(names)) for some, names in pairs) / max(1, spans + scores["gold"])
+        values = {"recall": recall, "precision": precision, "exact_f1": 2 * exact}
+        scores[view] = {"spans": spans} | {name: round(value, 4) for name, value in values.items()}
+    return scores
+
+
+def _rows(spans: CharSpans) -> list[tuple[int, int, int]]:
+    return list(zip(spans.start.tolist(), spans.end.tolist(), np.asarray(spans.value).tolist()))
+
+
+def _touching(these: Sequence[Name], those: Sequence[Name]) -> int:
+    """How many of these overlap any of those; both in order, each without overlap."""
+    if not these or not those:
+        return 0
+    start, end = np.array(these).T
+    other_start, other_end = np.array(those).T
+    return int((np.searchsorted(other_end, start, "right") < np.searchsorted(other_start, end)).sum())
+
+
+def _entities(pipeline: SpacyPipeline, texts: list[str]) -> list[dict[str, CharSpans]]:
+    """What the entity recogniser finds by itself."""
+    rows = ([(e.start_char, e.end_char, NAME) for e in doc.ents] for doc in pipeline.nlp.pipe(texts))
+    return [{"salient": CharSpans.of(row, pipeline.layers["salient"])} for row in rows]
+
+
+def _names(path: Path, token: int, tag: int) -> list[tuple[str, list[Name]]]:
+    gold = []
+    for tokens, tags in read_columns(path, token=token, tag=tag):
+        text, offsets = join_tokens(tokens)
+        gold.append((text, [(offsets[a][0], offsets[b - 1][1]) for a, b, _ in entities(tags)]))
+    return gold
+
+
+def _bundled() -> list[GoldDocument]:
+    documents = []
+    for number, row in enumerate(read_records(bundled_path("ud_ewt_pos"))):
+        if row["split"] == "test":
+            text, offsets = join_tokens(row["tokens"])
+            spans = [(*offset, UPOS.index(tag) + 1) for offset, tag in zip(offsets, row["tags"])]
+            documents.append(GoldDocument(str(number), text, {"pos": CharSpans.of(spans, POS)}))
+    return documents
+
+
+def _lower(gold: Iterable[GoldDocument]) -> list[GoldDocument]:
+    lowered = (document._replace(text=document.text.lower()) for document in gold)
+    return [low for low, document in zip(lowered, gold) if len(low.text) == len(document.text)]
+
+
+def _speed(batches: int, batch_texts: int) -> list[dict[str, Any]]:
+    """Words per second of processor time, of the same texts; the first two are what the others are measured by."""
+    texts = [document.text for document in read_documents(bundled_path("wikipedia"))][: batches * batch_texts]
+    parts = _parts(texts, batch_texts)
+    tags, both = SpacyPipeline(["pos"]), SpacyPipeline()
+    with tempfile.TemporaryDirectory() as folder:
+        calls = {
+            "bare spaCy, tags": lambda n: _drain(tags, parts[n]),
+            "bare spaCy, tags and entities": lambda n: _drain(both, parts[n]),
+            "pos": lambda n: tags.annotate(parts[n]),
+            "pos and salient": lambda n: both.annotate(parts[n]),
+            "maskwise annotate, pos": lambda n: _through_files(parts[n], ["pos"], folder),
+            "maskwise annotate, pos and salient": lambda n: _through_files(
+                parts[n], ["pos", "salient"], folder
+            ),
+        }
+        seconds = in_turn(calls, batches=len(parts), check=_check, turn=2)
+    words = float(np.median([sum(len(text.split()) for text in part) for part in parts]))
+    bare = [seconds[name] for name in list(calls)[:2]]
+    return [
+        {
+            "name": name,
+            "words_per_second": round(words / spent),
+            "times_bare": round(bare[number % 2] / spent, 3),
+        }
+        for number, (name, spent) in enumerate(seconds.items())
+    ]
+
+
+def _parts(texts: Sequence[str], size: int) -> list[list[str]]:
+    return [list(texts[first : first + size]) for first in range(0, len(texts), size)]
+
+
+def _drain(pipeline: SpacyPipeline, texts: list[str]) -> int:
+    return sum(len(doc) for doc in pipeline.nlp.pipe(texts, batch_size=32))
+
+
+def _through_files(texts: list[str], annotators: list[str], folder: str) -> int:
+    with tempfile.TemporaryDirectory(dir=folder) as out:
+        return int(annotate_corpus(texts, annotators, Path(out) / "made", jobs=1)["words"])
+
+
+def _check(name: str, number: int, result: Any) -> None:
+    assert result, f"{name} found nothing"
+
+
+def render_annotate(result: dict[str, Any]) -> RenderableType:
+    """The figures as tables."""
+    hardware = result["hardware"]
+    pos = Table(title="Universal parts of speech, % of gold words", title_justify="left")
+    salient = Table(title="Salient spans by overlap, %", title_justify="left")
+    title = f"Processor time of one thread: {hardware['processor']}, spaCy {hardware['versions']['spacy']}"
+    speed = Table(title=title, title_justify="left")
+    for table, left, columns in (
+        (pos, "data", ("words", "gold tokens", "raw text", "raw F1")),
+        (
+            salient,
+            "data",
+            ("spans", "gold", "recall", "precision", "exact F1", "recall, all", "precision, all"),
+        ),
+        (speed, "contestant", ("words/s", "× bare spaCy")),
+    ):
+        table.add_column(left)
+        for column in columns:
+            table.add_column(column, justify="right")
+    for r in result["pos"]:
+        pos.add_row(
+            r["data"], f"{r['words']:,}", *(f"{100 * r[k]:.1f}" for k in ("gold_tokens", "raw", "raw_f1"))
+        )
+    for r in result["salient"]:
+        shown = [r["names"][k] for k in ("recall", "precision", "exact_f1")]
+        shown += [r["all"][k] for k in ("recall", "precision")]
+        salient.add_row(r["data"], r["spans"], f"{r['gold']:,}", *(f"{100 * value:.1f}" for value in shown))
+    for r in result["speed"]:
+        speed.add_row(r["name"], f"{r['words_per_second']:,}", f"{r['times_bare']:.2f}")
+    missing = [f"not measured, as --data has no such file: {', '.join(result['missing'])}"] * bool(
+        result["missing"]
+    )
+    return Group(pos, salient, speed, *missing)

@@ -1,0 +1,273 @@
+"""The shipped tagger, salient spans by its tags, other pipelines, gold columns, and texts that are hard to tag."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import spacy
+from spacy.tokens import Doc
+from spacy.training import Example
+
+from maskwise import bench
+from maskwise.annotate import spacy_pipeline
+from maskwise.annotate.annotator import CharSpans, check_spans
+from maskwise.annotate.gold import POS, entities, given_spans, join_tokens, read_columns, read_conllu
+from maskwise.annotate.registry import annotator
+from maskwise.annotate.salient import SALIENT
+from maskwise.annotate.spacy_pipeline import SHIPPED, SpacyPipeline, one_pass
+from maskwise.bench.annotate import _bundled, overlap_scores, render_annotate, tag_accuracy
+from maskwise.errors import MaskwiseError
+
+GOLD = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="module")
+def tagger() -> SpacyPipeline:
+    return SpacyPipeline()
+
+
+def shown(text: str, spans: CharSpans, labels: tuple[str, ...]) -> list[tuple[str, str]]:
+    assert spans.value is not None
+    rows = zip(spans.start.tolist(), spans.end.tolist(), spans.value.tolist())
+    return [(text[a:b], labels[code - 1]) for a, b, code in rows]
+
+
+def tags(made: SpacyPipeline, text: str) -> list[tuple[str, str]]:
+    return shown(text, made.annotate([text])[0]["pos"], POS.labels)
+
+
+def salient(made: SpacyPipeline, text: str) -> list[tuple[str, str]]:
+    return shown(text, made.annotate([text])[0]["salient"], SALIENT.labels)
+
+
+def test_tags_of_a_sentence(tagger: SpacyPipeline) -> None:
+    found = tags(tagger, "She  bought three\nold houses in Berlin.")
+    words = ["She", "bought", "three", "old", "houses", "in", "Berlin", "."]
+    kinds = ["PRON", "VERB", "NUM", "ADJ", "NOUN", "ADP", "PROPN", "PUNCT"]
+    assert found == list(zip(words, kinds))
+
+
+def test_accuracy_on_the_bundled_part_of_the_ewt_test(tagger: SpacyPipeline) -> None:
+    found = tag_accuracy(tagger, _bundled()[::4])
+    assert found["raw"] > 0.92 and found["gold_tokens"] > 0.91 and found["words"] > 1500
+
+
+@pytest.mark.parametrize(
+    ("text", "spans"),
+    [
+        ("He met Marie Curie in Paris.", [("Marie Curie", "name"), ("Paris", "name")]),
+        ("He speaks Korean in the United States.", [("Korean", "name"), ("United States", "name")]),
+        ("They left on 3 May 1999, at 10:30 pm sharp.", [("3 May 1999", "date"), ("10:30 pm", "date")]),
+        ("It was built in the 1990s.", [("1990s", "date")]),
+        ("It cost $5.2 million, or 30 percent.", [("$5.2 million", "number"), ("30 percent", "number")]),
+        ("There were 12 men and twenty women.", [("12", "number"), ("twenty", "number")]),
+        ("The old house is small.", []),
+        ("Paris\nLondon", [("Paris", "name"), ("London", "name")]),
+        ("", []),
+    ],
+)
+def test_salient_spans(tagger: SpacyPipeline, text: str, spans: list[tuple[str, str]]) -> None:
+    assert salient(tagger, text) == spans
+
+
+def test_names_go_on_over_joints_and_keep_small_words(tagger: SpacyPipeline) -> None:
+    names = [
+        span for span, _ in salient(tagger, "He was at the University of Oxford with Charles de Gaulle.")
+    ]
+    assert names == ["University of Oxford", "Charles de Gaulle"]
+
+
+def test_both_layers_are_those_of_each_alone_and_of_any_batch(tagger: SpacyPipeline) -> None:
+    texts = ["Anna saw Bob in May 2001.", "", "  \n ", "No names here.", "Rome " * 50] * 3
+    both = tagger.annotate(texts)
+    for name in ("pos", "salient"):
+        alone = annotator(name)
+        assert list(alone.layers) == [name]
+        for text, layers, one in zip(texts, both, alone.annotate(texts)):
+            for side, again in zip(layers[name], one[name]):
+                np.testing.assert_array_equal(side, again)
+            for side, again in zip(layers[name], alone.annotate([text])[0][name]):
+                np.testing.assert_array_equal(side, again)
+
+
+HARD = {
+    "empty": "",
+    "spaces": " \n\t\u2028 ",
+    "control characters": "a\0b \x01\x1b c",
+    "halves of surrogate pairs": "John \ud83d met Mary \udc00.",
+    "emoji, marks, CJK, NBSP, URL": "👩‍👩‍👧 e\u0301té\u00a0王賞 https://a.b/c?d=1 \u200b.",
+    "a word of 100,000 letters": "x" * 100_000,
+    "10,000 brackets": "(" * 10_000,
+    "any code points": "".join(map(chr, range(0, 0x110000, 601))),
+}
+
+
+@pytest.mark.parametrize("name", HARD)
+def test_no_text_stops_it(tagger: SpacyPipeline, name: str) -> None:
+    text = HARD[name]
+    found = tagger.annotate([text])[0]
+    for layer, kind in tagger.layers.items():
+        check_spans(found[layer], kind, len(text))
+    covered = np.zeros(len(text), dtype=bool)
+    for start, end, _ in zip(*found["pos"]):
+        covered[start:end] = True
+    assert all(covered[i] for i, char in enumerate(text) if not char.isspace() and char.isalnum())
+
+
+def test_long_texts_are_cut_where_nothing_is_lost(
+    tagger: SpacyPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "Anna went to Rome. She saw 12 cats.\n" * 40
+    whole = tagger.annotate([text])[0]
+    monkeypatch.setattr(spacy_pipeline, "PIECE_CHARACTERS", 200)
+    pieces = list(spacy_pipeline._pieces(text))
+    assert len(pieces) > 5 and all(text[end - 1] == "\n" for _, end in pieces)
+    assert [a for a, _ in pieces] == [0, *(b for _, b in pieces[:-1])] and pieces[-1][1] == len(text)
+    cut = tagger.annotate([text])[0]
+    for name in whole:
+        np.testing.assert_array_equal(cut[name].start, whole[name].start)
+        np.testing.assert_array_equal(cut[name].end, whole[name].end)
+
+
+def test_version_names_model_layers_and_rules(tagger: SpacyPipeline, tmp_path: Path, monkeypatch) -> None:
+    assert tagger.version == SpacyPipeline().version != SpacyPipeline(["pos"]).version
+    nlp = spacy.load(SHIPPED)
+    nlp.to_disk(tmp_path / "other")
+    (tmp_path / "other" / "README.md").write_text("changed")
+    assert SpacyPipeline(model=str(tmp_path / "other")).version != tagger.version
+    monkeypatch.setattr(spacy_pipeline, "VERSION", "salient-0")
+    assert SpacyPipeline().version != tagger.version
+
+
+def test_pos_and_salient_of_one_pipeline_are_one_pass() -> None:
+    assert one_pass(["words", "salient", "pos"]) == ["words", "pos(salient=True)"]
+    assert one_pass(["pos", 'salient(model="m")']) == ["pos", "salient(model='m')"]
+    assert list(annotator("pos(salient=True)").layers) == ["pos", "salient"]
+
+
+def test_another_pipeline_by_its_tags(tmp_path: Path) -> None:
+    """Universal tags in `tag_`, as pipelines trained on UD have them, and OntoNotes' kinds of entities."""
+    nlp = spacy.blank("en")
+    nlp.add_pipe("tagger")
+    example = Example.from_dict(nlp.make_doc("a b ."), {"tags": ["NOUN", "NOUN", "PUNCT"]})
+    nlp.initialize(lambda: [example])
+    ruler = nlp.add_pipe("entity_ruler")
+    ruler.add_patterns([{"label": "DATE", "pattern": "yesterday"}, {"label": "ORG", "pattern": "acme"}])
+    nlp.to_disk(tmp_path / "small")
+    made = SpacyPipeline(model=str(tmp_path / "small"))
+    assert {tag for _, tag in tags(made, "acme fell yesterday")} <= {"NOUN", "PUNCT"}
+    assert salient(made, "acme fell yesterday") == [("acme", "name"), ("yesterday", "date")]
+
+
+def test_pipelines_that_do_not_serve(tmp_path: Path) -> None:
+    with pytest.raises(MaskwiseError, match=r"'en_core_web_xx' is installed.*spacy download en_core_web_xx"):
+        annotator('pos(model="en_core_web_xx")')
+    spacy.blank("en").to_disk(tmp_path / "blank")
+    with pytest.raises(MaskwiseError, match="blank gives no universal parts of speech"):
+        SpacyPipeline(model=str(tmp_path / "blank")).annotate(["x"])
+    (tmp_path / "blank" / "config.cfg").write_text("[nlp]\nlang = 3\n")
+    with pytest.raises(MaskwiseError, match="cannot load the spaCy pipeline"):
+        SpacyPipeline(model=str(tmp_path / "blank")).annotate(["x"])
+
+
+CONLLU = """\
+# newdoc id = one
+# sent_id = 1
+1-2\tDon't\t_\t_\t_\t_\t_\t_\t_\t_
+1\tDo\tdo\tAUX\t_\t_\t_\t_\t_\t_
+2\tn't\tnot\tPART\t_\t_\t_\t_\t_\t_
+3\tgo\tgo\tVERB\t_\t_\t_\t_\t_\tSpaceAfter=No
+3.1\tnow\tnow\tADV\t_\t_\t_\t_\t_\t_
+4\t!\t!\tPUNCT\t_\t_\t_\t_\t_\t_
+
+# newpar
+1-2\tim\t_\t_\t_\t_\t_\t_\t_\t_
+1\tI\tI\tPRON\t_\t_\t_\t_\t_\t_
+2\tam\tbe\tAUX\t_\t_\t_\t_\t_\t_
+
+# newdoc id = two
+1\tYes\tyes\tINTJ\t_\t_\t_\t_\t_\t_
+"""
+
+
+def test_conllu_brings_its_own_tags(tmp_path: Path) -> None:
+    path = tmp_path / "x.conllu"
+    path.write_text(CONLLU)
+    one, two = read_conllu(path)
+    assert (one.id, one.text, two.id, two.text) == ("one", "Don't go!\nim", "two", "Yes")
+    assert shown(one.text, one.layers["pos"], POS.labels) == [
+        ("Do", "AUX"), ("n't", "PART"), ("go", "VERB"), ("!", "PUNCT"), ("im", "PRON"),
+    ]  # fmt: skip
+    path.write_text(CONLLU.replace("INTJ", "UH"))
+    with pytest.raises(MaskwiseError, match="not a universal part of speech; got UH"):
+        list(read_conllu(path))
+    path.write_text("1\tx\n")
+    with pytest.raises(MaskwiseError, match=r"line 1 of .*10 columns"):
+        list(read_conllu(path))
+
+
+def test_columns_entities_and_running_text(tmp_path: Path) -> None:
+    path = tmp_path / "x.conll"
+    path.write_text('In O\nNew B-LOC\nYork I-LOC\nJohn B-PER\n( O\n" O\nx O\n" O\n) O\n. O\n\nHi O\n')
+    (tokens, marks), (hi, _) = read_columns(path)
+    text, offsets = join_tokens(tokens)
+    assert text == 'In New York John ("x").' and hi == ["Hi"]
+    assert [text[a:b] for a, b in offsets] == tokens
+    assert entities(marks) == [(1, 3, "LOC"), (3, 4, "PER")]
+    assert entities(["I-A", "I-A", "O", "I-A", "I-B"]) == [(0, 2, "A"), (3, 4, "A"), (4, 5, "B")]
+
+
+def test_given_spans() -> None:
+    found = given_spans([[7, 12, "city"], [0, 4, "who"]], text="Anna in Rome", labels=["who", "city"])
+    assert found.start.tolist() == [0, 7] and found.value is not None and found.value.tolist() == [1, 2]
+    assert given_spans([[0, 4, "who"]], text="Anna").value is None
+    for spans, labels, match in (
+        ([[0, 40]], (), "lie in the text of 4"),
+        ([[0, 2], [1, 3]], (), "not overlap"),
+        ([["a", 2]], (), "another form"),
+        ([[0, 2, "x"]], ("y",), "unknown label"),
+        ([[0, 2]], ("y",), "another form"),
+    ):
+        with pytest.raises(MaskwiseError, match=match):
+            given_spans(spans, text="Anna", labels=labels)
+
+
+def test_overlap_scores_by_hand() -> None:
+    """Two gold names. One is met by a name with other borders, one by a date only; one name is met by nothing."""
+    found = CharSpans.of([(0, 6, 1), (10, 14, 2), (20, 25, 1)], SALIENT)
+    scores = overlap_scores(["x" * 30], [[(3, 9), (10, 14)]], lambda texts: [{"salient": found}] * len(texts))
+    assert scores["names"] == {"spans": 2, "recall": 0.5, "precision": 0.5, "exact_f1": 0.0}
+    assert scores["all"] == {"spans": 3, "recall": 1.0, "precision": 0.6667, "exact_f1": 0.4}
+
+
+def test_gold_tokens_are_scored_as_given(tagger: SpacyPipeline) -> None:
+    document = _bundled()[0]
+    words = [document.text[a:b] for a, b in zip(*document.layers["pos"][:2])]
+    by_hand = [t.pos_ for t in tagger.nlp(Doc(tagger.nlp.vocab, words=words))]
+    right = np.mean(
+        np.array(by_hand) == [tag for _, tag in shown(document.text, document.layers["pos"], POS.labels)]
+    )
+    assert abs(tag_accuracy(tagger, [document])["gold_tokens"] - right) < 0.1
+
+
+def test_the_card_and_the_files_are_there() -> None:
+    card = (SHIPPED / "README.md").read_text()
+    assert "CC BY-SA 4.0" in card and "WNUT-17" in card
+    files = [path for path in SHIPPED.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 5e6
+    assert not [path for path in files if path.suffix in (".pkl", ".py")]
+    assert json.loads((SHIPPED / "meta.json").read_text())["license"] == "CC BY-SA 4.0"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not GOLD.is_dir(), reason="needs ../shared/data")
+def test_bench_annotate_meets_what_was_promised() -> None:
+    result = json.loads(json.dumps(bench.run("annotate", data=GOLD, batches=2)))
+    pos = {r["data"]: r for r in result["pos"]}["UD-EWT test"]
+    assert pos["gold_tokens"] >= 0.93 and pos["raw"] >= 0.93 and pos["words"] == 25094
+    wikigold = {(r["data"], r["spans"]): r for r in result["salient"]}["WikiGold", "salient"]["names"]
+    assert wikigold["recall"] >= 0.80 and wikigold["precision"] >= 0.65
+    assert not result["missing"] and render_annotate(result)
