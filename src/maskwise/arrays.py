@@ -62,6 +62,10 @@ def where(condition: Array, yes: Array, no: Array) -> Array:
     )
 
 
+def minimum(x: Array, y: Array) -> Array:
+    return np.minimum(x, y) if isinstance(x, np.ndarray) else torch.minimum(x, y)
+
+
 def running_count(x: Array) -> Array:
     """(B, X) int32: how many are True up to each place of the rows of a bool."""
     return x.cumsum(1, dtype=np.int32 if isinstance(x, np.ndarray) else torch.int32)
@@ -70,6 +74,13 @@ def running_count(x: Array) -> Array:
 def first_true(x: Array) -> Array:
     """(B,) int64: the column of the first True in each row of the bool (B, X); 0 where there is none."""
     return x.argmax(1) if isinstance(x, np.ndarray) else x.byte().argmax(1)
+
+
+def last_true(x: Array) -> Array:
+    """(B,) int64: the column of the last True in each row of the bool (B, X); the last where there is none."""
+    return (
+        x.shape[1] - 1 - (x[:, ::-1].argmax(1) if isinstance(x, np.ndarray) else x.byte().flip(1).argmax(1))
+    )
 
 
 def places(x: Array) -> Array:

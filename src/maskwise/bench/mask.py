@@ -32,7 +32,10 @@ PEER, PEER_WORDS, PEER_STEP = (
     "transformers, whole words",
     "transformers, masking step from tensors",
 )
-_SPECS = {"mixture": "mixture(whole-word, span, token)"}
+_SPECS = {
+    "mixture": "mixture(whole-word, span, token)",
+    "group-weighted": "group-weighted(pos, 17)",
+}
 _POLICY_FOR = {"infill": "span(poisson=3.0)", "t5": "t5-span", "ul2": "ul2", "permute-sentences": "sentence"}
 
 
@@ -122,6 +125,7 @@ class _Contest:
             "phrase": np.where(word % 6 < 3, word // 6, -1),
             "weight": (word * 7919 % 997 + 1) / 500,
             "frequency": ids * 31 % 1000 + 1.0,
+            "pos": np.where(word >= 0, word % 17, -1),
         }
         named = {name: torch.from_numpy(np.ascontiguousarray(column)) for name, column in columns.items()}
         return named | {"example_id": torch.arange(rows) + number * rows}

@@ -100,15 +100,19 @@ def select(
     wanted_B = ratio_B * eligible_B
     floor_B = eligible_B.clip(max=min_targets) * (wanted_B >= 0.5)
     if budget == "bernoulli":
-        floor_B = floor_B if units.of_token is None else floor_B * 0
-        budget_B, chosen = None, units.spread(_independently(units, ratio_B, keys, floor_B, fill=fill))
+        budget_B, floor_B = None, floor_B if units.of_token is None else floor_B * 0
+        if not units.settled:
+            chosen = units.spread(_independently(units, ratio_B, keys, floor_B, fill=fill))
     else:
         budget_B = integers(wanted_B + raw(keys.row_uniform(Purpose.ROUND))).clip(floor_B, eligible_B)
         if fill == "skip-row" and units.weight is not None:
             usable_B = (raw(units.length) * (raw(units.weight) > 0)).sum(1)
             budget_B = budget_B * (usable_B >= budget_B)
-        chosen = tensor(_in_order(units, budget_B, keys, fill=fill, exact=budget == "exact"))
+        if not units.settled:
+            chosen = tensor(_in_order(units, budget_B, keys, fill=fill, exact=budget == "exact"))
         budget_B = tensor(budget_B)
+    if units.settled and units.weight is not None:
+        chosen = (units.weight > 0).gather(1, units.index) & units.inside
     filled = None
     if fill == "random" and units.weight is not None:
         filled = chosen & units.spread(units.weight == 0)

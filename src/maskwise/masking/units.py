@@ -29,6 +29,7 @@ class Units:
         place: (B, L) int32, where ``of_token`` is None: the index of each token's draws, so that padding does not
             move them.
         weight: (B, U) float64, or None for equal weights. 0: never chosen, but for ``fill="random"``.
+        settled: the units of positive weight are just what the budget has, so nothing is left to draw.
     """
 
     inside: Tensor
@@ -36,6 +37,7 @@ class Units:
     sizes: Tensor | None = None
     place: Tensor | None = None
     weight: Tensor | None = None
+    settled: bool = False
 
     @cached_property
     def length(self) -> Tensor:
@@ -44,7 +46,10 @@ class Units:
             return self.sizes
         if self.of_token is None:
             return self.inside.long()
-        count = int(self.of_token[:, -1:].max()) + 1 if self.of_token.numel() else 0
+        if self.weight is not None:
+            count = self.weight.shape[1]
+        else:
+            count = int(raw(self.of_token).max()) + 1 if self.of_token.numel() else 0
         length = torch.zeros(len(self.inside), count, dtype=torch.int64, device=self.inside.device)
         return length.scatter_add_(1, self.index, self.inside.long())
 

@@ -97,6 +97,11 @@ class Vocabulary:
         """(V,) uint8: 0 for what is no content, 1 for content that is not eligible, 2 for eligible ids."""
         return self.content.byte() + self.eligible
 
+    @cached_property
+    def sentinel(self) -> Tensor:
+        """(S,) int64: ``sentinels`` as a tensor."""
+        return torch.tensor(self.sentinels, dtype=torch.int64, device=self.content.device)
+
     def to(self, device: torch.device) -> Vocabulary:
         """The same tables on another device; copied there once."""
         if self.content.device == device:

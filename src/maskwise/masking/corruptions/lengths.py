@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from maskwise.arrays import places, raw, tensor
+from maskwise.arrays import Array, copy, integers, numbers, places, raw, running_count, tensor
 from maskwise.masking.annotated import AnnotatedBatch
 from maskwise.masking.masked import IGNORE
 
@@ -27,19 +27,25 @@ class Compaction:
     """
 
     def __init__(self, keep: Tensor, behind: Tensor | None = None):
-        place = keep.cumsum(1)
+        place = running_count(raw(keep))
         if behind is not None:
-            place += behind
-        count_B1 = place[:, -1:].clone() if keep.shape[1] else place.new_zeros(len(keep), 1)
+            place += raw(behind)
+        count_B1 = place[:, -1:] if keep.shape[1] else place.sum(1)[:, None]
         self.width = int(count_B1.max()) if keep.numel() else 0
-        # What is not kept all goes to one column at the end, which is cut off.
-        self._place = place.sub_(1).masked_fill_(~keep, self.width)
-        self.attention_mask = (torch.arange(self.width, device=keep.device) < count_B1).long()
+        self._from = places(raw(keep))
+        self._to = (place + _before(len(keep), self.width, place)).reshape(-1).take(self._from)
+        self.attention_mask = tensor(integers(numbers(self.width, place) < count_B1))
 
     def __call__(self, values: Tensor, fill: int) -> Tensor:
         """(B, X) candidates to (B, W), padded with ``fill``."""
-        out = values.new_full((len(values), self.width + 1), fill)
-        return out.scatter_(1, self._place, values)[:, : self.width].contiguous()
+        out = values.new_full((len(values), self.width), fill)
+        raw(out.view(-1))[self._to] = raw(values).reshape(-1).take(self._from)
+        return out
+
+
+def _before(rows: int, width: int, like: Array) -> Array:
+    """(B, 1) int64: the flat place before each row's first, to which counts from 1 are added."""
+    return (numbers(rows, like) * width - 1)[:, None]
 
 
 def interleaved(before: Tensor, at: Tensor) -> Tensor:
@@ -54,9 +60,9 @@ def present(batch: AnnotatedBatch) -> Tensor:
 
 def run_starts(chosen: Tensor) -> Tensor:
     """(B, L) bool: the first token of each run of chosen tokens. So touching spans are one."""
-    start = chosen.clone()
-    start[:, 1:] &= ~chosen[:, :-1]
-    return start
+    start = copy(raw(chosen))
+    start[:, 1:] &= ~raw(chosen)[:, :-1]
+    return tensor(start)
 
 
 def carried(batch: AnnotatedBatch, move: Compaction, *, twice: bool = False) -> dict[str, Tensor]:
@@ -94,17 +100,19 @@ def removed_text(
         lead: (K,) the leads in order of rows, or one for all ().
         tail: (B, 1) ids each; rows without anything chosen have none.
     """
-    count = (chosen if leads is None else chosen.to(torch.uint8) + leads).cumsum(1)
-    total = count[:, -1:].clone() if ids.shape[1] else count.new_zeros(len(ids), 1)
+    there = raw(chosen)
+    count = running_count(there)
+    if leads is not None:
+        count += running_count(raw(leads))
+    total = tensor(integers(count[:, -1:] if ids.shape[1] else count.sum(1)[:, None]))
     width = int(total.max()) if total.numel() else 0
     labels = ids.new_full((len(ids), width + len(tail)), IGNORE)
-    flat, row_starts = labels.view(-1), torch.arange(len(ids), device=ids.device) * labels.shape[1] - 1
-    place = count.add_(row_starts.unsqueeze(1)).view(-1)
-    where = tensor(places(raw(chosen)))
-    flat[place[where]] = ids.reshape(-1)[where]
+    flat, place = raw(labels.view(-1)), (count + _before(len(ids), labels.shape[1], count)).reshape(-1)
+    at = places(there)
+    flat[place.take(at)] = raw(ids).reshape(-1).take(at)
     if leads is not None:
-        where = tensor(places(raw(leads)))
-        flat[place[where] - chosen.reshape(-1)[where].long()] = lead
+        at = places(raw(leads))
+        flat[place.take(at) - integers(there.reshape(-1).take(at))] = raw(lead)
     for offset, values in enumerate(tail):
         labels.scatter_(1, total + offset, torch.where(total > 0, values, IGNORE))
     return labels

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from maskwise.arrays import places, raw, tensor
+from maskwise.arrays import numbers, places, raw, tensor
 from maskwise.errors import MaskwiseError
 from maskwise.keys import Keys
 from maskwise.masking.annotated import AnnotatedBatch
@@ -63,11 +63,8 @@ class T5(Corruption):
         self, batch: AnnotatedBatch, chosen: Tensor, units: Units, keys: Keys, vocabulary: Vocabulary
     ) -> Corrupted:
         starts = run_starts(chosen)
-        where = tensor(places(raw(starts)))
-        row = where // chosen.shape[1]
-        runs_B = torch.bincount(row, minlength=len(chosen))
-        before_B = runs_B.cumsum(0) - runs_B
-        sentinel = torch.tensor(vocabulary.sentinels, device=chosen.device)
+        at, sentinel = places(raw(starts)), raw(vocabulary.sentinel)
+        row, runs_B = at // max(chosen.shape[1], 1), raw(starts).sum(1)
         if len(runs_B) and int(runs_B.max()) >= len(sentinel):
             raise MaskwiseError(
                 "a row has more masked spans than the tokenizer has sentinels",
@@ -75,25 +72,26 @@ class T5(Corruption):
                 allowed=f"at most {len(sentinel) - 1}",
                 do="use longer spans (policy t5-span), a lower ratio or shorter rows",
             )
-        lead = sentinel[torch.arange(len(row), device=row.device) - before_B[row]]
+        lead = sentinel.take(numbers(len(at), at) - (runs_B.cumsum(0) - runs_B).take(row))
         shown = batch.input_ids.clone()
-        shown.view(-1)[where] = lead
+        raw(shown.view(-1))[at] = lead
         mode_B = self.mode(batch, chosen, vocabulary)
-        active_B1 = (runs_B > 0).unsqueeze(1)
-        behind = None if mode_B is None else (batch.place >= 0) & active_B1
-        move = Compaction(present(batch) & ~chosen | starts, behind)
+        active_B1 = tensor(runs_B > 0).unsqueeze(1)
+        front = numbers(chosen.shape[1], at) < raw(batch.first)[:, None]
+        behind = None if mode_B is None else tensor(~front & raw(active_B1))
+        move = Compaction(tensor(raw(present(batch)) & ~raw(chosen) | raw(starts)), behind)
         ids = move(shown, vocabulary.pad)
         if mode_B is not None and ids.shape[1]:
             # Where the text begins, behind special tokens in front of it.
-            front_B1 = ((batch.place < 0) & present(batch)).sum(1, keepdim=True).clamp_(max=ids.shape[1] - 1)
+            front_B1 = tensor((front & raw(present(batch))).sum(1)).clamp(max=ids.shape[1] - 1).unsqueeze(1)
             ids.scatter_(1, front_B1, torch.where(active_B1, mode_B.unsqueeze(1), ids.gather(1, front_B1)))
         eos = vocabulary.eos if self.eos else None
         if self.target == "full":
             labels = whole_text(batch, chosen, eos)
         else:
-            tail = [sentinel[runs_B].unsqueeze(1)]
+            tail = [tensor(sentinel.take(runs_B)).unsqueeze(1)]
             tail += [] if eos is None else [torch.full_like(tail[0], eos)]
-            labels = removed_text(batch.input_ids, chosen, starts, lead, tail)
+            labels = removed_text(batch.input_ids, chosen, starts, tensor(lead), tail)
         return Corrupted(ids, labels, move.attention_mask, carried(batch, move))
 
     def mode(self, batch: AnnotatedBatch, chosen: Tensor, vocabulary: Vocabulary) -> Tensor | None:

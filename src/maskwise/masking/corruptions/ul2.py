@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from maskwise.arrays import last_true, numbers, raw, tensor, where
 from maskwise.errors import MaskwiseError
 from maskwise.masking.annotated import AnnotatedBatch
 from maskwise.masking.corruptions.lengths import run_starts
@@ -47,7 +48,10 @@ class Ul2(T5):
 
 def mode_of(batch: AnnotatedBatch, chosen: Tensor) -> Tensor:
     """(B,) int64: 0 for R, 1 for S, 2 for X."""
-    runs, masked, text = run_starts(chosen).sum(1), chosen.sum(1), batch.content.sum(1)
-    last = (chosen & (batch.rank == text.unsqueeze(1) - 1)).any(1)
-    extreme = (masked >= 12 * runs) | (masked >= 0.3 * text)
-    return torch.where((runs == 1) & last, 1, torch.where(extreme, 2, 0))
+    shown, content = raw(chosen), raw(batch.content)
+    if not shown.shape[1]:
+        return chosen.sum(1)
+    runs_B, masked_B, text_B = raw(run_starts(chosen)).sum(1), shown.sum(1), content.sum(1)
+    last_B = shown[numbers(len(shown), shown), last_true(content)]
+    extreme_B = (masked_B >= 12 * runs_B) | (masked_B >= 0.3 * text_B)
+    return tensor(where((runs_B == 1) & last_B, 1, extreme_B * 2))

@@ -9,6 +9,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from maskwise.arrays import Array, int32, integers, minimum, numbers, raw, running_count, tensor
 from maskwise.errors import MaskwiseError
 from maskwise.keys import Keys, Purpose
 from maskwise.masking.annotated import AnnotatedBatch
@@ -63,15 +64,18 @@ class Span(Policy):
             word, allowed = batch.rank.clamp(min=0), batch.eligible
         else:
             words = Units.runs(batch, batch.layer("word_ids", policy="span"))
-            word, allowed = words.index, words.inside
+            assert words.of_token is not None
+            word, allowed = words.of_token, words.inside
         if not word.numel():
             return Units.tokens(batch)
-        count_B1 = word[:, -1:] + 1
+        number = raw(word)
+        count_B1 = integers(number[:, -1:]) + 1
         ring = self._ring(keys, count_B1)
-        word = word + (keys.row_uniform(Purpose.PARTITION).unsqueeze(1) * count_B1).long()
-        span = ring.gather(1, word.sub_(count_B1 * (word >= count_B1)))
-        length = torch.zeros_like(ring).scatter_add_(1, span, allowed.long())
-        return Units(allowed, span, length)
+        opening_B1 = integers(raw(keys.row_uniform(Purpose.PARTITION))[:, None] * count_B1)
+        number = number + opening_B1
+        number -= count_B1 * (number >= count_B1)
+        number += numbers(len(ring), ring)[:, None] * ring.shape[1]
+        return Units(allowed, tensor(ring.reshape(-1).take(number)))
 
     def lengths(self) -> Tensor:
         """(max_words,) float64: how often spans of 1, 2, … words are offered, the one cut to fit apart."""
@@ -83,19 +87,21 @@ class Span(Policy):
         share = torch.where(size < self.min_words, 0.0, share)
         return share / share.sum()
 
-    def _ring(self, keys: Keys, count_B1: Tensor) -> Tensor:
-        """(B, W) int64: the number of the span that each of a ring's ``count_B1`` words is in; rises from
-        0."""
+    def _ring(self, keys: Keys, count_B1: Array) -> Array:
+        """(B, W) int32: the number of the span that each of a ring's ``count_B1`` words is in; rises from 0."""
         most = int(count_B1.max())
-        number = torch.arange(most, dtype=torch.int32, device=count_B1.device)
-        draw = keys.draw(Purpose.PARTITION, number)
-        ends = torch.bucketize(draw, _edges(self).to(draw.device), right=True).add_(1).cumsum(1)
-        border = torch.zeros(len(draw), most + 1, dtype=torch.int64, device=draw.device)
-        return border.scatter_(1, torch.minimum(ends, count_B1), 1)[:, :most].cumsum(1)
+        draw = raw(keys.draw(Purpose.PARTITION, tensor(int32(numbers(most, count_B1)))))
+        length = draw * 0 + 1
+        for edge in _edges(self):  # one pass an edge: a third of the time of a search
+            length += draw >= edge
+        row = numbers(len(draw), draw)[:, None] * (most + 1)
+        border = torch.zeros(len(draw), most + 1, dtype=torch.bool, device=draw.device)
+        raw(border.view(-1))[minimum(length.cumsum(1), count_B1) + row] = True
+        return running_count(raw(border)[:, :most])
 
 
 @lru_cache(maxsize=32)
-def _edges(policy: Span) -> Tensor:
-    """(max_words − 1,) int32: where draws change from one length to the next."""
+def _edges(policy: Span) -> list[int]:
+    """(max_words − 1) of them: where int32 draws change from one length to the next."""
     below = policy.lengths().cumsum(0)[:-1].clamp(max=1 - 2.0**-32)
-    return ((below * 2.0**32).round().long() - (1 << 31)).to(torch.int32)
+    return ((below * 2.0**32).round().long() - (1 << 31)).tolist()

@@ -7,7 +7,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from maskwise.arrays import raw, sort_rows, tensor
+from maskwise.arrays import (
+    Array,
+    copy,
+    floats,
+    int32,
+    integers,
+    minimum,
+    numbers,
+    raw,
+    running_count,
+    sort_rows,
+    tensor,
+    where,
+)  # fmt: skip
 from maskwise.errors import MaskwiseError
 from maskwise.keys import Keys, Purpose
 from maskwise.masking.annotated import AnnotatedBatch
@@ -72,46 +85,44 @@ def noise_units(
         noise_B, spans_B: (B,); spans are kept between 1 and what noise and gaps allow.
         rotate_B: (B,); where 0 the ring is opened before its first gap, so that the row ends with noise.
     """
-    noise, spans = noise_B.unsqueeze(1), spans_B.long().unsqueeze(1)
-    total = batch.eligible.sum(1, keepdim=True)
-    gaps = total - noise
-    spans = torch.minimum(torch.minimum(spans, noise), gaps).clamp_(min=1)
-    noise_end, gap_end = _cut(keys, noise, gaps, spans, width=batch.input_ids.shape[1])
+    eligible = raw(batch.eligible)
+    noise, total = raw(noise_B)[:, None], eligible.sum(1)[:, None]
+    gaps, width = total - noise, eligible.shape[1]
+    spans = minimum(minimum(raw(spans_B.long())[:, None], noise), gaps).clip(min=1)
+    noise_end, gap_end = _cut(keys, noise, gaps, spans, numbers(width, noise))
     # Around the ring: gap 0, noise 0, gap 1, noise 1, …; each piece ends where the next begins.
-    noise_begin = gap_end.clone()
+    noise_begin = copy(gap_end)
     noise_begin[:, 1:] += noise_end[:, :-1]
-    noise_end += gap_end
-    opening_B = keys.row_uniform(Purpose.PARTITION) * (rotate_B > 0)
-    start = (opening_B.unsqueeze(1) * total).long()
-    begins_noisy = (noise_begin <= start).sum(1, keepdim=True) - (noise_end <= start).sum(1, keepdim=True)
-    border = torch.cat((noise_begin, noise_end), 1).sub_(start)
-    border += total * (border <= 0)
-    ring = torch.zeros(len(total), batch.input_ids.shape[1] + 1, dtype=torch.int64, device=total.device)
-    rank = batch.eligible.cumsum(1).sub_(1).clamp_(min=0)
-    piece = ring.scatter_(1, border, 1).cumsum(1).gather(1, rank)
-    number = torch.arange(border.shape[1] + 1, dtype=torch.int32, device=total.device)
-    length = torch.zeros(len(total), len(number), dtype=torch.int64, device=total.device)
-    length.scatter_add_(1, piece, batch.eligible.long())
-    noisy = ((number + begins_noisy) & 1).bool() & (noise > 0) | (gaps == 0)
-    return Units(batch.eligible, piece, length, weight=noisy.double().mul_(_SURE))
+    noise_end = noise_end + gap_end
+    opening_B = raw(keys.row_uniform(Purpose.PARTITION)) * raw(rotate_B > 0)
+    start = integers(opening_B[:, None] * total)
+    begins_noisy = (noise_begin <= start).sum(1)[:, None] - (noise_end <= start).sum(1)[:, None]
+    ring = torch.zeros(len(total), width + 1, dtype=torch.bool, device=batch.eligible.device)
+    row = numbers(len(total), noise)[:, None]
+    for border in (noise_begin - start, noise_end - start):
+        raw(ring)[row, border + total * (border <= 0)] = True
+    rank = running_count(eligible) - 1
+    piece = running_count(raw(ring)).reshape(-1).take(rank.clip(min=0) + row * (width + 1))
+    number = numbers(2 * noise_begin.shape[1] + 1, noise)
+    noisy = (((number + begins_noisy) & 1) > 0) & (noise > 0) | (gaps == 0)
+    return Units(batch.eligible, tensor(piece), weight=tensor(floats(noisy) * _SURE), settled=True)
 
 
-def _cut(keys: Keys, noise: Tensor, gaps: Tensor, spans: Tensor, *, width: int) -> tuple[Tensor, Tensor]:
+def _cut(keys: Keys, noise: Array, gaps: Array, spans: Array, column: Array) -> tuple[Array, Array]:
     """Where pieces end, both (B, K): ``noise`` and ``gaps`` (B, 1) tokens cut into ``spans`` pieces each.
 
     The places 1 … noise − 1 and 1 … gaps − 1 have a draw each; the spans − 1 smallest of both are the ends of
     pieces, so that all choices are alike. The last end, and those of pieces that do not exist, is the total.
     """
-    index = torch.arange(width, dtype=torch.int32, device=noise.device)
-    most, never = int(spans.max()) if len(spans) else 1, torch.iinfo(torch.int32).max
-    draw = keys.draw(Purpose.PARTITION, index)
-    before = (noise - 1).clamp_(min=0)  # noise has the first draws, gaps the next
+    most, never = int(spans.max()) if len(spans) else 1, (1 << 31) - 1
+    draw, index = raw(keys.draw(Purpose.PARTITION, tensor(int32(column)))), int32(column)
+    before = (noise - 1).clip(min=0)  # noise has the first draws, gaps the next
     behind = index >= before
-    first = tensor(sort_rows(raw(draw.masked_fill(behind, never))))[:, :most]
-    later = tensor(sort_rows(raw(draw.masked_fill_(~behind | (index >= before + gaps - 1), never))))[:, :most]
+    first = sort_rows(where(behind, never, draw))[:, :most]
+    later = sort_rows(where(behind & (index < before + gaps - 1), draw, never))[:, :most]
     # The hash is invertible: draws tell which places they are of.
-    place = keys.index_of(Purpose.PARTITION, torch.cat((first, later), 1)).long() + 1
-    missing = index[:most] >= spans - 1
-    noise_end = torch.where(missing, noise, place[:, :most])
-    gap_end = torch.where(missing, gaps, place[:, most:] - before)
-    return tensor(sort_rows(raw(noise_end))), tensor(sort_rows(raw(gap_end)))
+    ends = []
+    for drawn, whole, offset in ((first, noise, 0), (later, gaps, before)):
+        place = integers(raw(keys.index_of(Purpose.PARTITION, tensor(drawn)))) + 1 - offset
+        ends.append(sort_rows(where(column[:most] >= spans - 1, whole, place)))
+    return ends[0], ends[1]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from maskwise.arrays import raw, tensor
 from maskwise.errors import MaskwiseError
 from maskwise.keys import Keys, Purpose, below
 from maskwise.masking.annotated import AnnotatedBatch
@@ -43,10 +45,10 @@ class Ul2(Policy):
     def _drawn(self, keys: Keys, device: torch.device) -> tuple[Tensor, Tensor]:
         """Mean spans and ratios of the rows, both (B,) float64."""
         # Not the row's draw that ``mixture`` uses, of which this policy may be a member.
-        draw = keys.draw(Purpose.MIXTURE, torch.tensor([-1], dtype=torch.int32, device=device))
-        table = torch.tensor(self.denoisers, dtype=torch.float64, device=device)
-        mean_B, ratio_B = table[below(draw[:, 0], len(table))].unbind(1)
-        return mean_B, ratio_B
+        draw = raw(keys.draw(Purpose.MIXTURE, torch.tensor([-1], dtype=torch.int32, device=device)))[:, 0]
+        number_B = below(draw, len(self.denoisers))
+        mean, ratio = (raw(column) for column in _columns(self.denoisers, device))
+        return tensor(mean.take(number_B)), tensor(ratio.take(number_B))
 
     def ratios(self, ratio_B: Tensor, keys: Keys, moment: Moment) -> Tensor:
         return self._drawn(keys, ratio_B.device)[1]
@@ -56,3 +58,10 @@ class Ul2(Policy):
         noise_B = noise_tokens(batch, keys, moment)
         spans_B = torch.where(mean_B > 0, noise_B / mean_B.clamp(min=1), 1.0).round()
         return noise_units(batch, keys, noise_B, spans_B, rotate_B=mean_B)
+
+
+@lru_cache(maxsize=32)
+def _columns(denoisers: tuple[tuple[float, float], ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean spans and ratios as tensors, made once."""
+    mean, ratio = torch.tensor(denoisers, dtype=torch.float64, device=device).T.contiguous()
+    return mean, ratio
