@@ -64,6 +64,7 @@ def test_accuracy_on_the_bundled_part_of_the_ewt_test(tagger: SpacyPipeline) -> 
         ("It was built in the 1990s.", [("1990s", "date")]),
         ("It cost $5.2 million, or 30 percent.", [("$5.2 million", "number"), ("30 percent", "number")]),
         ("There were 12 men and twenty women.", [("12", "number"), ("twenty", "number")]),
+        ("It was one of 3, not 1,200.", [("3", "number"), ("1,200", "number")]),
         ("The old house is small.", []),
         ("Paris\nLondon", [("Paris", "name"), ("London", "name")]),
         ("", []),

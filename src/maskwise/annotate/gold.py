@@ -18,12 +18,15 @@ from typing import Any, NamedTuple
 from maskwise.annotate.annotator import CharSpans, Layer, check_spans
 from maskwise.errors import MaskwiseError
 
-UPOS = tuple("ADJ ADP ADV AUX CCONJ DET INTJ NOUN NUM PART PRON PROPN PUNCT SCONJ SYM VERB X".split())
+UPOS = (
+    "ADJ", "ADP", "ADV", "AUX", "CCONJ", "DET", "INTJ", "NOUN", "NUM", "PART", "PRON", "PROPN", "PUNCT", "SCONJ",
+    "SYM", "VERB", "X",
+)  # fmt: skip
 """The 17 universal parts of speech."""
 POS = Layer("categorical", UPOS)
 
-_NO_SPACE_BEFORE = frozenset(". , ; : ! ? ) ] } % n't 's 'm 're 've 'll 'd ' '' ’s".split())
-_NO_SPACE_BEHIND = frozenset("( [ { $ £ # @ ``".split())
+_NO_SPACE_BEFORE = frozenset([*".,;:!?)]}%'", "''", "n't", "'s", "’s", "'m", "'re", "'ve", "'ll", "'d"])
+_NO_SPACE_BEHIND = frozenset([*"([{$£#@", "``"])
 
 
 class GoldDocument(NamedTuple):

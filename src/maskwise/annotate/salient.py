@@ -45,7 +45,8 @@ _DATES = (
     rf"{_WEEKDAY}s?|(?:January|February|April|June|July|September|October|November|December)",
 )
 _SCALE = r"(?:[ ](?:hundred|thousand|million|billion|trillion))?"
-_NUMBERS = (rf"[$€£¥][ ]?\d[\d,.]*\d?{_SCALE}|\d[\d,.]*\d?(?:[ ]?%|[ ]per[ ]?cent\b|{_SCALE}(?![\w]))",)
+_AMOUNT = r"\d(?:[\d,.]*\d)?"
+_NUMBERS = (rf"[$€£¥][ ]?{_AMOUNT}{_SCALE}", rf"{_AMOUNT}(?:[ ]?%|[ ]per[ ]?cent\b|{_SCALE})")
 # Looking ahead for how one can begin makes the search three times as fast.
 _BEGIN = r"(?=[\d$€£¥]|jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec|mon|tue|wed|thu|fri|sat|sun)"
 _FORMS = re.compile(
@@ -54,7 +55,7 @@ _FORMS = re.compile(
     re.IGNORECASE,
 )
 # What a name may go on over, if both sides are names: Al-Zaman, AT&T, University of the Arts.
-_JOINTS = re.compile(r"(?<=\w)(?:[-–&'’/.]|[ ]&[ ]|[ ]of(?:[ ]the)?[ ])(?=\w)")
+_JOINTS = re.compile(r"(?<=\w)(?:[-–&]|[ ]&[ ]|[ ]of(?:[ ]the)?[ ])(?=\w)")
 _OPENERS = np.array([ord(c) for c in ".!?:;…\"“”‘'(["], dtype=np.uint32)
 
 
@@ -66,7 +67,7 @@ def salient_spans(
 
     Args:
         start, end: (T,) int32, characters.
-        proper, numeral, content: (T,) tagged PROPN; NUM; ADJ, NOUN or VERB.
+        proper, numeral, content: (T,) tagged PROPN; NUM, but "one" means little; ADJ, NOUN or VERB.
         title, lower: (T,) written So, or SO; so.
         entity: (T,) NAME, DATE or NUMBER in an entity of that kind, else NONE.
     """

@@ -43,7 +43,7 @@ _KINDS = {
 }
 _UNUSED = ["parser", "senter", "lemmatizer", "trainable_lemmatizer", "textcat", "textcat_multilabel"]
 _ENTITIES = ["ner", "entity_ruler"]
-_COLUMNS = ["IDX", "LENGTH", "IS_SPACE", "IS_TITLE", "IS_UPPER", "IS_LOWER", "ENT_TYPE"]
+_COLUMNS = ["IDX", "LENGTH", "IS_SPACE", "IS_TITLE", "IS_UPPER", "IS_LOWER", "LOWER", "ENT_TYPE"]
 
 
 class SpacyPipeline:
@@ -90,7 +90,7 @@ class SpacyPipeline:
         for (begin, _), table in zip(cut, tables):
             table[:, 0] += np.uint64(begin)
         tokens = np.concatenate(tables)
-        place, length, _, title, upper, lower, entity, tag = tokens[
+        place, length, _, title, upper, lower, form, entity, tag = tokens[
             tokens[:, 2] == 0
         ].T  # white space has no tag
         start, code = place.astype(np.int32), self._coded(tag, _CODES)
@@ -101,7 +101,8 @@ class SpacyPipeline:
         if "salient" in self.layers:
             found["salient"] = salient_spans(
                 text, start, end,
-                proper=code == _CODES["PROPN"], numeral=code == _CODES["NUM"],
+                proper=code == _CODES["PROPN"],
+                numeral=(code == _CODES["NUM"]) & (form != self.nlp.vocab.strings["one"]),
                 content=np.isin(code, [_CODES[name] for name in ("ADJ", "NOUN", "VERB")]),
                 title=(title | upper) > 0, lower=lower > 0, entity=self._coded(entity, _KINDS, other=NAME),
             )  # fmt: skip
