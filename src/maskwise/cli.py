@@ -301,13 +301,18 @@ def report(
 
 @app.command()
 def bench(
-    name: Annotated[str, typer.Argument(help="Which benchmark.")] = "mask",
+    name: Annotated[str, typer.Argument(help="mask or annotate.")] = "mask",
+    data: Annotated[
+        Path | None, typer.Option(help="annotate: folder of gold sets, if not ../shared/data.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure speed beside the peers, in one run on this machine."""
+    """Measure speed (and accuracy) beside the peers, in one run on this machine."""
     from maskwise.bench import render, run
 
-    result = run(name)
+    if data is not None and (name != "annotate" or not data.is_dir()):
+        raise MaskwiseError("--data is a folder, for bench annotate", got=f"{data} for {name}")
+    result = run(name, **({} if data is None else {"data": data}))
     if as_json:
         _print_json(result)
     else:
