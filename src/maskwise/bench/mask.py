@@ -126,6 +126,8 @@ class _Contest:
             "weight": (word * 7919 % 997 + 1) / 500,
             "frequency": ids * 31 % 1000 + 1.0,
             "pos": np.where(word >= 0, word % 17, -1),
+            "informativeness": (word * 31 % 101 + 1) / 50,
+            "difference": (word * 17 % 89 + 1) / 45,
         }
         named = {name: torch.from_numpy(np.ascontiguousarray(column)) for name, column in columns.items()}
         return named | {"example_id": torch.arange(rows) + number * rows}

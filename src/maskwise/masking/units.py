@@ -12,7 +12,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from maskwise.arrays import copy, places, raw, running_count, tensor
+from maskwise.arrays import copy, floats, places, raw, running_count, tensor, where
 from maskwise.errors import MaskwiseError
 from maskwise.masking.annotated import AnnotatedBatch
 
@@ -69,7 +69,7 @@ class Units:
     @property
     def available(self) -> Tensor:
         """(B, U) bool: units that may be chosen, if their weight allows."""
-        return self.inside if self.of_token is None else self.length.bool()
+        return self.inside if self.of_token is None else tensor(raw(self.length) > 0)
 
     @property
     def eligible_tokens(self) -> Tensor:
@@ -111,15 +111,17 @@ class Units:
         Raises:
             MaskwiseError: a weight of an eligible token that is negative, NaN or infinite.
         """
-        kept = self.spread(self.available)
-        weight = torch.where(kept, weight_BL.to(torch.float64), 0.0)
-        if not bool(((weight >= 0) & (weight < torch.inf)).all()):
-            bad = weight[~((weight >= 0) & (weight < torch.inf))][0].item()
-            raise MaskwiseError(f"policy {policy!r}: a weight is not a finite number ≥ 0", got=bad)
-        if self.of_token is not None:
-            total = torch.zeros(self.length.shape, dtype=torch.float64, device=self.length.device)
-            weight = total.scatter_add_(1, self.index, weight) / self.length.clamp(min=1)
-        return replace(self, weight=weight)
+        weight = where(raw(self.inside), floats(raw(weight_BL)), 0.0)
+        fine = (weight >= 0) & (weight < float("inf"))
+        if not bool(fine.all()):
+            raise MaskwiseError(
+                f"policy {policy!r}: a weight is not a finite number ≥ 0", got=float(weight[~fine][0])
+            )
+        if self.of_token is None:
+            return replace(self, weight=tensor(weight))
+        total = torch.zeros(self.length.shape, dtype=torch.float64, device=self.length.device)
+        total.scatter_add_(1, self.index, tensor(weight)).div_(self.length.clamp(min=1))
+        return replace(self, weight=total, sizes=self.length)
 
     def spread(self, chosen_BU: Tensor) -> Tensor:
         """From chosen units to chosen tokens: (B, U) bool to (B, L) bool, whole units only."""

@@ -31,6 +31,9 @@ class Corruption(ABC):
     nothing was chosen comes back as it was and has no target.
     """
 
+    #: whether it shows mask tokens, which the tokenizer must then have
+    shows_mask = True
+
     @property
     def keeps_length(self) -> bool:
         """True where inputs and labels stay (B, L), so that packed rows keep their layout."""
@@ -52,7 +55,8 @@ class Corruption(ABC):
 
     def check(self, vocabulary: Vocabulary) -> None:
         """Refuse a tokenizer that lacks what this corruption shows."""
-        vocabulary.require_mask()
+        if self.shows_mask:
+            vocabulary.require_mask()
 
 
 def require_target(corruption: str, target: str, *known: str) -> None:

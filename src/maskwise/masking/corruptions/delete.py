@@ -28,15 +28,14 @@ class Delete(Corruption):
 
     target: str = "full"
 
+    shows_mask = False
+
     def __post_init__(self) -> None:
         require_target("delete", self.target, "full", "spans", "detect")
 
     @property
     def keeps_length(self) -> bool:
         return False
-
-    def check(self, vocabulary: Vocabulary) -> None:
-        """Nothing special is shown."""
 
     def corrupt(
         self, batch: AnnotatedBatch, chosen: Tensor, units: Units, keys: Keys, vocabulary: Vocabulary

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from maskwise.arrays import int32, integers, numbers, places, raw, tensor
 from maskwise.errors import MaskwiseError
 from maskwise.keys import Keys, Purpose, unit_interval, within
 from maskwise.masking.annotated import AnnotatedBatch
@@ -81,19 +82,23 @@ class Infill(Corruption):
 
     def _empty(self, batch: AnnotatedBatch, chosen: Tensor, starts: Tensor, keys: Keys) -> Tensor:
         """(B, L) bool: tokens before which an empty span stands."""
-        runs_B = starts.sum(1)
+        runs_B = raw(starts).sum(1)
         most = int(runs_B.max()) if len(runs_B) else 0
+        here = torch.zeros_like(chosen)
         if self.mean is None or not most:
-            return torch.zeros_like(chosen)
-        q = math.exp(-self.mean)
-        index = torch.arange(most, dtype=torch.int32, device=chosen.device)
-        brings = within(keys.draw(Purpose.LENGTH, 2 * index), q / (1 - q)) & (index < runs_B.unsqueeze(1))
-        inner_B1 = batch.content.sum(1, keepdim=True) - 1
-        brings &= inner_B1 > 0
-        slot = (unit_interval(keys.draw(Purpose.LENGTH, 2 * index + 1)) * inner_B1).long() + 1
-        by_place = torch.zeros_like(chosen).scatter_(1, torch.where(brings, slot, 0), brings)
-        by_place[:, 0] = False
-        here = by_place.gather(1, batch.rank.clamp(min=0))
-        free = batch.content & ~chosen
-        here[:, 1:] &= free[:, 1:] & free[:, :-1]
+            return here
+        q, content = math.exp(-self.mean), raw(batch.content)
+        index = numbers(2 * most, runs_B)
+        draw = raw(keys.draw(Purpose.LENGTH, tensor(int32(index))))
+        count_B = content.sum(1)
+        brings = (
+            within(draw[:, 0::2], q / (1 - q)) & (index[:most] < runs_B[:, None]) & (count_B > 1)[:, None]
+        )
+        at = places(brings)
+        row = at // most
+        slot = integers(unit_interval(draw[:, 1::2].reshape(-1).take(at)) * (count_B - 1).take(row)) + 1
+        # Where in the flattened batch the token stands that is number ``slot`` of its row's content.
+        before = places(content).take((count_B.cumsum(0) - count_B).take(row) + slot)
+        free = (content & ~raw(chosen)).reshape(-1)
+        raw(here.view(-1))[before[free.take(before) & free.take(before - 1)]] = True
         return here

@@ -32,6 +32,8 @@ class Insert(Corruption):
     target: str = "full"
     cut: int | None = None
 
+    shows_mask = False
+
     def __post_init__(self) -> None:
         require_target("insert", self.target, "full", "detect")
         if self.cut is not None and self.cut < 1:
@@ -42,9 +44,6 @@ class Insert(Corruption):
     @property
     def keeps_length(self) -> bool:
         return False
-
-    def check(self, vocabulary: Vocabulary) -> None:
-        """Nothing special is shown."""
 
     def corrupt(
         self, batch: AnnotatedBatch, chosen: Tensor, units: Units, keys: Keys, vocabulary: Vocabulary

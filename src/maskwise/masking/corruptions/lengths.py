@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from maskwise.arrays import Array, copy, integers, numbers, places, raw, running_count, tensor
+from maskwise.arrays import Array, copy, integers, numbers, places, raw, running_count, tensor, where
 from maskwise.masking.annotated import AnnotatedBatch
 from maskwise.masking.masked import IGNORE
 
@@ -50,7 +50,9 @@ def _before(rows: int, width: int, like: Array) -> Array:
 
 def interleaved(before: Tensor, at: Tensor) -> Tensor:
     """(B, L) and (B, L) to (B, 2L): what stands before each token, and the token."""
-    return torch.stack((before, at), 2).flatten(1)
+    both = at.new_empty(*at.shape, 2)
+    raw(both)[:, :, 0], raw(both)[:, :, 1] = raw(before), raw(at)
+    return both.flatten(1)
 
 
 def present(batch: AnnotatedBatch) -> Tensor:
@@ -73,8 +75,8 @@ def carried(batch: AnnotatedBatch, move: Compaction, *, twice: bool = False) -> 
 
 def whole_text(batch: AnnotatedBatch, chosen: Tensor, eos: int | None) -> Tensor:
     """Labels (B, L) or (B, L + 1): the row as it was, and ``eos`` if it does not end so; padding is −100."""
-    there, active = present(batch), chosen.any(1, keepdim=True)
-    labels = torch.where(there & active, batch.input_ids, IGNORE)
+    there, active = present(batch), tensor(raw(chosen).any(1)).unsqueeze(1)
+    labels = tensor(where(raw(there) & raw(active), raw(batch.input_ids), IGNORE))
     if eos is None or not labels.shape[1]:
         return labels
     if not bool(there[:, 0].all()):  # padded on the left; a decoder begins at the first label

@@ -26,11 +26,10 @@ class Replace(Corruption):
 
     target: str = "spans"
 
+    shows_mask = False
+
     def __post_init__(self) -> None:
         require_target("replace", self.target, "spans", "full", "detect")
-
-    def check(self, vocabulary: Vocabulary) -> None:
-        """Nothing special is shown."""
 
     def corrupt(
         self, batch: AnnotatedBatch, chosen: torch.Tensor, units: Units, keys: Keys, vocabulary: Vocabulary

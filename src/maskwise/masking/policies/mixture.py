@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from maskwise.arrays import raw, tensor, where
 from maskwise.errors import MaskwiseError
 from maskwise.keys import Keys, Purpose
 from maskwise.masking.annotated import AnnotatedBatch
@@ -74,37 +75,39 @@ class Mixture(Policy):
     def units(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
         drawn_B = self.drawn(keys, moment)
         live = [i for i, share in enumerate(self.current(moment)) if share > 0]
-        parts = [_dense(batch, self.members[i].units(batch, keys, moment)) for i in live]
-        width = max(part.length.shape[1] for part in parts)
+        parts = [_numbered(batch, self.members[i].units(batch, keys, moment)) for i in live]
         even = all(part.weight is None for part in parts)
-        mixed = _widened(parts[0], width, even)
+        width = 0 if even else max(part.length.shape[1] for part in parts)
+        inside, of_token = raw(parts[0].inside), raw(parts[0].of_token)
+        weight = None if even else _weights(parts[0], width)
         for index, part in zip(live[1:], parts[1:]):
-            part, mine = _widened(part, width, even), (drawn_B == index).unsqueeze(1)
-            both = ((getattr(part, f), getattr(mixed, f)) for f in ("inside", "of_token", "length", "weight"))
-            merged: Any = (None if a is None else torch.where(mine, a, b) for a, b in both)
-            inside, of_token, length, weight = merged
-            mixed = Units(inside, of_token, length, weight=weight)
-        return mixed
+            mine = raw(drawn_B == index)[:, None]
+            inside, of_token = (
+                where(mine, raw(part.inside), inside),
+                where(mine, raw(part.of_token), of_token),
+            )
+            weight = None if weight is None else torch.where(tensor(mine), _weights(part, width), weight)
+        return Units(tensor(inside), tensor(of_token), weight=weight)
 
 
-def _dense(batch: AnnotatedBatch, units: Units) -> Units:
+def _numbered(batch: AnnotatedBatch, units: Units) -> Units:
     """Single tokens numbered by their place among the content: as other units are, not by column."""
     if units.of_token is not None:
         return units
     of_token = batch.rank.clamp(min=0)
-    blank = units.length.new_zeros(len(of_token), int(of_token[:, -1:].max()) + 1 if of_token.numel() else 0)
-    weight = None if units.weight is None else blank.double().scatter_add_(1, of_token, units.weight)
-    return Units(units.inside, of_token, blank.scatter_add_(1, of_token, units.length), weight=weight)
+    if units.weight is None:
+        return Units(units.inside, of_token)
+    width = int(of_token.max()) + 1 if of_token.numel() else 0
+    blank = torch.zeros(len(of_token), width, dtype=torch.float64, device=of_token.device)
+    return Units(units.inside, of_token, weight=blank.scatter_add_(1, of_token, units.weight))
 
 
-def _widened(units: Units, width: int, even: bool) -> Units:
-    """U made ``width``, and weights made explicit unless all members go without."""
-    more = (0, width - units.length.shape[1])
+def _weights(units: Units, width: int) -> Tensor:
+    """(B, ``width``) weights, made explicit where there are none."""
     weight = units.weight
-    if weight is None and not even:
-        weight = torch.ones(units.length.shape, dtype=torch.float64, device=units.length.device)
-    padded = None if weight is None else pad(weight, more)
-    return Units(units.inside, units.of_token, pad(units.length, more), weight=padded)
+    if weight is None:
+        weight = torch.ones(units.length.shape, dtype=torch.float64, device=units.inside.device)
+    return pad(weight, (0, width - weight.shape[1]))
 
 
 def mixture(*members: Any, shares: tuple[Any, ...] = ()) -> Mixture:
