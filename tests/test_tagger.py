@@ -272,3 +272,15 @@ def test_bench_annotate_meets_what_was_promised() -> None:
     wikigold = {(r["data"], r["spans"]): r for r in result["salient"]}["WikiGold", "salient"]["names"]
     assert wikigold["recall"] >= 0.80 and wikigold["precision"] >= 0.65
     assert not result["missing"] and render_annotate(result)
+
+
+def test_words_that_were_met_do_not_stay_in_memory_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = SpacyPipeline(["pos"])
+    texts = [" ".join(f"{chr(97 + i)}word{j}" for j in range(50)) for i in range(20)]
+    before = made.annotate(texts)
+    monkeypatch.setattr(spacy_pipeline, "MAX_NEW_WORDS", 100)
+    nlp = made.nlp
+    after = made.annotate(texts)
+    assert made.nlp is not nlp
+    for old, new in zip(before, after):
+        np.testing.assert_array_equal(old["pos"].value, new["pos"].value)

@@ -32,6 +32,9 @@ from maskwise.specs import Call, parse_call
 SHIPPED = Path(__file__).parent.parent / "data" / "tagger-en"
 PIECE_CHARACTERS = 200_000
 WORD_CHARACTERS = 1_000
+MAX_NEW_WORDS = 200_000
+"""spaCy remembers every word that it has met, which is why it is fast on text; behind so many new ones (about 100 MB)
+it is loaded again. Its memory zones, made for this, keep no cache: annotating took a third longer with them."""
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _LONG_WORD = re.compile(rf"\S{{{WORD_CHARACTERS}}}")
 _BORDERS = ("\n\n", "\n", ". ", " ")
@@ -75,13 +78,14 @@ class SpacyPipeline:
         """For each text its layers; see `Annotator`."""
         cuts = [list(_pieces(text)) for text in texts]
         pieces = (_SURROGATE.sub("\ufffd", text[a:b]) for text, cut in zip(texts, cuts) for a, b in cut)
+        if len(self.nlp.vocab) > self._words_at_load + MAX_NEW_WORDS:
+            del self.nlp  # and load it again
         columns = [*_COLUMNS, self._column]
-        with self.nlp.memory_zone():  # forgets the words of these texts; else a corpus would stay in memory
-            docs = self.nlp.pipe(pieces, batch_size=32)
-            return [
-                self._read(text, cut, [next(docs).to_array(columns) for _ in cut])
-                for text, cut in zip(texts, cuts)
-            ]
+        docs = self.nlp.pipe(pieces, batch_size=32)
+        return [
+            self._read(text, cut, [next(docs).to_array(columns) for _ in cut])
+            for text, cut in zip(texts, cuts)
+        ]
 
     def _read(
         self, text: str, cut: list[tuple[int, int]], tables: list[NDArray[np.uint64]]
@@ -122,10 +126,12 @@ class SpacyPipeline:
         import spacy
 
         try:
-            return spacy.load(self.folder, exclude=_UNUSED + _ENTITIES * ("salient" not in self.layers))
+            nlp = spacy.load(self.folder, exclude=_UNUSED + _ENTITIES * ("salient" not in self.layers))
         except Exception as error:  # whatever its components raise
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise MaskwiseError(f"cannot load the spaCy pipeline in {self.folder}: {first}") from error
+        self._words_at_load = len(nlp.vocab)
+        return nlp
 
     @cached_property
     def _column(self) -> str:

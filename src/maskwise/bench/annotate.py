@@ -45,7 +45,7 @@ NAMED: dict[str, tuple[str, int, int]] = {  # file, column of the token, column 
 Name = tuple[int, int]
 
 
-def bench_annotate(*, data: Path = GOLD, batches: int = 20, batch_texts: int = 64) -> dict[str, Any]:
+def bench_annotate(*, data: Path = GOLD, batches: int = 10, batch_texts: int = 128) -> dict[str, Any]:
     """Accuracy of the shipped pipeline on the gold sets that ``data`` holds, and words per second.
 
     Args:
