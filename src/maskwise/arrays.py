@@ -129,9 +129,8 @@ def sorted_around(x: Array, place_B: Array, behind: int) -> tuple[Array, Array, 
     parts = -(-width // size)
     if isinstance(x, np.ndarray) and parts > 1:
         share = place_B.max(initial=0) / width
-        guard = (
-            int(4.5 * (size * share * (1 - share)) ** 0.5) + 2
-        )  # standard deviations of what a part has before it
+        # 3.5 standard deviations of how many of a part's numbers stand before the place.
+        guard = int(3.5 * (size * share * (1 - share)) ** 0.5) + 1
         wide = min(2 * guard + behind // parts + 1, size)
         if width < parts * size:
             x, given = np.full((rows, parts * size), largest, x.dtype), x

@@ -165,7 +165,7 @@ def _in_order(units: Units, budget_B: Array, keys: Keys, *, fill: str, exact: bo
         return key < 0
     # Tokens of a unit stand together in the sorted row; the border is in the unit that has the budget's last token.
     never, place_B = _never(key), (budget_B - 1).clip(min=0)
-    near, first_B, bound_B = sorted_around(key, place_B, _WINDOW)
+    near, first_B, bound_B = sorted_around(key, place_B, _WINDOW if exact else 0)
     border_B = near[numbers(len(near), near), place_B - first_B]
     if units.of_token is None:
         fits_B, left_B = budget_B > 0, None

@@ -98,8 +98,8 @@ class Units:
         of_token -= 1
         of_token = of_token.clip(min=0)
         barred = inside > raw(batch.eligible)
-        rows = places(barred.any(1))
-        if len(rows):
+        if bool(barred.any()):
+            rows = places(barred.any(1))
             unit, here = tensor(of_token[rows]).long(), tensor(barred[rows]).long()
             halved = torch.zeros_like(unit).scatter_add_(1, unit, here).gather(1, unit)
             inside[rows] &= raw(halved) == 0
