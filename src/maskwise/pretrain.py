@@ -13,14 +13,13 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from maskwise.corpus import load_tokenizer
 from maskwise.errors import MaskwiseError, unknown_name
 from maskwise.recipe import Recipe, parse_value
 from maskwise.study.checks import check_inputs
 from maskwise.study.facts import hardware, versions
-from maskwise.study.stages import Stage, prepare_stage, write_json, write_lines
+from maskwise.study.stages import Stage, prepare_stage, write_json
 from maskwise.study.work import Prepared, pretrain, run_stage
-from maskwise.tasks import FinetuneSettings, finetune, load_task
+from maskwise.tasks import FinetuneSettings, evaluate_tasks
 
 
 def run_pretrain(recipe: Recipe, out: Path, *, quiet: bool = False) -> dict[str, Any]:
@@ -61,8 +60,11 @@ def run_pretrain(recipe: Recipe, out: Path, *, quiet: bool = False) -> dict[str,
     for link, text in zip((first, *further), texts):
         _wait_for(text.folder(out / "stages") / "done.json")
         folder = out / "first" if further and link is first else out
-        if folder == out or not (folder / "checkpoint").is_dir():  # a first stage that is done is not done again
-            plain = link.model_dump(mode="json", include={"model", "masking", "evaluation"}) | before
+        if (
+            folder == out or not (folder / "checkpoint").is_dir()
+        ):  # a first stage that is done is not done again
+            parts = {"model", "masking", "objectives", "sampler", "evaluation"}
+            plain = link.model_dump(mode="json", include=parts) | before
             data = Prepared.load(text.folder(out / "stages"))
             result = pretrain(data, **plain, training=link.training, folder=folder, quiet=quiet, facts=facts)
         _wait_for(folder / "checkpoint" / "config.json")
@@ -80,45 +82,13 @@ def run_pretrain(recipe: Recipe, out: Path, *, quiet: bool = False) -> dict[str,
 def run_finetune(
     model: str, tasks: list[str], overrides: Iterable[str], *, seeds: int, out: Path, quiet: bool = False
 ) -> list[dict[str, Any]]:
-    """Fine-tune a checkpoint on each task with each seed, into ``out/TASK/seed-N/checkpoint``.
-
-    One record a task is returned, and written to ``out/records.jsonl``.
+    """Judge a checkpoint by each task, into ``out/TASK/seed-N/checkpoint`` and ``out/records.jsonl``.
 
     Raises:
-        MaskwiseError: no checkpoint, no such task, an unknown setting, a folder that holds something else.
+        MaskwiseError: an unknown setting, and see ``tasks.evaluate_tasks``.
     """
     settings = _finetune_settings(overrides, seeds)
-    if out.exists() and not out.is_dir():
-        raise MaskwiseError("--out is a file", got=str(out), do="give a folder")
-    if out.is_dir() and any(out.iterdir()) and not (out / "records.jsonl").is_file():
-        raise MaskwiseError(f"--out {out} holds something else", do="give a new folder")
-    loaded = [load_task(task) for task in tasks]
-    tokenizer = load_tokenizer(model, needs_mask=False)
-    out.mkdir(parents=True, exist_ok=True)
-    records: list[dict[str, Any]] = []
-    write_lines(out / "records.jsonl", records)
-    for task in loaded:
-        runs = []
-        for seed in range(settings.seeds):
-            folder, its = out / task.name / f"seed-{seed}", settings.training(task, seed=seed)
-            lengths = {"max_length": settings.max_length}
-            runs.append(
-                finetune(
-                    model,
-                    task,
-                    tokenizer=tokenizer,
-                    settings=its,
-                    seed=seed,
-                    folder=folder,
-                    quiet=quiet,
-                    **lengths,
-                )
-            )
-        scores = [run["score"] for run in runs]
-        facts = {key: runs[0][key] for key in ("task", "metric", "majority", "test_items", "lost_words")}
-        records.append({**facts, "model": model, "score": sum(scores) / len(scores), "fine_tuning": scores})
-        write_lines(out / "records.jsonl", records)
-    return records
+    return evaluate_tasks(model, tasks, settings=settings, out=out, quiet=quiet)
 
 
 def _finetune_settings(overrides: Iterable[str], seeds: int) -> FinetuneSettings:

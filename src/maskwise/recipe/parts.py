@@ -12,6 +12,7 @@ from maskwise.masking.corruptions import corruption
 from maskwise.masking.policies import policy
 from maskwise.masking.schedules import schedule
 from maskwise.masking.select import BUDGETS, FILLS
+from maskwise.objectives import objective_class
 
 
 class Part(BaseModel):
@@ -96,4 +97,29 @@ class MaskingPart(Part):
         names = BUDGETS if info.field_name == "budget" else FILLS
         if value not in names:
             raise unknown_name(str(info.field_name), value, names)
+        return value
+
+
+class ObjectivePart(Part):
+    """One arm of a training on several objectives."""
+
+    objective: str
+    """Its name, with arguments: mlm, emlm, atd, dtd, cse(temperature=0.05), rtd, sbo."""
+    masking: dict[str, Any] = {}
+    """What its masks have of their own; the rest is the recipe's masking, for objectives that mask."""
+
+    @field_validator("objective")
+    @classmethod
+    def _objective(cls, value: str) -> str:
+        objective_class(value)
+        return value
+
+    @field_validator("masking")
+    @classmethod
+    def _masking(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for key in value:
+            if key not in MaskingPart.model_fields:
+                raise unknown_name("setting of masking", key, MaskingPart.model_fields)
+        lengths = {"corruption"} if not corruption(value.get("corruption", "bert")).keeps_length else set()
+        MaskingPart(**{key: setting for key, setting in value.items() if key not in lengths})
         return value

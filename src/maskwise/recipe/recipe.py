@@ -12,15 +12,18 @@ from maskwise.errors import MaskwiseError, unknown_name
 from maskwise.evaluation import EvaluationSettings
 from maskwise.keys import fold
 from maskwise.recipe.overrides import leaves, put
-from maskwise.recipe.parts import CorpusPart, MaskingPart, ModelPart, Part, TokenizerPart
+from maskwise.recipe.parts import CorpusPart, MaskingPart, ModelPart, ObjectivePart, Part, TokenizerPart
 from maskwise.recipe.study import StudyPart
+from maskwise.samplers import sampler
 from maskwise.tasks import FinetuneSettings
 from maskwise.training import TrainingSettings
 
-ARM_PARTS = ("corpus", "tokenizer", "model", "masking", "training", "intermediate", "finetune")
+ARM_PARTS = (
+    "corpus", "tokenizer", "model", "masking", "objectives", "sampler", "training", "intermediate", "finetune",
+)  # fmt: skip
 """What an arm may change. All else is how arms are judged, and must be the same for all."""
 
-INTERMEDIATE_PARTS = ("corpus", "masking", "training")
+INTERMEDIATE_PARTS = ("corpus", "masking", "objectives", "sampler", "training")
 """What a second stage of training may change of the first; its model and tokenizer are the first one's."""
 
 
@@ -33,6 +36,10 @@ class Recipe(Part):
     tokenizer: TokenizerPart = TokenizerPart()
     model: ModelPart = ModelPart()
     masking: MaskingPart = MaskingPart()
+    objectives: dict[str, ObjectivePart] = {}
+    """Several objectives over one encoder, by the names of their arms; none: masked language modelling."""
+    sampler: str = "uniform"
+    """Which of the objectives trains at each step: a rule, or one that learns, such as mometas."""
     training: TrainingSettings = TrainingSettings()
     intermediate: dict[str, Any] | None = None
     """A second stage of pre-training, which goes on from the first one's checkpoint: the settings in which it differs
@@ -55,6 +62,28 @@ class Recipe(Part):
                 raise MaskwiseError(f"intermediate cannot change {key}", allowed=allowed)
             put(nested, key, setting)
         return nested
+
+    @field_validator("objectives", mode="before")
+    @classmethod
+    def _by_name(cls, value: Any) -> Any:
+        """``atd:`` alone is the objective of that name, ``mlm-40: mlm`` one by another."""
+        if not isinstance(value, Mapping):
+            return value
+        return {
+            name: {"objective": arm or name} if not isinstance(arm, Mapping) else {"objective": name, **arm}
+            for name, arm in value.items()
+        }
+
+    @model_validator(mode="after")
+    def _sampled(self) -> Recipe:
+        if self.objectives:
+            sampler(self.sampler, list(self.objectives))
+        elif self.sampler != "uniform":
+            raise MaskwiseError("a sampler needs objectives to choose from", got=f"sampler {self.sampler}")
+        if self.objectives and self.study.match != "steps":
+            what = "trainings on several objectives are matched by steps"
+            raise MaskwiseError(what, got=f"study.match {self.study.match}")
+        return self
 
     @model_validator(mode="after")
     def _fits(self) -> Recipe:
@@ -121,7 +150,8 @@ def _explain(error: ValidationError, origin: str) -> MaskwiseError:
     if first["type"] == "extra_forbidden":
         group: Any = Recipe
         for part in first["loc"][:-1]:
-            group = _model_of(group.model_fields[part].annotation)
+            if part in group.model_fields:  # and not the name of an objective
+                group = _model_of(group.model_fields[part].annotation)
         return unknown_name(f"setting in {origin}:", place, [*_dotted(first["loc"][:-1], group.model_fields)])
     message = str(first["msg"]).removeprefix("Value error, ")
     got = first.get("input")

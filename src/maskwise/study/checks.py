@@ -11,6 +11,7 @@ from maskwise.corpus import load_tokenizer, read_documents, require_documents
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation import load_sets
 from maskwise.masking.policies import policy
+from maskwise.objectives import objective_class
 from maskwise.tasks import load_task
 from maskwise.training.model import check_start, load_config, new_config
 
@@ -51,15 +52,26 @@ def _check_text(link: Any) -> None:
     corpus = link.corpus
     require_documents(read_documents(corpus.source, text_field=corpus.text_field, limit=corpus.limit))
     made = [name for spec in corpus.layers for name in token_layers(annotator(spec).layers)]
-    missing = [
-        layer for layer in policy(link.masking.policy).layers() if layer not in (*CORPUS_LAYERS, *made)
+    for name in _policies(link):
+        missing = [layer for layer in policy(name).layers() if layer not in (*CORPUS_LAYERS, *made)]
+        if missing:
+            raise MaskwiseError(
+                f"policy {name} needs the layer {missing[0]!r}, and this corpus has none",
+                got=f"layers {', '.join((*CORPUS_LAYERS, *made))}",
+                do="name its annotator in corpus.layers (maskwise list annotators)",
+            )
+
+
+def _policies(link: Any) -> list[str]:
+    """Those of the training: one, or one for each objective that masks."""
+    if not link.objectives:
+        return [link.masking.policy]
+    common = link.masking.model_dump()
+    found = [
+        objective_class(arm.objective).settings(common, arm.masking).get("policy", "token")
+        for arm in link.objectives.values()
     ]
-    if missing:
-        raise MaskwiseError(
-            f"policy {link.masking.policy} needs the layer {missing[0]!r}, and this corpus has none",
-            got=f"layers {', '.join((*CORPUS_LAYERS, *made))}",
-            do="name its annotator in corpus.layers (maskwise list annotators)",
-        )
+    return list(dict.fromkeys(found))
 
 
 def check_folder(out: Path) -> None:

@@ -17,9 +17,10 @@ from maskwise.corpus import read_documents
 from maskwise.masking.policies import policy
 from maskwise.masking.schedules import schedule
 from maskwise.show import show_masks
+from maskwise.study.learning import make_masker
 from maskwise.study.phases import Design
 from maskwise.study.plan import REFERENCE, Run
-from maskwise.study.work import Prepared, make_masker
+from maskwise.study.work import Prepared
 from maskwise.tasks import load_task, majority_score
 
 SAMPLES = 6

@@ -10,10 +10,13 @@ import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
 from maskwise.corpus import Blocks
 from maskwise.evaluation.heldout import spread
+from maskwise.masking import Masker
 from maskwise.objectives import Arms, MaskedLanguageModelling, Objective, objective, objective_class
-from maskwise.samplers import sampler
+from maskwise.samplers import sampler as read_sampler
 from maskwise.training import MaskedSource, Source, TrainingSettings
 from maskwise.training.arms import ArmsSource, Probe, SamplerLearner
 from maskwise.training.learners import Learner
@@ -28,15 +31,29 @@ class Learning(NamedTuple):
     title: str
     words: dict[str, Any]
 
+    def heads(self) -> dict[str, Tensor]:
+        """What is trained beside the model, by arm: what drops out when the checkpoint becomes an encoder."""
+        return self.objective.heads() if isinstance(self.objective, Arms) else {}
 
-def one_objective(
-    network: Any, data: Any, masking: Mapping[str, Any], training: TrainingSettings
-) -> Learning:
-    """Masked language modelling of the corpus's rows."""
-    masker = MaskedLanguageModelling.maker(data.tokenizer, seed=training.seed, **masking)
+
+def learning(
+    network: Any, data: Any, training: TrainingSettings, *, masking: Mapping[str, Any],
+    objectives: Mapping[str, Mapping[str, Any]] | None = None, sampler: str = "", evaluated: int = 0,
+) -> Learning:  # fmt: skip
+    """What a recipe asks for: masked language modelling of the corpus's rows, or ``many_objectives``."""
+    if objectives:
+        return many_objectives(
+            network, data, masking, training, objectives=objectives, by=sampler, evaluated=evaluated
+        )
+    masker = make_masker(masking, data.tokenizer, seed=training.seed)
     source = MaskedSource(data.training, masker, training)
     title = f"{masking['policy']} {masker.ratio}"
     return Learning(MaskedLanguageModelling(network), source, source.learners(), title, masker.describe())
+
+
+def make_masker(masking: Mapping[str, Any], tokenizer: Any, *, seed: int) -> Masker:
+    """The masker of a recipe's ``masking`` part."""
+    return Masker(tokenizer, **masking, seed=seed)
 
 
 def many_objectives(
@@ -61,7 +78,7 @@ def many_objectives(
         maker = kind.maker(data.tokenizer, seed=training.seed, length=data.training.length, **own)
         sources[name] = MaskedSource(rows[name], maker, training)
     chance = {name: kind.chance(len(data.tokenizer), training.batch_size) for name, kind in classes.items()}
-    chooser = sampler(by, list(objectives), seed=training.seed, chance=chance)
+    chooser = read_sampler(by, list(objectives), seed=training.seed, chance=chance)
     source = ArmsSource(sources, chooser, training)
     taken = {
         name: spread(evaluated, of=len(blocks)).tolist() if blocks is data.held_out else ()
@@ -71,7 +88,7 @@ def many_objectives(
 
     def probe() -> Probe:
         return Probe(
-            joined, sources, held_out, size=training.batch_size // 2, skip=taken, total_steps=training.steps,
+            joined, sources, held_out, size=training.batch_size // 4 * 2, skip=taken, total_steps=training.steps,
             fresh=getattr(chooser, "faithful", False), rank=rank, ranks=ranks,
         )  # fmt: skip
 

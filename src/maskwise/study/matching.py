@@ -15,8 +15,9 @@ from typing import Any
 
 from maskwise.errors import MaskwiseError
 from maskwise.study.costs import empty_model, per_step
+from maskwise.study.learning import make_masker
 from maskwise.study.stages import Stage, time_stage
-from maskwise.study.work import Prepared, make_masker
+from maskwise.study.work import Prepared
 from maskwise.training import MaskedSource
 from maskwise.training.model import load_config, new_config
 

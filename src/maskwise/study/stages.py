@@ -101,6 +101,8 @@ def prepare_stage(recipe: Any, *, after: Stage | None = None) -> Stage:
 def pretrain_stage(recipe: Any, prepared: Stage, *, after: Stage | None = None) -> Stage:
     """One training of a recipe whose arm and seed are put in; it goes on from the checkpoint of ``after``, if given."""
     raw = recipe.model_dump(mode="json", include={"masking", "training"})
+    if recipe.objectives:  # left out where there are none: names of such stages stay what they were
+        raw |= recipe.model_dump(mode="json", include={"objectives", "sampler"})
     how = {key: raw["training"].pop(key) for key in _IRRELEVANT}
     how["evaluation"] = recipe.evaluation.model_dump(mode="json")
     if after is not None:

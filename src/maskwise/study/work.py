@@ -15,6 +15,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from transformers.utils import logging as transformers_logging
 
 from maskwise.annotate.run import annotate_corpus
@@ -30,14 +31,13 @@ from maskwise.corpus import (
     unigram_counts,
 )
 from maskwise.evaluation import EvaluationSettings, HeldOut, evaluate, fixed_maskers, overlap_record
-from maskwise.masking import Masker
 from maskwise.objectives import MaskedLanguageModelling
 from maskwise.study.card import model_card
 from maskwise.study.costs import flops
+from maskwise.study.learning import learning
 from maskwise.study.stages import DONE, Stage, write_json
 from maskwise.tasks import FinetuneSettings, finetune, load_task
 from maskwise.training import (
-    MaskedSource,
     TrainingSettings,
     load_model,
     log_frequencies,
@@ -130,21 +130,21 @@ class Prepared:
         return cls(tokenizer, *sides)
 
 
-def make_masker(masking: Mapping[str, Any], tokenizer: Any, *, seed: int) -> Masker:
-    """The masker of a recipe's ``masking`` part."""
-    return Masker(tokenizer, **masking, seed=seed)
-
-
 def _pretrain(stage: Stage, stages: Path, quiet: bool) -> dict[str, Any]:
     what, how = stage.what, dict(stage.how)
     evaluation = how.pop("evaluation")
     # A second stage of training starts from the checkpoint of the first.
     before = {"pretrained": str(stages / stage.needs[1] / "checkpoint")} if len(stage.needs) > 1 else None
     return pretrain(
-        Prepared.load(stages / stage.needs[0]), model=before or what["model"], masking=what["masking"],
+        Prepared.load(stages / stage.needs[0]), model=before or what["model"],
         training=TrainingSettings(**what["training"], **how), evaluation=evaluation,
-        folder=stage.folder(stages), quiet=quiet, facts={"stage": stage.name},
+        folder=stage.folder(stages), quiet=quiet, facts={"stage": stage.name}, **_taught(what),
     )  # fmt: skip
+
+
+def _taught(what: Mapping[str, Any]) -> dict[str, Any]:
+    """What a training teaches: the arguments of ``learning``."""
+    return {name: what[name] for name in ("masking", "objectives", "sampler") if name in what}
 
 
 def _evaluate(stage: Stage, stages: Path, quiet: bool) -> dict[str, Any]:
@@ -168,50 +168,48 @@ def _time(stage: Stage, stages: Path, quiet: bool) -> dict[str, Any]:
     what, data = stage.what, Prepared.load(stages / stage.needs[0])
     lengths = {"steps": WARM_STEPS + TIMED_STEPS, "log_every": 1}
     training = TrainingSettings(**{**what["training"], **lengths})
-    masker = make_masker(what["masking"], data.tokenizer, seed=training.seed)
     counts = torch.from_numpy(unigram_counts(data.training, len(data.tokenizer)))
-    objective = MaskedLanguageModelling(_start(what["model"], data, training.seed, log_frequencies(counts)))
-    source, folder = MaskedSource(data.training, masker, training), stage.folder(stages)
-    train(objective, source, training, folder=folder, learners=source.learners(), quiet=True)
+    network = _start(what["model"], data, training.seed, log_frequencies(counts))
+    made, folder = learning(network, data, training, **_taught(what)), stage.folder(stages)
+    train(made.objective, made.source, training, folder=folder, learners=made.learners, quiet=True)
     lines = (json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines())
     ends = [line["seconds"] for line in lines if line["kind"] == "train"][WARM_STEPS - 1 :]
     return {"step_seconds": median(after - before for before, after in pairwise(ends))}
 
 
 def pretrain(
-    data: Prepared, *, model: Mapping[str, Any], masking: Mapping[str, Any], training: TrainingSettings,
-    evaluation: Mapping[str, Any], folder: Path, quiet: bool = False, facts: Mapping[str, Any] | None = None,
+    data: Prepared, *, model: Mapping[str, Any], training: TrainingSettings, evaluation: Mapping[str, Any],
+    folder: Path, quiet: bool = False, facts: Mapping[str, Any] | None = None, **taught: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """Pre-train one model into ``folder``: metrics, states to resume from, and at the end the checkpoint."""
     counts = torch.from_numpy(unigram_counts(data.training, len(data.tokenizer)))
     log_unigram = log_frequencies(counts)
     network = _start(model, data, training.seed, log_unigram)
-    objective = MaskedLanguageModelling(network)
-    masker = make_masker(masking, data.tokenizer, seed=training.seed)
+    made = learning(network, data, training, evaluated=evaluation["rows"], **taught)
+    predicting = MaskedLanguageModelling(network)
     maskers = fixed_maskers(data.tokenizer, masks=evaluation["masks"], ratio=evaluation["ratios"][0])
     held_out = HeldOut(data.held_out, maskers, log_unigram, rows=evaluation["rows"])
     found: list[dict[str, Any]] = []
 
     def curve(step: int) -> list[dict[str, Any]]:
-        found[:] = held_out(objective)
+        found[:] = held_out(predicting)
         return found
 
-    source = MaskedSource(data.training, masker, training)
-    title = f"{masking['policy']} {masker.ratio}"
     done = train(
-        objective, source, training, folder=folder, learners=source.learners(), evaluate=curve, title=title,
-        quiet=quiet,
+        made.objective, made.source, training, folder=folder, learners=made.learners, evaluate=curve,
+        title=made.title, quiet=quiet,
     )  # fmt: skip
     if int(os.environ.get("RANK", "0")) == 0:
         card = model_card(
-            masker=masker.describe(),
+            masker=made.words,
             training=training,
             heldout=found,
             data=len(data.training),
             **(facts or {}),
         )
         write_folder(
-            folder / "checkpoint", lambda target: save_checkpoint(target, network, data.tokenizer, card)
+            folder / "checkpoint",
+            lambda target: save_checkpoint(target, network, data.tokenizer, card, heads=made.heads()),
         )
         shutil.rmtree(folder / "resume", ignore_errors=True)
     return {
@@ -225,12 +223,16 @@ def pretrain(
     }
 
 
-def save_checkpoint(target: Path, network: Any, tokenizer: Any, card: str) -> None:
-    """An ordinary transformers folder with a model card."""
+def save_checkpoint(
+    target: Path, network: Any, tokenizer: Any, card: str, *, heads: Mapping[str, torch.Tensor]
+) -> None:
+    """An ordinary transformers folder with a model card, and beside it the heads of further objectives."""
     transformers_logging.disable_progress_bar()  # it draws one for every file, across our table
     network.save_pretrained(target)
     tokenizer.save_pretrained(target)
     (target / "README.md").write_text(card, encoding="utf-8")
+    if heads:
+        save_file({name: t.cpu().contiguous() for name, t in heads.items()}, target / "heads.safetensors")
 
 
 def _start(model: Mapping[str, Any], data: Prepared, seed: int, log_unigram: torch.Tensor) -> Any:

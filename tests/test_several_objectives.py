@@ -1,0 +1,93 @@
+"""Recipes with several objectives: what they may say, what becomes of a training, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+from transformers import AutoModelForMaskedLM
+
+from maskwise.errors import MaskwiseError
+from maskwise.pretrain import run_pretrain
+from maskwise.recipe import read_recipe
+from maskwise.study.stages import prepare_stage, pretrain_stage
+from tiny import maskwise, read_lines, write_inputs
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A tiny recipe with four objectives."""
+    file = write_inputs(tmp_path)
+    raw = yaml.safe_load(file.read_text())
+    raw |= {"objectives": {"mlm": None, "low": {"objective": "mlm", "masking": {"ratio": 0.15}},
+                           "atd": None, "cse": "cse(temperature=0.1)"},
+            "sampler": "mometas(every=8)", "masking": {"ratio": 0.3, "corruption": "mask-only"}}  # fmt: skip
+    raw["training"]["steps"] = 20
+    raw["evaluation"]["rows"] = 8
+    file.write_text(yaml.safe_dump(raw))
+    return file
+
+
+def test_a_training_on_several_objectives_leaves_an_ordinary_encoder(path: Path, tmp_path: Path) -> None:
+    done = run_pretrain(read_recipe(path), tmp_path / "out", quiet=True)
+    checkpoint = Path(done["checkpoint"])
+    AutoModelForMaskedLM.from_pretrained(checkpoint)
+    heads = load_file(checkpoint / "heads.safetensors")
+    assert set(heads) == {f"{arm}.head.{kind}" for arm in ("atd", "cse") for kind in ("weight", "bias")}
+    assert "mometas(every=8)" in (checkpoint / "README.md").read_text()
+    lines = [line for line in read_lines(tmp_path / "out" / "metrics.jsonl") if line["kind"] == "train"]
+    assert sum(sum(line["arm_steps"].values()) for line in lines) == 20
+    assert set(lines[-1]["probe_losses"]) == {"mlm", "low", "atd", "cse"} and lines[-1]["probe_seconds"] > 0
+    assert lines[0]["probabilities"] != lines[-1]["probabilities"]
+
+
+def test_short_forms_and_names_of_stages(path: Path) -> None:
+    recipe = read_recipe(path)
+    plain = {name: (arm.objective, arm.masking) for name, arm in recipe.objectives.items()}
+    assert plain == {"mlm": ("mlm", {}), "low": ("mlm", {"ratio": 0.15}), "atd": ("atd", {}),
+                     "cse": ("cse(temperature=0.1)", {})}  # fmt: skip
+    other = read_recipe(path, ["sampler=uniform"])
+    names = {pretrain_stage(one, prepare_stage(one)).name for one in (recipe, other)}
+    assert len(names) == 2
+    without = read_recipe(write_inputs(path.parent / "plain"))
+    assert "objectives" not in pretrain_stage(without, prepare_stage(without)).what
+
+
+@pytest.mark.parametrize(
+    ("over", "text"),
+    [
+        (["objectives.atd=adt"], "unknown objective 'adt'; allowed: atd, cse"),
+        (["sampler=mometa"], "unknown sampler 'mometa'.*did you mean 'mometas'"),
+        (["sampler=single(dtd)"], "unknown arm 'dtd'"),
+        (["sampler=shares(1, 2)"], "2 shares for 4 arms"),
+        (["objectives.mlm.masking.ratio=1.5"], "1.5"),
+        (["objectives.mlm.masking.polici=token"], "polici"),
+        (["study.match=targets"], "matched by steps"),
+    ],
+)
+def test_what_a_recipe_may_not_say(path: Path, over: list[str], text: str) -> None:
+    with pytest.raises(MaskwiseError, match=text):
+        read_recipe(path, over)
+
+
+@pytest.mark.parametrize(
+    ("over", "text"),
+    [
+        (["objectives.emlm="], "policy guided needs the layer 'salient', and this corpus has none"),
+        (["training.batch_size=7", "sampler=single(cse)"], "cse reads half of the rows twice; got 7 rows"),
+        (["evaluation.rows=1000"], "the probe of arm 'low' has too few held-out rows; got 0"),
+    ],
+)
+def test_what_ends_before_training_with_one_line(
+    path: Path, over: list[str], text: str, tmp_path: Path, capsys: Any
+) -> None:
+    assert maskwise("pretrain", path, *over, "--out", tmp_path / "out") == 2
+    assert text in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_sampler_without_objectives(tmp_path: Path) -> None:
+    with pytest.raises(MaskwiseError, match="a sampler needs objectives to choose from"):
+        read_recipe(write_inputs(tmp_path), ["sampler=mometas"])
