@@ -17,7 +17,7 @@ from torch import Tensor
 
 from masking_tools import padded, random_rows, row, vocabulary
 from maskwise.errors import MaskwiseError
-from maskwise.masking import Masker
+from maskwise.masking import Masker, MaskingCollator
 from maskwise.masking.policies import GroupWeighted, group_weighted, policy
 from maskwise.masking.policies.group_weighted import UPOS
 from maskwise.masking.running import UNKNOWN, GroupLosses, standardised
@@ -345,3 +345,38 @@ def test_a_learning_policy_needs_tokens_in_their_places() -> None:
     with pytest.raises(MaskwiseError, match="must stay in its place"):
         MaskedSource(DATA, masker, TrainingSettings(batch_size=8)).learners()
     assert Masker(tokenizer(), policy="token").policy.learner() is None
+
+
+@pytest.mark.parametrize("stop", [2, 3])
+def test_in_the_hugging_face_trainer(stop: int, tmp_path: Path) -> None:
+    """MaskingTrainer teaches the policy, as the loop does, and keeps it in its checkpoints."""
+    from test_trainer import arguments, trainer
+
+    class Rows(Tagged):
+        def __getitem__(self, row: int) -> dict[str, Any]:
+            one = super().batch(torch.tensor([row]))
+            return {"example_id": row, **{k: one[k][0].tolist() for k in ("input_ids", "word_ids", "pos")}}
+
+    def made(**more: Any) -> Any:
+        masker = Masker(tokenizer(), policy="group-weighted(pos, 2)", ratio=0.4, budget="expected")
+        args = arguments(tmp_path, max_steps=5, save_strategy="steps", save_steps=stop, **more)
+        return trainer(model("bert"), args, masker=masker, train_dataset=Rows(48))
+
+    whole = made()
+    whole.train()
+    weights = whole.masker.policy.running.weight_C
+    assert weights[0] != weights[1]
+    resumed = made()
+    resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{stop}"))
+    assert torch.equal(resumed.masker.policy.running.weight_C, weights)
+    assert all(
+        torch.equal(a, b) for a, b in zip(whole.model.parameters(), resumed.model.parameters(), strict=True)
+    )
+    cut = made(gradient_accumulation_steps=2, per_device_train_batch_size=8)
+    cut.train()
+    torch.testing.assert_close(cut.masker.policy.running.weight_C, weights, atol=1e-4, rtol=0)
+
+
+def test_a_collator_says_that_it_cannot_teach() -> None:
+    with pytest.warns(UserWarning, match="learns from losses, which a collator never sees"):
+        MaskingCollator(Masker(vocabulary(), policy="pos-weighted"))

@@ -16,18 +16,24 @@ runs on the targets alone.
 from __future__ import annotations
 
 import copy
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import Trainer, TrainingArguments
 
 from maskwise.errors import MaskwiseError
-from maskwise.masking import IGNORE, AnnotatedBatch, Masker, MaskingCollator, Vocabulary
+from maskwise.masking import IGNORE, AnnotatedBatch, MaskedBatch, Masker, MaskingCollator, Vocabulary
+from maskwise.objectives import Outcome
 from maskwise.objectives.base import weighted
+from maskwise.training.checkpoints import LEARNED
+from maskwise.training.learners import agreement, learners_of, restore, states
 
 
 class MaskingTrainer(Trainer):
@@ -72,6 +78,8 @@ class MaskingTrainer(Trainer):
         args = copy.copy(args) if args else TrainingArguments()
         args.remove_unused_columns = False  # example_id and layers are read here, not by the model
         self.masker, self.evaluation_masker = masker, evaluation_masker or masker
+        self._learners, self._learnt = learners_of(masker), -1
+        self._shown: deque[MaskedBatch] = deque()
         self._evaluated = (0.0, 0)
         super().__init__(model, args, data_collator=data_collator or RowCollator(masker.vocabulary), **more)
 
@@ -79,6 +87,7 @@ class MaskingTrainer(Trainer):
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Any]:
         """The micro-batches of one update, masked for its very step, and all ranks' number of targets."""
+        self._learn()
         epoch = int(self.state.epoch or 0) if hasattr(self.train_dataset, "__len__") else None
         when = {"step": self.state.global_step, "total_steps": self.state.max_steps, "epoch": epoch}
         batches = [self._mask(self.masker, rows, **when) for rows in islice(epoch_iterator, num_batches)]
@@ -98,7 +107,12 @@ class MaskingTrainer(Trainer):
 
         DDP averages over ranks; the factor makes a sum of it.
         """
-        losses, _, outputs = self._token_losses(model, inputs)
+        losses, where, outputs = self._token_losses(model, inputs)
+        if self._shown:
+            batch = self._shown.popleft()
+            outcome = Outcome(losses.sum(), torch.tensor(len(where)), losses.detach(), where)
+            for learner in self._learners.values():
+                learner.observe(batch, outcome)
         if num_items_in_batch is None:
             loss = losses.sum() / max(1, losses.numel())
         else:
@@ -113,7 +127,8 @@ class MaskingTrainer(Trainer):
         batch = self._mask(self.evaluation_masker, inputs, step=0, total_steps=1, epoch=0)
         labels = batch["labels"]
         with torch.no_grad(), self.compute_loss_context_manager():
-            losses, row, outputs = self._token_losses(model, batch)
+            losses, where, outputs = self._token_losses(model, batch)
+        row = where[:, 0]
         by_row = torch.zeros(len(labels), device=losses.device).index_add(0, row, losses)
         # Gathered so that rows repeated to fill the last batch count once.
         sums, counts = self.accelerator.gather_for_metrics((by_row, (labels != IGNORE).sum(1)))
@@ -144,24 +159,48 @@ class MaskingTrainer(Trainer):
         named = {f"{metric_key_prefix}_{name}": value for name, value in means.items()}
         return found._replace(metrics={**(found.metrics or {}), **named})
 
+    def _learn(self) -> None:
+        """Let what learns from the losses (``pos-weighted``) take in the last update, once."""
+        if self._learnt < self.state.global_step:
+            self._learnt = self.state.global_step
+            for learner in self._learners.values():
+                learner.after(self.state.global_step, self.state.max_steps, agreement(self.accelerator))
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        if self._learners:
+            self._learn()
+            folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+            if self.args.should_save:
+                save_file(states(self._learners), folder / LEARNED)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self._learners:
+            restore(self._learners, load_file(Path(resume_from_checkpoint) / LEARNED))
+            self._learnt = int(Path(resume_from_checkpoint).name.rpartition("-")[2])
+
     def _mask(self, masker: Masker, rows: Any, **when: Any) -> dict[str, Tensor]:
         batch = masker(self._prepare_inputs(rows), **when)
+        if self._learners and masker is self.masker and self.model is not None and self.model.training:
+            self._shown.append(batch)
         weight = {} if batch.loss_weight is None else {"loss_weight": batch.loss_weight}
         return {**batch.model_inputs(), **weight}
 
     def _token_losses(self, model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor, Any]:
-        """Loss (M,) float32 and row (M,) of every target, and the model's outputs."""
+        """Loss (M,) float32 and place (M, 2) of every target, and the model's outputs."""
         inputs = dict(inputs)
         weight, labels = inputs.pop("loss_weight", None), inputs["labels"]
         if not getattr(getattr(self.model, "config", None), "is_encoder_decoder", False):
             del inputs["labels"]  # a decoder reads them; any other model would only compute its own loss
         outputs = model(**inputs)
-        row, column = (labels != IGNORE).nonzero(as_tuple=True)
+        where = (labels != IGNORE).nonzero()
+        row, column = where.unbind(1)
         losses = cross_entropy(
             outputs["logits"][row, column].float(), labels[row, column], reduction="none",
             label_smoothing=self.args.label_smoothing_factor,
         )  # fmt: skip
-        return weighted(losses, weight, row, column), row, outputs
+        return weighted(losses, weight, row, column), where, outputs
 
 
 class RowCollator:

@@ -42,6 +42,9 @@ class MaskingCollator:
     def __init__(self, masker: Masker, *, total_steps: int | None = None):
         self.masker, self.total_steps = masker, total_steps
         self._batches, self._warned = 0, False
+        if masker.policy.learner() is not None:
+            what = f"policy {masker.policy} learns from losses, which a collator never sees: its weights stay even"
+            warnings.warn(f"{what}; use MaskingTrainer or maskwise pretrain", stacklevel=2)
 
     def __call__(self, rows: Rows) -> dict[str, torch.Tensor]:
         step, epoch = _common(rows, "step"), _common(rows, "epoch")

@@ -16,6 +16,8 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor
 
+from maskwise.errors import MaskwiseError
+from maskwise.masking import Masker
 from maskwise.objectives import Outcome
 
 Agree = Callable[[Tensor], Tensor]
@@ -63,3 +65,17 @@ def restore(learners: Mapping[str, Learner], flat: Mapping[str, Tensor]) -> None
     for name, learner in learners.items():
         mine = {key.partition(".")[2]: t for key, t in flat.items() if key.partition(".")[0] == name}
         learner.load_state_dict(mine)
+
+
+def learners_of(masker: Any) -> dict[str, Learner]:
+    """What of a masker learns from the losses: its policy, if it does.
+
+    Raises:
+        MaskwiseError: a policy that learns, with a corruption after which losses have no place in the text.
+    """
+    if not isinstance(masker, Masker) or (learner := masker.policy.learner()) is None:
+        return {}
+    if not masker.corruption.keeps_length:
+        what = f"policy {masker.policy} learns from the loss of each token, which must stay in its place"
+        raise MaskwiseError(what, got=f"corruption {masker.corruption}", do="take bert or mask-only")
+    return {"policy": learner}

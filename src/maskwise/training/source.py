@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from maskwise.errors import MaskwiseError
-from maskwise.masking import MaskedBatch, Masker
+from maskwise.masking import MaskedBatch
 from maskwise.masking.collator import permutation
 from maskwise.objectives.base import Maker
-from maskwise.training.learners import Learner
+from maskwise.training.learners import Learner, learners_of
 from maskwise.training.settings import TrainingSettings
 
 
@@ -61,17 +61,8 @@ class MaskedSource:
         ]
 
     def learners(self) -> dict[str, Learner]:
-        """What of the masking learns from the losses: the policy, if it does.
-
-        Raises:
-            MaskwiseError: a policy that learns, with a corruption after which losses have no place in the text.
-        """
-        if not isinstance(self.masker, Masker) or (learner := self.masker.policy.learner()) is None:
-            return {}
-        if not self.masker.corruption.keeps_length:
-            what = f"policy {self.masker.policy} learns from the loss of each token, which must stay in its place"
-            raise MaskwiseError(what, got=f"corruption {self.masker.corruption}", do="take bert or mask-only")
-        return {"policy": learner}
+        """What of the masking learns from the losses; see ``learners_of``."""
+        return learners_of(self.masker)
 
     def _load(self, rows: Tensor, device: torch.device) -> dict[str, Tensor]:
         return {name: value.to(device, non_blocking=True) for name, value in self.blocks.batch(rows).items()}
