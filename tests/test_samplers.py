@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
+from maskwise.bench.samplers import BANDITS, play
 from maskwise.errors import MaskwiseError
 from maskwise.samplers import (
     SAMPLERS,
@@ -166,38 +165,18 @@ def test_loss_over_chance() -> None:
 
 # --- bandits: the total relative gain of 100 steps of each arm; a shared reward with noise
 
-ROLLOUTS, STEPS = 150, 100
-BANDITS: dict[str, Callable[[float], list[float]]] = {
-    "a best arm": lambda t: [0.1, 0.02, 0.02, 0.02],
-    "drifting arms": lambda t: [0.1, 0.02, 0.02, 0.02] if t < 0.5 else [0.02, 0.02, 0.1, 0.02],
-    "an arm that hurts": lambda t: [0.06, 0.05, 0.05, -0.15],
-}
-
-
-def play(one: Sampler, gain: Callable[[float], list[float]], *, seed: int) -> tuple[float, Tensor]:
-    """Regret in units of rollouts, and the mean probabilities of the second half."""
-    generator, regret, seen = torch.Generator().manual_seed(seed), 0.0, []
-    for turn in range(ROLLOUTS):
-        q = torch.tensor(gain(turn / ROLLOUTS), dtype=torch.float64)
-        names = [one.draw(turn * STEPS + step) for step in range(STEPS)]
-        share = torch.tensor([names.count(arm) for arm in one.arms], dtype=torch.float64) / STEPS
-        regret += float(q.max() - share @ q)
-        total = float(share @ q) + 0.01 * float(torch.randn((), generator=generator))
-        one.update([2.0] * 4, [2.0 * (1 - total / 4)] * 4)
-        seen.append(one.probabilities())
-    return regret, torch.stack(seen[ROLLOUTS // 2 :]).mean(0)
-
 
 @pytest.mark.parametrize("bandit", BANDITS)
 def test_bandits(bandit: str) -> None:
     """The published sampler sits at softmax(q / entropy); ours follows, with clearly less regret than any rule."""
     gain = BANDITS[bandit]
-    uniform, _ = play(Uniform(ARMS), gain, seed=0)
-    proportional, _ = play(LossProportional(ARMS), gain, seed=0)
-    _, published = play(Mometas(ARMS), gain, seed=0)
+    short: dict[str, Any] = {"world": gain, "rollouts": 150}
+    uniform, _ = play(Uniform(ARMS), seed=0, **short)
+    proportional, _ = play(LossProportional(ARMS), seed=0, **short)
+    _, published = play(Mometas(ARMS), seed=0, **short)
     expected = torch.softmax(torch.tensor(gain(1.0), dtype=torch.float64) / 2, 0)
     assert (published - expected).abs().max() < 0.02
-    ours = [play(MometasPlus(ARMS, seed=seed), gain, seed=seed)[0] for seed in (0, 1)]
+    ours = [play(MometasPlus(ARMS, seed=seed), seed=seed, **short)[0] for seed in (0, 1)]
     assert max(ours) < 0.75 * min(uniform, proportional), (ours, uniform, proportional)
 
 

@@ -14,12 +14,18 @@ from rich.console import RenderableType
 
 from maskwise.bench.annotate import bench_annotate, render_annotate
 from maskwise.bench.mask import bench_mask, render_mask
+from maskwise.bench.samplers import bench_samplers, render_samplers
 from maskwise.errors import unknown_name
 
-BENCHES: dict[str, Callable[..., dict[str, Any]]] = {"mask": bench_mask, "annotate": bench_annotate}
+BENCHES: dict[str, Callable[..., dict[str, Any]]] = {
+    "mask": bench_mask,
+    "annotate": bench_annotate,
+    "samplers": bench_samplers,
+}
 _SHOWN: dict[str, Callable[[dict[str, Any]], RenderableType]] = {
     "mask": render_mask,
     "annotate": render_annotate,
+    "samplers": render_samplers,
 }
 
 

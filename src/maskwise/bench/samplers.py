@@ -1,0 +1,202 @@
+"""What a sampler that learns costs, what it gains on bandits, and how fast the arms' batches are made.
+
+**Overhead**: a probe of all arms, over the hundred training steps between two probes, for a model of MiniLM's size
+and a tiny one; with probes of half a batch, as ours are, and of a whole one. Rows are the bundled Wikipedia's.
+
+**Bandits**: three made-up worlds in which an arm's worth is known; regret is what was lost against always drawing the
+best arm, in units of rollouts. A rollout's reward is its mean worth plus noise of .01.
+
+**Batches**: tokens per second of one core, from tensors to what the objective reads.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from statistics import mean
+from typing import Any
+
+import torch
+from rich.console import Group, RenderableType
+from rich.table import Table
+from torch import Tensor
+
+from maskwise.bench.timing import in_turn, surroundings
+from maskwise.corpus import pack, read_documents, tokenise, train_tokenizer
+from maskwise.objectives import Arms, objective, objective_class
+from maskwise.samplers import Sampler, sampler
+from maskwise.training import MaskedSource, TrainingSettings, new_config, new_model
+from maskwise.training.arms import ArmsSource, Probe
+
+ARMS = {"mlm": {}, "mlm-40": {"ratio": 0.4}, "atd": {}, "dtd": {}, "cse": {}}
+SIZES: dict[str, dict[str, Any]] = {
+    "tiny (2 x 128)": {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 336},
+    "MiniLM's (6 x 384)": {
+        "hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536,
+    },
+}  # fmt: skip
+EVERY, ROLLOUTS, NOISE = 100, 200, 0.01
+BANDITS: dict[str, Callable[[float], list[float]]] = {
+    "a best arm": lambda t: [0.1, 0.02, 0.02, 0.02],
+    "drifting arms": lambda t: [0.1, 0.02, 0.02, 0.02] if t < 0.5 else [0.02, 0.02, 0.1, 0.02],
+    "an arm that hurts": lambda t: [0.06, 0.05, 0.05, -0.15],
+}
+"""By the share of the run that is over: the total relative gain of ``EVERY`` steps of each arm."""
+
+PLAYERS = ("uniform", "loss-proportional", "mometas", "mometas-plus")
+
+
+def bench_samplers(
+    *, batch_size: int = 16, length: int = 128, steps: int = 12, seeds: int = 5
+) -> dict[str, Any]:
+    """
+    Args:
+        batch_size, length: of the training batches.
+        steps: training steps of each arm that are timed; and so many probes.
+        seeds: games of each player in each world.
+
+    Returns:
+        "overhead", "regret", "batches": lists of dicts; "hardware".
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        data = _rows(length)
+        return {
+            "overhead": [_overhead(name, data, batch_size, length, steps) for name in SIZES],
+            "regret": [_regret(world, seeds) for world in BANDITS],
+            "batches": _batches(data, batch_size, length),
+            "hardware": surroundings(["torch", "transformers"]),
+        }
+    finally:
+        torch.set_num_threads(threads)
+
+
+def play(
+    player: Sampler, world: Callable[[float], list[float]], *, seed: int, rollouts: int = ROLLOUTS
+) -> Any:
+    """One game: regret in rollouts, and the mean probabilities (K,) of its second half."""
+    generator, regret, seen = torch.Generator().manual_seed(seed), 0.0, []
+    for turn in range(rollouts):
+        worth = torch.tensor(world(turn / rollouts), dtype=torch.float64)
+        names = [player.draw(turn * EVERY + step) for step in range(EVERY)]
+        share = torch.tensor([names.count(arm) for arm in player.arms], dtype=torch.float64) / EVERY
+        regret += float(worth.max() - share @ worth)
+        total = float(share @ worth) + NOISE * float(torch.randn((), generator=generator))
+        count = len(player.arms)
+        player.update([2.0] * count, [2.0 * (1 - total / count)] * count)
+        seen.append(player.probabilities())
+    return regret, torch.stack(seen[rollouts // 2 :]).mean(0)
+
+
+def _regret(world: str, seeds: int) -> dict[str, Any]:
+    arms = ["a", "b", "c", "d"]
+    games = {
+        name: [play(sampler(name, arms, seed=s), BANDITS[world], seed=s) for s in range(seeds)]
+        for name in PLAYERS
+    }
+    fixed = torch.softmax(torch.tensor(BANDITS[world](1.0), dtype=torch.float64) / 2, 0)
+    published = torch.stack([p for _, p in games["mometas"]]).mean(0)
+    return {
+        "world": world, "rollouts": ROLLOUTS, "games": seeds,
+        "regret": {name: round(mean(r for r, _ in found), 3) for name, found in games.items()},
+        "mometas_probabilities": [round(p, 4) for p in published.tolist()],
+        "fixed_point": [round(p, 4) for p in fixed.tolist()],
+    }  # fmt: skip
+
+
+def _rows(length: int) -> tuple[Any, Any, Any]:
+    documents = list(read_documents("bundled:wikipedia", limit=600))
+    tokenizer = train_tokenizer((document.text for document in documents), vocab_size=2048)
+    blocks = pack(tokenise(documents, tokenizer), tokenizer=tokenizer, length=length, layout="document")
+    return tokenizer, *blocks.split(held_out=0.2)
+
+
+def _maker(arm: str, tokenizer: Any, length: int) -> Any:
+    kind = objective_class(arm.partition("-")[0])
+    return kind.maker(tokenizer, seed=0, length=length, **kind.settings({}, ARMS[arm]))
+
+
+def _overhead(
+    size: str, data: tuple[Any, Any, Any], batch_size: int, length: int, steps: int
+) -> dict[str, Any]:
+    tokenizer, training, held_out = data
+    settings = TrainingSettings(steps=steps * len(ARMS), batch_size=batch_size)
+    model = new_model(new_config("bert", tokenizer, length, **SIZES[size]), seed=0)
+    arms = Arms({name: objective(name.partition("-")[0], model) for name in ARMS})
+    sources = {name: MaskedSource(training, _maker(name, tokenizer, length), settings) for name in ARMS}
+    chooser = sampler("sequential", list(ARMS))
+    source = ArmsSource(sources, chooser, settings)
+    optimizer = torch.optim.AdamW(arms.parameters(), lr=1e-4)
+    device = torch.device("cpu")
+
+    def train(step: int) -> None:
+        (batch,) = source.batches(step, rank=0, ranks=1, device=device)
+        loss, targets, *_ = arms(batch)
+        (loss / targets).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def probe(rows: int) -> Callable[[], Tensor]:
+        made = Probe(
+            arms, sources, dict.fromkeys(ARMS, held_out), size=rows, skip={}, total_steps=settings.steps
+        )
+        return lambda: made(0)
+
+    half, whole = probe(batch_size // 2), probe(batch_size)
+    arms.train()
+    for step in range(len(ARMS)):  # every arm once, untimed
+        train(step)
+    step_seconds = mean(_seconds(partial(train, step)) for step in range(steps * len(ARMS)))
+    halves, wholes = (mean(_seconds(one) for _ in range(steps)) for one in (half, whole))
+    return {
+        "model": size, "batch": f"{batch_size} x {length}", "arms": len(ARMS), "every": EVERY,
+        "step_ms": round(1000 * step_seconds, 2), "probe_ms": round(1000 * halves, 2),
+        "overhead": round(halves / (EVERY * step_seconds), 5),
+        "overhead_equal_batch": round(wholes / (EVERY * step_seconds), 5),
+    }  # fmt: skip
+
+
+def _seconds(call: Callable[[], Any]) -> float:
+    began = time.process_time()
+    call()
+    return time.process_time() - began
+
+
+def _batches(data: tuple[Any, Any, Any], batch_size: int, length: int) -> list[dict[str, Any]]:
+    tokenizer, training, _ = data
+    rows = torch.arange(batch_size)
+    columns = [training.batch((rows + start * batch_size) % len(training)) for start in range(20)]
+    makers = {name: _maker(name, tokenizer, length) for name in ARMS}
+    tokens = mean(int(one["attention_mask"].sum()) for one in columns)
+
+    def checked(name: str, number: int, batch: Any) -> None:
+        assert len(batch.input_ids) == batch_size
+
+    def call(maker: Any, number: int) -> Any:
+        return maker(columns[number % 20], epoch=number)
+
+    calls: dict[str, Callable[[int], Any]] = {name: partial(call, maker) for name, maker in makers.items()}
+    found = in_turn(calls, batches=60, check=checked)
+    return [
+        {"arm": name, "ms": round(1000 * seconds, 3), "tokens_per_second": round(tokens / seconds)}
+        for name, seconds in found.items()
+    ]
+
+
+def render_samplers(result: dict[str, Any]) -> RenderableType:
+    """Three tables."""
+    cost = Table(
+        "model", "step, ms", "probe, ms", "overhead", "at equal batch", title="a probe every 100 steps"
+    )
+    for row in result["overhead"]:
+        shares = [f"{100 * row[key]:.2f} %" for key in ("overhead", "overhead_equal_batch")]
+        cost.add_row(row["model"], f"{row['step_ms']:.1f}", f"{row['probe_ms']:.1f}", *shares)
+    lost = Table("world", *PLAYERS, title=f"regret, in rollouts of {ROLLOUTS}")
+    for row in result["regret"]:
+        lost.add_row(row["world"], *(f"{row['regret'][name]:.2f}" for name in PLAYERS))
+    speed = Table("arm", "ms a batch", "tokens a second", title="making batches")
+    for row in result["batches"]:
+        speed.add_row(row["arm"], f"{row['ms']:.2f}", f"{row['tokens_per_second']:,}")
+    return Group(cost, lost, speed)
