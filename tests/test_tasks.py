@@ -31,9 +31,10 @@ from maskwise.tasks import (
     majority_score,
     score,
 )
-from maskwise.tasks.finetune import _classifier
+from maskwise.tasks.finetune import load_network
 from maskwise.tasks.metrics import METRICS, accuracy, entities, entity_f1, macro_f1, matthews
 from maskwise.tasks.readers import read_records
+from maskwise.tasks.rows import METRICS_OF
 from maskwise.training import TrainingSettings
 
 TEXT = "the cat sat on the mat . unbelievable kittens never walked across running water again ! " * 20
@@ -237,7 +238,7 @@ def spoil(tmp_path, case):
 @pytest.mark.parametrize(
     ("case", "says"),
     [
-        ("no label column", "has no label column; got text; name it with label_field"),
+        ("no label column", "has no label column; got text; name it with label="),
         ("one class", "at least two classes; got only 'c0'"),
         ("hidden labels", "is empty; got skipped 100 × all: no label"),
         ("many classes", "are no classes; got 7"),
@@ -274,7 +275,7 @@ def test_bad_arguments(tmp_path):
     with pytest.raises(MaskwiseError, match="entity-f1 needs tags"):
         load_task("ud-pos", metric="entity-f1")
     with pytest.raises(MaskwiseError, match="unknown label column"):
-        load_task("banking77", label_field="intnt")
+        load_task("banking77", label="intnt")
     with pytest.raises(MaskwiseError, match="train_rows is too small"):
         load_task("banking77", train_rows=3)
 
@@ -354,7 +355,7 @@ def test_words_cut_off_or_without_a_piece_are_lost_and_wrong():
     rows = [{"tokens": ["cat", "\u200b", "sat", "the", "mat"], "tags": ["ODD"] * 5}]
     task = tagging_task(rows)
     whole, cut = encode(task, tokenizer, max_length=64)["test"], encode(task, tokenizer, max_length=4)["test"]
-    assert whole.lost == 1 and cut.lost == 3 and len(cut.ids) == 4
+    assert whole.lost == 1 and cut.lost == 3 and len(cut.flat.ids) == 4
     always = torch.where(cut.place < 0, -2, 0)
     assert score(task, cut, always) == pytest.approx(2 / 5)
 
@@ -390,7 +391,7 @@ def test_pairs_and_special_names_in_texts():
     types = batch["token_type_ids"][0]
     assert types[0] == 0 and types[-1] == 1
     short = encode(task, tokenizer, max_length=7)["train"]
-    assert short.lengths.tolist() == [7, 7] and (short.ids == tokenizer.sep_token_id).sum() == 4
+    assert short.lengths.tolist() == [7, 7] and (short.flat.ids == tokenizer.sep_token_id).sum() == 4
 
 
 def test_source_gives_every_row_once_an_epoch_and_is_stateless():
@@ -480,7 +481,7 @@ def test_a_whole_fine_tuning_learns_and_repeats(tmp_path):
     assert weights[0] == weights[1] != weights[2] and other["seed"] == 2
     # The checkpoint is the start of another fine-tuning: same body, a new head by the seed alone.
     tuned = [
-        _classifier(
+        load_network(
             tmp_path / "checkpoint",
             tagging_task(tagged("the cat")),
             tokenizer,
@@ -505,7 +506,7 @@ def test_answers_do_not_depend_on_the_batches(monkeypatch):
         AutoModelForTokenClassification.from_config(tiny_config(tokenizer, num_labels=2))
     )
     together = answers(objective, data)
-    monkeypatch.setattr(sys.modules["maskwise.tasks.finetune"], "EVAL_TOKENS", 1)
+    monkeypatch.setattr(sys.modules["maskwise.tasks.tensors"], "EVAL_TOKENS", 1)
     assert answers(objective, data).tolist() == together.tolist() and len(together) == 10
 
 
@@ -529,7 +530,7 @@ def test_settings_refuse_what_they_do_not_know():
     task = topics(64)
     assert FinetuneSettings(epochs=2, batch_size=8).training(task, seed=5).steps == 8
     assert FinetuneSettings(steps=3).training(task, seed=5).seed == 5
-    assert set(METRICS) == {"accuracy", "macro-f1", "matthews", "entity-f1"}
+    assert set(METRICS) == {name for names in METRICS_OF.values() for name in names}
 
 
 def test_a_task_takes_arguments_behind_its_name() -> None:

@@ -35,5 +35,9 @@ class Classification(Objective):
 
     def logits(self, batch: Mapping[str, Tensor]) -> Tensor:
         """(B, classes) or (B, L, classes)."""
+        return self.model(**self.inputs(batch)).logits
+
+    def inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What of a batch the model takes."""
         unused = {"labels"} if self._takes_types else {"labels", "token_type_ids"}
-        return self.model(**{name: value for name, value in batch.items() if name not in unused}).logits
+        return {name: value for name, value in batch.items() if name not in unused}

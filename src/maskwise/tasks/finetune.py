@@ -1,5 +1,7 @@
 """Fine-tune a checkpoint on a task and score it: the loop of pre-training with another objective.
 
+Kinds that leave the encoder as it is (``frozen``) come the same way and give the same record, without training.
+
 What is random in a fine-tuning (the new head, the order, dropout) is a function of its seed; the checkpoint
 and the task are not. The number of steps is fixed beforehand and the last state is scored, once: picking the
 best of several evaluations on test is how small effects are made. The dev score is for choosing settings.
@@ -12,40 +14,24 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor
-from transformers import (
-    AutoConfig,
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
-    PreTrainedModel,
-)
+from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.utils import logging
 
 from maskwise.errors import MaskwiseError
 from maskwise.keys import fold
-from maskwise.objectives.classification import Classification
 from maskwise.tasks.data import Task
-from maskwise.tasks.encode import Encoded, TaskSource, encode
-from maskwise.tasks.metrics import LOST, METRICS, UNSEEN
+from maskwise.tasks.frozen import judge
+from maskwise.tasks.kinds import TRAINED, answers, check_length, encode, majority_score, other_scores, score
+from maskwise.tasks.tensors import TaskSource
 from maskwise.training import TrainingSettings, train
 from maskwise.training.checkpoints import write_folder
 from maskwise.training.model import check_fit
-
-EVAL_TOKENS = 8192
-"""Padded tokens of one batch of evaluation."""
-
-_AUTO = {
-    "sequence-classification": AutoModelForSequenceClassification,
-    "token-classification": AutoModelForTokenClassification,
-}
 
 
 class FinetuneSettings(BaseModel):
@@ -73,7 +59,7 @@ class FinetuneSettings(BaseModel):
     weight_decay: float = Field(0.01, ge=0)
     precision: Literal["auto", "no", "bf16"] = "auto"
     max_length: int = Field(64, ge=3)
-    """Tokens; longer rows are cut, and words cut off count as wrong."""
+    """Tokens; longer rows are cut, and words cut off count as wrong. Contexts of questions are read in windows."""
 
     seeds: int = Field(3, ge=1)
     """Fine-tunings per checkpoint and task; their mean is one score (methods, section 5)."""
@@ -110,103 +96,57 @@ def finetune(
         folder: where metrics.jsonl and checkpoint/ (an ordinary transformers folder) go; None keeps nothing.
 
     Returns:
-        ``task``, ``metric``, ``score`` (on test), ``dev``, ``majority``, ``test_items``, ``lost_words`` (of
-        test), ``steps``, ``seconds``, ``seed``.
+        ``task``, ``metric``, ``score`` (on test), ``dev`` (None without dev rows), ``others`` (further metrics on
+        test), ``majority``, ``test_items``, ``lost_words`` (items of test that cannot be answered), ``steps``,
+        ``seconds``, ``seed``. Frozen kinds have 0 steps, and no checkpoint is written.
 
     Raises:
         MaskwiseError: no checkpoint, one that does not fit the tokenizer or max_length, a loss that is not
             finite.
     """
     began = time.perf_counter()
-    settings = settings.model_copy(update={"seed": seed})
-    data = encode(task, tokenizer, max_length=max_length)
-    model = _classifier(model_folder, task, tokenizer, config=config, max_length=max_length, seed=seed)
-    objective = Classification(model)
-    source = TaskSource(data["train"], settings)
-    done = train(objective, source, settings, folder=folder, title=f"{task.name} {seed}", quiet=quiet)
-    scores = {split: score(task, data[split], answers(objective, data[split])) for split in ("dev", "test")}
-    if folder is not None:
-        with _no_advice():
-            write_folder(
-                folder / "checkpoint",
-                lambda at: (model.save_pretrained(at), tokenizer.save_pretrained(at)),
-            )
-    return {
-        "task": task.name, "metric": task.metric, "score": scores["test"], "dev": scores["dev"],
-        "majority": majority_score(task), "test_items": task.test_items, "lost_words": data["test"].lost,
-        "steps": done["steps"], "seconds": time.perf_counter() - began, "seed": seed,
-    }  # fmt: skip
+    network = load_network(model_folder, task, tokenizer, config=config, max_length=max_length, seed=seed)
+    facts = {"task": task.name, "metric": task.metric, "majority": majority_score(task), "seed": seed}
+    if task.frozen:
+        check_length(task, tokenizer, max_length)
+        model: Any = network
+        model.to(torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu")
+        found = judge(network, task, tokenizer, max_length=max_length)
+        facts |= {**found, "lost_words": 0, "steps": 0}
+    else:
+        settings = settings.model_copy(update={"seed": seed})
+        data = encode(task, tokenizer, max_length=max_length)
+        objective = TRAINED[task.kind].objective(network)
+        source = TaskSource(data["train"], settings)
+        done = train(objective, source, settings, folder=folder, title=f"{task.name} {seed}", quiet=quiet)
+        given = {split: answers(objective, data[split]) for split in ("dev", "test")}
+        scores = {split: score(task, data[split], answer) for split, answer in given.items()}
+        facts |= {"score": scores["test"], "dev": scores["dev"], "steps": done["steps"]}
+        facts |= {"others": other_scores(task, data["test"], given["test"]), "lost_words": data["test"].lost}
+        if folder is not None:
+            with _no_advice():
+                write_folder(
+                    folder / "checkpoint",
+                    lambda at: (network.save_pretrained(at), tokenizer.save_pretrained(at)),
+                )
+    return {**facts, "test_items": task.test_items, "seconds": time.perf_counter() - began}
 
 
-@torch.inference_mode()
-def answers(objective: Classification, data: Encoded) -> Tensor:
-    """The most probable class of every row (N,) or word (W,), in float32; −2 (``LOST``) for lost words."""
-    objective.eval()
-    device = next(objective.parameters()).device
-    by_token = data.place is not None
-    out = torch.full((len(data.ids) if by_token else len(data),), LOST)
-    for rows in _by_length(data.lengths):
-        batch = data.batch(rows)
-        logits = objective.logits({name: value.to(device) for name, value in batch.items()})
-        best = logits.argmax(-1).cpu()
-        if by_token:
-            real = batch["attention_mask"].bool()
-            at = data.starts[rows].unsqueeze(1) + torch.arange(real.shape[1])
-            out[at[real]] = best[real]
-        else:
-            out[rows] = best
-    return out if data.place is None else torch.where(data.place < 0, LOST, out[data.place])
-
-
-def score(task: Task, data: Encoded, answer: Tensor) -> float:
-    """The task's metric of answers to the rows of ``data``."""
-    if task.metric != "entity-f1":
-        return METRICS[task.metric](data.gold.numpy(), answer.numpy())
-    assert data.word_starts is not None
-    # An answer that could not be given is O; a tag that train does not have is an entity of its own kind.
-    names = [*task.labels, "O", "B-unseen by train"]
-    gold, given = ([names[i] for i in x.tolist()] for x in (data.gold, answer))
-    return METRICS["entity-f1"](gold, given, data.word_starts[:-1].numpy())
-
-
-def majority_score(task: Task) -> float:
-    """The score on test of always answering the commonest class (of rows, or of words) of train."""
-    train, test = (_classes_of(task, split) for split in ("train", "test"))
-    most = Counter(train).most_common(1)[0][0]  # of equally common ones the first met
-    if task.metric == "entity-f1":
-        starts = np.cumsum([0, *(len(row["tags"]) for row in task.splits["test"])])[:-1]
-        return METRICS["entity-f1"](test, [most] * len(test), starts)
-    code = {label: number for number, label in enumerate(task.labels)}
-    return METRICS[task.metric]([code.get(label, UNSEEN) for label in test], [code[most]] * len(test))
-
-
-def _classes_of(task: Task, split: str) -> list[str]:
-    rows = task.splits[split]
-    return [row["label"] for row in rows] if "label" in rows[0] else [t for row in rows for t in row["tags"]]
-
-
-def _by_length(lengths: Tensor) -> list[Tensor]:
-    """Rows in batches of similar length, each of about ``EVAL_TOKENS`` padded tokens."""
-    order = lengths.argsort(descending=True, stable=True)
-    batches = []
-    while len(order):
-        size = max(1, EVAL_TOKENS // int(lengths[order[0]]))
-        batches.append(order[:size])
-        order = order[size:]
-    return batches
-
-
-def _classifier(
+def load_network(
     model_folder: str | Path | None, task: Task, tokenizer: Any, *, config: Any, max_length: int, seed: int
 ) -> PreTrainedModel:
-    """The checkpoint with a new head, or random weights; a function of the seed."""
+    """The checkpoint with a new head for a task (none if it stays frozen), or random weights of ``config``; a
+    function of the seed.
+
+    Raises:
+        MaskwiseError: no checkpoint, or not one of the two; one that does not fit the tokenizer or max_length.
+    """
     if (model_folder is None) == (config is None):
         raise MaskwiseError(
             "finetune needs a checkpoint, or a config to start from at random: one of the two"
         )
-    names = dict(enumerate(task.labels))
-    labels = {"num_labels": len(names), "id2label": names, "label2id": {name: i for i, name in names.items()}}
-    auto = _AUTO[task.kind]
+    kind = TRAINED.get(task.kind)
+    auto, labels = (kind.auto, kind.config(task)) if kind else (AutoModel, {})
     with _no_advice(), torch.random.fork_rng():
         try:
             if config is None:

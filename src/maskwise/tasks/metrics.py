@@ -1,7 +1,8 @@
 """Metrics: pure functions of what was right and what was answered. No weights, no state, no downloads.
 
-Classes are integers. −1 in ``gold`` (a class that training never showed) and −2 in ``answer`` (no answer was
-possible, as for a word cut off) agree with nothing and so count as wrong.
+Classes are integers, similarities are numbers, answers to questions are texts (``squad``). −1 in ``gold`` (a class
+that training never showed) and −2 in ``answer`` (no answer was possible, as for a word cut off) agree with
+nothing and so count as wrong.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from maskwise.tasks.squad import exact_match, word_f1
 
 UNSEEN, LOST = -1, -2
 Ints = NDArray[np.int64]
@@ -73,11 +76,35 @@ def entities(tags: Sequence[str], starts: ArrayLike = (0,)) -> set[tuple[int, in
     return set(zip(begin.tolist(), end.tolist(), kind[begin].tolist(), strict=True))
 
 
+def pearson(gold: ArrayLike, answer: ArrayLike) -> float:
+    """Correlation of two lists of numbers, in [−1, 1]; 0 where one side is constant."""
+    a, b = (np.asarray(x, dtype=np.float64) for x in (gold, answer))
+    assert a.shape == b.shape and a.ndim == 1 and len(a), "gold and answer are one number an item"
+    if not (np.ptp(a) and np.ptp(b)):  # exactly: the deviations of a constant need not be 0
+        return 0.0
+    a, b = a - a.mean(), b - b.mean()
+    return float(a @ b / np.sqrt((a @ a) * (b @ b)))
+
+
+def spearman(gold: ArrayLike, answer: ArrayLike) -> float:
+    """Correlation of ranks, equal numbers sharing their mean rank, in [−1, 1]; 0 where one side is constant.
+
+    STS-B's metric.
+    """
+    from scipy.stats import rankdata
+
+    return pearson(rankdata(gold), rankdata(answer))
+
+
 METRICS: dict[str, Callable[..., float]] = {
     "accuracy": accuracy,
     "macro-f1": macro_f1,
     "matthews": matthews,
     "entity-f1": entity_f1,
+    "spearman": spearman,
+    "pearson": pearson,
+    "f1": word_f1,
+    "exact-match": exact_match,
 }
 
 

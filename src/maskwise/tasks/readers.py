@@ -24,8 +24,11 @@ Record = dict[str, Any]
 _COMMENT = re.compile(r"#(?!\S* (O|[BIES]-\S+)$)[^\t]*$")
 
 
-def read_records(path: Path) -> list[Record]:
+def read_records(path: Path, *, header: bool = True) -> list[Record]:
     """The records of one file, by its ending (``.gz`` allowed for all but Parquet).
+
+    Args:
+        header: whether tables (.csv, .tsv) begin with the names of their columns; if not, these are "1", "2", ….
 
     Raises:
         MaskwiseError: an unknown ending, a file that is not UTF-8, damaged, or not what its ending says.
@@ -33,6 +36,8 @@ def read_records(path: Path) -> list[Record]:
     ending = ending_of(path)
     if ending is None:
         raise MaskwiseError(f"unknown ending of task file {path}", allowed=", ".join(READERS))
+    if not header and ending in TABLES:
+        return TABLES[ending](path, header=False)
     return READERS[ending](path)
 
 
@@ -70,11 +75,17 @@ def _named(value: Any, names: list[str]) -> Any:
     return names[value] if isinstance(value, int) and 0 <= value < len(names) else value
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path, *, or_latin1: bool = False) -> str:
+    """The text of a file; ``or_latin1``: one that is not UTF-8 is Latin-1, as SentEval's older files are."""
     try:
         raw = path.read_bytes()
         data = gzip.decompress(raw) if path.name.lower().endswith(".gz") else raw
-        return data.decode("utf-8-sig")
+        try:
+            return data.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            if not or_latin1:
+                raise
+            return data.decode("latin-1")
     except UnicodeDecodeError as error:
         do = "convert it, for example with iconv -f LATIN1 -t UTF-8"
         raise MaskwiseError(f"{path} is not UTF-8 text (byte {error.start})", do=do) from None
@@ -84,7 +95,7 @@ def _read_text(path: Path) -> str:
 
 def _read_json_lines(path: Path) -> list[Record]:
     records = []
-    for number, line in enumerate(_read_text(path).split("\n"), start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -99,38 +110,66 @@ def _read_json_lines(path: Path) -> list[Record]:
     return records
 
 
-def _read_csv(path: Path) -> list[Record]:
-    return _table(path, csv.reader(io.StringIO(_read_text(path), newline=""), strict=True))
+def _read_json(path: Path) -> list[Record]:
+    """One JSON value, SQuAD's tree or a list of objects; else JSON lines."""
+    try:
+        whole = json.loads(read_text(path))
+    except (ValueError, RecursionError):
+        return _read_json_lines(path)
+    if isinstance(whole, dict) and isinstance(whole.get("data"), list):
+        return _squad(whole["data"], path)
+    if isinstance(whole, list) and all(isinstance(record, dict) for record in whole):
+        return whole
+    return _read_json_lines(path)
 
 
-def _read_tsv(path: Path) -> list[Record]:
+def _squad(articles: list[Any], path: Path) -> list[Record]:
+    """data > paragraphs > context, qas > question, answers."""
+    try:
+        return [
+            {"id": qa.get("id"), "context": paragraph["context"], "question": qa["question"], "answers": qa["answers"]}
+            for article in articles for paragraph in article["paragraphs"] for qa in paragraph["qas"]
+        ]  # fmt: skip
+    except (KeyError, TypeError, AttributeError) as error:
+        allowed = "data > paragraphs > context, qas > question, answers"
+        raise MaskwiseError(f"{path} is not SQuAD's JSON", got=f"no {error}", allowed=allowed) from None
+
+
+def _read_csv(path: Path, *, header: bool = True) -> list[Record]:
+    return _table(path, csv.reader(io.StringIO(read_text(path), newline=""), strict=True), header=header)
+
+
+def read_tsv(path: Path, *, header: bool = True) -> list[Record]:
     """No quoting: GLUE's files have lone quotation marks in them."""
-    lines = _read_text(path).replace("\r\n", "\n").split("\n")
-    return _table(path, iter([line.split("\t") for line in lines]))
+    lines = read_text(path).replace("\r\n", "\n").split("\n")
+    return _table(path, iter([line.split("\t") for line in lines]), header=header)
 
 
-def _table(path: Path, lines: Any) -> list[Record]:
+def _table(path: Path, lines: Any, *, header: bool) -> list[Record]:
+    """Rows by the names of columns. Without a header, rows may differ in length: STS-B's do, behind the texts."""
     records: list[Record] = []
-    header: list[str] | None = None
+    names: list[str] | None = None
     try:
         for number, cells in enumerate(lines, start=1):
             if not any(cell.strip() for cell in cells):
                 continue
-            if header is None:
-                header = [cell.strip() for cell in cells]
-            elif len(cells) != len(header):
-                allowed = f"{len(header)} columns, as in the header"
+            if not header:
+                records.append({str(place): cell for place, cell in enumerate(cells, start=1)})
+            elif names is None:
+                names = [cell.strip() for cell in cells]
+            elif len(cells) != len(names):
+                allowed = f"{len(names)} columns, as in the header"
                 raise MaskwiseError(f"row {number} of {path} has {len(cells)} columns", allowed=allowed)
             else:
-                records.append(dict(zip(header, cells, strict=True)))
+                records.append(dict(zip(names, cells, strict=True)))
     except csv.Error as error:
         raise MaskwiseError(f"{path} is not a table: {error}") from error
     return records
 
 
 def _read_conllu(path: Path) -> list[Record]:
-    """FORM and UPOS; ranges (``3-4``) and empty nodes (``3.1``) are no words."""
-    return _sentences(path, lambda cells: (cells[1], cells[3]) if cells[0].isdigit() else None, least=4)
+    """FORM and UPOS, or of three columns the last; ranges (``3-4``) and empty nodes (``3.1``) are no words."""
+    return _sentences(path, lambda c: (c[1], c[min(3, len(c) - 1)]) if c[0].isdigit() else None, least=3)
 
 
 def _read_conll(path: Path) -> list[Record]:
@@ -144,7 +183,7 @@ def _sentences(
 ) -> list[Record]:
     records: list[Record] = []
     pairs: list[tuple[str, str]] = []
-    for number, line in enumerate([*_read_text(path).split("\n"), ""], start=1):
+    for number, line in enumerate([*read_text(path).split("\n"), ""], start=1):
         line = line.rstrip("\r")
         if not line.strip():
             if pairs:
@@ -177,12 +216,13 @@ def _read_parquet(path: Path) -> list[Record]:
 
 READERS: dict[str, Callable[[Path], list[Record]]] = {
     ".jsonl": _read_json_lines,
-    ".json": _read_json_lines,
+    ".json": _read_json,
     ".csv": _read_csv,
-    ".tsv": _read_tsv,
+    ".tsv": read_tsv,
     ".conllu": _read_conllu,
     ".conll": _read_conll,
     ".conll.txt": _read_conll,
     ".iob2": _read_conll,
     ".parquet": _read_parquet,
 }
+TABLES: dict[str, Callable[..., list[Record]]] = {".csv": _read_csv, ".tsv": read_tsv}
