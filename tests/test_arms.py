@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ from maskwise.objectives import Arms, objective, objective_class
 from maskwise.samplers import Sampler, sampler
 from maskwise.training import MaskedSource, TrainingSettings, train
 from maskwise.training.arms import ArmsSource, Probe, SamplerLearner
-from training_tools import LENGTH, Language, model, tokenizer
+from training_tools import LENGTH, Language, model, tokenizer, two_ranks
 
 ARMS = {"mlm": {}, "atd": {}, "cse": {}, "mlm-40": {"ratio": 0.4}}
 
@@ -168,14 +166,7 @@ leave()
 
 
 def test_two_ranks_draw_the_same_arms_and_learn_as_one(tmp_path: Path) -> None:
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT.format(tests=str(Path(__file__).parent)))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*command, str(script), str(tmp_path)], env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True, text=True, timeout=180, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    two_ranks(SCRIPT, tmp_path)
     two = [float(word) for word in (tmp_path / "logits.txt").read_text().split()]
     arms: dict[str, Any] = {"mlm": {}, "atd": {}, "dtd": {}}
     _, chooser = run(steps=3, spec="mometas(every=1)", arms=arms, dropout=0.0)

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
 import statistics
-import subprocess
-import sys
 from itertools import permutations, product
 from pathlib import Path
 from typing import Any
@@ -23,7 +20,7 @@ from maskwise.masking.policies.group_weighted import UPOS
 from maskwise.masking.running import UNKNOWN, GroupLosses, standardised
 from maskwise.objectives import MaskedLanguageModelling
 from maskwise.training import MaskedSource, TrainingSettings, train
-from training_tools import Language, model, tokenizer
+from training_tools import Language, model, tokenizer, two_ranks
 
 
 class Tagged(Language):
@@ -301,14 +298,7 @@ leave()
 
 
 def test_two_ranks_learn_the_same_and_as_one(tmp_path: Path) -> None:
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT.format(tests=str(Path(__file__).parent)))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*command, str(script), str(tmp_path)], env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    two_ranks(SCRIPT, tmp_path)
     two = [float(word) for word in (tmp_path / "weights.txt").read_text().split()]
     _, learnt = run(steps=3)
     assert two == pytest.approx(learnt.running.weight_C.tolist(), abs=1e-4) and two[0] != two[1]

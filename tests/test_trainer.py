@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import os
-import subprocess
-import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +19,7 @@ from maskwise.masking import IGNORE
 from maskwise.objectives import MaskedLanguageModelling
 from maskwise.trainer import RowCollator
 from test_training import close, same
-from training_tools import ARCHITECTURES, Language, model, tokenizer
+from training_tools import ARCHITECTURES, Language, model, tokenizer, two_ranks
 
 DATA = Language(48)
 HELD_OUT = Language(12, seed=1)
@@ -353,14 +350,7 @@ assert not [name for name in threads if "gloo" in name], "what races with the in
 
 def test_two_ranks_are_as_one(tmp_path: Path) -> None:
     """2 ranks × 8 rows against 16, every architecture: loss, gradient norm, and evaluation of 12 rows."""
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT.format(tests=str(Path(__file__).parent)))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*command, str(script), str(tmp_path)], env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    two_ranks(SCRIPT, tmp_path)
     two = json.loads((tmp_path / "found.json").read_text())
     assert list(two) == ARCHITECTURES
     for architecture in ARCHITECTURES:

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +30,7 @@ from maskwise.training import (
 )
 from maskwise.training.checkpoints import MANIFEST, damage, load_state, save_state, write_folder
 from maskwise.training.optim import Optimizers, hidden_matrices, rate_factor
-from training_tools import ARCHITECTURES, FIRST, WORDS, Language, config, counts, model, tokenizer
+from training_tools import ARCHITECTURES, FIRST, WORDS, Language, config, counts, model, tokenizer, two_ranks
 
 DATA = Language(40)
 HELD_OUT = Language(24, seed=1)
@@ -623,14 +620,8 @@ assert not [name for name in threads if "gloo" in name], "what races with the in
 
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
     """torchrun with two ranks: the same parameters on both, one process's losses, and resuming."""
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT.format(tests=str(Path(__file__).parent)))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*command, str(script), str(tmp_path / "two")], env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    (tmp_path / "two").mkdir()
+    two_ranks(SCRIPT, tmp_path / "two")
     for name in ("bert", "modernbert"):
         optimizer = "muon" if name == "modernbert" else "adamw"
         run(

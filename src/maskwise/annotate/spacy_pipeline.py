@@ -49,6 +49,10 @@ _ENTITIES = ["ner", "entity_ruler"]
 _COLUMNS = ["IDX", "LENGTH", "IS_SPACE", "IS_TITLE", "IS_UPPER", "IS_LOWER", "LOWER", "ENT_TYPE"]
 
 
+NO_MODEL = (".md", ".pyc")
+"""Files of a pipeline's folder that no tag depends on."""
+
+
 class SpacyPipeline:
     """The layers "pos" (17 universal tags) and "salient" (names, dates, numbers), or one of them.
 
@@ -67,10 +71,12 @@ class SpacyPipeline:
 
     @cached_property
     def version(self) -> str:
-        """Changes with any file of the pipeline, with spaCy, and with the rules for salient spans."""
+        """Changes with any file of the pipeline (but its card), with spaCy, and with the rules for salient spans."""
         import spacy
 
-        files = sorted(path for path in self.folder.rglob("*") if path.is_file() and path.suffix != ".pyc")
+        files = sorted(
+            path for path in self.folder.rglob("*") if path.is_file() and path.suffix not in NO_MODEL
+        )
         named = [part for path in files for part in (path.relative_to(self.folder).as_posix(), path)]
         return digest("spacy", 1, spacy.__version__, VERSION, sorted(self.layers), *named)
 
