@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 from itertools import permutations, product
@@ -19,6 +20,8 @@ from maskwise.masking.policies import GroupWeighted, group_weighted, policy
 from maskwise.masking.policies.group_weighted import UPOS
 from maskwise.masking.running import UNKNOWN, GroupLosses, standardised
 from maskwise.objectives import MaskedLanguageModelling
+from maskwise.pretrain import run_pretrain
+from maskwise.recipe import read_recipe
 from maskwise.training import MaskedSource, TrainingSettings, train
 from training_tools import Language, model, tokenizer, two_ranks
 
@@ -370,3 +373,25 @@ def test_in_the_hugging_face_trainer(stop: int, tmp_path: Path) -> None:
 def test_a_collator_says_that_it_cannot_teach() -> None:
     with pytest.warns(UserWarning, match="learns from losses, which a collator never sees"):
         MaskingCollator(Masker(vocabulary(), policy="pos-weighted"))
+
+
+@pytest.mark.slow
+def test_content_words_stay_harder_than_function_words(tmp_path: Path) -> None:
+    """As published, on ../shared/data/wikipedia_en with the shipped tagger, in the laboratory of the quick start."""
+    source = Path(__file__).parents[2] / "shared/data/wikipedia_en"
+    if not source.is_dir():
+        pytest.skip("no ../shared/data")
+    over = [f"corpus.source={source}", "corpus.limit=800", "masking.policy=pos-weighted", "training.steps=300",
+            "training.save_every=0", "training.eval_every=0"]  # fmt: skip
+    run_pretrain(read_recipe("ptw", over), tmp_path / "out", quiet=True)
+    lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    last = [line for line in lines if line["kind"] == "train"][-1]
+    for name in ("weights", "group_losses"):
+        content, function = (
+            [last[name][tag] for tag in tags]
+            for tags in (
+                ("NOUN", "VERB", "ADJ", "ADV", "PROPN"),
+                ("ADP", "DET", "CCONJ", "PART", "AUX", "PUNCT"),
+            )
+        )
+        assert min(content) > max(function), (name, last[name])

@@ -15,17 +15,20 @@ from rich.console import RenderableType
 from maskwise.bench.annotate import bench_annotate, render_annotate
 from maskwise.bench.mask import bench_mask, render_mask
 from maskwise.bench.samplers import bench_samplers, render_samplers
+from maskwise.bench.train import bench_train, render_train
 from maskwise.errors import unknown_name
 
 BENCHES: dict[str, Callable[..., dict[str, Any]]] = {
     "mask": bench_mask,
     "annotate": bench_annotate,
     "samplers": bench_samplers,
+    "train": bench_train,
 }
 _SHOWN: dict[str, Callable[[dict[str, Any]], RenderableType]] = {
     "mask": render_mask,
     "annotate": render_annotate,
     "samplers": render_samplers,
+    "train": render_train,
 }
 
 
