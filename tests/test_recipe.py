@@ -32,7 +32,7 @@ def test_every_shipped_recipe_trains(name, tmp_path):
         "training.log_every=1",
         "training.save_every=0",
     ]
-    small += ["training.eval_every=0", "training.batch_size=4", "evaluation.rows=4"]
+    small += ["training.eval_every=0", "training.batch_size=8", "evaluation.rows=4"]
     if not whole.model.pretrained and layers <= 4:
         small += ["tokenizer.vocab_size=300"]
     recipe = read_recipe(name, small)
@@ -40,7 +40,9 @@ def test_every_shipped_recipe_trains(name, tmp_path):
         one = recipe.arm(arm, seed=0) if arm else recipe
         prepared = prepare_stage(one)
         run_stage(prepared, tmp_path)
-        plain = one.model_dump(mode="json", include={"model", "masking", "evaluation"})
+        plain = one.model_dump(
+            mode="json", include={"model", "masking", "objectives", "sampler", "evaluation"}
+        )
         data = Prepared.load(prepared.folder(tmp_path))
         found = pretrain(data, **plain, training=one.training, folder=tmp_path / f"arm {arm}", quiet=True)
         assert found["steps"] == 2 and {line["masks"] for line in found["heldout"]} == set(
