@@ -30,7 +30,8 @@ class GroupWeighted(Policy):
 
     Selects: by weighted sampling without replacement, so that no row ends short. ``faithful``: as published,
         each word, in random order, is *accepted* once with the probability of its tag, and a row whose accepted
-        words are too few stays short (the budget is rounded by hash, as everywhere here; theirs to the nearest). Weights are 0.5 for all until losses come in, and for words of no group.
+        words are too few stays short (the budget is rounded by hash, as everywhere here; theirs to the nearest).
+        Weights are 0.5 for all until losses come in, and for words of no group.
     Guarantee: as for its units. With half of the words at .88 and half at .12 and a ratio of .30, words are chosen
         with probability .509 / .091, and .530 / .070 when faithful.
     Cost: as ``weighted``; learning costs a few sums over the targets of a step and, on several ranks, one exchange
