@@ -1,0 +1,522 @@
+"""Kinds of tasks: metrics against others', windows and choices, frozen encoders, bad input, one call for all."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+
+import numpy as np
+import pytest
+import torch
+from seqeval.metrics import f1_score as seqeval_f1
+from sklearn import metrics as sklearn_metrics
+from torch.nn.functional import cross_entropy, log_softmax
+from transformers import AutoConfig, AutoModel, AutoModelForMultipleChoice, AutoModelForQuestionAnswering
+
+from maskwise.corpus import train_tokenizer
+from maskwise.errors import MaskwiseError
+from maskwise.objectives.choice import MultipleChoice
+from maskwise.objectives.spans_qa import SpanQuestionAnswering
+from maskwise.tasks import (
+    KINDS,
+    FinetuneSettings,
+    answers,
+    encode,
+    evaluate_tasks,
+    finetune,
+    load_task,
+    majority_score,
+    score,
+)
+from maskwise.tasks.frozen import embed
+from maskwise.tasks.metrics import METRICS, entity_f1, pearson, spearman
+from maskwise.tasks.squad import exact_match, normalise, word_f1
+from maskwise.tasks.windows import MAX_ANSWER_TOKENS, best_spans
+from maskwise.training import new_config
+
+LEXICON = "red green blue cat dog fox runs sleeps sits big small old in on under by park house river tree"
+WORDS = LEXICON.split(" ")
+TEXT = " ".join(WORDS) + " . ? is where the what colour animal mat a b c d e "
+ARCHITECTURES = ("bert", "roberta", "distilbert", "electra", "modernbert")
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer([TEXT * 30], kind="wordpiece", vocab_size=160)
+
+
+def tiny(tokenizer, architecture="bert", length=48):
+    sizes = {"bert": ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")}
+    names = {"distilbert": ("dim", "n_layers", "n_heads", "hidden_dim")}.get(architecture, sizes["bert"])
+    more = {"embedding_size": 32} if architecture == "electra" else {}
+    return new_config(architecture, tokenizer, length, **dict(zip(names, (32, 2, 2, 64))), **more)
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+# Metrics -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_metrics_of_numbers_and_classes_are_scipys_and_scikit_learns(seed):
+    from scipy import stats
+
+    draw = np.random.default_rng(seed)
+    gold, answer = draw.integers(0, 6, 50) / 2.0, draw.normal(size=50).round(1)  # with many ties
+    assert spearman(gold, answer) == pytest.approx(stats.spearmanr(gold, answer).statistic)
+    assert pearson(gold, answer) == pytest.approx(stats.pearsonr(gold, answer).statistic)
+    classes, given = draw.integers(0, 4, 50), draw.integers(0, 5, 50)
+    f1 = sklearn_metrics.f1_score(classes, given, average="macro", zero_division=0)
+    assert METRICS["macro-f1"](classes, given) == pytest.approx(f1)
+    assert METRICS["accuracy"](classes, given) == sklearn_metrics.accuracy_score(classes, given)
+    assert METRICS["matthews"](classes, given) == pytest.approx(
+        sklearn_metrics.matthews_corrcoef(classes, given)
+    )
+
+
+def test_a_constant_has_no_correlation():
+    assert spearman([1, 2, 3], [0.1, 0.1, 0.1]) == 0.0 == pearson([0.3] * 7, list(range(7)))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_entity_f1_is_seqevals(seed):
+    draw = random.Random(seed)
+    tags = ["O", "B-A", "I-A", "B-B", "I-B"]
+    lengths = [draw.randint(1, 9) for _ in range(20)]
+    gold, given = ([[draw.choice(tags) for _ in range(n)] for n in lengths] for _ in range(2))
+    starts = np.cumsum([0, *lengths])[:-1]
+    flat = [[tag for row in rows for tag in row] for rows in (gold, given)]
+    assert entity_f1(*flat, starts) == pytest.approx(seqeval_f1(gold, given))
+
+
+@pytest.mark.parametrize(
+    ("answer", "rights", "exact", "f1"),
+    [
+        ("Denver Broncos", ["Denver Broncos", "the Broncos"], 1, 1),
+        ("The  Denver broncos!", ["Denver Broncos"], 1, 1),  # case, articles, punctuation, spaces
+        ("Broncos of Denver", ["Denver Broncos"], 0, 0.8),  # 2 of 3 and 2 of 2 words
+        ("Broncos", ["Denver Broncos", "Carolina Panthers"], 0, 2 / 3),  # the nearer one counts
+        ("cat cat dog", ["cat dog dog"], 0, 2 / 3),  # shared words are counted, not only seen
+        ("", ["a thing"], 0, 0),
+        ("the", ["a"], 1, 0),  # nothing is left of both: as the official script has it
+        ("anthem", ["them"], 0, 0),  # "an" goes only as a word
+        ("U.S.", ["us"], 1, 1),  # punctuation vanishes, it is no space
+        ("well-known", ["well known"], 0, 0),
+        ("café", ["Café"], 1, 1),
+    ],
+)
+def test_squad_scores_by_hand(answer, rights, exact, f1):
+    assert exact_match([rights], [answer]) == exact
+    assert word_f1([rights], [answer]) == pytest.approx(f1)
+
+
+def test_squad_scores_are_means_and_normalise_is_idempotent():
+    assert exact_match([["x"], ["y"]], ["x", "z"]) == 0.5 == word_f1([["x"], ["y"]], ["x", "z"])
+    assert normalise("  The (Big) A-B, an apple ") == "big ab apple" == normalise("big ab apple")
+
+
+# Loading -------------------------------------------------------------------------------------------------
+
+
+def test_known_folders_need_no_arguments(tmp_path):
+    cola, stsb, sick, rte = (tmp_path / name for name in ("CoLA", "stsb", "sick", "rte"))
+    mr = tmp_path / "MR"
+    for folder in (cola, stsb, sick, rte, mr):
+        folder.mkdir()
+    line = "".join(f"gj04\t{i % 2}\t{'*' if i % 2 else ''}\tsentence {i}\n" for i in range(60))
+    (cola / "train.tsv").write_text(line)
+    (cola / "dev.tsv").write_text(line[: line.index("sentence 9")] + "x\n")
+    (cola / "test.tsv").write_text("index\tsentence\n0\thidden\n")
+    for split in ("train", "dev", "test"):
+        lines = [f"main\tMSR\t2012\t{i}\t{i % 6 / 2}\tleft {i}\tright {i}" for i in range(12)]
+        (stsb / f"sts-{split}.csv").write_text("\n".join([*lines, lines[0] + "\tsource\tmore"]) + "\n")
+    head = "pair_ID\tsentence_A\tsentence_B\trelatedness_score\tentailment_judgment\n"
+    body = "".join(
+        f"{i}\ta {i}\tb {i}\t{1 + i % 4}.5\t{('NEUTRAL', 'ENTAILMENT')[i % 2]}\n" for i in range(12)
+    )
+    for split in ("train", "trial", "test"):
+        (sick / f"SICK_{split}.txt").write_text(head + body)
+    pairs = "".join(f"{i}\tp {i}\th {i}\t{('entailment', 'not_entailment')[i % 2]}\n" for i in range(60))
+    for split in ("train", "dev"):
+        (rte / f"{split}.tsv").write_text("index\tsentence1\tsentence2\tlabel\n" + pairs)
+    (rte / "test.tsv").write_text("index\tsentence1\tsentence2\n0\ta\tb\n")
+    for end in ("pos", "neg"):
+        (mr / f"rt-polarity.{end}").write_bytes(
+            "".join(f"{end} caf\xe9 {i}\n" for i in range(60)).encode("latin-1")
+        )
+
+    task = load_task(cola)
+    assert (task.kind, task.metric, task.labels) == ("sequence-classification", "matthews", ("0", "1"))
+    assert task.splits["test"][1] == {"text": "sentence 1", "pair": None, "label": "1"}
+    assert task.notes == ("no labelled test: dev is test", "dev is 15 % of train")
+    assert task.facts()["notes"] == list(task.notes) and task.skipped == {"test: no label": 1}
+    task = load_task(stsb)
+    assert (task.kind, task.metric, len(task.splits["test"])) == ("similarity", "spearman", 13)
+    assert task.splits["dev"][5] == {"text": "left 5", "pair": "right 5", "score": 2.5}
+    assert task.notes == () and "notes" not in task.facts() and majority_score(task) == 0
+    task = load_task(sick)
+    assert task.kind == "similarity" and task.splits["dev"][1]["score"] == 2.5
+    assert load_task(f"{sick}(label='entailment_judgment')").labels == ("ENTAILMENT", "NEUTRAL")
+    task = load_task(rte)
+    assert task.splits["test"][0] == {"text": "p 0", "pair": "h 0", "label": "entailment"}
+    task = load_task(mr)
+    assert task.labels == ("neg", "pos") and sum(map(len, task.splits.values())) == 120
+    assert all(row["text"].startswith(f"{row['label']} café") for row in task.splits["test"])
+
+
+def test_columns_by_place_and_rows_by_value(tmp_path):
+    path = tmp_path / "x.tsv"
+    path.write_text("".join(f"{2012 + i % 2}\tyes\ttext {i}\t{i % 3}\n" for i in range(90)))
+    task = load_task(f"{path}(text=3, label=4, where='1=2013')")
+    assert task.labels == ("0", "1", "2") and sum(map(len, task.splits.values())) == 45
+    (tmp_path / "x.csv").write_text("".join(f'"text, {i}",{i % 2}\n' for i in range(90)))
+    assert load_task(tmp_path / "x.csv", text=1, label=2).splits["test"][0]["text"].startswith("text, ")
+    with pytest.raises(MaskwiseError, match=r"unknown label column .* '9'"):
+        load_task(path, text=3, label=9)
+    with pytest.raises(MaskwiseError, match=r"unknown column of .*'year'"):
+        load_task(path, text=3, label=4, where="year=1")
+
+
+def test_zero_shot_takes_all_there_is(tmp_path):
+    rows = [{"s1": f"a {i}", "s2": "b", "score": i % 5, "split": "test"} for i in range(20)]
+    task = load_task(write(tmp_path / "sts.jsonl", rows), kind="zero-shot-similarity")
+    assert (task.name, task.test_items, task.splits["train"]) == ("sts-zero-shot", 20, [])
+    unsplit = [{k: v for k, v in row.items() if k != "split"} for row in rows]
+    task = load_task(write(tmp_path / "sts.jsonl", unsplit), kind="zero-shot-similarity")
+    assert task.test_items == 20 and task.notes == ("test is all rows",)
+    other = load_task(tmp_path / "sts.jsonl", kind="zero-shot-similarity", pooling="cls")
+    assert other.fingerprint != task.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("record", "label"),
+    [
+        ({"choices": ["x", "y", "z"], "answer": "y"}, 1),
+        ({"choices": ["x", "y", "z"], "answer": 2}, 2),
+        ({"options": ["x", "y"], "answer": "B"}, 1),
+        ({"choices": ["1", "0"], "answer": "0"}, 1),  # the text before the place
+        ({"choices": ["1", "0"], "answer": 0}, 0),  # a number is a place
+        ({"choices": {"label": ["A", "B"], "text": ["x", "y"]}, "answerKey": "B"}, 1),
+        ({"ending0": "x", "ending1": "y", "ending10": "k", "ending2": "z", "label": "3"}, 3),
+        ({"choice1": "x", "choice2": "y", "label": 0}, 0),
+    ],
+)
+def test_choices_in_their_layouts(tmp_path, record, label):
+    rows = [{"question": f"q {i}", **record} for i in range(40)]
+    task = load_task(write(tmp_path / "c.jsonl", rows))
+    assert task.kind == "multiple-choice" and task.splits["test"][0]["label"] == label
+    assert majority_score(task) == pytest.approx(1 / len(task.splits["test"][0]["choices"]))
+
+
+def squad(paragraphs):
+    qas = lambda rows: [  # noqa: E731
+        {"id": str(i), "question": q, "answers": [{"text": t, "answer_start": s}]} for i, (q, t, s) in enumerate(rows)
+    ]  # fmt: skip
+    return {"data": [{"title": "t", "paragraphs": [{"context": c, "qas": qas(r)} for c, r in paragraphs]}]}
+
+
+def test_squad_json_and_the_hubs_columns_are_the_same_task(tmp_path):
+    contexts = [f"the cat {i} sits in park {i} ." for i in range(60)]
+    rows = [
+        (c, [("where ?", f"park {i}", c.index("park")), ("what ?", "cat", 4)]) for i, c in enumerate(contexts)
+    ]
+    (tmp_path / "s.json").write_text(json.dumps(squad(rows), indent=1))
+    flat = [
+        {"context": c, "question": q, "answers": {"text": [t], "answer_start": [s]}}
+        for c, qs in rows
+        for q, t, s in qs
+    ]
+    tasks = [load_task(tmp_path / "s.json"), load_task(write(tmp_path / "s.jsonl", flat))]
+    assert tasks[0].fingerprint == tasks[1].fingerprint and tasks[0].kind == "question-answering"
+    assert tasks[0].metric == "f1" and majority_score(tasks[0]) == pytest.approx(0.5)  # "cat"
+    sides = [{row["context"] for row in part} for part in tasks[0].splits.values()]
+    assert not sides[0] & sides[1] | sides[0] & sides[2] | sides[1] & sides[2]
+    # A place that is a little off is mended: of two, the nearer counts.
+    off = [
+        {
+            "context": "cat dog cat dog x",
+            "question": f"q{i}",
+            "answers": [{"text": "dog", "answer_start": 11}],
+        }
+        for i in range(9)
+    ]
+    (tmp_path / "off").mkdir()
+    for split in ("train", "dev", "test"):
+        write(tmp_path / "off" / f"{split}.jsonl", off)
+    assert load_task(tmp_path / "off").splits["test"][0]["starts"] == [12]
+
+
+BAD = {
+    "nowhere": (
+        {"context": "a b", "question": "q", "answers": ["zzz"]},
+        "row 1 of .* the answer is not in the context; got zzz",
+    ),
+    "no context": ({"context": "", "question": "q", "answers": ["a"]}, "the context is no text"),
+    "odd answers": ({"context": "a", "question": "q", "answers": [3]}, "cannot read the answers"),
+    "one choice": ({"question": "q", "choices": ["x"], "answer": 0}, "at least two choices; got 1"),
+    "none of them": ({"question": "q", "choices": ["x", "y"], "answer": 7}, "the answer is none of 2 choices; got 7"),
+    "no answer column": ({"question": "q", "choices": ["x", "y"]}, "has no label column"),
+    "no number": ({"sentence1": "a", "sentence2": "b", "score": "high"}, "the score is no number; got high"),
+    "one score": ({"sentence1": "a", "sentence2": "b", "score": 2}, "at least two different scores; got only '2.0'"),
+    "no pair": ({"text": "a", "score": 2, "kind": "similarity"}, "has no pair column"),
+    "no answers": ({"context": "a", "question": "q", "answers": []}, "is empty; got skipped 50 × all: no answer"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_rows_are_one_clear_line(tmp_path, case):
+    record, says = BAD[case]
+    kind = record.get("kind")
+    path = write(tmp_path / "bad.jsonl", [record] * 50)
+    if case == "one score":  # equal texts would all be on one side
+        path = write(tmp_path / "bad.jsonl", [{**record, "sentence1": f"a {i}"} for i in range(50)])
+    with pytest.raises(MaskwiseError) as caught:
+        load_task(path, kind=kind)
+    assert re.search(says, str(caught.value)) and "\n" not in str(caught.value), str(caught.value)
+
+
+def test_bad_arguments_and_files(tmp_path):
+    path = write(tmp_path / "a.jsonl", [{"text": f"t {i}", "label": i % 2} for i in range(60)])
+    with pytest.raises(MaskwiseError, match=r"no metric for sequence-classification; got f1"):
+        load_task(path, metric="f1")
+    with pytest.raises(MaskwiseError, match="unknown pooling 'max'"):
+        load_task(path, pooling="max")
+    with pytest.raises(MaskwiseError, match=r"unknown text column .*'txt'.*did you mean 'text'"):
+        load_task(f"{path}(text='txt')")
+    (tmp_path / "s.json").write_text('{"data": [{"paragraphs": [{"qas": [{}]}]}]}')
+    with pytest.raises(MaskwiseError, match="is not SQuAD's JSON; got no 'context'"):
+        load_task(tmp_path / "s.json")
+    for name in ("a-dev.tsv", "b-dev.tsv", "train.tsv"):
+        (tmp_path / name).write_text("text\tlabel\n")
+    with pytest.raises(MaskwiseError, match="two files for dev"):
+        load_task(tmp_path)
+
+
+# Windows and choices -------------------------------------------------------------------------------------
+
+
+def questions(count, length, seed=0):
+    """Long contexts with one colour in them, which is the answer."""
+    draw = random.Random(seed)
+    rows = []
+    for number in range(count):
+        words = draw.choices(WORDS[3:], k=length)
+        colour, place = draw.choice(WORDS[:3]), draw.randrange(length)
+        words[place] = colour
+        context = f"{' '.join(words)} {number}"
+        rows.append({"context": context, "question": "what colour ?", "answers": [colour]})
+    return rows
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "bpe"])
+@pytest.mark.parametrize("max_length", [12, 20, 64, 300])
+def test_windows_hold_every_answer(tmp_path, kind, max_length):
+    task = load_task(write(tmp_path / "q.jsonl", questions(60, 80)))
+    backend = train_tokenizer([TEXT * 30], kind=kind, vocab_size=320)
+    data = encode(task, backend, max_length=max_length)["train"]
+    rows = task.splits["train"]
+    assert (
+        data.lost == 0
+        and int(data.lengths.max()) <= max_length
+        and (len(data) > len(rows)) == (max_length < 100)
+    )
+    marked = data.targets.any(1)
+    assert set(data.question[marked].tolist()) == set(range(len(rows)))
+    for window in marked.nonzero().flatten().tolist():
+        row, place = rows[int(data.question[window])], data.flat.starts[window] + data.targets[window]
+        assert row["context"][data.begin[place[0]] : data.end[place[1]]].strip() == row["answers"][0]
+    # All windows of a question together show its whole context.
+    for question in range(3):
+        text = rows[question]["context"]
+        seen = np.zeros(len(text), dtype=bool)
+        for window in (data.question == question).nonzero().flatten():
+            at = slice(*data.flat.starts[window : window + 2].tolist())
+            for begin, end in zip(data.begin[at].tolist(), data.end[at].tolist()):
+                seen[max(begin, 0) : max(end, 0)] = True
+        assert all(seen[i] for i, letter in enumerate(text) if letter != " ")
+
+
+def test_a_model_that_knows_finds_the_answer_in_the_right_window(tmp_path, tokenizer):
+    task = load_task(write(tmp_path / "q.jsonl", questions(60, 80)))
+    data = encode(task, tokenizer, max_length=24)["test"]
+    colours = torch.tensor([tokenizer.convert_tokens_to_ids(word) for word in WORDS[:3]])
+
+    class Knows(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.anything = torch.nn.Parameter(torch.zeros(1))  # a model has a device
+
+        def logits(self, batch):
+            hit = torch.isin(batch["input_ids"], colours).float()
+            return torch.stack([hit, hit], -1)
+
+    found = answers(Knows(), data)
+    assert found == [row["answers"][0] for row in task.splits["test"]] and score(task, data, found) == 1.0
+
+
+def test_the_best_span_is_that_of_trying_all():
+    draw = torch.Generator().manual_seed(0)
+    start, end = torch.randn(2, 5, 50, generator=draw)
+    end[:, 0] = 9.0  # an end before every start but one
+    value, first, last = best_spans(start, end)
+    for row in range(5):
+        tried = {
+            (i, j): float(start[row, i] + end[row, j])
+            for i in range(50)
+            for j in range(i, min(50, i + MAX_ANSWER_TOKENS))
+        }
+        assert max(tried, key=tried.__getitem__) == (int(first[row]), int(last[row]))
+        assert float(value[row]) == pytest.approx(max(tried.values()))
+
+
+def test_question_loss_is_the_models_own(tmp_path, tokenizer):
+    task = load_task(write(tmp_path / "q.jsonl", questions(40, 30)))
+    data = encode(task, tokenizer, max_length=40)["train"]
+    torch.manual_seed(0)
+    model = AutoModelForQuestionAnswering.from_config(tiny(tokenizer)).eval()
+    rows = (data.lengths == data.lengths.max()).nonzero().flatten()[:6]  # theirs counts padding
+    batch = data.batch(rows)
+    total, count, *_ = SpanQuestionAnswering(model)(batch)
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
+    theirs = model(**inputs, start_positions=batch["labels"][:, 0], end_positions=batch["labels"][:, 1]).loss
+    torch.testing.assert_close(total / count, theirs)
+
+
+def test_choice_loss_is_the_models_own_and_choices_may_differ_in_number(tmp_path, tokenizer):
+    rows = [
+        {"question": "what is red", "choices": WORDS[: 2 + i % 3], "answer": i % 2, "n": i} for i in range(4)
+    ]
+    (tmp_path / "c").mkdir()
+    for split in ("train", "dev", "test"):
+        write(tmp_path / "c" / f"{split}.jsonl", rows)
+    data = encode(load_task(tmp_path / "c"), tokenizer, max_length=16)["train"]
+    torch.manual_seed(0)
+    model = AutoModelForMultipleChoice.from_config(tiny(tokenizer)).eval()
+    total, count, *_ = MultipleChoice(model)(data.batch(torch.arange(4)))
+    expected = 0.0
+    for row in range(4):
+        batch = data.batch(torch.tensor([row]))
+        inputs = {k: v.unsqueeze(0) for k, v in batch.items() if k not in ("choices", "labels")}
+        expected += model(**inputs, labels=batch["labels"]).loss
+    torch.testing.assert_close(total, expected)
+    assert int(count) == 4 and answers(MultipleChoice(model), data).shape == (4,)
+
+
+# Learning ------------------------------------------------------------------------------------------------
+
+
+def made_up(kind, folder, count=160, seed=0):
+    """Rows that a model of two layers learns in seconds."""
+    draw = random.Random(seed)
+    noise = lambda k=4: " ".join(draw.choices(WORDS[3:], k=k))  # noqa: E731
+    rows = []
+    for number in range(count):
+        colour = draw.choice(WORDS[:3])
+        if kind in ("sequence-classification", "sentence-embedding"):
+            rows.append({"text": f"{noise()} {colour} {noise(1)}", "label": colour})
+        elif kind == "pairs":
+            row = {"sentence1": " ".join(draw.choices(WORDS[3:], k=3)), "sentence2": f"the {colour}"}
+            rows.append({**row, "label": colour})  # the second text decides
+        elif kind == "token-classification":
+            words = draw.choices(WORDS, k=6)
+            rows.append({"tokens": words, "tags": ["B-C" if word in WORDS[:3] else "O" for word in words]})
+        elif kind == "similarity":
+            reds = ["red"] * (number % 4) + draw.choices(WORDS[3:], k=4 - number % 4)
+            rows.append({"sentence1": noise(2), "sentence2": " ".join(reds), "score": 1.5 + number % 4})
+        elif kind == "zero-shot-similarity":
+            shared, one = number % 5, draw.sample(WORDS, 8)
+            row = {"sentence1": " ".join(one[:4]), "sentence2": " ".join(one[4 - shared : 8 - shared])}
+            rows.append({**row, "score": float(shared)})
+        elif kind == "multiple-choice":
+            right = draw.randrange(3)
+            choices = [colour if place == right else noise(1) for place in range(3)]
+            rows.append({"question": f"what colour is {number}", "choices": choices, "answer": right})
+        else:
+            rows += questions(1, 12, seed=seed * 1000 + number)
+    return write(folder / f"{kind}.jsonl", [{**row, "id": i} for i, row in enumerate(rows)])
+
+
+FLOORS = {
+    "sequence-classification": 0.9,
+    "token-classification": 0.9,
+    "question-answering": 0.8,
+    "multiple-choice": 0.8,
+    "similarity": 0.5,
+    "zero-shot-similarity": 0.4,
+    "sentence-embedding": 0.7,
+    "pairs": 0.8,
+}
+
+
+@pytest.mark.parametrize("kind", FLOORS)
+def test_every_kind_learns_and_repeats(tmp_path, tokenizer, kind):
+    path = made_up(kind, tmp_path, count=160 if kind in KINDS[-2:] else 300)
+    task = load_task(path, kind=kind if kind in KINDS else None)
+    choice = FinetuneSettings(steps=160, batch_size=16, learning_rate=3e-3, precision="no")
+    same = {"tokenizer": tokenizer, "settings": choice.training(task, seed=0), "max_length": 40, "seed": 1}
+    found = finetune(None, task, config=tiny(tokenizer), **same)
+    assert found["score"] > FLOORS[kind] > found["majority"] + 0.2, found
+    assert found["steps"] == (0 if task.frozen else 160) and found["test_items"] == task.test_items
+    if task.frozen or kind == "multiple-choice":
+        again = finetune(None, task, config=tiny(tokenizer), **same)
+        assert {**again, "seconds": 0} == {**found, "seconds": 0}
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_architecture_runs_every_kind(tmp_path, tokenizer, architecture):
+    AutoModel.from_config(tiny(tokenizer, architecture)).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    specs = [f"{made_up(kind, tmp_path, count=60)}(kind='{kind}')" for kind in KINDS]
+    settings = FinetuneSettings(steps=2, batch_size=4, precision="no", max_length=32, seeds=2)
+    records = evaluate_tasks(tmp_path / "model", specs, settings=settings, out=tmp_path / "out")
+    assert [record["task_kind"] for record in records] == list(KINDS)
+    assert [json.loads(line) for line in (tmp_path / "out/records.jsonl").read_text().splitlines()] == records
+    for record in records:
+        frozen = record["task_kind"] in ("zero-shot-similarity", "sentence-embedding")
+        assert len(record["fine_tuning"]) == (1 if frozen else 2) and -1 <= record["score"] <= 1
+        assert (tmp_path / "out" / record["task"] / "seed-1/checkpoint/config.json").is_file() != frozen
+    assert {"exact-match"} == set(records[KINDS.index("question-answering")]["others"])
+    config = AutoConfig.from_pretrained(tmp_path / "out/question-answering/seed-0/checkpoint")
+    assert config.architectures[0].endswith("ForQuestionAnswering")
+
+
+def test_all_tasks_are_checked_before_the_first_is_trained(tmp_path, tokenizer):
+    AutoModel.from_config(tiny(tokenizer)).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    one = made_up("sequence-classification", tmp_path, count=60)
+    with pytest.raises(MaskwiseError, match="two tasks are called 'sequence-classification'"):
+        evaluate_tasks(tmp_path / "model", [str(one), f"{one}(train_rows=10)"], out=tmp_path / "out")
+    asked = made_up("question-answering", tmp_path, count=60)
+    with pytest.raises(MaskwiseError, match="no room for text; got 6; allowed: ≥ 11"):
+        evaluate_tasks(
+            tmp_path / "model",
+            [str(one), str(asked)],
+            settings=FinetuneSettings(max_length=6),
+            out=tmp_path / "out",
+        )
+    assert not (tmp_path / "out").exists()
+
+
+# Frozen --------------------------------------------------------------------------------------------------
+
+
+def test_embeddings_are_means_of_real_tokens_whatever_the_batch(tokenizer):
+    torch.manual_seed(0)
+    model = AutoModel.from_config(tiny(tokenizer)).eval()
+    texts = ["the cat sits", "red", "a big old dog runs in the park by the river"]
+    together = embed(model, texts, tokenizer, max_length=40)
+    for text, vector in zip(texts, together):
+        states = model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0]
+        torch.testing.assert_close(vector, states.mean(0), rtol=1e-4, atol=1e-5)
+        first = embed(model, [text], tokenizer, max_length=40, pooling="cls")[0]
+        torch.testing.assert_close(first, states[0], rtol=1e-4, atol=1e-5)
+
+
+def test_losses_of_choices_are_softmaxes():
+    scores = torch.tensor([[1.0, 2.0, -torch.inf], [0.5, 0.0, 3.0]])
+    expected = -log_softmax(scores[0, :2], 0)[1] - log_softmax(scores[1], 0)[0]
+    torch.testing.assert_close(cross_entropy(scores, torch.tensor([1, 0]), reduction="sum"), expected)
