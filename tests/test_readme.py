@@ -12,7 +12,7 @@ import yaml
 
 from maskwise.annotate import encode
 from maskwise.cli import main
-from maskwise.recipe import shipped, validate
+from maskwise.recipe import read_recipe, shipped, validate
 from training_tools import model, tokenizer
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
@@ -39,8 +39,10 @@ def test_the_python_example() -> None:
     assert len(encode(tools, names["texts"])) == 2  # type: ignore[arg-type]
 
 
-def test_the_recipe_is_one() -> None:
-    (recipe,) = blocks("yaml")
+def test_the_recipes_are_some(tmp_path: Path) -> None:
+    recipe, several = blocks("yaml")
+    (tmp_path / "several.yaml").write_text(several)
+    assert set(read_recipe(tmp_path / "several.yaml").objectives) == {"mlm", "mlm-low", "atd", "dtd", "cse"}
     read = validate(yaml.safe_load(recipe), origin="README")
     assert set(read.study.arms) == {"default", "more", "decay", "words", "spans"}
     assert [read.arm(name, seed=0).masking.policy for name in ("words", "spans")] == [
@@ -59,7 +61,9 @@ def test_commands_that_only_show(command: list[str], capsys: pytest.CaptureFixtu
 def test_commands_that_work_are_known(capsys: pytest.CaptureFixture[str]) -> None:
     """Their options exist and their recipes ship; what they do is run elsewhere."""
     found = {command[0] for command in commands()}
-    assert found == {"inspect", "study", "pretrain", "finetune", "report", "bench", "list"}
+    assert found == {
+        "inspect", "study", "pretrain", "finetune", "annotate", "evaluate", "report", "bench", "list",
+    }  # fmt: skip
     for command in commands():
         with pytest.raises(SystemExit) as end:
             main([command[0], "--help"])

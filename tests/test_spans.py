@@ -69,5 +69,7 @@ def test_weights_and_sentences_and_frequencies() -> None:
 
 
 def test_a_text_without_marks_says_how_to_mark() -> None:
-    with pytest.raises(MaskwiseError, match=r"salient needs the layer 'salient'.*\[\[Warsaw\]\]"):
-        look("Marie Curie was born in Warsaw.", "token,salient")
+    with pytest.raises(MaskwiseError, match=r"phrase needs the layer 'phrase'.*\[\[Warsaw\]\]"):
+        look("Marie Curie was born in Warsaw.", "token,phrase")
+    found = look("Marie Curie was born in Warsaw.", "salient", ratio=1.0)[0]  # what the shipped tagger finds
+    assert "".join(p.text for p in found.shown.pieces if p.state == "masked") == "Marie Curie Warsaw"
