@@ -271,7 +271,9 @@ def _finetune(stage: Stage, stages: Path, quiet: bool) -> dict[str, Any]:
             config=config,
             quiet=quiet,
         )
-        for seed in range(base, base + settings.seeds)
+        for seed in range(
+            base, base + (1 if task.frozen and checkpoint else settings.seeds)
+        )  # no chance in it
     ]
     scores = [run["score"] for run in runs]
     facts = {key: runs[0][key] for key in ("task", "metric", "majority", "test_items")}
