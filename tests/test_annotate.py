@@ -406,6 +406,34 @@ def test_gold_and_given_spans(tmp_path):
             annotator(f"spans({str(tmp_path / 'bad.jsonl')!r}, labels=('bird',))")
 
 
+def test_texts_that_are_looked_up_come_whole_however_long(tmp_path, monkeypatch):
+    monkeypatch.setattr(work, "PART_CHARACTERS", 100)
+    text = "An owl flies. " * 20
+    (tmp_path / "x.jsonl").write_text(json.dumps({"text": text, "spans": [[3, 6], [255, 258]]}))
+    path = str(tmp_path / "x.jsonl")
+    annotate_corpus(path, [f"spans({path!r})"], tmp_path / "spans", jobs=1)
+    assert Store(tmp_path / "spans").annotate([text])[0]["spans"].start.tolist() == [3, 255]
+    stored = f"stored({str(tmp_path / 'spans')!r})"
+    annotate_corpus(path, [stored], tmp_path / "again", jobs=1)
+    assert Store(tmp_path / "again").annotate([text])[0]["spans"].start.tolist() == [3, 255]
+    word = "\n".join(f"{n}\tword\t_\tNOUN" + "\t_" * 6 for n in range(1, 60))
+    (tmp_path / "x.conllu").write_text(word + "\n\n")
+    gold = str(tmp_path / "x.conllu")
+    found = annotate_corpus(gold, [f"gold({gold!r})"], tmp_path / "gold", jobs=1)
+    assert found["annotators"][f"gold({gold!r})"]["layers"]["pos"]["labels"] == {"NOUN": 59}
+
+
+def test_a_layer_under_another_name_is_made_anew(tmp_path):
+    (tmp_path / "x.jsonl").write_text(json.dumps({"text": "Owls fly", "spans": [[0, 4]]}))
+    path = str(tmp_path / "x.jsonl")
+    for name in ("birds", "owls"):
+        annotate_corpus(path, [f"spans({path!r}, layer={name!r})"], tmp_path / "out", jobs=1)
+        function = f"annotate_tools:capitals(layer='{name}_too')"
+        annotate_corpus(path, [], tmp_path / "out", functions=[function], jobs=1)
+    found = Store(tmp_path / "out").annotate(["Owls fly"])[0]
+    assert [found[name].end.tolist() for name in ("owls", "owls_too")] == [[4], [4]]
+
+
 # ---- what was found
 
 

@@ -87,7 +87,9 @@ class Annotator(Protocol):
         ...
 
     def annotate(self, texts: list[str]) -> list[dict[str, CharSpans]]:
-        """For each text its spans by layer. An empty text, and one that is all noise, is no error."""
+        """For each text its spans by layer. An empty text, and one that is all noise, is no error.
+
+        A long text comes in parts, unless the class says ``whole_texts = True``: it looks texts up."""
         ...
 
 

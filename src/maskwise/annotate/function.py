@@ -45,7 +45,7 @@ class Function:
         self._call, self._source = _load(place)
         name = layer or place.rpartition(":")[2].rpartition(".")[2]
         self.layers = {name: Layer(kind, tuple(labels))}
-        self.version = digest("function", place, kind, labels, self._source)
+        self.version = digest("function", place, kind, labels, name, self._source)
         self._place, self._codes = place, {label: code for code, label in enumerate(labels, 1)}
 
     def annotate(self, texts: list[str]) -> list[dict[str, CharSpans]]:

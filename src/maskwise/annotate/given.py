@@ -60,6 +60,8 @@ class Known:
         version: hash of the file and of how it was read.
     """
 
+    whole_texts = True
+
     def __init__(
         self, name: str, layers: Mapping[str, Layer], known: Iterable[tuple[str, dict[str, CharSpans]]],
         version: str,
@@ -78,7 +80,7 @@ def gold(file: str) -> Known:
 
     path = _existing(file)
     known = ((document.text, document.layers) for document in read_conllu(path))
-    return Known("gold", {"pos": POS}, known, digest("gold", path))
+    return Known("gold", {"pos": POS}, known, digest("gold", 2, path))
 
 
 def spans(
@@ -103,7 +105,7 @@ def spans(
     if not known:
         do = "name the field of the spans and that of the text"
         raise MaskwiseError(f"no record of {path} has {text_field!r} and {field!r}", do=do)
-    settings = digest("spans", path, field, text_field, labels)
+    settings = digest("spans", 2, path, field, text_field, labels, layer)
     return Known("spans", {layer: Layer("spans", tuple(labels))}, known, settings)
 
 

@@ -196,6 +196,7 @@ class Store:
     """
 
     name = "stored"
+    whole_texts = True
 
     def __init__(self, folder: str | Path, only: Iterable[str] | None = None):
         self.folder = Path(folder)

@@ -1,7 +1,8 @@
 """The work on one shard: texts and strings in, the bytes of files out, wherever it is done.
 
 Long documents go to annotators in parts of at most `PART_CHARACTERS`, cut at line breaks or blanks: a 10 MB
-text takes no more memory than ten documents. A text that an annotator chokes on gets no spans, and is counted.
+text takes no more memory than ten documents. Only those that look texts up (``whole_texts``) get them whole. A
+text that an annotator chokes on gets no spans, and is counted.
 
 Cost: a process loads an annotator once; what comes on top of annotating is 2–3 % (`maskwise bench annotate`).
 """
@@ -39,11 +40,13 @@ def annotate_shard(task: Task) -> list[bytes]:
         MaskwiseError: an annotator whose spans do not fit the text.
     """
     shard = [Document(*document) for document in task.documents]
-    cuts = [_parts(document.text) for document in shard]
-    parts = [document.text[start:end] for document, some in zip(shard, cuts) for start, end in some]
+    whole_cuts = [[(0, len(document.text))] for document in shard]
+    part_cuts = [_parts(document.text) for document in shard]
     files = []
     for spec in task.annotators:
         made = _annotator(spec)
+        cuts = whole_cuts if getattr(made, "whole_texts", False) else part_cuts
+        parts = [document.text[start:end] for document, some in zip(shard, cuts) for start, end in some]
         failures: dict[str, int] = {}
         found = _annotate(made, parts, failures)
         for text, spans in zip(parts, found, strict=True):
