@@ -11,9 +11,12 @@ from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM
 
 from maskwise.errors import MaskwiseError
+from maskwise.evaluation.heldout import spread
 from maskwise.pretrain import run_pretrain
 from maskwise.recipe import read_recipe
+from maskwise.study.learning import rows_with
 from maskwise.study.stages import prepare_stage, pretrain_stage
+from maskwise.study.work import Prepared, run_stage
 from tiny import maskwise, read_lines, write_inputs
 
 
@@ -52,6 +55,13 @@ def test_short_forms_and_names_of_stages(path: Path) -> None:
     other = read_recipe(path, ["sampler=uniform"])
     names = {pretrain_stage(one, prepare_stage(one)).name for one in (recipe, other)}
     assert len(names) == 2
+    # What a dict of objectives and the settings of a training do not say: shares go by order, probes avoid these rows.
+    turned = recipe.model_copy(update={"objectives": dict(reversed(recipe.objectives.items()))})
+    judged = read_recipe(path, ["evaluation.rows=4"])
+    names |= {pretrain_stage(one, prepare_stage(one)).name for one in (turned, judged)}
+    assert len(names) == 4
+    rule = read_recipe(path, ["evaluation.rows=4", "sampler=uniform"])
+    assert pretrain_stage(rule, prepare_stage(rule)).name in names  # has no probe
     without = read_recipe(write_inputs(path.parent / "plain"))
     assert "objectives" not in pretrain_stage(without, prepare_stage(without)).what
 
@@ -66,8 +76,10 @@ def test_short_forms_and_names_of_stages(path: Path) -> None:
         (["objectives.mlm.masking.ratio=1.5"], "1.5"),
         (["objectives.mlm.masking.polici=token"], "polici"),
         (["study.match=targets"], "matched by steps"),
+        (["objectives={}", "sampler=uniform", "study.match=targets", "study.arms={a: {}, b: {objectives: {cse: }}}"],
+         "arm 'b' trains on several objectives, and such trainings are matched by steps; got study.match targets"),
     ],
-)
+)  # fmt: skip
 def test_what_a_recipe_may_not_say(path: Path, over: list[str], text: str) -> None:
     with pytest.raises(MaskwiseError, match=text):
         read_recipe(path, over)
@@ -78,7 +90,7 @@ def test_what_a_recipe_may_not_say(path: Path, over: list[str], text: str) -> No
     [
         (["objectives.emlm="], "policy guided needs the layer 'salient', and this corpus has none"),
         (["training.batch_size=7", "sampler=single(cse)"], "cse reads half of the rows twice; got 7 rows"),
-        (["evaluation.rows=1000"], "the probe of arm 'low' has too few held-out rows; got 0"),
+        (["evaluation.rows=1000"], "the probe of arm 'atd' has too few held-out rows; got 0"),
     ],
 )
 def test_what_ends_before_training_with_one_line(
@@ -86,6 +98,19 @@ def test_what_ends_before_training_with_one_line(
 ) -> None:
     assert maskwise("pretrain", path, *over, "--out", tmp_path / "out") == 2
     assert text in " ".join(capsys.readouterr().err.split())
+
+
+def test_probes_keep_away_from_the_rows_that_judge_in_any_layout(path: Path, tmp_path: Path) -> None:
+    recipe = read_recipe(path)
+    stage = prepare_stage(recipe)
+    run_stage(stage, tmp_path)
+    packed = Prepared.load(stage.folder(tmp_path)).held_out
+    alone = packed.relaid("document")
+    judged = spread(3, of=len(packed))
+    assert rows_with(packed, packed, 3) == judged.tolist()
+    taken = rows_with(alone, packed, 3)
+    pieces = set(packed.batch(judged)["example_id"].flatten().tolist()) - {-1}
+    assert {int(alone.segment_ids[row]) for row in taken} == pieces and 0 < len(taken) < len(alone)
 
 
 def test_a_sampler_without_objectives(tmp_path: Path) -> None:

@@ -35,6 +35,9 @@ def read_recipe(source: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     for arm in recipe.study.arms:
         for point in recipe.study.search.points if recipe.study.search else [{}]:
             one = recipe.arm(arm, seed=0, more=point)  # checked now, not after the first has been trained
+            if recipe.study.match != "steps" and any(link.objectives for link in one.links()):
+                what = f"arm {arm!r} trains on several objectives, and such trainings are matched by steps"
+                raise MaskwiseError(what, got=f"study.match {recipe.study.match}")
         kinds = {kind for link in one.links() for kind in policy(link.masking.policy).judged_on()}
         if not recipe.tasks and not kinds & set(recipe.evaluation.masks):
             raise MaskwiseError(

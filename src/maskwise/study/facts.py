@@ -20,6 +20,7 @@ from maskwise.show import show_masks
 from maskwise.study.learning import make_masker
 from maskwise.study.phases import Design
 from maskwise.study.plan import REFERENCE, Run
+from maskwise.study.stages import prepare_stage, tokenizer_of
 from maskwise.study.work import Prepared
 from maskwise.tasks import load_task, majority_score
 
@@ -37,11 +38,12 @@ def describe(recipe: Any, design: Design) -> dict[str, Any]:
     """study.json, as far as it is known."""
     arms = {}
     for name, overrides in recipe.study.arms.items():
-        masking = recipe.arm(name, seed=0).links()[-1].masking
+        links = recipe.arm(name, seed=0).links()
+        masking = links[-1].masking
         mine = [run for run in design.runs if run.arm == name and run.pretrained]
         arms[name] = {
             "policy": masking.policy, "ratio": str(schedule(masking.ratio)), "overrides": overrides,
-            "units": policy(masking.policy).units_name,
+            "units": policy(masking.policy).units_name, "tokenizer": tokenizer_of(prepare_stage(links[0])),
             "judged_on": list(design.kinds(name)),
             "setting": design.settings[name],
             "runs": {str(r.seed): f"stages/{r.pretrained.name}" for r in mine if r.pretrained and r.fraction == 1},

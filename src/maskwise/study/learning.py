@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 from torch import Tensor
 
 from maskwise.corpus import Blocks
@@ -80,10 +81,7 @@ def many_objectives(
     chance = {name: kind.chance(len(data.tokenizer), training.batch_size) for name, kind in classes.items()}
     chooser = read_sampler(by, list(objectives), seed=training.seed, chance=chance)
     source = ArmsSource(sources, chooser, training)
-    taken = {
-        name: spread(evaluated, of=len(blocks)).tolist() if blocks is data.held_out else ()
-        for name, blocks in held_out.items()
-    }
+    taken = {name: rows_with(blocks, data.held_out, evaluated) for name, blocks in held_out.items()}
     rank, ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
     def probe() -> Probe:
@@ -95,6 +93,16 @@ def many_objectives(
     learners = {**source.learners(), "sampler": SamplerLearner(chooser, probe if chooser.every else None)}
     words = {"sampler": by, "objectives": ", ".join(f"{n}: {a['objective']}" for n, a in objectives.items())}
     return Learning(joined, source, learners, f"{by} over {', '.join(objectives)}", words)
+
+
+def rows_with(blocks: Blocks, judged: Blocks, count: int) -> list[int]:
+    """The rows of ``blocks`` that hold a piece of the ``count`` rows of ``judged`` by which a model is judged.
+
+    Both are the same pieces, perhaps in two layouts.
+    """
+    pieces = judged.batch(spread(count, of=len(judged)))["example_id"].unique().numpy()
+    row_P = np.repeat(np.arange(len(blocks)), blocks.columns["segments"])
+    return np.unique(row_P[np.isin(blocks.segment_ids, pieces)]).tolist()
 
 
 def _laid_out(blocks: Blocks, kind: type[Objective]) -> Blocks:

@@ -17,7 +17,7 @@ from maskwise.masking.policies import policy
 from maskwise.study.choosing import Scores, choose, hopeless
 from maskwise.study.matching import matched_steps, rates, spent
 from maskwise.study.plan import REFERENCE, Plan, Run, make_run, require_arms, task_contents
-from maskwise.study.stages import Stage, time_stage
+from maskwise.study.stages import Stage, time_stage, tokenizer_of
 
 
 class Design:
@@ -199,7 +199,9 @@ class Design:
                 scores[arm] = mine
         groups: dict[Any, dict[str, Scores]] = {}
         for arm, mine in scores.items():
-            groups.setdefault(None if self.contents else self.kinds(arm), {})[arm] = mine
+            first = next(run for run in self.runs if run.arm == arm).chain[0]
+            alike = None if self.contents else (self.kinds(arm), tokenizer_of(first))
+            groups.setdefault(alike, {})[arm] = mine
         found = [one for group in groups.values() for one in hopeless(group, margin=margin)]
         found = [one for one in found if one["arm"] != self.recipe.baseline]
         by = "dev" if self.contents else "held-out"

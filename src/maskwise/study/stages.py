@@ -26,6 +26,7 @@ from maskwise import __version__
 from maskwise.annotate.registry import annotator
 from maskwise.corpus import bundled_path
 from maskwise.evaluation import EvaluationSettings, load_sets
+from maskwise.samplers import sampler
 from maskwise.training.machine import fast_bf16
 
 DONE = "done.json"
@@ -98,11 +99,22 @@ def prepare_stage(recipe: Any, *, after: Stage | None = None) -> Stage:
     return Stage("prepare", {**what, "tokenizer": tokenizer, "tokenizer_content": content})
 
 
+def tokenizer_of(first: Stage) -> str:
+    """A hash of what the tokenizer of a first text depends on: losses per token compare only where it is the same."""
+    what, corpus = first.what, first.what["corpus"]
+    given = what["tokenizer"]["name"] and what["tokenizer_content"]
+    trained = [what["tokenizer"], what["corpus_content"], corpus["text_field"], corpus["limit"]]
+    return hashlib.sha256(json.dumps(given or trained, sort_keys=True).encode()).hexdigest()[:16]
+
+
 def pretrain_stage(recipe: Any, prepared: Stage, *, after: Stage | None = None) -> Stage:
     """One training of a recipe whose arm and seed are put in; it goes on from the checkpoint of ``after``, if given."""
     raw = recipe.model_dump(mode="json", include={"masking", "training"})
     if recipe.objectives:  # left out where there are none: names of such stages stay what they were
         raw |= recipe.model_dump(mode="json", include={"objectives", "sampler"})
+        raw["arms"] = list(recipe.objectives)  # a name knows no order of a dict, and shares go by it
+        if sampler(recipe.sampler, raw["arms"]).every:
+            raw["evaluated_rows"] = recipe.evaluation.rows  # the probe takes others
     how = {key: raw["training"].pop(key) for key in _IRRELEVANT}
     how["evaluation"] = recipe.evaluation.model_dump(mode="json")
     if after is not None:
