@@ -51,6 +51,23 @@ def test_a_clear_case_is_decided_and_names_what_was_matched():
     ]
 
 
+def test_losses_per_token_do_not_compare_tokenizers():
+    study = make_study(runs=8, arms=dict.fromkeys(CLEAR, 0), tasks=0)
+    lines = [
+        *(heldout_record(arm, s, "token", 3.0 + (arm == "token-15")) for arm in CLEAR for s in range(8)),
+        *({"kind": "evaluation", "name": "facts", "metric": metric, "arm": arm, "seed": s, "items": 500, "chance": 0.05,
+           "value": 0.4 + 0.001 * s + 0.1 * (arm == "token-30"), "higher_is_better": True}
+          for metric in ("hits@1", "open-hits@1") for arm in CLEAR for s in range(8)),
+    ]  # fmt: skip
+    for cuts, primary in ((("a", "a"), "heldout:token"), (("a", "b"), "evaluation:facts:hits@1")):
+        for arm, cut in zip(study["arms"].values(), cuts, strict=True):
+            arm["tokenizer"] = cut
+        rows = {row["outcome"]: row for row in summarise([*lines, *run_facts(study)], study)["contrasts"]}
+        assert [name for name, row in rows.items() if row["primary"]] == [primary]
+        void = {name for name, row in rows.items() if row["reason"] == "different-tokenizers"}
+        assert void == (set() if cuts == ("a", "a") else {"heldout:token", "evaluation:facts:open-hits@1"})
+
+
 def test_few_runs():
     row = judged({arm: runs[:3] for arm, runs in CLEAR.items()})
     assert (row["verdict"], row["reason"]) == ("suggests", "few-runs") and row["p"] is None

@@ -78,7 +78,8 @@ def contrast_rows(table: Table, arm: str, baseline: str) -> list[dict[str, Any]]
 
     An arm whose objective has no held-out loss, and the reference, are compared by what both have. Without
     tasks the primary row is the held-out loss on the arm's own kind of mask (the mean over its ratios); for
-    arms with different units, which no held-out loss can compare, the first evaluation that has a chance level.
+    arms with different units or tokenizers, which no held-out loss can compare, the first evaluation that has a
+    chance level.
     """
     both = [
         name
@@ -87,7 +88,7 @@ def contrast_rows(table: Table, arm: str, baseline: str) -> list[dict[str, Any]]
     ]
     own = [name for name in table.own_heldout(arm) if name in both]
     facts = [name for name in both if name in table.evaluations and _unit(table, name) == "score"]
-    order = [*facts, *own] if table.units(arm) != table.units(baseline) else [*own, *facts]
+    order = [*facts, *own] if table.incomparable(arm, baseline) else [*own, *facts]
     primary = next(iter(["tasks"] if table.tasks else order), None)
     outcomes = [*(["tasks"] if table.tasks else []), *table.tasks, *both]
     return [_row(table, arm, baseline, name, primary=name == primary) for name in outcomes]

@@ -122,9 +122,9 @@ def _plain(x: float) -> float | str:
 
 
 def _outcomes(table: Table, arm: str, baseline: str) -> list[str]:
-    """What a pair may be compared by: the tasks, and the arm's own held-out loss where units are equal."""
+    """What a pair may be compared by: the tasks, and the arm's own held-out loss where that is comparable."""
     found = ["tasks"] if table.tasks else []
-    if REFERENCE not in (arm, baseline) and table.units(arm) == table.units(baseline):
+    if REFERENCE not in (arm, baseline) and not table.incomparable(arm, baseline):
         found += [name for name in table.own_heldout(arm) if name in table.outcomes]
     return found
 

@@ -2,7 +2,7 @@
 
 | effect   | codes |
 |----------|-------|
-| "voids"  | missing-runs (no pair is left), different-units, plateau, chance-level |
+| "voids"  | missing-runs (no pair is left), different-units, different-tokenizers, plateau, chance-level |
 | "tests"  | significant, not-significant, interval-holds-zero, few-runs, secondary |
 | "caps"   | no-dev-selection, stopped-early: at most "suggests" |
 | "said"   | unmatched-compute, grid-border, item-noise, overlap, missing-runs (some pairs are left): it stands |
@@ -27,6 +27,12 @@ COSTS = {
 }
 
 
+INCOMPARABLE = {
+    "different-units": "the arms mask different units, and the evaluation's mask would decide",
+    "different-tokenizers": "the arms have different tokenizers, and what is asked for each token is another thing",
+}
+
+
 class Reasons:
     """Finds the reasons of rows. `names` are the arms in words."""
 
@@ -44,9 +50,10 @@ class Reasons:
         if row["n"] == 0 or (row["n"] == 1 and lost):
             found.append(_reason("missing-runs", "voids", "too few runs were finished"))
         masked = row["outcome"].startswith("heldout:") or "perplexity" in row["outcome"]
-        if masked and table.units(pair[0]) != table.units(pair[1]):
-            told = "the arms mask different units, and the evaluation's mask would decide"
-            found.append(_reason("different-units", "voids", told))
+        why = table.incomparable(*pair)
+        by_token = masked or ":open-" in row["outcome"]
+        if (masked and why == "different-units") or (by_token and why == "different-tokenizers"):
+            found.append(_reason(why, "voids", INCOMPARABLE[why]))
         if stuck := [arm for arm in pair if arm != REFERENCE and table.on_plateau(arm)]:
             who = " and ".join(map(self.name, stuck))
             told = f"{who} learnt hardly more than word frequencies (the plateau: less than {PLATEAU_NATS} nats below"

@@ -130,6 +130,13 @@ class Table(Measures):
         facts = self.study["arms"].get(arm, {})
         return str(facts.get("units") or facts.get("policy") or "token")
 
+    def incomparable(self, arm: str, other: str) -> str | None:
+        """Why a masked loss cannot compare two arms: "different-tokenizers", "different-units", or nothing."""
+        cut = [self.study["arms"].get(name, {}).get("tokenizer") for name in (arm, other)]
+        if None not in cut and cut[0] != cut[1]:
+            return "different-tokenizers"
+        return "different-units" if self.units(arm) != self.units(other) else None
+
     def own_heldout(self, arm: str) -> list[str]:
         """A loss on the other kind of mask may lie above unigram for a good model (methods, section 3.3)."""
         facts = self.study["arms"].get(arm, {})
