@@ -28,8 +28,8 @@ LEARNED = "learners.safetensors"
 def write_folder(folder: Path, fill: Callable[[Path], Any]) -> None:
     """Let ``fill`` write into a new folder, add the manifest, and only then give it its name.
 
-    A folder of that name is replaced. An interruption leaves the old one or the new one under the name, or, between
-    two renames, the old one as ``.NAME….old.partial``.
+    A folder of that name is replaced: removed, and the new one renamed. An interruption in between leaves neither whole
+    (``damage`` tells), at any other time the old one or the new one.
     """
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)
