@@ -66,6 +66,11 @@ def minimum(x: Array, y: Array) -> Array:
     return np.minimum(x, y) if isinstance(x, np.ndarray) else torch.minimum(x, y)
 
 
+def beside(x: Array, y: Array) -> Array:
+    """(B, X) and (B, Y) to (B, X + Y)."""
+    return np.concatenate((x, y), 1) if isinstance(x, np.ndarray) else torch.cat((x, y), 1)
+
+
 def running_count(x: Array) -> Array:
     """(B, X) int32: how many are True up to each place of the rows of a bool."""
     return x.cumsum(1, dtype=np.int32 if isinstance(x, np.ndarray) else torch.int32)
@@ -108,9 +113,8 @@ _NETWORK_BYTES = 2048
 
 
 def count_below(rows: Array, bound_B: Array, *, equal: bool = False) -> Array:
-    """(B,) int64: how many integers of each row of the sorted (B, X) are below its bound, or equal to it."""
-    found_B1 = torch.searchsorted(tensor(rows), tensor(bound_B).unsqueeze(1), right=equal)
-    return raw(found_B1.squeeze(1))
+    """(B,) int64: how many integers of each row of (B, X) are below its bound, or equal to it."""
+    return ((rows <= bound_B[:, None]) if equal else (rows < bound_B[:, None])).sum(1)
 
 
 def sorted_around(x: Array, place_B: Array, behind: int) -> tuple[Array, Array, Array]:

@@ -101,18 +101,18 @@ def select(
     floor_B = eligible_B.clip(max=min_targets) * (wanted_B >= 0.5)
     if budget == "bernoulli":
         budget_B, floor_B = None, floor_B if units.of_token is None else floor_B * 0
-        if not units.settled:
+        if units.settled is None:
             chosen = units.spread(_independently(units, ratio_B, keys, floor_B, fill=fill))
     else:
         budget_B = integers(wanted_B + raw(keys.row_uniform(Purpose.ROUND))).clip(floor_B, eligible_B)
         if fill == "skip-row" and units.weight is not None:
             usable_B = (raw(units.length) * (raw(units.weight) > 0)).sum(1)
             budget_B = budget_B * (usable_B >= budget_B)
-        if not units.settled:
+        if units.settled is None:
             chosen = tensor(_in_order(units, budget_B, keys, fill=fill, exact=budget == "exact"))
         budget_B = tensor(budget_B)
-    if units.settled and units.weight is not None:
-        chosen = (units.weight > 0).gather(1, units.index) & units.inside
+    if units.settled is not None:
+        chosen = units.settled
     filled = None
     if fill == "random" and units.weight is not None:
         filled = chosen & units.spread(units.weight == 0)
@@ -178,12 +178,12 @@ def _in_order(units: Units, budget_B: Array, keys: Keys, *, fill: str, exact: bo
     if exact and left_B is not None:
         left_B = left_B * ~fits_B * (border_B < never)
         if bool(left_B.any()):
-            chosen |= _later(units, keys, key, border_B, left_B, near, bound_B)
+            chosen |= _later(key, border_B, left_B, near, bound_B)
     return chosen
 
 
 def _later(
-    units: Units, keys: Keys, key: Array, border_B: Array, left_B: Array, near: Array, bound_B: Array, *,
+    key: Array, border_B: Array, left_B: Array, near: Array, bound_B: Array, *,
     window: int = _WINDOW,
 ) -> Array:  # fmt: skip
     """(B, L) bool: units behind the border that fit into what is left, in order, each leaving less to the next.
@@ -219,18 +219,16 @@ def _later(
         left_R1 = left_R1 - (length * new).sum(1)[:, None]
     if window < key.shape[1] and bool((more_R1 & (left_R1 > 0)).any()):
         everything = sort_rows(key)
-        return _later(
-            units, keys, key, border_B, left_B, everything, bound_B * 0 + never, window=key.shape[1]
-        )
-    found = places(taken)
-    key_M, row_M = some.take(found), rows[found // len(place)]
-    if units.weight is None:
-        number_M = raw(keys.index_of(Purpose.SELECT, key_M[:, None], row_M))[:, 0]
-    else:
-        number_M = key_M & _NUMBER_MASK
-    chosen = torch.zeros_like(units.inside)
-    raw(chosen)[row_M, integers(number_M)] = True
-    return raw(chosen.gather(1, units.index)) & raw(units.inside)
+        return _later(key, border_B, left_B, everything, bound_B * 0 + never, window=key.shape[1])
+    # As many passes as a row has found units, each row's n-th in the n-th; they cost less than to undo the hash.
+    count_R = taken.sum(1)
+    taken_RN = sort_rows(where(taken, some, never))[:, : int(count_R.max())]
+    chosen = key < -never
+    for n in range(taken_RN.shape[1]):
+        wanted_B = border_B * 0 - never - 1  # no key, where a row has found fewer
+        wanted_B[rows] = where(count_R > n, taken_RN[:, n], -never - 1)
+        chosen |= key == wanted_B[:, None]
+    return chosen
 
 
 def _independently(units: Units, ratio_B: Array, keys: Keys, floor_B: Array, *, fill: str) -> Tensor:

@@ -29,7 +29,8 @@ class Units:
         place: (B, L) int32, where ``of_token`` is None: the index of each token's draws, so that padding does not
             move them.
         weight: (B, U) float64, or None for equal weights. 0: never chosen, but for ``fill="random"``.
-        settled: the units of positive weight are just what the budget has, so nothing is left to draw.
+        settled: (B, L) bool, the tokens of units of positive weight where these are just what the budget has, so
+            that nothing is left to draw; else None.
     """
 
     inside: Tensor
@@ -37,7 +38,7 @@ class Units:
     sizes: Tensor | None = None
     place: Tensor | None = None
     weight: Tensor | None = None
-    settled: bool = False
+    settled: Tensor | None = None
 
     @cached_property
     def length(self) -> Tensor:
@@ -96,7 +97,7 @@ class Units:
         start[:, :1] = inside[:, :1]
         of_token = running_count(start)
         of_token -= 1
-        of_token = of_token.clip(min=0)
+        of_token = of_token.clip(0, ids.shape[1])  # both bounds: numpy is twice as fast then
         barred = inside > raw(batch.eligible)
         if bool(barred.any()):
             rows = places(barred.any(1))

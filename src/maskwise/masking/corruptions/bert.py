@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from maskwise.arrays import places, raw, where
+from maskwise.arrays import places, raw
 from maskwise.errors import MaskwiseError
 from maskwise.keys import Keys, Purpose, below, split, within
 from maskwise.masking.annotated import AnnotatedBatch
@@ -45,18 +45,23 @@ class Bert(Corruption):
         original, (row, place) = ids.take(at), batch.rows_and_places(at)
         of_token = units.of_token if self.per == "unit" else None
         unit = place if of_token is None else raw(of_token.int()).take(at)
-        show = raw(keys.draw_at(Purpose.SHOW, row, unit))
-        masked = within(show, self.mask)
-        shown = where(masked, vocabulary.require_mask(), original)
-        if self.random:
-            ordinary, some = raw(vocabulary.ordinary), places(within(show, self.mask + self.random) ^ masked)
-            if of_token is not None:
-                number = below(raw(keys.draw_at(Purpose.REPLACE, row[some], place[some])), len(ordinary))
-            else:  # what is left of the draw is as good as another
-                number = split(show[some], self.mask, self.mask + self.random, len(ordinary))
-            shown[some] = ordinary.take(number)
+        draw = raw(keys.draw_at(Purpose.SHOW, row, unit))
         input_ids, labels = batch.input_ids.clone(), torch.full_like(batch.input_ids, IGNORE)
-        raw(input_ids.view(-1))[at], raw(labels.view(-1))[at] = shown, original
+        raw(labels.view(-1))[at], raw(input_ids.view(-1))[at] = original, vocabulary.require_mask()
+        # Most are masked now; the others get their token back, or a random one.
+        other = places(~within(draw, self.mask))
+        shown, draw = original.take(other), draw.take(other)
+        if self.random:
+            ordinary, some = raw(vocabulary.ordinary), places(within(draw, self.mask + self.random))
+            if of_token is not None:
+                here = other.take(some)
+                number = below(
+                    raw(keys.draw_at(Purpose.REPLACE, row.take(here), place.take(here))), len(ordinary)
+                )
+            else:  # what is left of the draw is as good as another
+                number = split(draw.take(some), self.mask, self.mask + self.random, len(ordinary))
+            shown[some] = ordinary.take(number)
+        raw(input_ids.view(-1))[at.take(other)] = shown
         return Corrupted(input_ids, labels, batch.attention_mask, dict(batch.extras))
 
 

@@ -66,8 +66,7 @@ class Infill(Corruption):
         mask = torch.full_like(batch.input_ids, vocabulary.require_mask())
         leads = starts | self._empty(batch, chosen, starts, keys)
         keep = interleaved(leads, here & ~chosen)
-        spare_B1 = (self.cut or keep.shape[1]) - keep.sum(1, keepdim=True)
-        if bool((spare_B1 < 0).any()):
+        if self.cut is not None and bool(((spare_B1 := self.cut - keep.sum(1, keepdim=True)) < 0).any()):
             room_B1 = spare_B1 + (leads & ~starts).sum(1, keepdim=True)
             leads &= starts | ((leads & ~starts).cumsum(1) <= room_B1)
             keep = interleaved(leads, here & ~chosen)

@@ -1,8 +1,7 @@
 """What corruptions that change lengths share: stable compaction, and the targets of encoder-decoder models.
 
 Each row first becomes a line of candidates (its tokens, and before each of them perhaps something new); a
-bool says which of them stand; ``Compaction`` moves these to the front. One cumulative sum and one scatter; no
-loop over rows.
+bool says which of them stand; ``Compaction`` moves these to the front: a count and a scatter; no loop over rows.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from maskwise.arrays import Array, copy, integers, numbers, places, raw, running_count, tensor, where
+from maskwise.arrays import Array, copy, integers, numbers, places, raw, tensor
 from maskwise.masking.annotated import AnnotatedBatch
 from maskwise.masking.masked import IGNORE
 
@@ -20,32 +19,30 @@ class Compaction:
 
     Args:
         keep: (B, X) bool.
-        behind: (B, X) bool, candidates behind a gap of one place that is left free; None: no gap.
+        gap_B: (B,) int64, the new place that is left free in each row; negative: none.
 
     Attributes:
         attention_mask: (B, W) int64, W the length of the longest row.
     """
 
-    def __init__(self, keep: Tensor, behind: Tensor | None = None):
-        place = running_count(raw(keep))
-        if behind is not None:
-            place += raw(behind)
-        count_B1 = place[:, -1:] if keep.shape[1] else place.sum(1)[:, None]
-        self.width = int(count_B1.max()) if keep.numel() else 0
-        self._from = places(raw(keep))
-        self._to = (place + _before(len(keep), self.width, place)).reshape(-1).take(self._from)
-        self.attention_mask = tensor(integers(numbers(self.width, place) < count_B1))
+    def __init__(self, keep: Tensor, gap_B: Array | None = None):
+        count_B = raw(keep).sum(1)
+        if gap_B is not None:
+            count_B += gap_B >= 0
+        self.width = int(count_B.max()) if keep.numel() else 0
+        column = numbers(self.width, count_B)
+        filled = column < count_B[:, None]
+        self.attention_mask = tensor(integers(filled))
+        if gap_B is not None:
+            filled ^= column == gap_B[:, None]
+        # Both are in the order of rows and places, so the n-th of one goes to the n-th of the other.
+        self._from, self._to = places(raw(keep)), places(filled)
 
     def __call__(self, values: Tensor, fill: int) -> Tensor:
         """(B, X) candidates to (B, W), padded with ``fill``."""
         out = values.new_full((len(values), self.width), fill)
         raw(out.view(-1))[self._to] = raw(values).reshape(-1).take(self._from)
         return out
-
-
-def _before(rows: int, width: int, like: Array) -> Array:
-    """(B, 1) int64: the flat place before each row's first, to which counts from 1 are added."""
-    return (numbers(rows, like) * width - 1)[:, None]
 
 
 def interleaved(before: Tensor, at: Tensor) -> Tensor:
@@ -76,7 +73,8 @@ def carried(batch: AnnotatedBatch, move: Compaction, *, twice: bool = False) -> 
 def whole_text(batch: AnnotatedBatch, chosen: Tensor, eos: int | None) -> Tensor:
     """Labels (B, L) or (B, L + 1): the row as it was, and ``eos`` if it does not end so; padding is −100."""
     there, active = present(batch), tensor(raw(chosen).any(1)).unsqueeze(1)
-    labels = tensor(where(raw(there) & raw(active), raw(batch.input_ids), IGNORE))
+    labels = batch.input_ids.clone()
+    raw(labels.view(-1))[places(~(raw(there) & raw(active)))] = IGNORE
     if eos is None or not labels.shape[1]:
         return labels
     if not bool(there[:, 0].all()):  # padded on the left; a decoder begins at the first label
@@ -102,19 +100,22 @@ def removed_text(
         lead: (K,) the leads in order of rows, or one for all ().
         tail: (B, 1) ids each; rows without anything chosen have none.
     """
-    there = raw(chosen)
-    count = running_count(there)
-    if leads is not None:
-        count += running_count(raw(leads))
-    total = tensor(integers(count[:, -1:] if ids.shape[1] else count.sum(1)[:, None]))
-    width = int(total.max()) if total.numel() else 0
+    there, total_B = raw(chosen), raw(chosen).sum(1)
+    if leads is None:
+        text = raw(ids).take(places(there))
+    else:
+        # Only where something stands: a lead and a token for each place, then those of them that are there.
+        total_B += raw(leads).sum(1)
+        at = places(there | raw(leads))
+        tokens, stands = (tensor(raw(x).take(at)).unsqueeze(1) for x in (ids, chosen))
+        led = tensor(raw(leads).take(at)).unsqueeze(1)
+        before = torch.empty_like(tokens)
+        raw(before)[raw(led)] = raw(lead)
+        line, kept = interleaved(before, tokens), interleaved(led, stands)
+        text = raw(line.view(-1)).take(places(raw(kept)))
+    width, total = int(total_B.max()) if len(ids) else 0, tensor(total_B).unsqueeze(1)
     labels = ids.new_full((len(ids), width + len(tail)), IGNORE)
-    flat, place = raw(labels.view(-1)), (count + _before(len(ids), labels.shape[1], count)).reshape(-1)
-    at = places(there)
-    flat[place.take(at)] = raw(ids).reshape(-1).take(at)
-    if leads is not None:
-        at = places(raw(leads))
-        flat[place.take(at) - integers(there.reshape(-1).take(at))] = raw(lead)
+    raw(labels.view(-1))[places(numbers(width + len(tail), total_B) < total_B[:, None])] = text
     for offset, values in enumerate(tail):
         labels.scatter_(1, total + offset, torch.where(total > 0, values, IGNORE))
     return labels

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
+from maskwise.arrays import int32, numbers, places, raw, tensor
 from maskwise.keys import Keys, Purpose
 from maskwise.masking.annotated import AnnotatedBatch
 from maskwise.masking.corruptions.base import Corrupted, Corruption
@@ -44,44 +44,49 @@ class PermuteSentences(Corruption):
     ) -> Corrupted:
         marked = batch.layer(self.layer, policy="permute-sentences")
         source = self._sources(batch, marked, chosen, keys)
-        take = {"input_ids": batch.input_ids, "eligible": batch.eligible, **batch.layers}
-        moved = {name: value.gather(1, source) for name, value in take.items()}
-        ids, eligible = moved.pop("input_ids"), moved.pop("eligible")
-        permuted = replace(batch, input_ids=ids, eligible=eligible, layers=moved)
-        eos = None if self.keeps_length else vocabulary.eos
-        labels = whole_text(batch, chosen, eos)
+        ids = tensor(raw(batch.input_ids).take(raw(source)))
+        labels = whole_text(batch, chosen, None if self.keeps_length else vocabulary.eos)
         if self.inner is None:
-            return Corrupted(permuted.input_ids, labels, batch.attention_mask, dict(batch.extras))
+            return Corrupted(ids, labels, batch.attention_mask, dict(batch.extras))
+        source = source % max(ids.shape[1], 1)
+        layers = {name: layer.gather(1, source) for name, layer in batch.layers.items()}
+        permuted = replace(batch, input_ids=ids, eligible=batch.eligible.gather(1, source), layers=layers)
         of_token = None if units.of_token is None else units.of_token.gather(1, source)
-        there = replace(units, inside=units.inside.gather(1, source), of_token=of_token)
+        there = replace(units, inside=units.inside.gather(1, source), of_token=of_token, settled=None)
         shown = self.inner.corrupt(permuted, chosen.gather(1, source), there, keys, vocabulary)
         return replace(shown, labels=labels)
 
     def _sources(self, batch: AnnotatedBatch, marked: Tensor, chosen: Tensor, keys: Keys) -> Tensor:
-        """(B, L) int64: the column whose token each column gets."""
-        content, device = batch.content, marked.device
+        """(B, L) int64: the place in the flattened batch whose token each place gets.
+
+        All sentences of the batch are one list (S,), all content tokens another (N,): no row is longer than it is.
+        """
+        content, width = raw(batch.content), max(marked.shape[1], 1)
+        at = places(content)
         # Stretches between sentences are sentences that never move.
-        runs = Units.runs(batch, marked.long() + 1)
-        sentence, length = runs.index, torch.zeros_like(runs.length)
-        length.scatter_add_(1, sentence, content.long())
-        moves = torch.zeros_like(length).scatter_add_(1, sentence, (chosen & (marked >= 0)).long()) > 0
-        draw = keys.draw(Purpose.PERMUTE, runs.number)
-        number = runs.number.long()
-        # Slots that may change, in order, then the others; moving sentences as drawn, then the others.
-        slot = torch.where(moves, number, number + (1 << 33)).argsort(1)
-        order = torch.where(moves, draw.long(), number + (1 << 33)).argsort(1)
-        taken = torch.empty_like(slot).scatter_(1, slot, order)
-        moved = length.gather(1, taken)
-        start = torch.empty_like(length).scatter_(1, taken, moved.cumsum(1) - moved)
-        old = length.cumsum(1) - length
-        place = batch.rank
-        new = place + (start - old).gather(1, sentence)
-        column = torch.arange(content.shape[1], device=device).expand_as(content)
-        # By new place, the column a token comes from; what is no content goes to a place behind the row.
-        width = content.shape[1]
-        by_place = column.new_zeros(len(content), width + 1)
-        by_place.scatter_(1, torch.where(content, new, width), column)
-        return torch.where(content, by_place.gather(1, place.clamp(min=0)), column)
+        row, name = at // width, raw(marked).take(at).clip(min=-1)
+        fresh = at >= 0
+        fresh[1:] = (name[1:] != name[:-1]) | (at[1:] != at[:-1] + 1) | (row[1:] != row[:-1])
+        begin, sentence = places(fresh), fresh.cumsum(0) - 1
+        end = begin + 0
+        end[:-1], end[-1:] = begin[1:], len(at)
+        length, moves = end - begin, begin < 0
+        moves[sentence.take(places(raw(chosen).take(at) & (name >= 0)))] = True
+        # Moving sentences, in the order of their rows: as they stand, and as they are drawn.
+        slot, row = places(moves), row.take(begin)
+        new_row = fresh[: len(row)] | True
+        new_row[1:] = row[1:] != row[:-1]
+        number = numbers(len(row), row) - places(new_row).take(new_row.cumsum(0) - 1)
+        row = row.take(slot)
+        draw = raw(keys.draw_at(Purpose.PERMUTE, row, int32(number.take(slot))))
+        order = numbers(len(length), length) + 0
+        order[slot] = slot.take(((row << 32) + draw).argsort())
+        moved, shift = length.take(order), begin * 0
+        shift[order] = moved.cumsum(0) - moved
+        shift -= begin
+        source = numbers(marked.numel(), at) + 0
+        source[at.take(numbers(len(at), at) + shift.take(sentence))] = at
+        return tensor(source).view(marked.shape)
 
 
 def permute_sentences(layer: str = "sentence", inner: Corruption | str | None = None) -> PermuteSentences:

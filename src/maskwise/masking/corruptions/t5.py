@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from maskwise.arrays import numbers, places, raw, tensor
+from maskwise.arrays import numbers, places, raw, tensor, where
 from maskwise.errors import MaskwiseError
 from maskwise.keys import Keys
 from maskwise.masking.annotated import AnnotatedBatch
@@ -76,15 +76,15 @@ class T5(Corruption):
         shown = batch.input_ids.clone()
         raw(shown.view(-1))[at] = lead
         mode_B = self.mode(batch, chosen, vocabulary)
-        active_B1 = tensor(runs_B > 0).unsqueeze(1)
-        front = numbers(chosen.shape[1], at) < raw(batch.first)[:, None]
-        behind = None if mode_B is None else tensor(~front & raw(active_B1))
-        move = Compaction(tensor(raw(present(batch)) & ~raw(chosen) | raw(starts)), behind)
+        here, gap_B = raw(present(batch)), None
+        if mode_B is not None:  # where the text begins, behind special tokens in front of it
+            front = numbers(chosen.shape[1], at) < raw(batch.first)[:, None]
+            gap_B = where(runs_B > 0, (front & here).sum(1), -1)
+        move = Compaction(tensor(here & ~raw(chosen) | raw(starts)), gap_B)
         ids = move(shown, vocabulary.pad)
-        if mode_B is not None and ids.shape[1]:
-            # Where the text begins, behind special tokens in front of it.
-            front_B1 = tensor((front & raw(present(batch))).sum(1)).clamp(max=ids.shape[1] - 1).unsqueeze(1)
-            ids.scatter_(1, front_B1, torch.where(active_B1, mode_B.unsqueeze(1), ids.gather(1, front_B1)))
+        if mode_B is not None and gap_B is not None:
+            masked = places(runs_B > 0)
+            raw(ids)[masked, gap_B.take(masked)] = raw(mode_B).take(masked)
         eos = vocabulary.eos if self.eos else None
         if self.target == "full":
             labels = whole_text(batch, chosen, eos)

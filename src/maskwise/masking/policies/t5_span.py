@@ -9,6 +9,7 @@ from torch import Tensor
 
 from maskwise.arrays import (
     Array,
+    beside,
     copy,
     floats,
     int32,
@@ -97,15 +98,16 @@ def noise_units(
     opening_B = raw(keys.row_uniform(Purpose.PARTITION)) * raw(rotate_B > 0)
     start = integers(opening_B[:, None] * total)
     begins_noisy = (noise_begin <= start).sum(1)[:, None] - (noise_end <= start).sum(1)[:, None]
-    ring = torch.zeros(len(total), width + 1, dtype=torch.bool, device=batch.eligible.device)
+    ring = torch.zeros(len(total), width + 2, dtype=torch.bool, device=batch.eligible.device)
     row = numbers(len(total), noise)[:, None]
-    for border in (noise_begin - start, noise_end - start):
-        raw(ring)[row, border + total * (border <= 0)] = True
-    rank = running_count(eligible) - 1
-    piece = running_count(raw(ring)).reshape(-1).take(rank.clip(min=0) + row * (width + 1))
+    for border in (noise_begin - start, noise_end - start):  # the first token stands at 1
+        raw(ring)[row, 1 + border + total * (border <= 0)] = True
+    piece = running_count(raw(ring)).reshape(-1).take(running_count(eligible) + row * (width + 2))
     number = numbers(2 * noise_begin.shape[1] + 1, noise)
-    noisy = (((number + begins_noisy) & 1) > 0) & (noise > 0) | (gaps == 0)
-    return Units(batch.eligible, tensor(piece), weight=tensor(floats(noisy) * _SURE), settled=True)
+    some, whole = noise > 0, gaps == 0
+    noisy, chosen = (((n + begins_noisy) & 1 > 0) & some | whole for n in (number, piece))
+    weight = tensor(floats(noisy) * _SURE)
+    return Units(batch.eligible, tensor(piece), weight=weight, settled=tensor(chosen & eligible))
 
 
 def _cut(keys: Keys, noise: Array, gaps: Array, spans: Array, column: Array) -> tuple[Array, Array]:
@@ -118,11 +120,13 @@ def _cut(keys: Keys, noise: Array, gaps: Array, spans: Array, column: Array) -> 
     draw, index = raw(keys.draw(Purpose.PARTITION, tensor(int32(column)))), int32(column)
     before = (noise - 1).clip(min=0)  # noise has the first draws, gaps the next
     behind = index >= before
-    first = sort_rows(where(behind, never, draw))[:, :most]
+    near = max(most, int(before.max())) if len(before) else most
+    first = sort_rows(where(behind, never, draw)[:, :near])[:, :most]
     later = sort_rows(where(behind & (index < before + gaps - 1), draw, never))[:, :most]
     # The hash is invertible: draws tell which places they are of.
-    ends = []
-    for drawn, whole, offset in ((first, noise, 0), (later, gaps, before)):
-        place = integers(raw(keys.index_of(Purpose.PARTITION, tensor(drawn)))) + 1 - offset
-        ends.append(sort_rows(where(column[:most] >= spans - 1, whole, place)))
-    return ends[0], ends[1]
+    place = integers(raw(keys.index_of(Purpose.PARTITION, tensor(beside(first, later))))) + 1
+    beyond = column[: first.shape[1]] >= spans - 1
+    return (
+        sort_rows(where(beyond, noise, place[:, : first.shape[1]])),
+        sort_rows(where(beyond, gaps, place[:, first.shape[1] :] - before)),
+    )
