@@ -26,5 +26,5 @@ def test_bench_mask_times_every_member_beside_the_peer() -> None:
 
 
 def test_unknown_bench() -> None:
-    with pytest.raises(MaskwiseError, match="unknown bench 'masks'; allowed: .*mask"):
+    with pytest.raises(MaskwiseError, match=r"unknown bench 'masks'; allowed: .*mask"):
         bench.run("masks")

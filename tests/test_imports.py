@@ -39,7 +39,14 @@ MODULES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__
 
 # Rooms that see less than stands below them.
 ONLY = {
-    "corpus": {"errors", "keys", "annotate.words", "annotate.characters", "annotate.annotator", "annotate.align"},
+    "corpus": {
+        "errors",
+        "keys",
+        "annotate.words",
+        "annotate.characters",
+        "annotate.annotator",
+        "annotate.align",
+    },
     "masking": {"errors", "arrays", "specs", "keys"},
     "report": {"errors"},
 }

@@ -440,7 +440,9 @@ def test_classification_is_the_models_own_loss():
     torch.manual_seed(0)
     model = AutoModelForTokenClassification.from_config(tiny_config(tokenizer, num_labels=2)).eval()
     batch = data.batch(torch.arange(2))
-    total, count, *_ = Classification(model)({**batch, "token_type_ids": torch.zeros_like(batch["input_ids"])})
+    total, count, *_ = Classification(model)(
+        {**batch, "token_type_ids": torch.zeros_like(batch["input_ids"])}
+    )
     assert int(count) == 5
     torch.testing.assert_close(total / count, model(**batch).loss)
     nothing = {**batch, "labels": torch.full_like(batch["labels"], -100)}

@@ -21,8 +21,8 @@ from maskwise.objectives.mlm import masked_logits
 class ReplacedTokenDetection(Objective):
     """ELECTRA: the generator's MLM loss plus ``weight`` times the binary loss of the model at every token.
 
-    Formula: per row, Σ masked −log p_G(x_i) · (content tokens / masked tokens) + weight · Σ content binary loss: both
-        are means, and the count of targets is that of the content tokens.
+    Formula: Σ masked −log p_G(x_i) + weight · (masked / content) · Σ content binary loss: divided by the number of masked
+        tokens, both are means over their own tokens, as published.
     Inputs: a ``MaskedBatch`` made with mask-only, so that the masks are just the places with a label.
     Requirements: an encoder with embeddings. The generator has the same architecture, its layers ``share`` as wide
         (as few heads as fit), and is thrown away at the end. Replacements are sampled from it, without gradient.
@@ -51,7 +51,7 @@ class ReplacedTokenDetection(Objective):
         row, column = where.unbind(1)
         logits = masked_logits(self.generator, inputs, row, column).float()
         truth = labels[row, column]
-        spoken = cross_entropy(logits, truth, reduction="sum")
+        losses = cross_entropy(logits, truth, reduction="none")
         ids, content = inputs["input_ids"].clone(), batch.source.content
         with torch.no_grad():
             ids[row, column] = sampled(logits)
@@ -60,8 +60,9 @@ class ReplacedTokenDetection(Objective):
         shown = {**inputs, "input_ids": ids}
         score = self.head(encoded(self.model, shown)[content]).float().squeeze(-1)
         told = binary_cross_entropy_with_logits(score, replaced[content].float(), reduction="sum")
-        share = int(content.sum()) / max(1, len(where))
-        return Outcome(spoken * share + self.weight * told, content.sum())
+        share = len(where) / max(1, int(content.sum()))
+        count = torch.tensor(len(where), device=labels.device)
+        return Outcome(losses.sum() + self.weight * share * told, count, losses.detach(), where)
 
 
 def sampled(logits: Tensor) -> Tensor:
