@@ -21,8 +21,8 @@ from maskwise.objectives.mlm import masked_logits
 class ReplacedTokenDetection(Objective):
     """ELECTRA: the generator's MLM loss plus ``weight`` times the binary loss of the model at every token.
 
-    Formula: Σ masked −log p_G(x_i) + weight · (masked / content) · Σ content binary loss: divided by the number of masked
-        tokens, both are means over their own tokens, as published.
+    Formula: Σ masked −log p_G(x_i) + weight · (masked / content) · Σ content binary loss: divided by the number of
+        masked tokens, both are means over their own tokens, as published.
     Inputs: a ``MaskedBatch`` made with mask-only, so that the masks are just the places with a label.
     Requirements: an encoder with embeddings. The generator has the same architecture, its layers ``share`` as wide
         (as few heads as fit), and is thrown away at the end. Replacements are sampled from it, without gradient.
