@@ -2,7 +2,8 @@
 
 All train the same small model on the same rows for the same number of steps, one thread, float32, in turn, several
 times; the cost of a step is the difference between a longer and a shorter run, so that start-up does not count.
-Processor time, medians over the rounds. The peer masks with ``DataCollatorForLanguageModeling`` in its loader and runs
+Processor time, medians over the rounds: on a small machine they differ by up to a tenth from run to run, so a
+difference below that is noise. The peer masks with ``DataCollatorForLanguageModeling`` in its loader and runs
 its head on every position; ours masks whole words on the device and runs the head on the targets.
 """
 
