@@ -99,7 +99,7 @@ class Phrases:
             raise MaskwiseError(
                 "the corpus has no phrase that is frequent enough", got=f"{counted.total:,} words",
                 allowed=f"more than {self._min_count} times in at least {self._min_documents} documents",
-                do="give more text, or lower min_count or min_documents",
+                do="give more text, lower min_count or min_documents, or leave phrases out",
             )  # fmt: skip
         write_table(folder / FILE, {name: [one[name] for one in found] for name in found[0]})
         facts = {
