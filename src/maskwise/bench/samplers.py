@@ -11,7 +11,6 @@ best arm, in units of rollouts. A rollout's reward is its mean worth plus noise 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from functools import partial
 from statistics import mean
@@ -22,7 +21,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from torch import Tensor
 
-from maskwise.bench.timing import in_turn, surroundings
+from maskwise.bench.timing import in_turn, processor_seconds, surroundings
 from maskwise.corpus import pack, read_documents, tokenise, train_tokenizer
 from maskwise.objectives import Arms, objective, objective_class
 from maskwise.samplers import Sampler, sampler
@@ -149,20 +148,14 @@ def _overhead(
     arms.train()
     for step in range(len(ARMS)):  # every arm once, untimed
         train(step)
-    step_seconds = mean(_seconds(partial(train, step)) for step in range(steps * len(ARMS)))
-    halves, wholes = (mean(_seconds(one) for _ in range(steps)) for one in (half, whole))
+    step_seconds = mean(processor_seconds(partial(train, step)) for step in range(steps * len(ARMS)))
+    halves, wholes = (mean(processor_seconds(one) for _ in range(steps)) for one in (half, whole))
     return {
         "model": size, "batch": f"{batch_size} x {length}", "arms": len(ARMS), "every": EVERY,
         "step_ms": round(1000 * step_seconds, 2), "probe_ms": round(1000 * halves, 2),
         "overhead": round(halves / (EVERY * step_seconds), 5),
         "overhead_equal_batch": round(wholes / (EVERY * step_seconds), 5),
     }  # fmt: skip
-
-
-def _seconds(call: Callable[[], Any]) -> float:
-    began = time.process_time()
-    call()
-    return time.process_time() - began
 
 
 def _batches(data: tuple[Any, Any, Any], batch_size: int, length: int) -> list[dict[str, Any]]:

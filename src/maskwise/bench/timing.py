@@ -50,6 +50,13 @@ def in_turn(
     return {name: median(spent) for name, spent in seconds.items()}
 
 
+def processor_seconds(call: Callable[[], Any]) -> float:
+    """What one call costs this process."""
+    began = time.process_time()
+    call()
+    return time.process_time() - began
+
+
 def surroundings(packages: Sequence[str]) -> dict[str, Any]:
     """What the figures depend on: processor, threads, versions, date."""
     return {

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import gc
 import tempfile
-import time
 from collections.abc import Callable
 from functools import partial
 from statistics import median
@@ -23,7 +22,7 @@ from rich.table import Table
 from transformers import DataCollatorForLanguageModeling, PrinterCallback, Trainer, TrainingArguments
 
 from maskwise.annotate.registry import annotator
-from maskwise.bench.timing import surroundings
+from maskwise.bench.timing import processor_seconds, surroundings
 from maskwise.corpus import Blocks, pack, read_documents, tokenise, train_tokenizer
 from maskwise.masking import Masker
 from maskwise.objectives import MaskedLanguageModelling
@@ -115,9 +114,7 @@ def _peer(tokenizer: Any, blocks: Blocks, batch_size: int, steps: int) -> None:
 
 def _seconds(call: Callable[[int], None], steps: int) -> float:
     gc.collect()
-    began = time.process_time()
-    call(steps)
-    return time.process_time() - began
+    return processor_seconds(partial(call, steps))
 
 
 def render_train(result: dict[str, Any]) -> RenderableType:

@@ -79,3 +79,14 @@ class Sampler(ABC):
         if len(losses) != len(self.arms):
             raise MaskwiseError("one loss for each arm", got=len(losses), allowed=f"{len(self.arms)}")
         return torch.as_tensor(losses, dtype=torch.float64)
+
+
+def check_interval(every: int) -> int:
+    """The steps between two probes.
+
+    Raises:
+        MaskwiseError: anything but a whole number from 1 on.
+    """
+    if not isinstance(every, int) or every < 1:
+        raise MaskwiseError("steps between probes", got=every, allowed="1, 2, 3, …")
+    return every

@@ -18,8 +18,7 @@ import torch
 from torch import Tensor
 
 from maskwise.errors import MaskwiseError
-from maskwise.samplers.base import Losses, Sampler
-from maskwise.samplers.rules import _interval
+from maskwise.samplers.base import Losses, Sampler, check_interval
 
 TINY, STILL = 1e-6, 1e-3
 """Of the published reward: what keeps it finite, and the change of a loss below which it counts as none."""
@@ -51,7 +50,7 @@ class Learned(Sampler):
 
     def __init__(self, arms: Sequence[str], *, every: int = 100, seed: int = 0):
         super().__init__(arms, seed=seed)
-        self.every = _interval(every)
+        self.every = check_interval(every)
         self.logits = torch.ones(len(self.arms), dtype=torch.float64)
         self.rollout: dict[int, str] = {}
         """Step to arm, since the last update; a step that is drawn twice counts once."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from maskwise.errors import MaskwiseError, unknown_name
 from maskwise.masking.schedules import Schedule, schedule
-from maskwise.samplers.base import Losses, Sampler
+from maskwise.samplers.base import Losses, Sampler, check_interval
 from maskwise.specs import Call
 
 
@@ -109,7 +109,7 @@ class LossProportional(Sampler):
 
     def __init__(self, arms: Sequence[str], *, chance: Losses | None = None, every: int = 100, seed: int = 0):
         super().__init__(arms, seed=seed)
-        self.every = _interval(every)
+        self.every = check_interval(every)
         self.chance = (
             torch.ones(len(self.arms), dtype=torch.float64) if chance is None else self.vector(chance)
         )
@@ -134,9 +134,3 @@ class LossProportional(Sampler):
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         self.share = state["share"]
-
-
-def _interval(every: int) -> int:
-    if not isinstance(every, int) or every < 1:
-        raise MaskwiseError("steps between probes", got=every, allowed="1, 2, 3, …")
-    return every

@@ -25,7 +25,7 @@ from maskwise.objectives import ArmBatch, Arms, Outcome
 from maskwise.samplers import Sampler
 from maskwise.training.learners import Agree, Learner
 from maskwise.training.settings import TrainingSettings
-from maskwise.training.source import Blocks, MaskedSource
+from maskwise.training.source import Blocks, MaskedSource, load_rows
 
 PROBE_SEED = 0x9208
 
@@ -96,13 +96,14 @@ class Probe:
         objective: the arms.
         sources: by arm; for their maskers.
         held_out: by arm, rows that are never trained on.
-        rows: of each arm's held-out rows, those to use: the numbers (R,).
+        size: rows of each arm, over all ranks.
+        skip: by arm, the numbers of held-out rows that judge the model, and so are not used here.
         total_steps: of the run: masks are those of its middle.
         fresh: other rows and other masks each time, as in the released code.
         rank, ranks: each rank measures its share of the rows.
 
     Raises:
-        MaskwiseError: no rows, or an arm's rows in its training data.
+        MaskwiseError: fewer rows than ``size``, or documents that are in the training data too.
     """
 
     def __init__(
@@ -147,7 +148,7 @@ class Probe:
         start = fold(PROBE_SEED, turn) % len(rows) if self.fresh else 0
         chosen = rows.roll(-start)[: self.size][self.rank :: self.ranks]
         device = next(self.objective.parameters()).device
-        columns = {name: value.to(device) for name, value in self.held_out[arm].batch(chosen).items()}
+        columns = load_rows(self.held_out[arm], chosen, device)
         middle = {"step": self.total_steps // 2, "total_steps": self.total_steps}
         return self.sources[arm].masker(columns, **middle, epoch=turn)
 

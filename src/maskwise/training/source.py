@@ -57,15 +57,13 @@ class MaskedSource:
         mine = rows.view(self.settings.accumulate, ranks, -1)[:, rank]
         total = self.settings.steps
         return [
-            self.masker(self._load(part, device), step=step, total_steps=total, epoch=epoch) for part in mine
+            self.masker(load_rows(self.blocks, part, device), step=step, total_steps=total, epoch=epoch)
+            for part in mine
         ]
 
     def learners(self) -> dict[str, Learner]:
         """What of the masking learns from the losses; see ``learners_of``."""
         return learners_of(self.masker)
-
-    def _load(self, rows: Tensor, device: torch.device) -> dict[str, Tensor]:
-        return {name: value.to(device, non_blocking=True) for name, value in self.blocks.batch(rows).items()}
 
     def facts(self, batches: list[MaskedBatch]) -> dict[str, float]:
         """Sums to log: tokens read, tokens that could be chosen, that were, and the ratio asked for."""
@@ -83,6 +81,11 @@ class MaskedSource:
             "ratio": sums["chosen"] / max(1.0, sums["eligible"]),
             "scheduled_ratio": sums["asked"] / max(1.0, sums["rows"]),
         }
+
+
+def load_rows(blocks: Blocks, rows: Tensor, device: torch.device) -> dict[str, Tensor]:
+    """The columns of some rows, on the device."""
+    return {name: value.to(device, non_blocking=True) for name, value in blocks.batch(rows).items()}
 
 
 def log_frequencies(counts: Tensor) -> Tensor:
