@@ -16,7 +16,7 @@ ROOT = Path(maskwise.__file__).parent
 # Below → above. A module may import its own room and what stands before it; a row does not see its own.
 ORDER = [
     {"errors", "arrays"},
-    {"specs", "keys", "annotate.characters", "tasks.readers"},
+    {"specs", "keys", "starts", "annotate.characters", "tasks.readers"},
     {"annotate.words", "annotate.annotator"},
     {"annotate.align"},
     {"corpus", "report"},
@@ -42,6 +42,7 @@ ONLY = {
     "corpus": {
         "errors",
         "keys",
+        "starts",
         "annotate.words",
         "annotate.characters",
         "annotate.annotator",

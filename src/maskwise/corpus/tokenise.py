@@ -23,6 +23,7 @@ from maskwise.annotate.characters import classify, is_white, word_starts
 from maskwise.annotate.words import flat_offsets, number_words, place_tokens
 from maskwise.corpus.load import Document
 from maskwise.errors import MaskwiseError, unknown_name
+from maskwise.starts import resolve_start
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _INSIDE = 0xF0000  # a private plane, for letters inside a word
@@ -44,15 +45,16 @@ def load_tokenizer(name_or_path: str, *, needs_mask: bool = True) -> PreTrainedT
     """A fast tokenizer from a folder or the Hugging Face hub. Code that comes with it is never run.
 
     Args:
-        name_or_path: as for ``AutoTokenizer.from_pretrained``.
+        name_or_path: as for ``starts.resolve_start``.
         needs_mask: refuse a tokenizer without a mask token (T5's have none) or a padding token.
 
     Raises:
         MaskwiseError: if it is not found, cannot be read without its own code, is slow (has no offsets), or
             has no mask token.
     """
+    where = resolve_start(name_or_path)
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
+        tokenizer: Any = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
     except Exception as error:  # the hub, JSON, missing extras: no common base
         do = "give a folder written by save_pretrained, or a name on the hub (the network must be reachable)"
         raise MaskwiseError(

