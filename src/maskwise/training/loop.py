@@ -33,6 +33,7 @@ from maskwise.training.checkpoints import load_state, save_state
 from maskwise.training.learners import Learner, agreement, restore, states
 from maskwise.training.machine import new_accelerator, reduced
 from maskwise.training.metrics import Metrics
+from maskwise.training.model import freeze_encoder
 from maskwise.training.optim import Optimizers
 from maskwise.training.progress import Progress
 from maskwise.training.settings import TrainingSettings
@@ -91,6 +92,7 @@ def train(
             got=f"{settings.batch_size} for {settings.accumulate} × {ranks}",
         )
     objective.to(device)
+    _freeze(objective, settings)
     optimizers = Optimizers(objective, settings)
     run = _Run(objective, settings, accelerator)
     start: int = 0
@@ -106,7 +108,7 @@ def train(
     window = {"loss": 0.0, "targets": 0.0}
     total = {"tokens": before.get("tokens", 0), "targets": before.get("targets", 0)}
     began, last_loss = time.perf_counter() - before.get("seconds", 0.0), math.nan
-    objective.train()
+    _learning(objective, settings)
     for learner in learners.values() if not start else ():
         learner.after(0, settings.steps, agree)
     try:
@@ -146,6 +148,7 @@ def train(
                     progress.note(loss=last_loss, **{k: v for k, v in line.items() if k == "ratio"})
                 if evaluate and (done == settings.steps or _due(done, settings.eval_every)):
                     _evaluate(evaluate, objective, done, metrics, accelerator)
+                    _learning(objective, settings)
                 if folder and _due(done, settings.save_every) and done < settings.steps:
                     if run.first:
                         facts = {**run.facts, **total, "seconds": time.perf_counter() - began}
@@ -185,7 +188,9 @@ class _Run:
 
     def check(self, folder: Path, facts: Mapping[str, Any]) -> None:
         """Refuse a state of another run; say so where it is the same in all but the last bits."""
-        changed = _changes(facts.get("settings", {}), self.facts["settings"])
+        # A setting that an older state does not know had its default.
+        before = {**TrainingSettings().model_dump(mode="json"), **facts.get("settings", {})}
+        changed = _changes(before, self.facts["settings"])
         if changed:
             raise MaskwiseError(
                 f"{folder} is of a run with other settings", got=changed, do="give a new folder"
@@ -221,6 +226,23 @@ def _backward(
     return total
 
 
+def _freeze(objective: Objective, settings: TrainingSettings) -> None:
+    """Before there are optimisers: what is frozen has no gradient, no state and no weight decay."""
+    if settings.freeze == "encoder":
+        freeze_encoder(objective.model)
+        if not any(parameter.requires_grad for parameter in objective.parameters()):
+            got = type(objective.model).__name__
+            raise MaskwiseError("nothing is left to train", got=got, do="set training.freeze: none")
+
+
+def _learning(objective: Objective, settings: TrainingSettings) -> None:
+    """Dropout on, but in a frozen encoder: there it protects no weight from anything, and the head would learn to read
+    states that it never sees again."""
+    objective.train()
+    if settings.freeze == "encoder":
+        objective.model.base_model.eval()  # type: ignore[union-attr, operator]
+
+
 def _evaluate(
     evaluate: Evaluate, objective: Objective, step: int, metrics: Metrics, accelerator: Accelerator
 ) -> None:
@@ -229,7 +251,6 @@ def _evaluate(
         for line in evaluate(step):
             metrics.write({"kind": "eval", "step": step, **line})
             accelerator.log({f"eval/{line.get('masks', 'task')}/{k}": v for k, v in line.items()}, step=step)
-    objective.train()
 
 
 def _due(done: int, every: int) -> bool:

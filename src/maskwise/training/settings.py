@@ -44,6 +44,9 @@ class TrainingSettings(BaseModel):
     decay: Literal["linear", "cosine", "constant"] = "linear"
     """How the learning rate falls to 0 after the warm-up."""
 
+    freeze: Literal["none", "encoder"] = "none"
+    """``encoder``: train the heads only, on an encoder that stays as it is, and without its dropout."""
+
     clip: float = Field(1.0, ge=0)
     """Largest gradient norm, over all parameters; 0 for none."""
 
