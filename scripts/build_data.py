@@ -1,6 +1,6 @@
 """Cuts the data that maskwise ships out of larger public data sets: `python scripts/build_data.py SOURCE`.
 
-SOURCE holds wikipedia_en/, glue_like/ and ud_english_ewt/ (their origin and licences:
+SOURCE holds wikipedia_en/, glue_like/, ud_english_ewt/, ner_wikigold/ and ner_wnut17/ (their origin and licences:
 src/maskwise/data/README.md). Nothing is drawn at random: rows are taken at even distances, and gzip gets no
 time stamp, so a second run writes the same bytes (another zlib may compress the same rows differently). Only
 licences that allow it (CC BY, CC BY-SA) are shipped, and a few megabytes in all.
@@ -79,6 +79,8 @@ def main(source: Path) -> None:
     write("banking77", banking77(source / "glue_like" / "banking77"))
     write("clinc150", clinc150(source / "glue_like" / "clinc150"))
     write("ud_ewt_pos", ud_ewt_pos(source / "ud_english_ewt"))
+    write("wikigold", wikigold(source / "ner_wikigold"))
+    write("wnut17", wnut17(source / "ner_wnut17"))
 
 
 def wikipedia(folder: Path) -> list[Row]:
@@ -119,6 +121,37 @@ def ud_ewt_pos(folder: Path) -> Iterator[Row]:
             sentences = [sentence for sentence in read_conllu(file) if 4 <= len(sentence[0]) <= 40]
         for tokens, tags, relations in spread(sentences, count):
             yield {"split": split, "tokens": tokens, "tags": tags, "relations": relations}
+
+
+def wikigold(folder: Path) -> Iterator[Row]:
+    """Sentences of Wikipedia with the names in them, as published, uncut: {"tokens", "tags"}."""
+    with gzip.open(folder / "wikigold.conll.txt.gz", "rt", encoding="utf-8") as file:
+        yield from ({"tokens": tokens, "tags": tags} for tokens, tags in read_conll(file))
+
+
+def wnut17(folder: Path) -> Iterator[Row]:
+    """Posts and comments with the names in them, in their own splits: {"split", "tokens", "tags"}."""
+    for split, name, count in (
+        ("train", "train.conll.gz", 1500),
+        ("dev", "dev.conll", 300),
+        ("test", "test.conll", 1287),
+    ):
+        read = gzip.open if name.endswith(".gz") else open
+        with read(folder / name, "rt", encoding="utf-8") as file:
+            for tokens, tags in spread(list(read_conll(file)), count):
+                yield {"split": split, "tokens": tokens, "tags": tags}
+
+
+def read_conll(lines: Iterable[str]) -> Iterator[tuple[list[str], list[str]]]:
+    """(tokens, tags) per sentence, of lines with one of each."""
+    words: list[list[str]] = []
+    for line in chain(lines, [""]):
+        if line.strip():
+            words.append(line.split())
+        elif words:
+            tokens, tags = (list(column) for column in zip(*words))
+            yield tokens, tags
+            words = []
 
 
 def read_conllu(lines: Iterable[str]) -> Iterator[tuple[list[str], list[str], list[str]]]:

@@ -21,6 +21,8 @@ BUNDLED_TASKS = {
     "clinc150": "clinc150",
     "ud-pos": "ud_ewt_pos",
     "ud-relations": "ud_ewt_pos",
+    "wikigold": "wikigold",
+    "wnut17": "wnut17",
 }
 SPLIT_OF = {"train": "train", **dict.fromkeys(("dev", "validation", "valid", "val"), "dev"), "test": "test"}
 _WORDS = {**SPLIT_OF, "trial": "dev"}  # SemEval's word, in names of files
