@@ -142,9 +142,9 @@ def test_deletion_insertion_and_their_detection() -> None:
         ("<s> a </s>", "<s> a </s>", ""),
     )
     shown = corrupted("delete(target='detect')", *batch_of("<s> a {b c} d f {e} </s>", "<s> a b </s>"))
-    assert shown.labels.tolist() == [[IGNORE, 0, 1, 0, 1], [IGNORE] * 4 + [IGNORE]]
+    assert shown.labels.tolist() == [[IGNORE, 0, 1, 0, 1], [IGNORE, 0, 0, 0, IGNORE]]
     shown = corrupted("insert(target='detect')", *batch_of("<s> a {b} {c} d </s>", "<s> a b </s>"))
-    assert shown.labels.tolist() == [[IGNORE, 0, 1, 0, 1, 0, 0, IGNORE], [IGNORE] * 8]
+    assert shown.labels.tolist() == [[IGNORE, 0, 1, 0, 1, 0, 0, IGNORE], [IGNORE, 0, 0] + [IGNORE] * 5]
     assert words(shown.input_ids[0]).split()[0::1][1] == "a"
     kept = shown.input_ids[0][shown.labels[0] != 1]
     assert words(kept) == "<s> a b c d </s>"

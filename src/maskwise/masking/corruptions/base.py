@@ -28,7 +28,8 @@ class Corruption(ABC):
     """Base of all corruptions. Members are small frozen dataclasses.
 
     Rules for all: nothing but chosen tokens is corrupted; special tokens stay where they are; a row where
-    nothing was chosen comes back as it was and has no target.
+    nothing was chosen comes back as it was and has no target; but its labels are 0 for ``detect``, where "nothing
+    was done" is an answer.
     """
 
     #: whether it shows mask tokens, which the tokenizer must then have

@@ -50,6 +50,6 @@ class Delete(Corruption):
             told, gap = batch.content.clone(), torch.zeros_like(chosen)
             told[:, 1:] |= batch.content[:, :-1]
             gap[:, 1:] = chosen[:, :-1]
-            labels = move(torch.where(told & chosen.any(1, keepdim=True), gap.long(), IGNORE), IGNORE)
+            labels = move(torch.where(told, gap.long(), IGNORE), IGNORE)
         input_ids = move(batch.input_ids, vocabulary.pad)
         return Corrupted(input_ids, labels, move.attention_mask, carried(batch, move))

@@ -62,7 +62,6 @@ class Insert(Corruption):
         if self.target == "full":
             labels = whole_text(batch, chosen, vocabulary.eos)
         else:
-            told = batch.content & chosen.any(1, keepdim=True)
-            labels = move(interleaved(torch.ones_like(added), torch.where(told, 0, IGNORE)), IGNORE)
+            labels = move(interleaved(torch.ones_like(added), torch.where(batch.content, 0, IGNORE)), IGNORE)
         input_ids = move(interleaved(added, batch.input_ids), vocabulary.pad)
         return Corrupted(input_ids, labels, move.attention_mask, carried(batch, move, twice=True))

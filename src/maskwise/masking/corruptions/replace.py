@@ -45,7 +45,7 @@ class Replace(Corruption):
         if self.target == "full":
             labels = whole_text(batch, chosen, None)
         elif self.target == "detect":
-            labels = torch.where(batch.content & chosen.any(1, keepdim=True), chosen.long(), IGNORE)
+            labels = torch.where(batch.content, chosen.long(), IGNORE)
         else:
             labels = torch.where(chosen, batch.input_ids, IGNORE)
         return Corrupted(input_ids, labels, batch.attention_mask, dict(batch.extras))
