@@ -335,6 +335,44 @@ def test_bad_input_is_one_line_and_writes_nothing(arguments, message, tmp_path, 
     assert not out.exists()
 
 
+@pytest.mark.parametrize("wanted", ["words,phrases", "phrases"])
+def test_a_small_text_has_no_phrases_and_is_told_so(wanted, tmp_path, capsys):
+    text, out = tmp_path / "small.txt", tmp_path / "out"
+    text.write_text("Anna saw <b>New York</b> in May.\n\nNew York is large.\n")
+    command = ["annotate", str(text), "--with", wanted, "--out", str(out), "--html", str(tmp_path / "p.html")]
+    for _ in range(2):  # the second run counts nothing, and still says it
+        with pytest.raises(SystemExit) as caught:
+            main(command)
+        error = capsys.readouterr().err.replace(f"wrote {tmp_path / 'p.html'}\n", "")
+        assert not caught.value.code and error.count("\n") == 1
+        assert "no phrase among these 12 words" in error and "phrases(min_count=" in error
+    assert "no phrase among these" in (tmp_path / "p.html").read_text()
+    documents = ["Anna saw <b>New York</b> in May.", "New York is large."]
+    assert all(not len(found["phrase"].start) for found in Store(out).annotate(documents))
+    assert json.loads((out / "summary.json").read_text())["annotators"]["phrases"]["notice"]
+
+
+@pytest.mark.parametrize("count", [1, 40])
+def test_a_run_that_ends_before_its_first_shard_leaves_nothing(count, tmp_path, rare):
+    """Whether an annotator that counts finds too little, or one fails on the first text it sees."""
+    for number, (wanted, function) in enumerate(
+        [(["rare", "informativeness(min_count=1000)"], []), (["rare"], ["annotate_tools:outside"])]
+    ):
+        out = tmp_path / str(number) / "out"
+        with pytest.raises(MaskwiseError):
+            annotate_corpus(corpus(count), wanted, out, functions=function, jobs=1)
+        assert not out.exists()
+        out.mkdir()
+        with pytest.raises(MaskwiseError):
+            annotate_corpus(corpus(count), wanted, out, functions=function, jobs=1)
+        assert not list(out.iterdir()), "a folder that was there stays, as it was"
+    annotate_corpus(corpus(count), ["words"], out, jobs=1)
+    before = files(out)
+    with pytest.raises(MaskwiseError):
+        annotate_corpus(corpus(count), wanted, out, functions=function, jobs=1)
+    assert files(out) == before and len(Store(out).annotate([corpus(count)[0]["text"]])) == 1
+
+
 def test_folders_of_others_are_left_alone(tmp_path):
     (tmp_path / "precious").write_text("x")
     with pytest.raises(MaskwiseError, match="holds something else; got precious"):
@@ -515,6 +553,14 @@ def test_the_rows_of_a_prepared_corpus_carry_layers(tmp_path, monkeypatch):
 
     monkeypatch.setattr(annotator("sentences").__class__, "version", "another")
     assert prepare_stage(recipe).name != stage.name  # a changed annotator is another stage
+
+
+def test_a_study_refuses_phrases_of_a_text_that_has_none(tmp_path):
+    """Its arm of phrases would be whole words under another name."""
+    corpus = {"source": str(jsonl(tmp_path, 8)), "length": 24, "layers": ["phrases"]}
+    stage = prepare_stage(Recipe(corpus=corpus, tokenizer={"vocab_size": 100}, masking={"policy": "phrase"}))
+    with pytest.raises(MaskwiseError, match="phrases: no phrase among these"):
+        run_stage(stage, tmp_path / "stages")
 
 
 @pytest.mark.parametrize(

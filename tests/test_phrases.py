@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import resource
 from collections import Counter
 from itertools import chain, combinations, pairwise
@@ -301,13 +302,9 @@ def test_the_size_follows_the_corpus():
 
 
 def test_mistakes_are_one_line(tmp_path):
-    for settings_, says in (({"size": 0}, "size ≥ 1"), ({"min_documents": 0}, "min_documents ≥ 1")):
+    for settings_, says in (({"size": 1}, "size ≥ 2"), ({"min_documents": 0}, "min_documents ≥ 1")):
         with pytest.raises(MaskwiseError, match=says):
             Phrases(**settings_)
-    with pytest.raises(MaskwiseError, match=r"no phrase that is frequent enough.*lower min_count"):
-        Phrases().fit(["a b c"], tmp_path)
-    with pytest.raises(MaskwiseError, match="no phrase"):
-        Phrases().fit([], tmp_path)
     with pytest.raises(MaskwiseError, match="cannot read"):
         Phrases(vocabulary=str(tmp_path / "none"))
     with pytest.raises(MaskwiseError, match="maskwise annotate"):
@@ -318,6 +315,21 @@ def test_mistakes_are_one_line(tmp_path):
     (tmp_path / "bad.txt").write_text("new york\nrock 'n' roll\n")
     with pytest.raises(MaskwiseError, match="no punctuation"):
         Phrases(vocabulary=str(tmp_path / "bad.txt")).annotate(["x"])
+
+
+@pytest.mark.parametrize("texts", [[], ["a b c"], ["", "?!"]])
+def test_too_little_text_makes_an_empty_vocabulary_that_says_so(texts, tmp_path):
+    made = annotator(Phrases(min_count=3).fit(texts, tmp_path))
+    assert made.fitted and made.version == Phrases(vocabulary=str(tmp_path)).version
+    number = len(" ".join(texts).split()) if texts == ["a b c"] else 0
+    assert re.match(
+        rf"no phrase among these {number} words .*more than 3 times in at least 5 doc", made.notice
+    )
+    assert [len(found["phrase"].start) for found in made.annotate(["a b c", ""])] == [0, 0]
+    (tmp_path / "none.txt").write_text("\n")
+    assert "none.txt" in Phrases(vocabulary=str(tmp_path / "none.txt")).notice
+    (tmp_path / "none.txt").write_text("new york\n")
+    assert Phrases(vocabulary=str(tmp_path / "none.txt")).notice is None and Phrases().notice is None
 
 
 def test_blocks_are_cut_between_texts(monkeypatch):

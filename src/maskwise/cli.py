@@ -199,6 +199,9 @@ def annotate(
     colours = bool(out_console.color_system and not out_console.no_color)
     out_console.print(render_terminal(found, shown, colours=colours))
     for spec, entry in found["annotators"].items():
+        if entry["notice"]:
+            line = f"{spec}: {entry['notice']}"
+            err_console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
         for error, count in entry["failures"].items():
             line = f"{spec} failed on {count} texts, which have no layers of it: {error}"
             err_console.print(line, style="red", markup=False, highlight=False, soft_wrap=True)

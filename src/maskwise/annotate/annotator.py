@@ -95,7 +95,11 @@ class Annotator(Protocol):
 
 @runtime_checkable
 class Fitted(Annotator, Protocol):
-    """An annotator that counts over the whole corpus before it can annotate."""
+    """An annotator that counts over the whole corpus before it can annotate.
+
+    If the corpus has nothing for it, it may say so in a line under ``notice`` (None: nothing to say), and give
+    empty layers; or refuse in `fit`, which ends the run.
+    """
 
     @property
     def fitted(self) -> bool:

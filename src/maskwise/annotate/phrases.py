@@ -42,7 +42,8 @@ from maskwise.specs import Call
 
 SHARES = {2: 0.5, 3: 0.25, 4: 0.125, 5: 0.125}
 FRAGMENT = 0.9
-FILE = "phrases.parquet"
+FILE, FACTS = "phrases.parquet", "facts.json"
+RECORD = ("phrase", "length", "count", "documents", "score")
 
 
 class Phrases:
@@ -67,15 +68,16 @@ class Phrases:
         self, *, vocabulary: str | None = None, size: int | None = None, min_count: int = 10,
         min_documents: int = 5, paper: bool = False,
     ):  # fmt: skip
-        if (size is not None and size < 1) or min_count < 0 or min_documents < 1:
+        if (size is not None and size < 2) or min_count < 0 or min_documents < 1:
             got = f"size={size}, min_count={min_count}, min_documents={min_documents}"
             raise MaskwiseError(
                 "phrases: settings out of range",
                 got=got,
-                allowed="size ≥ 1, min_count ≥ 0, min_documents ≥ 1",
+                allowed="size ≥ 2, min_count ≥ 0, min_documents ≥ 1",
             )
         self._size, self._min_count, self._min_documents, self._paper = size, min_count, min_documents, paper
-        self._phrases = None if vocabulary is None else read_phrases(Path(vocabulary))
+        self._vocabulary = None if vocabulary is None else Path(vocabulary)
+        self._phrases = None if self._vocabulary is None else read_phrases(self._vocabulary)
 
     @property
     def fitted(self) -> bool:
@@ -86,27 +88,36 @@ class Phrases:
         settings = (self._size, self._min_count, self._min_documents, self._paper)
         return digest(self.name, RULES, VERSION, *(settings if self._phrases is None else self._phrases))
 
+    @property
+    def notice(self) -> str | None:
+        """Why the layer is empty everywhere, if the vocabulary is, and what to do: one line."""
+        if self._phrases or self._vocabulary is None:
+            return None
+        try:
+            facts = json.loads((self._vocabulary / FACTS).read_text(encoding="utf-8"))
+        except OSError:
+            return f"no phrase in {self._vocabulary}, so the layer is empty; write one on each line"
+        return (
+            f"no phrase among these {facts['words']:,} words stands more than {facts['min_count']} times in at least "
+            f"{facts['min_documents']} documents, so the layer is empty; give more text, or lower these, as in "
+            "phrases(min_count=2, min_documents=1)"
+        )
+
     def fit(self, texts: Iterable[str], folder: Path) -> str:
         """Make a vocabulary of the corpus and save it in ``folder``: phrases.parquet and facts.json.
 
-        Raises:
-            MaskwiseError: no phrase is frequent enough.
+        A corpus without a phrase that is frequent enough has an empty one, and `notice` says so: with other layers
+        asked for beside this one, that must not be the end of them.
         """
         counted = count_ngrams(texts, folder, min_count=self._min_count, min_documents=self._min_documents)
         size = vocabulary_size(counted.total) if self._size is None else self._size
         found = choose_phrases(counted, size=size, paper=self._paper)
-        if not found:
-            raise MaskwiseError(
-                "the corpus has no phrase that is frequent enough", got=f"{counted.total:,} words",
-                allowed=f"more than {self._min_count} times in at least {self._min_documents} documents",
-                do="give more text, lower min_count or min_documents, or leave phrases out",
-            )  # fmt: skip
-        write_table(folder / FILE, {name: [one[name] for one in found] for name in found[0]})
+        write_table(folder / FILE, {name: [one[name] for one in found] for name in RECORD})
         facts = {
             "words": counted.total, "phrases": len(found), "size": size, "counts_too_low_by_at_most": counted.lost,
             "min_count": self._min_count, "min_documents": self._min_documents, "paper": self._paper,
         }  # fmt: skip
-        (folder / "facts.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        (folder / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
         return str(Call(self.name, kwargs={"vocabulary": str(folder)}))
 
     def annotate(self, texts: list[str]) -> list[dict[str, CharSpans]]:
@@ -139,7 +150,7 @@ def choose_phrases(counted: Counted, *, size: int, paper: bool = False) -> list[
     """The vocabulary: of every length the best, ``SHARES`` of ``size`` (fewer where a corpus has fewer).
 
     Returns:
-        One record per phrase: phrase, length, count, documents, score. In the order of rank ÷ share, so that any
+        One record per phrase, of the fields `RECORD`. In the order of rank ÷ share, so that any
         beginning of the list has about the published shares: scores of different lengths do not compare.
     """
     ranked = []
@@ -157,7 +168,7 @@ def choose_phrases(counted: Counted, *, size: int, paper: bool = False) -> list[
         inside = np.union1d(best, np.flatnonzero(fragment))
         columns = level.counts[best].tolist(), level.documents[best].tolist(), scores[n][best].tolist()
         for rank, (phrase, count, documents, score) in enumerate(zip(counted.texts(n, best), *columns)):
-            record = {"phrase": phrase, "length": n, "count": count, "documents": documents, "score": score}
+            record = dict(zip(RECORD, (phrase, n, count, documents, score)))
             ranked.append((rank / SHARES[n], n, record))
     return [record for _, _, record in sorted(ranked, key=lambda one: one[:2])]
 

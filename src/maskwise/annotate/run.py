@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -83,10 +83,11 @@ def annotate_corpus(
     Returns:
         What ``summary.json`` holds: "source", "corpus" (its key), "documents", "characters", "words", "shards",
         "made" (files written by this run), "skipped" (reason → documents) and "annotators": for each what
-        `summary.add_up` returns.
+        `summary.add_up` returns, and a "notice": a line to tell the user, or None.
 
     Raises:
-        MaskwiseError: bad input; a folder that holds something else; a full disk. What was finished is kept.
+        MaskwiseError: bad input; a folder that holds something else; a full disk. Shards that were finished are
+            kept; a run that ends before its first one leaves nothing.
     """
     out = Path(out)
     if engine not in ENGINES:
@@ -138,7 +139,8 @@ def annotate_corpus(
             of_shards = [facts[number, one.asked] or {} for number in range(len(shards))]
             found = add_up(of_shards, one.made.layers)
             summary["words"] = found.pop("words")
-            summary["annotators"][one.asked] = {key: found[key] for key in ("failures", "layers")}
+            said = {"notice": getattr(one.made, "notice", None)}
+            summary["annotators"][one.asked] = said | {key: found[key] for key in ("failures", "layers")}
         write_whole(out / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False).encode())
         total = summary["documents"], summary["characters"]
         manifest = Manifest(documents.name, corpus, *total, (*kept, *parts), tuple(one.key for one in shards))
@@ -203,13 +205,28 @@ def _kept(out: Path, corpus: str, new: Sequence[Made]) -> list[Made]:
 
 
 def _sweep(out: Path, manifest: Manifest) -> None:
-    """Remove shards that the manifest does not name: of other texts, or another version."""
+    """Remove shards that the manifest does not name (of other texts, or another version), and half-done counts of
+    runs that were killed."""
     named = {
         file_name(made.name, made.version, key) for made in manifest.annotators for key in manifest.shards
     }
     for path in (out / "shards").iterdir():
         if path.name not in named:
             path.unlink()
+    for path in (out / "fitted").glob(".*.partial"):
+        shutil.rmtree(path)
+
+
+def _leave(out: Path, *, ours: bool) -> None:
+    """After a failure: without a shard there is nothing that a next run could go on from, so nothing stays."""
+    if (out / MANIFEST).is_file() or any((out / "shards").glob("*.parquet")):
+        return
+    for part in ("shards", "fitted"):
+        shutil.rmtree(out / part, ignore_errors=True)
+    (out / LOCK).unlink(missing_ok=True)
+    if ours:
+        with suppress(OSError):
+            out.rmdir()
 
 
 @contextmanager
@@ -220,6 +237,7 @@ def _claimed(out: Path) -> Iterator[None]:
     if out.is_dir() and any(out.iterdir()) and not (out / LOCK).is_file():
         found = ", ".join(sorted(path.name for path in out.iterdir())[:3])
         raise MaskwiseError(f"--out {out} holds something else", got=found, do="give a new folder")
+    ours = not out.is_dir()
     try:
         out.mkdir(parents=True, exist_ok=True)
         lock = (out / LOCK).open("w")
@@ -231,7 +249,11 @@ def _claimed(out: Path) -> Iterator[None]:
         except BlockingIOError:
             do = "wait for it, or give another folder"
             raise MaskwiseError(f"another run annotates into {out}", do=do) from None
-        yield
+        try:
+            yield
+        except Exception:  # but not of Ctrl-C, behind which the same command goes on
+            _leave(out, ours=ours)
+            raise
 
 
 class _Bar:
