@@ -30,6 +30,7 @@ from maskwise.corpus import (
     train_tokenizer,
     unigram_counts,
 )
+from maskwise.errors import MaskwiseError
 from maskwise.evaluation import EvaluationSettings, HeldOut, evaluate, fixed_maskers, overlap_record
 from maskwise.objectives import MaskedLanguageModelling
 from maskwise.study.card import model_card
@@ -98,7 +99,10 @@ def _layers(corpus: Mapping[str, Any], folder: Path) -> Store | None:
     if not corpus["layers"]:
         return None
     how = {"text_field": corpus["text_field"], "limit": corpus["limit"], "jobs": 1}
-    annotate_corpus(corpus["source"], corpus["layers"], folder, **how)
+    found = annotate_corpus(corpus["source"], corpus["layers"], folder, **how)
+    for asked, entry in found["annotators"].items():
+        if entry["notice"]:  # an arm on an empty layer would be another policy under its name
+            raise MaskwiseError(f"corpus.layers: {asked}: {entry['notice']}")
     return Store(folder)
 
 
