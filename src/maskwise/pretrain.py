@@ -14,8 +14,8 @@ import yaml
 from pydantic import ValidationError
 
 from maskwise.errors import MaskwiseError, unknown_name
-from maskwise.recipe import Recipe, parse_value
-from maskwise.study.checks import check_inputs
+from maskwise.recipe import Recipe, parse_value, validate
+from maskwise.study.checks import check_inputs, say
 from maskwise.study.facts import hardware, versions
 from maskwise.study.stages import Stage, prepare_stage, write_json
 from maskwise.study.work import Prepared, pretrain, run_stage
@@ -35,7 +35,8 @@ def run_pretrain(recipe: Recipe, out: Path, *, quiet: bool = False) -> dict[str,
     recipe = recipe.model_copy(update={"study": type(recipe.study)(), "tasks": ()})
     if rank == 0:
         _check_folder(out, recipe)
-    check_inputs(recipe)
+    notes = check_inputs(recipe)
+    say(() if quiet or rank else notes)
     first, *further = recipe.links()
     texts = [prepare_stage(first)]
     texts += [prepare_stage(link, after=texts[0]) for link in further]
@@ -125,7 +126,8 @@ def _check_folder(out: Path, recipe: Recipe) -> None:
         found = ", ".join(sorted(p.name for p in out.iterdir())[:3])
         raise MaskwiseError(f"--out {out} holds something else", got=found, do="give a new folder")
     before, now = yaml.safe_load(known.read_text(encoding="utf-8")), recipe.model_dump(mode="json")
-    changed = [key for key in now if now[key] != before.get(key)]
+    before = validate(before, origin=str(known)).model_dump(mode="json")  # with what a newer version can set
+    changed = [key for key in now if now[key] != before[key]]
     if changed:
         what = f"a change in {', '.join(changed)}"
         raise MaskwiseError(f"--out {out} holds a run of another recipe", got=what, do="give a new folder")

@@ -47,7 +47,7 @@ class TokenizerPart(Part):
     """A tokenizer by name, or one trained on the corpus."""
 
     name: str | None = None
-    """A folder or hub id. None: train one."""
+    """A folder, hub id, ``bundled:encoder`` or ``package:NAME``. None: the pre-trained model's own, or a new one."""
     kind: Literal["wordpiece", "bpe"] = "wordpiece"
     vocab_size: int = Field(2048, ge=64)
     lowercase: bool = True
@@ -57,12 +57,12 @@ class ModelPart(Part):
     """A model from a configuration, or a pre-trained one to go on with."""
 
     pretrained: str | None = None
-    """A folder or hub id. None: fresh weights."""
+    """A folder, hub id, ``bundled:encoder`` or ``package:NAME`` (an installed one). None: fresh weights."""
     architecture: str = "modernbert"
     settings: dict[str, Any] = {}
     """Fields of the architecture's configuration, such as hidden_size."""
     unigram_bias: bool = True
-    """Start the output bias at the log-frequencies of the training text."""
+    """Start the output bias of a new head at the log-frequencies of the training text."""
 
 
 class MaskingPart(Part):

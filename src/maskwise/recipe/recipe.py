@@ -104,6 +104,11 @@ class Recipe(Part):
         """The arm that the others are compared with."""
         return self.study.baseline or next(iter(self.study.arms), None)
 
+    @property
+    def tokenizer_name(self) -> str | None:
+        """Of the tokenizer: as said, or the pre-trained model's own. None: one is trained."""
+        return self.tokenizer.name or self.model.pretrained
+
     def links(self) -> tuple[Recipe, ...]:
         """The chain of trainings: this recipe without its intermediate part, and what that makes of it."""
         if self.intermediate is None:

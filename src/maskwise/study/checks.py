@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from rich.console import Console
 
 from maskwise.annotate.align import token_layers
 from maskwise.annotate.registry import annotator
@@ -13,7 +16,7 @@ from maskwise.evaluation import load_sets
 from maskwise.masking.policies import policy
 from maskwise.objectives import objective_class
 from maskwise.tasks import load_task
-from maskwise.training.model import check_start, load_config, new_config
+from maskwise.training.model import NO_HEAD, check_room, check_start, has_head, load_config, new_config
 
 CORPUS_LAYERS = ("word_ids",)
 """The layers that every prepared corpus has; more come from ``corpus.layers``."""
@@ -22,15 +25,27 @@ LOCK = ".lock"
 """In ``stages/``: held while a study runs, and the sign that the folder is one."""
 
 
-def check_inputs(recipe: Any) -> None:
-    """Fail now rather than in an hour: all that can be known of every arm without doing the work."""
+def check_inputs(recipe: Any) -> list[str]:
+    """Fail now rather than in an hour: all that can be known of every arm without doing the work.
+
+    Returns:
+        What is no mistake and should be known, in lines.
+    """
+    notes: dict[str, None] = {}
     points = recipe.study.search.points if recipe.study.search else [{}]
     arms = [recipe.arm(name, seed=0, more=point) for name in recipe.study.arms for point in points]
     for one in arms or [recipe]:
-        given = one.tokenizer.name
+        given = one.tokenizer_name
         tokenizer = load_tokenizer(given) if given else _Untrained(one.tokenizer.vocab_size)
         if one.model.pretrained:
-            check_start(load_config(one.model.pretrained), len(tokenizer))
+            config = load_config(one.model.pretrained)
+            check_start(config, len(tokenizer))
+            for link in one.links():
+                check_room(config, link.corpus.length, what="corpus.length")
+            if recipe.tasks:
+                check_room(config, one.finetune.max_length, what="finetune.max_length")
+            if one.links()[0].training.freeze == "none" and not has_head(one.model.pretrained):
+                notes[f"{one.model.pretrained}: {NO_HEAD}"] = None
         else:
             settings = one.model.settings
             config = new_config(one.model.architecture, tokenizer, one.corpus.length, **settings)
@@ -45,6 +60,7 @@ def check_inputs(recipe: Any) -> None:
             do = f'give one another name: {task.partition("(")[0]}(…, name="…")'
             raise MaskwiseError(f"two tasks are called {name!r}", got=f"{named[name]} and {task}", do=do)
         named[name] = task
+    return list(notes)
 
 
 def _check_text(link: Any) -> None:
@@ -72,6 +88,12 @@ def _policies(link: Any) -> list[str]:
         for arm in link.objectives.values()
     ]
     return list(dict.fromkeys(found))
+
+
+def say(notes: Iterable[str]) -> None:
+    """Lines on stderr."""
+    for note in notes:
+        Console(stderr=True, soft_wrap=True, highlight=False).print(note, markup=False)
 
 
 def check_folder(out: Path) -> None:

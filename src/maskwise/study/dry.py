@@ -35,7 +35,7 @@ def dry_run(recipe: Any, out: Path, *, jobs: int | None = None, cache: Path | No
         MaskwiseError: bad input, as of the study itself.
     """
     check_folder(out)
-    check_inputs(recipe)
+    known = check_inputs(recipe)
     at_once = jobs or os.cpu_count() or 1
     with _view(out / "stages", shared_folder(recipe, cache)) as stages:
         design = Design(recipe, stages)
@@ -59,7 +59,7 @@ def dry_run(recipe: Any, out: Path, *, jobs: int | None = None, cache: Path | No
     return {
         "name": recipe.name, "out": str(out), "jobs": at_once, "phases": phases, "stages": kinds,
         "seconds": None if unknown else _wall(to_do, seconds, at_once), "unknown": unknown,
-        "notes": list(_notes(recipe, design, to_do.values())),
+        "notes": known + list(_notes(recipe, design, to_do.values())),
     }  # fmt: skip
 
 

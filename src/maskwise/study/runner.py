@@ -17,7 +17,7 @@ from typing import Any
 
 from maskwise.errors import MaskwiseError
 from maskwise.report import write_report
-from maskwise.study.checks import LOCK, check_folder, check_inputs
+from maskwise.study.checks import LOCK, check_folder, check_inputs, say
 from maskwise.study.engines import RETRIES, execute
 from maskwise.study.facts import describe, samples, timings
 from maskwise.study.phases import Design
@@ -57,12 +57,13 @@ def run_study(
     """
     began = time.perf_counter()
     check_folder(out)
-    check_inputs(recipe)
+    notes = check_inputs(recipe)
     stages, new = out / "stages", not out.is_dir() or not any(out.iterdir())
     shared = shared_folder(recipe, cache)
     design = Design(recipe, stages)
     study = describe(recipe, design)
     primary_contrasts(study, study["contrasts"])
+    say(() if quiet else notes)
     errors: dict[str, str] = {}
     with only_one(out):
         before = {"started": study["started"], "seconds": None} | _so_far(out, study)

@@ -5,7 +5,8 @@ its corpus or one setting gives it another name. ``done.json`` is written last. 
 
     prepare    corpus + tokenizer settings (or another prepare's tokenizer) → tokenizer, training and held-out rows
     pretrain   prepare + model (or another pretrain) + masking + training settings → checkpoint, metrics
-    evaluate   prepare + pretrain + what to measure → held-out losses and the like: asking for more never trains again
+    evaluate   prepare + pretrain (or the start) + what to measure → held-out losses and the like: asking for more
+               never trains again
     finetune   pretrain (or the start) + task + settings → scores, one per fine-tuning seed
     overlap    corpus + task → how many test items stand in the corpus
     time       prepare + what a pretrain is → seconds a step, on this machine
@@ -27,12 +28,13 @@ from maskwise.annotate.registry import annotator
 from maskwise.corpus import bundled_path
 from maskwise.evaluation import EvaluationSettings, load_sets
 from maskwise.samplers import sampler
+from maskwise.starts import resolve_start
 from maskwise.training.machine import fast_bf16
 
 DONE = "done.json"
 
 # Settings of training that change the time of a step.
-_SPEED = ("batch_size", "accumulate", "optimizer", "precision")
+_SPEED = ("batch_size", "accumulate", "optimizer", "precision", "freeze")
 
 # Settings of training that change no weight, and so are no part of a stage's name.
 _IRRELEVANT = ("log_every", "eval_every", "save_every", "trackers")
@@ -94,8 +96,8 @@ def prepare_stage(recipe: Any, *, after: Stage | None = None) -> Stage:
     if after is not None:
         same = all(after.what.get(key) == value for key, value in what.items())
         return after if same else Stage("prepare", what, (after.name,))
-    tokenizer = recipe.tokenizer.model_dump(mode="json")
-    content = fingerprint(tokenizer["name"]) if tokenizer["name"] else None
+    tokenizer = recipe.tokenizer.model_dump(mode="json") | {"name": recipe.tokenizer_name}
+    content = start_fingerprint(recipe.tokenizer_name, TOKENIZER_FILES) if recipe.tokenizer_name else None
     return Stage("prepare", {**what, "tokenizer": tokenizer, "tokenizer_content": content})
 
 
@@ -115,6 +117,8 @@ def pretrain_stage(recipe: Any, prepared: Stage, *, after: Stage | None = None) 
         raw["arms"] = list(recipe.objectives)  # a name knows no order of a dict, and shares go by it
         if sampler(recipe.sampler, raw["arms"]).every:
             raw["evaluated_rows"] = recipe.evaluation.rows  # the probe takes others
+    if raw["training"]["freeze"] == "none":  # likewise
+        del raw["training"]["freeze"]
     how = {key: raw["training"].pop(key) for key in _IRRELEVANT}
     how["evaluation"] = recipe.evaluation.model_dump(mode="json")
     if after is not None:
@@ -123,10 +127,17 @@ def pretrain_stage(recipe: Any, prepared: Stage, *, after: Stage | None = None) 
     return Stage("pretrain", raw | start, (prepared.name,), how)
 
 
-def evaluate_stage(recipe: Any, prepared: Stage, pretrained: Stage) -> Stage:
-    """What is measured of a checkpoint without fine-tuning, on the held-out rows of ``prepared``."""
-    what, content = recipe.evaluation.model_dump(mode="json"), _sets_content(recipe.evaluation)
-    return Stage("evaluate", {"evaluation": what, "content": content}, (prepared.name, pretrained.name))
+def evaluate_stage(recipe: Any, prepared: Stage, pretrained: Stage | None) -> Stage:
+    """What is measured of a checkpoint without fine-tuning, on the held-out rows of ``prepared``.
+
+    ``pretrained=None``: of the start as it is.
+    """
+    asked, content = recipe.evaluation.model_dump(mode="json"), _sets_content(recipe.evaluation)
+    what = {"evaluation": asked, "content": content}
+    if pretrained is not None:
+        return Stage("evaluate", what, (prepared.name, pretrained.name))
+    start = {"model": recipe.model.model_dump(mode="json")} | _start_content(recipe)
+    return Stage("evaluate", what | start, (prepared.name,))
 
 
 @cache
@@ -138,7 +149,7 @@ def _sets_content(settings: EvaluationSettings) -> dict[str, str]:
 def time_stage(recipe: Any, prepared: Stage) -> Stage:
     """A few steps of a training, for the clock: named by what changes the speed, so not by seed or learning rate."""
     like = pretrain_stage(recipe, prepared)
-    training = {key: like.what["training"][key] for key in _SPEED}
+    training = {key: value for key, value in like.what["training"].items() if key in _SPEED}
     return Stage("time", like.what | {"training": training}, like.needs)
 
 
@@ -169,20 +180,33 @@ def overlap_stage(recipe: Any, task: str, content: str) -> Stage:
 
 def _start_content(recipe: Any) -> dict[str, Any]:
     start = recipe.model.pretrained
-    return {"model_content": fingerprint(start) if start else None}
+    return {"model_content": start_fingerprint(start) if start else None}
 
 
 def fingerprint(source: str) -> str:
-    """A hash of the bytes of a file or folder; of the bundled data too; a hub id stands for itself."""
+    """A hash of the bytes of a corpus: a file or folder, or bundled data; a hub id stands for itself."""
     path = (
         bundled_path(source.removeprefix("bundled:"))
         if source.startswith("bundled:")
         else Path(source).expanduser()
     )
-    if not path.exists():
-        return source
+    return _hash(path) if path.exists() else source
+
+
+TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges*", "special_tokens*", "added_tokens*", "*.model")
+"""Two models with one tokenizer have equal losses per token; their weights are no part of it."""
+
+
+def start_fingerprint(name: str, files: tuple[str, ...] = ("*",)) -> str:
+    """A hash of what a model or tokenizer holds, wherever it lies; a hub id stands for itself."""
+    path = Path(resolve_start(name))
+    return _hash(path, files) if path.exists() else name
+
+
+def _hash(path: Path, files: tuple[str, ...] = ("*",)) -> str:
     digest = hashlib.sha256()
-    for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
+    found = sorted({p for pattern in files for p in path.rglob(pattern) if p.is_file()})
+    for file in found if path.is_dir() else [path]:
         digest.update(str(file.relative_to(path) if path.is_dir() else "").encode())
         facts = file.stat()
         digest.update(_bytes_of(file.resolve(), facts.st_size, facts.st_mtime_ns))

@@ -152,8 +152,10 @@ def _taught(what: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _evaluate(stage: Stage, stages: Path, quiet: bool) -> dict[str, Any]:
-    data, checkpoint = Prepared.load(stages / stage.needs[0]), stages / stage.needs[1] / "checkpoint"
-    return {"records": evaluate(checkpoint, data, EvaluationSettings(**stage.what["evaluation"]))}
+    data, what = Prepared.load(stages / stage.needs[0]), stage.what
+    trained = len(stage.needs) > 1
+    checkpoint = stages / stage.needs[1] / "checkpoint" if trained else what["model"]["pretrained"]
+    return {"records": evaluate(checkpoint, data, EvaluationSettings(**what["evaluation"]))}
 
 
 def _overlap(stage: Stage, stages: Path, quiet: bool) -> dict[str, Any]:
@@ -241,8 +243,8 @@ def save_checkpoint(
 
 def _start(model: Mapping[str, Any], data: Prepared, seed: int, log_unigram: torch.Tensor) -> Any:
     if model["pretrained"]:
-        transformers_logging.disable_progress_bar()
-        network = load_model(model["pretrained"])
+        bias = log_unigram if model.get("unigram_bias", True) else None
+        network = load_model(model["pretrained"], seed=seed, log_unigram=bias)
         check_fit(network.config, len(data.tokenizer), do="set tokenizer.name to the model's own")
         return network
     config = new_config(model["architecture"], data.tokenizer, data.training.length, **model["settings"])

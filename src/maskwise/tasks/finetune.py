@@ -29,7 +29,7 @@ from maskwise.tasks.kinds import TRAINED, answers, check_length, encode, majorit
 from maskwise.tasks.tensors import TaskSource
 from maskwise.training import TrainingSettings, train
 from maskwise.training.checkpoints import write_folder
-from maskwise.training.model import check_fit, without_advice
+from maskwise.training.model import check_fit, check_room, without_advice
 
 
 class FinetuneSettings(BaseModel):
@@ -143,7 +143,7 @@ def load_network(
         raise MaskwiseError(
             "finetune needs a checkpoint, or a config to start from at random: one of the two"
         )
-    where = model_folder and resolve_start(model_folder)
+    where = resolve_start(model_folder) if model_folder else ""
     kind = TRAINED.get(task.kind)
     auto, labels = (kind.auto, kind.config(task)) if kind else (AutoModel, {})
     with without_advice(), torch.random.fork_rng():
@@ -171,10 +171,4 @@ def load_network(
 
 def _check_fit(config: Any, tokenizer: Any, max_length: int) -> None:
     check_fit(config, len(tokenizer), do="give the tokenizer that the checkpoint was trained with")
-    room = getattr(config, "max_position_embeddings", None) or max_length
-    if config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet"):
-        room -= config.pad_token_id + 1  # they count positions from there
-    if max_length > room:
-        raise MaskwiseError(
-            "max_length is more than the model's positions", got=max_length, allowed=f"≤ {room}"
-        )
+    check_room(config, max_length, what="max_length")

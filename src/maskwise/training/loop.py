@@ -108,13 +108,13 @@ def train(
     window = {"loss": 0.0, "targets": 0.0}
     total = {"tokens": before.get("tokens", 0), "targets": before.get("targets", 0)}
     began, last_loss = time.perf_counter() - before.get("seconds", 0.0), math.nan
-    _learning(objective, settings)
     for learner in learners.values() if not start else ():
         learner.after(0, settings.steps, agree)
     try:
         with Progress(title, settings.steps, start, hidden=quiet or not run.first) as progress:
             for step in range(start, settings.steps):
                 torch.manual_seed(fold(settings.seed, step, rank, 0xD0))
+                _training_mode(objective, settings)
                 batches = source.batches(step, rank=rank, ranks=ranks, device=device)
                 labels = float(sum(int((batch["labels"] != IGNORE).sum()) for batch in batches))
                 targets = reduced(accelerator, {"targets": labels})["targets"]
@@ -148,7 +148,6 @@ def train(
                     progress.note(loss=last_loss, **{k: v for k, v in line.items() if k == "ratio"})
                 if evaluate and (done == settings.steps or _due(done, settings.eval_every)):
                     _evaluate(evaluate, objective, done, metrics, accelerator)
-                    _learning(objective, settings)
                 if folder and _due(done, settings.save_every) and done < settings.steps:
                     if run.first:
                         facts = {**run.facts, **total, "seconds": time.perf_counter() - began}
@@ -235,12 +234,12 @@ def _freeze(objective: Objective, settings: TrainingSettings) -> None:
             raise MaskwiseError("nothing is left to train", got=got, do="set training.freeze: none")
 
 
-def _learning(objective: Objective, settings: TrainingSettings) -> None:
-    """Dropout on, but in a frozen encoder: there it protects no weight from anything, and the head would learn to read
-    states that it never sees again."""
+def _training_mode(objective: Objective, settings: TrainingSettings) -> None:
+    """Dropout on, but in a frozen encoder: there it protects no weight from anything,
+    and the head would learn to read states that it never sees again."""
     objective.train()
     if settings.freeze == "encoder":
-        objective.model.base_model.eval()  # type: ignore[union-attr, operator]
+        objective.model.base_model.eval()  # type: ignore[union-attr]
 
 
 def _evaluate(
@@ -251,6 +250,7 @@ def _evaluate(
         for line in evaluate(step):
             metrics.write({"kind": "eval", "step": step, **line})
             accelerator.log({f"eval/{line.get('masks', 'task')}/{k}": v for k, v in line.items()}, step=step)
+    objective.train()
 
 
 def _due(done: int, every: int) -> bool:

@@ -143,6 +143,15 @@ def check_fit(config: Any, tokens: int, *, do: str) -> None:
         raise MaskwiseError("tokenizer and model do not fit", got=got, allowed=allowed, do=do)
 
 
+def check_room(config: Any, length: int, *, what: str) -> None:
+    """Refuse rows that are longer than the positions of a model; ``what`` names the setting."""
+    room = getattr(config, "max_position_embeddings", None) or length
+    if config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet"):
+        room -= config.pad_token_id + 1  # they count positions from there
+    if length > room:
+        raise MaskwiseError(f"{what} is more than the model's positions", got=length, allowed=f"≤ {room}")
+
+
 def check_start(config: Any, tokens: int) -> None:
     """Refuse a configuration that no model can be built from, or that the tokenizer does not fit. Costs no memory.
 
