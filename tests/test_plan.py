@@ -14,10 +14,11 @@ import pytest
 import yaml
 
 from maskwise.errors import MaskwiseError
+from maskwise.objectives import MaskedLanguageModelling
 from maskwise.recipe import read_recipe
 from maskwise.study import dry_run, make_plan, run_stage, run_study, runner
 from maskwise.study.choosing import choose, hopeless
-from maskwise.study.costs import empty_model, weights
+from maskwise.study.costs import empty_model
 from maskwise.study.plan import REFERENCE
 from maskwise.training.model import new_config
 from tiny import maskwise, read_lines, write_inputs
@@ -324,10 +325,10 @@ def test_weights_of_body_and_head():
             return 100
 
     sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    body, head = weights(empty_model(new_config("bert", Tokenizer(), 32, **sizes)))
+    work = MaskedLanguageModelling(empty_model(new_config("bert", Tokenizer(), 32, **sizes))).work(1, 1)
     layer = 4 * (8 * 8 + 8) + (8 * 16 + 16) + (16 * 8 + 8) + 2 * 16  # attention, two dense, two norms
-    assert body == layer + 16  # and the norm of the embeddings
-    assert head == (8 * 8 + 8) + 16 + 8 * 100 + 100  # transform, norm, tied decoder, bias
+    assert work.body == layer + 16  # and the norm of the embeddings
+    assert work.head == (8 * 8 + 8) + 16 + 100 and work.tied == 8 * 100  # transform, norm, bias; decoder
 
 
 # Companions, dropping, dry runs ----------------------------------------------------------------------------

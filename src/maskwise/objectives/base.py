@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from maskwise.masking import MaskedBatch, Masker
 from maskwise.masking.annotated import Rows
+from maskwise.objectives.work import Work, encoder_weights, own_weights
 
 
 class Maker(Protocol):
@@ -66,10 +67,18 @@ class Objective(nn.Module, ABC):
         """What makes its batches of rows: a masker. ``length``: the positions that the model has."""
         return Masker(tokenizer, **{**cls.masking, **masking}, seed=seed)
 
-    @classmethod
-    def chance(cls, vocabulary: int, rows: int) -> float:
+    def chance(self, vocabulary: int, rows: int) -> float:
         """The loss of knowing nothing, in nats a target, for a vocabulary and batches of ``rows``."""
         return math.log(vocabulary)
+
+    def work(self, tokens: float, targets: float) -> Work:
+        """What a batch costs forward: the encoder for each token that it reads, this objective's head for each target.
+
+        Args:
+            tokens: of the text, before a corruption changes their number; texts that are read twice count twice.
+            targets: labels that are not −100.
+        """
+        return Work(encoder_weights(self.model) * tokens, own_weights(self, self.model) * targets)
 
     @abstractmethod
     def forward(self, batch: Any) -> Outcome:

@@ -94,8 +94,7 @@ class ContrastiveSentences(Objective):
             raise MaskwiseError("objective cse masks nothing", got=", ".join(masking), do="leave masking out")
         return Twins(tokenizer if isinstance(tokenizer, Vocabulary) else Vocabulary.of(tokenizer))
 
-    @classmethod
-    def chance(cls, vocabulary: int, rows: int) -> float:
+    def chance(self, vocabulary: int, rows: int) -> float:
         return math.log(max(2, rows - 1))
 
     def forward(self, batch: Any) -> Outcome:
@@ -114,16 +113,20 @@ class ContrastiveSentences(Objective):
     @contextmanager
     def some_dropout(self) -> Iterator[None]:
         """The encoder's own dropout, or ours in its layers if it has none; on in evaluation too, for probes."""
-        layers = [m for m in self.model.base_model.modules() if isinstance(m, nn.Dropout)]  # type: ignore[union-attr]
-        rates, modes = [m.p for m in layers], [m.training for m in layers]
-        rate = None if any(rates) else self.dropout
+        encoder = list(self.model.base_model.modules())  # type: ignore[union-attr]
+        layers = [m for m in encoder if isinstance(m, nn.Dropout)]
+        modes, rates = [m.training for m in encoder], [layer.p for layer in layers]
+        for module in encoder:  # not the layers alone: attention drops by its own mode
+            module.training = True
         for layer in layers:
-            layer.p, layer.training = layer.p if rate is None else rate, True
+            layer.p = layer.p if any(rates) else self.dropout
         try:
             yield
         finally:
-            for layer, p, mode in zip(layers, rates, modes, strict=True):
-                layer.p, layer.training = p, mode
+            for module, mode in zip(encoder, modes, strict=True):
+                module.training = mode
+            for layer, rate in zip(layers, rates, strict=True):
+                layer.p = rate
 
 
 def gathered(mine: Tensor) -> tuple[Tensor, int]:

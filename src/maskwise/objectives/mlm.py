@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy
 
 from maskwise.masking.masked import IGNORE, MaskedBatch
 from maskwise.objectives.base import Objective, Outcome, weighted
+from maskwise.objectives.work import Work, encoder_weights, vocabulary_head
 
 Head = Callable[[Any, Tensor], Tensor]
 
@@ -59,6 +60,10 @@ class MaskedLanguageModelling(Objective):
         row, column = where.unbind(1)
         logits = masked_logits(self.model, inputs, row, column)
         return cross_entropy(logits.float(), labels[row, column], reduction="none"), where
+
+    def work(self, tokens: float, targets: float) -> Work:
+        own, tied = vocabulary_head(self.model)
+        return Work(encoder_weights(self.model) * tokens, own * targets, tied * targets)
 
 
 class EntityMaskedLanguageModelling(MaskedLanguageModelling):

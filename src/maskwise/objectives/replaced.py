@@ -15,7 +15,8 @@ from transformers import AutoModelForMaskedLM
 from maskwise.errors import MaskwiseError
 from maskwise.masking import IGNORE
 from maskwise.objectives.base import Objective, Outcome, encoded, width
-from maskwise.objectives.mlm import masked_logits
+from maskwise.objectives.mlm import MaskedLanguageModelling, masked_logits
+from maskwise.objectives.work import Work, encoder_weights
 
 
 class ReplacedTokenDetection(Objective):
@@ -41,9 +42,14 @@ class ReplacedTokenDetection(Objective):
         self.head = nn.Sequential(nn.Linear(wide, wide), nn.GELU(), nn.Linear(wide, 1))
         self.generator = AutoModelForMaskedLM.from_config(smaller(model.config, share))
 
-    @classmethod
-    def chance(cls, vocabulary: int, rows: int) -> float:
-        return math.log(vocabulary) + 50 * math.log(2)
+    def chance(self, vocabulary: int, rows: int) -> float:
+        return math.log(vocabulary) + self.weight * math.log(2)
+
+    def work(self, tokens: float, targets: float) -> Work:
+        """The model and its head for every token of the text, and the generator before it."""
+        body, head = encoder_weights(self.model), sum(p.numel() for p in self.head.parameters())
+        made = MaskedLanguageModelling(self.generator).work(tokens, targets)
+        return Work(body * tokens, head * tokens + made.all)
 
     def forward(self, batch: Any) -> Outcome:
         labels, inputs = batch["labels"], {k: batch[k] for k in batch.keys() if k != "labels"}  # noqa: SIM118

@@ -13,6 +13,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.masking import IGNORE
 from maskwise.objectives.base import Objective, Outcome, encoded, width
 from maskwise.objectives.mlm import head_of
+from maskwise.objectives.work import Work, vocabulary_head
 
 LONGEST = 20
 """Places in a span that are told apart; later ones share the last."""
@@ -58,9 +59,13 @@ class SpanBoundary(Objective):
         losses = plain + cross_entropy(spoken.float(), truth, reduction="none")
         return Outcome(losses.sum(), torch.tensor(len(where), device=labels.device), plain.detach(), where)
 
-    @classmethod
-    def chance(cls, vocabulary: int, rows: int) -> float:
+    def chance(self, vocabulary: int, rows: int) -> float:
         return 2 * super().chance(vocabulary, rows)
+
+    def work(self, tokens: float, targets: float) -> Work:
+        """The prediction head runs twice for each target."""
+        own, tied = vocabulary_head(self.model)
+        return super().work(tokens, targets) + Work(0, 2 * own * targets, 2 * tied * targets)
 
 
 def borders(target: Tensor) -> tuple[Tensor, Tensor, Tensor]:

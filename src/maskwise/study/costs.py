@@ -1,48 +1,49 @@
-"""What training spends, by a stated formula: the common scale of arms that differ in ratio, length or model.
+"""What training spends, by a stated formula: the common scale of arms that differ in ratio, length, model or objective.
 
     FLOPs = 6 · body · tokens + 6 · head · targets
 
 Two FLOPs for every weight and token forward, four backward: two for the gradient of what comes in, two for that of
-the weight. A frozen encoder runs forward only, and a vocabulary matrix that is tied to it costs 4 a target. ``body``: weights of the encoder without its embeddings,
-which are looked up. ``head``: weights of the prediction head with its vocabulary matrix, also where that is tied to
-the embeddings; it runs on gathered targets only, so a higher ratio costs more. Left out: attention scores (2·L·H a
-token and layer, some per cent at the lengths used here), padding, the optimiser, evaluation.
+the weight. A frozen encoder runs forward only, and a vocabulary matrix that is tied to it costs 4 a target.
+``body``: weights of the encoder without its embeddings, which are looked up. ``head``: weights of the prediction head
+with its vocabulary matrix, also where that is tied to the embeddings; it runs on gathered targets only, so a higher
+ratio costs more. Each objective says which weights work for which of its tokens (``Objective.work``: sentence contrast
+reads a text twice, replaced-token detection runs a generator too), and every step counts for the one that was drawn.
+Probes that teach a sampler cost 2 instead of 6. Left out: attention scores (2·L·H a token and layer, some per cent at
+the lengths used here), padding, the optimiser, evaluation.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import AutoModelForMaskedLM
+
+from maskwise.objectives import Arms, MaskedLanguageModelling
+from maskwise.objectives.work import Work
 
 SAMPLED_STEPS = 32
 """Steps, evenly over a run, whose batches are masked to see what a run will spend."""
 
 
 def flops(tokens: float, targets: float, network: Any, *, frozen: bool = False) -> int:
-    """Of a training on so many tokens and targets; ``frozen``: of the heads alone."""
-    body, head = weights(network)
-    if not frozen:
-        return int(6 * (body * tokens + head * targets))
-    return int(2 * body * tokens + (6 * head - 2 * _tied(network)) * targets)
+    """Of masked language modelling on so many tokens and targets; ``frozen``: training the head alone."""
+    return trained(MaskedLanguageModelling(network).work(tokens, targets), frozen=frozen)
 
 
-def _tied(network: Any) -> int:
-    """Weights of the vocabulary matrix, if it is the encoder's."""
-    out = network.get_output_embeddings()
-    tied = out is not None and any(out.weight is p for p in network.base_model.parameters())
-    return out.weight.numel() if tied else 0
+def trained(work: Work, *, frozen: bool = False) -> int:
+    """FLOPs of a forward and a backward pass."""
+    return int(2 * work.body + 6 * work.head + 4 * work.tied) if frozen else int(6 * work.all)
 
 
-def weights(network: Any) -> tuple[int, int]:
-    """(body, head): how many weights work for every token, and for every target."""
-    inner = network.base_model
-    looked_up = sum(p.numel() for m in inner.modules() if isinstance(m, nn.Embedding) for p in m.parameters())
-    of_body = {id(p) for p in inner.parameters()}
-    head = sum(p.numel() for p in network.parameters() if id(p) not in of_body) + _tied(network)
-    return sum(p.numel() for p in inner.parameters()) - looked_up, head
+def flops_of_arms(
+    arms: Arms, spent: Mapping[str, Mapping[str, float]], *, frozen: bool = False
+) -> tuple[int, int]:
+    """(FLOPs of the steps, FLOPs of the probes), over all arms; ``spent`` as ``SamplerLearner.spent`` has it."""
+    works = [(arms.arm(name).work, found) for name, found in spent.items()]
+    steps = sum(trained(work(one["tokens"], one["targets"]), frozen=frozen) for work, one in works)
+    return steps, int(sum(2 * work(one["probe_tokens"], one["probe_targets"]).all for work, one in works))
 
 
 def empty_model(config: Any) -> Any:

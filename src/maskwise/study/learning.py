@@ -32,6 +32,11 @@ class Learning(NamedTuple):
     title: str
     words: dict[str, Any]
 
+    def spent(self) -> dict[str, dict[str, Any]] | None:
+        """By arm, what a training spent (``SamplerLearner.spent``); None without a sampler."""
+        chooser = self.learners.get("sampler")
+        return chooser.spent() if isinstance(chooser, SamplerLearner) else None
+
     def heads(self) -> dict[str, Tensor]:
         """What is trained beside the model, by arm: what drops out when the checkpoint becomes an encoder."""
         return self.objective.heads() if isinstance(self.objective, Arms) else {}
@@ -78,19 +83,25 @@ def many_objectives(
         own = kind.settings(masking, objectives[name]["masking"])
         maker = kind.maker(data.tokenizer, seed=training.seed, length=data.training.length, **own)
         sources[name] = MaskedSource(rows[name], maker, training)
-    chance = {name: kind.chance(len(data.tokenizer), training.batch_size) for name, kind in classes.items()}
+    chance = {name: joined.arm(name).chance(len(data.tokenizer), training.batch_size) for name in objectives}
     chooser = read_sampler(by, list(objectives), seed=training.seed, chance=chance)
     source = ArmsSource(sources, chooser, training)
     taken = {name: rows_with(blocks, data.held_out, evaluated) for name, blocks in held_out.items()}
+    size = training.batch_size // 4 * 2
+    enough = size >= 4 and all(len(held_out[name]) - len(rows) >= size for name, rows in taken.items())
     rank, ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
     def probe() -> Probe:
         return Probe(
-            joined, sources, held_out, size=training.batch_size // 4 * 2, skip=taken, total_steps=training.steps,
+            joined, sources, held_out, size=size, skip=taken, total_steps=training.steps,
             fresh=getattr(chooser, "faithful", False), rank=rank, ranks=ranks,
         )  # fmt: skip
 
-    learners = {**source.learners(), "sampler": SamplerLearner(chooser, probe if chooser.every else None)}
+    # A rule is only watched: no run of it fails for want of text to watch it on.
+    watched = SamplerLearner(
+        chooser, probe if chooser.every or enough else None, watched_every=training.eval_every
+    )
+    learners = {**source.learners(), "sampler": watched}
     words = {"sampler": by, "objectives": ", ".join(f"{n}: {a['objective']}" for n, a in objectives.items())}
     return Learning(joined, source, learners, f"{by} over {', '.join(objectives)}", words)
 

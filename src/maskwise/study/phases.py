@@ -16,7 +16,7 @@ from typing import Any
 from maskwise.masking.policies import policy
 from maskwise.study.choosing import Scores, choose, hopeless
 from maskwise.study.matching import matched_steps, rates, spent
-from maskwise.study.plan import REFERENCE, Plan, Run, make_run, require_arms, task_contents
+from maskwise.study.plan import REFERENCE, Plan, Run, arms_of, make_run, require_arms, task_contents
 from maskwise.study.stages import Stage, time_stage, tokenizer_of
 
 
@@ -161,7 +161,7 @@ class Design:
     def _main(self) -> Iterator[Plan]:
         """Whole runs; where arms may be dropped, seed by seed from the first look on."""
         study = self.recipe.study
-        arms = [*self.arms, *([REFERENCE] if self.contents else [])]
+        arms = arms_of(self.recipe, self.contents)
         stop, seeds = study.stop_hopeless, study.seed_list
         looks = range(stop.after, len(seeds)) if stop else []
         for first, end in zip([0, *looks], [*looks, len(seeds)]):
@@ -220,7 +220,8 @@ class Design:
             setting = self.settings[arm]
             found = self._rates(arm, setting | self._length(arm, setting))
             if found is not None:
-                self.planned[arm] = {key: round(sum(link[key] for link in found), 1) for key in found[0]}
+                known = [key for key in found[0] if all(key in link for link in found)]
+                self.planned[arm] = {key: round(sum(link[key] for link in found), 1) for key in known}
 
 
 def _texts(run: Run) -> tuple[Stage, ...]:

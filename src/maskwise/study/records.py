@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,10 @@ def collect(
             records.append({"kind": "failure", **run.who, "stage": failed, "error": error})
         done = [result for stage in run.trainings if (result := results[stage.name])]
         if done and len(done) == len(run.trainings):
-            spent = {key: sum(result[key] for result in done) for key in KEPT["cost"]}
+            spent: dict[str, Any] = {key: sum(result[key] for result in done) for key in KEPT["cost"]}
+            if any("objectives" in result for result in done):
+                spent["probe_flops"] = sum(result.get("probe_flops", 0) for result in done)
+                spent["objectives"] = _steps_by_objective(done)
             records.append({"kind": "cost", **run.who, **spent})
         evaluated = results[run.evaluated.name] if run.evaluated else None
         for line in evaluated["records"] if evaluated else ():
@@ -46,6 +50,15 @@ def collect(
             if found:
                 records.append({"kind": "score", **run.who, **{key: found[key] for key in KEPT["score"]}})
     return sorted([*records, *overlaps.values()], key=_place)
+
+
+def _steps_by_objective(done: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """Over the trainings of a run that chose among objectives."""
+    steps: Counter[str] = Counter()
+    for result in done:
+        for name, mine in result.get("objectives", {}).items():
+            steps[name] += mine["steps"]
+    return dict(steps)
 
 
 def _place(record: Mapping[str, Any]) -> tuple[Any, ...]:

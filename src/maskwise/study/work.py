@@ -32,10 +32,10 @@ from maskwise.corpus import (
 )
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation import EvaluationSettings, HeldOut, evaluate, fixed_maskers, overlap_record
-from maskwise.objectives import MaskedLanguageModelling
+from maskwise.objectives import Arms, MaskedLanguageModelling
 from maskwise.study.card import model_card
-from maskwise.study.costs import flops
-from maskwise.study.learning import learning
+from maskwise.study.costs import flops, flops_of_arms
+from maskwise.study.learning import Learning, learning
 from maskwise.study.stages import DONE, Stage, write_json
 from maskwise.tasks import FinetuneSettings, finetune, load_task
 from maskwise.training import (
@@ -223,10 +223,20 @@ def pretrain(
         "steps": done["steps"],
         "tokens": done["tokens"],
         "targets": done["targets"],
-        "flops": flops(done["tokens"], done["targets"], network),
+        **_flops(made, done, network, frozen=training.freeze == "encoder"),
         "loss": done["loss"],
         "seconds": round(done["seconds"], 3),
     }
+
+
+def _flops(made: Learning, done: Mapping[str, Any], network: Any, *, frozen: bool) -> dict[str, Any]:
+    """``flops`` of a training; with a sampler also ``objectives`` (what each was given) and ``probe_flops``."""
+    spent = made.spent()
+    if spent is None:
+        return {"flops": flops(done["tokens"], done["targets"], network, frozen=frozen)}
+    assert isinstance(made.objective, Arms)
+    steps, probes = flops_of_arms(made.objective, spent, frozen=frozen)
+    return {"flops": steps + probes, "probe_flops": probes, "objectives": spent}
 
 
 def save_checkpoint(

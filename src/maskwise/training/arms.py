@@ -6,7 +6,8 @@ step is the run's, not the arm's: schedules run over all of training.
 
 A probe is held-out rows, masked once: the same examples and the same masks before and after. (MOMETAS as
 released measures fresh examples with fresh masks each time; that noise is larger than the change.) Its cost: a
-forward pass of half a batch for each arm, every ``sampler.every`` steps; it is logged.
+forward pass of half a batch for each arm, every ``sampler.every`` steps; it is logged. Rules are probed too, where
+there is room for it, so that a study can show what each did to every objective; that is evaluation, and no cost.
 """
 
 from __future__ import annotations
@@ -124,7 +125,7 @@ class Probe:
         self.batches = {} if fresh else {arm: self._batch(arm, 0) for arm in sources}
 
     def __call__(self, turn: int) -> Tensor:
-        """(2, K) float64: each arm's sum of losses and number of targets, of this rank's rows; in evaluation mode.
+        """(3, K) float64: each arm's sum of losses, targets and tokens, of this rank's rows; in evaluation mode.
 
         Args:
             turn: which probe of the run; it only matters for fresh ones.
@@ -139,7 +140,7 @@ class Probe:
                 torch.manual_seed(fold(PROBE_SEED, turn if self.fresh else 0))
                 batch = self._batch(arm, turn) if self.fresh else self.batches[arm]
                 outcome = self.objective.arm(arm)(batch)
-                found.append(torch.stack([outcome.loss.double(), outcome.targets.double()]))
+                found.append(_counted(batch, outcome))
         self.objective.train(training)
         return torch.stack(found, 1)
 
@@ -157,59 +158,96 @@ class SamplerLearner:
     """Teaches a sampler from probes, every ``sampler.every`` updates (``training.learners.Learner``).
 
     Args:
-        sampler: that learns.
-        probe: makes a ``Probe`` once the model is where it trains; None for samplers that need none.
+        sampler: that learns, or follows a rule.
+        probe: makes a ``Probe`` once the model is where it trains; None: none is wanted.
+        watched_every: updates between two probes of a rule, which learns nothing from them; 0 for none.
     """
 
-    def __init__(self, sampler: Sampler, probe: Callable[[], Probe] | None):
+    kept = ("before", "window", "trained", "probed", "clock")
+
+    def __init__(self, sampler: Sampler, probe: Callable[[], Probe] | None, *, watched_every: int = 0):
         self.sampler, self._make = sampler, probe
         self._probe: Probe | None = None
-        self.before = torch.full((len(sampler.arms),), torch.nan, dtype=torch.float64)
-        self.sums = torch.zeros(3, len(sampler.arms), dtype=torch.float64)  # losses, targets, steps
-        self.when: tuple[int, int | None] = (0, None)
-        self.seconds = 0.0
+        self.every = (sampler.every or watched_every) if probe else 0
+        # Losses, targets, tokens, steps, by arm: of this step, since the last line, of the run, and of its probes.
+        self.seen, self.window, self.trained, self.probed = torch.zeros(4, 4, len(sampler.arms)).double()
+        self.before = torch.full_like(self.seen[0], torch.nan)
+        self.clock = torch.zeros(
+            2, dtype=torch.float64
+        )  # the step of the last probe; seconds spent on probes
         self.notes: list[str] = []
+        self.now: tuple[int, int | None] = (0, None)
 
     def observe(self, batch: ArmBatch, outcome: Outcome) -> None:
-        one = torch.stack([outcome.loss.detach().double(), outcome.targets.double(), torch.ones(()).double()])
-        self.sums[:, self.sampler.arms.index(batch.arm)] += one.cpu()
+        arm = self.sampler.arms.index(batch.arm)
+        self.seen[:3, arm] += _counted(batch, outcome).cpu()
+        self.seen[3, arm] = 1  # one step, in however many micro-batches
 
     def after(self, done: int, total_steps: int, agree: Agree) -> None:
-        self.when = (done, total_steps)
-        if self._make is None or not self.sampler.every or done % self.sampler.every:
+        self.now = (done, total_steps)
+        steps = self.seen[3].clone()  # every rank draws the same arm
+        both = torch.cat([agree(self.seen[:3]).cpu(), steps[None]])
+        self.window, self.trained, self.seen = self.window + both, self.trained + both, torch.zeros_like(both)
+        if not self.every or done % self.every:
             return
+        assert self._make is not None
         began = time.perf_counter()
         self._probe = self._probe or self._make()
-        total, targets = agree(self._probe(done // self.sampler.every)).cpu()
-        now = total / targets.clamp(min=1)
-        if done:
-            self.sampler.update(self.before, now)
-            self.notes = self.sampler.notes
-        self.before = now
-        self.seconds += time.perf_counter() - began
+        found = agree(self._probe(done // self.every)).cpu()
+        now = found[0] / found[1].clamp(min=1)
+        if self.sampler.every:
+            if done:
+                self.sampler.update(self.before, now)
+                # A line of metrics may cover several updates; each thing is said once.
+                self.notes += [note for note in self.sampler.notes if note not in self.notes]
+            self.probed = self.probed + torch.cat([found, torch.ones_like(found[:1])])
+            self.clock[1] += time.perf_counter() - began
+        self.before, self.clock[0] = now, done
 
     def facts(self) -> dict[str, Any]:
-        """By arm: ``probabilities``, and since the last line ``arm_losses`` and ``arm_steps``; then
-        ``probe_losses``, ``probe_seconds`` so far, and ``notes``."""
-        names, (total, targets, steps) = self.sampler.arms, self.sums
+        """By arm: ``probabilities``, and since the last line ``arm_losses`` and ``arm_steps``; then ``probe_losses``,
+        the ``probe_step`` they are of, ``probe_seconds`` so far (of samplers that learn), and ``notes``."""
+        names, (total, targets, _, steps) = self.sampler.arms, self.window
         found: dict[str, Any] = {
-            "probabilities": _named(names, self.sampler.probabilities(*self.when)),
+            "probabilities": _named(names, self.sampler.probabilities(*self.now)),
             "arm_losses": _named(names, total / targets),
             "arm_steps": {arm: int(n) for arm, n in zip(names, steps.tolist(), strict=True)},
         }
-        if self._make is not None and self.sampler.every:
-            found |= {"probe_losses": _named(names, self.before), "probe_seconds": round(self.seconds, 3)}
+        if self.every:
+            found |= {"probe_losses": _named(names, self.before), "probe_step": int(self.clock[0])}
+        if self.every and self.sampler.every:
+            found["probe_seconds"] = round(float(self.clock[1]), 3)
         if self.notes:
             found["notes"] = self.notes
-        self.sums, self.notes = torch.zeros_like(self.sums), []
+        self.window, self.notes = torch.zeros_like(self.window), []
+        return found
+
+    def spent(self) -> dict[str, dict[str, Any]]:
+        """By arm, over all ranks: ``steps``, ``tokens`` and ``targets`` of the run, and of the probes that taught."""
+        names = ("probe_targets", "probe_tokens", "probes")
+        found: dict[str, dict[str, Any]] = {}
+        for arm, run, probe in zip(
+            self.sampler.arms, self.trained.T.long(), self.probed.T.long(), strict=True
+        ):
+            mine = zip(("targets", "tokens", "steps"), run[1:].tolist(), strict=True)
+            found[arm] = {**dict(mine), **dict(zip(names, probe[1:].tolist(), strict=True))}
         return found
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {"before": self.before, **self.sampler.state_dict()}
+        mine = {name: getattr(self, name) for name in self.kept}
+        return {**mine, **{f"sampler.{name}": t for name, t in self.sampler.state_dict().items()}}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        self.before = state["before"]
-        self.sampler.load_state_dict({name: tensor for name, tensor in state.items() if name != "before"})
+        for name in self.kept:
+            setattr(self, name, state[name])
+        theirs = {name.partition(".")[2]: t for name, t in state.items() if name.startswith("sampler.")}
+        self.sampler.load_state_dict(theirs)
+
+
+def _counted(batch: Any, outcome: Outcome) -> Tensor:
+    """(3,) float64: losses, targets, and tokens of the text that were read."""
+    tokens = batch.source.content.sum()
+    return torch.stack([outcome.loss.detach().double(), outcome.targets.double(), tokens.double()])
 
 
 def check_disjoint(arm: str, training: Any, held_out: Any) -> None:
