@@ -1,0 +1,588 @@
+"""The objectives, worked by hand. Rows are written out as a teacher would on a board; losses come from a calculator.
+
+How to read a row: ``the {cat} sat`` says what is done to ``cat`` (a token is inserted before it, or it is deleted);
+``the:0 +:1 cat:0`` says what the model reads, with its labels; ``+`` stands for any inserted token.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models
+from torch import Tensor, nn
+from transformers import AutoModel, AutoModelForMaskedLM, PreTrainedTokenizerFast
+
+from maskwise.errors import MaskwiseError
+from maskwise.masking import IGNORE, MaskedBatch
+from maskwise.objectives import OBJECTIVES, Outcome, objective, objective_class
+from maskwise.objectives.replaced import ReplacedTokenDetection
+from maskwise.objectives.spans import LONGEST, SpanBoundary
+from training_tools import Language, config, model
+from training_tools import tokenizer as language_tokenizer
+
+WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "then", "it", "ran"]
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+PAD, UNK, CLS, SEP, MASK = range(5)
+
+
+@lru_cache(maxsize=1)
+def tokenizer() -> PreTrainedTokenizerFast:
+    names = {name: i for i, name in enumerate(SPECIAL + WORDS)}
+    made = Tokenizer(models.WordLevel(names, unk_token="[UNK]"))
+    special = {f"{name[1:-1].lower()}_token": name for name in SPECIAL}
+    return PreTrainedTokenizerFast(tokenizer_object=made, **special)
+
+
+def rows(*lines: str, first: int = 0) -> list[dict[str, Any]]:
+    """``the {cat} sat`` between [CLS] and [SEP]; the layer ``weight`` is 1 at what stands in braces."""
+    made = []
+    for number, line in enumerate(lines, first):
+        words = ["[CLS]", *line.split(), "[SEP]"]
+        plain = [word.strip("{}") for word in words]
+        marks = [float(word.startswith("{")) for word in words]
+        ids = tokenizer().convert_tokens_to_ids(plain)
+        made.append({"input_ids": ids, "example_id": number, "weight": marks})
+    return made
+
+
+def made(name: str, *lines: str, length: int | None = None) -> MaskedBatch:
+    """The objective's own batch of these lines, in which just what stands in braces is chosen."""
+    given = {"policy": "weighted(units='token')", "ratio": 1.0}
+    maker = objective_class(name).maker(tokenizer(), seed=0, length=length, **given)
+    return maker(rows(*lines), epoch=0)
+
+
+def written(batch: MaskedBatch) -> list[str]:
+    """The rows as the model reads them, ``word:label``; what it does not attend to is padding, and has no label."""
+    shown = torch.ones_like(batch.input_ids) if batch.attention_mask is None else batch.attention_mask
+    lines = []
+    for ids, labels, there in zip(batch.input_ids, batch.labels, shown, strict=True):
+        size = int(there.sum())
+        assert there.tolist() == [1] * size + [0] * (len(there) - size)
+        assert ids[size:].tolist() == [PAD] * (len(there) - size)
+        assert labels[size:].tolist() == [IGNORE] * (len(there) - size)
+        words = tokenizer().convert_ids_to_tokens(ids[:size].tolist())
+        marks = ["" if label == IGNORE else f":{label}" for label in labels[:size].tolist()]
+        lines.append(" ".join(map("".join, zip(words, marks, strict=True))))
+    return lines
+
+
+# Added-token detection
+
+
+def plus(line: str) -> str:
+    """With ``+`` for whatever was inserted, which is random but an ordinary token."""
+    words = line.split()
+    assert all(word.split(":")[0] in WORDS for word in words if word.endswith(":1"))
+    return " ".join("+:1" if word.endswith(":1") else word for word in words)
+
+
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        ("the {cat} sat", "[CLS] the:0 +:1 cat:0 sat:0 [SEP]"),
+        (
+            "{the} cat sat",
+            "[CLS] +:1 the:0 cat:0 sat:0 [SEP]",
+        ),  # before the first token of the text: behind [CLS]
+        ("the cat {sat}", "[CLS] the:0 cat:0 +:1 sat:0 [SEP]"),  # never behind the last, before [SEP]
+        (
+            "the {cat} {sat}",
+            "[CLS] the:0 +:1 cat:0 +:1 sat:0 [SEP]",
+        ),  # one before each, so never two in a row
+        ("{cat}", "[CLS] +:1 cat:0 [SEP]"),
+        ("the cat sat", "[CLS] the:0 cat:0 sat:0 [SEP]"),  # nothing was inserted, and that is an answer
+        ("", "[CLS] [SEP]"),
+    ],
+)
+def test_added_tokens(line: str, shown: str) -> None:
+    alone, beside = made("atd", line, "{a} {mat}"), made("atd", line, "{the} {cat} {sat} {on} {a} {mat}")
+    assert plus(written(alone)[0]) == plus(written(beside)[0]) == shown  # longer rows beside it only pad it
+    assert plus(written(alone)[1]) == "[CLS] +:1 a:0 +:1 mat:0 [SEP]"
+
+
+@pytest.mark.parametrize(
+    ("length", "shown"),
+    [
+        (9, "[CLS] the:0 +:1 cat:0 sat:0 on:0 +:1 a:0 [SEP]"),
+        (8, "[CLS] the:0 +:1 cat:0 sat:0 on:0 +:1 [SEP]"),  # an inserted token may be the last that is left
+        (7, "[CLS] the:0 +:1 cat:0 sat:0 on:0 [SEP]"),
+        (4, "[CLS] the:0 +:1 [SEP]"),
+        (3, "[CLS] the:0 [SEP]"),
+    ],
+)
+def test_added_tokens_overflow_at_the_end_of_the_text_and_sep_stays_last(length: int, shown: str) -> None:
+    batch = made("atd", "the {cat} sat on {a}", length=length)
+    assert batch.input_ids.shape == (1, length)
+    full = made("atd", "the {cat} sat on {a}", "the {cat} sat on {a} mat and then it ran", length=length)
+    assert plus(written(batch)[0]) == plus(written(full)[0]) == shown
+
+
+def test_added_tokens_are_random_and_never_special() -> None:
+    """All ten words come, about equally often, and nothing else: 4,000 insertions, five standard deviations."""
+    lines = ["{the} {cat} {sat} {on} {a} {mat} {and} {then}"] * 500
+    batch = made("atd", *lines)
+    found = torch.bincount(batch.input_ids[batch.labels == 1], minlength=15)
+    assert found.sum() == 4000 and found[:5].sum() == 0
+    assert (found[5:] - 400).abs().max() < 5 * math.sqrt(4000 * 0.1 * 0.9)
+
+
+# Deleted-token detection
+
+
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        ("the {cat} sat", "[CLS] the:0 sat:1 [SEP]:0"),
+        ("{the} cat sat", "[CLS] cat:1 sat:0 [SEP]:0"),  # the first: missed at the one that is first now
+        ("the cat {sat}", "[CLS] the:0 cat:0 [SEP]:1"),  # the last: missed at [SEP], where else
+        ("the {cat} {sat} {on} a mat", "[CLS] the:0 a:1 mat:0 [SEP]:0"),  # a run is missed once
+        ("the {cat} sat {on} a", "[CLS] the:0 sat:1 a:1 [SEP]:0"),
+        ("{the} {cat}", "[CLS] [SEP]:1"),  # nothing is left but [CLS] and [SEP]
+        ("the cat sat", "[CLS] the:0 cat:0 sat:0 [SEP]:0"),
+        ("", "[CLS] [SEP]"),
+    ],
+)
+def test_deleted_tokens(line: str, shown: str) -> None:
+    longer = made("dtd", line, "the cat sat on a {mat} and then it ran")
+    assert written(longer) == [shown, "[CLS] the:0 cat:0 sat:0 on:0 a:0 and:1 then:0 it:0 ran:0 [SEP]:0"]
+
+
+# Both
+
+
+@pytest.mark.parametrize(("name", "words"), [("atd", 6), ("atd", 60), ("dtd", 6), ("dtd", 60)])
+def test_each_token_by_itself_with_probability_fifteen_in_a_hundred(name: str, words: int) -> None:
+    """Also in short rows, where a row is often left alone (.85⁶ = 38 %); and never a special token."""
+    count = 24000 // words
+    generator = torch.Generator().manual_seed(3)
+    ids = torch.randint(5, 15, (count, words + 2), generator=generator)
+    ids[:, 0], ids[:, -1] = CLS, SEP
+    given = {"input_ids": ids, "example_id": torch.arange(count)}
+    batch = objective_class(name).maker(tokenizer(), seed=1)(given, epoch=0)
+    deviation = math.sqrt(0.15 * 0.85 / 24000)
+    changed = batch.selected[:, 1:-1]
+    assert not batch.selected[:, 0].any() and not batch.selected[:, -1].any()
+    assert abs(float(changed.double().mean()) - 0.15) < 5 * deviation
+    pairs = float((changed[:, 1:] & changed[:, :-1]).double().mean())  # of one token the next knows nothing
+    assert abs(pairs - 0.15**2) < 5 * math.sqrt(0.15**2 / 20000)
+    alone = (~changed.any(1)).double().mean()
+    assert abs(float(alone) - 0.85**words) < 5 * math.sqrt(0.85**words / count) + 1e-3
+    length = batch.attention_mask.sum(1) if batch.attention_mask is not None else None
+    moved = changed.sum(1) * (1 if name == "atd" else -1)
+    assert length is not None and length.tolist() == (words + 2 + moved).tolist()
+    # Every row is asked everywhere, whatever was done to it.
+    asked = (batch.labels != IGNORE).sum(1)
+    assert asked.tolist() == (length - (2 if name == "atd" else 1)).tolist()
+
+
+class Encoder(nn.Module):
+    """An "encoder" whose hidden states are read off a table: some numbers a word. It notes what it was given.
+
+    With ``ahead=1`` each token has the state of the one behind it: so [CLS] has that of the first word.
+    """
+
+    def __init__(self, table: Tensor, *, dropout: float = 0.0, ahead: int = 0):
+        super().__init__()
+        self.table, self.drop, self.ahead = nn.Parameter(table), nn.Dropout(dropout), ahead
+        self.config = SimpleNamespace(hidden_size=table.shape[1], model_type="table")
+
+    @property
+    def base_model(self) -> Encoder:
+        return self
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Any:
+        self.given = {"input_ids": input_ids, "attention_mask": attention_mask}
+        return SimpleNamespace(last_hidden_state=self.drop(self.table[input_ids.roll(-self.ahead, 1)]))
+
+
+def logistic(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+@pytest.mark.parametrize("name", ["atd", "dtd"])
+def test_the_loss_of_detection_is_that_of_a_calculator(name: str) -> None:
+    """The head reads the two numbers of each word as its two logits. Padding or [CLS] would cost 1,000 nats."""
+    table = torch.stack([torch.arange(15.0) / 10, torch.arange(15.0).flip(0) / 7], 1)
+    table[[PAD, CLS]] = torch.tensor([-1000.0, 1000.0])
+    arm = objective(name, Encoder(table))
+    with torch.no_grad():
+        arm.head.weight.copy_(torch.eye(2))
+        arm.head.bias.copy_(torch.tensor([0.1, -0.2]))
+    # On the board, (word, label) of all that is asked; "." is unknown, and asked all the same.
+    if name == "atd":
+        batch = made(name, "the {cat} sat .", "{then} it")
+        new = [word for word, label in zip(batch.input_ids[batch.labels >= 0], batch.labels[batch.labels >= 0],
+               strict=True) if label]  # fmt: skip
+        text = ["the", new[0], "cat", "sat", ".", new[1], "then", "it"]
+        answers = [0, 1, 0, 0, 0, 1, 0, 0]
+    else:
+        batch = made(name, "the {cat} sat on {a} mat .", "{then} it")
+        text, answers = ["the", "sat", "on", "mat", ".", "[SEP]", "it", "[SEP]"], [0, 1, 0, 1, 0, 0, 1, 0]
+    ids = [tokenizer().convert_tokens_to_ids(w) if isinstance(w, str) else int(w) for w in text]
+    asked = list(zip(ids, answers, strict=True))
+    expected = 0.0
+    for word, label in asked:
+        zero, one = float(table[word, 0]) + 0.1, float(table[word, 1]) - 0.2
+        right = logistic(one - zero) if label else logistic(zero - one)
+        expected += -math.log(right)
+    outcome = arm(batch)
+    assert int(outcome.targets) == len(asked) == batch.targets
+    assert outcome.loss.item() == pytest.approx(expected, rel=1e-5) and expected < 50
+    assert float(outcome.losses.sum()) == pytest.approx(expected, rel=1e-5)
+    assert outcome.where.tolist() == (batch.labels != IGNORE).nonzero().tolist()
+    assert arm.model.given["attention_mask"].tolist() == (batch.input_ids != PAD).long().tolist()
+    outcome.loss.backward()
+    assert not arm.model.table.grad[[PAD, CLS]].any() and arm.model.table.grad[ids].any(1).all()
+
+
+# Contrastive sentence embedding
+
+
+def sentences(count: int) -> list[dict[str, Any]]:
+    """``the …``, ``cat …``, ``sat …``: the number of a row is that of its first word."""
+    return rows(*(" ".join([word, *WORDS[: 1 + n % 3]]) for n, word in enumerate(WORDS[:count])))
+
+
+def test_twins_are_the_same_rows_and_each_others_target() -> None:
+    batch = objective_class("cse").maker(tokenizer(), seed=0)(sentences(6), epoch=0)
+    assert written_words(batch) == [
+        "[CLS] the the [SEP]", "[CLS] cat the cat [SEP]", "[CLS] sat the cat sat [SEP]",
+    ] * 2  # fmt: skip
+    assert batch.labels.tolist() == [3, 4, 5, 0, 1, 2]
+    assert not batch.selected.any()
+
+
+def written_words(batch: MaskedBatch) -> list[str]:
+    assert batch.attention_mask is not None
+    ids = [row[there == 1].tolist() for row, there in zip(batch.input_ids, batch.attention_mask, strict=True)]
+    return [" ".join(tokenizer().convert_ids_to_tokens(row)) for row in ids]
+
+
+def contrast(table: Tensor, *, dropout: float = 1e-9, **more: Any) -> tuple[Any, MaskedBatch]:
+    """cse over the table, its head the identity times ten, and a batch of two sentences and their twins."""
+    arm = objective("cse", Encoder(table, dropout=dropout, ahead=1))
+    arm.temperature = more.pop("temperature", 0.05)
+    with torch.no_grad():
+        arm.head.weight.copy_(10 * torch.eye(table.shape[1]))
+        arm.head.bias.zero_()
+    return arm, objective_class("cse").maker(tokenizer(), seed=0)(sentences(4), epoch=0)
+
+
+@pytest.mark.parametrize("temperature", [0.05, 0.5, 1.0, 1e6])
+def test_the_loss_of_two_right_angled_sentences(temperature: float) -> None:
+    """the = (1, 0), cat = (0, 1): cosine 1 with the twin, 0 with each of two others, and nobody is compared with
+    itself: −log(e^(1/T) / (e^(1/T) + 2)). As T grows it becomes ln 3, the loss of guessing among the three."""
+    table = torch.zeros(15, 2)
+    table[5], table[6] = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
+    arm, batch = contrast(table, temperature=temperature)
+    outcome = arm(batch)
+    one = math.log(1 + 2 * math.exp(-1 / temperature))
+    assert int(outcome.targets) == 4
+    assert outcome.loss.item() == pytest.approx(4 * one, rel=1e-5, abs=1e-6)
+    if temperature == 1e6:
+        assert outcome.loss.item() / 4 == pytest.approx(arm.chance(15, 4), rel=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [0.05, 0.3])
+def test_the_loss_of_contrast_is_that_of_a_calculator(temperature: float) -> None:
+    """Random states, dropout .4 and no head that makes it easy: cosines and softmax in plain Python."""
+    torch.manual_seed(2)
+    arm, _ = contrast(torch.randn(15, 5), dropout=0.4, temperature=temperature)
+    nn.init.normal_(arm.head.weight)
+    nn.init.normal_(arm.head.bias)
+    batch = objective_class("cse").maker(tokenizer(), seed=0)(sentences(8), epoch=0)
+    torch.manual_seed(11)
+    outcome = arm.train()(batch)
+    torch.manual_seed(11)
+    states = torch.dropout(arm.model.table[batch.input_ids.roll(-1, 1)], 0.4, True)[:, 0]
+    z = torch.tanh(states @ arm.head.weight.T + arm.head.bias).tolist()
+    expected = 0.0
+    for i in range(8):
+        near = {j: math.exp(cosine(z[i], z[j]) / temperature) for j in range(8) if j != i}
+        expected -= math.log(near[(i + 4) % 8] / sum(near.values()))
+    assert outcome.loss.item() == pytest.approx(expected, rel=1e-4)
+
+
+def cosine(a: list[float], b: list[float]) -> float:
+    return sum(x * y for x, y in zip(a, b, strict=True)) / math.hypot(*a) / math.hypot(*b)
+
+
+def test_dropout_makes_the_pair_in_evaluation_too_and_leaves_no_trace() -> None:
+    """An encoder without dropout gets 0.1 for these passes alone, and probes with one seed agree."""
+    torch.manual_seed(3)
+    arm, batch = contrast(torch.randn(15, 5), dropout=0.0)
+    modes = [(m.training, getattr(m, "p", None)) for m in arm.eval().modules()]
+    losses = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        losses.append(arm(batch).loss.item())
+    assert losses[0] == losses[1] != losses[2]
+    assert modes == [(m.training, getattr(m, "p", None)) for m in arm.modules()]
+    del batch.input_ids
+    with pytest.raises(AttributeError):
+        arm(batch)
+    assert modes == [(m.training, getattr(m, "p", None)) for m in arm.modules()]
+
+
+@pytest.mark.parametrize("architecture", ["bert", "electra", "roberta", "distilbert", "modernbert"])
+@pytest.mark.parametrize("where", ["hidden", "attention", "nowhere"])
+def test_twins_differ_wherever_an_encoder_has_its_dropout(architecture: str, where: str) -> None:
+    """Attention drops by the mode of its module, not of its dropout layer: in evaluation twins were equal."""
+    names = {
+        "distilbert": ("dropout", "attention_dropout"),
+        "modernbert": ("mlp_dropout", "attention_dropout"),
+    }
+    names_of = names.get(architecture, ("hidden_dropout_prob", "attention_probs_dropout_prob"))
+    rates = {} if where == "nowhere" else {names_of[where == "attention"]: 0.4}
+    arm = objective("cse", model(architecture, **rates)).eval()
+    batch = objective_class("cse").maker(language_tokenizer(), seed=0)(Language(8).batch(torch.arange(8)))
+    torch.manual_seed(0)
+    first = arm(batch).loss.item()
+    torch.manual_seed(1)
+    assert arm(batch).loss.item() != first
+
+
+def test_what_contrast_refuses() -> None:
+    maker = objective_class("cse").maker(tokenizer(), seed=0)
+    for count in (2, 3, 5):
+        with pytest.raises(MaskwiseError, match=f"cse reads half of the rows twice; got {count} rows"):
+            maker(sentences(count), epoch=0)
+    with pytest.raises(MaskwiseError, match="cse masks nothing; got ratio"):
+        objective_class("cse").maker(tokenizer(), seed=0, ratio=0.3)
+    packed = {"input_ids": torch.full((4, 6), 7), "example_id": torch.arange(24).view(4, 6) // 3}
+    with pytest.raises(MaskwiseError, match="one text a row"):
+        maker(packed, epoch=0)
+    bare = Encoder(torch.zeros(15, 2))
+    del bare.drop
+    with pytest.raises(MaskwiseError, match="needs dropout"):
+        objective("cse", bare)
+
+
+# Replaced-token detection
+
+
+class Generator(nn.Module):
+    """Says what it is told to: logits of ``sure`` for the word that stands in ``says`` at each position."""
+
+    def __init__(self, says: Tensor, vocabulary: int, *, sure: float):
+        super().__init__()
+        self.config = SimpleNamespace(model_type="told")
+        self.logits = nn.Parameter(sure * torch.nn.functional.one_hot(says, vocabulary).float())
+
+    def forward(self, **inputs: Tensor) -> Any:
+        return SimpleNamespace(logits=self.logits)
+
+
+def masked_language() -> MaskedBatch:
+    """Four rows of the doubled language, some tokens masked, the last row padded."""
+    given = Language(4).batch(torch.arange(4))
+    given["attention_mask"] = torch.ones_like(given["input_ids"])
+    given["attention_mask"][3, 10:] = 0
+    given["input_ids"][3, 10:], given["input_ids"][3, 9] = PAD, SEP
+    maker = objective_class("rtd").maker(language_tokenizer(), seed=5, ratio=0.3)
+    return maker(given, epoch=0)
+
+
+def test_replaced_means_not_the_texts_token() -> None:
+    """The generator is right at every second mask: no label there. Loss: its own, plus 50 times the mean binary one."""
+    batch = masked_language()
+    assert batch.targets > 8 and batch.attention_mask is not None
+    truth = torch.where(batch.labels == IGNORE, batch.input_ids, batch.labels)
+    flat = (batch.labels != IGNORE).flatten().nonzero().flatten()
+    says = truth.flatten().clone()
+    wrong = flat[::2]
+    says[wrong] = 5 + (says[wrong] - 5 + 7) % 40  # another word
+    says = says.view_as(truth)
+    arm = objective("rtd", model("bert")).eval()
+    arm.generator = Generator(says, 45, sure=60.0)
+    outcome = arm(batch)
+    # By hand: the model reads what the generator says, and its head gives one number a token.
+    hidden = arm.model.base_model(input_ids=says, attention_mask=batch.attention_mask).last_hidden_state
+    score = arm.head(hidden).squeeze(-1).flatten().tolist()
+    content = ((truth > MASK) & (batch.attention_mask == 1)).flatten().nonzero().flatten().tolist()
+    replaced = set(wrong.tolist())
+    told = [-math.log(logistic(score[i] if i in replaced else -score[i])) for i in content]
+    said = [60.0 if i in replaced else 0.0 for i in flat.tolist()]  # cross-entropy of a sure generator
+    expected = sum(said) / len(said) + 50 * sum(told) / len(told)
+    assert int(outcome.targets) == len(flat) and len(content) < batch.input_ids.numel() - 8
+    assert outcome.loss.item() / len(flat) == pytest.approx(expected, rel=1e-4)
+    assert outcome.losses is not None and outcome.losses.tolist() == pytest.approx(said, abs=1e-4)
+
+
+def test_a_generator_that_knows_the_text_replaces_nothing() -> None:
+    batch = masked_language()
+    arm = objective("rtd", model("bert")).eval()
+    arm.generator = Generator(
+        torch.where(batch.labels == IGNORE, batch.input_ids, batch.labels), 45, sure=60.0
+    )
+    with torch.no_grad():
+        arm.head[2].weight.zero_()
+        arm.head[2].bias.fill_(-30.0)  # "nothing is replaced", said with certainty
+    assert arm(batch).loss.item() == pytest.approx(0, abs=1e-3)
+
+
+def test_each_part_of_rtd_is_taught_by_its_own_loss_alone() -> None:
+    """The detector sends no gradient into the generator, nor the generator's loss any into the detector."""
+    batch = masked_language()
+
+    def taught(weight: float) -> tuple[list[Tensor], list[Tensor]]:
+        torch.manual_seed(0)
+        arm = ReplacedTokenDetection(model("bert"), weight=weight).eval()
+        torch.manual_seed(1)
+        arm(batch).loss.backward()
+        found = [
+            [p.grad for p in part.parameters() if p.grad is not None] for part in (arm.generator, arm.model)
+        ]
+        return found[0], found[1]
+
+    (gen, det), (gen_more, det_more) = taught(1.0), taught(3.0)
+    assert gen and det
+    for one, other in zip(gen, gen_more, strict=True):
+        assert torch.equal(one, other)
+    for one, other in zip(det, det_more, strict=True):
+        torch.testing.assert_close(3 * one, other)
+
+
+# Span boundaries
+
+
+@pytest.mark.parametrize(
+    "spans",
+    [
+        [(0, 3, 5)],  # one span, tokens 3 to 5
+        [(0, 1, 1)],  # at the first token of the text: its border is [CLS]
+        [(0, 13, 14)],  # at the last: its border is [SEP]
+        [(0, 1, 14)],  # the whole text
+        [(0, 2, 3), (0, 5, 6), (1, 4, 4), (3, 8, 12)],  # several, one token between two of them
+    ],
+)
+def test_a_span_is_said_by_its_two_borders(spans: list[tuple[int, int, int]]) -> None:
+    """SpanBERT: y_i = f(x_{s−1}, x_{e+1}, p_{i−s+1}), f twice LayerNorm(GELU(Linear)); plus the plain loss."""
+    given = Language(4).batch(torch.arange(4))["input_ids"]
+    labels, shown = torch.full_like(given, IGNORE), given.clone()
+    for row, s, e in spans:
+        labels[row, s : e + 1], shown[row, s : e + 1] = given[row, s : e + 1], MASK
+    arm = SpanBoundary(model("bert")).eval()
+    hidden = arm.model.base_model(input_ids=shown).last_hidden_state
+    expected = 0.0
+    first, _, norm, second, _, last = arm.head
+    for row, s, e in spans:
+        for i in range(s, e + 1):
+            h = torch.cat([hidden[row, s - 1], hidden[row, e + 1], arm.place.weight[i - s]])
+            h = norm(torch.nn.functional.gelu(first.weight @ h + first.bias))
+            h = last(torch.nn.functional.gelu(second.weight @ h + second.bias))
+            for state in (h, hidden[row, i]):
+                expected -= float(arm.model.cls(state[None]).log_softmax(-1)[0, given[row, i]].detach())
+    outcome = arm({"input_ids": shown, "labels": labels})
+    assert outcome.loss.item() == pytest.approx(expected, rel=1e-5)
+    assert int(outcome.targets) == sum(e + 1 - s for _, s, e in spans)
+
+
+def test_a_span_without_borders_and_one_without_end() -> None:
+    """Without [CLS] and [SEP] the row's first and last token stand in; places from the twentieth on share one."""
+    ids = torch.randint(5, 45, (1, 30), generator=torch.Generator().manual_seed(0))
+    arm = SpanBoundary(model("bert")).eval()
+    seen: list[Tensor] = []
+    arm.head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    arm({"input_ids": torch.full_like(ids, MASK), "labels": ids})
+    hidden = arm.model.base_model(input_ids=torch.full_like(ids, MASK)).last_hidden_state[0]
+    before, after, place = seen[0].split(16, 1)
+    assert torch.equal(before, hidden[[0] * 30]) and torch.equal(after, hidden[[29] * 30])
+    assert torch.equal(place, arm.place.weight[[min(i, LONGEST - 1) for i in range(30)]])
+
+
+# Guided masking
+
+
+def test_emlm_masks_guided_tokens_alone_each_with_probability_one_half() -> None:
+    """20,000 guided tokens: half of them chosen, neighbours independently, of these 80/10/10; nobody else, ever."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(5, 15, (2000, 42), generator=generator)
+    ids[:, 0], ids[:, -1] = CLS, SEP
+    salient = torch.full_like(ids, -1)
+    salient[:, 5:9], salient[:, 9:11], salient[:, 30:34] = 0, 1, 2
+    salient[7] = -1  # nothing salient: left alone, no target, though other objectives would force one
+    given = {"input_ids": ids, "salient": salient, "example_id": torch.arange(2000)}
+    kind = objective_class("emlm")
+    batch = kind.maker(tokenizer(), seed=2, **kind.settings({}, {}))(given, epoch=0)
+    guided, chosen = salient >= 0, batch.labels != IGNORE
+    count = int(guided.sum())
+    assert not chosen[~guided].any() and not chosen[7].any()
+    assert torch.equal(batch.input_ids[~chosen], ids[~chosen]) and torch.equal(
+        batch.labels[chosen], ids[chosen]
+    )
+    assert abs(int(chosen.sum()) - count / 2) < 5 * math.sqrt(count / 4)
+    both = (chosen[:, 5:8] & chosen[:, 6:9]).double().mean()
+    assert abs(float(both) - 0.25) < 5 * math.sqrt(0.25 * 0.75 / 6000) * 1.5
+    shown, truth = batch.input_ids[chosen], ids[chosen]
+    masked, kept = (shown == MASK).double().mean(), (shown == truth).double().mean()
+    spread = math.sqrt(0.8 * 0.2 / len(shown))
+    assert abs(float(masked) - 0.8) < 5 * spread
+    assert abs(float(kept) - 0.11) < 5 * spread  # a random word is the right one once in ten
+    assert kind.settings({"ratio": 0.15, "policy": "token"}, {})["ratio"] == 0.5  # whatever the recipe masks
+
+
+# Five families of encoders, with and without a pooler
+
+FAMILIES = ["bert", "roberta", "distilbert", "electra", "modernbert"]
+POOLED = {"bert", "roberta"}
+
+
+def family(architecture: str, *, pooler: bool) -> Any:
+    net = model(architecture)
+    if pooler:
+        prefix = net.base_model_prefix
+        setattr(net, prefix, type(net.base_model)(config(architecture), add_pooling_layer=True))
+    return net
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize(("architecture", "pooler"), [(a, p) for a in FAMILIES for p in (False, True)
+                                                      if not p or a in POOLED])  # fmt: skip
+def test_every_objective_teaches_every_family(
+    name: str, architecture: str, pooler: bool, tmp_path: Any
+) -> None:
+    """A finite loss, gradient in every block, and an ordinary checkpoint: no keys but the model's own."""
+    arm = objective(name, family(architecture, pooler=pooler))
+    given = Language(8).batch(torch.arange(8))
+    given["salient"] = torch.where(given["word_ids"] % 3 == 0, given["word_ids"], -1)
+    kind = objective_class(name)
+    maker = kind.maker(language_tokenizer(), seed=0, length=24, **kind.settings({}, {}))
+    outcome = arm(maker(given, epoch=0))
+    assert isinstance(outcome, Outcome) and outcome.loss.isfinite() and outcome.targets > 0
+    outcome.loss.backward()
+    grads = {n: p.grad for n, p in arm.model.base_model.named_parameters() if p.grad is not None}
+    assert all(g.isfinite().all() for g in grads.values())
+    for block in (".0.", ".1.", "embeddings"):
+        assert any(block in n and bool(g.any()) for n, g in grads.items()), block
+    assert not any("pooler" in n for n in grads)
+    arm.model.save_pretrained(tmp_path)
+    again, loading = AutoModelForMaskedLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not loading["missing_keys"] and all("pooler" in key for key in loading["unexpected_keys"])
+    plain = AutoModel.from_pretrained(tmp_path).eval()
+    ids = given["input_ids"]
+    expected = arm.eval().model.base_model(input_ids=ids).last_hidden_state
+    for made in (again.eval().base_model, plain):
+        torch.testing.assert_close(made(input_ids=ids).last_hidden_state, expected)
+
+
+@pytest.mark.parametrize("name", ["atd", "dtd", "cse", "rtd"])
+@pytest.mark.parametrize("architecture", FAMILIES)
+def test_objectives_with_a_head_of_their_own_need_no_language_model(name: str, architecture: str) -> None:
+    """A bare encoder, as ``AutoModel`` gives it: with its pooler, where the family has one."""
+    torch.manual_seed(0)
+    net = AutoModel.from_config(config(architecture))
+    arm, kind = objective(name, net), objective_class(name)
+    outcome = arm(
+        kind.maker(language_tokenizer(), seed=0, length=24)(Language(8).batch(torch.arange(8)), epoch=0)
+    )
+    outcome.loss.backward()
+    assert outcome.loss.isfinite() and any(
+        p.grad is not None and bool(p.grad.any()) for p in net.parameters()
+    )
