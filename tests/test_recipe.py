@@ -124,12 +124,49 @@ def test_values_of_overrides(text, value):
         ("study.arms.x.training.seed=4", "cannot change training.seed"),
         ("name.first=x", "name is a value"),
         ("steps", "an override is key=value"),
+        ("training.precision=bf61", "precision; got 'bf61'; allowed: auto, no, bf16; did you mean 'bf16'?"),
+        ("training.steps=many", "training.steps; got 'many'; allowed: a whole number"),
+        ("training.steps=0", "training.steps; got 0; allowed: ≥ 1"),
+        ("training.steps=", "training.steps; got nothing; allowed: a whole number"),
+        ("corpus.held_out=0.9", "corpus.held_out; got 0.9; allowed: < 0.5"),
+        ("study.seeds=some", "study.seeds; got 'some'; allowed: a whole number or a list"),
+        ("study.seeds=[1, x]", "study.seeds.1; got 'x'; allowed: a whole number"),
+        ("corpus=3", "corpus; got 3; allowed: settings such as source, "),
+        ("tokenizer.lowercase=maybe", "lowercase; got 'maybe'; allowed: true or false"),
+        ("training.betas=[0.9]", "training.betas.1 is missing"),
+        ("objectives={atd: {objctive: mlm}}", "did you mean 'objectives.atd.objective'"),
+        ("study.arms=3", "study.arms; got 3; allowed: names with values"),
+        ("study.arms.x.training.steps=no", "arm 'x': training.steps; got 'no'"),
     ],
 )
 def test_mistakes_in_overrides(recipe, override, said):
     with pytest.raises(MaskwiseError) as caught:
         read_recipe(recipe, [override])
     assert said in str(caught.value) and "\n" not in str(caught.value)
+    assert "Input should" not in str(caught.value)
+
+
+def test_words_for_truth_are_words_where_words_are_meant(recipe, tmp_path):
+    """YAML 1.1 reads no, off and on as truth values."""
+    settings = ["training.precision=no", "tokenizer.lowercase=off", "model.settings.is_decoder=no", "name=on"]
+    found = read_recipe(recipe, [*settings, "study.arms={on: {training.precision: no}, off: {}}"])
+    assert (found.training.precision, found.tokenizer.lowercase, found.name) == ("no", False, "on")
+    assert found.model.settings["is_decoder"] is False and list(found.study.arms) == ["on", "off"]
+    (tmp_path / "again.yaml").write_text(found.to_yaml(), encoding="utf-8")
+    assert read_recipe(tmp_path / "again.yaml") == found
+    assert [parse_value(text) for text in ("true", "False", "yes", "n")] == [True, False, "yes", "n"]
+
+
+def test_other_arms_take_baseline_and_contrasts_with_them():
+    arms = "study.arms={a: {masking.ratio: 0.2}, b: {}}"
+    found = read_recipe("ratios", [arms]).study
+    assert (found.baseline, found.pairs, found.seeds) == (None, [("b", "a")], 10) and found.search
+    kept = read_recipe("ratios", ["study.arms={a: {}, constant-30: {}}"]).study
+    assert kept.pairs == [("a", "constant-30")]
+    assert read_recipe("ratios", [arms, "study.baseline=b"]).study.pairs == [("a", "b")]
+    assert read_recipe("ratios", ["study.contrasts=[[b, a]]", arms]).study.pairs == [("b", "a")]
+    with pytest.raises(MaskwiseError, match="unknown baseline arm 'token-15'; allowed: a, b"):
+        read_recipe("quick-start", [arms, "study.baseline=token-15"])
 
 
 @pytest.mark.parametrize(

@@ -104,8 +104,7 @@ def _finetune_settings(overrides: Iterable[str], seeds: int) -> FinetuneSettings
     try:
         return FinetuneSettings(**raw)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise MaskwiseError(f"{first['loc'][0]}: {first['msg']}", got=first.get("input")) from None
+        raise explain(error, FinetuneSettings, origin="") from None
 
 
 def _check_corpus(out: Path, prepared: Stage) -> None:

@@ -42,9 +42,21 @@ def parse_override(text: str) -> tuple[str, Any]:
 
 
 class Yaml(yaml.SafeLoader):
-    """YAML, with 1e-3 read as a number: YAML 1.1 reads it as a string, and people mean a number."""
+    """YAML as people mean it: 1e-3 is a number, and only true and false are truth values (as in YAML 1.2).
+
+    In YAML 1.1 the first is a string, and ``precision: no`` or an arm called ``on`` would be a truth value. Settings
+    that are true or false take yes, no, on and off all the same.
+    """
+
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in known if tag != "tag:yaml.org,2002:bool"]
+        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
 
+Yaml.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
 Yaml.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9]*)?[eE][-+]?[0-9]+$"),

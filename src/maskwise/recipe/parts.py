@@ -64,6 +64,13 @@ class ModelPart(Part):
     unigram_bias: bool = True
     """Start the output bias of a new head at the log-frequencies of the training text."""
 
+    @field_validator("settings")
+    @classmethod
+    def _truth(cls, value: dict[str, Any]) -> dict[str, Any]:
+        """Here no type says that ``no`` is meant as a truth value; and no setting of a model is a word like it."""
+        words = {"yes": True, "on": True, "no": False, "off": False}
+        return {key: words.get(str(setting), setting) for key, setting in value.items()}
+
 
 class MaskingPart(Part):
     """What is masked, how much, and how it is shown."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,11 @@ def read_recipe(source: str | Path, overrides: Iterable[str] = ()) -> Recipe:
         MaskwiseError: no such recipe, no YAML, an unknown key or name, a value out of range.
     """
     raw = _raw(source)
-    for override in overrides:
-        put(raw, *parse_override(override))
+    changes = dict(parse_override(override) for override in overrides)
+    for key, value in changes.items():
+        put(raw, key, value)
+    if isinstance(changes.get("study.arms"), Mapping):
+        _forget_arms(raw["study"], said=changes)
     recipe = validate(raw, origin=str(source))
     _check_points(recipe)
     for arm in recipe.study.arms:
@@ -71,6 +74,14 @@ def _raw(source: str | Path, *, below: tuple[Path, ...] = ()) -> dict[str, Any]:
     beside = path.parent / str(base)
     under = _raw(beside if beside.is_file() else str(base), below=(*below, path.resolve()))
     return merged({key: value for key, value in under.items() if key not in ("name", "description")}, raw)
+
+
+def _forget_arms(study: dict[str, Any], *, said: Mapping[str, Any]) -> None:
+    """Other arms than the recipe's: its contrasts, and a baseline that is none of them, are as if not said."""
+    if "study.contrasts" not in said:
+        study.pop("contrasts", None)
+    if "study.baseline" not in said and study.get("baseline") not in study["arms"]:
+        study.pop("baseline", None)
 
 
 def _check_points(recipe: Recipe) -> None:

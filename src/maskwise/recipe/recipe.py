@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import yaml
 from pydantic import ValidationError, field_validator, model_validator
 
-from maskwise.errors import MaskwiseError, unknown_name
+from maskwise.errors import MaskwiseError
 from maskwise.evaluation import EvaluationSettings
 from maskwise.keys import fold
+from maskwise.recipe.mistakes import explain
 from maskwise.recipe.overrides import leaves, put
 from maskwise.recipe.parts import CorpusPart, MaskingPart, ModelPart, ObjectivePart, Part, TokenizerPart
 from maskwise.recipe.study import StudyPart
@@ -145,31 +146,4 @@ def validate(raw: Mapping[str, Any], *, origin: str) -> Recipe:
     try:
         return Recipe.model_validate(raw)
     except ValidationError as error:
-        raise _explain(error, origin) from None
-
-
-def _explain(error: ValidationError, origin: str) -> MaskwiseError:
-    # A wrong name says more than what is missing for it.
-    first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
-    place = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        group: Any = Recipe
-        for part in first["loc"][:-1]:
-            if part in group.model_fields:  # and not the name of an objective
-                group = _model_of(group.model_fields[part].annotation)
-        return unknown_name(f"setting in {origin}:", place, [*_dotted(first["loc"][:-1], group.model_fields)])
-    message = str(first["msg"]).removeprefix("Value error, ")
-    got = first.get("input")
-    plain = not isinstance(got, dict | Part) and "got " not in message
-    return MaskwiseError(f"{origin}: {place}: {message}", got=repr(got) if plain else None)
-
-
-def _model_of(annotation: Any) -> Any:
-    """The class of a part that may be None."""
-    return next(
-        (kind for kind in getattr(annotation, "__args__", ()) if hasattr(kind, "model_fields")), annotation
-    )
-
-
-def _dotted(prefix: tuple[Any, ...], names: Iterable[str]) -> Iterable[str]:
-    return (".".join([*map(str, prefix), name]) for name in names)
+        raise explain(error, Recipe, origin=origin) from None

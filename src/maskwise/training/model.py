@@ -54,7 +54,10 @@ def new_config(architecture: str, tokenizer: Any, length: int, **fields: Any) ->
     )
     sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": max(positions, 8)}
     given = {**sizes, **special, **fields}
-    return AutoConfig.for_model(architecture, **{k: v for k, v in given.items() if v is not None})
+    try:
+        return AutoConfig.for_model(architecture, **{k: v for k, v in given.items() if v is not None})
+    except Exception as error:  # configurations check themselves, with errors of many kinds
+        raise MaskwiseError(f"these model settings make no {architecture} model: {error}") from None
 
 
 def load_config(name: str | Path) -> Any:
