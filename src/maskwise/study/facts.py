@@ -19,7 +19,7 @@ from maskwise.masking.schedules import schedule
 from maskwise.show import show_masks
 from maskwise.study.learning import make_masker
 from maskwise.study.phases import Design
-from maskwise.study.plan import REFERENCE, Run
+from maskwise.study.plan import REFERENCE, Run, arms_of, reference_words
 from maskwise.study.stages import prepare_stage, tokenizer_of
 from maskwise.study.work import Prepared
 from maskwise.tasks import load_task, majority_score
@@ -48,12 +48,14 @@ def describe(recipe: Any, design: Design) -> dict[str, Any]:
             "setting": design.settings[name],
             "runs": {str(r.seed): f"stages/{r.pretrained.name}" for r in mine if r.pretrained and r.fraction == 1},
         }  # fmt: skip
+    reference = reference_words(recipe) if REFERENCE in arms_of(recipe, design.contents) else None
     loaded, study = [load_task(spec) for spec in recipe.tasks], recipe.study
     return {
         "name": recipe.name, "description": recipe.description, "maskwise": __version__,
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "versions": versions(),
         "hardware": hardware(), "recipe": recipe.model_dump(mode="json"), "recipe_yaml": recipe.to_yaml(),
-        "baseline": recipe.baseline, "seeds": list(study.seed_list), "arms": arms, "seconds": None,
+        "baseline": recipe.baseline, "reference": reference, "seeds": list(study.seed_list),
+        "arms": arms, "seconds": None,
         "contrasts": [list(pair) for pair in study.pairs],
         "match": {"by": study.match, "arms": design.planned}, "companions": list(study.companions),
         "search": study.search.model_dump(mode="json") if study.search else None,

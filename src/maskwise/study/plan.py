@@ -16,9 +16,11 @@ from maskwise.study.stages import (
     pretrain_stage,
 )
 from maskwise.tasks import load_task
+from maskwise.training.model import has_head
 
 REFERENCE = "no-pretraining"
-"""The arm of checkpoints that were never trained (or not further): what the tasks alone teach."""
+"""The arm of checkpoints that were never trained (or not further): what the tasks alone teach. People read it as
+``reference_words`` has it."""
 
 
 @dataclass(frozen=True)
@@ -27,12 +29,13 @@ class Run:
 
     Attributes:
         arm: its name. seed: of the pre-training run.
-        chain: texts and trainings, in order; only a text for the reference.
+        chain: texts and trainings, in order; no training for the reference.
         prepared: the last text that is trained on. pretrained: the last training; None for the reference.
-        evaluated: what is measured without fine-tuning; None for the reference.
+        evaluated: what is measured without fine-tuning; None for a reference that cannot fill masks.
         tasks: by task spec, the stage that fine-tunes on it.
         overlaps: whether its texts hold the tests of its tasks.
         fraction: of the whole run's steps. setting: the point of a search, by dotted name.
+        title: what people read for the arm, if not its name.
     """
 
     arm: str
@@ -45,6 +48,7 @@ class Run:
     overlaps: tuple[Stage, ...] = ()
     fraction: float = 1.0
     setting: dict[str, Any] = field(default_factory=dict)
+    title: str = ""
 
     @property
     def stages(self) -> Iterator[Stage]:
@@ -64,7 +68,7 @@ class Run:
         """What a table calls it beside its seed."""
         point = ", ".join(f"{key.split('.')[-1]}={value}" for key, value in self.setting.items())
         share = f"{self.fraction:.0%} of the steps" if self.fraction != 1 else ""
-        return " · ".join(part for part in (self.arm, share, point) if part)
+        return " · ".join(part for part in (self.title or self.arm, share, point) if part)
 
     @property
     def who(self) -> dict[str, Any]:
@@ -100,11 +104,29 @@ def make_plan(recipe: Any) -> Plan:
     """
     require_arms(recipe)
     contents = task_contents(recipe)
-    arms = (*recipe.study.arms, REFERENCE) if contents else tuple(recipe.study.arms)
+    arms = arms_of(recipe, contents)
     return Plan(
         tuple(
             make_run(recipe, arm, seed, contents=contents) for seed in recipe.study.seed_list for arm in arms
         )
+    )
+
+
+def arms_of(recipe: Any, contents: Mapping[str, str]) -> list[str]:
+    """The arms, and the reference if anything can be measured of it: tasks, or how a start with a head fills masks."""
+    start = recipe.arm(recipe.baseline, seed=0)
+    return [*recipe.study.arms, *([REFERENCE] if contents or _fills_masks(start) else [])]
+
+
+def _fills_masks(one: Any) -> bool:
+    """Whether the start of a run can be evaluated as it is."""
+    return bool(one.model.pretrained) and has_head(one.model.pretrained)
+
+
+def reference_words(recipe: Any) -> str:
+    """What people read for the reference."""
+    return (
+        "no further training" if recipe.arm(recipe.baseline, seed=0).model.pretrained else "no pre-training"
     )
 
 
@@ -137,31 +159,28 @@ def make_run(
     one = recipe.arm(recipe.baseline if reference else arm, seed=seed, more=more)
     first, *further = one.links()
     prepared = [prepare_stage(first)]
-    if reference:
-        tasks = {
-            task: finetune_stage(one, task, content, prepared=prepared[0], pretrained=None)
-            for task, content in contents.items()
-        }
-        return Run(arm, seed, (prepared[0],), prepared[0], None, None, tasks, **facts)
-    trained = [pretrain_stage(first, prepared[0])]
-    for link in further:
+    trained = [] if reference else [pretrain_stage(first, prepared[0])]
+    for link in [] if reference else further:
         prepared.append(prepare_stage(link, after=prepared[0]))
         trained.append(pretrain_stage(link, prepared[-1], after=trained[-1]))
+    last = trained[-1] if trained else None
     # The yardstick is the study's last text, whatever an arm trains on; in rows as the arm's model knows them.
     rows = one.links()[-1].corpus.model_dump(include={"length", "layout"})
     text = recipe.links()[-1].corpus.model_copy(update=rows)
     yardstick = prepare_stage(one.model_copy(update={"corpus": text}), after=prepared[0])
     tasks = {
-        task: finetune_stage(one, task, content, prepared=prepared[0], pretrained=trained[-1])
+        task: finetune_stage(one, task, content, prepared=prepared[0], pretrained=last)
         for task, content in contents.items()
     }
-    judged = evaluate_stage(one, yardstick, trained[-1]) if evaluated else None
-    texts = {stage.name: stage for stage in (*prepared, *([yardstick] if evaluated else []))}
+    judged = evaluate_stage(one, yardstick, last) if evaluated and (last or _fills_masks(one)) else None
+    texts = {stage.name: stage for stage in (*prepared, *([yardstick] if judged else []))}
     chain = (*texts.values(), *trained)
     overlaps = {
         stage.name: stage
         for task, content in contents.items()
-        for link in one.links()
+        for link in one.links()[: len(trained)]
         for stage in [overlap_stage(link, task, content)]
     }
-    return Run(arm, seed, chain, prepared[-1], trained[-1], judged, tasks, tuple(overlaps.values()), **facts)
+    title = reference_words(recipe) if reference else ""
+    found = tuple(overlaps.values())
+    return Run(arm, seed, chain, prepared[-1], last, judged, tasks, found, title=title, **facts)

@@ -19,7 +19,7 @@ from maskwise.study.verdict.contrasts import contrast_rows, decide, primary_cont
 from maskwise.study.verdict.descriptive import descriptive
 from maskwise.study.verdict.efficiency import efficiency
 from maskwise.study.verdict.reasons import Reasons
-from maskwise.study.verdict.table import Table
+from maskwise.study.verdict.table import REFERENCE, Table
 from maskwise.study.verdict.words import advice_of, contrast_sentence, describe_arms, headline_sentence
 
 __all__ = ["primary_contrasts", "summarise"]
@@ -42,7 +42,8 @@ def summarise(
     """
     pairs = primary_contrasts(study, contrasts)
     table = Table(list(records), study)
-    names = describe_arms(study["arms"])
+    words = describe_arms(study["arms"])
+    names = words | {REFERENCE: study.get("reference") or REFERENCE}
     rows = [row for arm, baseline in pairs for row in contrast_rows(table, arm, baseline)]
     decide(rows, Reasons(table, names), tasks=len(table.tasks), alpha=alpha)
     for row in rows:
@@ -54,9 +55,9 @@ def summarise(
         "replicates": len(study["seeds"]),
         "matched_by": table.matched_by,
         "references": table.references(),
-        "arms": {arm: {**table.describe(arm), "words": names[arm]} for arm in study["arms"]},
+        "arms": {arm: {**table.describe(arm), "words": words[arm]} for arm in study["arms"]},
         "contrasts": rows,
-        "headline": headline_sentence(primary, names, study["baseline"]),
+        "headline": headline_sentence(primary, names if primary else words, study["baseline"]),
         "advice": advice_of(primary, names),
         "overlap": table.overlap,
         "efficiency": efficiency(table, pairs, names),

@@ -56,7 +56,7 @@ def primary_contrasts(
         pairs = [(arm, base) for arm in study["arms"] if arm != base]
     else:
         pairs = [(c["arm"], c.get("baseline", base)) if isinstance(c, Mapping) else tuple(c) for c in chosen]
-    known = [*study["arms"], *([REFERENCE] if study.get("tasks") else [])]
+    known = [*study["arms"], *([REFERENCE] if study.get("tasks") or study.get("reference") else [])]
     for pair in pairs:
         if len(pair) != 2 or pair[0] == pair[1]:
             raise MaskwiseError("a contrast names two different arms", got=pair, allowed="[arm, baseline]")

@@ -219,6 +219,8 @@ class Table(Measures):
         for name in self.heldout:
             values = [x for by_seed in self.unigram[name].values() for x in by_seed.values()]
             found[name] = {"unigram": float(np.mean(values)) if values else None}
+            if losses := self.outcomes[name].get(REFERENCE):
+                found[name][REFERENCE] = [losses[seed] for seed in sorted(losses)]
         for name in self.evaluations:
             keys = ("metric", "items", "chance", "higher_is_better")
             found[name] = {key: self.evaluation_facts[name].get(key) for key in keys}
