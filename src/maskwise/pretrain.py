@@ -14,7 +14,7 @@ import yaml
 from pydantic import ValidationError
 
 from maskwise.errors import MaskwiseError, unknown_name
-from maskwise.recipe import Recipe, parse_value, validate
+from maskwise.recipe import Recipe, explain, parse_value, validate
 from maskwise.study.checks import check_inputs, say
 from maskwise.study.facts import hardware, versions
 from maskwise.study.stages import Stage, prepare_stage, write_json
