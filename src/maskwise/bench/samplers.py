@@ -6,7 +6,7 @@ and a tiny one; with probes of half a batch, as ours are, and of a whole one. Ro
 **Bandits**: three made-up worlds in which an arm's worth is known; regret is what was lost against always drawing the
 best arm, in units of rollouts. A rollout's reward is its mean worth plus noise of .01.
 
-**Batches**: tokens per second of one core, from tensors to what the objective reads, 64 rows at once.
+**Batches**: tokens per second of one core, from tensors to what each objective reads, 64 rows at once.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from maskwise.bench.timing import in_turn, processor_seconds, surroundings
 from maskwise.corpus import pack, read_documents, tokenise, train_tokenizer
-from maskwise.objectives import Arms, objective, objective_class
+from maskwise.objectives import OBJECTIVES, Arms, objective, objective_class
 from maskwise.samplers import Sampler, sampler
 from maskwise.training import MaskedSource, TrainingSettings, new_config, new_model
 from maskwise.training.arms import ArmsSource, Probe
@@ -115,7 +115,7 @@ def _rows(length: int) -> tuple[Any, Any, Any]:
 
 def _maker(arm: str, tokenizer: Any, length: int) -> Any:
     kind = objective_class(arm.partition("-")[0])
-    return kind.maker(tokenizer, seed=0, length=length, **kind.settings({}, ARMS[arm]))
+    return kind.maker(tokenizer, seed=0, length=length, **kind.settings({}, ARMS.get(arm, {})))
 
 
 def _overhead(
@@ -162,7 +162,9 @@ def _batches(data: tuple[Any, Any, Any], batch_size: int, length: int) -> list[d
     tokenizer, training, _ = data
     rows = torch.arange(batch_size)
     columns = [training.batch((rows + start * batch_size) % len(training)) for start in range(20)]
-    makers = {name: _maker(name, tokenizer, length) for name in ARMS}
+    for one in columns:  # every fifth word stands for what is salient; emlm masks half of that
+        one["salient"] = torch.where(one["word_ids"] % 5 == 0, one["word_ids"], -1)
+    makers = {name: _maker(name, tokenizer, length) for name in OBJECTIVES}
     tokens = mean(int(one["attention_mask"].sum()) for one in columns)
 
     def checked(name: str, number: int, batch: Any) -> None:
