@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM
@@ -14,9 +15,10 @@ from maskwise.errors import MaskwiseError
 from maskwise.evaluation.heldout import spread
 from maskwise.pretrain import run_pretrain
 from maskwise.recipe import read_recipe
-from maskwise.study.learning import rows_with
+from maskwise.study.learning import learning, rows_with
 from maskwise.study.stages import prepare_stage, pretrain_stage
 from maskwise.study.work import Prepared, run_stage
+from maskwise.training import new_config, new_model
 from tiny import maskwise, read_lines, write_inputs
 
 
@@ -98,6 +100,22 @@ def test_what_ends_before_training_with_one_line(
 ) -> None:
     assert maskwise("pretrain", path, *over, "--out", tmp_path / "out") == 2
     assert text in " ".join(capsys.readouterr().err.split())
+
+
+def test_new_heads_depend_on_the_seed_alone(path: Path, tmp_path: Path) -> None:
+    """A model that was only loaded draws no random numbers, so its heads were whatever the process had drawn before."""
+    recipe = read_recipe(path)
+    stage = prepare_stage(recipe)
+    run_stage(stage, tmp_path)
+    data = Prepared.load(stage.folder(tmp_path))
+    network = new_model(new_config("bert", data.tokenizer, 32, **recipe.model.settings), seed=0)
+    found = []
+    for ambient, seed in ((1, 0), (2, 0), (2, 1)):
+        torch.manual_seed(ambient)
+        parts = recipe.model_dump(mode="json", include={"masking", "objectives", "sampler"})
+        training = recipe.training.model_copy(update={"seed": seed})
+        found.append(learning(network, data, training, evaluated=8, **parts).heads()["atd.head.weight"])
+    assert torch.equal(found[0], found[1]) and not torch.equal(found[1], found[2])
 
 
 def test_probes_keep_away_from_the_rows_that_judge_in_any_layout(path: Path, tmp_path: Path) -> None:

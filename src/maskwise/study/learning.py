@@ -11,10 +11,12 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from maskwise.corpus import Blocks
 from maskwise.evaluation.heldout import spread
+from maskwise.keys import fold
 from maskwise.masking import Masker
 from maskwise.objectives import Arms, MaskedLanguageModelling, Objective, objective, objective_class
 from maskwise.samplers import sampler as read_sampler
@@ -77,6 +79,7 @@ def many_objectives(
     classes = {name: objective_class(arm["objective"]) for name, arm in objectives.items()}
     rows = {name: _laid_out(data.training, kind) for name, kind in classes.items()}
     held_out = {name: _laid_out(data.held_out, kind) for name, kind in classes.items()}
+    torch.manual_seed(fold(training.seed, 0x4EAD))  # new heads, also of a model that was only loaded
     joined = Arms({name: objective(arm["objective"], network) for name, arm in objectives.items()})
     sources = {}
     for name, kind in classes.items():
