@@ -7,6 +7,7 @@ import json
 import math
 import random
 import runpy
+import sys
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -531,6 +532,19 @@ def test_evaluate(data: Any, checkpoint: Path, tmp_path: Path) -> None:
     with torch.no_grad():
         (direct,) = HeldOut(data.held_out, maskers, None, rows=8)(MaskedLanguageModelling(model.eval()))
     assert direct["loss"] == heldout[2]["loss"] and direct["unigram"] is None
+
+
+def test_a_checkpoint_is_measured_on_the_accelerator_and_a_model_where_it_is(
+    data: Any, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The device is asked for once, for a folder: "meta" stands for one on which this cannot go on."""
+    monkeypatch.setattr(
+        sys.modules["maskwise.evaluation.evaluate"], "best_device", lambda: torch.device("meta")
+    )
+    settings = EvaluationSettings(rows=4, ratios=(0.15,), masks=("token",))
+    assert evaluate(load_model(checkpoint), data, settings)[0]["loss"] > 0
+    with pytest.raises((RuntimeError, NotImplementedError), match=r"(?i)meta"):
+        evaluate(checkpoint, data, settings)
 
 
 def test_what_cannot_be_evaluated(data: Any, checkpoint: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from maskwise.evaluation.evaluate import evaluate, load_sets
 from maskwise.evaluation.scoring import most_tokens
 from maskwise.evaluation.settings import EvaluationSettings
 from maskwise.training import load_model
+from maskwise.training.machine import best_device
 
 MEASURES = ("heldout", "pseudo-perplexity", "cloze", "pairs")
 PERPLEXITY_ROWS = 32
@@ -68,7 +69,9 @@ def evaluate_checkpoint(
     if not measures and text is None:
         raise MaskwiseError("nothing to measure", do="give --with pairs:bundled:pairs, or --text FILE")
     logging.disable_progress_bar()
-    network, tokenizer = load_model(model), load_tokenizer(model)
+    network: Any = load_model(model)
+    network.to(best_device())
+    tokenizer = load_tokenizer(model)
     held_out = None
     if text is not None:
         documents = require_documents(read_documents(text, text_field=text_field))

@@ -22,6 +22,7 @@ from maskwise.masking.annotated import AnnotatedBatch
 from maskwise.masking.vocabulary import Vocabulary
 from maskwise.objectives import MaskedLanguageModelling
 from maskwise.training import load_model, log_frequencies
+from maskwise.training.machine import best_device
 from maskwise.training.model import check_fit
 
 PSEUDO_PERPLEXITY = "pseudo-perplexity"
@@ -64,7 +65,8 @@ def evaluate(
     """Measure one checkpoint.
 
     Args:
-        checkpoint: a folder, a hub id, or a masked language model.
+        checkpoint: a folder or hub id, measured on the accelerator if there is one; or a masked language model,
+            measured where it is.
         data: its tokenizer, the training rows (None: not known; then ``unigram`` is None), held-out rows
             (None: nothing is measured on them).
         settings: what to measure.
@@ -79,7 +81,10 @@ def evaluate(
             which no item can be scored.
     """
     sets = load_sets(settings)
-    model: Any = checkpoint if isinstance(checkpoint, nn.Module) else load_model(checkpoint)
+    model: Any = checkpoint
+    if not isinstance(checkpoint, nn.Module):
+        model = load_model(checkpoint)
+        model.to(best_device())
     check_fit(model.config, len(data.tokenizer), do="use the model's own tokenizer")
     was_training = model.training
     model.eval()

@@ -29,6 +29,7 @@ from maskwise.tasks.kinds import TRAINED, answers, check_length, encode, majorit
 from maskwise.tasks.tensors import TaskSource
 from maskwise.training import TrainingSettings, train
 from maskwise.training.checkpoints import write_folder
+from maskwise.training.machine import best_device
 from maskwise.training.model import check_fit, check_room, without_advice
 
 
@@ -108,7 +109,7 @@ def finetune(
     if task.frozen:
         check_length(task, tokenizer, max_length)
         model: Any = network
-        model.to(torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu")
+        model.to(best_device())
         found = judge(network, task, tokenizer, max_length=max_length)
         facts |= {**found, "lost_words": 0, "steps": 0}
     else:

@@ -57,6 +57,11 @@ def new_accelerator(settings: TrainingSettings, folder: Path | None, *, partial:
     return accelerator
 
 
+def best_device() -> torch.device:
+    """Where a training would run: the accelerator, if there is one."""
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
 def fast_bf16() -> bool:
     """Does the hardware multiply bf16 natively? (Emulated, it is slower than float32.)"""
     if torch.cuda.is_available():
