@@ -59,6 +59,23 @@ def test_sequence_to_sequence_shows_what_is_read_and_written(tokenizer):
     assert facts["source"] and facts["target"] and facts["words_in_part"] == 0
 
 
+def test_permuted_sentences_are_seen():
+    """Any text has sentences; the tokens are as they were, elsewhere, so reading and writing are shown."""
+    text = "One fox. Two dogs. Three hens. Four cats."
+    [entry] = look(text, "sentence", None, corruption="permute-sentences", ratio="1.0")
+    assert entry.shown.source != entry.shown.target and text in entry.shown.target
+    assert sorted(entry.shown.source.split()) == sorted(entry.shown.target.split())
+    assert {piece.state for piece in entry.shown.pieces} == {"kept"} and not entry.note
+    [entry] = look(text, "sentence", None, corruption='permute-sentences(inner="mask-only")', ratio="1.0")
+    assert {piece.state for piece in entry.shown.pieces} == {"masked"} and "[MASK]" in entry.shown.source
+
+
+def test_where_nothing_is_chosen_a_line_says_why(tokenizer):
+    shown = look("hedgehogs photographed", "whole-word", tokenizer, ratio="0.05")
+    assert "no unit fits" in shown[0].as_dict()["note"] and "no unit fits" in printed(shown, colours=False)
+    assert "note" not in look(TEXT, "whole-word", tokenizer)[0].as_dict()
+
+
 def printed(found, *, colours):
     file = io.StringIO()
     system = "truecolor" if colours else None

@@ -24,6 +24,7 @@ from maskwise.annotate.words import flat_offsets, number_words, place_tokens
 from maskwise.corpus import load_tokenizer, read_documents, require_documents, train_tokenizer
 from maskwise.errors import MaskwiseError
 from maskwise.masking import CORRUPTIONS, POLICIES, SCHEDULES, Masker
+from maskwise.masking.corruptions import corruption
 from maskwise.masking.policies import policy
 from maskwise.objectives import OBJECTIVES
 from maskwise.recipe import shipped
@@ -59,7 +60,16 @@ class Inspected:
         facts = {"source": self.shown.source, "target": self.shown.target} if self.shown.target else {}
         counts = {"whole_words": self.shown.whole, "words_in_part": self.shown.parts}
         found = {"policy": self.policy, "text": self.text, "ratio": self.shown.ratio}
-        return {**found, **counts, "pieces": pieces, **facts}
+        return {**found, **counts, "pieces": pieces, **facts, **({"note": self.note} if self.note else {})}
+
+    @property
+    def note(self) -> str:
+        """Why there is nothing to see, and what to do; "" where there is something."""
+        if any(piece.state != "shown" for piece in self.shown.pieces):
+            return ""
+        return (
+            "nothing is chosen: no unit fits; a larger --ratio, --budget expected or a longer text would help"
+        )
 
 
 def inspect_text(
@@ -77,11 +87,13 @@ def inspect_text(
         MaskwiseError: no text, an unknown name, a policy whose layers a plain text does not have.
     """
     texts, specs = [read_marks(one) for one in _texts(text)], split_calls(policies)
-    needs = {layer: spec for spec in specs for layer in policy(spec).layers()}
-    for layer, spec in needs.items():
+    needs = {layer: f"policy {spec}" for spec in specs for layer in policy(spec).layers()}
+    if layer := getattr(corruption(settings["corruption"]), "layer", None):
+        needs.setdefault(layer, f"corruption {settings['corruption']}")
+    for layer, who in needs.items():
         if layer not in (*TEXT_LAYERS, *FOUND_LAYERS) and not any(spans for _, spans in texts):
             raise MaskwiseError(
-                f"policy {spec} needs the layer {layer!r}, and this text has none",
+                f"{who} needs the layer {layer!r}, and this text has none",
                 do="mark spans in it: 'born in [[Warsaw]] in [[1867]]', or with a weight: [[1867|3]]",
             )
     tools = load_tokenizer(tokenizer, needs_mask=False) if tokenizer else _small_tokenizer()
@@ -177,6 +189,8 @@ def render_terminal(found: list[Inspected], *, colours: bool = True) -> Renderab
             if piece.shown:
                 line.append(f"→{visible(piece.shown)}", style="italic #cc3f7a")
         parts.append(Padding(line, (0, 0, 1, 2)))
+        if entry.note:
+            parts.append(Padding(Text(entry.note, style="dim"), (0, 0, 1, 2)))
         if entry.shown.target:
             reads, writes = visible(entry.shown.source), visible(entry.shown.target)
             parts.append(Padding(Text.assemble(("reads   ", "dim"), reads), (0, 0, 0, 2)))

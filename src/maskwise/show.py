@@ -8,6 +8,7 @@ import torch
 
 from maskwise.annotate import encode
 from maskwise.masking import IGNORE, Masker
+from maskwise.masking.corruptions.permute_sentences import PermuteSentences
 
 
 class Piece(NamedTuple):
@@ -64,13 +65,16 @@ def show_masks(
     offsets = tokenizer(
         text, return_offsets_mapping=True, truncation=max_length is not None, max_length=max_length
     )["offset_mapping"]
-    keeps = masker.corruption.keeps_length
+    how: Any = masker.corruption
+    permutes = isinstance(how, PermuteSentences)  # a token's place then says nothing of how it is shown
+    keeps = how.keeps_length and not permutes
+    chosen_state = "kept" if permutes and how.inner is None else "masked"
     pieces, end = [], 0
     for place, (start, stop) in enumerate(offsets):
         if stop <= start or not bool(batch.source.content[0, place]):
             continue
         chosen, shown = bool(batch.selected[0, place]), ""
-        state = "masked" if chosen else "shown"
+        state = chosen_state if chosen else "shown"
         if keeps:
             now, before = int(batch.input_ids[0, place]), int(batch.source.input_ids[0, place])
             if chosen and now == before:
