@@ -141,6 +141,7 @@ def test_bad_input_that_only_a_worker_sees(inputs, tmp_path, capfd):
         (["study", "RECIPE", "masking.policy=whole-wrod"], "did you mean 'whole-word'"),
         (["study", "RECIPE", "masking.rato=0.3"], "did you mean 'masking.ratio'"),
         (["study", "RECIPE", "--engine", "cloud"], "unknown engine"),
+        (["study", "RECIPE", "--engine", "cloud", "--dry-run"], "unknown engine"),
         (["study", "RECIPE", "--jobs", "0"], "--jobs"),
         (["study", "nowhere.yaml"], "no such recipe file"),
         (["study", "RECIPE", "study.arms={}"], "compares nothing"),

@@ -6,6 +6,7 @@ Stages are done here, in this process, one after the other: the engines have tes
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -285,6 +286,80 @@ def test_a_search_by_tasks_looks_at_dev(recipe, tmp_path, done):
     for folder in (tmp_path / "out" / "stages").glob("finetune-*"):
         devs += json.loads((folder / "done.json").read_text())["dev"]
     assert record["by"] == "dev" and {c["scores"][task][0] for c in record["candidates"]} <= set(devs)
+
+
+def test_what_cannot_be_chosen_by_is_refused_before_any_work(recipe, tmp_path, done):
+    """Losses of different vocabularies, whichever setting makes them; and tasks without dev rows."""
+    rows = [
+        {"text": f"{a} b", "text_pair": f"b {a}", "score": s} for a, s in zip("abcd", (0.1, 0.4, 0.2, 0.9))
+    ]
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    frozen = f'tasks=["{pairs}(kind=\\"zero-shot-similarity\\")"]'
+    sizes = "grid: {tokenizer.vocab_size: [80, 120]}"
+    rates = "grid: {training.learning_rate: [0.1, 0.2]}"
+    for said, *more in (
+        ("cannot choose between tokenizers", "tasks=[]", f"study.search={{{sizes}}}"),
+        ("cannot choose between tokenizers", f"study.search={{{sizes}, by: held-out}}"),
+        ("cannot choose between tokenizers", "tasks=[]", "study.search={grid: {corpus.limit: [20, 40]}}"),
+        ("study.search goes by dev rows", frozen, f"study.search={{{rates}}}"),
+        ("study.stop_hopeless goes by dev rows", frozen, "study.seeds=5", "study.stop_hopeless={after: 3}"),
+    ):
+        with pytest.raises(MaskwiseError, match=said):
+            run_study(read_recipe(recipe, more), tmp_path / "out", quiet=True)
+        assert not (tmp_path / "out").exists() and not done
+    for more in (
+        ["tokenizer.name=null", f"study.search={{{sizes}}}"],
+        [frozen, f"study.search={{{rates}, by: held-out}}"],
+    ):
+        assert dry_run(read_recipe(recipe, more), tmp_path / "out")["phases"]
+
+
+def test_a_score_that_is_no_number_costs_its_pair_only(recipe, tmp_path, done):
+    """A model that diverged at its last step: the run is a failure, all others are judged, and the page says so."""
+    out, more = tmp_path / "out", [*QUICK, "study.seeds=3"]
+    run_study(read_recipe(recipe, more), out, quiet=True)
+    study = json.loads((out / "study.json").read_text())
+    lost = study["arms"]["words-30"]["runs"]["1"].split("/")[1]
+    for folder in (out / "stages").glob("*-*"):
+        if lost not in json.loads((folder / "stage.json").read_text())["needs"]:
+            continue
+        result = json.loads((folder / "done.json").read_text())
+        if "score" in result:
+            result |= {"score": math.nan, "fine_tuning": [math.nan]}
+        else:
+            result["records"][0]["loss"] = math.inf
+        (folder / "done.json").write_text(json.dumps(result))
+    found = run_study(read_recipe(recipe, more), out, quiet=True)
+    assert {(r["arm"], r["seed"]) for r in found["failures"]} == {("words-30", 1)} and len(
+        found["failures"]
+    ) == 2
+    records = read_lines(out / "records.jsonl")
+    assert not [r for r in records if r["kind"] == "score" and (r["arm"], r["seed"]) == ("words-30", 1)]
+    assert "NaN" not in (out / "records.jsonl").read_text() + (out / "summary.json").read_text()
+    [row] = [row for row in found["contrasts"] if row["outcome"] == "tasks"]
+    assert row["n"] == 2
+    assert found["arms"]["words-30"]["failures"] == 1
+    assert "not a finite number" in (out / "report.html").read_text()
+
+
+def test_a_point_that_diverged_is_never_chosen(recipe, tmp_path, fake):
+    """Rates above 1 fail; here the loss of one below is no number."""
+    search = "study.search={grid: {training.learning_rate: [0.01, 0.5]}, seeds: [9]}"
+    more = [*QUICK, "tasks=[]", "study.seeds=1", search, "study.arms={a: {}}"]
+    out = tmp_path / "out"
+    run_study(read_recipe(recipe, more), out, quiet=True)
+    for folder in (out / "stages").glob("evaluate-*"):
+        before = json.loads((folder / "stage.json").read_text())["needs"][1]
+        trained = json.loads((out / "stages" / before / "stage.json").read_text())["what"]["training"]
+        if (trained["learning_rate"], trained["seed"]) == (0.01, 9):
+            result = json.loads((folder / "done.json").read_text())
+            result["records"][0]["loss"] = math.nan
+            (folder / "done.json").write_text(json.dumps(result))
+    run_study(read_recipe(recipe, more), out, quiet=True)
+    [record] = [r for r in read_lines(out / "records.jsonl") if r["kind"] == "selection"]
+    assert record["chosen"] == {"training.learning_rate": 0.5}
+    assert [point["mean"] is None for point in record["candidates"]] == [True, False]
 
 
 # Matching --------------------------------------------------------------------------------------------------

@@ -73,7 +73,7 @@ def study(
     recipe, overrides = _recipe_or_override(recipe, overrides)
     whole = read_recipe(recipe, overrides)
     if dry_run:
-        found = room.dry_run(whole, out, jobs=jobs, cache=stages)
+        found = room.dry_run(whole, out, jobs=jobs, engine=engine, cache=stages)
         _print_json(found) if as_json else _print_plan(found)
         return
     result = room.run_study(
@@ -349,6 +349,7 @@ def list_names(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; exit code 2 and one line for bad input, 130 after Ctrl-C."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # or each vain attempt is a line before ours
     try:
         code = app(args=list(arguments) if arguments is not None else None, standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):

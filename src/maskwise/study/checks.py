@@ -15,6 +15,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.evaluation import load_sets
 from maskwise.masking.policies import policy
 from maskwise.objectives import objective_class
+from maskwise.study.stages import prepare_stage, tokenizer_of
 from maskwise.tasks import load_task
 from maskwise.training.model import NO_HEAD, check_room, check_start, has_head, load_config, new_config
 
@@ -53,6 +54,7 @@ def check_inputs(recipe: Any) -> list[str]:
         for link in one.links():
             _check_text(link)
     load_sets(recipe.evaluation)
+    _check_choices(recipe)
     named: dict[str, str] = {}
     for task in recipe.tasks:
         name = load_task(task).name
@@ -61,6 +63,24 @@ def check_inputs(recipe: Any) -> list[str]:
             raise MaskwiseError(f"two tasks are called {name!r}", got=f"{named[name]} and {task}", do=do)
         named[name] = task
     return list(notes)
+
+
+def _check_choices(recipe: Any) -> None:
+    """What a search, or the dropping of arms, goes by is there and can be compared."""
+    search, stop = recipe.study.search, recipe.study.stop_hopeless
+    by_dev = search and (search.by or ("dev" if recipe.tasks else "held-out")) == "dev"
+    for task in recipe.tasks if by_dev or stop else ():
+        if not load_task(task).splits["dev"]:
+            who = "study.search" if by_dev else "study.stop_hopeless"
+            do = "give it a dev split" + ("; or study.search.by=held-out" if by_dev and not stop else "")
+            raise MaskwiseError(f"{who} goes by dev rows, and task {task} has none", do=do)
+    for name in recipe.study.arms if search and not by_dev else ():
+        firsts = [recipe.arm(name, seed=0, more=point).links()[0] for point in search.points]
+        if len({tokenizer_of(prepare_stage(first)) for first in firsts}) > 1:
+            what = "study.search by held-out loss cannot choose between tokenizers"
+            why = "losses per token of different vocabularies do not compare"
+            do = "name tasks, and let study.search.by be dev; or make each tokenizer an arm"
+            raise MaskwiseError(f"{what}: {why}", got=f"grid {', '.join(search.points[0])}", do=do)
 
 
 def _check_text(link: Any) -> None:

@@ -18,12 +18,15 @@ from statistics import median
 from typing import Any
 
 from maskwise.study.checks import check_folder, check_inputs
+from maskwise.study.engines import require_engine
 from maskwise.study.phases import Design
 from maskwise.study.runner import shared_folder
 from maskwise.study.stages import Stage
 
 
-def dry_run(recipe: Any, out: Path, *, jobs: int | None = None, cache: Path | None = None) -> dict[str, Any]:
+def dry_run(
+    recipe: Any, out: Path, *, jobs: int | None = None, engine: str = "local", cache: Path | None = None
+) -> dict[str, Any]:
     """What ``run_study`` with the same arguments would do.
 
     Returns:
@@ -34,6 +37,7 @@ def dry_run(recipe: Any, out: Path, *, jobs: int | None = None, cache: Path | No
     Raises:
         MaskwiseError: bad input, as of the study itself.
     """
+    require_engine(engine)
     check_folder(out)
     known = check_inputs(recipe)
     at_once = jobs or os.cpu_count() or 1

@@ -8,6 +8,7 @@ the way is a record; nothing is kept but in the folders of stages, so a study th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -136,7 +137,8 @@ class Design:
             self.settings[arm] = chosen or {}
 
     def _scores(self, runs: list[Run]) -> Scores | None:
-        """Of the same arm with several seeds, by outcome: dev scores of tasks, or held-out losses times −1."""
+        """Of the same arm with several seeds, by outcome: dev scores of tasks, or held-out losses times −1.
+        None where a run is not done, or diverged."""
         by_outcome: Scores = {}
         for run in runs:
             judged = [*run.chain, *([run.evaluated] if run.evaluated else []), *run.tasks.values()]
@@ -150,7 +152,8 @@ class Design:
                     if line["kind"] == "heldout" and line["masks"] in self.kinds(run.arm):
                         name = f"heldout:{line['masks']}@{line['ratio']:g}"
                         by_outcome.setdefault(name, []).append(-line["loss"])
-        return by_outcome
+        finite = all(math.isfinite(value) for values in by_outcome.values() for value in values)
+        return by_outcome if finite else None
 
     def kinds(self, arm: str) -> tuple[str, ...]:
         """The kinds of held-out masks that an arm is judged on: those that it was trained last with."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -43,13 +44,24 @@ def collect(
                 spent["objectives"] = _steps_by_objective(done)
             records.append({"kind": "cost", **run.who, **spent})
         evaluated = results[run.evaluated.name] if run.evaluated else None
-        for line in evaluated["records"] if evaluated else ():
-            records.append({"kind": line["kind"], **run.who, **line})
+        judged = {run.evaluated.name: evaluated["records"]} if run.evaluated and evaluated else {}
         for stage in run.tasks.values():
-            found = results[stage.name]
-            if found:
-                records.append({"kind": "score", **run.who, **{key: found[key] for key in KEPT["score"]}})
+            if found := results[stage.name]:
+                judged[stage.name] = [{"kind": "score", **{key: found[key] for key in KEPT["score"]}}]
+        for name, lines in judged.items():
+            sound = [line for line in lines if _finite(line)]
+            records += [{"kind": line["kind"], **run.who, **line} for line in sound]
+            if len(sound) < len(lines):
+                error = "a score or loss is not a finite number: the training or fine-tuning diverged"
+                records.append({"kind": "failure", **run.who, "stage": name, "error": error})
     return sorted([*records, *overlaps.values()], key=_place)
+
+
+def _finite(record: Mapping[str, Any]) -> bool:
+    """Whether all that was measured is a number, also of each fine-tuning."""
+    single = (record.get(key) for key in ("score", "loss", "value"))
+    values = [*single, *record.get("fine_tuning", ()), *record.get("dev", ())]
+    return all(math.isfinite(value) for value in values if value is not None)
 
 
 def _steps_by_objective(done: Iterable[Mapping[str, Any]]) -> dict[str, int]:

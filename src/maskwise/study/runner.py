@@ -18,7 +18,7 @@ from typing import Any
 from maskwise.errors import MaskwiseError
 from maskwise.report import write_report
 from maskwise.study.checks import LOCK, check_folder, check_inputs, say
-from maskwise.study.engines import RETRIES, execute
+from maskwise.study.engines import RETRIES, execute, require_engine
 from maskwise.study.facts import describe, samples, timings
 from maskwise.study.phases import Design
 from maskwise.study.records import collect
@@ -56,6 +56,7 @@ def run_study(
         MaskwiseError: bad input, before anything is written.
     """
     began = time.perf_counter()
+    require_engine(engine)
     check_folder(out)
     notes = check_inputs(recipe)
     stages, new = out / "stages", not out.is_dir() or not any(out.iterdir())

@@ -4,6 +4,6 @@
 stages to either. A third engine is a class with four methods and a line in ``schedule.ENGINES``.
 """
 
-from maskwise.study.engines.schedule import ENGINES, RETRIES, execute
+from maskwise.study.engines.schedule import ENGINES, RETRIES, execute, require_engine
 
-__all__ = ["ENGINES", "RETRIES", "execute"]
+__all__ = ["ENGINES", "RETRIES", "execute", "require_engine"]

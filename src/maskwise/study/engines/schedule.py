@@ -52,8 +52,7 @@ def execute(
     Raises:
         MaskwiseError: a text cannot be prepared that every run needs; an engine that is unknown or cannot start.
     """
-    if engine not in ENGINES:
-        raise unknown_name("engine", engine, ENGINES)
+    require_engine(engine)
     errors: dict[str, str] = {}
     if not todo:
         return errors
@@ -104,6 +103,12 @@ def execute(
     finally:
         pool.close()
     return errors
+
+
+def require_engine(name: str) -> None:
+    """Refuse an engine that there is not."""
+    if name not in ENGINES:
+        raise unknown_name("engine", name, ENGINES)
 
 
 def work(task: dict[str, Any], *, stages: str) -> dict[str, Any]:
