@@ -8,6 +8,7 @@ import yaml
 
 from maskwise.errors import MaskwiseError
 from maskwise.recipe import parse_value, read_recipe, shipped
+from maskwise.starts import resolve_start
 from maskwise.study.checks import check_inputs
 from maskwise.study.stages import prepare_stage
 from maskwise.study.work import Prepared, pretrain, run_stage
@@ -23,6 +24,10 @@ def recipe(tmp_path):
 def test_every_shipped_recipe_trains(name, tmp_path):
     """Each arm for two steps on a little of its own corpus; the tokenizer and the model made small."""
     whole = read_recipe(name)
+    try:
+        resolve_start(whole.model.pretrained or "")
+    except MaskwiseError as missing:  # what the wheel of a start of ours, or another package, would bring
+        pytest.skip(str(missing))
     check_inputs(whole)
     layers = whole.model.settings.get("num_hidden_layers", 2)
     small = [
@@ -155,6 +160,13 @@ def test_words_for_truth_are_words_where_words_are_meant(recipe, tmp_path):
     (tmp_path / "again.yaml").write_text(found.to_yaml(), encoding="utf-8")
     assert read_recipe(tmp_path / "again.yaml") == found
     assert [parse_value(text) for text in ("true", "False", "yes", "n")] == [True, False, "yes", "n"]
+
+
+def test_one_corpus_is_one_stage_however_it_is_spelled(recipe, monkeypatch):
+    monkeypatch.chdir(recipe.parent)
+    spelled = ("corpus.jsonl", "./corpus.jsonl", "x/..//corpus.jsonl")
+    assert len({prepare_stage(read_recipe(recipe, [f"corpus.source={path}"])).name for path in spelled}) == 1
+    assert read_recipe(recipe, ["corpus.source=hf:a//b"]).corpus.source == "hf:a//b"
 
 
 def test_other_arms_take_baseline_and_contrasts_with_them():

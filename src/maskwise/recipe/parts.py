@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -35,6 +36,12 @@ class CorpusPart(Part):
     """Share of the documents that is never trained on."""
     layers: tuple[str, ...] = ()
     """Annotators whose layers the rows carry, such as pos and salient; stored("FOLDER") takes finished ones."""
+
+    @field_validator("source")
+    @classmethod
+    def _one_spelling(cls, value: str) -> str:
+        """``./a.txt`` is ``a.txt``, and so the same stage."""
+        return value if value.startswith(("hf:", "bundled:")) else os.path.normpath(value)
 
     @field_validator("layers")
     @classmethod
