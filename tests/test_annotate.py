@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from maskwise.annotate.registry import annotator
 from maskwise.annotate.run import annotate_corpus
 from maskwise.annotate.show import examples, render_html, render_terminal
 from maskwise.annotate.store import Manifest, Store, cut_shards, to_parquet
+from maskwise.annotate.summary import shard_facts
 from maskwise.cli import main
 from maskwise.corpus import Document, pack, tokenise, train_tokenizer
 from maskwise.errors import MaskwiseError
@@ -491,6 +493,22 @@ def test_the_summary_counts(tmp_path):
     assert weight == {"mean": pytest.approx(np.mean(every)), "least": 1.0, "greatest": max(every)}
     assert found["documents"] == 50 and found["characters"] == sum(len(one["text"]) for one in texts)
     assert found == json.loads((tmp_path / "summary.json").read_text())
+
+
+def test_facts_of_a_shard_are_those_of_counting_one_after_the_other():
+    """Spans of five codes over texts of which some are empty; few of the commonest are kept, ties by their text."""
+    draw, layer = np.random.default_rng(3), Layer("categorical", ("a", "b", "c", "d"))
+    texts = [*(one["text"] for one in corpus(40)), "", " ", "x" * 90]
+    found = [CharSpans.of([(m.start(), m.end(), draw.integers(0, 5)) for m in re.finditer(r"\S+", t)], layer)
+             for t in texts]  # fmt: skip
+    facts = shard_facts(texts, [{"l": spans} for spans in found], {"l": layer})
+    count = Counter((int(c), t[a:b]) for t, spans in zip(texts, found) for a, b, c in zip(*spans))
+    for code in range(5):
+        mine = sorted((-n, text) for (c, text), n in count.items() if c == code and len(text) <= 60)
+        assert facts["layers"]["l"]["top"][str(code)] == {text: -n for n, text in mine[:20]}
+    labels = Counter(str(code) for code, _ in count.elements())
+    assert facts["layers"]["l"]["labels"] == labels and facts["characters"] == sum(map(len, texts))
+    assert facts["layers"]["l"]["words"] == facts["words"] > facts["layers"]["l"]["spans"]
 
 
 def test_pages_show_texts_and_escape_them(tmp_path, capsys):

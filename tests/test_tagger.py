@@ -94,6 +94,14 @@ def test_both_layers_are_those_of_each_alone_and_of_any_batch(tagger: SpacyPipel
                 np.testing.assert_array_equal(side, again)
 
 
+def test_tags_read_from_the_model_are_those_that_spacy_writes(tagger: SpacyPipeline) -> None:
+    assert tagger._direct is not None, "the shipped pipeline takes the short way"
+    texts = [*(document.text for document in _bundled()[:80]), "", " \n ", "x\ty  z", "Anna  went. " * 300]
+    for text, layers, doc in zip(texts, tagger.annotate(texts), spacy.load(SHIPPED).pipe(texts)):
+        written = [(token.text, token.pos_) for token in doc if not token.is_space]
+        assert shown(text, layers["pos"], POS.labels) == written
+
+
 HARD = {
     "empty": "",
     "spaces": " \n\t\u2028 ",
