@@ -1,6 +1,6 @@
 """Cuts the data that maskwise ships out of larger public data sets: `python scripts/build_data.py SOURCE`.
 
-SOURCE holds wikipedia_en/, glue_like/, ud_english_ewt/, ner_wikigold/ and ner_wnut17/ (their origin and licences:
+SOURCE holds wikipedia_en/, glue_like/, ud_english_ewt/, ner_wikigold/, ner_wnut17/ and qa/ (their origin and licences:
 src/maskwise/data/README.md). Nothing is drawn at random: rows are taken at even distances, and gzip gets no
 time stamp, so a second run writes the same bytes (another zlib may compress the same rows differently). Only
 licences that allow it (CC BY, CC BY-SA) are shipped, and a few megabytes in all.
@@ -67,6 +67,20 @@ CLINC150 = [
     "greeting",
     "change_language",
 ]
+# Categories of trivia questions that say what they are about.
+TRIVIA = [
+    "animals",
+    "geography",
+    "history",
+    "literature",
+    "movies",
+    "music",
+    "religion-faith",
+    "science-technology",
+    "sports",
+    "video-games",
+]
+PER_CATEGORY = {"test": 70, "dev": 25, "train": 100}
 PER_INTENT = {"train": 60, "dev": 15}
 SENTENCES = {"train": 1500, "dev": 300, "test": 600}
 
@@ -81,6 +95,7 @@ def main(source: Path) -> None:
     write("ud_ewt_pos", ud_ewt_pos(source / "ud_english_ewt"))
     write("wikigold", wikigold(source / "ner_wikigold"))
     write("wnut17", wnut17(source / "ner_wnut17"))
+    write("trivia", trivia(source / "qa" / "open_trivia_qa"))
 
 
 def wikipedia(folder: Path) -> list[Row]:
@@ -140,6 +155,16 @@ def wnut17(folder: Path) -> Iterator[Row]:
         with read(folder / name, "rt", encoding="utf-8") as file:
             for tokens, tags in spread(list(read_conll(file)), count):
                 yield {"split": split, "tokens": tokens, "tags": tags}
+
+
+def trivia(folder: Path) -> Iterator[Row]:
+    """Questions of a quiz, and what they are about: {"split", "text", "label"}; no question twice."""
+    with gzip.open(folder / "open_trivia_qa.jsonl.gz", "rt", encoding="utf-8") as file:
+        left = without([(row["question"], row["category"]) for row in map(json.loads, file)], [])
+    for split, count in PER_CATEGORY.items():
+        chosen = spread_intents(left, TRIVIA, count)
+        left = without(left, chosen)
+        yield from rows(split, chosen)
 
 
 def read_conll(lines: Iterable[str]) -> Iterator[tuple[list[str], list[str]]]:

@@ -31,7 +31,7 @@ from maskwise.corpus.readers import (
 )
 from maskwise.errors import MaskwiseError, unknown_name
 
-BUNDLED = ("banking77", "clinc150", "ud_ewt_pos", "wikigold", "wikipedia", "wnut17")
+BUNDLED = ("banking77", "clinc150", "trivia", "ud_ewt_pos", "wikigold", "wikipedia", "wnut17")
 EMPTY, BINARY, NO_TEXT, REPEATED = "empty", "binary (NUL characters)", "no text field", "repeated text"
 
 

@@ -152,7 +152,7 @@ def load_task(
     Args:
         spec: one of
 
-            - a bundled name: banking77, clinc150, ud-pos, ud-relations, wikigold, wnut17;
+            - a bundled name: banking77, clinc150, trivia, ud-pos, ud-relations, wikigold, wnut17;
             - a file, cut 70/15/15: .jsonl, .csv, .tsv, .conllu, .conll, .iob2, SQuAD's .json (all also .gz),
               .parquet. Where every record has a ``split``, that decides;
             - a folder with files for train, dev (or validation) and/or test, or SentEval's with a file a class;

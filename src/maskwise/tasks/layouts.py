@@ -19,6 +19,7 @@ SPLITS = ("train", "dev", "test")
 BUNDLED_TASKS = {
     "banking77": "banking77",
     "clinc150": "clinc150",
+    "trivia": "trivia",
     "ud-pos": "ud_ewt_pos",
     "ud-relations": "ud_ewt_pos",
     "wikigold": "wikigold",
