@@ -128,7 +128,7 @@ def test_losses_that_teach_nothing_are_said_and_left_out(kind: type[Any]) -> Non
     assert torch.equal(one.logits, clean.logits)
     one.rollout = dict.fromkeys(range(10), "a")
     one.update([2.0, 1.0, 1.0], [1.9, 1.2, 1.0])
-    assert one.notes == ["a improves while b, never drawn, gets worse"]
+    assert one.notes == ["b is starved: never drawn, it gets worse; better: a"]
 
 
 # --- the rules

@@ -28,7 +28,7 @@ def score_charts(folder: Folder, colours: dict[str, str]) -> list[dict[str, Any]
         known = (folder.summary.get("references") or {}).get(task) or {}
         majority = known.get("majority", facts.get("majority"))
         scratch = _mean([r["score"] for r in records if r["arm"] == REFERENCE])
-        references = {"commonest answer": majority, "no pre-training": scratch}
+        references = {"commonest answer": majority, folder.reference: scratch}
         metric = str(facts.get("metric") or records[0].get("metric") or "score")
         percent = all(0 <= row["value"] <= 1 for row in rows)
         spec = dot_chart(
@@ -48,11 +48,15 @@ def score_charts(folder: Folder, colours: dict[str, str]) -> list[dict[str, Any]
 
 def heldout_charts(folder: Folder, colours: dict[str, str]) -> list[dict[str, Any]]:
     """One dot chart per kind of mask and ratio, with the unigram line and the plateau beside it."""
-    records = [r for r in whole_runs(folder) if r["kind"] == "heldout" and r["arm"] in colours]
+    every = [r for r in whole_runs(folder) if r["kind"] == "heldout"]
+    records = [r for r in every if r["arm"] in colours]
+    starts = {(m, ratio): r[0]["loss"] for m, ratio, r, _ in _by_masks([r for r in every if r["arm"] == REFERENCE])}
     charts = []
     for masks, ratio, same, unigram in _by_masks(records):
         rows = [_row(r, "loss") for r in same]
-        spec = dot_chart(rows, colours, title="loss in nats (left is better)", plateau=unigram)
+        lines = {folder.reference: starts[masks, ratio]} if (masks, ratio) in starts else {}  # without chance: one
+        look: dict[str, Any] = {"title": "loss in nats (left is better)", "plateau": unigram, "references": lines}
+        spec = dot_chart(rows, colours, **look)
         charts.append({"masks": masks, "ratio": ratio, "unigram": unigram, "spec": spec})
     return charts
 
@@ -61,13 +65,13 @@ def curve_charts(folder: Folder, colours: dict[str, str]) -> dict[str, Any]:
     """{"train": spec, "ratio": spec, "eval": [{"masks", "ratio", "spec"}, …]}, as far as it was logged."""
     charts: dict[str, Any] = {"eval": []}
     train = [r for r in folder.curves if r.get("kind") == "train" and finite(r.get("step"))]
-    losses = _thin([r for r in train if finite(r.get("loss"))])
+    losses = thin([r for r in train if finite(r.get("loss"))])
     if losses:
         by_tokens = all(finite(r.get("tokens")) for r in losses)
         x, title = ("tokens", "tokens read") if by_tokens else ("step", "step")
         rows = [_row(r, "loss") | {x: r[x]} for r in losses]
         charts["train"] = line_chart(rows, colours, x=x, x_title=title, y_title="training loss, nats")
-    ratios = _thin([r for r in train if finite(r.get("ratio"))])
+    ratios = thin([r for r in train if finite(r.get("ratio"))])
     if ratios:
         rows = [_row(r, "ratio") | {"step": r["step"]} for r in ratios]
         for row, r in zip(rows, ratios):
@@ -75,7 +79,7 @@ def curve_charts(folder: Folder, colours: dict[str, str]) -> dict[str, Any]:
         charts["ratio"] = line_chart(rows, colours, x="step", x_title="step", y_title="masked", percent=True)
     evals = [r for r in folder.curves if r.get("kind") == "eval" and finite(r.get("step"))]
     for masks, ratio, same, unigram in _by_masks(evals):
-        rows = [_row(r, "loss") | {"step": r["step"]} for r in _thin(same)]
+        rows = [_row(r, "loss") | {"step": r["step"]} for r in thin(same)]
         look: dict[str, Any] = {"x": "step", "x_title": "step", "y_title": "held-out loss, nats"}
         spec = line_chart(rows, colours, unigram=unigram, dots=True, **look)
         charts["eval"].append({"masks": masks, "ratio": ratio, "spec": spec})
@@ -88,23 +92,24 @@ def whole_runs(folder: Folder) -> list[dict[str, Any]]:
 
 
 def learnt_charts(folder: Folder) -> list[dict[str, Any]]:
-    """What policies and samplers learnt, per arm: weights by group, or the share of each sampler's arm, over steps."""
+    """The weights of groups that policies learnt, over the steps: one chart per arm, and objective of an arm."""
     charts = []
     for arm in folder.arms:
-        for key, title in (("weights", "weight"), ("probabilities", "share of the steps")):
-            lines = _thin([r for r in folder.curves if r["arm"] == arm and isinstance(r.get(key), dict)])
+        lines = thin([r for r in folder.curves if r["arm"] == arm])
+        keys = dict.fromkeys(key for line in lines for key in line if key.split(" ")[-1] == "weights")
+        for key in keys:
             rows = [
                 {"arm": str(name), "seed": line.get("seed", 0), "step": line.get("step"), "value": value}
                 for line in lines
+                if isinstance(line.get(key), dict)
                 for name, value in line[key].items()
                 if finite(value) and finite(line.get("step"))
             ]
             if rows:
                 last = max(row["step"] for row in rows)
                 order = sorted({row["arm"] for row in rows}, key=lambda name: -_last(rows, name, last))
-                charts.append(
-                    {"arm": arm, "what": key, "names": len(order), "spec": group_chart(rows, order, title)}
-                )
+                title = " ".join([arm, *key.split(" ")[:-1]])
+                charts.append({"arm": title, "names": len(order), "spec": group_chart(rows, order, "weight")})
     return charts
 
 
@@ -130,7 +135,7 @@ def _mean(values: list[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def _thin(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def thin(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Every k-th line of each run, so that no run has more than MOST_POINTS."""
     runs: dict[tuple[Any, Any], list[dict[str, Any]]] = {}
     for line in lines:

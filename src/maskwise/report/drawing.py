@@ -66,9 +66,9 @@ def dot_chart(
         *_references(lines, plateau, left=min(ends) - margin, right=max(ends) + margin),
         seeds.encode(x=x, y=y, detail="seed:N", order="index:Q"),
         base.mark_tick(thickness=3, size=26, color=INK).encode(x=alt.X("mean(value):Q", title=title), y=y),
-        dots.encode(x=x, y=y, color=_colour(colours), tooltip=tips),
+        dots.encode(x=x, y=y, color=arm_colour(colours), tooltip=tips),
     ]
-    return _finish(alt.layer(*layers), height=max(46 * len(arms), 60))
+    return finish(alt.layer(*layers), height=max(46 * len(arms), 60))
 
 
 def _references(
@@ -109,7 +109,7 @@ def line_chart(
     axis_y = alt.Y("value:Q", title=y_title, scale=alt.Scale(zero=percent), axis=axis)
     tips = ["arm:N", "seed:O", alt.Tooltip(f"{x}:Q", format=","), alt.Tooltip("value:Q", format=".3f")]
     drawn = data.mark_line(strokeWidth=1.9, opacity=0.75, point={"size": 26} if dots else False)
-    layers = [drawn.encode(x=axis_x, y=axis_y, color=_colour(colours), detail="seed:N", tooltip=tips)]
+    layers = [drawn.encode(x=axis_x, y=axis_y, color=arm_colour(colours), detail="seed:N", tooltip=tips)]
     if any("scheduled" in row for row in rows):
         planned = data.mark_line(strokeDash=[2, 4], color="#000", strokeWidth=1.3, opacity=0.7)
         y = alt.Y("scheduled:Q", title=y_title)
@@ -119,7 +119,7 @@ def line_chart(
         text = at.mark_text(align="right", dx=-4, dy=-5, baseline="bottom", color="#7a4d22", fontSize=12)
         layers.append(at.mark_rule(strokeDash=[5, 4], color=BROWN, strokeWidth=1.5).encode(y="at:Q"))
         layers.append(text.encode(y="at:Q", x=alt.value("width"), text="label:N"))
-    return _finish(alt.layer(*layers), height=260)
+    return finish(alt.layer(*layers), height=260)
 
 
 def group_chart(rows: list[dict[str, Any]], order: Sequence[str], title: str) -> dict[str, Any]:
@@ -140,7 +140,7 @@ def group_chart(rows: list[dict[str, Any]], order: Sequence[str], title: str) ->
     tips = ["arm:N", "seed:O", "step:Q", alt.Tooltip("value:Q", format=".3f")]
     drawn = alt.Chart(alt.Data(values=rows)).mark_line(strokeWidth=1.8, opacity=0.8)
     colour = alt.Color("arm:N", scale=scale, legend=look)
-    return _finish(drawn.encode(x=axis_x, y=axis_y, color=colour, detail="seed:N", tooltip=tips), height=280)
+    return finish(drawn.encode(x=axis_x, y=axis_y, color=colour, detail="seed:N", tooltip=tips), height=280)
 
 
 def choice_chart(
@@ -173,25 +173,27 @@ def choice_chart(
     tips = ["arm:N", "seed:O", alt.Tooltip("fraction:Q", format=".0%"), alt.Tooltip("x:Q", format=".4s")]
     tips.append(alt.Tooltip("value:Q", format=".4f"))
     lines = base.mark_line(strokeWidth=1, opacity=0.35).encode(
-        x=axis_x, y=axis_y, color=_colour(colours), detail="seed:N"
+        x=axis_x, y=axis_y, color=arm_colour(colours), detail="seed:N"
     )
     dots = base.mark_circle(size=70, opacity=0.85, stroke="white", strokeWidth=1)
     means = base.mark_line(strokeWidth=3).encode(
-        x=alt.X("mean(x):Q", title="compute"), y=alt.Y("mean(value):Q", title="quality"), color=_colour(colours),
+        x=alt.X("mean(x):Q", title="compute"), y=alt.Y("mean(value):Q", title="quality"), color=arm_colour(colours),
         detail="arm:N", order="fraction:Q",
     )  # fmt: skip
-    drawn = [lines, dots.encode(x=axis_x, y=axis_y, color=_colour(colours), tooltip=tips)]
+    drawn = [lines, dots.encode(x=axis_x, y=axis_y, color=arm_colour(colours), tooltip=tips)]
     if len({row["fraction"] for row in rows}) > 1:
         drawn.append(means)
-    return _finish(alt.layer(*drawn).add_params(measure, by), height=320)
+    return finish(alt.layer(*drawn).add_params(measure, by), height=320)
 
 
-def _colour(colours: dict[str, str]) -> alt.Color:
+def arm_colour(colours: dict[str, str]) -> alt.Color:
+    """The colour of each arm, without a legend of its own."""
     scale = alt.Scale(domain=list(colours), range=list(colours.values()))
     return alt.Color("arm:N", scale=scale, legend=None)  # the page has its own legend
 
 
-def _finish(chart: Any, *, height: int) -> dict[str, Any]:
+def finish(chart: Any, *, height: int) -> dict[str, Any]:
+    """The common look, as a plain dictionary."""
     axis: dict[str, Any] = {
         "labelColor": INK,
         "titleColor": INK,

@@ -19,8 +19,9 @@ import vl_convert
 from maskwise.report.charts import curve_charts, heldout_charts, learnt_charts, score_charts, whole_runs
 from maskwise.report.drawing import SLATE, arm_colours
 from maskwise.report.forest import common_notes, forest_groups
+from maskwise.report.objectives import objectives_view
 from maskwise.report.reading import REFERENCE, Folder, finite, read_folder
-from maskwise.report.tables import choices, compute_view, evaluation_table, warnings
+from maskwise.report.tables import choices, compute_view, evaluation_table, task_table, warnings
 
 
 def write_report(folder: Path, html: Path | None = None) -> Path:
@@ -54,6 +55,7 @@ def page_content(found: Folder) -> dict[str, Any]:
         "arms": [_arm(found, arm, colours[arm]) for arm in found.arms],
         "forests": forest_groups(found.summary.get("contrasts") or [], colours),
         "scores": score_charts(found, colours),
+        "task_table": task_table(found),
         "score_table": _score_table(found),
         "heldout": heldout_charts(found, colours),
         "evaluations": evaluation_table(found),
@@ -61,6 +63,9 @@ def page_content(found: Folder) -> dict[str, Any]:
         "compute": compute_view(found, colours),
         "curves": curve_charts(found, colours),
         "learnt": learnt_charts(found),
+        "names": found.arms,
+        "reference": found.reference,
+        "several": objectives_view(found, colours),
         "samples": _samples(found, colours),
         "failures": [record for record in found.records if record["kind"] == "failure"],
         "facts": _facts(found, seeds),
@@ -221,6 +226,9 @@ def _environment() -> jinja2.Environment:
         str(text).replace(" %", "\u00a0%").replace("p = ", "p\u00a0=\u00a0")
     )
     environment.filters["short"] = lambda x: (f"{x:.3f}" if abs(x) < 10 else f"{x:.4g}") if finite(x) else "–"
+    environment.filters["powers"] = lambda x: (
+        f"{x:.2e}".replace("e+", " × 10^").replace("^0", "^") if finite(x) else "–"
+    )
     environment.filters["percent"] = lambda x: f"{100 * x:.0f} %" if finite(x) else (x or "–")
     environment.filters["share"] = lambda x, digits=0: f"{100 * x:.{digits}f} %" if finite(x) else "–"
     return environment

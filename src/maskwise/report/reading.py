@@ -38,6 +38,11 @@ class Folder:
         return list(self.study.get("arms") or ([self.name] if self.kind == "run" else []))
 
     @property
+    def reference(self) -> str:
+        """What the models without (further) training are called; their records have the arm ``REFERENCE``."""
+        return str(self.study.get("reference") or "no pre-training")
+
+    @property
     def baseline(self) -> str | None:
         return self.study.get("baseline")
 

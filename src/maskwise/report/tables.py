@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from statistics import mean, stdev
 from typing import Any
 
 from maskwise.report.charts import whole_runs
@@ -28,6 +29,44 @@ def evaluation_table(folder: Folder) -> dict[str, Any]:
     ]
     arms = [arm for arm in (*folder.arms, REFERENCE) if any(arm in row["values"] for row in rows)]
     return {"arms": arms, "rows": rows}
+
+
+def task_table(folder: Folder) -> dict[str, Any] | None:
+    """{"tasks": metrics by name, "rows": [{"arm", "cells": by task, "rank"}], "ranked"}; cells: {"mean", "sd"}.
+
+    Scores in 0 to 1 are written in per cent; `sd` is that of the runs, empty for fewer than two. Mean ranks describe;
+    no verdict rests on them.
+    """
+    runs: dict[str, dict[str, list[float]]] = {}
+    for r in whole_runs(folder):
+        if r["kind"] == "score" and finite(r.get("score")):
+            runs.setdefault(str(r["arm"]), {}).setdefault(str(r.get("task")), []).append(r["score"])
+    tasks = list(dict.fromkeys(task for mine in runs.values() for task in mine))
+    known, facts = folder.summary.get("references") or {}, folder.study.get("tasks") or {}
+    commonest = {t: (known.get(t) or {}).get("majority", (facts.get(t) or {}).get("majority")) for t in tasks}
+    ranks = ((folder.summary.get("descriptive") or {}).get("ranks") or {}).get("arms") or {}
+    lines = {
+        folder.reference if arm == REFERENCE else arm: runs.get(arm) for arm in (*folder.arms, REFERENCE)
+    }
+    lines["commonest answer"] = {t: [value] for t, value in commonest.items() if finite(value)}
+    top = {t: max(abs(x) for mine in runs.values() for x in mine.get(t, [0])) for t in tasks}
+    rows = [
+        {
+            "arm": arm,
+            "cells": {t: _cell(mine.get(t, []), percent=top[t] <= 1) for t in tasks},
+            "rank": ranks.get(arm),
+        }
+        for arm, mine in lines.items()
+        if mine
+    ]
+    metrics = {t: str((facts.get(t) or {}).get("metric") or "score") for t in tasks}
+    return {"tasks": metrics, "rows": rows, "ranked": bool(ranks)} if tasks else None
+
+
+def _cell(values: list[float], *, percent: bool) -> dict[str, str]:
+    scale, digits = (100, 1) if percent else (1, 2)
+    middle = f"{scale * mean(values):.{digits}f}" if values else "–"
+    return {"mean": middle, "sd": f"{scale * stdev(values):.{digits}f}" if len(values) > 1 else ""}
 
 
 def choices(folder: Folder) -> list[dict[str, Any]]:

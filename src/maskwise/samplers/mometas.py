@@ -72,7 +72,8 @@ class Learned(Sampler):
         a, b = self.vector(before), self.vector(after)
         gain, drawn = gains(a, b), self.drawn()
         self.notes = notes = []
-        fallen = [arm for arm, n, g in zip(self.arms, drawn, gain) if not n and g < 0]
+        starved = [arm for arm, n, g in zip(self.arms, drawn, gain) if not n and g < 0]
+        better = [arm for arm, n, g in zip(self.arms, drawn, gain) if n and g > 0]
         for i, arm in enumerate(self.arms):
             if not bool(torch.isfinite(a[i]) & torch.isfinite(b[i])):
                 notes.append(f"{arm}: the probe loss is not finite; it counts as no gain")
@@ -80,8 +81,8 @@ class Learned(Sampler):
             elif a[i] <= STILL:
                 notes.append(f"{arm}: the probe loss is 0 already; it counts as no gain")
                 gain[i] = 0
-            elif gain[i] > 0 and drawn[i] and fallen:
-                notes.append(f"{arm} improves while {', '.join(fallen)}, never drawn, gets worse")
+            elif arm in starved and better:
+                notes.append(f"{arm} is starved: never drawn, it gets worse; better: {', '.join(better)}")
         return gain
 
     def state_dict(self) -> dict[str, Tensor]:
