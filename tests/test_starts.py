@@ -417,6 +417,9 @@ def test_a_study_from_a_checkpoint_says_what_no_further_training_gives(inputs, t
     assert "no further training" in capfd.readouterr().out
     study, summary = (json.loads((out / name).read_text()) for name in ("study.json", "summary.json"))
     assert study["reference"] == "no further training"
+    page = (out / "report.html").read_text()
+    assert page.count("· no further training: ") == 4  # beside the losses: two kinds of masks, two ratios
+    assert "<small>against no further training, token masks</small>" in page
     lines = [r for r in read_lines(out / "records.jsonl") if r["arm"] == REFERENCE]
     assert {r["kind"] for r in lines} == {"heldout"} and {r["seed"] for r in lines} == {0, 1}
     losses = summary["references"]["heldout:token"][REFERENCE]

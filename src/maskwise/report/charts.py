@@ -50,14 +50,16 @@ def heldout_charts(folder: Folder, colours: dict[str, str]) -> list[dict[str, An
     """One dot chart per kind of mask and ratio, with the unigram line and the plateau beside it."""
     every = [r for r in whole_runs(folder) if r["kind"] == "heldout"]
     records = [r for r in every if r["arm"] in colours]
-    starts = {(m, ratio): r[0]["loss"] for m, ratio, r, _ in _by_masks([r for r in every if r["arm"] == REFERENCE])}
+    untouched = _by_masks([r for r in every if r["arm"] == REFERENCE])
+    starts = {(masks, ratio): same[0]["loss"] for masks, ratio, same, _ in untouched}  # of any seed
     charts = []
     for masks, ratio, same, unigram in _by_masks(records):
         rows = [_row(r, "loss") for r in same]
-        lines = {folder.reference: starts[masks, ratio]} if (masks, ratio) in starts else {}  # without chance: one
-        look: dict[str, Any] = {"title": "loss in nats (left is better)", "plateau": unigram, "references": lines}
-        spec = dot_chart(rows, colours, **look)
-        charts.append({"masks": masks, "ratio": ratio, "unigram": unigram, "spec": spec})
+        start = starts.get((masks, ratio))
+        lines = {} if start is None else {folder.reference: start}
+        title = "loss in nats (left is better)"
+        spec = dot_chart(rows, colours, title=title, plateau=unigram, references=lines)
+        charts.append({"masks": masks, "ratio": ratio, "unigram": unigram, "start": start, "spec": spec})
     return charts
 
 
