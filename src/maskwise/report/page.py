@@ -148,14 +148,24 @@ def _samples(found: Folder, colours: dict[str, str]) -> list[dict[str, Any]]:
         for sample in samples if isinstance(samples, list) else []:
             pieces = [piece for piece in sample.get("pieces") or [] if piece.get("text")]
             if pieces:
-                version = {
+                version: dict[str, Any] = {
                     "arm": arm,
                     "colour": colours.get(arm, SLATE),
                     "pieces": [_piece(p) for p in pieces],
                 }
                 version["selected"] = sum(p.get("state") != "shown" for p in pieces)
-                documents.setdefault(str(sample.get("document")), []).append(version)
+                version["learnt"] = bool(sample.get("learnt"))
+                _add_version(documents.setdefault(str(sample.get("document")), []), version)
     return [{"document": name, "versions": versions} for name, versions in documents.items()]
+
+
+def _add_version(versions: list[dict[str, Any]], version: dict[str, Any]) -> None:
+    """Arms that mask a text alike, such as those with different samplers, are shown once, under all their names."""
+    for other in versions:
+        if other["pieces"] == version["pieces"]:
+            other["arm"] += f", {version['arm']}"
+            return
+    versions.append(version)
 
 
 def _piece(piece: dict[str, Any]) -> dict[str, str]:

@@ -48,7 +48,9 @@ def task_table(folder: Folder) -> dict[str, Any] | None:
     lines = {
         folder.reference if arm == REFERENCE else arm: runs.get(arm) for arm in (*folder.arms, REFERENCE)
     }
-    lines["commonest answer"] = {t: [value] for t, value in commonest.items() if finite(value)}
+    lines["commonest answer"] = {
+        t: [float(value)] for t, value in commonest.items() if value is not None and finite(value)
+    }
     top = {t: max(abs(x) for mine in runs.values() for x in mine.get(t, [0])) for t in tasks}
     rows = [
         {

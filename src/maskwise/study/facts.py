@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from maskwise import __version__
-from maskwise.corpus import read_documents
+from maskwise.annotate.store import Store
+from maskwise.corpus import read_documents, tokenise
 from maskwise.masking.policies import policy
+from maskwise.masking.policies.group_weighted import GroupWeighted
 from maskwise.masking.schedules import schedule
 from maskwise.show import show_masks
 from maskwise.study.learning import make_masker
@@ -24,8 +28,8 @@ from maskwise.study.stages import prepare_stage, tokenizer_of
 from maskwise.study.work import Prepared
 from maskwise.tasks import load_task, majority_score
 
-SAMPLES = 6
-"""Documents whose beginnings are shown in the report."""
+SAMPLES, SAMPLE_TOKENS, SAMPLE_CHARACTERS = 4, 64, 100
+"""Documents whose beginnings are shown in the report, how much of them, and how long they are at least."""
 
 
 STOPPING_BIAS = (
@@ -107,36 +111,74 @@ def timings(design: Design, stages: Path) -> list[dict[str, Any]]:
 
 
 def samples(recipe: Any, runs: Sequence[Run], stages: Path) -> dict[str, Any]:
-    """Beginnings of documents with what each arm masks in the middle of training (with its first seed)."""
+    """Beginnings of documents with what each arm masks in the middle of training (with its first seed).
+
+    A policy that learns has the weights of the end of that run; where they are not known, its arm is left out.
+    """
     first: dict[str, Run] = {}
     for run in runs:
         if run.arm != REFERENCE and run.prepared.result(stages):
             first.setdefault(run.arm, run)
     shown: dict[str, Any] = {}
-    texts: dict[str, list[tuple[str, str]]] = {}
+    texts: dict[str, list[tuple[str, str, dict[str, list[Any]]]]] = {}
     for arm, run in first.items():
         one = recipe.arm(arm, seed=run.seed).links()[-1]
-        data = Prepared.load(run.prepared.folder(stages))
-        if run.prepared.name not in texts:
-            texts[run.prepared.name] = _beginnings(one)
+        folder = run.prepared.folder(stages)
+        data = Prepared.load(folder)
         masker = make_masker(one.masking.model_dump(), data.tokenizer, seed=run.seed)
-        total = one.training.steps
-        rows = []
-        for document, text in texts[run.prepared.name]:
+        learns = isinstance(masker.policy, GroupWeighted)
+        weights = _last_weights(run.pretrained.folder(stages)) if run.pretrained else None
+        if learns and weights is None:
+            continue
+        if isinstance(masker.policy, GroupWeighted):
+            masker.policy.take(weights or {})
+        if run.prepared.name not in texts:
+            texts[run.prepared.name] = list(_beginnings(one, data.tokenizer, folder))
+        total, rows = one.training.steps, []
+        for document, text, layers in texts[run.prepared.name]:
             found = show_masks(
-                masker, data.tokenizer, text, step=total // 2, total_steps=total, max_length=one.corpus.length
+                masker,
+                data.tokenizer,
+                text,
+                step=total // 2,
+                total_steps=total,
+                max_length=_width(one),
+                layers=layers,
             )
-            rows.append({"document": document, "pieces": [piece.as_dict() for piece in found.pieces]})
+            row = {"document": document, "pieces": [piece.as_dict() for piece in found.pieces]}
+            rows.append(row | ({"learnt": True} if learns else {}))
         shown[arm] = rows
     return shown
 
 
-def _beginnings(recipe: Any) -> list[tuple[str, str]]:
-    corpus, found = recipe.corpus, []
+def _width(recipe: Any) -> int:
+    return min(recipe.corpus.length, SAMPLE_TOKENS)
+
+
+def _last_weights(folder: Path) -> dict[str, float] | None:
+    """What a policy had learnt at the end of a run."""
+    lines = (json.loads(line) for line in reversed(_lines(str(folder / "metrics.jsonl"))))
+    return next((line["weights"] for line in lines if "weights" in line), None)
+
+
+def _beginnings(
+    recipe: Any, tokenizer: Any, prepared: Path
+) -> Iterator[tuple[str, str, dict[str, list[Any]]]]:
+    """(id, text, layers of its first tokens): the layers are those that the corpus was annotated with."""
+    corpus, found = recipe.corpus, 0
+    store = Store(prepared / "layers") if corpus.layers else None
     for document in read_documents(corpus.source, text_field=corpus.text_field, limit=corpus.limit):
-        text = " ".join(document.text.split())[:240].rsplit(" ", 1)[0]
-        if len(text) > 100:
-            found.append((document.id, text))
-        if len(found) == SAMPLES:
+        if len(document.text) > SAMPLE_CHARACTERS:
+            [tokens] = tokenise([document], tokenizer, layers=store)
+            cut = tokenizer(
+                document.text, return_special_tokens_mask=True, truncation=True, max_length=_width(recipe)
+            )
+            inside = np.array(cut["special_tokens_mask"]) == 0
+            layers = {}
+            for name, values in tokens.layers.items():
+                layers[name] = np.full(len(inside), -1, dtype=values.dtype)
+                layers[name][inside] = values[: inside.sum()]
+            yield document.id, document.text, {name: values.tolist() for name, values in layers.items()}
+            found += 1
+        if found == SAMPLES:
             break
-    return found

@@ -65,6 +65,11 @@ class GroupWeighted(Policy):
     def learner(self) -> Learner:
         return Learner(self)
 
+    def take(self, weights: Mapping[str, float]) -> None:
+        """Weigh groups as a run did, by their names, as its metrics say; the others are not known."""
+        known = [weights.get(name, UNKNOWN) for name in self.names]
+        self.running.weight_C = torch.tensor(known, dtype=torch.float64)
+
     def _groups(self, batch: AnnotatedBatch) -> Tensor:
         """(B, L) int64 in −1 … C − 1."""
         group_BL = batch.layer(self.layer, policy=f"weighted by {self.layer}").long()
