@@ -159,18 +159,18 @@ def test_deleted_tokens(line: str, shown: str) -> None:
 @pytest.mark.parametrize(("name", "words"), [("atd", 6), ("atd", 60), ("dtd", 6), ("dtd", 60)])
 def test_each_token_by_itself_with_probability_fifteen_in_a_hundred(name: str, words: int) -> None:
     """Also in short rows, where a row is often left alone (.85⁶ = 38 %); and never a special token."""
-    count = 24000 // words
+    count = 240000 // words
     generator = torch.Generator().manual_seed(3)
     ids = torch.randint(5, 15, (count, words + 2), generator=generator)
     ids[:, 0], ids[:, -1] = CLS, SEP
     given = {"input_ids": ids, "example_id": torch.arange(count)}
     batch = objective_class(name).maker(tokenizer(), seed=1)(given, epoch=0)
-    deviation = math.sqrt(0.15 * 0.85 / 24000)
+    deviation = math.sqrt(0.15 * 0.85 / 240000)
     changed = batch.selected[:, 1:-1]
     assert not batch.selected[:, 0].any() and not batch.selected[:, -1].any()
     assert abs(float(changed.double().mean()) - 0.15) < 5 * deviation
     pairs = float((changed[:, 1:] & changed[:, :-1]).double().mean())  # of one token the next knows nothing
-    assert abs(pairs - 0.15**2) < 5 * math.sqrt(0.15**2 / 20000)
+    assert abs(pairs - 0.15**2) < 5 * math.sqrt(0.15**2 / 200000)
     alone = (~changed.any(1)).double().mean()
     assert abs(float(alone) - 0.85**words) < 5 * math.sqrt(0.85**words / count) + 1e-3
     length = batch.attention_mask.sum(1) if batch.attention_mask is not None else None
