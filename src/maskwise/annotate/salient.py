@@ -20,8 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maskwise.annotate.annotator import CharSpans, Layer
+from maskwise.annotate.characters import LETTER, classify
 
-VERSION = "salient-1"
+VERSION = "salient-2"
 SALIENT = Layer("spans", ("name", "date", "number"))
 NONE, NAME, DATE, NUMBER = range(4)
 
@@ -99,6 +100,9 @@ def salient_spans(
     begin = np.flatnonzero(first)
     last = np.append(begin[1:], len(kind)) - 1
     found = kind[begin] != NONE
+    # A tagger has to say something of emoji and stray marks, and it may say PROPN; they are no names.
+    for at in np.flatnonzero(found & (classify(text)[start[begin]] != LETTER)):
+        found[at] = any(map(str.isalnum, text[start[begin[at]] : end[last[at]]]))
     begin, last = begin[found], last[found]
     return CharSpans(start[begin], end[last], kind[begin])
 

@@ -15,7 +15,12 @@ Texts of gold sets that are tokens only are joined by `join_tokens`, one sentenc
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -45,7 +50,9 @@ NAMED: dict[str, tuple[str, int, int]] = {  # file, column of the token, column 
 Name = tuple[int, int]
 
 
-def bench_annotate(*, data: Path = GOLD, batches: int = 10, batch_texts: int = 128) -> dict[str, Any]:
+def bench_annotate(
+    *, data: Path = GOLD, batches: int = 10, batch_texts: int = 128, copies: int = 2
+) -> dict[str, Any]:
     """Accuracy of the shipped pipeline on the gold sets that ``data`` holds, and words per second.
 
     Args:
@@ -53,9 +60,12 @@ def bench_annotate(*, data: Path = GOLD, batches: int = 10, batch_texts: int = 1
             measured on the bundled sample of EWT's test part in any case.
         batches: of the bundled Wikipedia texts, timed.
         batch_texts: texts per batch.
+        copies: of the bundled Wikipedia texts (1.1 million words each), for the wall time of one process and of two;
+            0 leaves that out. The figures are of use on an idle machine only.
 
     Returns:
-        "pos", "salient" and "speed": lists of dicts; "missing"; "tagger": its bytes and version; "hardware".
+        "pos", "salient", "speed" and "processes": lists of dicts; "missing"; "tagger": its bytes and version;
+        "hardware".
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -74,6 +84,7 @@ def bench_annotate(*, data: Path = GOLD, batches: int = 10, batch_texts: int = 1
                 for how, find in (("salient", both.annotate), ("entities alone", partial(_entities, both)))
             ],
             "speed": _speed(batches, batch_texts),
+            "processes": _processes(copies) if copies else [],
             "missing": [n for n in [*TAGGED, *NAMED] if n not in tagged and n not in named],
             "tagger": {
                 "bytes": sum(path.stat().st_size for path in SHIPPED.rglob("*") if path.is_file()),
@@ -226,6 +237,29 @@ def _through_files(texts: list[str], annotators: list[str], folder: str) -> int:
         return int(annotate_corpus(texts, annotators, Path(out) / "made", jobs=1)["words"])
 
 
+def _processes(copies: int) -> list[dict[str, Any]]:
+    """Wall seconds of the whole command for parts of speech, from its start to its end, with one process and two."""
+    texts = [document.text for document in read_documents(bundled_path("wikipedia"))]
+    many = [
+        f"Copy {number}. {text}" for number in range(copies) for text in texts
+    ]  # a repeated text is left out
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        corpus = Path(folder) / "corpus.jsonl"
+        corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in many), encoding="utf-8")
+        for jobs in (1, 2):
+            out = str(Path(folder) / str(jobs))
+            command = ["annotate", str(corpus), "--with", "pos", "--out", out, "--jobs", str(jobs), "--json"]
+            began = time.perf_counter()
+            ran = subprocess.run(
+                [sys.executable, "-c", "from maskwise.cli import main; main()", *command],
+                env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=True,
+            )  # fmt: skip
+            seconds, words = time.perf_counter() - began, int(json.loads(ran.stdout)["words"])
+            rows.append({"processes": jobs, "words": words, "seconds": round(seconds, 2)})
+    return [row | {"times_one": round(rows[0]["seconds"] / row["seconds"], 3)} for row in rows]
+
+
 def _check(name: str, number: int, result: Any) -> None:
     assert result, f"{name} found nothing"
 
@@ -259,7 +293,13 @@ def render_annotate(result: dict[str, Any]) -> RenderableType:
         salient.add_row(r["data"], r["spans"], f"{r['gold']:,}", *(f"{100 * value:.1f}" for value in shown))
     for r in result["speed"]:
         speed.add_row(r["name"], f"{r['words_per_second']:,}", f"{r['times_bare']:.2f}")
+    processes = Table(title="The whole command, start-up included: wall time", title_justify="left")
+    for column in ("processes", "words", "seconds", "× one"):
+        processes.add_column(column, justify="right")
+    for r in result["processes"]:
+        row = f"{r['processes']}", f"{r['words']:,}", f"{r['seconds']:.1f}", f"{r['times_one']:.2f}"
+        processes.add_row(*row)
     missing = [f"not measured, as --data has no such file: {', '.join(result['missing'])}"] * bool(
         result["missing"]
     )
-    return Group(pos, salient, speed, *missing)
+    return Group(pos, salient, speed, *[processes] * bool(result["processes"]), *missing)
