@@ -7,8 +7,8 @@ constant has .5, stands beside it. For cse any constant is at chance; its bar is
 leaves twins somewhat alike.
 
 dtd must know which two words stand side by side (a table of bigrams reaches an area of .89), and yes or no teaches that
-slowly: alone it stays at the best constant for 400 steps, from fresh weights and from 500 steps of mlm (areas .50, .51).
-So it goes on from a model that has left the plateau, as in the paper, which goes on from BERT.
+slowly: it stayed at the best constant for 400 steps from fresh weights (area .50), and for 300 after 500 steps of mlm
+(.51). So it goes on from a model that has left the plateau, as in the paper, which goes on from BERT.
 """
 
 from __future__ import annotations
