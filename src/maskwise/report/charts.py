@@ -137,9 +137,9 @@ def _mean(values: list[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def thin(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Every k-th line of each run, so that no run has more than MOST_POINTS."""
+def thin(lines: list[dict[str, Any]], most: int = MOST_POINTS) -> list[dict[str, Any]]:
+    """Every k-th line of each run, so that no run has more than `most`."""
     runs: dict[tuple[Any, Any], list[dict[str, Any]]] = {}
     for line in lines:
         runs.setdefault((line["arm"], line.get("seed")), []).append(line)
-    return [line for run in runs.values() for line in run[:: -(-len(run) // MOST_POINTS)]]
+    return [line for run in runs.values() for line in run[:: -(-len(run) // most)]]

@@ -123,7 +123,8 @@ def line_chart(
 
 
 def group_chart(rows: list[dict[str, Any]], order: Sequence[str], title: str) -> dict[str, Any]:
-    """rows of {"arm" (a group), "seed", "step", "value"}: one line per group and run, a legend in `order`."""
+    """rows of {"arm" (a group), "seed", "step", "value"}: a line per group, the mean of its runs, which are faint; a
+    legend in `order`."""
     look = alt.Legend(
         title=None, orient="right", symbolType="stroke", symbolStrokeWidth=3, columns=1 + len(order) // 12
     )
@@ -137,10 +138,14 @@ def group_chart(rows: list[dict[str, Any]], order: Sequence[str], title: str) ->
     axis_y = alt.Y(
         "value:Q", title=title, scale=alt.Scale(zero=True), axis=alt.Axis(format=".2~f", tickCount=6)
     )
-    tips = ["arm:N", "seed:O", "step:Q", alt.Tooltip("value:Q", format=".3f")]
-    drawn = alt.Chart(alt.Data(values=rows)).mark_line(strokeWidth=1.8, opacity=0.8)
-    colour = alt.Color("arm:N", scale=scale, legend=look)
-    return finish(drawn.encode(x=axis_x, y=axis_y, color=colour, detail="seed:N", tooltip=tips), height=280)
+    tips = ["arm:N", "step:Q", alt.Tooltip("mean(value):Q", format=".3f", title="mean")]
+    base, colour = alt.Chart(alt.Data(values=rows)), alt.Color("arm:N", scale=scale, legend=look)
+    runs = base.mark_line(strokeWidth=1, opacity=0.25).encode(
+        x=axis_x, y=axis_y, color=colour, detail="seed:N"
+    )
+    mean = alt.Y("mean(value):Q", title=title)
+    means = base.mark_line(strokeWidth=2.2).encode(x=axis_x, y=mean, color=colour, tooltip=tips)
+    return finish(alt.layer(runs, means), height=300)
 
 
 def choice_chart(

@@ -16,6 +16,9 @@ from maskwise.report.drawing import BROWN, OKABE_ITO, SLATE
 from maskwise.report.reading import Folder, finite
 from maskwise.report.small import probe_chart, share_chart
 
+MOST_SMALL = 60
+"""Points of a run in a small chart."""
+
 MOST_NOTES = 5
 """Of a sampler, the most frequent first."""
 
@@ -58,7 +61,7 @@ def _shares(runs: dict[int, list[dict[str, Any]]]) -> list[dict[str, Any]]:
         return []
     return [
         {"name": str(name), "seed": line.get("seed", 0), "step": line["step"], "value": value}
-        for line in thin(lines)
+        for line in thin(lines, MOST_SMALL)
         for name, value in line["probabilities"].items()
         if finite(value)
     ]
@@ -67,7 +70,7 @@ def _shares(runs: dict[int, list[dict[str, Any]]]) -> list[dict[str, Any]]:
 def _probes(runs: Runs, name: str) -> list[dict[str, Any]]:
     """The loss of an objective on the probe, once for every measurement."""
     found = {}
-    for line in thin(_flat(runs)):
+    for line in thin(_flat(runs), MOST_SMALL):
         value = (line.get("probe_losses") or {}).get(name)
         if finite(value):
             step = line.get("probe_step", line["step"])

@@ -18,7 +18,7 @@ def share_chart(rows: list[dict[str, Any]], colours: Mapping[str, str]) -> dict[
     named = [row | {"arm": row["name"]} for row in rows]
     even = alt.Chart(alt.Data(values=[{"at": 1 / len(colours)}]))
     rule = even.mark_rule(strokeDash=[5, 4], color=BROWN, strokeWidth=1.2).encode(y="at:Q")
-    return finish(alt.layer(rule, *_lines(named, dict(colours), percent=True)), height=HEIGHT)
+    return finish(alt.layer(rule, alt.layer(*_lines(named, dict(colours), percent=True))), height=HEIGHT)
 
 
 def probe_chart(rows: list[dict[str, Any]], colours: Mapping[str, str]) -> dict[str, Any]:
