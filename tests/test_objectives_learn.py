@@ -163,3 +163,13 @@ def test_dtd_misses_deleted_tokens(
     _, before, after = learnt(laboratory, "dtd", start=speaker[0], steps=300)
     assert after["loss"] < after["constant"] - 0.03 and after["auc"] > 0.66
     assert 0.4 < before["auc"] < 0.6
+
+
+def test_rtd_tells_replaced_tokens(
+    laboratory: tuple[Any, Prepared], speaker: tuple[Any, dict[str, float]]
+) -> None:
+    """Seen, from the same start: the detector .298 nats against .421, area .85; its small generator, new and trained
+    for these 300 steps alone, 6.10 against 6.15 of word frequencies. (From fresh weights, 200 steps: area .54.)"""
+    _, before, after = learnt(laboratory, "rtd", start=speaker[0], steps=300)
+    assert after["loss"] < after["constant"] - 0.04 and after["auc"] > 0.7
+    assert after["generator"] < before["generator"] - 0.4
