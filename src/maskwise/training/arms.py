@@ -163,7 +163,7 @@ class SamplerLearner:
         watched_every: updates between two probes of a rule, which learns nothing from them; 0 for none.
     """
 
-    kept = ("before", "window", "trained", "probed", "clock")
+    kept = ("before", "trained", "probed", "clock")
 
     def __init__(self, sampler: Sampler, probe: Callable[[], Probe] | None, *, watched_every: int = 0):
         self.sampler, self._make = sampler, probe

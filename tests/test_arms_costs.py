@@ -1,0 +1,99 @@
+"""What a training on several objectives counts and says: work of each, steps and probes, and the guards of samplers."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from maskwise.objectives import OBJECTIVES, Outcome, objective, objective_class
+from maskwise.samplers import sampler
+from maskwise.study.costs import flops_of_arms, trained
+from maskwise.training.arms import Probe, SamplerLearner
+from test_arms import ARMS, Documents, lines, run
+from training_tools import LENGTH, model, tokenizer
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_the_work_of_every_objective_is_what_torch_counts(name: str) -> None:
+    """Beyond it are attention scores, special tokens and padding: up to a seventh of these rows of 16."""
+    torch.manual_seed(0)
+    one = objective(name, model("bert", hidden_dropout_prob=0.1))
+    make = objective_class(name).maker(tokenizer(), seed=3, length=LENGTH + 8)
+    batch = make(Documents(16).batch(torch.arange(16)), step=1, total_steps=10)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        outcome = one(batch)
+    work = one.work(int(batch.source.content.sum()), int(outcome.targets))
+    assert 2 * work.all <= counter.get_total_flops() < 1.17 * 2 * work.all
+    assert trained(work) == 6 * work.all and trained(work, frozen=True) < trained(work)
+
+
+def test_chance_knows_the_settings() -> None:
+    net = model("bert")
+    assert objective("rtd(weight=10)", net).chance(100, 8) == pytest.approx(math.log(100) + 10 * math.log(2))
+    assert objective("atd", net).chance(100, 8) == math.log(2)
+    assert objective("sbo", net).chance(100, 8) == 2 * math.log(100)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_steps_count_once_in_however_many_micro_batches(accumulate: int, tmp_path: Path) -> None:
+    arms = {name: ARMS[name] for name in ("mlm", "atd")}
+    run(tmp_path, arms=arms, spec="sequential(block=3)", accumulate=accumulate, log_every=3)
+    found = [line["arm_steps"] for line in lines(tmp_path)]
+    assert found == [{"mlm": 3, "atd": 0}, {"mlm": 0, "atd": 3}] * 2
+
+
+class Batch:
+    """Four tokens of an arm."""
+
+    def __init__(self, arm: str):
+        self.arm, self.source = arm, type("Source", (), {"content": torch.ones(1, 4)})
+
+
+def test_flops_count_the_objective_that_was_drawn_and_the_probes_that_teach() -> None:
+    joined, _ = run(spec="uniform", steps=1, arms={"mlm": {}, "atd": {}})
+    for spec, every, probes in (("mometas(every=2)", 0, 3), ("uniform", 2, 0)):  # a rule is only watched
+        learner = SamplerLearner(
+            sampler(spec, ["mlm", "atd"]), lambda: lambda turn: torch.full((3, 2), 5.0), watched_every=every  # type: ignore[arg-type,return-value]
+        )  # fmt: skip
+        learner.after(0, 4, lambda x: x)
+        for step in range(4):
+            learner.observe(Batch("atd"), Outcome(torch.tensor(8.0), torch.tensor(4)))  # type: ignore[arg-type]
+            learner.after(step + 1, 4, lambda x: x)
+        spent = learner.spent()
+        assert spent["mlm"]["steps"] == 0 and (spent["atd"]["steps"], spent["atd"]["tokens"]) == (4, 16)
+        assert spent["atd"]["probes"] == probes and "probe_losses" in learner.facts()
+        again = SamplerLearner(sampler(spec, ["mlm", "atd"]), None)
+        again.load_state_dict({name: tensor.clone() for name, tensor in learner.state_dict().items()})
+        assert again.spent() == spent and torch.equal(again.before, learner.before)  # a stop forgets nothing
+        steps, probing = flops_of_arms(joined, spent)
+        assert steps == 6 * joined.arm("atd").work(16, 16).all
+        forward = sum(joined.arm(name).work(5, 5).all for name in ("mlm", "atd"))
+        assert probing == 2 * probes * forward
+
+
+def test_guards_are_logged_each_once_though_a_line_covers_several_probes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A loss that is NaN, one that is 0, and an arm that is never drawn and gets worse while another improves."""
+    arms: dict[str, Any] = {name: ARMS[name] for name in ("mlm", "atd", "cse", "mlm-40")}
+
+    def probed(self: Probe, turn: int) -> torch.Tensor:
+        loss = torch.tensor([2.0 - 0.1 * turn, math.nan, 0.0, 1.0 + turn])
+        return torch.stack([loss, torch.ones(4), torch.ones(4)]).double()
+
+    monkeypatch.setattr(Probe, "__call__", probed)
+    monkeypatch.setattr("maskwise.samplers.base.Sampler.draw", lambda self, step, total=None: "mlm")
+    run(tmp_path, arms=arms, spec="mometas(every=2)", log_every=6)
+    expected = [
+        "atd: the probe loss is not finite; it counts as no gain",
+        "cse: the probe loss is 0 already; it counts as no gain",
+        "mlm-40 is starved: never drawn, it gets worse; better: mlm",
+    ]
+    found = [line["notes"] for line in lines(tmp_path)]
+    assert found == [expected, expected]
+    assert all("atd" not in line["probe_losses"] for line in lines(tmp_path))  # NaN is no JSON
