@@ -26,7 +26,8 @@ class ReplacedTokenDetection(Objective):
         masked tokens, both are means over their own tokens, as published.
     Inputs: a ``MaskedBatch`` made with mask-only, so that the masks are just the places with a label.
     Requirements: an encoder with embeddings. The generator has the same architecture, its layers ``share`` as wide
-        (as few heads as fit), and is thrown away at the end. Replacements are sampled from it, without gradient.
+        (as few heads as fit); it is saved with the heads and is no part of the checkpoint. Replacements are sampled
+        from it, without gradient.
     Source: Clark et al. 2020 (ELECTRA, arXiv 2003.10555), section 2.
     """
 
