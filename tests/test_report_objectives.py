@@ -10,7 +10,7 @@ import pytest
 
 from maskwise.report.charts import MOST_POINTS
 from maskwise.report.objectives import MOST_SMALL, objectives_view
-from maskwise.report.page import write_report
+from maskwise.report.page import powers, write_report
 from maskwise.report.reading import Folder, read_folder
 from maskwise.report.tables import task_table
 from report_fixture import make_records, make_study, write_lines, write_study
@@ -135,3 +135,12 @@ def test_task_scores_are_means_with_their_spread_and_references(tmp_path: Path) 
     assert rows["token-15"] == ({"mean": "55.0", "sd": "7.1"}, 2.0)
     assert rows["no further training"] == ({"mean": "20.0", "sd": "0.0"}, None)
     assert rows["commonest answer"] == ({"mean": "5.0", "sd": ""}, None)
+
+
+def test_powers() -> None:
+    assert [powers(x) for x in (5.634e7, 2.1e12, None, float("nan"))] == [
+        "5.63 × 10⁷",
+        "2.10 × 10¹²",
+        "–",
+        "–",
+    ]

@@ -126,7 +126,12 @@ def group_chart(rows: list[dict[str, Any]], order: Sequence[str], title: str) ->
     """rows of {"arm" (a group), "seed", "step", "value"}: a line per group, the mean of its runs, which are faint; a
     legend in `order`."""
     look = alt.Legend(
-        title=None, orient="right", symbolType="stroke", symbolStrokeWidth=3, columns=1 + len(order) // 12
+        title=None,
+        orient="right",
+        symbolType="stroke",
+        symbolStrokeWidth=3,
+        symbolOpacity=1,
+        columns=1 + len(order) // 12,
     )
     colours = [*OKABE_ITO[:6], SLATE, BROWN] if len(order) <= 8 else None
     scale = (

@@ -23,6 +23,8 @@ from maskwise.report.objectives import objectives_view
 from maskwise.report.reading import REFERENCE, Folder, finite, read_folder
 from maskwise.report.tables import choices, compute_view, evaluation_table, task_table, warnings
 
+RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
 
 def write_report(folder: Path, html: Path | None = None) -> Path:
     """Makes the page of a study or pre-training run; returns its path (default: `folder`/report.html).
@@ -221,6 +223,14 @@ def _duration(seconds: Any) -> str | None:
     return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
 
 
+def powers(x: Any) -> str:
+    """5.6e7 as 5.60 × 10⁷."""
+    if not finite(x):
+        return "–"
+    digits, _, power = f"{x:.2e}".partition("e")
+    return f"{digits} × 10{str(int(power)).translate(RAISED)}"
+
+
 @cache
 def vega_code() -> str:
     """Vega, Vega-Lite and vega-embed as one script (0.9 MB); no `</script` ends the element early."""
@@ -236,9 +246,7 @@ def _environment() -> jinja2.Environment:
         str(text).replace(" %", "\u00a0%").replace("p = ", "p\u00a0=\u00a0")
     )
     environment.filters["short"] = lambda x: (f"{x:.3f}" if abs(x) < 10 else f"{x:.4g}") if finite(x) else "–"
-    environment.filters["powers"] = lambda x: (
-        f"{x:.2e}".replace("e+", " × 10^").replace("^0", "^") if finite(x) else "–"
-    )
+    environment.filters["powers"] = powers
     environment.filters["percent"] = lambda x: f"{100 * x:.0f} %" if finite(x) else (x or "–")
     environment.filters["share"] = lambda x, digits=0: f"{100 * x:.{digits}f} %" if finite(x) else "–"
     return environment
