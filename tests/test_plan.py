@@ -111,6 +111,8 @@ def test_two_studies_with_a_common_first_stage_run_it_once(tmp_path, done):
     assert kinds(done) == {"pretrain": 2, "evaluate": 2} and not second["failures"]
     assert len(list(shared.glob("prepare-*"))) == 1 and len(list(shared.glob("pretrain-*"))) == 4
     done.clear()
+    third = run_study(read_recipe(source, again), tmp_path / "all there", cache=shared, quiet=True)
+    assert not done and third["seconds"] == 0.0
     corpus = tmp_path / "in" / "corpus.jsonl"
     corpus.write_text(corpus.read_text().replace("a", "e", 1))  # one character
     os.utime(corpus, ns=(1, 1))

@@ -86,8 +86,8 @@ def run_study(
             raise
         finally:
             if out.exists():
-                if worked:
-                    before["seconds"] = round((before["seconds"] or 0.0) + time.perf_counter() - began, 1)
+                spent = time.perf_counter() - began if worked else 0.0  # all may be there already
+                before["seconds"] = round((before["seconds"] or 0.0) + spent, 1)
                 write_json(out / "study.json", study | before)
         design.plan_costs()
         study = describe(recipe, design) | before
