@@ -236,6 +236,20 @@ def test_the_headline_keeps_a_baseline_that_nothing_beats():
     assert "nothing to compare" in summarise(records, study)["headline"]
 
 
+def test_with_several_baselines_the_headline_is_the_surest_difference():
+    scores = {"mlm": [0.80, 0.81, 0.82], "uniform": [0.51, 0.50, 0.53], "plus": [0.50, 0.52, 0.52]}
+    study, records = study_of(scores)
+    headline = summarise(records, study, contrasts=[("plus", "uniform"), ("plus", "mlm")])["headline"]
+    assert headline.startswith("Mlm did better than plus")
+
+
+def test_a_sampler_is_not_described_by_its_masks():
+    study, records = study_of({"uniform": [0.5], "token-30": [0.5]})
+    study["arms"]["uniform"] |= {"sampler": "uniform", "ratio": "constant(0.3)", "overrides": {}}
+    words = {arm: facts["words"] for arm, facts in summarise(records, study)["arms"].items()}
+    assert words["uniform"] == "uniform" and words["token-30"].startswith("masking")
+
+
 def test_arms_are_told_apart_by_words_only_where_words_suffice():
     study, records = study_of({"token-15": [0.5], "a": [0.5], "b": [0.5], "c": [0.5]})
     study["arms"]["a"] |= {"ratio": "linear(0.30, 0.15)"}

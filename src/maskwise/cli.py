@@ -415,9 +415,10 @@ def _contrasts(result: dict[str, Any]) -> Table:
     spread = (
         "in spreads between seeds, 95 %" if any(row["unit"] == "SDs" for row in rows) else "95 % interval"
     )
-    table = Table(
-        "arm", f"{by}, against {result['baseline']}", spread, "verdict", box=None, padding=(0, 2, 0, 0)
-    )
+    bases = dict.fromkeys(row["baseline"] for row in rows)
+    named = len(bases) > 1
+    heads = ("arm", "against", by) if named else ("arm", f"{by}, against {next(iter(bases), '')}")
+    table = Table(*heads, spread, "verdict", box=None, padding=(0, 2, 0, 0))
     for row in rows:
         natural = row.get("natural") or row
         scale, unit, digits = (1, "nats", 3) if row["unit"] == "nats" else (100, "points", 1)
@@ -431,7 +432,8 @@ def _contrasts(result: dict[str, Any]) -> Table:
             interval = f"{low} to {high}"
         which = {"arm": " better", "baseline": " worse"}.get(row["better"], "")
         verdict = f"[{COLOURS[row['verdict']]}]{row['verdict']}{which}[/] ({row['reason'].replace('-', ' ')})"
-        table.add_row(_escape(row["arm"]), mean, interval, verdict)
+        who = [_escape(row["arm"]), _escape(row["baseline"])][: 1 + named]
+        table.add_row(*who, mean, interval, verdict)
     return table
 
 

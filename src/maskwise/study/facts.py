@@ -49,6 +49,7 @@ def describe(recipe: Any, design: Design) -> dict[str, Any]:
             "policy": masking.policy, "ratio": str(schedule(masking.ratio)), "overrides": overrides,
             "units": policy(masking.policy).units_name, "tokenizer": tokenizer_of(prepare_stage(links[0])),
             "judged_on": list(design.kinds(name)),
+            **({"sampler": links[-1].sampler} if links[-1].objectives else {}),
             "setting": design.settings[name],
             "runs": {str(r.seed): f"stages/{r.pretrained.name}" for r in mine if r.pretrained and r.fraction == 1},
         }  # fmt: skip

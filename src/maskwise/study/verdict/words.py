@@ -21,8 +21,8 @@ def describe_arms(arms: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
 
 def _describe(facts: Mapping[str, Any]) -> str | None:
     paths = _leaves(facts.get("overrides") or {})
-    if not all(re.search("policy|ratio|schedule|budget", path) for path in paths):
-        return None  # it differs in something else too
+    if "sampler" in facts or not all(re.search("policy|ratio|schedule|budget", path) for path in paths):
+        return None  # it trains on more than masked words, or differs in something else too
     shape = re.fullmatch(r"\s*(\w+)\(([^()]*)\)\s*", str(facts.get("ratio", "")))
     try:
         shares = [f"{100 * float(x.split('=')[-1]):g} %" for x in shape[2].split(",")] if shape else []
@@ -93,9 +93,12 @@ def headline_sentence(rows: Sequence[Mapping[str, Any]], names: Mapping[str, str
     if winners := [row for row in judged if row["better"] == "arm"]:
         best = max(winners, key=lambda row: (sure[row["verdict"]], abs(row["mean"])))
         return contrast_sentence(best, names, brief=True)
+    against = {row["baseline"] for row in judged}
+    if len(against) > 1 and (losers := [row for row in judged if row["better"]]):  # no single one to keep
+        surest = max(losers, key=lambda row: (sure[row["verdict"]], abs(row["mean"])))
+        return contrast_sentence(surest, names, brief=True)
     nearest = max(judged, key=lambda row: row["mean"] if row["higher_is_better"] else -row["mean"])
     told = contrast_sentence(nearest, names, brief=True)
-    against = {row["baseline"] for row in judged}
     if all(row["better"] == "baseline" for row in judged) and len(against) == 1:
         kept = names.get(nearest["baseline"], nearest["baseline"])
         return _sentence(f"keep {kept}: nothing that was tried did better. {told}")
