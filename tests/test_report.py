@@ -306,7 +306,10 @@ def test_what_was_learnt_is_drawn_per_arm(rich):
     assert "token-30: weights" in page and "token-15: weights" not in page
     assert "Which objective trained" not in page  # no run chose among objectives
     charts = [s for s in specs_of(page) if "NOUN" in json.dumps(s)]
-    assert len(charts) == 1 and charts[0]["layer"][0]["encoding"]["color"]["scale"]["domain"] == ["NOUN", EVIL]
+    assert len(charts) == 1 and charts[0]["layer"][0]["encoding"]["color"]["scale"]["domain"] == [
+        "NOUN",
+        EVIL,
+    ]
 
 
 def test_stages_behind_links_are_read(folder):
