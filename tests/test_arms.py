@@ -30,7 +30,8 @@ class Documents(Language):
 
     def batch(self, rows: Tensor) -> dict[str, Tensor]:
         found = super().batch(rows)
-        return {**found, "salient": torch.where(found["word_ids"] % 3 == 0, found["word_ids"], -1)}
+        salient = torch.where(found["word_ids"] % 3 == 0, found["word_ids"], -1)
+        return {**found, "salient": salient, "group": found["word_ids"] % 2}
 
 
 DATA, HELD_OUT = Documents(40), Documents(24, seed=1, first=1000)
@@ -70,7 +71,7 @@ def run(
     def probe() -> Probe:
         return Probe(
             joined, sources, dict.fromkeys(arms, held_out), size=8, skip={}, total_steps=settings.steps,
-            fresh=getattr(chooser, "faithful", False), rank=rank, ranks=ranks,
+            fresh=getattr(chooser, "faithful", False), rank=rank, ranks=ranks, maskers=source.untaught,
         )  # fmt: skip
 
     def evaluate(step: int) -> list[dict[str, Any]]:
@@ -110,6 +111,18 @@ def test_a_stopped_run_draws_the_same_arms_and_learns_the_same(spec: str, tmp_pa
     assert sum(sum(line["arm_steps"].values()) for line in lines(tmp_path / "whole")) == 12
     assert set(last["probe_losses"]) == set(ARMS) and set(last["probabilities"]) == set(ARMS)
     assert not torch.equal(chooser.probabilities(), sampler(spec, list(ARMS)).probabilities())
+
+
+def test_a_stopped_run_probes_with_the_same_masks_though_a_policy_has_learnt(tmp_path: Path) -> None:
+    """The probe is made anew after a stop, from the policy as it began; the name of the arm has a dot."""
+    arms: dict[str, Any] = {"mlm-0.3": {"ratio": 0.3, "policy": "group-weighted(layer='group')"}, "atd": {}}
+    whole, chooser = run(tmp_path / "whole", arms=arms, save_every=2)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "again", arms=arms, save_every=2, stop=7)
+    again, other = run(tmp_path / "again", arms=arms, save_every=2)
+    assert lines(tmp_path / "again") == lines(tmp_path / "whole")
+    assert same(whole, again) and torch.equal(chooser.probabilities(), other.probabilities())
+    assert lines(tmp_path / "whole")[-1]["mlm-0.3 weights"]["0"] != 0.5
 
 
 def test_the_same_probe_before_and_after_and_no_trace_of_it() -> None:

@@ -14,6 +14,8 @@ import altair as alt
 
 SLATE = "#565f6b"
 OKABE_ITO = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
+# Tol's and Brewer's, for more arms than seven.
+MUTED = ["#882255", "#999933", "#6A3D9A", "#44AA99", "#8C510A"]
 INK, FAINT, BROWN = "#2b2b2b", "#e9e6df", "#8a5a2b"
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 PLATEAU_NATS = 0.3  # as in maskwise.study.verdict; this room reads files and imports no other
@@ -23,7 +25,8 @@ NEAR = 2.0  # a reference is drawn if this many ranges from the dots or less: fu
 def arm_colours(arms: Sequence[str], baseline: str | None) -> dict[str, str]:
     """The baseline is slate, the others take Okabe–Ito in turn."""
     others = [arm for arm in arms if arm != baseline]
-    colours = {arm: OKABE_ITO[i % len(OKABE_ITO)] for i, arm in enumerate(others)}
+    palette = OKABE_ITO + MUTED
+    colours = {arm: palette[i % len(palette)] for i, arm in enumerate(others)}
     return {arm: colours.get(arm, SLATE) for arm in arms}
 
 

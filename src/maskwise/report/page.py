@@ -51,7 +51,7 @@ def page_content(found: Folder) -> dict[str, Any]:
         "name": found.name,
         "study": found.study,
         "summary": found.summary,
-        "badge": _badge(found.summary),
+        "badge": found.summary.get("verdict"),
         "story": _story(found),
         "warnings": warnings(found),
         "arms": [_arm(found, arm, colours[arm]) for arm in found.arms],
@@ -74,19 +74,6 @@ def page_content(found: Folder) -> dict[str, Any]:
         "recipe_yaml": found.recipe_yaml,
         "versions": found.study.get("versions") or {},
     }
-
-
-def _badge(summary: dict[str, Any]) -> str | None:
-    """The verdict of the headline: the strongest among the primary contrasts."""
-    rows = [
-        row for row in summary.get("contrasts") or [] if row.get("primary", row.get("outcome") == "tasks")
-    ]
-    verdicts = {(row.get("verdict"), row.get("better")) for row in rows}
-    for verdict, better in (("decided", "arm"), ("suggests", "arm")):
-        if (verdict, better) in verdicts:
-            return verdict
-    names = {verdict for verdict, _ in verdicts}
-    return next((name for name in ("undecided", "suggests", "decided", "void") if name in names), None)
 
 
 def _story(found: Folder) -> dict[str, Any] | None:
@@ -119,7 +106,8 @@ def _arm(found: Folder, arm: str, colour: str) -> dict[str, Any]:
         (found.study.get("arms") or {}).get(arm, {}),
         (found.summary.get("arms") or {}).get(arm, {}),
     )
-    words, recipe = known.get("words"), " ".join(str(facts[k]) for k in ("policy", "ratio") if facts.get(k))
+    what = ("sampler",) if "sampler" in facts else ("policy", "ratio")
+    words, recipe = known.get("words"), " ".join(str(facts[k]) for k in what if facts.get(k))
     return {
         "name": arm,
         "colour": colour,

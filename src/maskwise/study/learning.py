@@ -94,10 +94,12 @@ def many_objectives(
     enough = size >= 4 and all(len(held_out[name]) - len(rows) >= size for name, rows in taken.items())
     rank, ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
+    fresh = getattr(chooser, "faithful", False)
+
     def probe() -> Probe:
         return Probe(
-            joined, sources, held_out, size=size, skip=taken, total_steps=training.steps,
-            fresh=getattr(chooser, "faithful", False), rank=rank, ranks=ranks,
+            joined, sources, held_out, size=size, skip=taken, total_steps=training.steps, fresh=fresh,
+            rank=rank, ranks=ranks, maskers=None if fresh else source.untaught,
         )  # fmt: skip
 
     # A rule is only watched: no run of it fails for want of text to watch it on.

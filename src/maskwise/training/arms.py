@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -43,6 +44,9 @@ class ArmsSource:
     def __init__(self, sources: Mapping[str, MaskedSource], sampler: Sampler, settings: TrainingSettings):
         assert tuple(sources) == sampler.arms
         self.sources, self.sampler, self.settings = sources, sampler, settings
+        self.untaught = deepcopy({arm: source.masker for arm, source in sources.items()})
+        """The maskers as they are before any policy learns. Probes mask with them: a run that was stopped makes its
+        probe anew, and must find the same masks."""
 
     def batches(self, step: int, *, rank: int, ranks: int, device: torch.device) -> list[ArmBatch]:
         """The micro-batches of ``step``, all of one arm, the same arm on every rank."""
@@ -95,7 +99,8 @@ class Probe:
 
     Args:
         objective: the arms.
-        sources: by arm; for their maskers.
+        sources: by arm; what is trained on.
+        maskers: by arm; those of ``sources`` if not said. See ``ArmsSource.untaught``.
         held_out: by arm, rows that are never trained on.
         size: rows of each arm, over all ranks.
         skip: by arm, the numbers of held-out rows that judge the model, and so are not used here.
@@ -110,8 +115,10 @@ class Probe:
     def __init__(
         self, objective: Arms, sources: Mapping[str, MaskedSource], held_out: Mapping[str, Blocks], *, size: int,
         skip: Mapping[str, Iterable[int]], total_steps: int, fresh: bool = False, rank: int = 0, ranks: int = 1,
+        maskers: Mapping[str, Any] | None = None,
     ):  # fmt: skip
         self.objective, self.sources, self.held_out = objective, sources, held_out
+        self.maskers = maskers or {arm: source.masker for arm, source in sources.items()}
         self.size, self.total_steps, self.fresh = size, total_steps, fresh
         self.rank, self.ranks = rank, ranks
         self.rows = {arm: _others(len(held_out[arm]), skip.get(arm, ())) for arm in sources}
@@ -151,7 +158,7 @@ class Probe:
         device = next(self.objective.parameters()).device
         columns = load_rows(self.held_out[arm], chosen, device)
         middle = {"step": self.total_steps // 2, "total_steps": self.total_steps}
-        return self.sources[arm].masker(columns, **middle, epoch=turn)
+        return self.maskers[arm](columns, **middle, epoch=turn)
 
 
 class SamplerLearner:
@@ -172,9 +179,8 @@ class SamplerLearner:
         # Losses, targets, tokens, steps, by arm: of this step, since the last line, of the run, and of its probes.
         self.seen, self.window, self.trained, self.probed = torch.zeros(4, 4, len(sampler.arms)).double()
         self.before = torch.full_like(self.seen[0], torch.nan)
-        self.clock = torch.zeros(
-            2, dtype=torch.float64
-        )  # the step of the last probe; seconds spent on probes
+        # The step of the last probe; seconds spent on probes.
+        self.clock = torch.zeros(2, dtype=torch.float64)
         self.notes: list[str] = []
         self.now: tuple[int, int | None] = (0, None)
 

@@ -20,7 +20,13 @@ from maskwise.study.verdict.descriptive import descriptive
 from maskwise.study.verdict.efficiency import efficiency
 from maskwise.study.verdict.reasons import Reasons
 from maskwise.study.verdict.table import REFERENCE, Table
-from maskwise.study.verdict.words import advice_of, contrast_sentence, describe_arms, headline_sentence
+from maskwise.study.verdict.words import (
+    advice_of,
+    contrast_sentence,
+    describe_arms,
+    headline_row,
+    headline_sentence,
+)
 
 __all__ = ["primary_contrasts", "summarise"]
 
@@ -57,6 +63,7 @@ def summarise(
         "references": table.references(),
         "arms": {arm: {**table.describe(arm), "words": words[arm]} for arm in study["arms"]},
         "contrasts": rows,
+        "verdict": (headline_row(primary) or {}).get("verdict"),
         "headline": headline_sentence(primary, names if primary else words, study["baseline"]),
         "advice": advice_of(primary, names),
         "overlap": table.overlap,

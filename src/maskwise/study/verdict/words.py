@@ -77,30 +77,33 @@ def contrast_sentence(row: Mapping[str, Any], names: Mapping[str, str], *, brief
     return _sentence(told)
 
 
+def headline_row(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """The primary row that a page is headed by: the surest gain; else the nearest to the one baseline, or, where
+    there are several, the surest difference."""
+    judged = [row for row in rows if row["verdict"] != "void"]
+    if not judged:
+        return rows[0] if rows else None
+    sure = {"decided": 2, "suggests": 1}
+    several = len({row["baseline"] for row in judged}) > 1
+    for sides in (("arm",), ("arm", "baseline") if several else ()):
+        if found := [row for row in judged if row["better"] in sides]:
+            return max(found, key=lambda row: (sure[row["verdict"]], abs(row["mean"])))
+    return max(judged, key=lambda row: row["mean"] if row["higher_is_better"] else -row["mean"])
+
+
 def headline_sentence(rows: Sequence[Mapping[str, Any]], names: Mapping[str, str], baseline: str) -> str:
     """The page in a sentence or two, from the primary rows: the best choice, by how much, how sure."""
-    base = names.get(baseline, baseline)
-    sure = {"decided": 2, "suggests": 1}
-    judged = [row for row in rows if row["verdict"] != "void"]
-    if not rows:
+    base, row = names.get(baseline, baseline), headline_row(rows)
+    if row is None:
         if len(names) > 1:
             return _sentence(
                 "nothing was measured that the arms could be compared by: name tasks, or held-out masks."
             )
         return _sentence(f"one arm only ({base}): there is nothing to compare yet.")
-    if not judged:
-        return contrast_sentence(rows[0], names, brief=True)
-    if winners := [row for row in judged if row["better"] == "arm"]:
-        best = max(winners, key=lambda row: (sure[row["verdict"]], abs(row["mean"])))
-        return contrast_sentence(best, names, brief=True)
-    against = {row["baseline"] for row in judged}
-    if len(against) > 1 and (losers := [row for row in judged if row["better"]]):  # no single one to keep
-        surest = max(losers, key=lambda row: (sure[row["verdict"]], abs(row["mean"])))
-        return contrast_sentence(surest, names, brief=True)
-    nearest = max(judged, key=lambda row: row["mean"] if row["higher_is_better"] else -row["mean"])
-    told = contrast_sentence(nearest, names, brief=True)
-    if all(row["better"] == "baseline" for row in judged) and len(against) == 1:
-        kept = names.get(nearest["baseline"], nearest["baseline"])
+    told = contrast_sentence(row, names, brief=True)
+    judged = [row for row in rows if row["verdict"] != "void"]
+    if judged and all((r["better"], r["baseline"]) == ("baseline", row["baseline"]) for r in judged):
+        kept = names.get(row["baseline"], row["baseline"])
         return _sentence(f"keep {kept}: nothing that was tried did better. {told}")
     return told
 
