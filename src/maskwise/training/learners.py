@@ -63,8 +63,8 @@ def states(learners: Mapping[str, Learner]) -> dict[str, Tensor]:
 def restore(learners: Mapping[str, Learner], flat: Mapping[str, Tensor]) -> None:
     """The inverse of ``states``."""
     for name, learner in learners.items():
-        mine = {key.partition(".")[2]: t for key, t in flat.items() if key.partition(".")[0] == name}
-        learner.load_state_dict(mine)
+        mine = f"{name}."  # an arm's name may hold dots itself
+        learner.load_state_dict({key.removeprefix(mine): t for key, t in flat.items() if key.startswith(mine)})
 
 
 def learners_of(masker: Any) -> dict[str, Learner]:
