@@ -76,6 +76,7 @@ def test_short_forms_and_names_of_stages(path: Path) -> None:
         (["sampler=single(dtd)"], "unknown arm 'dtd'"),
         (["sampler=shares(1, 2)"], "2 shares for 4 arms"),
         (["objectives.mlm.masking.ratio=1.5"], "1.5"),
+        (["objectives.low.masking.corruption=delete"], "corruption delete changes lengths; mlm predicts in place"),
         (["objectives.mlm.masking.polici=token"], "polici"),
         (["study.match=targets"], "matched by steps"),
         (["objectives={}", "sampler=uniform", "study.match=targets", "study.arms={a: {}, b: {objectives: {cse: }}}"],
@@ -91,7 +92,19 @@ def test_what_a_recipe_may_not_say(path: Path, over: list[str], text: str) -> No
     ("over", "text"),
     [
         (["objectives.emlm="], "policy guided needs the layer 'salient', and this corpus has none"),
-        (["training.batch_size=7", "sampler=single(cse)"], "cse reads half of the rows twice; got 7 rows"),
+        (
+            ["training.batch_size=7", "sampler=single(cse)"],
+            "so training.batch_size is too small, or odd; got 7; ",
+        ),
+        (
+            ["training.batch_size=2"],
+            "arm 'cse': cse reads half of the rows twice, so training.batch_size is too",
+        ),
+        (
+            ["training.batch_size=6"],
+            "got 6; allowed: even parts of 4 or more, 8 in all, for probes have half",
+        ),
+        (["training.accumulate=4", "training.batch_size=8"], "got 8, in 4 parts; allowed: even parts of 4"),
         (["evaluation.rows=1000"], "the probe of arm 'atd' has too few held-out rows; got 0"),
     ],
 )

@@ -46,6 +46,6 @@ def objective(spec: str | Call, model: nn.Module) -> Objective:
 
 
 __all__ = [
-    "HEADS", "OBJECTIVES", "ArmBatch", "Arms", "Classification", "MaskedLanguageModelling", "Objective", "Outcome",
-    "objective", "objective_class",
+    "HEADS", "OBJECTIVES", "ArmBatch", "Arms", "Classification", "ContrastiveSentences", "MaskedLanguageModelling",
+    "Objective", "Outcome", "objective", "objective_class",
 ]  # fmt: skip

@@ -54,6 +54,9 @@ class Objective(nn.Module, ABC):
     inherits: ClassVar[bool] = True
     """Whether a recipe's masking is this objective's too, as far as neither says anything else."""
 
+    in_place: ClassVar[bool] = True
+    """Whether a label belongs to the token of the same place, so that a corruption must keep lengths."""
+
     layout: ClassVar[str] = "any"
     """The rows it wants: "any", or "document": one text a row, with [CLS] before it."""
 

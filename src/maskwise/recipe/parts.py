@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from maskwise.annotate.registry import annotator, check_names
 from maskwise.errors import MaskwiseError, unknown_name
@@ -137,3 +137,11 @@ class ObjectivePart(Part):
         lengths = {"corruption"} if not corruption(value.get("corruption", "bert")).keeps_length else set()
         MaskingPart(**{key: setting for key, setting in value.items() if key not in lengths})
         return value
+
+    @model_validator(mode="after")
+    def _fits(self) -> ObjectivePart:
+        wanted = self.masking.get("corruption")
+        if wanted and objective_class(self.objective).in_place and not corruption(wanted).keeps_length:
+            do = f"{self.objective} predicts in place: take one that keeps lengths, such as bert"
+            raise MaskwiseError(f"corruption {wanted} changes lengths", do=do)
+        return self

@@ -14,7 +14,8 @@ from maskwise.corpus import load_tokenizer, read_documents, require_documents
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation import load_sets
 from maskwise.masking.policies import policy
-from maskwise.objectives import objective_class
+from maskwise.objectives import ContrastiveSentences, objective_class
+from maskwise.samplers import sampler
 from maskwise.study.stages import prepare_stage, tokenizer_of
 from maskwise.tasks import load_task
 from maskwise.training.model import NO_HEAD, check_room, check_start, has_head, load_config, new_config
@@ -53,6 +54,7 @@ def check_inputs(recipe: Any) -> list[str]:
             check_start(config, len(tokenizer))
         for link in one.links():
             _check_text(link)
+            _check_rows(link)
     load_sets(recipe.evaluation)
     _check_choices(recipe)
     named: dict[str, str] = {}
@@ -96,6 +98,23 @@ def _check_text(link: Any) -> None:
                 got=f"layers {', '.join((*CORPUS_LAYERS, *made))}",
                 do="name its annotator in corpus.layers (maskwise list annotators)",
             )
+
+
+def _check_rows(link: Any) -> None:
+    """A batch, and half of one for a probe, has rows enough for the twins of ``cse``."""
+    how = link.training
+    for name, arm in link.objectives.items():
+        if objective_class(arm.objective) is not ContrastiveSentences:
+            continue
+        learns = sampler(link.sampler, list(link.objectives)).every > 0
+        rows, least = how.batch_size // how.accumulate, 8 if learns else 4
+        if rows % 2 or rows < 4 or how.batch_size < least:
+            what = (
+                f"arm {name!r}: cse reads half of the rows twice, so training.batch_size is too small, or odd"
+            )
+            got = f"{how.batch_size}" + (f", in {how.accumulate} parts" if how.accumulate > 1 else "")
+            allowed = "even parts of 4 or more" + (", 8 in all, for probes have half of a batch" * learns)
+            raise MaskwiseError(what, got=got, allowed=allowed)
 
 
 def _policies(link: Any) -> list[str]:

@@ -64,7 +64,9 @@ def restore(learners: Mapping[str, Learner], flat: Mapping[str, Tensor]) -> None
     """The inverse of ``states``."""
     for name, learner in learners.items():
         mine = f"{name}."  # an arm's name may hold dots itself
-        learner.load_state_dict({key.removeprefix(mine): t for key, t in flat.items() if key.startswith(mine)})
+        learner.load_state_dict(
+            {key.removeprefix(mine): t for key, t in flat.items() if key.startswith(mine)}
+        )
 
 
 def learners_of(masker: Any) -> dict[str, Learner]:
