@@ -105,7 +105,7 @@ def _one_document(folder: Path) -> list[str]:
 BAD = {
     _missing: "does not exist", _empty: "no document", _binary: "binary", _utf16: "UTF", _latin1: "UTF-8",
     _broken_archive: "cut.jsonl.gz", _no_field: "'body'", _no_mask_token: "no mask token", _slow: "is slow",
-    _no_tokenizer: "cannot load tokenizer", _no_labels: "no label column", _empty_labels: "no label",
+    _no_tokenizer: "there is no model or tokenizer", _no_labels: "no label column", _empty_labels: "no label",
     _one_document: "leaves a side empty",
 }  # fmt: skip
 
@@ -290,7 +290,7 @@ def test_recipes_of_people_are_found(inputs, tmp_path, capfd):
     [
         ("model.settings.hidden_size=17", "make no"),
         ("model.settings.vocab_size=10", "tokenizer and model do not fit"),
-        ("model.pretrained=/nowhere/at/all", "cannot load a masked language model"),
+        ("model.pretrained=/nowhere/at/all", "there is no model or tokenizer in '/nowhere/at/all'"),
     ],
 )
 @pytest.mark.parametrize("command", ["pretrain", "study"])

@@ -569,7 +569,7 @@ def test_new_models_are_a_function_of_their_seed() -> None:
         MaskwiseError, match=r"unknown bert model setting 'hiden_size'.*did you mean 'hidden_size'"
     ):
         new_config("bert", tokenizer(), 16, hiden_size=3)
-    with pytest.raises(MaskwiseError, match="cannot load a masked language model from '/nowhere'"):
+    with pytest.raises(MaskwiseError, match="there is no model or tokenizer in '/nowhere'"):
         load_model("/nowhere")
 
 

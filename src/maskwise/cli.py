@@ -192,7 +192,7 @@ def annotate(
     shown = examples(Store(out, layers), open_corpus(corpus, text_field=text_field, limit=limit))
     if html is not None:
         render_html(found, shown, html)
-        err_console.print(f"wrote {html}", highlight=False)
+        err_console.print(f"wrote {html}", highlight=False, soft_wrap=True)
     if as_json:
         _print_json(found)
         return
@@ -276,7 +276,7 @@ def inspect(
     found = inspect_text(text, policy, settings, tokenizer=tokenizer, step=step, total_steps=total_steps)
     if html is not None:
         render_html(found, html)
-        err_console.print(f"wrote {html}", highlight=False)
+        err_console.print(f"wrote {html}", highlight=False, soft_wrap=True)
     if as_json:
         _print_json([entry.as_dict() for entry in found])
     else:

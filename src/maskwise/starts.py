@@ -30,7 +30,7 @@ def resolve_start(name: str | Path) -> str:
     """The folder (or hub id) behind the name of a model or tokenizer.
 
     Raises:
-        MaskwiseError: an unknown bundled model, or one that is not there; a package that is not installed or
+        MaskwiseError: a path or a bundled model that is not there; a package that is not installed or
             carries no model.
     """
     kind, _, rest = str(name).partition(":")
@@ -38,7 +38,12 @@ def resolve_start(name: str | Path) -> str:
         return str(_bundled(rest))
     if kind == "package":
         return str(_packaged(rest))
-    return str(Path(name).expanduser()) if str(name).startswith("~") else str(name)
+    folder = Path(name).expanduser()
+    # An id on the hub has one slash at most; anything else that is not there is a mistake, and asks no network.
+    if not folder.exists() and (folder.is_absolute() or str(name).startswith(".") or len(folder.parts) > 2):
+        do = "give a folder written by save_pretrained, or an id on the hub"
+        raise MaskwiseError(f"there is no model or tokenizer in {str(name)!r}", got="no such folder", do=do)
+    return str(folder) if str(name).startswith("~") else str(name)
 
 
 def _bundled(name: str) -> Path:
