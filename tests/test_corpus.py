@@ -294,7 +294,7 @@ def test_tokenizer_errors(tmp_path, monkeypatch):
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "tokenizer.json").write_text("{")
     calls = {
-        "cannot load tokenizer .*nope.* save_pretrained": lambda: load_tokenizer(str(tmp_path / "nope")),
+        "no model or tokenizer in .*nope.* save_pretrained": lambda: load_tokenizer(str(tmp_path / "nope")),
         "cannot load tokenizer .*broken": lambda: load_tokenizer(str(tmp_path / "broken")),
         "has no mask token; add one": lambda: load_tokenizer(str(tmp_path / "bare")),
         "did you mean 'wordpiece'": lambda: train_tokenizer(TEXTS, kind="wordpeice"),

@@ -131,7 +131,7 @@ def test_a_file_is_inspected_text_by_text(tokenizer, tmp_path, capsys):
         (["--ratio", "1.5"], "1.5"),
         (["--corruption", "nonsense"], "unknown corruption"),
         (["--budget", "roughly"], "unknown budget"),
-        (["--tokenizer", "/nowhere/at/all"], "cannot load tokenizer"),
+        (["--tokenizer", "/nowhere/at/all"], "there is no model or tokenizer"),
         (["--step", "many"], "--step"),
         (["--nonsense"], "--nonsense"),
     ],
