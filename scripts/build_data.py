@@ -17,6 +17,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from maskwise.annotate.gold import read_columns
+
 TARGET = Path(__file__).parent.parent / "src" / "maskwise" / "data"
 WIKIPEDIA_STRIDE = 8
 
@@ -83,6 +85,7 @@ TRIVIA = [
 PER_CATEGORY = {"test": 70, "dev": 25, "train": 100}
 PER_INTENT = {"train": 60, "dev": 15}
 SENTENCES = {"train": 1500, "dev": 300, "test": 600}
+POSTS = {"train": 1500, "dev": 300, "test": 1287}
 
 Row = dict[str, Any]
 
@@ -140,21 +143,16 @@ def ud_ewt_pos(folder: Path) -> Iterator[Row]:
 
 def wikigold(folder: Path) -> Iterator[Row]:
     """Sentences of Wikipedia with the names in them, as published, uncut: {"tokens", "tags"}."""
-    with gzip.open(folder / "wikigold.conll.txt.gz", "rt", encoding="utf-8") as file:
-        yield from ({"tokens": tokens, "tags": tags} for tokens, tags in read_conll(file))
+    for tokens, tags in read_columns(folder / "wikigold.conll.txt.gz"):
+        yield {"tokens": tokens, "tags": tags}
 
 
 def wnut17(folder: Path) -> Iterator[Row]:
     """Posts and comments with the names in them, in their own splits: {"split", "tokens", "tags"}."""
-    for split, name, count in (
-        ("train", "train.conll.gz", 1500),
-        ("dev", "dev.conll", 300),
-        ("test", "test.conll", 1287),
-    ):
-        read = gzip.open if name.endswith(".gz") else open
-        with read(folder / name, "rt", encoding="utf-8") as file:
-            for tokens, tags in spread(list(read_conll(file)), count):
-                yield {"split": split, "tokens": tokens, "tags": tags}
+    files = {"train": "train.conll.gz", "dev": "dev.conll", "test": "test.conll"}
+    for split, count in POSTS.items():
+        for tokens, tags in spread(list(read_columns(folder / files[split])), count):
+            yield {"split": split, "tokens": tokens, "tags": tags}
 
 
 def trivia(folder: Path) -> Iterator[Row]:
@@ -165,18 +163,6 @@ def trivia(folder: Path) -> Iterator[Row]:
         chosen = spread_intents(left, TRIVIA, count)
         left = without(left, chosen)
         yield from rows(split, chosen)
-
-
-def read_conll(lines: Iterable[str]) -> Iterator[tuple[list[str], list[str]]]:
-    """(tokens, tags) per sentence, of lines with one of each."""
-    words: list[list[str]] = []
-    for line in chain(lines, [""]):
-        if line.strip():
-            words.append(line.split())
-        elif words:
-            tokens, tags = (list(column) for column in zip(*words))
-            yield tokens, tags
-            words = []
 
 
 def read_conllu(lines: Iterable[str]) -> Iterator[tuple[list[str], list[str], list[str]]]:
