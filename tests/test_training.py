@@ -29,6 +29,7 @@ from maskwise.training import (
     train,
 )
 from maskwise.training.checkpoints import MANIFEST, damage, load_state, save_state, write_folder
+from maskwise.training.model import most_tokens
 from maskwise.training.optim import Optimizers, hidden_matrices, rate_factor
 from training_tools import ARCHITECTURES, FIRST, WORDS, Language, config, counts, model, tokenizer, two_ranks
 
@@ -562,7 +563,9 @@ def test_new_models_are_a_function_of_their_seed() -> None:
     assert same(new_model(made, seed=1), new_model(made, seed=1)) and not same(
         new_model(made, seed=1), new_model(made, seed=2)
     )
-    assert new_config("roberta", tokenizer(), 16).max_position_embeddings == 17
+    for architecture in ("roberta", "camembert"):  # they count from pad + 1
+        fresh = new_config(architecture, tokenizer(), 16)
+        assert fresh.max_position_embeddings == 17 and most_tokens(fresh) == 16
     with pytest.raises(MaskwiseError, match=r"unknown architecture 'bret'.*did you mean 'bert'"):
         new_config("bret", tokenizer(), 16)
     with pytest.raises(

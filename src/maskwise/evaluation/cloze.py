@@ -28,9 +28,10 @@ import torch
 from torch import Tensor
 
 from maskwise.evaluation.facts import MASK, Fact, Facts
-from maskwise.evaluation.scoring import LONG, TIE, TOKENS, UNKNOWN, most_tokens, predictions
+from maskwise.evaluation.scoring import LONG, TIE, TOKENS, UNKNOWN, predictions
 from maskwise.evaluation.sources import require_scored
 from maskwise.masking.vocabulary import Vocabulary
+from maskwise.training.model import most_tokens
 
 Pieces = tuple[int, ...]
 ONE_ANSWER = "the only answer of its relation"
@@ -52,7 +53,7 @@ def score_facts(model: Any, tokenizer: Any, facts: Facts) -> list[dict[str, Any]
     open_chance: list[Tensor] = []
     for relation in sorted({fact.relation for fact in facts.facts}):
         mine = [fact for fact in facts.facts if fact.relation == relation]
-        for asked in _ask(mine, facts.candidates, tokenizer, most_tokens(model), skipped):
+        for asked in _ask(mine, facts.candidates, tokenizer, most_tokens(model.config), skipped):
             scores = candidate_scores(model, asked, mask=tokenizer.mask_token_id)
             by_frequency = ranks_of(asked.frequencies().expand_as(scores), asked.gold, asked.right)
             ranks.append(ranks_of(scores, asked.gold, asked.right))

@@ -11,10 +11,10 @@ from transformers.utils import logging
 from maskwise.corpus import Blocks, load_tokenizer, pack, read_documents, require_documents, tokenise
 from maskwise.errors import MaskwiseError, unknown_name
 from maskwise.evaluation.evaluate import evaluate, load_sets
-from maskwise.evaluation.scoring import most_tokens
 from maskwise.evaluation.settings import EvaluationSettings
 from maskwise.training import load_model
 from maskwise.training.machine import best_device
+from maskwise.training.model import most_tokens
 
 MEASURES = ("heldout", "pseudo-perplexity", "cloze", "pairs")
 PERPLEXITY_ROWS = 32
@@ -75,6 +75,6 @@ def evaluate_checkpoint(
     held_out = None
     if text is not None:
         documents = require_documents(read_documents(text, text_field=text_field))
-        length = min(LONGEST, most_tokens(network))
+        length = min(LONGEST, most_tokens(network.config))
         held_out = pack(tokenise(documents, tokenizer), tokenizer=tokenizer, length=length, layout="document")
     return evaluate(network, _Text(tokenizer, held_out), settings)

@@ -18,10 +18,11 @@ import torch
 
 from maskwise.annotate import encode
 from maskwise.errors import MaskwiseError
-from maskwise.evaluation.scoring import LONG, TIE, UNKNOWN, log_probabilities, most_tokens
+from maskwise.evaluation.scoring import LONG, TIE, UNKNOWN, log_probabilities
 from maskwise.evaluation.sources import name_of, read_set, require_scored, some
 from maskwise.masking.annotated import AnnotatedBatch
 from maskwise.masking.vocabulary import Vocabulary
+from maskwise.training.model import most_tokens
 
 GOOD, BAD = "sentence_good", "sentence_bad"
 GROUPS = ("phenomenon", "linguistics_term", "UID")
@@ -89,7 +90,7 @@ def score_pairs(model: Any, tokenizer: Any, pairs: Pairs) -> list[dict[str, Any]
         MaskwiseError: if no pair is left.
     """
     rows = encode(tokenizer, [*pairs.good, *pairs.bad])
-    room, unknown = most_tokens(model), tokenizer.unk_token_id
+    room, unknown = most_tokens(model.config), tokenizer.unk_token_id
     why = [
         LONG if len(row["input_ids"]) > room else UNKNOWN if unknown in row["input_ids"] else None
         for row in rows

@@ -81,15 +81,6 @@ def by_width(width: Tensor, tokens: int) -> Iterator[Tensor]:
         start += count
 
 
-def most_tokens(model: Any) -> int:
-    """How many tokens a row may have, special ones included."""
-    config = model.config
-    positions = int(getattr(config, "max_position_embeddings", 0) or 1 << 30)
-    # RoBERTa-like models count positions from pad + 1.
-    shifted = config.model_type in ("roberta", "xlm-roberta", "mpnet")
-    return positions - (config.pad_token_id + 1 if shifted else 0)
-
-
 def _widths(batch: AnnotatedBatch) -> Tensor:
     rows, length = batch.input_ids.shape
     return torch.full((rows,), length) if batch.attention_mask is None else batch.attention_mask.sum(1)

@@ -18,6 +18,7 @@ from maskwise.objectives import ContrastiveSentences, objective_class
 from maskwise.samplers import sampler
 from maskwise.study.stages import prepare_stage, tokenizer_of
 from maskwise.tasks import load_task
+from maskwise.training.arms import probe_rows
 from maskwise.training.model import NO_HEAD, check_room, check_start, has_head, load_config, new_config
 
 CORPUS_LAYERS = ("word_ids",)
@@ -107,8 +108,8 @@ def _check_rows(link: Any) -> None:
         if objective_class(arm.objective) is not ContrastiveSentences:
             continue
         learns = sampler(link.sampler, list(link.objectives)).every > 0
-        rows, least = how.batch_size // how.accumulate, 8 if learns else 4
-        if rows % 2 or rows < 4 or how.batch_size < least:
+        rows = how.batch_size // how.accumulate
+        if rows % 2 or rows < 4 or (learns and probe_rows(how.batch_size) < 4):
             what = (
                 f"arm {name!r}: cse reads half of the rows twice, so training.batch_size is too small, or odd"
             )

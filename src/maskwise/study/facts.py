@@ -127,12 +127,12 @@ def samples(recipe: Any, runs: Sequence[Run], stages: Path) -> dict[str, Any]:
         folder = run.prepared.folder(stages)
         data = Prepared.load(folder)
         masker = make_masker(one.masking.model_dump(), data.tokenizer, seed=run.seed)
-        learns = isinstance(masker.policy, GroupWeighted)
-        weights = _last_weights(run.pretrained.folder(stages)) if run.pretrained else None
-        if learns and weights is None:
-            continue
+        weights = None
         if isinstance(masker.policy, GroupWeighted):
-            masker.policy.take(weights or {})
+            weights = _last_weights(run.pretrained.folder(stages)) if run.pretrained else None
+            if weights is None:
+                continue
+            masker.policy.take(weights)
         if run.prepared.name not in texts:
             texts[run.prepared.name] = list(_beginnings(one, data.tokenizer, folder))
         total, rows = one.training.steps, []
@@ -147,7 +147,7 @@ def samples(recipe: Any, runs: Sequence[Run], stages: Path) -> dict[str, Any]:
                 layers=layers,
             )
             row = {"document": document, "pieces": [piece.as_dict() for piece in found.pieces]}
-            rows.append(row | ({"learnt": True} if learns else {}))
+            rows.append(row if weights is None else row | {"learnt": True})
         shown[arm] = rows
     return shown
 

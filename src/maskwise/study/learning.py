@@ -21,7 +21,7 @@ from maskwise.masking import Masker
 from maskwise.objectives import Arms, MaskedLanguageModelling, Objective, objective, objective_class
 from maskwise.samplers import sampler as read_sampler
 from maskwise.training import MaskedSource, Source, TrainingSettings
-from maskwise.training.arms import ArmsSource, Probe, SamplerLearner
+from maskwise.training.arms import ArmsSource, Probe, SamplerLearner, probe_rows
 from maskwise.training.learners import Learner
 
 
@@ -90,10 +90,9 @@ def many_objectives(
     chooser = read_sampler(by, list(objectives), seed=training.seed, chance=chance)
     source = ArmsSource(sources, chooser, training)
     taken = {name: rows_with(blocks, data.held_out, evaluated) for name, blocks in held_out.items()}
-    size = training.batch_size // 4 * 2
+    size = probe_rows(training.batch_size)
     enough = size >= 4 and all(len(held_out[name]) - len(rows) >= size for name, rows in taken.items())
     rank, ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-
     fresh = getattr(chooser, "faithful", False)
 
     def probe() -> Probe:

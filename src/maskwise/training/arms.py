@@ -94,6 +94,11 @@ class OfArm:
         self.learner.load_state_dict(state)
 
 
+def probe_rows(batch_size: int) -> int:
+    """Rows of a probe: half a batch, an even number."""
+    return batch_size // 4 * 2
+
+
 class Probe:
     """The losses of all arms on held-out rows.
 

@@ -52,10 +52,7 @@ def new_config(architecture: str, tokenizer: Any, length: int, **fields: Any) ->
     for name, other in (("bos", "cls"), ("eos", "sep")):
         own = getattr(tokenizer, f"{name}_token_id")
         special[f"{name}_token_id"] = special[f"{other}_token_id"] if own is None else own
-    # RoBERTa-like models count positions from pad + 1.
-    positions = length + (
-        tokenizer.pad_token_id + 1 if architecture in ("roberta", "xlm-roberta", "mpnet") else 0
-    )
+    positions = length + first_position(architecture, tokenizer.pad_token_id)
     sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": max(positions, 8)}
     given = {**sizes, **special, **fields}
     try:
@@ -151,11 +148,20 @@ def check_fit(config: Any, tokens: int, *, do: str) -> None:
         raise MaskwiseError("tokenizer and model do not fit", got=got, allowed=allowed, do=do)
 
 
+def first_position(architecture: str, pad: int) -> int:
+    """The number of a row's first position: RoBERTa-like models count from pad + 1."""
+    return pad + 1 if architecture in ("roberta", "xlm-roberta", "camembert", "mpnet") else 0
+
+
+def most_tokens(config: Any) -> int:
+    """How many tokens a row may have, special ones included; very many where nothing limits them."""
+    positions = int(getattr(config, "max_position_embeddings", 0) or 1 << 30)
+    return positions - first_position(config.model_type, config.pad_token_id)
+
+
 def check_room(config: Any, length: int, *, what: str) -> None:
     """Refuse rows that are longer than the positions of a model; ``what`` names the setting."""
-    room = getattr(config, "max_position_embeddings", None) or length
-    if config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet"):
-        room -= config.pad_token_id + 1  # they count positions from there
+    room = most_tokens(config)
     if length > room:
         raise MaskwiseError(f"{what} is more than the model's positions", got=length, allowed=f"≤ {room}")
 
