@@ -135,3 +135,10 @@ def _run(code: str) -> str:
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     return ran.stdout
+
+
+def test_annotating_waits_for_neither_torch_nor_transformers() -> None:
+    """Its processes would pay for both, each."""
+    _run(
+        "import maskwise.annotate.run, sys; assert not {'torch', 'transformers', 'spacy'} & set(sys.modules)"
+    )

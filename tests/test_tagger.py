@@ -50,6 +50,17 @@ def test_tags_of_a_sentence(tagger: SpacyPipeline) -> None:
     assert found == list(zip(words, kinds))
 
 
+def test_tags_by_numpys_matrix_product_are_those_of_bare_spacy() -> None:
+    """BLIS, spaCy's default, takes nearly three times as long; what differs is rounding."""
+    bare, ours = spacy.load(SHIPPED), SpacyPipeline()
+    texts = [document.text for document in _bundled()[::8]]
+    assert bare.get_pipe("tok2vec").model.ops.use_blis
+    assert not any(node.ops.use_blis for _, part in ours.nlp.pipeline for node in part.model.walk())
+    expected = [[POS.labels.index(t.pos_) + 1 for t in doc if not t.is_space] for doc in bare.pipe(texts)]
+    found = [layers["pos"].value for layers in ours.annotate(texts)]
+    assert np.mean(np.concatenate(expected) == np.concatenate(found)) > 0.999
+
+
 def test_accuracy_on_the_bundled_part_of_the_ewt_test(tagger: SpacyPipeline) -> None:
     found = tag_accuracy(tagger, _bundled()[::4])
     assert found["raw"] > 0.92 and found["gold_tokens"] > 0.91 and found["words"] > 1500

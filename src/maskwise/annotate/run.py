@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from maskwise.annotate.annotator import Annotator, digest
-from maskwise.annotate.engines import ENGINES, run_tasks
+from maskwise.annotate.engines import ENGINES, run_tasks, start_early
 from maskwise.annotate.function import spec_of
 from maskwise.annotate.registry import annotator, check_names
 from maskwise.annotate.spacy_pipeline import one_pass
@@ -100,6 +100,8 @@ def annotate_corpus(
         raise MaskwiseError("no annotators", do="name some, such as words,pos,salient")
     documents = open_corpus(source, text_field=text_field, limit=limit)
     with _claimed(out), _Bar(quiet) as bar:
+        if not (out / MANIFEST).is_file():  # else there may be nothing to do
+            start_early(engine, jobs)
         shards = [
             _Shard(shard_key(shard), len(shard), sum(len(document.text) for document in shard))
             for shard in bar.watch("reading", cut_shards(documents), lambda shard: len(shard), "documents")

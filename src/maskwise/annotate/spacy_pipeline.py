@@ -8,7 +8,8 @@ long texts are cut at the end of a paragraph, a line, a sentence or a word, whic
 reach, for spaCy refuses more than a million characters; so are words of a thousand characters and more, over
 which its tokenizer may take minutes. White space has no part of speech.
 
-Cost: nearly all is spaCy's own; ``maskwise bench annotate`` says how much.
+Cost: nearly all is spaCy's own; ``maskwise bench annotate`` says how much. Matrix products, half of that, go
+through numpy's BLAS instead of the BLIS that comes with spaCy, which takes nearly three times as long here.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -76,13 +78,11 @@ class SpacyPipeline:
     @cached_property
     def version(self) -> str:
         """Changes with any file of the pipeline (but its card), with spaCy, and with the rules for salient spans."""
-        import spacy
-
         files = sorted(
             path for path in self.folder.rglob("*") if path.is_file() and path.suffix not in NO_MODEL
         )
         named = [part for path in files for part in (path.relative_to(self.folder).as_posix(), path)]
-        return digest("spacy", 1, spacy.__version__, VERSION, sorted(self.layers), *named)
+        return digest("spacy", 2, version("spacy"), VERSION, sorted(self.layers), *named)
 
     def annotate(self, texts: list[str]) -> list[dict[str, CharSpans]]:
         """For each text its layers; see `Annotator`."""
@@ -154,6 +154,7 @@ class SpacyPipeline:
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise MaskwiseError(f"cannot load the spaCy pipeline in {self.folder}: {first}") from error
         self._words_at_load = len(nlp.vocab)
+        _multiply_by_numpy(nlp)
         return nlp
 
     @cached_property
@@ -202,6 +203,17 @@ def one_pass(specs: Sequence[str]) -> list[str]:
         for call in calls
         if call not in joined
     ]
+
+
+def _multiply_by_numpy(nlp: Any) -> None:
+    """Take numpy's matrix product where thinc would take that of BLIS: not on a GPU, nor where it has Apple's."""
+    from thinc.api import NumpyOps
+
+    ops = NumpyOps(use_blis=False)
+    for _, component in nlp.pipeline:
+        for node in component.model.walk() if getattr(component, "model", None) else ():
+            if type(node.ops) is NumpyOps:
+                node.ops = ops
 
 
 def _folder(model: str | None) -> Path:

@@ -13,16 +13,17 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import torch
-from torch import Tensor
 
 from maskwise.annotate.annotator import digest
 from maskwise.corpus.rows import WINDOW_TOKENS, Array, Frame, Pieces, lay_out
 from maskwise.errors import MaskwiseError
+
+if TYPE_CHECKING:  # torch takes two seconds: who only reads documents does not wait for it
+    from torch import Tensor
 
 FORMAT = 1
 _RAGGED = ("example_ids", "documents")  # one entry per segment, not per row
@@ -268,5 +269,7 @@ class Columns:
 
 
 def _tensor(array: Array) -> Tensor:
+    import torch
+
     whole = np.issubdtype(array.dtype, np.integer)
     return torch.from_numpy(array.astype(np.int64) if whole else array.copy())

@@ -11,12 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from maskwise.annotate.align import Layered, align
 from maskwise.annotate.characters import classify, is_white, word_starts
@@ -24,6 +23,9 @@ from maskwise.annotate.words import flat_offsets, number_words, place_tokens
 from maskwise.corpus.load import Document
 from maskwise.errors import MaskwiseError, unknown_name
 from maskwise.starts import resolve_start
+
+if TYPE_CHECKING:  # transformers takes two seconds: who only reads documents does not wait for it
+    from transformers import PreTrainedTokenizerFast
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _INSIDE = 0xF0000  # a private plane, for letters inside a word
@@ -52,6 +54,8 @@ def load_tokenizer(name_or_path: str, *, needs_mask: bool = True) -> PreTrainedT
         MaskwiseError: if it is not found, cannot be read without its own code, is slow (has no offsets), or
             has no mask token.
     """
+    from transformers import AutoTokenizer
+
     where = resolve_start(name_or_path)
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
@@ -88,6 +92,8 @@ def train_tokenizer(
     Raises:
         MaskwiseError: for an unknown kind, a vocabulary too small for its alphabet, or no text.
     """
+    from transformers import PreTrainedTokenizerFast
+
     if kind not in ("wordpiece", "bpe"):
         raise unknown_name("kind of tokenizer", kind, ("wordpiece", "bpe"))
     least = 64 if kind == "wordpiece" else len(SPECIAL_TOKENS) + 256
