@@ -5,8 +5,8 @@ and an entity recogniser on one encoder of two convolutions. ``pos`` alone leave
 
 Nothing in a text stops it: halves of surrogate pairs, which spaCy cannot hash, are shown to it as U+FFFD, and
 long texts are cut at the end of a paragraph, a line, a sentence or a word, whichever comes first within
-reach, for spaCy refuses more than a million characters; so are words of a thousand characters and more, over
-which its tokenizer may take minutes. White space has no part of speech.
+reach, for spaCy's arrays are as large as the longest texts (4.5 GB for one of 10 MB); so are words of a thousand
+characters and more, over which its tokenizer may take minutes. White space has no part of speech.
 
 Cost: nearly all is spaCy's own; ``maskwise bench annotate`` says how much. Matrix products, half of that, go
 through numpy's BLAS instead of the BLIS that comes with spaCy, which takes nearly three times as long here.
@@ -32,7 +32,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.specs import Call, parse_call
 
 SHIPPED = Path(__file__).parent.parent / "data" / "tagger-en"
-PIECE_CHARACTERS = 200_000
+PIECE_CHARACTERS = 5_000
 WORD_CHARACTERS = 1_000
 BATCH = 32
 """Texts at once; with 64 and more the arrays outgrow the processor's cache, and tagging takes a third longer."""
