@@ -332,6 +332,15 @@ def test_too_little_text_makes_an_empty_vocabulary_that_says_so(texts, tmp_path)
     assert Phrases(vocabulary=str(tmp_path / "none.txt")).notice is None and Phrases().notice is None
 
 
+def test_few_phrases_of_little_text_are_said_to_be_frequent_pairs(tmp_path):
+    texts = [f"one of the {n} birds in the {n} woods" for n in range(8)]
+    (tmp_path / "few").mkdir()
+    made = annotator(Phrases(min_count=3, size=1000).fit(texts, tmp_path / "few"))
+    assert re.match(r"only \d phrases among these 72 words: .*mostly frequent pairs such as 'of the'", made.notice)
+    (tmp_path / "enough").mkdir()
+    assert annotator(Phrases(min_count=3, size=4).fit(texts, tmp_path / "enough")).notice is None
+
+
 def test_blocks_are_cut_between_texts(monkeypatch):
     monkeypatch.setattr("maskwise.annotate.counts.BLOCK_CHARACTERS", 10)
     corpus = small_corpus()[:7]
