@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -304,7 +305,7 @@ def test_a_long_text_is_shown_to_spacy_in_small_pieces() -> None:
     """A batch of pieces is in memory together: of 200,000 characters each, a text of 10 MB took 4.5 GB."""
     text = "\n\n".join(f"Paragraph {n} of a long text. It goes on, and on." for n in range(6000))
     cuts = list(spacy_pipeline._pieces(text))
-    assert cuts[0][0] == 0 and cuts[-1][1] == len(text) and all(a[1] == b[0] for a, b in zip(cuts, cuts[1:]))
+    assert cuts[0][0] == 0 and cuts[-1][1] == len(text) and all(a[1] == b[0] for a, b in pairwise(cuts))
     assert max(end - start for start, end in cuts) <= 5_000
     assert all(text[end - 2 : end] == "\n\n" for _, end in cuts[:-1])
 
