@@ -398,12 +398,24 @@ def test_a_step_without_targets_changes_nothing(optimizer: str, tmp_path: Path) 
         "warmup": 0.0,
     }
     for steps in (3, 4):
-        nets = run(tmp_path, steps=steps, masker=Unmasked(), **more)[0]
+        nets, done = run(tmp_path, steps=steps, masker=Unmasked(), **more)
         if steps == 3:
             kept = nets
     assert same(kept, nets)
     found = [x for x in lines(tmp_path) if x["kind"] == "train"]
-    assert (found[3]["loss"], found[3]["targets"], found[3]["grad_norm"]) == (0.0, 0, 0.0)
+    assert (found[3]["loss"], found[3]["targets"], found[3]["grad_norm"]) == (None, 0, 0.0)  # no loss, not 0
+    assert done["loss"] == found[2]["loss"] > 1  # the last that there was
+
+
+def test_a_run_that_goes_on_where_no_target_is_left_has_the_same_last_loss(tmp_path: Path) -> None:
+    falling = Masker(tokenizer(), ratio="linear(0.4, 0)", budget="exact")
+    more = {"steps": 40, "save_every": 2, "log_every": 1, "eval_every": 39, "masker": falling}
+    whole = run(tmp_path / "whole", **more)[1]
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut", stop=39, **more)
+    assert run(tmp_path / "cut", **more)[1]["loss"] == whole["loss"]
+    last = lines(tmp_path / "whole")[-2]
+    assert last["step"] == 40 and last["targets"] == 0 and whole["loss"] > 0
 
 
 class Scaled(torch.autograd.Function):

@@ -107,7 +107,8 @@ def train(
     metrics = Metrics(folder / "metrics.jsonl" if folder and run.first else None, keep_until=start)
     window = {"loss": 0.0, "targets": 0.0}
     total = {"tokens": before.get("tokens", 0), "targets": before.get("targets", 0)}
-    began, last_loss = time.perf_counter() - before.get("seconds", 0.0), math.nan
+    began = time.perf_counter() - before.get("seconds", 0.0)
+    last_loss: float | None = before.get("loss")
     for learner in learners.values() if not start else ():
         learner.after(0, settings.steps, agree)
     try:
@@ -132,25 +133,29 @@ def train(
                 if done % settings.log_every == 0 or done == settings.steps:
                     sums = reduced(accelerator, window)
                     window = dict.fromkeys(window, 0.0)
-                    last_loss = sums["loss"] / max(1.0, sums["targets"])
-                    for name, value in (("loss", last_loss), ("gradient", norm)):
+                    # Where the ratio has fallen to 0 there may be nothing to predict: no loss, which is not 0.
+                    mean = sums["loss"] / sums["targets"] if sums["targets"] else None
+                    last_loss = last_loss if mean is None else mean
+                    for name, value in (("loss", sums["loss"]), ("gradient", norm)):
                         if not math.isfinite(value):
                             what = f"the {name} is not finite at step {done}"
                             raise MaskwiseError(what, got=value, do="lower the learning rate")
-                    line = {"loss": last_loss, "targets": int(sums["targets"]), **source.summarise(sums)}
+                    line = {"loss": mean, "targets": int(sums["targets"]), **source.summarise(sums)}
                     total["tokens"] += line.get("tokens", 0)
                     total["targets"] += line["targets"]
                     line |= {"tokens": total["tokens"], "lr": rate, "grad_norm": norm}
                     seconds = round(time.perf_counter() - began, 3)
                     taught = {k: v for learner in learners.values() for k, v in learner.facts().items()}
                     metrics.write({"kind": "train", "step": done, **line, **taught, "seconds": seconds})
-                    accelerator.log({f"train/{k}": v for k, v in line.items()}, step=done)
-                    progress.note(loss=last_loss, **{k: v for k, v in line.items() if k == "ratio"})
+                    tracked = {f"train/{k}": v for k, v in line.items() if v is not None}
+                    accelerator.log(tracked, step=done)
+                    progress.note(loss=last_loss, ratio=line.get("ratio"))
                 if evaluate and (done == settings.steps or _due(done, settings.eval_every)):
                     _evaluate(evaluate, objective, done, metrics, accelerator)
                 if folder and _due(done, settings.save_every) and done < settings.steps:
                     if run.first:
-                        facts = {**run.facts, **total, "seconds": time.perf_counter() - began}
+                        seconds = time.perf_counter() - began
+                        facts = {**run.facts, **total, "loss": last_loss, "seconds": seconds}
                         save_state(folder / "resume", done, objective, optimizers, facts, states(learners))
                     accelerator.wait_for_everyone()
                 progress.advance()

@@ -39,8 +39,8 @@ class Progress:
     def advance(self) -> None:
         self.bar.advance(self.task)
 
-    def note(self, **values: float) -> None:
-        """Show a few numbers behind the bar."""
+    def note(self, **values: float | None) -> None:
+        """Show a few numbers behind the bar, those that are known."""
         speed = self.bar.tasks[self.task].speed
-        text = "  ".join(f"{name} {value:.3g}" for name, value in values.items())
+        text = "  ".join(f"{name} {value:.3g}" for name, value in values.items() if value is not None)
         self.bar.update(self.task, note=text, rate=f"{speed:.1f} steps/s" if speed else "")
