@@ -15,7 +15,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.objectives import Arms, objective, objective_class
 from maskwise.samplers import Sampler, sampler
 from maskwise.training import MaskedSource, TrainingSettings, train
-from maskwise.training.arms import ArmsSource, Probe, SamplerLearner
+from maskwise.training.arms import ArmsSource, Probe, SamplerLearner, probe_rows
 from training_tools import LENGTH, Language, model, tokenizer, two_ranks
 
 ARMS = {"mlm": {}, "atd": {}, "cse": {}, "mlm-40": {"ratio": 0.4}}
@@ -193,3 +193,35 @@ def test_a_probe_needs_rows_of_its_own() -> None:
         MaskwiseError, match="the probe of arm 'mlm' and its training data share documents; got 24"
     ):
         run(held_out=Documents(24, seed=1))
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+@pytest.mark.parametrize("batch_size", [1, 4, 6, 8, 12, 24, 30, 64])
+def test_every_rank_has_even_rows_of_a_probe_with_twins(batch_size: int, ranks: int) -> None:
+    """Two ranks at batch 8 or 12 had 2 or 3 rows each, and cse ended the run at its first probe."""
+    size = probe_rows(batch_size, ranks=ranks, twins=True)
+    assert size <= max(batch_size / 2, 4 * ranks)
+    joined, sources = contrasted()
+    held_out = dict.fromkeys(sources, Documents(64, seed=1, first=1000))
+    parts = [
+        Probe(joined, sources, held_out, size=size, skip={}, total_steps=10, rank=rank, ranks=ranks)
+        for rank in range(ranks)
+    ]
+    rows = {len(part.batches["cse"].input_ids) for part in parts}  # embeddings are gathered: as many on each
+    assert rows == {size // ranks} and min(rows) >= 4 and min(rows) % 2 == 0 and size % ranks == 0
+
+
+@pytest.mark.parametrize(("batch_size", "rows"), [(1, 2), (3, 2), (4, 2), (8, 4), (12, 6), (30, 14)])
+def test_without_twins_a_probe_is_the_same_rows_on_any_number_of_ranks(batch_size: int, rows: int) -> None:
+    """But no rank has none: models stumble over empty batches."""
+    found = [probe_rows(batch_size, ranks=ranks) for ranks in (1, 2, 3, 4)]
+    assert found == [max(rows, ranks) for ranks in (1, 2, 3, 4)]
+
+
+def contrasted() -> tuple[Arms, dict[str, MaskedSource]]:
+    """mlm and cse over one model, and what they train on."""
+    torch.manual_seed(5)
+    net, settings = model("bert", hidden_dropout_prob=0.1), TrainingSettings(batch_size=8)
+    makers = {name: objective_class(name).maker(tokenizer(), seed=3) for name in ("mlm", "cse")}
+    sources = {name: MaskedSource(DATA, maker, settings) for name, maker in makers.items()}
+    return Arms({name: objective(name, net) for name in makers}), sources

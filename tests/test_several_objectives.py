@@ -15,6 +15,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.evaluation.heldout import spread
 from maskwise.pretrain import run_pretrain
 from maskwise.recipe import read_recipe
+from maskwise.study.checks import check_inputs
 from maskwise.study.learning import learning, rows_with
 from maskwise.study.stages import prepare_stage, pretrain_stage
 from maskwise.study.work import Prepared, run_stage
@@ -100,10 +101,6 @@ def test_what_a_recipe_may_not_say(path: Path, over: list[str], text: str) -> No
             ["training.batch_size=2"],
             "arm 'cse': cse reads half of the rows twice, so training.batch_size is too",
         ),
-        (
-            ["training.batch_size=6"],
-            "got 6; allowed: even parts of 4 or more, 8 in all, for probes have half",
-        ),
         (["training.accumulate=4", "training.batch_size=8"], "got 8, in 4 parts; allowed: even parts of 4"),
         (["evaluation.rows=1000"], "the probe of arm 'atd' has too few held-out rows; got 0"),
     ],
@@ -113,6 +110,15 @@ def test_what_ends_before_training_with_one_line(
 ) -> None:
     assert maskwise("pretrain", path, *over, "--out", tmp_path / "out") == 2
     assert text in " ".join(capsys.readouterr().err.split())
+
+
+def test_every_rank_has_twins_enough(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Six rows are enough for one process (its probe has four), twelve for two, and eight not for four."""
+    for ranks, rows in ((1, 6), (2, 12), (2, 8), (4, 16)):
+        monkeypatch.setenv("WORLD_SIZE", str(ranks))
+        check_inputs(read_recipe(path, [f"training.batch_size={rows}"]))
+    with pytest.raises(MaskwiseError, match="got 8, in 4 parts; allowed: even parts of 4"):
+        check_inputs(read_recipe(path))
 
 
 def test_new_heads_depend_on_the_seed_alone(path: Path, tmp_path: Path) -> None:

@@ -57,6 +57,9 @@ class Objective(nn.Module, ABC):
     in_place: ClassVar[bool] = True
     """Whether a label belongs to the token of the same place, so that a corruption must keep lengths."""
 
+    twins: ClassVar[bool] = False
+    """Whether half of the rows make its batch, each of them twice: an even number ≥ 4, on every rank."""
+
     layout: ClassVar[str] = "any"
     """The rows it wants: "any", or "document": one text a row, with [CLS] before it."""
 

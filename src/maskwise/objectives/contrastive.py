@@ -72,7 +72,7 @@ class ContrastiveSentences(Objective):
     Source: Gao et al. 2021 (SimCSE, arXiv 2104.08821), as in Wu et al. 2022.
     """
 
-    layout, inherits = "document", False
+    layout, inherits, twins = "document", False, True
 
     def __init__(self, model: nn.Module, *, temperature: float = 0.05, dropout: float = 0.1):
         super().__init__()

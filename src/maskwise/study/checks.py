@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,9 @@ from maskwise.corpus import load_tokenizer, read_documents, require_documents
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation import load_sets
 from maskwise.masking.policies import policy
-from maskwise.objectives import ContrastiveSentences, objective_class
-from maskwise.samplers import sampler
+from maskwise.objectives import objective_class
 from maskwise.study.stages import prepare_stage, tokenizer_of
 from maskwise.tasks import load_task
-from maskwise.training.arms import probe_rows
 from maskwise.training.model import NO_HEAD, check_room, check_start, has_head, load_config, new_config
 
 CORPUS_LAYERS = ("word_ids",)
@@ -102,20 +101,17 @@ def _check_text(link: Any) -> None:
 
 
 def _check_rows(link: Any) -> None:
-    """A batch, and half of one for a probe, has rows enough for the twins of ``cse``."""
-    how = link.training
+    """A batch has rows enough for the twins of ``cse``, on every rank."""
+    how, ranks = link.training, int(os.environ.get("WORLD_SIZE", "1"))
     for name, arm in link.objectives.items():
-        if objective_class(arm.objective) is not ContrastiveSentences:
-            continue
-        learns = sampler(link.sampler, list(link.objectives)).every > 0
-        rows = how.batch_size // how.accumulate
-        if rows % 2 or rows < 4 or (learns and probe_rows(how.batch_size) < 4):
+        rows = how.micro_rows(ranks)
+        if objective_class(arm.objective).twins and (rows % 2 or rows < 4):
             what = (
                 f"arm {name!r}: cse reads half of the rows twice, so training.batch_size is too small, or odd"
             )
-            got = f"{how.batch_size}" + (f", in {how.accumulate} parts" if how.accumulate > 1 else "")
-            allowed = "even parts of 4 or more" + (", 8 in all, for probes have half of a batch" * learns)
-            raise MaskwiseError(what, got=got, allowed=allowed)
+            parts = how.accumulate * ranks
+            got = f"{how.batch_size}" + (f", in {parts} parts" if parts > 1 else "")
+            raise MaskwiseError(what, got=got, allowed="even parts of 4 or more")
 
 
 def _policies(link: Any) -> list[str]:

@@ -90,9 +90,10 @@ def many_objectives(
     chooser = read_sampler(by, list(objectives), seed=training.seed, chance=chance)
     source = ArmsSource(sources, chooser, training)
     taken = {name: rows_with(blocks, data.held_out, evaluated) for name, blocks in held_out.items()}
-    size = probe_rows(training.batch_size)
-    enough = size >= 4 and all(len(held_out[name]) - len(rows) >= size for name, rows in taken.items())
     rank, ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    twins = any(kind.twins for kind in classes.values())
+    size = probe_rows(training.batch_size, ranks=ranks, twins=twins)
+    enough = size >= 4 and all(len(held_out[name]) - len(rows) >= size for name, rows in taken.items())
     fresh = getattr(chooser, "faithful", False)
 
     def probe() -> Probe:

@@ -94,9 +94,13 @@ class OfArm:
         self.learner.load_state_dict(state)
 
 
-def probe_rows(batch_size: int) -> int:
-    """Rows of a probe: half a batch, an even number."""
-    return batch_size // 4 * 2
+def probe_rows(batch_size: int, *, ranks: int = 1, twins: bool = False) -> int:
+    """Rows of a probe, over all ranks: half a batch, and one for each rank at the least.
+
+    With ``twins`` (an objective of that kind is among the arms) every rank has as many, an even number ≥ 4.
+    """
+    half, even = max(batch_size // 4 * 2, 2, ranks), 2 * ranks
+    return max(half // even * even, 2 * even) if twins else half
 
 
 class Probe:
