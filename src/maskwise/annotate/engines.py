@@ -23,6 +23,8 @@ from itertools import islice
 from multiprocessing import forkserver
 from typing import Any
 
+from threadpoolctl import threadpool_limits
+
 from maskwise.annotate.work import Task, annotate_shard
 from maskwise.errors import MaskwiseError, unknown_name
 
@@ -35,20 +37,6 @@ IMPORTS = ("maskwise.annotate.work", "spacy")
 """What a worker needs: most of the time to its first shard."""
 
 Done = tuple[Task, list[bytes]]
-
-
-def start_early(engine: str, jobs: int | None) -> None:
-    """Let what several processes need be imported beside what the caller still has to do."""
-    if engine == "local" and jobs is not None and jobs > 1:
-        with _environment(**ONE_THREAD):
-            _context()
-            forkserver.ensure_running()
-
-
-def _context() -> Any:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([*IMPORTS])
-    return context
 
 
 def run_tasks(tasks: Iterable[Task], *, engine: str, jobs: int) -> Iterator[Done]:
@@ -66,7 +54,29 @@ def run_tasks(tasks: Iterable[Task], *, engine: str, jobs: int) -> Iterator[Done
         raise unknown_name("engine", engine, ENGINES)
     if engine == "ray":
         return _on_ray(tasks)
-    return _in_processes(tasks, jobs) if jobs > 1 else ((task, annotate_shard(task)) for task in tasks)
+    return _in_processes(tasks, jobs) if jobs > 1 else _here(tasks)
+
+
+def start_early(engine: str, jobs: int | None) -> None:
+    """Let what several processes need be imported beside what the caller still has to do."""
+    if engine == "local" and jobs is not None and jobs > 1:
+        with _environment(**ONE_THREAD):
+            _context()
+            forkserver.ensure_running()
+
+
+def _context() -> Any:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([*IMPORTS])
+    return context
+
+
+def _here(tasks: Iterable[Task]) -> Iterator[Done]:
+    with threadpool_limits(
+        1, user_api="blas"
+    ):  # as in the workers: a job is a core, whatever libraries think
+        for task in tasks:
+            yield task, annotate_shard(task)
 
 
 def _in_processes(tasks: Iterable[Task], jobs: int) -> Iterator[Done]:
