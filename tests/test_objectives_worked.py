@@ -379,13 +379,13 @@ class Generator(nn.Module):
         return SimpleNamespace(logits=self.logits)
 
 
-def masked_language() -> MaskedBatch:
+def masked_language(**masking: Any) -> MaskedBatch:
     """Four rows of the doubled language, some tokens masked, the last row padded."""
     given = Language(4).batch(torch.arange(4))
     given["attention_mask"] = torch.ones_like(given["input_ids"])
     given["attention_mask"][3, 10:] = 0
     given["input_ids"][3, 10:], given["input_ids"][3, 9] = PAD, SEP
-    maker = objective_class("rtd").maker(language_tokenizer(), seed=5, ratio=0.3)
+    maker = objective_class("rtd").maker(language_tokenizer(), seed=5, **{"ratio": 0.3, **masking})
     return maker(given, epoch=0)
 
 
@@ -413,6 +413,33 @@ def test_replaced_means_not_the_texts_token() -> None:
     assert int(outcome.targets) == len(flat) and len(content) < batch.input_ids.numel() - 8
     assert outcome.loss.item() / len(flat) == pytest.approx(expected, rel=1e-4)
     assert outcome.losses is not None and outcome.losses.tolist() == pytest.approx(said, abs=1e-4)
+
+
+def test_the_detector_reads_the_generators_words_at_every_target_however_it_was_shown() -> None:
+    """Under 80/10/10 too: neither a [MASK] nor a token at random, nor one that was kept, reaches it with a label
+    that is not its own. (ELECTRA's released code keeps 15 % of the targets.)"""
+    batch = masked_language(ratio=0.8, corruption="bert(mask=0.4, random=0.3)")
+    target = batch.labels != IGNORE
+    truth = torch.where(target, batch.labels, batch.input_ids)
+    shown = batch.input_ids[target]
+    assert (shown == MASK).any() and (shown == truth[target]).any()
+    assert ((shown != MASK) & (shown != truth[target])).any()
+    arm = objective("rtd", model("bert")).eval()
+    read: list[Tensor] = []
+    arm.model.base_model.register_forward_pre_hook(
+        lambda _, __, inputs: read.append(inputs["input_ids"]), with_kwargs=True
+    )
+    asked: list[Tensor] = []
+    told = torch.nn.functional.binary_cross_entropy_with_logits
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "maskwise.objectives.replaced.binary_cross_entropy_with_logits",
+            lambda score, label, **more: asked.append(label) or told(score, label, **more),
+        )
+        arm(batch)
+    content = batch.source.content
+    assert torch.equal(asked[0].bool(), (read[0] != truth)[content]) and asked[0].sum() > 5
+    assert not (read[0][content] == MASK).any() and torch.equal(read[0][~target], truth[~target])
 
 
 def test_a_generator_that_knows_the_text_replaces_nothing() -> None:

@@ -9,8 +9,10 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
+from maskwise.errors import MaskwiseError
 from maskwise.masking import MaskedBatch, Masker
 from maskwise.masking.annotated import Rows
+from maskwise.masking.schedules import schedule
 from maskwise.objectives.work import Work, encoder_weights, own_weights
 
 
@@ -69,6 +71,21 @@ class Objective(nn.Module, ABC):
         return {**(common if cls.inherits else {}), **cls.masking, **own}
 
     @classmethod
+    def check(cls, masking: Mapping[str, Any]) -> str | None:
+        """Whether this objective can learn from batches that are masked so; known before there is any text.
+
+        Args:
+            masking: as ``settings`` gives it.
+
+        Returns:
+            What is no mistake and should be known.
+
+        Raises:
+            MaskwiseError: it would train, and on nonsense.
+        """
+        return None
+
+    @classmethod
     def maker(cls, tokenizer: Any, *, seed: int, length: int | None = None, **masking: Any) -> Maker:
         """What makes its batches of rows: a masker. ``length``: the positions that the model has."""
         return Masker(tokenizer, **{**cls.masking, **masking}, seed=seed)
@@ -89,6 +106,19 @@ class Objective(nn.Module, ABC):
     @abstractmethod
     def forward(self, batch: Any) -> Outcome:
         """The losses of a batch."""
+
+
+def check_all_asked(objective: str, masking: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        MaskwiseError: ``predict`` leaves out some of what is masked, which the objective would take for text.
+    """
+    predict = schedule(masking.get("predict", 1.0))
+    if predict.varies or predict(0) < 1:
+        what = f"objective {objective} needs a target at every masked token"
+        raise MaskwiseError(
+            what, got=f"predict {masking['predict']}", do="give its arm masking: {predict: 1.0}"
+        )
 
 
 def weighted(losses: Tensor, weight: Tensor | None, row: Tensor, column: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -88,10 +88,15 @@ class ContrastiveSentences(Objective):
             )  # fmt: skip
 
     @classmethod
-    def maker(cls, tokenizer: Any, *, seed: int, length: int | None = None, **masking: Any) -> Maker:
-        """Twins; nothing is masked."""
+    def check(cls, masking: Mapping[str, Any]) -> None:
+        """Nothing is masked."""
         if masking:
             raise MaskwiseError("objective cse masks nothing", got=", ".join(masking), do="leave masking out")
+
+    @classmethod
+    def maker(cls, tokenizer: Any, *, seed: int, length: int | None = None, **masking: Any) -> Maker:
+        """Twins; nothing is masked."""
+        cls.check(masking)
         return Twins(tokenizer if isinstance(tokenizer, Vocabulary) else Vocabulary.of(tokenizer))
 
     def chance(self, vocabulary: int, rows: int) -> float:

@@ -11,7 +11,8 @@ from torch.nn.functional import cross_entropy
 
 from maskwise.errors import MaskwiseError
 from maskwise.masking import IGNORE
-from maskwise.objectives.base import Objective, Outcome, encoded, width
+from maskwise.masking.policies import policy
+from maskwise.objectives.base import Objective, Outcome, check_all_asked, encoded, width
 from maskwise.objectives.mlm import head_of
 from maskwise.objectives.work import Work, vocabulary_head
 
@@ -24,8 +25,9 @@ class SpanBoundary(Objective):
 
     Formula: sum over targets x_i of a span s…e of −log p(x_i | h_i) − log p(x_i | f(h_{s−1}, h_{e+1}, place i − s)),
         f two layers with GELU and LayerNorm; both go through the model's own prediction head.
-    Inputs: a ``MaskedBatch``; a span is a run of targets. One that begins or ends its row has no border there: the
-        place outside is taken as the row's first or last token (with [CLS] and [SEP] around the text, never).
+    Inputs: a ``MaskedBatch``; a span is a run of targets, so all that is masked must be one. (A policy of single tokens
+        makes hardly any: a control, and said.) One that begins or ends its row has no border there: the place outside
+        is taken as the row's first or last token (with [CLS] and [SEP] around the text, never).
     Requirements: a model with an MLM head that ``objectives.HEADS`` knows.
     Source: Joshi et al. 2020 (SpanBERT, arXiv 1907.10529), section 3.2.
     """
@@ -43,6 +45,16 @@ class SpanBoundary(Objective):
         nn.init.normal_(self.place.weight, std=0.02)
         layers = [nn.Linear(3 * wide, wide), nn.GELU(), nn.LayerNorm(wide)]
         self.head = nn.Sequential(*layers, nn.Linear(wide, wide), nn.GELU(), nn.LayerNorm(wide))
+
+    @classmethod
+    def check(cls, masking: Mapping[str, Any]) -> str | None:
+        """All that is masked is asked; single tokens are no spans, and no mistake."""
+        check_all_asked("sbo", masking)
+        units = policy(masking["policy"])
+        if units.units_name in ("token", "guided") or getattr(units, "units_of", "") == "token":
+            what = f"objective sbo with policy {masking['policy']} has hardly any spans"
+            return f"{what}: each token is said by its two neighbours"
+        return None
 
     def forward(self, batch: Any) -> Outcome:
         labels = batch["labels"]

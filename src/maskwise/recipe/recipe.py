@@ -11,6 +11,7 @@ from pydantic import ValidationError, field_validator, model_validator
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation import EvaluationSettings
 from maskwise.keys import fold
+from maskwise.objectives import objective_class
 from maskwise.recipe.mistakes import explain
 from maskwise.recipe.overrides import leaves, put
 from maskwise.recipe.parts import CorpusPart, MaskingPart, ModelPart, ObjectivePart, Part, TokenizerPart
@@ -85,6 +86,27 @@ class Recipe(Part):
             what = "trainings on several objectives are matched by steps"
             raise MaskwiseError(what, got=f"study.match {self.study.match}")
         return self
+
+    @model_validator(mode="after")
+    def _learnable(self) -> Recipe:
+        self.remarks()
+        return self
+
+    def remarks(self) -> list[str]:
+        """What is no mistake and should be known of how the objectives' batches are masked.
+
+        Raises:
+            MaskwiseError: an objective that would learn nonsense from such batches.
+        """
+        common, found = self.masking.model_dump(), []
+        for name, arm in self.objectives.items():
+            kind = objective_class(arm.objective)
+            try:
+                said = kind.check(kind.settings(common, arm.masking))
+            except MaskwiseError as error:
+                raise MaskwiseError(f"objectives.{name}: {error}") from None
+            found += [f"objectives.{name}: {said}"] if said else []
+        return found
 
     @model_validator(mode="after")
     def _fits(self) -> Recipe:

@@ -55,6 +55,7 @@ def check_inputs(recipe: Any) -> list[str]:
         for link in one.links():
             _check_text(link)
             _check_rows(link)
+            notes |= dict.fromkeys(link.remarks())
     load_sets(recipe.evaluation)
     _check_choices(recipe)
     named: dict[str, str] = {}
