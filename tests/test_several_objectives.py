@@ -82,6 +82,9 @@ def test_short_forms_and_names_of_stages(path: Path) -> None:
         (["objectives.twins={objective: cse, masking: {ratio: 0.3}}"],
          "recipe.yaml: objectives.twins: objective cse masks nothing; got ratio; leave masking out"),
         (["intermediate={objectives: {cse: {masking: {policy: token}}}}"], "intermediate: objectives.cse: .*got pol"),
+        (["objectives.rtd=", "masking.predict=0.1"],
+         "objectives.rtd: .* needs a target at every masked token; got predict 0.1; .*masking: {predict: 1.0}"),
+        (["objectives.sbo={masking: {predict: 'linear(0, 1)'}}"], "objective sbo needs a target at every masked"),
         (["study.match=targets"], "matched by steps"),
         (["objectives={}", "sampler=uniform", "study.match=targets", "study.arms={a: {}, b: {objectives: {cse: }}}"],
          "arm 'b' trains on several objectives, and such trainings are matched by steps; got study.match targets"),
@@ -113,6 +116,17 @@ def test_what_ends_before_training_with_one_line(
 ) -> None:
     assert maskwise("pretrain", path, *over, "--out", tmp_path / "out") == 2
     assert text in " ".join(capsys.readouterr().err.split())
+
+
+def test_what_is_no_mistake_and_is_said(path: Path) -> None:
+    """sbo without spans is a control. rtd takes 80/10/10: the generator's words stand at all of its targets."""
+    more = ["objectives.sbo={masking: {policy: token}}", "objectives.rtd={masking: {corruption: bert}}"]
+    [line] = check_inputs(read_recipe(path, more))
+    assert line.startswith(
+        "objectives.sbo: objective sbo with policy token has hardly any spans: each token is said"
+    )
+    words = ["objectives.sbo={masking: {policy: whole-word}}", "objectives.rtd=", "masking.policy=token"]
+    assert check_inputs(read_recipe(path, words)) == []
 
 
 def test_every_rank_has_twins_enough(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
