@@ -42,6 +42,7 @@ def view() -> dict[str, Any]:
             one |= {
                 "probe_seconds": one["step"] / 10,
                 "notes": [STARVED],
+                "arm_steps": {"mlm": 9, EVIL: 1},
             }
     lines[0]["probe_losses"]["mlm"] = float("nan")
     records = [{"kind": "cost", "arm": "plus", "seed": s, "flops": 100 + s, "probe_flops": 2} for s in (0, 1)]
@@ -78,10 +79,39 @@ def test_a_probe_is_a_point_at_the_step_it_was_measured_at(view: dict[str, Any])
 
 def test_the_table_adds_up_what_objectives_were_given_and_what_it_cost(view: dict[str, Any]) -> None:
     uniform, plus, _ = view["table"]
-    assert plus["shares"] == {"mlm": 0.6, EVIL: 0.4} and plus["steps"] == 40
+    assert plus["shares"] == {"mlm": 0.9, EVIL: 0.1} and plus["steps"] == 40
+    assert uniform["shares"] == {"mlm": 0.6, EVIL: 0.4}
     assert (plus["seconds"], plus["probing"]) == (80, 0.05) and uniform["probing"] is None
     assert plus["flops"] == 100.5 and plus["probing_flops"] == pytest.approx(4 / 201)
     assert plus["sampler"] == "mometas-plus(every=20)" and uniform["sampler"] == "uniform"
+
+
+def told(*steps: tuple[int, int], noted: int = 0, notes: tuple[str, ...] = (STARVED,)) -> list[str]:
+    """What is told of one run: (mlm, cse) steps by line, each line from ``noted`` on with these notes."""
+    lines = [
+        line("plus", 0, 10 * at, arm_steps={"mlm": mlm, EVIL: cse}, notes=list(notes) if at >= noted else [])
+        for at, (mlm, cse) in enumerate(steps)
+    ]
+    found = objectives_view(Folder("study", "x", curves=lines), {"plus": "#000"})
+    assert found
+    return found["notes"].get("plus", [])
+
+
+def test_an_objective_is_starved_where_chance_alone_would_not_leave_it_out() -> None:
+    """An even share of the steps from the first note on is five or more, and it had less than a quarter of its own."""
+    once = [f"{EVIL} is starved (1 time)"]
+    assert told((9, 0)) == [] and told((10, 0)) == once  # 4.5 and 5 steps, had they been even
+    assert told((8, 2)) == [] and told((9, 1)) == once  # .4 and .2 of an even share
+    assert told((35, 5)) == [] and told((36, 4)) == once  # .25 and .2
+    # Drawn again afterwards; drawn before, and hardly any more.
+    assert told((10, 0), (4, 16), notes=(STARVED,)) == []
+    assert told((5, 15), (10, 0), (9, 1), noted=1) == [f"{EVIL} is starved (2 times)"]
+    assert told((5, 15), (9, 0), noted=1) == []  # not long enough
+
+
+def test_other_notes_are_told_however_short_the_run() -> None:
+    zero = "mlm: the probe loss is 0 already; it counts as no gain"
+    assert told((3, 2), (3, 2), notes=(STARVED, zero)) == ["mlm: the probe loss is 0 already (2 times)"]
 
 
 def test_notes_that_say_the_same_are_one(view: dict[str, Any]) -> None:
@@ -107,7 +137,8 @@ def test_the_page_of_a_study_over_objectives(tmp_path: Path) -> None:
     folder = write_study(tmp_path / "s", study, make_records(study, {}), summary=None, samples=None)
     for facts in study["arms"].values():
         for seed, stage in facts["runs"].items():
-            lines = [line("plus", int(seed), step, notes=[STARVED]) for step in (10, 20)]
+            given = {"mlm": 9, EVIL: 1}
+            lines = [line("plus", int(seed), step, notes=[STARVED], arm_steps=given) for step in (10, 20)]
             write_lines(folder / stage / "metrics.jsonl", lines)
     page = write_report(folder).read_text()
     assert (

@@ -22,6 +22,13 @@ MOST_SMALL = 60
 MOST_NOTES = 5
 """Of a sampler, the most frequent first."""
 
+STARVED = " is starved"
+"""In the notes of samplers (``samplers.mometas``), behind the name of an arm."""
+
+EVEN_STEPS, STARVED_SHARE = 5, 0.25
+"""Who is called starved: an even share would have been so many steps, and it had less than this share of it. (Of five
+objectives drawn evenly, 25 steps leave a given one below that with probability .03, any of them .13.)"""
+
 Runs = dict[str, dict[int, list[dict[str, Any]]]]
 
 
@@ -105,16 +112,45 @@ def _row(folder: Folder, arm: str, runs: dict[int, list[dict[str, Any]]], names:
 
 
 def _notes(runs: dict[int, list[dict[str, Any]]]) -> list[str]:
-    """What a sampler noticed, and how often; told alike up to the first colon, comma or semicolon, it is one thing."""
-    told = Counter(
-        re.split(r"[,;]|: never", str(note))[0]
-        for run in runs.values()
-        for line in run
-        for note in line.get("notes") or []
-    )
+    """What a sampler noticed, and how often; told alike up to the first colon, comma or semicolon, it is one thing.
+
+    A sampler says of one rollout that an arm is starved, which in a short one is chance: see ``_starved``.
+    """
+    told: Counter[str] = Counter()
+    for run in runs.values():
+        starved = _starved(run)
+        told.update(
+            re.split(r"[,;]|: never", note)[0]
+            for _, note in _noted(run)
+            if STARVED not in note or note.startswith(starved)
+        )
     return [
         f"{note} ({times} time{'s' if times > 1 else ''})" for note, times in told.most_common(MOST_NOTES)
     ]
+
+
+def _starved(run: list[dict[str, Any]]) -> tuple[str, ...]:
+    """How the notes begin on objectives that a run did starve.
+
+    From the line that says so first to the end of the run, an even share would have been at least ``EVEN_STEPS``
+    steps, and the objective had less than ``STARVED_SHARE`` of that. So one that is drawn again later is not named.
+    """
+    found = []
+    for name in run[0]["arm_steps"]:
+        begins = f"{name}{STARVED}"
+        first = next((at for at, note in _noted(run) if note.startswith(begins)), len(run))
+        given: Counter[str] = Counter()
+        for line in run[first:]:
+            given.update({other: n for other, n in line["arm_steps"].items() if finite(n)})
+        even = sum(given.values()) / len(run[0]["arm_steps"])
+        if even >= EVEN_STEPS and given[name] < STARVED_SHARE * even:
+            found.append(begins)
+    return tuple(found)
+
+
+def _noted(run: list[dict[str, Any]]) -> list[tuple[int, str]]:
+    """(number of the line, note) of all that a sampler noticed."""
+    return [(at, str(note)) for at, line in enumerate(run) for note in line.get("notes") or []]
 
 
 def _is_watched(runs: dict[int, list[dict[str, Any]]]) -> bool:
