@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maskwise.errors import MaskwiseError
-from maskwise.specs import Call, build, parse_call
+from maskwise.specs import Call, arguments_of, build, parse_call
 
 
 @pytest.mark.parametrize(
@@ -130,3 +132,39 @@ def test_names_with_digits_before_a_hyphen_stand_inside_calls() -> None:
         str(parse_call("mixture(token, t5-span(mean_span=2.0))")) == "mixture(token, t5-span(mean_span=2.0))"
     )
     assert parse_call("f(-1, 2)").args == (-1, 2)
+
+
+def _tagger(*, model: str | None = None, fast: bool = False) -> str | None:
+    return model
+
+
+def _weighed(layer: str, groups: int = 2, weigh: Callable[..., float] = _half) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        (
+            "pos(pipe_line=en_core_web-sm)",
+            r"annotator pos\(pipe_line=en_core_web-sm\): .*'pipe_line'; allowed: pos",
+        ),
+        ("pos(nö='ä', x=a_b)", r"pos\(nö='ä', x=a_b\): "),
+        ("pos(pipeline=1)", r"allowed: pos\(model=None, fast=False\)$"),
+        ("pos(en_core_web_sm)", r'did you mean pos\(model="en_core_web_sm"\)\?'),
+        ("pos('en_core_web_sm')", r'did you mean pos\(model="en_core_web_sm"\)\?'),
+        ("en_core_web_sm", "unknown annotator 'en_core_web_sm'"),
+        ("pos:en_core_web_sm", r'got \'pos:en_core_web_sm\'; .*pos\(model="en_core_web_sm"\)'),
+    ],
+)
+def test_errors_quote_what_was_written(spec: str, said: str) -> None:
+    with pytest.raises(MaskwiseError, match=said):
+        build("annotator", spec, {"pos": _tagger})
+
+
+def test_functions_are_shown_by_name() -> None:
+    assert arguments_of(_weighed) == "layer, groups=2, weigh=_half"
+
+
+def test_a_bare_word_is_text_where_text_is_wanted() -> None:
+    for spec in ("pos(model=en_core_web-sm)", 'pos(model="en_core_web-sm")'):
+        assert build("annotator", spec, {"pos": _tagger}) == "en_core_web-sm"

@@ -172,7 +172,7 @@ def test_version_names_model_layers_and_rules(tagger: SpacyPipeline, tmp_path: P
 
 def test_pos_and_salient_of_one_pipeline_are_one_pass() -> None:
     assert one_pass(["words", "salient", "pos"]) == ["words", "pos(salient=True)"]
-    assert one_pass(["pos", 'salient(model="m")']) == ["pos", "salient(model='m')"]
+    assert one_pass(["pos", 'salient(model="m")']) == ["pos", 'salient(model="m")']  # as it was written
     assert list(annotator("pos(salient=True)").layers) == ["pos", "salient"]
 
 

@@ -20,11 +20,12 @@ from maskwise.errors import MaskwiseError, unknown_name
 @dataclass(frozen=True)
 class Call:
     """A name, its positional and its keyword arguments (numbers, strings, booleans, None, or further
-    calls)."""
+    calls). ``written`` is how somebody wrote it, for errors to quote."""
 
     name: str
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
+    written: str = field(default="", compare=False, repr=False)
 
     def __str__(self) -> str:
         inside = [_show(a) for a in self.args] + [
@@ -47,30 +48,38 @@ def parse_call(text: str) -> Call:
     Raises:
         MaskwiseError: anything else.
     """
+    text = text.strip()
     try:
-        head, bracket, rest = text.strip().partition("(")
+        head, bracket, rest = text.partition("(")
         rest = _QUOTED_OR_HYPHEN.sub(lambda found: found[1] or "_", rest)
-        return _call(ast.parse(f"{head.strip().replace('-', '_')}{bracket}{rest}", mode="eval").body)
+        return _call(ast.parse(f"{head.replace('-', '_')}{bracket}{rest}", mode="eval").body, text)
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
-        allowed = "a name, or a name with arguments such as linear(0.30, 0.15) or span(p=0.2)"
+        examples = 'linear(0.30, 0.15), span(p=0.2) or pos(model="en_core_web_sm")'
+        allowed = f"a name, or a name with arguments such as {examples}"
         raise MaskwiseError("cannot read this setting", got=repr(text), allowed=allowed) from None
 
 
-def _call(node: ast.expr) -> Call:
+def _call(node: ast.expr, text: str) -> Call:
+    written = ast.get_source_segment(text, node) or ""  # parsed was a text of the same places
     if isinstance(node, ast.Name):
-        return Call(node.id.replace("_", "-"))
+        return Call(node.id.replace("_", "-"), written=written)
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and all(k.arg for k in node.keywords):
-        kwargs = {str(k.arg): _value(k.value) for k in node.keywords}
-        return Call(node.func.id.replace("_", "-"), tuple(_value(a) for a in node.args), kwargs)
+        kwargs = {str(k.arg): _value(k.value, text) for k in node.keywords}
+        args = tuple(_value(argument, text) for argument in node.args)
+        return Call(node.func.id.replace("_", "-"), args, kwargs, written)
     raise ValueError
 
 
-def _value(node: ast.expr) -> Any:
+def _value(node: ast.expr, text: str) -> Any:
     if isinstance(node, ast.Name | ast.Call):
-        return _call(node)
+        return _call(node, text)
     if isinstance(node, ast.List | ast.Tuple):
-        return tuple(_value(item) for item in node.elts)
+        return tuple(_value(item, text) for item in node.elts)
     return ast.literal_eval(node)
+
+
+_TEXT = ("str", "str | None", str)
+"""Annotations of arguments that are text."""
 
 
 def build(kind: str, spec: str | Call, table: Mapping[str, Callable[..., Any]]) -> Any:
@@ -81,18 +90,42 @@ def build(kind: str, spec: str | Call, table: Mapping[str, Callable[..., Any]]) 
             name, number or type.
     """
     call = parse_call(spec) if isinstance(spec, str) else spec
+    written = call.written or str(call)
     if call.name not in table:
-        raise unknown_name(kind, call.name, table)
+        raise unknown_name(kind, written.partition("(")[0].strip(), table)
     maker = table[call.name]
     try:
         bound = inspect.signature(maker).bind(*call.args, **call.kwargs)
     except TypeError as error:
-        allowed = f"{call.name}{inspect.signature(maker)}"
-        raise MaskwiseError(f"{kind} {call}: {error}", allowed=allowed.replace(" -> None", "")) from None
+        allowed = f"{call.name}({arguments_of(maker)})"
+        raise MaskwiseError(f"{kind} {written}: {error}", allowed=allowed, do=_named(call, maker)) from None
+    for name, value in bound.arguments.items():
+        if isinstance(value, Call) and inspect.signature(maker).parameters[name].annotation in _TEXT:
+            bound.arguments[name] = value.written or str(
+                value
+            )  # a bare word where text is wanted is that text
     try:
         return maker(*bound.args, **bound.kwargs)
     except TypeError as error:
-        raise MaskwiseError(f"{kind} {call}: an argument of the wrong type: {error}") from error
+        raise MaskwiseError(f"{kind} {written}: an argument of the wrong type: {error}") from error
+
+
+def arguments_of(maker: Callable[..., Any]) -> str:
+    """What a member of a table takes, as one writes it: ``layer, groups=2, units='word'``."""
+    return ", ".join(
+        name if p.default is p.empty else f"{name}={getattr(p.default, '__name__', repr(p.default))}"
+        for name, p in inspect.signature(maker).parameters.items()
+    )
+
+
+def _named(call: Call, maker: Callable[..., Any]) -> str | None:
+    """The same with the argument's name, for members that take one by its name only."""
+    named = [name for name, p in inspect.signature(maker).parameters.items() if p.kind is p.KEYWORD_ONLY]
+    if len(call.args) != 1 or call.kwargs or not named:
+        return None
+    value = call.args[0]
+    text = value.written if isinstance(value, Call) else str(value)
+    return f'did you mean {call.name}({named[0]}="{text}")?'
 
 
 def split_calls(text: str) -> list[str]:

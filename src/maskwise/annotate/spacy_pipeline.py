@@ -199,7 +199,7 @@ def one_pass(specs: Sequence[str]) -> list[str]:
     both = [call for call in calls if call.name == "pos" and Call("salient", kwargs=call.kwargs) in calls]
     joined = [Call("salient", kwargs=call.kwargs) for call in both]
     return [
-        str(Call("pos", kwargs=call.kwargs | {"salient": True}) if call in both else call)
+        str(Call("pos", kwargs=call.kwargs | {"salient": True})) if call in both else call.written
         for call in calls
         if call not in joined
     ]
