@@ -30,7 +30,7 @@ from maskwise.objectives import OBJECTIVES
 from maskwise.recipe import shipped
 from maskwise.samplers import SAMPLERS
 from maskwise.show import Shown, show_masks
-from maskwise.specs import split_calls
+from maskwise.specs import arguments_of, split_calls
 from maskwise.tasks import BUNDLED_TASKS, load_task
 
 STYLES = {
@@ -259,8 +259,4 @@ def _describe(name: str, member: Any) -> tuple[str, str]:
     if isinstance(member, Path):
         lines = [line.lstrip("# ") for line in member.read_text().splitlines() if line.startswith("#")]
         return "", lines[0] if lines else ""
-    signature = python_inspect.signature(member)
-    arguments = ", ".join(
-        name if p.default is p.empty else f"{name}={p.default!r}" for name, p in signature.parameters.items()
-    )
-    return arguments, (python_inspect.getdoc(member) or "").split("\n")[0]
+    return arguments_of(member), (python_inspect.getdoc(member) or "").split("\n")[0]
