@@ -349,6 +349,10 @@ def test_members_may_bring_their_own_ratios() -> None:
         ("mixture(token, mixture(token, span))", "none a mixture"),
         ("mixture(token, span, shares=(1.0,))", "every member needs a share.*1 shares for 2"),
         ("mixture(tokens, span)", "did you mean 'token'"),
+        (
+            "mixture(token, span, shares=(-1, 1))",
+            "^policy mixture: shares; got -1; allowed: 0 to 1, or schedules",
+        ),
         ("span(p=0)", "between 0 and 1"),
         ("span(max_words=2, min_words=3)", "min_words ≤ max_words"),
         ("span(over='char')", "word, token"),

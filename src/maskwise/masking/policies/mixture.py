@@ -114,6 +114,9 @@ def mixture(*members: Any, shares: tuple[Any, ...] = ()) -> Mixture:
     """A mixture of policies (names, calls or policies); ``shares``: numbers or schedules, else equal."""
     from maskwise.masking.policies import policy
 
+    for share in shares:
+        if isinstance(share, int | float) and not 0 <= share <= 1:
+            raise MaskwiseError("policy mixture: shares", got=share, allowed="0 to 1, or schedules")
     return Mixture(
         tuple(policy(m) for m in members), tuple(schedule(s) for s in shares or (1.0,) * len(members))
     )

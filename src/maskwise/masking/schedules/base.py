@@ -48,7 +48,7 @@ class Schedule:
         if outside:
             worst = max(outside, key=lambda r: abs(r - 0.5))
             raise MaskwiseError(
-                f"schedule {self.name} leaves the range of a ratio", got=round(worst, 4), allowed="0 to 1"
+                f"schedule {self.name} leaves the range", got=round(worst, 4), allowed="0 to 1"
             )
 
     def __call__(self, step: int, total_steps: int | None = None) -> float:
