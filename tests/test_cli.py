@@ -148,7 +148,7 @@ def test_bad_input_that_only_a_worker_sees(inputs, tmp_path, capfd):
         (["study", "RECIPE", "tasks=[bankng77]"], "bankng77"),
         (["study", "RECIPE", "tasks=[ud-pos, ud-pos(train_rows=100)]"], "two tasks are called 'ud-pos'"),
         (["study", "RECIPE", "tasks=[ud-pos(rows=100)]"], "'rows'"),
-        (["finetune", "nowhere", "--task", "banking77"], "cannot load tokenizer"),
+        (["finetune", "nowhere", "--task", "banking77"], "there is no model or tokenizer in 'nowhere'"),
         (["finetune", "nowhere", "--task", "nothing.csv"], "does not exist"),
         (["finetune", "nowhere", "--task", "banking77", "epoch=3"], "did you mean 'epochs'"),
         (["finetune", "nowhere"], "--task"),

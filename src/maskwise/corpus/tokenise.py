@@ -10,6 +10,7 @@ Cost: nearly all of it is the Rust tokenizer's; the word layer adds about a sixt
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -22,7 +23,7 @@ from maskwise.annotate.characters import classify, is_white, word_starts
 from maskwise.annotate.words import flat_offsets, number_words, place_tokens
 from maskwise.corpus.load import Document
 from maskwise.errors import MaskwiseError, unknown_name
-from maskwise.starts import resolve_start
+from maskwise.starts import TOKENIZER_FILES, find_start
 
 if TYPE_CHECKING:  # transformers takes two seconds: who only reads documents does not wait for it
     from transformers import PreTrainedTokenizerFast
@@ -47,7 +48,7 @@ def load_tokenizer(name_or_path: str, *, needs_mask: bool = True) -> PreTrainedT
     """A fast tokenizer from a folder or the Hugging Face hub. Code that comes with it is never run.
 
     Args:
-        name_or_path: as for ``starts.resolve_start``.
+        name_or_path: as for ``starts.find_start``.
         needs_mask: refuse a tokenizer without a mask token (T5's have none) or a padding token.
 
     Raises:
@@ -56,7 +57,12 @@ def load_tokenizer(name_or_path: str, *, needs_mask: bool = True) -> PreTrainedT
     """
     from transformers import AutoTokenizer
 
-    where = resolve_start(name_or_path)
+    where = find_start(name_or_path)
+    folder = Path(where)
+    if folder.is_dir() and not any(file for kind in TOKENIZER_FILES for file in folder.glob(kind)):
+        got = ", ".join(sorted(path.name for path in folder.iterdir())[:3]) or "an empty folder"
+        do = "give a folder to which a tokenizer was saved too, or name one"
+        raise MaskwiseError(f"there is no tokenizer in {str(name_or_path)!r}", got=got, do=do)
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
     except Exception as error:  # the hub, JSON, missing extras: no common base

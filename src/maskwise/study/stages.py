@@ -28,7 +28,7 @@ from maskwise.annotate.registry import annotator
 from maskwise.corpus import bundled_path
 from maskwise.evaluation import EvaluationSettings, load_sets
 from maskwise.samplers import sampler
-from maskwise.starts import resolve_start
+from maskwise.starts import TOKENIZER_FILES, resolve_start
 from maskwise.training.machine import fast_bf16
 
 DONE = "done.json"
@@ -191,10 +191,6 @@ def fingerprint(source: str) -> str:
         else Path(source).expanduser()
     )
     return _hash(path) if path.exists() else source
-
-
-TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges*", "special_tokens*", "added_tokens*", "*.model")
-"""Two models with one tokenizer have equal losses per token; their weights are no part of it."""
 
 
 def start_fingerprint(name: str, files: tuple[str, ...] = ("*",)) -> str:

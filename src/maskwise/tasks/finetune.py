@@ -22,7 +22,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from maskwise.errors import MaskwiseError
 from maskwise.keys import fold
-from maskwise.starts import resolve_start
+from maskwise.starts import find_start
 from maskwise.tasks.data import Task
 from maskwise.tasks.frozen import judge
 from maskwise.tasks.kinds import TRAINED, answers, check_length, encode, majority_score, other_scores, score
@@ -144,7 +144,7 @@ def load_network(
         raise MaskwiseError(
             "finetune needs a checkpoint, or a config to start from at random: one of the two"
         )
-    where = resolve_start(model_folder) if model_folder else ""
+    where = find_start(model_folder) if model_folder else ""
     kind = TRAINED.get(task.kind)
     auto, labels = (kind.auto, kind.config(task)) if kind else (AutoModel, {})
     with without_advice(), torch.random.fork_rng():

@@ -21,7 +21,7 @@ from transformers.utils import logging
 
 from maskwise.errors import MaskwiseError, unknown_name
 from maskwise.keys import fold
-from maskwise.starts import resolve_start
+from maskwise.starts import find_start
 
 QUIET = 0.1
 """Start of the weight of a new head's layer norm. At 1 a random head says noise, as loudly as a trained one speaks: 0.4
@@ -62,7 +62,7 @@ def new_config(architecture: str, tokenizer: Any, length: int, **fields: Any) ->
 
 
 def load_config(name: str | Path) -> Any:
-    """The configuration of a pre-trained model; ``name`` as for ``starts.resolve_start``."""
+    """The configuration of a pre-trained model; ``name`` as for ``starts.find_start``."""
     return _load(AutoConfig, name)
 
 
@@ -72,7 +72,7 @@ def load_model(
     """A pre-trained masked language model, in float32.
 
     Args:
-        name: as for ``starts.resolve_start``.
+        name: as for ``starts.find_start``.
         seed: of a new head, for a checkpoint that has none. None: such a checkpoint is refused.
         log_unigram: (V,) start values of a new head's output bias.
 
@@ -110,7 +110,7 @@ def _load_counted(name: str | Path, **how: Any) -> tuple[PreTrainedModel, list[s
 
 
 def _load(auto: Any, name: str | Path, **how: Any) -> Any:
-    where = resolve_start(name)
+    where = find_start(name)
     try:
         return auto.from_pretrained(where, **how)
     except (OSError, ValueError, RuntimeError) as error:
