@@ -118,6 +118,14 @@ def test_what_ends_before_training_with_one_line(
     assert text in " ".join(capsys.readouterr().err.split())
 
 
+def test_an_unknown_objective_is_said_in_one_clear_line(path: Path, tmp_path: Path, capsys: Any) -> None:
+    for over in ("objectives={foo: }", "objectives={foo: {masking: {ratio: 0.3}}}"):
+        assert maskwise("pretrain", path, over, "--out", tmp_path / "out") == 2
+        end = "unknown objective 'foo'; allowed: atd, cse, dtd, emlm, mlm, rtd, sbo"
+        said = " ".join(capsys.readouterr().err.split())
+        assert said == f"maskwise: {path}: objectives.foo.objective: {end}"
+
+
 def test_what_is_no_mistake_and_is_said(path: Path) -> None:
     """sbo without spans is a control. rtd takes 80/10/10: the generator's words stand at all of its targets."""
     more = ["objectives.sbo={masking: {policy: token}}", "objectives.rtd={masking: {corruption: bert}}"]

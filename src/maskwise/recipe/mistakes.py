@@ -60,7 +60,8 @@ def _joined(origin: str, *path: str) -> str:
 def _own(error: Mapping[str, Any], place: str) -> MaskwiseError:
     """What a check of ours says, which knows what was wrong."""
     message, got = str(error["msg"]).removeprefix("Value error, "), error.get("input")
-    plain = not isinstance(got, dict | BaseModel) and "got " not in message
+    said = "got " in message or (isinstance(got, str) and repr(got) in message)
+    plain = not said and not isinstance(got, dict | BaseModel)
     return MaskwiseError(
         ": ".join(part for part in (place, message) if part), got=repr(got) if plain else None
     )
