@@ -106,7 +106,7 @@ BAD = {
     _missing: "does not exist", _empty: "no document", _binary: "binary", _utf16: "UTF", _latin1: "UTF-8",
     _broken_archive: "cut.jsonl.gz", _no_field: "'body'", _no_mask_token: "no mask token", _slow: "is slow",
     _no_tokenizer: "there is no model or tokenizer", _no_labels: "no label column", _empty_labels: "no label",
-    _one_document: "leaves a side empty",
+    _one_document: "corpus.held_out=0.2 leaves the ",
 }  # fmt: skip
 
 
@@ -130,7 +130,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(command, bad, inputs, tmp_
 def test_bad_input_that_only_a_worker_sees(inputs, tmp_path, capfd):
     arguments = _one_document(inputs)
     assert maskwise("study", inputs / "recipe.yaml", *arguments, "--out", tmp_path / "out", "--jobs", 1) == 2
-    assert capfd.readouterr().err.splitlines()[-1].startswith("maskwise: held_out=0.2 leaves a side empty")
+    assert capfd.readouterr().err.splitlines()[-1].startswith("maskwise: corpus.held_out=0.2 leaves the ")
     assert not (tmp_path / "out").exists()
 
 

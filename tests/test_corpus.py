@@ -532,10 +532,18 @@ def test_split_refuses(tokens, tokenizer):
     for share, message in (
         (0.0, "share of the documents"),
         (1.0, "share"),
-        (0.5, "leaves a side empty; got 1 documents"),
+        (0.5, r"^corpus.held_out=0.5 leaves the (held-out|training) side empty; got 1 document; give more"),
     ):
         with pytest.raises(MaskwiseError, match=message):
             blocks.split(held_out=share)
+
+
+def test_a_split_that_fails_names_a_share_that_does(tokens, tokenizer):
+    blocks = pack(tokens[:4], tokenizer=tokenizer, length=64)
+    for share, side in ((1e-9, "held-out"), (1 - 1e-9, "training")):
+        with pytest.raises(MaskwiseError, match=f"the {side} side empty; got 4 documents") as error:
+            blocks.split(held_out=share)
+        assert all(blocks.split(held_out=float(str(error.value).rpartition(" ")[2])))
 
 
 def test_save_and_load(tokens, tokenizer, tmp_path):

@@ -138,10 +138,16 @@ class Blocks:
             counts = {"documents": len(np.unique(columns["documents"])), "pieces": len(columns["documents"])}
             blocks.append(Blocks(columns, self.frame, self.layout, Counter(counts), self.tokenizer))
         if not all(blocks):
-            documents, do = len(np.unique(self.columns["documents"])), "use a larger corpus or another share"
-            raise MaskwiseError(
-                f"held_out={held_out} leaves a side empty", got=f"{documents} documents", do=do
+            hashes = np.unique(self.columns["documents"])
+            side, do = (
+                "held-out" if blocks[0] else "training",
+                "give more documents: each goes, whole, to a side",
             )
+            if len(hashes) > 1:
+                between = (float(hashes[0]) + float(hashes[-1])) / 2**64  # a document on either side
+                do += f"; or take another share, such as {between:.3f}"
+            what = f"corpus.held_out={held_out} leaves the {empty} side empty"
+            raise MaskwiseError(what, got=f"{len(hashes)} document{'s' * (len(hashes) > 1)}", do=do)
         return blocks[0], blocks[1]
 
     def relaid(self, layout: str) -> Blocks:
