@@ -207,13 +207,13 @@ def one_pass(specs: Sequence[str]) -> list[str]:
 
 def _multiply_by_numpy(nlp: Any) -> None:
     """Take numpy's matrix product where thinc would take that of BLIS: not on a GPU, nor where it has Apple's."""
-    from thinc.api import NumpyOps
+    from thinc.api import Model, NumpyOps
 
     ops = NumpyOps(use_blis=False)
-    for _, component in nlp.pipeline:
-        for node in component.model.walk() if getattr(component, "model", None) else ():
-            if type(node.ops) is NumpyOps:
-                node.ops = ops
+    models = (getattr(component, "model", None) for _, component in nlp.pipeline)
+    for node in (node for model in models if isinstance(model, Model) for node in model.walk()):
+        if type(node.ops) is NumpyOps:
+            node.ops = ops
 
 
 def _folder(model: str | None) -> Path:
