@@ -139,10 +139,8 @@ class Blocks:
             blocks.append(Blocks(columns, self.frame, self.layout, Counter(counts), self.tokenizer))
         if not all(blocks):
             hashes = np.unique(self.columns["documents"])
-            side, do = (
-                "held-out" if blocks[0] else "training",
-                "give more documents: each goes, whole, to a side",
-            )
+            empty = "held-out" if blocks[0] else "training"
+            do = "give more documents: each goes, whole, to one side"
             if len(hashes) > 1:
                 between = (float(hashes[0]) + float(hashes[-1])) / 2**64  # a document on either side
                 do += f"; or take another share, such as {between:.3f}"
