@@ -36,6 +36,13 @@ def test_report_json_prints_the_verdicts_with_all_reasons(folder, capsys):
     assert not (folder / "report.html").exists()
 
 
+def test_report_json_and_html_are_both_written(folder, tmp_path, capsys):
+    assert run("report", folder, "--json", "--html", tmp_path / "page.html") == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["contrasts"] and f"wrote {tmp_path / 'page.html'}" in err
+    assert "token-45" in (tmp_path / "page.html").read_text() and not (folder / "report.html").exists()
+
+
 def test_report_json_of_a_single_run_is_one_line_of_error(tmp_path, capfd):
     assert run("report", write_run(tmp_path / "run", make_metrics("constant(0.3)")), "--json") == 2
     error = capfd.readouterr().err

@@ -293,11 +293,17 @@ def report(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Draw the page of a study (or of one run) anew, from its files; --json prints its verdicts with all reasons."""
+    """Draw the page of a study (or of one run) anew, from its files.
+
+    --json prints its verdicts with all reasons instead; with --html there are both.
+    """
     from maskwise.report import summary_of, write_report
 
     if as_json:
-        _print_json(summary_of(folder))
+        found = summary_of(folder)
+        if html is not None:
+            err_console.print(f"wrote {write_report(folder, html)}", highlight=False, soft_wrap=True)
+        _print_json(found)
         return
     out_console.print(str(write_report(folder, html)), highlight=False, soft_wrap=True)
 
