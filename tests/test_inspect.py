@@ -107,6 +107,15 @@ def test_a_text_cannot_steer_the_terminal_or_the_page(tokenizer, tmp_path):
     assert "<script" not in page and "&lt;script&gt;" in page
 
 
+def test_why_nothing_is_chosen_is_said_in_the_terminal_and_on_the_page(tokenizer, tmp_path):
+    for ratio in ("0.0", "0.3"):
+        found = look(TEXT, "token", tokenizer, ratio=ratio)
+        render_html(found, tmp_path / "masks.html")
+        page = (tmp_path / "masks.html").read_text(encoding="utf-8")
+        words = ["nothing is chosen" in told for told in (printed(found, colours=False), page)]
+        assert words == [ratio == "0.0"] * 2
+
+
 def test_inspect_needs_no_tokenizer_and_no_network(capsys):
     assert maskwise("inspect", TEXT, "--policy", "token,whole-word", "--ratio", "0.3", "--json") == 0
     tokens, words = json.loads(capsys.readouterr().out)
@@ -158,3 +167,14 @@ def test_lists(what, capsys):
     assert all(row["what"] for row in rows), "everything listed says what it is"
     assert maskwise("list", what) == 0
     assert all(name in capsys.readouterr().out for name in list(TABLES[what]())[:1])
+
+
+def test_lists_show_no_address(capsys):
+    for what in set(TABLES) - {"tasks"}:
+        assert maskwise("list", what, "--json") == 0
+        assert " at 0x" not in capsys.readouterr().out
+    assert maskwise("list", "policies", "--json") == 0
+    [arguments] = [
+        m["arguments"] for m in json.loads(capsys.readouterr().out) if m["name"] == "group-weighted"
+    ]
+    assert arguments.endswith("weigh=standardised")
