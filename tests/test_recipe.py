@@ -185,6 +185,13 @@ def test_other_arms_take_baseline_and_contrasts_with_them():
     "text, said",
     [
         ("training: [", "not readable YAML"),
+        (
+            "training:\n\tsteps: 10",
+            "YAML; got line 2: found character '.t' .*write spaces: YAML takes no tabs there",
+        ),
+        ("training:\n  steps:\t10", "line 2: .*write spaces"),
+        ("", "no settings; write settings into it, or name a shipped recipe"),
+        ("# only a comment", "is no recipe; got no settings"),
         ("- a\n- b", "not a recipe"),
         ("training:\n  stepz: 3", "did you mean 'training.steps'"),
         ("training: 3", "training"),

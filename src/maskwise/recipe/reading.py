@@ -61,10 +61,10 @@ def _raw(source: str | Path, *, below: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise MaskwiseError(
             "recipes extend each other in a circle", got=" → ".join(p.name for p in (*below, path))
         )
-    try:
-        raw = read_yaml(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise MaskwiseError(f"{path} is not readable YAML: {error}") from None
+    raw = _read(path)
+    if raw is None:
+        do = "write settings into it, or name a shipped recipe: maskwise list recipes"
+        raise MaskwiseError(f"{path} is no recipe", got="no settings", do=do)
     if not isinstance(raw, dict):
         raise MaskwiseError(f"{path} is not a recipe", got=type(raw).__name__, allowed="keys and values")
     raw.setdefault("name", path.stem)
@@ -74,6 +74,23 @@ def _raw(source: str | Path, *, below: tuple[Path, ...] = ()) -> dict[str, Any]:
     beside = path.parent / str(base)
     under = _raw(beside if beside.is_file() else str(base), below=(*below, path.resolve()))
     return merged({key: value for key, value in under.items() if key not in ("name", "description")}, raw)
+
+
+def _read(path: Path) -> Any:
+    try:
+        text = path.read_text(encoding="utf-8")
+        return read_yaml(text)
+    except UnicodeDecodeError as error:
+        raise MaskwiseError(f"{path} is not text in UTF-8", got=str(error)) from None
+    except yaml.MarkedYAMLError as error:
+        where = error.problem_mark or error.context_mark
+        number = where.line if where else 0
+        tab = "\t" in "".join(text.splitlines()[number : number + 1])
+        do = "write spaces: YAML takes no tabs there" if tab else None
+        got = f"line {number + 1}: {error.problem}"
+        raise MaskwiseError(f"{path} is not readable YAML", got=got, do=do) from None
+    except yaml.YAMLError as error:  # characters that YAML does not allow
+        raise MaskwiseError(f"{path} is not readable YAML", got=str(error)) from None
 
 
 def _forget_arms(study: dict[str, Any], *, said: Mapping[str, Any]) -> None:
