@@ -544,6 +544,24 @@ def test_a_task_takes_arguments_behind_its_name() -> None:
         load_task("ud-pos(trainrows=3)")
 
 
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        (
+            "similarity(/no/where.csv)",
+            r"task 'similarity\(/no/where.csv\)'; .*mean /no/where.csv\(kind=\"similarity",
+        ),
+        ("similarity(my.csv)", r'task .similarity\(my.csv\).*did you mean my.csv\(kind="similarity"\)'),
+        ("ud-pos(40)", r"arguments of task 'ud-pos\(40\)'; allowed: name=value, of kind, .*train_rows=300"),
+        ("ud-pos(kind=parts_of-speech)", "unknown kind of task 'parts_of-speech'"),
+        ("ud-pos(train_rows=many)", "train_rows of task 'ud-pos'; got many"),
+    ],
+)
+def test_arguments_that_cannot_be_read_are_quoted_as_written(spec: str, words: str) -> None:
+    with pytest.raises(MaskwiseError, match=words):
+        load_task(spec)
+
+
 def test_relations_are_the_labels_of_ud_relations() -> None:
     task = load_task("ud-relations")
     assert {"nsubj", "root", "punct"} <= set(task.labels) and "NOUN" not in task.labels

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from maskwise.errors import MaskwiseError, unknown_name
-from maskwise.specs import parse_call
+from maskwise.specs import Call, parse_call
 from maskwise.tasks.layouts import SPLITS, read_splits
 from maskwise.tasks.metrics import METRICS
 from maskwise.tasks.readers import Record
@@ -218,11 +218,24 @@ def load_task(
 
 def _load_with(spec: str, options: str) -> Task:
     """A task with arguments written behind its name."""
-    given = parse_call(f"task({options})").kwargs
     allowed = [name for name in inspect.signature(load_task).parameters if name != "spec"]
-    for name in given:
+    written = f"{spec}({options})"
+    try:
+        call = parse_call(f"task({options})")
+    except MaskwiseError:
+        call = None
+    if call is None or call.args:
+        do = f'did you mean {options}(kind="{spec}")?' if spec in KINDS else "for example (train_rows=300)"
+        what = f"cannot read the arguments of task {written!r}"
+        raise MaskwiseError(what, allowed=f"name=value, of {', '.join(allowed)}", do=do)
+    for name in call.kwargs:
         if name not in allowed:
             raise unknown_name(f"argument of task {spec!r}", name, allowed)
+    given: dict[str, Any] = {  # bare words are text
+        name: value.written if isinstance(value, Call) else value for name, value in call.kwargs.items()
+    }
+    if not isinstance(given.get("train_rows", 1), int):
+        raise MaskwiseError(f"train_rows of task {spec!r}", got=given["train_rows"], allowed="a whole number")
     return load_task(spec, **given)
 
 
