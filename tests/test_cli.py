@@ -20,6 +20,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from maskwise.errors import MaskwiseError
 from maskwise.recipe import read_recipe
 from maskwise.training.checkpoints import damage
 from tiny import maskwise, read_lines, start, write_inputs, write_lines
@@ -252,6 +253,59 @@ def test_pretrain_goes_on_where_it_stopped(inputs, tmp_path, monkeypatch):
     assert all(
         (parted / "checkpoint" / n).read_bytes() == (whole / "checkpoint" / n).read_bytes() for n in names
     )
+
+
+def _fail(*arguments: object, **more: object) -> None:
+    raise MaskwiseError("this setting cannot be", do="take another")
+
+
+def test_a_run_that_failed_before_its_first_state_gives_way_to_the_mended_recipe(
+    inputs, tmp_path, monkeypatch, capfd
+):
+    recipe, out = inputs / "recipe.yaml", tmp_path / "out"
+    with monkeypatch.context() as patched:
+        patched.setattr("maskwise.pretrain.pretrain", _fail)
+        assert maskwise("pretrain", recipe, *SHORT, "masking.ratio=0.2", "--out", out) == 2
+    assert (out / "recipe.yaml").is_file()
+    # Another text too; what was prepared of the first one goes, so that a change of this one is seen later.
+    text = inputs / "corpus.jsonl"
+    (inputs / "other.jsonl").write_text("".join(text.read_text().splitlines(True)[:50]))
+    mended = *SHORT, "masking.ratio=0.3", f"corpus.source={inputs / 'other.jsonl'}"
+    assert maskwise("pretrain", recipe, *mended, "--out", out) == 0
+    assert len(list((out / "stages").glob("prepare-*"))) == 1
+    assert "ratio: 0.3" in (out / "recipe.yaml").read_text()
+    assert read_lines(out / "metrics.jsonl")[-1]["step"] == 10
+    # What is done is kept.
+    capfd.readouterr()
+    assert maskwise("pretrain", recipe, *SHORT, "--out", out) == 2
+    assert "holds a run of another recipe" in capfd.readouterr().err
+
+
+def test_a_run_that_has_saved_a_state_keeps_its_folder(inputs, tmp_path, monkeypatch, capfd):
+    recipe, out = inputs / "recipe.yaml", tmp_path / "out"
+    with monkeypatch.context() as patched:  # after the state of step 5 has been written
+        patched.setattr("maskwise.study.work.save_checkpoint", _fail)
+        assert maskwise("pretrain", recipe, *SHORT, "--out", out) == 2
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    capfd.readouterr()
+    assert maskwise("pretrain", recipe, *SHORT, "masking.ratio=0.3", "--out", out) == 2
+    assert "holds a run of another recipe; got a change in masking" in capfd.readouterr().err
+    assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+
+def test_two_runs_do_not_share_a_folder(inputs, tmp_path, monkeypatch, capfd):
+    """Before its first state nothing in the folder says that the first one lives."""
+    recipe, out = inputs / "recipe.yaml", tmp_path / "out"
+    codes: list[int] = []
+
+    def meanwhile(*arguments: object, **more: object) -> None:
+        codes.append(maskwise("pretrain", recipe, *SHORT, "masking.ratio=0.3", "--out", out))
+        _fail()
+
+    monkeypatch.setattr("maskwise.pretrain.pretrain", meanwhile)
+    assert maskwise("pretrain", recipe, *SHORT, "--out", out) == 2 and codes == [2]
+    assert f"another run trains into {out}" in capfd.readouterr().err
+    assert "ratio: 0.15" in (out / "recipe.yaml").read_text()
 
 
 @pytest.mark.slow

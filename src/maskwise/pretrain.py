@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +28,11 @@ def run_pretrain(recipe: Recipe, out: Path, *, quiet: bool = False) -> dict[str,
     """Pre-train one model into ``out``: ``checkpoint/``, ``metrics.jsonl``, ``recipe.yaml``, ``done.json``.
 
     Under torchrun every process calls this; rank 0 prepares and writes. A finished run is returned as it is;
-    an interrupted one goes on. A study's recipe is read without its arms.
+    an interrupted one goes on; what failed before there was anything to go on from begins anew, with this recipe.
+    A study's recipe is read without its arms.
 
     Raises:
-        MaskwiseError: bad input; a folder that holds something else, or another recipe's run.
+        MaskwiseError: bad input; a folder that holds something else, another recipe's run, or one that is running.
     """
     rank = int(os.environ.get("RANK", "0"))
     recipe = recipe.model_copy(update={"study": type(recipe.study)(), "tasks": ()})
@@ -45,39 +48,55 @@ def run_pretrain(recipe: Recipe, out: Path, *, quiet: bool = False) -> dict[str,
     if (out / "done.json").is_file():
         return {**json.loads((out / "done.json").read_text()), "checkpoint": str(out / "checkpoint")}
     began = time.perf_counter()
-    if rank == 0:
-        new = not out.is_dir() or not any(out.iterdir())
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
-        try:
-            for text in texts:
-                run_stage(text, out / "stages")
-        except MaskwiseError:
-            if new:
-                shutil.rmtree(out)
-            raise
+    new = not out.is_dir() or not any(out.iterdir())
+    with _claimed(out) if rank == 0 else nullcontext():
+        if rank == 0:
+            _prepare(recipe, texts, out, new=new)
+        result = _train(recipe, texts, out, quiet=quiet)
+        result |= {
+            "seconds": round(time.perf_counter() - began, 1),
+            "versions": versions(),
+            "hardware": hardware(),
+        }
+        if rank == 0:
+            write_json(out / "done.json", result)
+    return {**result, "checkpoint": str(out / "checkpoint")}
+
+
+def _prepare(recipe: Recipe, texts: list[Stage], out: Path, *, new: bool) -> None:
+    """The recipe and the texts are in the folder, and nothing of an earlier try that came to nothing."""
+    if not _begun(out):
+        names = [text.name for text in texts]
+        stale = [path for path in (out / "stages").glob("prepare-*") if path.name not in names]
+        for left in (*stale, out / "first"):
+            shutil.rmtree(left, ignore_errors=True)
+    (out / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+    try:
+        for text in texts:
+            run_stage(text, out / "stages")
+    except MaskwiseError:
+        if new:
+            shutil.rmtree(out)
+        raise
+
+
+def _train(recipe: Recipe, texts: list[Stage], out: Path, *, quiet: bool) -> dict[str, Any]:
+    """One training after the other; the result of the last."""
+    first, *further = recipe.links()
     facts = {"recipe": recipe.name, "corpus": recipe.corpus.source}
     before: dict[str, Any] = {}
     for link, text in zip((first, *further), texts):
         _wait_for(text.folder(out / "stages") / "done.json")
         folder = out / "first" if further and link is first else out
-        if (
-            folder == out or not (folder / "checkpoint").is_dir()
-        ):  # a first stage that is done is not done again
+        # A first stage that is done is not done again.
+        if folder == out or not (folder / "checkpoint").is_dir():
             parts = {"model", "masking", "objectives", "sampler", "evaluation"}
             plain = link.model_dump(mode="json", include=parts) | before
             data = Prepared.load(text.folder(out / "stages"))
             result = pretrain(data, **plain, training=link.training, folder=folder, quiet=quiet, facts=facts)
         _wait_for(folder / "checkpoint" / "config.json")
         before = {"model": {"pretrained": str(folder / "checkpoint")}}
-    result |= {
-        "seconds": round(time.perf_counter() - began, 1),
-        "versions": versions(),
-        "hardware": hardware(),
-    }
-    if rank == 0:
-        write_json(out / "done.json", result)
-    return {**result, "checkpoint": str(out / "checkpoint")}
+    return result
 
 
 def run_finetune(
@@ -110,7 +129,7 @@ def _finetune_settings(overrides: Iterable[str], seeds: int) -> FinetuneSettings
 def _check_corpus(out: Path, prepared: Stage) -> None:
     """The recipe may be the same and the text that it names another."""
     before = [path.name for path in (out / "stages").glob("prepare-*")]
-    if before and prepared.name not in before:
+    if before and prepared.name not in before and _begun(out):
         what = f"--out {out} holds a run on another text: the corpus, or the installed versions, changed"
         raise MaskwiseError(what, got=prepared.name, allowed=before[0], do="give a new folder")
 
@@ -124,12 +143,33 @@ def _check_folder(out: Path, recipe: Recipe) -> None:
     if not known.is_file():
         found = ", ".join(sorted(p.name for p in out.iterdir())[:3])
         raise MaskwiseError(f"--out {out} holds something else", got=found, do="give a new folder")
+    if not _begun(out):
+        return
     before, now = yaml.safe_load(known.read_text(encoding="utf-8")), recipe.model_dump(mode="json")
     before = validate(before, origin=str(known)).model_dump(mode="json")  # with what a newer version can set
     changed = [key for key in now if now[key] != before[key]]
     if changed:
         what = f"a change in {', '.join(changed)}"
         raise MaskwiseError(f"--out {out} holds a run of another recipe", got=what, do="give a new folder")
+
+
+def _begun(out: Path) -> bool:
+    """Whether a run is there that another recipe must not replace: its result, or a state to go on from."""
+    kept = ("done.json", "checkpoint", "resume/step-*")
+    return any(any(folder.glob(name)) for folder in (out, out / "first") for name in kept)
+
+
+@contextmanager
+def _claimed(out: Path) -> Iterator[None]:
+    """The folder, ours alone: a run that has not saved a state yet may still be going on."""
+    (out / "stages").mkdir(parents=True, exist_ok=True)
+    with (out / "stages" / ".training.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            do = "wait for it, or give another folder"
+            raise MaskwiseError(f"another run trains into {out}", do=do) from None
+        yield
 
 
 def _wait_for(path: Path, seconds: float = 3600.0) -> None:
