@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
+from rich.console import Console
 
-from maskwise import cli
+from maskwise.cli import main, tables
 from maskwise.study.verdict import summarise
 from report_fixture import make_metrics, make_records, make_study, write_run, write_study
 
@@ -22,7 +23,7 @@ def folder(tmp_path):
 
 def run(*arguments) -> int:
     with pytest.raises(SystemExit) as ended:
-        cli.main([str(argument) for argument in arguments])
+        main([str(argument) for argument in arguments])
     return int(ended.value.code or 0)
 
 
@@ -50,8 +51,8 @@ def test_report_json_of_a_single_run_is_one_line_of_error(tmp_path, capfd):
 
 
 def test_the_terminal_says_verdicts_why_and_what_to_do(folder, monkeypatch, capsys):
-    monkeypatch.setattr(cli, "out_console", cli.Console(width=160))
-    cli._print_verdicts(json.loads((folder / "summary.json").read_text()))
+    monkeypatch.setattr(tables, "out_console", Console(width=160))
+    tables.print_verdicts(json.loads((folder / "summary.json").read_text()))
     told = capsys.readouterr().out
     assert "suggests better (few runs)" in told and "undecided (few runs)" in told
     assert told.count("no setting was searched for each arm") == 1  # common to both, so said once

@@ -1,0 +1,184 @@
+"""The commands that write a folder: study, pretrain, finetune, annotate. Each goes on where it was interrupted."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from maskwise.cli.tables import print_plan, print_verdicts
+from maskwise.cli.terminal import Json, Out, Overrides, err_console, escape, out_console, print_json
+
+
+def study(
+    recipe: Annotated[str, typer.Argument(help="A shipped recipe or a YAML file.")] = "quick-start",
+    overrides: Overrides = None,
+    out: Out = Path("runs/study"),
+    engine: Annotated[str, typer.Option(help="Where stages run: local, or ray (a cluster).")] = "local",
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Stages at once; as many as cores (GPUs on Ray) if not said.")
+    ] = None,
+    retries: Annotated[
+        int, typer.Option(min=0, help="How often to try again what may pass: a lost worker, node or file.")
+    ] = 2,
+    stages: Annotated[
+        Path | None, typer.Option(help="Folder of stages shared between studies: common parts run once.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would run and how long it may take; write nothing.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Compare masking choices: arms x seeds x tasks, with verdicts and a report.
+
+    The same command goes on where an interrupted study stopped, and runs nothing twice. Exit code 1 says
+    that a run failed.
+    """
+    from maskwise import study as room
+    from maskwise.recipe import read_recipe
+
+    recipe, overrides = _recipe_or_override(recipe, overrides)
+    whole = read_recipe(recipe, overrides)
+    if dry_run:
+        found = room.dry_run(whole, out, jobs=jobs, engine=engine, cache=stages)
+        print_json(found) if as_json else print_plan(found)
+        return
+    result = room.run_study(
+        whole, out, jobs=jobs, quiet=as_json, engine=engine, retries=retries, cache=stages
+    )
+    if as_json:
+        print_json(result)
+        raise typer.Exit(bool(result["failures"]))
+    print_verdicts(result)
+    for record in result["failures"]:
+        who = f"failed: {record['arm']}, seed {record['seed']}: {record['error']}"
+        err_console.print(who, style="red", markup=False, highlight=False, soft_wrap=True)
+    out_console.print(
+        f"Report: {result['report']}  ({result['seconds']:.0f} s)", highlight=False, soft_wrap=True
+    )
+    raise typer.Exit(bool(result["failures"]))
+
+
+def pretrain(
+    recipe: Annotated[str, typer.Argument(help="A shipped recipe or a YAML file.")],
+    overrides: Overrides = None,
+    out: Out = Path("runs/pretrain"),
+    as_json: Json = False,
+) -> None:
+    """Pre-train one model. Also under torchrun, one process per device. The checkpoint is a plain folder."""
+    from maskwise.pretrain import run_pretrain
+    from maskwise.recipe import read_recipe
+    from maskwise.training import leave
+
+    result = run_pretrain(read_recipe(recipe, overrides or []), out, quiet=as_json)
+    leave()
+    if int(os.environ.get("RANK", "0")):
+        return
+    if as_json:
+        print_json(result)
+        return
+    table = Table("held-out masks", "loss (nats)", "word frequencies alone", "targets", box=None)
+    for line in result["heldout"]:
+        losses = (f"{line[key]:.3f}" for key in ("loss", "unigram"))
+        table.add_row(f"{line['masks']} {line['ratio']:.0%}", *losses, str(line["targets"]))
+    out_console.print(table)
+    out_console.print(
+        f"Checkpoint: {result['checkpoint']}  ({result['seconds']:.0f} s)", highlight=False, soft_wrap=True
+    )
+
+
+def finetune(
+    model: Annotated[str, typer.Argument(help="A checkpoint folder or hub id.")],
+    task: Annotated[
+        list[str], typer.Option("--task", help="A bundled task, a file, a folder, or hf:ID. Repeatable.")
+    ],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Settings, such as learning_rate=1e-3 epochs=3")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Fine-tunings per task.")] = 3,
+    out: Out = Path("runs/finetune"),
+    as_json: Json = False,
+) -> None:
+    """Fine-tune a checkpoint on tasks and score it on their test sets, several seeds each."""
+    from maskwise.pretrain import run_finetune
+
+    results = run_finetune(model, task, overrides or [], seeds=seeds, out=out, quiet=as_json)
+    if as_json:
+        print_json(results)
+        return
+    table = Table("task", "metric", "mean", "every seed", "majority", "test items", box=None)
+    for line in results:
+        each = " ".join(f"{score:.3f}" for score in line["fine_tuning"])
+        scores = f"{line['score']:.3f}", each, f"{line['majority']:.3f}"
+        table.add_row(escape(line["task"]), line["metric"], *scores, str(line["test_items"]))
+    out_console.print(table)
+
+
+def annotate(
+    corpus: Annotated[
+        str,
+        typer.Argument(help="A file or folder (.txt, .jsonl, .parquet, …), hf:NAME, or bundled:wikipedia."),
+    ],
+    wanted: Annotated[
+        str,
+        typer.Option("--with", help="Annotators, separated by commas; maskwise list annotators has them."),
+    ] = "words,pos,salient,phrases",
+    out: Out = Path("runs/annotate"),
+    engine: Annotated[str, typer.Option(help="Where: local, or ray (a cluster).")] = "local",
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Worker processes; as many as pay if not said.")
+    ] = None,
+    text_field: Annotated[str, typer.Option(help="Where the text is, in files with fields.")] = "text",
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many documents.")] = None,
+    function: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Run code of yours: module:function, or module:function(kind='weight'). Repeatable."
+        ),
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="Also write a page of what was found.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Find words, parts of speech, names, phrases, … in a corpus, once: layers that policies read.
+
+    The same command goes on where an interrupted run stopped, and does nothing twice.
+    """
+    from maskwise.annotate.run import annotate_corpus, open_corpus
+    from maskwise.annotate.show import examples, render_html, render_terminal
+    from maskwise.annotate.store import Store
+    from maskwise.specs import split_calls
+
+    found = annotate_corpus(
+        corpus, split_calls(wanted), out, text_field=text_field, limit=limit, engine=engine, jobs=jobs,
+        functions=function or (), quiet=as_json,
+    )  # fmt: skip
+    layers = [name for entry in found["annotators"].values() for name in entry["layers"]]
+    shown = examples(Store(out, layers), open_corpus(corpus, text_field=text_field, limit=limit))
+    if html is not None:
+        render_html(found, shown, html)
+        err_console.print(f"wrote {html}", highlight=False, soft_wrap=True)
+    if as_json:
+        print_json(found)
+        return
+    colours = bool(out_console.color_system and not out_console.no_color)
+    out_console.print(render_terminal(found, shown, colours=colours))
+    for spec, entry in found["annotators"].items():
+        if entry["notice"]:
+            line = f"{spec}: {entry['notice']}"
+            err_console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
+        for error, count in entry["failures"].items():
+            line = f"{spec} failed on {count} texts, which have no layers of it: {error}"
+            err_console.print(line, style="red", markup=False, highlight=False, soft_wrap=True)
+    skipped = "".join(f", skipped {count} × {reason}" for reason, count in found["skipped"].items())
+    line = f"{out}: {found['documents']:,} documents, {found['words']:,} words{skipped}"
+    out_console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _recipe_or_override(recipe: str, overrides: list[str] | None) -> tuple[str, list[str]]:
+    """``maskwise study training.steps=10`` means the quick start with an override."""
+    if "=" in recipe and not Path(recipe).exists():
+        return "quick-start", [recipe, *(overrides or [])]
+    return recipe, overrides or []

@@ -1,0 +1,29 @@
+"""What the commands share: the two consoles, options that several have, JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+out_console, err_console = Console(), Console(stderr=True)
+
+Out = Annotated[
+    Path, typer.Option("--out", help="Folder for everything that is written; the same folder goes on.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print figures as JSON.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Settings to change, such as training.steps=500 masking.ratio=0.3")
+]
+
+
+def print_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n")
+
+
+def escape(text: str) -> str:
+    return text.replace("[", r"\[")

@@ -1,0 +1,151 @@
+"""The commands that look, and write no more than a page: evaluate, inspect, report, bench, list."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from maskwise.cli.terminal import Json, err_console, escape, out_console, print_json
+from maskwise.errors import MaskwiseError, unknown_name
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A checkpoint folder or hub id of a masked language model.")],
+    measures: Annotated[
+        str,
+        typer.Option(
+            "--with",
+            help="pairs:FILE, cloze:FILE (options behind: cloze:FILE(items=500)), pseudo-perplexity[:ROWS], "
+            "heldout; separated by commas. pairs:bundled:pairs comes with maskwise.",
+        ),
+    ] = "",
+    text: Annotated[
+        str | None, typer.Option(help="Text it was not trained on, for held-out loss and pseudo-perplexity.")
+    ] = None,
+    text_field: Annotated[str, typer.Option(help="Where the text is, in files with fields.")] = "text",
+    as_json: Json = False,
+) -> None:
+    """Judge a checkpoint without fine-tuning: held-out loss, pseudo-perplexity, cloze facts, minimal pairs."""
+    from maskwise.evaluation import evaluate_checkpoint
+    from maskwise.specs import split_calls
+
+    records = evaluate_checkpoint(model, split_calls(measures), text=text, text_field=text_field)
+    if as_json:
+        print_json(records)
+        return
+    table = Table("measure", "value", "chance", "items", "left out", box=None, padding=(0, 2, 0, 0))
+    for line in records:
+        if line["kind"] == "heldout":
+            name = f"held-out loss, {line['masks']} masks {line['ratio']:.0%}"
+            line = {"value": line["loss"], "chance": line["unigram"], "items": line["targets"]}
+        else:
+            name = f"{line['name']} {line['metric']}"
+        chance = "" if line["chance"] is None else f"{line['chance']:.3f}"
+        left_out = "; ".join(f"{count} {reason}" for reason, count in line.get("skipped", {}).items())
+        table.add_row(escape(name), f"{line['value']:.3f}", chance, str(line["items"]), left_out)
+    out_console.print(table)
+
+
+def inspect(
+    text: Annotated[
+        str, typer.Argument(help="A text, or a file of texts. Spans may be marked: [[Marie Curie]].")
+    ],
+    policy: Annotated[
+        str, typer.Option(help="One or more policies, separated by commas.")
+    ] = "token,whole-word",
+    ratio: Annotated[str, typer.Option(help="A number, or a schedule such as linear(0.3, 0.15).")] = "0.15",
+    budget: Annotated[str, typer.Option(help="exact, expected or bernoulli.")] = "exact",
+    corruption: Annotated[str, typer.Option(help="How chosen tokens are shown.")] = "bert",
+    fill: Annotated[str, typer.Option(help="none, random or skip-row.")] = "none",
+    tokenizer: Annotated[
+        str | None, typer.Option(help="A folder or hub id; a small one of our own if not said.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the masks.")] = 0,
+    step: Annotated[int, typer.Option(help="Where the schedule stands.")] = 0,
+    total_steps: Annotated[int, typer.Option(help="How long the schedule is.")] = 1000,
+    html: Annotated[Path | None, typer.Option(help="Also write a page.")] = None,
+    as_json: Json = False,
+) -> None:
+    """See the masks: the same text under one or more policies."""
+    from maskwise.inspection import inspect_text, render_html, render_terminal
+
+    settings = {"ratio": ratio, "budget": budget, "corruption": corruption, "fill": fill, "seed": seed}
+    found = inspect_text(text, policy, settings, tokenizer=tokenizer, step=step, total_steps=total_steps)
+    if html is not None:
+        render_html(found, html)
+        err_console.print(f"wrote {html}", highlight=False, soft_wrap=True)
+    if as_json:
+        print_json([entry.as_dict() for entry in found])
+    else:
+        out_console.print(
+            render_terminal(found, colours=bool(out_console.color_system and not out_console.no_color))
+        )
+
+
+def report(
+    folder: Annotated[Path, typer.Argument(help="A study or pre-training folder.")],
+    html: Annotated[
+        Path | None, typer.Option(help="Where to write the page; FOLDER/report.html if not said.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Draw the page of a study (or of one run) anew, from its files.
+
+    --json prints its verdicts with all reasons instead; with --html there are both.
+    """
+    from maskwise.report import summary_of, write_report
+
+    if as_json:
+        found = summary_of(folder)
+        if html is not None:
+            err_console.print(f"wrote {write_report(folder, html)}", highlight=False, soft_wrap=True)
+        print_json(found)
+        return
+    out_console.print(str(write_report(folder, html)), highlight=False, soft_wrap=True)
+
+
+def bench(
+    name: Annotated[str, typer.Argument(help="mask or annotate.")] = "mask",
+    data: Annotated[
+        Path | None, typer.Option(help="annotate: folder of gold sets, if not ../shared/data.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure speed (and accuracy) beside the peers, in one run on this machine."""
+    from maskwise.bench import render, run
+
+    if data is not None and (name != "annotate" or not data.is_dir()):
+        raise MaskwiseError("--data is a folder, for bench annotate", got=f"{data} for {name}")
+    result = run(name, **({} if data is None else {"data": data}))
+    if as_json:
+        print_json(result)
+    else:
+        out_console.print(render(result))
+
+
+def list_names(
+    what: Annotated[
+        str,
+        typer.Argument(
+            help="policies, annotators, schedules, corruptions, objectives, samplers, tasks or recipes"
+        ),
+    ],
+    as_json: Json = False,
+) -> None:
+    """List what there is, with a line on each."""
+    from maskwise.inspection import TABLES, describe_table
+
+    if what not in TABLES:
+        raise unknown_name("list", what, TABLES)
+    rows = describe_table(what)
+    if as_json:
+        print_json([{"name": name, "arguments": arguments, "what": line} for name, arguments, line in rows])
+        return
+    for name, arguments, line in rows:
+        out_console.print(Text.assemble((name, "bold"), (f"({arguments})" if arguments else "", "dim")))
+        out_console.print(Padding(line, (0, 0, 0, 4)), markup=False, highlight=False)
