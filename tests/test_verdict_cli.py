@@ -50,6 +50,22 @@ def test_report_json_of_a_single_run_is_one_line_of_error(tmp_path, capfd):
     assert "a single run has no verdicts" in error and error.count("\n") == 1
 
 
+def test_the_terminal_names_an_arm_once_beside_a_reason(folder, monkeypatch, capsys):
+    monkeypatch.setattr(tables, "out_console", Console(width=160))
+    found = json.loads((folder / "summary.json").read_text())
+    row, other = [row for row in found["contrasts"] if row["primary"]][:2]
+    told = {"effect": "caps", "code": "x", "sentence": "the text is short"}
+    own = {"effect": "caps", "code": "x", "sentence": f"{row['arm']} read less"}
+    rows = [
+        row | {"reasons": [told, own]},
+        row | {"baseline": "else", "reasons": [told]},
+        other | {"reasons": []},
+    ]
+    tables.print_verdicts(found | {"contrasts": rows})
+    lines = capsys.readouterr().out.splitlines()
+    assert f"  · {row['arm']}: the text is short" in lines and f"  · {row['arm']} read less" in lines
+
+
 def test_the_terminal_says_verdicts_why_and_what_to_do(folder, monkeypatch, capsys):
     monkeypatch.setattr(tables, "out_console", Console(width=160))
     tables.print_verdicts(json.loads((folder / "summary.json").read_text()))

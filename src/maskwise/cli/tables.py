@@ -23,7 +23,8 @@ def print_verdicts(result: dict[str, Any]) -> None:
                 why.setdefault(reason["sentence"], []).append(row["arm"])
     rows = sum(row["primary"] for row in result["contrasts"])
     for told, arms in why.items():
-        who = "" if len(arms) == rows else f"{', '.join(arms)}: "
+        known = len(arms) == rows or any(arm in told for arm in arms)
+        who = "" if known else f"{', '.join(dict.fromkeys(arms))}: "
         out_console.print(f"  · {escape(who + told)}", highlight=False, style="dim")
     for told in result["advice"]:
         out_console.print(f"  → {escape(told)}", highlight=False)
