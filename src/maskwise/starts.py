@@ -78,11 +78,11 @@ def find_start(name: str | Path) -> str:
 
 
 @cache
-def _hub_answers(seconds: float = 4.0) -> bool:
+def _hub_answers() -> bool:
     from huggingface_hub import constants, get_session
 
-    try:
-        get_session().head(constants.ENDPOINT, timeout=seconds)
+    try:  # with the patience of the hub's own client: 10 s, or what HF_HUB_ETAG_TIMEOUT says
+        get_session().head(constants.ENDPOINT, timeout=constants.HF_HUB_ETAG_TIMEOUT)
     except Exception:  # of the HTTP library, whichever it is
         return False
     return True

@@ -11,13 +11,16 @@ from rich.console import Console
 
 from maskwise.annotate.align import token_layers
 from maskwise.annotate.registry import annotator
+from maskwise.annotate.words import text_id
 from maskwise.corpus import load_tokenizer, read_documents, require_documents
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation import load_sets
 from maskwise.masking.policies import policy
 from maskwise.objectives import objective_class
+from maskwise.samplers import sampler
 from maskwise.study.stages import prepare_stage, tokenizer_of
 from maskwise.tasks import load_task
+from maskwise.training.arms import probe_rows
 from maskwise.training.model import NO_HEAD, check_room, check_start, has_head, load_config, new_config
 
 CORPUS_LAYERS = ("word_ids",)
@@ -55,6 +58,7 @@ def check_inputs(recipe: Any) -> list[str]:
         for link in one.links():
             _check_text(link)
             _check_rows(link)
+            _check_probes(link, tokenizer if given else None)
             notes |= dict.fromkeys(link.remarks())
     load_sets(recipe.evaluation)
     _check_choices(recipe)
@@ -113,6 +117,40 @@ def _check_rows(link: Any) -> None:
             parts = how.accumulate * ranks
             got = f"{how.batch_size}" + (f", in {parts} parts" if parts > 1 else "")
             raise MaskwiseError(what, got=got, allowed="even parts of 4 or more")
+
+
+def _check_probes(link: Any, tokenizer: Any) -> None:
+    """Held-out rows enough for a sampler that learns, beside those that judge; as far as the text alone can tell."""
+    if not link.objectives or not sampler(link.sampler, list(link.objectives)).every:
+        return
+    judging, ranks = link.evaluation.rows, int(os.environ.get("WORLD_SIZE", "1"))
+    twins = any(objective_class(arm.objective).twins for arm in link.objectives.values())
+    size = probe_rows(link.training.batch_size, ranks=ranks, twins=twins)
+    most = most_held_out(link.corpus, tokenizer, enough=judging + size)
+    if most < judging + size:
+        raise MaskwiseError(
+            "the text that is held out is too little for the sampler's probes", got=f"at most {most} rows",
+            allowed=f"≥ {judging + size}: {judging} that judge the model, and {size}",
+            do=f"raise corpus.held_out (now {link.corpus.held_out}), or lower evaluation.rows (now {judging})",
+        )  # fmt: skip
+
+
+def most_held_out(corpus: Any, tokenizer: Any, *, enough: int) -> int:
+    """No more rows than this can be held out of a corpus, in any layout; not counted beyond ``enough``.
+
+    Any two pieces of a document that follow each other are together longer than a row has room for. A tokenizer that
+    is still to be trained (None) makes at most a token of each byte. Cost: little text is read where there is much.
+    """
+    room, most = max(1, corpus.length - 2), 0
+    long = 16 * enough * corpus.length  # more letters than any tokenizer puts into so many rows
+    for document in read_documents(corpus.source, text_field=corpus.text_field, limit=corpus.limit):
+        if text_id(document.id) < int(corpus.held_out * 2**63):  # as ``Blocks.split`` parts them
+            text = document.text[:long]
+            tokens = len(text.encode()) if tokenizer is None else len(tokenizer.tokenize(text))
+            most += 1 + 2 * ((tokens + 1) // (room + 1))
+            if most >= enough or len(document.text) > long:
+                return enough
+    return most
 
 
 def _policies(link: Any) -> list[str]:

@@ -21,7 +21,7 @@ from maskwise.masking import Masker
 from maskwise.objectives import Arms, MaskedLanguageModelling, Objective, objective, objective_class
 from maskwise.samplers import sampler as read_sampler
 from maskwise.training import MaskedSource, Source, TrainingSettings
-from maskwise.training.arms import ArmsSource, Probe, SamplerLearner, probe_rows
+from maskwise.training.arms import ArmsSource, Probe, SamplerLearner, check_enough, probe_rows
 from maskwise.training.learners import Learner
 
 
@@ -93,7 +93,10 @@ def many_objectives(
     rank, ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     twins = any(kind.twins for kind in classes.values())
     size = probe_rows(training.batch_size, ranks=ranks, twins=twins)
-    enough = size >= 4 and all(len(held_out[name]) - len(rows) >= size for name, rows in taken.items())
+    free = {name: len(held_out[name]) - len(rows) for name, rows in taken.items()}
+    enough = size >= 4 and min(free.values()) >= size
+    for name, rows_left in free.items() if chooser.every else ():  # now, and not when training has begun
+        check_enough(name, rows_left, of=len(held_out[name]), size=size)
     fresh = getattr(chooser, "faithful", False)
 
     def probe() -> Probe:

@@ -132,11 +132,7 @@ class Probe:
         self.rank, self.ranks = rank, ranks
         self.rows = {arm: _others(len(held_out[arm]), skip.get(arm, ())) for arm in sources}
         for arm, rows in self.rows.items():
-            if len(rows) < size:
-                raise MaskwiseError(
-                    f"the probe of arm {arm!r} has too few held-out rows", got=f"{len(rows)}",
-                    allowed=f"{size}: half a batch", do="a larger corpus.held_out, or fewer evaluation.rows",
-                )  # fmt: skip
+            check_enough(arm, len(rows), of=len(held_out[arm]), size=size)
             check_disjoint(arm, sources[arm].blocks, held_out[arm])
         self.batches = {} if fresh else {arm: self._batch(arm, 0) for arm in sources}
 
@@ -263,6 +259,18 @@ def _counted(batch: Any, outcome: Outcome) -> Tensor:
     """(3,) float64: losses, targets, and tokens of the text that were read."""
     tokens = batch.source.content.sum()
     return torch.stack([outcome.loss.detach().double(), outcome.targets.double(), tokens.double()])
+
+
+def check_enough(arm: str, free: int, *, of: int, size: int) -> None:
+    """
+    Raises:
+        MaskwiseError: fewer rows are ``free``, ``of`` those that are held out, than a probe has.
+    """
+    if free < size:
+        raise MaskwiseError(
+            f"the probe of arm {arm!r} has too few held-out rows", got=f"{free} of {of}: others judge the model",
+            allowed=f"≥ {size}", do="raise corpus.held_out, or lower evaluation.rows",
+        )  # fmt: skip
 
 
 def check_disjoint(arm: str, training: Any, held_out: Any) -> None:
