@@ -153,19 +153,22 @@ def test_too_little_text_for_probes_is_said_before_training(
     path: Path, tmp_path: Path, rows: int, where: str, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A thousand rows are more than the text has letters for; that a hundred are too many only its tokens tell."""
-    begun: list[str] = []
-    for name in ("run_stage", "pretrain") if where == "before any work" else ():
-        monkeypatch.setattr(f"maskwise.pretrain.{name}", lambda *_, **__: begun.append("work"))
-    monkeypatch.setattr("maskwise.study.work.train", lambda *_, **__: begun.append("training"))
+
+    def begun(*_: Any, **__: Any) -> None:
+        raise AssertionError("this should not have begun")
+
+    if where == "before any work":
+        monkeypatch.setattr("maskwise.pretrain.run_stage", begun)
+    monkeypatch.setattr("maskwise.study.work.train", begun)
     assert maskwise("pretrain", path, f"evaluation.rows={rows}", "--out", tmp_path / "out") == 2
     said = " ".join(capsys.readouterr().err.split())
     early, late = f"{TOO_FEW} ", "the probe of arm 'atd' has too few held-out rows; got 0 of "
-    assert not begun and (early if where == "before any work" else late) in said
+    assert (early if where == "before any work" else late) in said
     assert "raise corpus.held_out" in said and "or lower evaluation.rows" in said
 
 
 def test_a_tokenizer_that_is_given_tells_sooner(path: Path, tmp_path: Path) -> None:
-    """And a second stage of training is looked at before the first one is trained. Rules are not: they need no probe."""
+    """And a second stage of training is looked at before the first one is trained. Rules need no probe."""
     recipe = read_recipe(path)
     run_stage(prepare_stage(recipe), tmp_path)
     given = f"tokenizer.name={prepare_stage(recipe).folder(tmp_path) / 'data' / 'tokenizer'}"
