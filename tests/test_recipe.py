@@ -114,6 +114,10 @@ def test_values_of_overrides(text, value):
         ("masking.budget=exakt", "did you mean 'exact'"),
         ("masking.corruption=brt", "did you mean 'bert'"),
         ("masking.corruption=t5", "changes lengths"),
+        (
+            "masking.corruption=replace(target='detect')",
+            "has labels 0 and 1, not tokens; for masked language models",
+        ),
         ("evaluation.masks=[word]", "whole-word"),
         ("training.steps=0", "training.steps"),
         ("training.steps=many", "training.steps"),

@@ -59,6 +59,9 @@ class Objective(nn.Module, ABC):
     in_place: ClassVar[bool] = True
     """Whether a label belongs to the token of the same place, so that a corruption must keep lengths."""
 
+    detects: ClassVar[bool] = False
+    """Whether its labels are 0 and 1, for what was done to the text, and not tokens."""
+
     twins: ClassVar[bool] = False
     """Whether half of the rows make its batch, each of them twice: an even number ≥ 4, on every rank."""
 

@@ -27,7 +27,7 @@ class Detection(Objective):
     Source: Wu et al. 2022 (MOMETAS, arXiv 2210.10293), section 3.1.
     """
 
-    layout, inherits, in_place = "document", False, False
+    layout, inherits, in_place, detects = "document", False, False, True
 
     masking: ClassVar[Mapping[str, Any]] = {"ratio": 0.15, "budget": "bernoulli", "min_targets": 0}
 

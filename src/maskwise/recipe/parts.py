@@ -99,10 +99,8 @@ class MaskingPart(Part):
 
     @field_validator("corruption")
     @classmethod
-    def _keeps_length(cls, value: str) -> str:
-        if not corruption(value).keeps_length:
-            do = "masked language models predict in place: take one that keeps lengths, such as bert"
-            raise MaskwiseError(f"corruption {value} changes lengths", do=do)
+    def _asks_for_tokens_in_place(cls, value: str) -> str:
+        _fitting(value, "masked language models", in_place=True, detects=False)
         return value
 
     @field_validator("budget", "fill")
@@ -134,14 +132,27 @@ class ObjectivePart(Part):
         for key in value:
             if key not in MaskingPart.model_fields:
                 raise unknown_name("setting of masking", key, MaskingPart.model_fields)
-        lengths = {"corruption"} if not corruption(value.get("corruption", "bert")).keeps_length else set()
-        MaskingPart(**{key: setting for key, setting in value.items() if key not in lengths})
+        corruption(value.get("corruption", "bert"))  # which of them, the objective says
+        MaskingPart(**{key: setting for key, setting in value.items() if key != "corruption"})
         return value
 
     @model_validator(mode="after")
     def _fits(self) -> ObjectivePart:
-        wanted = self.masking.get("corruption")
-        if wanted and objective_class(self.objective).in_place and not corruption(wanted).keeps_length:
-            do = f"{self.objective} predicts in place: take one that keeps lengths, such as bert"
-            raise MaskwiseError(f"corruption {wanted} changes lengths", do=do)
+        kind = objective_class(self.objective)
+        if wanted := self.masking.get("corruption"):
+            _fitting(wanted, f"objective {self.objective}", in_place=kind.in_place, detects=kind.detects)
         return self
+
+
+def _fitting(wanted: str, who: str, *, in_place: bool, detects: bool) -> None:
+    """Refuse a corruption whose labels are not those that the loss reads."""
+    shown = corruption(wanted)
+    if in_place and not shown.keeps_length:
+        do = f"for {who} take one that keeps lengths, such as bert"
+        raise MaskwiseError(f"corruption {wanted} changes lengths", do=do)
+    if shown.detects and not detects:
+        do = f"for {who} take another target, or bert"
+        raise MaskwiseError(f"corruption {wanted} has labels 0 and 1, not tokens", do=do)
+    if detects and not shown.detects:
+        do = f"for {who} take one with target='detect', such as replace(target='detect')"
+        raise MaskwiseError(f"corruption {wanted} has tokens as labels, not 0 and 1", do=do)

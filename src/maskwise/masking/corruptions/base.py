@@ -40,6 +40,11 @@ class Corruption(ABC):
         """True where inputs and labels stay (B, L), so that packed rows keep their layout."""
         return True
 
+    @property
+    def detects(self) -> bool:
+        """True where labels are 0 and 1, for what was done, and not tokens."""
+        return getattr(self, "target", None) == "detect"
+
     @abstractmethod
     def corrupt(
         self, batch: AnnotatedBatch, chosen: Tensor, units: Units, keys: Keys, vocabulary: Vocabulary
