@@ -11,6 +11,7 @@ import pytest
 
 from maskwise.errors import MaskwiseError
 from maskwise.study.verdict import primary_contrasts, summarise
+from maskwise.study.verdict.words import advice_of
 from report_fixture import COST, cost_record, heldout_record, make_study, run_facts, score_record
 
 CLEAR = {"token-15": [0.50, 0.52, 0.51, 0.53, 0.50, 0.52, 0.51, 0.52]}
@@ -223,6 +224,20 @@ def test_advice_names_no_useless_number_of_runs():
     assert "too small to matter at this noise: 10 runs of each find" in row["sentence"]
     assert row["detectable"]["natural"] == pytest.approx(d.std(ddof=1), rel=0.05)  # 10 runs, one SD: power .8
     assert "Do not add runs" in row["summary"]["advice"][0]
+
+
+def test_advice_against_runs_says_which_comparison_where_there_are_several_baselines():
+    row = {
+        "verdict": "undecided",
+        "n": 8,
+        "more_runs": None,
+        "detectable": {"runs": 8},
+        "mean": 0.1,
+        "reasons": [],
+    }
+    rows = [row | {"arm": "a", "baseline": base, "outcome": "tasks"} for base in ("b", "c")]
+    assert "Do not add runs for a against b, a against c: at" in advice_of(rows, {})[0]
+    assert "Do not add runs for a: at" in advice_of(rows[:1], {})[0]
 
 
 def test_evaluations_are_outcomes_with_their_own_chance_and_direction():

@@ -130,7 +130,9 @@ def advice_of(rows: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> li
     # Fewer runs than a test needs cannot tell how small a difference is.
     sure = [row for row in rows if row["detectable"] and not row["more_runs"] and row["n"] >= P_FROM_RUNS]
     if small := [row for row in sure if row["mean"]]:
-        hopeless = ", ".join(names.get(row["arm"], row["arm"]) for row in small)
+        several = len({row["baseline"] for row in rows}) > 1
+        pairs = ([names.get(row[side], row[side]) for side in ("arm", "baseline")] for row in small)
+        hopeless = ", ".join(f"{arm} against {base}" if several else arm for arm, base in pairs)
         found.append(f"Do not add runs for {hopeless}: at this noise the difference is too small to matter.")
     codes = {r["code"] for row in rows for r in row["reasons"] if r.get("ratios") != {}}
     for code, told in ADVICE.items():
