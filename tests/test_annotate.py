@@ -593,6 +593,29 @@ def test_recipes_name_known_annotators(corpus, message):
         Recipe(corpus=corpus)
 
 
+def test_a_layer_made_anew_leaves_what_came_in_the_same_pass(tmp_path):
+    texts = corpus(6)
+    annotate_corpus(texts, ["pos", "salient"], tmp_path)
+    before = Store(tmp_path, ["pos"]).annotate([texts[0]["text"]])[0]["pos"]
+    annotate_corpus(texts, ["salient", "words"], tmp_path)
+    assert Store(tmp_path).layers.keys() == {"pos", "salient", "words"}
+    after = Store(tmp_path, ["pos"]).annotate([texts[0]["text"]])[0]["pos"]
+    assert all(np.array_equal(a, b) for a, b in zip(before, after)) and len(after.start)
+    assert annotate_corpus(texts, ["pos", "salient"], tmp_path)["made"] == 0  # nothing was thrown away
+
+
+def test_a_damaged_manifest_and_a_damaged_shard_are_mended(tmp_path):
+    texts = corpus(60)
+    first = annotate_corpus(texts, ["sentences"], tmp_path)
+    (tmp_path / "manifest.json").write_text("{")
+    assert annotate_corpus(texts, ["sentences"], tmp_path) == first | {"made": 0}
+    shard = next((tmp_path / "shards").iterdir())
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:200] + bytes(40) + whole[240:])  # its footer is as it was
+    assert annotate_corpus(texts, ["sentences"], tmp_path)["made"] == 1
+    assert shard.read_bytes() == whole
+
+
 def jsonl(folder: Path, count: int) -> Path:
     path = folder / "corpus.jsonl"
     path.write_text("".join(json.dumps(one) + "\n" for one in corpus(count)))
@@ -630,6 +653,47 @@ def test_workers_leave_with_their_parent(tmp_path):
     process.wait()
     time.sleep(3)
     assert not _marked(marker)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [0.5, 1.0, 2.0, None])
+def test_ctrl_c_pressed_twice_ends_all_in_one_line(seconds, tmp_path):
+    """Early, while the server of the workers imports, or after the first shards."""
+    out, marker, shards = tmp_path / "out", str(tmp_path), tmp_path / "out" / "shards"
+    path = tmp_path / "corpus.jsonl"
+    path.write_text(
+        "".join(json.dumps({"text": f"{n} {one['text']}"}) + "\n" for n in range(60) for one in corpus(60))
+    )
+    arguments = ["annotate", str(path), "--with", "pos,salient", "--out", str(out), "--jobs", "2"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "maskwise.cli", *arguments], env=os.environ | {"MARKER": marker},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while seconds is None and not list(shards.glob("*.parquet")):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+    time.sleep(seconds or 0)
+    for _ in range(2):
+        os.killpg(process.pid, signal.SIGINT)
+        time.sleep(0.3)
+    told = process.communicate(timeout=20)[0]
+    assert process.returncode in (130, -signal.SIGINT) and "Traceback" not in told, told
+    time.sleep(1)
+    assert not _marked(marker)
+
+
+@pytest.mark.slow
+def test_a_long_name_of_the_temporary_folder_is_one_line(tmp_path):
+    long = tmp_path / ("x" * 120)
+    long.mkdir()
+    arguments = ["annotate", str(jsonl(tmp_path, 400)), "--with", "words", "--out", str(tmp_path / "out")]
+    ran = subprocess.run(
+        [sys.executable, "-m", "maskwise.cli", *arguments, "--jobs", "2"],
+        env=os.environ | {"TMPDIR": str(long)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert ran.returncode == 2 and "cannot start worker processes" in ran.stderr and "TMPDIR" in ran.stderr
+    assert "Traceback" not in ran.stderr
 
 
 def _marked(marker: str) -> list[int]:

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from typing import Any
 
 from threadpoolctl import threadpool_limits
@@ -32,9 +32,7 @@ ENGINES = ("local", "ray")
 RAY_SHARDS = 64
 """In one Ray data set: its texts come from this process and are in the object store together."""
 
-ONE_THREAD = {"OMP_NUM_THREADS": "1"}
-IMPORTS = ("maskwise.annotate.work", "spacy")
-"""What a worker needs: most of the time to its first shard."""
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 Done = tuple[Task, list[bytes]]
 
@@ -57,18 +55,27 @@ def run_tasks(tasks: Iterable[Task], *, engine: str, jobs: int) -> Iterator[Done
     return _in_processes(tasks, jobs) if jobs > 1 else _here(tasks)
 
 
-def start_early(engine: str, jobs: int | None) -> None:
-    """Let what several processes need be imported beside what the caller still has to do."""
-    if engine == "local" and jobs is not None and jobs > 1:
+def start_server(imports: Iterable[str] = ()) -> None:
+    """Start the server that workers are forks of, if it does not run yet: early, beside other work.
+
+    Args:
+        imports: modules that it imports, beside `work`; what they take is most of the time to a first shard.
+
+    Raises:
+        MaskwiseError: the system refuses.
+    """
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["maskwise.annotate.work", *imports])
+    # Ctrl-C is the parent's, also while the server imports: what is blocked here is blocked in it and its forks.
+    resource_tracker.ensure_running()  # else the server starts it, and unblocks
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
         with _environment(**ONE_THREAD):
-            _context()
             forkserver.ensure_running()
-
-
-def _context() -> Any:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([*IMPORTS])
-    return context
+    except OSError as error:
+        do = "its socket is in TMPDIR, whose name must be short; or take --jobs 1"
+        raise MaskwiseError("cannot start worker processes", got=error, do=do) from error
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _here(tasks: Iterable[Task]) -> Iterator[Done]:
@@ -80,23 +87,49 @@ def _here(tasks: Iterable[Task]) -> Iterator[Done]:
 
 
 def _in_processes(tasks: Iterable[Task], jobs: int) -> Iterator[Done]:
-    waiting = iter(tasks)
-    with _environment(**ONE_THREAD):  # workers inherit it
-        pool = ProcessPoolExecutor(jobs, mp_context=_context(), initializer=_leave_with_parent)
-        running: dict[Future[list[bytes]], Task] = {}
-        try:
-            while True:
-                for task in islice(waiting, 2 * jobs - len(running)):  # one in hand, one behind it
+    start_server()
+    waiting, others = iter(tasks), multiprocessing.active_children()
+    context = multiprocessing.get_context("forkserver")
+    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_leave_with_parent)
+    running: dict[Future[list[bytes]], Task] = {}
+    try:
+        while True:
+            for task in islice(waiting, 2 * jobs - len(running)):  # one in hand, one behind it
+                with _ctrl_c_later():
                     running[pool.submit(annotate_shard, task)] = task
-                if not running:
-                    return
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    yield running.pop(future), future.result()
-        except BrokenProcessPool as error:
-            do = "was there enough memory? Fewer --jobs need less; the same command goes on"
-            raise MaskwiseError("a worker process died", do=do) from error
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            if not running:
+                return
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                yield running.pop(future), future.result()
+    except BrokenProcessPool as error:
+        do = (
+            "was there enough memory? Fewer --jobs need less; the same command goes on. (A script of yours "
+            'needs: if __name__ == "__main__":)'
+        )
+        raise MaskwiseError("a worker process died", do=do) from error
+    except BaseException:  # Ctrl-C, a full disk: nobody waits for what is in hand
+        for worker in multiprocessing.active_children():
+            if worker not in others:
+                worker.terminate()
+        raise
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _ctrl_c_later() -> Iterator[None]:
+    """Ctrl-C while a worker is born comes when it is there: one that is not known yet could not be ended."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    pressed: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: pressed.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if pressed:
+        raise KeyboardInterrupt
 
 
 @contextlib.contextmanager

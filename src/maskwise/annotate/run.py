@@ -14,6 +14,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from maskwise.annotate.annotator import Annotator, digest
-from maskwise.annotate.engines import ENGINES, run_tasks, start_early
+from maskwise.annotate.engines import ENGINES, run_tasks, start_server
 from maskwise.annotate.function import spec_of
 from maskwise.annotate.registry import annotator, check_names
 from maskwise.annotate.spacy_pipeline import one_pass
@@ -64,7 +65,7 @@ class _Wanted(NamedTuple):
 
 def annotate_corpus(
     source: str | Path | Sequence[Any], annotators: Sequence[str], out: str | Path, *, text_field: str = "text",
-    limit: int | None = None, engine: str = "local", jobs: int | None = None,
+    limit: int | None = None, engine: str = "local", jobs: int | None = 1,
     functions: Sequence[str | Callable[..., Any]] = (), quiet: bool = True,
 ) -> dict[str, Any]:  # fmt: skip
     """Annotate a corpus into the folder ``out``; what is there already is not done again.
@@ -76,7 +77,8 @@ def annotate_corpus(
         annotators: strings such as ``words`` or ``pos(model="en_core_web_sm")``; registry.py has the names.
         text_field, limit: as for `read_documents`.
         engine: "local" or "ray".
-        jobs: processes of the local engine; None: as many as there are cores, or fewer for a small corpus.
+        jobs: processes of the local engine; None: as many as there are cores, or fewer for a small corpus. A script
+            that asks for more than one needs ``if __name__ == "__main__":``, as theirs import it.
         functions: annotators of your own (function.py): functions that can be imported, or "module:function".
         quiet: no progress on the terminal.
 
@@ -100,8 +102,9 @@ def annotate_corpus(
         raise MaskwiseError("no annotators", do="name some, such as words,pos,salient")
     documents = open_corpus(source, text_field=text_field, limit=limit)
     with _claimed(out), _Bar(quiet) as bar:
-        if not (out / MANIFEST).is_file():  # else there may be nothing to do
-            start_early(engine, jobs)
+        imports = {module for one in wanted for module in getattr(one.made, "imports", ())}
+        if engine == "local" and (jobs or 1) > 1 and not (out / MANIFEST).is_file():
+            start_server(imports)  # beside the reading; where there is a manifest there may be nothing to do
         shards = [
             _Shard(shard_key(shard), len(shard), sum(len(document.text) for document in shard))
             for shard in bar.watch("reading", cut_shards(documents), lambda shard: len(shard), "documents")
@@ -120,9 +123,11 @@ def annotate_corpus(
         characters = sum(shards[number].characters for number in lacking)
         enough = min(os.cpu_count() or 1, 1 + characters // WORKER_CHARACTERS)
         workers = max(1, min(jobs or enough, len(lacking)))
+        if engine == "local" and workers > 1:
+            start_server(imports)
+        names = {one.spec: one.asked for one in wanted}
         with bar.part("annotating", characters, "characters"):
             for task, contents in run_tasks(tasks, engine=engine, jobs=workers) if lacking else ():
-                names = {one.spec: one.asked for one in wanted}
                 for spec, content in zip(task.annotators, contents, strict=True):
                     place = task.number, names[spec]
                     write_whole(files[place], content)
@@ -199,11 +204,17 @@ def _kept(out: Path, corpus: str, new: Sequence[Made]) -> list[Made]:
     """What earlier runs made of the same corpus, but for what is made anew."""
     if not (out / MANIFEST).is_file():
         return []
-    before = Manifest.load(out)
-    if before.corpus != corpus:
+    try:
+        before = Manifest.load(out)
+    except MaskwiseError:  # damaged: this run makes a new one
         return []
     taken = {layer for made in new for layer in made.layers}
-    return [made for made in before.annotators if not taken & made.layers.keys()]
+    left = (
+        replace(made, layers={name: layer for name, layer in made.layers.items() if name not in taken})
+        for made in before.annotators
+        if before.corpus == corpus
+    )
+    return [made for made in left if made.layers]
 
 
 def _sweep(out: Path, manifest: Manifest) -> None:

@@ -100,7 +100,8 @@ def to_parquet(
         [(name, column.type) for name, column in columns.items()], {"maskwise": json.dumps(facts)}
     )
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_arrays([*columns.values()], schema=schema), sink, compression="zstd")
+    table = pa.Table.from_arrays([*columns.values()], schema=schema)
+    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
     return sink.getvalue().to_pybytes()
 
 
@@ -122,9 +123,10 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def shard_facts(path: Path) -> dict[str, Any] | None:
-    """What `to_parquet` was given as ``facts``; None where there is no whole file."""
+    """What `to_parquet` was given as ``facts``; None where there is no whole file, all of which can be read."""
     try:
-        found: dict[str, Any] = json.loads((pq.read_schema(path).metadata or {})[b"maskwise"])
+        table = pq.read_table(path, page_checksum_verification=True)
+        found: dict[str, Any] = json.loads((table.schema.metadata or {})[b"maskwise"])
         return found
     except (OSError, pa.ArrowInvalid, KeyError, ValueError):
         return None
@@ -287,7 +289,7 @@ class Store:
     def _read(self, made: Made, key: str, columns: list[str] | None = None) -> pa.Table:
         path = self.folder / "shards" / file_name(made.name, made.version, key)
         try:
-            return pq.read_table(path, columns=columns)
+            return pq.read_table(path, columns=columns, page_checksum_verification=True)
         except (OSError, pa.ArrowInvalid) as error:
             do = "give the same maskwise annotate command again: it mends what is missing"
             raise MaskwiseError(f"{path} is missing or damaged", do=do) from error
