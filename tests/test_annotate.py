@@ -604,6 +604,16 @@ def test_a_layer_made_anew_leaves_what_came_in_the_same_pass(tmp_path):
     assert annotate_corpus(texts, ["pos", "salient"], tmp_path)["made"] == 0  # nothing was thrown away
 
 
+def test_a_file_of_spans_that_was_changed_is_read_again(tmp_path):
+    given, texts = tmp_path / "spans.jsonl", [{"id": "a", "text": "one two three"}]
+    found = []
+    for end in (3, 7):
+        given.write_text(json.dumps({"id": "a", "text": "one two three", "spans": [[0, end]]}) + "\n")
+        annotate_corpus(texts, [f'spans("{given}")'], tmp_path / "out")
+        found += Store(tmp_path / "out").annotate(["one two three"])[0]["spans"].end.tolist()
+    assert found == [3, 7]
+
+
 def test_a_damaged_manifest_and_a_damaged_shard_are_mended(tmp_path):
     texts = corpus(60)
     first = annotate_corpus(texts, ["sentences"], tmp_path)

@@ -25,7 +25,7 @@ from typing import Any
 
 from threadpoolctl import threadpool_limits
 
-from maskwise.annotate.work import Task, annotate_shard
+from maskwise.annotate.work import Task, annotate_shard, forget
 from maskwise.errors import MaskwiseError, unknown_name
 
 ENGINES = ("local", "ray")
@@ -79,6 +79,7 @@ def start_server(imports: Iterable[str] = ()) -> None:
 
 
 def _here(tasks: Iterable[Task]) -> Iterator[Done]:
+    forget()  # this process may have worked before, and files that annotators read may have changed since
     with threadpool_limits(
         1, user_api="blas"
     ):  # as in the workers: a job is a core, whatever libraries think
@@ -146,6 +147,7 @@ def _environment(**settings: str) -> Iterator[None]:
 def _leave_with_parent() -> None:
     """In a worker: Ctrl-C is the parent's; when that is gone, however it went, leave."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threadpool_limits(1, user_api="blas")  # should the server be older than ours, and have other variables
     parent = multiprocessing.parent_process()
 
     def watch() -> None:

@@ -93,6 +93,7 @@ class SpacyPipeline:
         pieces = (_SURROGATE.sub("\ufffd", text[a:b]) for text, cut in zip(texts, cuts) for a, b in cut)
         if len(self.nlp.vocab) > self._words_at_load + MAX_NEW_WORDS:
             del self.nlp  # and load it again
+            self.__dict__.pop("_direct", None)  # holds a component of the old one
         tables = self._tables(pieces)
         return [self._read(text, cut, [next(tables) for _ in cut]) for text, cut in zip(texts, cuts)]
 

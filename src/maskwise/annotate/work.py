@@ -62,6 +62,11 @@ def annotate_shard(task: Task) -> list[bytes]:
 _annotator = cache(partial(annotator, functions=True))  # who asked has said whether functions may run
 
 
+def forget() -> None:
+    """Build annotators anew: by their strings alone it cannot be seen that a file they read is another one."""
+    _annotator.cache_clear()
+
+
 def _annotate(made: Annotator, texts: list[str], failures: dict[str, int]) -> list[dict[str, CharSpans]]:
     """Spans of every text; texts that fail are counted by their error."""
     try:
