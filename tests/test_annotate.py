@@ -614,6 +614,16 @@ def test_a_file_of_spans_that_was_changed_is_read_again(tmp_path):
     assert found == [3, 7]
 
 
+@pytest.mark.parametrize(
+    ("function", "told"),
+    [("always", "failed on all .* of a shard; got .*no such dictionary"), ("offline", "server is away")],
+)
+def test_an_annotator_that_fails_everywhere_ends_the_run(function, told, tmp_path):
+    with pytest.raises(MaskwiseError, match=told):
+        annotate_corpus(corpus(90), [], tmp_path / "out", functions=[f"annotate_tools:{function}"])
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
 def test_a_damaged_manifest_and_a_damaged_shard_are_mended(tmp_path):
     texts = corpus(60)
     first = annotate_corpus(texts, ["sentences"], tmp_path)

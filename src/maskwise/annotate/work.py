@@ -2,7 +2,8 @@
 
 Long documents go to annotators in parts of at most `PART_CHARACTERS`, cut at line breaks or blanks: a 10 MB
 text takes no more memory than ten documents. Only those that look texts up (``whole_texts``) get them whole. A
-text that an annotator chokes on gets no spans, and is counted.
+text that an annotator chokes on gets no spans, and is counted; where it chokes on all, or a file, the network or
+the memory fails, the run ends.
 
 Cost: a process loads an annotator once; what comes on top of annotating is 2–3 % (`maskwise bench annotate`).
 """
@@ -23,6 +24,8 @@ from maskwise.corpus.load import Document
 from maskwise.errors import MaskwiseError
 
 PART_CHARACTERS = 100_000
+MANY = 8
+"""Texts of a shard that all fail: it is not the texts."""
 
 
 class Task(NamedTuple):
@@ -74,7 +77,12 @@ def _annotate(made: Annotator, texts: list[str], failures: dict[str, int]) -> li
     except MaskwiseError:
         raise
     except Exception:  # a library's own: one text must not end the work on a million others
-        return [_one(made, text, failures) for text in texts]
+        found = [_one(made, text, failures) for text in texts]
+        if sum(failures.values()) == len(texts) >= MANY:
+            what = f"{made.name} failed on all {len(texts)} texts of a shard"
+            do = "mend it; what was finished is kept"
+            raise MaskwiseError(what, got=next(iter(failures)), do=do) from None
+        return found
 
 
 def _one(made: Annotator, text: str, failures: dict[str, int]) -> dict[str, CharSpans]:
@@ -82,6 +90,9 @@ def _one(made: Annotator, text: str, failures: dict[str, int]) -> dict[str, Char
         return made.annotate([text])[0]
     except MaskwiseError:
         raise
+    except (OSError, MemoryError) as error:  # not the text's: it would be kept as done
+        line, do = f"{type(error).__name__}: {error}", "the same command goes on from here"
+        raise MaskwiseError(f"{made.name} failed", got=line, do=do) from error
     except Exception as error:
         line = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         failures[line] = failures.get(line, 0) + 1
