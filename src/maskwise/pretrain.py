@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from pydantic import ValidationError
 
 from maskwise.errors import MaskwiseError, unknown_name
 from maskwise.recipe import Recipe, explain, parse_value, validate
-from maskwise.study.checks import check_inputs, say
+from maskwise.study.checks import check_inputs, only_one, say
 from maskwise.study.facts import hardware, versions
 from maskwise.study.stages import Stage, prepare_stage, write_json
 from maskwise.study.work import Prepared, pretrain, run_stage
@@ -49,7 +48,9 @@ def run_pretrain(recipe: Recipe, out: Path, *, quiet: bool = False) -> dict[str,
         return {**json.loads((out / "done.json").read_text()), "checkpoint": str(out / "checkpoint")}
     began = time.perf_counter()
     new = not out.is_dir() or not any(out.iterdir())
-    with _claimed(out) if rank == 0 else nullcontext():
+    # A run that has not saved a state yet may still be going on.
+    ours = only_one(out, "another run trains into", name=".training.lock") if rank == 0 else nullcontext()
+    with ours:
         if rank == 0:
             _prepare(recipe, texts, out, new=new)
         result = _train(recipe, texts, out, quiet=quiet)
@@ -157,19 +158,6 @@ def _begun(out: Path) -> bool:
     """Whether a run is there that another recipe must not replace: its result, or a state to go on from."""
     kept = ("done.json", "checkpoint", "resume/step-*")
     return any(any(folder.glob(name)) for folder in (out, out / "first") for name in kept)
-
-
-@contextmanager
-def _claimed(out: Path) -> Iterator[None]:
-    """The folder, ours alone: a run that has not saved a state yet may still be going on."""
-    (out / "stages").mkdir(parents=True, exist_ok=True)
-    with (out / "stages" / ".training.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            do = "wait for it, or give another folder"
-            raise MaskwiseError(f"another run trains into {out}", do=do) from None
-        yield
 
 
 def _wait_for(path: Path, seconds: float = 3600.0) -> None:

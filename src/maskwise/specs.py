@@ -94,16 +94,16 @@ def build(kind: str, spec: str | Call, table: Mapping[str, Callable[..., Any]]) 
     if call.name not in table:
         raise unknown_name(kind, written.partition("(")[0].strip(), table)
     maker = table[call.name]
+    signature = inspect.signature(maker)
     try:
-        bound = inspect.signature(maker).bind(*call.args, **call.kwargs)
+        bound = signature.bind(*call.args, **call.kwargs)
     except TypeError as error:
         allowed = f"{call.name}({arguments_of(maker)})"
         raise MaskwiseError(f"{kind} {written}: {error}", allowed=allowed, do=_named(call, maker)) from None
     for name, value in bound.arguments.items():
-        if isinstance(value, Call) and inspect.signature(maker).parameters[name].annotation in _TEXT:
-            bound.arguments[name] = value.written or str(
-                value
-            )  # a bare word where text is wanted is that text
+        # A bare word where text is wanted is that text.
+        if isinstance(value, Call) and signature.parameters[name].annotation in _TEXT:
+            bound.arguments[name] = value.written or str(value)
     try:
         return maker(*bound.args, **bound.kwargs)
     except TypeError as error:

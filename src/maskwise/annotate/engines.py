@@ -37,13 +37,16 @@ ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_
 Done = tuple[Task, list[bytes]]
 
 
-def run_tasks(tasks: Iterable[Task], *, engine: str, jobs: int) -> Iterator[Done]:
+def run_tasks(
+    tasks: Iterable[Task], *, engine: str, jobs: int, imports: Iterable[str] = ()
+) -> Iterator[Done]:
     """Every task with its files, as they are finished; only a few tasks are in memory at once.
 
     Args:
         tasks: made as they are asked for.
         engine: "local" or "ray".
         jobs: processes of the local engine; 1 works in this one. Ray takes what the cluster has.
+        imports: as for `start_server`.
 
     Raises:
         MaskwiseError: an unknown engine, a worker that died, no Ray, and what `annotate_shard` raises.
@@ -52,7 +55,7 @@ def run_tasks(tasks: Iterable[Task], *, engine: str, jobs: int) -> Iterator[Done
         raise unknown_name("engine", engine, ENGINES)
     if engine == "ray":
         return _on_ray(tasks)
-    return _in_processes(tasks, jobs) if jobs > 1 else _here(tasks)
+    return _in_processes(tasks, jobs, imports) if jobs > 1 else _here(tasks)
 
 
 def start_server(imports: Iterable[str] = ()) -> None:
@@ -80,15 +83,14 @@ def start_server(imports: Iterable[str] = ()) -> None:
 
 def _here(tasks: Iterable[Task]) -> Iterator[Done]:
     forget()  # this process may have worked before, and files that annotators read may have changed since
-    with threadpool_limits(
-        1, user_api="blas"
-    ):  # as in the workers: a job is a core, whatever libraries think
+    # As in the workers: a job is a core, whatever libraries think.
+    with threadpool_limits(1, user_api="blas"):
         for task in tasks:
             yield task, annotate_shard(task)
 
 
-def _in_processes(tasks: Iterable[Task], jobs: int) -> Iterator[Done]:
-    start_server()
+def _in_processes(tasks: Iterable[Task], jobs: int, imports: Iterable[str]) -> Iterator[Done]:
+    start_server(imports)
     waiting, others = iter(tasks), multiprocessing.active_children()
     context = multiprocessing.get_context("forkserver")
     pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_leave_with_parent)

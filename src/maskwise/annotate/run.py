@@ -31,9 +31,10 @@ from maskwise.annotate.store import (
     Made,
     Manifest,
     cut_shards,
+    facts_in,
     file_name,
-    shard_facts,
     shard_key,
+    stored_facts,
     write_whole,
 )
 from maskwise.annotate.summary import add_up
@@ -116,22 +117,21 @@ def annotate_corpus(
             for number, shard in enumerate(shards)
             for one in wanted
         }
-        facts = {place: shard_facts(path) for place, path in files.items()}
+        facts = {place: stored_facts(path) for place, path in files.items()}
         tasks = _tasks(documents, shards, wanted, {place for place, found in facts.items() if found is None})
         lacking = {number for (number, _), found in facts.items() if found is None}
         made = 0
         characters = sum(shards[number].characters for number in lacking)
         enough = min(os.cpu_count() or 1, 1 + characters // WORKER_CHARACTERS)
         workers = max(1, min(jobs or enough, len(lacking)))
-        if engine == "local" and workers > 1:
-            start_server(imports)
         names = {one.spec: one.asked for one in wanted}
         with bar.part("annotating", characters, "characters"):
-            for task, contents in run_tasks(tasks, engine=engine, jobs=workers) if lacking else ():
+            done = run_tasks(tasks, engine=engine, jobs=workers, imports=imports) if lacking else ()
+            for task, contents in done:
                 for spec, content in zip(task.annotators, contents, strict=True):
                     place = task.number, names[spec]
                     write_whole(files[place], content)
-                    facts[place] = shard_facts(files[place])
+                    facts[place] = facts_in(content)
                     made += 1
                 bar.advance(shards[task.number].characters)
         parts = [Made(one.made.name, one.asked, one.made.version, dict(one.made.layers)) for one in wanted]

@@ -122,14 +122,21 @@ def write_whole(path: Path, content: bytes) -> None:
         raise MaskwiseError(f"cannot write {path}", got=error.strerror, do=do) from error
 
 
-def shard_facts(path: Path) -> dict[str, Any] | None:
+def stored_facts(path: Path) -> dict[str, Any] | None:
     """What `to_parquet` was given as ``facts``; None where there is no whole file, all of which can be read."""
     try:
-        table = pq.read_table(path, page_checksum_verification=True)
-        found: dict[str, Any] = json.loads((table.schema.metadata or {})[b"maskwise"])
-        return found
+        content = path.read_bytes()
+        pq.read_table(pa.BufferReader(content), page_checksum_verification=True)
+        return facts_in(content)
     except (OSError, pa.ArrowInvalid, KeyError, ValueError):
         return None
+
+
+def facts_in(content: bytes) -> dict[str, Any]:
+    """The facts in the footer of a shard's file."""
+    schema = pq.read_schema(pa.BufferReader(content))
+    found: dict[str, Any] = json.loads((schema.metadata or {})[b"maskwise"])
+    return found
 
 
 @dataclass(frozen=True)

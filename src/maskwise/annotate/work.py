@@ -5,7 +5,7 @@ text takes no more memory than ten documents. Only those that look texts up (``w
 text that an annotator chokes on gets no spans, and is counted; where it chokes on all, or a file, the network or
 the memory fails, the run ends.
 
-Cost: a process loads an annotator once; what comes on top of annotating is 2–3 % (`maskwise bench annotate`).
+Cost: a process loads an annotator once; `maskwise bench annotate` says what comes on top of annotating.
 """
 
 from __future__ import annotations

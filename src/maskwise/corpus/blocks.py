@@ -128,7 +128,7 @@ class Blocks:
             )
         sides: tuple[Columns, Columns] = (Columns(), Columns())
         for pieces in self._pieces():
-            out = pieces.documents < int(held_out * 2**63)
+            out = is_held_out(pieces.documents, held_out)
             for side, chosen in zip(sides, (~out, out)):
                 some = pieces.where(chosen)
                 side.append(lay_out(some, self.frame, length=self.length, layout=self.layout))
@@ -270,6 +270,11 @@ class Columns:
             name: np.memmap(self.folder / str(place), types[name], "r") for place, name in enumerate(shapes)
         }
         return {name: np.asarray(file).reshape(-1, *shapes[name]) for name, file in files.items()}
+
+
+def is_held_out(names: Any, share: float) -> Any:
+    """Which documents go to the held-out side: by their names' hashes (`text_id`), an int or an array of them."""
+    return names < int(share * 2**63)
 
 
 def _tensor(array: Array) -> Tensor:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from maskwise.annotate.align import token_layers
 from maskwise.annotate.registry import annotator
 from maskwise.annotate.words import text_id
 from maskwise.corpus import load_tokenizer, read_documents, require_documents
+from maskwise.corpus.blocks import is_held_out
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation import load_sets
 from maskwise.masking.policies import policy
@@ -144,7 +147,7 @@ def most_held_out(corpus: Any, tokenizer: Any, *, enough: int) -> int:
     room, most = max(1, corpus.length - 2), 0
     long = 16 * enough * corpus.length  # more letters than any tokenizer puts into so many rows
     for document in read_documents(corpus.source, text_field=corpus.text_field, limit=corpus.limit):
-        if text_id(document.id) < int(corpus.held_out * 2**63):  # as ``Blocks.split`` parts them
+        if is_held_out(text_id(document.id), corpus.held_out):
             text = document.text[:long]
             tokens = len(text.encode()) if tokenizer is None else len(tokenizer.tokenize(text))
             most += 1 + 2 * ((tokens + 1) // (room + 1))
@@ -192,3 +195,15 @@ class _Untrained:
 
     def __len__(self) -> int:
         return self.size
+
+
+@contextmanager
+def only_one(out: Path, told: str = "another study is running in", *, name: str = LOCK) -> Iterator[None]:
+    """Two studies, or two trainings, must not write into one folder at once; ``told``: what the second one hears."""
+    (out / "stages").mkdir(parents=True, exist_ok=True)
+    with (out / "stages" / name).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise MaskwiseError(f"{told} {out}", do="wait for it, or give another folder") from None
+        yield

@@ -5,19 +5,16 @@ Interrupt it however you like; the same command goes on. One failing run is repo
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from maskwise.errors import MaskwiseError
 from maskwise.report import write_report
-from maskwise.study.checks import LOCK, check_folder, check_inputs, say
+from maskwise.study.checks import check_folder, check_inputs, only_one, say
 from maskwise.study.engines import RETRIES, execute, require_engine
 from maskwise.study.facts import describe, samples, timings
 from maskwise.study.phases import Design
@@ -135,17 +132,3 @@ def _so_far(out: Path, study: dict[str, Any]) -> dict[str, Any]:
     for name in RESULTS:
         (out / name).unlink(missing_ok=True)
     return {}
-
-
-@contextmanager
-def only_one(out: Path) -> Iterator[None]:
-    """Two studies must not write into one folder at once."""
-    (out / "stages").mkdir(parents=True, exist_ok=True)
-    with (out / "stages" / LOCK).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise MaskwiseError(
-                f"another study is running in {out}", do="wait for it, or give another folder"
-            ) from None
-        yield
