@@ -7,7 +7,7 @@ import re
 import time
 from pathlib import Path
 
-from maskwise.annotate.annotator import CharSpans, Layer, digest
+from maskwise.text.layers import CharSpans, Layer, digest
 
 
 def capitals(texts):

@@ -20,18 +20,18 @@ from hypothesis import strategies as st
 
 import annotate_tools
 from maskwise.annotate import registry, store, work
-from maskwise.annotate.annotator import CharSpans, Layer, check_spans
 from maskwise.annotate.registry import annotator
 from maskwise.annotate.run import annotate_corpus
 from maskwise.annotate.show import examples, render_html, render_terminal
 from maskwise.annotate.store import Manifest, Store, cut_shards, to_parquet
 from maskwise.annotate.summary import shard_facts
 from maskwise.cli import main
-from maskwise.corpus import Document, pack, tokenise, train_tokenizer
 from maskwise.errors import MaskwiseError
 from maskwise.recipe import Recipe
 from maskwise.study.stages import prepare_stage
 from maskwise.study.work import Prepared, run_stage
+from maskwise.text import Document, pack, tokenise, train_tokenizer
+from maskwise.text.layers import CharSpans, Layer, check_spans
 
 HERE = Path(__file__).parent
 

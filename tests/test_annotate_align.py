@@ -9,12 +9,9 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-from maskwise.annotate.align import align, token_layers
-from maskwise.annotate.annotator import CharSpans, Layer, check_spans
-from maskwise.annotate.characters import classify, is_white
 from maskwise.annotate.registry import annotator
-from maskwise.annotate.words import flat_offsets, number_words, place_tokens
-from maskwise.corpus import (
+from maskwise.errors import MaskwiseError
+from maskwise.text import (
     Blocks,
     Document,
     load_tokenizer,
@@ -23,7 +20,10 @@ from maskwise.corpus import (
     tokenise,
     train_tokenizer,
 )
-from maskwise.errors import MaskwiseError
+from maskwise.text.align import align, token_layers
+from maskwise.text.characters import classify, is_white
+from maskwise.text.layers import CharSpans, Layer, check_spans
+from maskwise.text.words import flat_offsets, number_words, place_tokens
 from test_words import AWKWARD, FAMILIES, SENTENCES
 
 WIKIPEDIA = Path("../shared/data/wikipedia_en")

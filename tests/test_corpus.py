@@ -19,13 +19,13 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from maskwise.annotate import encode
-from maskwise.annotate.words import text_id
-from maskwise.corpus import (
+from maskwise.errors import MaskwiseError
+from maskwise.text import (
     Blocks,
     Document,
     Tokens,
     bundled_path,
+    encode,
     load_tokenizer,
     pack,
     read_documents,
@@ -34,7 +34,7 @@ from maskwise.corpus import (
     train_tokenizer,
     unigram_counts,
 )
-from maskwise.errors import MaskwiseError
+from maskwise.text.words import text_id
 
 TEXTS = ["The cat sat.", "A dog ran to the mat and sat on it.", "Birds sing!"]
 
@@ -568,7 +568,7 @@ def test_save_and_load(tokens, tokenizer, tmp_path):
 
 
 def test_pack_to_a_file_equals_pack_in_memory(tokens, tokenizer, tmp_path, monkeypatch):
-    monkeypatch.setattr(sys.modules["maskwise.corpus.pack"], "WINDOW_TOKENS", 5000)
+    monkeypatch.setattr(sys.modules["maskwise.text.pack"], "WINDOW_TOKENS", 5000)
     blocks = pack(tokens, tokenizer=tokenizer, length=64)
     filed = pack(iter(tokens), tokenizer=tokenizer, length=64, out=tmp_path / "blocks.arrow")
     assert [file.name for file in tmp_path.iterdir()] == ["blocks.arrow"]

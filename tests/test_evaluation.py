@@ -19,9 +19,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
-from maskwise.annotate import encode
 from maskwise.cli import main
-from maskwise.corpus import Document, pack, tokenise, train_tokenizer
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation import (
     EvaluationSettings,
@@ -43,6 +41,7 @@ from maskwise.masking.annotated import AnnotatedBatch
 from maskwise.masking.vocabulary import Vocabulary
 from maskwise.objectives import MaskedLanguageModelling
 from maskwise.recipe import validate
+from maskwise.text import Document, encode, pack, tokenise, train_tokenizer
 from maskwise.training import load_model, new_config, new_model
 from training_tools import model as tiny_model
 

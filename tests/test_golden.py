@@ -16,7 +16,16 @@ from typing import Any
 
 import pytest
 
-from masking_tools import AWKWARD, CORRUPTION_SPECS, POLICY_SPECS, masker, packed, padded, per_row, random_rows
+from masking_tools import (
+    AWKWARD,
+    CORRUPTION_SPECS,
+    POLICY_SPECS,
+    masker,
+    packed,
+    padded,
+    per_row,
+    random_rows,
+)
 from maskwise.masking.select import BUDGETS
 from tiny import maskwise, read_lines, write_inputs
 
@@ -24,7 +33,13 @@ GOLDEN = Path(__file__).with_name("golden.json")
 LAYOUTS = ("document", "packed")
 ROWS = list(AWKWARD.values()) + random_rows(6, seed=3)
 PACKED_ROWS = [row for name, row in AWKWARD.items() if name != "nothing at all"] + random_rows(12, seed=4)
-STUDY_SETTINGS = ("study.seeds=1", "finetune.seeds=1", "training.steps=20", "training.eval_every=0", "corpus.layout=document")
+STUDY_SETTINGS = (
+    "study.seeds=1",
+    "finetune.seeds=1",
+    "training.steps=20",
+    "training.eval_every=0",
+    "corpus.layout=document",
+)
 
 
 def mask_hash(policy: str, corruption: str, layout: str) -> str:

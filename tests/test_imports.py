@@ -16,10 +16,8 @@ ROOT = Path(maskwise.__file__).parent
 # Below → above. A module may import its own room and what stands before it; a row does not see its own.
 ORDER = [
     {"errors", "arrays"},
-    {"specs", "keys", "starts", "annotate.characters", "tasks.readers"},
-    {"annotate.words", "annotate.annotator"},
-    {"annotate.align"},
-    {"corpus", "report"},
+    {"folders", "specs", "keys", "starts", "tasks.readers"},
+    {"text", "report"},
     {"annotate"},
     {"masking"},
     {"objectives"},
@@ -39,20 +37,10 @@ MODULES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__
 
 # Rooms that see less than stands below them.
 ONLY = {
-    "corpus": {
-        "errors",
-        "keys",
-        "starts",
-        "annotate.words",
-        "annotate.characters",
-        "annotate.annotator",
-        "annotate.align",
-    },
+    "text": {"errors", "folders", "keys", "starts"},
     "masking": {"errors", "arrays", "specs", "keys"},
-    "report": {"errors"},
+    "report": {"errors", "folders"},
 }
-# annotate/__init__ shows its words to everybody; corpus takes them from their own file.
-KNOWN = {("annotate/__init__.py", "annotate.words")}
 
 
 def room_of(module: str) -> str:
@@ -91,7 +79,7 @@ def test_a_module_imports_only_what_stands_below_it(path):
     assert own in LEVEL, f"{own} has no place in the order of tests/test_imports.py"
     for module in imports(path):
         room = room_of(module)
-        if room == own or (str(path.relative_to(ROOT)), room) in KNOWN:
+        if room == own:
             continue
         assert LEVEL[room] < LEVEL[own], f"{name_of(path)} imports {module}"
         assert room in ONLY.get(own, LEVEL), f"{name_of(path)} may not know {module}"
@@ -103,7 +91,7 @@ def test_the_test_sees_what_is_imported(tmp_path):
         "def f():\n    from maskwise.masking import Masker, schedules\n    import maskwise.study.plan\n"
     )
     assert imports(path) == {"masking", "masking.schedules", "study.plan"}
-    assert room_of("masking.policies.token") == "masking" and room_of("annotate.words") == "annotate.words"
+    assert room_of("masking.policies.token") == "masking" and room_of("tasks.readers") == "tasks.readers"
 
 
 @pytest.mark.parametrize(

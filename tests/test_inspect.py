@@ -9,8 +9,8 @@ import re
 import pytest
 from rich.console import Console
 
-from maskwise.corpus import train_tokenizer
 from maskwise.inspection import STYLES, TABLES, inspect_text, render_html, render_terminal
+from maskwise.text import train_tokenizer
 from tiny import maskwise
 
 TEXT = "Unbelievably, hedgehogs photographed Wolverhampton: campaigns for endangered species"

@@ -15,16 +15,16 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from masking_tools import vocabulary
-from maskwise.annotate.annotator import CharSpans, check_spans
 from maskwise.annotate.counts import words_of
 from maskwise.annotate.difference import Difference, nearest, tf_icf, vectors_of
 from maskwise.annotate.informativeness import Informativeness, sentences_of
 from maskwise.annotate.registry import annotator
-from maskwise.corpus import train_tokenizer
-from maskwise.corpus.load import Document
-from maskwise.corpus.tokenise import tokenise
 from maskwise.errors import MaskwiseError
 from maskwise.masking import Masker
+from maskwise.text import train_tokenizer
+from maskwise.text.layers import CharSpans, check_spans
+from maskwise.text.load import Document
+from maskwise.text.tokenise import tokenise
 
 few = settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 texts = st.lists(

@@ -15,7 +15,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from maskwise.annotate.annotator import check_spans
 from maskwise.annotate.counts import blocks, fold, keys_of, words_of
 from maskwise.annotate.given import Words
 from maskwise.annotate.ngrams import count_ngrams, score_ngrams
@@ -31,6 +30,7 @@ from maskwise.annotate.phrases import (
 from maskwise.annotate.registry import annotator
 from maskwise.annotate.tables import Table, find
 from maskwise.errors import MaskwiseError
+from maskwise.text.layers import check_spans
 
 few = settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 letters = st.sampled_from(["a", "b", "s", "A", "d", ",", ".", "\n", "it's", "d’s"])
@@ -359,7 +359,7 @@ WIKIPEDIA = Path(__file__).parents[2] / "shared" / "data" / "wikipedia_en"
 def test_nine_million_words_in_four_minutes_and_two_gigabytes(tmp_path):
     import time
 
-    from maskwise.corpus import read_documents
+    from maskwise.text import read_documents
 
     began = time.perf_counter()
     spec = Phrases().fit((document.text for document in read_documents(WIKIPEDIA)), tmp_path)

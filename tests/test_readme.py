@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from maskwise.annotate import encode
 from maskwise.cli import main
 from maskwise.recipe import read_recipe, shipped, validate
+from maskwise.text import encode
 from training_tools import model, tokenizer
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")

@@ -16,7 +16,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModel
 
 from maskwise import starts
-from maskwise.corpus import load_tokenizer, train_tokenizer
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation.command import evaluate_checkpoint
 from maskwise.masking import Masker
@@ -29,6 +28,7 @@ from maskwise.study.costs import flops
 from maskwise.study.plan import REFERENCE, arms_of, reference_words
 from maskwise.study.stages import prepare_stage, pretrain_stage, tokenizer_of
 from maskwise.tasks import FinetuneSettings, finetune, load_task
+from maskwise.text import load_tokenizer, train_tokenizer
 from maskwise.training import MaskedSource, TrainingSettings, load_model, train
 from maskwise.training.model import NO_HEAD, has_head, load_config
 from maskwise.training.optim import Optimizers

@@ -14,13 +14,13 @@ from spacy.training import Example
 
 from maskwise import bench
 from maskwise.annotate import spacy_pipeline
-from maskwise.annotate.annotator import CharSpans, check_spans
 from maskwise.annotate.gold import POS, entities, given_spans, join_tokens, read_columns, read_conllu
 from maskwise.annotate.registry import annotator
 from maskwise.annotate.salient import SALIENT
 from maskwise.annotate.spacy_pipeline import SHIPPED, SpacyPipeline, one_pass
 from maskwise.bench.annotate import _bundled, overlap_scores, render_annotate, tag_accuracy
 from maskwise.errors import MaskwiseError
+from maskwise.text.layers import CharSpans, check_spans
 
 GOLD = Path(__file__).parents[2] / "shared" / "data"
 

@@ -16,7 +16,6 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForTokenClassification, ModernBertConfig, PreTrainedTokenizerFast
 
-from maskwise.corpus import train_tokenizer
 from maskwise.errors import MaskwiseError
 from maskwise.objectives import Classification
 from maskwise.tasks import (
@@ -35,6 +34,7 @@ from maskwise.tasks.finetune import load_network
 from maskwise.tasks.metrics import METRICS, accuracy, entities, entity_f1, macro_f1, matthews
 from maskwise.tasks.readers import read_records
 from maskwise.tasks.rows import METRICS_OF
+from maskwise.text import train_tokenizer
 from maskwise.training import TrainingSettings
 
 TEXT = "the cat sat on the mat . unbelievable kittens never walked across running water again ! " * 20

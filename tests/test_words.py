@@ -11,10 +11,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from maskwise.annotate import encode, word_ids
-from maskwise.annotate.characters import classify, is_white, word_starts
-from maskwise.corpus import train_tokenizer
 from maskwise.errors import MaskwiseError
+from maskwise.text import encode, train_tokenizer, word_ids
+from maskwise.text.characters import classify, is_white, word_starts
 
 SENTENCES = [
     "The cat sat on the mat, and the dog ran to the other mat again.",

@@ -13,7 +13,6 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from maskwise import samplers
-    from maskwise.annotate import encode
     from maskwise.errors import MaskwiseError
     from maskwise.masking import (
         MaskedBatch,
@@ -23,10 +22,11 @@ if TYPE_CHECKING:
         SteppedDataset,
         schedules,
     )
+    from maskwise.text import encode
     from maskwise.trainer import MaskingTrainer
 
 _HOMES = {
-    "encode": "maskwise.annotate", "MaskwiseError": "maskwise.errors", "MaskedBatch": "maskwise.masking",
+    "encode": "maskwise.text", "MaskwiseError": "maskwise.errors", "MaskedBatch": "maskwise.masking",
     "Masker": "maskwise.masking", "MaskingCollator": "maskwise.masking", "MaskingTrainer": "maskwise.trainer",
     "StepBatchSampler": "maskwise.masking", "SteppedDataset": "maskwise.masking", "schedules": "maskwise.masking",
     "samplers": "maskwise.samplers",

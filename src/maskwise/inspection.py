@@ -17,11 +17,8 @@ from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
-from maskwise.annotate.align import align
 from maskwise.annotate.registry import ANNOTATORS, annotator
 from maskwise.annotate.spans import Span, read_marks, sentence_spans, span_layer
-from maskwise.annotate.words import flat_offsets, number_words, place_tokens
-from maskwise.corpus import load_tokenizer, read_documents, require_documents, train_tokenizer
 from maskwise.errors import MaskwiseError
 from maskwise.masking import CORRUPTIONS, POLICIES, SCHEDULES, Masker
 from maskwise.masking.corruptions import corruption
@@ -32,6 +29,9 @@ from maskwise.samplers import SAMPLERS
 from maskwise.show import Shown, show_masks
 from maskwise.specs import arguments_of, split_calls
 from maskwise.tasks import BUNDLED_TASKS, load_task
+from maskwise.text import load_tokenizer, read_documents, require_documents, train_tokenizer
+from maskwise.text.align import align
+from maskwise.text.words import flat_offsets, number_words, place_tokens
 
 STYLES = {
     "shown": "", "masked": "bold #000000 on #e69f00", "random": "bold #ffffff on #cc3f7a",

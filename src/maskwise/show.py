@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from maskwise.annotate import encode
 from maskwise.masking import IGNORE, Masker
 from maskwise.masking.corruptions.permute_sentences import PermuteSentences
+from maskwise.text import encode
 
 
 class Piece(NamedTuple):

@@ -1,7 +1,4 @@
-"""Layers over the text: words here, and whatever else is known about every token, aligned from character
-offsets and never from re-tokenised text. May import errors, keys and corpus. `words` and `characters` import
-errors only, for corpus uses them; so a module that imports corpus is not to be imported on this page."""
+"""Layers over the text: parts of speech, salient spans, phrases and weights, as spans of characters.
 
-from maskwise.annotate.words import encode, word_ids
-
-__all__ = ["encode", "word_ids"]
+They are made once for each corpus and laid on the tokens of any tokenizer (``text.align``). May import ``text`` and
+what stands below it."""

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from maskwise.annotate.characters import classify, is_white, word_starts
 from maskwise.annotate.tables import Ints, Keys, Table
+from maskwise.text.characters import classify, is_white, word_starts
 
 Flags = NDArray[np.bool_]
 

@@ -36,8 +36,8 @@ from numpy.typing import NDArray
 from maskwise.annotate.counts import Vocabulary, Words, blocks, fold
 from maskwise.annotate.tables import Ints, Keys, Table, find
 from maskwise.annotate.word_weights import Floats, WordWeights
-from maskwise.corpus import load_tokenizer, read_documents
 from maskwise.errors import MaskwiseError
+from maskwise.text import load_tokenizer, read_documents
 
 Matrix = NDArray[np.float32]
 EMBEDDINGS = (

@@ -14,9 +14,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from maskwise.annotate.annotator import CharSpans, Kind, Layer, digest
 from maskwise.errors import MaskwiseError
 from maskwise.specs import Call
+from maskwise.text.layers import CharSpans, Kind, Layer, digest
 
 Spans = Sequence[Sequence[Any]]
 

@@ -9,12 +9,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from maskwise.annotate.annotator import CharSpans, Layer, digest
-from maskwise.annotate.characters import VERSION, classify, is_white, word_starts
 from maskwise.annotate.spans import sentence_spans
-from maskwise.annotate.words import text_id
-from maskwise.corpus.readers import Fields, Skip, known_ending, read_file
 from maskwise.errors import MaskwiseError
+from maskwise.text.characters import VERSION, classify, is_white, word_starts
+from maskwise.text.layers import CharSpans, Layer, digest
+from maskwise.text.readers import Fields, Skip, known_ending, read_file
+from maskwise.text.words import text_id
 
 
 class Words:

@@ -15,8 +15,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from maskwise.annotate.annotator import CharSpans, Layer, check_spans
 from maskwise.errors import MaskwiseError
+from maskwise.text.layers import CharSpans, Layer, check_spans
 
 UPOS = (
     "ADJ", "ADP", "ADV", "AUX", "CCONJ", "DET", "INTJ", "NOUN", "NUM", "PART", "PRON", "PROPN", "PUNCT", "SCONJ",

@@ -26,11 +26,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from maskwise.annotate.annotator import digest
 from maskwise.annotate.counts import Vocabulary, Words, blocks
 from maskwise.annotate.tables import Ints, Keys, Spill, Table, find, read_table, write_table
 from maskwise.annotate.word_weights import Floats, WordWeights
 from maskwise.errors import MaskwiseError
+from maskwise.text.layers import digest
 
 PAIRS = "pairs.parquet"
 _STOPS, _UNSPACED_STOPS = ([ord(mark) for mark in marks] for marks in (".!?…", "。！？"))

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from maskwise.annotate.annotator import Annotator
 from maskwise.annotate.difference import Difference
 from maskwise.annotate.frequency import Frequency
 from maskwise.annotate.function import Function
@@ -17,6 +16,7 @@ from maskwise.annotate.spacy_pipeline import pos, salient
 from maskwise.annotate.store import Store
 from maskwise.errors import MaskwiseError
 from maskwise.specs import Call, build
+from maskwise.text.layers import Annotator
 
 ANNOTATORS: dict[str, Callable[..., Annotator]] = {
     "words": Words, "sentences": Sentences, "pos": pos, "salient": salient,

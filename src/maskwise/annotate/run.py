@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from maskwise.annotate.annotator import Annotator, digest
 from maskwise.annotate.engines import ENGINES, run_tasks, start_server
 from maskwise.annotate.function import spec_of
 from maskwise.annotate.registry import annotator, check_names
@@ -39,8 +38,9 @@ from maskwise.annotate.store import (
 )
 from maskwise.annotate.summary import add_up
 from maskwise.annotate.work import Task
-from maskwise.corpus.load import Documents, read_documents, require_documents
 from maskwise.errors import MaskwiseError, unknown_name
+from maskwise.text.layers import Annotator, digest
+from maskwise.text.load import Documents, read_documents, require_documents
 
 LOCK = ".lock"
 FIT = "annotator.json"

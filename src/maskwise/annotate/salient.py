@@ -19,8 +19,8 @@ import re
 import numpy as np
 from numpy.typing import NDArray
 
-from maskwise.annotate.annotator import CharSpans, Layer
-from maskwise.annotate.characters import LETTER, classify
+from maskwise.text.characters import LETTER, classify
+from maskwise.text.layers import CharSpans, Layer
 
 VERSION = "salient-2"
 SALIENT = Layer("spans", ("name", "date", "number"))

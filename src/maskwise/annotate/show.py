@@ -14,10 +14,10 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from maskwise.annotate.annotator import CharSpans, Layer
 from maskwise.annotate.store import Store
-from maskwise.corpus.load import Document
 from maskwise.errors import MaskwiseError
+from maskwise.text.layers import CharSpans, Layer
+from maskwise.text.load import Document
 
 EXAMPLES, EXAMPLE_CHARACTERS = 3, 600
 PALETTE = (

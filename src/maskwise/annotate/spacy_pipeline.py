@@ -25,11 +25,11 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from maskwise.annotate.annotator import CharSpans, Layer, digest
 from maskwise.annotate.gold import POS, UPOS
 from maskwise.annotate.salient import DATE, NAME, NUMBER, SALIENT, VERSION, salient_spans
 from maskwise.errors import MaskwiseError
 from maskwise.specs import Call, parse_call
+from maskwise.text.layers import CharSpans, Layer, digest
 
 SHIPPED = Path(__file__).parent.parent / "data" / "tagger-en"
 PIECE_CHARACTERS = 5_000

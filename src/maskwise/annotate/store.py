@@ -33,10 +33,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from maskwise.annotate.annotator import CharSpans, Layer, digest
-from maskwise.annotate.words import text_id
-from maskwise.corpus.load import Document
 from maskwise.errors import MaskwiseError, unknown_name
+from maskwise.text.layers import CharSpans, Layer, digest
+from maskwise.text.load import Document
+from maskwise.text.words import text_id
 
 FORMAT = 1
 MANIFEST = "manifest.json"

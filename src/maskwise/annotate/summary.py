@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from maskwise.annotate.annotator import CharSpans, Layer
-from maskwise.annotate.characters import classify, word_starts
+from maskwise.text.characters import classify, word_starts
+from maskwise.text.layers import CharSpans, Layer
 
 Ints = NDArray[np.int64]
 

@@ -16,12 +16,12 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from maskwise.annotate.annotator import CharSpans, Layer, digest
-from maskwise.annotate.characters import VERSION
 from maskwise.annotate.counts import RULES, Flags, Words, blocks, keys_of
 from maskwise.annotate.tables import Ints, Keys, find, read_table, write_table
 from maskwise.errors import MaskwiseError
 from maskwise.specs import Call
+from maskwise.text.characters import VERSION
+from maskwise.text.layers import CharSpans, Layer, digest
 
 Floats = NDArray[np.float64]
 FILE = "words.parquet"

@@ -16,12 +16,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from maskwise.annotate.annotator import Annotator, CharSpans, check_spans
 from maskwise.annotate.registry import annotator
 from maskwise.annotate.store import to_parquet
 from maskwise.annotate.summary import shard_facts
-from maskwise.corpus.load import Document
 from maskwise.errors import MaskwiseError
+from maskwise.text.layers import Annotator, CharSpans, check_spans
+from maskwise.text.load import Document
 
 PART_CHARACTERS = 100_000
 MANY = 8

@@ -32,14 +32,14 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from threadpoolctl import threadpool_limits
 
-from maskwise.annotate.annotator import CharSpans
 from maskwise.annotate.gold import POS, UPOS, GoldDocument, entities, join_tokens, read_columns, read_conllu
 from maskwise.annotate.run import annotate_corpus
 from maskwise.annotate.salient import NAME
 from maskwise.annotate.spacy_pipeline import SHIPPED, SpacyPipeline
 from maskwise.bench.timing import in_turn, surroundings
-from maskwise.corpus.load import bundled_path, read_documents
 from maskwise.tasks.readers import read_records
+from maskwise.text.layers import CharSpans
+from maskwise.text.load import bundled_path, read_documents
 
 GOLD = Path("../shared/data")
 TAGGED = {"UD-EWT test": "ud_english_ewt/en_ewt-ud-test.conllu.gz"}

@@ -22,9 +22,9 @@ from rich.table import Table
 from torch import Tensor
 
 from maskwise.bench.timing import in_turn, processor_seconds, surroundings
-from maskwise.corpus import pack, read_documents, tokenise, train_tokenizer
 from maskwise.objectives import OBJECTIVES, Arms, objective, objective_class
 from maskwise.samplers import Sampler, sampler
+from maskwise.text import pack, read_documents, tokenise, train_tokenizer
 from maskwise.training import MaskedSource, TrainingSettings, new_config, new_model
 from maskwise.training.arms import ArmsSource, Probe
 

@@ -23,9 +23,9 @@ from transformers import DataCollatorForLanguageModeling, PrinterCallback, Train
 
 from maskwise.annotate.registry import annotator
 from maskwise.bench.timing import processor_seconds, surroundings
-from maskwise.corpus import Blocks, pack, read_documents, tokenise, train_tokenizer
 from maskwise.masking import Masker
 from maskwise.objectives import MaskedLanguageModelling
+from maskwise.text import Blocks, pack, read_documents, tokenise, train_tokenizer
 from maskwise.training import MaskedSource, TrainingSettings, new_config, new_model, train
 
 PEER = "transformers.Trainer"

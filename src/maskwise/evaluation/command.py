@@ -8,10 +8,10 @@ from typing import Any
 
 from transformers.utils import logging
 
-from maskwise.corpus import Blocks, load_tokenizer, pack, read_documents, require_documents, tokenise
 from maskwise.errors import MaskwiseError, unknown_name
 from maskwise.evaluation.evaluate import evaluate, load_sets
 from maskwise.evaluation.settings import EvaluationSettings
+from maskwise.text import Blocks, load_tokenizer, pack, read_documents, require_documents, tokenise
 from maskwise.training import load_model
 from maskwise.training.machine import best_device
 from maskwise.training.model import most_tokens

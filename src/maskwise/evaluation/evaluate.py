@@ -9,7 +9,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from maskwise.corpus import Blocks, unigram_counts
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation.cloze import score_facts
 from maskwise.evaluation.facts import Facts, read_facts
@@ -21,6 +20,7 @@ from maskwise.evaluation.sources import load
 from maskwise.masking.annotated import AnnotatedBatch
 from maskwise.masking.vocabulary import Vocabulary
 from maskwise.objectives import MaskedLanguageModelling
+from maskwise.text import Blocks, unigram_counts
 from maskwise.training import load_model, log_frequencies
 from maskwise.training.machine import best_device
 from maskwise.training.model import check_fit

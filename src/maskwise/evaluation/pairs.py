@@ -16,12 +16,12 @@ from typing import Any
 
 import torch
 
-from maskwise.annotate import encode
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation.scoring import LONG, TIE, UNKNOWN, log_probabilities
 from maskwise.evaluation.sources import name_of, read_set, require_scored, some
 from maskwise.masking.annotated import AnnotatedBatch
 from maskwise.masking.vocabulary import Vocabulary
+from maskwise.text import encode
 from maskwise.training.model import most_tokens
 
 GOOD, BAD = "sentence_good", "sentence_bad"

@@ -11,11 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from maskwise.annotate.align import token_layers
 from maskwise.annotate.registry import annotator
-from maskwise.annotate.words import text_id
-from maskwise.corpus import load_tokenizer, read_documents, require_documents
-from maskwise.corpus.blocks import is_held_out
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation import load_sets
 from maskwise.masking.policies import policy
@@ -23,6 +19,10 @@ from maskwise.objectives import objective_class
 from maskwise.samplers import sampler
 from maskwise.study.stages import prepare_stage, tokenizer_of
 from maskwise.tasks import load_task
+from maskwise.text import load_tokenizer, read_documents, require_documents
+from maskwise.text.align import token_layers
+from maskwise.text.blocks import is_held_out
+from maskwise.text.words import text_id
 from maskwise.training.arms import probe_rows
 from maskwise.training.model import NO_HEAD, check_room, check_start, has_head, load_config, new_config
 

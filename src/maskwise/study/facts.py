@@ -16,7 +16,6 @@ import torch
 
 from maskwise import __version__
 from maskwise.annotate.store import Store
-from maskwise.corpus import read_documents, tokenise
 from maskwise.masking.policies import policy
 from maskwise.masking.policies.group_weighted import GroupWeighted
 from maskwise.masking.schedules import schedule
@@ -27,6 +26,7 @@ from maskwise.study.plan import REFERENCE, Run, arms_of, reference_words
 from maskwise.study.stages import prepare_stage, tokenizer_of
 from maskwise.study.work import Prepared
 from maskwise.tasks import load_task, majority_score
+from maskwise.text import read_documents, tokenise
 
 SAMPLES, SAMPLE_TOKENS, SAMPLE_CHARACTERS = 4, 64, 100
 """Documents whose beginnings are shown in the report, how much of them, and how long they are at least."""

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maskwise.corpus import Blocks
 from maskwise.evaluation.heldout import spread
 from maskwise.keys import fold
 from maskwise.masking import Masker
 from maskwise.objectives import Arms, MaskedLanguageModelling, Objective, objective, objective_class
 from maskwise.samplers import sampler as read_sampler
+from maskwise.text import Blocks
 from maskwise.training import MaskedSource, Source, TrainingSettings
 from maskwise.training.arms import ArmsSource, Probe, SamplerLearner, check_enough, probe_rows
 from maskwise.training.learners import Learner

@@ -25,10 +25,10 @@ from typing import Any
 
 from maskwise import __version__
 from maskwise.annotate.registry import annotator
-from maskwise.corpus import bundled_path
 from maskwise.evaluation import EvaluationSettings, load_sets
 from maskwise.samplers import sampler
 from maskwise.starts import TOKENIZER_FILES, resolve_start
+from maskwise.text import bundled_path
 from maskwise.training.machine import fast_bf16
 
 DONE = "done.json"

@@ -20,7 +20,15 @@ from transformers.utils import logging as transformers_logging
 
 from maskwise.annotate.run import annotate_corpus
 from maskwise.annotate.store import Store
-from maskwise.corpus import (
+from maskwise.errors import MaskwiseError
+from maskwise.evaluation import EvaluationSettings, HeldOut, evaluate, fixed_maskers, overlap_record
+from maskwise.objectives import Arms, MaskedLanguageModelling
+from maskwise.study.card import model_card
+from maskwise.study.costs import flops, flops_of_arms
+from maskwise.study.learning import Learning, learning
+from maskwise.study.stages import DONE, Stage, write_json
+from maskwise.tasks import FinetuneSettings, finetune, load_task
+from maskwise.text import (
     Blocks,
     load_tokenizer,
     pack,
@@ -30,14 +38,6 @@ from maskwise.corpus import (
     train_tokenizer,
     unigram_counts,
 )
-from maskwise.errors import MaskwiseError
-from maskwise.evaluation import EvaluationSettings, HeldOut, evaluate, fixed_maskers, overlap_record
-from maskwise.objectives import Arms, MaskedLanguageModelling
-from maskwise.study.card import model_card
-from maskwise.study.costs import flops, flops_of_arms
-from maskwise.study.learning import Learning, learning
-from maskwise.study.stages import DONE, Stage, write_json
-from maskwise.tasks import FinetuneSettings, finetune, load_task
 from maskwise.training import (
     TrainingSettings,
     load_model,

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from maskwise.corpus import load_tokenizer
 from maskwise.errors import MaskwiseError
 from maskwise.tasks.data import load_task
 from maskwise.tasks.finetune import FinetuneSettings, finetune
 from maskwise.tasks.kinds import check_length
+from maskwise.text import load_tokenizer
 
 
 def evaluate_tasks(

@@ -11,9 +11,9 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from maskwise.corpus import bundled_path
 from maskwise.errors import MaskwiseError, unknown_name
 from maskwise.tasks.readers import READERS, Record, ending_of, read_hub, read_records, read_text, read_tsv
+from maskwise.text import bundled_path
 
 SPLITS = ("train", "dev", "test")
 BUNDLED_TASKS = {

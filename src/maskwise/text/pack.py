@@ -17,10 +17,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from maskwise.corpus.blocks import Blocks, Columns, tokenizer_key
-from maskwise.corpus.rows import WINDOW_TOKENS, Array, Frame, cut, lay_out
-from maskwise.corpus.tokenise import Tokens
 from maskwise.errors import MaskwiseError, unknown_name
+from maskwise.text.blocks import Blocks, Columns, tokenizer_key
+from maskwise.text.rows import WINDOW_TOKENS, Array, Frame, cut, lay_out
+from maskwise.text.tokenise import Tokens
 
 LAYOUTS = ("packed", "document")
 NO_TOKENS = "documents without tokens"

@@ -24,8 +24,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from maskwise.annotate.characters import BLANK, classify, is_white, word_starts
 from maskwise.errors import MaskwiseError
+from maskwise.text.characters import BLANK, classify, is_white, word_starts
 
 Flags = NDArray[np.bool_]
 Ints = NDArray[np.int64]

@@ -16,8 +16,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from maskwise.annotate.words import text_id
-from maskwise.corpus.readers import (
+from maskwise.errors import MaskwiseError, unknown_name
+from maskwise.text.readers import (
     ENDINGS,
     NOT_UTF8,
     Fields,
@@ -29,7 +29,7 @@ from maskwise.corpus.readers import (
     read_file,
     saved_dataset,
 )
-from maskwise.errors import MaskwiseError, unknown_name
+from maskwise.text.words import text_id
 
 BUNDLED = ("banking77", "clinc150", "trivia", "ud_ewt_pos", "wikigold", "wikipedia", "wnut17")
 EMPTY, BINARY, NO_TEXT, REPEATED = "empty", "binary (NUL characters)", "no text field", "repeated text"

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from maskwise.annotate.annotator import digest
-from maskwise.corpus.rows import WINDOW_TOKENS, Array, Frame, Pieces, lay_out
 from maskwise.errors import MaskwiseError
+from maskwise.text.layers import digest
+from maskwise.text.rows import WINDOW_TOKENS, Array, Frame, Pieces, lay_out
 
 if TYPE_CHECKING:  # torch takes two seconds: who only reads documents does not wait for it
     from torch import Tensor

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from maskwise.annotate.words import text_id
 from maskwise.errors import MaskwiseError
+from maskwise.text.words import text_id
 
 Array = NDArray[Any]
 Ints = NDArray[np.int64]

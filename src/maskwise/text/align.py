@@ -30,8 +30,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from maskwise.annotate.annotator import CharSpans, Layer
-from maskwise.annotate.words import Placed
+from maskwise.text.layers import CharSpans, Layer
+from maskwise.text.words import Placed
 
 LABEL = "_label"
 """Behind the name of a layer of spans: the layer of their labels."""

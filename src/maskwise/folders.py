@@ -1,0 +1,181 @@
+"""Files and folders that are whole or not there, folders that one process claims, and JSON lines.
+
+Everything that maskwise keeps is written here: under a temporary name beside its place, then renamed. An interruption
+leaves the old content or the new one, and what a killed process leaves behind has a name that ``sweep`` knows. A full
+disk or a folder that cannot be written is one line for the user, never a traceback.
+
+A folder with a manifest (``write_folder``) also says what its files held, so that ``damage`` finds a flipped bit.
+Hashing costs about a second for a gigabyte.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from maskwise.errors import MaskwiseError
+
+MANIFEST = "manifest.json"
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn what the operating system says against writing to ``path`` into one line.
+
+    Raises:
+        MaskwiseError: a full disk, a folder that is read-only or is not there.
+    """
+    try:
+        yield
+    except OSError as error:
+        do = "make room, or give a folder that can be written; what was finished is kept"
+        raise MaskwiseError(f"cannot write {path}", got=error.strerror or str(error), do=do) from error
+
+
+def write_whole(path: Path, content: bytes | str) -> None:
+    """Write a file so that it is whole or not there; missing folders above it are made.
+
+    Raises:
+        MaskwiseError: it cannot be written.
+    """
+    partial = _partial(path)
+    with writing(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_bytes(content.encode() if isinstance(content, str) else content)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as JSON, whole or not at all."""
+    write_whole(path, json.dumps(value, indent=1, ensure_ascii=False))
+
+
+def write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
+    """Write JSON lines, whole or not at all."""
+    write_whole(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a file; None where there is no file, or it holds anything else (it was cut, say)."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The JSON objects in a file of lines, those that are whole: the last line may have been cut by a power failure."""
+    with suppress(FileNotFoundError), path.open("rb") as file:
+        for line in file:
+            with suppress(ValueError, RecursionError):
+                value = json.loads(line)
+                if isinstance(value, dict):
+                    yield value
+
+
+def write_folder(folder: Path, fill: Callable[[Path], Any]) -> None:
+    """Let ``fill`` write into a new folder, add the manifest, and only then give the folder its name.
+
+    A folder of that name is replaced. A process that is killed between removing the old folder and renaming
+    the new one leaves neither; at any other time one of the two is whole.
+
+    Raises:
+        MaskwiseError: it cannot be written.
+    """
+    partial = _partial(folder)
+    with writing(folder):
+        shutil.rmtree(partial, ignore_errors=True)
+        try:
+            partial.mkdir(parents=True)
+            fill(partial)
+            files = sorted(path for path in partial.rglob("*") if path.is_file())
+            hashes = {str(path.relative_to(partial)): file_hash(path) for path in files}
+            (partial / MANIFEST).write_text(json.dumps({"sha256": hashes}, indent=1))
+            if folder.exists():
+                shutil.rmtree(folder)
+            partial.rename(folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a folder that ``write_folder`` wrote, in a few words; None where every file is as it was."""
+    hashes = (read_json(folder / MANIFEST) or {}).get("sha256")
+    if not isinstance(hashes, dict):
+        return "no readable manifest"
+    for name, expected in hashes.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if file_hash(path) != expected:
+            return f"{name} is damaged"
+    return None
+
+
+def file_hash(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def claim(folder: Path, what: str, *, lock: str = ".lock") -> Iterator[None]:
+    """Keep other processes out of a folder for as long as the context lasts; the lock ends with the process.
+
+    Args:
+        what: what the folder is used for, as the second process hears it: "another study runs in".
+        lock: the name of the lock's file in the folder.
+
+    Raises:
+        MaskwiseError: another process has the folder, or it cannot be written.
+    """
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / lock).open("w")
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            do = "wait for it, or give another folder"
+            raise MaskwiseError(f"{what} {folder}", do=do) from None
+        yield
+
+
+def require_own(folder: Path, *marks: str, what: str) -> None:
+    """Refuse a folder that holds something else than what is to be written into it.
+
+    Args:
+        folder: may be missing or empty.
+        marks: names (patterns) of which one at least is in a folder of the right kind.
+        what: the right kind, such as "a study".
+
+    Raises:
+        MaskwiseError: a file, or a folder with other content.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise MaskwiseError("--out is a file", got=str(folder), do="give a folder")
+    if folder.is_dir() and any(folder.iterdir()) and not any(any(folder.glob(mark)) for mark in marks):
+        names = ", ".join(sorted(path.name for path in folder.iterdir())[:3])
+        do = f"give a new folder, or that of {what}"
+        raise MaskwiseError(f"--out {folder} holds something else", got=names, do=do)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what processes that were killed left half-written below a folder. Only for who has claimed it."""
+    for partial in list(folder.rglob(".*.partial")):
+        shutil.rmtree(partial, ignore_errors=True) if partial.is_dir() else partial.unlink(missing_ok=True)
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.partial")

@@ -1,0 +1,122 @@
+"""Files and folders are whole or not there; a second process is kept out; damage is found."""
+
+from __future__ import annotations
+
+import multiprocessing
+from pathlib import Path
+
+import pytest
+
+from maskwise.errors import MaskwiseError
+from maskwise.folders import (
+    claim,
+    damage,
+    read_json,
+    read_lines,
+    require_own,
+    sweep,
+    write_folder,
+    write_json,
+    write_lines,
+    write_whole,
+)  # fmt: skip
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    write_json(tmp_path / "deep" / "a.json", {"é": [1, None]})
+    assert read_json(tmp_path / "deep" / "a.json") == {"é": [1, None]}
+    write_lines(tmp_path / "a.jsonl", [{"a": 1}, {"b": 2}])
+    assert list(read_lines(tmp_path / "a.jsonl")) == [{"a": 1}, {"b": 2}]
+    assert [path.name for path in tmp_path.rglob("*.partial")] == []
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\x00", b"null", b"[" * 100_000])
+def test_damaged_json_is_nothing(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.json").write_bytes(content)
+    assert read_json(tmp_path / "a.json") is None
+    (tmp_path / "a.jsonl").write_bytes(b'{"a": 1}\n' + content)
+    assert list(read_lines(tmp_path / "a.jsonl")) == [{"a": 1}]
+
+
+def test_missing_files_are_nothing(tmp_path: Path) -> None:
+    assert read_json(tmp_path / "no") is None and list(read_lines(tmp_path / "no")) == []
+
+
+def test_a_file_that_cannot_be_written_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(MaskwiseError, match=r"cannot write .*; got Not a directory"):
+        write_whole(tmp_path / "file" / "below", b"x")
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(MaskwiseError, match="cannot write"):
+        write_whole(tmp_path / "taken", b"x")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "taken"]
+
+
+def test_a_folder_is_replaced_whole_and_a_failure_leaves_the_old_one(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    write_folder(folder, lambda target: (target / "a").write_text("1"))
+    write_folder(folder, lambda target: (target / "b").write_text("2"))
+    assert damage(folder) is None and not (folder / "a").exists()
+
+    def fail(target: Path) -> None:
+        (target / "c").write_text("3")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(MaskwiseError, match="No space left"):
+        write_folder(folder, fail)
+    assert damage(folder) is None and [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_damage_is_found(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    write_folder(folder, lambda target: (target / "a").write_bytes(b"abc"))
+    (folder / "a").write_bytes(b"abd")
+    assert damage(folder) == "a is damaged"
+    (folder / "a").unlink()
+    assert damage(folder) == "a is missing"
+    for manifest in (b"[]", b'{"sha256": null}', b"\xff", b""):
+        (folder / "manifest.json").write_bytes(manifest)
+        assert damage(folder) == "no readable manifest"
+
+
+def _second(folder: Path, answers: multiprocessing.Queue) -> None:  # type: ignore[type-arg]
+    try:
+        with claim(folder, "another study runs in"):
+            answers.put("claimed")
+    except MaskwiseError as error:
+        answers.put(str(error))
+
+
+def test_a_second_process_is_kept_out_until_the_first_is_done(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    answers = context.Queue()
+    with claim(tmp_path, "another study runs in"):
+        second = context.Process(target=_second, args=(tmp_path, answers))
+        second.start()
+        assert answers.get(timeout=60).startswith(f"another study runs in {tmp_path}; wait")
+        second.join()
+    _second(tmp_path, answers)
+    assert answers.get(timeout=60) == "claimed"
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
+    require_own(tmp_path / "new", "stages", what="a study")
+    require_own(tmp_path, "stages", what="a study")
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(
+        MaskwiseError, match=r"holds something else; got thesis\.tex; give a new folder, or that of a study"
+    ):
+        require_own(tmp_path, "stages", what="a study")
+    (tmp_path / "stages").mkdir()
+    require_own(tmp_path, "stages", what="a study")
+    with pytest.raises(MaskwiseError, match="--out is a file"):
+        require_own(tmp_path / "thesis.tex", what="a study")
+
+
+def test_what_killed_processes_left_is_swept(tmp_path: Path) -> None:
+    (tmp_path / "a" / ".checkpoint.77.partial").mkdir(parents=True)
+    (tmp_path / "a" / ".checkpoint.77.partial" / "x").write_text("")
+    (tmp_path / ".done.json.77.partial").write_text("")
+    (tmp_path / "kept").write_text("")
+    sweep(tmp_path)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "kept"]
