@@ -20,10 +20,8 @@ from maskwise.text import (
     tokenise,
     train_tokenizer,
 )
-from maskwise.text.align import align, token_layers
-from maskwise.text.characters import classify, is_white
-from maskwise.text.layers import CharSpans, Layer, check_spans
-from maskwise.text.words import flat_offsets, number_words, place_tokens
+from maskwise.text.layers import CharSpans, Layer, align, check_spans, token_layers
+from maskwise.text.words import classify, flat_offsets, is_white, number_words, place_tokens
 from test_words import AWKWARD, FAMILIES, SENTENCES
 
 WIKIPEDIA = Path("../shared/data/wikipedia_en")

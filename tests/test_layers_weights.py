@@ -22,9 +22,9 @@ from maskwise.annotate.registry import annotator
 from maskwise.errors import MaskwiseError
 from maskwise.masking import Masker
 from maskwise.text import train_tokenizer
+from maskwise.text.documents import Document
 from maskwise.text.layers import CharSpans, check_spans
-from maskwise.text.load import Document
-from maskwise.text.tokenise import tokenise
+from maskwise.text.tokenizers import tokenise
 
 few = settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 texts = st.lists(

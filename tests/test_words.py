@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from maskwise.errors import MaskwiseError
 from maskwise.text import encode, train_tokenizer, word_ids
-from maskwise.text.characters import classify, is_white, word_starts
+from maskwise.text.words import classify, is_white, word_starts
 
 SENTENCES = [
     "The cat sat on the mat, and the dog ran to the other mat again.",

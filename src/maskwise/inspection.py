@@ -30,7 +30,7 @@ from maskwise.show import Shown, show_masks
 from maskwise.specs import arguments_of, split_calls
 from maskwise.tasks import BUNDLED_TASKS, load_task
 from maskwise.text import load_tokenizer, read_documents, require_documents, train_tokenizer
-from maskwise.text.align import align
+from maskwise.text.layers import align
 from maskwise.text.words import flat_offsets, number_words, place_tokens
 
 STYLES = {

@@ -1,4 +1,4 @@
 """Layers over the text: parts of speech, salient spans, phrases and weights, as spans of characters.
 
-They are made once for each corpus and laid on the tokens of any tokenizer (``text.align``). May import ``text`` and
+They are made once for each corpus and laid on the tokens of any tokenizer (``text.layers``). May import ``text`` and
 what stands below it."""

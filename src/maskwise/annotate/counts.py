@@ -1,7 +1,7 @@
 """The words of texts as numbers: found, put in lower case and hashed without a loop over words, so that a corpus
 can be counted at the speed at which it is read.
 
-A word is what characters.py calls one, in lower case, and is known by a 64-bit hash of its letters: the hash
+A word is what words.py calls one, in lower case, and is known by a 64-bit hash of its letters: the hash
 of a word is the sum of a hash of each letter with its place, for all words of a block at once. Among a million
 different words two share a hash with a chance of 3 in 10⁸. Strings are kept for display only.
 
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maskwise.annotate.tables import Ints, Keys, Table
-from maskwise.text.characters import classify, is_white, word_starts
+from maskwise.text.words import classify, is_white, word_starts
 
 Flags = NDArray[np.bool_]
 

@@ -11,10 +11,9 @@ import numpy as np
 
 from maskwise.annotate.spans import sentence_spans
 from maskwise.errors import MaskwiseError
-from maskwise.text.characters import VERSION, classify, is_white, word_starts
 from maskwise.text.layers import CharSpans, Layer, digest
 from maskwise.text.readers import Fields, Skip, known_ending, read_file
-from maskwise.text.words import text_id
+from maskwise.text.words import VERSION, classify, is_white, text_id, word_starts
 
 
 class Words:

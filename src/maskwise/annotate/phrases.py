@@ -37,8 +37,8 @@ from maskwise.annotate.ngrams import Counted, count_ngrams, score_ngrams
 from maskwise.annotate.tables import Ints, Keys, find, read_table, write_table
 from maskwise.errors import MaskwiseError
 from maskwise.specs import Call
-from maskwise.text.characters import VERSION
 from maskwise.text.layers import CharSpans, Layer, digest
+from maskwise.text.words import VERSION
 
 SHARES = {2: 0.5, 3: 0.25, 4: 0.125, 5: 0.125}
 FRAGMENT = 0.9

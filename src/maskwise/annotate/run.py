@@ -39,8 +39,8 @@ from maskwise.annotate.store import (
 from maskwise.annotate.summary import add_up
 from maskwise.annotate.work import Task
 from maskwise.errors import MaskwiseError, unknown_name
+from maskwise.text.documents import Documents, read_documents, require_documents
 from maskwise.text.layers import Annotator, digest
-from maskwise.text.load import Documents, read_documents, require_documents
 
 LOCK = ".lock"
 FIT = "annotator.json"

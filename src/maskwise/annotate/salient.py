@@ -19,8 +19,8 @@ import re
 import numpy as np
 from numpy.typing import NDArray
 
-from maskwise.text.characters import LETTER, classify
 from maskwise.text.layers import CharSpans, Layer
+from maskwise.text.words import LETTER, classify
 
 VERSION = "salient-2"
 SALIENT = Layer("spans", ("name", "date", "number"))

@@ -16,8 +16,8 @@ from rich.text import Text
 
 from maskwise.annotate.store import Store
 from maskwise.errors import MaskwiseError
+from maskwise.text.documents import Document
 from maskwise.text.layers import CharSpans, Layer
-from maskwise.text.load import Document
 
 EXAMPLES, EXAMPLE_CHARACTERS = 3, 600
 PALETTE = (

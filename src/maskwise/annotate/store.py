@@ -34,8 +34,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from maskwise.errors import MaskwiseError, unknown_name
+from maskwise.text.documents import Document
 from maskwise.text.layers import CharSpans, Layer, digest
-from maskwise.text.load import Document
 from maskwise.text.words import text_id
 
 FORMAT = 1

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from maskwise.text.characters import classify, word_starts
 from maskwise.text.layers import CharSpans, Layer
+from maskwise.text.words import classify, word_starts
 
 Ints = NDArray[np.int64]
 

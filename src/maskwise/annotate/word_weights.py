@@ -20,8 +20,8 @@ from maskwise.annotate.counts import RULES, Flags, Words, blocks, keys_of
 from maskwise.annotate.tables import Ints, Keys, find, read_table, write_table
 from maskwise.errors import MaskwiseError
 from maskwise.specs import Call
-from maskwise.text.characters import VERSION
 from maskwise.text.layers import CharSpans, Layer, digest
+from maskwise.text.words import VERSION
 
 Floats = NDArray[np.float64]
 FILE = "words.parquet"

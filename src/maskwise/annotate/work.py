@@ -20,8 +20,8 @@ from maskwise.annotate.registry import annotator
 from maskwise.annotate.store import to_parquet
 from maskwise.annotate.summary import shard_facts
 from maskwise.errors import MaskwiseError
+from maskwise.text.documents import Document
 from maskwise.text.layers import Annotator, CharSpans, check_spans
-from maskwise.text.load import Document
 
 PART_CHARACTERS = 100_000
 MANY = 8

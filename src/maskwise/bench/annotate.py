@@ -38,8 +38,8 @@ from maskwise.annotate.salient import NAME
 from maskwise.annotate.spacy_pipeline import SHIPPED, SpacyPipeline
 from maskwise.bench.timing import in_turn, surroundings
 from maskwise.tasks.readers import read_records
+from maskwise.text.documents import bundled_path, read_documents
 from maskwise.text.layers import CharSpans
-from maskwise.text.load import bundled_path, read_documents
 
 GOLD = Path("../shared/data")
 TAGGED = {"UD-EWT test": "ud_english_ewt/en_ewt-ud-test.conllu.gz"}

@@ -23,8 +23,8 @@ from transformers import DataCollatorForLanguageModeling
 
 from maskwise.bench.timing import in_turn, surroundings
 from maskwise.masking import CORRUPTIONS, IGNORE, POLICIES, MaskedBatch, Masker, Vocabulary
-from maskwise.text.load import bundled_path, read_documents
-from maskwise.text.tokenise import tokenise, train_tokenizer
+from maskwise.text.documents import bundled_path, read_documents
+from maskwise.text.tokenizers import tokenise, train_tokenizer
 
 RATIO = 0.15
 PEER, PEER_WORDS, PEER_STEP = (

@@ -3,9 +3,9 @@
 May import ``errors``, ``folders``, ``keys`` and ``starts``; nothing else of maskwise."""
 
 from maskwise.text.blocks import Blocks
-from maskwise.text.load import Document, Documents, bundled_path, read_documents, require_documents
+from maskwise.text.documents import Document, Documents, bundled_path, read_documents, require_documents
 from maskwise.text.pack import pack, unigram_counts
-from maskwise.text.tokenise import Tokens, load_tokenizer, tokenise, train_tokenizer
+from maskwise.text.tokenizers import Tokens, load_tokenizer, tokenise, train_tokenizer
 from maskwise.text.words import encode, word_ids
 
 __all__ = [

@@ -1,15 +1,31 @@
-"""What an annotator is: texts in, spans of characters out, and a version that names all it depends on.
+"""Layers: what is known about a text, as spans of its characters, and how they are laid over tokens.
 
-Everything that is known about a text (parts of speech, names, phrases, how informative a word is) comes as
-layers over its *characters*; only align.py turns them into layers over tokens, the same way for every
-tokenizer. So an annotator never sees a tokenizer, is run once per corpus, and its output is stored under
-the hash of the text and its ``version``.
+Everything that is known about a text (parts of speech, names, phrases, how informative a word is) comes as layers over
+its *characters*, made by an annotator: texts in, spans of characters out, and a version that names all it depends on.
+An annotator never sees a tokenizer, is run once for each corpus, and its output is stored under the hash of the text
+and its ``version``. Workers rebuild an annotator from a plain string such as ``pos(model="en_core_web_sm")``: nothing
+is pickled. Some annotators need to see the whole corpus first (phrases, frequency, …): they are `Fitted`.
 
-Workers rebuild an annotator from a plain string such as ``pos(model="en_core_web_sm")`` (registry.py has the
-table of names): nothing is pickled.
+`align` turns spans into layers over tokens, by the offsets that the tokenizer gave and never by tokenising the text
+again, so that every tokenizer gets the same tags. The rule for each token of a text:
 
-Some need to see the whole corpus first (phrases, frequency, …): they are `Fitted`. ``fit`` saves what it
-learnt in a folder and returns the string of the annotator that reads it, and that one annotates.
+- a **span** holds the tokens whose first visible character it covers (a lone blank or "▁" goes with the word right
+  behind it, other white space with the span that covers it, so that no span has a hole);
+- a **tag** or **weight** belongs to words: a word (words.py) has the one that covers its first visible character, and
+  all its tokens carry it, also where the annotator saw two words in it ("gim|me").
+
+So a span that begins inside a token loses that token, and a span that ends inside a token keeps it. Layers over tokens
+are negative where there is nothing; therefore the stored code of a label is one more than its number over tokens.
+
+- ``spans``: int32, the number of the span in its document; its label, where there are labels, in a second layer
+  NAME_label, int16, as tags;
+- ``categorical``: int16, the place of the label in ``Layer.labels``;
+- ``weight``: float32, 0 where there is nothing.
+
+A piece that ends inside a span cuts the span in two. That gives nothing away: each half stands in a piece of its own,
+and none sees the other.
+
+Cost of `align`: one binary search for each token and layer, 0.1 µs.
 """
 
 from __future__ import annotations
@@ -24,6 +40,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maskwise.errors import MaskwiseError
+from maskwise.text.words import Placed
 
 Kind = Literal["categorical", "spans", "weight"]
 
@@ -157,3 +174,98 @@ def check_spans(spans: CharSpans, layer: Layer, size: int, *, name: str = "layer
             raise MaskwiseError(
                 f"{name}: a code without a label", got=f"{low}…{high}", allowed=f"0…{len(layer.labels)}"
             )
+
+
+LABEL = "_label"
+"""Behind the name of a layer of spans: the layer of their labels."""
+
+
+class Layered(Protocol):
+    """Whatever knows layers of texts: an annotator, or a store of what one has made."""
+
+    @property
+    def layers(self) -> Mapping[str, Layer]: ...
+
+    def annotate(self, texts: list[str]) -> list[dict[str, CharSpans]]: ...
+
+
+def token_layers(layers: Mapping[str, Layer]) -> tuple[str, ...]:
+    """The names of the layers over tokens that ``layers`` give."""
+    return tuple(
+        part
+        for name, layer in layers.items()
+        for part in ((name, name + LABEL) if layer.kind == "spans" and layer.labels else (name,))
+    )
+
+
+def align(
+    found: Sequence[Mapping[str, CharSpans]],
+    layers: Mapping[str, Layer],
+    placed: Placed,
+    word_ids: NDArray[np.int32],
+) -> dict[str, NDArray[Any]]:
+    """Spans of N texts → layers over their T tokens.
+
+    Args:
+        found: for each text its spans by layer, as `Layered.annotate` gives them.
+        layers: what the layers are.
+        placed, word_ids: (T,) of `place_tokens` and `number_words`.
+
+    Returns:
+        Name → (T,), for each of `token_layers`.
+    """
+    opens = _opens_word(word_ids, placed.lengths)
+    return {
+        part: values
+        for name, layer in layers.items()
+        for part, values in _lay(
+            name, layer, [spans[name] for spans in found], placed, word_ids, opens
+        ).items()
+    }
+
+
+def _lay(
+    name: str, layer: Layer, texts: list[CharSpans], placed: Placed, word_ids: NDArray[np.int32],
+    opens: NDArray[np.int64],
+) -> dict[str, NDArray[Any]]:  # fmt: skip
+    counts = np.fromiter((len(spans.start) for spans in texts), dtype=np.int64, count=len(texts))
+    base = np.repeat(placed.base, counts)
+    start, end = (_joined([spans[side] for spans in texts], np.int64) + base for side in (0, 1))
+    if layer.kind == "spans":
+        place, inside = placed.first, placed.first >= 0
+    else:
+        place, inside = placed.first[opens], word_ids >= 0
+    at = np.searchsorted(start, place, side="right") - 1
+    covered = inside & (at >= 0)
+    covered[covered] = place[covered] < end[at[covered]]
+    at = at[covered]
+    laid: dict[str, NDArray[Any]] = {}
+    if layer.kind == "spans":
+        within = np.arange(len(start)) - np.repeat(np.cumsum(counts) - counts, counts)
+        laid[name] = _scattered(within[at].astype(np.int32), covered, empty=-1)
+    if layer.dtype is not None:
+        values = _joined([spans.value for spans in texts], layer.dtype)[at]
+        if layer.kind == "weight":
+            laid[name] = _scattered(values, covered, empty=0)
+        else:
+            laid[name + LABEL * (layer.kind == "spans")] = _scattered(values - 1, covered, empty=-1)
+    return laid
+
+
+def _scattered(values: NDArray[Any], covered: NDArray[np.bool_], *, empty: int) -> NDArray[Any]:
+    """(T,) the values where tokens are covered, else ``empty``."""
+    full = np.full(len(covered), empty, dtype=values.dtype)
+    full[covered] = values
+    return full
+
+
+def _opens_word(word_ids: NDArray[np.int32], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(T,) the first token of each token's word; of tokens in no word, themselves."""
+    fresh = np.ones(len(word_ids), dtype=bool)
+    fresh[1:] = (word_ids[1:] != word_ids[:-1]) | (word_ids[1:] < 0)
+    fresh[(np.cumsum(lengths) - lengths)[lengths > 0]] = True
+    return np.maximum.accumulate(np.where(fresh, np.arange(len(word_ids)), 0))
+
+
+def _joined(parts: Sequence[Any], dtype: Any) -> NDArray[Any]:
+    return np.concatenate([np.zeros(0, dtype=dtype), *parts]).astype(dtype, copy=False)

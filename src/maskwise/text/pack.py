@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from maskwise.errors import MaskwiseError, unknown_name
 from maskwise.text.blocks import Blocks, Columns, tokenizer_key
 from maskwise.text.rows import WINDOW_TOKENS, Array, Frame, cut, lay_out
-from maskwise.text.tokenise import Tokens
+from maskwise.text.tokenizers import Tokens
 
 LAYOUTS = ("packed", "document")
 NO_TOKENS = "documents without tokens"

@@ -20,10 +20,9 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 
 from maskwise.errors import MaskwiseError, unknown_name
 from maskwise.starts import TOKENIZER_FILES, find_start
-from maskwise.text.align import Layered, align
-from maskwise.text.characters import classify, is_white, word_starts
-from maskwise.text.load import Document
-from maskwise.text.words import flat_offsets, number_words, place_tokens
+from maskwise.text.documents import Document
+from maskwise.text.layers import Layered, align
+from maskwise.text.words import classify, flat_offsets, is_white, number_words, place_tokens, word_starts
 
 if TYPE_CHECKING:  # transformers takes two seconds: who only reads documents does not wait for it
     from transformers import PreTrainedTokenizerFast
@@ -130,7 +129,7 @@ def tokenise(
         documents: (id, text) pairs.
         tokenizer: a fast tokenizer.
         batch_size: at most so many documents go through the tokenizer together.
-        layers: an annotator or a store of annotations: its layers are laid on the tokens (align.py).
+        layers: an annotator or a store of annotations: its layers are laid on the tokens (`layers.align`).
     """
     if not getattr(tokenizer, "is_fast", False):
         raise MaskwiseError(
