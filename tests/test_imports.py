@@ -15,7 +15,7 @@ ROOT = Path(maskwise.__file__).parent
 
 # Below → above. A module may import its own room and what stands before it; a row does not see its own.
 ORDER = [
-    {"errors", "arrays"},
+    {"errors", "constants", "arrays"},
     {"folders", "specs", "keys", "starts", "tasks.readers"},
     {"text", "report"},
     {"annotate"},
@@ -39,7 +39,7 @@ MODULES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__
 ONLY = {
     "text": {"errors", "folders", "keys", "starts"},
     "masking": {"errors", "arrays", "specs", "keys"},
-    "report": {"errors", "folders"},
+    "report": {"errors", "constants", "folders"},
 }
 
 

@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 import yaml
 
+from maskwise.constants import REFERENCE
 from maskwise.errors import MaskwiseError
 from maskwise.objectives import MaskedLanguageModelling
 from maskwise.recipe import read_recipe
 from maskwise.study import dry_run, make_plan, run_stage, run_study, runner
 from maskwise.study.choosing import choose, hopeless
 from maskwise.study.costs import empty_model
-from maskwise.study.plan import REFERENCE
 from maskwise.training.model import new_config
 from tiny import maskwise, read_lines, write_inputs
 

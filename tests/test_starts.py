@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModel
 
 from maskwise import starts
+from maskwise.constants import REFERENCE
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation.command import evaluate_checkpoint
 from maskwise.masking import Masker
@@ -25,7 +26,7 @@ from maskwise.starts import resolve_start
 from maskwise.study import Prepared, make_plan, run_stage
 from maskwise.study.checks import check_inputs
 from maskwise.study.costs import flops
-from maskwise.study.plan import REFERENCE, arms_of, reference_words
+from maskwise.study.plan import arms_of, reference_words
 from maskwise.study.stages import prepare_stage, pretrain_stage, tokenizer_of
 from maskwise.tasks import FinetuneSettings, finetune, load_task
 from maskwise.text import load_tokenizer, train_tokenizer

@@ -8,15 +8,10 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from maskwise.constants import MOST_PRIMARY, REFERENCE
 from maskwise.errors import MaskwiseError, unknown_name
 from maskwise.recipe.overrides import leaves
 from maskwise.recipe.parts import Part
-
-NOT_AN_ARM = "no-pretraining"
-"""The reference of every study: checkpoints that were never (further) trained."""
-
-MOST_PRIMARY = 6
-"""Primary contrasts. More, and Holm leaves nothing that ten runs could decide (methods, section 5)."""
 
 Match = Literal["steps", "targets", "flops", "seconds"]
 
@@ -101,8 +96,8 @@ class StudyPart(Part):
     def _consistent(self) -> StudyPart:
         if self.baseline is not None and self.baseline not in self.arms:
             raise unknown_name("baseline arm", self.baseline, self.arms)
-        if NOT_AN_ARM in self.arms:
-            raise MaskwiseError(f"an arm cannot be called {NOT_AN_ARM}: the reference of every study is")
+        if REFERENCE in self.arms:
+            raise MaskwiseError(f"an arm cannot be called {REFERENCE}: the reference of every study is")
         if not self.seed_list or len(set(self.seed_list)) < len(self.seed_list):
             raise MaskwiseError(
                 "study.seeds: a number of runs, or different seeds", got=self.seeds, allowed="≥ 1"
@@ -122,8 +117,8 @@ class StudyPart(Part):
     def _known_contrasts(self) -> StudyPart:
         for pair in self.contrasts or ():
             for name in pair:
-                if name not in (*self.arms, NOT_AN_ARM):
-                    raise unknown_name("arm in study.contrasts", name, [*self.arms, NOT_AN_ARM])
+                if name not in (*self.arms, REFERENCE):
+                    raise unknown_name("arm in study.contrasts", name, [*self.arms, REFERENCE])
             if pair[0] == pair[1]:
                 raise MaskwiseError(
                     "a contrast names two different arms", got=list(pair), allowed="[arm, baseline]"

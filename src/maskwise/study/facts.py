@@ -16,13 +16,14 @@ import torch
 
 from maskwise import __version__
 from maskwise.annotate.store import Store
+from maskwise.constants import REFERENCE
 from maskwise.masking.policies import policy
 from maskwise.masking.policies.group_weighted import GroupWeighted
 from maskwise.masking.schedules import schedule
 from maskwise.show import show_masks
 from maskwise.study.learning import make_masker
 from maskwise.study.phases import Design
-from maskwise.study.plan import REFERENCE, Run, arms_of, reference_words
+from maskwise.study.plan import Run, arms_of, reference_words
 from maskwise.study.stages import prepare_stage, tokenizer_of
 from maskwise.study.work import Prepared
 from maskwise.tasks import load_task, majority_score

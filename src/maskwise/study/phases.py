@@ -14,10 +14,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from maskwise.constants import REFERENCE
 from maskwise.masking.policies import policy
 from maskwise.study.choosing import Scores, choose, hopeless
 from maskwise.study.matching import matched_steps, rates, spent
-from maskwise.study.plan import REFERENCE, Plan, Run, arms_of, make_run, require_arms, task_contents
+from maskwise.study.plan import Plan, Run, arms_of, make_run, require_arms, task_contents
 from maskwise.study.stages import Stage, time_stage, tokenizer_of
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from maskwise.constants import REFERENCE
 from maskwise.errors import MaskwiseError
 from maskwise.study.stages import (
     Stage,
@@ -17,10 +18,6 @@ from maskwise.study.stages import (
 )
 from maskwise.tasks import load_task
 from maskwise.training.model import has_head
-
-REFERENCE = "no-pretraining"
-"""The arm of checkpoints that were never trained (or not further): what the tasks alone teach. People read it as
-``reference_words`` has it."""
 
 
 @dataclass(frozen=True)
