@@ -32,10 +32,9 @@ def evaluation_table(folder: Folder) -> dict[str, Any]:
 
 
 def task_table(folder: Folder) -> dict[str, Any] | None:
-    """{"tasks": metrics by name, "rows": [{"arm", "cells": by task, "rank"}], "ranked"}; cells: {"mean", "sd"}.
+    """{"tasks": metrics by name, "rows": [{"arm", "cells": by task}]}; cells: {"mean", "sd"}.
 
-    Scores in 0 to 1 are written in per cent; `sd` is that of the runs, empty for fewer than two. Mean ranks describe;
-    no verdict rests on them.
+    Scores in 0 to 1 are written in per cent; `sd` is that of the runs, empty for fewer than two.
     """
     runs: dict[str, dict[str, list[float]]] = {}
     for r in whole_runs(folder):
@@ -44,7 +43,6 @@ def task_table(folder: Folder) -> dict[str, Any] | None:
     tasks = list(dict.fromkeys(task for mine in runs.values() for task in mine))
     known, facts = folder.summary.get("references") or {}, folder.study.get("tasks") or {}
     commonest = {t: (known.get(t) or {}).get("majority", (facts.get(t) or {}).get("majority")) for t in tasks}
-    ranks = ((folder.summary.get("descriptive") or {}).get("ranks") or {}).get("arms") or {}
     lines = {
         folder.reference if arm == REFERENCE else arm: runs.get(arm) for arm in (*folder.arms, REFERENCE)
     }
@@ -56,13 +54,12 @@ def task_table(folder: Folder) -> dict[str, Any] | None:
         {
             "arm": arm,
             "cells": {t: _cell(mine.get(t, []), percent=top[t] <= 1) for t in tasks},
-            "rank": ranks.get(arm),
         }
         for arm, mine in lines.items()
         if mine
     ]
     metrics = {t: str((facts.get(t) or {}).get("metric") or "score") for t in tasks}
-    return {"tasks": metrics, "rows": rows, "ranked": bool(ranks)} if tasks else None
+    return {"tasks": metrics, "rows": rows} if tasks else None
 
 
 def _cell(values: list[float], *, percent: bool) -> dict[str, str]:

@@ -164,69 +164,6 @@ def standardised_effect(differences: ArrayLike) -> float:
     return float(correction * d.mean() / d.std(ddof=1))
 
 
-def probability_of_superiority(arm: ArrayLike, baseline: ArrayLike) -> float:
-    """P(a run of the arm beats a run of the baseline), ties one half: Mann–Whitney's U / (n·m)."""
-    a, b = _numbers(arm, at_least=1), _numbers(baseline, at_least=1)
-    return float(np.mean((np.sign(a[:, None] - b[None, :]) + 1) / 2))
-
-
-def interquartile_mean(scores: ArrayLike) -> float:
-    """Mean of the middle half: a quarter of the scores (rounded down) is dropped at each end.
-
-    Source: Agarwal et al. (2021), Deep RL at the Edge of the Statistical Precipice.
-    """
-    x = np.sort(_numbers(scores, at_least=1))
-    cut = len(x) // 4
-    return float(x[cut : len(x) - cut].mean())
-
-
-def average_ranks(scores: ArrayLike) -> NDArray[np.float64]:
-    """(N tasks or runs, K arms) scores, higher better → (K,) mean ranks; 1 is best, ties share a rank."""
-    return stats.rankdata(-np.asarray(scores, dtype=float), axis=1).mean(axis=0)
-
-
-def nemenyi_critical_difference(arms: int, rows: int, *, alpha: float = 0.05) -> float:
-    """Mean ranks over `rows` differ at level alpha if further apart. Source: Demšar (2006), 3.2.2."""
-    q = stats.studentized_range.ppf(1 - alpha, arms, np.inf) / math.sqrt(2)
-    return float(q * math.sqrt(arms * (arms + 1) / (6 * rows)))
-
-
-class Dominance(NamedTuple):
-    """epsilon: 0 the arm is better at every quantile, 1 the baseline is, .5 no telling; upper: its bound."""
-
-    epsilon: float
-    upper: float
-
-
-def almost_stochastic_order(
-    arm: ArrayLike, baseline: ArrayLike, *, alpha: float = 0.05, resamples: int = 1000, seed: int = 0
-) -> Dominance:
-    """How far the arm's scores (higher better) are from stochastically dominating the baseline's.
-
-    epsilon = ∫ max(G⁻¹ − F⁻¹, 0)² / ∫ (G⁻¹ − F⁻¹)² over the quantiles; F arm, G baseline; .5 if equal.
-    "Almost dominates" is claimed when upper < .5. The integrals are exact for step functions.
-    Source: del Barrio, Cuesta-Albertos and Matrán (2018); Dror, Shlomov and Reichart (ACL 2019).
-    """
-    a, b = _numbers(arm, at_least=1), _numbers(baseline, at_least=1)
-    edges = np.union1d(np.arange(len(a) + 1) / len(a), np.arange(len(b) + 1) / len(b))
-    width, middle = np.diff(edges), (edges[1:] + edges[:-1]) / 2
-    at_a, at_b = (middle * len(a)).astype(int), (middle * len(b)).astype(int)
-
-    def violation(rows_a: NDArray, rows_b: NDArray) -> NDArray:
-        gap = np.sort(rows_b, axis=1)[:, at_b] - np.sort(rows_a, axis=1)[:, at_a]
-        whole = (gap**2) @ width
-        against = (np.maximum(gap, 0) ** 2) @ width
-        return np.where(whole > 0, against / np.where(whole > 0, whole, 1), 0.5)
-
-    generator = np.random.default_rng(seed)
-    epsilon = float(violation(a[None], b[None])[0])
-    boot = violation(
-        a[generator.integers(0, len(a), (resamples, len(a)))],
-        b[generator.integers(0, len(b), (resamples, len(b)))],
-    )
-    return Dominance(epsilon, float(np.clip(epsilon - stats.norm.ppf(alpha) * boot.std(ddof=1), 0, 1)))
-
-
 def _numbers(values: ArrayLike, *, at_least: int) -> NDArray[np.float64]:
     x = np.asarray(values, dtype=float).ravel()
     if len(x) < at_least or not np.isfinite(x).all():

@@ -7,7 +7,7 @@ codes and as sentences, so that a page, a terminal and a script say the same.
 
 Read in this order: ``measures`` and ``table`` (the records, checked), ``contrasts`` (differences, tests,
 verdicts), ``reasons`` (what voids, caps or qualifies one), ``words`` (sentences), ``efficiency`` (quality against
-compute), ``descriptive`` (ranks and the like, which decide nothing). Cost: milliseconds to a second.
+compute). Cost: milliseconds to a second.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from maskwise.study.verdict.contrasts import contrast_rows, decide, primary_contrasts
-from maskwise.study.verdict.descriptive import descriptive
 from maskwise.study.verdict.efficiency import efficiency
 from maskwise.study.verdict.reasons import Reasons
 from maskwise.study.verdict.table import REFERENCE, Table
@@ -68,5 +67,4 @@ def summarise(
         "advice": advice_of(primary, names),
         "overlap": table.overlap,
         "efficiency": efficiency(table, pairs, names),
-        "descriptive": descriptive(table, primary),
     }
