@@ -157,9 +157,7 @@ def test_task_scores_are_means_with_their_spread_and_references(tmp_path: Path) 
             {"kind": "score", "arm": arm, "seed": s, "task": "task-0", "score": x}
             for s, x in enumerate(scores)
         ]
-    table = task_table(
-        read_folder(write_study(tmp_path / "s", study, records, summary=None, samples=None))
-    )
+    table = task_table(read_folder(write_study(tmp_path / "s", study, records, summary=None, samples=None)))
     assert table and table["tasks"] == {"task-0": "accuracy"}
     rows = {row["arm"]: row["cells"]["task-0"] for row in table["rows"]}
     assert rows["token-15"] == {"mean": "55.0", "sd": "7.1"}
