@@ -5,7 +5,7 @@ INSTALLED := .venv/.installed
 SHORT := training.steps=60 training.eval_every=20 training.save_every=20 corpus.limit=500 \
 	study.seeds=2 finetune.seeds=1 finetune.epochs=0.5
 
-.PHONY: demo demo-short test test-all check format bench venv clean
+.PHONY: demo demo-short test test-all check docs format bench venv clean
 
 demo: venv ## compare masking choices on the bundled text; ends with a page to look at
 	$(BIN)/maskwise study quick-start --out runs/quick-start
@@ -19,11 +19,14 @@ test: venv ## fast tests, offline
 test-all: venv ## slow tests too; those that need ../shared skip without it
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m "slow or not slow" --timeout 1800
 
-check: venv ## format, lint, types, import direction
+check: venv docs ## format, lint, types, import direction, the shape of the house, and the pages of docs/
 	$(BIN)/ruff format --check src tests scripts
 	$(BIN)/ruff check src tests scripts
 	$(BIN)/mypy
-	$(BIN)/pytest -p no:cacheprovider tests/test_imports.py
+	$(BIN)/pytest -p no:cacheprovider tests/test_imports.py tests/test_house.py
+
+docs: venv ## the pages, with the reference made from docstrings, in build/site; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 format: venv
 	$(BIN)/ruff check --fix src tests scripts
@@ -43,4 +46,4 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf .venv runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv build runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
