@@ -16,7 +16,7 @@ torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Slow tests have no time limit of their own but the command line's."""
+    """Slow tests and tests of processes have no time limit of their own but the command line's."""
     for item in items:
-        if "slow" in item.keywords:
+        if "slow" in item.keywords or "process" in item.keywords:
             item.add_marker(pytest.mark.timeout(1800))

@@ -1,10 +1,11 @@
-"""Engines: a failure takes down what needs it and no more; a lost worker or node changes no number."""
+"""Workers and the stages they do: a failure takes down only what needs it; a lost worker or node changes no number."""
 
 from __future__ import annotations
 
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -14,25 +15,27 @@ from typing import Any
 
 import pytest
 
+from maskwise import jobs
 from maskwise.errors import MaskwiseError
-from maskwise.study import Plan, Run, Stage
-from maskwise.study.engines import ENGINES, execute, schedule
-from maskwise.study.engines.base import Failure
+from maskwise.jobs import ENGINES, Failure, LocalPool, Outcome, Pool, open_pool
+from maskwise.study import Plan, Run, Stage, scheduler
+from maskwise.study.scheduler import execute
 from maskwise.study.table import LiveTable
-from tiny import maskwise, read_lines, start, write_inputs
+from processes import PATIENCE, wait_for, workers
+from tiny import maskwise, read_lines, start, worker_task, write_inputs
 
 LOST = Failure("the node is gone", passing=True)
 WRONG = Failure("the loss is not finite", passing=False)
 
 
-class Scripted:
-    """An engine that does a task by writing done.json, unless the script has a failure for it."""
+class Scripted(Pool[Any, Any]):
+    """A pool that does a task by writing done.json, unless the script has a failure for it."""
 
     script: dict[str, list[Failure]]
     log: list[str]
 
-    def __init__(self, run: Any, *, jobs: int | None, probe: Any):
-        self.stages, self.jobs, self.tasks = Path(run.keywords["stages"]), jobs or 2, []
+    def __init__(self, function: Any, *, jobs: int | None, probe: Any, gpu: bool):
+        self.stages, self.jobs, self.tasks = Path(function.keywords["stages"]), jobs or 2, []
         self.probed = probe()
 
     @property
@@ -43,14 +46,14 @@ class Scripted:
         assert self.idle > 0
         self.tasks.append(task)
 
-    def finished(self, timeout: float) -> Iterator[tuple[Any, Any, Failure | None]]:
+    def finished(self, timeout: float) -> Iterator[Outcome[Any, Any]]:
         for task in self.tasks:
             word = task["stage"]["what"]["word"]
             self.log.append(word)
             failures = self.script.get(word, [])
             if not failures:
                 finish(self.stages / task["name"])
-            yield task, None, failures.pop(0) if failures else None
+            yield Outcome(task, None, failures.pop(0) if failures else None)
         self.tasks = []
 
     def close(self) -> None:
@@ -83,7 +86,7 @@ def plan() -> Plan:
 def scripted(monkeypatch) -> type[Scripted]:
     Scripted.script, Scripted.log = {}, []
     monkeypatch.setitem(ENGINES, "scripted", Scripted)
-    monkeypatch.setattr(schedule, "PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(scheduler, "PAUSE_SECONDS", 0.01)
     return Scripted
 
 
@@ -128,7 +131,7 @@ def test_a_text_that_all_need_ends_the_study_in_one_line(plan, tmp_path, scripte
 
 
 def test_done_elsewhere_and_not_seen_here_is_a_failure(plan, tmp_path, scripted, monkeypatch):
-    monkeypatch.setattr(schedule, "LATE_SECONDS", 0.0)
+    monkeypatch.setattr(scheduler, "LATE_SECONDS", 0.0)
     monkeypatch.setattr("test_engines.finish", lambda folder: None)
     with pytest.raises(MaskwiseError, match="its folder is not seen here"):
         do(plan, tmp_path, retries=0)
@@ -138,10 +141,10 @@ def test_a_copy_of_a_stage_waits_for_the_other(tmp_path):
     order = []
 
     def second() -> None:
-        with schedule.alone(tmp_path / "stage"):
+        with scheduler.only_copy(tmp_path / "stage"):
             order.append("second")
 
-    with schedule.alone(tmp_path / "stage"):
+    with scheduler.only_copy(tmp_path / "stage"):
         thread = threading.Thread(target=second)
         thread.start()
         thread.join(0.2)
@@ -151,13 +154,13 @@ def test_a_copy_of_a_stage_waits_for_the_other(tmp_path):
 
 
 def test_a_machine_that_computes_otherwise_is_refused(plan, tmp_path, monkeypatch):
-    monkeypatch.setattr(schedule, "LATE_SECONDS", 0.0)
-    with schedule.probe(plan.stages()[0], tmp_path) as look:
+    monkeypatch.setattr(scheduler, "LATE_SECONDS", 0.0)
+    with scheduler.machine_probe(plan.stages()[0], tmp_path) as look:
         assert look() is None
         monkeypatch.setattr("maskwise.study.stages._numerics", lambda: ("other versions",))
         assert "other versions" in look()
         with pytest.raises(MaskwiseError, match="use like machines"):
-            schedule.work(look.args[0], stages=str(tmp_path))
+            scheduler.do_stage(look.args[0], stages=str(tmp_path))
     assert look().startswith(f"it does not see {tmp_path}")
 
 
@@ -179,17 +182,91 @@ def test_an_unknown_engine_names_those_there_are(plan, tmp_path):
         execute([], tmp_path, plan, quiet=True, engine="rai")
 
 
-# The engines -----------------------------------------------------------------------------------------------
+# The pools -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.process
+def test_a_worker_that_dies_is_a_failure_and_is_replaced(monkeypatch):
+    monkeypatch.setattr(jobs, "PATIENCE_SECONDS", PATIENCE)
+    found = {}
+    with LocalPool(worker_task, jobs=1) as pool:
+        for task in ("first", "die", "raise", "last"):
+            pool.start(task)
+            assert pool.idle == 0
+            [found[task]] = pool.finished(timeout=PATIENCE)
+            assert pool.idle == 1
+        worker = pool.workers[0].process
+    assert found["die"] == ("die", None, ("the worker process died (exit code 7)", True))
+    error, passing = found["raise"].failure
+    assert error.startswith("KeyError: 'two\\nlines' (") and "tiny.py:" in error and not passing
+    first, last = found["first"].result, found["last"].result
+    assert first[0] == "first" and last[0] == "last" and first[1] != last[1]
+    assert first[2:] == (1, "1")
+    assert worker.returncode == 0  # it ended by itself
+
+
+@pytest.mark.process
+def test_results_come_with_their_tasks_and_a_failure_ends_them():
+    with open_pool(worker_length, jobs=2) as pool:
+        pool.warm(5)
+        assert len(pool.workers) == 2
+        assert sorted(pool.results(str(10**n) for n in range(9))) == [(str(10**n), n + 1) for n in range(9)]
+        with pytest.raises(MaskwiseError, match=r"^TypeError: object of type 'int' has no len\(\) \(.*\)$"):
+            list(pool.results([3]))
+    with (
+        open_pool(worker_task, jobs=1) as pool,
+        pytest.raises(MaskwiseError, match=r"code 7\); was there enough"),
+    ):
+        list(pool.results(["die"]))
+
+
+def worker_length(text):
+    return len(text)
+
+
+IMPORTS = """
+import time
+print("importing", flush=True)
+time.sleep(3600)
+def function(task): ...
+"""
+PARENT = """
+from maskwise.jobs import LocalPool
+import sys, time
+class Named:
+    def __reduce__(self):
+        import importlib
+        return importlib.import_module, ("slow_to_import",)
+LocalPool(Named(), jobs=1).warm(1)
+time.sleep(3600)
+"""
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_a_worker_that_still_imports_leaves_with_its_parent(tmp_path, how):
+    """No ``if __name__ == "__main__":`` in the parent, either."""
+    (tmp_path / "slow_to_import.py").write_text(IMPORTS)
+    (tmp_path / "parent.py").write_text(PARENT)
+    command = [sys.executable, str(tmp_path / "parent.py")]
+    parent = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert parent.stdout.readline() == "importing\n"  # the worker says it
+    [worker] = workers(parent.pid)
+    parent.send_signal(how)
+    parent.wait()
+    began = time.monotonic()
+    wait_for(lambda: not Path(f"/proc/{worker}").exists())
+    assert PATIENCE < 60 or time.monotonic() - began < 60  # it imports for an hour
 
 
 @pytest.mark.slow  # every worker that dies is one more that imports torch
+@pytest.mark.process
 @pytest.mark.parametrize("name", ["local", "ray"])
-def test_every_engine_keeps_the_promises(name, monkeypatch):
+def test_every_pool_keeps_the_promises(name, monkeypatch):
     """``eval`` is a function that every process knows."""
     monkeypatch.setenv("RAY_ADDRESS", "local")
-    engine = ENGINES[name](eval, jobs=1, probe=lambda: None)
     found = {}
-    try:
+    with open_pool(eval, engine=name, jobs=1, probe=lambda: None) as pool:
         for task in (
             "__import__('torch').get_num_threads(), __import__('os').environ['OMP_NUM_THREADS']",
             "{}['two\\nlines']",
@@ -198,16 +275,14 @@ def test_every_engine_keeps_the_promises(name, monkeypatch):
             "__import__('os').kill(__import__('os').getpid(), 9)",
             "1 + 1",
         ):
-            assert engine.idle == 1
-            engine.start(task)
-            assert engine.idle == 0
-            while engine.idle == 0:
-                for ended, result, failure in engine.finished(0.5):
+            assert pool.idle == 1
+            pool.start(task)
+            assert pool.idle == 0
+            while pool.idle == 0:
+                for ended, result, failure in pool.finished(0.5):
                     found[ended] = result, failure
-    finally:
-        engine.close()
-        if name == "ray":
-            engine.ray.shutdown()
+    if name == "ray":
+        pool.ray.shutdown()
     results, failures = zip(*found.values(), strict=True)
     assert results == ((1, "1"), None, None, None, None, 2)
     assert [failure and failure.passing for failure in failures] == [None, False, True, True, True, None]
@@ -266,36 +341,25 @@ def unfinished(out: Path) -> set[Path]:
     return {folder for folder in folders if not (folder / "done.json").exists()}
 
 
-def wait(what: Any, seconds: float = 240.0) -> None:
-    end = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.05)
-
-
 def same(out: Path, finished: Path) -> bool:
     return (out / "records.jsonl").read_bytes() == (finished / "records.jsonl").read_bytes()
 
 
 @pytest.mark.slow
+@pytest.mark.process
 def test_a_killed_worker_changes_no_number(finished, recipe, tmp_path):
     out = tmp_path / "out"
     study = start("study", recipe, STEPS, "--out", out, "--jobs", 1, "--retries", 1)
-    wait(lambda: unfinished(out) or study.poll() is not None)
-    [worker] = [
-        pid for pid in children(study.pid) if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    ]
+    wait_for(lambda: unfinished(out) or study.poll() is not None)
+    [worker] = workers(study.pid)
     os.kill(worker, signal.SIGKILL)
-    _, err = study.communicate(timeout=300)
+    _, err = study.communicate(timeout=PATIENCE)
     assert study.returncode == 0 and "exit code -9); trying again (1 of 1)" in err
     assert same(out, finished)
 
 
-def children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
 @pytest.mark.slow
+@pytest.mark.process
 def test_a_place_that_cannot_be_written_fails_one_run(finished, recipe, tmp_path):
     out = tmp_path / "out"
     (out / "stages").mkdir(parents=True)
@@ -303,7 +367,7 @@ def test_a_place_that_cannot_be_written_fails_one_run(finished, recipe, tmp_path
     stage = json.loads((finished / "study.json").read_text())["arms"]["token-15"]["runs"]["1"]
     (out / stage).write_text("in the way")
     study = start("study", recipe, STEPS, "--out", out, "--jobs", 1, "--retries", 1)
-    _, err = study.communicate(timeout=300)
+    _, err = study.communicate(timeout=PATIENCE)
     assert study.returncode == 1 and err.count("trying again (1 of 1)") == 1
     failures = [record for record in read_lines(out / "records.jsonl") if record["kind"] == "failure"]
     assert {(record["arm"], record["seed"]) for record in failures} == {("token-15", 1)}
@@ -311,22 +375,24 @@ def test_a_place_that_cannot_be_written_fails_one_run(finished, recipe, tmp_path
 
 
 @pytest.mark.slow
+@pytest.mark.process
 def test_ctrl_c_on_ray_leaves_a_study_that_goes_on(finished, recipe, tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "local")
     out = tmp_path / "out"
     arguments = ("study", recipe, STEPS, "--out", out, "--engine", "ray", "--jobs", 1)
     study = start(*arguments)
-    wait(lambda: unfinished(out) or study.poll() is not None)
+    wait_for(lambda: unfinished(out) or study.poll() is not None)
     os.killpg(study.pid, signal.SIGINT)
-    _, err = study.communicate(timeout=60)
+    _, err = study.communicate(timeout=PATIENCE)
     assert study.returncode == 130 and "goes on" in err and "Traceback" not in err
     study = start(*arguments, "--json")
-    printed, err = study.communicate(timeout=300)
+    printed, err = study.communicate(timeout=PATIENCE)
     assert study.returncode == 0 and json.loads(printed)["baseline"] == "token-15" and err == ""
     assert same(out, finished) and not list(out.rglob("*.partial"))
 
 
 @pytest.mark.slow
+@pytest.mark.process
 def test_a_lost_node_changes_no_number(finished, recipe, tmp_path, monkeypatch):
     """Two nodes with a core each; one is killed while both pre-train."""
     cluster_utils = pytest.importorskip("ray.cluster_utils")
@@ -338,9 +404,9 @@ def test_a_lost_node_changes_no_number(finished, recipe, tmp_path, monkeypatch):
         monkeypatch.setenv("RAY_ADDRESS", cluster.address)
         out = tmp_path / "out"
         study = start("study", recipe, STEPS, "--out", out, "--engine", "ray")
-        wait(lambda: len(unfinished(out)) > 1 or study.poll() is not None)
+        wait_for(lambda: len(unfinished(out)) > 1 or study.poll() is not None)
         cluster.remove_node(second, allow_graceful=False)
-        printed, err = study.communicate(timeout=300)
+        printed, err = study.communicate(timeout=PATIENCE)
     finally:
         cluster.shutdown()
     assert study.returncode == 0 and "raylet" not in printed

@@ -16,7 +16,7 @@ ROOT = Path(maskwise.__file__).parent
 # Below → above. A module may import its own room and what stands before it; a row does not see its own.
 ORDER = [
     {"errors", "constants", "arrays"},
-    {"folders", "specs", "keys", "starts", "tasks.readers"},
+    {"folders", "jobs", "specs", "keys", "starts", "tasks.readers"},
     {"text", "report"},
     {"annotate"},
     {"masking"},

@@ -22,11 +22,10 @@ from maskwise.evaluation import HeldOut, fixed_maskers
 from maskwise.masking import IGNORE
 from maskwise.recipe import read_recipe
 from maskwise.study import Prepared, Stage, make_plan
-from maskwise.study.engines.local import LocalEngine
 from maskwise.study.stages import prepare_stage, pretrain_stage
 from maskwise.training import log_frequencies
 from maskwise.training.checkpoints import damage
-from tiny import maskwise, read_lines, start, worker_task, write_inputs
+from tiny import maskwise, read_lines, start, write_inputs
 
 SCHEMA = {
     "score": {"kind", "arm", "seed", "task", "metric", "score", "fine_tuning", "dev"},
@@ -89,7 +88,7 @@ def test_a_second_run_does_nothing_and_finds_the_same(finished, recipe, monkeypa
     def no_pool(*arguments: Any, **more: Any) -> None:
         raise AssertionError("a worker was started")
 
-    monkeypatch.setattr("maskwise.study.engines.local.LocalEngine.__init__", no_pool)
+    monkeypatch.setattr("maskwise.jobs.LocalPool.__init__", no_pool)
     before = {
         path: path.stat().st_mtime_ns for path in (finished / "stages").rglob("*") if path.name != ".lock"
     }
@@ -326,24 +325,3 @@ def test_a_failing_run_takes_no_other_down(recipe, tmp_path, capfd):
     assert {r["arm"] for r in records if r["kind"] == "score"} == {"token-15", "no-pretraining"}
     assert "the loss is not finite" in (out / "report.html").read_text()
     assert "Traceback" in (out / "stages" / failure["stage"] / "error.txt").read_text()
-
-
-def test_a_worker_that_dies_is_a_failure_and_is_replaced():
-    pool = LocalEngine(worker_task, jobs=1)
-    found = {}
-    try:
-        for what in ("first", "die", "raise", "last"):
-            pool.start(what)
-            assert pool.idle == 0
-            [found[what]] = pool.finished(timeout=60.0)
-            assert pool.idle == 1
-    finally:
-        worker = pool.workers[0].process
-        pool.close()
-    assert found["die"] == ("die", None, ("the worker process died (exit code 7)", True))
-    error, passing = found["raise"][2]
-    assert error.startswith("KeyError: 'two\\nlines' (") and "tiny.py:" in error and not passing
-    first, last = found["first"][1], found["last"][1]
-    assert first[0] == "first" and last[0] == "last" and first[1] != last[1]
-    assert first[2:] == (1, "1")
-    assert worker.exitcode == 0  # it ended by itself

@@ -17,8 +17,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from maskwise.jobs import require_engine
 from maskwise.study.checks import check_folder, check_inputs
-from maskwise.study.engines import require_engine
 from maskwise.study.phases import Design
 from maskwise.study.runner import shared_folder
 from maskwise.study.stages import Stage

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from maskwise.errors import MaskwiseError
+from maskwise.jobs import require_engine
 from maskwise.report import write_report
 from maskwise.study.checks import check_folder, check_inputs, only_one, say
-from maskwise.study.engines import RETRIES, execute, require_engine
 from maskwise.study.facts import describe, samples, timings
 from maskwise.study.phases import Design
 from maskwise.study.records import collect
+from maskwise.study.scheduler import RETRIES, execute
 from maskwise.study.stages import Stage, write_json, write_lines
 from maskwise.study.verdict import primary_contrasts, summarise
 
