@@ -362,7 +362,7 @@ class RayPool(Pool[Task, Result]):
 
     def _outcome(self, reference: object) -> tuple[Any, Failure | None]:
         try:
-            return self.ray.get(reference)  # type: ignore[no-any-return]
+            return self.ray.get(reference)
         except self.ray.exceptions.RayTaskError as error:  # maskwise could not even be loaded there
             return None, Failure(_first_sentence(error), passing=False)
         except self.ray.exceptions.RayError as error:
