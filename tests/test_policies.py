@@ -417,3 +417,29 @@ def test_purposes_are_apart() -> None:
     draws = keys.uniform(Purpose.PARTITION, torch.arange(4, dtype=torch.int32))
     table = torch.cat((keys.row_uniform(Purpose.PARTITION).unsqueeze(1), draws), 1).T
     assert (torch.corrcoef(table) - torch.eye(5)).abs().max() < 0.03
+
+
+@pytest.mark.parametrize(
+    ("spec", "kind"),
+    [
+        ("token", "token"),
+        ("guided", "token"),
+        ("weighted(units='token')", "token"),
+        ("frequency(units='token')", "token"),
+        ("whole-word", "whole-word"),
+        ("weighted", "whole-word"),
+        ("pos-weighted", "whole-word"),
+        ("informative", "whole-word"),
+        ("span", "span"),
+        ("span(over='token')", "token span"),
+        ("t5-span", "token span"),
+        ("suffix", "token span"),
+        ("ul2", "token span"),
+        ("salient", "span-layer"),
+        ("weighted(units='phrase')", "span-layer"),
+        ("mixture(whole-word, pos-weighted)", "whole-word"),
+        ("mixture(whole-word, token)", "mixture"),
+    ],
+)
+def test_the_kind_of_units_follows_from_the_arguments(spec: str, kind: str) -> None:
+    assert policy(spec).unit_kind == kind

@@ -230,9 +230,9 @@ class _Contest:
         share = float(chosen.sum() / eligible.sum())
         if masker.budget == "exact":
             assert ((chosen.sum(1) - eligible.sum(1) * RATIO) < 1).all(), f"{name}: over the budget"
-        if masker.policy.units_name in ("token", "whole-word"):
+        if name.endswith(", token") or name.endswith(", whole-word"):
             assert abs(share - RATIO) < 0.005, f"{name}: the budget is not used"
-        if masker.policy.units_name == "whole-word":
+        if masker.policy.unit_kind == "whole-word":
             word = batch["word_ids"].clamp(min=0) - batch["word_ids"][:, 1:2]
             size = torch.zeros(len(ids), self.length, dtype=torch.long)
             both = [size.scatter_add(1, word.clamp(min=0), m.long()) for m in (chosen, eligible)]

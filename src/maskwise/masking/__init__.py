@@ -12,9 +12,10 @@ from maskwise.masking.masked import IGNORE, MaskedBatch
 from maskwise.masking.masker import Masker
 from maskwise.masking.policies import POLICIES, Policy
 from maskwise.masking.schedules import SCHEDULES
+from maskwise.masking.units import UnitKind
 from maskwise.masking.vocabulary import Vocabulary
 
 __all__ = [
     "CORRUPTIONS", "IGNORE", "POLICIES", "SCHEDULES", "AnnotatedBatch", "MaskedBatch", "Masker", "MaskingCollator",
-    "Policy", "StepBatchSampler", "SteppedDataset", "Vocabulary", "schedules",
+    "Policy", "StepBatchSampler", "SteppedDataset", "UnitKind", "Vocabulary", "schedules",
 ]  # fmt: skip

@@ -7,6 +7,7 @@ most L of them and everything about units is a dense (B, U) tensor: no ragged li
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from functools import cached_property
 
 import torch
@@ -15,6 +16,21 @@ from torch import Tensor
 from maskwise.arrays import copy, floats, places, raw, running_count, tensor, where
 from maskwise.errors import MaskwiseError
 from maskwise.masking.annotated import AnnotatedBatch
+
+
+class UnitKind(StrEnum):
+    """What a policy's units are. It follows from the policy's arguments.
+
+    Arms whose units are of different kinds are not compared by one held-out loss. The values are written to
+    study.json: never change them, only append.
+    """
+
+    TOKEN = "token"
+    WORD = "whole-word"
+    SPAN = "span"  # several words together
+    TOKEN_SPAN = "token span"  # several tokens together, which may cut words
+    LAYER = "span-layer"  # the runs of a layer, such as entities, phrases or sentences
+    MIXTURE = "mixture"  # several of these
 
 
 @dataclass

@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 from maskwise.errors import MaskwiseError
 from maskwise.masking import IGNORE
 from maskwise.masking.policies import policy
+from maskwise.masking.units import UnitKind
 from maskwise.objectives.base import Objective, Outcome, check_all_asked, encoded, width
 from maskwise.objectives.mlm import head_of
 from maskwise.objectives.work import Work, vocabulary_head
@@ -50,8 +51,7 @@ class SpanBoundary(Objective):
     def check(cls, masking: Mapping[str, Any]) -> str | None:
         """All that is masked is asked; single tokens are no spans, and no mistake."""
         check_all_asked("sbo", masking)
-        units = policy(masking["policy"])
-        if units.units_name in ("token", "guided") or getattr(units, "units_of", "") == "token":
+        if policy(masking["policy"]).unit_kind == UnitKind.TOKEN:
             what = f"objective sbo with policy {masking['policy']} has hardly any spans"
             return f"{what}: each token is said by its two neighbours"
         return None

@@ -48,7 +48,7 @@ def describe(recipe: Any, design: Design) -> dict[str, Any]:
         mine = [run for run in design.runs if run.arm == name and run.pretrained]
         arms[name] = {
             "policy": masking.policy, "ratio": str(schedule(masking.ratio)), "overrides": overrides,
-            "units": policy(masking.policy).units_name, "tokenizer": tokenizer_of(prepare_stage(links[0])),
+            "units": policy(masking.policy).unit_kind, "tokenizer": tokenizer_of(prepare_stage(links[0])),
             "judged_on": list(design.kinds(name)),
             **({"sampler": links[-1].sampler} if links[-1].objectives else {}),
             "setting": design.settings[name],

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from maskwise.keys import Keys
 from maskwise.masking.annotated import AnnotatedBatch
-from maskwise.masking.units import Units
+from maskwise.masking.units import UnitKind, Units
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,10 @@ class Moment:
 class Policy(ABC):
     """Base of all policies. Members are small frozen dataclasses, so that they can be compared and shown."""
 
-    #: what the units are, for reports: arms with different units are not compared by one held-out loss
-    units_name: str = "token"
+    @property
+    @abstractmethod
+    def unit_kind(self) -> UnitKind:
+        """What the units are; arms with units of different kinds are not compared by one held-out loss."""
 
     @abstractmethod
     def units(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
@@ -69,6 +71,11 @@ def pieces(batch: AnnotatedBatch, name: str, *, policy: str) -> Units:
     if name == "token":
         return Units.tokens(batch)
     return Units.runs(batch, batch.layer(layer_of(name)[0], policy=policy))
+
+
+def kind_of(name: str) -> UnitKind:
+    """The kind of the units that ``pieces`` makes."""
+    return {"token": UnitKind.TOKEN, "word": UnitKind.WORD}.get(name, UnitKind.LAYER)
 
 
 def layer_of(name: str) -> tuple[str, ...]:

@@ -9,8 +9,8 @@ from torch import Tensor
 from maskwise.errors import MaskwiseError
 from maskwise.keys import Keys
 from maskwise.masking.annotated import AnnotatedBatch
-from maskwise.masking.policies.base import Moment, Policy, layer_of, pieces
-from maskwise.masking.units import Units
+from maskwise.masking.policies.base import Moment, Policy, kind_of, layer_of, pieces
+from maskwise.masking.units import UnitKind, Units
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,9 @@ class Frequency(Policy):
     floor: float = 10.0
     counts: Tensor | None = field(default=None, compare=False, repr=False)
 
-    units_name = "weighted"
+    @property
+    def unit_kind(self) -> UnitKind:
+        return kind_of(self.units_of)
 
     def __post_init__(self) -> None:
         if self.floor <= 0:

@@ -13,9 +13,9 @@ from torch.nn.functional import pad
 from maskwise.errors import MaskwiseError
 from maskwise.keys import Keys, Purpose
 from maskwise.masking.annotated import AnnotatedBatch
-from maskwise.masking.policies.base import Moment, Policy, layer_of, pieces
+from maskwise.masking.policies.base import Moment, Policy, kind_of, layer_of, pieces
 from maskwise.masking.running import UNKNOWN, GroupLosses, standardised
-from maskwise.masking.units import Units
+from maskwise.masking.units import UnitKind, Units
 
 UPOS = (
     "ADJ", "ADP", "ADV", "AUX", "CCONJ", "DET", "INTJ", "NOUN", "NUM", "PART", "PRON", "PROPN", "PUNCT", "SCONJ",
@@ -46,7 +46,9 @@ class GroupWeighted(Policy):
     faithful: bool = False
     running: GroupLosses = field(default_factory=lambda: GroupLosses(0), repr=False)
 
-    units_name = "weighted"
+    @property
+    def unit_kind(self) -> UnitKind:
+        return kind_of(self.units_of)
 
     def layers(self) -> tuple[str, ...]:
         return (self.layer, *layer_of(self.units_of))

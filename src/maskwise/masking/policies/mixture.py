@@ -15,7 +15,7 @@ from maskwise.keys import Keys, Purpose
 from maskwise.masking.annotated import AnnotatedBatch
 from maskwise.masking.policies.base import Moment, Policy
 from maskwise.masking.schedules import Schedule, schedule
-from maskwise.masking.units import Units
+from maskwise.masking.units import UnitKind, Units
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,10 @@ class Mixture(Policy):
     members: tuple[Policy, ...]
     shares: tuple[Schedule, ...]
 
-    units_name = "mixture"
+    @property
+    def unit_kind(self) -> UnitKind:
+        kinds = {member.unit_kind for member in self.members}
+        return kinds.pop() if len(kinds) == 1 else UnitKind.MIXTURE
 
     def judged_on(self) -> tuple[str, ...]:
         return tuple(sorted({kind for member in self.members for kind in member.judged_on()}))

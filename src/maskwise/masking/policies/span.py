@@ -14,7 +14,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.keys import Keys, Purpose
 from maskwise.masking.annotated import AnnotatedBatch
 from maskwise.masking.policies.base import Moment, Policy, layer_of
-from maskwise.masking.units import Units
+from maskwise.masking.units import UnitKind, Units
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,9 @@ class Span(Policy):
     over: str = "word"
     poisson: float | None = None
 
-    units_name = "span"
+    @property
+    def unit_kind(self) -> UnitKind:
+        return UnitKind.SPAN if self.over == "word" else UnitKind.TOKEN_SPAN
 
     def __post_init__(self) -> None:
         if not 0 < self.p < 1:

@@ -10,7 +10,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.keys import Keys
 from maskwise.masking.annotated import AnnotatedBatch
 from maskwise.masking.policies.base import Moment, Policy, layer_of
-from maskwise.masking.units import Units
+from maskwise.masking.units import UnitKind, Units
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,9 @@ class SpanLayer(Policy):
     rest: str = "word"
     rest_weight: float = 0.0
 
-    units_name = "span-layer"
+    @property
+    def unit_kind(self) -> UnitKind:
+        return UnitKind.LAYER
 
     def __post_init__(self) -> None:
         if self.rest not in ("word", "token", "none"):
@@ -82,7 +84,9 @@ class Guided(Policy):
 
     layer: str = "salient"
 
-    units_name = "guided"
+    @property
+    def unit_kind(self) -> UnitKind:
+        return UnitKind.TOKEN
 
     def layers(self) -> tuple[str, ...]:
         return (self.layer,)

@@ -11,7 +11,7 @@ from maskwise.keys import Keys
 from maskwise.masking.annotated import AnnotatedBatch
 from maskwise.masking.policies.base import Moment, Policy
 from maskwise.masking.policies.t5_span import noise_tokens, noise_units
-from maskwise.masking.units import Units
+from maskwise.masking.units import UnitKind, Units
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,9 @@ class Suffix(Policy):
 
     ratio: float | None = None
 
-    units_name = "token span"
+    @property
+    def unit_kind(self) -> UnitKind:
+        return UnitKind.TOKEN_SPAN
 
     def ratios(self, ratio_B: Tensor, keys: Keys, moment: Moment) -> Tensor:
         return ratio_B if self.ratio is None else torch.full_like(ratio_B, self.ratio)

@@ -26,7 +26,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.keys import Keys, Purpose
 from maskwise.masking.annotated import AnnotatedBatch
 from maskwise.masking.policies.base import Moment, Policy
-from maskwise.masking.units import Units
+from maskwise.masking.units import UnitKind, Units
 
 _SURE = 1e6  # the weight of noise, so that ``bernoulli`` takes it all
 
@@ -50,7 +50,9 @@ class T5Span(Policy):
     mean_span: float = 3.0
     ratio: float | None = None
 
-    units_name = "token span"
+    @property
+    def unit_kind(self) -> UnitKind:
+        return UnitKind.TOKEN_SPAN
 
     def __post_init__(self) -> None:
         if self.mean_span < 1:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from maskwise.keys import Keys
 from maskwise.masking.annotated import AnnotatedBatch
 from maskwise.masking.policies.base import Moment, Policy
-from maskwise.masking.units import Units
+from maskwise.masking.units import UnitKind, Units
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,10 @@ class Token(Policy):
     Cost: one key a token.
     Source: Devlin et al. 2019 (arXiv 1810.04805), section 3.1.
     """
+
+    @property
+    def unit_kind(self) -> UnitKind:
+        return UnitKind.TOKEN
 
     def units(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
         return Units.tokens(batch)

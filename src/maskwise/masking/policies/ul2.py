@@ -14,7 +14,7 @@ from maskwise.keys import Keys, Purpose, below
 from maskwise.masking.annotated import AnnotatedBatch
 from maskwise.masking.policies.base import Moment, Policy
 from maskwise.masking.policies.t5_span import noise_tokens, noise_units
-from maskwise.masking.units import Units
+from maskwise.masking.units import UnitKind, Units
 
 R, S, X = ((3, 0.15), (8, 0.15)), ((0, 0.25),), ((3, 0.5), (8, 0.5), (64, 0.15), (64, 0.5))
 
@@ -34,7 +34,9 @@ class Ul2(Policy):
 
     denoisers: tuple[tuple[float, float], ...] = R + S + X
 
-    units_name = "token span"
+    @property
+    def unit_kind(self) -> UnitKind:
+        return UnitKind.TOKEN_SPAN
 
     def __post_init__(self) -> None:
         fine = all(len(d) == 2 and (d[0] == 0 or d[0] >= 1) and 0 <= d[1] <= 1 for d in self.denoisers)

@@ -8,8 +8,8 @@ import torch
 
 from maskwise.keys import Keys
 from maskwise.masking.annotated import AnnotatedBatch
-from maskwise.masking.policies.base import Moment, Policy, layer_of, pieces
-from maskwise.masking.units import Units
+from maskwise.masking.policies.base import Moment, Policy, kind_of, layer_of, pieces
+from maskwise.masking.units import UnitKind, Units
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,9 @@ class Weighted(Policy):
     units_of: str = "word"
     power: float = 1.0
 
-    units_name = "weighted"
+    @property
+    def unit_kind(self) -> UnitKind:
+        return kind_of(self.units_of)
 
     def layers(self) -> tuple[str, ...]:
         return (self.layer, *layer_of(self.units_of))

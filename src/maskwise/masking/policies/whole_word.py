@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from maskwise.keys import Keys
 from maskwise.masking.annotated import AnnotatedBatch
 from maskwise.masking.policies.base import Moment, Policy
-from maskwise.masking.units import Units
+from maskwise.masking.units import UnitKind, Units
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,9 @@ class WholeWord(Policy):
     Source: the whole-word checkpoints of google-research/bert (May 2019).
     """
 
-    units_name = "whole-word"
+    @property
+    def unit_kind(self) -> UnitKind:
+        return UnitKind.WORD
 
     def layers(self) -> tuple[str, ...]:
         return ("word_ids",)
