@@ -230,7 +230,7 @@ class _Contest:
         share = float(chosen.sum() / eligible.sum())
         if masker.budget == "exact":
             assert ((chosen.sum(1) - eligible.sum(1) * RATIO) < 1).all(), f"{name}: over the budget"
-        if name.endswith(", token") or name.endswith(", whole-word"):
+        if name.endswith((", token", ", whole-word")):
             assert abs(share - RATIO) < 0.005, f"{name}: the budget is not used"
         if masker.policy.unit_kind == "whole-word":
             word = batch["word_ids"].clamp(min=0) - batch["word_ids"][:, 1:2]
