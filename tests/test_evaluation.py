@@ -39,10 +39,10 @@ from maskwise.evaluation.scoring import by_width, log_probabilities
 from maskwise.evaluation.sources import load
 from maskwise.masking.annotated import AnnotatedBatch
 from maskwise.masking.vocabulary import Vocabulary
+from maskwise.models import load_model, new_config, new_model
 from maskwise.objectives import MaskedLanguageModelling
 from maskwise.recipe import validate
 from maskwise.text import Document, encode, pack, tokenise, train_tokenizer
-from maskwise.training import load_model, new_config, new_model
 from training_tools import model as tiny_model
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]

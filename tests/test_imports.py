@@ -16,8 +16,9 @@ ROOT = Path(maskwise.__file__).parent
 # Below → above. A module may import its own room and what stands before it; a row does not see its own.
 ORDER = [
     {"errors", "constants", "arrays"},
-    {"folders", "jobs", "specs", "keys", "starts", "tasks.readers"},
-    {"text", "report"},
+    {"folders", "jobs", "specs", "keys", "tasks.readers"},
+    {"starts"},
+    {"text", "report", "models"},
     {"annotate"},
     {"masking"},
     {"objectives"},

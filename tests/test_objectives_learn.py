@@ -22,12 +22,13 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from maskwise.masking import IGNORE
+from maskwise.models import new_config, new_model
 from maskwise.recipe import read_recipe
 from maskwise.study.learning import learning
 from maskwise.study.stages import prepare_stage
 from maskwise.study.work import Prepared, run_stage
 from maskwise.text import unigram_counts
-from maskwise.training import TrainingSettings, log_frequencies, new_config, new_model, train
+from maskwise.training import TrainingSettings, log_frequencies, train
 
 pytestmark = pytest.mark.slow
 

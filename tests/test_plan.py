@@ -16,12 +16,11 @@ import yaml
 
 from maskwise.constants import REFERENCE
 from maskwise.errors import MaskwiseError
+from maskwise.models import empty_model, new_config
 from maskwise.objectives import MaskedLanguageModelling
 from maskwise.recipe import read_recipe
 from maskwise.study import dry_run, make_plan, run_stage, run_study, runner
 from maskwise.study.choosing import choose, hopeless
-from maskwise.study.costs import empty_model
-from maskwise.training.model import new_config
 from tiny import maskwise, read_lines, write_inputs
 
 QUICK = ["training.steps=10", "training.save_every=0", "training.eval_every=0", "finetune.seeds=1"]

@@ -13,13 +13,13 @@ from transformers import AutoModelForMaskedLM
 
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation.heldout import spread
+from maskwise.models import new_config, new_model
 from maskwise.pretrain import run_pretrain
 from maskwise.recipe import read_recipe
 from maskwise.study.checks import check_inputs, most_held_out
 from maskwise.study.learning import learning, rows_with
 from maskwise.study.stages import prepare_stage, pretrain_stage
 from maskwise.study.work import Prepared, run_stage
-from maskwise.training import new_config, new_model
 from tiny import maskwise, read_lines, write_inputs
 
 

@@ -20,6 +20,7 @@ from maskwise.constants import REFERENCE
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation.command import evaluate_checkpoint
 from maskwise.masking import Masker
+from maskwise.models import NO_HEAD, has_head, load_config, load_model
 from maskwise.objectives import MaskedLanguageModelling
 from maskwise.recipe import read_recipe
 from maskwise.starts import resolve_start
@@ -30,8 +31,7 @@ from maskwise.study.plan import arms_of, reference_words
 from maskwise.study.stages import prepare_stage, pretrain_stage, tokenizer_of
 from maskwise.tasks import FinetuneSettings, finetune, load_task
 from maskwise.text import load_tokenizer, train_tokenizer
-from maskwise.training import MaskedSource, TrainingSettings, load_model, train
-from maskwise.training.model import NO_HEAD, has_head, load_config
+from maskwise.training import MaskedSource, TrainingSettings, train
 from maskwise.training.optim import Optimizers
 from tiny import maskwise, read_lines, write_inputs
 from training_tools import FIRST, WORDS, Language, model, tokenizer

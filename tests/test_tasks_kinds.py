@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy, log_softmax
 from transformers import AutoConfig, AutoModel, AutoModelForMultipleChoice, AutoModelForQuestionAnswering
 
 from maskwise.errors import MaskwiseError
+from maskwise.models import new_config
 from maskwise.objectives.choice import MultipleChoice
 from maskwise.objectives.spans_qa import SpanQuestionAnswering
 from maskwise.tasks import (
@@ -33,7 +34,6 @@ from maskwise.tasks.metrics import METRICS, entity_f1, pearson, spearman
 from maskwise.tasks.squad import exact_match, normalise, word_f1
 from maskwise.tasks.windows import MAX_ANSWER_TOKENS, best_spans
 from maskwise.text import train_tokenizer
-from maskwise.training import new_config
 
 LEXICON = "red green blue cat dog fox runs sleeps sits big small old in on under by park house river tree"
 WORDS = LEXICON.split(" ")

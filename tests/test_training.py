@@ -17,19 +17,10 @@ from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassificatio
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation import HeldOut
 from maskwise.masking import IGNORE, Masker
+from maskwise.models import load_model, most_tokens, new_config, new_model
 from maskwise.objectives import MaskedLanguageModelling
-from maskwise.training import (
-    MaskedSource,
-    TrainingSettings,
-    load_model,
-    log_frequencies,
-    new_config,
-    new_model,
-    permutation,
-    train,
-)
+from maskwise.training import MaskedSource, TrainingSettings, log_frequencies, permutation, train
 from maskwise.training.checkpoints import MANIFEST, damage, load_state, save_state, write_folder
-from maskwise.training.model import most_tokens
 from maskwise.training.optim import Optimizers, hidden_matrices, rate_factor
 from training_tools import ARCHITECTURES, FIRST, WORDS, Language, config, counts, model, tokenizer, two_ranks
 

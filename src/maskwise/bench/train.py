@@ -24,9 +24,10 @@ from transformers import DataCollatorForLanguageModeling, PrinterCallback, Train
 from maskwise.annotate.registry import annotator
 from maskwise.bench.timing import processor_seconds, surroundings
 from maskwise.masking import Masker
+from maskwise.models import new_config, new_model
 from maskwise.objectives import MaskedLanguageModelling
 from maskwise.text import Blocks, pack, read_documents, tokenise, train_tokenizer
-from maskwise.training import MaskedSource, TrainingSettings, new_config, new_model, train
+from maskwise.training import MaskedSource, TrainingSettings, train
 
 PEER = "transformers.Trainer"
 TINY = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 336}

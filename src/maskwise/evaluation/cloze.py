@@ -31,7 +31,7 @@ from maskwise.evaluation.facts import MASK, Fact, Facts
 from maskwise.evaluation.scoring import LONG, TIE, TOKENS, UNKNOWN, predictions
 from maskwise.evaluation.sources import require_scored
 from maskwise.masking.vocabulary import Vocabulary
-from maskwise.training.model import most_tokens
+from maskwise.models import most_tokens
 
 Pieces = tuple[int, ...]
 ONE_ANSWER = "the only answer of its relation"

@@ -11,10 +11,9 @@ from transformers.utils import logging
 from maskwise.errors import MaskwiseError, unknown_name
 from maskwise.evaluation.evaluate import evaluate, load_sets
 from maskwise.evaluation.settings import EvaluationSettings
+from maskwise.models import load_model, most_tokens
 from maskwise.text import Blocks, load_tokenizer, pack, read_documents, require_documents, tokenise
-from maskwise.training import load_model
 from maskwise.training.machine import best_device
-from maskwise.training.model import most_tokens
 
 MEASURES = ("heldout", "pseudo-perplexity", "cloze", "pairs")
 PERPLEXITY_ROWS = 32

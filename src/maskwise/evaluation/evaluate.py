@@ -19,11 +19,11 @@ from maskwise.evaluation.settings import EvaluationSettings
 from maskwise.evaluation.sources import load
 from maskwise.masking.annotated import AnnotatedBatch
 from maskwise.masking.vocabulary import Vocabulary
+from maskwise.models import check_fit, load_model
 from maskwise.objectives import MaskedLanguageModelling
 from maskwise.text import Blocks, unigram_counts
-from maskwise.training import load_model, log_frequencies
+from maskwise.training import log_frequencies
 from maskwise.training.machine import best_device
-from maskwise.training.model import check_fit
 
 PSEUDO_PERPLEXITY = "pseudo-perplexity"
 

@@ -21,8 +21,8 @@ from maskwise.evaluation.scoring import LONG, TIE, UNKNOWN, log_probabilities
 from maskwise.evaluation.sources import name_of, read_set, require_scored, some
 from maskwise.masking.annotated import AnnotatedBatch
 from maskwise.masking.vocabulary import Vocabulary
+from maskwise.models import most_tokens
 from maskwise.text import encode
-from maskwise.training.model import most_tokens
 
 GOOD, BAD = "sentence_good", "sentence_bad"
 GROUPS = ("phenomenon", "linguistics_term", "UID")

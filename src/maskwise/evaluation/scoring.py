@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from maskwise.masking.annotated import AnnotatedBatch
-from maskwise.objectives.mlm import masked_logits
+from maskwise.models import masked_logits
 
 TOKENS = 16384
 """Positions in one forward pass."""

@@ -16,7 +16,7 @@ from maskwise.objectives.base import Objective, Outcome
 from maskwise.objectives.classification import Classification
 from maskwise.objectives.contrastive import ContrastiveSentences
 from maskwise.objectives.detection import AddedTokenDetection, DeletedTokenDetection
-from maskwise.objectives.mlm import HEADS, EntityMaskedLanguageModelling, MaskedLanguageModelling
+from maskwise.objectives.mlm import EntityMaskedLanguageModelling, MaskedLanguageModelling
 from maskwise.objectives.replaced import ReplacedTokenDetection
 from maskwise.objectives.spans import SpanBoundary
 from maskwise.specs import Call, build, parse_call
@@ -46,6 +46,6 @@ def objective(spec: str | Call, model: nn.Module) -> Objective:
 
 
 __all__ = [
-    "HEADS", "OBJECTIVES", "ArmBatch", "Arms", "Classification", "ContrastiveSentences", "MaskedLanguageModelling",
+    "OBJECTIVES", "ArmBatch", "Arms", "Classification", "ContrastiveSentences", "MaskedLanguageModelling",
     "Objective", "Outcome", "objective", "objective_class",
 ]  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 from torch import Tensor, nn
@@ -13,7 +14,32 @@ from maskwise.errors import MaskwiseError
 from maskwise.masking import MaskedBatch, Masker
 from maskwise.masking.annotated import Rows
 from maskwise.masking.schedules import schedule
-from maskwise.objectives.work import Work, encoder_weights, own_weights
+from maskwise.models import Kind, encoder_of, encoder_weights, multiplied_weights
+
+
+@dataclass(frozen=True)
+class Work:
+    """How often the weights of a model are used in a forward pass: weights, times the tokens that each works for.
+
+    ``study.costs`` makes FLOPs of it. Left out is what is looked up and not multiplied (embeddings), attention scores,
+    activations and norms.
+
+    Attributes:
+        body: of the encoder.
+        head: of heads, which are trained also where the encoder is frozen.
+        tied: of a vocabulary matrix that is the encoder's embeddings, used as a head.
+    """
+
+    body: float
+    head: float = 0
+    tied: float = 0
+
+    def __add__(self, other: Work) -> Work:
+        return Work(self.body + other.body, self.head + other.head, self.tied + other.tied)
+
+    @property
+    def all(self) -> float:
+        return self.body + self.head + self.tied
 
 
 class Maker(Protocol):
@@ -49,6 +75,9 @@ class Objective(nn.Module, ABC):
     """
 
     model: nn.Module
+
+    kind: ClassVar[Kind] = "encoder"
+    """The kind of model that it trains (``models.Adapter``)."""
 
     masking: ClassVar[Mapping[str, Any]] = {}
     """How its batches are masked, where nobody says otherwise: arguments of a ``Masker``."""
@@ -104,7 +133,10 @@ class Objective(nn.Module, ABC):
             tokens: of the text, before a corruption changes their number; texts that are read twice count twice.
             targets: labels that are not −100.
         """
-        return Work(encoder_weights(self.model) * tokens, own_weights(self, self.model) * targets)
+        return Work(
+            encoder_weights(self.model) * tokens,
+            (multiplied_weights(self) - multiplied_weights(self.model)) * targets,
+        )
 
     @abstractmethod
     def forward(self, batch: Any) -> Outcome:
@@ -134,7 +166,7 @@ def weighted(losses: Tensor, weight: Tensor | None, row: Tensor, column: Tensor)
 def encoded(model: Any, batch: Any) -> Tensor:
     """(B, L, H): the encoder's hidden states of a batch, without any head."""
     inputs = {name: batch[name] for name in batch.keys() if name != "labels"}  # noqa: SIM118 (no dict)
-    return model.base_model(**inputs).last_hidden_state
+    return encoder_of(model)(**inputs).last_hidden_state
 
 
 def width(model: Any) -> int:

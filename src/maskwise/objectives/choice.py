@@ -18,7 +18,7 @@ class MultipleChoice(Classification):
     Formula: sum over questions of −log softmax(scores of its choices)[right].
     Inputs: a mapping of model inputs of S sequences, ``choices`` (B, C): which of them belong to a question, −1 where
     it has fewer than C, and ``labels`` (B,), the right column.
-    Requirements: a model from ``AutoModelForMultipleChoice``.
+    Requirements: ``models.load_task_model`` with the head ``multiple-choice``.
     Source: Radford et al. 2018, section 3.3; Devlin et al. 2019, section 4.4 (SWAG).
     """
 

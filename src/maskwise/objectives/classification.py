@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from maskwise.masking.masked import IGNORE
+from maskwise.models import takes_token_types
 from maskwise.objectives.base import Objective, Outcome
 
 
@@ -18,15 +18,14 @@ class Classification(Objective):
 
     Formula: sum over labelled rows (tokens) of −log p(class | row).
     Inputs: a mapping of model inputs with ``labels``, (B,) or (B, L), −100 where there is nothing to predict.
-    Requirements: a model from ``AutoModelForSequenceClassification`` or ``AutoModelForTokenClassification``.
+    Requirements: ``models.load_task_model`` with a head for sequences or tokens.
     Source: Devlin et al. 2019, section 4.
     """
 
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
-        # Tokenizers offer token types also to models that know none.
-        self._takes_types = "token_type_ids" in inspect.signature(model.forward).parameters
+        self._takes_types = takes_token_types(model)
 
     def forward(self, batch: Mapping[str, Tensor]) -> Outcome:
         logits, labels = self.logits(batch).float(), batch["labels"]

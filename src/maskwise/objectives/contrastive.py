@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy, normalize
 from maskwise.errors import MaskwiseError
 from maskwise.masking import MaskedBatch, Vocabulary
 from maskwise.masking.annotated import AnnotatedBatch, Rows
+from maskwise.models import encoder_of
 from maskwise.objectives.base import Maker, Objective, Outcome, encoded, width
 
 
@@ -81,7 +82,7 @@ class ContrastiveSentences(Objective):
         if not temperature > 0 or not 0 < dropout < 1:
             got = f"temperature {temperature}, dropout {dropout}"
             raise MaskwiseError("objective cse", got=got, allowed="temperature > 0, 0 < dropout < 1")
-        if not any(isinstance(m, nn.Dropout) for m in model.base_model.modules()):  # type: ignore[union-attr]
+        if not any(isinstance(m, nn.Dropout) for m in encoder_of(model).modules()):
             raise MaskwiseError(
                 "objective cse needs dropout: it tells the twins apart", got=type(model).__name__,
                 do="take an encoder with dropout layers",
@@ -118,7 +119,7 @@ class ContrastiveSentences(Objective):
     @contextmanager
     def some_dropout(self) -> Iterator[None]:
         """The encoder's own dropout, or ours in its layers if it has none; on in evaluation too, for probes."""
-        encoder = list(self.model.base_model.modules())  # type: ignore[union-attr]
+        encoder = list(encoder_of(self.model).modules())
         layers = [m for m in encoder if isinstance(m, nn.Dropout)]
         modes, rates = [m.training for m in encoder], [layer.p for layer in layers]
         for module in encoder:  # not the layers alone: attention drops by its own mode

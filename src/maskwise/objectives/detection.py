@@ -12,8 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from maskwise.masking import IGNORE
 from maskwise.masking.corruptions.insert import Insert
-from maskwise.objectives.base import Maker, Objective, Outcome, encoded, width
-from maskwise.objectives.work import Work
+from maskwise.objectives.base import Maker, Objective, Outcome, Work, encoded, width
 
 
 class Detection(Objective):

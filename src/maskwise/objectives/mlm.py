@@ -1,13 +1,12 @@
 """Masked language modelling, with the vocabulary head run only where there is a target.
 
-The head is the widest layer: at 15 % masking seven eighths of its work is thrown away by the usual loss. Each
-architecture keeps its head under another name; the table says where. Anything else falls back to the model's
-own logits, which is slower and gives the same loss.
+Each family keeps that head under another name (``models.ENCODERS``). Any other falls back to the model's own logits,
+which is slower and gives the same loss.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -15,23 +14,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from maskwise.masking.masked import IGNORE, MaskedBatch
-from maskwise.objectives.base import Objective, Outcome, weighted
-from maskwise.objectives.work import Work, encoder_weights, vocabulary_head
-
-Head = Callable[[Any, Tensor], Tensor]
-
-HEADS: dict[str, Head] = {
-    "bert": lambda m, h: m.cls(h),
-    "deberta-v2": lambda m, h: m.cls(h),
-    "roberta": lambda m, h: m.lm_head(h),
-    "xlm-roberta": lambda m, h: m.lm_head(h),
-    "mpnet": lambda m, h: m.lm_head(h),
-    "albert": lambda m, h: m.predictions(h),
-    "distilbert": lambda m, h: m.vocab_projector(m.vocab_layer_norm(m.activation(m.vocab_transform(h)))),
-    "electra": lambda m, h: m.generator_lm_head(m.generator_predictions(h)),
-    "modernbert": lambda m, h: m.decoder(m.head(h)),
-}
-"""From (model, hidden states (M, H)) to logits (M, V), by ``config.model_type``."""
+from maskwise.models import encoder_weights, head_weights, masked_logits
+from maskwise.objectives.base import Objective, Outcome, Work, weighted
 
 
 class MaskedLanguageModelling(Objective):
@@ -39,7 +23,7 @@ class MaskedLanguageModelling(Objective):
 
     Formula: sum over targets of −log p(original token | corrupted row).
     Inputs: a ``MaskedBatch`` (or a dict of model inputs with ``labels``).
-    Requirements: a model with an MLM head (``AutoModelForMaskedLM``).
+    Requirements: a model with an MLM head.
     Source: Devlin et al. 2019, section 3.1.
     """
 
@@ -62,7 +46,7 @@ class MaskedLanguageModelling(Objective):
         return cross_entropy(logits.float(), labels[row, column], reduction="none"), where
 
     def work(self, tokens: float, targets: float) -> Work:
-        own, tied = vocabulary_head(self.model)
+        own, tied = head_weights(self.model)
         return Work(encoder_weights(self.model) * tokens, own * targets, tied * targets)
 
 
@@ -76,19 +60,3 @@ class EntityMaskedLanguageModelling(MaskedLanguageModelling):
     masking: ClassVar[Mapping[str, Any]] = {
         "policy": "guided", "ratio": 0.5, "budget": "bernoulli", "min_targets": 0,
     }  # fmt: skip
-
-
-def head_of(model: Any) -> Head | None:
-    """The adapter of a model's prediction head, or None."""
-    if model.config.model_type == "deberta-v2" and not hasattr(model, "cls"):  # its newer, unfactored head
-        return None
-    return HEADS.get(model.config.model_type)
-
-
-def masked_logits(model: Any, inputs: dict[str, Tensor], row: Tensor, column: Tensor) -> Tensor:
-    """Logits (M, V) at the places (row, column), both (M,)."""
-    head = head_of(model)
-    if head is None:
-        return model(**inputs).logits[row, column]
-    hidden = model.base_model(**inputs).last_hidden_state
-    return head(model, hidden[row, column])

@@ -16,7 +16,7 @@ class Regression(Classification):
     Formula: sum over rows of (answer − label)², with labels in standard deviations from the mean of train: a new
     head begins at 0, the mean, and one learning rate serves every scale.
     Inputs: a mapping of model inputs with ``labels``, (B,) float.
-    Requirements: a model from ``AutoModelForSequenceClassification`` with one label.
+    Requirements: ``models.load_task_model`` with a head for sequences and one label.
     Source: Devlin et al. 2019, appendix B.1 (STS-B).
     """
 

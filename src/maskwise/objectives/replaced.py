@@ -10,13 +10,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
-from transformers import AutoModelForMaskedLM
 
 from maskwise.errors import MaskwiseError
 from maskwise.masking import IGNORE
-from maskwise.objectives.base import Objective, Outcome, check_all_asked, encoded, width
-from maskwise.objectives.mlm import MaskedLanguageModelling, masked_logits
-from maskwise.objectives.work import Work, encoder_weights
+from maskwise.models import build_model, encoder_weights, masked_logits
+from maskwise.objectives.base import Objective, Outcome, Work, check_all_asked, encoded, width
+from maskwise.objectives.mlm import MaskedLanguageModelling
 
 
 class ReplacedTokenDetection(Objective):
@@ -43,7 +42,7 @@ class ReplacedTokenDetection(Objective):
         self.model, self.weight = model, weight
         wide = width(model)
         self.head = nn.Sequential(nn.Linear(wide, wide), nn.GELU(), nn.Linear(wide, 1))
-        self.generator = AutoModelForMaskedLM.from_config(smaller(model.config, share))
+        self.generator = build_model(smaller(model.config, share))
 
     @classmethod
     def check(cls, masking: Mapping[str, Any]) -> None:

@@ -13,9 +13,8 @@ from maskwise.errors import MaskwiseError
 from maskwise.masking import IGNORE
 from maskwise.masking.policies import policy
 from maskwise.masking.units import UnitKind
-from maskwise.objectives.base import Objective, Outcome, check_all_asked, encoded, width
-from maskwise.objectives.mlm import head_of
-from maskwise.objectives.work import Work, vocabulary_head
+from maskwise.models import head_weights, prediction_head
+from maskwise.objectives.base import Objective, Outcome, Work, check_all_asked, encoded, width
 
 LONGEST = 20
 """Places in a span that are told apart; later ones share the last."""
@@ -29,7 +28,7 @@ class SpanBoundary(Objective):
     Inputs: a ``MaskedBatch``; a span is a run of targets, so all that is masked must be one. (A policy of single tokens
         makes hardly any: a control, and said.) One that begins or ends its row has no border there: the place outside
         is taken as the row's first or last token (with [CLS] and [SEP] around the text, never).
-    Requirements: a model with an MLM head that ``objectives.HEADS`` knows.
+    Requirements: a model with an MLM head that ``models.ENCODERS`` knows.
     Source: Joshi et al. 2020 (SpanBERT, arXiv 1907.10529), section 3.2.
     """
 
@@ -37,7 +36,7 @@ class SpanBoundary(Objective):
 
     def __init__(self, model: nn.Module):
         super().__init__()
-        head = head_of(model)
+        head = prediction_head(model)
         if head is None:
             got = type(model).__name__
             raise MaskwiseError("objective sbo needs a model whose prediction head is known", got=got)
@@ -76,7 +75,7 @@ class SpanBoundary(Objective):
 
     def work(self, tokens: float, targets: float) -> Work:
         """The prediction head runs twice for each target."""
-        own, tied = vocabulary_head(self.model)
+        own, tied = head_weights(self.model)
         return super().work(tokens, targets) + Work(0, 2 * own * targets, 2 * tied * targets)
 
 

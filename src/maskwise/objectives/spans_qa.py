@@ -18,7 +18,7 @@ class SpanQuestionAnswering(Classification):
 
     Formula: sum over windows of −log p(start) − log p(end), each a softmax over the window's real tokens.
     Inputs: a mapping of model inputs with ``labels``, (B, 2): places; (0, 0), [CLS], for windows without the answer.
-    Requirements: a model from ``AutoModelForQuestionAnswering``.
+    Requirements: ``models.load_task_model`` with the head ``question-answering``.
     Source: Devlin et al. 2019, section 4.2.
     """
 

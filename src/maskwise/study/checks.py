@@ -15,6 +15,7 @@ from maskwise.annotate.registry import annotator
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation import load_sets
 from maskwise.masking.policies import policy
+from maskwise.models import NO_HEAD, check_room, check_start, has_head, load_config, new_config
 from maskwise.objectives import objective_class
 from maskwise.samplers import sampler
 from maskwise.study.stages import prepare_stage, tokenizer_of
@@ -24,7 +25,6 @@ from maskwise.text.blocks import is_held_out
 from maskwise.text.layers import token_layers
 from maskwise.text.words import text_id
 from maskwise.training.arms import probe_rows
-from maskwise.training.model import NO_HEAD, check_room, check_start, has_head, load_config, new_config
 
 CORPUS_LAYERS = ("word_ids",)
 """The layers that every prepared corpus has; more come from ``corpus.layers``."""

@@ -18,10 +18,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from transformers import AutoModelForMaskedLM
 
 from maskwise.objectives import Arms, MaskedLanguageModelling
-from maskwise.objectives.work import Work
+from maskwise.objectives.base import Work
 
 SAMPLED_STEPS = 32
 """Steps, evenly over a run, whose batches are masked to see what a run will spend."""
@@ -44,12 +43,6 @@ def flops_of_arms(
     works = [(arms.arm(name).work, found) for name, found in spent.items()]
     steps = sum(trained(work(one["tokens"], one["targets"]), frozen=frozen) for work, one in works)
     return steps, int(sum(2 * work(one["probe_tokens"], one["probe_targets"]).all for work, one in works))
-
-
-def empty_model(config: Any) -> Any:
-    """A model without memory, to count the weights of."""
-    with torch.device("meta"):
-        return AutoModelForMaskedLM.from_config(config)
 
 
 def per_step(source: Any, network: Any) -> dict[str, float]:

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from maskwise.errors import MaskwiseError
-from maskwise.study.costs import empty_model, per_step
+from maskwise.models import empty_model, load_config, new_config
+from maskwise.study.costs import per_step
 from maskwise.study.learning import make_masker
 from maskwise.study.stages import Stage, time_stage
 from maskwise.study.work import Prepared
 from maskwise.training import MaskedSource
-from maskwise.training.model import load_config, new_config
 
 Rates = list[dict[str, float]]
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from maskwise.constants import REFERENCE
 from maskwise.errors import MaskwiseError
+from maskwise.models import has_head
 from maskwise.study.stages import (
     Stage,
     evaluate_stage,
@@ -17,7 +18,6 @@ from maskwise.study.stages import (
     pretrain_stage,
 )
 from maskwise.tasks import load_task
-from maskwise.training.model import has_head
 
 
 @dataclass(frozen=True)

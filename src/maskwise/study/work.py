@@ -22,6 +22,7 @@ from maskwise.annotate.run import annotate_corpus
 from maskwise.annotate.store import Store
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation import EvaluationSettings, HeldOut, evaluate, fixed_maskers, overlap_record
+from maskwise.models import check_fit, load_model, new_config, new_model
 from maskwise.objectives import Arms, MaskedLanguageModelling
 from maskwise.study.card import model_card
 from maskwise.study.costs import flops, flops_of_arms
@@ -38,16 +39,8 @@ from maskwise.text import (
     train_tokenizer,
     unigram_counts,
 )
-from maskwise.training import (
-    TrainingSettings,
-    load_model,
-    log_frequencies,
-    new_config,
-    new_model,
-    train,
-)
+from maskwise.training import TrainingSettings, log_frequencies, train
 from maskwise.training.checkpoints import write_folder
-from maskwise.training.model import check_fit
 
 
 def run_stage(stage: Stage, stages: Path, *, quiet: bool = True) -> dict[str, Any]:

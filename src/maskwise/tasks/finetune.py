@@ -16,21 +16,18 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import PreTrainedModel
 
 from maskwise.errors import MaskwiseError
-from maskwise.keys import fold
-from maskwise.starts import find_start
+from maskwise.folders import write_folder
+from maskwise.models import check_fit, check_room, load_task_model, task_config, without_advice
 from maskwise.tasks.data import Task
 from maskwise.tasks.frozen import judge
 from maskwise.tasks.kinds import TRAINED, answers, check_length, encode, majority_score, other_scores, score
 from maskwise.tasks.tensors import TaskSource
 from maskwise.training import TrainingSettings, train
-from maskwise.training.checkpoints import write_folder
 from maskwise.training.machine import best_device
-from maskwise.training.model import check_fit, check_room, without_advice
 
 
 class FinetuneSettings(BaseModel):
@@ -144,30 +141,11 @@ def load_network(
         raise MaskwiseError(
             "finetune needs a checkpoint, or a config to start from at random: one of the two"
         )
-    where = find_start(model_folder) if model_folder else ""
     kind = TRAINED.get(task.kind)
-    auto, labels = (kind.auto, kind.config(task)) if kind else (AutoModel, {})
-    with without_advice(), torch.random.fork_rng():
-        try:
-            if config is None:
-                config = AutoConfig.from_pretrained(where, **labels)
-            else:
-                config = type(config).from_dict({**config.to_dict(), **labels})
-            if hasattr(config, "classifier_pooling"):
-                config.classifier_pooling = "mean"  # ModernBERT; masked modelling has taught [CLS] nothing
-            _check_fit(config, tokenizer, max_length)
-            torch.manual_seed(fold(seed, 0x4EAD))
-            if model_folder is None:
-                return auto.from_config(config)
-            # A checkpoint that was fine-tuned before may have a head of another size: it gets a new one.
-            load = {"config": config, "dtype": torch.float32, "ignore_mismatched_sizes": True}
-            return auto.from_pretrained(where, **load)
-        except MaskwiseError:
-            raise
-        except (OSError, ValueError) as error:
-            first = str(error).strip().splitlines()[0]
-            source = str(model_folder or config.model_type)
-            raise MaskwiseError(f"cannot load a model for {task.kind} from {source!r}: {first}") from None
+    head, labels = (kind.head, kind.config(task)) if kind else ("embedding", {})
+    config = task_config(config if model_folder is None else model_folder, labels)
+    _check_fit(config, tokenizer, max_length)
+    return load_task_model(model_folder, config, head=head, seed=seed)
 
 
 def _check_fit(config: Any, tokenizer: Any, max_length: int) -> None:

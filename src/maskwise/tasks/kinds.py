@@ -14,12 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from transformers import (
-    AutoModelForMultipleChoice,
-    AutoModelForQuestionAnswering,
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
-)
 
 from maskwise.errors import MaskwiseError
 from maskwise.objectives.choice import MultipleChoice
@@ -39,12 +33,12 @@ class Trained:
     """A kind that is fine-tuned.
 
     Attributes:
-        auto: the transformers class of its model.
+        head: what is put on the encoder, a key of ``models.TASK_MODELS``.
         objective: the loss over such a model.
         config: what its configuration must say.
     """
 
-    auto: Any
+    head: str
     objective: Callable[[nn.Module], Classification]
     config: Callable[[Task], Mapping[str, Any]] = lambda task: {}
 
@@ -55,16 +49,16 @@ def _classes(task: Task) -> Mapping[str, Any]:
 
 
 TRAINED: Mapping[str, Trained] = {
-    "sequence-classification": Trained(AutoModelForSequenceClassification, Classification, _classes),
-    "token-classification": Trained(AutoModelForTokenClassification, Classification, _classes),
+    "sequence-classification": Trained("sequence-classification", Classification, _classes),
+    "token-classification": Trained("token-classification", Classification, _classes),
     "similarity": Trained(
-        AutoModelForSequenceClassification, Regression,
+        "sequence-classification", Regression,
         lambda task: {"num_labels": 1, "problem_type": "regression"},
     ),
     "question-answering": Trained(
-        AutoModelForQuestionAnswering, SpanQuestionAnswering, lambda task: {"num_labels": 2}
+        "question-answering", SpanQuestionAnswering, lambda task: {"num_labels": 2}
     ),
-    "multiple-choice": Trained(AutoModelForMultipleChoice, MultipleChoice),
+    "multiple-choice": Trained("multiple-choice", MultipleChoice),
 }  # fmt: skip
 
 _CACHE: OrderedDict[tuple[str, str, int], dict[str, Data]] = OrderedDict()

@@ -6,11 +6,9 @@ Imports ``objectives``, ``masking`` and below; knows corpora only by the protoco
 from maskwise.masking.collator import permutation
 from maskwise.training.loop import Source, train
 from maskwise.training.machine import leave
-from maskwise.training.model import load_model, new_config, new_model
 from maskwise.training.settings import TrainingSettings
 from maskwise.training.source import MaskedSource, log_frequencies
 
 __all__ = [
-    "MaskedSource", "Source", "TrainingSettings", "leave", "load_model", "log_frequencies",
-    "new_config", "new_model", "permutation", "train",
+    "MaskedSource", "Source", "TrainingSettings", "leave", "log_frequencies", "permutation", "train",
 ]  # fmt: skip

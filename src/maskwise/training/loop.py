@@ -28,12 +28,12 @@ from rich.console import Console
 from maskwise.errors import MaskwiseError
 from maskwise.keys import fold
 from maskwise.masking.masked import IGNORE
+from maskwise.models import encoder_of, freeze_encoder
 from maskwise.objectives import Arms, Objective, Outcome
 from maskwise.training.checkpoints import load_state, save_state
 from maskwise.training.learners import Learner, agreement, restore, states
 from maskwise.training.machine import new_accelerator, reduced
 from maskwise.training.metrics import Metrics
-from maskwise.training.model import freeze_encoder
 from maskwise.training.optim import Optimizers
 from maskwise.training.progress import Progress
 from maskwise.training.settings import TrainingSettings
@@ -244,7 +244,7 @@ def _training_mode(objective: Objective, settings: TrainingSettings) -> None:
     and the head would learn to read states that it never sees again."""
     objective.train()
     if settings.freeze == "encoder":
-        objective.model.base_model.eval()  # type: ignore[union-attr]
+        encoder_of(objective.model).eval()
 
 
 def _evaluate(

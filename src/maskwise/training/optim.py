@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from maskwise.errors import MaskwiseError
+from maskwise.models import encoder_of
 from maskwise.training.settings import TrainingSettings
 
 
@@ -116,7 +117,7 @@ def hidden_matrices(module: nn.Module) -> list[Tensor]:
     lists = [m for m in module.modules() if isinstance(m, nn.ModuleList)]
     inside = {id(m): m for blocks in lists for m in blocks.modules() if isinstance(m, nn.Linear)}
     if output is not None:
-        encoder = {id(m) for m in model.base_model.modules()} | {id(output)}
+        encoder = {id(m) for m in encoder_of(model).modules()} | {id(output)}
         inside |= {id(m): m for m in model.modules() if isinstance(m, nn.Linear) and id(m) not in encoder}
     weights = {id(m.weight): m.weight for m in inside.values()}
     return [w for key, w in weights.items() if w.requires_grad and key not in looked_up]

@@ -1,0 +1,229 @@
+"""Models and checkpoints that are refused: foreign code, pickles, damage, holes, other kinds, impossible sizes."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSeq2SeqLM, BartConfig, T5Config
+
+import maskwise
+from maskwise.errors import MaskwiseError
+from maskwise.folders import write_folder
+from maskwise.models import (
+    adapter_of,
+    check_start,
+    empty_model,
+    encoder_of,
+    has_head,
+    load_config,
+    load_model,
+    load_task_model,
+    new_config,
+    task_config,
+)
+from maskwise.text import load_tokenizer
+from training_tools import config, model, tokenizer
+
+ROOT = Path(maskwise.__file__).parent
+ONLY_IN_MODELS = ("AutoModel", "AutoConfig", "base_model", "from_config")
+
+
+def test_only_one_file_knows_how_transformers_builds_and_names_its_models() -> None:
+    for path in ROOT.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            name = getattr(node, "id", getattr(node, "attr", getattr(node, "name", None)))
+            if isinstance(name, str) and name.startswith(ONLY_IN_MODELS):
+                assert path == ROOT / "models.py", f"{path}:{getattr(node, 'lineno', 0)} says {name}"
+
+
+def saved(folder: Path, architecture: str = "bert") -> Path:
+    model(architecture).save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder
+
+
+def for_task(folder: Path) -> Any:
+    return load_task_model(
+        folder, task_config(folder, {"num_labels": 3}), head="sequence-classification", seed=0
+    )
+
+
+LOADERS: dict[str, Callable[[Path], Any]] = {
+    "pretrain": lambda folder: load_model(folder, seed=0),
+    "evaluate": load_model,
+    "check": lambda folder: has_head(str(folder)),
+    "finetune": for_task,
+}
+
+
+def rewrite(folder: Path, **fields: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+
+def damage_weights(
+    folder: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
+) -> None:
+    path = folder / "model.safetensors"
+    save_file(change(load_file(path)), path, metadata={"format": "pt"})
+
+
+def cut(name: str, size: int) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:size])
+
+
+def without_layers(folder: Path) -> None:
+    damage_weights(folder, lambda w: {k: t for k, t in w.items() if ".layer." not in k})
+
+
+def pickled(folder: Path) -> None:
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "remote code": (lambda f: rewrite(f, auto_map={"AutoModel": "evil.Evil"}), "brings code of its own"),
+    "pickled weights": (pickled, "are pickled; got pytorch_model.bin"),
+    "missing weights": (without_layers, "lacks weights of its encoder"),
+    "another family": (lambda f: rewrite(f, model_type="electra"), "lacks weights of its encoder"),
+    "another vocabulary": (lambda f: rewrite(f, vocab_size=50), r"do not fit its config.*\(45, 16\) for \(50"),
+    "impossible size": (lambda f: rewrite(f, num_attention_heads=3), "make no bert model|cannot load"),
+    "size in words": (lambda f: rewrite(f, hidden_size="wide"), "cannot load|make no bert model"),
+    "empty config": (cut("config.json", 0), "cannot load"),
+    "cut config": (cut("config.json", 40), "cannot load"),
+    "a list for a config": (lambda f: (f / "config.json").write_text("[]"), "cannot load"),
+    "empty weights": (cut("model.safetensors", 0), "cannot load"),
+    "cut weights": (cut("model.safetensors", 5000), "cannot load"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_checkpoint_that_is_not_whole_is_refused_in_one_line(
+    kind: str, loader: str, tmp_path: Path
+) -> None:
+    folder = saved(tmp_path / "model")
+    harm, words = DAMAGE[kind]
+    harm(folder)
+    with pytest.raises(MaskwiseError, match=words) as error:
+        LOADERS[loader](folder)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+def test_a_flipped_bit_is_seen_by_the_manifest(loader: str, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    write_folder(folder, saved)
+    LOADERS[loader](folder)
+    has_head.cache_clear()
+    weights = bytearray((folder / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(weights)
+    with pytest.raises(MaskwiseError, match=r"not as it was written; got model.safetensors is damaged"):
+        LOADERS[loader](folder)
+
+
+def test_nobody_is_asked_on_stdin_whether_a_checkpoint_may_run_its_code(tmp_path: Path) -> None:
+    """With ``yes |`` before the command, its code ran."""
+    folder = saved(tmp_path / "model")
+    rewrite(folder, model_type="evil", auto_map={"AutoConfig": "evil.Config", "AutoModel": "evil.Model"})
+    (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    call = "import sys; from maskwise.cli import main; main(sys.argv[1:])"
+    command = [
+        sys.executable,
+        "-c",
+        call,
+        "finetune",
+        str(folder),
+        "--task",
+        "ud-pos",
+        "--out",
+        str(tmp_path / "o"),
+    ]
+    done = subprocess.run(command, input="y\n" * 100, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and not (tmp_path / "ran").exists()
+    assert (
+        "brings code of its own; got auto_map in config.json" in done.stderr
+        and "Traceback" not in done.stderr
+    )
+
+
+def test_a_tokenizer_with_code_is_refused_too(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "model")
+    path = folder / "tokenizer_config.json"
+    path.write_text(
+        json.dumps({**json.loads(path.read_text()), "auto_map": {"AutoTokenizer": ["evil.T", None]}})
+    )
+    with pytest.raises(MaskwiseError, match=r"auto_map in tokenizer_config\.json"):
+        load_tokenizer(str(folder))
+
+
+@pytest.mark.parametrize("architecture", ["bart", "mbart", "t5"])
+def test_encoder_decoders_are_refused_by_name(architecture: str) -> None:
+    """BART stands in transformers' table of masked language models, and trained on nonsense without a word."""
+    with pytest.raises(
+        MaskwiseError, match=rf"needs an encoder; got {architecture}, which is an encoder-decoder"
+    ):
+        new_config(architecture, tokenizer(), 16)
+
+
+SIZES = {
+    "d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "vocab_size": 45,
+    "decoder_attention_heads": 2, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "max_position_embeddings": 32,
+}  # fmt: skip
+SEQ2SEQ = {
+    "bart": BartConfig(**SIZES),
+    "t5": T5Config(d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, vocab_size=45),
+}
+
+
+@pytest.mark.parametrize("name", SEQ2SEQ)
+def test_encoder_decoder_checkpoints_are_refused_where_their_decoder_would_be_read(
+    name: str, tmp_path: Path
+) -> None:
+    net = AutoModelForSeq2SeqLM.from_config(SEQ2SEQ[name])
+    net.save_pretrained(tmp_path)
+    for load in (
+        load_config,
+        load_model,
+        lambda folder: load_task_model(folder, task_config(folder, {}), head="embedding", seed=0),
+    ):
+        with pytest.raises(MaskwiseError, match=f"needs an encoder; got {name}"):
+            load(tmp_path)
+
+
+@pytest.mark.parametrize("name", SEQ2SEQ)
+def test_the_adapter_knows_where_the_encoder_of_an_encoder_decoder_is(name: str) -> None:
+    """``base_model`` has both halves in BART, and is the whole model in T5."""
+    adapter = adapter_of(SEQ2SEQ[name])
+    net = adapter.auto.from_config(SEQ2SEQ[name])
+    assert adapter.kind == "encoder-decoder" and encoder_of(net) is net.get_encoder()
+    reads = {id(p) for p in encoder_of(net).parameters()}
+    assert not any(id(p) in reads for n, p in net.named_parameters() if "decoder" in n)
+
+
+@pytest.mark.parametrize("architecture", ["bert", "roberta", "camembert"])
+def test_positions_of_a_new_model_are_enough_for_the_row(architecture: str) -> None:
+    made = new_config(
+        architecture, tokenizer(), 24, hidden_size=16, num_attention_heads=2, num_hidden_layers=1
+    )
+    net = empty_model(made)
+    assert net.config.max_position_embeddings == (24 if architecture == "bert" else 25)
+
+
+def test_a_model_larger_than_the_memory_is_refused_before_it_is_asked_for() -> None:
+    with pytest.raises(
+        MaskwiseError, match=r"does not fit into memory; got [\d,]+ weights, [\d,]+ GB; allowed: \d+ GB"
+    ):
+        check_start(config("bert", hidden_size=1_000_000), 45)
+    with pytest.raises(MaskwiseError, match=r"make no bert model|does not fit into memory"):
+        check_start(config("bert", hidden_size=100_000_000), 45)
