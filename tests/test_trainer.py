@@ -302,25 +302,6 @@ def test_stepped_dataset_in_the_stock_trainer_is_reproducible(tmp_path: Path) ->
     assert targets[0] > 2 * targets[-1]
 
 
-def test_the_examples_of_the_docs_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every block of docs/drop-ins.md but the one that needs sentence-transformers, in few steps."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
-    text = (Path(__file__).parents[1] / "docs" / "drop-ins.md").read_text()
-    blocks = [part.split("```")[0] for part in text.split("```python")[1:]]
-    assert len(blocks) == 5 and "sentence_transformers" in blocks.pop()
-    texts = [" ".join(f"w{(7 * i + j * j) % 40}" for j in range(12)) for i in range(64)]
-    names: dict[str, Any] = {"tokenizer": tokenizer(), "texts": texts}
-    for block in blocks:
-        names["model"] = model("bert")
-        quiet = block.replace("max_steps=1000", "max_steps=2, report_to='none', disable_tqdm=True")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            exec(compile(quiet, "docs/drop-ins.md", "exec"), names)
-    assert names["loss"].isfinite() and names["trainer"].state.global_step == 2
-    assert isinstance(names["trainer"], mw.MaskingTrainer)
-
-
 SCRIPT = """
 import gc, json, sys
 from pathlib import Path

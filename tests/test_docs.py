@@ -1,0 +1,215 @@
+"""What README and the pages of docs/ show works: blocks of Python run, recipes are read, commands and files exist."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import yaml
+
+import maskwise as mw
+from maskwise.cli import main
+from maskwise.recipe import read_recipe, shipped, validate
+from training_tools import model, tokenizer
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+README = PAGES[0].read_text(encoding="utf-8")
+
+# Long runs of the examples, as short ones. Every replacement must be used, or an example has changed unseen.
+SHORTER = {
+    "max_steps=1000": "max_steps=2, report_to='none', disable_tqdm=True",
+    '"runs/mine/checkpoint"': "checkpoint",
+    "epochs=1,": "epochs=0.05, batch_size=4,",
+}
+
+
+class Block(NamedTuple):
+    """A fenced block of a page."""
+
+    page: Path
+    language: str
+    text: str
+    reason: str | None
+    """Why it is not run, as the comment before it says: <!-- not run: … -->."""
+
+
+def blocks_of(page: Path) -> list[Block]:
+    """The fenced blocks of a page, in order."""
+    pattern = re.compile(r"(?:<!-- not run: ([^>]*) -->\n)?^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+    return [Block(page, language, text, reason) for reason, language, text in _groups(pattern, page)]
+
+
+def _groups(pattern: re.Pattern[str], page: Path) -> list[tuple[str | None, str, str]]:
+    return [match.groups() for match in pattern.finditer(page.read_text(encoding="utf-8"))]  # type: ignore[misc]
+
+
+BLOCKS = [block for page in PAGES for block in blocks_of(page)]
+LANGUAGES = {"python", "yaml", "bash", "text"}
+
+
+def of(language: str) -> list[Block]:
+    return [block for block in BLOCKS if block.language == language]
+
+
+def name(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def test_every_block_names_its_language() -> None:
+    assert len(BLOCKS) > 20
+    assert [name(block.page) for block in BLOCKS if block.language not in LANGUAGES] == []
+
+
+def test_a_block_is_left_out_only_for_a_reason_that_is_given() -> None:
+    assert [(name(block.page), block.reason) for block in BLOCKS if block.reason] == [
+        ("docs/drop-ins.md", "it needs sentence-transformers and a download")
+    ]
+
+
+@pytest.fixture(scope="module")
+def texts() -> list[str]:
+    return [" ".join(f"w{(7 * i + j * j) % 40}" for j in range(12)) for i in range(64)]
+
+
+def given(texts: list[str]) -> dict[str, Any]:
+    """What the pages say an example needs, and files of the names that they use, in the folder of today."""
+    Path("corpus.jsonl").write_text('{"id": "a", "text": "Ada wrote. It ran."}\n')
+    labels = ["review,stars"] + [f"w{i % 40} w{i % 2},{i % 2}" for i in range(60)]
+    Path("my_labels.csv").write_text("\n".join(labels) + "\n")
+    model("bert").save_pretrained("checkpoint")
+    tokenizer().save_pretrained("checkpoint")
+    return {
+        "mw": mw, "tokenizer": tokenizer(), "texts": texts, "checkpoint": "checkpoint",
+        "rows": mw.encode(tokenizer(), texts),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("page", sorted({block.page for block in of("python")}), ids=name)
+def test_python_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, texts: list[str]) -> None:
+    """The blocks of a page run one after the other, in a few steps, with a tiny model."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
+    names = given(texts)
+    for block in blocks_of(page):
+        if block.language == "python" and block.reason is None:
+            names["model"] = model("bert")
+            text = block.text
+            for long, short in SHORTER.items():
+                text = text.replace(long, short)
+            with warnings.catch_warnings():
+                warnings.simplefilter("error" if page.name == "README.md" else "ignore")
+                exec(compile(text, name(page), "exec"), names)
+    if "loss" in names:
+        assert float(names["loss"].detach()) > 0
+    if page.name == "drop-ins.md":
+        assert isinstance(names["trainer"], mw.MaskingTrainer) and names["trainer"].state.global_step == 2
+
+
+def test_every_shortening_is_used() -> None:
+    everything = "".join(block.text for block in of("python"))
+    assert [long for long in SHORTER if long not in everything] == []
+
+
+@pytest.mark.parametrize("block", of("yaml"), ids=lambda block: name(block.page))
+def test_recipes_are_read(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is a recipe, or a part of one that can stand over the quick start."""
+    monkeypatch.chdir(tmp_path)
+    written = yaml.safe_load(block.text)
+    if "corpus" in written:
+        assert validate(written, origin=name(block.page)).name
+    else:
+        Path("part.yaml").write_text(yaml.safe_dump({"extends": "quick-start", **written}))
+        assert set(read_recipe(Path("part.yaml")).model_dump()) >= set(written) - {"extends"}
+
+
+def test_the_recipes_of_the_readme_say_what_they_seem_to_say(tmp_path: Path) -> None:
+    recipe, several = [block.text for block in of("yaml") if block.page.name == "README.md"]
+    (tmp_path / "several.yaml").write_text(several)
+    assert set(read_recipe(tmp_path / "several.yaml").objectives) == {"mlm", "mlm-low", "atd", "dtd", "cse"}
+    read = validate(yaml.safe_load(recipe), origin="README")
+    assert set(read.study.arms) == {"default", "more", "decay", "words", "spans"}
+    policies = [read.arm(arm, seed=0).masking.policy for arm in ("words", "spans")]
+    assert policies == ["whole-word", "span(p=0.2)"]
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The words of every ``maskwise …`` in the page's blocks of bash, without the program's name."""
+    lines = [
+        line for block in blocks_of(page) if block.language == "bash" for line in block.text.splitlines()
+    ]
+    words = [shlex.split(line, comments=True) for line in lines if re.search(r"\bmaskwise\b", line)]
+    places = [(line, line.index("maskwise")) for line in words if "maskwise" in line]
+    return [line[place + 1 :] for line, place in places]
+
+
+COMMANDS = [(page, command) for page in PAGES for command in commands(page)]
+
+
+@pytest.mark.parametrize("command", [c for _, c in COMMANDS if c[0] in ("inspect", "list")], ids=" ".join)
+def test_commands_that_only_show(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(command)
+    assert end.value.code == 0 and capsys.readouterr().out.strip()
+
+
+def test_the_readme_shows_every_command() -> None:
+    shown = {command[0] for page, command in COMMANDS if page.name == "README.md"}
+    assert shown == {
+        "inspect", "study", "pretrain", "finetune", "annotate", "evaluate", "report", "bench", "list",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted({command[0] for _, command in COMMANDS}))
+def test_options_and_recipes_exist(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """What the commands do is run elsewhere; here, what is written on a page is not out of date."""
+    with pytest.raises(SystemExit) as end:
+        main([name, "--help"])
+    text = capsys.readouterr().out
+    assert end.value.code == 0
+    for _, command in COMMANDS:
+        if command[0] == name:
+            assert [word for word in command if word.startswith("--") and word not in text] == []
+            if name in ("study", "pretrain"):
+                assert command[1] in {*shipped(), "my.yaml", "RECIPE"}
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.parent == ROOT], ids=name)
+def test_links_lead_somewhere(page: Path) -> None:
+    """``mkdocs build --strict`` sees to the links of docs/."""
+    links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
+    assert links or page.name != "README.md"
+    assert [link for link in links if "://" not in link and not (ROOT / link).exists()] == []
+
+
+PATH = re.compile(r"`((?:[\w.-]+/)+[\w.-]+\.(?:py|md|json|jsonl|yaml))`")
+MADE = {"stages/", "fitted/", "shards/", "lama/", "ner/", "glue/", "out/", "runs/"}
+"""Paths that begin so are a user's."""
+
+
+def missing(text: str) -> list[str]:
+    """Paths in backticks that are neither in the repository nor below src/maskwise."""
+    paths = [path for path in PATH.findall(text) if not any(path.startswith(folder) for folder in MADE)]
+    homes = (ROOT, ROOT / "src" / "maskwise")
+    return [path for path in paths if not any((home / path).exists() for home in homes)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_files_that_pages_name_exist(page: Path) -> None:
+    assert missing(page.read_text(encoding="utf-8")) == []
+
+
+def test_files_that_docstrings_name_exist() -> None:
+    sources = sorted((ROOT / "src" / "maskwise").rglob("*.py"))
+    wrong = {str(path): missing(path.read_text(encoding="utf-8").replace("``", "`")) for path in sources}
+    assert {path: names for path, names in wrong.items() if names} == {}
+
+
+def test_the_list_of_decisions_is_whole() -> None:
+    listed = (ROOT / "docs" / "decisions" / "index.md").read_text(encoding="utf-8")
+    pages = sorted(page.name for page in (ROOT / "docs" / "decisions").glob("0*.md"))
+    assert pages and [page for page in pages if f"({page})" not in listed] == []
