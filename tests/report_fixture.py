@@ -58,6 +58,8 @@ def _arm(name: str, runs: int) -> dict[str, Any]:
     ratio = f"constant({int(percent) / 100:g})" if percent.isdigit() else "linear(0.3, 0.15)"
     return {
         "policy": policy if policy in ("token", "whole-word") else "token",
+        "units": "whole-word" if policy == "whole-word" else "token",
+        "judged_on": [policy if policy in ("token", "whole-word") else "token"],
         "ratio": ratio,
         "overrides": {"masking": {"ratio": ratio}},
         "runs": {str(seed): f"stages/pretrain-{abs(hash((name, seed))) % 16**8:08x}" for seed in range(runs)},
@@ -136,6 +138,15 @@ def heldout_record(arm: str, seed: int, masks: str, loss: float, *, unigram: flo
         "unigram": unigram,
         "targets": 1234,
     }
+
+
+def evaluation_record(arm: str, seed: int, name: str, metric: str, value: float, **more: Any) -> dict:
+    line = {"kind": "evaluation", "arm": arm, "seed": seed, "name": name, "metric": metric, "value": value}
+    return {**line, "items": 500, "chance": None, "higher_is_better": True, **more}
+
+
+def failure_record(arm: str, seed: int, **more: Any) -> dict:
+    return {"kind": "failure", "arm": arm, "seed": seed, "stage": "pretrain-x", "error": "disk full", **more}
 
 
 def make_metrics(ratio: str, *, steps: int = 400, loss: float = 4.6, seed: int = 0) -> list[dict]:

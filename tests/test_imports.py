@@ -15,7 +15,7 @@ ROOT = Path(maskwise.__file__).parent
 
 # Below → above. A module may import its own room and what stands before it; a row does not see its own.
 ORDER = [
-    {"errors", "constants", "arrays"},
+    {"errors", "constants", "files", "arrays"},
     {"folders", "jobs", "specs", "keys", "tasks.readers"},
     {"starts"},
     {"text", "report", "models"},
@@ -40,7 +40,7 @@ MODULES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__
 ONLY = {
     "text": {"errors", "folders", "keys", "starts"},
     "masking": {"errors", "arrays", "specs", "keys"},
-    "report": {"errors", "constants", "folders"},
+    "report": {"errors", "constants", "files", "files", "folders"},
 }
 
 

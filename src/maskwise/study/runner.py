@@ -10,9 +10,10 @@ import os
 import shutil
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from maskwise.errors import MaskwiseError
+from maskwise.files import Record, Study
 from maskwise.jobs import require_engine
 from maskwise.report import write_report
 from maskwise.study.checks import check_folder, check_inputs, only_one, say
@@ -21,7 +22,7 @@ from maskwise.study.phases import Design
 from maskwise.study.records import collect
 from maskwise.study.scheduler import RETRIES, execute
 from maskwise.study.stages import Stage, write_json, write_lines
-from maskwise.study.verdict import primary_contrasts, summarise
+from maskwise.study.verdict import primary_pairs, summarise
 
 RESULTS = ("records.jsonl", "timings.jsonl", "samples.json", "summary.json", "report.html")
 
@@ -61,7 +62,7 @@ def run_study(
     shared = shared_folder(recipe, cache)
     design = Design(recipe, stages)
     study = describe(recipe, design)
-    primary_contrasts(study, study["contrasts"])
+    primary_pairs(cast(Study, study))
     say(() if quiet else notes)
     errors: dict[str, str] = {}
     with only_one(out):
@@ -94,7 +95,7 @@ def run_study(
         write_lines(out / "records.jsonl", records)
         write_lines(out / "timings.jsonl", timings(design, stages))
         write_json(out / "samples.json", samples(recipe, design.runs, stages))
-        summary = summarise(records, study, contrasts=study["contrasts"])
+        summary = summarise(cast(list[Record], records), cast(Study, study))
         write_json(out / "summary.json", summary)
         report = write_report(out)
     failed = [record for record in records if record["kind"] == "failure"]

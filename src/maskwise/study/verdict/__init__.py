@@ -1,24 +1,23 @@
 """From records to verdicts: ``summarise`` makes ``summary.json`` (docs/files.md) of a study's numbers.
 
-The rules (methods, section 5; docs/evidence.md in plain words). The replicate is the pre-training run, paired by
-seed. Fine-tuning seeds are already averaged inside a score; tasks are standardised and averaged inside the run;
-only then comes any statistic, so that seeds × tasks are never pooled. Every verdict carries its reasons, as
-codes and as sentences, so that a page, a terminal and a script say the same.
+The rules stand in docs/evidence.md. The replicate is the pre-training run, paired by seed. Fine-tuning seeds are
+already averaged inside a score; tasks are standardised and averaged inside the run; only then comes any statistic, so
+that seeds × tasks are never pooled. Every verdict carries its reasons, as codes and as sentences, so that a page, a
+terminal and a script say the same.
 
-Read in this order: ``measures`` and ``table`` (the records, checked), ``contrasts`` (differences, tests,
-verdicts), ``reasons`` (what voids, caps or qualifies one), ``words`` (sentences), ``efficiency`` (quality against
-compute). Cost: milliseconds to a second.
+Read in this order: ``table`` (the records, checked), ``contrasts`` (differences, tests, verdicts and their reasons),
+``words`` (sentences), ``efficiency`` (quality against compute). Cost: milliseconds to a second.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable
 
-from maskwise.study.verdict.contrasts import contrast_rows, decide, primary_contrasts
+from maskwise.constants import REFERENCE
+from maskwise.files import Record, Study, Summary
+from maskwise.study.verdict.contrasts import Reasons, compare, decide, primary_pairs
 from maskwise.study.verdict.efficiency import efficiency
-from maskwise.study.verdict.reasons import Reasons
-from maskwise.study.verdict.table import REFERENCE, Table
+from maskwise.study.verdict.table import Table
 from maskwise.study.verdict.words import (
     advice_of,
     contrast_sentence,
@@ -27,44 +26,51 @@ from maskwise.study.verdict.words import (
     headline_sentence,
 )
 
-__all__ = ["primary_contrasts", "summarise"]
+__all__ = ["primary_pairs", "summarise"]
 
 
-def summarise(
-    records: Iterable[Mapping[str, Any]],
-    study: Mapping[str, Any],
-    *,
-    contrasts: Sequence[Any] | None = None,
-    alpha: float = 0.05,
-) -> dict[str, Any]:
-    """summary.json from the lines of records.jsonl and study.json.
+def summarise(records: Iterable[Record], study: Study, *, alpha: float = 0.05) -> Summary:
+    """The content of summary.json, from the lines of records.jsonl and study.json.
 
-    `contrasts` are the primary ones, (arm, baseline) pairs or {"arm", "baseline"} dicts, at most 6; by default
-    study["contrasts"], or else every arm against study["baseline"]. A task may carry "majority" (the score of
-    always giving the commonest answer) and "test_items"; an arm may carry "units" (by default its policy).
-    Raises MaskwiseError for records that cannot be compared: unpaired seeds, an arm without runs, scores that
-    are not numbers, a task measured in some runs only, contrasts of arms that do not exist.
+    Args:
+        records: every number that was measured.
+        study: its ``contrasts`` are the primary ones, (arm, baseline) pairs.
+        alpha: the level of the test, after Holm's correction over the primary contrasts.
+
+    Raises:
+        MaskwiseError: records that cannot be compared: unpaired seeds, an arm without runs, scores that are not
+            finite numbers, a task that was measured in some runs only.
+
+    >>> score = {"kind": "score", "task": "t", "metric": "accuracy"}
+    >>> points = [("a", 0, 0.50), ("a", 1, 0.51), ("b", 0, 0.60), ("b", 1, 0.61)]
+    >>> runs = [score | {"arm": arm, "seed": seed, "score": x} for arm, seed, x in points]
+    >>> arms = {arm: {"policy": "token", "ratio": "constant(0.15)", "overrides": {}} for arm in "ab"}
+    >>> study = {"baseline": "a", "arms": arms, "seeds": [0, 1], "tasks": {"t": {}}, "contrasts": [("b", "a")]}
+    >>> [(row["outcome"], row["verdict"], row["reason"]) for row in summarise(runs, study)["contrasts"]]
+    [('tasks', 'suggests', 'few-runs'), ('t', 'suggests', 'few-runs')]
     """
-    pairs = primary_contrasts(study, contrasts)
+    pairs = primary_pairs(study)
     table = Table(list(records), study)
     words = describe_arms(study["arms"])
     names = words | {REFERENCE: study.get("reference") or REFERENCE}
-    rows = [row for arm, baseline in pairs for row in contrast_rows(table, arm, baseline)]
-    decide(rows, Reasons(table, names), tasks=len(table.tasks), alpha=alpha)
+    comparisons = [comparison for pair in pairs for comparison in compare(table, *pair)]
+    decide(comparisons, Reasons(table, names), alpha=alpha)
+    rows = [comparison.row for comparison in comparisons]
     for row in rows:
         row["brief"] = contrast_sentence(row, names, brief=True)
         row["sentence"] = contrast_sentence(row, names)
     primary = [row for row in rows if row["primary"]]
+    head = headline_row(primary)
     return {
         "baseline": study["baseline"],
         "replicates": len(study["seeds"]),
         "matched_by": table.matched_by,
         "references": table.references(),
-        "arms": {arm: {**table.describe(arm), "words": words[arm]} for arm in study["arms"]},
+        "arms": {arm: table.describe(arm, words[arm]) for arm in study["arms"]},
         "contrasts": rows,
-        "verdict": (headline_row(primary) or {}).get("verdict"),
+        "verdict": head["verdict"] if head else None,
         "headline": headline_sentence(primary, names if primary else words, study["baseline"]),
-        "advice": advice_of(primary, names),
+        "advice": [sentence for _, sentence in advice_of(primary, names)],
         "overlap": table.overlap,
         "efficiency": efficiency(table, pairs, names),
     }

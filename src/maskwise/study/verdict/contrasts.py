@@ -1,19 +1,33 @@
-"""One row per pair of arms and outcome: the paired differences, their interval, the test, the verdict.
+"""One row per pair of arms and outcome: the paired differences, their interval, the test, and the verdict.
 
-Verdict words follow from the number of runs: below 6 no p value and at most "suggests"; from 6 on "decided" needs
-Holm's adjusted sign-flip p below alpha *and* an interval without zero, and no reason that caps it. Comparisons
-that cannot tell anything are "void". Only one outcome of a pair is *primary*: that is where the test is spent.
+The verdict follows from the number of runs: below 6 there is no p value and it is at most "suggests"; from 6 on
+"decided" needs Holm's adjusted sign-flip p below alpha *and* an interval without zero, and no reason that caps it.
+A comparison that cannot tell anything is "void". One outcome of each pair is *primary*: there the test is spent.
+
+Every verdict has reasons, each with a code and with what it does (its effect):
+
+| effect   | codes |
+|----------|-------|
+| "voids"  | missing-runs (no pair is left), different-units, different-tokenizers, plateau, chance-level |
+| "tests"  | significant, not-significant, interval-holds-zero, few-runs, secondary |
+| "caps"   | no-dev-selection, stopped-early: at most "suggests" |
+| "said"   | unmatched-compute, grid-border, item-noise, overlap, missing-runs (some pairs are left): it stands |
+
+few-runs and secondary cap as well: no test is made, so nothing can be decided.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
-from maskwise.errors import MaskwiseError, unknown_name
+from maskwise.constants import PLATEAU_NATS, REFERENCE
+from maskwise.errors import MaskwiseError
+from maskwise.files import Candidate, Compute, Contrast, Detectable, Ends, Estimate, Reason, Study, Verdict
 from maskwise.study.power import (
     P_FROM_RUNS,
     attainable_level,
@@ -28,170 +42,173 @@ from maskwise.study.statistics import (
     sign_flip_test,
     standardised_effect,
 )
-from maskwise.study.verdict.measures import BySeed
-from maskwise.study.verdict.table import REFERENCE, TOLERANCE, Table
+from maskwise.study.verdict.table import TOLERANCE, BySeed, Table
 
-if TYPE_CHECKING:
-    from maskwise.study.verdict.reasons import Reasons
-
-MOST_PRIMARY = 6  # more, and Holm leaves nothing that ten runs could decide
-MOST_MORE_RUNS = 50  # more than this is no advice: the difference is too small to matter
+MOST_MORE_RUNS = 50  # a longer way to a decision is no advice: the difference is too small to matter
 SHARES = {
     "accuracy",
     "exact-match",
     "exact_match",
 }  # metrics that are a share of items, as binomial noise wants
+COSTS = {
+    "steps": "steps",
+    "tokens": "tokens read",
+    "targets": "targets (tokens to predict)",
+    "flops": "FLOPs",
+    "seconds": "seconds",
+}
+INCOMPARABLE = {
+    "different-units": "the arms mask different units, and the evaluation's mask would decide",
+    "different-tokenizers": "the arms have different tokenizers, and what is asked for each token is another thing",
+}
 
 
-def primary_contrasts(
-    study: Mapping[str, Any], contrasts: Sequence[Any] | None = None
-) -> list[tuple[str, str]]:
-    """The (arm, baseline) pairs a page is about. Call it before a study starts: it refuses unknown arms, and
-    more than 6 pairs."""
-    base = study["baseline"]
-    if base not in study["arms"]:
-        raise unknown_name("baseline", base, study["arms"])
-    chosen = study.get("contrasts") if contrasts is None else contrasts
-    if chosen is None:
-        pairs = [(arm, base) for arm in study["arms"] if arm != base]
-    else:
-        pairs = [(c["arm"], c.get("baseline", base)) if isinstance(c, Mapping) else tuple(c) for c in chosen]
-    known = [*study["arms"], *([REFERENCE] if study.get("tasks") or study.get("reference") else [])]
-    for pair in pairs:
-        if len(pair) != 2 or pair[0] == pair[1]:
-            raise MaskwiseError("a contrast names two different arms", got=pair, allowed="[arm, baseline]")
-        for arm in pair:
-            if arm not in known:
-                raise unknown_name("arm in contrasts", arm, known)
-    if len(set(pairs)) > MOST_PRIMARY:
+@dataclass
+class Comparison:
+    """A row of summary.json, not judged at first, and the differences by seed that it is judged by."""
+
+    row: Contrast
+    differences: NDArray[np.float64]
+    plain: NDArray[np.float64]
+    """The same differences in plain scores, where ``differences`` are standardised."""
+
+
+def primary_pairs(study: Study) -> list[tuple[str, str]]:
+    """The (arm, baseline) pairs that the page is about, as the recipe named them.
+
+    Raises:
+        MaskwiseError: a contrast with the reference, of which nothing would be measured.
+    """
+    pairs = list(dict.fromkeys((arm, baseline) for arm, baseline in study["contrasts"]))
+    if not study["tasks"] and not study.get("reference") and any(REFERENCE in pair for pair in pairs):
         raise MaskwiseError(
-            "too many primary contrasts for one page",
-            got=len(set(pairs)),
-            allowed=f"at most {MOST_PRIMARY}",
-            do="name the ones that matter in contrasts",
+            f"a contrast names {REFERENCE}, and nothing is measured of it",
+            allowed=", ".join(study["arms"]),
+            do="name tasks, or leave that contrast out",
         )
-    return list(dict.fromkeys(pairs))
+    return pairs
 
 
-def contrast_rows(table: Table, arm: str, baseline: str) -> list[dict[str, Any]]:
-    """The rows of one pair: tasks first, each task, each held-out loss, each evaluation. Not judged yet.
+def compare(table: Table, arm: str, baseline: str) -> list[Comparison]:
+    """The rows of one pair: all tasks first, then each task, each held-out loss, each evaluation.
 
-    An arm whose objective has no held-out loss, and the reference, are compared by what both have. Without
-    tasks the primary row is the held-out loss on the arm's own kind of mask (the mean over its ratios); for
-    arms with different units or tokenizers, which no held-out loss can compare, the first evaluation that has a
-    chance level.
+    An arm whose objective has no held-out loss, and the reference, are compared by what both have. Without tasks the
+    primary row is the held-out loss on the arm's own kind of mask (the mean over its ratios); for arms with different
+    units or tokenizers, which no held-out loss can compare, it is the first evaluation that has a chance level.
     """
     both = [
         name
         for name in (*table.heldout, *table.evaluations)
-        if all(table.outcomes[name].get(side) for side in (arm, baseline))
+        if table.values(name, arm) and table.values(name, baseline)
     ]
     own = [name for name in table.own_heldout(arm) if name in both]
-    facts = [name for name in both if name in table.evaluations and _unit(table, name) == "score"]
-    order = [*facts, *own] if table.incomparable(arm, baseline) else [*own, *facts]
+    with_chance = [name for name in both if name in table.evaluations and _unit(table, name) == "score"]
+    order = [*with_chance, *own] if table.incomparable(arm, baseline) else [*own, *with_chance]
     primary = next(iter(["tasks"] if table.tasks else order), None)
     outcomes = [*(["tasks"] if table.tasks else []), *table.tasks, *both]
-    return [_row(table, arm, baseline, name, primary=name == primary) for name in outcomes]
+    return [_comparison(table, arm, baseline, name, primary=name == primary) for name in outcomes]
 
 
-def _row(table: Table, arm: str, baseline: str, outcome: str, *, primary: bool) -> dict[str, Any]:
-    sides = _paired(table, arm, baseline, outcome)
-    d = paired_differences(*sides)
-    row: dict[str, Any] = {
+def _comparison(table: Table, arm: str, baseline: str, outcome: str, *, primary: bool) -> Comparison:
+    mine, other = _paired(table, arm, baseline, outcome)
+    differences = plain = paired_differences(mine, other)
+    estimate = _estimate(differences)
+    effect = standardised_effect(differences) if len(differences) else math.nan
+    row: Contrast = {
         "arm": arm,
         "baseline": baseline,
         "outcome": outcome,
         "primary": primary,
-        "n": len(d),
-    }
-    row |= {
+        "n": len(differences),
         "higher_is_better": table.higher_is_better(outcome),
         "unit": _unit(table, outcome),
-        **_estimate(d),
+        **estimate,
+        "standardised": None if math.isnan(effect) else effect,
+        "p": None,
+        "p_adjusted": None,
+        "metric": _metric(table, outcome),
+        "compute": _matched(table, arm, baseline),
+        "items": None,
+        "verdict": "void",
+        "better": None,
+        "reason": "",
+        "reasons": [],
+        "more_runs": None,
+        "detectable": None,
+        "brief": "",
+        "sentence": "",
     }
-    row |= {"p": None, "p_adjusted": None, "metric": _metric(table, outcome), "differences": d.tolist()}
-    plain = d
-    if outcome == "tasks":  # the same in natural units: the mean over tasks of plain score differences
-        plain = paired_differences(*({s: table.natural[a][s] for s in sides[0]} for a in (arm, baseline)))
-        estimate = _estimate(plain)
-        row["natural"] = {key: estimate[key] for key in ("mean", "low", "high")}
-    row["plain"] = plain.tolist()
-    row["compute"] = _matched(table, arm, baseline)
+    if outcome == "tasks":
+        plain = paired_differences(
+            *({seed: table.natural[a][seed] for seed in mine} for a in (arm, baseline))
+        )
+        row["natural"] = _estimate(plain)
     row["items"] = _items_interval(table, row, float(plain.mean()) if len(plain) else 0.0)
-    return row
+    return Comparison(row, differences, plain)
 
 
 def _unit(table: Table, outcome: str) -> str:
     if outcome.startswith("heldout:"):
         return "nats"
-    if outcome.startswith("evaluation:"):
-        known = table.chance(outcome)[0] is not None and table.higher_is_better(outcome)
-        return (
-            "score"
-            if known
-            else "perplexity"
-            if "perplexity" in outcome
-            else _metric(table, outcome) or "score"
-        )
-    return table.unit if outcome == "tasks" else "score"
+    if not outcome.startswith("evaluation:"):
+        return table.unit if outcome == "tasks" else "score"
+    if table.chance(outcome)[0] is not None and table.higher_is_better(outcome):
+        return "score"
+    return "perplexity" if "perplexity" in outcome else _metric(table, outcome) or "score"
 
 
 def _metric(table: Table, outcome: str) -> str | None:
     if outcome.startswith("heldout:"):
         return None
     if outcome in table.evaluation_facts:
-        return table.evaluation_facts[outcome].get("metric")
-    names = table.tasks if outcome == "tasks" else [outcome]
-    metrics = {table.task_facts(name).get("metric") for name in names}
+        return table.evaluation_facts[outcome]["metric"]
+    metrics = {table.task_facts(name).get("metric") for name in _measured(table, outcome)}
     return metrics.pop() if len(metrics) == 1 else None
+
+
+def _measured(table: Table, outcome: str) -> list[str]:
+    """The outcomes that were measured for this one: every task, for "tasks"."""
+    return table.tasks if outcome == "tasks" else [outcome]
 
 
 def _paired(table: Table, arm: str, baseline: str, outcome: str) -> tuple[BySeed, BySeed]:
     """Both sides on the seeds they share."""
-    sides = [dict(table.outcomes[outcome].get(name, {})) for name in (arm, baseline)]
-    for mine, other, name in ((0, 1, arm), (1, 0, baseline)):
-        lost = [s for s in sorted(sides[other].keys() - sides[mine].keys()) if not table.excused(name, s)]
-        if lost and name != REFERENCE:
+    mine, other = table.values(outcome, arm), table.values(outcome, baseline)
+    for name, lost in ((arm, other.keys() - mine.keys()), (baseline, mine.keys() - other.keys())):
+        unexcused = [seed for seed in sorted(lost) if not table.excused(name, seed)]
+        if unexcused and name != REFERENCE:
             raise MaskwiseError(
                 f"arm {name!r} lacks seeds that its partner has ({outcome})",
-                got=f"no seed {', '.join(map(str, lost))}",
+                got=f"no seed {', '.join(map(str, unexcused))}",
                 do="run the study to its end, or drop those seeds",
             )
-    shared = sorted(sides[0].keys() & sides[1].keys())
-    return {s: sides[0][s] for s in shared}, {s: sides[1][s] for s in shared}
+    shared = sorted(mine.keys() & other.keys())
+    return {seed: mine[seed] for seed in shared}, {seed: other[seed] for seed in shared}
 
 
-def _estimate(d: np.ndarray) -> dict[str, float | None]:
-    low, high = interval_by_rule(d)[:2] if len(d) > 1 else (None, None)
-    effect = standardised_effect(d) if len(d) else math.nan
-    return {
-        "mean": float(d.mean()) if len(d) else None,
-        "low": low,
-        "high": high,
-        "standardised": None if math.isnan(effect) else effect,
-    }
+def _estimate(differences: NDArray[np.float64]) -> Estimate:
+    low, high = interval_by_rule(differences)[:2] if len(differences) > 1 else (None, None)
+    return {"mean": float(differences.mean()) if len(differences) else None, "low": low, "high": high}
 
 
-def _matched(table: Table, arm: str, baseline: str) -> dict[str, Any]:
-    """What was matched, whether it is (to 5 %), and the arm's share of the baseline's compute by quantity."""
+def _matched(table: Table, arm: str, baseline: str) -> Compute:
     mine, other = table.compute(arm), table.compute(baseline)
     ratios = {key: mine[key] / other[key] for key in mine if key in other}
     by = table.matched_by
-    matched = by in ratios and abs(ratios[by] - 1) <= TOLERANCE
-    return {"by": by, "matched": matched, "ratios": ratios}
+    return {"by": by, "matched": by in ratios and abs(ratios[by] - 1) <= TOLERANCE, "ratios": ratios}
 
 
-def _items_interval(table: Table, row: Mapping[str, Any], mean: float) -> dict[str, float] | None:
+def _items_interval(table: Table, row: Contrast, mean: float) -> Ends | None:
     """The other interval: what other test items could have said, in natural units; never mixed with the first.
 
-    Binomial, for metrics that are a share of items. Both arms answer the same items, and records do not say
-    which: the answers are taken to correlate one half, so that a difference is as uncertain as one share.
+    Binomial, for metrics that are a share of items. Both arms answer the same items, and records do not say which:
+    the answers are taken to correlate one half, so that a difference is as uncertain as one share.
     """
-    names = table.tasks if row["outcome"] == "tasks" else [row["outcome"]]
+    names = _measured(table, row["outcome"])
     variance = 0.0
     for name in names:
         items = table.chance(name)[1]
-        scores = [x for a in (row["arm"], row["baseline"]) for x in table.outcomes[name].get(a, {}).values()]
+        scores = [*table.values(name, row["arm"]).values(), *table.values(name, row["baseline"]).values()]
         if _metric(table, name) not in SHARES or not items or not scores:
             return None
         share = min(max(float(np.mean(scores)), 0.0), 1.0)
@@ -200,58 +217,220 @@ def _items_interval(table: Table, row: Mapping[str, Any], mean: float) -> dict[s
     return {"low": mean - half, "high": mean + half}
 
 
-def decide(rows: list[dict[str, Any]], reasons: Reasons, *, tasks: int, alpha: float) -> None:
-    """Writes p, p_adjusted, verdict, reason, reasons, better and the advice; Holm runs over the primary rows."""
-    voids = {id(row): reasons.void(row) for row in rows}
-    family = [row for row in rows if row["primary"] and not voids[id(row)]]
-    for row in family:
-        if row["n"] >= P_FROM_RUNS:
-            row["p"] = sign_flip_test(row["differences"])
-    # Those with too few runs for a p keep their place in the family, as p = 1.
-    adjusted = holm([1.0 if row["p"] is None else row["p"] for row in family])
-    for row, p in zip(family, adjusted):
-        row["p_adjusted"] = p if row["p"] is not None else None
-    by_pair = {(row["arm"], row["baseline"]): row for row in family}
-    for row in rows:
-        if tasks == 1 and row["outcome"] in reasons.table.tasks:
-            twin = by_pair.get((row["arm"], row["baseline"]))  # one task: the same test in other units
-            row |= {key: twin[key] for key in ("p", "p_adjusted")} if twin else {}
-        d, plain = np.array(row.pop("differences")), np.array(row.pop("plain"))
-        row |= _judged(row, voids[id(row)], reasons, alpha=alpha)
-        row |= {"more_runs": None, "detectable": None}
+# Verdicts --------------------------------------------------------------------------------------------
+
+
+def decide(comparisons: Sequence[Comparison], reasons: Reasons, *, alpha: float) -> None:
+    """Write p, p_adjusted, verdict, reason, reasons, better, more_runs and detectable into the rows.
+
+    Holm's correction runs over the primary rows that are not void.
+    """
+    voids = [reasons.void(comparison.row) for comparison in comparisons]
+    family = [one for one, void in zip(comparisons, voids) if one.row["primary"] and not void]
+    for one in family:
+        if one.row["n"] >= P_FROM_RUNS:
+            one.row["p"] = sign_flip_test(one.differences)
+    # Rows with too few runs for a p keep their place in the family, as p = 1.
+    adjusted = holm([1.0 if one.row["p"] is None else one.row["p"] for one in family])
+    for one, p in zip(family, adjusted):
+        one.row["p_adjusted"] = p if one.row["p"] is not None else None
+    by_pair = {(one.row["arm"], one.row["baseline"]): one.row for one in family}
+    tasks = reasons.table.tasks
+    for one, void in zip(comparisons, voids):
+        row = one.row
+        if len(tasks) == 1 and row["outcome"] in tasks:  # the only task: the same test in other units
+            twin = by_pair.get((row["arm"], row["baseline"]), row)
+            row["p"], row["p_adjusted"] = twin["p"], twin["p_adjusted"]
+        _judge(row, void, reasons, alpha=alpha)
         doubted = row["reason"] in ("few-runs", "not-significant", "interval-holds-zero")
-        if row["primary"] and doubted and len(d) > 1:
-            row |= _plan(d, plain, alpha=alpha / max(len(family), 1))
+        if row["primary"] and doubted and row["n"] > 1:
+            row["more_runs"], row["detectable"] = _plan(one, alpha=alpha / max(len(family), 1))
 
 
-def _judged(
-    row: Mapping[str, Any], void: list[dict[str, Any]], reasons: Reasons, *, alpha: float
-) -> dict[str, Any]:
-    """verdict, better, reason (the one that made the verdict) and all reasons."""
-    if void:
-        return {"verdict": "void", "better": None, "reason": void[0]["code"], "reasons": void}
-    apart = row["low"] is not None and (row["low"] > 0 or row["high"] < 0)
+def _judge(row: Contrast, void: list[Reason], reasons: Reasons, *, alpha: float) -> None:
+    """Write verdict, better, all reasons, and the reason that made the verdict, which is the first."""
+    if void or row["mean"] is None:
+        row["reason"], row["reasons"] = void[0]["code"], void
+        return
+    apart = row["low"] is not None and row["high"] is not None and (row["low"] > 0 or row["high"] < 0)
     tested = reasons.tested(row, apart=apart, alpha=alpha)
     caps = reasons.caps(row)
-    verdict = "suggests" if apart else "undecided"
-    if apart and tested["code"] == "significant" and not caps:
-        verdict = "decided"
-    first = caps[0] if caps and tested["code"] == "significant" else tested
-    better = None
-    if verdict in ("decided", "suggests"):
-        better = "arm" if (row["mean"] > 0) == row["higher_is_better"] else "baseline"
-    found = [first, *(r for r in (tested, *caps) if r is not first), *reasons.said(row)]
-    return {"verdict": verdict, "better": better, "reason": first["code"], "reasons": found}
+    significant = tested["code"] == "significant"
+    verdict: Verdict = "suggests" if apart else "undecided"
+    row["verdict"] = "decided" if apart and significant and not caps else verdict
+    first = caps[0] if caps and significant else tested
+    row["reason"] = first["code"]
+    row["reasons"] = [
+        first,
+        *(reason for reason in (tested, *caps) if reason is not first),
+        *reasons.said(row),
+    ]
+    if apart:
+        row["better"] = "arm" if (row["mean"] > 0) == row["higher_is_better"] else "baseline"
 
 
-def _plan(d: np.ndarray, plain: np.ndarray, *, alpha: float) -> dict[str, Any]:
-    """more_runs: how many more runs per arm would decide, at power .8, were the difference as large as it looks;
-    None above 50, where detectable says what an able number of runs would see, in the unit and in plain."""
-    sd = float(d.std(ddof=1))
-    needed = runs_to_decide(sd, float(d.mean()), alpha=alpha)
-    more = None if needed is None else max(needed - len(d), 1)
-    runs = max(len(d), fewest_runs(alpha))
+def _plan(comparison: Comparison, *, alpha: float) -> tuple[int | None, Detectable]:
+    """How many more runs of each arm would decide, and what a number of runs that can decide would see.
+
+    The number is that for a power of .8, were the difference as large as it looks; None above ``MOST_MORE_RUNS``.
+    """
+    differences = comparison.differences
+    sd = float(differences.std(ddof=1))
+    needed = runs_to_decide(sd, float(differences.mean()), alpha=alpha)
+    more = None if needed is None else max(needed - len(differences), 1)
+    runs = max(len(differences), fewest_runs(alpha))
     level = attainable_level(runs, alpha)
-    seen = {"runs": runs, "difference": detectable_difference(sd, runs, alpha=level)}
-    seen["natural"] = detectable_difference(float(plain.std(ddof=1)), runs, alpha=level)
-    return {"more_runs": more if more is not None and more <= MOST_MORE_RUNS else None, "detectable": seen}
+    seen: Detectable = {
+        "runs": runs,
+        "difference": detectable_difference(sd, runs, alpha=level),
+        "natural": detectable_difference(float(comparison.plain.std(ddof=1)), runs, alpha=level),
+    }
+    return more if more is not None and more <= MOST_MORE_RUNS else None, seen
+
+
+class Reasons:
+    """Finds the reasons of rows. ``names`` are the arms in words."""
+
+    def __init__(self, table: Table, names: Mapping[str, str]):
+        self.table, self.names = table, names
+
+    def _named(self, arms: Sequence[str]) -> str:
+        return " and ".join(self.names.get(arm, arm) for arm in arms)
+
+    def void(self, row: Contrast) -> list[Reason]:
+        """Reasons for which nothing can be said."""
+        table, pair, outcome = self.table, (row["arm"], row["baseline"]), row["outcome"]
+        reasons: list[Reason] = []
+        lost = any(table.failed.get(arm) or arm in table.stopped for arm in pair)
+        if row["n"] == 0 or (row["n"] == 1 and lost):
+            sentence = "too few runs were finished"
+            reasons.append(
+                {"code": "missing-runs", "effect": "voids", "sentence": sentence, "runs": row["n"]}
+            )
+        masked = outcome.startswith("heldout:") or "perplexity" in outcome
+        by_token = masked or ":open-" in outcome
+        why = table.incomparable(*pair)
+        if why and ((masked and why == "different-units") or (by_token and why == "different-tokenizers")):
+            reasons.append({"code": why, "effect": "voids", "sentence": INCOMPARABLE[why]})
+        if stuck := [arm for arm in pair if arm != REFERENCE and table.on_plateau(arm)]:
+            sentence = (
+                f"{self._named(stuck)} learnt hardly more than word frequencies (the plateau: less than {PLATEAU_NATS}"
+                " nats below their loss); train longer"
+            )
+            reasons.append({"code": "plateau", "effect": "voids", "sentence": sentence, "arms": stuck})
+        if all(table.at_chance(name, arm) for name in _measured(table, outcome) for arm in pair):
+            sentence = "both are no better than who knows nothing (chance level)"
+            reasons.append({"code": "chance-level", "effect": "voids", "sentence": sentence})
+        return reasons
+
+    def tested(self, row: Contrast, *, apart: bool, alpha: float) -> Reason:
+        """What the test says, or why there is none; ``apart``: the interval does not hold zero."""
+        n, p = row["n"], row["p_adjusted"]
+        if n < P_FROM_RUNS:
+            runs = "one run of each arm" if n == 1 else f"only {n} runs of each arm"
+            sentence = f"{runs}: below {P_FROM_RUNS} no exact test can be below .05"
+            return {"code": "few-runs", "effect": "tests", "sentence": sentence, "runs": n}
+        if p is None:
+            sentence = "not a primary outcome: it explains, and no test was spent on it"
+            return {"code": "secondary", "effect": "tests", "sentence": sentence}
+        code, sentence = "not-significant", f"the exact sign-flip test gives p = {p:.2g}"
+        if p < alpha and apart:
+            code, sentence = "significant", f"{sentence}, and the 95 % interval is clear of zero"
+        elif p < alpha:
+            code, sentence = (
+                "interval-holds-zero",
+                f"the test gives p = {p:.2g}, but the 95 % interval holds zero",
+            )
+        return {"code": code, "effect": "tests", "sentence": sentence, "p": p}
+
+    def caps(self, row: Contrast) -> list[Reason]:
+        """Reasons for which a verdict is at most "suggests"."""
+        reasons: list[Reason] = []
+        arms = [arm for arm in (row["arm"], row["baseline"]) if arm != REFERENCE]
+        if cause := self._unselected(arms):
+            why, sentence = cause
+            reasons.append({"code": "no-dev-selection", "effect": "caps", "sentence": sentence, "why": why})
+        if early := [arm for arm in arms if arm in self.table.stopped]:
+            sentence = (
+                f"{self._named(early)} was stopped early, because it looked hopeless: a run of bad luck stops an arm"
+                " and stays in its mean, so the difference looks larger than it is"
+            )
+            reasons.append({"code": "stopped-early", "effect": "caps", "sentence": sentence, "arms": early})
+        return reasons
+
+    def _unselected(self, arms: list[str]) -> tuple[str, str] | None:
+        """Whether settings were chosen alike: on dev data, on dev seeds, and from the same grid for every arm."""
+        search = self.table.study.get("search")
+        if not search:
+            return (
+                "no-search",
+                "no setting was searched for each arm: with another learning rate the order may turn",
+            )
+        if shared := sorted(set(search["seeds"]) & set(self.table.study["seeds"])):
+            seeds = ", ".join(map(str, shared))
+            return "shared-seeds", f"settings were chosen on seeds that are also compared ({seeds})"
+        selections = [self.table.selection.get(arm) for arm in arms]
+        if lost := [arm for arm, line in zip(arms, selections) if line is None or line["chosen"] is None]:
+            return "no-choice", f"the search left no choice for {self._named(lost)}"
+        grids = [_grid(line["candidates"]) for line in selections if line]
+        if any(grid != grids[0] for grid in grids):
+            return "different-grids", "the arms were searched over different grids"
+        return None
+
+    def said(self, row: Contrast) -> list[Reason]:
+        """What a reader must know, and what leaves the verdict as it is."""
+        table, pair = self.table, (row["arm"], row["baseline"])
+        reasons: list[Reason] = []
+        planned = len(table.study["seeds"])
+        if row["n"] < planned and any(table.failed.get(arm) for arm in pair):
+            missing = planned - row["n"]
+            sentence = f"{missing} of {planned} pairs are missing: runs that fail may not be a random choice"
+            counts: Reason = {
+                "code": "missing-runs",
+                "effect": "said",
+                "sentence": sentence,
+                "missing": missing,
+            }
+            reasons.append(counts | {"planned": planned})
+        reasons += self._unmatched(row)
+        if edge := [arm for arm in pair if arm in table.selection and table.selection[arm]["border"]]:
+            sentence = f"the best setting of {self._named(edge)} lies at the border of the grid"
+            sentence += ": a better one may lie outside"
+            reasons.append({"code": "grid-border", "effect": "said", "sentence": sentence, "arms": edge})
+        items = row["items"]
+        if items and items["low"] <= 0 <= items["high"] and row["mean"]:
+            half = 100 * (items["high"] - items["low"]) / 2
+            sentence = "other test items could turn it: they alone make a difference uncertain by about"
+            sentence += f" {half:.1f} points"
+            reasons.append({"code": "item-noise", "effect": "said", "sentence": sentence, "points": half})
+        for line in table.overlap:
+            if line["task"] in _measured(table, row["outcome"]) and line["overlapping"]:
+                task, items_shared = line["task"], line["overlapping"]
+                sentence = f"{items_shared:,} of {line['items']:,} test items of {task} stand in the corpus"
+                overlap: Reason = {"code": "overlap", "effect": "said", "sentence": sentence, "task": task}
+                reasons.append(overlap | {"items": line["items"], "overlapping": items_shared})
+        return reasons
+
+    def _unmatched(self, row: Contrast) -> list[Reason]:
+        """Quantities by which the two differ by more than 5 %; the one that was to be matched first."""
+        if REFERENCE in (row["arm"], row["baseline"]):
+            return []
+        arm, baseline = self._named([row["arm"]]), self._named([row["baseline"]])
+        by, ratios = row["compute"]["by"], row["compute"]["ratios"]
+        off = {key: ratio for key, ratio in ratios.items() if abs(ratio - 1) > TOLERANCE}
+        others = ", ".join(f"{ratio:.2g} times the {COSTS[key]}" for key, ratio in off.items() if key != by)
+        if not ratios:
+            sentence = "what the arms cost was not recorded"
+        elif not off:
+            return []
+        elif by and by in off:
+            sentence = f"not matched: {arm} had {off[by]:.2g} times the {COSTS[by]} of {baseline}"
+            sentence += f"; {others}" if others else ""
+        else:
+            sentence = (f"at equal {COSTS[by]} " if by else "") + f"{arm} had {others} of {baseline}"
+        return [{"code": "unmatched-compute", "effect": "said", "sentence": sentence, "ratios": off}]
+
+
+def _grid(candidates: Sequence[Candidate]) -> list[str]:
+    """The settings that were tried, without what they scored."""
+    return sorted(str(candidate["setting"]) for candidate in candidates)

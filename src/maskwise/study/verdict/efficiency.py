@@ -15,54 +15,62 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import cast
 
 import numpy as np
 
+from maskwise.constants import REFERENCE
+from maskwise.files import Efficiency, Point, TimeToQuality
 from maskwise.study.statistics import median_interval, paired_t_interval
-from maskwise.study.verdict.measures import Measures
-from maskwise.study.verdict.table import REFERENCE, Table
+from maskwise.study.verdict.table import Measures, Table
 from maskwise.study.verdict.words import outcome_words
 
 MEASURED = ("steps", "tokens", "targets", "flops")
+Lengths = Mapping[float, Measures]
+"""The companion runs and the whole ones, by fraction."""
 
 
-def efficiency(table: Table, pairs: Sequence[tuple[str, str]], names: Mapping[str, str]) -> dict[str, Any]:
-    """{"points": every run's quality and compute, "time_to_quality": a row per pair, outcome and quantity}."""
+def efficiency(table: Table, pairs: Sequence[tuple[str, str]], names: Mapping[str, str]) -> Efficiency:
+    """Every run's quality and compute; and the time to quality of every pair, outcome and quantity."""
     lengths = {**table.companions, 1.0: table}
     rows = []
     for arm, baseline in pairs if table.companions else ():
         for outcome in _outcomes(table, arm, baseline):
             for by in MEASURED:
-                row = time_to_quality(
-                    lengths, arm, baseline, outcome, by=by, higher=table.higher_is_better(outcome)
-                )
+                higher = table.higher_is_better(outcome)
+                row = time_to_quality(lengths, arm, baseline, outcome, by=by, higher=higher)
                 if row:
-                    rows.append(row | {"sentence": _told(row, names)})
+                    row["sentence"] = _sentence(row, names)
+                    rows.append(row)
     return {"points": _points(lengths, table), "time_to_quality": rows}
 
 
 def time_to_quality(
-    lengths: Mapping[float, Measures], arm: str, baseline: str, outcome: str, *, by: str, higher: bool = True
-) -> dict[str, Any] | None:
+    lengths: Lengths, arm: str, baseline: str, outcome: str, *, by: str, higher: bool = True
+) -> TimeToQuality | None:
     """The arm's compute to the baseline's final quality, as a share of the baseline's; None without companions."""
     shares = _shares(lengths, arm, baseline, outcome, by=by, higher=higher)
     if not shares:
         return None
     own = _shares(lengths, baseline, baseline, outcome, by=by, higher=higher)
     values = list(shares.values())
+    share, low, high, method = _combined(values)
     return {
         "arm": arm,
         "baseline": baseline,
         "outcome": outcome,
         "by": by,
         "n": len(values),
-        "left_out": len(lengths[1.0].outcomes[outcome][baseline]) - len(values),
+        "left_out": len(lengths[1.0].values(outcome, baseline)) - len(values),
         "not_reached": sum(x == math.inf for x in values),
         "reached_before": sum(x == -math.inf for x in values),
-        **_summed(values),
-        "by_itself": _summed(list(own.values()))["share"] if own else None,
+        "share": share,
+        "low": low,
+        "high": high,
+        "method": method,
+        "by_itself": _combined(list(own.values()))[0] if own else None,
         "shares": {str(seed): _plain(x) for seed, x in shares.items()},
+        "sentence": "",
     }
 
 
@@ -77,43 +85,43 @@ def crossing(compute: Sequence[float], quality: Sequence[float], goal: float) ->
 
 
 def _shares(
-    lengths: Mapping[float, Measures], arm: str, baseline: str, outcome: str, *, by: str, higher: bool
+    lengths: Lengths, arm: str, baseline: str, outcome: str, *, by: str, higher: bool
 ) -> dict[int, float]:
-    full, sign, found = lengths[1.0], 1 if higher else -1, {}
-    for seed, goal in full.outcomes.get(outcome, {}).get(baseline, {}).items():
-        whole = full.cost.get((baseline, seed), {}).get(by)
-        line = []
+    """By seed, the share of the baseline's compute at which the arm reaches the baseline's final quality."""
+    whole, sign, shares = lengths[1.0], 1 if higher else -1, {}
+    for seed, goal in whole.values(outcome, baseline).items():
+        points = []
         for measures in lengths.values():
-            quality = measures.outcomes.get(outcome, {}).get(arm, {}).get(seed)
+            quality = measures.values(outcome, arm).get(seed)
             compute = measures.cost.get((arm, seed), {}).get(by)
             if quality is not None and compute:
-                line.append((compute, sign * quality))
-        if whole and len(line) == len(lengths) > 1:  # a seed without one of its lengths is no curve
-            compute_line, quality_line = zip(*sorted(line))
-            found[seed] = crossing(compute_line, quality_line, sign * goal) / whole
-    return found
+                points.append((compute, sign * quality))
+        spent = whole.cost.get((baseline, seed), {}).get(by)
+        if spent and len(points) == len(lengths) > 1:  # a seed without one of its lengths is no curve
+            compute_line, quality_line = zip(*sorted(points))
+            shares[seed] = crossing(compute_line, quality_line, sign * goal) / spent
+    return shares
 
 
-def _summed(values: list[float]) -> dict[str, Any]:
-    """share, low, high, method; ends that are not finite are None and told by not_reached and reached_before."""
+Combined = tuple[float | str, float | str | None, float | str | None, str | None]
+
+
+def _combined(values: list[float]) -> Combined:
+    """(share, low, high, method) over seeds; ends that are not finite are written in words."""
     if all(math.isfinite(x) for x in values):
         logs = np.log(values)
-        interval = paired_t_interval(logs) if len(values) > 1 else None
-        ends = [math.exp(x) for x in interval[:2]] if interval else [None, None]
-        method = "paired t of logarithms" if interval else None
-        return {"share": math.exp(float(logs.mean())), "low": ends[0], "high": ends[1], "method": method}
-    middle = float(np.median(values)) if len(set(values)) > 1 or len(values) == 1 else values[0]
+        share = math.exp(float(logs.mean()))
+        if len(values) < 2:
+            return share, None, None, None
+        ends = paired_t_interval(logs)
+        return share, math.exp(ends.low), math.exp(ends.high), "paired t of logarithms"
+    middle = float(np.median(values)) if len(set(values)) > 1 else values[0]
     if math.isnan(middle):  # half of the seeds at each end
         middle = math.inf
     if len(values) < 2:
-        return {"share": _plain(middle), "low": None, "high": None, "method": None}
+        return _plain(middle), None, None, None
     interval = median_interval(values)
-    return {
-        "share": _plain(middle),
-        "low": _plain(interval.low),
-        "high": _plain(interval.high),
-        "method": f"median, {interval.method}",
-    }
+    return _plain(middle), _plain(interval.low), _plain(interval.high), f"median, {interval.method}"
 
 
 def _plain(x: float) -> float | str:
@@ -123,48 +131,47 @@ def _plain(x: float) -> float | str:
 
 def _outcomes(table: Table, arm: str, baseline: str) -> list[str]:
     """What a pair may be compared by: the tasks, and the arm's own held-out loss where that is comparable."""
-    found = ["tasks"] if table.tasks else []
+    outcomes = ["tasks"] if table.tasks else []
     if REFERENCE not in (arm, baseline) and not table.incomparable(arm, baseline):
-        found += [name for name in table.own_heldout(arm) if name in table.outcomes]
-    return found
+        outcomes += [name for name in table.own_heldout(arm) if name in table.outcomes]
+    return outcomes
 
 
-def _points(lengths: Mapping[float, Measures], table: Table) -> list[dict[str, Any]]:
+def _points(lengths: Lengths, table: Table) -> list[Point]:
     """Every run of every length: its plain qualities (scores, their mean, losses) and its compute."""
-    points = []
+    points: list[Point] = []
     for fraction, measures in lengths.items():
         for (arm, seed), cost in measures.cost.items():
             values = {
-                name: measures.outcomes[name][arm][seed]
+                name: measures.values(name, arm)[seed]
                 for name in [*table.tasks, *table.heldout, *table.evaluations]
-                if seed in measures.outcomes.get(name, {}).get(arm, {})
+                if seed in measures.values(name, arm)
             }
             scores = [values[task] for task in table.tasks if task in values]
             if len(scores) > 1 and len(scores) == len(table.tasks):
                 values = {"mean over tasks": float(np.mean(scores)), **values}
-            compute = {key: cost[key] for key in MEASURED if cost.get(key)}
+            compute = {key: cost[key] for key in MEASURED if key in cost}
             if values and compute:
-                points.append({"arm": arm, "seed": seed, "fraction": fraction, **compute, "values": values})
+                point = {"arm": arm, "seed": seed, "fraction": fraction, **compute, "values": values}
+                points.append(cast(Point, point))
     return points
 
 
-def _told(row: Mapping[str, Any], names: Mapping[str, str]) -> str:
-    arm, baseline = (names.get(row[side], row[side]) for side in ("arm", "baseline"))
+def _sentence(row: TimeToQuality, names: Mapping[str, str]) -> str:
+    arm, baseline = (names.get(name, name) for name in (row["arm"], row["baseline"]))
     where, by = outcome_words(row["outcome"]), row["by"]
-    if row["share"] == "not reached":
-        told = f"{arm} did not reach, with all its {by}, what {baseline} has at its end {where}"
-    elif isinstance(row["share"], str):
-        told = f"{arm} is better than {baseline} at its end {where} before its shortest companion has ended"
+    if not isinstance(row["share"], str):
+        sentence = f"{arm} needs {100 * row['share']:.0f} % of the {by} of {baseline} to be as good {where}"
+    elif row["share"] == "not reached":
+        sentence = f"{arm} did not reach, with all its {by}, what {baseline} has at its end {where}"
     else:
-        told = f"{arm} needs {100 * row['share']:.0f} % of the {by} of {baseline} to be as good {where}"
-    ends = [f"{100 * x:.0f} %" if isinstance(x, float) else x for x in (row["low"], row["high"])]
+        sentence = (
+            f"{arm} is better than {baseline} at its end {where} before its shortest companion has ended"
+        )
+    low, high = (f"{100 * end:.0f} %" if isinstance(end, float) else end for end in (row["low"], row["high"]))
     facts = [f"{row['n']} seed{'s' if row['n'] > 1 else ''}"]
-    facts += [f"95 % interval {ends[0]} to {ends[1]}"] if ends[0] != ends[1] else []
-    for key, words in (
-        ("left_out", "left out: a run of theirs is missing"),
-        ("not_reached", "never got there"),
-        ("reached_before", "were there before the shortest run"),
-    ):
-        facts += [f"{row[key]} {words}"] if row[key] else []
-    told = f"{told} ({'; '.join(facts)})."
-    return told[0].upper() + told[1:]
+    facts += [f"95 % interval {low} to {high}"] if low != high else []
+    facts += [f"{row['left_out']} left out: a run of theirs is missing"] if row["left_out"] else []
+    facts += [f"{row['not_reached']} never got there"] if row["not_reached"] else []
+    facts += [f"{row['reached_before']} were there before the shortest run"] if row["reached_before"] else []
+    return f"{sentence[0].upper()}{sentence[1:]} ({'; '.join(facts)})."

@@ -1,91 +1,192 @@
-"""The full runs of a study, checked; and what is known of every arm, task and measure.
+"""The numbers of a study by outcome, arm and seed, checked; and what is known of every arm, task and outcome.
 
-Companion runs (a "fraction" below 1) are kept apart, by fraction: they are never pooled with full ones.
+Outcomes are named as in summary.json: a task's name; "tasks" (all of them, standardised and averaged inside the run);
+"heldout:token" (the mean over the ratios that were evaluated) and, where there are several, "heldout:token@0.15", …;
+"evaluation:NAME:METRIC" for what needs no fine-tuning. Companion runs (a "fraction" below 1) are kept apart, by
+fraction: they are never pooled with whole runs.
 
-Standardising: a task's scores are divided by its pooled SD, over the runs of all arms about their own arm's
-mean ("how much do runs differ that differ in nothing but the seed"), never less than one test item. With one
-run per arm there is no such SD and scores stay as they are (unit "score").
+Standardising: a task's scores are divided by its pooled SD, over the runs of all arms about their own arm's mean ("how
+much do runs differ that differ in nothing but the seed"), and never by less than one test item. With one run of each
+arm there is no such SD, and scores stay as they are (unit "score").
 """
 
 from __future__ import annotations
 
 import math
+import numbers
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
 
+from maskwise.constants import PLATEAU_NATS, REFERENCE
 from maskwise.errors import MaskwiseError, unknown_name
-from maskwise.study.verdict.measures import ByArm, Measures, evaluation_name
+from maskwise.files import ArmSummary, Record, Study, TaskFacts
 
-REFERENCE = "no-pretraining"
-PLATEAU_NATS = 0.3  # a mean held-out loss less than this below unigram: the model has learnt word frequencies
-WORD_UNITS = {
-    *("whole-word", "word", "words", "span", "spans", "salient", "salient-span", "phrase", "phrases", "pmi"),
-}
+BySeed: TypeAlias = dict[int, float]
+ByArm: TypeAlias = dict[str, BySeed]
+
 TOLERANCE = 0.05  # two arms count as matched in a quantity if they differ by no more
 QUANTITIES = ("steps", "tokens", "targets", "flops", "seconds")
+CHANCE_MARGIN = (
+    0.02  # how far above chance a score may lie that says nothing, where the number of items is not known
+)
+
+
+class Measures:
+    """Outcome → arm → seed → number, for the whole runs or for the companion runs of one length.
+
+    Raises:
+        MaskwiseError: a number that is not finite, is there twice, or has a seed that the study does not have.
+    """
+
+    def __init__(self, records: Sequence[Record], seeds: Sequence[int]):
+        self.outcomes: dict[str, ByArm] = defaultdict(lambda: defaultdict(dict))
+        self.unigram: dict[str, ByArm] = defaultdict(lambda: defaultdict(dict))
+        self.cost: dict[tuple[str, int], dict[str, float]] = {}
+        ratios: dict[str, set[float]] = defaultdict(set)
+        for record in records:
+            if record["kind"] == "heldout":
+                ratios[record["masks"]].add(record["ratio"])
+        self.parts = {
+            f"heldout:{masks}": [f"heldout:{masks}@{ratio:g}" for ratio in sorted(several)]
+            if len(several) > 1
+            else [f"heldout:{masks}"]
+            for masks, several in ratios.items()
+        }
+        for record in records:
+            if record["kind"] in ("score", "heldout", "evaluation", "cost"):
+                if record["seed"] not in seeds:
+                    what = f"a record of arm {record['arm']!r} has a seed that the study does not have"
+                    raise MaskwiseError(what, got=record["seed"], allowed=seeds)
+                self._read(record)
+        self.tasks = list(dict.fromkeys(r["task"] for r in records if r["kind"] == "score"))
+        self.evaluations = list(
+            dict.fromkeys(evaluation_name(r) for r in records if r["kind"] == "evaluation")
+        )
+        for name, parts in self.parts.items():
+            if len(parts) > 1:
+                self._average(parts, name)
+
+    def values(self, outcome: str, arm: str) -> BySeed:
+        """The numbers of one outcome and arm by seed; empty where nothing was measured."""
+        return self.outcomes.get(outcome, {}).get(arm, {})
+
+    def _read(self, record: Record) -> None:
+        arm, seed = record["arm"], record["seed"]
+        if record["kind"] == "cost":
+            self.cost[arm, seed] = quantities(record)
+        elif record["kind"] == "score":
+            self._put(record["task"], record, record["score"])
+        elif record["kind"] == "evaluation":
+            self._put(evaluation_name(record), record, record["value"])
+        else:
+            name = f"heldout:{record['masks']}"
+            name += f"@{record['ratio']:g}" if len(self.parts[name]) > 1 else ""
+            self._put(name, record, record["loss"])
+            if (unigram := record.get("unigram")) is not None:
+                self.unigram[name][arm][seed] = float(unigram)
+
+    def _put(self, name: str, record: Record, value: object) -> None:
+        by_seed, seed = self.outcomes[name][record["arm"]], record["seed"]
+        where = f"arm {record['arm']!r}, seed {seed}, {name}"
+        if not isinstance(value, numbers.Real) or not math.isfinite(value):
+            raise MaskwiseError(
+                f"a record is not a finite number ({where})", got=repr(value), do="rerun that stage"
+            )
+        if seed in by_seed:
+            raise MaskwiseError(f"measured twice ({where})", do="keep one line of records.jsonl")
+        by_seed[seed] = float(value)
+
+    def _average(self, parts: list[str], name: str) -> None:
+        """The mean over ratios, inside each run that has all of them."""
+        for numbers_of in (self.outcomes, self.unigram):
+            for arm in {arm for part in parts for arm in numbers_of[part]}:
+                shared = set.intersection(*(set(numbers_of[part].get(arm, {})) for part in parts))
+                numbers_of[name][arm] = {
+                    seed: float(np.mean([numbers_of[part][arm][seed] for part in parts]))
+                    for seed in sorted(shared)
+                }
+
+    def over_tasks(self, scale: Mapping[str, float | None]) -> ByArm:
+        """The mean over tasks inside each run that has all of them; a task with a scale is divided by it."""
+        means: ByArm = {}
+        for arm in {arm for task in self.tasks for arm in self.outcomes[task]}:
+            seeds = set.intersection(*(set(self.values(task, arm)) for task in self.tasks))
+            means[arm] = {
+                seed: float(
+                    np.mean([self.values(task, arm)[seed] / (scale.get(task) or 1) for task in self.tasks])
+                )
+                for seed in sorted(seeds)
+            }
+        return means
 
 
 class Table(Measures):
-    """The full runs, checked; `companions` by fraction; and what else the records and study.json say."""
+    """The whole runs, checked for gaps; ``companions`` by fraction; and what else records and study.json say.
 
-    def __init__(self, records: list[Mapping[str, Any]], study: Mapping[str, Any]):
+    Raises:
+        MaskwiseError: an arm without runs, a name that is no arm, or a task that was measured in some runs only.
+    """
+
+    def __init__(self, records: Sequence[Record], study: Study):
         self.study = study
         self.failed: dict[str, set[int]] = defaultdict(set)
-        self.stopped: dict[str, Mapping[str, Any]] = {}
-        self.selection: dict[str, Mapping[str, Any]] = {}
-        self.overlap: list[dict[str, Any]] = []
-        self.evaluation_facts: dict[str, Mapping[str, Any]] = {}
+        self.stopped: dict[str, Record] = {}
+        self.selection: dict[str, Record] = {}
+        self.overlap: list[Record] = []
+        self.evaluation_facts: dict[str, Record] = {}
         for record in records:
             self._note(record)
-        full = [record for record in records if record.get("fraction", 1.0) == 1.0]
-        super().__init__(full, study)
-        self.arms = {arm for by_arm in self.outcomes.values() for arm in by_arm}
+        super().__init__(
+            [record for record in records if "fraction" not in record or record["fraction"] == 1],
+            study["seeds"],
+        )
+        arms = {arm for by_arm in self.outcomes.values() for arm in by_arm}
         for arm in study["arms"]:
-            if arm not in self.arms and arm not in self.failed and arm not in self.stopped:
+            if arm not in arms and arm not in self.failed and arm not in self.stopped:
                 raise MaskwiseError(
                     "an arm has no runs", got=arm, do="run the study to its end, or drop the arm"
                 )
         for names in (self.tasks, *self.parts.values()):
-            self._check_whole(names)
+            self._check_whole(names, arms)
         self.heldout = sorted(name for name in self.outcomes if name.startswith("heldout:"))
         self.scale = {task: self._pooled_sd(task) for task in self.tasks}
         self.unit = "SDs" if all(self.scale.values()) else "score"
-        self.natural: ByArm = {}
+        scale = self.scale if self.unit == "SDs" else {}
+        self.natural: ByArm = self.over_tasks({}) if self.tasks else {}
         if self.tasks:
-            self.add_tasks({})
-            self.natural = self.outcomes.pop("tasks")
-            self.add_tasks(self.scale if self.unit == "SDs" else {})
+            self.outcomes["tasks"] = self.over_tasks(scale)
         self.companions: dict[float, Measures] = {}
-        for fraction in sorted({r["fraction"] for r in records if r.get("fraction", 1.0) < 1.0}):
-            found = Measures([r for r in records if r.get("fraction") == fraction], study)
-            if self.tasks and set(found.tasks) == set(self.tasks):
-                found.add_tasks(self.scale if self.unit == "SDs" else {})
-            self.companions[fraction] = found
+        for fraction in sorted({r["fraction"] for r in records if r.get("fraction", 1.0) < 1}):
+            shorter = Measures([r for r in records if r.get("fraction") == fraction], study["seeds"])
+            if self.tasks and set(shorter.tasks) == set(self.tasks):
+                shorter.outcomes["tasks"] = shorter.over_tasks(scale)
+            self.companions[fraction] = shorter
 
-    def _note(self, record: Mapping[str, Any]) -> None:
+    def _note(self, record: Record) -> None:
         kind, arm = record["kind"], record.get("arm")
         known = [*self.study["arms"], REFERENCE]
         if arm is not None and arm not in known:
             raise unknown_name("arm in records", arm, known)
-        if kind == "failure" and record.get("fraction", 1.0) == 1.0:
+        if kind == "failure" and record.get("fraction", 1.0) == 1:
             self.failed[record["arm"]].add(record["seed"])
         elif kind == "stopped":
             self.stopped[record["arm"]] = record
         elif kind == "selection":
             self.selection[record["arm"]] = record
         elif kind == "overlap":
-            self.overlap.append({key: value for key, value in record.items() if key != "kind"})
+            self.overlap.append(record.copy())
+            self.overlap[-1].pop("kind")
         elif kind == "evaluation":
             self.evaluation_facts.setdefault(evaluation_name(record), record)
 
-    def _check_whole(self, names: Sequence[str]) -> None:
+    def _check_whole(self, names: Sequence[str], arms: set[str]) -> None:
         """Every run has every task and ratio. A run that failed half-way is left out of them, whole."""
-        for arm in self.arms:
-            for seed in {seed for name in names for seed in self.outcomes[name].get(arm, {})}:
-                missing = [name for name in names if seed not in self.outcomes[name].get(arm, {})]
+        for arm in arms:
+            for seed in {seed for name in names for seed in self.values(name, arm)}:
+                missing = [name for name in names if seed not in self.values(name, arm)]
                 if missing and not self.excused(arm, seed):
                     what = "a held-out ratio" if missing[0].startswith("heldout:") else "a task"
                     raise MaskwiseError(
@@ -94,14 +195,14 @@ class Table(Measures):
                         do="run the study to its end",
                     )
                 for name in names if missing else []:
-                    self.outcomes[name].get(arm, {}).pop(seed, None)
+                    self.values(name, arm).pop(seed, None)
 
     def excused(self, arm: str, seed: int) -> bool:
         """Only a recorded failure, or an arm that was stopped, excuses a number that is missing."""
         return seed in self.failed.get(arm, ()) or arm in self.stopped
 
     def _pooled_sd(self, task: str) -> float | None:
-        """SD over runs about their arm's mean, at least one test item; None without two runs of an arm."""
+        """The SD over runs about their arm's mean, at least one test item; None without two runs of an arm."""
         runs = [
             np.array(list(s.values())) for arm, s in self.outcomes[task].items() if arm != REFERENCE and s
         ]
@@ -112,42 +213,51 @@ class Table(Measures):
         sd = math.sqrt(sum(((x - x.mean()) ** 2).sum() for x in runs) / freedom)
         return max(sd, 1 / items if items else 1e-3)
 
-    # What is known of arms and measures ---------------------------------------------------------------
+    # What is known of arms and outcomes -----------------------------------------------------------------
 
     @property
     def matched_by(self) -> str | None:
-        return (self.study.get("match") or {}).get("by")
+        match = self.study.get("match")
+        return match["by"] if match else None
 
-    def task_facts(self, task: str) -> Mapping[str, Any]:
-        return self.study.get("tasks", {}).get(task, {})
+    def task_facts(self, task: str) -> TaskFacts:
+        return self.study["tasks"].get(task, {})
 
     def higher_is_better(self, outcome: str) -> bool:
         if outcome.startswith("heldout:"):
             return False
-        return bool(self.evaluation_facts.get(outcome, {}).get("higher_is_better", True))
+        return outcome not in self.evaluation_facts or self.evaluation_facts[outcome]["higher_is_better"]
 
     def units(self, arm: str) -> str:
-        facts = self.study["arms"].get(arm, {})
-        return str(facts.get("units") or facts.get("policy") or "token")
+        """What the arm masks together: the value of a ``maskwise.masking.UnitKind``."""
+        if arm == REFERENCE:
+            return "token"
+        facts = self.study["arms"][arm]
+        return facts.get("units", facts["policy"])
 
     def incomparable(self, arm: str, other: str) -> str | None:
         """Why a masked loss cannot compare two arms: "different-tokenizers", "different-units", or nothing."""
-        cut = [self.study["arms"].get(name, {}).get("tokenizer") for name in (arm, other)]
-        if None not in cut and cut[0] != cut[1]:
+        facts = [self.study["arms"][name] for name in (arm, other) if name != REFERENCE]
+        tokenizers = {each["tokenizer"] for each in facts if "tokenizer" in each}
+        if len(tokenizers) > 1:
             return "different-tokenizers"
         return "different-units" if self.units(arm) != self.units(other) else None
 
     def own_heldout(self, arm: str) -> list[str]:
-        """A loss on the other kind of mask may lie above unigram for a good model (methods, section 3.3)."""
-        facts = self.study["arms"].get(arm, {})
-        default = ["whole-word" if self.units(arm) in WORD_UNITS else "token"]
-        return [f"heldout:{kind}" for kind in facts.get("judged_on") or default]
+        """The held-out losses on the arm's own kind of mask: on the other kind, a good model may lie above unigram."""
+        facts = self.study["arms"].get(arm)
+        # The reference, and arms of a study.json that was made by hand, are judged by what their units are.
+        own = facts.get("judged_on") if facts else None
+        return [
+            f"heldout:{masks}"
+            for masks in own or ["token" if self.units(arm).startswith("token") else "whole-word"]
+        ]
 
     def gap_nats(self, arm: str) -> float | None:
         """Mean of unigram − loss on the arm's own kind of mask, at the ratio (and kind) where it is largest."""
         gaps = []
         for name in (part for own in self.own_heldout(arm) for part in self.parts.get(own, [])):
-            losses, unigram = self.outcomes[name].get(arm, {}), self.unigram[name].get(arm, {})
+            losses, unigram = self.values(name, arm), self.unigram.get(name, {}).get(arm, {})
             known = [unigram[seed] - losses[seed] for seed in losses if seed in unigram]
             gaps += [float(np.mean(known))] if known else []
         return max(gaps, default=None)
@@ -157,42 +267,45 @@ class Table(Measures):
         return gap is not None and gap < PLATEAU_NATS
 
     def chance(self, outcome: str) -> tuple[float | None, int | None]:
-        """(the score of who knows nothing, number of items); None where it is not known."""
+        """The score of a model that knows nothing, and the number of items; None where it is not known."""
         if outcome in self.evaluation_facts:
-            facts = self.evaluation_facts[outcome]
-            return facts.get("chance"), facts.get("items")
+            record = self.evaluation_facts[outcome]
+            return record["chance"], record["items"]
         facts = self.task_facts(outcome)
-        guess = 1 / facts["classes"] if facts.get("classes") else None
-        return facts.get("majority", guess), facts.get("test_items")
+        majority = facts.get("majority")
+        if majority is None and "majority" not in facts and facts.get("classes"):
+            majority = 1 / facts["classes"]
+        return majority, facts.get("test_items")
 
     def at_chance(self, outcome: str, arm: str) -> bool:
-        """Mean score ≤ chance + 2 standard errors of that share on the items.
+        """Whether the mean score is at most chance + 2 standard errors of such a share of the items.
 
-        Without items the margin is .02; where chance is not known nothing is called chance.
+        Where chance is not known, nothing is called chance.
         """
         chance, items = self.chance(outcome)
-        scores = self.outcomes[outcome].get(arm, {})
+        scores = self.values(outcome, arm)
         if chance is None or not scores:
             return False
         mean = float(np.mean(list(scores.values())))
         if not self.higher_is_better(outcome):
             return mean >= chance
-        margin = 2 * math.sqrt(max(chance * (1 - chance), 0) / items) if items else 0.02
+        margin = 2 * math.sqrt(max(chance * (1 - chance), 0) / items) if items else CHANCE_MARGIN
         return mean <= chance + margin
 
     def compute(self, arm: str) -> dict[str, float]:
-        """Steps, tokens, targets, FLOPs (and seconds, if planned) of a full run: measured, else as planned."""
-        planned = ((self.study.get("match") or {}).get("arms") or {}).get(arm) or {}
+        """What a whole run of the arm cost, by quantity: the mean of what was measured, else what was planned."""
+        match = self.study.get("match")
+        planned = match["arms"].get(arm, {}) if match else {}
         measured = [cost for (name, _), cost in self.cost.items() if name == arm]
-        found = {}
+        compute = {}
         for key in QUANTITIES:
-            values = [float(cost[key]) for cost in measured if cost.get(key)]
+            values = [cost[key] for cost in measured if key in cost]
             value = float(np.mean(values)) if values else planned.get(key)
             if value:
-                found[key] = float(value)
-        return found
+                compute[key] = float(value)
+        return compute
 
-    def describe(self, arm: str) -> dict[str, Any]:
+    def describe(self, arm: str, words: str) -> ArmSummary:
         stopped, selection = self.stopped.get(arm), self.selection.get(arm)
         return {
             "units": self.units(arm),
@@ -200,28 +313,40 @@ class Table(Measures):
             "gap_nats": self.gap_nats(arm),
             "failures": len(self.failed.get(arm, ())),
             "stopped": {k: v for k, v in stopped.items() if k not in ("kind", "arm")} if stopped else None,
-            "chosen": selection.get("chosen") if selection else None,
+            "chosen": selection["chosen"] if selection else None,
             "compute": self.compute(arm),
-            "scores": {  # by seed, in the order of study["seeds"]; null where the run failed
-                name: [self.outcomes[name][arm].get(seed) for seed in self.study["seeds"]]
+            "scores": {
+                name: [self.values(name, arm).get(seed) for seed in self.study["seeds"]]
                 for name in [*self.tasks, *self.heldout, *self.evaluations]
-                if self.outcomes[name].get(arm)
+                if self.values(name, arm)
             },
+            "words": words,
         }
 
-    def references(self) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+    def references(self) -> dict[str, dict[str, object]]:
+        """By outcome: the scores of the untrained reference, the commonest answer, the unigram loss, chance."""
+        lines: dict[str, dict[str, object]] = {}
         for task in self.tasks:
-            facts, scores = self.task_facts(task), self.outcomes[task].get(REFERENCE, {})
-            found[task] = {REFERENCE: [scores[seed] for seed in sorted(scores)]}
-            if facts.get("majority") is not None:
-                found[task]["majority"] = facts["majority"]
+            scores = self.values(task, REFERENCE)
+            lines[task] = {REFERENCE: [scores[seed] for seed in sorted(scores)]}
+            if (majority := self.task_facts(task).get("majority")) is not None:
+                lines[task]["majority"] = majority
         for name in self.heldout:
-            values = [x for by_seed in self.unigram[name].values() for x in by_seed.values()]
-            found[name] = {"unigram": float(np.mean(values)) if values else None}
-            if losses := self.outcomes[name].get(REFERENCE):
-                found[name][REFERENCE] = [losses[seed] for seed in sorted(losses)]
+            unigram = [loss for by_seed in self.unigram.get(name, {}).values() for loss in by_seed.values()]
+            lines[name] = {"unigram": float(np.mean(unigram)) if unigram else None}
+            if losses := self.values(name, REFERENCE):
+                lines[name][REFERENCE] = [losses[seed] for seed in sorted(losses)]
         for name in self.evaluations:
-            keys = ("metric", "items", "chance", "higher_is_better")
-            found[name] = {key: self.evaluation_facts[name].get(key) for key in keys}
-        return found
+            facts = self.evaluation_facts[name]
+            lines[name] = {key: facts[key] for key in ("metric", "items", "chance", "higher_is_better")}
+        return lines
+
+
+def quantities(record: Mapping[str, object]) -> dict[str, float]:
+    """What a cost record says of steps, tokens, targets and FLOPs."""
+    return {key: value for key in QUANTITIES if isinstance(value := record.get(key), int | float) and value}
+
+
+def evaluation_name(record: Record) -> str:
+    """The outcome of an evaluation's record: by name and metric, for a set of cloze facts has several."""
+    return f"evaluation:{record['name']}:{record['metric']}"

@@ -1,0 +1,272 @@
+"""What stands in the files of a study, as types: docs/files.md in code.
+
+The study writes ``study.json`` and ``records.jsonl``, the verdicts make ``summary.json`` of them, the report and the
+command line read all three. Every type is a ``TypedDict``: plain JSON at run time, checked by mypy.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NotRequired, TypedDict
+
+Verdict = Literal["decided", "suggests", "undecided", "void"]
+Effect = Literal["voids", "tests", "caps", "said"]
+
+
+class ArmFacts(TypedDict):
+    """An arm in study.json."""
+
+    policy: str
+    ratio: str
+    overrides: dict[str, object]
+    units: NotRequired[str]
+    """The value of a ``maskwise.masking.UnitKind``; the policy where a file made by hand does not say it."""
+    judged_on: NotRequired[list[str]]
+    """Kinds of held-out masks that are the arm's own."""
+    tokenizer: NotRequired[str]
+    runs: NotRequired[dict[str, str]]
+    """The folder of the pre-training run, by seed."""
+    sampler: NotRequired[str]
+
+
+class TaskFacts(TypedDict, total=False):
+    """A task in study.json."""
+
+    metric: str
+    kind: str
+    classes: int
+    test_items: int
+    majority: float | None
+    """The score of always giving the commonest answer."""
+
+
+class Matching(TypedDict):
+    """Which quantity every arm spends as much of as the baseline, and what each arm was planned to spend."""
+
+    by: str | None
+    arms: dict[str, dict[str, float]]
+
+
+class Search(TypedDict, total=False):
+    grid: object
+    seeds: list[int]
+    by: str | None
+
+
+class Study(TypedDict, total=False):
+    """study.json."""
+
+    name: str
+    description: str
+    maskwise: str
+    started: str
+    seconds: float | None
+    versions: dict[str, str]
+    hardware: dict[str, object]
+    recipe: dict[str, object]
+    recipe_yaml: str
+    baseline: str
+    reference: str | None
+    seeds: list[int]
+    arms: dict[str, ArmFacts]
+    tasks: dict[str, TaskFacts]
+    contrasts: list[tuple[str, str]]
+    match: Matching | None
+    search: Search | None
+    stopping: str | None
+
+
+class Candidate(TypedDict):
+    """A point of a searched grid; ``mean`` is None where one of its runs failed."""
+
+    setting: dict[str, object]
+    mean: float | None
+
+
+class Record(TypedDict, total=False):
+    """A line of records.jsonl; ``kind`` says which of the other keys it has."""
+
+    kind: str
+    arm: str
+    seed: int
+    fraction: float
+    """The share of the steps of a companion run; whole runs have no fraction."""
+    task: str
+    metric: str
+    score: float
+    masks: str
+    ratio: float
+    loss: float
+    unigram: float | None
+    name: str
+    value: float
+    chance: float | None
+    higher_is_better: bool
+    items: int
+    steps: int
+    tokens: int
+    targets: int
+    flops: float
+    probe_flops: float
+    stage: str
+    error: str
+    by: str
+    seeds: list[int]
+    chosen: dict[str, object] | None
+    candidates: list[Candidate]
+    border: bool
+    corpus: str
+    overlapping: int
+    runs: int
+    best: str
+    mean: float
+
+
+class Ends(TypedDict):
+    low: float
+    high: float
+
+
+class Estimate(TypedDict):
+    """A mean difference with its interval; None without runs, or with too few."""
+
+    mean: float | None
+    low: float | None
+    high: float | None
+
+
+class Compute(TypedDict):
+    """What was matched, whether it is, and the arm's compute as a multiple of the baseline's."""
+
+    by: str | None
+    matched: bool
+    ratios: dict[str, float]
+
+
+class Detectable(TypedDict):
+    """The difference that this many runs find with a probability of .8, in the row's unit and in plain scores."""
+
+    runs: int
+    difference: float
+    natural: float
+
+
+class Reason(TypedDict):
+    """Why a verdict is what it is: a code, what it does to the verdict, a sentence, and the facts in it."""
+
+    code: str
+    effect: Effect
+    sentence: str
+    arms: NotRequired[list[str]]
+    runs: NotRequired[int]
+    p: NotRequired[float]
+    ratios: NotRequired[dict[str, float]]
+    why: NotRequired[str]
+    """Which of several causes of the code: no-search, shared-seeds, no-choice, different-grids."""
+    missing: NotRequired[int]
+    planned: NotRequired[int]
+    points: NotRequired[float]
+    task: NotRequired[str]
+    items: NotRequired[int]
+    overlapping: NotRequired[int]
+
+
+class Contrast(TypedDict):
+    """One pair of arms and one outcome: a row of summary.json."""
+
+    arm: str
+    baseline: str
+    outcome: str
+    primary: bool
+    n: int
+    higher_is_better: bool
+    unit: str
+    mean: float | None
+    low: float | None
+    high: float | None
+    standardised: float | None
+    metric: str | None
+    natural: NotRequired[Estimate]
+    """The same in plain scores, for the outcome "tasks" only."""
+    compute: Compute
+    items: Ends | None
+    p: float | None
+    p_adjusted: float | None
+    verdict: Verdict
+    better: Literal["arm", "baseline"] | None
+    reason: str
+    reasons: list[Reason]
+    more_runs: int | None
+    detectable: Detectable | None
+    brief: str
+    sentence: str
+
+
+class Point(TypedDict, total=False):
+    """A run of any length: its plain qualities by outcome, and its compute."""
+
+    arm: str
+    seed: int
+    fraction: float
+    steps: float
+    tokens: float
+    targets: float
+    flops: float
+    values: dict[str, float]
+
+
+class TimeToQuality(TypedDict):
+    """The share of the baseline's compute that an arm needs to be as good as the baseline at its end.
+
+    A share, and the ends of its interval, may be the text "not reached" or "before the shortest run".
+    """
+
+    arm: str
+    baseline: str
+    outcome: str
+    by: str
+    n: int
+    left_out: int
+    not_reached: int
+    reached_before: int
+    share: float | str
+    low: float | str | None
+    high: float | str | None
+    method: str | None
+    by_itself: float | str | None
+    shares: dict[str, float | str]
+    sentence: str
+
+
+class Efficiency(TypedDict):
+    points: list[Point]
+    time_to_quality: list[TimeToQuality]
+
+
+class ArmSummary(TypedDict):
+    """What came of an arm; ``scores`` are by outcome and in the order of the study's seeds, None where a run failed."""
+
+    units: str
+    plateau: bool
+    gap_nats: float | None
+    failures: int
+    stopped: dict[str, object] | None
+    chosen: dict[str, object] | None
+    compute: dict[str, float]
+    scores: dict[str, list[float | None]]
+    words: str
+
+
+class Summary(TypedDict):
+    """summary.json."""
+
+    baseline: str
+    replicates: int
+    matched_by: str | None
+    references: dict[str, dict[str, object]]
+    arms: dict[str, ArmSummary]
+    contrasts: list[Contrast]
+    verdict: Verdict | None
+    headline: str
+    advice: list[str]
+    overlap: list[Record]
+    efficiency: Efficiency

@@ -1,0 +1,284 @@
+"""Every sentence that verdicts and the page say, in one snapshot, so that wording can be improved in one place.
+
+``python tests/test_sentences.py`` writes ``sentences.json`` anew; read the difference before you commit it. All other
+tests check codes and facts (``reason``, ``effect``, numbers, names), never the words.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import pytest
+
+from maskwise.report import write_report
+from maskwise.study.verdict import summarise
+from report_fixture import (
+    COST,
+    cost_record,
+    evaluation_record,
+    failure_record,
+    heldout_record,
+    make_metrics,
+    make_records,
+    make_samples,
+    make_study,
+    run_facts,
+    score_record,
+    write_json,
+    write_lines,
+    write_run,
+    write_study,
+)
+
+SNAPSHOT = Path(__file__).with_name("sentences.json")
+LOW = [0.50, 0.52, 0.51, 0.53, 0.50, 0.52, 0.51, 0.52]
+HIGH = [x + 0.2 + 0.001 * i for i, x in enumerate(LOW)]
+CLOSE = [x + 0.02 + 1e-4 * i for i, x in enumerate(LOW)]
+CLEAR = {"token-15": LOW, "token-30": HIGH}
+
+
+def summary_of(
+    scores: dict[str, list[float]],
+    *,
+    more: Sequence[dict] = (),
+    facts: list[dict] | None = None,
+    **changes: Any,
+) -> dict[str, Any]:
+    """The summary of one task, one score per run."""
+    study = make_study(runs=max(map(len, scores.values())), arms=dict.fromkeys(scores, 0), tasks=1) | changes
+    lines = [score_record(arm, s, "task-0", x) for arm, runs in scores.items() for s, x in enumerate(runs)]
+    return summarise([*lines, *(run_facts(study) if facts is None else facts), *more], study)
+
+
+def without_tasks(
+    records: Sequence[dict], *, units: str = "token", runs: int = 8, **changes: Any
+) -> dict[str, Any]:
+    """The summary of held-out losses and evaluations; ``units`` are those of the second arm."""
+    study = make_study(runs=runs, arms=dict.fromkeys(CLEAR, 0), tasks=0) | changes
+    study["arms"]["token-30"]["units"] = units
+    return summarise([*records, *run_facts(study)], study)
+
+
+def losses(better: float, *, level: float = 4.0) -> list[dict]:
+    gain = {"token-15": 0.0, "token-30": better}
+    return [
+        heldout_record(arm, s, "token", level - gain[arm] + 0.01 * s * (arm == "token-30"))
+        for arm in gain
+        for s in range(8)
+    ]
+
+
+def evaluations() -> list[dict]:
+    rng = np.random.default_rng(0)
+    lines = []
+    for arm, gain in (("token-15", 0.0), ("token-30", 0.2)):
+        for seed in range(8):
+            hits, perplexity = 0.4 + gain + rng.normal(0, 0.01), 90 - 50 * gain + rng.normal(0, 1)
+            lines.append(evaluation_record(arm, seed, "facts", "hits@1", hits, chance=0.1))
+            lines.append(evaluation_record(arm, seed, "pairs", "accuracy", 0.5, chance=0.5))
+            lines.append(
+                evaluation_record(arm, seed, "pseudo-perplexity", "token", perplexity, higher_is_better=False)
+            )
+    return lines
+
+
+def by_length(rates: dict[str, list[float]], *, lost: bool = False) -> dict[str, Any]:
+    """Companion runs: a run with a share f of the steps scores .2 + rate · f."""
+    lines = []
+    for arm, by_seed in rates.items():
+        for seed, rate in enumerate(by_seed):
+            for f in (0.25, 0.5, 0.75):
+                if lost and (arm, seed, f) == ("token-30", 2, 0.5):
+                    lines.append(failure_record(arm, seed, fraction=f))
+                    continue
+                cost = {key: value * f for key, value in COST.items()}
+                lines.append(score_record(arm, seed, "task-0", 0.2 + rate * f, fraction=f))
+                lines.append(cost_record(arm, seed, fraction=f, **cost))
+    return summary_of({arm: [0.2 + rate for rate in by_seed] for arm, by_seed in rates.items()}, more=lines)
+
+
+def two_tasks() -> dict[str, Any]:
+    arms = {"token-15": 0.0, "whole-word-15": 0.05, "linear": 0.0}
+    study = make_study(runs=10, arms=arms)
+    study["arms"]["linear"] |= {"ratio": "linear(0.15, 0.45)"}
+    study["contrasts"].append(["token-15", "no-pretraining"])
+    return summarise(make_records(study, arms), study)
+
+
+def other_costs(**changes: Any) -> dict[str, Any]:
+    double = {"steps": 400, "tokens": 819_200, "targets": 2 * COST["targets"], "flops": 1.2 * COST["flops"]}
+    facts = [r for r in run_facts(make_study(runs=8)) if (r["kind"], r["arm"]) != ("cost", "token-30")]
+    return summary_of(
+        CLEAR, facts=[*facts, *(cost_record("token-30", s, **double) for s in range(8))], **changes
+    )
+
+
+def selections(**change: Any) -> list[dict]:
+    return [r | change if r["kind"] == "selection" else r for r in run_facts(make_study(runs=8))]
+
+
+def other_grids() -> list[dict]:
+    facts = selections()
+    line = next(r for r in facts if (r["kind"], r["arm"]) == ("selection", "token-30"))
+    line["candidates"] = [*line["candidates"], {"setting": {"training.learning_rate": 1.0}}]
+    return facts
+
+
+def small_difference() -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+    base, d = rng.normal(0.5, 0.02, 10), rng.normal(0, 0.02, 10)
+    return summary_of({"token-15": base.tolist(), "token-30": (base + d - d.mean() + 2e-4).tolist()})
+
+
+def opposite_tasks() -> dict[str, Any]:
+    """The arm gains 2 SDs on a narrow task and loses 1 SD on a wide one: plain points would point elsewhere."""
+    base, study, records = [-1.0, 0, 1, 0], make_study(runs=4, tasks=2), []
+    for arm, gains in (("token-15", (0, 0)), ("token-30", (2, -1))):
+        for s in range(4):
+            records.append(score_record(arm, s, "task-0", 0.5 + 0.01 * (base[s] + gains[0])))
+            records.append(score_record(arm, s, "task-1", 0.5 + 0.10 * (base[s] + gains[1])))
+    return summarise(records + run_facts(study), study)
+
+
+SEVEN = {"token-15": LOW, "token-30": HIGH[:7]}
+OVERLAP = {"kind": "overlap", "task": "task-0", "corpus": "wiki", "items": 400, "overlapping": 12}
+BASELINES = {"mlm": [0.80, 0.81, 0.82], "uniform": [0.51, 0.50, 0.53], "plus": [0.50, 0.52, 0.52]}
+SUMMARIES: dict[str, Callable[[], dict[str, Any]]] = {
+    "significant": lambda: summary_of(CLEAR),
+    "few-runs": lambda: summary_of({arm: runs[:3] for arm, runs in CLEAR.items()}),
+    "one run": lambda: summary_of({"token-15": [0.5], "token-30": [0.9]}),
+    "one arm": lambda: summary_of({"token-15": [0.5, 0.6]}),
+    "nothing measured": lambda: without_tasks([line | {"masks": "whole-word"} for line in losses(0.2)]),
+    "equal": lambda: summary_of({"token-15": [0.5] * 3, "token-30": [0.5] * 3}),
+    "not-significant": lambda: summary_of({"token-15": [0.5] * 6, "token-30": [0.53, 0.49, 0.52, 0.54, 0.48, 0.51]}),
+    "interval-holds-zero": lambda: summary_of(
+        {"token-15": [0.5] * 6, "token-30": [0.8, 0.501, 0.501, 0.502, 0.501, 0.501]}
+    ),
+    "small difference": small_difference,
+    "keep the baseline": lambda: summary_of({"token-15": [0.80, 0.81, 0.82], "token-30": [0.50, 0.50, 0.51]}),
+    "several baselines": lambda: summary_of(BASELINES, contrasts=[("plus", "uniform"), ("plus", "mlm")]),
+    "two tasks": two_tasks,
+    "opposite tasks": opposite_tasks,
+    "plateau": lambda: summary_of(CLEAR, more=losses(0.1, level=6.1)),
+    "chance-level": lambda: summary_of({"token-15": [0.05] * 8, "token-30": [0.06, 0.05] * 4}),
+    "losses": lambda: without_tasks(losses(0.2)),
+    "different-units": lambda: without_tasks([*losses(0.2), *evaluations()], units="whole-word"),
+    "different-tokenizers": lambda: without_tasks(
+        losses(0.2),
+        arms={name: facts | {"tokenizer": name} for name, facts in make_study(runs=8)["arms"].items()},
+    ),
+    "evaluations": lambda: without_tasks(evaluations()),
+    "no search": lambda: summary_of(CLEAR, search=None),
+    "shared seeds": lambda: summary_of(CLEAR, search={"grid": {}, "seeds": [3, 1001]}),
+    "no choice": lambda: summary_of(CLEAR, facts=[]),
+    "other grids": lambda: summary_of(CLEAR, facts=other_grids()),
+    "grid-border": lambda: summary_of(CLEAR, facts=selections(border=True)),
+    "compute": other_costs,
+    "compute that was to be matched": lambda: other_costs(match={"by": "targets", "arms": {}}),
+    "compute unknown": lambda: summary_of(CLEAR, facts=selections()[:1] + selections()[9:10], match=None),
+    "some runs missing": lambda: summary_of(SEVEN, more=[failure_record("token-30", 7)]),
+    "all runs missing": lambda: summary_of(
+        {"token-15": LOW, "token-30": []}, more=[failure_record("token-30", s) for s in range(8)]
+    ),
+    "item-noise": lambda: summary_of({"token-15": LOW, "token-30": CLOSE}),
+    "overlap": lambda: summary_of(CLEAR, more=[OVERLAP]),
+    "time to quality": lambda: by_length({"token-15": [0.3, 0.32, 0.28, 0.3], "token-30": [0.6, 0.4, 0.5, 0.6]}),
+    "not reached": lambda: by_length({"token-15": [0.3] * 4, "token-30": [0.6, 0.4, 0.2, 0.1]}, lost=True),
+    "reached before": lambda: by_length({"token-15": [0.1] * 4, "token-30": [0.9] * 4}),
+}  # fmt: skip
+
+
+def sentences_of(summary: dict[str, Any]) -> list[str]:
+    """Each sentence once, in the order of the page; of the times to quality, those by steps."""
+    lines = [summary["headline"], *summary["advice"]]
+    for row in summary["contrasts"]:
+        lines += [row["sentence"], row["brief"], *(reason["sentence"] for reason in row["reasons"])]
+    times = summary["efficiency"]["time_to_quality"]
+    lines += [row["sentence"] for row in times if row["by"] == "steps"]
+    return list(dict.fromkeys(lines))
+
+
+def study_page(folder: Path) -> Path:
+    """A page with every section: companions, evaluations, a search, an overlap, a failure, objectives, weights."""
+    arms = {"token-15": 0.0, "token-30": 0.03, "whole-word-15": 0.0}
+    study = make_study(runs=3, arms=arms)
+    records = [*make_records(study, arms), OVERLAP, failure_record("token-15", 9)]
+    for r in [r for r in records if r["kind"] in ("score", "cost") and r["arm"] in arms]:
+        change = {"score": r["score"] - 0.05} if r["kind"] == "score" else {"steps": 200, "targets": 61_440}
+        records.append(r | {"fraction": 0.5} | change)
+    for arm in arms:
+        records += [evaluation_record(arm, s, "facts", "hits@1", 0.25, chance=0.04) for s in study["seeds"]]
+    write_study(
+        folder,
+        study,
+        records,
+        summary=summarise(records, study),
+        samples=make_samples(study, words=["She", "sat", "down"]),
+    )
+    for seed, stage in study["arms"]["token-30"]["runs"].items():
+        lines = make_metrics("constant(0.3)", seed=int(seed))
+        for line in lines:
+            if line["kind"] == "train":
+                shares = {"mlm": 0.5 + line["step"] / 1000, "cse": 0.5 - line["step"] / 1000}
+                line |= {
+                    "arm_steps": {"mlm": 18, "cse": 2},
+                    "probabilities": shares,
+                    "weights": {"NOUN": 0.9},
+                }
+                line |= {"probe_losses": {"mlm": 5.0, "cse": 1.0}, "notes": ["cse is starved: never drawn"]}
+        write_lines(folder / stage / "metrics.jsonl", lines)
+    return write_report(folder)
+
+
+def bare_page(folder: Path) -> Path:
+    """A study that has only begun."""
+    folder.mkdir()
+    write_json(folder / "study.json", make_study(runs=1))
+    return write_report(folder)
+
+
+PAGES: dict[str, Callable[[Path], Path]] = {
+    "page of a study": study_page,
+    "page of a study that has begun": bare_page,
+    "page of a run": lambda folder: write_report(write_run(folder, make_metrics("linear(0.3, 0.15)"))),
+}
+
+
+def text_of(page: str) -> list[str]:
+    """What a reader sees, block by block, and the labels of charts; without numbers, which other tests check."""
+    body = re.sub(r"<(script|style|svg|pre).*?</\1>", "", page[page.index("<body>") :], flags=re.S)
+    labels = re.findall(r'(?:title|aria-label)="([^"]+)"', body)
+    blocks = re.split(
+        r"</?(?:p|h\d|li|td|th|tr|div|dt|dd|summary|figcaption|header|article|ul)\b[^>]*>", body
+    )
+    plain = (html.unescape(re.sub(r"<[^>]+>", "", block)) for block in [*blocks, *labels])
+    found = (" ".join(text.replace("\u00a0", " ").split()) for text in plain)
+    return list(
+        dict.fromkeys(re.sub(r"[−+]?\d[\d.,]*", "0", text) for text in found if re.search("[a-z]{3}", text))
+    )
+
+
+def said(name: str) -> list[str]:
+    if name in SUMMARIES:
+        return sentences_of(SUMMARIES[name]())
+    with TemporaryDirectory() as folder:
+        return text_of(PAGES[name](Path(folder, "quick-start")).read_text("utf-8"))
+
+
+@pytest.mark.parametrize("name", [*SUMMARIES, *PAGES])
+def test_what_is_said_is_the_snapshot(name):
+    assert said(name) == json.loads(SNAPSHOT.read_text("utf-8"))[name]
+
+
+if __name__ == "__main__":
+    content = {name: said(name) for name in [*SUMMARIES, *PAGES]}
+    SNAPSHOT.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    sys.stdout.write(f"{sum(map(len, content.values()))} sentences in {SNAPSHOT}\n")
