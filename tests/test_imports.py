@@ -40,7 +40,7 @@ MODULES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__
 ONLY = {
     "text": {"errors", "folders", "keys", "starts"},
     "masking": {"errors", "arrays", "specs", "keys"},
-    "report": {"errors", "constants", "files", "files", "folders"},
+    "report": {"errors", "constants", "files", "folders"},
 }
 
 
