@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -19,19 +18,21 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import annotate_tools
-from maskwise.annotate import registry, store, work
+from maskwise.annotate import registry, shard, store
 from maskwise.annotate.registry import annotator
 from maskwise.annotate.run import annotate_corpus
+from maskwise.annotate.shard import shard_facts
 from maskwise.annotate.show import examples, render_html, render_terminal
 from maskwise.annotate.store import Manifest, Store, cut_shards, to_parquet
-from maskwise.annotate.summary import shard_facts
 from maskwise.cli import main
 from maskwise.errors import MaskwiseError
+from maskwise.folders import write_whole
 from maskwise.recipe import Recipe
 from maskwise.study.stages import prepare_stage
 from maskwise.study.work import Prepared, run_stage
 from maskwise.text import Document, pack, tokenise, train_tokenizer
 from maskwise.text.layers import CharSpans, Layer, check_spans
+from processes import PATIENCE, marked, wait_for
 
 HERE = Path(__file__).parent
 
@@ -68,7 +69,7 @@ def small_shards(monkeypatch):
 def rare(monkeypatch):
     monkeypatch.setitem(registry.ANNOTATORS, "rare", annotate_tools.Rare)
     monkeypatch.setattr(annotate_tools.Rare, "fits", 0)
-    work._annotator.cache_clear()
+    shard._annotator.cache_clear()
 
 
 def files(out: Path) -> dict[str, tuple[int, bytes]]:
@@ -91,7 +92,7 @@ spans_of_text = st.lists(st.integers(0, 40), min_size=0, max_size=12, unique=Tru
 def test_what_is_stored_comes_back(borders, seed, tmp_path):
     rng = np.random.default_rng(seed)
     layers = {"tag": Layer("categorical", ("a", "b")), "span": Layer("spans"), "weight": Layer("weight")}
-    shard = [Document(f"n{i}", f"{i} " + "x" * 60) for i in range(len(borders))]
+    documents = [Document(f"n{i}", f"{i} " + "x" * 60) for i in range(len(borders))]
     found = []
     for ends in borders:
         start, end = (np.array(ends[side : len(ends) // 2 * 2 : 2], dtype=np.int32) for side in (0, 1))
@@ -104,14 +105,14 @@ def test_what_is_stored_comes_back(borders, seed, tmp_path):
                 "weight": CharSpans(start, end, weight),
             }
         )
-    key, out = store.shard_key(shard), tmp_path / f"s{seed}"
+    key, out = store.shard_key(documents), tmp_path / f"s{seed}"
     made = store.Made("x", "x", "v", layers)
-    store.write_whole(out / "shards" / store.file_name("x", "v", key), to_parquet(shard, found, layers, {}))
-    manifest = Manifest("here", "c", len(shard), 0, (made,), (key,))
-    store.write_whole(out / "manifest.json", manifest.to_json().encode())
+    write_whole(out / "shards" / store.file_name("x", "v", key), to_parquet(documents, found, layers, {}))
+    manifest = Manifest("here", "c", len(documents), 0, (made,), (key,))
+    write_whole(out / "manifest.json", manifest.to_json())
     assert Manifest.load(out) == manifest
-    order = rng.permutation(len(shard))
-    again = Store(out).annotate([shard[at].text for at in order])
+    order = rng.permutation(len(documents))
+    again = Store(out).annotate([documents[at].text for at in order])
     for at, spans in zip(order, again):
         for name, layer in layers.items():
             check_spans(spans[name], layer, 80)
@@ -123,10 +124,10 @@ def test_what_is_stored_comes_back(borders, seed, tmp_path):
 
 def test_shards_are_cut_by_content():
     documents = [Document(one["id"], one["text"]) for one in corpus(400)]
-    before = [store.shard_key(shard) for shard in cut_shards(documents)]
+    before = [store.shard_key(part) for part in cut_shards(documents)]
     assert 20 < len(before) < 100
     one_more = [*documents[:100], Document("new", "a new text"), *documents[100:]]
-    after = [store.shard_key(shard) for shard in cut_shards(one_more)]
+    after = [store.shard_key(part) for part in cut_shards(one_more)]
     assert len(set(after) - set(before)) <= 2  # the borders behind it stay where they were
 
 
@@ -154,8 +155,28 @@ def test_layers_come_in_any_order_and_stay_with_their_corpus(tmp_path):
     annotate_corpus(texts, ["sentences"], tmp_path, jobs=1)
     assert [*Store(tmp_path).layers] == ["words", "sentence"]
     assert [*Store(tmp_path, only=["sentence"]).layers] == ["sentence"]
-    annotate_corpus(corpus(21), ["sentences"], tmp_path, jobs=1)  # another corpus: its words are not known
-    assert [*Store(tmp_path).layers] == ["sentence"]
+
+
+def test_no_layer_is_lost_unasked(tmp_path):
+    """Neither of another corpus, nor of this one where it has changed and only some layers are asked for."""
+    annotate_corpus(corpus(20), ["words", "sentences"], tmp_path, jobs=1)
+    before = files(tmp_path)
+    others = [{"id": one["id"], "text": one["text"].upper()} for one in corpus(20)]
+    with pytest.raises(
+        MaskwiseError, match=r"another corpus; got 20 documents of the list of documents; give a new"
+    ):
+        annotate_corpus(others, ["words", "sentences"], tmp_path, jobs=1)
+    with pytest.raises(
+        MaskwiseError, match=r"has changed since .* got the layers words; ask for them too \(words\)"
+    ):
+        annotate_corpus(corpus(21), ["sentences"], tmp_path, jobs=1)
+    assert files(tmp_path) == before
+    annotate_corpus(corpus(21), ["sentences", "words"], tmp_path, jobs=1)
+    assert [*Store(tmp_path).layers] == ["sentence", "words"]
+    named = jsonl(tmp_path / "..", 20)
+    annotate_corpus(named, ["words"], tmp_path / "named", jobs=1)
+    named.write_text(json.dumps(others[0]))  # a file of that name is the same corpus, whatever is in it now
+    assert annotate_corpus(named, ["words"], tmp_path / "named", jobs=1)["documents"] == 1
 
 
 def test_a_changed_annotator_is_noticed(tmp_path, monkeypatch):
@@ -163,16 +184,13 @@ def test_a_changed_annotator_is_noticed(tmp_path, monkeypatch):
     annotate_corpus(texts, ["words", "sentences"], tmp_path, jobs=1)
     before, version = files(tmp_path), Store(tmp_path).version
     monkeypatch.setattr(annotator("sentences").__class__, "version", "another")
-    work._annotator.cache_clear()
+    shard._annotator.cache_clear()
     again = annotate_corpus(texts, ["words", "sentences"], tmp_path, jobs=1)
     assert again["made"] == again["shards"]
     assert {n for n in before if n.startswith("words")} == {
         n for n in files(tmp_path) if n.startswith("words")
     }
     assert Store(tmp_path).version != version
-    Store(tmp_path).require("sentences", "another")
-    with pytest.raises(MaskwiseError, match=r"made by another annotator; got another; allowed: older"):
-        Store(tmp_path).require("sentences", "older")
 
 
 def test_a_damaged_shard_is_made_again(tmp_path):
@@ -187,6 +205,7 @@ def test_a_damaged_shard_is_made_again(tmp_path):
     assert contents(tmp_path) == before
 
 
+@pytest.mark.process
 def test_any_number_of_processes_gives_the_same_bytes(tmp_path):
     texts = corpus(40)
     how = {"functions": ["annotate_tools:lengths(kind='weight')"]}
@@ -197,6 +216,7 @@ def test_any_number_of_processes_gives_the_same_bytes(tmp_path):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
+@pytest.mark.process
 def test_a_killed_run_goes_on(tmp_path):
     texts, out = corpus(80), tmp_path / "out"
     jsonl(tmp_path, 80)
@@ -208,17 +228,16 @@ def test_a_killed_run_goes_on(tmp_path):
     environment = os.environ | {"SLOW": "0.3"}
     arguments = [sys.executable, "-c", code, str(HERE), str(tmp_path / "corpus.jsonl"), str(out)]
     process = subprocess.Popen(arguments, env=environment)
-    deadline = time.monotonic() + 60
-    while len(list(out.glob("shards/*.parquet"))) < 3:
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.05)
+    wait_for(lambda: process.poll() is not None or len(list(out.glob("shards/*.parquet"))) >= 3)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    before = {name: facts for name, facts in files(out).items() if name.endswith(".parquet")}
+    before = {name: facts for name, facts in files(out).items() if not name.startswith(".")}
     with pytest.raises(MaskwiseError, match="no finished annotations"):
         Store(out)
     found = annotate_corpus(tmp_path / "corpus.jsonl", [], out, functions=["annotate_tools:slow"], jobs=1)
-    assert 3 <= len(before) == found["shards"] - found["made"] < found["shards"]
+    assert 3 <= len(before) < found["shards"]
+    assert found["made"] == found["shards"]  # as it would be without the interruption
+    assert annotate_corpus(tmp_path / "corpus.jsonl", [], out, functions=["annotate_tools:slow"])["made"] == 0
     after = files(out)
     assert {name: after[name] for name in before} == before and len(after) == found["shards"]
     assert len(Store(out).annotate([one["text"] for one in texts])) == 80
@@ -234,7 +253,7 @@ def test_annotators_that_count_first(tmp_path, rare):
     assert annotate_tools.Rare.fits == 1
     annotate_corpus(texts[:-1], ["rare(floor=2)"], tmp_path, jobs=1)  # another corpus has other counts
     assert annotate_tools.Rare.fits == 2 and Store(tmp_path).version != stored.version
-    moved = tmp_path.rename(tmp_path.with_name("moved"))  # paths are not part of any key
+    moved = tmp_path.rename(tmp_path.with_name("a\\moved 'folder'"))  # paths are not part of any key
     assert annotate_corpus(texts[:-1], ["rare(floor=2)"], moved, jobs=1)["made"] == 0
     assert annotate_tools.Rare.fits == 2
 
@@ -242,12 +261,12 @@ def test_annotators_that_count_first(tmp_path, rare):
 def test_long_documents_go_in_parts(tmp_path, monkeypatch):
     text = " ".join(f"word{number}. Another\n" for number in range(400))
     whole = annotator("words").annotate([text])[0]["words"]
-    monkeypatch.setattr(work, "PART_CHARACTERS", 100)
+    monkeypatch.setattr(shard, "PART_CHARACTERS", 100)
     annotate_corpus([text, "short"], ["words"], tmp_path, jobs=1)
     again = Store(tmp_path).annotate([text])[0]["words"]
     assert whole.start.tolist() == again.start.tolist() and whole.end.tolist() == again.end.tolist()
-    assert work._parts("x" * 250) == [(0, 100), (100, 200), (200, 250)]  # nowhere to cut
-    assert work._parts("x" * 70 + " " + "y" * 70) == [(0, 71), (71, 141)]
+    assert shard._parts("x" * 250) == [(0, 100), (100, 200), (200, 250)]  # nowhere to cut
+    assert shard._parts("x" * 70 + " " + "y" * 70) == [(0, 71), (71, 141)]
 
 
 # ---- mistakes
@@ -382,6 +401,19 @@ def test_folders_of_others_are_left_alone(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["precious"]
 
 
+@pytest.mark.parametrize("out", ["back\\slash", "quo'te", "tab\there", "{folder}"])
+def test_annotators_that_count_write_into_any_folder(out, tmp_path, rare):
+    annotate_corpus(corpus(9), ["rare"], tmp_path / out, jobs=1)
+    assert annotate_corpus(corpus(9), ["rare"], tmp_path / out, jobs=1)["made"] == 0
+
+
+def test_a_ray_cluster_that_does_not_answer_is_one_line_and_writes_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(MaskwiseError, match=r"^no Ray cluster at RAY_ADDRESS; got 127.0.0.1:1"):
+        annotate_corpus(corpus(3), ["words"], tmp_path / "out", engine="ray")
+    assert not (tmp_path / "out").exists()
+
+
 def test_two_runs_do_not_share_a_folder(tmp_path):
     import fcntl
 
@@ -403,7 +435,7 @@ def test_a_full_disk_loses_nothing(tmp_path):
         texts = [{"id": str(number), "text": one["text"] * 80} for number, one in enumerate(corpus(150))]
         out = disk / "out"
         with pytest.raises(
-            MaskwiseError, match="No space left on device; what was finished is kept"
+            MaskwiseError, match=r"No space left on device; make room.*; what was finished is kept"
         ) as caught:
             annotate_corpus(texts, ["words"], out, jobs=1)
         assert "\n" not in str(caught.value)
@@ -412,7 +444,7 @@ def test_a_full_disk_loses_nothing(tmp_path):
         assert not list(out.rglob("*.partial"))
         subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
         found = annotate_corpus(texts, ["words"], out, jobs=1)
-        assert found["made"] == found["shards"] - len(before) > 0
+        assert found["made"] == found["shards"] > len(before)
         assert {name: files(out)[name] for name in before} == before
     finally:
         subprocess.run(["umount", str(disk)], check=True)
@@ -447,7 +479,7 @@ def test_gold_and_given_spans(tmp_path):
 
 
 def test_texts_that_are_looked_up_come_whole_however_long(tmp_path, monkeypatch):
-    monkeypatch.setattr(work, "PART_CHARACTERS", 100)
+    monkeypatch.setattr(shard, "PART_CHARACTERS", 100)
     text = "An owl flies. " * 20
     (tmp_path / "x.jsonl").write_text(json.dumps({"text": text, "spans": [[3, 6], [255, 258]]}))
     path = str(tmp_path / "x.jsonl")
@@ -629,11 +661,11 @@ def test_a_damaged_manifest_and_a_damaged_shard_are_mended(tmp_path):
     first = annotate_corpus(texts, ["sentences"], tmp_path)
     (tmp_path / "manifest.json").write_text("{")
     assert annotate_corpus(texts, ["sentences"], tmp_path) == first | {"made": 0}
-    shard = next((tmp_path / "shards").iterdir())
-    whole = shard.read_bytes()
-    shard.write_bytes(whole[:200] + bytes(40) + whole[240:])  # its footer is as it was
+    damaged = next((tmp_path / "shards").iterdir())
+    whole = damaged.read_bytes()
+    damaged.write_bytes(whole[:200] + bytes(40) + whole[240:])  # its footer is as it was
     assert annotate_corpus(texts, ["sentences"], tmp_path)["made"] == 1
-    assert shard.read_bytes() == whole
+    assert damaged.read_bytes() == whole
 
 
 def jsonl(folder: Path, count: int) -> Path:
@@ -642,93 +674,77 @@ def jsonl(folder: Path, count: int) -> Path:
     return path
 
 
-# ---- slow
+# ---- processes
 
 
-@pytest.mark.slow
+@pytest.mark.process
 def test_a_worker_that_dies_is_one_line(tmp_path):
-    with pytest.raises(MaskwiseError, match="a worker process died; was there enough memory") as caught:
+    with pytest.raises(
+        MaskwiseError, match=r"the worker process died \(exit code 3\); was there enough memory"
+    ) as caught:
         annotate_corpus(corpus(40), [], tmp_path, functions=["annotate_tools:dies"], jobs=2)
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.slow
+@pytest.mark.process
 def test_workers_leave_with_their_parent(tmp_path):
     code = (
-        "import sys; sys.path.insert(0, sys.argv[1]); from maskwise.annotate import run, store\n"
-        "if __name__ == '__main__': store.SHARD_DOCUMENTS = 8; "
-        "run.annotate_corpus(sys.argv[2], [], sys.argv[3], functions=['annotate_tools:slow'], jobs=2)"
+        "import sys; from maskwise.annotate import run, store; store.SHARD_DOCUMENTS = 8\n"
+        "run.annotate_corpus(sys.argv[1], [], sys.argv[2], functions=['annotate_tools:slow'], jobs=2)"
     )
     (tmp_path / "go.py").write_text(code)
-    out, marker = tmp_path / "out", str(tmp_path)
-    arguments = [sys.executable, str(tmp_path / "go.py"), str(HERE), str(jsonl(tmp_path, 80)), str(out)]
-    environment = os.environ | {"SLOW": "1", "PYTHONPATH": str(HERE), "MARKER": marker}
-    process = subprocess.Popen(arguments, env=environment)
-    deadline = time.monotonic() + 120
-    while not list(out.glob("shards/*.parquet")):
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.1)
-    assert len(_marked(marker)) >= 3  # itself, two workers, and what multiprocessing starts
+    out = tmp_path / "out"
+    arguments = [sys.executable, str(tmp_path / "go.py"), str(jsonl(tmp_path, 400)), str(out)]
+    process = subprocess.Popen(arguments, env=with_tools(SLOW="0.5", MARKER=str(tmp_path)))
+    wait_for(lambda: process.poll() is not None or list(out.glob("shards/*.parquet")))
+    assert len(marked(str(tmp_path))) == 3  # itself and two workers
     process.kill()
     process.wait()
-    time.sleep(3)
-    assert not _marked(marker)
+    wait_for(lambda: not marked(str(tmp_path)))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("seconds", [0.5, 1.0, 2.0, None])
-def test_ctrl_c_pressed_twice_ends_all_in_one_line(seconds, tmp_path):
-    """Early, while the server of the workers imports, or after the first shards."""
-    out, marker, shards = tmp_path / "out", str(tmp_path), tmp_path / "out" / "shards"
-    path = tmp_path / "corpus.jsonl"
-    path.write_text(
-        "".join(json.dumps({"text": f"{n} {one['text']}"}) + "\n" for n in range(60) for one in corpus(60))
-    )
-    arguments = ["annotate", str(path), "--with", "pos,salient", "--out", str(out), "--jobs", "2"]
+@pytest.mark.process
+@pytest.mark.parametrize("event", ["import", "shard"])
+def test_ctrl_c_pressed_twice_ends_all_in_one_line(event, tmp_path):
+    """Early, while the workers import, or after the first shards."""
+    out, marker = tmp_path / "out", str(tmp_path)
+    arguments = ["annotate", str(jsonl(tmp_path, 4000)), "--with", "words", "--out", str(out), "--jobs", "2"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "maskwise.cli", *arguments], env=os.environ | {"MARKER": marker},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        [sys.executable, "-m", "maskwise.cli", *arguments, "--function", "annotate_tools:slow"],
+        env=with_tools(SLOW="0.5", MARKER=marker), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True, start_new_session=True,
     )  # fmt: skip
-    deadline = time.monotonic() + 120
-    while seconds is None and not list(shards.glob("*.parquet")):
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.05)
-    time.sleep(seconds or 0)
-    for _ in range(2):
-        os.killpg(process.pid, signal.SIGINT)
-        time.sleep(0.3)
-    told = process.communicate(timeout=20)[0]
-    assert process.returncode in (130, -signal.SIGINT) and "Traceback" not in told, told
-    time.sleep(1)
-    assert not _marked(marker)
+    if event == "shard":
+        wait_for(lambda: process.poll() is not None or list(out.glob("shards/*.parquet")))
+    else:
+        wait_for(lambda: process.poll() is not None or len(marked(marker)) == 3)
+    os.killpg(process.pid, signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)
+    printed = process.communicate(timeout=PATIENCE)[0]
+    assert process.returncode in (130, -signal.SIGINT) and "Traceback" not in printed, printed
+    wait_for(lambda: not marked(marker))
 
 
-@pytest.mark.slow
-def test_a_long_name_of_the_temporary_folder_is_one_line(tmp_path):
+@pytest.mark.process
+def test_a_long_name_of_the_temporary_folder_does_no_harm(tmp_path):
     long = tmp_path / ("x" * 120)
     long.mkdir()
     arguments = ["annotate", str(jsonl(tmp_path, 400)), "--with", "words", "--out", str(tmp_path / "out")]
-    ran = subprocess.run(
-        [sys.executable, "-m", "maskwise.cli", *arguments, "--jobs", "2"],
-        env=os.environ | {"TMPDIR": str(long)}, capture_output=True, text=True,
-    )  # fmt: skip
-    assert ran.returncode == 2 and "cannot start worker processes" in ran.stderr and "TMPDIR" in ran.stderr
-    assert "Traceback" not in ran.stderr
+    command = [sys.executable, "-m", "maskwise.cli", *arguments, "--jobs", "2"]
+    assert not subprocess.run(command, env=os.environ | {"TMPDIR": str(long)}).returncode
 
 
-def _marked(marker: str) -> list[int]:
-    """Processes that have inherited the marker."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/environ"):
-        try:
-            if f"MARKER={marker}".encode() in path.read_bytes().split(b"\0"):
-                found.append(int(path.parent.name))
-        except OSError:
-            continue
-    return found
+def with_tools(**settings: str) -> dict[str, str]:
+    """The environment of a process that can import annotate_tools."""
+    path = ":".join(map(str, [HERE, os.environ.get("PYTHONPATH", "")]))
+    return os.environ | {"PYTHONPATH": path} | settings
+
+
+# ---- slow
 
 
 @pytest.mark.slow
+@pytest.mark.process
 def test_ray_gives_the_same_bytes(tmp_path):
     import ray
     from ray.cluster_utils import Cluster

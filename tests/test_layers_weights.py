@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 from masking_tools import vocabulary
 from maskwise.annotate.counts import words_of
 from maskwise.annotate.difference import Difference, nearest, tf_icf, vectors_of
-from maskwise.annotate.informativeness import Informativeness, sentences_of
 from maskwise.annotate.registry import annotator
+from maskwise.annotate.weights import Informativeness, sentences_of
 from maskwise.errors import MaskwiseError
 from maskwise.masking import Masker
 from maskwise.text import train_tokenizer

@@ -15,20 +15,20 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from maskwise.annotate.counts import blocks, fold, keys_of, words_of
+from maskwise.annotate.counts import Table, blocks, find, fold, keys_of, words_of
 from maskwise.annotate.given import Words
-from maskwise.annotate.ngrams import count_ngrams, score_ngrams
 from maskwise.annotate.phrases import (
     FRAGMENT,
     SHARES,
     Matcher,
     Phrases,
     choose_phrases,
+    count_ngrams,
     leftmost,
+    score_ngrams,
     vocabulary_size,
 )
 from maskwise.annotate.registry import annotator
-from maskwise.annotate.tables import Table, find
 from maskwise.errors import MaskwiseError
 from maskwise.text.layers import check_spans
 

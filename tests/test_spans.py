@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from maskwise.annotate.spans import Span, read_marks, sentence_spans, span_layer
+from maskwise.annotate.given import Span, read_marks, sentence_spans, span_layer
 from maskwise.errors import MaskwiseError
 from maskwise.inspection import inspect_text
 

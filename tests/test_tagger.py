@@ -13,11 +13,10 @@ from spacy.tokens import Doc
 from spacy.training import Example
 
 from maskwise import bench
-from maskwise.annotate import spacy_pipeline
+from maskwise.annotate import tagger as tagger_module
 from maskwise.annotate.gold import POS, entities, given_spans, join_tokens, read_columns, read_conllu
 from maskwise.annotate.registry import annotator
-from maskwise.annotate.salient import SALIENT
-from maskwise.annotate.spacy_pipeline import SHIPPED, SpacyPipeline, one_pass
+from maskwise.annotate.tagger import SALIENT, SHIPPED, SpacyPipeline, one_pass
 from maskwise.bench.annotate import _bundled, overlap_scores, render_annotate, tag_accuracy
 from maskwise.errors import MaskwiseError
 from maskwise.text.layers import CharSpans, check_spans
@@ -150,8 +149,8 @@ def test_long_texts_are_cut_where_nothing_is_lost(
 ) -> None:
     text = "Anna went to Rome. She saw 12 cats.\n" * 40
     whole = tagger.annotate([text])[0]
-    monkeypatch.setattr(spacy_pipeline, "PIECE_CHARACTERS", 200)
-    pieces = list(spacy_pipeline._pieces(text))
+    monkeypatch.setattr(tagger_module, "PIECE_CHARACTERS", 200)
+    pieces = list(tagger_module._pieces(text))
     assert len(pieces) > 5 and all(text[end - 1] == "\n" for _, end in pieces)
     assert [a for a, _ in pieces] == [0, *(b for _, b in pieces[:-1])] and pieces[-1][1] == len(text)
     cut = tagger.annotate([text])[0]
@@ -166,7 +165,7 @@ def test_version_names_model_layers_and_rules(tagger: SpacyPipeline, tmp_path: P
     nlp.to_disk(tmp_path / "other")
     (tmp_path / "other" / "README.md").write_text("changed")
     assert SpacyPipeline(model=str(tmp_path / "other")).version != tagger.version
-    monkeypatch.setattr(spacy_pipeline, "VERSION", "salient-0")
+    monkeypatch.setattr(tagger_module, "VERSION", "salient-0")
     assert SpacyPipeline().version != tagger.version
 
 
@@ -193,6 +192,8 @@ def test_another_pipeline_by_its_tags(tmp_path: Path) -> None:
 def test_pipelines_that_do_not_serve(tmp_path: Path) -> None:
     with pytest.raises(MaskwiseError, match=r"'en_core_web_xx' is installed.*spacy download en_core_web_xx"):
         annotator('pos(model="en_core_web_xx")')
+    with pytest.raises(MaskwiseError, match=r"no spaCy pipeline '__main__' is installed"):
+        annotator('pos(model="__main__")')
     spacy.blank("en").to_disk(tmp_path / "blank")
     with pytest.raises(MaskwiseError, match="blank gives no universal parts of speech"):
         SpacyPipeline(model=str(tmp_path / "blank")).annotate(["x"])
@@ -304,7 +305,7 @@ def test_bench_annotate_meets_what_was_promised() -> None:
 def test_a_long_text_is_shown_to_spacy_in_small_pieces() -> None:
     """A batch of pieces is in memory together: of 200,000 characters each, a text of 10 MB took 4.5 GB."""
     text = "\n\n".join(f"Paragraph {n} of a long text. It goes on, and on." for n in range(6000))
-    cuts = list(spacy_pipeline._pieces(text))
+    cuts = list(tagger_module._pieces(text))
     assert cuts[0][0] == 0 and cuts[-1][1] == len(text) and all(a[1] == b[0] for a, b in pairwise(cuts))
     assert max(end - start for start, end in cuts) <= 5_000
     assert all(text[end - 2 : end] == "\n\n" for _, end in cuts[:-1])
@@ -314,7 +315,7 @@ def test_words_that_were_met_do_not_stay_in_memory_for_ever(monkeypatch: pytest.
     made = SpacyPipeline(["pos"])
     texts = [" ".join(f"{chr(97 + i)}word{j}" for j in range(50)) for i in range(20)]
     before = made.annotate(texts)
-    monkeypatch.setattr(spacy_pipeline, "MAX_NEW_WORDS", 100)
+    monkeypatch.setattr(tagger_module, "MAX_NEW_WORDS", 100)
     nlp = made.nlp
     after = made.annotate(texts)
     assert made.nlp is not nlp and made._direct is not None

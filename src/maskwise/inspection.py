@@ -17,8 +17,8 @@ from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
+from maskwise.annotate.given import Span, read_marks, sentence_spans, span_layer
 from maskwise.annotate.registry import ANNOTATORS, annotator
-from maskwise.annotate.spans import Span, read_marks, sentence_spans, span_layer
 from maskwise.errors import MaskwiseError
 from maskwise.masking import CORRUPTIONS, POLICIES, SCHEDULES, Masker
 from maskwise.masking.corruptions import corruption

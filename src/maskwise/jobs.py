@@ -19,6 +19,7 @@ takes about three seconds; every machine needs maskwise in the same versions.
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 import pickle
@@ -30,9 +31,10 @@ import threading
 import time
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import cache
+from itertools import islice
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import FrameType, ModuleType
@@ -118,18 +120,24 @@ class Pool(ABC, Generic[Task, Result]):
     def close(self) -> None:
         """End everything, also what still runs."""
 
-    def warm(self, count: int) -> None:
-        """Let ``count`` workers import what they need while this process does something else."""
+    def warm(self, count: int, *, imports: Iterable[str] = ()) -> None:
+        """Let ``count`` workers import the function, and modules, while this process does something else."""
+        return
 
-    def results(self, tasks: Iterable[Task]) -> Iterator[tuple[Task, Result]]:
+    def results(self, tasks: Iterable[Task], *, at_once: int | None = None) -> Iterator[tuple[Task, Result]]:
         """Every task with its result, as they finish; only tasks that run are in memory.
+
+        Args:
+            tasks: made as there is room for them.
+            at_once: run at most so many.
 
         Raises:
             MaskwiseError: a task failed. Nothing is tried again.
         """
         waiting, running = iter(tasks), 0
         while True:
-            while self.idle > 0 and (task := next(waiting, None)) is not None:
+            room = self.idle if at_once is None else min(self.idle, at_once - running)
+            for task in islice(waiting, room):
                 self.start(task)
                 running += 1
             if not running:
@@ -208,19 +216,19 @@ class LocalPool(Pool[Task, Result]):
     def idle(self) -> int:
         return self.jobs - sum(worker.busy for worker in self.workers)
 
-    def warm(self, count: int) -> None:
+    def warm(self, count: int, *, imports: Iterable[str] = ()) -> None:
         while len(self.workers) < min(count, self.jobs):
-            self._hire()
+            self._hire(*imports)
 
     def start(self, task: Task) -> None:
         free = (worker for worker in self.workers if not worker.busy and worker.process.poll() is None)
         (next(free, None) or self._hire()).give(task)
 
-    def _hire(self) -> _Worker[Task]:
+    def _hire(self, *imports: str) -> _Worker[Task]:
         """Start a worker. SIGINT is blocked meanwhile: the worker inherits the block, and we hear Ctrl-C after."""
         before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
         try:
-            self.workers.append(_Worker(self.function))
+            self.workers.append(_Worker(self.function, imports))
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return self.workers[-1]
@@ -253,7 +261,7 @@ class LocalPool(Pool[Task, Result]):
 
 
 class _Worker(Generic[Task]):
-    def __init__(self, function: bytes):
+    def __init__(self, function: bytes, imports: Sequence[str]):
         self.pipe, theirs = multiprocessing.Pipe()
         self.tasks: list[Task] = []
         serve = f"from maskwise.jobs import _serve; _serve({theirs.fileno()}, {os.getpid()})"
@@ -263,7 +271,7 @@ class _Worker(Generic[Task]):
             env=os.environ | ONE_THREAD | {"PYTHONPATH": modules},
         )  # fmt: skip
         theirs.close()
-        self._send(function)
+        self._send((function, imports))
 
     @property
     def busy(self) -> bool:
@@ -284,9 +292,11 @@ def _serve(descriptor: int, parent: int) -> NoReturn:
     threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
     pipe, code = Connection(descriptor), 0
     try:
-        function = pipe.recv()
+        function, imports = pipe.recv()
         with suppress(Exception):  # the first task will say it
             _load(function)
+            for name in imports:
+                importlib.import_module(name)
         while True:
             pipe.send(_answer(function, pipe.recv()))
     except SystemExit as end:

@@ -33,9 +33,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from maskwise.annotate.counts import Vocabulary, Words, blocks, fold
-from maskwise.annotate.tables import Ints, Keys, Table, find
-from maskwise.annotate.word_weights import Floats, WordWeights
+from maskwise.annotate.counts import Ints, Keys, Table, Vocabulary, Words, blocks, find, fold
+from maskwise.annotate.weights import Floats, WordWeights
 from maskwise.errors import MaskwiseError
 from maskwise.text import load_tokenizer, read_documents
 

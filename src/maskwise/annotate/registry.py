@@ -7,13 +7,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from maskwise.annotate.difference import Difference
-from maskwise.annotate.frequency import Frequency
-from maskwise.annotate.function import Function
-from maskwise.annotate.given import Sentences, Words, gold, spans
-from maskwise.annotate.informativeness import Informativeness
+from maskwise.annotate.given import Function, Sentences, Words, gold, spans
 from maskwise.annotate.phrases import Phrases
-from maskwise.annotate.spacy_pipeline import pos, salient
 from maskwise.annotate.store import Store
+from maskwise.annotate.tagger import pos, salient
+from maskwise.annotate.weights import Frequency, Informativeness
 from maskwise.errors import MaskwiseError
 from maskwise.specs import Call, build
 from maskwise.text.layers import Annotator

@@ -1,14 +1,16 @@
-"""``maskwise annotate``: a corpus through annotators into a store (store.py), as often as it takes.
+"""``maskwise annotate``: takes a corpus through annotators into a store (store.py).
 
-The corpus is read twice: to know its shards and what of them is there already, then to annotate what is not.
-Both times it streams. Annotators that count over the whole corpus read it once more, the first time.
+The corpus is streamed twice: to know its shards and which of them are there already, then to annotate the others.
+Annotators that count over the whole corpus read it once more in between. Shards go to a pool of workers (jobs.py),
+and their files come back to this process, which alone writes: a cluster needs no shared disk (but for what annotators
+read themselves: a fitted vocabulary, a file of given spans). Every engine gives the same bytes.
 
-Cost: reading and hashing 9 million words takes seconds; all else is the annotators'.
+Cost: reading and hashing 9 million words takes seconds; texts and files go through a pipe, a few per cent of the
+tagger's time; all else is the annotators'.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -16,15 +18,21 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from threadpoolctl import threadpool_limits
 
-from maskwise.annotate.engines import ENGINES, run_tasks, start_server
-from maskwise.annotate.function import spec_of
+from maskwise.annotate.given import spec_of
 from maskwise.annotate.registry import annotator, check_names
-from maskwise.annotate.spacy_pipeline import one_pass
+from maskwise.annotate.shard import (
+    AnnotatorSummary,
+    ShardTask,
+    add_up,
+    annotate_shard,
+    forget,
+)
 from maskwise.annotate.store import (
     MANIFEST,
     Made,
@@ -34,18 +42,38 @@ from maskwise.annotate.store import (
     file_name,
     shard_key,
     stored_facts,
-    write_whole,
 )
-from maskwise.annotate.summary import add_up
-from maskwise.annotate.work import Task
-from maskwise.errors import MaskwiseError, unknown_name
-from maskwise.text.documents import Documents, read_documents, require_documents
+from maskwise.annotate.tagger import one_pass
+from maskwise.errors import MaskwiseError
+from maskwise.folders import claim, require_own, sweep, write_folder, write_json, write_whole
+from maskwise.jobs import Pool, open_pool, require_engine
+from maskwise.text.documents import UNNAMED, Documents, read_documents, require_documents
 from maskwise.text.layers import Annotator, digest
+
+Item = TypeVar("Item")
 
 LOCK = ".lock"
 FIT = "annotator.json"
 WORKER_CHARACTERS = 4_000_000
 """For each further process: six seconds of a tagger's time, where to start the first ones takes three."""
+
+
+class Summary(TypedDict):
+    """What ``summary.json`` holds.
+
+    ``corpus`` is its key; ``made`` counts the files that the folder has gained since the last finished run; ``skipped``
+    is reason → documents; ``annotators`` has an entry for each string that was asked for.
+    """
+
+    source: str
+    corpus: str
+    documents: int
+    characters: int
+    words: int
+    shards: int
+    made: int
+    skipped: dict[str, int]
+    annotators: dict[str, AnnotatorSummary]
 
 
 class _Shard(NamedTuple):
@@ -57,215 +85,249 @@ class _Shard(NamedTuple):
 
 
 class _Wanted(NamedTuple):
-    """An annotator: as it was asked for, and the string that workers build it from."""
+    """An annotator: as it was asked for, and the string from which workers build it."""
 
     asked: str
     spec: str
-    made: Annotator
+    annotator: Annotator
+
+    @property
+    def part(self) -> Made:
+        made = self.annotator
+        return Made(made.name, self.asked, made.version, dict(made.layers))
 
 
 def annotate_corpus(
     source: str | Path | Sequence[Any], annotators: Sequence[str], out: str | Path, *, text_field: str = "text",
     limit: int | None = None, engine: str = "local", jobs: int | None = 1,
     functions: Sequence[str | Callable[..., Any]] = (), quiet: bool = True,
-) -> dict[str, Any]:  # fmt: skip
+) -> Summary:  # fmt: skip
     """Annotate a corpus into the folder ``out``; what is there already is not done again.
 
     Layers of other annotators that ``out`` holds for the same corpus stay.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     summary = annotate_corpus(["Ada met Charles. They talked."], ["words", "sentences"], f"{folder}/out")
+    ...     summary["words"], summary["annotators"]["sentences"]["layers"]["sentence"]["spans"]
+    (7, 2)
 
     Args:
         source: whatever `read_documents` takes; or a CoNLL-U file, for its texts.
         annotators: strings such as ``words`` or ``pos(model="en_core_web_sm")``; registry.py has the names.
         text_field, limit: as for `read_documents`.
         engine: "local" or "ray".
-        jobs: processes of the local engine; None: as many as there are cores, or fewer for a small corpus. A script
-            that asks for more than one needs ``if __name__ == "__main__":``, as theirs import it.
+        jobs: processes of the local engine; None: as many as there are cores, or fewer for a small corpus. Ray takes
+            what the cluster has, or at most this many cores.
         functions: annotators of your own (function.py): functions that can be imported, or "module:function".
         quiet: no progress on the terminal.
 
-    Returns:
-        What ``summary.json`` holds: "source", "corpus" (its key), "documents", "characters", "words", "shards",
-        "made" (files written by this run), "skipped" (reason → documents) and "annotators": for each what
-        `summary.add_up` returns, and a "notice": a line to tell the user, or None.
-
     Raises:
-        MaskwiseError: bad input; a folder that holds something else; a full disk. Shards that were finished are
-            kept; a run that ends before its first one leaves nothing.
+        MaskwiseError: bad input; a folder that holds something else or layers that would be lost; a full disk. Shards
+            that were finished are kept; a run that ends before its first one leaves nothing.
     """
     out = Path(out)
-    if engine not in ENGINES:
-        raise unknown_name("engine", engine, ENGINES)
+    require_engine(engine)
     wanted = [_Wanted(spec, spec, annotator(spec)) for spec in one_pass(annotators)]
     for spec in map(str, map(spec_of, functions)):
         wanted.append(_Wanted(spec, spec, annotator(spec, functions=True)))
-    check_names([one.made for one in wanted])
+    check_names([each.annotator for each in wanted])
     if not wanted:
         raise MaskwiseError("no annotators", do="name some, such as words,pos,salient")
     documents = open_corpus(source, text_field=text_field, limit=limit)
-    with _claimed(out), _Bar(quiet) as bar:
-        imports = {module for one in wanted for module in getattr(one.made, "imports", ())}
-        if engine == "local" and (jobs or 1) > 1 and not (out / MANIFEST).is_file():
-            start_server(imports)  # beside the reading; where there is a manifest there may be nothing to do
+    with _claimed(out), _Bar(quiet) as bar, open_pool(annotate_shard, engine=engine, jobs=jobs) as pool:
+        before = _last_manifest(out)
+        if (jobs or 1) > 1 and not (out / MANIFEST).is_file():  # else there may be nothing to do
+            imports = {module for each in wanted for module in getattr(each.annotator, "imports", ())}
+            pool.warm(jobs or 1, imports=imports)  # beside the reading
         shards = [
             _Shard(shard_key(shard), len(shard), sum(len(document.text) for document in shard))
-            for shard in bar.watch("reading", cut_shards(documents), lambda shard: len(shard), "documents")
+            for shard in bar.watch("reading", cut_shards(documents), len, "documents")
         ]
         corpus = digest(*(shard.key for shard in shards))
-        wanted = [_fitted(one, corpus, documents, out, bar) for one in wanted]
+        if before and before.corpus != corpus:
+            _require_nothing_lost(before, documents, shards, wanted, out)
+        wanted = [_fitted(each, corpus, documents, out, bar) for each in wanted]
         files = {
-            (number, one.asked): out / "shards" / file_name(one.made.name, one.made.version, shard.key)
+            (number, each.asked): out / "shards" / file_name(each.part.name, each.part.version, shard.key)
             for number, shard in enumerate(shards)
-            for one in wanted
+            for each in wanted
         }
         facts = {place: stored_facts(path) for place, path in files.items()}
-        tasks = _tasks(documents, shards, wanted, {place for place, found in facts.items() if found is None})
-        lacking = {number for (number, _), found in facts.items() if found is None}
-        made = 0
-        characters = sum(shards[number].characters for number in lacking)
-        enough = min(os.cpu_count() or 1, 1 + characters // WORKER_CHARACTERS)
-        workers = max(1, min(jobs or enough, len(lacking)))
-        names = {one.spec: one.asked for one in wanted}
+        lacking = {place for place, stored in facts.items() if stored is None}
+        old = _files_of(before) if before else set()
+        interrupted = sum(path.name not in old for place, path in files.items() if place not in lacking)
+        made = len(lacking) + (interrupted if before or not (out / MANIFEST).is_file() else 0)
+        characters = sum(shards[number].characters for number in {number for number, _ in lacking})
+        tasks = _tasks(documents, shards, wanted, lacking)
+        names = {each.spec: each.asked for each in wanted}
         with bar.part("annotating", characters, "characters"):
-            done = run_tasks(tasks, engine=engine, jobs=workers, imports=imports) if lacking else ()
-            for task, contents in done:
+            for task, contents in _annotated(tasks, pool, _workers(engine, jobs, characters, lacking)):
                 for spec, content in zip(task.annotators, contents, strict=True):
                     place = task.number, names[spec]
                     write_whole(files[place], content)
                     facts[place] = facts_in(content)
-                    made += 1
                 bar.advance(shards[task.number].characters)
-        parts = [Made(one.made.name, one.asked, one.made.version, dict(one.made.layers)) for one in wanted]
-        kept = _kept(out, corpus, parts)
-        summary: dict[str, Any] = {
+        summary: Summary = {
             "source": documents.name, "corpus": corpus, "documents": sum(shard.documents for shard in shards),
             "characters": sum(shard.characters for shard in shards),
             "words": 0, "shards": len(shards), "made": made, "skipped": dict(documents.skipped),
             "annotators": {},
         }  # fmt: skip
-        for one in wanted:
-            of_shards = [facts[number, one.asked] or {} for number in range(len(shards))]
-            found = add_up(of_shards, one.made.layers)
-            summary["words"] = found.pop("words")
-            said = {"notice": getattr(one.made, "notice", None)}
-            summary["annotators"][one.asked] = said | {key: found[key] for key in ("failures", "layers")}
-        write_whole(out / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False).encode())
+        for each in wanted:
+            stored = [facts[number, each.asked] for number in range(len(shards))]
+            notice = getattr(each.annotator, "notice", None)
+            entry, summary["words"] = add_up(
+                [part for part in stored if part], each.annotator.layers, notice=notice
+            )
+            summary["annotators"][each.asked] = entry
+        write_json(out / "summary.json", summary)
+        parts = [each.part for each in wanted]
+        kept = _kept(before, parts) if before and before.corpus == corpus else []
         total = summary["documents"], summary["characters"]
-        manifest = Manifest(documents.name, corpus, *total, (*kept, *parts), tuple(one.key for one in shards))
-        write_whole(out / MANIFEST, manifest.to_json().encode())
-        _sweep(out, manifest)
+        manifest = Manifest(
+            documents.name, corpus, *total, (*kept, *parts), tuple(shard.key for shard in shards)
+        )
+        write_whole(out / MANIFEST, manifest.to_json())
+        _remove_unnamed(out, manifest)
     return summary
 
 
-def open_corpus(source: Any, *, text_field: str = "text", limit: int | None = None) -> Documents:
+def open_corpus(
+    source: str | Path | Sequence[Any], *, text_field: str = "text", limit: int | None = None
+) -> Documents:
     """The documents of a corpus; of a CoNLL-U file its texts."""
     if isinstance(source, str | Path) and str(source).endswith((".conllu", ".conllu.gz")):
         from maskwise.annotate.gold import read_conllu
 
-        source = [{"id": one.id, text_field: one.text} for one in read_conllu(Path(source).expanduser())]
+        source = [{"id": gold.id, text_field: gold.text} for gold in read_conllu(Path(source).expanduser())]
     return require_documents(read_documents(source, text_field=text_field, limit=limit))
+
+
+def _workers(engine: str, jobs: int | None, characters: int, lacking: set[tuple[int, str]]) -> int | None:
+    """How many shards at once; 1: in this process; None: as many as Ray has room for."""
+    if engine == "ray":
+        return None
+    enough = min(os.cpu_count() or 1, 1 + characters // WORKER_CHARACTERS)
+    return max(1, min(jobs or enough, len({number for number, _ in lacking})))
+
+
+def _annotated(
+    tasks: Iterator[ShardTask], pool: Pool[ShardTask, list[bytes]], workers: int | None
+) -> Iterator[tuple[ShardTask, list[bytes]]]:
+    if workers != 1:
+        yield from pool.results(tasks, at_once=workers)
+        return
+    forget()  # this process may have worked before, and files that annotators read may have changed since
+    with threadpool_limits(1, user_api="blas"):  # as in workers: a job is a core
+        for task in tasks:
+            yield task, annotate_shard(task)
 
 
 def _fitted(wanted: _Wanted, corpus: str, documents: Documents, out: Path, bar: _Bar) -> _Wanted:
     """The annotator that has seen the corpus, for one that has to: read from ``fitted/``, or made now."""
-    made: Any = wanted.made
-    if getattr(made, "fitted", True):
+    unfitted: Any = wanted.annotator
+    if getattr(unfitted, "fitted", True):
         return wanted
-    folder = (out / "fitted" / f"{made.name}-{digest(made.version, corpus)}").resolve()
+    folder = (out / "fitted" / f"{unfitted.name}-{digest(unfitted.version, corpus)}").resolve()
     if not (folder / FIT).is_file():
-        partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-        try:
-            partial.mkdir(parents=True)
-            texts = bar.watch(
-                f"counting for {made.name}", documents, lambda one: 1, "documents", documents.read
-            )
-            spec = made.fit((document.text for document in texts), partial)
-            (partial / FIT).write_text(json.dumps({"spec": spec.replace(str(partial), "{folder}")}))
-            partial.rename(folder)
-        except OSError as error:
-            raise MaskwiseError(f"cannot write {folder}", got=error.strerror, do="is there room?") from error
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-    spec = json.loads((folder / FIT).read_text())["spec"].replace("{folder}", str(folder))
+        title = f"counting for {unfitted.name}"
+        texts = bar.watch(title, documents, lambda document: 1, "documents", documents.read)
+
+        def fill(partial: Path) -> None:
+            spec = unfitted.fit((document.text for document in texts), partial)
+            text = json.dumps({"spec": spec.replace(repr(str(partial)), "{folder}")})
+            (partial / FIT).write_text(text, encoding="utf-8")
+
+        write_folder(folder, fill)
+    spec = json.loads((folder / FIT).read_text(encoding="utf-8"))["spec"].replace(
+        "{folder}", repr(str(folder))
+    )
     return _Wanted(wanted.asked, spec, annotator(spec))
 
 
 def _tasks(
     documents: Documents, shards: Sequence[_Shard], wanted: Sequence[_Wanted], lacking: set[tuple[int, str]]
-) -> Iterator[Task]:
+) -> Iterator[ShardTask]:
+    if not lacking:
+        return
     for number, shard in enumerate(cut_shards(documents)):
-        specs = tuple(one.spec for one in wanted if (number, one.asked) in lacking)
+        specs = tuple(each.spec for each in wanted if (number, each.asked) in lacking)
         if number >= len(shards) or shard_key(shard) != shards[number].key:
             raise MaskwiseError(f"{documents.name} changed while it was read", do="annotate it again")
         if specs:
-            yield Task(number, [(name, text) for name, text in shard], specs)
+            yield ShardTask(number, [(name, text) for name, text in shard], specs)
 
 
-def _kept(out: Path, corpus: str, new: Sequence[Made]) -> list[Made]:
-    """What earlier runs made of the same corpus, but for what is made anew."""
-    if not (out / MANIFEST).is_file():
-        return []
-    try:
-        before = Manifest.load(out)
-    except MaskwiseError:  # damaged: this run makes a new one
-        return []
+# The folder ------------------------------------------------------------------------------------------------
+
+
+def _last_manifest(out: Path) -> Manifest | None:
+    """What the last finished run wrote; None if there was none, or it is damaged: this run makes a new one."""
+    with suppress(MaskwiseError):
+        return Manifest.load(out)
+    return None
+
+
+def _require_nothing_lost(
+    before: Manifest, documents: Documents, shards: Sequence[_Shard], wanted: Sequence[_Wanted], out: Path
+) -> None:
+    """Refuse to replace the layers of another corpus, or layers that a changed corpus would not get anew."""
+    same_source = documents.name == before.source != UNNAMED
+    if not same_source and not {shard.key for shard in shards} & set(before.shards):
+        got = f"{before.documents:,} documents of {before.source}"
+        raise MaskwiseError(
+            f"--out {out} holds the layers of another corpus", got=got, do="give a new folder"
+        )
+    lost = _kept(before, [each.part for each in wanted])
+    if lost:
+        layers = ", ".join(name for part in lost for name in part.layers)
+        do = f"ask for them too ({', '.join(part.spec for part in lost)}), or give a new folder"
+        raise MaskwiseError(f"the corpus has changed since {out} got the layers {layers}", do=do)
+
+
+def _kept(before: Manifest, new: Sequence[Made]) -> list[Made]:
+    """What an earlier run made, without the layers that are made anew."""
     taken = {layer for made in new for layer in made.layers}
     left = (
         replace(made, layers={name: layer for name, layer in made.layers.items() if name not in taken})
         for made in before.annotators
-        if before.corpus == corpus
     )
     return [made for made in left if made.layers]
 
 
-def _sweep(out: Path, manifest: Manifest) -> None:
-    """Remove shards that the manifest does not name (of other texts, or another version), and half-done counts of
-    runs that were killed."""
-    named = {
+def _files_of(manifest: Manifest) -> set[str]:
+    return {
         file_name(made.name, made.version, key) for made in manifest.annotators for key in manifest.shards
     }
+
+
+def _remove_unnamed(out: Path, manifest: Manifest) -> None:
+    """Remove shards that the manifest does not name (of earlier texts, or another version)."""
+    named = _files_of(manifest)
     for path in (out / "shards").iterdir():
         if path.name not in named:
             path.unlink()
-    for path in (out / "fitted").glob(".*.partial"):
-        shutil.rmtree(path)
-
-
-def _leave(out: Path, *, ours: bool) -> None:
-    """After a failure: without a shard there is nothing that a next run could go on from, so nothing stays."""
-    if (out / MANIFEST).is_file() or any((out / "shards").glob("*.parquet")):
-        return
-    for part in ("shards", "fitted"):
-        shutil.rmtree(out / part, ignore_errors=True)
-    (out / LOCK).unlink(missing_ok=True)
-    if ours:
-        with suppress(OSError):
-            out.rmdir()
 
 
 @contextmanager
 def _claimed(out: Path) -> Iterator[None]:
-    """The folder, ours alone."""
-    if out.exists() and not out.is_dir():
-        raise MaskwiseError("--out is a file", got=str(out), do="give a folder")
-    if out.is_dir() and any(out.iterdir()) and not (out / LOCK).is_file():
-        found = ", ".join(sorted(path.name for path in out.iterdir())[:3])
-        raise MaskwiseError(f"--out {out} holds something else", got=found, do="give a new folder")
-    ours = not out.is_dir()
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        lock = (out / LOCK).open("w")
-    except OSError as error:
-        raise MaskwiseError(f"cannot write {out}", got=error.strerror) from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            do = "wait for it, or give another folder"
-            raise MaskwiseError(f"another run annotates into {out}", do=do) from None
+    """The folder, for this process alone."""
+    require_own(out, LOCK, what="annotations")
+    existed = out.is_dir()
+    with claim(out, "another run annotates into", lock=LOCK):
+        sweep(out)
         try:
             yield
-        except Exception:  # but not of Ctrl-C, behind which the same command goes on
-            _leave(out, ours=ours)
+        except Exception:  # but not after Ctrl-C, from which the same command goes on
+            # Without a shard there is nothing that a next run could go on from, so nothing stays.
+            if not (out / MANIFEST).is_file() and not any((out / "shards").glob("*.parquet")):
+                for part in ("shards", "fitted"):
+                    shutil.rmtree(out / part, ignore_errors=True)
+                (out / LOCK).unlink(missing_ok=True)
+                if not existed:
+                    with suppress(OSError):
+                        out.rmdir()
             raise
 
 
@@ -299,8 +361,13 @@ class _Bar:
         self.bar.update(self.task, rate=f"{speed:,.0f} {self.unit}/s" if speed else "")
 
     def watch(
-        self, title: str, items: Iterable[Any], size: Any, unit: str, total: int | None = None
-    ) -> Iterator[Any]:
+        self,
+        title: str,
+        items: Iterable[Item],
+        size: Callable[[Item], int],
+        unit: str,
+        total: int | None = None,
+    ) -> Iterator[Item]:
         with self.part(title, total, unit):
             for item in items:
                 yield item

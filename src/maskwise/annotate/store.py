@@ -22,7 +22,6 @@ Cost: 3 to 6 bytes per word and layer on disk; 16 bytes of memory per document t
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -45,6 +44,27 @@ SHARD_DOCUMENTS = 128
 SHARD_CHARACTERS = 1 << 19
 """A second or two of a tagger's work: what a kill may cost, and how evenly two processes finish."""
 Found = Sequence[Mapping[str, CharSpans]]
+
+
+class LayerFacts(TypedDict):
+    """What is counted of a layer in one shard; labels are codes, as strings."""
+
+    spans: int
+    characters: int
+    words: int
+    labels: NotRequired[dict[str, int]]
+    top: NotRequired[dict[str, dict[str, int]]]
+    weight: NotRequired[list[float]]  # sum, least, greatest
+
+
+class ShardFacts(TypedDict):
+    """What is counted of one annotator in one shard; it stands in the footer of the shard's file."""
+
+    documents: int
+    characters: int
+    words: int
+    failures: dict[str, int]
+    layers: dict[str, LayerFacts]
 
 
 def cut_shards(documents: Iterable[Document]) -> Iterator[list[Document]]:
@@ -73,7 +93,7 @@ def file_name(annotator: str, version: str, shard: str) -> str:
 
 
 def to_parquet(
-    shard: Sequence[Document], found: Found, layers: Mapping[str, Layer], facts: Mapping[str, Any]
+    shard: Sequence[Document], found: Found, layers: Mapping[str, Layer], facts: ShardFacts
 ) -> bytes:
     """A shard's file. The same input gives the same bytes.
 
@@ -81,7 +101,7 @@ def to_parquet(
         shard: D documents.
         found: for each its spans by layer.
         layers: what the layers are.
-        facts: JSON to go with it (`summary.shard_facts`).
+        facts: JSON to go with it (`shard.shard_facts`).
     """
     columns: dict[str, pa.Array] = {
         "id": pa.array([document.id for document in shard], pa.string()),
@@ -105,24 +125,7 @@ def to_parquet(
     return sink.getvalue().to_pybytes()
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that it is whole or not there.
-
-    Raises:
-        MaskwiseError: a full disk, a folder that cannot be written.
-    """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(content)
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        do = "what was finished is kept: make room and give the same command again"
-        raise MaskwiseError(f"cannot write {path}", got=error.strerror, do=do) from error
-
-
-def stored_facts(path: Path) -> dict[str, Any] | None:
+def stored_facts(path: Path) -> ShardFacts | None:
     """What `to_parquet` was given as ``facts``; None where there is no whole file, all of which can be read."""
     try:
         content = path.read_bytes()
@@ -132,11 +135,11 @@ def stored_facts(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def facts_in(content: bytes) -> dict[str, Any]:
+def facts_in(content: bytes) -> ShardFacts:
     """The facts in the footer of a shard's file."""
     schema = pq.read_schema(pa.BufferReader(content))
-    found: dict[str, Any] = json.loads((schema.metadata or {})[b"maskwise"])
-    return found
+    facts: ShardFacts = json.loads((schema.metadata or {})[b"maskwise"])
+    return facts
 
 
 @dataclass(frozen=True)
@@ -222,17 +225,6 @@ class Store:
         """Hash of the texts and of who annotated them."""
         made = [(m.name, m.version) for m in self.manifest.annotators if m.layers.keys() & self.layers.keys()]
         return digest(self.manifest.corpus, made, [*self.layers])
-
-    def require(self, name: str, version: str) -> None:
-        """Refuse layers that an annotator of another version made.
-
-        Raises:
-            MaskwiseError: with both keys.
-        """
-        found = [made.version for made in self.manifest.annotators if made.name == name]
-        if version not in found:
-            what = f"the layers of {name!r} in {self.folder} were made by another annotator"
-            raise MaskwiseError(what, got=", ".join(found) or "none", allowed=version, do="annotate again")
 
     def annotate(self, texts: list[str]) -> list[dict[str, CharSpans]]:
         """For each text its spans by layer, as they were found.

@@ -34,8 +34,7 @@ from threadpoolctl import threadpool_limits
 
 from maskwise.annotate.gold import POS, UPOS, GoldDocument, entities, join_tokens, read_columns, read_conllu
 from maskwise.annotate.run import annotate_corpus
-from maskwise.annotate.salient import NAME
-from maskwise.annotate.spacy_pipeline import SHIPPED, SpacyPipeline
+from maskwise.annotate.tagger import NAME, SHIPPED, SpacyPipeline
 from maskwise.bench.timing import in_turn, surroundings
 from maskwise.tasks.readers import read_records
 from maskwise.text.documents import bundled_path, read_documents

@@ -32,6 +32,8 @@ from maskwise.text.readers import (
 from maskwise.text.words import text_id
 
 BUNDLED = ("banking77", "clinc150", "trivia", "ud_ewt_pos", "wikigold", "wikipedia", "wnut17")
+UNNAMED = "the list of documents"
+"""The name of a corpus that is given as a list."""
 EMPTY, BINARY, NO_TEXT, REPEATED = "empty", "binary (NUL characters)", "no text field", "repeated text"
 
 
@@ -171,7 +173,7 @@ def _resolve(source: Any, fields: Fields) -> tuple[Callable[[], Iterable[Record]
     if isinstance(source, Mapping | bytes) or not isinstance(source, Sequence):
         allowed = "a path, a name such as bundled:wikipedia, a list of texts"
         raise MaskwiseError("a corpus cannot be read from this", got=type(source).__name__, allowed=allowed)
-    return lambda: ((str(place), value) for place, value in enumerate(source)), "the list of documents"
+    return lambda: ((str(place), value) for place, value in enumerate(source)), UNNAMED
 
 
 def _resolve_path(path: Path, fields: Fields) -> Callable[[], Iterable[Record]]:
