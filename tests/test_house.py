@@ -7,11 +7,14 @@ the code worse, move it here and say why in the commit.
 from __future__ import annotations
 
 import ast
+import heapq
+import math
 import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -141,6 +144,129 @@ def fragments() -> list[str]:
     return places
 
 
+CITATION = re.compile(r"methods, section|\bmethods\.md|known\.md|\bfindings?,? \d|review, section")
+
+
+def foreign_citations() -> list[str]:
+    """Lines of the source that cite notes which are not in the repository."""
+    lines = (
+        (name, number, line)
+        for name, text in sources().items()
+        for number, line in enumerate(text.splitlines(), 1)
+    )
+    return [f"{name}:{number}" for name, number, line in lines if CITATION.search(line)]
+
+
+# --- "go to definition" -------------------------------------------------------------------------------------------
+
+Place = tuple[str, str]
+"""A definition: the module, and its name there."""
+
+JOURNEYS = [
+    [("maskwise.cli", "study"), ("maskwise.recipe", "Recipe"), ("maskwise", "MaskingSettings")],
+    [("maskwise.cli", "study"), ("maskwise.study", "run_stage"), ("maskwise", "MaskingSettings")],
+    [("maskwise", "MaskingSettings"), ("maskwise.masking", "Masker"), ("maskwise.masking", "select"),
+     ("maskwise.masking", "MaskedBatch")],
+]  # fmt: skip
+"""Where ``masking.ratio=0.3`` goes: the command reads it, the recipe checks it, a process that does a stage of the study
+takes it and builds a masker of it, ``select`` spends it, and the masked batch tells it. The first member of a pair is the
+room in which the definition lies."""
+
+
+@cache
+def scope(module: str) -> dict[str, ast.stmt | tuple[str, str | None]]:
+    """What the names of a module mean: a definition in it, or a name in another module (None: the module itself)."""
+    names: dict[str, ast.stmt | tuple[str, str | None]] = {}
+    for node in ast.walk(trees()[module]):
+        if isinstance(node, ast.ImportFrom) and node.module in sources():
+            names |= {alias.asname or alias.name: (node.module, alias.name) for alias in node.names}
+        elif isinstance(node, ast.Import):
+            names |= {
+                alias.asname: (alias.name, None)
+                for alias in node.names
+                if alias.asname and alias.name in sources()
+            }
+    for node in trees()[module].body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names[node.name] = node
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names |= {target.id: node for target in targets if isinstance(target, ast.Name)}
+    return names
+
+
+def resolve(module: str, name: str, steps: int = 8) -> tuple[str, str | None] | None:
+    """Where a name of a module is defined, through imports that only pass it on."""
+    if f"{module}.{name}" in sources():
+        return f"{module}.{name}", None
+    meaning = scope(module).get(name)
+    if not isinstance(meaning, tuple):
+        return None if meaning is None else (module, name)
+    if meaning[1] is None or not steps:
+        return meaning
+    return resolve(meaning[0], meaning[1], steps - 1)
+
+
+@cache
+def mentions(place: Place) -> frozenset[Place]:
+    """The definitions that a definition names: in calls, in annotations, in bases, in tables."""
+    module, name = place
+    node = scope(module)[name]
+    assert isinstance(node, ast.AST)
+    places = set()
+    for part in ast.walk(node):
+        target = None
+        if isinstance(part, ast.Name):
+            target = resolve(module, part.id)
+        elif isinstance(part, ast.Attribute) and isinstance(part.value, ast.Name):
+            base = resolve(module, part.value.id)
+            target = resolve(base[0], part.attr) if base and base[1] is None else None
+        if target and target[1] and target != place:
+            places.add((target[0], target[1]))
+    return frozenset(places)
+
+
+def way(start: Place, end: Place) -> list[Place]:
+    """The way from one definition to another that opens the fewest files; empty where there is none.
+
+    A step is what an editor's "go to definition" does on a name inside the definition that is open. A value that is
+    handed on as a dict of strings, or under the type ``Any``, has no such way.
+    """
+    heap: list[tuple[int, list[Place]]] = [(1, [start])]
+    seen = set()
+    while heap:
+        files, places = heapq.heappop(heap)
+        if places[-1] == end:
+            return places
+        if places[-1] not in seen:
+            seen.add(places[-1])
+            for place in sorted(mentions(places[-1]) - seen):
+                heapq.heappush(heap, (files + (place[0] != places[-1][0]), [*places, place]))
+    return []
+
+
+def defined(room: str, name: str) -> Place | None:
+    """The definition of that name in a room."""
+    modules = [m for m in sources() if m == room or m.startswith(f"{room}.")]
+    return next(
+        ((m, name) for m in modules if isinstance(scope(m).get(name), ast.FunctionDef | ast.ClassDef)), None
+    )
+
+
+@cache
+def files_of_ratio() -> tuple[str, ...] | None:
+    """The files that ``ratio`` passes between the command line and the masked batch; None where the way is lost."""
+    files: dict[str, None] = {}
+    for stops in JOURNEYS:
+        for start, end in pairwise(stops):
+            places = (defined(*start), defined(*end))
+            steps = way(*places) if all(places) else []  # type: ignore[arg-type]
+            if not steps:
+                return None
+            files |= {module: None for module, _ in steps}
+    return tuple(files)
+
+
 def reading_order() -> list[Path]:
     """The five files that README tells a newcomer to read."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -171,8 +297,12 @@ MEASURES = [
     Measure("files in the reading order", lambda: len(reading_order()), most=5, least=5),
     Measure("lines of the reading order", lines_to_read, most=750, held=False,
             where=lambda: [str(path.relative_to(ROOT)) for path in reading_order()]),
+    Measure("files from the command to the mask", lambda: len(files_of_ratio() or ()) or math.inf, most=10, held=False,
+            where=lambda: list(files_of_ratio() or ["the way is lost"])),
+    Measure("lines that cite foreign notes", lambda: len(foreign_citations()), most=0, held=False,
+            where=foreign_citations),
     Measure("docstrings that begin with Of", lambda: len(fragments()), most=0, held=False, where=fragments),
-    Measure("modules that say AutoModel", lambda: len(named("AutoModel")), most=1, held=False,
+    Measure("modules that say AutoModel", lambda: len(named("AutoModel")), most=1,
             where=lambda: named("AutoModel")),
     Measure("modules that read RANK", lambda: len(named("RANK$")), most=1, held=False, where=lambda: named("RANK$")),
 ]  # fmt: skip
@@ -195,15 +325,20 @@ def test_the_measures_see_what_they_count(tmp_path: Path, monkeypatch: pytest.Mo
     (package / "high.py").write_text(
         "import os\nfrom typing import Any\nfrom transformers import AutoModelForMaskedLM\n"
         'def f(x: Any) -> str:\n    from maskwise.low import LIMIT\n    return os.environ["RANK"]\n'
+        "def g() -> str:\n    return f(LIMIT)\n"
     )
     monkeypatch.setattr(sys.modules[__name__], "PACKAGE", package)
-    caches = (sources, trees, lengths, importers)
+    caches = (sources, trees, lengths, importers, scope, mentions, files_of_ratio)
     try:
         for cached in caches:
             cached.cache_clear()
-        assert lengths() == {"maskwise": 1, "maskwise.high": 6, "maskwise.low": 3}
+        assert lengths() == {"maskwise": 1, "maskwise.high": 8, "maskwise.low": 3}
         assert single_importers() == ["maskwise.low"] and fragments() == ["maskwise:1", "maskwise.low:3"]
         assert named("AutoModel") == ["maskwise.high"] == named("RANK$")
+        limit = ("maskwise.low", "LIMIT")
+        assert way(("maskwise.high", "g"), limit) == [("maskwise.high", "g"), limit]
+        assert way(("maskwise.high", "f"), limit) == []  # imported there, never used
+        assert files_of_ratio() is None
     finally:
         for cached in caches:
             cached.cache_clear()
