@@ -168,9 +168,9 @@ JOURNEYS = [
     [("maskwise", "MaskingSettings"), ("maskwise.masking", "Masker"), ("maskwise.masking", "select"),
      ("maskwise.masking", "MaskedBatch")],
 ]  # fmt: skip
-"""Where ``masking.ratio=0.3`` goes: the command reads it, the recipe checks it, a process that does a stage of the study
-takes it and builds a masker of it, ``select`` spends it, and the masked batch tells it. The first member of a pair is the
-room in which the definition lies."""
+"""Where ``masking.ratio=0.3`` goes: the command reads it, the recipe checks it, a process that does a stage of the
+study takes it and builds a masker of it, ``select`` spends it, and the masked batch tells it. The first member of a
+pair is the room in which the definition lies."""
 
 
 @cache
