@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForTokenClassification, ModernBertConfig, PreTrainedTokenizerFast
@@ -20,20 +21,19 @@ from maskwise.errors import MaskwiseError
 from maskwise.objectives import Classification
 from maskwise.tasks import (
     BUNDLED_TASKS,
+    KINDS,
     FinetuneSettings,
     Task,
     TaskSource,
-    answers,
     encode,
+    evaluate_tasks,
     finetune,
     load_task,
-    majority_score,
-    score,
 )
-from maskwise.tasks.finetune import load_network
+from maskwise.tasks.judge import answer, load_network
+from maskwise.tasks.kinds.labels import TaggedRow, TextRow
 from maskwise.tasks.metrics import METRICS, accuracy, entities, entity_f1, macro_f1, matthews
 from maskwise.tasks.readers import read_records
-from maskwise.tasks.rows import METRICS_OF
 from maskwise.text import train_tokenizer
 from maskwise.training import TrainingSettings
 
@@ -110,7 +110,7 @@ def test_bundled_tasks_load(name):
     names = name in ("wikigold", "wnut17")
     assert task.name == name and task.metric == ("entity-f1" if names else "accuracy") and not task.skipped
     assert task.facts()["test_items"] > 500 and len(task.labels) >= (5 if names else 10)
-    assert majority_score(task) == 0 if names else 0 < majority_score(task) < 0.3
+    assert task.majority == 0 if names else 0 < task.majority < 0.3
 
 
 def test_a_single_file_is_cut_by_the_text(tmp_path):
@@ -118,7 +118,7 @@ def test_a_single_file_is_cut_by_the_text(tmp_path):
     sizes = {split: len(rows) for split, rows in task.splits.items()}
     assert sum(sizes.values()) == 400 and 250 < sizes["train"] < 310 and 35 < sizes["test"] < 90
     again = load_task(write_lines(tmp_path / "more.jsonl", rows_of(500)[::-1]))
-    assert {row["text"] for row in task.splits["test"]} <= {row["text"] for row in again.splits["test"]}
+    assert {row.text for row in task.splits["test"]} <= {row.text for row in again.splits["test"]}
     assert task.name == "mine" and task.fingerprint != again.fingerprint
 
 
@@ -141,7 +141,7 @@ def test_conll_files(tmp_path):
     conll = "-DOCSTART- O\n\n# O\nParis B-LOC\n\nis O\nit O\n"
     (tmp_path / "ner.conll").write_text(conll * 20)
     task = load_task(write_folder(tmp_path / "pos", train=conllu * 3, dev=conllu, test=conllu))
-    assert task.splits["test"] == [{"tokens": ["dogs", "bark"], "tags": ["NOUN", "VERB"]}]
+    assert task.splits["test"] == [TaggedRow(["dogs", "bark"], ["NOUN", "VERB"])]
     assert task.metric == "accuracy" and task.test_items == 2
     ner = read_records(tmp_path / "ner.conll")
     assert ner[0] == {"tokens": ["#", "Paris"], "tags": ["O", "B-LOC"]} and len(ner) == 40
@@ -162,7 +162,7 @@ def test_a_folder_without_test_is_scored_on_dev(tmp_path):
     write_lines(tmp_path / "validation.jsonl", [{"text": f"dev {i}", "label": f"c{i % 4}"} for i in range(8)])
     write_lines(tmp_path / "test.jsonl", [{"text": "hidden", "label": -1}] * 5)
     task = load_task(tmp_path)
-    assert [row["text"] for row in task.splits["test"]] == [f"dev {i}" for i in range(8)]
+    assert [row.text for row in task.splits["test"]] == [f"dev {i}" for i in range(8)]
     assert len(task.splits["train"]) + len(task.splits["dev"]) == 200
     assert task.skipped == {"test: no label": 5}
     assert task.labels == ("c0", "c1", "c2") and task.test_items == 8  # c3 is unseen; its rows stay
@@ -179,15 +179,15 @@ def test_data_sets_from_the_hub_get_class_names(monkeypatch):
     )
     task = load_task("hf:glue:rte")
     assert asked == [("glue", "rte")] and task.labels == ("no", "yes") and task.name == "glue-rte"
-    assert task.splits["test"][0] == {"text": "a0", "pair": "b", "label": "no"}
+    assert task.splits["test"][0] == TextRow("a0", "b", "no")
 
 
 def test_fewer_training_rows_are_balanced_and_nested():
     task = load_task("banking77")
     few, fewer = task.with_train_rows(100), task.with_train_rows(40)
-    counts = np.unique([row["label"] for row in few.splits["train"]], return_counts=True)[1]
+    counts = np.unique([row.label for row in few.splits["train"]], return_counts=True)[1]
     assert (counts == 5).all() and few.splits["test"] is task.splits["test"]
-    texts = [{row["text"] for row in t.splits["train"]} for t in (fewer, few)]
+    texts = [{row.text for row in t.splits["train"]} for t in (fewer, few)]
     assert texts[0] < texts[1]
 
 
@@ -215,6 +215,9 @@ def spoil(tmp_path, case):
     elif case == "ragged":
         path = tmp_path / "bad.csv"
         path.write_text("text,label\na,b,c\n")
+    elif case == "semicolons":
+        path = tmp_path / "bad.csv"
+        path.write_text("text;label\nlong;b\n")
     elif case == "no parquet":
         path = tmp_path / "bad.parquet"
         path.write_text("text")
@@ -249,6 +252,7 @@ def spoil(tmp_path, case):
         ("few rows", "split of .* is empty; more rows are needed"),
         ("empty", "is empty"),
         ("ragged", "row 2 of .* has 3 columns; allowed: 2 columns"),
+        ("semicolons", "has no text column; got text;label; cells are separated by commas in .csv"),
         ("no parquet", "is not a Parquet file"),
         ("broken gzip", "cannot read"),
         ("ending", "unknown ending"),
@@ -317,14 +321,12 @@ TOKENIZERS = {
 
 def tagging_task(rows, labels=("ODD", "EVEN")):
     return Task(
-        "tags", "token-classification", "accuracy", labels, {"train": rows, "dev": rows, "test": rows}
+        "tags", KINDS["token-classification"], "accuracy", labels, {"train": rows, "dev": rows, "test": rows}
     )
 
 
 def tagged(*sentences):
-    return [
-        {"tokens": s.split(), "tags": ["ODD" if len(w) % 2 else "EVEN" for w in s.split()]} for s in sentences
-    ]
+    return [TaggedRow(s.split(), ["ODD" if len(w) % 2 else "EVEN" for w in s.split()]) for s in sentences]
 
 
 @pytest.mark.parametrize("family", TOKENIZERS)
@@ -339,13 +341,13 @@ def test_tags_stand_on_the_first_piece_of_every_word(family):
     for i, row in enumerate(rows):
         ids, labels = batch["input_ids"][i], batch["labels"][i]
         firsts = (labels != -100).nonzero().flatten().tolist()
-        assert labels[firsts].tolist() == [("ODD", "EVEN").index(tag) for tag in row["tags"]]
+        assert labels[firsts].tolist() == [("ODD", "EVEN").index(tag) for tag in row.tags]
         ends = [*firsts[1:], int(batch["attention_mask"][i].sum()) - 1]
-        for word, start, end in zip(row["tokens"], firsts, ends, strict=True):
+        for word, start, end in zip(row.tokens, firsts, ends, strict=True):
             assert tokenizer.decode(ids[start:end]).strip() == word
             several += end - start > 1
         # A word is written as inside a sentence: as in the text with a space before it.
-        text = tokenizer(" " + " ".join(row["tokens"]), add_special_tokens=False)["input_ids"]
+        text = tokenizer(" " + " ".join(row.tokens), add_special_tokens=False)["input_ids"]
         if family != "metaspace-never":
             assert ids[1 : ends[-1]].tolist() == text
     assert several >= 3  # else the test shows nothing
@@ -353,35 +355,35 @@ def test_tags_stand_on_the_first_piece_of_every_word(family):
 
 def test_words_cut_off_or_without_a_piece_are_lost_and_wrong():
     tokenizer = TOKENIZERS["wordpiece"]()
-    rows = [{"tokens": ["cat", "\u200b", "sat", "the", "mat"], "tags": ["ODD"] * 5}]
+    rows = [TaggedRow(["cat", "\u200b", "sat", "the", "mat"], ["ODD"] * 5)]
     task = tagging_task(rows)
     whole, cut = encode(task, tokenizer, max_length=64)["test"], encode(task, tokenizer, max_length=4)["test"]
     assert whole.lost == 1 and cut.lost == 3 and len(cut.flat.ids) == 4
     always = torch.where(cut.place < 0, -2, 0)
-    assert score(task, cut, always) == pytest.approx(2 / 5)
+    assert task.score("test", always) == pytest.approx(2 / 5)
 
 
 def test_entity_scores_of_lost_and_unseen_words():
-    rows = [{"tokens": ["the", "cat", "sat"], "tags": ["B-X", "I-X", "B-Y"]}]
+    rows = [TaggedRow(["the", "cat", "sat"], ["B-X", "I-X", "B-Y"])]
     task = Task(
         "ner",
-        "token-classification",
+        KINDS["token-classification"],
         "entity-f1",
         ("B-X", "I-X", "O"),
         dict.fromkeys(("train", "dev", "test"), rows),
     )
     data = encode(task, TOKENIZERS["wordpiece"](), max_length=4)["test"]
-    assert data.gold.tolist() == [0, 1, -1] and data.lost == 1
-    assert score(task, data, torch.tensor([0, 1, -2])) == pytest.approx(2 / 3)  # X found; Y cannot be
-    assert majority_score(task) == pytest.approx(entity_f1(["B-X", "I-X", "B-Y"], ["B-X"] * 3))
+    assert task.kind.gold(task, "test").tolist() == [0, 1, -1] and data.lost == 1
+    assert task.score("test", torch.tensor([0, 1, -2])) == pytest.approx(2 / 3)  # X found; Y cannot be
+    assert task.majority == pytest.approx(entity_f1(["B-X", "I-X", "B-Y"], ["B-X"] * 3))
 
 
 def test_pairs_and_special_names_in_texts():
     tokenizer = TOKENIZERS["wordpiece"]()
-    rows = [{"text": "the cat [MASK]", "pair": "sat again", "label": c} for c in ("a", "b")]
+    rows = [TextRow("the cat [MASK]", "sat again", c) for c in ("a", "b")]
     task = Task(
         "pairs",
-        "sequence-classification",
+        KINDS["sequence-classification"],
         "accuracy",
         ("a", "b"),
         dict.fromkeys(("train", "dev", "test"), rows),
@@ -456,11 +458,8 @@ def test_classification_is_the_models_own_loss():
 
 def topics(n):
     words = ["cat", "mat", "water"]
-    rows = [
-        {"text": f"the {words[i % 3]} sat on {'again ' * (i % 5)}!", "pair": None, "label": words[i % 3]}
-        for i in range(n)
-    ]
-    return Task("topics", "sequence-classification", "accuracy", tuple(sorted(words)),
+    rows = [TextRow(f"the {words[i % 3]} sat on {'again ' * (i % 5)}!", None, words[i % 3]) for i in range(n)]
+    return Task("topics", KINDS["sequence-classification"], "accuracy", tuple(sorted(words)),
                 {"train": rows[: n // 2], "dev": rows[n // 2 :], "test": rows[n // 2 :]})  # fmt: skip
 
 
@@ -508,9 +507,9 @@ def test_answers_do_not_depend_on_the_batches(monkeypatch):
     objective = Classification(
         AutoModelForTokenClassification.from_config(tiny_config(tokenizer, num_labels=2))
     )
-    together = answers(objective, data)
+    together = answer(objective, data)
     monkeypatch.setattr(sys.modules["maskwise.tasks.tensors"], "EVAL_TOKENS", 1)
-    assert answers(objective, data).tolist() == together.tolist() and len(together) == 10
+    assert answer(objective, data).tolist() == together.tolist() and len(together) == 10
 
 
 def test_checkpoints_that_do_not_fit(tmp_path):
@@ -527,13 +526,62 @@ def test_checkpoints_that_do_not_fit(tmp_path):
         finetune(None, task, config=tiny_config(tokenizer), max_length=64, **same)
 
 
+def spoiled_checkpoint(folder, how):
+    """A small ModernBERT that is not whole; or only one whose head was left out, which is fine."""
+    tokenizer = TOKENIZERS["wordpiece"]()
+    AutoModelForTokenClassification.from_config(tiny_config(tokenizer)).save_pretrained(folder)
+    weights, config = (folder / name for name in ("model.safetensors", "config.json"))
+    tensors, fields = load_file(weights), json.loads(config.read_text())
+    if how == "no head":
+        tensors = {name: t for name, t in tensors.items() if not name.startswith("classifier")}
+    elif how == "a missing layer":
+        tensors = {name: t for name, t in tensors.items() if ".layers.0." not in name}
+    elif how == "weights of another family":
+        tensors = {name.replace("model.", "bert.encoder."): t for name, t in tensors.items()}
+    elif how == "another size":
+        fields["vocab_size"] += 40
+    elif how == "not numbers":
+        tensors = {name: torch.full_like(t, torch.nan) for name, t in tensors.items()}
+    save_file(tensors, weights, metadata={"format": "pt"})
+    config.write_text(json.dumps(fields))
+    return tokenizer
+
+
+@pytest.mark.parametrize("how", ["a missing layer", "weights of another family", "another size"])
+def test_a_checkpoint_whose_encoder_is_not_whole_is_not_scored(tmp_path, how):
+    tokenizer = spoiled_checkpoint(tmp_path, how)
+    choice = TrainingSettings(steps=1, batch_size=2)
+    with pytest.raises(MaskwiseError) as caught:
+        finetune(tmp_path, topics(30), tokenizer=tokenizer, settings=choice, seed=0, max_length=8)
+    assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
+
+
+def test_a_checkpoint_without_a_head_gets_a_new_one(tmp_path):
+    tokenizer = spoiled_checkpoint(tmp_path, "no head")
+    choice = TrainingSettings(steps=1, batch_size=2)
+    result = finetune(tmp_path, topics(30), tokenizer=tokenizer, settings=choice, seed=0, max_length=8)
+    assert result["steps"] == 1
+
+
+def test_a_score_that_is_no_number_is_no_record(tmp_path):
+    tokenizer = spoiled_checkpoint(tmp_path / "model", "not numbers")
+    tokenizer.save_pretrained(tmp_path / "model")
+    rows = [{"s1": f"the cat {i}", "s2": "sat", "score": i % 5} for i in range(30)]
+    spec = f"{write_lines(tmp_path / 'sts.jsonl', rows)}(kind='zero-shot-similarity')"
+    with pytest.raises(MaskwiseError, match="task 'sts-zero-shot' on test is no number; got nan"):
+        evaluate_tasks(
+            tmp_path / "model", [spec], settings=FinetuneSettings(max_length=8), out=tmp_path / "out"
+        )
+    assert (tmp_path / "out" / "records.jsonl").read_text() == ""
+
+
 def test_settings_refuse_what_they_do_not_know():
     with pytest.raises(ValueError, match="extra"):
         FinetuneSettings(epoch=3)
     task = topics(64)
     assert FinetuneSettings(epochs=2, batch_size=8).training(task, seed=5).steps == 8
     assert FinetuneSettings(steps=3).training(task, seed=5).seed == 5
-    assert set(METRICS) == {name for names in METRICS_OF.values() for name in names}
+    assert set(METRICS) == {name for kind in KINDS.values() for name in kind.metrics}
 
 
 def test_a_task_takes_arguments_behind_its_name() -> None:
@@ -547,11 +595,7 @@ def test_a_task_takes_arguments_behind_its_name() -> None:
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        (
-            "similarity(/no/where.csv)",
-            r"task 'similarity\(/no/where.csv\)'; .*mean /no/where.csv\(kind=\"similarity",
-        ),
-        ("similarity(my.csv)", r'task .similarity\(my.csv\).*did you mean my.csv\(kind="similarity"\)'),
+        ("similarity(my.csv)", r"arguments of task 'similarity\(my.csv\)'; allowed: name=value, of kind, .*"),
         ("ud-pos(40)", r"arguments of task 'ud-pos\(40\)'; allowed: name=value, of kind, .*train_rows=300"),
         ("ud-pos(kind=parts_of-speech)", "unknown kind of task 'parts_of-speech'"),
         ("ud-pos(train_rows=many)", "train_rows of task 'ud-pos'; got many"),

@@ -252,7 +252,7 @@ def describe_table(what: str) -> list[tuple[str, str, str]]:
 def _describe_task(name: str, file: str) -> tuple[str, str]:
     task = load_task(name)
     rows = f"{len(task.splits['train']):,} rows to learn from, {task.test_items:,} items to test"
-    return "", f"{task.kind}, {len(task.labels)} classes, {rows}"
+    return "", f"{task.kind.name}, {len(task.labels)} classes, {rows}"
 
 
 def _describe(name: str, member: Any) -> tuple[str, str]:

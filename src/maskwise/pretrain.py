@@ -20,7 +20,7 @@ from maskwise.study.checks import check_inputs, only_one, say
 from maskwise.study.facts import hardware, versions
 from maskwise.study.stages import Stage, prepare_stage, write_json
 from maskwise.study.work import Prepared, pretrain, run_stage
-from maskwise.tasks import FinetuneSettings, evaluate_tasks
+from maskwise.tasks import FinetuneSettings, TaskRecord, evaluate_tasks
 
 
 def run_pretrain(recipe: Recipe, out: Path, *, quiet: bool = False) -> dict[str, Any]:
@@ -102,7 +102,7 @@ def _train(recipe: Recipe, texts: list[Stage], out: Path, *, quiet: bool) -> dic
 
 def run_finetune(
     model: str, tasks: list[str], overrides: Iterable[str], *, seeds: int, out: Path, quiet: bool = False
-) -> list[dict[str, Any]]:
+) -> list[TaskRecord]:
     """Judge a checkpoint by each task, into ``out/TASK/seed-N/checkpoint`` and ``out/records.jsonl``.
 
     Raises:

@@ -26,7 +26,7 @@ from maskwise.study.phases import Design
 from maskwise.study.plan import Run, arms_of, reference_words
 from maskwise.study.stages import prepare_stage, tokenizer_of
 from maskwise.study.work import Prepared
-from maskwise.tasks import load_task, majority_score
+from maskwise.tasks import load_task
 from maskwise.text import read_documents, tokenise
 
 SAMPLES, SAMPLE_TOKENS, SAMPLE_CHARACTERS = 4, 64, 100
@@ -66,7 +66,7 @@ def describe(recipe: Any, design: Design) -> dict[str, Any]:
         "match": {"by": study.match, "arms": design.planned}, "companions": list(study.companions),
         "search": study.search.model_dump(mode="json") if study.search else None,
         "stopping": STOPPING_BIAS if study.stop_hopeless else None,
-        "tasks": {task.name: {**task.facts(), "majority": majority_score(task)} for task in loaded},
+        "tasks": {task.name: {**task.facts(), "majority": task.majority} for task in loaded},
     }  # fmt: skip
 
 

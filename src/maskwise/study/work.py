@@ -28,7 +28,7 @@ from maskwise.study.card import model_card
 from maskwise.study.costs import flops, flops_of_arms
 from maskwise.study.learning import Learning, learning
 from maskwise.study.stages import DONE, Stage, write_json
-from maskwise.tasks import FinetuneSettings, finetune, load_task
+from maskwise.tasks import FinetuneSettings, load_task, task_record
 from maskwise.text import (
     Blocks,
     load_tokenizer,
@@ -269,29 +269,11 @@ def _finetune(stage: Stage, stages: Path, quiet: bool) -> dict[str, Any]:
             what["model"]["architecture"], tokenizer, what["length"], **what["model"]["settings"]
         )
     base = what.get("seed", 0) * 1000  # random starts differ between runs as pre-trained ones do
-    runs = [
-        finetune(
-            checkpoint,
-            task,
-            tokenizer=tokenizer,
-            settings=settings.training(task, seed=seed),
-            seed=seed,
-            max_length=settings.max_length,
-            config=config,
-            quiet=quiet,
-        )
-        for seed in range(
-            base, base + (1 if task.frozen and checkpoint else settings.seeds)
-        )  # no chance in it
-    ]
-    scores = [run["score"] for run in runs]
-    facts = {key: runs[0][key] for key in ("task", "metric", "majority", "test_items")}
-    return {
-        **facts,
-        "score": sum(scores) / len(scores),
-        "fine_tuning": scores,
-        "dev": [run["dev"] for run in runs],
-    }
+    record = task_record(
+        checkpoint, task, tokenizer=tokenizer, settings=settings, seeds=range(base, base + settings.seeds),
+        config=config, quiet=quiet,
+    )  # fmt: skip
+    return dict(record)
 
 
 RUNNERS: dict[str, Callable[[Stage, Path, bool], dict[str, Any]]] = {

@@ -1,18 +1,19 @@
 """Metrics: pure functions of what was right and what was answered. No weights, no state, no downloads.
 
-Classes are integers, similarities are numbers, answers to questions are texts (``squad``). −1 in ``gold`` (a class
-that training never showed) and −2 in ``answer`` (no answer was possible, as for a word cut off) agree with
-nothing and so count as wrong.
+Classes are integers, similarities are numbers, answers to questions are texts. −1 in ``gold`` (a class that training
+never showed) and −2 in ``answer`` (no answer was possible, as for a word cut off) agree with nothing and so count
+as wrong.
 """
 
 from __future__ import annotations
 
+import re
+import string
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-
-from maskwise.tasks.squad import exact_match, word_f1
 
 UNSEEN, LOST = -1, -2
 Ints = NDArray[np.int64]
@@ -44,7 +45,7 @@ def matthews(gold: ArrayLike, answer: ArrayLike) -> float:
     return float(above / np.sqrt(below)) if below > 0 else 0.0
 
 
-def entity_f1(gold: Sequence[str], answer: Sequence[str], starts: ArrayLike = (0,)) -> float:
+def entity_f1(gold: ArrayLike, answer: ArrayLike, starts: ArrayLike = (0,)) -> float:
     """F1 over entities: a hit has the same first word, last word and type. 0 without any hit.
 
     Tags are O, B-x, I-x (also E-x, S-x). The rules are conlleval's, and so seqeval's default: an I-x that
@@ -54,15 +55,15 @@ def entity_f1(gold: Sequence[str], answer: Sequence[str], starts: ArrayLike = (0
         gold, answer: the tags of all words, one sentence behind the other.
         starts: where sentences begin; no entity goes on over such a place.
     """
-    true, found = entities(gold, starts), entities(answer, starts)
-    return 2 * len(true & found) / (len(true) + len(found)) if true & found else 0.0
+    right, given = entities(gold, starts), entities(answer, starts)
+    return 2 * len(right & given) / (len(right) + len(given)) if right & given else 0.0
 
 
-def entities(tags: Sequence[str], starts: ArrayLike = (0,)) -> set[tuple[int, int, str]]:
+def entities(tags: ArrayLike, starts: ArrayLike = (0,)) -> set[tuple[int, int, str]]:
     """(first word, word behind the last, type) of every entity."""
-    if not len(tags):
-        return set()
     names, code = np.unique(np.asarray(tags, dtype=str), return_inverse=True)
+    if not len(code):
+        return set()
     prefix = np.array([name[:1] for name in names])[code]
     kinds = np.array([name.partition("-")[2] for name in names])
     kind = kinds[code]
@@ -94,6 +95,48 @@ def spearman(gold: ArrayLike, answer: ArrayLike) -> float:
     from scipy.stats import rankdata
 
     return pearson(rankdata(gold), rankdata(answer))
+
+
+# Answers as texts, with the normalisation of SQuAD's official script (evaluate-v1.1.py; Rajpurkar et al. 2016)
+
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def normalise(text: str) -> str:
+    """What is compared: lower case, without ASCII punctuation and the words a, an and the; white space is one space.
+
+    >>> normalise("The  Cat's!")
+    'cats'
+    """
+    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+
+
+def exact_match(gold: Sequence[Sequence[str]], answer: Sequence[str]) -> float:
+    """Share of answers that equal one of their right answers, in [0, 1]. Answers of which nothing is left are equal.
+
+    Args:
+        gold: for every item all right answers. answer: one text an item.
+    """
+    hits = [
+        any(normalise(text) == normalise(right) for right in rights) for rights, text in zip(gold, answer)
+    ]
+    return sum(hits) / len(hits)
+
+
+def word_f1(gold: Sequence[Sequence[str]], answer: Sequence[str]) -> float:
+    """Mean F1 of the words that an answer shares with the right answer it is nearest to, in [0, 1].
+
+    Two answers of which nothing is left ("the", "!") have an F1 of 0, as in the official script of version 1.1.
+    """
+    best = [max(_overlap(text, right) for right in rights) for rights, text in zip(gold, answer)]
+    return sum(best) / len(best)
+
+
+def _overlap(answer: str, right: str) -> float:
+    given, expected = normalise(answer).split(), normalise(right).split()
+    shared = sum((Counter(given) & Counter(expected)).values())
+    return 2 * shared / (len(given) + len(expected)) if shared else 0.0
 
 
 METRICS: dict[str, Callable[..., float]] = {

@@ -1,62 +1,38 @@
-"""Rows of texts and of words as tensors; then batches by index arithmetic.
+"""Rows as tensors, and batches of them by index arithmetic: what all kinds of tasks share.
 
-Words of token classification are the words of the *data*, given to the tokenizer one by one; the tag stands
-on the first piece of each. A word whose first piece was cut off, or that has no piece at all, cannot be
-answered: it is counted in ``lost`` and scored as wrong, for leaving it out would reward short rows and coarse
-tokenizers.
+Sequences lie behind one another without padding, and a batch is one gather. Training batches are made of rows of
+similar length, from windows of a few steps, which halves the padding; which rows meet is still a function of
+(seed, step). A task is tokenised once in a process for each tokenizer and length.
 
-Byte-level and metaspace tokenizers write a word after a space otherwise than one without. In running text
-nearly every word follows a space, so in a private copy of the tokenizer every given word does.
-
-Cost: the Rust tokenizer's, once; a batch is one gather. Training batches are made of rows of similar length,
-from windows of a few steps, which halves the padding; which rows meet is still a function of (seed, step).
+Cost: the Rust tokenizer's, once.
 """
 
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import chain
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer
+from numpy.typing import ArrayLike
+from tokenizers import Encoding, Tokenizer
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from maskwise.errors import MaskwiseError
-from maskwise.masking.masked import IGNORE
-from maskwise.tasks.data import Task
-from maskwise.tasks.metrics import LOST, UNSEEN
-from maskwise.tasks.rows import SCORES, Row
+from maskwise.objectives import Classification
+from maskwise.tasks.task import SPLITS, Task, Tuned
 from maskwise.training import TrainingSettings, permutation
 
 WINDOW_STEPS = 16
-"""Rows of so many steps are sorted by length together."""
-
+"""The rows of so many steps are sorted by length together."""
 EVAL_TOKENS = 8192
 """Padded tokens of one batch of evaluation."""
-
-
-class Data(Protocol):
-    """One split as tensors: N rows to train on."""
-
-    def __len__(self) -> int: ...
-
-    @property
-    def lengths(self) -> Tensor:
-        """(N,) tokens that a row costs."""
-
-    @property
-    def lost(self) -> int:
-        """Items that cannot be answered, whatever a model says."""
-
-    def batch(self, rows: Tensor) -> dict[str, Tensor]:
-        """Model inputs and labels of rows."""
-
-    def answers(self, objective: Any, device: torch.device) -> Any:
-        """What a trained objective says to every item."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,9 +44,23 @@ class Flat:
     starts: Tensor
     pad: int
 
+    @classmethod
+    def of(cls, encodings: Sequence[Encoding], pad: int) -> Flat:
+        """What the tokenizer gives, as tensors."""
+        ids, types = (
+            torch.from_numpy(np.fromiter(chain.from_iterable(column), dtype=np.int64))
+            for column in ((e.ids for e in encodings), (e.type_ids for e in encodings))
+        )
+        return cls(ids, types, edges([len(e.ids) for e in encodings]), pad)
+
+    @property
+    def lengths(self) -> Tensor:
+        """(N,) tokens of every sequence."""
+        return self.starts.diff()
+
     def at(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """(B, L) where the tokens of rows stand, and which are real."""
-        start, length = self.starts[rows], self.starts.diff()[rows]
+        start, length = self.starts[rows], self.lengths[rows]
         column = torch.arange(int(length.max()))
         real = column < length.unsqueeze(1)
         return torch.where(real, start.unsqueeze(1) + column, 0), real
@@ -78,68 +68,45 @@ class Flat:
     def batch(self, rows: Tensor) -> dict[str, Tensor]:
         """(B, L) input_ids, attention_mask and, if there are pairs, token_type_ids."""
         at, real = self.at(rows)
-        out = {"input_ids": torch.where(real, self.ids[at], self.pad), "attention_mask": real.long()}
+        inputs = {"input_ids": torch.where(real, self.ids[at], self.pad), "attention_mask": real.long()}
         if self.types.any():
-            out["token_type_ids"] = torch.where(real, self.types[at], 0)
-        return out
+            inputs["token_type_ids"] = torch.where(real, self.types[at], 0)
+        return inputs
 
 
 @dataclass(frozen=True, eq=False)
-class Encoded:
-    """Classes of rows or of words, or scores of rows: N rows, T tokens in all, W words in all.
+class Data(ABC):
+    """One split as tensors: N rows to train on.
 
     Attributes:
         flat: the sequences.
-        targets: (N,) class of a row, or its standardised score, or (T,) class of a token; −100 where there is
-            nothing to predict.
-        gold: (N,) or (W,) what is scored: the class, −1 (``UNSEEN``) where train does not have it; or the score.
-        place: (W,) the token that answers for a word, −1 for a lost word; None if rows are answered.
-        word_starts: (N + 1,) where each row begins in ``gold``; None if rows are answered.
     """
 
     flat: Flat
-    targets: Tensor
-    gold: Tensor
-    place: Tensor | None = None
-    word_starts: Tensor | None = None
 
     def __len__(self) -> int:
-        return len(self.flat.starts) - 1
+        return len(self.lengths)
 
     @property
     def lengths(self) -> Tensor:
-        return self.flat.starts.diff()
+        """(N,) tokens that a row costs."""
+        return self.flat.lengths
 
     @property
     def lost(self) -> int:
-        """Words that cannot be answered."""
-        return 0 if self.place is None else int((self.place < 0).sum())
+        """Items that cannot be answered, whatever a model says."""
+        return 0
 
+    @abstractmethod
     def batch(self, rows: Tensor) -> dict[str, Tensor]:
-        """What ``Flat.batch`` gives, and labels (B,) or (B, L)."""
-        out = self.flat.batch(rows)
-        if self.place is None:
-            return {**out, "labels": self.targets[rows]}
-        at, real = self.flat.at(rows)
-        return {**out, "labels": torch.where(real, self.targets[at], IGNORE)}
+        """Model inputs and labels of rows."""
 
-    def answers(self, objective: Any, device: torch.device) -> Tensor:
-        """The most probable class of every row (N,) or word (W,), −2 (``LOST``) for lost words; or the score."""
-        by_token, scores = self.place is not None, self.targets.is_floating_point()
-        out = torch.full((len(self.flat.ids) if by_token else len(self),), LOST)
-        out = out.float() if scores else out
-        for rows, batch in batches(self, device):
-            logits = objective.logits(batch).cpu()
-            best = logits.float().squeeze(-1) if scores else logits.argmax(-1)
-            if by_token:
-                at, real = self.flat.at(rows)
-                out[at[real]] = best[real]
-            else:
-                out[rows] = best
-        return out if self.place is None else torch.where(self.place < 0, LOST, out[self.place])
+    @abstractmethod
+    def answers(self, objective: Classification, device: torch.device) -> ArrayLike:
+        """What a trained objective answers to every item, in the order of the items."""
 
 
-def batches(data: Any, device: torch.device) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+def batches(data: Flat | Data, device: torch.device) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
     """Rows of similar length and their batch on a device, each of about ``EVAL_TOKENS`` padded tokens."""
     order = data.lengths.argsort(descending=True, stable=True)
     while len(order):
@@ -167,8 +134,7 @@ class TaskSource:
         return self._window[1][place]
 
     def _plan(self, window: int) -> Tensor:
-        """(steps, batch_size) rows of a window: similar lengths together, the batches then in random
-        order."""
+        """(steps, batch_size) rows of a window: similar lengths together, the batches then in random order."""
         size, seed, batch_size = len(self.data), self.settings.seed, self.settings.batch_size
         first = window * WINDOW_STEPS * batch_size
         position = torch.arange(first, first + WINDOW_STEPS * batch_size)
@@ -183,8 +149,8 @@ class TaskSource:
 
     def batches(self, step: int, *, rank: int, ranks: int, device: torch.device) -> list[dict[str, Tensor]]:
         """The micro-batches of ``step`` for ``rank``: a function of (seed, step)."""
-        mine = self.rows(step).view(self.settings.accumulate, ranks, -1)[:, rank]
-        return [{name: value.to(device) for name, value in self.data.batch(part).items()} for part in mine]
+        parts = self.rows(step).view(self.settings.accumulate, ranks, -1)[:, rank]
+        return [{name: value.to(device) for name, value in self.data.batch(part).items()} for part in parts]
 
     def facts(self, batches: list[dict[str, Tensor]]) -> dict[str, float]:
         return {"tokens": float(sum(int(b["attention_mask"].sum()) for b in batches))}
@@ -193,75 +159,105 @@ class TaskSource:
         return {"tokens": int(sums["tokens"])}
 
 
-def encode_rows(task: Task, rows: list[Row], backend: Tokenizer, pad: int) -> Encoded:
-    """Texts, or pairs of them, with a class or a score."""
-    texts = [row["text"] if row["pair"] is None else (row["text"], row["pair"]) for row in rows]
-    data = flat(backend.encode_batch(texts), pad)
-    if task.kind in SCORES:
-        known = torch.tensor([row["score"] for row in task.splits["train"]], dtype=torch.float64)
-        gold = torch.tensor([row["score"] for row in rows], dtype=torch.float64)
-        return Encoded(data, ((gold - known.mean()) / known.std(correction=0)).float(), gold)
-    code = {label: number for number, label in enumerate(task.labels)}
-    gold = torch.tensor([code.get(row["label"], UNSEEN) for row in rows])
-    return Encoded(data, torch.where(gold < 0, IGNORE, gold), gold)
+# Tokenising
 
 
-def encode_words(task: Task, rows: list[Row], backend: Tokenizer, pad: int) -> Encoded:
-    """Lists of words with a class each."""
-    code = {label: number for number, label in enumerate(task.labels)}
-    found = backend.encode_batch([row["tokens"] for row in rows], is_pretokenized=True)
-    data = flat(found, pad)
-    gold = torch.tensor([code.get(tag, UNSEEN) for row in rows for tag in row["tags"]])
-    word_starts = edges([len(row["tokens"]) for row in rows])
-    # Words are numbered in their row; special tokens have none, which numpy reads as nan.
-    word = np.array(list(chain.from_iterable(e.word_ids for e in found)), dtype=np.float64)
-    has_word = torch.from_numpy(~np.isnan(word))
-    word_T = torch.from_numpy(np.nan_to_num(word, nan=-1)).long()
-    row_T = torch.repeat_interleave(torch.arange(len(rows)), data.starts.diff())
-    running_T = torch.where(has_word, word_starts[row_T] + word_T, -1)
-    is_first = has_word & (running_T != running_T.roll(1))
-    is_first[0] = has_word[0]
-    first = is_first.nonzero().flatten()
-    place = torch.full((len(gold),), -1)
-    place[running_T[first]] = first
-    targets = torch.full((len(data.ids),), IGNORE)
-    targets[first] = torch.where(gold < 0, IGNORE, gold)[running_T[first]]
-    return Encoded(data, targets, gold, place, word_starts)
+def encode(task: Task, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> dict[str, Data]:
+    """Every split as tensors; kept in the process, for the next seed's fine-tuning.
+
+    Args:
+        task: of a kind that is fine-tuned.
+        tokenizer: a fast one.
+        max_length: rows are cut to so many tokens, special ones included; contexts of questions are read in windows
+            of so many.
+
+    Raises:
+        MaskwiseError: a slow tokenizer, one without padding, or a length without room for text.
+    """
+    check_length(task, tokenizer, max_length)
+    return _encoded(
+        task, _state(tokenizer, words=task.kind.words), _padding(tokenizer), max_length=max_length
+    )
 
 
-def flat(found: Sequence[Any], pad: int) -> Flat:
-    """What the tokenizer found, as tensors."""
-    ids, types = (torch.from_numpy(np.fromiter(chain.from_iterable(x), dtype=np.int64)) for x in (
-        (e.ids for e in found), (e.type_ids for e in found)
-    ))  # fmt: skip
-    return Flat(ids, types, edges([len(e.ids) for e in found]), pad)
+@dataclass(frozen=True)
+class Cutter:
+    """A tokenizer for tasks: its Rust part, which cuts rows at ``max_length`` tokens, and the padding id."""
+
+    backend: Tokenizer
+    pad: int
+    max_length: int
+
+    def flat(self, texts: Sequence[Any]) -> Flat:
+        """One sequence for each text, or pair of texts."""
+        return Flat.of(self.backend.encode_batch(texts), self.pad)
+
+
+@lru_cache(maxsize=8)
+def _encoded(task: Task, state: str, pad: int, *, max_length: int) -> dict[str, Data]:
+    kind, splits = task.kind, {}
+    assert isinstance(kind, Tuned), "frozen kinds have no tensors to train on"
+    for split in SPLITS:
+        backend = _backend(state)
+        backend.enable_truncation(max_length)
+        splits[split] = kind.encode(task, split, Cutter(backend, pad, max_length))
+    return splits
+
+
+def check_length(task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+    """Whether rows of this length have room for text.
+
+    Raises:
+        MaskwiseError: they do not; a slow tokenizer, or one without padding.
+    """
+    paired, tokens = task.kind.least_tokens(task)
+    least = private_copy(tokenizer).num_special_tokens_to_add(is_pair=paired) + tokens
+    if max_length < least:
+        raise MaskwiseError("max_length leaves no room for text", got=max_length, allowed=f"≥ {least}")
+
+
+def private_copy(tokenizer: PreTrainedTokenizerBase, *, words: bool = False) -> Tokenizer:
+    """The tokenizer without padding and truncation, to which "[MASK]" in a text is text.
+
+    Args:
+        words: it will be given single words of running text. Byte-level and metaspace tokenizers write a word after a
+            space otherwise than one without, and in running text nearly every word follows a space, so here every
+            given word does.
+
+    Raises:
+        MaskwiseError: a slow tokenizer, one without padding.
+    """
+    _padding(tokenizer)
+    return _backend(_state(tokenizer, words=words))
+
+
+def _padding(tokenizer: PreTrainedTokenizerBase) -> int:
+    if not getattr(tokenizer, "is_fast", False):
+        raise MaskwiseError("tasks need a fast tokenizer", got=type(tokenizer).__name__)
+    if tokenizer.pad_token_id is None:
+        raise MaskwiseError("the tokenizer has no padding token", do="set tokenizer.pad_token")
+    return int(tokenizer.pad_token_id)
+
+
+def _state(tokenizer: PreTrainedTokenizerBase, *, words: bool) -> str:
+    """All that the tokenizer's work depends on, as JSON."""
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    state |= {"padding": None, "truncation": None}
+    steps = state["pre_tokenizer"] or {}
+    for step in steps.get("pretokenizers", [steps]) if words else ():
+        if step.get("type") == "ByteLevel":
+            step["add_prefix_space"] = True
+        if step.get("type") == "Metaspace":
+            step["prepend_scheme"] = "always"
+    return json.dumps(state)
+
+
+def _backend(state: str) -> Tokenizer:
+    backend = Tokenizer.from_str(state)
+    backend.encode_special_tokens = True
+    return backend
 
 
 def edges(lengths: Sequence[int]) -> Tensor:
     """(N + 1,) where parts of these lengths begin, and the end."""
     return torch.tensor([0, *lengths]).cumsum(0)
-
-
-def private_copy(tokenizer: Any, *, split_words: bool = False) -> Tokenizer:
-    """The tokenizer without padding and truncation, to which "[MASK]" in a text is text.
-
-    Raises:
-        MaskwiseError: a slow tokenizer, one without padding.
-    """
-    if not getattr(tokenizer, "is_fast", False):
-        raise MaskwiseError("tasks need a fast tokenizer", got=type(tokenizer).__name__)
-    if tokenizer.pad_token_id is None:
-        raise MaskwiseError("the tokenizer has no padding token", do="set tokenizer.pad_token")
-    state = json.loads(tokenizer.backend_tokenizer.to_str())
-    if split_words:
-        steps = state["pre_tokenizer"] or {}
-        for step in steps.get("pretokenizers", [steps]):
-            if step.get("type") == "ByteLevel":
-                step["add_prefix_space"] = True
-            if step.get("type") == "Metaspace":
-                step["prepend_scheme"] = "always"
-    backend = Tokenizer.from_str(json.dumps(state))
-    backend.no_padding()
-    backend.no_truncation()
-    backend.encode_special_tokens = True
-    return backend

@@ -1,0 +1,284 @@
+"""Judge a checkpoint by tasks: fine-tuned on each with several seeds, or as it is where the kind of task says so.
+
+Fine-tuning is the loop of pre-training with another objective. What is random in it (the new head, the order,
+dropout) is a function of its seed; the checkpoint and the task are not. The number of steps is fixed beforehand and
+the last state is scored, once: picking the best of several evaluations on test is how small effects are made. The
+dev score is for choosing settings.
+
+Cost: with a tiny model, some seconds on one core for each fine-tuning.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Literal, NotRequired, TypedDict
+
+import torch
+from numpy.typing import ArrayLike
+from pydantic import BaseModel, ConfigDict, Field
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from maskwise.errors import MaskwiseError
+from maskwise.folders import require_own, write_folder, write_lines
+from maskwise.models import check_fit, check_room, load_task_model, task_config, without_advice
+from maskwise.objectives import Classification
+from maskwise.tasks.loading import load_task
+from maskwise.tasks.task import Frozen, Task, Tuned
+from maskwise.tasks.tensors import Data, TaskSource, check_length, encode
+from maskwise.text import load_tokenizer
+from maskwise.training import TrainingSettings, train
+from maskwise.training.machine import best_device
+
+
+class FinetuneSettings(BaseModel):
+    """How every checkpoint of a study is fine-tuned. The defaults are for the quick start's tiny models.
+
+    >>> FinetuneSettings(epochs=2, learning_rate=5e-5).max_length
+    64
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    epochs: float = Field(5.0, gt=0)
+    """Passes over the training rows; not used when ``steps`` is given."""
+
+    steps: int | None = Field(None, ge=1)
+    """Optimiser updates, whatever the size of the task."""
+
+    batch_size: int = Field(16, ge=1)
+    learning_rate: float = Field(3e-3, gt=0)
+    """Peak rate of AdamW. Base-sized models want 2e-5 to 5e-5."""
+
+    muon_learning_rate: float = Field(0.003, gt=0)
+    """Peak rate of Muon; used with ``optimizer: muon`` only."""
+
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    warmup: float = Field(0.1, ge=0, le=1)
+    """Share of the steps over which the learning rate rises from 0."""
+
+    weight_decay: float = Field(0.01, ge=0)
+    precision: Literal["auto", "no", "bf16"] = "auto"
+    max_length: int = Field(64, ge=3)
+    """Tokens; longer rows are cut, and words cut off count as wrong. Contexts of questions are read in windows."""
+
+    seeds: int = Field(3, ge=1)
+    """Fine-tunings for each checkpoint and task; their mean is one score."""
+
+    def training(self, task: Task, *, seed: int) -> TrainingSettings:
+        """Settings of one fine-tuning."""
+        rows = len(task.splits["train"])
+        shared = self.model_dump(exclude={"epochs", "steps", "max_length", "seeds"})
+        steps = self.steps or max(1, round(self.epochs * rows / self.batch_size))
+        return TrainingSettings(steps=steps, seed=seed, log_every=max(1, steps // 20), **shared)
+
+
+class Score(TypedDict):
+    """One checkpoint judged once by one task. ``others`` are further metrics on test."""
+
+    task: str
+    metric: str
+    score: float
+    dev: float | None
+    others: dict[str, float]
+    majority: float
+    test_items: int
+    lost_words: int
+    steps: int
+    seconds: float
+    seed: int
+
+
+class TaskRecord(TypedDict):
+    """One checkpoint judged by one task with all seeds: what studies keep and ``finetune`` prints."""
+
+    task: str
+    task_kind: str
+    metric: str
+    majority: float
+    test_items: int
+    lost_words: int
+    notes: list[str]
+    score: float
+    fine_tuning: list[float]
+    dev: list[float | None]
+    others: dict[str, float]
+    model: NotRequired[str]
+
+
+def evaluate_tasks(
+    checkpoint: str | Path,
+    specs: Sequence[str],
+    *,
+    settings: FinetuneSettings | None = None,
+    seeds: int | None = None,
+    out: Path | None = None,
+    quiet: bool = True,
+) -> list[TaskRecord]:
+    """Judge a checkpoint by tasks.
+
+    Args:
+        checkpoint: a folder or hub id with its tokenizer.
+        specs: as for ``load_task``. All are loaded and checked before the first is trained.
+        settings: of every fine-tuning.
+        seeds: fine-tunings of each task; ``settings.seeds`` if not given. Frozen kinds run once: nothing is random.
+        out: where ``records.jsonl`` is, whole after every task, and ``TASK/seed-N/checkpoint``; None keeps nothing.
+
+    Returns:
+        One record for each task. ``score`` is the mean over seeds, in the metric's own unit ([0, 1] or [−1, 1]);
+        ``fine_tuning`` and ``dev`` are by seed, ``others`` means of the further metrics on test.
+
+    Raises:
+        MaskwiseError: no checkpoint, no such task, two tasks of one name, a task whose rows do not fit.
+
+    >>> (record,) = evaluate_tasks("bundled:encoder", ["trivia(kind='sentence-embedding', train_rows=50)"])
+    >>> record["task"], record["metric"], len(record["fine_tuning"])
+    ('trivia-embedding', 'accuracy', 1)
+    """
+    settings = settings or FinetuneSettings()
+    if out is not None:
+        require_own(out, "records.jsonl", what="an earlier finetune")
+    tasks = [load_task(spec) for spec in specs]
+    for place, task in enumerate(tasks):
+        if task.name in [other.name for other in tasks[:place]]:
+            do = 'give one another name: …(name="…")'
+            raise MaskwiseError(f"two tasks are called {task.name!r}", got=specs[place], do=do)
+    tokenizer = load_tokenizer(str(checkpoint), needs_mask=False)
+    for task in tasks:
+        check_length(task, tokenizer, settings.max_length)
+    records: list[TaskRecord] = []
+    if out is not None:
+        write_lines(out / "records.jsonl", records)  # from now on the folder is known as ours
+    for task in tasks:
+        record = task_record(
+            checkpoint, task, tokenizer=tokenizer, settings=settings, seeds=range(seeds or settings.seeds),
+            folder=out / task.name if out else None, quiet=quiet,
+        )  # fmt: skip
+        records.append({**record, "model": str(checkpoint)})
+        if out is not None:
+            write_lines(out / "records.jsonl", records)
+    return records
+
+
+def task_record(
+    checkpoint: str | Path | None, task: Task, *, tokenizer: PreTrainedTokenizerBase, settings: FinetuneSettings,
+    seeds: Iterable[int], config: Any = None, folder: Path | None = None, quiet: bool = True,
+) -> TaskRecord:  # fmt: skip
+    """The record of one checkpoint and one task; see ``finetune``.
+
+    Args:
+        seeds: one fine-tuning each; only the first counts where nothing is random: a frozen kind and a checkpoint.
+        folder: where ``seed-N`` go; None keeps nothing.
+    """
+    seeds = list(seeds)[: 1 if task.frozen and checkpoint else None]
+    scores = [
+        finetune(
+            checkpoint, task, tokenizer=tokenizer, settings=settings.training(task, seed=seed), seed=seed,
+            max_length=settings.max_length, config=config, folder=folder / f"seed-{seed}" if folder else None,
+            quiet=quiet,
+        )
+        for seed in seeds
+    ]  # fmt: skip
+    first, by_seed = scores[0], [score["score"] for score in scores]
+    others = {name: fmean(score["others"][name] for score in scores) for name in first["others"]}
+    return {
+        "task": task.name, "task_kind": task.kind.name, "metric": task.metric, "majority": task.majority,
+        "test_items": task.test_items, "lost_words": first["lost_words"], "notes": list(task.notes),
+        "score": sum(by_seed) / len(by_seed), "fine_tuning": by_seed, "dev": [score["dev"] for score in scores],
+        "others": others,
+    }  # fmt: skip
+
+
+def finetune(
+    checkpoint: str | Path | None, task: Task, *, tokenizer: PreTrainedTokenizerBase, settings: TrainingSettings,
+    seed: int, max_length: int = 64, config: Any = None, folder: Path | None = None, quiet: bool = True,
+) -> Score:  # fmt: skip
+    """Fine-tune and score once.
+
+    Args:
+        checkpoint: a folder or hub id; None to start from random weights of ``config``.
+        task: what to judge by.
+        tokenizer: the checkpoint's.
+        settings: see ``FinetuneSettings.training``; ``seed`` replaces its seed.
+        seed: of the new head (without a checkpoint: of all weights), the order and dropout.
+        max_length: rows are cut to so many tokens.
+        folder: where metrics.jsonl and checkpoint/ (an ordinary transformers folder) go; None keeps nothing.
+
+    Returns:
+        ``score`` on test, ``dev`` (None without dev rows), ``lost_words`` (items of test that cannot be answered).
+        Frozen kinds have 0 steps, and no checkpoint is written.
+
+    Raises:
+        MaskwiseError: no checkpoint, one that does not fit the tokenizer or max_length, a loss or an answer that
+            is not finite.
+    """
+    began = time.perf_counter()
+    network = load_network(checkpoint, task, tokenizer, config=config, max_length=max_length, seed=seed)
+    kind, steps, lost = task.kind, 0, 0
+    answers: dict[str, ArrayLike]
+    if isinstance(kind, Frozen):
+        check_length(task, tokenizer, max_length)
+        torch.nn.Module.to(network, best_device())
+        answers = dict(kind.answers(network, task, tokenizer, max_length=max_length))
+    else:
+        assert isinstance(kind, Tuned)
+        settings = settings.model_copy(update={"seed": seed})
+        data, objective = encode(task, tokenizer, max_length=max_length), kind.objective(network)
+        source = TaskSource(data["train"], settings)
+        done = train(objective, source, settings, folder=folder, title=f"{task.name} {seed}", quiet=quiet)
+        answers = {split: answer(objective, data[split]) for split in ("dev", "test")}
+        steps, lost = done["steps"], data["test"].lost
+        if folder is not None:
+            with without_advice():
+                write_folder(
+                    folder / "checkpoint",
+                    lambda at: (network.save_pretrained(at), tokenizer.save_pretrained(at)),
+                )
+    others = [name for name in kind.metrics if name not in (task.metric, "entity-f1")]
+    return {
+        "task": task.name, "metric": task.metric, "score": _finite(task, "test", answers["test"], task.metric),
+        "dev": _finite(task, "dev", answers["dev"], task.metric) if "dev" in answers else None,
+        "others": {name: _finite(task, "test", answers["test"], name) for name in others},
+        "majority": task.majority, "test_items": task.test_items, "lost_words": lost, "steps": steps,
+        "seconds": time.perf_counter() - began, "seed": seed,
+    }  # fmt: skip
+
+
+def _finite(task: Task, split: str, answers: ArrayLike, metric: str) -> float:
+    score = task.score(split, answers, metric)
+    if not math.isfinite(score):
+        what, do = f"the {metric} of task {task.name!r} on {split} is no number", "is the checkpoint damaged?"
+        raise MaskwiseError(what, got=f"{score}: the model's answers are not finite", do=do)
+    return score
+
+
+@torch.inference_mode()
+def answer(objective: Classification, data: Data) -> ArrayLike:
+    """What a fine-tuned model answers: a class, score, choice or text for every item."""
+    objective.eval()
+    return data.answers(objective, next(objective.parameters()).device)
+
+
+def load_network(
+    checkpoint: str | Path | None, task: Task, tokenizer: PreTrainedTokenizerBase, *, config: Any, max_length: int,
+    seed: int,
+) -> PreTrainedModel:  # fmt: skip
+    """The checkpoint with a new head for a task (none if it stays frozen), or random weights of ``config``; a
+    function of the seed.
+
+    Raises:
+        MaskwiseError: no checkpoint, or not one of the two; one that does not fit the tokenizer or max_length.
+    """
+    if (checkpoint is None) == (config is None):
+        raise MaskwiseError(
+            "finetune needs a checkpoint, or a config to start from at random: one of the two"
+        )
+    kind = task.kind
+    labels = kind.config(task) if isinstance(kind, Tuned) else {}
+    config = task_config(config if checkpoint is None else checkpoint, labels)
+    check_fit(config, len(tokenizer), do="give the tokenizer that the checkpoint was trained with")
+    check_room(config, max_length, what="max_length")
+    return load_task_model(checkpoint, config, head=kind.head, seed=seed)

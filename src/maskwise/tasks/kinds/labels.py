@@ -1,0 +1,390 @@
+"""Kinds whose answer is a class or a score: of a text, of a pair of texts, of every word.
+
+Words of token classification are the words of the *data*, given to the tokenizer one by one; the tag stands on the
+first piece of each. A word whose first piece was cut off, or that has no piece at all, cannot be answered: it is
+counted in ``lost`` and scored as wrong, for leaving it out would reward short rows and coarse tokenizers.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from maskwise.errors import MaskwiseError
+from maskwise.masking.masked import IGNORE
+from maskwise.objectives.classification import Classification
+from maskwise.objectives.regression import Regression
+from maskwise.tasks.metrics import LOST, METRICS, UNSEEN, entity_f1
+from maskwise.tasks.readers import Record
+from maskwise.tasks.task import (
+    NO_LABEL,
+    NO_TEXT,
+    Columns,
+    Kind,
+    R,
+    Row,
+    Task,
+    Tuned,
+    UsualColumns,
+    label_of,
+    pair_in,
+    require_two,
+)
+from maskwise.tasks.tensors import Cutter, Data, Flat, batches, edges
+
+CLASS_METRICS = ("accuracy", "macro-f1", "matthews")
+SCORE_COLUMNS = ("score", "similarity_score", "relatedness_score", "similarity")
+_TEXT = ("text", "sentence", "sentence1", "premise", "question1", "question", "utterance", "content")
+_SECOND = ("text_pair", "sentence2", "hypothesis", "question2")
+_LABEL = ("label", "labels", "category", "intent", "class", "gold_label", "is_duplicate", "Quality")
+_PAIRS = (
+    ("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"), ("question", "sentence"),
+    ("question", "passage"), ("sentence_A", "sentence_B"), ("s1", "s2"), ("text_a", "text_b"),
+    ("#1 String", "#2 String"),
+)  # fmt: skip
+_BIO = re.compile(r"O$|[BIES]-.")
+
+
+@dataclass(frozen=True)
+class TextRow(Row):
+    """A text, or two, and its class."""
+
+    text: str
+    pair: str | None
+    label: str
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        return (self.text,) if self.pair is None else (self.text, self.pair)
+
+
+@dataclass(frozen=True)
+class ScoredRow(Row):
+    """Two texts, and how similar they are."""
+
+    text: str
+    pair: str
+    score: float
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        return (self.text, self.pair)
+
+
+@dataclass(frozen=True)
+class TaggedRow(Row):
+    """Words, and a tag for each."""
+
+    tokens: list[str]
+    tags: list[str]
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        return (" ".join(self.tokens),)
+
+    @property
+    def items(self) -> int:
+        return len(self.tags)
+
+    @property
+    def key(self) -> str:
+        return "\t".join(self.tokens)
+
+
+def text_label(record: Record, columns: Columns, where: str) -> tuple[str, str | None, str] | str:
+    """Text, second text and label of a record, or why it is skipped.
+
+    Raises:
+        MaskwiseError: a text that is no text, or several labels.
+    """
+    text, pair, label = (record.get(column) if column else None for column in columns)
+    for value in (text, pair) if columns.pair else (text,):
+        if not isinstance(value, str):
+            raise MaskwiseError(f"{where}: the text is no text", got=type(value).__name__, allowed="a string")
+    if isinstance(label, list | dict):
+        do = "tasks with several labels a row are not supported"
+        raise MaskwiseError(f"{where}: a row has one label", got=label, do=do)
+    name = label_of(label)
+    if name is None:
+        return NO_LABEL
+    return (str(text), pair, name) if str(text).strip() else NO_TEXT
+
+
+class Classes(Kind[TextRow]):
+    """What fine-tuned and frozen classification of texts share."""
+
+    metrics = CLASS_METRICS
+    columns = UsualColumns(_TEXT, _SECOND, _LABEL, _PAIRS)
+
+    def row(self, record: Record, columns: Columns, where: str) -> TextRow | str:
+        parts = text_label(record, columns, where)
+        return parts if isinstance(parts, str) else TextRow(*parts)
+
+    def labels(self, rows: Sequence[TextRow], where: str, skipped: Mapping[str, int]) -> tuple[str, ...]:
+        labels = sorted({row.label for row in rows})
+        if len(labels) > max(20, len(rows) // 2):
+            got = f"{len(labels)} different labels in {len(rows)} rows"
+            raise MaskwiseError(f"the labels of {where} are no classes", got=got, do="check the label column")
+        require_two(labels, "classes", where, skipped)
+        return tuple(labels)
+
+    def gold(self, task: Task[TextRow], split: str) -> NDArray[np.int64]:
+        return codes(task, [row.label for row in task.splits[split]])
+
+    def majority(self, task: Task[TextRow]) -> float:
+        """Always the commonest class of train."""
+        return commonest(task, [row.label for row in task.splits["train"]])
+
+    def group(self, row: TextRow) -> str:
+        return row.label
+
+
+def codes(task: Task[R], labels: Sequence[str]) -> NDArray[np.int64]:
+    """Classes as numbers; −1 (``UNSEEN``) for one that train does not have."""
+    code = {label: number for number, label in enumerate(task.labels)}
+    return np.array([code.get(label, UNSEEN) for label in labels], dtype=np.int64)
+
+
+def commonest(task: Task[R], labels: Sequence[str]) -> float:
+    """The score of always answering the commonest of these labels; of equally common ones the first met."""
+    most = task.labels.index(Counter(labels).most_common(1)[0][0])
+    return task.score("test", np.full(task.test_items, most))
+
+
+class SequenceClassification(Classes, Tuned[TextRow]):
+    """The class of a text, or of two.
+
+    Tuned with a linear layer over the pooled row and cross-entropy. Majority: the commonest class of train.
+    Source: Devlin et al. 2019, section 4.1.
+    """
+
+    name = "sequence-classification"
+    head, objective = "sequence-classification", Classification
+
+    def recognises(self, records: Sequence[Record], given: Columns) -> bool:
+        """Whatever nothing else recognises."""
+        return True
+
+    def config(self, task: Task[TextRow]) -> dict[str, Any]:
+        return named_classes(task)
+
+    def encode(self, task: Task[TextRow], split: str, cutter: Cutter) -> Encoded:
+        gold = torch.from_numpy(self.gold(task, split))
+        return Encoded(cutter.flat(one_or_two(task.splits[split])), torch.where(gold == UNSEEN, IGNORE, gold))
+
+
+class Scores(Kind[ScoredRow]):
+    """What fine-tuned and zero-shot similarity of two texts share."""
+
+    metrics = ("spearman", "pearson")
+    columns = UsualColumns(_TEXT, _SECOND, (*SCORE_COLUMNS, "label"), _PAIRS, needs_pair=True)
+
+    def row(self, record: Record, columns: Columns, where: str) -> ScoredRow | str:
+        parts = text_label(record, columns, where)
+        if isinstance(parts, str):
+            return parts
+        text, pair, label = parts
+        try:
+            score = float(label)
+        except ValueError:
+            score = math.nan
+        if not math.isfinite(score):
+            raise MaskwiseError(
+                f"{where}: the score is no number", got=label, do="check the label column"
+            ) from None
+        return ScoredRow(text, str(pair), score)
+
+    def labels(self, rows: Sequence[ScoredRow], where: str, skipped: Mapping[str, int]) -> tuple[str, ...]:
+        require_two(sorted({str(row.score) for row in rows}), "different scores", where, skipped)
+        return ()
+
+    def gold(self, task: Task[ScoredRow], split: str) -> NDArray[np.float64]:
+        return np.array([row.score for row in task.splits[split]], dtype=np.float64)
+
+    def majority(self, task: Task[ScoredRow]) -> float:
+        """A constant has no correlation."""
+        return 0.0
+
+
+class Similarity(Scores, Tuned[ScoredRow]):
+    """How similar two texts are, as a number.
+
+    Tuned by squared error on scores that are standardised by those of train.
+    Source: Devlin et al. 2019, appendix B.1 (STS-B).
+    """
+
+    name = "similarity"
+    head, objective = "sequence-classification", Regression
+
+    def recognises(self, records: Sequence[Record], given: Columns) -> bool:
+        """A pair of texts with a score, or with labels of which some are fractions."""
+        record = records[0] if records else {}
+        _, pair = pair_in(record, given, _PAIRS)
+        if not pair or pair not in record:
+            return False
+        usual = [name for name in ("label", *SCORE_COLUMNS) if name in record]
+        label = given.label or next(iter(usual), None)
+        fractions = (r.get(label) for r in records) if label in record else ()
+        return label in SCORE_COLUMNS or any(
+            isinstance(value, float) and math.isfinite(value) and not value.is_integer()
+            for value in fractions
+        )
+
+    def config(self, task: Task[ScoredRow]) -> dict[str, Any]:
+        return {"num_labels": 1, "problem_type": "regression"}
+
+    def encode(self, task: Task[ScoredRow], split: str, cutter: Cutter) -> Encoded:
+        known, gold = (torch.from_numpy(self.gold(task, name)) for name in ("train", split))
+        targets = (gold - known.mean()) / known.std(correction=0)
+        return Encoded(cutter.flat(one_or_two(task.splits[split])), targets.float())
+
+
+class TokenClassification(Tuned[TaggedRow]):
+    """The class of every word.
+
+    Tuned with a linear layer over every token and cross-entropy at the first piece of each word. Majority: the
+    commonest tag of train. Source: Devlin et al. 2019, section 5.3.
+    """
+
+    name = "token-classification"
+    head, objective = "token-classification", Classification
+    metrics = (*CLASS_METRICS, "entity-f1")
+    columns = UsualColumns(
+        ("tokens", "words"), (), ("tags", "upos", "pos_tags", "ner_tags", "labels", "label")
+    )
+    words = True
+
+    def recognises(self, records: Sequence[Record], given: Columns) -> bool:
+        """A list of words."""
+        names = (given.text,) if given.text else self.columns.text
+        return any(isinstance(records[0].get(name), list) for name in names) if records else False
+
+    def row(self, record: Record, columns: Columns, where: str) -> TaggedRow | str:
+        tokens, tags = record.get(columns.text or ""), record.get(columns.label or "")
+        if tags is None:
+            return NO_LABEL
+        if not isinstance(tokens, list) or not isinstance(tags, list):
+            got = f"{type(tokens).__name__} and {type(tags).__name__}"
+            raise MaskwiseError(f"{where}: tokens and tags must be lists", got=got)
+        if not all(isinstance(token, str) for token in tokens):
+            raise MaskwiseError(f"{where}: a token is no text", got=tokens)
+        if len(tokens) != len(tags):
+            got = f"{len(tokens)} and {len(tags)}"
+            raise MaskwiseError(f"{where}: tokens and tags differ in number", got=got)
+        names = [label_of(tag) for tag in tags]
+        if not tokens:
+            return NO_TEXT
+        labelled = [name for name in names if name is not None]
+        return TaggedRow(tokens, labelled) if len(labelled) == len(names) else NO_LABEL
+
+    def labels(self, rows: Sequence[TaggedRow], where: str, skipped: Mapping[str, int]) -> tuple[str, ...]:
+        labels = sorted({tag for row in rows for tag in row.tags})
+        require_two(labels, "classes", where, skipped)
+        return tuple(labels)
+
+    def usual_metric(self, labels: tuple[str, ...]) -> str:
+        return "entity-f1" if all(_BIO.match(label) for label in labels) else "accuracy"
+
+    def check_metric(self, metric: str, labels: tuple[str, ...]) -> None:
+        super().check_metric(metric, labels)
+        if metric == "entity-f1" and self.usual_metric(labels) != metric:
+            raise MaskwiseError("entity-f1 needs tags such as O, B-x, I-x", got=", ".join(labels[:5]))
+
+    def gold(self, task: Task[TaggedRow], split: str) -> NDArray[np.int64]:
+        return codes(task, [tag for row in task.splits[split] for tag in row.tags])
+
+    def majority(self, task: Task[TaggedRow]) -> float:
+        return commonest(task, [tag for row in task.splits["train"] for tag in row.tags])
+
+    def score(self, task: Task[TaggedRow], split: str, answers: ArrayLike, metric: str) -> float:
+        gold, answered = self.gold(task, split), np.asarray(answers)
+        if metric != "entity-f1":
+            return METRICS[metric](gold, answered)
+        # −2, an answer that could not be given, is O; −1, a tag that train does not have, is an entity of its own.
+        names = np.array([*task.labels, "O", "B-unseen by train"])
+        starts = edges([len(row.tags) for row in task.splits[split]])[:-1]
+        return entity_f1(names[gold], names[answered], starts)
+
+    def config(self, task: Task[TaggedRow]) -> dict[str, Any]:
+        return named_classes(task)
+
+    def encode(self, task: Task[TaggedRow], split: str, cutter: Cutter) -> Encoded:
+        rows, gold = task.splits[split], torch.from_numpy(self.gold(task, split))
+        encodings = cutter.backend.encode_batch([row.tokens for row in rows], is_pretokenized=True)
+        flat = Flat.of(encodings, cutter.pad)
+        # Words are numbered in their row; special tokens have none, which numpy reads as nan.
+        word = np.array(list(chain.from_iterable(e.word_ids for e in encodings)), dtype=np.float64)
+        is_word_T = torch.from_numpy(~np.isnan(word))
+        word_T = torch.from_numpy(np.nan_to_num(word, nan=-1)).long()
+        row_T = torch.repeat_interleave(torch.arange(len(rows)), flat.lengths)
+        running_T = torch.where(is_word_T, edges([len(row.tokens) for row in rows])[row_T] + word_T, -1)
+        is_first_T = is_word_T & (running_T != running_T.roll(1))
+        is_first_T[0] = is_word_T[0]
+        first = is_first_T.nonzero().flatten()
+        place = torch.full((len(gold),), -1)
+        place[running_T[first]] = first
+        targets = torch.full((len(flat.ids),), IGNORE)
+        targets[first] = torch.where(gold == UNSEEN, IGNORE, gold)[running_T[first]]
+        return Encoded(flat, targets, place)
+
+
+def named_classes(task: Task[R]) -> dict[str, Any]:
+    """What a configuration must say of the classes."""
+    names = dict(enumerate(task.labels))
+    return {"num_labels": len(names), "id2label": names, "label2id": {name: i for i, name in names.items()}}
+
+
+def one_or_two(rows: Sequence[Row]) -> list[str | tuple[str, ...]]:
+    """The texts of rows as a tokenizer takes them: a text, or a pair."""
+    return [row.texts if len(row.texts) > 1 else row.texts[0] for row in rows]
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded(Data):
+    """Classes of rows or of words, or scores of rows: N rows, T tokens in all, W words in all.
+
+    Attributes:
+        targets: (N,) class of a row, or its standardised score, or (T,) class of a token; −100 where there is
+            nothing to predict.
+        place: (W,) the token that answers for a word, −1 for a lost word; None if rows are answered.
+    """
+
+    targets: Tensor
+    place: Tensor | None = None
+
+    @property
+    def lost(self) -> int:
+        """Words that cannot be answered."""
+        return 0 if self.place is None else int((self.place < 0).sum())
+
+    def batch(self, rows: Tensor) -> dict[str, Tensor]:
+        """What ``Flat.batch`` gives, and labels (B,) or (B, L)."""
+        inputs = self.flat.batch(rows)
+        if self.place is None:
+            return {**inputs, "labels": self.targets[rows]}
+        at, real = self.flat.at(rows)
+        return {**inputs, "labels": torch.where(real, self.targets[at], IGNORE)}
+
+    def answers(self, objective: Classification, device: torch.device) -> Tensor:
+        """The most probable class of every row (N,) or word (W,), −2 (``LOST``) for lost words; or the score."""
+        scores = self.targets.is_floating_point()
+        answers = torch.full_like(self.targets, LOST)  # (N,), or (T,) where words are answered
+        for rows, batch in batches(self, device):
+            logits = objective.logits(batch).float().cpu()
+            best = logits.squeeze(-1) if scores else logits.argmax(-1)
+            if self.place is None:
+                answers[rows] = best
+            else:
+                at, real = self.flat.at(rows)
+                answers[at[real]] = best[real]
+        return answers if self.place is None else torch.where(self.place < 0, LOST, answers[self.place])

@@ -1,0 +1,333 @@
+"""Tasks out of the bundled data, a file, a folder or the hub: where the rows are, and how they are cut into splits.
+
+A task says what a checkpoint is judged by, so whatever is left out or moved is fixed and said:
+
+- classes are those of *train*. A test row with a class that train does not have stays, and counts as wrong;
+- a row without a label (empty, or −1) is skipped and counted;
+- without a test split, or with one that has no labels, dev is the test; without dev, 15 % of train is dev;
+  without train, dev is train. ``Task.notes`` and study.json say which of these was done;
+- a single file is cut 70/15/15. All cuts go by a hash of the text (of questions: of the context), so equal texts
+  stay on one side, and a row stays where it is when others are added;
+- a kind that learns nothing from train (zero-shot similarity) is judged on test, else dev, else all rows.
+
+A folder's files are told apart by the words of their names: ``train.tsv``, ``sts-dev.csv``, ``SICK_trial.txt``,
+``en_ewt-ud-test.iob2.gz``, ``train-v1.1.json``. What a few well-known sets do not say by names of columns is in
+``_WITHOUT_HEADER`` and ``_CLASS_FILES``, so that their users only give the folder.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from maskwise.errors import MaskwiseError, unknown_name
+from maskwise.specs import Call, parse_call
+from maskwise.tasks.kinds import KINDS, kind_of
+from maskwise.tasks.metrics import METRICS
+from maskwise.tasks.readers import READERS, Record, ending_of, read_hub, read_records, read_text, read_tsv
+from maskwise.tasks.task import NO_LABEL, SPLITS, Columns, Row, Task, counted, find_columns, place_of
+from maskwise.text import bundled_path
+
+POOLINGS = ("mean", "cls")
+BUNDLED_TASKS = {
+    "banking77": "banking77",
+    "clinc150": "clinc150",
+    "trivia": "trivia",
+    "ud-pos": "ud_ewt_pos",
+    "ud-relations": "ud_ewt_pos",
+    "wikigold": "wikigold",
+    "wnut17": "wnut17",
+}
+_LABEL_OF = {"ud-pos": "tags", "ud-relations": "relations"}
+_USUAL_METRIC = {"cola": "matthews"}
+"""Published metrics that are not the usual ones of their kind, by the name of the folder."""
+
+_SPLIT_OF = {
+    "train": "train",
+    **dict.fromkeys(("dev", "validation", "valid", "val"), "dev"),
+    "test": "test",
+}
+_WORDS = {**_SPLIT_OF, "trial": "dev"}  # SemEval's word, in names of files
+_WITHOUT_HEADER = (
+    (re.compile(r"(?i)(^|.*/)cola/(train|dev)\.tsv(\.gz)?$"), ("source", "label", "mark", "sentence")),
+    (
+        re.compile(r"(?i)(^|.*/)sts-(train|dev|test)\.(csv|tsv)(\.gz)?$"),
+        ("genre", "file", "year", "id", "score", "sentence1", "sentence2"),
+    ),
+)
+"""Tables without a header: which paths, and the names of their columns."""
+_CLASS_FILES = ({"pos", "neg"}, {"objective", "subjective"})
+"""SentEval: one file a class, one sentence a line."""
+_WITH_OPTIONS = re.compile(r"(?P<spec>.+?)\((?P<options>.*)\)$")
+
+Splits = dict[str, list[Row]]
+
+
+def load_task(
+    spec: str | Path,
+    *,
+    kind: str | None = None,
+    text: str | int | None = None,
+    pair: str | int | None = None,
+    label: str | int | None = None,
+    where: str | None = None,
+    metric: str | None = None,
+    pooling: str = "mean",
+    train_rows: int | None = None,
+    name: str | None = None,
+) -> Task:
+    """A task from almost anything.
+
+    Args:
+        spec: one of
+
+            - a bundled name: banking77, clinc150, trivia, ud-pos, ud-relations, wikigold, wnut17;
+            - a file, cut 70/15/15: .jsonl, .csv, .tsv, .conllu, .conll, .iob2, SQuAD's .json (all also .gz),
+              .parquet. Where every record has a ``split``, that decides;
+            - a folder with files for train, dev (or validation) and/or test, or SentEval's with a file a class;
+            - ``hf:ID`` or ``hf:ID:CONFIG`` for ``datasets.load_dataset``;
+            - any of these with arguments of this function behind it: ``ud-pos(train_rows=300)``.
+        kind: a name in ``KINDS``; recognised from the columns if not given, but for those that leave the encoder
+            as it is: zero-shot-similarity and sentence-embedding.
+        text, pair, label: the columns (see ``Columns``), by name, or in tables without a header by place
+            from 1; looked for among the usual names if not given.
+        where: "column=value": only rows that have it, such as "year=2014".
+        metric: one of the kind's metrics; else its usual one: the first, entity-f1 for BIO tags, matthews for CoLA.
+        pooling: "mean" or "cls": see ``Task``.
+        train_rows: see ``Task.with_train_rows``.
+        name: what records call it; else made from ``spec``.
+
+    Raises:
+        MaskwiseError: there is nothing there, it cannot be read, has no labels or only one class, tokens and tags
+            differ in number, an answer is not in its context, or a split is empty.
+
+    >>> task = load_task("banking77(train_rows=100)")
+    >>> task.kind.name, task.metric, len(task.labels), len(task.splits["train"])
+    ('sequence-classification', 'accuracy', 20, 100)
+    >>> task.splits["test"][0].label
+    'activate_my_card'
+    """
+    options = _WITH_OPTIONS.match(str(spec))
+    if options and not Path(spec).exists():
+        return _load_with(options["spec"], options["options"])
+    for what, value, known in (
+        ("kind of task", kind, KINDS),
+        ("metric", metric, METRICS),
+        ("pooling", pooling, POOLINGS),
+    ):
+        if value is not None and value not in known:
+            raise unknown_name(what, value, known)
+    spec, place = str(spec), f"task {str(spec)!r}"
+    columns = [text, pair, label if label is not None else _LABEL_OF.get(spec)]
+    header = not any(isinstance(column, int) for column in columns)
+    given = Columns(*(None if column is None else str(column) for column in columns))
+    records = read_splits(spec, header=header)
+    if where is not None:
+        records = {split: _only(part, where, place) for split, part in records.items()}
+    first = next((part for part in records.values() if part), [])
+    chosen = KINDS[kind] if kind else kind_of(first, given)
+
+    skipped: Counter[str] = Counter()
+    splits: Splits = {}
+    fields = given
+    for split, part in records.items():
+        if split == "test" and part and fields.label and fields.label not in part[0]:
+            skipped[f"test: {NO_LABEL}"] = len(part)  # as the benchmarks publish it
+            part = []
+        fields = find_columns(chosen, part[0], given, place) if part else fields
+        rows = [
+            chosen.row(record, fields, f"row {number} of {split} of {place}")
+            for number, record in enumerate(part, start=1)
+        ]
+        skipped.update(f"{split}: {row}" for row in rows if isinstance(row, str))
+        splits[split] = [row for row in rows if not isinstance(row, str)]
+
+    splits, notes = _three(splits, place) if chosen.needs_train else _only_test(splits)
+    for split in SPLITS if chosen.needs_train else ("test",):
+        if not splits[split]:
+            do = "label more rows (empty and −1 mean: not labelled)" if skipped else "more rows are needed"
+            got = f"skipped {counted(skipped)}" if skipped else None
+            raise MaskwiseError(f"the {split} split of {place} is empty", got=got, do=do)
+    labels = chosen.labels(splits["train" if chosen.needs_train else "test"], place, skipped)
+    if metric is None:
+        published = _USUAL_METRIC.get(Path(spec).name.lower())
+        metric = published if published in chosen.metrics else chosen.usual_metric(labels)
+    chosen.check_metric(metric, labels)
+    task = Task(
+        name or _short_name(spec) + chosen.suffix, chosen, metric, labels, splits, skipped, notes, pooling
+    )
+    return task.with_train_rows(train_rows)
+
+
+def _load_with(spec: str, options: str) -> Task:
+    """A task with arguments written behind its name."""
+    allowed = [name for name in inspect.signature(load_task).parameters if name != "spec"]
+    try:
+        call = parse_call(f"task({options})")
+    except MaskwiseError:
+        call = Call("task", (options,))
+    if call.args:
+        what = f"cannot read the arguments of task {f'{spec}({options})'!r}"
+        do = "for example (train_rows=300)"
+        raise MaskwiseError(what, allowed=f"name=value, of {', '.join(allowed)}", do=do)
+    for name in call.kwargs:
+        if name not in allowed:
+            raise unknown_name(f"argument of task {spec!r}", name, allowed)
+    # A bare word, such as kind=similarity, is read as a call; here it is a text.
+    given: dict[str, Any] = {
+        name: value.written if isinstance(value, Call) else value for name, value in call.kwargs.items()
+    }
+    if not isinstance(given.get("train_rows", 1), int):
+        raise MaskwiseError(f"train_rows of task {spec!r}", got=given["train_rows"], allowed="a whole number")
+    return load_task(spec, **given)
+
+
+def _short_name(spec: str) -> str:
+    if spec.startswith("hf:"):
+        return spec.removeprefix("hf:").replace("/", "-").replace(":", "-")
+    return Path(spec).absolute().name.split(".")[0]
+
+
+def _only(records: list[Record], where: str, place: str) -> list[Record]:
+    """The records that have a value in a column."""
+    column, sign, value = where.partition("=")
+    if not sign:
+        raise MaskwiseError("where is 'column=value'", got=where)
+    if records and column not in records[0]:
+        raise unknown_name(f"column of {place}", column, map(str, records[0]))
+    return [record for record in records if str(record.get(column)) == value]
+
+
+# Cutting
+
+
+def _three(splits: Splits, place: str) -> tuple[Splits, tuple[str, ...]]:
+    """train, dev and test, by the rules at the top of this file, and what was done."""
+    if "all" in splits:
+        cuts = zip(SPLITS, ((0, 0.7), (0.7, 0.85), (0.85, 1)), strict=True)
+        return {split: _between(splits["all"], *cut) for split, cut in cuts}, ("one file, cut 70/15/15",)
+    train, dev, test = (splits.get(split, []) for split in SPLITS)
+    notes = []
+    if "train" not in splits:
+        if not (dev and test):
+            allowed = "train with dev (validation) and/or test, or dev with test"
+            raise MaskwiseError(f"no training split in {place}", got=", ".join(splits), allowed=allowed)
+        train, dev = dev, []
+        notes.append("no train: dev is train")
+    if not test:
+        dev, test = [], dev
+        notes.append("no labelled test: dev is test")
+    if not dev:
+        train, dev = _between(train, 0, 0.85), _between(train, 0.85, 1)
+        notes.append("dev is 15 % of train")
+    return {"train": train, "dev": dev, "test": test}, tuple(notes)
+
+
+def _only_test(splits: Splits) -> tuple[Splits, tuple[str, ...]]:
+    """Nothing is learned, so nothing need be kept apart: the first of these that has rows is the test."""
+    source = next((name for name in ("test", "dev", "all", "train") if splits.get(name)), "test")
+    dev = splits.get("dev", []) if source == "test" else []
+    notes = () if source == "test" else (f"test is {source}" + (" rows" if source == "all" else ""),)
+    return {"train": [], "dev": dev, "test": splits.get(source, [])}, notes
+
+
+def _between(rows: Sequence[Row], low: float, high: float) -> list[Row]:
+    return [row for row in rows if low <= place_of(row) < high]
+
+
+# Finding
+
+
+def read_splits(spec: str, *, header: bool = True) -> dict[str, list[Record]]:
+    """Raw records by split; under "all" where there are no splits.
+
+    Args:
+        spec: as for ``load_task``, without arguments behind it.
+        header: whether tables begin with the names of their columns.
+
+    Raises:
+        MaskwiseError: there is nothing, no training split, or two files for one split.
+    """
+    if spec.startswith("hf:"):
+        return _by_split(spec, read_hub(spec))
+    path = bundled_path(BUNDLED_TASKS[spec]) if spec in BUNDLED_TASKS else Path(spec).expanduser()
+    if path.is_dir():
+        return _read_folder(spec, path, header=header)
+    if not path.is_file():
+        if "/" not in spec and "." not in spec:
+            raise unknown_name("task", spec, BUNDLED_TASKS)
+        raise MaskwiseError(f"task file {spec!r} does not exist", do="give a file, a folder or hf:ID")
+    records = _read_file(path, header=header)
+    if not records or not all("split" in record for record in records):
+        return {"all": records}
+    by_name: dict[str, list[Record]] = {}
+    for record in records:
+        if record["split"] not in _SPLIT_OF:
+            raise unknown_name(f"split in {spec}", record["split"], _SPLIT_OF)
+        by_name.setdefault(record["split"], []).append(record)
+    return _by_split(spec, by_name)
+
+
+def _read_file(path: Path, *, header: bool) -> list[Record]:
+    where = path.absolute().as_posix()
+    names = next((names for pattern, names in _WITHOUT_HEADER if pattern.match(where)), None)
+    if names and header:  # STS-B's rows may be longer than the named columns
+        return [
+            {names[int(place) - 1]: cell for place, cell in record.items() if int(place) <= len(names)}
+            for record in read_tsv(path, header=False)
+        ]
+    if ending_of(path) is None and path.name.lower().removesuffix(".gz").endswith(".txt"):
+        return read_tsv(path, header=header)  # SICK, MRPC
+    return read_records(path, header=header)
+
+
+def _read_folder(spec: str, folder: Path, *, header: bool) -> dict[str, list[Record]]:
+    files = [path for path in sorted(folder.iterdir()) if path.is_file()]
+    by_ending = {path.name.removesuffix(".gz").rpartition(".")[2].lower(): path for path in files}
+    for classes in _CLASS_FILES:
+        if classes <= set(by_ending):
+            lines = {
+                name: read_text(by_ending[name], or_latin1=True).splitlines() for name in sorted(classes)
+            }
+            return {"all": [{"text": line, "label": name} for name, texts in lines.items() for line in texts]}
+    split_files = _split_files(folder, files)
+    readable = [path for path in files if ending_of(path)]
+    if not split_files and len(readable) == 1:
+        return {"all": _read_file(readable[0], header=header)}
+    return _by_split(spec, {split: _read_file(path, header=header) for split, path in split_files.items()})
+
+
+def _split_files(folder: Path, files: Sequence[Path]) -> dict[str, Path]:
+    """The file of every split: by its exact name, or by a word of its name."""
+    exact: dict[str, list[Path]] = {}
+    loose: dict[str, list[Path]] = {}
+    for file in files:
+        name = file.name.lower().removesuffix(".gz")
+        if not (ending_of(file) or name.endswith(".txt")):
+            continue
+        if name.split(".")[0] in _SPLIT_OF:
+            exact.setdefault(_SPLIT_OF[name.split(".")[0]], []).append(file)
+        words = {_WORDS[word] for word in re.split(r"[^a-z]+", name) if word in _WORDS}
+        if len(words) == 1 and "mismatched" not in name:  # MNLI is judged on the matched texts
+            loose.setdefault(words.pop(), []).append(file)
+    by_split = {**loose, **exact}
+    for split, candidates in by_split.items():
+        if len(candidates) > 1:
+            got, do = ", ".join(file.name for file in candidates), "keep one of them in the folder"
+            raise MaskwiseError(f"two files for {split} in {folder}", got=got, do=do)
+    return {split: candidates[0] for split, candidates in by_split.items()}
+
+
+def _by_split(spec: str, by_name: Mapping[str, list[Record]]) -> dict[str, list[Record]]:
+    """Under our names, in their order; other splits are left out."""
+    splits = {_SPLIT_OF[name]: records for name, records in by_name.items() if name in _SPLIT_OF}
+    if not splits:
+        allowed = f"train with dev (validation) and/or test; of files: {', '.join(READERS)}"
+        raise MaskwiseError(
+            f"no training split in {spec}", got=", ".join(by_name) or "nothing", allowed=allowed
+        )
+    return {split: splits[split] for split in SPLITS if split in splits}

@@ -1,0 +1,359 @@
+"""The nouns of the room: a row, a kind of task, a task.
+
+A *kind* says how records become rows, which answer is right, how answers are scored, and how a checkpoint gives
+them. It is one class; the classes stand in ``kinds/`` and in the one table there. Everything else in this room
+(loading, cutting into splits, fine-tuning, records) asks the kind and knows no kind by name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
+
+from numpy.typing import ArrayLike
+
+from maskwise.errors import MaskwiseError, unknown_name
+from maskwise.tasks.metrics import METRICS
+from maskwise.tasks.readers import Record
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from maskwise.objectives import Classification
+    from maskwise.tasks.tensors import Cutter, Data
+
+SPLITS = ("train", "dev", "test")
+NO_LABEL, NO_TEXT = "no label", "no text"
+"""Why a row is skipped. It is counted under this name."""
+
+
+class Row(ABC):
+    """One labelled example. The kinds' rows are frozen dataclasses; their fields are what a fingerprint hashes."""
+
+    @property
+    @abstractmethod
+    def texts(self) -> tuple[str, ...]:
+        """The texts that a model is shown, for those who look for them in a corpus."""
+
+    @property
+    def items(self) -> int:
+        """How many things of this row are scored: one, or the words of a sentence."""
+        return 1
+
+    @property
+    def key(self) -> str:
+        """Equal keys stay on the same side of a cut."""
+        return self.texts[0]
+
+
+R = TypeVar("R", bound=Row)
+
+
+class Columns(NamedTuple):
+    """Names of columns: those that the user gives, or those that were chosen for a file.
+
+    Where an answer is marked in a context, ``text`` is the context, ``pair`` the question and ``label`` the answers.
+    Where one of several choices is right, ``text`` is the question, ``pair`` the context, if there is one, and
+    ``label`` says which choice is right.
+    """
+
+    text: str | None = None
+    pair: str | None = None
+    label: str | None = None
+
+
+class UsualColumns(NamedTuple):
+    """Names under which data sets publish the text, the second text and the label; the first that is there counts.
+
+    ``pairs`` are texts that belong together; they are looked for before single ones.
+    """
+
+    text: Sequence[str]
+    pair: Sequence[str]
+    label: Sequence[str]
+    pairs: Sequence[tuple[str, str]] = ()
+    needs_pair: bool = False
+
+
+class Kind(ABC, Generic[R]):
+    """A kind of task. Subclass ``Tuned`` (a head is trained) or ``Frozen`` (the encoder stays as it is), not this."""
+
+    name: ClassVar[str]
+    metrics: ClassVar[tuple[str, ...]]
+    """Names in ``metrics.METRICS``; the first is the usual one."""
+    columns: ClassVar[UsualColumns]
+    head: ClassVar[str]
+    """What is put on the encoder: a key of ``models.TASK_MODELS``."""
+    suffix: ClassVar[str] = ""
+    """What stands behind the name of a task, for kinds that judge the same rows in another way."""
+    frozen: ClassVar[bool] = False
+    """Whether the encoder stays as it is. Then nothing is random, and one run says all."""
+    needs_train: ClassVar[bool] = True
+    """Whether anything is learned from train."""
+    words: ClassVar[bool] = False
+    """Whether texts come as lists of words."""
+
+    @abstractmethod
+    def recognises(self, records: Sequence[Record], given: Columns) -> bool:
+        """Whether columns show by themselves that they are of this kind. Kinds are asked in the table's order."""
+
+    @abstractmethod
+    def row(self, record: Record, columns: Columns, where: str) -> R | str:
+        """The row of a record, or why it is skipped (``NO_LABEL``, ``NO_TEXT``).
+
+        Raises:
+            MaskwiseError: the record is damaged; ``where`` names its place in the file.
+        """
+
+    def labels(self, rows: Sequence[R], where: str, skipped: Mapping[str, int]) -> tuple[str, ...]:
+        """The classes of the rows that are learned from, sorted; none where answers are no classes.
+
+        Raises:
+            MaskwiseError: there is nothing to tell apart.
+        """
+        return ()
+
+    @abstractmethod
+    def gold(self, task: Task[R], split: str) -> ArrayLike:
+        """The right answers of a split."""
+
+    @abstractmethod
+    def majority(self, task: Task[R]) -> float:
+        """The score on test of an answer that ignores the text."""
+
+    def usual_metric(self, labels: tuple[str, ...]) -> str:
+        """The metric where the user names none."""
+        return self.metrics[0]
+
+    def check_metric(self, metric: str, labels: tuple[str, ...]) -> None:
+        """
+        Raises:
+            MaskwiseError: this kind, or a task with these classes, is not scored so.
+        """
+        if metric not in self.metrics:
+            raise MaskwiseError(f"no metric for {self.name}", got=metric, allowed=", ".join(self.metrics))
+
+    def score(self, task: Task[R], split: str, answers: ArrayLike, metric: str) -> float:
+        """A metric of the answers to a split."""
+        return METRICS[metric](self.gold(task, split), answers)
+
+    def group(self, row: R) -> str:
+        """Rows of each group are taken equally often where few are wanted: the class of a row, if it has one."""
+        return ""
+
+    def least_tokens(self, task: Task[R]) -> tuple[bool, int]:
+        """Whether rows are pairs of texts, and how many tokens (without special ones) they need at the least."""
+        paired = any(len(row.texts) > 1 for row in task.splits["train"])
+        return paired, 1 + paired
+
+
+class Tuned(Kind[R]):
+    """A kind that trains a head, and the encoder with it."""
+
+    objective: ClassVar[type[Classification]]
+    """The loss over such a model."""
+
+    def config(self, task: Task[R]) -> dict[str, Any]:
+        """What the model's configuration must say."""
+        return {}
+
+    @abstractmethod
+    def encode(self, task: Task[R], split: str, cutter: Cutter) -> Data:
+        """A split as tensors. The cutter is this call's own, to be changed at will."""
+
+
+class Frozen(Kind[R]):
+    """A kind that reads embeddings off an encoder without a head."""
+
+    frozen, head = True, "embedding"
+
+    def least_tokens(self, task: Task[R]) -> tuple[bool, int]:
+        return False, 1  # every text is embedded alone
+
+    @abstractmethod
+    def answers(
+        self, network: PreTrainedModel, task: Task[R], tokenizer: PreTrainedTokenizerBase, *, max_length: int
+    ) -> Mapping[str, ArrayLike]:
+        """The answers on test, and on dev where there is one."""
+
+
+@dataclass(frozen=True, eq=False)
+class Task(Generic[R]):
+    """What a checkpoint is judged by.
+
+    Two tasks are equal if the same answers get the same score, whatever they are called.
+
+    Attributes:
+        name: for records and reports.
+        kind: how it is read, answered and scored.
+        metric: a name in ``metrics.METRICS``.
+        labels: the classes of train, sorted; a class is its place here.
+        splits: train, dev and test.
+        skipped: "split: reason" → rows left out.
+        notes: how the splits were made, where the data did not have all three.
+        pooling: what stands for a sentence, in frozen kinds: "mean" or "cls".
+
+    >>> from maskwise.tasks import load_task
+    >>> task = load_task("ud-pos(train_rows=40)")
+    >>> task.kind.name, task.metric, len(task.splits["train"]), task.test_items
+    ('token-classification', 'accuracy', 40, 8016)
+    >>> round(task.majority, 3)
+    0.162
+    """
+
+    name: str
+    kind: Kind[R]
+    metric: str
+    labels: tuple[str, ...]
+    splits: Mapping[str, Sequence[R]]
+    skipped: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    pooling: str = "mean"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Task) and self.fingerprint == other.fingerprint
+
+    def __hash__(self) -> int:
+        return hash(self.fingerprint)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of all that a score depends on: kind, metric, classes and rows."""
+        rows = [list(self.splits[split]) for split in SPLITS]
+        content: list[object] = [self.kind.name, self.metric, self.labels, rows]
+        content += [self.pooling] if self.frozen else []
+        return hashlib.sha256(json.dumps(content, sort_keys=True, default=vars).encode()).hexdigest()[:16]
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the encoder stays as it is, so that nothing is trained and nothing random."""
+        return self.kind.frozen
+
+    @property
+    def test_items(self) -> int:
+        """How many things the score is over: rows, or words."""
+        return sum(row.items for row in self.splits["test"])
+
+    @cached_property
+    def majority(self) -> float:
+        """The score on test of an answer that ignores the text: see the kind's own documentation."""
+        return self.kind.majority(self)
+
+    def score(self, split: str, answers: ArrayLike, metric: str | None = None) -> float:
+        """The task's metric (or another of its kind) of the answers to a split."""
+        return self.kind.score(self, split, answers, metric or self.metric)
+
+    def texts(self) -> list[tuple[str, ...]]:
+        """The texts of every test row."""
+        return [row.texts for row in self.splits["test"]]
+
+    def facts(self) -> dict[str, Any]:
+        """What study.json says of the task; ``notes`` only where there are some."""
+        facts = {"metric": self.metric, "kind": self.kind.name, "classes": len(self.labels)}
+        notes = {"notes": list(self.notes)} if self.notes else {}
+        return {**facts, "test_items": self.test_items, **notes}
+
+    def with_train_rows(self, count: int | None) -> Task[R]:
+        """The same task with at most ``count`` rows to learn from; dev and test stay.
+
+        Where a random start does as well with all rows, few of them show what pre-training is worth. Classes
+        of rows get equally many, and which ones is decided by the hash of the text, so that fewer rows are always
+        a part of more.
+
+        Raises:
+            MaskwiseError: fewer rows than classes.
+        """
+        rows = self.splits["train"]
+        if count is None or count >= len(rows):
+            return self
+        least = len({self.kind.group(row) for row in rows})
+        if count < least:
+            raise MaskwiseError(
+                "train_rows is too small", got=count, allowed=f"≥ {least}, one for each class"
+            )
+        seen: Counter[str] = Counter()
+        ranked = []
+        for place, row in enumerate(sorted(rows, key=place_of)):
+            group = self.kind.group(row)
+            seen[group] += 1
+            ranked.append((seen[group], place, row))
+        chosen = [row for _, _, row in sorted(ranked, key=lambda item: item[:2])[:count]]
+        return replace(self, splits={**self.splits, "train": chosen})
+
+
+def place_of(row: Row) -> float:
+    """A number in [0, 1) that is a function of the text: where the row stands in a cut."""
+    digest = hashlib.blake2b(row.key.encode("utf-8", "surrogatepass"), digest_size=6).digest()
+    return int.from_bytes(digest) / 2**48
+
+
+# Columns and labels, for all kinds
+
+
+def find_columns(kind: Kind, record: Record, given: Columns, where: str) -> Columns:
+    """The columns of records like this one: given, two that belong together, or usual ones.
+
+    Raises:
+        MaskwiseError: a given column is not there, or none of the usual ones is.
+    """
+    usual = kind.columns
+    known = pair_in(record, given, usual.pairs)
+    text = _pick("text", given.text or known[0], usual.text, record, where)
+    pair = _pick("pair", given.pair or known[1], [name for name in usual.pair if name != text], record, where)
+    label = _pick("label", given.label, [n for n in usual.label if n not in (text, pair)], record, where)
+    needed = [("text", text, usual.text), ("label", label, usual.label)]
+    for what, column, names in [*needed, ("pair", pair, usual.pair)] if usual.needs_pair else needed:
+        if column is None:
+            do = f"name it with {what}=…; looked for {', '.join(names)}"
+            if len(record) == 1 and any(sign in str(*record) for sign in ";|\t"):
+                do = "cells are separated by commas in .csv files and by tabs in .tsv files: convert the file"
+            raise MaskwiseError(f"{where} has no {what} column", got=", ".join(map(str, record)), do=do)
+    return Columns(text, pair, label)
+
+
+def _pick(what: str, given: str | None, usual: Iterable[str], record: Record, where: str) -> str | None:
+    if given is not None and given not in record:
+        raise unknown_name(f"{what} column of {where}", given, map(str, record))
+    return given or next((name for name in usual if name in record), None)
+
+
+def pair_in(
+    record: Record, given: Columns, pairs: Sequence[tuple[str, str]]
+) -> tuple[str | None, str | None]:
+    """The columns of a pair of texts: given, or two that are known to belong together."""
+    if given.text or given.pair or not pairs:
+        return given.text, given.pair
+    return next(((a, b) for a, b in pairs if a in record and b in record), (None, None))
+
+
+def label_of(value: object) -> str | None:
+    """A label as text; None for "not labelled": empty, or −1, which is how hidden labels are published.
+
+    3, "3" and 3.0 (as Parquet makes of integers beside missing ones) are one class.
+    """
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    text = "" if value is None else str(value).strip()
+    return None if text in ("", "-1", "nan") else text
+
+
+def require_two(labels: Sequence[str], what: str, where: str, skipped: Mapping[str, int]) -> None:
+    """
+    Raises:
+        MaskwiseError: one label for all, so that nothing can be learned or measured.
+    """
+    if len(labels) < 2:
+        got = f"only {labels[0]!r}" + (f", skipped {counted(skipped)}" if skipped else "")
+        do = "check the label column (empty and −1 mean: not labelled)"
+        raise MaskwiseError(f"{where} needs at least two {what}", got=got, do=do)
+
+
+def counted(skipped: Mapping[str, int]) -> str:
+    """ "3 × test: no label, …" """
+    return ", ".join(f"{count} × {reason}" for reason, count in skipped.items())
