@@ -29,8 +29,8 @@ from maskwise.errors import MaskwiseError
 from maskwise.folders import write_whole
 from maskwise.recipe import Recipe
 from maskwise.study.stages import prepare_stage
-from maskwise.study.work import Prepared, run_stage
-from maskwise.text import Document, pack, tokenise, train_tokenizer
+from maskwise.study.work import run_stage
+from maskwise.text import Document, Prepared, read_pieces, tokenise, train_tokenizer
 from maskwise.text.layers import CharSpans, Layer, check_spans
 from processes import PATIENCE, marked, wait_for
 
@@ -325,8 +325,8 @@ def test_other_texts_are_refused(tmp_path):
     annotate_corpus(texts, ["words"], tmp_path, jobs=1)
     documents = [Document(one["id"], one["text"]) for one in texts]
     tokenizer = train_tokenizer([text for _, text in documents], vocab_size=100)
-    blocks = pack(tokenise(documents, tokenizer, layers=Store(tmp_path)), tokenizer=tokenizer, length=32)
-    assert blocks.layers["words"].max() > 3
+    tokens = tokenise(documents, tokenizer, layers=Store(tmp_path))
+    assert read_pieces(tokens, tokenizer=tokenizer, length=32).columns["words"].max() > 3
     documents[3] = Document("d3", documents[3].text + " ")
     with pytest.raises(
         MaskwiseError, match=r"made from another text; got '.*text key \d+; allowed: the 20 doc"
@@ -584,22 +584,22 @@ def test_the_rows_of_a_prepared_corpus_carry_layers(tmp_path, monkeypatch):
     )  # fmt: skip
     stage = prepare_stage(recipe)
     run_stage(stage, tmp_path / "stages")
-    data = Prepared.load(stage.folder(tmp_path / "stages"))
-    for blocks in (data.training, data.held_out):
-        batch = blocks.batch(range(len(blocks)))
+    data = Prepared.open(stage.folder(tmp_path / "stages") / "data")
+    for side in (data.training, data.held_out):
+        batch = side.tensors(range(len(side)))
         inside = batch["word_ids"] >= 0
         assert (batch["words"][inside] >= 0).all() and (batch["sentence"][~inside] == -1).all()
     # The words of the annotator are those of the word layer, numbered by the document, not by the row.
-    batch = data.training.batch([0])
+    batch = data.training.tensors([0])
     word, layer = batch["word_ids"][0], batch["words"][0]
     assert ((word[1:] != word[:-1]) == (layer[1:] != layer[:-1])).all()
     stored = f"stored({str(stage.folder(tmp_path / 'stages') / 'layers')!r}, only=('sentence',))"
     again = recipe.model_copy(update={"corpus": recipe.corpus.model_copy(update={"layers": (stored,)})})
     assert prepare_stage(again).name != stage.name
     run_stage(prepare_stage(again), tmp_path / "stages")
-    other = Prepared.load(prepare_stage(again).folder(tmp_path / "stages")).training
-    assert [*other.layers] == ["sentence"]
-    assert (other.layers["sentence"] == data.training.layers["sentence"]).all()
+    other = Prepared.open(prepare_stage(again).folder(tmp_path / "stages") / "data").training.pieces
+    assert [*other.columns] == ["input_ids", "word_ids", "sentence"]
+    assert (other.columns["sentence"] == data.training.pieces.columns["sentence"]).all()
 
     monkeypatch.setattr(annotator("sentences").__class__, "version", "another")
     assert prepare_stage(recipe).name != stage.name  # a changed annotator is another stage

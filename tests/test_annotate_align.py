@@ -12,11 +12,12 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from maskwise.annotate.registry import annotator
 from maskwise.errors import MaskwiseError
 from maskwise.text import (
-    Blocks,
     Document,
+    Pieces,
+    Rows,
     load_tokenizer,
-    pack,
     read_documents,
+    read_pieces,
     tokenise,
     train_tokenizer,
 )
@@ -175,7 +176,7 @@ class Capitals:
         return found
 
 
-def test_layers_ride_through_tokenise_and_pack():
+def test_layers_ride_through_tokenise_and_pieces():
     documents = [
         Document("a", "The Cat sat in Ulm."),
         Document("b", "no capitals here"),
@@ -189,9 +190,9 @@ def test_layers_ride_through_tokenise_and_pack():
             k: v.tolist() for k, v in other.layers.items()
         }
     assert together[1].layers["capital"].max() == -1
-    blocks = pack(together, tokenizer=tokenizer, length=64)
-    assert set(blocks.layers) == {"capital", "size"}
-    row = blocks.batch([0])
+    pieces = read_pieces(together, tokenizer=tokenizer, length=64)
+    assert set(pieces.columns) == {"input_ids", "word_ids", "capital", "size"}
+    row = Rows.of(pieces).tensors([0])
     tokens = tokenizer.convert_ids_to_tokens(row["input_ids"][0])
     shown = "".join(token.removeprefix("##") for token, n in zip(tokens, row["capital"][0]) if n >= 0)
     assert shown == "TheCatUlmZürich"
@@ -232,12 +233,12 @@ def test_tokens_of_another_tokenizer_are_refused(tmp_path):
     documents = [Document("a", "The Cat sat in Ulm."), Document("b", "no capitals here")]
     texts = [text for _, text in documents]
     mine, other = (train_tokenizer(texts, vocab_size=64, lowercase=lower) for lower in (True, False))
-    blocks = pack(tokenise(documents, mine, layers=Capitals()), tokenizer=mine, length=32)
-    path = blocks.save(tmp_path / "blocks.arrow")
+    pieces = read_pieces(tokenise(documents, mine, layers=Capitals()), tokenizer=mine, length=32)
+    path = pieces.save(tmp_path / "pieces.arrow")
     mine.save_pretrained(tmp_path / "tokenizer")
-    again = Blocks.load(path, tokenizer=load_tokenizer(str(tmp_path / "tokenizer")))
-    assert again.tokenizer == blocks.tokenizer != ""
-    what = rf"another tokenizer's; got {blocks.tokenizer}; allowed: [0-9a-f]{{16}}; prepare the corpus again"
+    again = Pieces.load(path, tokenizer=load_tokenizer(str(tmp_path / "tokenizer")))
+    assert again.tokenizer == pieces.tokenizer != ""
+    what = rf"another tokenizer's; got {pieces.tokenizer}; allowed: [0-9a-f]{{16}}; prepare the corpus again"
     with pytest.raises(MaskwiseError, match=what) as caught:
-        Blocks.load(path, tokenizer=other)
+        Pieces.load(path, tokenizer=other)
     assert "\n" not in str(caught.value)

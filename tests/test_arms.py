@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -26,7 +27,7 @@ class Documents(Language):
 
     def __init__(self, rows: int, *, seed: int = 0, first: int = 0):
         super().__init__(rows, seed=seed)
-        self.columns = {"documents": torch.arange(first, first + rows)}
+        self.documents = np.arange(first, first + rows)
 
     def batch(self, rows: Tensor) -> dict[str, Tensor]:
         found = super().batch(rows)

@@ -42,7 +42,7 @@ from maskwise.masking.vocabulary import Vocabulary
 from maskwise.models import load_model, new_config, new_model
 from maskwise.objectives import MaskedLanguageModelling
 from maskwise.recipe import validate
-from maskwise.text import Document, encode, pack, tokenise, train_tokenizer
+from maskwise.text import Document, encode, read_pieces, split, tokenise, train_tokenizer
 from training_tools import model as tiny_model
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -491,8 +491,8 @@ def data() -> Any:
     draw = random.Random(0)
     texts = [" ".join(draw.choices(VOCABULARY[5:17], k=30)) for _ in range(60)]
     documents = [Document(str(number), text) for number, text in enumerate(texts)]
-    blocks = pack(tokenise(documents, TOKENIZER), tokenizer=TOKENIZER, length=32, layout="packed")
-    training, held_out = blocks.split(held_out=0.3)
+    pieces = read_pieces(tokenise(documents, TOKENIZER), tokenizer=TOKENIZER, length=32)
+    training, held_out = split(pieces, held_out=0.3)
     return SimpleNamespace(tokenizer=TOKENIZER, training=training, held_out=held_out)
 
 

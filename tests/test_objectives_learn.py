@@ -26,9 +26,10 @@ from maskwise.models import new_config, new_model
 from maskwise.recipe import read_recipe
 from maskwise.study.learning import learning
 from maskwise.study.stages import prepare_stage
-from maskwise.study.work import Prepared, run_stage
-from maskwise.text import unigram_counts
+from maskwise.study.work import run_stage
+from maskwise.text import Prepared
 from maskwise.training import TrainingSettings, log_frequencies, train
+from maskwise.training.data import load_rows
 
 pytestmark = pytest.mark.slow
 
@@ -44,7 +45,7 @@ def laboratory(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Prepared]
     )
     stage, folder = prepare_stage(recipe), tmp_path_factory.mktemp("laboratory")
     run_stage(stage, folder)
-    return recipe, Prepared.load(stage.folder(folder))
+    return recipe, Prepared.open(stage.folder(folder) / "data")
 
 
 def learnt(
@@ -59,7 +60,7 @@ def learnt(
     settings = TrainingSettings(
         **{**recipe.training.model_dump(), "eval_every": 0, "save_every": 0, **training}
     )
-    unigram = log_frequencies(torch.from_numpy(unigram_counts(data.training, len(data.tokenizer))))
+    unigram = log_frequencies(torch.from_numpy(data.training.unigram_counts(len(data.tokenizer))))
     shape = new_config(
         recipe.model.architecture, data.tokenizer, data.training.length, **recipe.model.settings
     )
@@ -71,11 +72,11 @@ def learnt(
         objectives={name: {"objective": name, "masking": {}}}, sampler=f"single({name})",
     )  # fmt: skip
     arm, source = made.objective.arm(name), made.source.sources[name]  # type: ignore[attr-defined]
-    held_out = data.held_out if arm.layout == "any" else data.held_out.relaid(arm.layout)
+    held_out = data.held_out if arm.layout == "any" else data.held_out.laid(arm.layout)
     rows = torch.arange(ROWS) * len(held_out) // ROWS
     when: dict[str, int] = {"step": settings.steps // 2, "total_steps": settings.steps, "epoch": 0}
-    batches = [source.masker(held_out.batch(part), **when) for part in rows.split(settings.batch_size)]
-    learn = [source.masker(source.blocks.batch(part), **when) for part in torch.arange(960).split(64)]
+    batches = [source.masker(load_rows(held_out, part), **when) for part in rows.split(settings.batch_size)]
+    learn = [source.masker(load_rows(source.rows, part), **when) for part in torch.arange(960).split(64)]
     before = judged(arm, batches, learn)
     train(made.objective, made.source, settings, learners=made.learners, quiet=True)
     return network, before, judged(arm, batches, learn)

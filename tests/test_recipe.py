@@ -11,7 +11,8 @@ from maskwise.recipe import parse_value, read_recipe, shipped
 from maskwise.starts import resolve_start
 from maskwise.study.checks import check_inputs
 from maskwise.study.stages import prepare_stage
-from maskwise.study.work import Prepared, pretrain, run_stage
+from maskwise.study.work import pretrain, run_stage
+from maskwise.text import Prepared
 from tiny import maskwise, write_inputs
 
 
@@ -48,7 +49,7 @@ def test_every_shipped_recipe_trains(name, tmp_path):
         plain = one.model_dump(
             mode="json", include={"model", "masking", "objectives", "sampler", "evaluation"}
         )
-        data = Prepared.load(prepared.folder(tmp_path))
+        data = Prepared.open(prepared.folder(tmp_path) / "data")
         found = pretrain(data, **plain, training=one.training, folder=tmp_path / f"arm {arm}", quiet=True)
         assert found["steps"] == 2 and {line["masks"] for line in found["heldout"]} == set(
             one.evaluation.masks

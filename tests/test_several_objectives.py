@@ -19,7 +19,8 @@ from maskwise.recipe import read_recipe
 from maskwise.study.checks import check_inputs, most_held_out
 from maskwise.study.learning import learning, rows_with
 from maskwise.study.stages import prepare_stage, pretrain_stage
-from maskwise.study.work import Prepared, run_stage
+from maskwise.study.work import run_stage
+from maskwise.text import Prepared
 from tiny import maskwise, read_lines, write_inputs
 
 
@@ -193,12 +194,12 @@ def test_no_text_has_more_held_out_rows_than_its_letters_and_tokens_allow(
     )
     stage = prepare_stage(recipe)
     run_stage(stage, tmp_path)
-    data = Prepared.load(stage.folder(tmp_path))
-    rows = len(data.held_out.relaid("document"))
+    data = Prepared.open(stage.folder(tmp_path) / "data")
+    rows = len(data.held_out.laid("document"))
     by_letters, by_tokens = (
         most_held_out(recipe.corpus, tokenizer, enough=10_000) for tokenizer in (None, data.tokenizer)
     )
-    assert rows <= by_tokens <= by_letters and by_tokens <= 2 * rows + data.held_out.counts["documents"]
+    assert rows <= by_tokens <= by_letters and by_tokens <= 2 * rows + len(data.held_out.documents)
     assert most_held_out(recipe.corpus, None, enough=5) == 5
 
 
@@ -207,7 +208,7 @@ def test_new_heads_depend_on_the_seed_alone(path: Path, tmp_path: Path) -> None:
     recipe = read_recipe(path)
     stage = prepare_stage(recipe)
     run_stage(stage, tmp_path)
-    data = Prepared.load(stage.folder(tmp_path))
+    data = Prepared.open(stage.folder(tmp_path) / "data")
     network = new_model(new_config("bert", data.tokenizer, 32, **recipe.model.settings), seed=0)
     found = []
     for ambient, seed in ((1, 0), (2, 0), (2, 1)):
@@ -222,13 +223,13 @@ def test_probes_keep_away_from_the_rows_that_judge_in_any_layout(path: Path, tmp
     recipe = read_recipe(path)
     stage = prepare_stage(recipe)
     run_stage(stage, tmp_path)
-    packed = Prepared.load(stage.folder(tmp_path)).held_out
-    alone = packed.relaid("document")
+    packed = Prepared.open(stage.folder(tmp_path) / "data").held_out
+    alone = packed.laid("document")
     judged = spread(3, of=len(packed))
     assert rows_with(packed, packed, 3) == judged.tolist()
     taken = rows_with(alone, packed, 3)
-    pieces = set(packed.batch(judged)["example_id"].flatten().tolist()) - {-1}
-    assert {int(alone.segment_ids[row]) for row in taken} == pieces and 0 < len(taken) < len(alone)
+    pieces = set(packed.batch(judged).example_ids.tolist())
+    assert set(alone.batch(taken).example_ids.tolist()) == pieces and 0 < len(taken) < len(alone)
 
 
 def test_a_sampler_without_objectives(tmp_path: Path) -> None:

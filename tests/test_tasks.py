@@ -406,8 +406,8 @@ def test_source_gives_every_row_once_an_epoch_and_is_stateless():
     assert epoch.sort().values.tolist() == list(range(64))
     assert TaskSource(data, settings).rows(21).tolist() == source.rows(21).tolist()
     assert source.rows(5).tolist() != source.rows(21).tolist()  # another epoch, another order
-    one = source.batches(7, rank=0, ranks=1, device=torch.device("cpu"))
-    two = [source.batches(7, rank=rank, ranks=2, device=torch.device("cpu")) for rank in (0, 1)]
+    one = source.batches(7, rank=0, ranks=1)
+    two = [source.batches(7, rank=rank, ranks=2) for rank in (0, 1)]
     assert len(one) == 2 and [len(b["input_ids"]) for b in one] == [2, 2]
     assert sum(int((b["labels"] != -100).sum()) for b in one) == sum(
         int((b["labels"] != -100).sum()) for part in two for b in part

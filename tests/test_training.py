@@ -467,13 +467,10 @@ def test_trackers_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
 
 def test_source_is_a_function_of_seed_and_step() -> None:
     masker, chosen = Masker(tokenizer(), ratio="linear(0.5, 0.1)"), settings(accumulate=2)
-    there = {"device": torch.device("cpu")}
 
     def ids(step: int, rank: int = 0, ranks: int = 1, source: Any = None) -> list[Any]:
         made = source or MaskedSource(DATA, masker, chosen)
-        return [
-            batch.source.example_id.tolist() for batch in made.batches(step, rank=rank, ranks=ranks, **there)
-        ]
+        return [batch.source.example_id.tolist() for batch in made.batches(step, rank=rank, ranks=ranks)]
 
     source = MaskedSource(DATA, masker, chosen)
     first = [ids(step, source=source) for step in range(11)]
@@ -487,7 +484,7 @@ def test_source_is_a_function_of_seed_and_step() -> None:
     halves = [ids(3, rank, 2) for rank in range(2)]
     for part in range(2):
         assert halves[0][part] + halves[1][part] == first[3][part]
-    ratio = [float(source.batches(step, rank=0, ranks=1, **there)[0].ratio[0]) for step in (0, 6, 11)]
+    ratio = [float(source.batches(step, rank=0, ranks=1)[0].ratio[0]) for step in (0, 6, 11)]
     assert (
         ratio == pytest.approx([masker.ratio(step, 12) for step in (0, 6, 11)])
         and ratio[0] > ratio[1] > ratio[2]

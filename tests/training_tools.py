@@ -95,8 +95,8 @@ class Language:
         }
 
 
-def counts(blocks: Language) -> Tensor:
-    return torch.bincount(blocks.ids.flatten(), minlength=FIRST + WORDS)
+def counts(language: Language) -> Tensor:
+    return torch.bincount(language.ids.flatten(), minlength=FIRST + WORDS)
 
 
 def two_ranks(script: str, folder: Path) -> None:

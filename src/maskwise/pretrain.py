@@ -93,7 +93,7 @@ def _train(recipe: Recipe, texts: list[Stage], out: Path, *, quiet: bool) -> dic
         if folder == out or not (folder / "checkpoint").is_dir():
             parts = {"model", "masking", "objectives", "sampler", "evaluation"}
             plain = link.model_dump(mode="json", include=parts) | before
-            data = Prepared.load(text.folder(out / "stages"))
+            data = Prepared.open(text.folder(out / "stages") / "data")
             result = pretrain(data, **plain, training=link.training, folder=folder, quiet=quiet, facts=facts)
         _wait_for(folder / "checkpoint" / "config.json")
         before = {"model": {"pretrained": str(folder / "checkpoint")}}

@@ -78,7 +78,8 @@ def _text(vocab_size: int) -> tuple[np.ndarray, np.ndarray, Any]:
     parts, words, last = [], [], 0
     for tokens in tokenise(documents, tokenizer):
         parts.append(tokens.input_ids)
-        words.append(np.where(tokens.word_ids >= 0, tokens.word_ids + last, -1))
+        word_ids = tokens.columns()["word_ids"]
+        words.append(np.where(word_ids >= 0, word_ids + last, -1))
         last = int(words[-1].max(initial=last)) + 1
     names = [f"<extra_id_{i}>" for i in range(120)] + ["[R]", "[S]", "[X]"]
     tokenizer.add_special_tokens({"additional_special_tokens": names})

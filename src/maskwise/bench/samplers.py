@@ -25,7 +25,7 @@ from maskwise.bench.timing import in_turn, processor_seconds, surroundings
 from maskwise.models import new_config, new_model
 from maskwise.objectives import OBJECTIVES, Arms, objective, objective_class
 from maskwise.samplers import Sampler, sampler
-from maskwise.text import pack, read_documents, tokenise, train_tokenizer
+from maskwise.text import read_documents, read_pieces, split, tokenise, train_tokenizer
 from maskwise.training import MaskedSource, TrainingSettings
 from maskwise.training.arms import ArmsSource, Probe
 
@@ -110,8 +110,8 @@ def _regret(world: str, seeds: int) -> dict[str, Any]:
 def _rows(length: int) -> tuple[Any, Any, Any]:
     documents = list(read_documents("bundled:wikipedia", limit=600))
     tokenizer = train_tokenizer((document.text for document in documents), vocab_size=2048)
-    blocks = pack(tokenise(documents, tokenizer), tokenizer=tokenizer, length=length, layout="document")
-    return tokenizer, *blocks.split(held_out=0.2)
+    pieces = read_pieces(tokenise(documents, tokenizer), tokenizer=tokenizer, length=length)
+    return tokenizer, *split(pieces, held_out=0.2, layout="document")
 
 
 def _maker(arm: str, tokenizer: Any, length: int) -> Any:
@@ -130,10 +130,9 @@ def _overhead(
     chooser = sampler("sequential", list(ARMS))
     source = ArmsSource(sources, chooser, settings)
     optimizer = torch.optim.AdamW(arms.parameters(), lr=1e-4)
-    device = torch.device("cpu")
 
     def train(step: int) -> None:
-        (batch,) = source.batches(step, rank=0, ranks=1, device=device)
+        (batch,) = source.batches(step, rank=0, ranks=1)
         loss, targets, *_ = arms(batch)
         (loss / targets).backward()
         optimizer.step()
@@ -162,7 +161,7 @@ def _overhead(
 def _batches(data: tuple[Any, Any, Any], batch_size: int, length: int) -> list[dict[str, Any]]:
     tokenizer, training, _ = data
     rows = torch.arange(batch_size)
-    columns = [training.batch((rows + start * batch_size) % len(training)) for start in range(20)]
+    columns = [training.tensors((rows + start * batch_size) % len(training)) for start in range(20)]
     for one in columns:  # every fifth word stands for what is salient; emlm masks half of that
         one["salient"] = torch.where(one["word_ids"] % 5 == 0, one["word_ids"], -1)
     makers = {name: _maker(name, tokenizer, length) for name in OBJECTIVES}

@@ -26,7 +26,7 @@ from maskwise.bench.timing import processor_seconds, surroundings
 from maskwise.masking import Masker
 from maskwise.models import new_config, new_model
 from maskwise.objectives import MaskedLanguageModelling
-from maskwise.text import Blocks, pack, read_documents, tokenise, train_tokenizer
+from maskwise.text import Rows, read_documents, read_pieces, tokenise, train_tokenizer
 from maskwise.training import MaskedSource, TrainingSettings, train
 
 PEER = "transformers.Trainer"
@@ -49,11 +49,11 @@ def bench_train(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        tokenizer, blocks = _rows(length)
+        tokenizer, corpus = _rows(length)
         calls: dict[str, Callable[[int], None]] = {
-            name: partial(_ours, policy, tokenizer, blocks, batch_size) for name, policy in OURS.items()
+            name: partial(_ours, policy, tokenizer, corpus, batch_size) for name, policy in OURS.items()
         }
-        calls[PEER] = partial(_peer, tokenizer, blocks, batch_size)
+        calls[PEER] = partial(_peer, tokenizer, corpus, batch_size)
         found: dict[str, list[float]] = {name: [] for name in calls}
         for _ in range(rounds):
             for name, call in calls.items():
@@ -77,29 +77,28 @@ def bench_train(
     }  # fmt: skip
 
 
-def _rows(length: int) -> tuple[Any, Blocks]:
+def _rows(length: int) -> tuple[Any, Rows]:
     documents = list(read_documents("bundled:wikipedia", limit=400))
     tokenizer = train_tokenizer((document.text for document in documents), vocab_size=2048)
     tokens = tokenise(documents, tokenizer, layers=annotator("pos"))
-    return tokenizer, pack(tokens, tokenizer=tokenizer, length=length, layout="document")
+    return tokenizer, Rows.of(read_pieces(tokens, tokenizer=tokenizer, length=length), "document")
 
 
 def _model(tokenizer: Any, length: int) -> Any:
     return new_model(new_config("bert", tokenizer, length, **TINY), seed=0)
 
 
-def _ours(policy: str, tokenizer: Any, blocks: Blocks, batch_size: int, steps: int) -> None:
+def _ours(policy: str, tokenizer: Any, corpus: Rows, batch_size: int, steps: int) -> None:
     settings = TrainingSettings(steps=steps, batch_size=batch_size, precision="no", log_every=steps)
     masker = Masker(tokenizer, policy=policy, ratio=0.15, budget="expected")
-    source = MaskedSource(blocks, masker, settings)
-    objective = MaskedLanguageModelling(_model(tokenizer, blocks.length))
+    source = MaskedSource(corpus, masker, settings)
+    objective = MaskedLanguageModelling(_model(tokenizer, corpus.length))
     train(objective, source, settings, learners=source.learners(), quiet=True)
 
 
-def _peer(tokenizer: Any, blocks: Blocks, batch_size: int, steps: int) -> None:
-    rows = [
-        {"input_ids": ids[:size].tolist()} for ids, size in zip(blocks.input_ids, blocks.columns["sizes"])
-    ]
+def _peer(tokenizer: Any, corpus: Rows, batch_size: int, steps: int) -> None:
+    laid = corpus.batch(range(len(corpus))).laid_out()
+    rows = [{"input_ids": ids[show].tolist()} for ids, show in zip(laid["input_ids"], laid["attention_mask"])]
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             folder, max_steps=steps, per_device_train_batch_size=batch_size, report_to="none", save_strategy="no",
@@ -107,7 +106,7 @@ def _peer(tokenizer: Any, blocks: Blocks, batch_size: int, steps: int) -> None:
         )  # fmt: skip
         collator = DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.15)
         trainer = Trainer(
-            _model(tokenizer, blocks.length), arguments, data_collator=collator, train_dataset=rows
+            _model(tokenizer, corpus.length), arguments, data_collator=collator, train_dataset=rows
         )
         trainer.pop_callback(PrinterCallback)
         trainer.train()

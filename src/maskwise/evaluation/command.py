@@ -12,7 +12,7 @@ from maskwise.errors import MaskwiseError, unknown_name
 from maskwise.evaluation.evaluate import evaluate, load_sets
 from maskwise.evaluation.settings import EvaluationSettings
 from maskwise.models import load_model, most_tokens
-from maskwise.text import Blocks, load_tokenizer, pack, read_documents, require_documents, tokenise
+from maskwise.text import Rows, load_tokenizer, read_documents, read_pieces, require_documents, tokenise
 from maskwise.training.machine import best_device
 
 MEASURES = ("heldout", "pseudo-perplexity", "cloze", "pairs")
@@ -25,7 +25,7 @@ LONGEST = 128
 @dataclass(frozen=True)
 class _Text:
     tokenizer: Any
-    held_out: Blocks | None
+    held_out: Rows | None
     training: None = None
 
 
@@ -75,5 +75,6 @@ def evaluate_checkpoint(
     if text is not None:
         documents = require_documents(read_documents(text, text_field=text_field))
         length = min(LONGEST, most_tokens(network.config))
-        held_out = pack(tokenise(documents, tokenizer), tokenizer=tokenizer, length=length, layout="document")
+        pieces = read_pieces(tokenise(documents, tokenizer), tokenizer=tokenizer, length=length)
+        held_out = Rows.of(pieces, "document")
     return evaluate(network, _Text(tokenizer, held_out), settings)

@@ -21,7 +21,7 @@ from maskwise.masking.annotated import AnnotatedBatch
 from maskwise.masking.vocabulary import Vocabulary
 from maskwise.models import check_fit, load_model
 from maskwise.objectives import MaskedLanguageModelling
-from maskwise.text import Blocks, unigram_counts
+from maskwise.text import Rows
 from maskwise.training import log_frequencies
 from maskwise.training.machine import best_device
 
@@ -34,9 +34,9 @@ class Data(Protocol):
     @property
     def tokenizer(self) -> Any: ...
     @property
-    def training(self) -> Blocks | None: ...
+    def training(self) -> Rows | None: ...
     @property
-    def held_out(self) -> Blocks | None: ...
+    def held_out(self) -> Rows | None: ...
 
 
 def load_sets(settings: EvaluationSettings) -> dict[str, Facts | Pairs]:
@@ -101,7 +101,7 @@ def evaluate(
 def _held_out(model: Any, data: Any, settings: EvaluationSettings) -> list[dict[str, Any]]:
     log_unigram, objective = None, MaskedLanguageModelling(model)
     if data.training is not None:
-        counts = torch.from_numpy(unigram_counts(data.training, len(data.tokenizer)))
+        counts = torch.from_numpy(data.training.unigram_counts(len(data.tokenizer)))
         log_unigram = log_frequencies(counts)
     records = []
     for ratio in settings.ratios:
@@ -109,7 +109,7 @@ def _held_out(model: Any, data: Any, settings: EvaluationSettings) -> list[dict[
         held_out = HeldOut(data.held_out, maskers, log_unigram, rows=settings.rows)
         records += [{"kind": "heldout", **line} for line in held_out(objective)]
     if settings.pseudo_perplexity:
-        rows = data.held_out.batch(spread(settings.pseudo_perplexity, of=len(data.held_out)))
+        rows = data.held_out.tensors(spread(settings.pseudo_perplexity, of=len(data.held_out)))
         records += pseudo_perplexity(model, data.tokenizer, rows, log_unigram)
     return records
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from maskwise.masking import Masker
 from maskwise.objectives import MaskedLanguageModelling
-from maskwise.training.source import Blocks
+from maskwise.training.data import Rows, load_rows
 
 EVALUATION_SEED = 0xE7A1
 """Of the fixed masks of held-out rows: the same in every study, so that losses can be compared."""
@@ -41,7 +41,7 @@ class HeldOut:
     """Loss on *fixed* masks of held-out rows: the same for every arm, seed and step.
 
     Args:
-        blocks: rows that are never trained on.
+        held_out: rows that are never trained on.
         maskers: by kind of mask ("token", "whole-word"); called with epoch 0, so its masks never change.
         log_unigram: (V,) log-probabilities of tokens in the training text: what knows only frequencies.
             None where the training text is not known.
@@ -50,13 +50,13 @@ class HeldOut:
     """
 
     def __init__(
-        self, blocks: Blocks, maskers: Mapping[str, Masker], log_unigram: Tensor | None, *, rows: int | None = None,
+        self, held_out: Rows, maskers: Mapping[str, Masker], log_unigram: Tensor | None, *, rows: int | None = None,
         batch_size: int = 64,
     ):  # fmt: skip
         self.log_unigram = log_unigram
-        chosen = spread(rows or len(blocks), of=len(blocks))
+        chosen = spread(rows or len(held_out), of=len(held_out))
         self.batches = {
-            kind: [masker(blocks.batch(part), epoch=0) for part in chosen.split(batch_size)]
+            kind: [masker(load_rows(held_out, part), epoch=0) for part in chosen.split(batch_size)]
             for kind, masker in maskers.items()
         }
         self.ratios = {kind: masker.ratio(0) for kind, masker in maskers.items()}

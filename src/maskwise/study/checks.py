@@ -21,8 +21,8 @@ from maskwise.samplers import sampler
 from maskwise.study.stages import prepare_stage, tokenizer_of
 from maskwise.tasks import load_task
 from maskwise.text import load_tokenizer, read_documents, require_documents
-from maskwise.text.blocks import is_held_out
 from maskwise.text.layers import token_layers
+from maskwise.text.rows import is_held_out
 from maskwise.text.words import text_id
 from maskwise.training.arms import probe_rows
 

@@ -17,8 +17,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
 from maskwise.objectives import Arms, MaskedLanguageModelling
 from maskwise.objectives.base import Work
 
@@ -57,7 +55,7 @@ def per_step(source: Any, network: Any) -> dict[str, float]:
     tokens = targets = 0.0
     for number in range(count):
         step = (2 * number + 1) * steps // (2 * count)
-        batches = source.batches(step, rank=0, ranks=1, device=torch.device("cpu"))
+        batches = source.batches(step, rank=0, ranks=1)
         tokens += source.facts(batches)["tokens"] / count
         targets += sum(int((batch.labels >= 0).sum()) for batch in batches) / count
     spent = flops(tokens, targets, network, frozen=source.settings.freeze == "encoder")

@@ -126,7 +126,7 @@ def samples(recipe: Any, runs: Sequence[Run], stages: Path) -> dict[str, Any]:
     for arm, run in first.items():
         one = recipe.arm(arm, seed=run.seed).links()[-1]
         folder = run.prepared.folder(stages)
-        data = Prepared.load(folder)
+        data = Prepared.open(folder / "data")
         masker = make_masker(one.masking.model_dump(), data.tokenizer, seed=run.seed)
         weights = None
         if isinstance(masker.policy, GroupWeighted):

@@ -10,7 +10,6 @@ import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,7 +18,7 @@ from maskwise.keys import fold
 from maskwise.masking import Masker
 from maskwise.objectives import Arms, MaskedLanguageModelling, Objective, objective, objective_class
 from maskwise.samplers import sampler as read_sampler
-from maskwise.text import Blocks
+from maskwise.text import Rows
 from maskwise.training import MaskedSource, Source, TrainingSettings
 from maskwise.training.arms import ArmsSource, Probe, SamplerLearner, check_enough, probe_rows
 from maskwise.training.learners import Learner
@@ -114,15 +113,13 @@ def many_objectives(
     return Learning(joined, source, learners, f"{by} over {', '.join(objectives)}", words)
 
 
-def rows_with(blocks: Blocks, judged: Blocks, count: int) -> list[int]:
-    """The rows of ``blocks`` that hold a piece of the ``count`` rows of ``judged`` by which a model is judged.
+def rows_with(rows: Rows, judged: Rows, count: int) -> list[int]:
+    """The rows of ``rows`` that hold a piece of the ``count`` rows of ``judged`` by which a model is judged.
 
     Both are the same pieces, perhaps in two layouts.
     """
-    pieces = judged.batch(spread(count, of=len(judged)))["example_id"].unique().numpy()
-    row_P = np.repeat(np.arange(len(blocks)), blocks.columns["segments"])
-    return np.unique(row_P[np.isin(blocks.segment_ids, pieces)]).tolist()
+    return rows.holding(judged.batch(spread(count, of=len(judged))).example_ids).tolist()
 
 
-def _laid_out(blocks: Blocks, kind: type[Objective]) -> Blocks:
-    return blocks if kind.layout in ("any", blocks.layout) else blocks.relaid(kind.layout)
+def _laid_out(rows: Rows, kind: type[Objective]) -> Rows:
+    return rows if kind.layout == "any" else rows.laid(kind.layout)

@@ -102,4 +102,4 @@ def _per_step(what: _Hashable, text: Path) -> dict[str, float]:
 
 @lru_cache(maxsize=4)
 def _load(text: Path) -> Prepared:
-    return Prepared.load(text)
+    return Prepared.open(text / "data")

@@ -8,7 +8,6 @@ import shutil
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -30,14 +29,12 @@ from maskwise.study.learning import Learning, learning
 from maskwise.study.stages import DONE, Stage, write_json
 from maskwise.tasks import FinetuneSettings, load_task, task_record
 from maskwise.text import (
-    Blocks,
+    Prepared,
     load_tokenizer,
-    pack,
     read_documents,
     require_documents,
     tokenise,
     train_tokenizer,
-    unigram_counts,
 )
 from maskwise.training import TrainingSettings, log_frequencies, train
 from maskwise.training.checkpoints import write_folder
@@ -71,19 +68,12 @@ def _prepare(stage: Stage, stages: Path, quiet: bool) -> dict[str, Any]:
     require_documents(documents)
     tokenizer = _tokenizer(stage, stages, documents)
     tokens = tokenise(documents, tokenizer, layers=_layers(corpus, stage.folder(stages) / "layers"))
-    blocks = pack(tokens, tokenizer=tokenizer, length=corpus["length"], layout=corpus["layout"])
-    training, held_out = blocks.split(held_out=corpus["held_out"])
-
-    def fill(folder: Path) -> None:
-        tokenizer.save_pretrained(folder / "tokenizer")
-        training.save(folder / "train.arrow")
-        held_out.save(folder / "held_out.arrow")
-
-    write_folder(stage.folder(stages) / "data", fill)
+    settings = {name: corpus[name] for name in ("length", "layout", "held_out")}
+    data = Prepared.make(stage.folder(stages) / "data", tokens, tokenizer, **settings)
     return {
         "documents": documents.read, "skipped": dict(documents.skipped),
-        "rows": len(training), "tokens": training.tokens, "held_out_rows": len(held_out),
-        "vocabulary": len(tokenizer), "counts": dict(blocks.counts),
+        "rows": len(data.training), "tokens": data.training.tokens, "held_out_rows": len(data.held_out),
+        "vocabulary": len(tokenizer), "counts": dict(data.training.pieces.counts),
     }  # fmt: skip
 
 
@@ -111,29 +101,13 @@ def _tokenizer(stage: Stage, stages: Path, documents: Any) -> Any:
     return train_tokenizer(texts, kind=kind, vocab_size=size, lowercase=wanted["lowercase"])
 
 
-@dataclass
-class Prepared:
-    """What a prepare stage left."""
-
-    tokenizer: Any
-    training: Blocks
-    held_out: Blocks
-
-    @classmethod
-    def load(cls, folder: Path) -> Prepared:
-        data = folder / "data"
-        tokenizer = load_tokenizer(str(data / "tokenizer"))
-        sides = (Blocks.load(data / f"{name}.arrow", tokenizer=tokenizer) for name in ("train", "held_out"))
-        return cls(tokenizer, *sides)
-
-
 def _pretrain(stage: Stage, stages: Path, quiet: bool) -> dict[str, Any]:
     what, how = stage.what, dict(stage.how)
     evaluation = how.pop("evaluation")
     # A second stage of training starts from the checkpoint of the first.
     before = {"pretrained": str(stages / stage.needs[1] / "checkpoint")} if len(stage.needs) > 1 else None
     return pretrain(
-        Prepared.load(stages / stage.needs[0]), model=before or what["model"],
+        Prepared.open(stages / stage.needs[0] / "data"), model=before or what["model"],
         training=TrainingSettings(**what["training"], **how), evaluation=evaluation,
         folder=stage.folder(stages), quiet=quiet, facts={"stage": stage.name}, **_taught(what),
     )  # fmt: skip
@@ -145,7 +119,7 @@ def _taught(what: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _evaluate(stage: Stage, stages: Path, quiet: bool) -> dict[str, Any]:
-    data, what = Prepared.load(stages / stage.needs[0]), stage.what
+    data, what = Prepared.open(stages / stage.needs[0] / "data"), stage.what
     trained = len(stage.needs) > 1
     checkpoint = stages / stage.needs[1] / "checkpoint" if trained else what["model"]["pretrained"]
     return {"records": evaluate(checkpoint, data, EvaluationSettings(**what["evaluation"]))}
@@ -164,10 +138,10 @@ WARM_STEPS, TIMED_STEPS = 5, 20
 
 def _time(stage: Stage, stages: Path, quiet: bool) -> dict[str, Any]:
     """Seconds of a step: the median, with the schedule of the ratio run through in these few steps."""
-    what, data = stage.what, Prepared.load(stages / stage.needs[0])
+    what, data = stage.what, Prepared.open(stages / stage.needs[0] / "data")
     lengths = {"steps": WARM_STEPS + TIMED_STEPS, "log_every": 1}
     training = TrainingSettings(**{**what["training"], **lengths})
-    counts = torch.from_numpy(unigram_counts(data.training, len(data.tokenizer)))
+    counts = torch.from_numpy(data.training.unigram_counts(len(data.tokenizer)))
     network = _start(what["model"], data, training.seed, log_frequencies(counts))
     made, folder = learning(network, data, training, **_taught(what)), stage.folder(stages)
     train(made.objective, made.source, training, folder=folder, learners=made.learners, quiet=True)
@@ -181,7 +155,7 @@ def pretrain(
     folder: Path, quiet: bool = False, facts: Mapping[str, Any] | None = None, **taught: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """Pre-train one model into ``folder``: metrics, states to resume from, and at the end the checkpoint."""
-    counts = torch.from_numpy(unigram_counts(data.training, len(data.tokenizer)))
+    counts = torch.from_numpy(data.training.unigram_counts(len(data.tokenizer)))
     log_unigram = log_frequencies(counts)
     network = _start(model, data, training.seed, log_unigram)
     made = learning(network, data, training, evaluated=evaluation["rows"], **taught)

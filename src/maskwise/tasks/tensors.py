@@ -122,6 +122,8 @@ class TaskSource:
     none is smaller than the others.
     """
 
+    ahead = 1
+
     def __init__(self, data: Data, settings: TrainingSettings):
         self.data, self.settings = data, settings
         self._window: tuple[int, Tensor] = (-1, torch.empty(0))
@@ -147,12 +149,12 @@ class TaskSource:
         stream = stream[self.data.lengths[stream].argsort(stable=True)].view(WINDOW_STEPS, batch_size)
         return stream[permutation(WINDOW_STEPS, seed=seed, epoch=window)]
 
-    def batches(self, step: int, *, rank: int, ranks: int, device: torch.device) -> list[dict[str, Tensor]]:
+    def batches(self, step: int, *, rank: int, ranks: int) -> list[dict[str, Tensor]]:
         """The micro-batches of ``step`` for ``rank``: a function of (seed, step)."""
         parts = self.rows(step).view(self.settings.accumulate, ranks, -1)[:, rank]
-        return [{name: value.to(device) for name, value in self.data.batch(part).items()} for part in parts]
+        return [self.data.batch(part) for part in parts]
 
-    def facts(self, batches: list[dict[str, Tensor]]) -> dict[str, float]:
+    def facts(self, batches: Sequence[dict[str, Tensor]]) -> dict[str, float]:
         return {"tokens": float(sum(int(b["attention_mask"].sum()) for b in batches))}
 
     def summarise(self, sums: Mapping[str, float]) -> dict[str, Any]:

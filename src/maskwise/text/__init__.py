@@ -1,26 +1,15 @@
-"""Documents in, rows of tokens out: readers, tokenizers, words, layers and their alignment, pieces and rows.
+"""Documents in, pieces out: readers, tokenizers, words, layers and their alignment, pieces on disk, plans of rows.
 
 May import ``errors``, ``folders``, ``keys`` and ``starts``; nothing else of maskwise."""
 
-from maskwise.text.blocks import Blocks
 from maskwise.text.documents import Document, Documents, bundled_path, read_documents, require_documents
-from maskwise.text.pack import pack, unigram_counts
+from maskwise.text.pieces import PieceBatch, Pieces, read_pieces
+from maskwise.text.rows import Prepared, Rows, split
 from maskwise.text.tokenizers import Tokens, load_tokenizer, tokenise, train_tokenizer
 from maskwise.text.words import encode, word_ids
 
 __all__ = [
-    "Blocks",
-    "Document",
-    "Documents",
-    "Tokens",
-    "bundled_path",
-    "encode",
-    "load_tokenizer",
-    "pack",
-    "read_documents",
-    "require_documents",
-    "tokenise",
-    "train_tokenizer",
-    "unigram_counts",
+    "Document", "Documents", "PieceBatch", "Pieces", "Prepared", "Rows", "Tokens", "bundled_path", "encode",
+    "load_tokenizer", "read_documents", "read_pieces", "require_documents", "split", "tokenise", "train_tokenizer",
     "word_ids",
-]
+]  # fmt: skip

@@ -1,182 +1,266 @@
-"""Cutting documents into pieces, and laying pieces out in rows.
+"""Rows: plans which pieces lie together, and a corpus that is prepared for training.
 
-A *piece* is as much of a document as fits a row, cut between words. Pieces are cut in the same way whatever
-the layout, and never cut again: a packed row holds whole pieces. So a piece has the same name, and therefore
-the same masks, packed or padded, before and after a split. The price is some padding in packed rows, a few
-per cent, because the pieces of a row must fit; best fit over many pieces at once keeps it low.
+A plan is two small columns of numbers over pieces that are stored once (pieces.py). So another layout is another plan,
+the two sides of a held-out split are two plans, and neither copies a token.
 
-Cost: numpy over tokens, and one short Python step (about 1 µs) per piece.
+Cost: a Python step of about 1 µs for each piece when a plan is made; a batch is one look-up for each column. A process
+that opens a prepared corpus checks it once against its manifest, which takes about a second for a gigabyte.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
+import pyarrow as pa
 
-from maskwise.errors import MaskwiseError
-from maskwise.text.words import text_id
+from maskwise import folders
+from maskwise.errors import MaskwiseError, unknown_name
+from maskwise.text.pieces import (
+    WINDOW_TOKENS,
+    Array,
+    Ints,
+    PieceBatch,
+    Pieces,
+    ranges,
+    read_arrow,
+    read_pieces,
+    write_arrow,
+)
+from maskwise.text.tokenizers import Tokens, load_tokenizer
 
-Array = NDArray[Any]
-Ints = NDArray[np.int64]
-WINDOW_TOKENS = 1 << 20  # so many are worked on together
-LONG_WORDS = "words longer than a row"
+if TYPE_CHECKING:  # torch and transformers take two seconds: reading documents does not wait for them
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerFast
 
-
-class Frame(NamedTuple):
-    """Special tokens around pieces: `first` opens a row, `last` closes every piece; −1 for none."""
-
-    first: int
-    last: int
-    pad: int
-
-    def room(self, length: int) -> int:
-        """Tokens of the longest piece that fits a row."""
-        return length - (self.first >= 0) - (self.last >= 0)
-
-    @classmethod
-    def of(cls, tokenizer: Any) -> Frame:
-        """[CLS] … [SEP] or what the tokenizer has in their place."""
-        known = [tokenizer.sep_token_id, tokenizer.eos_token_id, -1]
-        last = next(number for number in known if number is not None)
-        first, pad = tokenizer.cls_token_id, tokenizer.pad_token_id
-        return cls(-1 if first is None else first, last, max(last, 0) if pad is None else pad)
+LAYOUTS = ("packed", "document")
+SIDES = ("training", "held_out")
 
 
-@dataclass
-class Pieces:
-    """P pieces with T tokens together.
+@dataclass(eq=False)
+class Rows:
+    """N rows of `length` tokens: pieces, and a plan which of them form which row.
 
     Attributes:
-        columns: name → (T,): "input_ids", "word_ids" and other layers, the pieces one after the other.
-        lengths: (P,) tokens per piece.
-        example_ids: (P,) int64, the name of a piece for ever.
-        documents: (P,) int64, hash of the name of its document.
+        pieces: those that may be in the rows.
+        order: numbers of pieces, row by row.
+        first: (N + 1,) int64; row r holds the pieces ``order[first[r]:first[r + 1]]``.
+        layout: "packed" or "document" (one piece in each row).
     """
 
-    columns: dict[str, Array]
-    lengths: Ints
-    example_ids: Ints
-    documents: Ints
+    pieces: Pieces
+    order: Ints
+    first: Ints
+    layout: str
 
-    def where(self, chosen: NDArray[np.bool_]) -> Pieces:
-        """The pieces for which `chosen` (P,) is true."""
-        tokens = np.repeat(chosen, self.lengths)
-        columns = {name: column[tokens] for name, column in self.columns.items()}
-        return Pieces(columns, self.lengths[chosen], self.example_ids[chosen], self.documents[chosen])
+    @classmethod
+    def of(cls, pieces: Pieces, layout: str = "packed", *, chosen: Ints | None = None) -> Rows:
+        """Plan rows of all pieces, or of those whose numbers are ``chosen``.
+
+        Args:
+            layout: "packed" fills rows with several pieces; "document" puts one piece in each row.
+            chosen: (P',) ascending.
+
+        Raises:
+            MaskwiseError: an unknown layout.
+        """
+        if layout not in LAYOUTS:
+            raise unknown_name("layout", layout, LAYOUTS)
+        chosen = np.arange(len(pieces)) if chosen is None else chosen
+        if layout == "document":
+            return cls(pieces, chosen, np.arange(len(chosen) + 1), layout)
+        cost = pieces.offsets[chosen + 1] - pieces.offsets[chosen] + (pieces.frame.last >= 0)
+        borders = np.flatnonzero(np.diff(np.cumsum(cost) // WINDOW_TOKENS)) + 1
+        order, counts = [chosen[:0]], [np.zeros(1, np.int64)]
+        for some, costs in zip(np.split(chosen, borders), np.split(cost, borders)):
+            row = _best_fit(costs, pieces.length - (pieces.frame.first >= 0))
+            order.append(some[np.argsort(row, kind="stable")])  # in a row as in the corpus
+            counts.append(np.bincount(row))
+        return cls(pieces, np.concatenate(order), np.cumsum(np.concatenate(counts)), layout)
+
+    def __len__(self) -> int:
+        return len(self.first) - 1
+
+    @property
+    def length(self) -> int:
+        """L, tokens of a row."""
+        return self.pieces.length
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that are not padding, special ones included."""
+        frame, offsets = self.pieces.frame, self.pieces.offsets
+        total = int(sum((offsets[part + 1] - offsets[part]).sum() for part in self._windows()))
+        return total + len(self.order) * (frame.last >= 0) + len(self) * (frame.first >= 0)
+
+    @property
+    def documents(self) -> Ints:
+        """(D,) the hashes of the names of all documents in the rows, sorted."""
+        return np.unique(self.pieces.documents[self.order])
+
+    def batch(self, rows: Sequence[int] | Array | Tensor) -> PieceBatch:
+        """The pieces of B rows.
+
+        Raises:
+            MaskwiseError: a number of a row that is not there.
+        """
+        at = np.asarray(rows, dtype=np.int64).reshape(-1)
+        outside = at[(at < 0) | (at >= len(self))]
+        if len(outside):
+            raise MaskwiseError("no such row", got=int(outside[0]), allowed=f"0 to {len(self) - 1}")
+        first, source = self.first[at], self.pieces
+        count = self.first[at + 1] - first
+        piece = self.order[ranges(first, count)]
+        begin = source.offsets[piece]
+        lengths = source.offsets[piece + 1] - begin
+        tokens = ranges(begin, lengths)
+        columns = {name: column[tokens] for name, column in source.columns.items()}
+        owner = np.repeat(np.arange(len(at)), count)
+        return PieceBatch(columns, lengths, source.example_ids[piece], owner, source.length, source.frame)
+
+    def tensors(self, rows: Sequence[int] | Array | Tensor) -> dict[str, Tensor]:
+        """B rows as (B, L) tensors; see `PieceBatch.tensors`."""
+        return self.batch(rows).tensors()
+
+    def laid(self, layout: str) -> Rows:
+        """The same pieces in another layout: another plan. Their names, and so their masks, stay."""
+        return self if layout == self.layout else Rows.of(self.pieces, layout, chosen=np.sort(self.order))
+
+    def holding(self, example_ids: Ints) -> Ints:
+        """The numbers of the rows that hold one of some pieces, ascending."""
+        inside = np.flatnonzero(np.isin(self.pieces.example_ids[self.order], example_ids))
+        return np.unique(np.searchsorted(self.first, inside, side="right") - 1)
+
+    def unigram_counts(self, vocab_size: int) -> Ints:
+        """(V,) how often every token stands in the text; special tokens and padding are not counted.
+
+        Raises:
+            MaskwiseError: a token outside the vocabulary.
+        """
+        total = np.zeros(vocab_size, dtype=np.int64)
+        offsets, ids = self.pieces.offsets, self.pieces.columns["input_ids"]
+        for part in self._windows():
+            tokens = ids[ranges(offsets[part], offsets[part + 1] - offsets[part])]
+            if len(tokens) and (worst := int(tokens.max())) >= vocab_size:
+                do = "use the tokenizer that made the tokens"
+                what = "token id outside the vocabulary"
+                raise MaskwiseError(what, got=worst, allowed=f"< {vocab_size}", do=do)
+            total += np.bincount(tokens, minlength=vocab_size)
+        return total
+
+    def save(self, path: Path) -> None:
+        """Write the plan (not the pieces) as one Arrow IPC file, a list of pieces for each row."""
+        plan = pa.LargeListArray.from_arrays(pa.array(self.first), pa.array(self.order))
+        write_arrow(path, {"pieces": plan}, {"layout": self.layout})
+
+    @classmethod
+    def load(cls, path: Path, pieces: Pieces) -> Rows:
+        """Open a plan that `save` wrote, memory-mapped."""
+        columns, about = read_arrow(path)
+        plan = columns["pieces"]
+        return cls(pieces, plan.values.to_numpy(), plan.offsets.to_numpy(), about["layout"])
+
+    def _windows(self) -> Iterator[Ints]:
+        """The numbers of the pieces, for about `WINDOW_TOKENS` tokens at a time."""
+        step = max(1, WINDOW_TOKENS // self.length)
+        return (self.order[start : start + step] for start in range(0, len(self.order), step))
 
 
-def cut(
-    names: Sequence[str], columns: dict[str, Array], lengths: Ints, *, room: int
-) -> tuple[Pieces, Counter[str]]:
-    """Documents → pieces of at most `room` tokens, cut between words.
+@dataclass(eq=False)
+class Prepared:
+    """A corpus that is ready to train on: a folder with a tokenizer, its pieces, and the plans of both sides."""
 
-    Half a word must not be masked: a word that is longer than a row gets −1 and is cut anywhere. (So may be
-    tokens that had −1 before.)
+    tokenizer: PreTrainedTokenizerFast
+    training: Rows
+    held_out: Rows
 
-    Args:
-        names: D names of documents.
-        columns: name → (T,), the tokens and layers of all documents, one after the other.
-        lengths: (D,) tokens per document.
-        room: tokens per piece at most.
+    @classmethod
+    def make(
+        cls,
+        folder: Path,
+        tokens: Iterable[Tokens],
+        tokenizer: Any,
+        *,
+        length: int,
+        layout: str,
+        held_out: float,
+    ) -> Prepared:
+        """Write the folder, window by window; a folder of that name is replaced.
 
-    Returns:
-        The pieces, and how many words were longer than a row.
+        Raises:
+            MaskwiseError: what `read_pieces` and `split` refuse, or a folder that cannot be written.
+        """
+
+        def fill(partial: Path) -> None:
+            pieces = read_pieces(tokens, tokenizer=tokenizer, length=length, out=partial / "pieces.arrow")
+            for name, rows in zip(SIDES, split(pieces, held_out=held_out, layout=layout)):
+                rows.save(partial / f"{name}.arrow")
+            tokenizer.save_pretrained(partial / "tokenizer")
+
+        folders.write_folder(folder, fill)
+        return cls.open(folder)
+
+    @classmethod
+    def open(cls, folder: Path) -> Prepared:
+        """Open the folder, memory-mapped. A process checks it against its manifest once.
+
+        Raises:
+            MaskwiseError: a folder that is damaged; prepare the corpus again.
+        """
+        if wrong := _damage(folder, (folder / folders.MANIFEST).stat().st_mtime_ns if folder.is_dir() else 0):
+            do = "run the same command again: it is prepared anew"
+            raise MaskwiseError(f"the prepared text in {folder} is damaged", got=wrong, do=do)
+        tokenizer = load_tokenizer(str(folder / "tokenizer"), needs_words=False)
+        pieces = Pieces.load(folder / "pieces.arrow", tokenizer=tokenizer)
+        training, held_out = (Rows.load(folder / f"{name}.arrow", pieces) for name in SIDES)
+        return cls(tokenizer, training, held_out)
+
+
+@cache
+def _damage(folder: Path, _written: int) -> str | None:
+    return folders.damage(folder)
+
+
+def split(pieces: Pieces, *, held_out: float, layout: str = "packed") -> tuple[Rows, Rows]:
+    """(training, held out): a document goes, whole, to the side that the hash of its name says.
+
+    Raises:
+        MaskwiseError: a share outside 0 … 1, or one that leaves a side empty.
     """
-    words = columns["word_ids"]
-    ends = np.cumsum(lengths)
-    opens = np.ones(len(words), dtype=bool)
-    opens[1:] = words[1:] != words[:-1]
-    opens[(ends - lengths)[lengths > 0]] = True
-    run = np.cumsum(opens) - 1
-    long = (np.bincount(run)[run] > room) & (words >= 0) if len(words) else np.zeros(0, dtype=bool)
-    counts = Counter({LONG_WORDS: int((long & opens).sum())})
-    words = np.where(long, -1, words).astype(words.dtype)
-
-    # Where a piece may begin, and for every token the last such place up to it.
-    may_begin = opens | (words < 0)
-    last_border = np.maximum.accumulate(np.where(may_begin, np.arange(len(words)), 0))
-    begins: list[int] = []
-    owners: list[int] = []
-    firsts: list[int] = []
-    for owner, (start, end) in enumerate(zip((ends - lengths).tolist(), ends.tolist())):
-        begin = start
-        while begin < end:
-            begins.append(begin)
-            owners.append(owner)
-            firsts.append(begin - start)
-            begin = int(last_border[begin + room]) if end - begin > room else end
-    sizes = np.diff([*begins, len(words)])
-    example_ids = [text_id(f"{names[owner]}\0{first}") for owner, first in zip(owners, firsts)]
-    documents = np.array([text_id(name) for name in names], dtype=np.int64)[owners]
-    columns = {**columns, "word_ids": words}
-    return Pieces(columns, sizes, np.array(example_ids, dtype=np.int64), documents), counts
-
-
-def lay_out(pieces: Pieces, frame: Frame, *, length: int, layout: str) -> dict[str, Array]:
-    """Pieces → N rows of `length` tokens.
-
-    Returns:
-        Name → array. (N, L): "input_ids", "word_ids" and layers, and "segment" (int16; which piece of the
-        row; −1, as in all layers, on special tokens and padding). (N,): "sizes" (tokens that are not padding)
-        and "segments" (how many pieces). (P,): "example_ids" and "documents", in the order of rows and
-        segments.
-    """
-    cost = pieces.lengths + (frame.last >= 0)
-    row = _best_fit(cost, length - (frame.first >= 0)) if layout == "packed" else np.arange(len(cost))
-    order = np.argsort(row, kind="stable")  # by row, in a row as in the corpus
-    total = int(row.max()) + 1 if len(row) else 0
-    segments = np.bincount(row, minlength=total)
-    before = np.zeros(len(order), dtype=np.int64)  # where in its row a piece begins
-    stop = np.cumsum(cost[order])
-    row_start = np.concatenate(([0], stop[np.cumsum(segments)[:-1] - 1])) if total else np.zeros(0, np.int64)
-    before[order] = stop - cost[order] - np.repeat(row_start, segments) + (frame.first >= 0)
-    segment = np.empty(len(order), dtype=np.int64)
-    segment[order] = np.arange(len(order)) - np.repeat(np.cumsum(segments) - segments, segments)
-
-    shift = row * length + before - (np.cumsum(pieces.lengths) - pieces.lengths)
-    target = np.arange(int(pieces.lengths.sum())) + np.repeat(shift, pieces.lengths)
-    columns: dict[str, Array] = {}
-    for name, values in pieces.columns.items():
-        values = values.astype(np.int8) if values.dtype == bool else values  # Arrow's bits cannot be mapped
-        empty = (
-            frame.pad if name == "input_ids" else -1 if np.issubdtype(values.dtype, np.signedinteger) else 0
+    if not 0 < held_out < 1:
+        allowed = "0 < held_out < 1"
+        raise MaskwiseError("held_out must be a share of the documents", got=held_out, allowed=allowed)
+    out = is_held_out(pieces.documents, held_out)
+    sides = np.flatnonzero(~out), np.flatnonzero(out)
+    if not all(map(len, sides)):
+        hashes = np.unique(pieces.documents)
+        do = "give more documents: each goes, whole, to one side"
+        if len(hashes) > 1:
+            between = (float(hashes[0]) + float(hashes[-1])) / 2**64  # a document on either side
+            do += f"; or take another share, such as {between:.3f}"
+        what = (
+            f"corpus.held_out={held_out} leaves the {'held-out' if len(sides[0]) else 'training'} side empty"
         )
-        columns[name] = np.full(total * length, empty, dtype=values.dtype)
-        columns[name][target] = values
-    columns["segment"] = np.full(total * length, -1, dtype=np.int16)
-    columns["segment"][target] = np.repeat(segment, pieces.lengths)
-    if frame.first >= 0:
-        columns["input_ids"][::length] = frame.first
-    if frame.last >= 0:
-        columns["input_ids"][row * length + before + pieces.lengths] = frame.last
-    columns = {name: column.reshape(total, length) for name, column in columns.items()}
-    columns["word_ids"] = _number_words(columns["word_ids"], columns["segment"])
-    sizes = np.bincount(row, weights=cost, minlength=total).astype(np.int32) + np.int32(frame.first >= 0)
-    whole = {"sizes": sizes, "segments": segments.astype(np.int32)}
-    names = {"example_ids": pieces.example_ids[order], "documents": pieces.documents[order]}
-    return {**columns, **whole, **names}
+        raise MaskwiseError(what, got=f"{len(hashes)} document{'s' * (len(hashes) > 1)}", do=do)
+    training, held = (Rows.of(pieces, layout, chosen=side) for side in sides)
+    return training, held
 
 
-def _number_words(words: Array, segment: Array) -> NDArray[np.int32]:
-    """Words counted from 0 in every row, on across its segments."""
-    opens = words >= 0
-    opens[:, 1:] &= (words[:, 1:] != words[:, :-1]) | (segment[:, 1:] != segment[:, :-1])
-    return np.where(words >= 0, np.cumsum(opens, axis=1) - 1, -1).astype(np.int32)
+def is_held_out(names: Any, share: float) -> Any:
+    """Which documents go to the held-out side: by their names' hashes (`text_id`), an int or an array of them."""
+    return names < int(share * 2**63)
 
 
 def _best_fit(cost: Ints, space: int) -> Ints:
     """(P,) the row of every piece: longest first, each into the fullest row that still takes it.
 
-    Rows with room are kept in stacks by what is left; the set of non-empty stacks is the bits of one integer,
+    Rows with room are kept in stacks by what is left of them. The set of non-empty stacks is the bits of one integer,
     so the tightest fit is its lowest bit from the cost up.
     """
-    if len(cost) and int(cost.max()) > space:
-        raise MaskwiseError("a piece is longer than a row", got=int(cost.max()), allowed=f"≤ {space}")
     row = np.empty(len(cost), dtype=np.int64)
     order = np.argsort(-cost, kind="stable")
     stacks: list[list[int]] = [[] for _ in range(space + 1)]

@@ -33,26 +33,38 @@ _BATCH_CHARACTERS = 1 << 20  # a batch of novels is cut shorter than a batch of 
 
 
 class Tokens(NamedTuple):
-    """One document without special tokens: n tokens, and for each the running number of its word (or −1).
+    """One document of n tokens, without special tokens.
 
-    Other layers, (n,) each, may ride along: `pack` carries them into the rows."""
+    Attributes:
+        word_ids: (n,) the running number of each token's word, −1 for none; None where a slow tokenizer cannot tell.
+        layers: other layers, (n,) each, which are carried into the pieces.
+    """
 
     document_id: str
     input_ids: NDArray[np.int32]  # (n,)
-    word_ids: NDArray[np.int32]  # (n,)
+    word_ids: NDArray[np.int32] | None
     layers: Mapping[str, NDArray[Any]] = MappingProxyType({})
 
+    def columns(self) -> dict[str, NDArray[Any]]:
+        """Everything that is known of each token, by name."""
+        words = {} if self.word_ids is None else {"word_ids": self.word_ids}
+        return {"input_ids": self.input_ids, **words, **self.layers}
 
-def load_tokenizer(name_or_path: str, *, needs_mask: bool = True) -> PreTrainedTokenizerFast:
+
+def load_tokenizer(
+    name_or_path: str, *, needs_mask: bool = True, needs_words: bool = True
+) -> PreTrainedTokenizerFast:
     """A fast tokenizer from a folder or the Hugging Face hub. Code that comes with it is never run.
 
     Args:
         name_or_path: as for ``starts.find_start``.
         needs_mask: refuse a tokenizer without a mask token (T5's have none) or a padding token.
+        needs_words: refuse a slow tokenizer, which has no character offsets: without words only single tokens can be
+            masked.
 
     Raises:
-        MaskwiseError: if it is not found, cannot be read without its own code, is slow (has no offsets), or
-            has no mask token.
+        MaskwiseError: a tokenizer that is not found, cannot be read without its own code, is slow, or has no mask
+            token.
     """
     from transformers import AutoTokenizer
 
@@ -69,7 +81,7 @@ def load_tokenizer(name_or_path: str, *, needs_mask: bool = True) -> PreTrainedT
         raise MaskwiseError(
             f"cannot load tokenizer {str(name_or_path)!r}", got=_first(error), do=do
         ) from error
-    if not getattr(tokenizer, "is_fast", False):
+    if needs_words and not getattr(tokenizer, "is_fast", False):
         do = "convert it to a tokenizer.json; words are found by character offsets"
         raise MaskwiseError(f"tokenizer {str(name_or_path)!r} is slow: it has no offsets", do=do)
     if needs_mask and tokenizer.mask_token_id is None:
@@ -127,14 +139,19 @@ def tokenise(
 
     Args:
         documents: (id, text) pairs.
-        tokenizer: a fast tokenizer.
+        tokenizer: a fast tokenizer. A slow one has no character offsets, so its tokens come without words.
         batch_size: at most so many documents go through the tokenizer together.
         layers: an annotator or a store of annotations: its layers are laid on the tokens (`layers.align`).
+
+    Raises:
+        MaskwiseError: layers for a slow tokenizer.
     """
     if not getattr(tokenizer, "is_fast", False):
-        raise MaskwiseError(
-            "words need a fast tokenizer, for its character offsets", got=type(tokenizer).__name__
-        )
+        if layers is not None:
+            what = "layers need a fast tokenizer, for its character offsets"
+            raise MaskwiseError(what, got=type(tokenizer).__name__, do="convert it to a tokenizer.json")
+        yield from _without_words(documents, tokenizer)
+        return
     backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     backend.no_truncation()
     backend.no_padding()
@@ -152,6 +169,12 @@ def tokenise(
             ids = np.array(encoding.ids, dtype=np.int32)
             word_ids, *rest = (column[start:end] for column in columns.values())
             yield Tokens(document.id, ids, word_ids, dict(zip([*columns][1:], rest)))
+
+
+def _without_words(documents: Iterable[Document], tokenizer: Any) -> Iterator[Tokens]:
+    for document in documents:
+        ids = tokenizer(document.text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
+        yield Tokens(document.id, np.array(ids, dtype=np.int32), None)
 
 
 def _batches(documents: Iterable[Document], size: int) -> Iterator[list[Document]]:

@@ -1,14 +1,15 @@
 """The loop, data order and checkpoints. ``loop`` is the story; one function pre-trains and fine-tunes.
 
-Imports ``objectives``, ``masking`` and below; knows corpora only by the protocol ``Blocks``.
+Imports ``objectives``, ``masking`` and below; knows corpora only by the protocol ``Rows``.
 """
 
 from maskwise.masking.collator import permutation
-from maskwise.training.loop import Source, train
+from maskwise.training.data import MaskedSource, Source, Step, log_frequencies, look_ahead
+from maskwise.training.loop import train
 from maskwise.training.machine import leave
 from maskwise.training.settings import TrainingSettings
-from maskwise.training.source import MaskedSource, log_frequencies
 
 __all__ = [
-    "MaskedSource", "Source", "TrainingSettings", "leave", "log_frequencies", "permutation", "train",
+    "MaskedSource", "Source", "Step", "TrainingSettings", "leave", "log_frequencies", "look_ahead",
+    "permutation", "train",
 ]  # fmt: skip

@@ -13,10 +13,11 @@ there is room for it, so that a study can show what each did to every objective;
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,9 +26,9 @@ from maskwise.keys import fold
 from maskwise.masking import MaskedBatch
 from maskwise.objectives import ArmBatch, Arms, Outcome
 from maskwise.samplers import Sampler
+from maskwise.training.data import MaskedSource, Rows, load_rows
 from maskwise.training.learners import Agree, Learner
 from maskwise.training.settings import TrainingSettings
-from maskwise.training.source import Blocks, MaskedSource, load_rows
 
 PROBE_SEED = 0x9208
 
@@ -48,10 +49,15 @@ class ArmsSource:
         """The maskers as they are before any policy learns. Probes mask with them: a run that was stopped makes its
         probe anew, and must find the same masks."""
 
-    def batches(self, step: int, *, rank: int, ranks: int, device: torch.device) -> list[ArmBatch]:
+    @property
+    def ahead(self) -> int:
+        """One step, or none where the sampler or a policy learns."""
+        return 0 if self.sampler.every or self.learners() else 1
+
+    def batches(self, step: int, *, rank: int, ranks: int) -> list[ArmBatch]:
         """The micro-batches of ``step``, all of one arm, the same arm on every rank."""
         arm = self.sampler.draw(step, self.settings.steps)
-        made = self.sources[arm].batches(step, rank=rank, ranks=ranks, device=device)
+        made = self.sources[arm].batches(step, rank=rank, ranks=ranks)
         return [ArmBatch(arm, batch) for batch in made]
 
     def learners(self) -> dict[str, Learner]:
@@ -62,7 +68,7 @@ class ArmsSource:
             for name, learner in source.learners().items()
         }
 
-    def facts(self, batches: list[ArmBatch]) -> dict[str, float]:
+    def facts(self, batches: Sequence[ArmBatch]) -> dict[str, float]:
         """Those of the masking, over all arms."""
         source = next(iter(self.sources.values()))
         return source.facts([one.batch for one in batches])
@@ -122,7 +128,7 @@ class Probe:
     """
 
     def __init__(
-        self, objective: Arms, sources: Mapping[str, MaskedSource], held_out: Mapping[str, Blocks], *, size: int,
+        self, objective: Arms, sources: Mapping[str, MaskedSource], held_out: Mapping[str, Rows], *, size: int,
         skip: Mapping[str, Iterable[int]], total_steps: int, fresh: bool = False, rank: int = 0, ranks: int = 1,
         maskers: Mapping[str, Any] | None = None,
     ):  # fmt: skip
@@ -133,7 +139,7 @@ class Probe:
         self.rows = {arm: _others(len(held_out[arm]), skip.get(arm, ())) for arm in sources}
         for arm, rows in self.rows.items():
             check_enough(arm, len(rows), of=len(held_out[arm]), size=size)
-            check_disjoint(arm, sources[arm].blocks, held_out[arm])
+            check_disjoint(arm, sources[arm].rows, held_out[arm])
         self.batches = {} if fresh else {arm: self._batch(arm, 0) for arm in sources}
 
     def __call__(self, turn: int) -> Tensor:
@@ -160,8 +166,7 @@ class Probe:
         rows = self.rows[arm]
         start = fold(PROBE_SEED, turn) % len(rows) if self.fresh else 0
         chosen = rows.roll(-start)[: self.size][self.rank :: self.ranks]
-        device = next(self.objective.parameters()).device
-        columns = load_rows(self.held_out[arm], chosen, device)
+        columns = load_rows(self.held_out[arm], chosen)
         middle = {"step": self.total_steps // 2, "total_steps": self.total_steps}
         return self.maskers[arm](columns, **middle, epoch=turn)
 
@@ -273,13 +278,13 @@ def check_enough(arm: str, free: int, *, of: int, size: int) -> None:
         )  # fmt: skip
 
 
-def check_disjoint(arm: str, training: Any, held_out: Any) -> None:
+def check_disjoint(arm: str, training: Rows, held_out: Rows) -> None:
     """
     Raises:
         MaskwiseError: a document in both.
     """
-    both = set(training.columns["documents"].tolist()) & set(held_out.columns["documents"].tolist())
-    if both:
+    both = np.intersect1d(training.documents, held_out.documents)
+    if len(both):
         what = f"the probe of arm {arm!r} and its training data share documents"
         raise MaskwiseError(what, got=f"{len(both)}", do="give the probe text of its own")
 

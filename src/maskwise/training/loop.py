@@ -1,7 +1,7 @@
 """The loop. Pre-training, intermediate pre-training and fine-tuning are this function with another objective.
 
     for step in range(steps):
-        batches = source.batches(step)                   # masked here, on the device, for this very step
+        batches = source.batches(step)                   # masked one step ahead, in a thread (data.py)
         targets = all ranks' number of labels            # before any backward: every target weighs the same
         for batch in batches: (objective(batch).loss / targets).backward()
         clip, set the learning rate, update
@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -27,10 +27,10 @@ from rich.console import Console
 
 from maskwise.errors import MaskwiseError
 from maskwise.keys import fold
-from maskwise.masking.masked import IGNORE
 from maskwise.models import encoder_of, freeze_encoder
 from maskwise.objectives import Arms, Objective, Outcome
 from maskwise.training.checkpoints import load_state, save_state
+from maskwise.training.data import Source, look_ahead
 from maskwise.training.learners import Learner, agreement, restore, states
 from maskwise.training.machine import new_accelerator, reduced
 from maskwise.training.metrics import Metrics
@@ -39,19 +39,6 @@ from maskwise.training.progress import Progress
 from maskwise.training.settings import TrainingSettings
 
 Evaluate = Callable[[int], list[dict[str, Any]]]
-
-
-class Source(Protocol):
-    """Where batches come from."""
-
-    def batches(self, step: int, *, rank: int, ranks: int, device: torch.device) -> list[Any]:
-        """The micro-batches of one update for one rank: mappings with ``labels``, −100 for no target."""
-
-    def facts(self, batches: list[Any]) -> dict[str, float]:
-        """What to log of these batches: sums, added up between two lines of metrics (see ``summarise``)."""
-
-    def summarise(self, sums: Mapping[str, float]) -> dict[str, Any]:
-        """Metrics from the sums since the last line."""
 
 
 def train(
@@ -113,12 +100,11 @@ def train(
         learner.after(0, settings.steps, agree)
     try:
         with Progress(title, settings.steps, start, hidden=quiet or not run.first) as progress:
-            for step in range(start, settings.steps):
+            steps = look_ahead(source, range(start, settings.steps), rank=rank, ranks=ranks, device=device)
+            for step, batches, labels, facts in steps:
                 torch.manual_seed(fold(settings.seed, step, rank, 0xD0))
                 _training_mode(objective, settings)
-                batches = source.batches(step, rank=rank, ranks=ranks, device=device)
-                labels = float(sum(int((batch["labels"] != IGNORE).sum()) for batch in batches))
-                targets = reduced(accelerator, {"targets": labels})["targets"]
+                targets = reduced(accelerator, {"targets": float(labels)})["targets"]
                 rate = optimizers.set_rate(step)
                 loss = _backward(accelerator, wrapped, batches, targets, learners)
                 norm = float(accelerator.clip_grad_norm_(objective.parameters(), settings.clip or math.inf))
@@ -129,7 +115,7 @@ def train(
                 done = step + 1
                 for learner in learners.values():
                     learner.after(done, settings.steps, agree)
-                _add(window, {"loss": loss, "targets": labels, **source.facts(batches)})
+                _add(window, {"loss": loss, "targets": labels, **facts})
                 if done % settings.log_every == 0 or done == settings.steps:
                     sums = reduced(accelerator, window)
                     window = dict.fromkeys(window, 0.0)
@@ -155,8 +141,8 @@ def train(
                 if folder and _due(done, settings.save_every) and done < settings.steps:
                     if run.first:
                         seconds = time.perf_counter() - began
-                        facts = {**run.facts, **total, "loss": last_loss, "seconds": seconds}
-                        save_state(folder / "resume", done, objective, optimizers, facts, states(learners))
+                        state = {**run.facts, **total, "loss": last_loss, "seconds": seconds}
+                        save_state(folder / "resume", done, objective, optimizers, state, states(learners))
                     accelerator.wait_for_everyone()
                 progress.advance()
     finally:

@@ -1,0 +1,418 @@
+"""Pieces: a corpus as flat tokens on disk.
+
+A *piece* is as much of a document as fits one row, cut between words. Pieces are cut once, are the same in every layout
+and on either side of a held-out split, and are never copied again: a corpus is one flat column of tokens (and of every
+layer) with the offsets of its pieces, and a batch picks the pieces of its rows (rows.py plans these). So a piece keeps
+its name, and therefore its masks, wherever it lies. The price is some padding in packed rows, a few per cent, because
+pieces are not cut to fit.
+
+Documents are read in windows of about a million tokens, and what is on disk is memory-mapped: the memory needed grows
+neither with the corpus that is prepared nor with the corpus that is read, and processes share its pages.
+
+Cost: numpy over tokens, and a Python step of about 1 µs for each piece.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from maskwise import folders
+from maskwise.errors import MaskwiseError
+from maskwise.text.layers import digest
+from maskwise.text.tokenizers import Tokens
+from maskwise.text.words import text_id
+
+if TYPE_CHECKING:  # torch takes two seconds: who only reads documents does not wait for it
+    from torch import Tensor
+
+Array = NDArray[Any]
+Ints = NDArray[np.int64]
+
+FORMAT = 2  # 1 held rows; its files are refused
+WINDOW_TOKENS = 1 << 20  # so many are worked on together: some 50 MB
+MOST_TOKENS = (1 << 15) - 1  # of a piece: the numbers of its words are int16
+LONG_WORDS, NO_TOKENS = "words longer than a row", "documents without tokens"
+UNKNOWN = "unknown tokens"
+
+
+class Frame(NamedTuple):
+    """Special tokens around pieces: `first` opens a row, `last` closes every piece; −1 for none."""
+
+    first: int
+    last: int
+    pad: int
+
+    def room(self, length: int) -> int:
+        """Tokens of the longest piece that fits a row."""
+        return length - (self.first >= 0) - (self.last >= 0)
+
+    @classmethod
+    def of(cls, tokenizer: Any) -> Frame:
+        """[CLS] … [SEP], or what the tokenizer has in their place."""
+        known = [tokenizer.sep_token_id, tokenizer.eos_token_id, -1]
+        last = next(number for number in known if number is not None)
+        first, pad = tokenizer.cls_token_id, tokenizer.pad_token_id
+        return cls(-1 if first is None else first, last, max(last, 0) if pad is None else pad)
+
+
+class PieceBatch(NamedTuple):
+    """The P pieces of B rows, T tokens together: what a `Masker` takes.
+
+    Attributes:
+        columns: name → (T,): "input_ids", "word_ids" (counted from 0 in every piece; −1 for none) and other layers, one
+            piece behind the other, without special tokens.
+        lengths: (P,) tokens of each piece.
+        example_ids: (P,) int64, the name of each piece.
+        rows: (P,) int64, ascending: the row of the batch that a piece goes into.
+        length: L, tokens of a row.
+        frame: the special tokens around the pieces.
+    """
+
+    columns: dict[str, Array]
+    lengths: Ints
+    example_ids: Ints
+    rows: Ints
+    length: int
+    frame: Frame
+
+    def laid_out(self) -> dict[str, Array]:
+        """The rows as (B, L) arrays: [first] piece [last] piece [last] … padding.
+
+        Returns:
+            "input_ids", "attention_mask" and the layers (−1, or 0 where they have no sign, on special tokens and
+            padding): (B, L); words are counted from 0 in every row. "example_id": (B,) if every row has one piece, else
+            (B, L), −1 on special tokens and padding.
+        """
+        frame, total = self.frame, int(self.rows[-1]) + 1 if len(self.rows) else 0
+        cost = self.lengths + (frame.last >= 0)
+        opens = np.searchsorted(self.rows, np.arange(total))  # the first piece of each row
+        start = _in_groups(cost, opens, self.rows) + (frame.first >= 0)  # of a piece, in its row
+        at = ranges(self.rows * self.length + start, self.lengths)
+        columns = dict(self.columns)
+        words = columns["word_ids"].astype(np.int64) if "word_ids" in columns else None
+        if words is not None and len(self.lengths) > total:
+            number = np.maximum.reduceat(words, np.cumsum(self.lengths) - self.lengths) + 1
+            shift = np.repeat(_in_groups(number, opens, self.rows), self.lengths)
+            columns["word_ids"] = np.where(words >= 0, words + shift, -1)
+        laid: dict[str, Array] = {}
+        for name, values in columns.items():
+            empty = frame.pad if name == "input_ids" else -int(np.issubdtype(values.dtype, np.signedinteger))
+            laid[name] = np.full(total * self.length, empty, dtype=values.dtype)
+            laid[name][at] = values
+        if frame.first >= 0:
+            laid["input_ids"][:: self.length] = frame.first
+        if frame.last >= 0:
+            laid["input_ids"][self.rows * self.length + start + self.lengths] = frame.last
+        sizes = np.bincount(self.rows, weights=cost, minlength=total) + (frame.first >= 0)
+        laid["attention_mask"] = np.arange(self.length) < sizes[:, None]
+        names = self.example_ids
+        if len(self.lengths) > total:
+            names = np.full(total * self.length, -1)
+            names[at] = np.repeat(self.example_ids, self.lengths)
+        laid["example_id"] = names
+        flat = len(names) == total
+        return {
+            k: v if k == "example_id" and flat else v.reshape(total, self.length) for k, v in laid.items()
+        }
+
+    def tensors(self) -> dict[str, Tensor]:
+        """`laid_out` as tensors, whole numbers as int64: for whatever wants rows rather than pieces."""
+        import torch
+
+        arrays = self.laid_out()
+        return {
+            k: torch.from_numpy(v if v.dtype.kind == "f" else v.astype(np.int64)) for k, v in arrays.items()
+        }
+
+
+@dataclass(eq=False)
+class Pieces:
+    """P pieces with T tokens together, in memory or memory-mapped; `read_pieces` makes them.
+
+    Attributes:
+        columns: name → (T,): "input_ids" int32, "word_ids" int16 (counted from 0 in every piece, −1 for none; not there
+            if the tokenizer is slow) and other layers, one piece behind the other.
+        offsets: (P + 1,) int64; piece p holds the tokens from ``offsets[p]`` to ``offsets[p + 1]``.
+        example_ids: (P,) int64, the name of a piece for ever.
+        documents: (P,) int64, hash of the name of its document.
+        frame, length: the special tokens of a row, and its L tokens, for which the pieces were cut.
+        counts: documents read, pieces and tokens made, unknown tokens, and what was left out or is not eligible.
+        tokenizer: the key of the tokenizer that made the tokens (`tokenizer_key`); "" if it is not known.
+    """
+
+    columns: dict[str, Array]
+    offsets: Ints
+    example_ids: Ints
+    documents: Ints
+    frame: Frame
+    length: int
+    counts: Counter[str] = field(default_factory=Counter)
+    tokenizer: str = ""
+
+    def __len__(self) -> int:
+        return len(self.example_ids)
+
+    def save(self, path: str | Path) -> Path:
+        """Write one Arrow IPC file, a row for each piece; docs/data.md has the format."""
+        columns: dict[str, pa.Array] = {
+            name: pa.LargeListArray.from_arrays(pa.array(self.offsets), pa.array(values))
+            for name, values in self.columns.items()
+        }
+        columns |= {"example_id": pa.array(self.example_ids), "document": pa.array(self.documents)}
+        about = {"frame": self.frame._asdict(), "length": self.length, "counts": self.counts}
+        return write_arrow(Path(path), columns, {**about, "tokenizer": self.tokenizer})
+
+    @classmethod
+    def load(cls, path: str | Path, *, tokenizer: Any = None) -> Pieces:
+        """Open what `save` wrote, memory-mapped.
+
+        Args:
+            path: the file.
+            tokenizer: with which its tokens and their layers are to be read.
+
+        Raises:
+            MaskwiseError: the file is missing, damaged, holds no pieces, or was made with another tokenizer.
+        """
+        columns, about = read_arrow(Path(path))
+        made, key = about["tokenizer"], tokenizer_key(tokenizer)
+        if made and key and made != key:
+            what = f"the tokens and layers in {path} are another tokenizer's"
+            raise MaskwiseError(
+                what, got=made, allowed=key, do="prepare the corpus again, with this tokenizer"
+            )
+        names, documents = (columns.pop(name).to_numpy() for name in ("example_id", "document"))
+        offsets = columns["input_ids"].offsets.to_numpy()
+        tokens = {name: column.values.to_numpy(zero_copy_only=True) for name, column in columns.items()}
+        frame, counts = Frame(**about["frame"]), Counter(about["counts"])
+        return cls(tokens, offsets, names, documents, frame, about["length"], counts, made)
+
+
+def read_pieces(
+    tokens: Iterable[Tokens], *, tokenizer: Any, length: int, out: str | Path | None = None
+) -> Pieces:
+    """Documents, as `tokenise` yields them, cut into pieces for rows of ``length`` tokens.
+
+    A word that is longer than a row gets −1 (it is not eligible), is cut anywhere and is counted. An example id is a
+    hash of the document's name and of the index of the piece's first token.
+
+    Args:
+        tokens: the documents.
+        tokenizer: for its special tokens: cls (if any) before a row, sep or eos behind every piece.
+        length: L, special tokens included.
+        out: write to this file, window by window, and return what is in it memory-mapped. Without it the pieces are
+            held in memory, about 6 bytes a token.
+
+    Raises:
+        MaskwiseError: a length without room, layers that not all documents have, no tokens, a file that cannot be
+            written.
+
+    >>> from maskwise.text import Document, Rows, tokenise, train_tokenizer
+    >>> tokenizer = train_tokenizer(["the cat sat on the mat"] * 9, vocab_size=64)
+    >>> documents = [Document("a", "the cat sat"), Document("b", "on the mat")]
+    >>> pieces = read_pieces(tokenise(documents, tokenizer), tokenizer=tokenizer, length=10)
+    >>> tokenizer.batch_decode(Rows.of(pieces, "packed").tensors([0])["input_ids"])
+    ['[CLS] the cat sat [SEP] on the mat [SEP] [PAD]']
+    """
+    frame, key = Frame.of(tokenizer), tokenizer_key(tokenizer)
+    if not 1 <= frame.room(length) <= MOST_TOKENS:
+        what = "length leaves no room for text, or is too long"
+        raise MaskwiseError(what, got=length, allowed="3 to 32,768")
+    counts, path = Counter[str](), Path(out) if out else None
+    scratch = path and path.with_name(f".{path.name}.columns.partial")
+    columns = _Columns(scratch)
+    layers: list[str] = []
+    try:
+        for window in _windows(tokens):
+            layers = layers or list(window[0].columns())
+            flat = _flat(window, layers)
+            columns.append(_cut(window, flat, counts, room=frame.room(length), unknown=tokenizer))
+        if not counts["pieces"]:
+            got = f"{counts['documents']} documents"
+            raise MaskwiseError("the corpus has no tokens", got=got, do="check the corpus and its text field")
+        whole = columns.joined()
+        sizes, names, documents = (whole.pop(name) for name in ("lengths", "example_ids", "documents"))
+        offsets = np.concatenate(([0], np.cumsum(sizes, dtype=np.int64)))
+        pieces = Pieces(whole, offsets, names, documents, frame, length, counts, key)
+        return pieces if path is None else Pieces.load(pieces.save(path))
+    finally:
+        if scratch:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _windows(tokens: Iterable[Tokens]) -> Iterator[list[Tokens]]:
+    window: list[Tokens] = []
+    size = 0
+    for document in tokens:
+        window.append(document)
+        size += len(document.input_ids) + 1
+        if size >= WINDOW_TOKENS:
+            yield window
+            window, size = [], 0
+    if window:
+        yield window
+
+
+def _cut(
+    window: list[Tokens], columns: dict[str, Array], counts: Counter[str], *, room: int, unknown: Any
+) -> dict[str, Array]:
+    """Documents → pieces of at most ``room`` tokens, cut between words, as columns of tokens and of pieces.
+
+    Half a word must not be masked: a word that is longer than a row gets −1 and is cut anywhere. (So may be tokens that
+    had −1 before.) ``counts`` are added to.
+    """
+    lengths = np.array([len(document.input_ids) for document in window], dtype=np.int64)
+    total, ends = int(lengths.sum()), np.cumsum(lengths)
+    words = columns.get("word_ids", np.full(total, -1, dtype=np.int32))
+    opens = np.ones(total, dtype=bool)
+    opens[1:] = words[1:] != words[:-1]
+    opens[(ends - lengths)[lengths > 0]] = True
+    run = np.cumsum(opens) - 1
+    long = (np.bincount(run)[run] > room) & (words >= 0) if total else np.zeros(0, dtype=bool)
+    words = np.where(long, -1, words)
+
+    # Where a piece may begin, and for every token the last such place up to it.
+    may_begin = opens | (words < 0)
+    last_border = np.maximum.accumulate(np.where(may_begin, np.arange(total), 0))
+    begins: list[int] = []
+    owners: list[int] = []
+    example_ids: list[int] = []
+    for owner, (start, end) in enumerate(zip((ends - lengths).tolist(), ends.tolist())):
+        begin = start
+        while begin < end:
+            begins.append(begin)
+            owners.append(owner)
+            example_ids.append(text_id(f"{window[owner].document_id}\0{begin - start}"))
+            begin = int(last_border[begin + room]) if end - begin > room else end
+    if "word_ids" in columns:
+        columns["word_ids"] = _number_words(words, np.array(begins, dtype=np.int64))
+    documents = np.array([text_id(document.document_id) for document in window], dtype=np.int64)
+    counts.update({"documents": len(window), "pieces": len(begins), "tokens": total})
+    rare = {NO_TOKENS: int((lengths == 0).sum()), LONG_WORDS: int((long & opens).sum())}
+    rare[UNKNOWN] = int((columns["input_ids"] == getattr(unknown, "unk_token_id", None)).sum())
+    counts.update({reason: number for reason, number in rare.items() if number})
+    return {
+        **columns,
+        "lengths": np.diff([*begins, total]).astype(np.int32),
+        "example_ids": np.array(example_ids, dtype=np.int64),
+        "documents": documents[owners],
+    }
+
+
+def _flat(window: list[Tokens], names: list[str]) -> dict[str, Array]:
+    """The columns of all documents, one document behind the other."""
+    for document in window:
+        if list(document.columns()) != names:
+            got = f"{list(document.columns())} in {document.document_id!r}"
+            raise MaskwiseError("every document needs the same layers", got=got, allowed=names)
+    columns = {name: np.concatenate([document.columns()[name] for document in window]) for name in names}
+    # Arrow keeps truth values as bits, which cannot be mapped.
+    return {
+        name: values.astype(np.int8) if values.dtype == bool else values for name, values in columns.items()
+    }
+
+
+def _number_words(words: Array, begins: Ints) -> NDArray[np.int16]:
+    """Words counted from 0 in every piece."""
+    opens = np.ones(len(words), dtype=bool)
+    opens[1:] = words[1:] != words[:-1]
+    opens[begins] = True
+    opens &= words >= 0
+    number = np.cumsum(opens)
+    before = number[begins] - opens[begins]  # words that open before the piece
+    number -= 1 + np.repeat(before, np.diff([*begins.tolist(), len(words)]))
+    return np.where(words >= 0, number, -1).astype(np.int16)
+
+
+class _Columns:
+    """Columns that grow window by window: in memory, or in a folder as raw files, which may be larger than memory."""
+
+    def __init__(self, folder: Path | None):
+        self.folder = folder
+        self.parts: list[dict[str, Array]] = []
+
+    def append(self, part: dict[str, Array]) -> None:
+        if self.folder:
+            with folders.writing(self.folder.parent):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                for name, column in part.items():
+                    with open(self.folder / str([*part].index(name)), "ab") as file:
+                        column.tofile(file)
+            part = {name: column[:0] for name, column in part.items()}
+        self.parts.append(part)
+
+    def joined(self) -> dict[str, Array]:
+        """Every column whole. Parts are let go one by one: memory holds little more than the columns."""
+        names = list(self.parts[0])
+        if self.folder is None:
+            return {name: np.concatenate([part.pop(name) for part in self.parts]) for name in names}
+        types = {name: column.dtype for name, column in self.parts[0].items()}
+        return {
+            name: np.memmap(self.folder / str(place), types[name], "r") for place, name in enumerate(names)
+        }
+
+
+def tokenizer_key(tokenizer: Any) -> str:
+    """Hash of a tokenizer's vocabulary, which says what its ids mean; "" for what has none."""
+    vocabulary: dict[str, int] = getattr(tokenizer, "get_vocab", dict)()
+    return digest(json.dumps(sorted(vocabulary.items()))) if vocabulary else ""
+
+
+def ranges(start: Ints, length: Ints) -> Ints:
+    """The numbers start[0], start[0] + 1, … (length[0] of them), start[1], …, one range behind the other.
+
+    >>> ranges(np.array([5, 0]), np.array([2, 3])).tolist()
+    [5, 6, 0, 1, 2]
+    """
+    ends = np.cumsum(length)
+    total = int(ends[-1]) if len(ends) else 0
+    return np.arange(total) + np.repeat(start - (ends - length), length)
+
+
+def _in_groups(values: Ints, opens: Ints, group: Ints) -> Ints:
+    """The sum of the values that stand before each in its group; ``opens``: where each group begins."""
+    before = np.cumsum(values) - values
+    return before - before[opens][group]
+
+
+def write_arrow(path: Path, columns: dict[str, pa.Array], about: dict[str, Any]) -> Path:
+    """One Arrow IPC file with one record batch, whole or not at all."""
+    schema = pa.schema(
+        [(name, column.type) for name, column in columns.items()],
+        {"maskwise": json.dumps({"format": FORMAT, **about})},
+    )
+    partial = path.with_name(f".{path.name}.partial")
+    with folders.writing(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+                writer.write_batch(pa.RecordBatch.from_arrays(list(columns.values()), schema=schema))
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+    return path
+
+
+def read_arrow(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The columns of a file that `write_arrow` wrote, memory-mapped, and what it says of them."""
+    try:
+        reader = pa.ipc.open_file(pa.memory_map(str(path)))
+        about = json.loads((reader.schema.metadata or {})[b"maskwise"])
+        batch = reader.get_batch(0)
+        batch.validate()
+    except (OSError, pa.ArrowInvalid, KeyError, ValueError) as error:
+        what = f"{path} does not hold pieces, or is damaged"
+        raise MaskwiseError(what, got=str(error) or None, do="prepare the corpus again") from error
+    if about.get("format") != FORMAT:
+        what = f"{path} is of another format"
+        raise MaskwiseError(what, got=about.get("format"), allowed=FORMAT, do="prepare the corpus again")
+    return dict(zip(batch.schema.names, batch.columns)), about

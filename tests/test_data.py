@@ -1,0 +1,91 @@
+"""What the loop reads: batches one step ahead, the order of rows."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from maskwise.errors import MaskwiseError
+from maskwise.masking import Masker
+from maskwise.training import MaskedSource, TrainingSettings, look_ahead
+from maskwise.training.data import Order
+from training_tools import Language, tokenizer
+
+DATA = Language(40)
+
+
+class Counting:
+    """A source without a length that says in which thread each batch was made."""
+
+    def __init__(self, ahead: int, *, fails_at: int = -1):
+        self.ahead, self.fails_at = ahead, fails_at
+        self.made: list[tuple[int, bool]] = []
+
+    def batches(self, step: int, *, rank: int, ranks: int) -> list[dict[str, Tensor]]:
+        if step == self.fails_at:
+            raise MaskwiseError("no more text")
+        self.made.append((step, threading.current_thread() is threading.main_thread()))
+        return [{"labels": torch.tensor([[step, -100, rank]])}] * 2
+
+    def facts(self, batches: Any) -> dict[str, float]:
+        return {"rows": float(len(batches))}
+
+    def summarise(self, sums: Mapping[str, float]) -> dict[str, Any]:
+        return dict(sums)
+
+
+@pytest.mark.parametrize("ahead", [0, 1, 3])
+def test_batches_are_made_ahead_in_a_thread(ahead: int) -> None:
+    source = Counting(ahead)
+    steps = look_ahead(source, range(5, 9), rank=1, ranks=2)
+    first = next(steps)
+    assert (first.number, first.targets, first.facts) == (5, 4, {"rows": 2.0})
+    assert first.batches[0]["labels"].tolist() == [[5, -100, 1]]
+    assert [step.number for step in steps] == [6, 7, 8]
+    assert source.made == [(step, not ahead) for step in range(5, 9)], (
+        "each once, in order, none past the end"
+    )
+
+
+def test_what_fails_ahead_is_raised_at_its_step() -> None:
+    steps = look_ahead(Counting(1, fails_at=2), range(4))
+    assert [next(steps).number, next(steps).number] == [0, 1]
+    with pytest.raises(MaskwiseError, match="no more text"):
+        next(steps)
+
+
+def test_a_run_that_ends_early_ends_its_thread() -> None:
+    before = threading.active_count()
+    steps = look_ahead(Counting(1), range(10))
+    next(steps)
+    assert threading.active_count() > before
+    steps.close()
+    assert threading.active_count() == before
+
+
+def test_masks_that_learn_are_made_at_their_step() -> None:
+    plain, taught = (
+        MaskedSource(DATA, Masker(tokenizer(), policy=p), TrainingSettings(batch_size=8))
+        for p in ("token", "group-weighted(pos, 2)")
+    )
+    assert (plain.ahead, taught.ahead) == (1, 0)
+
+
+def test_orders_of_two_sources_are_kept_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+
+    def draw(size: int, *, seed: int, epoch: int) -> Tensor:
+        drawn.append((size, epoch))
+        return torch.arange(size)
+
+    monkeypatch.setattr("maskwise.training.data.permutation", draw)
+    orders = [Order(size, seed=0) for size in (5, 9)]
+    for epoch in (0, 0, 0, 1):
+        for order in orders:
+            order(epoch)
+    assert drawn == [(5, 0), (9, 0), (5, 1), (9, 1)]
