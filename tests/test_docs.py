@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import shlex
 import warnings
 from pathlib import Path
@@ -213,3 +214,18 @@ def test_the_list_of_decisions_is_whole() -> None:
     listed = (ROOT / "docs" / "decisions" / "index.md").read_text(encoding="utf-8")
     pages = sorted(page.name for page in (ROOT / "docs" / "decisions").glob("0*.md"))
     assert pages and [page for page in pages if f"({page})" not in listed] == []
+
+
+def test_the_tour_names_every_room() -> None:
+    """The tree in CONTRIBUTING.md, against src/maskwise: every folder is named, and nothing that is not there."""
+    (tour,) = [block.text for block in blocks_of(ROOT / "CONTRIBUTING.md") if block.text.startswith("src/maskwise/")]
+    rooms = {path.name + "/" * path.is_dir() for path in (ROOT / "src" / "maskwise").glob("[a-z]*")}
+    named = set(re.findall(r"[a-z]+(?:/|\.py)(?=\s)", tour.partition("\n")[2]))
+    assert [room for room in rooms - named if room.endswith("/")] == []
+    assert sorted(named - rooms) == []
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "scripts").rglob("*.py")), ids=name)
+def test_scripts_import_what_exists(script: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", [str(script)])
+    assert runpy.run_path(str(script), run_name="script")
