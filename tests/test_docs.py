@@ -218,7 +218,9 @@ def test_the_list_of_decisions_is_whole() -> None:
 
 def test_the_tour_names_every_room() -> None:
     """The tree in CONTRIBUTING.md, against src/maskwise: every folder is named, and nothing that is not there."""
-    (tour,) = [block.text for block in blocks_of(ROOT / "CONTRIBUTING.md") if block.text.startswith("src/maskwise/")]
+    (tour,) = [
+        block.text for block in blocks_of(ROOT / "CONTRIBUTING.md") if block.text.startswith("src/maskwise/")
+    ]
     rooms = {path.name + "/" * path.is_dir() for path in (ROOT / "src" / "maskwise").glob("[a-z]*")}
     named = set(re.findall(r"[a-z]+(?:/|\.py)(?=\s)", tour.partition("\n")[2]))
     assert [room for room in rooms - named if room.endswith("/")] == []
