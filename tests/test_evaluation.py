@@ -30,13 +30,10 @@ from maskwise.evaluation import (
     overlap,
     overlap_record,
 )
-from maskwise.evaluation import cloze as cloze_module
-from maskwise.evaluation.cloze import candidate_scores, ranks_of, score_facts
-from maskwise.evaluation.evaluate import pseudo_perplexity
-from maskwise.evaluation.facts import Fact, Facts, read_facts
-from maskwise.evaluation.pairs import Pairs, read_pairs, score_pairs
-from maskwise.evaluation.scoring import by_width, log_probabilities
-from maskwise.evaluation.sources import load
+from maskwise.evaluation.cloze import Cloze, Fact, candidate_scores, questions_of, ranks_of
+from maskwise.evaluation.heldout import pseudo_perplexity
+from maskwise.evaluation.pairs import Pairs
+from maskwise.evaluation.scoring import by_width, load_set, log_probabilities
 from maskwise.masking.annotated import AnnotatedBatch
 from maskwise.masking.vocabulary import Vocabulary
 from maskwise.models import load_model, new_config, new_model
@@ -192,9 +189,9 @@ def test_ranks(scores: list[float], gold: int, right: list[int], rank: float) ->
     assert found.tolist() == [rank]
 
 
-def facts_of(*items: tuple[str, str, str], relation: str = "r") -> Facts:
+def facts_of(*items: tuple[str, str, str], relation: str = "r") -> Cloze:
     """(subject, answer, text) each."""
-    return Facts("some", tuple(Fact(relation, *item) for item in items), len(items), {})
+    return Cloze("some", tuple(Fact(relation, *item) for item in items), len(items), {})
 
 
 SENTENCES = facts_of(
@@ -207,13 +204,13 @@ SENTENCES = facts_of(
 @torch.no_grad()
 def test_candidates_are_scored_by_the_chain_rule(tokens: int) -> None:
     model = Known()
-    (asked,) = cloze_module._ask(list(SENTENCES.facts), 20, TOKENIZER, 64, cloze_module.Counter())
-    found = candidate_scores(model, asked, mask=MASK, tokens=tokens)
+    (questions,) = questions_of(list(SENTENCES.facts), 20, TOKENIZER, 64, Counter())
+    found = candidate_scores(model, questions, mask=MASK, tokens=tokens)
     candidates = {"rome": ["rome"], "london": ["lon", "##don"], "paris": ["par", "##is"]}
-    order = [next(n for n, p in candidates.items() if ID[p[0]] == int(row[0])) for row in asked.pieces]
+    order = [next(n for n, p in candidates.items() if ID[p[0]] == int(row[0])) for row in questions.pieces]
     assert order[0] == "rome"  # the commonest
     for number, fact in enumerate(SENTENCES.facts):
-        assert order[int(asked.gold[number])] == fact.answer
+        assert order[int(questions.gold[number])] == fact.answer
         for place, name in enumerate(order):
             pieces = [ID[piece] for piece in candidates[name]]
             base = TOKENIZER(fact.text)["input_ids"]
@@ -237,12 +234,16 @@ def test_a_sentence_with_its_answer_is_tokenised_as_in_running_text(kind: Any) -
         Fact("r", "s", answer, text.replace(answer, "[MASK]", 1))
         for text, answer in zip(texts, ["London", "Rome", "New York City", "1950"]) if answer in text
     ]  # fmt: skip
-    (asked,) = cloze_module._ask(facts, 20, tokenizer, 512, cloze_module.Counter())
+    (questions,) = questions_of(facts, 20, tokenizer, 512, Counter())
     for number, fact in enumerate(facts):
-        row, at = asked.ids[number, : asked.size[number]].tolist(), int(asked.place[number])
-        pieces = [piece for piece in asked.pieces[asked.gold[number]].tolist() if piece >= 0]
+        row, at = questions.ids[number, : questions.size[number]].tolist(), int(questions.place[number])
+        pieces = [piece for piece in questions.pieces[questions.gold[number]].tolist() if piece >= 0]
         whole = tokenizer(fact.text.replace("[MASK]", fact.answer))["input_ids"]
         assert row[:at] + pieces + row[at + 1 :] == whole
+
+
+def scored(model: nn.Module, tokenizer: Any, test_set: Cloze | Pairs) -> list[Any]:
+    return test_set.score(model, tokenizer)
 
 
 def by_metric(records: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -256,7 +257,7 @@ def test_cloze_by_hand() -> None:
         ("1", "cat", "a [MASK] ."), ("2", "cat", "the [MASK] ."), ("3", "dog", "in a [MASK]"), ("4", "bird", "[MASK]"),
         ("4", "cat", "[MASK]"),
     )  # fmt: skip
-    found = by_metric(score_facts(Frequencies(dog=3, cat=2, bird=1), TOKENIZER, facts))
+    found = by_metric(scored(Frequencies(dog=3, cat=2, bird=1), TOKENIZER, facts))
     # Ranks: cat 2, cat 2, dog 1, bird 2 (cat is right there too), cat 2. Chance (cat, dog, bird): 1, 1, 2, 2, 1.
     assert found["hits@1"]["value"] == pytest.approx(1 / 5) and found["hits@1"]["chance"] == pytest.approx(
         3 / 5
@@ -266,7 +267,7 @@ def test_cloze_by_hand() -> None:
     assert found["hits@10"]["value"] == found["hits@10"]["chance"] == 1
     # Among the whole vocabulary the same, for no other token has a logit; [MASK] and its like are no answers.
     assert found["open-mrr"]["value"] == found["mrr"]["value"] and found["open-hits@1"]["items"] == 5
-    nothing = by_metric(score_facts(Frequencies(), TOKENIZER, facts))
+    nothing = by_metric(scored(Frequencies(), TOKENIZER, facts))
     others = len(VOCABULARY) - 6  # neither the five special ones nor the answer
     assert nothing["open-mrr"]["value"] == pytest.approx(
         (3 / (1 + others / 2) + 2 / (1 + (others - 1) / 2)) / 5
@@ -275,7 +276,7 @@ def test_cloze_by_hand() -> None:
 
 @torch.no_grad()
 def test_facts_that_cannot_be_scored_are_counted() -> None:
-    facts = Facts(
+    facts = Cloze(
         "odd",
         (
             *SENTENCES.facts, Fact("r", "s", "éé", "the [MASK] ."), Fact("r", "s", "rome", "a cat " * 31 + "[MASK]"),
@@ -283,7 +284,7 @@ def test_facts_that_cannot_be_scored_are_counted() -> None:
         ),
         9, {"not exactly one [MASK]": 2},
     )  # fmt: skip
-    first = score_facts(Known(), TOKENIZER, facts)[0]
+    first = scored(Known(), TOKENIZER, facts)[0]
     assert first["items"] == 4 and first["of"] == 9
     assert first["skipped"] == {
         "not exactly one [MASK]": 2, "the only answer of its relation": 1, "unknown characters": 1,
@@ -292,18 +293,18 @@ def test_facts_that_cannot_be_scored_are_counted() -> None:
     with pytest.raises(
         MaskwiseError, match=r"no item of facts 'some' can be scored; got 1 × unknown characters"
     ):
-        score_facts(Known(), TOKENIZER, facts_of(("s", "éé", "the [MASK]")))
+        scored(Known(), TOKENIZER, facts_of(("s", "éé", "the [MASK]")))
 
 
 @torch.no_grad()
 def test_large_relations_are_cut_into_parts() -> None:
     answers = ["cat", "dog", "bird", "rome", "london", "cats", "dogs"]
     facts = facts_of(*((answer, answer, f"the [MASK] {end}") for answer in answers for end in ("ran", "sat")))
-    parts = list(cloze_module._ask(list(facts.facts), 3, TOKENIZER, 64, cloze_module.Counter()))
+    parts = list(questions_of(list(facts.facts), 3, TOKENIZER, 64, Counter()))
     assert [len(part.pieces) for part in parts] == [3, 2, 2] and sum(len(part.gold) for part in parts) == 14
-    few = Facts(facts.name, facts.facts, facts.total, {}, candidates=3)
-    assert score_facts(Known(), TOKENIZER, few)[0]["items"] == 14
-    hits = [by_metric(score_facts(Known(), TOKENIZER, some))["hits@1"]["value"] for some in (few, facts)]
+    few = Cloze(facts.name, facts.facts, facts.total, {}, candidates=3)
+    assert scored(Known(), TOKENIZER, few)[0]["items"] == 14
+    hits = [by_metric(scored(Known(), TOKENIZER, some))["hits@1"]["value"] for some in (few, facts)]
     assert hits[0] >= hits[1]  # fewer others to be better than
 
 
@@ -326,7 +327,7 @@ def test_sentences_of_facts(tmp_path: Path) -> None:
     ]
     write(tmp_path / "facts.jsonl", lines)
     write(tmp_path / "relations.jsonl", [{"relation": "P19", "template": "[X] was born in [Y] ."}])
-    found = read_facts(tmp_path / "facts.jsonl")
+    found = Cloze.read(tmp_path / "facts.jsonl")
     assert [fact.text for fact in found.facts] == [
         "Ada was born in [MASK] .",
         "B [MASK]",
@@ -334,8 +335,8 @@ def test_sentences_of_facts(tmp_path: Path) -> None:
     ]
     assert found.facts[0].relation == "P19" and found.facts[2].relation == "facts"
     assert found.total == 4 and found.skipped == {"not exactly one [MASK]": 1}
-    assert found.texts()[0] == "Ada was born in London ."
-    assert len(load(f"{tmp_path / 'facts.jsonl'}(items=2)", read_facts).facts) == 2
+    assert found.texts()[0] == ("Ada was born in London .",)
+    assert len(load_set(f"{tmp_path / 'facts.jsonl'}(items=2)", Cloze.read).facts) == 2
 
 
 # Minimal pairs
@@ -352,13 +353,13 @@ def test_pairs_by_hand() -> None:
         ("the cat sat", "the dog sat"), ("the dog ran", "the cat ran"), ("a cat sat", "sat cat a"), ("xyz", "cat"),
         ("a cat", "a bird " * 40), groups=("x", "x", "y", "y", "y"),
     )  # fmt: skip
-    (found,) = score_pairs(Frequencies(cat=2, dog=1), TOKENIZER, pairs)
+    (found,) = scored(Frequencies(cat=2, dog=1), TOKENIZER, pairs)
     assert found["value"] == pytest.approx(1.5 / 3) and found["items"] == 3 and found["of"] == 5
     assert found["ties"] == 1 and found["chance"] == 0.5 and found["higher_is_better"]
     assert found["skipped"] == {"unknown characters": 1, "longer than the model": 1}
     assert found["groups"] == {"x": {"value": 0.5, "items": 2}, "y": {"value": 0.5, "items": 1}}
     with pytest.raises(MaskwiseError, match="no item of pairs 'some' can be scored; got 1 × unknown"):
-        score_pairs(Known(), TOKENIZER, pairs_of(("xyz", "cat")))
+        scored(Known(), TOKENIZER, pairs_of(("xyz", "cat")))
 
 
 @torch.no_grad()
@@ -366,14 +367,14 @@ def test_the_score_of_a_sentence_is_the_sum_of_its_tokens() -> None:
     good, bad = "the cats sat in london", "the cat sat in paris ."
     sums = log_probabilities(Known(), rows(good, bad), mask=MASK, within_word=True).sum(1)
     right = float(sums[0] > sums[1])
-    assert score_pairs(Known(), TOKENIZER, pairs_of((good, bad)))[0]["value"] == right
-    assert score_pairs(Known(), TOKENIZER, pairs_of((bad, good)))[0]["value"] == 1 - right
+    assert scored(Known(), TOKENIZER, pairs_of((good, bad)))[0]["value"] == right
+    assert scored(Known(), TOKENIZER, pairs_of((bad, good)))[0]["value"] == 1 - right
 
 
 def test_the_bundled_pairs_are_what_the_script_writes() -> None:
     path = Path(__file__).parents[1] / "scripts" / "build_evaluation.py"
     script = runpy.run_path(str(path))
-    pairs = load("bundled:pairs", read_pairs)
+    pairs = load_set("bundled:pairs", Pairs.read)
     made = [pair for name in ("agreement", "distant_agreement", "determiner_noun", "anaphor", "word_order")
             for pair in script[name]()]  # fmt: skip
     assert list(zip(pairs.groups, pairs.good, pairs.bad)) == made and len(made) == pairs.total == 204
@@ -412,7 +413,7 @@ def write(path: Path, lines: list[Any]) -> Path:
 )
 def test_odd_files_of_pairs_are_one_line(tmp_path: Path, name: str, lines: list[Any], message: str) -> None:
     with pytest.raises(MaskwiseError, match=message) as error:
-        read_pairs(write(tmp_path / name, lines))
+        Pairs.read(write(tmp_path / name, lines))
     assert "\n" not in str(error.value)
 
 
@@ -430,14 +431,14 @@ def test_odd_files_of_pairs_are_one_line(tmp_path: Path, name: str, lines: list[
 )
 def test_odd_files_of_facts_are_one_line(tmp_path: Path, line: dict[str, Any], message: str) -> None:
     with pytest.raises(MaskwiseError, match=message):
-        read_facts(write(tmp_path / "a.jsonl", [line]))
+        Cloze.read(write(tmp_path / "a.jsonl", [line]))
 
 
 def test_tables_of_pairs(tmp_path: Path) -> None:
     path = write(tmp_path / "a.tsv", ["sentence_good\tsentence_bad\tUID", "a b\tb a\tx", "c\td\ty"])
-    found = load(f"{path}(items=1)", read_pairs)
+    found = load_set(f"{path}(items=1)", Pairs.read)
     assert (found.good, found.bad, found.groups, found.total) == (("a b",), ("b a",), ("x",), 2)
-    assert found.content() != read_pairs(path).content()
+    assert found.content() != Pairs.read(path).content()
 
 
 @pytest.mark.parametrize(
@@ -454,7 +455,7 @@ def test_tables_of_pairs(tmp_path: Path) -> None:
 )
 def test_odd_specs(spec: str, message: str) -> None:
     with pytest.raises(MaskwiseError, match=message):
-        load(spec, read_pairs)
+        load_set(spec, Pairs.read)
 
 
 # Settings
@@ -547,8 +548,17 @@ def test_a_checkpoint_is_measured_on_the_accelerator_and_a_model_where_it_is(
 
 
 def test_what_cannot_be_evaluated(data: Any, checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(MaskwiseError, match="cannot load a masked language model from"):
+    with pytest.raises(MaskwiseError, match="cannot load a model from"):
         evaluate(tmp_path, data, EvaluationSettings())
+    broken = Frequencies(cat=math.nan)
+    for measure in (Pairs("p", ("the cat",), ("cat the",), ("",), 1), SENTENCES):
+        with pytest.raises(MaskwiseError, match="predictions are no numbers; got nan"):
+            measure.score(broken, TOKENIZER)
+    model = load_model(checkpoint)
+    with torch.no_grad():
+        next(model.parameters()).fill_(math.nan)
+    with pytest.raises(MaskwiseError, match=r"a measure of token \(held-out loss\) is no number; got nan"):
+        evaluate(model, data, EvaluationSettings(rows=4))
     small = Known()
     small.config.vocab_size = 3
     with pytest.raises(MaskwiseError, match="tokenizer and model do not fit"):
@@ -601,9 +611,9 @@ def test_overlap_by_hand() -> None:
     across = " ".join([*WORDS[90:100], *WORDS[200:210]])
     items = [copied, cut, disguised, short, unlike, tiny, across, ("nothing of it", short)]
     found = overlap([document, " ".join(WORDS[200:300])], items)
-    assert found.found == (0, 2, 3, 7) and found.overlapping == 4 and found.items == 8
+    assert found.places == (0, 2, 3, 7) and found.overlapping == 4 and found.items == 8
     assert found.short == 1 and found.documents == 2 and found.n == 13
-    assert 1 in overlap([document], items, n=12).found
+    assert 1 in overlap([document], items, n=12).places
 
 
 def test_overlap_agrees_with_sets_of_tuples(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -619,18 +629,16 @@ def test_overlap_agrees_with_sets_of_tuples(monkeypatch: pytest.MonkeyPatch) -> 
             words, k = item.split(), min(n, len(item.split()))
             hit = any(tuple(words[at : at + k]) in there for at in range(len(words) - k + 1))
             expected += [place] * (k >= 4 and hit)
-        assert overlap(documents, items, n=n).found == tuple(expected)
+        assert overlap(documents, items, n=n).places == tuple(expected)
         module = importlib.import_module("maskwise.evaluation.overlap")  # the name is the function's too
         monkeypatch.setattr(module, "_BATCH_CHARACTERS", 50)
-        assert overlap(iter(documents), items, n=n).found == tuple(expected)
+        assert overlap(iter(documents), items, n=n).places == tuple(expected)
 
 
 def test_overlap_record() -> None:
     text = " ".join(WORDS[:20])
-    task = SimpleNamespace(name="t", splits={"test": [
-        {"text": text, "pair": None}, {"text": "no", "pair": text}, {"tokens": text.split(), "tags": []},
-        {"text": "no"},
-    ]})  # fmt: skip
+    rows = [(text,), ("no", text), (text,), ("no",)]
+    task = SimpleNamespace(name="t", texts=lambda: rows)
     found = overlap_record([Document("1", text)], task, corpus="c")
     assert found["examples"] == [text, f"no / {text}", text]
     expected = {
@@ -652,8 +660,8 @@ def test_overlap_record() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not LAMA.is_dir(), reason="needs ../shared/data")
 def test_lama_files_are_read_whole() -> None:
-    trex = load(f"{LAMA / 'trex_subset.jsonl.gz'}(items=None)", read_facts)
+    trex = load_set(f"{LAMA / 'trex_subset.jsonl.gz'}(items=None)", Cloze.read)
     assert len(trex.facts) + sum(trex.skipped.values()) == trex.total == 22881
     assert len({fact.relation for fact in trex.facts}) == 28
-    google = load(f"{LAMA / 'google_re.jsonl.gz'}(items=None)", read_facts)
+    google = load_set(f"{LAMA / 'google_re.jsonl.gz'}(items=None)", Cloze.read)
     assert google.total == 5528 and len({fact.relation for fact in google.facts}) == 3

@@ -18,7 +18,7 @@ from transformers import AutoModel
 from maskwise import starts
 from maskwise.constants import REFERENCE
 from maskwise.errors import MaskwiseError
-from maskwise.evaluation.command import evaluate_checkpoint
+from maskwise.evaluation import evaluate_checkpoint
 from maskwise.masking import Masker
 from maskwise.models import NO_HEAD, has_head, load_config, load_model
 from maskwise.objectives import MaskedLanguageModelling

@@ -39,15 +39,16 @@ def evaluate(
         print_json(records)
         return
     table = Table("measure", "value", "chance", "items", "left out", box=None, padding=(0, 2, 0, 0))
-    for line in records:
-        if line["kind"] == "heldout":
-            name = f"held-out loss, {line['masks']} masks {line['ratio']:.0%}"
-            line = {"value": line["loss"], "chance": line["unigram"], "items": line["targets"]}
+    for record in records:
+        if record["kind"] == "heldout":
+            name = f"held-out loss, {record['masks']} masks {record['ratio']:.0%}"
+            value, chance, items, left_out = record["loss"], record["unigram"], record["targets"], ""
         else:
-            name = f"{line['name']} {line['metric']}"
-        chance = "" if line["chance"] is None else f"{line['chance']:.3f}"
-        left_out = "; ".join(f"{count} {reason}" for reason, count in line.get("skipped", {}).items())
-        table.add_row(escape(name), f"{line['value']:.3f}", chance, str(line["items"]), left_out)
+            name = f"{record['name']} {record['metric']}"
+            value, chance, items = record["value"], record["chance"], record["items"]
+            left_out = "; ".join(f"{count} {reason}" for reason, count in record.get("skipped", {}).items())
+        known = "" if chance is None else f"{chance:.3f}"
+        table.add_row(escape(name), f"{value:.3f}", known, str(items), left_out)
     out_console.print(table)
 
 

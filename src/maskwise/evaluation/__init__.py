@@ -2,11 +2,9 @@
 pseudo-perplexity, cloze facts and minimal pairs; and whether a corpus holds the test items. Imports
 ``training`` and below, and the readers of ``tasks``."""
 
-from maskwise.evaluation.command import evaluate_checkpoint
-from maskwise.evaluation.evaluate import Data, evaluate, load_sets
+from maskwise.evaluation.evaluate import Data, EvaluationSettings, evaluate, evaluate_checkpoint, load_sets
 from maskwise.evaluation.heldout import HeldOut, fixed_maskers
 from maskwise.evaluation.overlap import Overlap, overlap, overlap_record
-from maskwise.evaluation.settings import EvaluationSettings
 
 __all__ = [
     "Data", "EvaluationSettings", "HeldOut", "Overlap", "evaluate", "evaluate_checkpoint", "fixed_maskers",

@@ -1,5 +1,9 @@
 """Does the model know facts? Cloze questions in the manner of LAMA (Petroni et al. 2019), for any vocabulary.
 
+A fact is a sentence with one [MASK] and the answer that stood there. Its sentence is the relation's template with the
+subject put in, where a template is known; else ``masked_sentences``, or the first of its ``evidences``. Templates are
+JSON lines ``{"relation", "template": "[X] was born in [Y] ."}``, looked for in ``relations.jsonl`` beside the file.
+
 Each answer is ranked twice:
 
 - among **the answers of its relation** (hits@1, hits@10, mrr), 20 at a time unless the set says more: all
@@ -10,7 +14,7 @@ Each answer is ranked twice:
   other facts for another vocabulary, so only models with the same tokenizer can be compared.
 
 Other right answers to the same question do not count against a model. Ties share the middle rank. ``chance``
-is what the ranking by frequency gets, which says the relation's commonest answer whatever is asked.
+is what the ranking by frequency gets, which says the relation's commonest answer whatever is questions.
 
 Cost: candidates that begin alike share rows, and equal rows are run once; still, a relation takes a forward
 pass per fact and different beginning of a candidate, some two per candidate.
@@ -18,84 +22,213 @@ pass per fact and different beginning of a candidate, some two per candidate.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
-from maskwise.evaluation.facts import MASK, Fact, Facts
-from maskwise.evaluation.scoring import LONG, TIE, TOKENS, UNKNOWN, predictions
-from maskwise.evaluation.sources import require_scored
+from maskwise.errors import MaskwiseError
+from maskwise.evaluation.scoring import (
+    LONG,
+    TIE,
+    TOKENS,
+    UNKNOWN,
+    Measurement,
+    TestSet,
+    evenly,
+    name_of,
+    predictions,
+    read_set,
+    require_scored,
+)
 from maskwise.masking.vocabulary import Vocabulary
 from maskwise.models import most_tokens
+from maskwise.tasks.readers import Record, read_records
 
-Pieces = tuple[int, ...]
+MASK = "[MASK]"
+TEMPLATES = "relations.jsonl"
+ITEMS, CANDIDATES = 200, 20
+"""Facts of a file that are used, and answers that each is ranked among, if the spec does not say."""
+NOT_ONE_MASK = "not exactly one [MASK]"
 ONE_ANSWER = "the only answer of its relation"
 
+Pieces = tuple[int, ...]
 
-def score_facts(model: Any, tokenizer: Any, facts: Facts) -> list[dict[str, Any]]:
-    """A record per metric.
 
-    A fact that cannot be scored (its answer has an unknown token, its sentence is longer than the model, its
-    relation has no other answer) is left out of ``items`` and counted in ``skipped``.
+class Fact(NamedTuple):
+    """A question: ``text`` has one [MASK], for which ``answer`` stood."""
 
-    Raises:
-        MaskwiseError: if no fact is left.
+    relation: str
+    subject: str
+    answer: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Cloze(TestSet):
+    """A cloze set.
+
+    Attributes:
+        name: for records.
+        facts: N facts. total: how many the file holds.
+        skipped: reason → facts left out when the file was read.
+        candidates: answers that a fact is ranked among, at most: relations with more are cut into parts.
     """
-    vocabulary, skipped = Vocabulary.of(tokenizer), Counter(facts.skipped)
-    ranks: list[Tensor] = []
-    chance: list[Tensor] = []
-    open_ranks: list[Tensor] = []
-    open_chance: list[Tensor] = []
-    for relation in sorted({fact.relation for fact in facts.facts}):
-        mine = [fact for fact in facts.facts if fact.relation == relation]
-        for asked in _ask(mine, facts.candidates, tokenizer, most_tokens(model.config), skipped):
-            scores = candidate_scores(model, asked, mask=tokenizer.mask_token_id)
-            by_frequency = ranks_of(asked.frequencies().expand_as(scores), asked.gold, asked.right)
-            ranks.append(ranks_of(scores, asked.gold, asked.right))
-            chance.append(by_frequency)
-            single = (asked.pieces >= 0).sum(1)[asked.gold] == 1
-            if single.any():
-                open_ranks.append(_open_ranks(model, asked, single, vocabulary))
-                open_chance.append(by_frequency[single])
-    require_scored(len(ranks), skipped, f"facts {facts.name!r}")
-    shared = {"of": facts.total, "skipped": dict(skipped)}
-    lines = _records(facts.name, "", torch.cat(ranks), torch.cat(chance), shared)
-    if open_ranks:
-        lines += _records(facts.name, "open-", torch.cat(open_ranks), torch.cat(open_chance), shared)
-    return lines
 
+    name: str
+    facts: tuple[Fact, ...]
+    total: int
+    skipped: Mapping[str, int]
+    candidates: int = CANDIDATES
 
-def _records(
-    name: str, prefix: str, rank: Tensor, chance: Tensor, shared: dict[str, Any]
-) -> list[dict[str, Any]]:
-    metrics = {
-        "hits@1": lambda rank: (rank <= 1).double().mean(),
-        "hits@10": lambda rank: (rank <= 10).double().mean(),
-        "mrr": lambda rank: rank.reciprocal().mean(),
-    }
-    return [
-        {
-            "kind": "evaluation", "name": name, "metric": prefix + metric, "value": float(of(rank)),
-            "items": len(rank), "chance": float(of(chance)), "higher_is_better": True, **shared,
+    @classmethod
+    def read(
+        cls, path: Path, items: int | None = ITEMS, candidates: int = CANDIDATES, templates: str | None = None
+    ) -> Cloze:
+        """Facts from a file; at most ``items`` of them, evenly spread.
+
+        Args:
+            path: JSON lines with ``obj_label``, and ``masked_sentences``, ``evidences``, or ``sub_label`` and a
+                relation (``predicate_id`` or ``relation``) that has a template.
+            items: how many to use; None: all.
+            candidates: answers of its relation that a fact is ranked among, at most.
+            templates: a file of templates; else ``relations.jsonl`` beside ``path``, if there is one.
+
+        Raises:
+            MaskwiseError: an empty or unreadable file, a missing column, or a fact that is no text.
+        """
+        if candidates < 3:  # with two, a part of an odd number would hold one, which is always right
+            raise MaskwiseError("a fact is ranked among candidates", got=candidates, allowed="≥ 3")
+        records, known = read_set(path), _templates(path, templates)
+        skipped: Counter[str] = Counter()
+        facts = []
+        for number, record in enumerate(evenly(records, items), start=1):
+            fact = _fact(record, known, name_of(path), f"row {number} of {path}")
+            if fact.text.count(MASK) == 1:
+                facts.append(fact)
+            else:
+                skipped[NOT_ONE_MASK] += 1
+        require_scored(len(facts), skipped, f"facts {name_of(path)!r}")
+        return cls(name_of(path), tuple(facts), len(records), skipped, candidates)
+
+    def texts(self) -> list[tuple[str, ...]]:
+        return [(fact.text.replace(MASK, fact.answer),) for fact in self.facts]
+
+    def content(self) -> str:
+        return hashlib.sha256(json.dumps([self.name, self.facts, self.candidates]).encode()).hexdigest()[:16]
+
+    def score(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> list[Measurement]:
+        """A record for each metric.
+
+        A fact that cannot be scored (its answer has an unknown token, its sentence is longer than the model, its
+        relation has no other answer) is left out of ``items`` and counted in ``skipped``.
+
+        Raises:
+            MaskwiseError: no fact is left.
+        """
+        vocabulary, skipped = Vocabulary.of(tokenizer), Counter(self.skipped)
+        ranks: list[Tensor] = []
+        chance: list[Tensor] = []
+        open_ranks: list[Tensor] = []
+        open_chance: list[Tensor] = []
+        for relation in sorted({fact.relation for fact in self.facts}):
+            facts = [fact for fact in self.facts if fact.relation == relation]
+            for part in questions_of(facts, self.candidates, tokenizer, most_tokens(model.config), skipped):
+                scores = candidate_scores(model, part, mask=tokenizer.mask_token_id)
+                by_frequency = ranks_of(part.frequencies().expand_as(scores), part.gold, part.right)
+                ranks.append(ranks_of(scores, part.gold, part.right))
+                chance.append(by_frequency)
+                single = (part.pieces >= 0).sum(1)[part.gold] == 1
+                if single.any():
+                    open_ranks.append(_open_ranks(model, part, single, vocabulary))
+                    open_chance.append(by_frequency[single])
+        require_scored(len(ranks), skipped, f"facts {self.name!r}")
+        records = self._records("", torch.cat(ranks), torch.cat(chance), skipped)
+        if open_ranks:
+            records += self._records("open-", torch.cat(open_ranks), torch.cat(open_chance), skipped)
+        return records
+
+    def _records(
+        self, prefix: str, rank: Tensor, chance: Tensor, skipped: Mapping[str, int]
+    ) -> list[Measurement]:
+        metrics = {
+            "hits@1": lambda rank: (rank <= 1).double().mean(),
+            "hits@10": lambda rank: (rank <= 10).double().mean(),
+            "mrr": lambda rank: rank.reciprocal().mean(),
         }
-        for metric, of in metrics.items()
-    ]  # fmt: skip
+        return [
+            {
+                "kind": "evaluation", "name": self.name, "metric": prefix + metric, "value": float(of(rank)),
+                "items": len(rank), "chance": float(of(chance)), "higher_is_better": True, "of": self.total,
+                "skipped": dict(skipped),
+            }
+            for metric, of in metrics.items()
+        ]  # fmt: skip
+
+
+def _templates(path: Path, given: str | None) -> dict[str, str]:
+    file = Path(given).expanduser() if given else path.parent / TEMPLATES
+    if not file.is_file():
+        if given:
+            raise MaskwiseError(f"no file of templates {given!r}")
+        return {}
+    lines = read_records(file)
+    strange = next((line for line in lines if not {"relation", "template"} <= line.keys()), None)
+    if strange is not None:
+        raise MaskwiseError(
+            f"{file} holds no templates", got=", ".join(strange), allowed="relation, template"
+        )
+    return {str(line["relation"]): str(line["template"]) for line in lines}
+
+
+def _fact(record: Record, templates: Mapping[str, str], name: str, where: str) -> Fact:
+    answer, subject = record.get("obj_label"), record.get("sub_label", "")
+    if not isinstance(answer, str) or not answer.strip():
+        got = repr(answer) if "obj_label" in record else ", ".join(map(str, record))
+        raise MaskwiseError(f"{where} has no answer", got=got, allowed="a text under obj_label")
+    relation = str(record.get("predicate_id", record.get("relation", name)))
+    template = templates.get(relation)
+    filled = template.replace("[X]", str(subject)).replace("[Y]", MASK) if template and subject else ""
+    text = filled or _sentence(record)
+    if not text:
+        do = "or a template of its relation in relations.jsonl beside the file"
+        raise MaskwiseError(
+            f"{where} asks nothing",
+            got=", ".join(map(str, record)),
+            allowed="masked_sentences, evidences",
+            do=do,
+        )
+    return Fact(relation, str(subject), answer.strip(), text)
+
+
+def _sentence(record: Record) -> str:
+    """The masked sentences joined, as LAMA does; of evidences the first."""
+    sentences: Any = record.get("masked_sentences")
+    if isinstance(sentences, list):
+        return " ".join(map(str, sentences))
+    evidences = record.get("evidences")
+    if isinstance(evidences, list) and evidences and isinstance(evidences[0], dict):
+        return str(evidences[0].get("masked_sentence", ""))
+    return sentences if isinstance(sentences, str) else ""
 
 
 @dataclass(frozen=True, eq=False)
-class Asked:
+class Questions:
     """The facts of one relation as tensors: N facts, C candidates of at most K pieces.
 
     Attributes:
         ids: (N, L) sentences with one mask, padded on the right. size: (N,) their tokens.
         place: (N,) where the mask is.
         pieces: (C, K) the candidates, −1 behind their end; in the order of their frequency.
-        gold: (N,) the candidate that is asked for.
+        gold: (N,) the right candidate.
         right: (N, C) bool, candidates that are right too (of the same subject).
     """
 
@@ -111,9 +244,9 @@ class Asked:
         return -torch.arange(len(self.pieces), dtype=torch.float64)
 
 
-def _ask(
+def questions_of(
     facts: list[Fact], candidates: int, tokenizer: Any, room: int, skipped: Counter[str]
-) -> Iterator[Asked]:
+) -> Iterator[Questions]:
     """The facts of a relation that can be scored, in parts of at most ``candidates`` answers."""
     sides = [fact.text.partition(MASK)[::2] for fact in facts]
     spaced = [left.endswith(" ") for left, _ in sides]
@@ -140,20 +273,22 @@ def _ask(
     parts = math.ceil(len(order) / candidates)
     for part in range(parts):  # every part gets frequent and rare ones
         answers_here = order[part::parts]
-        yield _asked([one for one in kept if one[2] in answers_here], answers_here, tokenizer)
+        yield _questions([item for item in kept if item[2] in answers_here], answers_here, tokenizer)
 
 
-def _asked(kept: list[tuple[Fact, list[int], Pieces]], answers: list[Pieces], tokenizer: Any) -> Asked:
+def _questions(
+    kept: list[tuple[Fact, list[int], Pieces]], answers: list[Pieces], tokenizer: Any
+) -> Questions:
     number = {answer: place for place, answer in enumerate(answers)}
     gold = torch.tensor([number[answer] for _, _, answer in kept])
-    questions: dict[str, int] = {}
-    question = torch.tensor([questions.setdefault(fact.text, len(questions)) for fact, _, _ in kept])
-    answered = torch.zeros(len(questions), len(answers), dtype=torch.bool)
+    texts: dict[str, int] = {}
+    question = torch.tensor([texts.setdefault(fact.text, len(texts)) for fact, _, _ in kept])
+    answered = torch.zeros(len(texts), len(answers), dtype=torch.bool)
     answered[question, gold] = True
     ids = _padded([row for _, row, _ in kept], tokenizer.pad_token_id)
     place = (ids == tokenizer.mask_token_id).long().argmax(1)
     size = torch.tensor([len(row) for _, row, _ in kept])
-    return Asked(
+    return Questions(
         ids, size, place, _padded([list(answer) for answer in answers], -1), gold, answered[question]
     )
 
@@ -161,10 +296,10 @@ def _asked(kept: list[tuple[Fact, list[int], Pieces]], answers: list[Pieces], to
 def _pieces(answers: list[str], spaced: list[bool], tokenizer: Any) -> list[Pieces]:
     """The tokens of answers as they stand in a sentence: byte-level tokens hold the space before a word."""
     texts = [f"x {answer}" if space else answer for answer, space in zip(answers, spaced)]
-    found = tokenizer(texts, add_special_tokens=False).encodings
+    encodings = tokenizer(texts, add_special_tokens=False).encodings
     return [
         tuple(token for token, (_, end) in zip(encoding.ids, encoding.offsets) if not space or end > 2)
-        for encoding, space in zip(found, spaced)
+        for encoding, space in zip(encodings, spaced)
     ]
 
 
@@ -173,57 +308,60 @@ def _padded(rows: list[list[int]], fill: int) -> Tensor:
     return torch.tensor([row + [fill] * (width - len(row)) for row in rows])
 
 
-def candidate_scores(model: Any, asked: Asked, *, mask: int, tokens: int = TOKENS) -> Tensor:
+def candidate_scores(model: nn.Module, questions: Questions, *, mask: int, tokens: int = TOKENS) -> Tensor:
     """(N, C) float64: log p of every candidate in every sentence, left to right; equal rows are run once."""
-    candidate_E, piece_E = (asked.pieces >= 0).nonzero().unbind(1)
-    whole = asked.pieces[candidate_E]
-    step = torch.arange(asked.pieces.shape[1])
+    candidate_E, piece_E = (questions.pieces >= 0).nonzero().unbind(1)
+    whole = questions.pieces[candidate_E]
+    step = torch.arange(questions.pieces.shape[1])
     shown = torch.where((step >= piece_E.unsqueeze(1)) & (whole >= 0), mask, whole)
     pattern_PK, of_E = shown.unique(dim=0, return_inverse=True)
-    truth_E = asked.pieces[candidate_E, piece_E]
+    truth_E = questions.pieces[candidate_E, piece_E]
     extra_P = (pattern_PK >= 0).sum(1) - 1
-    first_P = ((pattern_PK >= 0) & (pattern_PK != mask)).sum(
-        1
-    )  # pieces that are shown: the next is asked for
-    width = int(asked.size.max() + extra_P.max())
+    # As many pieces as are shown: the next one is to be predicted.
+    first_P = ((pattern_PK >= 0) & (pattern_PK != mask)).sum(1)
+    width = int(questions.size.max() + extra_P.max())
     scores = []
-    for part in torch.arange(len(asked.ids)).split(max(1, tokens // (width * len(pattern_PK)))):
-        rows, real = _filled(asked, part, pattern_PK, extra_P, width)
-        column = (asked.place[part].unsqueeze(1) + first_P).flatten()
+    for part in torch.arange(len(questions.ids)).split(max(1, tokens // (width * len(pattern_PK)))):
+        rows, real = _filled(questions, part, pattern_PK, extra_P, width)
+        column = (questions.place[part].unsqueeze(1) + first_P).flatten()
         log_p = predictions(model, rows, real, torch.arange(len(rows)), column)
-        found = log_p.view(len(part), len(pattern_PK), -1)[:, of_E.to(log_p.device), truth_E.to(log_p.device)]
-        summed = torch.zeros(len(part), len(asked.pieces), dtype=torch.float64)
-        scores.append(summed.index_add_(1, candidate_E, found.double().cpu()))
+        by_piece = log_p.view(len(part), len(pattern_PK), -1)[
+            :, of_E.to(log_p.device), truth_E.to(log_p.device)
+        ]
+        summed = torch.zeros(len(part), len(questions.pieces), dtype=torch.float64)
+        scores.append(summed.index_add_(1, candidate_E, by_piece.double().cpu()))
     return torch.cat(scores)
 
 
 def _filled(
-    asked: Asked, part: Tensor, pattern_PK: Tensor, extra_P: Tensor, width: int
+    questions: Questions, part: Tensor, pattern_PK: Tensor, extra_P: Tensor, width: int
 ) -> tuple[Tensor, Tensor]:
     """Sentences (n · P, width) with every pattern in the place of the mask, and where they are not padding."""
     place = torch.arange(width)
-    behind = place - asked.place[part].view(-1, 1, 1)  # (n, 1, W): columns behind the first mask
+    behind = place - questions.place[part].view(-1, 1, 1)  # (n, 1, W): columns behind the first mask
     extra = extra_P.view(1, -1, 1)
-    source = torch.where(behind < 0, place, place - extra).clamp(0, asked.ids.shape[1] - 1)
+    source = torch.where(behind < 0, place, place - extra).clamp(0, questions.ids.shape[1] - 1)
     shape = (len(part), len(pattern_PK), -1)
-    sentence = asked.ids[part].unsqueeze(1).expand(shape).gather(2, source)
+    sentence = questions.ids[part].unsqueeze(1).expand(shape).gather(2, source)
     inside = behind.clamp(0, pattern_PK.shape[1] - 1).expand(shape)
     pattern = pattern_PK.unsqueeze(0).expand(shape).gather(2, inside)
     rows = torch.where((behind >= 0) & (behind <= extra), pattern, sentence)
-    real = place < asked.size[part].view(-1, 1, 1) + extra
+    real = place < questions.size[part].view(-1, 1, 1) + extra
     return rows.flatten(0, 1), real.flatten(0, 1)
 
 
-def _open_ranks(model: Any, asked: Asked, chosen: Tensor, vocabulary: Vocabulary) -> Tensor:
+def _open_ranks(model: nn.Module, questions: Questions, chosen: Tensor, vocabulary: Vocabulary) -> Tensor:
     """(n,) ranks of one-token answers among all tokens but special ones and [UNK]."""
-    real = torch.arange(asked.ids.shape[1]) < asked.size[chosen].unsqueeze(1)
+    real = torch.arange(questions.ids.shape[1]) < questions.size[chosen].unsqueeze(1)
     row = torch.arange(len(real))
-    log_p = predictions(model, asked.ids[chosen], real, row, asked.place[chosen])[:, : vocabulary.size].cpu()
+    log_p = predictions(model, questions.ids[chosen], real, row, questions.place[chosen])[
+        :, : vocabulary.size
+    ].cpu()
     log_p = log_p.double().masked_fill(~vocabulary.eligible, -torch.inf)
-    one = ((asked.pieces >= 0).sum(1) == 1).nonzero().squeeze(1)
+    single = ((questions.pieces >= 0).sum(1) == 1).nonzero().squeeze(1)
     right = torch.zeros(log_p.shape, dtype=torch.bool)
-    right[:, asked.pieces[one, 0]] = asked.right[chosen][:, one]
-    return ranks_of(log_p, asked.pieces[asked.gold[chosen], 0], right)
+    right[:, questions.pieces[single, 0]] = questions.right[chosen][:, single]
+    return ranks_of(log_p, questions.pieces[questions.gold[chosen], 0], right)
 
 
 def ranks_of(scores: Tensor, gold: Tensor, right: Tensor) -> Tensor:

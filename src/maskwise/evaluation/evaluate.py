@@ -1,45 +1,130 @@
-"""One checkpoint in, records out: everything that can be measured without fine-tuning."""
+"""One checkpoint in, records out: everything that can be measured without fine-tuning.
+
+``evaluate`` is what studies call; ``evaluate_checkpoint`` is ``maskwise evaluate``, for any checkpoint with a
+masked-language-model head, on any text and any sets.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
-from torch import Tensor, nn
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging
 
-from maskwise.errors import MaskwiseError
-from maskwise.evaluation.cloze import score_facts
-from maskwise.evaluation.facts import Facts, read_facts
-from maskwise.evaluation.heldout import HeldOut, fixed_maskers, spread
-from maskwise.evaluation.pairs import Pairs, read_pairs, score_pairs
-from maskwise.evaluation.scoring import log_probabilities
-from maskwise.evaluation.settings import EvaluationSettings
-from maskwise.evaluation.sources import load
-from maskwise.masking.annotated import AnnotatedBatch
-from maskwise.masking.vocabulary import Vocabulary
-from maskwise.models import check_fit, load_model
+from maskwise.errors import MaskwiseError, unknown_name
+from maskwise.evaluation.cloze import Cloze
+from maskwise.evaluation.heldout import (
+    PSEUDO_PERPLEXITY,
+    HeldOut,
+    HeldOutLoss,
+    fixed_maskers,
+    pseudo_perplexity,
+    spread,
+)
+from maskwise.evaluation.pairs import Pairs
+from maskwise.evaluation.scoring import DAMAGED, Measurement, TestSet, load_set
+from maskwise.masking.policies import policy
+from maskwise.models import check_fit, load_model, most_tokens
 from maskwise.objectives import MaskedLanguageModelling
-from maskwise.text import Rows
+from maskwise.text import Rows, load_tokenizer, read_documents, read_pieces, require_documents, tokenise
 from maskwise.training import log_frequencies
 from maskwise.training.machine import best_device
 
-PSEUDO_PERPLEXITY = "pseudo-perplexity"
+MEASURES = ("heldout", PSEUDO_PERPLEXITY, "cloze", "pairs")
+PERPLEXITY_ROWS = 32
+"""Rows for the pseudo-perplexity if it is not said how many."""
+LONGEST = 128
+"""Tokens of a row of the text, if the model can take as many."""
+
+
+class EvaluationSettings(BaseModel):
+    """What is measured of a checkpoint beside its tasks; the same for every arm of a study.
+
+    ``ratio: 0.15`` is accepted for ``ratios: [0.15]``.
+
+    >>> EvaluationSettings(ratios=0.15, pairs="bundled:pairs").pairs
+    ('bundled:pairs',)
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    ratios: tuple[float, ...] = (0.15, 0.40)
+    """Of the fixed masks. The first one is also that of the curve during training."""
+    masks: tuple[str, ...] = ("token", "whole-word")
+    """Kinds of fixed masks: names of policies."""
+    rows: int = Field(256, ge=1)
+    """At most this many held-out rows for the loss."""
+    pseudo_perplexity: int = Field(0, ge=0)
+    """Held-out rows for the pseudo-perplexity, which costs a forward pass per token; 0: none."""
+    cloze: tuple[str, ...] = ()
+    """Cloze sets: files in LAMA's format, with options behind: ``facts.jsonl(items=500)``."""
+    pairs: tuple[str, ...] = ()
+    """Sets of minimal pairs: ``bundled:pairs``, or files in BLiMP's format."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_ratio(cls, raw: Any) -> Any:
+        if not isinstance(raw, dict) or "ratio" not in raw:
+            return raw
+        if "ratios" in raw:
+            raise MaskwiseError("evaluation has both ratio and ratios", do="keep ratios")
+        rest = {key: value for key, value in raw.items() if key != "ratio"}
+        return {**rest, "ratios": raw["ratio"]}
+
+    @field_validator("ratios", "cloze", "pairs", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return value if isinstance(value, list | tuple) else (value,)
+
+    @field_validator("ratios")
+    @classmethod
+    def _in_range(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if not value or len(set(value)) < len(value) or not all(0 < ratio < 1 for ratio in value):
+            raise MaskwiseError(
+                "evaluation.ratios", got=list(value), allowed="different numbers in 0 < r < 1"
+            )
+        return value
+
+    @field_validator("masks")
+    @classmethod
+    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            policy(name)
+        return value
 
 
 class Data(Protocol):
-    """What a prepare stage leaves (``study.work.Prepared``)."""
+    """What is known of a corpus: what a study prepares, or a text of the user's."""
 
     @property
-    def tokenizer(self) -> Any: ...
+    def tokenizer(self) -> PreTrainedTokenizerBase: ...
     @property
     def training(self) -> Rows | None: ...
     @property
     def held_out(self) -> Rows | None: ...
 
 
-def load_sets(settings: EvaluationSettings) -> dict[str, Facts | Pairs]:
+@dataclass(frozen=True)
+class _Text:
+    tokenizer: PreTrainedTokenizerBase
+    held_out: Rows | None
+    training: None = None
+
+
+class HeldOutRecord(HeldOutLoss):
+    """``HeldOutLoss`` among the records of a checkpoint."""
+
+    kind: Literal["heldout"]
+
+
+def load_sets(settings: EvaluationSettings) -> dict[str, TestSet]:
     """The cloze sets and minimal pairs of the settings, by name.
 
     Read them when a recipe is read: a bad file is then one line at once, and ``content()`` of a set is what a
@@ -48,20 +133,19 @@ def load_sets(settings: EvaluationSettings) -> dict[str, Facts | Pairs]:
     Raises:
         MaskwiseError: a file that is missing or cannot be used, or two sets of one name.
     """
-    sets: dict[str, Facts | Pairs] = {}
-    for reader, specs in ((read_facts, settings.cloze), (read_pairs, settings.pairs)):
-        for spec in specs:
-            found = load(spec, reader)
-            if found.name in (*sets, PSEUDO_PERPLEXITY):
-                raise MaskwiseError(f"two evaluation sets are called {found.name!r}", do="rename a file")
-            sets[found.name] = found
+    loaded = [load_set(spec, Cloze.read) for spec in settings.cloze]
+    sets: dict[str, TestSet] = {}
+    for test_set in (*loaded, *(load_set(spec, Pairs.read) for spec in settings.pairs)):
+        if test_set.name in (*sets, PSEUDO_PERPLEXITY):
+            raise MaskwiseError(f"two evaluation sets are called {test_set.name!r}", do="rename a file")
+        sets[test_set.name] = test_set
     return sets
 
 
 @torch.inference_mode()
 def evaluate(
     checkpoint: str | Path | nn.Module, data: Data, settings: EvaluationSettings
-) -> list[dict[str, Any]]:
+) -> list[HeldOutRecord | Measurement]:
     """Measure one checkpoint.
 
     Args:
@@ -72,9 +156,7 @@ def evaluate(
         settings: what to measure.
 
     Returns:
-        For every ratio and kind of mask ``{"kind": "heldout", "masks", "ratio", "loss", "unigram",
-        "targets"}``; for everything else ``{"kind": "evaluation", "name", "metric", "value", "items",
-        "chance", "higher_is_better", …}``, where (name, metric) is unique.
+        A ``HeldOutRecord`` for every ratio and kind of mask, and a ``Measurement`` for everything else.
 
     Raises:
         MaskwiseError: a checkpoint or file that cannot be read, a tokenizer that does not fit, or a file of
@@ -88,22 +170,32 @@ def evaluate(
     check_fit(model.config, len(data.tokenizer), do="use the model's own tokenizer")
     was_training = model.training
     model.eval()
-    records = []
+    records: list[HeldOutRecord | Measurement] = []
     if data.held_out is not None:
         records += _held_out(model, data, settings)
-    for found in sets.values():
-        score: Any = score_facts if isinstance(found, Facts) else score_pairs
-        records += score(model, data.tokenizer, found)
+    for test_set in sets.values():
+        records += test_set.score(model, data.tokenizer)
     model.train(was_training)
+    for record in records:
+        value = record["loss"] if record["kind"] == "heldout" else record["value"]
+        if not math.isfinite(value):
+            raise MaskwiseError(f"a measure of {_name(record)} is no number", got=value, do=DAMAGED)
     return records
 
 
-def _held_out(model: Any, data: Any, settings: EvaluationSettings) -> list[dict[str, Any]]:
+def _name(record: Mapping[str, Any]) -> str:
+    return f"{record.get('masks') or record['name']} ({record.get('metric', 'held-out loss')})"
+
+
+def _held_out(
+    model: nn.Module, data: Data, settings: EvaluationSettings
+) -> list[HeldOutRecord | Measurement]:
+    assert data.held_out is not None
     log_unigram, objective = None, MaskedLanguageModelling(model)
     if data.training is not None:
         counts = torch.from_numpy(data.training.unigram_counts(len(data.tokenizer)))
         log_unigram = log_frequencies(counts)
-    records = []
+    records: list[HeldOutRecord | Measurement] = []
     for ratio in settings.ratios:
         maskers = fixed_maskers(data.tokenizer, masks=settings.masks, ratio=ratio)
         held_out = HeldOut(data.held_out, maskers, log_unigram, rows=settings.rows)
@@ -114,31 +206,53 @@ def _held_out(model: Any, data: Any, settings: EvaluationSettings) -> list[dict[
     return records
 
 
-def pseudo_perplexity(
-    model: Any, tokenizer: Any, rows: Any, log_unigram: Tensor | None = None
-) -> list[dict[str, Any]]:
-    """exp of the mean of −log p over the tokens of some rows, each masked alone.
+def settings_of(measures: Sequence[str]) -> EvaluationSettings:
+    """Settings from words: ``pairs:FILE``, ``cloze:FILE``, ``pseudo-perplexity`` or ``pseudo-perplexity:ROWS``,
+    ``heldout``."""
+    specs: dict[str, list[str]] = {name: [] for name in MEASURES}
+    for measure in measures:
+        name, _, spec = measure.partition(":")
+        if name not in specs:
+            raise unknown_name("measure", name, MEASURES)
+        if name in ("cloze", "pairs") and not spec:
+            raise MaskwiseError(f"{name} needs a file", do=f"say {name}:FILE, or pairs:bundled:pairs")
+        specs[name].append(spec)
+    rows = next(iter(specs[PSEUDO_PERPLEXITY]), "0") or str(PERPLEXITY_ROWS)
+    if not rows.isdigit():
+        raise MaskwiseError("pseudo-perplexity:ROWS takes a number of rows", got=rows)
+    return EvaluationSettings(
+        pseudo_perplexity=int(rows), cloze=tuple(specs["cloze"]), pairs=tuple(specs["pairs"])
+    )
 
-    Two records: ``token`` is the plain one (Salazar et al. 2020); ``within-word`` also hides the pieces behind
-    the target in its word (Kauf & Ivanova 2023). Both are per token, so only models with the same tokenizer
-    can be compared. ``chance`` is the perplexity of a model that knows only frequencies.
+
+def evaluate_checkpoint(
+    model: str, measures: Sequence[str], *, text: str | None = None, text_field: str = "text"
+) -> list[HeldOutRecord | Measurement]:
+    """The records of a checkpoint.
 
     Args:
-        rows: what ``AnnotatedBatch.of`` takes, with ``word_ids``; in packed rows the model sees what it sees
-            in training: the documents beside.
-        log_unigram: (V,) of the training text, if known.
+        model: a folder or hub id.
+        measures: see ``settings_of``.
+        text: a corpus that the model was not trained on, for held-out loss and pseudo-perplexity.
+
+    Raises:
+        MaskwiseError: nothing to measure, or anything of it that cannot be read.
     """
-    batch = AnnotatedBatch.of(rows, Vocabulary.of(tokenizer))
-    count = int(batch.eligible.sum())
-    if not count:
-        raise MaskwiseError("no held-out token can be scored", do="use more held-out text")
-    chance = None
-    if log_unigram is not None:
-        chance = math.exp(-float(log_unigram[batch.input_ids[batch.eligible]].double().mean()))
-    lines = []
-    for metric, within_word in (("token", False), ("within-word", True)):
-        log_p = log_probabilities(model, batch, mask=tokenizer.mask_token_id, within_word=within_word)
-        value = math.exp(-float(log_p.double().sum()) / count)
-        facts = {"value": value, "items": count, "chance": chance, "higher_is_better": False}
-        lines.append({"kind": "evaluation", "name": PSEUDO_PERPLEXITY, "metric": metric, **facts})
-    return lines
+    settings = settings_of(measures)
+    load_sets(settings)  # a bad file is said before a model is loaded
+    on_text = settings.pseudo_perplexity or any(measure == "heldout" for measure in measures)
+    if on_text and text is None:
+        raise MaskwiseError("held-out loss and pseudo-perplexity need a text", do="give --text FILE")
+    if not measures and text is None:
+        raise MaskwiseError("nothing to measure", do="give --with pairs:bundled:pairs, or --text FILE")
+    logging.disable_progress_bar()
+    network: Any = load_model(model)
+    network.to(best_device())
+    tokenizer = load_tokenizer(model)
+    held_out = None
+    if text is not None:
+        documents = require_documents(read_documents(text, text_field=text_field))
+        length = min(LONGEST, most_tokens(network.config))
+        pieces = read_pieces(tokenise(documents, tokenizer), tokenizer=tokenizer, length=length)
+        held_out = Rows.of(pieces, "document")
+    return evaluate(network, _Text(tokenizer, held_out), settings)

@@ -1,34 +1,51 @@
-"""Held-out loss on fixed masks: the measure that needs no task and has no noise of its own.
+"""What is measured on held-out rows: the loss on fixed masks, and pseudo-perplexity. Neither has noise of its own.
 
 The masks are a function of the held-out rows alone, so all arms, seeds and steps are judged on the same
-targets; beside the loss stands that of a model that knows only how frequent each token is.
+targets; beside each figure stands that of a model that knows only how frequent each token is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
+from maskwise.errors import MaskwiseError
+from maskwise.evaluation.scoring import Measurement, log_probabilities
 from maskwise.masking import Masker
+from maskwise.masking.annotated import AnnotatedBatch
+from maskwise.masking.vocabulary import Vocabulary
 from maskwise.objectives import MaskedLanguageModelling
 from maskwise.training.data import Rows, load_rows
 
 EVALUATION_SEED = 0xE7A1
-"""Of the fixed masks of held-out rows: the same in every study, so that losses can be compared."""
+"""The seed of the fixed masks of held-out rows: the same in every study, so that losses can be compared."""
+PSEUDO_PERPLEXITY = "pseudo-perplexity"
 
 
-def fixed_maskers(tokenizer: Any, *, masks: Iterable[str], ratio: float) -> dict[str, Masker]:
+class HeldOutLoss(TypedDict):
+    """The loss of one kind of fixed mask at one ratio: ``loss`` and ``unigram`` in nats a target."""
+
+    masks: str
+    ratio: float
+    loss: float
+    unigram: float | None
+    targets: int
+
+
+def fixed_maskers(
+    tokenizer: PreTrainedTokenizerBase, *, masks: Iterable[str], ratio: float
+) -> dict[str, Masker]:
     """Fixed masks: [MASK] only, and whole units on average at the budget, so that long words count too."""
-    fixed: dict[str, Any] = {
-        "ratio": ratio,
-        "budget": "expected",
-        "corruption": "mask-only",
-        "seed": EVALUATION_SEED,
-    }
-    return {kind: Masker(tokenizer, policy=kind, **fixed) for kind in masks}
+    return {
+        kind: Masker(
+            tokenizer, policy=kind, ratio=ratio, budget="expected", corruption="mask-only", seed=EVALUATION_SEED
+        )
+        for kind in masks
+    }  # fmt: skip
 
 
 def spread(count: int, *, of: int) -> Tensor:
@@ -61,16 +78,15 @@ class HeldOut:
         }
         self.ratios = {kind: masker.ratio(0) for kind, masker in maskers.items()}
 
-    def __call__(self, objective: MaskedLanguageModelling) -> list[dict[str, Any]]:
-        """A dict per kind of mask: ``masks``, ``ratio``, ``loss`` and ``unigram`` (nats), ``targets``."""
+    def __call__(self, objective: MaskedLanguageModelling) -> list[HeldOutLoss]:
+        """The loss of every kind of mask that has a target."""
         device = next(objective.parameters()).device
-        lines = []
+        lines: list[HeldOutLoss] = []
         for kind, batches in self.batches.items():
             loss, unigram, count = 0.0, 0.0, 0
             for batch in batches:
-                losses, where = objective.token_losses(
-                    {k: v.to(device) for k, v in batch.model_inputs().items()}
-                )
+                inputs = {name: value.to(device) for name, value in batch.model_inputs().items()}
+                losses, where = objective.token_losses(inputs)
                 loss += float(losses.double().sum())
                 count += losses.numel()
                 truth = batch.labels[where[:, 0].cpu(), where[:, 1].cpu()]
@@ -78,6 +94,38 @@ class HeldOut:
                     unigram -= float(self.log_unigram[truth].double().sum())
             if count:
                 known = None if self.log_unigram is None else unigram / count
-                facts = {"loss": loss / count, "unigram": known, "targets": count}
-                lines.append({"masks": kind, "ratio": self.ratios[kind], **facts})
+                lines.append({"masks": kind, "ratio": self.ratios[kind], "loss": loss / count, "unigram": known,
+                              "targets": count})  # fmt: skip
         return lines
+
+
+def pseudo_perplexity(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, rows: Any, log_unigram: Tensor | None = None
+) -> list[Measurement]:
+    """exp of the mean of −log p over the tokens of some rows, each masked alone.
+
+    Two records: ``token`` is the plain one (Salazar et al. 2020); ``within-word`` also hides the pieces behind
+    the target in its word (Kauf & Ivanova 2023). Both are per token, so only models with the same tokenizer
+    can be compared. ``chance`` is the perplexity of a model that knows only frequencies.
+
+    Args:
+        rows: what ``AnnotatedBatch.of`` takes, with ``word_ids``; in packed rows the model sees what it sees
+            in training: the documents beside.
+        log_unigram: (V,) of the training text, if known.
+    """
+    batch = AnnotatedBatch.of(rows, Vocabulary.of(tokenizer))
+    count = int(batch.eligible.sum())
+    if not count:
+        raise MaskwiseError("no held-out token can be scored", do="use more held-out text")
+    chance = None
+    if log_unigram is not None:
+        chance = float((-log_unigram[batch.input_ids[batch.eligible]].double().mean()).exp())
+    records: list[Measurement] = []
+    for metric, within_word in (("token", False), ("within-word", True)):
+        log_p = log_probabilities(model, batch, mask=tokenizer.mask_token_id, within_word=within_word)
+        value = float((-log_p.double().sum() / count).exp())
+        records.append({
+            "kind": "evaluation", "name": PSEUDO_PERPLEXITY, "metric": metric, "value": value, "items": count,
+            "chance": chance, "higher_is_better": False,
+        })  # fmt: skip
+    return records

@@ -16,12 +16,13 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Literal, Protocol, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from maskwise.errors import MaskwiseError
+from maskwise.text import Document
 
 N = 13
 LEAST = 4
@@ -34,16 +35,38 @@ _BASE = np.uint64(0x9E3779B97F4A7C15)
 Hashes = NDArray[np.uint64]
 
 
+class HasTexts(Protocol):
+    """A task, or a test set: a name, and the texts of every item."""
+
+    @property
+    def name(self) -> str: ...
+    def texts(self) -> list[tuple[str, ...]]: ...
+
+
+class OverlapRecord(TypedDict):
+    """What a study keeps of ``Overlap``, with a few of the overlapping items."""
+
+    kind: Literal["overlap"]
+    task: str
+    corpus: str
+    items: int
+    overlapping: int
+    short: int
+    documents: int
+    n: int
+    examples: list[str]
+
+
 @dataclass(frozen=True)
 class Overlap:
-    """What was found.
+    """How much of a test set stands in a corpus.
 
     Attributes:
         items: how many were given. short: how many of them have too few words to be looked for.
         overlapping: how many stand in the corpus.
         documents: how many were read.
         n: words in a row.
-        found: the places of the overlapping items.
+        places: which items overlap.
     """
 
     items: int
@@ -51,10 +74,12 @@ class Overlap:
     overlapping: int
     documents: int
     n: int
-    found: tuple[int, ...]
+    places: tuple[int, ...]
 
 
-def overlap(documents: Iterable[Any], items: Sequence[str | Sequence[str]], *, n: int = N) -> Overlap:
+def overlap(
+    documents: Iterable[str | Document], items: Sequence[str | Sequence[str]], *, n: int = N
+) -> Overlap:
     """Which items share n words in a row with a document.
 
     Args:
@@ -75,47 +100,46 @@ def overlap(documents: Iterable[Any], items: Sequence[str | Sequence[str]], *, n
     needed_T = np.minimum(size_T, n)
     wanted: dict[int, _Wanted] = {}
     for length, grams, text in _grams(words, size_T, sorted(set(needed_T[needed_T >= LEAST].tolist()))):
-        mine = needed_T[text] == length
-        wanted[length] = _Wanted(grams[mine], owner_T[text[mine]])
-    found, count = np.zeros(len(parts), dtype=bool), 0
+        of_length = needed_T[text] == length
+        wanted[length] = _Wanted(grams[of_length], owner_T[text[of_length]])
+    overlapping, count = np.zeros(len(parts), dtype=bool), 0
     for batch in _batches(documents):
         count += len(batch)
         for length, grams, _ in _grams(*_words(batch), list(wanted)):
-            found[wanted[length].owners_of(grams)] = True
+            overlapping[wanted[length].owners_of(grams)] = True
     longest = np.zeros(len(parts), dtype=np.int64)
     np.maximum.at(longest, owner_T, size_T)
-    places = tuple(np.flatnonzero(found).tolist())
+    places = tuple(np.flatnonzero(overlapping).tolist())
     return Overlap(len(parts), int((longest < LEAST).sum()), len(places), count, n, places)
 
 
 def overlap_record(
-    documents: Iterable[Any], task: Any, *, corpus: str, n: int = N, name: str | None = None
-) -> dict[str, Any]:
-    """The record of one corpus and one task: ``{"kind": "overlap", "task", "corpus", "items", …}``.
+    documents: Iterable[str | Document], task: HasTexts, *, corpus: str, n: int = N
+) -> OverlapRecord:
+    """The record of one corpus and one task.
 
     Args:
-        documents: the corpus, such as ``corpus.read_documents(source)``.
+        documents: the corpus, such as ``text.read_documents(source)``.
         task: a ``tasks.Task`` (its test split is looked for), or a set of ``load_sets``.
         corpus: what the record calls the corpus.
-        name: what it calls the task, if not ``task.name``.
+
+    >>> from types import SimpleNamespace
+    >>> task = SimpleNamespace(name="mine", texts=lambda: [("the cat sat on the mat",), ("set an alarm",)])
+    >>> record = overlap_record(["Yesterday the cat sat on the mat."], task, corpus="notes")
+    >>> record["items"], record["overlapping"], record["short"], record["examples"]
+    (2, 1, 1, ['the cat sat on the mat'])
     """
-    items = task.texts() if hasattr(task, "texts") else [_texts(row) for row in task.splits["test"]]
+    items = task.texts()
     result = overlap(documents, items, n=n)
-    shown = [items[place] for place in result.found[:EXAMPLES]]
+    shown = [items[place] for place in result.places[:EXAMPLES]]
     return {
-        "kind": "overlap", "task": name or task.name, "corpus": corpus, "items": result.items,
+        "kind": "overlap", "task": task.name, "corpus": corpus, "items": result.items,
         "overlapping": result.overlapping, "short": result.short, "documents": result.documents, "n": n,
-        "examples": [text if isinstance(text, str) else " / ".join(text) for text in shown],
+        "examples": [" / ".join(texts) for texts in shown],
     }  # fmt: skip
 
 
-def _texts(row: Any) -> tuple[str, ...]:
-    if "tokens" in row:
-        return (" ".join(row["tokens"]),)
-    return (row["text"],) if row.get("pair") is None else (row["text"], row["pair"])
-
-
-def _batches(documents: Iterable[Any]) -> Iterator[list[str]]:
+def _batches(documents: Iterable[str | Document]) -> Iterator[list[str]]:
     batch: list[str] = []
     characters = 0
     for document in documents:
@@ -130,10 +154,10 @@ def _batches(documents: Iterable[Any]) -> Iterator[list[str]]:
 
 def _words(texts: Iterable[str]) -> tuple[Hashes, NDArray[np.int64]]:
     """Hashes of the words of all texts, one text after the other (W,), and how many each has (T,)."""
-    found = [_WORD.findall(text.lower()) for text in texts]
-    sizes = np.fromiter(map(len, found), dtype=np.int64, count=len(found))
+    by_text = [_WORD.findall(text.lower()) for text in texts]
+    sizes = np.fromiter(map(len, by_text), dtype=np.int64, count=len(by_text))
     # Python's own hash of a string: salted anew in every process, which equality does not see.
-    hashes = np.fromiter(map(hash, chain.from_iterable(found)), dtype=np.int64, count=int(sizes.sum()))
+    hashes = np.fromiter(map(hash, chain.from_iterable(by_text)), dtype=np.int64, count=int(sizes.sum()))
     return hashes.view(np.uint64), sizes
 
 

@@ -1,4 +1,4 @@
-"""log p(token | the rest) for every token, masked one at a time: the pseudo-log-likelihood.
+"""What the measures share: log p(token | the rest) for every token, masked one at a time, and what a test set is.
 
 A row of n tokens makes n copies, each with one token masked. All copies are built by index arithmetic, in
 batches of copies of similar width, and the vocabulary head runs only where the mask is.
@@ -13,24 +13,84 @@ Cost: one forward pass of the row per token; some 0.1 ms at the size of the quic
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+import inspect
+import re
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Literal, NotRequired, TypedDict, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
+from maskwise.errors import MaskwiseError, unknown_name
 from maskwise.masking.annotated import AnnotatedBatch
 from maskwise.models import masked_logits
+from maskwise.specs import parse_call
+from maskwise.tasks.readers import Record, read_records
 
 TOKENS = 16384
 """Positions in one forward pass."""
 TIE = 1e-4
 """Nats below which two scores are equal: more than rounding, far less than any preference."""
 LONG, UNKNOWN = "longer than the model", "unknown characters"
+"""Why an item is left out. It is counted under this name."""
+DAMAGED = "is the checkpoint damaged?"
+BUNDLED_SETS = ("pairs",)
+"""Small sets of our own that come with maskwise; scripts/build_evaluation.py makes them."""
+_WITH_OPTIONS = re.compile(r"(?P<source>.+?)\((?P<options>.*)\)$")
+
+
+class Measurement(TypedDict):
+    """One figure of one checkpoint; (name, metric) is unique among the records of an evaluation.
+
+    ``chance`` is the figure of a model that ignores the text. ``of`` is how many items the file holds, ``items`` how
+    many were scored, ``skipped`` why others were not.
+    """
+
+    kind: Literal["evaluation"]
+    name: str
+    metric: str
+    value: float
+    items: int
+    chance: float | None
+    higher_is_better: bool
+    of: NotRequired[int]
+    skipped: NotRequired[dict[str, int]]
+    ties: NotRequired[int]
+    groups: NotRequired[dict[str, dict[str, float]]]
+
+
+class TestSet(ABC):
+    """A measure over items out of a file. Subclasses are dataclasses with a classmethod ``read``."""
+
+    __test__ = False  # no class of tests, whatever pytest thinks of its name
+    name: str
+
+    @abstractmethod
+    def texts(self) -> list[tuple[str, ...]]:
+        """For the overlap check: what must not stand in a corpus."""
+
+    @abstractmethod
+    def content(self) -> str:
+        """A hash of all that a score depends on."""
+
+    @abstractmethod
+    def score(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> list[Measurement]:
+        """The figures of a masked language model in evaluation mode.
+
+        Raises:
+            MaskwiseError: no item can be scored.
+        """
+
+
+S = TypeVar("S", bound=TestSet)
 
 
 def log_probabilities(
-    model: Any, batch: AnnotatedBatch, *, mask: int, within_word: bool = False, tokens: int = TOKENS
+    model: nn.Module, batch: AnnotatedBatch, *, mask: int, within_word: bool = False, tokens: int = TOKENS
 ) -> Tensor:
     """(B, L) float32: log p of every eligible token while it is masked; 0 elsewhere.
 
@@ -45,7 +105,7 @@ def log_probabilities(
     """
     width_B = _widths(batch)
     row_T, column_T = batch.eligible.nonzero().unbind(1)
-    found_BL = torch.zeros(batch.input_ids.shape)
+    log_p_BL = torch.zeros(batch.input_ids.shape)
     words_BL = batch.layer("word_ids", policy="pseudo-log-likelihood") if within_word else None
     for part in by_width(width_B[row_T], tokens):
         row, column = row_T[part], column_T[part]
@@ -60,15 +120,22 @@ def log_probabilities(
         attention = place < width_B[row].unsqueeze(1)
         log_p = predictions(model, shown, attention, torch.arange(len(row)), column)
         truth = ids.gather(1, column.unsqueeze(1)).to(log_p.device)
-        found_BL[row, column] = log_p.gather(1, truth).squeeze(1).cpu()
-    return found_BL
+        log_p_BL[row, column] = log_p.gather(1, truth).squeeze(1).cpu()
+    return log_p_BL
 
 
-def predictions(model: Any, ids: Tensor, attention: Tensor, row: Tensor, column: Tensor) -> Tensor:
-    """log p (M, V) float32 at the places (row, column), each (M,), of rows ``ids`` (N, L); on the model's device."""
+def predictions(model: nn.Module, ids: Tensor, attention: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    """log p (M, V) float32 at the places (row, column), each (M,), of rows ``ids`` (N, L); on the model's device.
+
+    Raises:
+        MaskwiseError: the model gives no numbers. (They would compare as neither better nor worse, and rank first.)
+    """
     device = next(model.parameters()).device
     inputs = {"input_ids": ids.to(device), "attention_mask": attention.long().to(device)}
-    return masked_logits(model, inputs, row.to(device), column.to(device)).float().log_softmax(-1)
+    log_p = masked_logits(model, inputs, row.to(device), column.to(device)).float().log_softmax(-1)
+    if log_p[:, :1].isnan().any():  # one logit that is no number makes its whole row so
+        raise MaskwiseError("the model's predictions are no numbers", got="nan", do=DAMAGED)
+    return log_p
 
 
 def by_width(width: Tensor, tokens: int) -> Iterator[Tensor]:
@@ -84,3 +151,72 @@ def by_width(width: Tensor, tokens: int) -> Iterator[Tensor]:
 def _widths(batch: AnnotatedBatch) -> Tensor:
     rows, length = batch.input_ids.shape
     return torch.full((rows,), length) if batch.attention_mask is None else batch.attention_mask.sum(1)
+
+
+# Test sets by name: ``bundled:pairs``, a file, and options behind either: ``facts.jsonl(items=500)``
+
+
+def load_set(spec: str, read: Callable[..., S]) -> S:
+    """``read(path, **options)`` of a spec.
+
+    Raises:
+        MaskwiseError: no such file or bundled set, or an option that the reader does not have.
+    """
+    source, options = spec, {}
+    match = _WITH_OPTIONS.match(spec)
+    if match and not Path(spec).exists():
+        source = match["source"]
+        call = parse_call(f"set({match['options']})")
+        allowed = list(inspect.signature(read).parameters)[1:]
+        strange = [name for name in call.kwargs if name not in allowed]
+        if call.args or strange:
+            wrong = strange[0] if strange else str(call.args[0])
+            raise unknown_name(f"option of {source!r}", wrong, allowed)
+        options = call.kwargs
+    return read(_path(source), **options)
+
+
+def _path(source: str) -> Path:
+    if source.startswith("bundled:"):
+        name = source.removeprefix("bundled:")
+        if name not in BUNDLED_SETS:
+            raise unknown_name("bundled evaluation set", name, BUNDLED_SETS)
+        return Path(__file__).parent.parent / "data" / f"{name}.jsonl.gz"
+    path = Path(source).expanduser()
+    if not path.is_file():
+        raise MaskwiseError(
+            f"no evaluation file {source!r}", do="give a .jsonl or .tsv file, or bundled:pairs"
+        )
+    return path
+
+
+def read_set(path: Path) -> list[Record]:
+    """The records of a file; at least one."""
+    records = read_records(path)
+    if not records:
+        raise MaskwiseError(f"evaluation file {path} holds nothing")
+    return records
+
+
+def name_of(path: Path) -> str:
+    """``/x/trex.jsonl.gz`` → ``trex``."""
+    return path.name.removesuffix(".gz").rsplit(".", 1)[0]
+
+
+def evenly(items: list[Record], count: int | None) -> list[Record]:
+    """At most ``count`` items, evenly spread."""
+    if count is None or count >= len(items):
+        return items
+    if count < 1:
+        raise MaskwiseError("items must be a number of items", got=count, allowed="≥ 1")
+    return [items[place * len(items) // count] for place in range(count)]
+
+
+def require_scored(kept: int, skipped: Mapping[str, int], where: str) -> None:
+    """
+    Raises:
+        MaskwiseError: nothing is left to be scored.
+    """
+    if not kept:
+        why = ", ".join(f"{count} × {reason}" for reason, count in Counter(skipped).most_common())
+        raise MaskwiseError(f"no item of {where} can be scored", got=why)

@@ -165,7 +165,7 @@ def pretrain(
     found: list[dict[str, Any]] = []
 
     def curve(step: int) -> list[dict[str, Any]]:
-        found[:] = held_out(predicting)
+        found[:] = [dict(line) for line in held_out(predicting)]
         return found
 
     done = train(
