@@ -25,7 +25,7 @@ WITH_EXAMPLES = [
     name_of(path) for path in sorted(PACKAGE.rglob("*.py")) if ">>> " in path.read_text(encoding="utf-8")
 ]
 WITHOUT = {
-    "MaskedBatch", "Masker", "MaskingCollator", "MaskingTrainer", "MaskwiseError", "StepBatchSampler",
+    "MaskedBatch", "Masker", "MaskingCollator", "MaskingTrainer", "StepBatchSampler",
     "SteppedDataset", "__version__", "encode", "samplers", "schedules",
 }  # fmt: skip
 """Public names that need no example, or lack one still."""

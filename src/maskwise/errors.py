@@ -12,7 +12,17 @@ from typing import Any
 
 
 class MaskwiseError(ValueError):
-    """Bad input: a recipe, a file, a layer, an argument. The message is one line."""
+    """Bad input: a recipe, a file, a layer, an argument. The message is one line.
+
+    >>> print(MaskwiseError("a ratio is a share", got=1.5, allowed="0 to 1", do="write 15 % as 0.15"))
+    a ratio is a share; got 1.5; allowed: 0 to 1; write 15 % as 0.15
+
+    Args:
+        what: what is wrong, without an end mark.
+        got: what was given.
+        allowed: what would have been right.
+        do: what the user should do now.
+    """
 
     def __init__(self, what: str, *, got: Any = None, allowed: Any = None, do: str | None = None):
         parts = [what]
