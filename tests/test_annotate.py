@@ -22,11 +22,11 @@ from maskwise.annotate import registry, shard, store
 from maskwise.annotate.registry import annotator
 from maskwise.annotate.run import annotate_corpus
 from maskwise.annotate.shard import shard_facts
-from maskwise.annotate.show import examples, render_html, render_terminal
 from maskwise.annotate.store import Manifest, Store, cut_shards, to_parquet
 from maskwise.cli import main
 from maskwise.errors import MaskwiseError
 from maskwise.folders import write_whole
+from maskwise.inspection import examples, render_layers, write_layers
 from maskwise.recipe import Recipe
 from maskwise.study.stages import prepare_stage
 from maskwise.study.work import run_stage
@@ -548,13 +548,13 @@ def test_pages_show_texts_and_escape_them(tmp_path, capsys):
     found = annotate_corpus(texts, ["words"], tmp_path / "out", functions=["annotate_tools:capitals"], jobs=1)
     shown = examples(Store(tmp_path / "out"), [Document(one["id"], one["text"]) for one in texts])
     assert {example.layer for example in shown} == {"capitals"} and len(shown) == 3
-    assert [piece.text for piece in shown[0].pieces if piece.colour][:1] == ["Ulm"]
-    render_html(found, shown, tmp_path / "page.html")
+    assert [stretch.text for stretch in shown[0].stretches if stretch.style][:1] == ["Ulm"]
+    write_layers(found, shown, tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
     assert "<script>" not in page and "<i>" not in page and "&lt;script&gt;" in page and ">Ulm</mark>" in page
     from rich.console import Console
 
-    Console(width=100).print(render_terminal(found, shown))
+    Console(width=100).print(render_layers(found, shown))
     assert "capitals in <i>" in (text := capsys.readouterr().out) and "\x1b[31mRed" not in text
 
 

@@ -9,7 +9,8 @@ import re
 import pytest
 from rich.console import Console
 
-from maskwise.inspection import STYLES, TABLES, inspect_text, render_html, render_terminal
+from maskwise.cli.views import TABLES, names_in
+from maskwise.inspection import STYLES, inspect_text, render_masks, write_masks
 from maskwise.text import train_tokenizer
 from tiny import maskwise
 
@@ -80,7 +81,7 @@ def printed(found, *, colours):
     file = io.StringIO()
     system = "truecolor" if colours else None
     Console(file=file, width=200, force_terminal=colours, color_system=system).print(
-        render_terminal(found, colours=colours)
+        render_masks(found, colours=colours)
     )
     return file.getvalue()
 
@@ -102,7 +103,7 @@ def test_a_text_cannot_steer_the_terminal_or_the_page(tokenizer, tmp_path):
     found = look(evil, "token", tokenizer, ratio="0.0")
     plain = printed(found, colours=False)
     assert "\x1b" not in plain and "[red]markup[/red]" in plain
-    render_html(found, tmp_path / "deep" / "masks.html")
+    write_masks(found, tmp_path / "deep" / "masks.html")
     page = (tmp_path / "deep" / "masks.html").read_text(encoding="utf-8")
     assert "<script" not in page and "&lt;script&gt;" in page
 
@@ -110,7 +111,7 @@ def test_a_text_cannot_steer_the_terminal_or_the_page(tokenizer, tmp_path):
 def test_why_nothing_is_chosen_is_said_in_the_terminal_and_on_the_page(tokenizer, tmp_path):
     for ratio in ("0.0", "0.3"):
         found = look(TEXT, "token", tokenizer, ratio=ratio)
-        render_html(found, tmp_path / "masks.html")
+        write_masks(found, tmp_path / "masks.html")
         page = (tmp_path / "masks.html").read_text(encoding="utf-8")
         words = ["nothing is chosen" in told for told in (printed(found, colours=False), page)]
         assert words == [ratio == "0.0"] * 2
@@ -143,6 +144,7 @@ def test_a_file_is_inspected_text_by_text(tokenizer, tmp_path, capsys):
         (["--tokenizer", "/nowhere/at/all"], "there is no model or tokenizer"),
         (["--step", "many"], "--step"),
         (["--nonsense"], "--nonsense"),
+        (["--policy", "group-weighted(layer='salient')"], "'salient' is one of spans; take layer='pos'"),
     ],
 )
 def test_mistakes_are_one_line(arguments, said, capfd):
@@ -163,10 +165,10 @@ def test_no_text(text, said, capfd):
 def test_lists(what, capsys):
     assert maskwise("list", what, "--json") == 0
     rows = json.loads(capsys.readouterr().out)
-    assert [row["name"] for row in rows] == list(TABLES[what]())
+    assert [row["name"] for row in rows] == list(names_in(what))
     assert all(row["what"] for row in rows), "everything listed says what it is"
     assert maskwise("list", what) == 0
-    assert all(name in capsys.readouterr().out for name in list(TABLES[what]())[:1])
+    assert all(name in capsys.readouterr().out for name in list(names_in(what))[:1])
 
 
 def test_lists_show_no_address(capsys):

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from benchmarks.samplers import BANDITS, play
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maskwise.bench.samplers import BANDITS, play
 from maskwise.errors import MaskwiseError
 from maskwise.samplers import (
     SAMPLERS,

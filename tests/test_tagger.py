@@ -9,15 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import spacy
+from benchmarks.annotate import _bundled, bench_annotate, overlap_scores, render_annotate, tag_accuracy
 from spacy.tokens import Doc
 from spacy.training import Example
 
-from maskwise import bench
 from maskwise.annotate import tagger as tagger_module
 from maskwise.annotate.gold import POS, entities, given_spans, join_tokens, read_columns, read_conllu
 from maskwise.annotate.registry import annotator
 from maskwise.annotate.tagger import SALIENT, SHIPPED, SpacyPipeline, one_pass
-from maskwise.bench.annotate import _bundled, overlap_scores, render_annotate, tag_accuracy
 from maskwise.errors import MaskwiseError
 from maskwise.text.layers import CharSpans, check_spans
 
@@ -294,7 +293,7 @@ def test_the_card_and_the_files_are_there() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not GOLD.is_dir(), reason="needs ../shared/data")
 def test_bench_annotate_meets_what_was_promised() -> None:
-    result = json.loads(json.dumps(bench.run("annotate", data=GOLD, batches=2, copies=0)))
+    result = json.loads(json.dumps(bench_annotate(data=GOLD, batches=2, copies=0)))
     pos = {r["data"]: r for r in result["pos"]}["UD-EWT test"]
     assert pos["gold_tokens"] >= 0.93 and pos["raw"] >= 0.93 and pos["words"] == 25094
     wikigold = {(r["data"], r["spans"]): r for r in result["salient"]}["WikiGold", "salient"]["names"]

@@ -7,7 +7,7 @@ import json
 import pytest
 from rich.console import Console
 
-from maskwise.cli import main, tables
+from maskwise.cli import main, runs
 from maskwise.study.verdict import summarise
 from report_fixture import make_metrics, make_records, make_study, write_run, write_study
 
@@ -51,7 +51,7 @@ def test_report_json_of_a_single_run_is_one_line_of_error(tmp_path, capfd):
 
 
 def test_the_terminal_names_an_arm_once_beside_a_reason(folder, monkeypatch, capsys):
-    monkeypatch.setattr(tables, "out_console", Console(width=160))
+    monkeypatch.setattr(runs, "out_console", Console(width=160))
     found = json.loads((folder / "summary.json").read_text())
     row, other = [row for row in found["contrasts"] if row["primary"]][:2]
     told = {"effect": "caps", "code": "x", "sentence": "the text is short"}
@@ -61,14 +61,14 @@ def test_the_terminal_names_an_arm_once_beside_a_reason(folder, monkeypatch, cap
         row | {"baseline": "else", "reasons": [told]},
         other | {"reasons": []},
     ]
-    tables.print_verdicts(found | {"contrasts": rows})
+    runs.print_verdicts(found | {"contrasts": rows})
     lines = capsys.readouterr().out.splitlines()
     assert f"  · {row['arm']}: the text is short" in lines and f"  · {row['arm']} read less" in lines
 
 
 def test_the_terminal_says_verdicts_why_and_what_to_do(folder, monkeypatch, capsys):
-    monkeypatch.setattr(tables, "out_console", Console(width=160))
-    tables.print_verdicts(json.loads((folder / "summary.json").read_text()))
+    monkeypatch.setattr(runs, "out_console", Console(width=160))
+    runs.print_verdicts(json.loads((folder / "summary.json").read_text()))
     told = capsys.readouterr().out
     assert "suggests better (few runs)" in told and "undecided (few runs)" in told
     assert told.count("no setting was searched for each arm") == 1  # common to both, so said once

@@ -1,50 +1,113 @@
-"""Behind ``maskwise inspect`` and ``list``: a text under several policies, and what names there are."""
+"""Texts in colours: what a policy masks in them (``maskwise inspect``), and which layers annotators found in them
+(``maskwise annotate``). Both are lists of stretches, drawn on a terminal or as one HTML page that needs no network.
+
+Texts are escaped on the page, and cannot steer the terminal.
+"""
 
 from __future__ import annotations
 
-import inspect as python_inspect
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jinja2 import Environment, PackageLoader
 from rich.console import Group, RenderableType
 from rich.padding import Padding
+from rich.table import Table
 from rich.text import Text
+from transformers import PreTrainedTokenizerBase
 
 from maskwise.annotate.given import Span, read_marks, sentence_spans, span_layer
-from maskwise.annotate.registry import ANNOTATORS, annotator
+from maskwise.annotate.registry import annotator
+from maskwise.annotate.run import Summary
+from maskwise.annotate.shard import LayerSummary
+from maskwise.annotate.store import Store
 from maskwise.errors import MaskwiseError
-from maskwise.masking import CORRUPTIONS, POLICIES, SCHEDULES, Masker
+from maskwise.folders import write_whole
+from maskwise.masking import Masker
 from maskwise.masking.corruptions import corruption
-from maskwise.masking.policies import policy
-from maskwise.objectives import OBJECTIVES
-from maskwise.recipe import shipped
-from maskwise.samplers import SAMPLERS
+from maskwise.masking.policies import GroupWeighted, policy
 from maskwise.show import Shown, show_masks
-from maskwise.specs import arguments_of, split_calls
-from maskwise.tasks import BUNDLED_TASKS, load_task
+from maskwise.specs import split_calls
 from maskwise.text import load_tokenizer, read_documents, require_documents, train_tokenizer
-from maskwise.text.layers import align
+from maskwise.text.documents import Document
+from maskwise.text.layers import CharSpans, Layer, align
 from maskwise.text.words import flat_offsets, number_words, place_tokens
+
+
+class Stretch(NamedTuple):
+    """A stretch of a text and how it is drawn.
+
+    Attributes:
+        style: as rich has it, "… FOREGROUND on BACKGROUND"; "" for plain text.
+        sign, note: what stands behind it: "→" and what is read instead, or "/" and a label.
+        plain: how it looks where there are no colours.
+    """
+
+    text: str
+    style: str = ""
+    sign: str = ""
+    note: str = ""
+    plain: str = "{}"
+
+    @property
+    def css(self) -> str:
+        front, _, background = self.style.rpartition(" on ")
+        return f"background: {background}; color: {front.split()[-1]}"
+
+
+NOTE_STYLES = {"→": "italic #cc3f7a", "/": "dim", "": ""}
+
+
+def draw(stretches: Iterable[Stretch], *, colours: bool = True) -> Text:
+    """Stretches as a line for the terminal."""
+    line = Text()
+    for stretch in stretches:
+        body = stretch.text.lstrip()
+        line.append(stretch.text[: len(stretch.text) - len(body)])
+        body = visible(body)
+        line.append(*((body, stretch.style) if colours else (stretch.plain.format(body),)))
+        if stretch.note:
+            line.append(f"{stretch.sign}{visible(stretch.note)}", style=NOTE_STYLES[stretch.sign])
+    return line
+
+
+def visible(text: str) -> str:
+    """A text without control characters: it must not steer the terminal that shows it."""
+    return "".join(char if char.isprintable() or char in "\n\t" else "·" for char in text)
+
+
+def write_page(path: Path, template: str, **values: object) -> None:
+    """Write one self-contained page; every text is escaped.
+
+    Raises:
+        MaskwiseError: a path that cannot be written.
+    """
+    environment = Environment(loader=PackageLoader("maskwise", "report"), autoescape=True)
+    write_whole(path, environment.get_template(template).render(**values))
+
+
+# Masks -----------------------------------------------------------------------------------------------------
 
 STYLES = {
     "shown": "", "masked": "bold #000000 on #e69f00", "random": "bold #ffffff on #cc3f7a",
     "kept": "bold #000000 on #56b4e9",
 }  # fmt: skip
 BRACKETS = {"shown": "{}", "masked": "[{}]", "random": "[{}]", "kept": "[={}]"}
-"""How the states look where there are no colours."""
+LEGEND = {"masked": "masked", "random": "another token", "kept": "chosen, shown unchanged"}
 
 MAX_TEXTS = 5
 TEXT_LAYERS = ("word_ids", "sentence", "frequency")
 """The layers that any text has."""
-FOUND_LAYERS = {"pos": "pos", "salient": "salient"}
-"""Layers that an annotator finds in a text without marks, and which one; all others are spans that are marked in it."""
+ANNOTATED = {"pos": "categorical", "salient": "spans"}
+"""Layers that an annotator of the same name finds in a text without marks, and their kinds. All others are marked."""
+WEIGHT_LAYERS = ("weight", "informativeness", "difference")
+"""Read from marks: [[word|2.5]]; what is not marked weighs 1."""
 
 
 @dataclass(frozen=True)
@@ -71,48 +134,61 @@ class Inspected:
             "nothing is chosen: no unit fits; a larger --ratio, --budget expected or a longer text would help"
         )
 
+    @property
+    def headline(self) -> str:
+        words = f"words: {self.shown.whole} whole, {self.shown.parts} in part"
+        return f"{100 * self.shown.ratio:.1f} % of the tokens; {words}"
+
+    @property
+    def stretches(self) -> list[Stretch]:
+        return [
+            Stretch(piece.text, STYLES[piece.state], "→", piece.shown, BRACKETS[piece.state])
+            for piece in self.shown.pieces
+        ]
+
 
 def inspect_text(
-    text: str,
-    policies: str,
-    settings: Mapping[str, Any],
-    *,
-    tokenizer: str | None = None,
-    step: int = 0,
+    text: str, policies: str, settings: Mapping[str, Any], *, tokenizer: str | None = None, step: int = 0,
     total_steps: int = 1000,
-) -> list[Inspected]:
-    """Mask a text (or the first texts of a file) under each policy; ``settings`` are the masker's.
+) -> list[Inspected]:  # fmt: skip
+    """Mask a text (or the first texts of a file) under each policy.
+
+    Args:
+        text: a text, in which spans may be marked ([[Warsaw]], [[1867|3]]), or the name of a file.
+        policies: separated by commas.
+        settings: the masker's.
+        tokenizer: a folder or hub id; None: a small one of our own.
 
     Raises:
         MaskwiseError: no text, an unknown name, a policy whose layers a plain text does not have.
     """
-    texts, specs = [read_marks(one) for one in _texts(text)], split_calls(policies)
+    texts, specs = [read_marks(each) for each in _texts(text)], split_calls(policies)
     needs = {layer: f"policy {spec}" for spec in specs for layer in policy(spec).layers()}
     if layer := getattr(corruption(settings["corruption"]), "layer", None):
         needs.setdefault(layer, f"corruption {settings['corruption']}")
-    for layer, who in needs.items():
-        if layer not in (*TEXT_LAYERS, *FOUND_LAYERS) and not any(spans for _, spans in texts):
+    grouped = {made.layer for spec in specs if isinstance(made := policy(spec), GroupWeighted)}
+    for layer, user in needs.items():
+        if layer not in (*TEXT_LAYERS, *ANNOTATED) and not any(spans for _, spans in texts):
             raise MaskwiseError(
-                f"{who} needs the layer {layer!r}, and this text has none",
+                f"{user} needs the layer {layer!r}, and this text has none",
                 do="mark spans in it: 'born in [[Warsaw]] in [[1867]]', or with a weight: [[1867|3]]",
             )
+        if ANNOTATED.get(layer) == "spans" and layer in grouped:
+            what = f"{user} needs a layer of groups, and {layer!r} is one of spans"
+            raise MaskwiseError(what, do="take layer='pos', or the policy salient for these spans")
     tools = load_tokenizer(tokenizer, needs_mask=False) if tokenizer else _small_tokenizer()
     maskers = {spec: Masker(tools, policy=spec, **settings) for spec in specs}
-    found = []
-    for one, spans in texts:
-        layers = text_layers(tools, one, spans, needs)
+    inspected = []
+    for plain, spans in texts:
+        layers = text_layers(tools, plain, spans, needs)
         for spec, masker in maskers.items():
-            shown = show_masks(masker, tools, one, step=step, total_steps=total_steps, layers=layers)
-            found.append(Inspected(spec, one, shown))
-    return found
-
-
-WEIGHT_LAYERS = ("weight", "informativeness", "difference")
-"""Read from marks: [[word|2.5]]; what is not marked weighs 1."""
+            shown = show_masks(masker, tools, plain, step=step, total_steps=total_steps, layers=layers)
+            inspected.append(Inspected(spec, plain, shown))
+    return inspected
 
 
 def text_layers(
-    tokenizer: Any, text: str, spans: Sequence[Span], needs: Iterable[str]
+    tokenizer: PreTrainedTokenizerBase, text: str, spans: Sequence[Span], needs: Iterable[str]
 ) -> dict[str, list[Any]]:
     """The layers that policies need, (L,) each: sentences, token counts in the bundled text, and marked spans."""
     encoded = tokenizer(text, return_offsets_mapping=True)
@@ -122,32 +198,31 @@ def text_layers(
         if name == "sentence":
             layers[name] = span_layer(text, sentence_spans(text), offsets)
         elif name == "frequency":
-            counts = _bundled_counts(tokenizer)
+            texts = _bundled_texts()
+            counts = Counter(
+                token for ids in tokenizer(texts, add_special_tokens=False)["input_ids"] for token in ids
+            )
             layers[name] = [counts[token] for token in encoded["input_ids"]]
-        elif name in FOUND_LAYERS and not spans:
-            layers |= _found_layers(FOUND_LAYERS[name], tokenizer, text)
+        elif name in ANNOTATED and not spans:
+            layers |= _annotated_layers(name, tokenizer, text)
         elif name in WEIGHT_LAYERS:
-            weights = [
-                *(span.weight for span in spans),
-                1.0,
-            ]  # the last one, at −1, is that of all other tokens
+            weights = [*(span.weight for span in spans), 1.0]  # the last, at −1: of all other tokens
             layers[name] = [weights[number] for number in span_layer(text, spans, offsets)]
         elif name != "word_ids":
             layers[name] = span_layer(text, spans, offsets)
     return layers
 
 
-def _found_layers(spec: str, tokenizer: Any, text: str) -> dict[str, list[Any]]:
-    made, encodings = annotator(spec), tokenizer([text]).encodings
+def _annotated_layers(spec: str, tokenizer: PreTrainedTokenizerBase, text: str) -> dict[str, list[Any]]:
+    made, encodings = annotator(spec), tokenizer([text]).encodings or []
     special = np.array(encodings[0].special_tokens_mask, dtype=bool)
     placed = place_tokens([text], *flat_offsets(encodings), special=special)
     laid = align(made.annotate([text]), made.layers, placed, number_words(placed))
     return {name: values.tolist() for name, values in laid.items()}
 
 
-def _bundled_counts(tokenizer: Any) -> Counter[int]:
-    texts = [document.text for document in read_documents("bundled:wikipedia", limit=200)]
-    return Counter(token for ids in tokenizer(texts, add_special_tokens=False)["input_ids"] for token in ids)
+def _bundled_texts() -> list[str]:
+    return [document.text for document in read_documents("bundled:wikipedia", limit=200)]
 
 
 def _texts(text: str) -> list[str]:
@@ -161,34 +236,25 @@ def _texts(text: str) -> list[str]:
     return [text]
 
 
-def _small_tokenizer() -> Any:
+def _small_tokenizer() -> PreTrainedTokenizerBase:
     """A WordPiece tokenizer of 4,096 pieces from the bundled text: half a second, no download."""
-    texts = [document.text for document in read_documents("bundled:wikipedia", limit=200)]
-    tokenizer = train_tokenizer(texts, vocab_size=4096, lowercase=False)
+    tokenizer = train_tokenizer(_bundled_texts(), vocab_size=4096, lowercase=False)
     # What the corruptions of T5 and UL2 write.
     names = [*(f"<extra_id_{number}>" for number in range(100)), "[R]", "[S]", "[X]"]
     tokenizer.add_special_tokens({"additional_special_tokens": names})
     return tokenizer
 
 
-def render_terminal(found: list[Inspected], *, colours: bool = True) -> RenderableType:
-    """The texts with their chosen tokens coloured (or in brackets); behind an arrow what is read instead."""
-    parts: list[RenderableType] = [_legend(colours)]
-    for entry in found:
-        words = f"words: {entry.shown.whole} whole, {entry.shown.parts} in part"
-        parts.append(
-            Text.assemble(
-                (entry.policy, "bold"), f"   {100 * entry.shown.ratio:.1f} % of the tokens; {words}"
-            )
-        )
-        line = Text()
-        for piece in entry.shown.pieces:
-            body = visible(piece.text.lstrip())
-            line.append(piece.text[: len(piece.text) - len(piece.text.lstrip())])
-            line.append(body if colours else BRACKETS[piece.state].format(body), style=STYLES[piece.state])
-            if piece.shown:
-                line.append(f"→{visible(piece.shown)}", style="italic #cc3f7a")
-        parts.append(Padding(line, (0, 0, 1, 2)))
+def render_masks(inspected: Iterable[Inspected], *, colours: bool = True) -> RenderableType:
+    """Texts with their chosen tokens coloured (or in brackets); behind an arrow what is read instead."""
+    legend = Text()
+    for state, label in LEGEND.items():
+        name = f" {label} " if colours else BRACKETS[state].format(label)
+        legend.append(name, style=STYLES[state]).append("  ")
+    parts: list[RenderableType] = [legend.append("\n")]
+    for entry in inspected:
+        parts.append(Text.assemble((entry.policy, "bold"), f"   {entry.headline}"))
+        parts.append(Padding(draw(entry.stretches, colours=colours), (0, 0, 1, 2)))
         if entry.note:
             parts.append(Padding(Text(entry.note, style="dim"), (0, 0, 1, 2)))
         if entry.shown.target:
@@ -198,65 +264,123 @@ def render_terminal(found: list[Inspected], *, colours: bool = True) -> Renderab
     return Group(*parts)
 
 
-def visible(text: str) -> str:
-    """Without control characters: a text must not steer the terminal that shows it."""
-    return "".join(char if char.isprintable() or char in "\n\t" else "·" for char in text)
+def write_masks(inspected: Sequence[Inspected], path: Path) -> None:
+    """The page of ``render_masks``; see ``write_page``."""
+    legend = [Stretch(label, STYLES[state]) for state, label in LEGEND.items()]
+    write_page(path, "masks.html.j2", found=inspected, legend=legend)
 
 
-def _legend(colours: bool) -> Text:
-    pieces: list[Any] = []
-    for state, label in (
-        ("masked", "masked"),
-        ("random", "another token"),
-        ("kept", "chosen, shown unchanged"),
-    ):
-        pieces += [(f" {label} " if colours else BRACKETS[state].format(label), STYLES[state]), "  "]
-    return Text.assemble(*pieces, "\n")
+# Layers ----------------------------------------------------------------------------------------------------
+
+EXAMPLES, EXAMPLE_CHARACTERS = 3, 600
+PALETTE = (
+    "#e69f00", "#56b4e9", "#7bd3b8", "#f0e442", "#a9c4ee", "#f2a37a", "#dba4c6", "#cccccc", "#b5a6e0",
+    "#9fd694", "#e8c4a0", "#8fd0d6", "#f3b6b6", "#c9d36a", "#d0b38a", "#a8a8f0", "#e0e0a8",
+)  # fmt: skip
+"""Colours of labels, in their order; black text is legible on all."""
+COVERING = ("words", "sentence")
+"""Layers that cover everything, and are not drawn."""
 
 
-def render_html(found: list[Inspected], path: Path) -> None:
-    """One self-contained page; every text is escaped.
+class Example(NamedTuple):
+    """One text under one layer."""
 
-    Raises:
-        MaskwiseError: a path that cannot be written.
-    """
-    environment = Environment(loader=PackageLoader("maskwise", "report"), autoescape=True)
-    page = environment.get_template("masks.html.j2").render(found=found)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise MaskwiseError(f"cannot write {path}", got=error.strerror) from None
+    id: str
+    layer: str
+    kind: str
+    stretches: list[Stretch]
 
 
-# Names for ``maskwise list``
-
-TABLES: dict[str, Callable[[], Mapping[str, Any]]] = {
-    "policies": lambda: POLICIES,
-    "annotators": lambda: ANNOTATORS,
-    "schedules": lambda: SCHEDULES,
-    "corruptions": lambda: CORRUPTIONS,
-    "objectives": lambda: OBJECTIVES,
-    "samplers": lambda: SAMPLERS,
-    "tasks": lambda: BUNDLED_TASKS,
-    "recipes": shipped,
-}
+def examples(store: Store, documents: Iterable[Document]) -> list[Example]:
+    """The beginnings of the first documents, under every layer that does not cover everything."""
+    first = [*islice(documents, EXAMPLES)]
+    return [
+        Example(document.id, name, layer.kind, _stretches(document.text, spans[name], layer))
+        for document, spans in zip(first, store.annotate([document.text for document in first]))
+        for name, layer in store.layers.items()
+        if name not in COVERING
+    ]
 
 
-def describe_table(what: str) -> list[tuple[str, str, str]]:
-    """(name, arguments, first line of the documentation) of every member."""
-    describe = _describe_task if what == "tasks" else _describe
-    return [(name, *describe(name, member)) for name, member in TABLES[what]().items()]
+def _stretches(text: str, spans: CharSpans, layer: Layer) -> list[Stretch]:
+    stretches, end = [], 0
+    size = min(len(text), EXAMPLE_CHARACTERS)
+    values = () if spans.value is None else spans.value.tolist()
+    greatest = max(values, default=0.0) or 1.0
+    for number, (start, stop) in enumerate(zip(spans.start.tolist(), spans.end.tolist())):
+        if stop > size:
+            break
+        colour, label, value = "", "", values[number] if values else 0
+        if layer.kind == "weight":
+            colour, label = _shade(max(0.0, value) / greatest), f"{value:.3g}"
+        elif spans.value is None:
+            colour = PALETTE[number % 2]
+        elif value:
+            colour, label = PALETTE[(value - 1) % len(PALETTE)], layer.labels[value - 1]
+        style, plain = f"#000000 on {colour}" if colour else "", "[{}]" if layer.kind == "spans" else "{}"
+        stretches += [Stretch(text[end:start]), Stretch(text[start:stop], style, "/", label, plain)]
+        end = stop
+    tail = text[end:size] + ("…" if size < len(text) else "")
+    return [stretch for stretch in [*stretches, Stretch(tail)] if stretch.text]
 
 
-def _describe_task(name: str, file: str) -> tuple[str, str]:
-    task = load_task(name)
-    rows = f"{len(task.splits['train']):,} rows to learn from, {task.test_items:,} items to test"
-    return "", f"{task.kind.name}, {len(task.labels)} classes, {rows}"
+def _shade(share: float) -> str:
+    """From white to orange."""
+    red, green, blue = (round(255 - share * (255 - full)) for full in (0xE6, 0x9F, 0x00))
+    return f"#{red:02x}{green:02x}{blue:02x}"
 
 
-def _describe(name: str, member: Any) -> tuple[str, str]:
-    if isinstance(member, Path):
-        lines = [line.lstrip("# ") for line in member.read_text().splitlines() if line.startswith("#")]
-        return "", lines[0] if lines else ""
-    return arguments_of(member), (python_inspect.getdoc(member) or "").split("\n")[0]
+def render_layers(summary: Summary, shown: Sequence[Example], *, colours: bool = True) -> RenderableType:
+    """Counts per layer, the commonest, and the first document (spans in brackets where there are no colours)."""
+    parts: list[RenderableType] = []
+    for _, name, layer in _layers(summary):
+        parts.append(Text(_headline(name, layer), style="bold"))
+        if rows := [*_rows(layer)]:
+            table = Table("", "number", "share", "commonest", box=None, padding=(0, 2, 0, 0))
+            for label, count, share, top in rows:
+                table.add_row(Text(label), count, share, Text(visible(", ".join(top[:8]))))
+            parts.append(Padding(table, (0, 0, 0, 2)))
+        parts.append(Text())
+    for example in shown:
+        if example.id != shown[0].id:
+            break
+        stretches = example.stretches
+        if colours and example.kind == "weight":  # the colour says it
+            stretches = [stretch._replace(note="") for stretch in stretches]
+        line = draw(stretches, colours=colours)
+        parts += [Text(f"{example.layer} in {example.id}", style="bold"), Padding(line, (0, 0, 1, 2))]
+    return Group(*parts)
+
+
+def write_layers(summary: Summary, shown: Sequence[Example], path: Path) -> None:
+    """The page of ``render_layers``; see ``write_page``."""
+    layers = [
+        {"annotator": spec, "headline": _headline(name, layer), "rows": [*_rows(layer)]}
+        for spec, name, layer in _layers(summary)
+    ]
+    write_page(path, "layers.html.j2", summary=summary, layers=layers, shown=shown)
+
+
+def _layers(summary: Summary) -> Iterable[tuple[str, str, LayerSummary]]:
+    for spec, entry in summary["annotators"].items():
+        for name, layer in entry["layers"].items():
+            yield spec, name, layer
+
+
+def _headline(name: str, layer: LayerSummary) -> str:
+    line = f"{name}: {layer['spans']:,} on {layer['share_of_words']:.1%} of the words"
+    if "weight" not in layer:
+        return line
+    weight = layer["weight"]
+    return f"{line}; weight {weight['least']:.3g} to {weight['greatest']:.3g}, mean {weight['mean']:.3g}"
+
+
+def _rows(layer: LayerSummary) -> Iterable[tuple[str, str, str, list[str]]]:
+    """(label, number, share, the commonest texts); of phrases also the commonest of three words and more."""
+    for label, count in layer.get("labels", {}).items():
+        top = [(" ".join(str(text).split()), f"{times:,}") for text, times in layer["top"][label]]
+        share = f"{count / max(1, layer['spans']):.1%}"
+        yield label, f"{count:,}", share, [" ".join(pair) for pair in top]
+        long = [" ".join(pair) for pair in top if pair[0].count(" ") > 1]
+        if layer["kind"] == "spans" and long:
+            yield "of 3 words or more", "", "", long

@@ -12,24 +12,20 @@ from typing import Any
 
 from rich.console import RenderableType
 
-from maskwise.bench.annotate import bench_annotate, render_annotate
 from maskwise.bench.mask import bench_mask, render_mask
-from maskwise.bench.samplers import bench_samplers, render_samplers
 from maskwise.bench.train import bench_train, render_train
-from maskwise.errors import unknown_name
+from maskwise.errors import MaskwiseError, unknown_name
 
 BENCHES: dict[str, Callable[..., dict[str, Any]]] = {
     "mask": bench_mask,
-    "annotate": bench_annotate,
-    "samplers": bench_samplers,
     "train": bench_train,
 }
 _SHOWN: dict[str, Callable[[dict[str, Any]], RenderableType]] = {
     "mask": render_mask,
-    "annotate": render_annotate,
-    "samplers": render_samplers,
     "train": render_train,
 }
+EVIDENCE = ("annotate", "samplers")
+"""Benches that stand in benchmarks/, outside of the package: they need gold sets, or are run once."""
 
 
 def run(name: str, **settings: Any) -> dict[str, Any]:
@@ -38,6 +34,9 @@ def run(name: str, **settings: Any) -> dict[str, Any]:
     Raises:
         MaskwiseError: an unknown name.
     """
+    if name in EVIDENCE:
+        do = f"in a checkout of the project: python benchmarks/{name}.py --help"
+        raise MaskwiseError(f"bench {name} is not part of the package", do=do)
     if name not in BENCHES:
         raise unknown_name("bench", name, BENCHES)
     return {"bench": name, **BENCHES[name](**settings)}
@@ -48,4 +47,4 @@ def render(result: dict[str, Any]) -> RenderableType:
     return _SHOWN[result["bench"]](result)
 
 
-__all__ = ["BENCHES", "bench_annotate", "bench_mask", "render", "run"]
+__all__ = ["BENCHES", "bench_mask", "render", "run"]

@@ -1,12 +1,72 @@
 """The command line: every command is a function with typed arguments, and calls a room that does the work.
 
-``app`` knows all commands and turns bad input into one line and exit code 2; ``runs`` are the commands that write a
-folder, ``views`` those that look; ``tables`` prints verdicts and plans, ``terminal`` what all share. It sees every room
-and imports each only when its command runs, so that ``--help`` is quick.
+This page knows all commands and turns bad input into one line and exit code 2; ``runs`` are the commands that write a
+folder, ``views`` those that look, and ``terminal`` is what both share. It sees every room and imports each only when
+its command runs, so that ``--help`` is quick.
 """
 
 from __future__ import annotations
 
-from maskwise.cli.app import app, main
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+import typer
+
+from maskwise.cli import runs, views
+from maskwise.cli.terminal import err_console
+from maskwise.errors import MaskwiseError
+
+app = typer.Typer(
+    name="maskwise",
+    help="Pre-train masked language models well: choose what to mask, and learn which choice is worth it.",
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)  # fmt: skip
+for command in (
+    runs.study, runs.pretrain, runs.finetune, runs.annotate, views.evaluate, views.inspect, views.report, views.bench,
+):  # fmt: skip
+    app.command()(command)
+app.command("list")(views.list_names)
+
+INTERRUPTED = 130
+"""The exit code after Ctrl-C, as shells have it."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command; exit code 2 and one line for bad input, 130 after Ctrl-C."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # or each vain attempt is a line before ours
+    try:
+        code = app(args=list(arguments) if arguments is not None else None, standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED  # with some versions of typer; others return it
+    except MaskwiseError as error:
+        _fail(str(error))
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _fail(f"{error.filename}: {error.strerror}")
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # a usage error; typer's class is public in no version
+            raise
+        _fail(error.format_message())
+    if code == INTERRUPTED:
+        err_console.print("\ninterrupted; the same command goes on where it stopped")
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(line: str) -> NoReturn:
+    if int(os.environ.get("RANK", "0")):  # under torchrun one process speaks for all
+        sys.exit(2)
+    err_console.print(
+        f"maskwise: {' '.join(line.split())}", style="red", markup=False, highlight=False, soft_wrap=True
+    )
+    sys.exit(2)
+
 
 __all__ = ["app", "main"]

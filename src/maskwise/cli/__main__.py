@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from maskwise.cli.app import main
+from maskwise.cli import main
 
 if __name__ == "__main__":
     main()

@@ -25,5 +25,9 @@ def print_json(value: Any) -> None:
     sys.stdout.write(json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n")
 
 
+def has_colours() -> bool:
+    return bool(out_console.color_system and not out_console.no_color)
+
+
 def escape(text: str) -> str:
     return text.replace("[", r"\[")

@@ -1,17 +1,19 @@
-"""The commands that look, and write no more than a page: evaluate, inspect, report, bench, list."""
+"""The commands that look, and write at most a page: evaluate, inspect, report, bench, list."""
 
 from __future__ import annotations
 
+import importlib
+import inspect as python_inspect
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from maskwise.cli.terminal import Json, err_console, escape, out_console, print_json
-from maskwise.errors import MaskwiseError, unknown_name
+from maskwise.cli.terminal import Json, err_console, escape, has_colours, out_console, print_json
+from maskwise.errors import unknown_name
 
 
 def evaluate(
@@ -73,19 +75,17 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """See the masks: the same text under one or more policies."""
-    from maskwise.inspection import inspect_text, render_html, render_terminal
+    from maskwise.inspection import inspect_text, render_masks, write_masks
 
     settings = {"ratio": ratio, "budget": budget, "corruption": corruption, "fill": fill, "seed": seed}
     found = inspect_text(text, policy, settings, tokenizer=tokenizer, step=step, total_steps=total_steps)
     if html is not None:
-        render_html(found, html)
+        write_masks(found, html)
         err_console.print(f"wrote {html}", highlight=False, soft_wrap=True)
     if as_json:
         print_json([entry.as_dict() for entry in found])
     else:
-        out_console.print(
-            render_terminal(found, colours=bool(out_console.color_system and not out_console.no_color))
-        )
+        out_console.print(render_masks(found, colours=has_colours()))
 
 
 def report(
@@ -111,36 +111,37 @@ def report(
 
 
 def bench(
-    name: Annotated[str, typer.Argument(help="mask or annotate.")] = "mask",
-    data: Annotated[
-        Path | None, typer.Option(help="annotate: folder of gold sets, if not ../shared/data.")
-    ] = None,
+    name: Annotated[str, typer.Argument(help="mask or train.")] = "mask",
     as_json: Json = False,
 ) -> None:
-    """Measure speed (and accuracy) beside the peers, in one run on this machine."""
+    """Measure speed beside the peers, in one run on this machine."""
     from maskwise.bench import render, run
 
-    if data is not None and (name != "annotate" or not data.is_dir()):
-        raise MaskwiseError("--data is a folder, for bench annotate", got=f"{data} for {name}")
-    result = run(name, **({} if data is None else {"data": data}))
+    result = run(name)
     if as_json:
         print_json(result)
     else:
         out_console.print(render(result))
 
 
+TABLES = {
+    "policies": "maskwise.masking:POLICIES",
+    "annotators": "maskwise.annotate.registry:ANNOTATORS",
+    "schedules": "maskwise.masking:SCHEDULES",
+    "corruptions": "maskwise.masking:CORRUPTIONS",
+    "objectives": "maskwise.objectives:OBJECTIVES",
+    "samplers": "maskwise.samplers:SAMPLERS",
+    "tasks": "maskwise.tasks:BUNDLED_TASKS",
+    "recipes": "maskwise.recipe:shipped",
+}
+"""Where the names of each list stand."""
+
+
 def list_names(
-    what: Annotated[
-        str,
-        typer.Argument(
-            help="policies, annotators, schedules, corruptions, objectives, samplers, tasks or recipes"
-        ),
-    ],
+    what: Annotated[str, typer.Argument(help=f"{', '.join([*TABLES][:-1])} or {[*TABLES][-1]}")],
     as_json: Json = False,
 ) -> None:
     """List what there is, with a line on each."""
-    from maskwise.inspection import TABLES, describe_table
-
     if what not in TABLES:
         raise unknown_name("list", what, TABLES)
     rows = describe_table(what)
@@ -150,3 +151,30 @@ def list_names(
     for name, arguments, line in rows:
         out_console.print(Text.assemble((name, "bold"), (f"({arguments})" if arguments else "", "dim")))
         out_console.print(Padding(line, (0, 0, 0, 4)), markup=False, highlight=False)
+
+
+def names_in(what: str) -> dict[str, Any]:
+    """The members of a list, by name."""
+    module, _, name = TABLES[what].partition(":")
+    table = getattr(importlib.import_module(module), name)
+    return dict(table() if callable(table) else table)
+
+
+def describe_table(what: str) -> list[tuple[str, str, str]]:
+    """(name, arguments, first line of the documentation) of every member."""
+    return [(name, *_describe(name, member, what)) for name, member in names_in(what).items()]
+
+
+def _describe(name: str, member: Any, what: str) -> tuple[str, str]:
+    if what == "tasks":
+        from maskwise.tasks import load_task
+
+        task = load_task(name)
+        rows = f"{len(task.splits['train']):,} rows to learn from, {task.test_items:,} items to test"
+        return "", f"{task.kind.name}, {len(task.labels)} classes, {rows}"
+    if isinstance(member, Path):
+        lines = [line.lstrip("# ") for line in member.read_text().splitlines() if line.startswith("#")]
+        return "", lines[0] if lines else ""
+    from maskwise.specs import arguments_of
+
+    return arguments_of(member), (python_inspect.getdoc(member) or "").split("\n")[0]

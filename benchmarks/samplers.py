@@ -7,17 +7,20 @@ and a tiny one; with probes of half a batch, as ours are, and of a whole one. Ro
 best arm, in units of rollouts. A rollout's reward is its mean worth plus noise of .01.
 
 **Batches**: tokens per second of one core, from tensors to what each objective reads, 64 rows at once.
+
+    python benchmarks/samplers.py [--json]
 """
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable
 from functools import partial
 from statistics import mean
 from typing import Any
 
 import torch
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from torch import Tensor
 
@@ -196,3 +199,19 @@ def render_samplers(result: dict[str, Any]) -> RenderableType:
     for row in result["batches"]:
         speed.add_row(row["arm"], f"{row['ms']:.2f}", f"{row['tokens_per_second']:,}")
     return Group(cost, lost, speed)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--steps", type=int, default=12, help="training steps of each arm that are timed")
+    parser.add_argument("--seeds", type=int, default=5, help="games of each player in each world")
+    parser.add_argument("--json", action="store_true", help="print figures as JSON")
+    given = parser.parse_args()
+    result = {"bench": "samplers", **bench_samplers(steps=given.steps, seeds=given.seeds)}
+    Console().print_json(data=result) if given.json else Console().print(render_samplers(result))
+
+
+if __name__ == "__main__":
+    main()

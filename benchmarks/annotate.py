@@ -11,10 +11,13 @@ The gold sets have no dates and numbers. So under ``names``, the headline, predi
 neither right nor wrong, and a gold name that only they touch is missed; under ``all`` they are spans as others are.
 
 Texts of gold sets that are tokens only are joined by `join_tokens`, one sentence each.
+
+    python benchmarks/annotate.py [--json]
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -28,7 +31,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from threadpoolctl import threadpool_limits
 
@@ -40,7 +43,7 @@ from maskwise.tasks.readers import read_records
 from maskwise.text.documents import bundled_path, read_documents
 from maskwise.text.layers import CharSpans
 
-GOLD = Path("../shared/data")
+GOLD = Path(__file__).parents[2] / "shared" / "data"
 TAGGED = {"UD-EWT test": "ud_english_ewt/en_ewt-ud-test.conllu.gz"}
 NAMED: dict[str, tuple[str, int, int]] = {  # file, column of the token, column of the tag
     "WikiGold": ("ner_wikigold/wikigold.conll.txt.gz", 0, 1),
@@ -314,3 +317,25 @@ def render_annotate(result: dict[str, Any]) -> RenderableType:
         result["missing"]
     )
     return Group(pos, salient, speed, *[processes] * bool(result["processes"]), *missing)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, default=GOLD, help="folder of the gold sets")
+    parser.add_argument("--batches", type=int, default=10, help="batches of texts that are timed")
+    parser.add_argument(
+        "--copies", type=int, default=2, help="of the text for one and two processes; 0: none"
+    )
+    parser.add_argument("--json", action="store_true", help="print figures as JSON")
+    given = parser.parse_args()
+    result = {
+        "bench": "annotate",
+        **bench_annotate(data=given.data, batches=given.batches, copies=given.copies),
+    }
+    Console().print_json(data=result) if given.json else Console().print(render_annotate(result))
+
+
+if __name__ == "__main__":
+    main()
