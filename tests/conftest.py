@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -13,6 +14,8 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+# A shell starts `make test &` with SIGINT ignored, which children inherit: those that tests interrupt would not notice.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -7,8 +7,7 @@
 Every worker has one thread, because two tasks side by side beat one on two threads. An error that a task raises comes
 back as one line; a worker that dies is a failure too, and is replaced. Ctrl-C belongs to the parent. When the parent is
 gone, however it went, its workers end within two seconds: they start to watch it before they import anything heavy.
-
-Local workers are new interpreters and not forks, so scripts need no ``if __name__ == "__main__":``. They are kept,
+Local workers are new interpreters and not forks, so scripts need no ``if __name__ == "__main__":``; they are kept,
 because importing torch takes seconds.
 
 Ray: each task gets one core (and one GPU where asked) of whatever machine is free. The pool joins the cluster of
@@ -54,17 +53,9 @@ WATCH_SECONDS = 0.2
 PROBE_SECONDS = 120.0
 STORE_BYTES = 100 * 2**20
 """Ray's object store in a cluster that we start: tasks are small."""
-CARRIED = [
-    "HF_",
-    "HUGGING",
-    "TRANSFORMERS_",
-    "TOKENIZERS_",
-    "ATEN_",
-    "MKL_",
-    "CUBLAS_",
-    "TORCH_",
-    "MASKWISE_",
-]
+CARRIED = (
+    "HF_", "HUGGING", "TRANSFORMERS_", "TOKENIZERS_", "ATEN_", "MKL_", "CUBLAS_", "TORCH_", "MASKWISE_",
+)  # fmt: skip
 """Beginnings of the variables that Ray workers get from here: where models lie, and what moves the last bit."""
 
 
@@ -134,15 +125,12 @@ class Pool(ABC, Generic[Task, Result]):
         Raises:
             MaskwiseError: a task failed. Nothing is tried again.
         """
-        waiting, running = iter(tasks), 0
-        while True:
+        waiting, running, more = iter(tasks), 0, True
+        while more or running:
             room = self.idle if at_once is None else min(self.idle, at_once - running)
-            for task in islice(waiting, room):
-                self.start(task)
-                running += 1
-            if not running:
-                return
-            for task, result, failure in self.finished(timeout=1.0):
+            started = sum(self.start(task) is None for task in islice(waiting, room))
+            running, more = running + started, started == room  # a cluster may have no room at the moment
+            for task, result, failure in self.finished(timeout=1.0) if running or more else ():
                 running -= 1
                 if failure:
                     do = "was there enough memory? Fewer --jobs need less; the same command goes on"
@@ -339,7 +327,7 @@ class RayPool(Pool[Task, Result]):
         if not self.ray.is_initialized():
             _join(self.ray, jobs)
         self.unit = "GPU" if gpu and self.ray.cluster_resources().get("GPU") else "CPU"
-        carried = {name: value for name, value in os.environ.items() if name.startswith(tuple(CARRIED))}
+        carried = {name: value for name, value in os.environ.items() if name.startswith(CARRIED)}
         environment = {"env_vars": carried | ONE_THREAD}
         self.remote = self.ray.remote(
             num_cpus=1, num_gpus=int(self.unit == "GPU"), max_retries=0, runtime_env=environment
