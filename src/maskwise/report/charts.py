@@ -1,145 +1,335 @@
-"""Which charts a page has: picks the rows out of a folder's records and metrics, and has them drawn.
+"""Which charts a page has: picks the points out of a folder's records and curves, and has them drawn.
 
-A number that is missing or not finite is left out of its chart; a chart without numbers is left out of the
-page.
+A chart without points is left out of the page. Trainings on several objectives have a section of their own: which
+objective had the steps, what became of each, what choosing cost.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
+from typing import TypeVar
 
-from maskwise.report.drawing import dot_chart, group_chart, line_chart
-from maskwise.report.reading import REFERENCE, Folder, finite
+from maskwise.constants import REFERENCE
+from maskwise.files import Record, TimeToQuality
+from maskwise.report.drawing import (
+    GROUPS,
+    Colours,
+    Point,
+    View,
+    choice_chart,
+    dot_chart,
+    group_chart,
+    line_chart,
+    outcome_label,
+    probe_chart,
+    share_chart,
+)
+from maskwise.report.reading import Folder, Line
 
 MOST_POINTS = 200  # per line: more is not seen
+MOST_SMALL = 60  # per line of a small chart
+MOST_NOTES = 5  # of a sampler, the most frequent first
+STARVED = " is starved"  # in the notes of samplers (``samplers.mometas``), behind the name of an objective
+# An objective is called starved if an even share would have been so many steps, and it had less than this share of it.
+# (Of five objectives drawn evenly, 25 steps leave a given one below that with probability .03, any of them .13.)
+EVEN_STEPS, STARVED_SHARE = 5, 0.25
+QUANTITIES = ("steps", "tokens", "targets", "flops", "seconds")
+
+Measured = TypeVar("Measured", Record, Line)
+Runs = dict[int, list[Line]]
+"""The curves of an arm, by seed."""
 
 
-def score_charts(folder: Folder, colours: dict[str, str]) -> list[dict[str, Any]]:
-    """One dot chart per task, and the facts of its caption."""
-    charts = []
-    scores = [r for r in whole_runs(folder) if r["kind"] == "score" and finite(r.get("score"))]
-    for task in dict.fromkeys(r.get("task") for r in scores):
-        records = [r for r in scores if r.get("task") == task]
-        rows = [_row(r, "score") for r in records if r["arm"] in colours]
-        if not rows:
+def score_charts(folder: Folder, colours: Colours) -> list[View]:
+    """One dot chart per task."""
+    charts: list[View] = []
+    scores = [r for r in folder.whole if r["kind"] == "score"]
+    for task in dict.fromkeys(r["task"] for r in scores):
+        records = [r for r in scores if r["task"] == task]
+        points = [_point(r, r["score"]) for r in records if r["arm"] in colours]
+        if not points:
             continue
-        facts = (folder.study.get("tasks") or {}).get(task) or {}
-        known = (folder.summary.get("references") or {}).get(task) or {}
-        majority = known.get("majority", facts.get("majority"))
-        scratch = _mean([r["score"] for r in records if r["arm"] == REFERENCE])
+        facts = folder.study["tasks"].get(task, {})
+        majority = facts.get("majority")
+        scratch = mean([r["score"] for r in records if r["arm"] == REFERENCE])
         references = {"commonest answer": majority, folder.reference: scratch}
-        metric = str(facts.get("metric") or records[0].get("metric") or "score")
-        percent = all(0 <= row["value"] <= 1 for row in rows)
+        metric = facts.get("metric", "score")
+        percent = all(0 <= point["value"] <= 1 for point in points)
         spec = dot_chart(
-            rows,
+            points,
             colours,
             title=f"{metric} (right is better)",
-            references={
-                label: float(at) for label, at in references.items() if at is not None and finite(at)
-            },
+            references={label: at for label, at in references.items() if at is not None},
             percent=percent,
         )
-        chart = {"name": task, "metric": metric, "spec": spec, "percent": percent, "scratch": scratch}
-        chart |= {"majority": majority if finite(majority) else None, "classes": facts.get("classes")}
-        charts.append(chart | {"test_items": facts.get("test_items")})
+        classes, items = facts.get("classes"), facts.get("test_items")
+        chart: View = {"name": task, "metric": metric, "spec": spec, "percent": percent, "scratch": scratch,
+                             "majority": majority, "classes": classes, "test_items": items}  # fmt: skip
+        charts.append(chart)
     return charts
 
 
-def heldout_charts(folder: Folder, colours: dict[str, str]) -> list[dict[str, Any]]:
+def heldout_charts(folder: Folder, colours: Colours) -> list[View]:
     """One dot chart per kind of mask and ratio, with the unigram line and the plateau beside it."""
-    every = [r for r in whole_runs(folder) if r["kind"] == "heldout"]
-    records = [r for r in every if r["arm"] in colours]
-    untouched = _by_masks([r for r in every if r["arm"] == REFERENCE])
-    starts = {(masks, ratio): same[0]["loss"] for masks, ratio, same, _ in untouched}  # of any seed
-    charts = []
-    for masks, ratio, same, unigram in _by_masks(records):
-        rows = [_row(r, "loss") for r in same]
-        start = starts.get((masks, ratio))
+    records = [r for r in folder.whole if r["kind"] == "heldout"]
+    untouched = _by_masks([r for r in records if r["arm"] == REFERENCE])
+    starts = {(masks, ratio): same[0]["loss"] for masks, ratio, same in untouched}  # of any seed
+    charts: list[View] = []
+    for masks, ratio, same in _by_masks([r for r in records if r["arm"] in colours]):
+        points, unigram, start = (
+            [_point(r, r["loss"]) for r in same],
+            _unigram(same),
+            starts.get((masks, ratio)),
+        )
         lines = {} if start is None else {folder.reference: start}
         title = "loss in nats (left is better)"
-        spec = dot_chart(rows, colours, title=title, plateau=unigram, references=lines)
+        spec = dot_chart(points, colours, title=title, plateau=unigram, references=lines)
         charts.append({"masks": masks, "ratio": ratio, "unigram": unigram, "start": start, "spec": spec})
     return charts
 
 
-def curve_charts(folder: Folder, colours: dict[str, str]) -> dict[str, Any]:
-    """{"train": spec, "ratio": spec, "eval": [{"masks", "ratio", "spec"}, …]}, as far as it was logged."""
-    charts: dict[str, Any] = {"eval": []}
-    train = [r for r in folder.curves if r.get("kind") == "train" and finite(r.get("step"))]
-    losses = thin([r for r in train if finite(r.get("loss"))])
-    if losses:
-        by_tokens = all(finite(r.get("tokens")) for r in losses)
+def curve_charts(folder: Folder, colours: Colours) -> View:
+    """Training loss, realised ratio and held-out losses over the steps, as far as they were logged."""
+    charts: View = {}
+    train = [line for line in folder.curves if line["kind"] == "train"]
+    if losses := thin([line for line in train if "loss" in line]):
+        by_tokens = all("tokens" in line for line in losses)
         x, title = ("tokens", "tokens read") if by_tokens else ("step", "step")
-        rows = [_row(r, "loss") | {x: r[x]} for r in losses]
-        charts["train"] = line_chart(rows, colours, x=x, x_title=title, y_title="training loss, nats")
-    ratios = thin([r for r in train if finite(r.get("ratio"))])
-    if ratios:
-        rows = [_row(r, "ratio") | {"step": r["step"]} for r in ratios]
-        for row, r in zip(rows, ratios):
-            row |= {"scheduled": r["scheduled_ratio"]} if finite(r.get("scheduled_ratio")) else {}
-        charts["ratio"] = line_chart(rows, colours, x="step", x_title="step", y_title="masked", percent=True)
-    evals = [r for r in folder.curves if r.get("kind") == "eval" and finite(r.get("step"))]
-    for masks, ratio, same, unigram in _by_masks(evals):
-        rows = [_row(r, "loss") | {"step": r["step"]} for r in thin(same)]
-        look: dict[str, Any] = {"x": "step", "x_title": "step", "y_title": "held-out loss, nats"}
-        spec = line_chart(rows, colours, unigram=unigram, dots=True, **look)
-        charts["eval"].append({"masks": masks, "ratio": ratio, "spec": spec})
+        points = [_point(line, line["loss"], x) for line in losses]
+        charts["train"] = line_chart(points, colours, x=x, x_title=title, y_title="training loss, nats")
+    if ratios := thin([line for line in train if "ratio" in line]):
+        points = [_point(line, line["ratio"], "step") for line in ratios]
+        for point, line in zip(points, ratios):
+            if "scheduled_ratio" in line:
+                point["scheduled"] = line["scheduled_ratio"]
+        charts["ratio"] = line_chart(
+            points, colours, x="step", x_title="step", y_title="masked", percent=True
+        )
+    evaluated = [line for line in folder.curves if line["kind"] == "eval" and "loss" in line]
+    views = []
+    for masks, ratio, same in _by_masks(evaluated):
+        points, unigram = [_point(line, line["loss"], "step") for line in thin(same)], _unigram(same)
+        y = "held-out loss, nats"
+        spec = line_chart(points, colours, x="step", x_title="step", y_title=y, unigram=unigram, dots=True)
+        views.append({"masks": masks, "ratio": ratio, "spec": spec})
+    return {**charts, "eval": views}
+
+
+def weight_charts(folder: Folder) -> list[View]:
+    """The weights of groups that policies learnt, over the steps: one chart per arm, and per objective of an arm."""
+    charts: list[View] = []
+    for arm, runs in folder.runs().items():
+        lines = thin(chain.from_iterable(runs.values()))
+        for key in dict.fromkeys(key for line in lines for key in line if key.split(" ")[-1] == "weights"):
+            points: list[Point] = []
+            for line in lines:
+                weights = line.get(key)
+                for group, weight in weights.items() if isinstance(weights, dict) else ():
+                    points.append({"arm": group, "seed": line["seed"], "step": line["step"], "value": weight})
+            last = max(point["step"] for point in points)
+            ends = [point for point in points if point["step"] == last]
+            final = {
+                p["arm"]: mean([end["value"] for end in ends if end["arm"] == p["arm"]]) or 0.0
+                for p in points
+            }
+            order = sorted(sorted(final), key=lambda group: -final[group])
+            title = " ".join([arm, *key.split(" ")[:-1]])
+            charts.append({"name": title, "spec": group_chart(points, order, "weight")})
     return charts
 
 
-def whole_runs(folder: Folder) -> list[dict[str, Any]]:
-    """Records without those of shorter companion runs, which are never pooled with them."""
-    return [record for record in folder.records if record.get("fraction", 1.0) == 1.0]
+# Several objectives ----------------------------------------------------------------------------------
 
 
-def learnt_charts(folder: Folder) -> list[dict[str, Any]]:
-    """The weights of groups that policies learnt, over the steps: one chart per arm, and objective of an arm."""
-    charts = []
-    for arm in folder.arms:
-        lines = thin([r for r in folder.curves if r["arm"] == arm])
-        keys = dict.fromkeys(key for line in lines for key in line if key.split(" ")[-1] == "weights")
-        for key in keys:
-            rows = [
-                {"arm": str(name), "seed": line.get("seed", 0), "step": line.get("step"), "value": value}
-                for line in lines
-                if isinstance(line.get(key), dict)
-                for name, value in line[key].items()
-                if finite(value) and finite(line.get("step"))
-            ]
-            if rows:
-                last = max(row["step"] for row in rows)
-                order = sorted({row["arm"] for row in rows}, key=lambda name: -_last(rows, name, last))
-                title = " ".join([arm, *key.split(" ")[:-1]])
-                charts.append({"arm": title, "names": len(order), "spec": group_chart(rows, order, "weight")})
-    return charts
+def objectives_view(folder: Folder, colours: Colours) -> View | None:
+    """None where no run chose among objectives."""
+    arms: dict[str, Runs] = {}
+    for arm, runs in folder.runs().items():
+        choosing = {seed: [line for line in lines if "arm_steps" in line] for seed, lines in runs.items()}
+        if arm in colours and any(choosing.values()):
+            arms[arm] = {seed: lines for seed, lines in choosing.items() if lines}
+    every = [line for runs in arms.values() for line in chain.from_iterable(runs.values())]
+    names = list(dict.fromkeys(name for line in every for name in line["arm_steps"]))
+    if not names:
+        return None
+    painted = {name: GROUPS[i % len(GROUPS)] for i, name in enumerate(names)}
+    mine = {arm: colour for arm, colour in colours.items() if arm in arms}
+    watched = {line["arm"] for line in every if line.get("probe_losses")}
+    shares, probes = (
+        {arm: _shares(arms[arm]) for arm in mine},
+        {name: _probes(every, name) for name in names},
+    )
+    return {
+        "objectives": painted,
+        "watched": {arm: colour for arm, colour in mine.items() if arm in watched},
+        "shares": [
+            {"name": arm, "spec": share_chart(points, painted)} for arm, points in shares.items() if points
+        ],
+        "probes": [
+            {"name": name, "spec": probe_chart(points, mine)} for name, points in probes.items() if points
+        ],
+        "table": [_objective_row(folder, arm, arms[arm], names) for arm in mine],
+        "notes": {arm: notes for arm in mine if (notes := _notes(arms[arm]))},
+    }
 
 
-def _last(rows: list[dict[str, Any]], name: str, step: int) -> float:
-    return _mean([row["value"] for row in rows if row["arm"] == name and row["step"] == step]) or 0.0
+def _shares(runs: Runs) -> list[Point]:
+    """Probabilities over the steps; none of a rule whose shares stand still, or that takes one objective at a time:
+    the table says all of it."""
+    lines = [line for run in runs.values() for line in run if "probabilities" in line]
+    if len({tuple(line["probabilities"].values()) for line in lines}) < 2:
+        return []
+    if all(max(line["probabilities"].values(), default=1) == 1 for line in lines):
+        return []
+    return [
+        {"arm": name, "seed": line["seed"], "step": line["step"], "value": share}
+        for line in thin(lines, MOST_SMALL)
+        for name, share in line["probabilities"].items()
+    ]
 
 
-def _by_masks(records: list[dict[str, Any]]) -> Iterator[tuple[str, Any, list[dict[str, Any]], float | None]]:
-    """(kind of mask, ratio, its records, their mean unigram loss)."""
-    groups: dict[tuple[str, Any], list[dict[str, Any]]] = {}
-    for record in records:
-        if finite(record.get("loss")):
-            groups.setdefault((str(record.get("masks")), record.get("ratio")), []).append(record)
-    for (masks, ratio), same in groups.items():
-        yield masks, ratio, same, _mean([r["unigram"] for r in same if finite(r.get("unigram"))])
+def _probes(lines: list[Line], name: str) -> list[Point]:
+    """The loss of an objective on the probe, once for every measurement."""
+    points: dict[tuple[str, int, int], Point] = {}
+    for line in thin(lines, MOST_SMALL):
+        if name in (losses := line.get("probe_losses", {})):
+            arm, seed, step = line["arm"], line["seed"], line.get("probe_step", line["step"])
+            points[arm, seed, step] = {"arm": arm, "seed": seed, "step": step, "value": losses[name]}
+    return list(points.values())
 
 
-def _row(record: dict[str, Any], value: str) -> dict[str, Any]:
-    return {"arm": record["arm"], "seed": record.get("seed", 0), "value": record[value]}
+def _objective_row(folder: Folder, arm: str, runs: Runs, names: list[str]) -> View:
+    steps: Counter[str] = Counter()
+    for line in chain.from_iterable(runs.values()):
+        steps.update(line["arm_steps"])
+    ends = [run[-1] for run in runs.values()]
+    seconds = sum(end.get("seconds", 0.0) for end in ends)
+    probing = [end["probe_seconds"] for end in ends if "probe_seconds" in end]
+    costs = [r for r in folder.whole if r["kind"] == "cost" and r["arm"] == arm]
+    flops = sum(cost.get("flops", 0.0) for cost in costs)
+    facts = folder.study["arms"].get(arm)
+    sampler = (facts["overrides"].get("sampler") if facts else None) or folder.study["recipe"].get("sampler")
+    return {
+        "arm": arm,
+        "sampler": str(sampler or ""),
+        "shares": {name: steps[name] / max(steps.total(), 1) for name in names},
+        "steps": steps.total() / len(runs),
+        "seconds": seconds / len(runs),
+        "probing": sum(probing) / seconds if probing and seconds else None,
+        "flops": flops / len(costs) if costs else None,
+        "probing_flops": sum(c.get("probe_flops", 0.0) for c in costs) / flops if probing and flops else None,
+    }
 
 
-def _mean(values: list[float]) -> float | None:
+def _notes(runs: Runs) -> list[str]:
+    """What a sampler noted, and how often; notes that are alike up to the first colon, comma or semicolon are one.
+
+    A sampler says of one rollout that an objective is starved, which in a short one is chance: see ``_starved``.
+    """
+    counts: Counter[str] = Counter()
+    for run in runs.values():
+        starved = _starved(run)
+        for _, note in _numbered_notes(run):
+            if STARVED not in note or note.startswith(starved):
+                counts[re.split(r"[,;]|: never", note)[0]] += 1
+    top = counts.most_common(MOST_NOTES)
+    return [f"{note} ({times} time{'s' if times > 1 else ''})" for note, times in top]
+
+
+def _starved(run: list[Line]) -> tuple[str, ...]:
+    """How the notes begin on objectives that a run did starve.
+
+    From the line that says so first to the end of the run, an even share would have been at least ``EVEN_STEPS``
+    steps, and the objective had less than ``STARVED_SHARE`` of that. So one that is drawn again later is not named.
+    """
+    beginnings = []
+    for name in run[0]["arm_steps"]:
+        begins = f"{name}{STARVED}"
+        first = next((at for at, note in _numbered_notes(run) if note.startswith(begins)), len(run))
+        steps: Counter[str] = Counter()
+        for line in run[first:]:
+            steps.update(line["arm_steps"])
+        even = steps.total() / len(run[0]["arm_steps"])
+        if even >= EVEN_STEPS and steps[name] < STARVED_SHARE * even:
+            beginnings.append(begins)
+    return tuple(beginnings)
+
+
+def _numbered_notes(run: list[Line]) -> list[tuple[int, str]]:
+    """(number of the line, note) of all that a sampler noted."""
+    return [(at, note) for at, line in enumerate(run) for note in line.get("notes", [])]
+
+
+# Compute ---------------------------------------------------------------------------------------------
+
+
+def compute_view(folder: Folder, colours: Colours) -> View | None:
+    """None where no cost was recorded."""
+    known = folder.summary["efficiency"]
+    seconds: Counter[tuple[str, int, float]] = Counter()
+    for line in folder.timings:  # every training stage of the run
+        if line["kind"] == "pretrain" and line["phase"] == "main":
+            seconds[line["arm"], line["seed"], line["fraction"]] += line["seconds"]  # type: ignore[assignment]
+    points: list[Point] = []
+    for run in known["points"]:
+        spent = seconds[run["arm"], run["seed"], run["fraction"]]
+        place = {key: value for key, value in run.items() if key != "values"} | (
+            {"seconds": spent} if spent else {}
+        )
+        for name, value in run["values"].items():
+            measure = outcome_label(name) + (" loss" if name.startswith("heldout:") else "")
+            if run["arm"] in colours:
+                points.append({**place, "measure": measure, "value": value})  # type: ignore[typeddict-item]
+    quantities = [name for name in QUANTITIES if any(name in point for point in points)]
+    if not points or not quantities:
+        return None
+    measures = list(dict.fromkeys(point["measure"] for point in points))
+    times: dict[tuple[str, str, str], dict[str, TimeToQuality]] = {}
+    for row in known["time_to_quality"]:
+        times.setdefault((row["arm"], row["baseline"], row["outcome"]), {})[row["by"]] = row
+    return {
+        "spec": choice_chart(points, colours, measures=measures, quantities=quantities),
+        "companions": any(point["fraction"] < 1 for point in points),
+        "times": list(times.values()),
+        "by_itself": {outcome_label(row["outcome"]): row["by_itself"] for row in known["time_to_quality"]},
+    }
+
+
+# What charts share ------------------------------------------------------------------------------------
+
+
+def thin(lines: Iterable[Line], most: int = MOST_POINTS) -> list[Line]:
+    """Every k-th line of each run, so that no run has more than ``most``."""
+    runs: dict[tuple[str, int], list[Line]] = {}
+    for line in lines:
+        runs.setdefault((line["arm"], line["seed"]), []).append(line)
+    return [line for run in runs.values() for line in run[:: -(-len(run) // most)]]
+
+
+def mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def thin(lines: list[dict[str, Any]], most: int = MOST_POINTS) -> list[dict[str, Any]]:
-    """Every k-th line of each run, so that no run has more than `most`."""
-    runs: dict[tuple[Any, Any], list[dict[str, Any]]] = {}
+def _point(line: Record | Line, value: float, x: str = "") -> Point:
+    point: Point = {"arm": line["arm"], "seed": line["seed"], "value": value}
+    if x == "step":
+        point["step"] = line["step"]  # type: ignore[typeddict-item]
+    elif x:
+        point["tokens"] = line["tokens"]
+    return point
+
+
+def _by_masks(lines: Sequence[Measured]) -> Iterator[tuple[str, float, list[Measured]]]:
+    """(kind of mask, ratio, its lines)."""
+    groups: dict[tuple[str, float], list[Measured]] = {}
     for line in lines:
-        runs.setdefault((line["arm"], line.get("seed")), []).append(line)
-    return [line for run in runs.values() for line in run[:: -(-len(run) // most)]]
+        groups.setdefault((line["masks"], line["ratio"]), []).append(line)
+    for (masks, ratio), same in groups.items():
+        yield masks, ratio, same
+
+
+def _unigram(lines: Sequence[Record] | Sequence[Line]) -> float | None:
+    return mean([unigram for line in lines if (unigram := line.get("unigram")) is not None])

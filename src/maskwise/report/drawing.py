@@ -1,25 +1,57 @@
-"""Two kinds of drawing, dots and lines: plain rows → Vega-Lite dictionaries, drawn in the reader's browser.
+"""How charts look: plain rows → Vega-Lite dictionaries, drawn in the reader's browser.
 
-One look for all: no frame, a faint grid, one colour per arm (Okabe–Ito, told apart in colour-blindness; the
-baseline is slate). Dots always show *every* run: a bar of means would hide how few there are. Charts fill
-their container.
+One look for all: no frame, a faint grid, one colour per arm (Okabe–Ito, told apart in colour-blindness; the baseline is
+slate). Dots always show *every* run: a bar of means would hide how few there are. Where runs are many, each is a faint
+line under the mean of its arm. Charts fill the box that they stand in.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias, TypedDict
 
 import altair as alt
 
-SLATE = "#565f6b"
+from maskwise.constants import PLATEAU_NATS
+from maskwise.files import Contrast
+
+SLATE, BROWN = "#565f6b", "#8a5a2b"
 OKABE_ITO = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
-# Tol's and Brewer's, for more arms than seven.
-MUTED = ["#882255", "#999933", "#6A3D9A", "#44AA99", "#8C510A"]
-INK, FAINT, BROWN = "#2b2b2b", "#e9e6df", "#8a5a2b"
+MUTED = [
+    "#882255",
+    "#999933",
+    "#6A3D9A",
+    "#44AA99",
+    "#8C510A",
+]  # Tol's and Brewer's, for more arms than seven
+GROUPS = [*OKABE_ITO[:6], SLATE, BROWN]  # of objectives and of learnt groups, which have no baseline
+INK, FAINT, LABEL = "#2b2b2b", "#e9e6df", "#7a4d22"
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
-PLATEAU_NATS = 0.3  # as in maskwise.study.verdict; this room reads files and imports no other
 NEAR = 2.0  # a reference is drawn if this many ranges from the dots or less: further, it would squeeze them
+
+Spec: TypeAlias = dict[str, Any]
+"""A chart in Vega-Lite's JSON."""
+View: TypeAlias = dict[str, object]
+"""Plain data for the template, under the names that it knows."""
+Colours: TypeAlias = Mapping[str, str]
+
+
+class Point(TypedDict, total=False):
+    """What a chart draws: the value of one run (of an arm; of an objective or a group in small charts)."""
+
+    arm: str
+    seed: int
+    value: float
+    step: float
+    tokens: float
+    scheduled: float
+    fraction: float
+    measure: str
+    steps: float
+    targets: float
+    flops: float
+    seconds: float
 
 
 def arm_colours(arms: Sequence[str], baseline: str | None) -> dict[str, str]:
@@ -31,18 +63,18 @@ def arm_colours(arms: Sequence[str], baseline: str | None) -> dict[str, str]:
 
 
 def dot_chart(
-    rows: list[dict[str, Any]],
-    colours: dict[str, str],
+    rows: list[Point],
+    colours: Colours,
     *,
     title: str,
-    references: dict[str, float] | None = None,
+    references: Mapping[str, float] | None = None,
     plateau: float | None = None,
     percent: bool = False,
-) -> dict[str, Any]:
-    """rows of {"arm", "seed", "value"}: a dot per run, a thin line per seed, a tick at each arm's mean.
+) -> Spec:
+    """A dot per run, a thin line per seed, a tick at each arm's mean.
 
-    `references` (label → value) are dashed lines, drawn where they are near; `plateau` is the unigram loss,
-    always drawn, with a band of 0.3 nats below it.
+    ``references`` (label → value) are dashed lines, drawn where they are near; ``plateau`` is the unigram loss, always
+    drawn, with a band of 0.3 nats below it.
     """
     arms = [arm for arm in colours if any(row["arm"] == arm for row in rows)]
     values = [row["value"] for row in rows]
@@ -53,25 +85,26 @@ def dot_chart(
         lines["word frequencies"] = plateau
     ends = [*values, *lines.values()]
     margin = 0.08 * max(max(ends) - min(ends), 0.01)
+    left, right = min(ends) - margin, max(ends) + margin
     fine = percent and max(ends) - min(ends) < 0.05
     x = alt.X(
         "value:Q",
         title=title,
-        scale=alt.Scale(domain=[min(ends) - margin, max(ends) + margin], nice=False, zero=False),
+        scale=alt.Scale(domain=[left, right], nice=False, zero=False),
         axis=alt.Axis(format=".1%" if fine else ".0%" if percent else ".2~f", tickCount=5),
     )
     y = alt.Y("arm:N", sort=arms, title=None, axis=alt.Axis(labelFontSize=13, labelPadding=10, grid=False))
     tips = ["arm:N", "seed:O", alt.Tooltip("value:Q", format=".4f")]
-    base = alt.Chart(alt.Data(values=[row | {"index": arms.index(row["arm"])} for row in rows]))
+    base = _data([{**row, "index": arms.index(row["arm"])} for row in rows])
     seeds = base.mark_line(color="#b9b4a8", strokeWidth=1, opacity=0.8)
     dots = base.mark_circle(size=95, opacity=0.85, stroke="white", strokeWidth=1)
     layers = [
-        *_references(lines, plateau, left=min(ends) - margin, right=max(ends) + margin),
+        *_references(lines, plateau, left=left, right=right),
         seeds.encode(x=x, y=y, detail="seed:N", order="index:Q"),
         base.mark_tick(thickness=3, size=26, color=INK).encode(x=alt.X("mean(value):Q", title=title), y=y),
-        dots.encode(x=x, y=y, color=arm_colour(colours), tooltip=tips),
+        dots.encode(x=x, y=y, color=_arm_colour(colours), tooltip=tips),
     ]
-    return finish(alt.layer(*layers), height=max(46 * len(arms), 60))
+    return _finish(alt.layer(*layers), height=max(46 * len(arms), 60))
 
 
 def _references(
@@ -80,22 +113,21 @@ def _references(
     layers = []
     if plateau is not None:
         # Vega draws what lies outside the domain too, and then shrinks the chart to make room for it.
-        start = max(plateau - PLATEAU_NATS, left)
-        band = alt.Chart(alt.Data(values=[{"from": start, "to": right}]))
+        band = _data([{"from": max(plateau - PLATEAU_NATS, left), "to": right}])
         layers.append(band.mark_rect(color="#f3e3d3", opacity=0.75).encode(x="from:Q", x2="to:Q"))
     for i, (label, at) in enumerate(lines.items()):
-        data = alt.Chart(alt.Data(values=[{"at": at, "label": label}]))
+        data = _data([{"at": at, "label": label}])
         side = -1 if right - at < at - left else 1  # the label is written towards the middle
-        look: dict[str, Any] = {"baseline": "top", "color": "#7a4d22", "fontSize": 12, "dy": 2}
-        text = data.mark_text(align="right" if side < 0 else "left", dx=6 * side, **look)
-        layers.append(data.mark_rule(strokeDash=[5, 4], color=BROWN, strokeWidth=1.5).encode(x="at:Q"))
+        align = "right" if side < 0 else "left"
+        text = data.mark_text(align=align, dx=6 * side, baseline="top", color=LABEL, fontSize=12, dy=2)  # type: ignore[arg-type]
+        layers.append(_dashed(data, 1.5).encode(x="at:Q"))
         layers.append(text.encode(x="at:Q", y=alt.value(15 * i), text="label:N"))
     return layers
 
 
 def line_chart(
-    rows: list[dict[str, Any]],
-    colours: dict[str, str],
+    rows: list[Point],
+    colours: Colours,
     *,
     x: str,
     x_title: str,
@@ -103,124 +135,259 @@ def line_chart(
     unigram: float | None = None,
     dots: bool = False,
     percent: bool = False,
-) -> dict[str, Any]:
-    """rows of {"arm", "seed", x, "value"} and, for the ratio, "scheduled": one thin line per run."""
-    data = alt.Chart(alt.Data(values=rows))
-    axis = alt.Axis(format="~s", tickCount=6, grid=False)
-    axis_x = alt.X(f"{x}:Q", title=x_title, scale=alt.Scale(domainMin=0), axis=axis)
+) -> Spec:
+    """One thin line per run over ``x`` ("step" or "tokens"); "scheduled" is dotted where rows have it."""
+    data = _data(rows)
+    axis_x = alt.X(f"{x}:Q", title=x_title, scale=alt.Scale(domainMin=0), axis=_count_axis())
     axis = alt.Axis(format=".0%" if percent else ".2~f", tickCount=6)
     axis_y = alt.Y("value:Q", title=y_title, scale=alt.Scale(zero=percent), axis=axis)
     tips = ["arm:N", "seed:O", alt.Tooltip(f"{x}:Q", format=","), alt.Tooltip("value:Q", format=".3f")]
-    drawn = data.mark_line(strokeWidth=1.9, opacity=0.75, point={"size": 26} if dots else False)
-    layers = [drawn.encode(x=axis_x, y=axis_y, color=arm_colour(colours), detail="seed:N", tooltip=tips)]
+    runs = data.mark_line(strokeWidth=1.9, opacity=0.75, point={"size": 26} if dots else False)
+    layers = [runs.encode(x=axis_x, y=axis_y, color=_arm_colour(colours), detail="seed:N", tooltip=tips)]
     if any("scheduled" in row for row in rows):
         planned = data.mark_line(strokeDash=[2, 4], color="#000", strokeWidth=1.3, opacity=0.7)
         y = alt.Y("scheduled:Q", title=y_title)
         layers.append(planned.encode(x=axis_x, y=y, detail=["arm:N", "seed:N"]))
     if unigram is not None:
-        at = alt.Chart(alt.Data(values=[{"at": unigram, "label": "word frequencies"}]))
-        text = at.mark_text(align="right", dx=-4, dy=-5, baseline="bottom", color="#7a4d22", fontSize=12)
-        layers.append(at.mark_rule(strokeDash=[5, 4], color=BROWN, strokeWidth=1.5).encode(y="at:Q"))
+        at = _data([{"at": unigram, "label": "word frequencies"}])
+        text = at.mark_text(align="right", dx=-4, dy=-5, baseline="bottom", color=LABEL, fontSize=12)
+        layers.append(_dashed(at, 1.5).encode(y="at:Q"))
         layers.append(text.encode(y="at:Q", x=alt.value("width"), text="label:N"))
-    return finish(alt.layer(*layers), height=260)
+    return _finish(alt.layer(*layers), height=260)
 
 
-def group_chart(rows: list[dict[str, Any]], order: Sequence[str], title: str) -> dict[str, Any]:
-    """rows of {"arm" (a group), "seed", "step", "value"}: a line per group, the mean of its runs, which are faint; a
-    legend in `order`."""
+def group_chart(rows: list[Point], order: Sequence[str], title: str) -> Spec:
+    """A line per group over the steps, the mean of its runs, which are faint; a legend in this order."""
+    columns = 1 + len(order) // 12
     look = alt.Legend(
-        title=None,
-        orient="right",
-        symbolType="stroke",
-        symbolStrokeWidth=3,
-        symbolOpacity=1,
-        columns=1 + len(order) // 12,
+        title=None, orient="right", symbolType="stroke", symbolStrokeWidth=3, symbolOpacity=1, columns=columns
     )
-    colours = [*OKABE_ITO[:6], SLATE, BROWN] if len(order) <= 8 else None
-    scale = (
-        alt.Scale(domain=list(order), range=colours[: len(order)])
-        if colours
-        else alt.Scale(domain=list(order), scheme="category20")
-    )
-    axis_x = alt.X("step:Q", title="step", axis=alt.Axis(format="~s", tickCount=6, grid=False))
-    axis_y = alt.Y(
-        "value:Q", title=title, scale=alt.Scale(zero=True), axis=alt.Axis(format=".2~f", tickCount=6)
-    )
-    tips = ["arm:N", "step:Q", alt.Tooltip("mean(value):Q", format=".3f", title="mean")]
-    base, colour = alt.Chart(alt.Data(values=rows)), alt.Color("arm:N", scale=scale, legend=look)
-    runs = base.mark_line(strokeWidth=1, opacity=0.25).encode(
-        x=axis_x, y=axis_y, color=colour, detail="seed:N"
-    )
+    few = len(order) <= len(GROUPS)
+    paint = {"range": GROUPS[: len(order)]} if few else {"scheme": "category20"}
+    colour = alt.Color("arm:N", scale=alt.Scale(domain=list(order), **paint), legend=look)
+    x = alt.X("step:Q", title="step", axis=_count_axis())
+    axis = alt.Axis(format=".2~f", tickCount=6)
+    y = alt.Y("value:Q", title=title, scale=alt.Scale(zero=True), axis=axis)
     mean = alt.Y("mean(value):Q", title=title)
-    means = base.mark_line(strokeWidth=2.2).encode(x=axis_x, y=mean, color=colour, tooltip=tips)
-    return finish(alt.layer(runs, means), height=300)
+    tips = ["arm:N", "step:Q", alt.Tooltip("mean(value):Q", format=".3f", title="mean")]
+    base = _data(rows)
+    runs = base.mark_line(strokeWidth=1, opacity=0.25).encode(x=x, y=y, color=colour, detail="seed:N")
+    means = base.mark_line(strokeWidth=2.2).encode(x=x, y=mean, color=colour, tooltip=tips)
+    return _finish(alt.layer(runs, means), height=300)
 
 
 def choice_chart(
-    rows: list[dict[str, Any]], colours: dict[str, str], *, measures: Sequence[str], quantities: Sequence[str]
-) -> dict[str, Any]:
-    """rows of {"arm", "seed", "fraction", "measure", "value", and a number per quantity}: quality against compute.
+    rows: list[Point], colours: Colours, *, measures: Sequence[str], quantities: Sequence[str]
+) -> Spec:
+    """Quality against compute; two choices below the chart say which measure and which quantity.
 
-    Two choices below the chart say which measure and which quantity; a thin line joins a seed's lengths.
+    A thin line joins the lengths of a seed, a thick one is the mean of an arm.
     """
-    measure = alt.param(
-        name="measure", value=measures[0], bind=alt.binding_select(options=list(measures), name="Quality ")
-    )
-    by = alt.param(
-        name="by", value=quantities[0], bind=alt.binding_select(options=list(quantities), name="against ")
-    )
+    menus = [
+        alt.param(name=name, value=options[0], bind=alt.binding_select(options=list(options), name=label))
+        for name, options, label in (("measure", measures, "Quality "), ("by", quantities, "against "))
+    ]
     pick = "".join(f"by == '{name}' ? datum.{name} : " for name in quantities) + "0"
-    base = (
-        alt.Chart(alt.Data(values=rows))
-        .transform_filter("datum.measure == measure")
-        .transform_calculate(x=pick)
-        .transform_filter("datum.x > 0")
-    )
-    axis_x = alt.X(
-        "x:Q",
-        title="compute",
-        scale=alt.Scale(zero=True),
-        axis=alt.Axis(format="~s", tickCount=6, grid=False),
-    )
-    axis_y = alt.Y("value:Q", title="quality", scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=6))
+    base = _data(rows).transform_filter("datum.measure == measure")
+    base = base.transform_calculate(x=pick).transform_filter("datum.x > 0")
+    x = alt.X("x:Q", title="compute", scale=alt.Scale(zero=True), axis=_count_axis())
+    y = alt.Y("value:Q", title="quality", scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=6))
     tips = ["arm:N", "seed:O", alt.Tooltip("fraction:Q", format=".0%"), alt.Tooltip("x:Q", format=".4s")]
     tips.append(alt.Tooltip("value:Q", format=".4f"))
-    lines = base.mark_line(strokeWidth=1, opacity=0.35).encode(
-        x=axis_x, y=axis_y, color=arm_colour(colours), detail="seed:N"
-    )
+    colour = _arm_colour(colours)
+    lines = base.mark_line(strokeWidth=1, opacity=0.35)
     dots = base.mark_circle(size=70, opacity=0.85, stroke="white", strokeWidth=1)
-    means = base.mark_line(strokeWidth=3).encode(
-        x=alt.X("mean(x):Q", title="compute"), y=alt.Y("mean(value):Q", title="quality"), color=arm_colour(colours),
-        detail="arm:N", order="fraction:Q",
-    )  # fmt: skip
-    drawn = [lines, dots.encode(x=axis_x, y=axis_y, color=arm_colour(colours), tooltip=tips)]
+    layers = [
+        lines.encode(x=x, y=y, color=colour, detail="seed:N"),
+        dots.encode(x=x, y=y, color=colour, tooltip=tips),
+    ]
     if len({row["fraction"] for row in rows}) > 1:
-        drawn.append(means)
-    return finish(alt.layer(*drawn).add_params(measure, by), height=320)
+        means = {"x": alt.X("mean(x):Q", title="compute"), "y": alt.Y("mean(value):Q", title="quality")}
+        line = base.mark_line(strokeWidth=3)
+        layers.append(line.encode(**means, color=colour, detail="arm:N", order="fraction:Q"))
+    return _finish(alt.layer(*layers).add_params(*menus), height=320)
 
 
-def arm_colour(colours: dict[str, str]) -> alt.Color:
-    """The colour of each arm, without a legend of its own."""
+def share_chart(rows: list[Point], colours: Colours) -> Spec:
+    """A small chart of the share of each objective; the dashed line is where all shares would be the same."""
+    rule = _dashed(_data([{"at": 1 / len(colours)}]), 1.2).encode(y="at:Q")
+    return _finish(alt.layer(rule, alt.layer(*_small(rows, colours, percent=True))), height=150)
+
+
+def probe_chart(rows: list[Point], colours: Colours) -> Spec:
+    """A small chart of one objective's loss; each line is the mean over the runs of an arm."""
+    return _finish(_small(rows, colours, percent=False)[-1], height=150)
+
+
+def _small(rows: list[Point], colours: Colours, *, percent: bool) -> list[alt.Chart]:
+    base, colour = _data(rows), _arm_colour(colours)
+    x = alt.X("step:Q", title="step", scale=alt.Scale(domainMin=0), axis=_count_axis(3))
+    axis = alt.Axis(format=".0%" if percent else ".2~f", tickCount=4)
+    look: Spec = {"title": None, "axis": axis, "scale": alt.Scale(zero=percent)}
+    tips = ["arm:N", "step:Q", alt.Tooltip("mean(value):Q", format=".1%" if percent else ".3f", title="mean")]
+    runs, means = base.mark_line(strokeWidth=1, opacity=0.3), base.mark_line(strokeWidth=2.2)
+    return [
+        runs.encode(x=x, y=alt.Y("value:Q", **look), color=colour, detail="seed:N"),
+        means.encode(x=x, y=alt.Y("mean(value):Q", **look), color=colour, tooltip=tips),
+    ]
+
+
+# The forest plot -------------------------------------------------------------------------------------
+
+FORESTS = {
+    "tasks": ("On the tasks", "All tasks together, in spreads between seeds. The verdict rests here."),
+    "task": ("Task by task", "In points of the task's measure. These explain a verdict, they make none."),
+    "evaluation": (
+        "Without fine-tuning",
+        "Cloze facts and minimal pairs, in points of their measure. No fine-tuning seed adds its noise here.",
+    ),
+    "perplexity": (
+        "Pseudo-perplexity",
+        "Turned so that right is better; only between arms with equal units.",
+    ),
+    "heldout": (
+        "Held-out loss",
+        "In nats, turned so that right is better; only between arms with equal units.",
+    ),
+}
+UNITS = {"tasks": "spreads between seeds", "heldout": "nats", "perplexity": "perplexity"}
+
+
+def forest_groups(contrasts: Sequence[Contrast], colours: Colours) -> list[View]:
+    """The contrasts by kind, since numbers of different units share no axis; the kind with primary rows first.
+
+    Each row is an interval in per cent of the plot's width, right of the middle where the arm is better. The template
+    draws it as SVG, so that it prints, scales and needs no script.
+    """
+    common = common_notes(contrasts)
+    groups: dict[str, list[Contrast]] = defaultdict(list)
+    for row in contrasts:
+        groups[_kind_of(row)].append(row)
+    views = [
+        _forest(kind, sorted(groups[kind], key=lambda row: row["verdict"] == "void"), colours, common)
+        for kind in FORESTS
+        if kind in groups
+    ]
+    return sorted(views, key=lambda view: not view["primary"])
+
+
+def _kind_of(row: Contrast) -> str:
+    outcome = row["outcome"]
+    if outcome.startswith("evaluation:"):
+        return "evaluation" if row["unit"] == "score" else "perplexity"
+    return "heldout" if outcome.startswith("heldout:") else outcome if outcome == "tasks" else "task"
+
+
+def _forest(kind: str, rows: list[Contrast], colours: Colours, common: Sequence[str]) -> View:
+    points = kind == "task" or any(row["unit"] == "score" for row in rows)
+    sign = (100 if points else 1) * (1 if rows[0]["higher_is_better"] else -1)
+    drawn = [(row, row["mean"]) for row in rows if row["mean"] is not None and row["verdict"] != "void"]
+    # With two runs an interval can be a hundred times the effect: such ends are cut, and marked as cut.
+    largest = max((abs(at) for _, at in drawn), default=0)
+    ends = [abs(end) for row, _ in drawn for end in (row["low"], row["high"]) if end is not None]
+    reach = abs(sign) * max(min(max(ends, default=0), 4 * largest), largest, 1e-9) * 1.1
+
+    def place(value: float) -> float:
+        return round(50 + 50 * max(-1.0, min(1.0, value / reach)), 2)
+
+    lines = []
+    for row in rows:
+        line: View = {
+            "row": row,
+            "label": outcome_label(row["outcome"]),
+            "colour": colours.get(row["arm"], SLATE),
+        }
+        line["notes"] = [note for note in _notes(row) if note not in common]
+        line["drawn"] = row["mean"] is not None and row["verdict"] != "void"
+        if row["mean"] is not None and line["drawn"]:
+            line |= {
+                "at": place(sign * row["mean"]),
+                "figure": f"{sign * row['mean']:+.2f}".replace("-", "−"),
+            }
+            if row["low"] is not None and row["high"] is not None:
+                low, high = sorted((sign * row["low"], sign * row["high"]))
+                line |= {
+                    "from": place(low),
+                    "to": place(high),
+                    "cut_left": low < -reach,
+                    "cut_right": high > reach,
+                }
+                line["interval"] = f"{low:.2f} to {high:.2f}".replace("-", "−")
+        lines.append(line)
+    title, note = FORESTS[kind]
+    primary = any(row["primary"] for row in rows)
+    return {
+        "kind": kind,
+        "title": title,
+        "note": note + (" The verdict rests here." if primary and kind != "tasks" else ""),
+        "primary": primary,
+        "rows": lines,
+        "unit": "points" if points else UNITS[kind],
+        "reach": f"{reach:.2g}" if drawn else None,
+    }
+
+
+def _notes(row: Contrast) -> list[str]:
+    """Reasons that a reader must know beside the sentence; those of a void stand in it, an overlap on top."""
+    known = [
+        r["sentence"] for r in row["reasons"] if r["effect"] in ("caps", "said") and r["code"] != "overlap"
+    ]
+    return [text[:1].upper() + text[1:] + "." for text in known] if row["primary"] else []
+
+
+def common_notes(contrasts: Sequence[Contrast]) -> list[str]:
+    """What is to be known of every primary contrast: said once, in the plain words."""
+    rows = [row for row in contrasts if row["primary"] and row["verdict"] != "void"]
+    return (
+        [note for note in _notes(rows[0]) if all(note in _notes(row) for row in rows)]
+        if len(rows) > 1
+        else []
+    )
+
+
+def outcome_label(outcome: str) -> str:
+    """What stands beside the name of the arm: "token masks, 15 %", "facts (hits@1)"."""
+    kind, _, rest = outcome.partition(":")
+    if kind == "heldout":
+        masks, _, ratio = rest.partition("@")
+        return f"{masks} masks" + (f", {100 * float(ratio):g} %" if ratio else "")
+    if kind == "evaluation":
+        name, _, metric = rest.rpartition(":")
+        return f"{name} ({metric})"
+    return outcome
+
+
+# What all charts share -------------------------------------------------------------------------------
+
+
+def _data(rows: Sequence[Mapping[str, object]]) -> alt.Chart:
+    return alt.Chart(alt.Data(values=list(rows)))
+
+
+def _dashed(chart: alt.Chart, width: float) -> alt.Chart:
+    return chart.mark_rule(strokeDash=[5, 4], color=BROWN, strokeWidth=width)
+
+
+def _count_axis(ticks: int = 6) -> alt.Axis:
+    return alt.Axis(format="~s", tickCount=ticks, grid=False)
+
+
+def _arm_colour(colours: Colours) -> alt.Color:
+    """The colour of each arm, without a legend: the page has one for all charts."""
     scale = alt.Scale(domain=list(colours), range=list(colours.values()))
-    return alt.Color("arm:N", scale=scale, legend=None)  # the page has its own legend
+    return alt.Color("arm:N", scale=scale, legend=None)
 
 
-def finish(chart: Any, *, height: int) -> dict[str, Any]:
+def _finish(chart: Any, *, height: int) -> Spec:
     """The common look, as a plain dictionary."""
-    axis: dict[str, Any] = {
-        "labelColor": INK,
-        "titleColor": INK,
-        "titleFontWeight": "normal",
-        "gridColor": FAINT,
-    }
-    axis |= {
-        "titleFontSize": 13,
-        "labelFontSize": 12,
-        "titlePadding": 10,
-        "labelPadding": 6,
-        "labelLimit": 190,
-    }
-    axis |= {"domain": False, "ticks": False}
     fit = {"type": "fit-x", "contains": "padding"}
     chart = chart.properties(width="container", height=height, background="transparent", autosize=fit)
-    return chart.configure(font=FONT).configure_view(stroke=None).configure_axis(**axis).to_dict()
+    return (
+        chart.configure(font=FONT)
+        .configure_view(stroke=None)
+        .configure_axis(
+            labelColor=INK, titleColor=INK, titleFontWeight="normal", gridColor=FAINT, titleFontSize=13,
+            labelFontSize=12, titlePadding=10, labelPadding=6, labelLimit=190, domain=False, ticks=False,
+        )
+        .to_dict()
+    )  # fmt: skip

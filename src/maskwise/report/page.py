@@ -1,184 +1,292 @@
-"""Writes the page: one self-contained HTML file, about a megabyte, that needs no network and opens in ten
-years.
+"""Writes the page: one self-contained HTML file, about a megabyte, that needs no network and opens in ten years.
 
-Why one file: it is mailed, archived and printed. The Vega code is embedded once, each chart is a small JSON
-text. Whatever comes from the user's files (names of arms, text of samples, errors, recipes) is escaped by the
-template; the page's own policy forbids every load and every code but its own.
+Why one file: it is mailed, archived and printed. The Vega code is embedded once, each chart is a small JSON text.
+Whatever comes from the user's files (names of arms, text of samples, errors, recipes) is escaped by the template; the
+page's own policy forbids every load and every code but its own.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Mapping
 from datetime import datetime
 from functools import cache
 from pathlib import Path
-from typing import Any
+from statistics import stdev
 
 import jinja2
 import vl_convert
 
-from maskwise.report.charts import curve_charts, heldout_charts, learnt_charts, score_charts, whole_runs
-from maskwise.report.drawing import SLATE, arm_colours
-from maskwise.report.forest import common_notes, forest_groups
-from maskwise.report.objectives import objectives_view
-from maskwise.report.reading import REFERENCE, Folder, finite, read_folder
-from maskwise.report.tables import choices, compute_view, evaluation_table, task_table, warnings
+from maskwise.constants import REFERENCE
+from maskwise.folders import write_whole
+from maskwise.report.charts import (
+    compute_view,
+    curve_charts,
+    heldout_charts,
+    mean,
+    objectives_view,
+    score_charts,
+    weight_charts,
+)
+from maskwise.report.drawing import (
+    SLATE,
+    Colours,
+    View,
+    arm_colours,
+    common_notes,
+    forest_groups,
+    outcome_label,
+)
+from maskwise.report.reading import Folder, Piece, read_folder
 
 RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def write_report(folder: Path, html: Path | None = None) -> Path:
-    """Makes the page of a study or pre-training run; returns its path (default: `folder`/report.html).
+    """Make the page of a study or pre-training run.
 
-    Raises MaskwiseError if `folder` is neither. Missing pieces make a smaller page.
+    Args:
+        folder: the ``--out`` folder of either. Files that are missing make a smaller page.
+        html: where to write; ``folder``/report.html if not given.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        MaskwiseError: ``folder`` is neither a study nor a run, or the page cannot be written.
     """
     folder = Path(folder)
-    found = read_folder(folder)
+    content = page_content(read_folder(folder))
     target = Path(html) if html is not None else folder / "report.html"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    text = _environment().get_template("page.html.j2").render(**page_content(found), vega=vega_code())
-    draft = target.with_name(target.name + ".part")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(target)  # whoever reloads sees the old page or the new one
+    write_whole(target, _environment().get_template("page.html.j2").render(**content, vega=vega_code()))
     return target
 
 
-def page_content(found: Folder) -> dict[str, Any]:
+def page_content(folder: Folder) -> View:
     """All that the template says, as plain data."""
-    colours = arm_colours(found.arms, found.baseline)
-    seeds = found.study.get("seeds") or []
+    colours = arm_colours(folder.arms, folder.study["baseline"])
     return {
-        "kind": found.kind,
-        "name": found.name,
-        "study": found.study,
-        "summary": found.summary,
-        "badge": found.summary.get("verdict"),
-        "story": _story(found),
-        "warnings": warnings(found),
-        "arms": [_arm(found, arm, colours[arm]) for arm in found.arms],
-        "forests": forest_groups(found.summary.get("contrasts") or [], colours),
-        "scores": score_charts(found, colours),
-        "task_table": task_table(found),
-        "score_table": _score_table(found),
-        "heldout": heldout_charts(found, colours),
-        "evaluations": evaluation_table(found),
-        "choices": choices(found),
-        "compute": compute_view(found, colours),
-        "curves": curve_charts(found, colours),
-        "learnt": learnt_charts(found),
-        "names": found.arms,
-        "reference": found.reference,
-        "several": objectives_view(found, colours),
-        "samples": _samples(found, colours),
-        "failures": [record for record in found.records if record["kind"] == "failure"],
-        "facts": _facts(found, seeds),
-        "recipe_yaml": found.recipe_yaml,
-        "versions": found.study.get("versions") or {},
+        "kind": folder.kind,
+        "name": folder.name,
+        "study": folder.study,
+        "summary": folder.summary,
+        "story": _story(folder),
+        "warnings": _warnings(folder),
+        "arms": [_arm(folder, arm, colours[arm]) for arm in folder.arms],
+        "forests": forest_groups(folder.summary["contrasts"], colours),
+        "scores": score_charts(folder, colours),
+        "task_table": task_table(folder),
+        "score_table": _score_table(folder),
+        "heldout": heldout_charts(folder, colours),
+        "evaluations": _evaluation_table(folder),
+        "choices": _choices(folder),
+        "compute": compute_view(folder, colours),
+        "curves": curve_charts(folder, colours),
+        "weights": weight_charts(folder),
+        "names": folder.arms,
+        "colours": colours,
+        "reference": folder.reference,
+        "several": objectives_view(folder, colours),
+        "samples": _samples(folder, colours),
+        "failures": [record for record in folder.records if record["kind"] == "failure"],
+        "facts": _facts(folder),
+        "recipe_yaml": folder.recipe_yaml,
     }
 
 
-def _story(found: Folder) -> dict[str, Any] | None:
+def _story(folder: Folder) -> View | None:
     """The page in plain words: what was compared, what was found (a line per primary contrast), what to do."""
-    rows = [row for row in found.summary.get("contrasts") or [] if row.get("primary")]
+    summary, study = folder.summary, folder.study
+    rows = [row for row in summary["contrasts"] if row["primary"]]
     if not rows:
         return None
-    seeds, tasks = len(found.study.get("seeds") or []), list(found.study.get("tasks") or {})
-    told = f"{len(found.arms)} ways to pre-train, {seeds} run{'s' if seeds != 1 else ''} of each with the same seeds"
-    told += (
-        f", judged on {', '.join(tasks)}"
-        if tasks
-        else ", judged by held-out loss and what needs no fine-tuning"
+    runs = f"{len(study['seeds'])} run{'s' if len(study['seeds']) != 1 else ''}"
+    judged = ", ".join(study["tasks"])
+    sentence = f"{len(folder.arms)} ways to pre-train, {runs} of each with the same seeds"
+    sentence += (
+        f", judged on {judged}" if judged else ", judged by held-out loss and what needs no fine-tuning"
     )
-    by = found.summary.get("matched_by")
-    told += (
-        f". All arms spent equal {by}"
-        if by and all((row.get("compute") or {}).get("matched") for row in rows)
-        else ""
+    by = summary["matched_by"]
+    sentence += (
+        f". All arms spent equal {by}" if by and all(row["compute"]["matched"] for row in rows) else ""
     )
-    search = found.study.get("search")
-    told += ". Each arm has the settings that were best for it on other seeds." if search else "."
-    lines = [{"verdict": row["verdict"], "sentence": row.get("brief") or row["sentence"]} for row in rows]
-    known = common_notes(found.summary["contrasts"])
-    return {"compared": told, "found": lines, "known": known, "advice": found.summary.get("advice") or []}
+    sentence += (
+        ". Each arm has the settings that were best for it on other seeds." if study["search"] else "."
+    )
+    lines = [{"verdict": row["verdict"], "sentence": row["brief"]} for row in rows]
+    known = common_notes(summary["contrasts"])
+    return {"compared": sentence, "lines": lines, "known": known, "advice": summary["advice"]}
 
 
-def _arm(found: Folder, arm: str, colour: str) -> dict[str, Any]:
-    facts, known = (
-        (found.study.get("arms") or {}).get(arm, {}),
-        (found.summary.get("arms") or {}).get(arm, {}),
+def _arm(folder: Folder, arm: str, colour: str) -> View:
+    facts, known = folder.study["arms"].get(arm), folder.summary["arms"].get(arm)
+    recipe = (
+        (facts["sampler"] if "sampler" in facts else f"{facts['policy']} {facts['ratio']}") if facts else ""
     )
-    what = ("sampler",) if "sampler" in facts else ("policy", "ratio")
-    words, recipe = known.get("words"), " ".join(str(facts[k]) for k in what if facts.get(k))
     return {
         "name": arm,
         "colour": colour,
-        "baseline": arm == found.baseline,
-        "words": words if words and words != arm else recipe,
-        "plateau": bool(known.get("plateau")),
-        "gap": known.get("gap_nats"),
-        "failures": sum(r["kind"] == "failure" and r["arm"] == arm for r in found.records),
+        "baseline": arm == folder.study["baseline"],
+        "words": known["words"] if known and known["words"] != arm else recipe,
+        "plateau": known["plateau"] if known else False,
+        "failures": sum(r["kind"] == "failure" and r["arm"] == arm for r in folder.records),
     }
 
 
-def _score_table(found: Folder) -> list[dict[str, Any]]:
-    """Every number behind the dots: per task and arm the runs by seed, and their mean."""
-    rows = []
-    scores = [r for r in whole_runs(found) if r["kind"] == "score" and finite(r.get("score"))]
-    for task in dict.fromkeys(r.get("task") for r in scores):
-        for arm in [*found.arms, REFERENCE]:
-            runs = {r.get("seed"): r["score"] for r in scores if r.get("task") == task and r["arm"] == arm}
-            if runs:
-                rows.append({"task": task, "arm": arm, "runs": runs, "mean": sum(runs.values()) / len(runs)})
-    return rows
+def _warnings(folder: Folder) -> list[str]:
+    """Corpora that hold test items."""
+    return [
+        f"{line['overlapping']:,} of {line['items']:,} test items of {line['task']} stand in the corpus"
+        f" ({line['corpus']}): their scores may be memory."
+        for line in folder.records
+        if line["kind"] == "overlap" and line["overlapping"]
+    ]
 
 
-def _samples(found: Folder, colours: dict[str, str]) -> list[dict[str, Any]]:
-    """By document, so that the same sentence stands side by side."""
-    documents: dict[str, list[dict[str, Any]]] = {}
-    for arm, samples in found.samples.items():
-        for sample in samples if isinstance(samples, list) else []:
-            pieces = [piece for piece in sample.get("pieces") or [] if piece.get("text")]
-            if pieces:
-                version: dict[str, Any] = {
-                    "arm": arm,
-                    "colour": colours.get(arm, SLATE),
-                    "pieces": [_piece(p) for p in pieces],
+# Tables ----------------------------------------------------------------------------------------------
+
+
+def task_table(folder: Folder) -> View | None:
+    """Means over runs and their SD by arm and task, with the reference and the commonest answer.
+
+    Scores in 0 to 1 are written in per cent; fewer than two runs have no SD.
+    """
+    scores = _scores(folder)
+    if not scores:
+        return None
+    tasks = {task: folder.study["tasks"].get(task, {}) for task in scores}
+    runs = {
+        folder.reference if arm == REFERENCE else arm: {
+            task: list(scores[task].get(arm, {}).values()) for task in tasks
+        }
+        for arm in (*folder.arms, REFERENCE)
+    }
+    commonest = {task: facts.get("majority") for task, facts in tasks.items()}
+    runs["commonest answer"] = {task: [] if value is None else [value] for task, value in commonest.items()}
+    top = {task: max(abs(x) for by_task in runs.values() for x in by_task[task]) for task in tasks}
+    rows = [
+        {
+            "arm": arm,
+            "cells": {task: _cell(values, percent=top[task] <= 1) for task, values in by_task.items()},
+        }
+        for arm, by_task in runs.items()
+        if any(by_task.values())
+    ]
+    return {"tasks": {task: facts.get("metric", "score") for task, facts in tasks.items()}, "rows": rows}
+
+
+def _scores(folder: Folder) -> dict[str, dict[str, dict[int, float]]]:
+    """Task → arm → seed → score, of whole runs."""
+    scores: dict[str, dict[str, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
+    for record in folder.whole:
+        if record["kind"] == "score":
+            scores[record["task"]][record["arm"]][record["seed"]] = record["score"]
+    return scores
+
+
+def _cell(values: list[float], *, percent: bool) -> dict[str, str]:
+    scale, digits = (100, 1) if percent else (1, 2)
+    middle = f"{scale * (mean(values) or 0):.{digits}f}" if values else "–"
+    return {"mean": middle, "sd": f"{scale * stdev(values):.{digits}f}" if len(values) > 1 else ""}
+
+
+def _score_table(folder: Folder) -> list[View]:
+    """Every number behind the dots: by task and arm the runs by seed, and their mean."""
+    return [
+        {"task": task, "arm": arm, "runs": by_arm[arm], "mean": mean(list(by_arm[arm].values()))}
+        for task, by_arm in _scores(folder).items()
+        for arm in (*folder.arms, REFERENCE)
+        if arm in by_arm
+    ]
+
+
+def _evaluation_table(folder: Folder) -> View:
+    """What needs no fine-tuning, by measure: means over runs, chance, items, and whether lower is better."""
+    runs: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    facts: dict[tuple[str, str], View] = {}
+    for record in folder.whole:
+        if record["kind"] == "evaluation":
+            key = record["name"], record["metric"]
+            runs[key][record["arm"]].append(record["value"])
+            lower = not record.get("higher_is_better", True)
+            facts.setdefault(
+                key, {"chance": record.get("chance"), "items": record.get("items"), "lower": lower}
+            )
+    rows = [
+        {"name": key[0], "metric": key[1], **facts[key], "means": {arm: mean(x) for arm, x in by_arm.items()}}
+        for key, by_arm in runs.items()
+    ]
+    arms = [arm for arm in (*folder.arms, REFERENCE) if any(arm in by_arm for by_arm in runs.values())]
+    return {"arms": arms, "rows": rows}
+
+
+def _choices(folder: Folder) -> list[View]:
+    """What the search chose for each arm, and what it chose from."""
+    return [
+        {
+            "arm": record["arm"],
+            "chosen": _setting(record["chosen"]) if record["chosen"] else None,
+            "candidates": [
+                {
+                    "setting": _setting(c["setting"]),
+                    "mean": c["mean"],
+                    "chosen": c["setting"] == record["chosen"],
                 }
-                version["selected"] = sum(p.get("state") != "shown" for p in pieces)
-                version["learnt"] = bool(sample.get("learnt"))
-                _add_version(documents.setdefault(str(sample.get("document")), []), version)
-    return [{"document": name, "versions": versions} for name, versions in documents.items()]
+                for c in record["candidates"]
+            ],
+            "border": record["border"],
+            "by": record["by"],
+            "seeds": record["seeds"],
+        }
+        for record in folder.records
+        if record["kind"] == "selection"
+    ]
 
 
-def _add_version(versions: list[dict[str, Any]], version: dict[str, Any]) -> None:
-    """Arms that mask a text alike, such as those with different samplers, are shown once, under all their names."""
-    for other in versions:
-        if other["pieces"] == version["pieces"]:
-            other["arm"] += f", {version['arm']}"
-            return
-    versions.append(version)
+def _setting(setting: Mapping[str, object]) -> str:
+    """training.learning_rate: 0.006 → "learning_rate 0.006"."""
+    return ", ".join(f"{key.rsplit('.', 1)[-1]} {value}" for key, value in setting.items())
 
 
-def _piece(piece: dict[str, Any]) -> dict[str, str]:
+# Samples and facts -----------------------------------------------------------------------------------
+
+
+def _samples(folder: Folder, colours: Colours) -> list[View]:
+    """By document, so that the same sentence stands side by side; arms that mask it alike are shown once."""
+    documents: dict[str, dict[tuple[tuple[str, ...], ...], View]] = defaultdict(dict)
+    for arm, samples in folder.samples.items():
+        for sample in samples:
+            pieces = [_piece(piece) for piece in sample["pieces"] if piece["text"]]
+            versions, key = documents[sample["document"]], tuple(tuple(piece.values()) for piece in pieces)
+            if key in versions:
+                versions[key]["arm"] = f"{versions[key]['arm']}, {arm}"
+            elif pieces:
+                selected = sum(piece["state"] != "shown" for piece in sample["pieces"])
+                versions[key] = {"arm": arm, "colour": colours.get(arm, SLATE), "pieces": pieces}
+                versions[key] |= {"selected": selected, "learnt": sample.get("learnt", False)}
+    return [{"document": name, "versions": list(found.values())} for name, found in documents.items()]
+
+
+def _piece(piece: Piece) -> dict[str, str]:
     """A token with the white space before it set apart, so that a coloured chip holds the word only."""
-    text, state = str(piece["text"]), str(piece.get("state", "shown"))
+    text, state, shown = piece["text"], piece["state"], piece.get("shown", "").strip()
     word = text.lstrip()
-    shown = str(piece.get("shown", "")).strip()
     tip = {
         "masked": f"masked: the model saw [MASK], and had to find “{word}”",
         "random": f"replaced: the model saw “{shown}”, and had to find “{word}”",
         "kept": f"kept: the model saw “{word}”, and had to confirm it",
     }.get(state, "")
+    body = shown if state == "random" and shown else word
     return {
         "space": text[: len(text) - len(word)],
-        "text": shown if state == "random" and shown else word,
+        "text": body,
         "state": state if tip else "shown",
         "tip": tip,
     }
 
 
-def _facts(found: Folder, seeds: list[Any]) -> list[tuple[str, str]]:
-    study, hardware = found.study, found.study.get("hardware") or {}
-    seconds = study.get("seconds") or found.done.get("seconds")
+def _facts(folder: Folder) -> list[tuple[str, str]]:
+    study, hardware = folder.study, folder.study["hardware"]
     machine = [
         hardware.get("cpu"),
         f"{hardware['cores']} cores" if hardware.get("cores") else None,
@@ -186,34 +294,29 @@ def _facts(found: Folder, seeds: list[Any]) -> list[tuple[str, str]]:
         hardware.get("accelerator") or ("no accelerator" if hardware else None),
     ]
     facts = [
-        ("Started", _when(study.get("started"))),
-        ("Time", _duration(seconds)),
-        ("Steps", f"{found.done['steps']:,}" if finite(found.done.get("steps")) else None),
-        ("Seeds", ", ".join(map(str, seeds)) or None),
-        ("Hardware", ", ".join(str(part) for part in machine if part) or None),
-        ("maskwise", study.get("maskwise")),
+        (
+            "Started",
+            f"{datetime.fromisoformat(study['started']):%-d %B %Y, %H:%M} UTC" if study["started"] else "",
+        ),
+        ("Time", "" if folder.seconds is None else _duration(folder.seconds)),
+        ("Steps", "" if folder.steps is None else f"{folder.steps:,}"),
+        ("Seeds", ", ".join(map(str, study["seeds"]))),
+        ("Hardware", ", ".join(str(part) for part in machine if part)),
+        ("maskwise", study["maskwise"]),
+        ("Versions", ", ".join(f"{name} {version}" for name, version in study["versions"].items())),
     ]
-    return [(name, str(value)) for name, value in facts if value]
+    return [(name, text) for name, text in facts if text]
 
 
-def _when(text: Any) -> str | None:
-    try:
-        return f"{datetime.fromisoformat(str(text)):%-d %B %Y, %H:%M} UTC" if text else None
-    except ValueError:
-        return str(text)
-
-
-def _duration(seconds: Any) -> str | None:
-    if not finite(seconds):
-        return None
+def _duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} seconds"
     return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
 
 
-def powers(x: Any) -> str:
+def powers(x: float | None) -> str:
     """5.6e7 as 5.60 × 10⁷."""
-    if not finite(x):
+    if x is None:
         return "–"
     digits, _, power = f"{x:.2e}".partition("e")
     return f"{digits} × 10{str(int(power)).translate(RAISED)}"
@@ -229,12 +332,13 @@ def vega_code() -> str:
 def _environment() -> jinja2.Environment:
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["figure"] = lambda x, digits=3: f"{x:.{digits}f}" if finite(x) else "–"
+    environment.filters["figure"] = lambda x, digits=3: "–" if x is None else f"{x:.{digits}f}"
+    environment.filters["short"] = lambda x: "–" if x is None else f"{x:.3f}" if abs(x) < 10 else f"{x:.4g}"
+    environment.filters["share"] = lambda x, digits=0: "–" if x is None else f"{100 * x:.{digits}f} %"
+    environment.filters["percent"] = lambda x: f"{100 * x:.0f} %" if isinstance(x, float) else x or "–"
+    environment.filters |= {"powers": powers, "outcome": outcome_label}
+    # Numbers keep to their units at the end of a line.
     environment.filters["figures"] = lambda text: (
         str(text).replace(" %", "\u00a0%").replace("p = ", "p\u00a0=\u00a0")
     )
-    environment.filters["short"] = lambda x: (f"{x:.3f}" if abs(x) < 10 else f"{x:.4g}") if finite(x) else "–"
-    environment.filters["powers"] = powers
-    environment.filters["percent"] = lambda x: f"{100 * x:.0f} %" if finite(x) else (x or "–")
-    environment.filters["share"] = lambda x, digits=0: f"{100 * x:.{digits}f} %" if finite(x) else "–"
     return environment

@@ -1,70 +1,146 @@
-"""Reads a study folder, or the folder of one pre-training run, into plain data for the page.
+"""Reads a study folder, or the folder of one pre-training run, into typed records for the page.
 
-Everything but study.json (of a study) or metrics.jsonl (of a run) may be missing or half written: a page
-about a study that is still running is a smaller page. Only a folder that is neither is refused.
+Everything but study.json (of a study) or metrics.jsonl (of a run) may be missing or half written: a page about a study
+that is still running is a smaller page. Only a folder that is neither is refused. All defence stands here: what is
+read has every key that its type names, numbers that are not finite are left out, and so are records without their
+number. The other files of this room trust it.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import os
+from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
 
 from maskwise.errors import MaskwiseError
+from maskwise.files import Record, Study, Summary
+from maskwise.folders import read_json, read_lines
 
-REFERENCE = "no-pretraining"
+
+class Line(TypedDict, total=False):
+    """A line of metrics.jsonl, with the arm and the seed of its run."""
+
+    kind: str
+    arm: str
+    seed: int
+    step: int
+    seconds: float
+    loss: float
+    tokens: int
+    ratio: float
+    scheduled_ratio: float
+    masks: str
+    unigram: float
+    weights: dict[str, float]
+    arm_steps: dict[str, int]
+    probabilities: dict[str, float]
+    probe_losses: dict[str, float]
+    probe_step: int
+    probe_seconds: float
+    notes: list[str]
+
+
+class Timing(TypedDict):
+    """A line of timings.jsonl."""
+
+    phase: str
+    kind: str
+    arm: str
+    seed: int
+    fraction: float
+    seconds: float
+
+
+class Piece(TypedDict, total=False):
+    """A token of a sample: the text of the document, and what the model saw of it."""
+
+    text: str
+    state: str
+    shown: str
+
+
+class Sample(TypedDict, total=False):
+    document: str
+    pieces: list[Piece]
+    learnt: bool
+    """Whether the policy masks with the weights that it had at the end of the run."""
+
+
+NO_STUDY: Study = {
+    "name": "", "description": "", "maskwise": "", "started": "", "seconds": None, "versions": {}, "hardware": {},
+    "recipe": {}, "recipe_yaml": "", "baseline": "", "reference": None, "seeds": [], "arms": {}, "tasks": {},
+    "contrasts": [], "match": None, "search": None,
+}  # fmt: skip
+NO_SUMMARY: Summary = {
+    "baseline": "", "replicates": 0, "matched_by": None, "references": {}, "arms": {}, "contrasts": [], "verdict": None,
+    "headline": "", "advice": [], "overlap": [], "efficiency": {"points": [], "time_to_quality": []},
+}  # fmt: skip
+REQUIRED = {
+    "score": {"arm", "seed", "task", "score"},
+    "heldout": {"arm", "seed", "masks", "ratio", "loss"},
+    "evaluation": {"arm", "seed", "name", "metric", "value"},
+    "cost": {"arm", "seed"},
+    "failure": {"arm", "seed", "stage", "error"},
+    "selection": {"arm", "by", "seeds", "chosen", "candidates", "border"},
+    "overlap": {"task", "corpus", "items", "overlapping"},
+}
 
 
 @dataclass
 class Folder:
-    """What was found. `curves` are metrics lines, each with "arm" and "seed" added."""
+    """What a folder holds. ``kind`` is "study" or "run"; a single run is one arm with one seed, of an empty study."""
 
-    kind: str  # "study" or "run"
+    kind: str
     name: str
-    study: dict[str, Any] = field(default_factory=dict)
-    records: list[dict[str, Any]] = field(default_factory=list)
-    summary: dict[str, Any] = field(default_factory=dict)
-    samples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    curves: list[dict[str, Any]] = field(default_factory=list)
-    timings: list[dict[str, Any]] = field(default_factory=list)
-    done: dict[str, Any] = field(default_factory=dict)
+    study: Study = field(default_factory=lambda: NO_STUDY)
+    records: list[Record] = field(default_factory=list)
+    summary: Summary = field(default_factory=lambda: NO_SUMMARY)
+    samples: dict[str, list[Sample]] = field(default_factory=dict)
+    curves: list[Line] = field(default_factory=list)
+    timings: list[Timing] = field(default_factory=list)
+    steps: int | None = None
+    """The steps of a single run that has finished."""
+    seconds: float | None = None
     recipe_yaml: str = ""
 
     @property
     def arms(self) -> list[str]:
-        return list(self.study.get("arms") or ([self.name] if self.kind == "run" else []))
+        return list(self.study["arms"]) if self.kind == "study" else [self.name]
 
     @property
     def reference(self) -> str:
         """What the models without (further) training are called; their records have the arm ``REFERENCE``."""
-        return str(self.study.get("reference") or "no pre-training")
+        return self.study["reference"] or "no pre-training"
 
     @property
-    def baseline(self) -> str | None:
-        return self.study.get("baseline")
+    def whole(self) -> list[Record]:
+        """The records without those of shorter companion runs, which are never pooled with whole ones."""
+        return [record for record in self.records if record.get("fraction", 1.0) == 1]
+
+    def runs(self) -> dict[str, dict[int, list[Line]]]:
+        """The curves by arm and seed."""
+        runs: dict[str, dict[int, list[Line]]] = defaultdict(lambda: defaultdict(list))
+        for line in self.curves:
+            runs[line["arm"]][line["seed"]].append(line)
+        return runs
 
 
 def read_folder(folder: Path) -> Folder:
-    """Raises MaskwiseError if `folder` is neither a study nor a run, or its main file is damaged."""
+    """Everything that is there.
+
+    Raises:
+        MaskwiseError: ``folder`` is neither a study nor a run, or its main file is damaged.
+    """
     if not folder.is_dir():
-        raise MaskwiseError(
-            "there is no such folder", got=str(folder), do="give the --out folder of a study or run"
-        )
+        do = "give the --out folder of a study or run"
+        raise MaskwiseError("there is no such folder", got=str(folder), do=do)
     if (folder / "study.json").is_file():
         return _read_study(folder)
     if (folder / "metrics.jsonl").is_file():
-        name, recipe = folder.resolve().name, folder / "recipe.yaml"
-        return Folder(
-            kind="run",
-            name=name,
-            curves=[line | {"arm": name, "seed": 0} for line in _lines(folder / "metrics.jsonl")],
-            samples=_json(folder / "samples.json", dict) or {},
-            done=_json(folder / "done.json", dict) or {},
-            recipe_yaml=recipe.read_text("utf-8", errors="replace") if recipe.is_file() else "",
-        )
+        return _read_run(folder)
     raise MaskwiseError(
         "this folder holds neither a study nor a pre-training run",
         got=str(folder),
@@ -73,78 +149,82 @@ def read_folder(folder: Path) -> Folder:
     )
 
 
-def summary_of(folder: Path) -> dict[str, Any]:
-    """summary.json of a study. Raises MaskwiseError where there is none, or it is damaged."""
-    found = read_folder(folder)
-    if found.kind != "study":
+def summary_of(folder: Path) -> Summary:
+    """summary.json of a study.
+
+    Raises:
+        MaskwiseError: there is none, or it is damaged.
+    """
+    folder = Path(folder)
+    if read_folder(folder).kind != "study":
         raise MaskwiseError("a single run has no verdicts", got=str(folder), do="give the folder of a study")
     if not (folder / "summary.json").is_file():
         do = "give the same maskwise study command again: it goes on where it stopped"
         raise MaskwiseError("this study has not been summed up", got=str(folder), do=do)
-    return _json(folder / "summary.json", dict, needed=True)
+    return cast(Summary, _needed(folder / "summary.json"))
 
 
 def _read_study(folder: Path) -> Folder:
-    study = _json(folder / "study.json", dict, needed=True)
-    if not isinstance(study.get("arms"), dict):
+    study = cast(Study, NO_STUDY | cast(Study, _needed(folder / "study.json")))
+    if not isinstance(study["arms"], dict) or not all(
+        isinstance(arm, dict) for arm in study["arms"].values()
+    ):
         raise MaskwiseError(
             "study.json names no arms", got=str(folder / "study.json"), do="run the study again"
         )
     curves = []
     for arm, facts in study["arms"].items():
-        for seed, stage in (facts.get("runs") or {}).items():
-            place = folder / str(stage)
+        for seed, stage in facts.get("runs", {}).items():
             # Stages may be links to a shared folder, so names are compared, not where they lead.
-            if Path(os.path.normpath(place)).is_relative_to(os.path.normpath(folder)):
-                curves += [line | {"arm": arm, "seed": int(seed)} for line in _lines(place / "metrics.jsonl")]
+            if Path(os.path.normpath(folder / stage)).is_relative_to(os.path.normpath(folder)):
+                curves += _curves(folder / stage, arm, int(seed))
     return Folder(
         kind="study",
-        name=str(study.get("name") or folder.resolve().name),
+        name=study["name"] or folder.resolve().name,
         study=study,
-        records=[line for line in _lines(folder / "records.jsonl") if _is_record(line)],
-        timings=_lines(folder / "timings.jsonl"),
-        summary=_json(folder / "summary.json", dict) or {},
-        samples=_json(folder / "samples.json", dict) or {},
+        records=[record for line in read_lines(folder / "records.jsonl") if (record := _record(line))],
+        summary=cast(Summary, NO_SUMMARY | cast(Summary, read_json(folder / "summary.json") or {})),
+        samples=cast(dict[str, list[Sample]], read_json(folder / "samples.json") or {}),
         curves=curves,
-        recipe_yaml=str(study.get("recipe_yaml") or ""),
+        timings=[cast(Timing, line) for line in read_lines(folder / "timings.jsonl") if "seconds" in line],
+        seconds=study["seconds"],
+        recipe_yaml=study["recipe_yaml"],
     )
 
 
-def _json(path: Path, kind: type, *, needed: bool = False) -> Any:
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        if needed:
-            raise MaskwiseError(f"{path} cannot be read", got=str(error), do="run the study again") from error
-        return None
-    if not isinstance(content, kind):
-        if needed:
-            raise MaskwiseError(f"{path} holds no {kind.__name__}", do="run the study again")
-        return None
+def _read_run(folder: Path) -> Folder:
+    name, recipe = folder.resolve().name, folder / "recipe.yaml"
+    done = read_json(folder / "done.json") or {}
+    return Folder(
+        kind="run",
+        name=name,
+        samples=cast(dict[str, list[Sample]], read_json(folder / "samples.json") or {}),
+        curves=_curves(folder, name, 0),
+        steps=done.get("steps"),
+        seconds=done.get("seconds"),
+        recipe_yaml=recipe.read_text("utf-8", errors="replace") if recipe.is_file() else "",
+    )
+
+
+def _needed(path: Path) -> dict[str, Any]:
+    content = read_json(path)
+    if content is None:
+        raise MaskwiseError(f"{path} cannot be read: it was cut or damaged", do="run the study again")
     return content
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """JSON lines; a line that is cut (the run goes on, or was killed) is left out."""
-    found = []
-    try:
-        text = path.read_text("utf-8", errors="replace")
-    except OSError:
-        return []
-    for line in text.splitlines():
-        try:
-            content = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(content, dict):
-            found.append(content)
-    return found
+def _curves(folder: Path, arm: str, seed: int) -> list[Line]:
+    lines = (_finite(line) for line in read_lines(folder / "metrics.jsonl"))
+    return [cast(Line, line | {"arm": arm, "seed": seed}) for line in lines if "step" in line]
 
 
-def _is_record(line: dict[str, Any]) -> bool:
-    """What has a kind, and an arm unless it is about the texts alone."""
-    return line.get("kind") == "overlap" or ("kind" in line and "arm" in line)
+def _record(line: dict[str, Any]) -> Record | None:
+    """The line without numbers that are not finite; None if it then lacks what a record of its kind must have."""
+    kept = _finite(line)
+    return cast(Record, kept) if REQUIRED.get(kept.get("kind", ""), {"no such kind"}) <= kept.keys() else None
 
 
-def finite(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+def _finite(line: dict[str, Any]) -> dict[str, Any]:
+    """Without numbers that are not finite, also in the objects inside."""
+    inner = {key: _finite(value) if isinstance(value, dict) else value for key, value in line.items()}
+    return {k: v for k, v in inner.items() if not (isinstance(v, float) and not math.isfinite(v))}
