@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import time
 from collections import Counter
 
 import datasets
@@ -26,6 +27,7 @@ from maskwise.text import (
     tokenise,
     train_tokenizer,
 )
+from maskwise.text.tokenizers import _sample
 
 TEXTS = ["The cat sat.", "A dog ran to the mat and sat on it.", "Birds sing!"]
 
@@ -332,3 +334,72 @@ def test_a_slow_tokenizer_is_loaded_where_no_words_are_needed(tmp_path):
     ]
     with pytest.raises(MaskwiseError, match=r"is slow: it has no offsets; convert it"):
         load_tokenizer(str(tmp_path))
+
+
+# ---- what is too long
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "bpe"])
+def test_an_absurd_word_is_no_reason_to_wait(kind):
+    """Training was quadratic in the length of a word: 200,000 letters took 58 seconds."""
+    began = time.process_time()
+    tokenizer = train_tokenizer(["the cat sat on the mat " * 20, "acgt" * 50_000], kind=kind, vocab_size=300)
+    assert time.process_time() - began < 10
+    assert tokenizer.decode(tokenizer("the cat", add_special_tokens=False)["input_ids"]) == "the cat"
+
+
+def test_parts_of_a_long_word_are_parts_from_inside():
+    tokenizer = train_tokenizer(["ab" * 400] * 3, vocab_size=64)
+    assert {token[0] for token in tokenizer.get_vocab() if set(token) <= set("ab")} == {"a"}  # never at a cut
+
+
+def test_of_a_large_corpus_a_sample_trains_the_tokenizer(monkeypatch):
+    texts = [f"word{number} and more of it" for number in range(2000)]
+    total = sum(map(len, texts))
+    taken = {}
+    for size in (total, total // 10):
+        monkeypatch.setattr("maskwise.text.tokenizers.SAMPLE_CHARACTERS", size)
+        taken[size] = list(_sample(texts))
+    small = taken[total // 10]
+    assert taken[total] == texts and small[:200] == texts[:200]
+    assert 0.25 < len(small) / len(texts) < 0.42  # (1 + ln 10) / 10 = .33
+    assert {text in texts[1500:] for text in small} == {True, False}
+
+
+def test_lines_without_end_are_skipped_and_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr("maskwise.text.readers.LONGEST_LINE", 50)
+    (tmp_path / "a.jsonl").write_text(
+        "\n".join(
+            ['"short one"', json.dumps("x" * 50), json.dumps("y" * 200), '"short two"', json.dumps("z" * 99)]
+        )
+    )
+    documents = read_documents(tmp_path / "a.jsonl")
+    assert texts(documents) == ["short one", "short two"] and documents.skipped == {
+        "line of more than 16 MB": 3
+    }
+    (tmp_path / "b.txt").write_text("one\n" + "x" * 120 + "\ntwo\n")
+    documents = read_documents(tmp_path / "b.txt")
+    assert texts(documents) == ["one\ntwo"] and documents.skipped == {"line of more than 16 MB": 1}
+
+
+def test_long_texts_come_in_parts(tmp_path, monkeypatch):
+    for module in ("readers", "documents"):
+        monkeypatch.setattr(f"maskwise.text.{module}.LONGEST_TEXT", 20)
+    found = list(
+        read_documents([{"id": "a", "text": "the cat sat on the mat and ran away"}, "x" * 45, "short"])
+    )
+    assert found == [
+        ("a~1", "the cat sat on the"), ("a~2", " mat and ran away"),
+        ("1~1", "x" * 20), ("1~3", "x" * 5), ("2", "short"),
+    ]  # fmt: skip
+    (tmp_path / "a.txt").write_text("one line of text\nanother line\nthe third line\n\nlast\n")
+    assert [(d.id, d.text) for d in read_documents(tmp_path / "a.txt")] == [
+        ("a.txt#1~1", "one line of text"), ("a.txt#1~2", "\nanother line"),
+        ("a.txt#2", "the third line"), ("a.txt#3", "last"),
+    ]  # fmt: skip
+
+
+def test_repeated_texts_are_known_among_many():
+    many = [f"text {number}" for number in range(70_000)]
+    documents = read_documents([*many, many[0], many[-1], "new"])
+    assert sum(1 for _ in documents) == 70_001 and documents.skipped == {"repeated text": 2}

@@ -4,8 +4,8 @@ A corpus is read again and again (to train a tokenizer, to annotate, to pack), s
 and holds nothing but the way to its source. A bad line must not end an hour's work and must not vanish
 either: it is skipped and counted under a reason.
 
-Cost: that of decompressing and parsing; and some 80 bytes of memory per document to know repeated texts,
-which would otherwise stand on both sides of a held-out split.
+Cost: that of decompressing and parsing, and eight bytes of memory for each document to know repeated texts, which would
+otherwise stand on both sides of a held-out split.
 """
 
 from __future__ import annotations
@@ -16,9 +16,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from maskwise.errors import MaskwiseError, unknown_name
 from maskwise.text.readers import (
     ENDINGS,
+    LONGEST_TEXT,
     NOT_UTF8,
     Fields,
     Record,
@@ -71,18 +74,18 @@ class Documents:
         return islice(self._documents(), self._limit)
 
     def _documents(self) -> Iterator[Document]:
-        seen: set[int] = set()
+        seen = _Seen()
         for record in self._open_records():
-            found = self._document(record)
-            if isinstance(found, Document) and not self._keep_repeated:
-                key = text_id(found.text)
-                found = Skip(REPEATED) if key in seen else found
-                seen.add(key)
-            if isinstance(found, Skip):
-                self.skipped[found.reason] += 1
-            else:
-                self.read += 1
-                yield found
+            document = self._document(record)
+            if isinstance(document, Skip):
+                self.skipped[document.reason] += 1
+                continue
+            for part in _parts(document):
+                if not self._keep_repeated and seen.before(text_id(part.text)):
+                    self.skipped[REPEATED] += 1
+                else:
+                    self.read += 1
+                    yield part
 
     def _document(self, record: Record) -> Document | Skip:
         if isinstance(record, Skip):
@@ -98,6 +101,39 @@ class Documents:
         if "\0" in value:
             return Skip(BINARY)
         return Document(name, value) if is_utf8(value) and is_utf8(name) else Skip(NOT_UTF8)
+
+
+class _Seen:
+    """The numbers that were seen: recent ones in a set, the others in a sorted array, ten times smaller."""
+
+    def __init__(self) -> None:
+        self.recent: set[int] = set()
+        self.sorted = np.zeros(0, dtype=np.int64)
+
+    def before(self, number: int) -> bool:
+        """Whether a number was seen before; now it is."""
+        place = int(self.sorted.searchsorted(number))
+        if number in self.recent or (place < len(self.sorted) and int(self.sorted[place]) == number):
+            return True
+        self.recent.add(number)
+        if len(self.recent) >= 1 << 16:
+            self.sorted = np.union1d(self.sorted, np.fromiter(self.recent, dtype=np.int64))
+            self.recent = set()
+        return False
+
+
+def _parts(document: Document) -> Iterator[Document]:
+    """The document, or the parts of one that is too long to be worked on whole, each cut before a blank."""
+    name, text = document
+    number = 0
+    while len(text) > LONGEST_TEXT:
+        number += 1
+        end = max(text.rfind(blank, LONGEST_TEXT // 2, LONGEST_TEXT) for blank in " \n")
+        end = end if end > 0 else LONGEST_TEXT
+        yield Document(f"{name}~{number}", text[:end])
+        text = text[end:]
+    if text.strip():
+        yield Document(f"{name}~{number + 1}" if number else name, text)
 
 
 def read_documents(
@@ -121,6 +157,8 @@ def read_documents(
             - a list of strings or mappings;
             - ``"hf:NAME"``, ``"hf:NAME:CONFIG"`` or ``"hf:NAME:CONFIG:SPLIT"`` for ``datasets.load_dataset``
               (CONFIG may be empty; SPLIT is "train" unless given).
+
+            A text of more than four million characters comes in parts, NAME~1, NAME~2, …
         text_field: where the text is, in sources with fields.
         id_field: where the name is. A document without one is called "FILE#PLACE", in a list by its place.
         limit: at most so many documents.
@@ -129,6 +167,10 @@ def read_documents(
     Raises:
         MaskwiseError: at once for a source that does not exist or has an unknown ending; when it is read, for
             a file that is binary, mostly not UTF-8 or damaged, and for a table without the text field.
+
+    >>> documents = read_documents(["The cat sat.", "", {"id": "b", "text": "A dog ran."}])
+    >>> [document.id for document in documents], dict(documents.skipped)
+    (['0', 'b'], {'empty': 1})
     """
     if limit is not None and limit < 1:
         raise MaskwiseError("limit must be a positive number of documents", got=limit)

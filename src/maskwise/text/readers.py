@@ -24,6 +24,13 @@ _MAX_BAD_SHARE = (
 )
 
 
+LONGEST_LINE = (
+    1 << 24
+)  # bytes: a longer one (a file without line breaks, an inflated archive) is not held in memory
+LONG_LINE = "line of more than 16 MB"
+LONGEST_TEXT = 1 << 22  # characters: about a million tokens, which take some 300 MB while they are read
+
+
 class Skip(NamedTuple):
     """A place in a source that gave no document, and why."""
 
@@ -118,7 +125,10 @@ def _refuse_unreadable(path: Path, file: IO[bytes]) -> None:
 
 def _read_lines(file: IO[bytes], name: str) -> Iterator[Record]:
     """JSON lines."""
-    for number, line in enumerate(file, start=1):
+    for number, line in _numbered(file):
+        if line is None:
+            yield Skip(LONG_LINE)
+            continue
         if not line.strip():
             continue
         try:
@@ -129,21 +139,35 @@ def _read_lines(file: IO[bytes], name: str) -> Iterator[Record]:
             yield Skip(NOT_JSON)
 
 
+def _numbered(file: IO[bytes]) -> Iterator[tuple[int, bytes | None]]:
+    """The lines of a file, counted from 1; None in the place of one that is too long to be held."""
+    number = 0
+    while line := file.readline(LONGEST_LINE):
+        number += 1
+        if len(line) < LONGEST_LINE or line.endswith(b"\n"):
+            yield number, line
+            continue
+        while line and not line.endswith(b"\n"):
+            line = file.readline(LONGEST_LINE)
+        yield number, None
+
+
 def _read_blocks(file: IO[bytes], name: str) -> Iterator[Record]:
-    """Plain text: a document is what stands between blank lines."""
+    """Plain text: a document is what stands between blank lines, or as much of it as one text may have."""
     block: list[str] = []
-    count = 0
-    for number, line in enumerate(file, start=1):
-        if not is_utf8(line):
-            yield Skip(NOT_UTF8)
+    count = size = 0
+    for number, line in _numbered(file):
+        if line is None or not is_utf8(line):
+            yield Skip(LONG_LINE if line is None else NOT_UTF8)
             continue
         text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
         if text.strip():
             block.append(text)
-        elif block:
+            size += len(text)
+        if block and (not text.strip() or size >= LONGEST_TEXT):
             count += 1
             yield f"{name}#{count}", "\n".join(block)
-            block = []
+            block, size = [], 0
     if block:
         yield f"{name}#{count + 1}", "\n".join(block)
 

@@ -238,7 +238,7 @@ def split(pieces: Pieces, *, held_out: float, layout: str = "packed") -> tuple[R
     sides = np.flatnonzero(~out), np.flatnonzero(out)
     if not all(map(len, sides)):
         hashes = np.unique(pieces.documents)
-        do = "give more documents: each goes, whole, to one side"
+        do = "give more documents (blank lines separate those of a .txt file): each goes, whole, to one side"
         if len(hashes) > 1:
             between = (float(hashes[0]) + float(hashes[-1])) / 2**64  # a document on either side
             do += f"; or take another share, such as {between:.3f}"

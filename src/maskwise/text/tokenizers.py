@@ -16,13 +16,21 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from maskwise.errors import MaskwiseError, unknown_name
 from maskwise.starts import TOKENIZER_FILES, find_start
 from maskwise.text.documents import Document
 from maskwise.text.layers import Layered, align
-from maskwise.text.words import classify, flat_offsets, is_white, number_words, place_tokens, word_starts
+from maskwise.text.words import (
+    classify,
+    flat_offsets,
+    is_white,
+    number_words,
+    place_tokens,
+    text_id,
+    word_starts,
+)
 
 if TYPE_CHECKING:  # transformers takes two seconds: who only reads documents does not wait for it
     from transformers import PreTrainedTokenizerFast
@@ -30,6 +38,8 @@ if TYPE_CHECKING:  # transformers takes two seconds: who only reads documents do
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _INSIDE = 0xF0000  # a private plane, for letters inside a word
 _BATCH_CHARACTERS = 1 << 20  # a batch of novels is cut shorter than a batch of tweets
+SAMPLE_CHARACTERS = 1 << 24  # a vocabulary does not get better with more; memory and minutes grow
+LONGEST_WORD = 100  # WordPiece makes [UNK] of a longer one
 
 
 class Tokens(NamedTuple):
@@ -102,9 +112,16 @@ def train_tokenizer(
 ) -> PreTrainedTokenizerFast:
     """A tokenizer of our own: BERT's (WordPiece) or GPT-2's (byte-level BPE), framed as [CLS] … [SEP].
 
-    The same texts give the same tokenizer. A WordPiece vocabulary keeps only the commonest characters, a
-    twelfth of itself or 100, as a rare character becomes [UNK] either way (with the trainer's defaults, 843
-    of 2,048 entries were single characters). The texts are held in memory.
+    The same texts give the same tokenizer. A WordPiece vocabulary keeps only the commonest characters, a twelfth of
+    itself or 100, since a rare character becomes [UNK] either way (with the trainer's defaults, 843 of 2,048 entries
+    were single characters).
+
+    Of more than `SAMPLE_CHARACTERS` characters a sample is taken, thinner and thinner (the hash of a text says whether
+    it is in), and held in memory: 58 of 200 million characters. A word counts in parts of `LONGEST_WORD` characters,
+    since the trainer's time grows with the square of a word.
+
+    >>> train_tokenizer(["the cat sat on the mat"] * 9, vocab_size=64).tokenize("The mat")
+    ['the', 'mat']
 
     Raises:
         MaskwiseError: for an unknown kind, a vocabulary too small for its alphabet, or no text.
@@ -116,7 +133,7 @@ def train_tokenizer(
     least = 64 if kind == "wordpiece" else len(SPECIAL_TOKENS) + 256
     if vocab_size < least:
         raise MaskwiseError(f"vocab_size is too small for {kind}", got=vocab_size, allowed=f"≥ {least}")
-    corpus = list(texts)
+    corpus = list(_sample(texts))
     if not any(text.strip() for text in corpus):
         raise MaskwiseError("no text to train a tokenizer on", do="check the corpus and its text field")
     train = _wordpiece if kind == "wordpiece" else _bpe
@@ -191,15 +208,20 @@ def _batches(documents: Iterable[Document], size: int) -> Iterator[list[Document
 
 
 def _wordpiece(corpus: list[str], vocab_size: int, lowercase: bool) -> Tokenizer:
-    """The library's own WordPiece trainer numbers "##a", "##b", … in the order of a randomly seeded hash map
-    and breaks ties by these numbers: no two runs agree. Its BPE trainer is deterministic, and WordPiece
-    training is BPE on words in which a letter inside is another letter than one at the start. So letters
-    inside are moved to a private plane, and back when the vocabulary is read. (Characters beyond the basic
-    plane, such as emoji, become [UNK].)"""
+    """A WordPiece tokenizer, trained by BPE.
+
+    The library's own WordPiece trainer numbers "##a", "##b", … in the order of a randomly seeded hash map and breaks
+    ties by these numbers: no two runs agree. Its BPE trainer is deterministic, and WordPiece training is BPE on words
+    in which a letter inside is another letter than one at the start. So letters inside are moved to a private plane,
+    and back when the vocabulary is read. (Characters beyond the basic plane, such as emoji, become [UNK].)
+    """
     normalizer = normalizers.BertNormalizer(lowercase=lowercase)
-    chunks = ("\n".join(corpus[at : at + 64]) for at in range(0, len(corpus), 64))
-    moved = [_move_inside_letters(normalizer.normalize_str(chunk)) for chunk in chunks]
-    alphabet = _commonest_characters(moved, count=max(vocab_size // 12, min(100, vocab_size // 2)))
+
+    def moved() -> Iterator[str]:  # made twice: held in memory, it is four bytes a character
+        for chunk in _chunks(corpus):
+            yield _move_inside_letters(normalizer.normalize_str(chunk))
+
+    alphabet = _commonest_characters(moved(), count=max(vocab_size // 12, min(100, vocab_size // 2)))
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=list(SPECIAL_TOKENS),
@@ -209,7 +231,7 @@ def _wordpiece(corpus: list[str], vocab_size: int, lowercase: bool) -> Tokenizer
     )
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    bpe.train_from_iterator(moved, trainer)
+    bpe.train_from_iterator(moved(), trainer)
     back = {ord(letter): ord(letter) - _INSIDE for letter in alphabet if ord(letter) >= _INSIDE}
     pieces = {
         ("##" if ord(token[0]) >= _INSIDE else "") + token.translate(back): number
@@ -224,14 +246,19 @@ def _wordpiece(corpus: list[str], vocab_size: int, lowercase: bool) -> Tokenizer
 
 
 def _move_inside_letters(text: str) -> str:
-    """The words of a text with a space before each and the letters inside at `_INSIDE` + their code point."""
+    """The words of a text with a space before each and the letters inside at `_INSIDE` + their code point.
+
+    The parts of a word that is longer than `LONGEST_WORD` stand apart, but begin with a letter from inside.
+    """
     codes = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
     kinds = classify(text)
     starts = word_starts(kinds)
     moved = np.where(starts, codes, codes + _INSIDE)
-    spaced = np.full(len(codes) + int(starts.sum()), ord(" "), dtype=np.uint32)
+    place = np.arange(len(codes))
+    cuts = starts | ((place - np.maximum.accumulate(np.where(starts, place, 0))) % LONGEST_WORD == 0)
+    spaced = np.full(len(codes) + int(cuts.sum()), ord(" "), dtype=np.uint32)
     nothing = is_white(kinds) | (codes > 0xFFFF)
-    spaced[np.arange(len(codes)) + np.cumsum(starts)] = np.where(nothing, ord(" "), moved)
+    spaced[place + np.cumsum(cuts)] = np.where(nothing, ord(" "), moved)
     return spaced.tobytes().decode("utf-32-le")
 
 
@@ -239,7 +266,9 @@ def _bpe(corpus: list[str], vocab_size: int, lowercase: bool) -> Tokenizer:
     backend = Tokenizer(models.BPE())
     steps = [normalizers.NFC(), *([normalizers.Lowercase()] if lowercase else [])]
     backend.normalizer = normalizers.Sequence(steps)
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=False)
+    split_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=False)
+    parts = pre_tokenizers.Split(Regex(f".{{1,{LONGEST_WORD}}}"), "isolated")
+    backend.pre_tokenizer = pre_tokenizers.Sequence([split_bytes, parts])
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -248,10 +277,34 @@ def _bpe(corpus: list[str], vocab_size: int, lowercase: bool) -> Tokenizer:
         show_progress=False,
     )
     backend.train_from_iterator(corpus, trainer)
+    backend.pre_tokenizer = split_bytes
     return backend
 
 
-def _commonest_characters(texts: list[str], *, count: int) -> list[str]:
+def _sample(texts: Iterable[str]) -> Iterator[str]:
+    """All texts of a small corpus; of a large one fewer and fewer, the same ones each time."""
+    seen = 0
+    for text in texts:
+        seen += len(text)
+        if seen <= SAMPLE_CHARACTERS or text_id(text) * seen < SAMPLE_CHARACTERS << 63:
+            yield text
+
+
+def _chunks(texts: Iterable[str]) -> Iterator[str]:
+    """Texts joined to about `_BATCH_CHARACTERS` characters, since a call for each short text would cost more."""
+    chunk: list[str] = []
+    size = 0
+    for text in texts:
+        chunk.append(text)
+        size += len(text)
+        if size >= _BATCH_CHARACTERS:
+            yield "\n".join(chunk)
+            chunk, size = [], 0
+    if chunk:
+        yield "\n".join(chunk)
+
+
+def _commonest_characters(texts: Iterable[str], *, count: int) -> list[str]:
     """The `count` commonest characters but the space; ties by code point."""
     total = np.zeros(0x110000, dtype=np.int64)
     for text in texts:
