@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader
 
 from masking_tools import FIRST, masker, random_rows, row
 from maskwise.errors import MaskwiseError
+from maskwise.keys import permutation
 from maskwise.masking import IGNORE, Masker, MaskingCollator, StepBatchSampler, SteppedDataset, schedules
-from maskwise.masking.collator import permutation
 
 ROWS = [{k: v for k, v in r.items() if k in ("input_ids", "word_ids")} for r in random_rows(24, words=10)]
 EVEN = [{"input_ids": row([1] * 40, example_id=i)["input_ids"]} for i in range(24)]  # rows of one length

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -33,7 +34,7 @@ from masking_tools import (
 )  # fmt: skip
 from maskwise.errors import MaskwiseError
 from maskwise.keys import Keys
-from maskwise.masking import IGNORE, SCHEDULES, AnnotatedBatch, Masker, schedules
+from maskwise.masking import IGNORE, SCHEDULES, Masker, gather, schedules
 from maskwise.masking.policies import Moment
 from maskwise.masking.select import BUDGETS
 
@@ -131,39 +132,38 @@ def is_subsequence(short: list[int], long: list[int]) -> bool:
 def test_whole_units_within_the_budget(policy: str, budget: str, made: list, ratio: float, seed: int) -> None:
     maker, batch = (
         masker(policy, budget=budget, ratio=ratio, seed=seed),
-        AnnotatedBatch.of(padded(made), vocabulary()),
+        gather(padded(made), vocabulary()),
     )
     keys = Keys(batch.example_id, seed=seed, epoch=0)
-    units, selection, ratio_B, _ = maker.choose(batch, keys, Moment())
-    chosen = selection.tokens
-    assert not (chosen & ~batch.eligible).any()
+    selection, ratio_P, _ = maker.choose(batch, keys, Moment())
+    units, chosen = selection.units, selection.tokens
+    assert not (chosen & ~batch.eligible).any() and batch.eligible[units.tokens].all()
     length = units.length
-    if units.of_token is not None:
-        taken = torch.zeros_like(length).scatter_add_(1, units.of_token, chosen.long())
-        assert ((taken == 0) | (taken == length)).all(), "half a unit"
-        inside = torch.zeros_like(length).scatter_add_(1, units.of_token, units.inside.long())
-        assert ((inside == length) | (length == 0)).all()
-    usable = length if units.weight is None else length * (units.weight > 0)
-    longest, count = length.amax(1) if length.shape[1] else torch.zeros(len(made)), chosen.sum(1)
+    unit = np.arange(len(units.tokens)) if units.unit is None else units.unit
+    taken = np.bincount(unit, chosen[units.tokens], len(length))
+    assert ((taken == 0) | (taken == length)).all(), "half a unit"
+    assert (batch.piece[units.tokens] == units.piece[unit]).all() and (length > 0).all()
+    assert len(set(zip(units.piece.tolist(), units.number.tolist(), strict=True))) == len(length), (
+        "one number twice"
+    )
+    pieces = len(made)
+    usable = np.bincount(units.piece, length if units.weight is None else length * (units.weight > 0), pieces)
+    longest = np.zeros(pieces, np.int64)
+    np.maximum.at(longest, units.piece, length)
+    count = batch.count(chosen)
     if budget != "bernoulli":
         assert selection.budget is not None
-        exact_B = units.eligible_tokens * ratio_B
-        assert ((selection.budget - exact_B).abs() < 1).logical_or(selection.budget == 1).all()
+        exact_P = units.tokens_P * ratio_P
+        assert ((np.abs(selection.budget - exact_P) < 1) | (selection.budget == 1)).all()
         if budget == "exact":
             assert (count <= selection.budget).all()
         else:
-            assert (count - longest < selection.budget).logical_or(count == 0).all(), (
-                "more than one unit over"
-            )
-            assert (
-                (count + longest > torch.minimum(selection.budget, usable.sum(1)))
-                .logical_or(count == 0)
-                .all()
-            )
+            assert ((count - longest < selection.budget) | (count == 0)).all(), "more than one unit over"
+            assert ((count + longest > np.minimum(selection.budget, usable)) | (count == 0)).all()
     if policy not in OWN_RATIO and ratio == 0:
         assert not chosen.any()
     if policy not in OWN_RATIO and ratio == 1 and (units.weight is None or budget != "bernoulli"):
-        assert torch.equal(count, usable.sum(1)), "at ratio 1 all that may be chosen is"
+        assert (count == usable).all(), "at ratio 1 all that may be chosen is"
 
 
 @each_policy
@@ -186,15 +186,26 @@ def test_packed_like_padded(policy: str, budget: str, corruption: str) -> None:
 
 
 @each_policy
+@each_budget
 @pytest.mark.parametrize("corruption", sorted(set(CORRUPTION_SPECS) - set(KEEPING)))
-def test_packed_rows_keep_their_length_or_are_refused(policy: str, corruption: str) -> None:
-    blocks = packed(random_rows(3), width=40)
-    try:
-        out = masker(policy, corruption)(blocks, epoch=0)
-    except MaskwiseError as error:
-        assert "one document per row" in str(error)
-    else:
-        assert out.input_ids.shape[0] == len(blocks["input_ids"])
+def test_packed_rows_are_their_pieces_one_after_the_other(policy: str, budget: str, corruption: str) -> None:
+    """Where lengths change, a packed row and its targets are those of its documents alone, in their order."""
+    made = masker(policy, corruption, budget=budget, ratio=0.3, seed=9)
+    some = [one for one in ROWS if len(one["input_ids"]) and eligible(one).any()]
+    alone = per_row(made(padded(some), epoch=1), some)
+    blocks = packed(some, width=50)
+    batch = gather(blocks, vocabulary())
+    batch.plan = None  # rows may grow
+    together = made(batch, epoch=1)
+    here = {one["example_id"]: pair for one, pair in zip(some, alone, strict=True)}
+    segments = together.segment_ids
+    assert torch.equal(segments >= 0, together.attention_mask.bool())
+    for b in range(len(blocks["input_ids"])):
+        pieces = [here[int(i)] for i in batch.example_id[batch.row == b]]
+        assert together.input_ids[b][segments[b] >= 0].tolist() == [i for inputs, _ in pieces for i in inputs]
+        assert together.labels[b][together.labels[b] != IGNORE].tolist() == [i for _, t in pieces for i in t]
+        for number, (inputs, _) in enumerate(pieces):
+            assert together.input_ids[b][segments[b] == number].tolist() == inputs
 
 
 @each_corruption
@@ -207,7 +218,7 @@ def test_any_rows(corruption: str, made: list, ratio: float, policy: str) -> Non
     out = masker(policy, corruption, ratio=ratio, budget="expected")(batch, epoch=0)
     check_shown(out, batch, corruption)
     if ratio == 1 and corruption not in SHOWING_ALL and corruption not in MOVING and corruption in KEEPING:
-        full = AnnotatedBatch.of(padded(made), vocabulary()).eligible
+        full = gather(padded(made), vocabulary()).tensor("eligible")
         if policy == "token":
             assert torch.equal(out.selected, full)
 
@@ -249,12 +260,12 @@ def test_schedules(name: str) -> None:
     made = SCHEDULES[name](*ARGUMENTS.get(name, ()))
     assert schedules.schedule(str(made)) == made, "the name of a schedule makes it again"
     copied = pickle.loads(pickle.dumps(made))
-    draw = torch.rand(50, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    draw = np.random.default_rng(0).random(50)
     for step in (0, 1, 499, 500, 999, 1000, 5000):
         ratio = made(step, 1000)
         rows_ratio, weight = made.rows(draw, step, 1000)
         assert 0 <= ratio <= 1 and copied(step, 1000) == ratio
-        assert ((rows_ratio >= 0) & (rows_ratio <= 1)).all() and rows_ratio.dtype == torch.float64
+        assert ((rows_ratio >= 0) & (rows_ratio <= 1)).all() and rows_ratio.dtype == np.float64
         assert weight is None or weight.shape == draw.shape
     assert made(5000, 1000) == made(1000, 1000)
     if made.varies:

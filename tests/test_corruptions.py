@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,9 +16,11 @@ from transformers import PreTrainedTokenizerFast
 
 from maskwise.errors import MaskwiseError
 from maskwise.keys import Keys
-from maskwise.masking import IGNORE, AnnotatedBatch, Masker, Vocabulary
+from maskwise.masking import IGNORE, AnnotatedBatch, Masker, Vocabulary, gather
 from maskwise.masking.corruptions import Infill, corruption
-from maskwise.masking.corruptions.ul2 import mode_of
+from maskwise.masking.corruptions.moving import mode_of
+from maskwise.masking.laying import lay_out
+from maskwise.masking.select import Selection
 from maskwise.masking.units import Units
 
 TEXT = "Thank you for inviting me to your party last week . Come again soon"
@@ -61,9 +65,8 @@ def batch_of(*lines: str) -> tuple[AnnotatedBatch, torch.Tensor]:
             sentence.append(-1 if special else ids[:i].count(table["."]))
         rows.append({"input_ids": ids, "example_id": number, "sentence": sentence})
         chosen.append(marks)
-    batch = AnnotatedBatch.of(rows, vocabulary)
-    width = batch.input_ids.shape[1]
-    return batch, torch.tensor([marks + [False] * (width - len(marks)) for marks in chosen])
+    batch = gather(rows, vocabulary)
+    return batch, torch.tensor([marks + [False] * (batch.shape[1] - len(marks)) for marks in chosen])
 
 
 def words(row: torch.Tensor) -> str:
@@ -79,8 +82,10 @@ def show(spec: str, *lines: str, seed: int = 0) -> list[tuple[str, str]]:
 
 def corrupted(spec: Any, batch: AnnotatedBatch, chosen: torch.Tensor, *, seed: int = 0) -> Any:
     keys = Keys(batch.example_id, seed=seed, epoch=0)
-    made = corruption(spec)
-    return made.corrupt(batch, chosen, Units.tokens(batch), keys, Vocabulary.of(tokenizer()))
+    units, vocabulary, none = Units.single(batch), Vocabulary.of(tokenizer()), np.zeros(len(batch.begin))
+    shown = corruption(spec).corrupt(batch, chosen.numpy().reshape(-1), units, keys, vocabulary)
+    choice = Selection(units, np.zeros(len(units.piece), bool), None, None, may_fill=False)
+    return lay_out(batch, shown, choice, none, None, vocabulary.pad)
 
 
 def table(spec: str, *pairs: tuple[str, str, str]) -> None:
@@ -153,7 +158,7 @@ def test_deletion_insertion_and_their_detection() -> None:
 def test_insertion_cuts_the_text_and_never_a_special_token() -> None:
     batch, chosen = batch_of("<s> a {b c} d e </s>", "<s> {a} b </s>")
     shown = corrupted("insert(cut=7)", batch, chosen)
-    assert shown.input_ids.shape == batch.input_ids.shape
+    assert shown.input_ids.shape == batch.shape
     first = words(shown.input_ids[0]).split()
     assert (
         first[0] == "<s>" and first[-1] == "</s>" and first[1] == "a" and first[3] == "b" and first[5] == "c"
@@ -179,9 +184,9 @@ def test_replacement_never_gives_the_same_token() -> None:
     for seed in range(60):
         shown = corrupted("replace", batch, chosen, seed=seed)
         inside = shown.input_ids[chosen]
-        assert (inside != batch.input_ids[chosen]).all()
+        assert (inside != ids_of(batch)[chosen]).all()
         seen |= set(inside.tolist())
-        assert torch.equal(shown.labels[chosen], batch.input_ids[chosen])
+        assert torch.equal(shown.labels[chosen], ids_of(batch)[chosen])
     assert seen == ordinary
     detect = corrupted("replace(target='detect')", *batch_of("<s> a {b} c </s>"))
     assert detect.labels.tolist() == [[IGNORE, 0, 1, 0, IGNORE]]
@@ -215,7 +220,8 @@ def test_modes_are_read_from_the_mask() -> None:
         "<s> a {b} c {d} e f </s>",  # a third of the text
         "<s> a b </s>",
     )
-    assert mode_of(*batch_of(*lines)).tolist()[:4] == [0, 1, 2, 2]
+    batch, chosen = batch_of(*lines)
+    assert mode_of(batch, chosen.numpy().reshape(-1)).tolist()[:4] == [0, 1, 2, 2]
     shown = [inputs.split()[:3] for inputs, _ in show("ul2", *lines)]
     assert [row[1] for row in shown[:4]] == ["[R]", "[S]", "[X]", "[X]"] and shown[4] == ["<s>", "a", "b"]
     assert show("ul2", "a {b} c d e f g </s>") == [
@@ -244,7 +250,7 @@ def test_an_empty_span_costs_no_budget_and_rows_grow_up_to_the_cut() -> None:
     batch, chosen = batch_of("<s> " + " ".join(["{a}", "b"] * 20) + " c d e f </s>", "<s> {a} b c d </s>")
     for seed in range(30):
         shown = corrupted(Infill(mean=0.5, cut=46), batch, chosen, seed=seed)
-        assert shown.input_ids.shape[1] <= batch.input_ids.shape[1]
+        assert shown.input_ids.shape[1] <= batch.shape[1]
 
 
 # Round trips
@@ -259,21 +265,25 @@ def masked_rows(draw: Any) -> tuple[AnnotatedBatch, torch.Tensor]:
     ratio = draw(st.sampled_from([0.0, 0.1, 0.3, 0.7, 1.0]))
     rows = []
     for number, length in enumerate(lengths):
-        ids = vocabulary.ordinary[torch.randint(len(vocabulary.ordinary), (length,), generator=rng)]
+        ids = torch.from_numpy(vocabulary.ordinary)[
+            torch.randint(len(vocabulary.ordinary), (length,), generator=rng)
+        ]
         ids[torch.rand(length, generator=rng) < 0.08] = 1
         ids[torch.rand(length, generator=rng) < 0.06] = 3
         frame = [2, *ids.tolist(), 3] if draw(st.booleans()) else [*ids.tolist(), 3]
         sentence = [i // 4 if vocabulary.content[t] else -1 for i, t in enumerate(frame)]
         rows.append({"input_ids": frame, "example_id": number * 77, "sentence": sentence})
-    batch = AnnotatedBatch.of(rows, vocabulary)
-    chosen = (torch.rand(batch.input_ids.shape, generator=rng) < ratio) & batch.eligible
+    batch = gather(rows, vocabulary)
+    chosen = (torch.rand(batch.shape, generator=rng) < ratio) & batch.tensor("eligible")
     return batch, chosen
 
 
 def source(batch: AnnotatedBatch) -> list[list[int]]:
-    width = batch.input_ids.shape[1]
-    there = torch.ones(len(batch.input_ids), width) if batch.attention_mask is None else batch.attention_mask
-    return [row[keep.bool()].tolist() for row, keep in zip(batch.input_ids, there)]
+    return [row[keep].tolist() for row, keep in zip(ids_of(batch), batch.tensor("present"))]
+
+
+def ids_of(batch: AnnotatedBatch) -> torch.Tensor:
+    return batch.tensor("input_ids")
 
 
 def unpadded(shown: Any) -> list[tuple[list[int], list[int]]]:
@@ -351,7 +361,7 @@ def test_deletion_insertion_and_replacement_round_trip(case: tuple[AnnotatedBatc
     for row, labels, keep, text in zip(shown.input_ids, shown.labels, shown.attention_mask, texts):
         assert row[(labels != 1) & (keep == 1)].tolist() == text
     shown = corrupted("replace", batch, chosen)
-    assert torch.equal(torch.where(shown.labels != IGNORE, shown.labels, shown.input_ids), batch.input_ids)
+    assert torch.equal(torch.where(shown.labels != IGNORE, shown.labels, shown.input_ids), ids_of(batch))
     for spec in ("delete", "insert", "replace(target='full')"):
         for (_, target), text, mark in zip(unpadded(corrupted(spec, batch, chosen)), texts, marks):
             assert target == (text if any(mark) else [])
@@ -362,9 +372,10 @@ def test_deletion_insertion_and_replacement_round_trip(case: tuple[AnnotatedBatc
 def test_permuted_sentences_are_whole(case: tuple[AnnotatedBatch, torch.Tensor], seed: int) -> None:
     batch, chosen = case
     shown = corrupted("permute-sentences", batch, chosen, seed=seed)
-    assert torch.equal(shown.input_ids[~batch.content], batch.input_ids[~batch.content])
-    for row, text, marks, content, sentence in zip(
-        shown.input_ids, batch.input_ids, chosen, batch.content, batch.layers["sentence"]
+    content = batch.tensor("content")
+    assert torch.equal(shown.input_ids[~content], ids_of(batch)[~content])
+    for row, text, marks, inside, sentence in zip(
+        shown.input_ids, ids_of(batch), chosen, content, batch.tensor("sentence")
     ):
         assert sorted(row.tolist()) == sorted(text.tolist())
         if not marks.any():
@@ -377,7 +388,7 @@ def test_permuted_sentences_are_whole(case: tuple[AnnotatedBatch, torch.Tensor],
             if number >= 0:
                 pieces[-1].append(token)
             last = number
-        assert _covers(row[content].tolist(), [tuple(piece) for piece in pieces])
+        assert _covers(row[inside].tolist(), [tuple(piece) for piece in pieces])
 
 
 def _covers(tokens: list[int], pieces: list[tuple[int, ...]]) -> bool:
@@ -395,17 +406,16 @@ def test_left_padding_changes_nothing(case: tuple[AnnotatedBatch, torch.Tensor])
     batch, chosen = case
     if batch.attention_mask is None:
         return
-    count = batch.attention_mask.sum(1, keepdim=True)
-    order = (torch.arange(batch.input_ids.shape[1]) + count) % batch.input_ids.shape[1]
+    count = batch.tensor("attention_mask").sum(1, keepdim=True)
+    order = (torch.arange(batch.shape[1]) + count) % batch.shape[1]
 
     def shifted(x: torch.Tensor) -> torch.Tensor:
         return x.gather(1, order)
 
-    left = AnnotatedBatch(
-        shifted(batch.input_ids), shifted(batch.attention_mask), shifted(batch.content),
-        shifted(batch.eligible), batch.example_id,
-        {name: shifted(layer) for name, layer in batch.layers.items()},
-    )  # fmt: skip
+    names = ("input_ids", "attention_mask", "content", "eligible")
+    lines = {name: shifted(batch.tensor(name)).numpy().reshape(-1) for name in names}
+    layers = {name: shifted(batch.tensor(name)).numpy().reshape(-1) for name in batch.layers}
+    left = replace(batch, **lines, layers=layers)
     for spec in ("t5", "t5(target='full')", "ul2", "infill", "infill(target='spans')", "delete", "insert"):
         assert unpadded(corrupted(spec, left, shifted(chosen))) == unpadded(corrupted(spec, batch, chosen))
 
@@ -415,8 +425,8 @@ def test_left_padding_changes_nothing(case: tuple[AnnotatedBatch, torch.Tensor])
 
 def test_extras_move_with_their_tokens() -> None:
     batch, chosen = batch_of("<s> a {b c} d </s> e {f} </s>")
-    batch.extras["token_type_ids"] = torch.tensor([[0, 0, 0, 0, 0, 0, 1, 1, 1]])
-    batch.extras["position_ids"] = torch.arange(9).unsqueeze(0)
+    batch.extras["token_type_ids"] = np.array([0, 0, 0, 0, 0, 0, 1, 1, 1])
+    batch.extras["position_ids"] = np.arange(9)
     assert corrupted("delete", batch, chosen).extras["token_type_ids"].tolist() == [[0, 0, 0, 0, 1, 1]]
     shown = corrupted("infill(mean=None)", batch, chosen)
     assert shown.extras["token_type_ids"].tolist() == [[0, 0, 0, 0, 0, 1, 1, 1]]
@@ -460,7 +470,31 @@ def test_more_spans_than_sentinels() -> None:
     assert show("t5", " ".join(["{a}", "b"] * 59))[0][0].endswith("<extra_id_58> b")
 
 
-def test_packed_rows_are_refused_where_lengths_change() -> None:
-    rows = {"input_ids": torch.full((1, 4), 7), "example_id": torch.tensor([[1, 1, 2, 2]])}
-    with pytest.raises(MaskwiseError, match="one document per row"):
-        Masker(tokenizer(), corruption="t5")(rows)
+@pytest.mark.parametrize("spec", ["insert", "insert(target='detect')", "infill(mean=0.01)", "delete", "t5"])
+@pytest.mark.parametrize("closed", [True, False])
+def test_a_packed_row_that_has_grown_past_its_plan_is_cut_at_its_end(spec: str, closed: bool) -> None:
+    """The masks of its pieces stay, its last special token too, and what is cut is counted."""
+    vocabulary = Vocabulary.of(tokenizer())
+    word = vocabulary.ordinary
+    line = [2, *word[:5], 3, *word[5:9], 3] if closed else [*word[:5], *word[5:9]]
+    name = [1] * 7 + [2] * 5 if closed else [1] * 5 + [2] * 4
+    rows = {"input_ids": np.array([line, line]), "example_id": np.array([name, [n + 7 for n in name]])}
+    made = Masker(vocabulary, ratio=0.5, corruption=spec)
+    free = gather(rows, vocabulary)
+    free.plan = None
+    whole, cut = made(free, epoch=0), made(rows, epoch=0)
+    plan, lost = len(line), 0
+    for b in range(2):
+        before, after = (m.input_ids[b][m.segment_ids[b] >= 0].tolist() for m in (whole, cut))
+        lost += len(before) - len(after)
+        if len(before) <= plan:
+            assert after == before
+        else:
+            assert len(after) == plan
+            assert after == (before[: plan - 1] + before[-1:] if closed else before[:plan])
+    assert cut.cut == lost and whole.cut == 0
+    assert (lost > 0) == spec.startswith(("insert", "infill"))
+    if "detect" in spec:
+        assert cut.labels.shape == cut.input_ids.shape
+    else:
+        assert torch.equal(cut.labels, whole.labels), "targets are whole"

@@ -34,7 +34,7 @@ from maskwise.evaluation.cloze import Cloze, Fact, candidate_scores, questions_o
 from maskwise.evaluation.heldout import pseudo_perplexity
 from maskwise.evaluation.pairs import Pairs
 from maskwise.evaluation.scoring import by_width, load_set, log_probabilities
-from maskwise.masking.annotated import AnnotatedBatch
+from maskwise.masking import AnnotatedBatch, gather
 from maskwise.masking.vocabulary import Vocabulary
 from maskwise.models import load_model, new_config, new_model
 from maskwise.objectives import MaskedLanguageModelling
@@ -91,7 +91,7 @@ class Frequencies(Known):
 
 
 def rows(*texts: str) -> AnnotatedBatch:
-    return AnnotatedBatch.of(encode(TOKENIZER, texts), Vocabulary.of(TOKENIZER))
+    return gather(encode(TOKENIZER, texts), Vocabulary.of(TOKENIZER))
 
 
 def log_p(model: nn.Module, ids: list[int], place: int) -> Tensor:
@@ -109,7 +109,7 @@ TEXTS = ("the cats sat in london .", "paris", "a dog xyz ran .", "the birds ran 
 def test_every_token_is_scored_as_if_alone(within_word: bool) -> None:
     model, batch = Known(), rows(*TEXTS)
     found = log_probabilities(model, batch, mask=MASK, within_word=within_word)
-    words = batch.layers["word_ids"]
+    words = batch.tensor("word_ids")
     for number, text in enumerate(TEXTS):
         ids = TOKENIZER(text)["input_ids"]
         for place, truth in enumerate(ids):

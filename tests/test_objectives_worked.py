@@ -437,7 +437,7 @@ def test_the_detector_reads_the_generators_words_at_every_target_however_it_was_
             lambda score, label, **more: asked.append(label) or told(score, label, **more),
         )
         arm(batch)
-    content = batch.source.content
+    content = batch.source.tensor("content")
     assert torch.equal(asked[0].bool(), (read[0] != truth)[content]) and asked[0].sum() > 5
     assert not (read[0][content] == MASK).any() and torch.equal(read[0][~target], truth[~target])
 

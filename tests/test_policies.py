@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import chain, combinations, permutations
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from scipy.stats import chisquare
@@ -13,7 +14,7 @@ from torch import Tensor
 from masking_tools import PAD, masker, packed, padded, random_rows, row, vocabulary
 from maskwise.errors import MaskwiseError
 from maskwise.keys import Keys, Purpose
-from maskwise.masking import IGNORE, AnnotatedBatch, Masker
+from maskwise.masking import IGNORE, AnnotatedBatch, Masker, gather
 from maskwise.masking.policies import Frequency, Mixture, Moment, Span, policy
 
 ALL = {
@@ -43,9 +44,9 @@ def chosen(
 
 
 def units_of(spec: Any, rows: Any, *, ratio: float = 0.15) -> tuple[AnnotatedBatch, Any, Keys]:
-    batch = AnnotatedBatch.of(rows, vocabulary())
+    batch = gather(rows, vocabulary())
     keys = Keys(batch.example_id, seed=0, epoch=0)
-    share = torch.full((len(batch.input_ids),), ratio, dtype=torch.float64)
+    share = np.full(len(batch.begin), ratio)
     return batch, policy(spec).units(batch, keys, Moment(0, 10, 0, share)), keys
 
 
@@ -75,7 +76,9 @@ def test_masks_do_not_depend_on_the_layout(name: str, budget: str) -> None:
         assert [x[: len(w)].tolist() for x, w in zip(got, want[start : start + 3])] == want[start : start + 3]
     blocks = one(packed(rows, width=100), epoch=1)
     flat = [
-        x for ids, mask in zip(blocks.source.input_ids, blocks.selected) for x in mask[ids != PAD].tolist()
+        x
+        for ids, mask in zip(blocks.source.tensor("input_ids"), blocks.selected)
+        for x in mask[ids != PAD].tolist()
     ]
     assert flat == list(chain.from_iterable(want)) and any(flat)
 
@@ -113,32 +116,30 @@ def test_every_place_is_masked_equally_often(name: str) -> None:
 def test_offered_span_lengths_are_the_truncated_geometric() -> None:
     """SpanBERT: P(n) ∝ .2 · .8ⁿ⁻¹ up to 10, mean 3.80 (3.797); the first six of 64 words are never cut."""
     _, units, _ = units_of("span", single_words(20_000, 64))
-    seen = torch.bincount(units.length[:, :6].flatten(), minlength=11)[1:]
-    share = torch.tensor([0.2 * 0.8**n for n in range(10)], dtype=torch.float64)
+    seen = np.bincount(units.length[units.number < 6], minlength=11)[1:]
+    share = 0.2 * 0.8 ** np.arange(10)
     share /= share.sum()
-    assert torch.allclose(Span().lengths(), share)
-    assert chisquare(seen.numpy(), (share * seen.sum()).numpy()).pvalue > 1e-3
-    assert abs(float(seen @ torch.arange(1, 11)) / int(seen.sum()) - 3.797) < 0.03
-    assert (units.length.sum(1) == 64).all()
+    assert np.allclose(Span().lengths(), share)
+    assert chisquare(seen, share * seen.sum()).pvalue > 1e-3
+    assert abs(float(seen @ np.arange(1, 11)) / int(seen.sum()) - 3.797) < 0.03
+    assert (np.bincount(units.piece, units.length) == 64).all()
     poisson = Span(poisson=3.0, max_words=20).lengths()
-    assert abs(float(poisson @ torch.arange(1.0, 21.0).double()) - 3 / (1 - 0.049787)) < 1e-4
+    assert abs(float(poisson @ np.arange(1.0, 21.0)) - 3 / (1 - 0.049787)) < 1e-4
     _, units, _ = units_of("span(poisson=3.0, min_words=2, max_words=5)", single_words(50, 64))
-    assert set(units.length[:, :8].flatten().tolist()) == {2, 3, 4, 5}
+    assert set(units.length[units.number < 8].tolist()) == {2, 3, 4, 5}
 
 
 def test_chosen_span_lengths() -> None:
     """``expected`` chooses lengths nearly as offered; ``exact`` favours short ones in short rows."""
     rows = single_words(12_000, 64)
-    batch = AnnotatedBatch.of(rows, vocabulary())
+    batch = gather(rows, vocabulary())
     inclusion = {}
     for budget in ("exact", "expected"):
         made = Masker(vocabulary(), policy="span", budget=budget)
-        units, selection, _, _ = made.choose(batch, Keys(batch.example_id, seed=0, epoch=0), Moment(0, 1, 0))
-        hit = torch.zeros_like(units.length).scatter_add_(1, units.of_token, selection.tokens.long()) > 0
-        offered, taken = (
-            torch.bincount(x[x > 0], minlength=11).double() for x in (units.length, units.length[hit])
-        )
-        inclusion[budget] = taken / offered
+        selection, _, _ = made.choose(batch, Keys(batch.example_id, seed=0, epoch=0), Moment(0, 1, 0))
+        length = selection.units.length
+        offered, taken = (np.bincount(x, minlength=11)[1:] for x in (length, length[selection.chosen]))
+        inclusion[budget] = np.append(0, taken / offered)
     assert abs(inclusion["exact"][1] - 0.364) < 0.01 and abs(inclusion["exact"][10] - 0.038) < 0.01
     assert abs(inclusion["expected"][1] - 0.172) < 0.01 and abs(inclusion["expected"][10] - 0.125) < 0.015
 
@@ -146,13 +147,15 @@ def test_chosen_span_lengths() -> None:
 def test_spans_are_whole_words_and_leave_unknown_ones() -> None:
     rows = padded([row([1, 3, 2, 1, 4, 2, 1, 1, 3], unknown=[5], example_id=i) for i in range(300)])
     batch, units, _ = units_of("span", rows)
-    spread = units.of_token.masked_fill(~units.inside, -1)
+    spread = np.full(len(batch.input_ids), -1)
+    spread[units.tokens] = units.unit
+    spread = torch.from_numpy(spread.reshape(batch.shape))
     for word in range(9):
         inside = rows["word_ids"] == word
         numbers = [set(spread[b][inside[b]].tolist()) for b in range(300)]
         assert all(len(n) == 1 for n in numbers)
         assert all(n == {-1} for n in numbers) if word == 2 else all(-1 not in n for n in numbers)
-    assert not units.inside[~batch.eligible].any()
+    assert batch.eligible[units.tokens].all()
 
 
 @pytest.mark.parametrize(
@@ -311,8 +314,8 @@ def test_mixtures_follow_their_schedules() -> None:
     assert isinstance(made, Mixture) and made.layers() == ("salient", "word_ids")
     for step in (0, 25, 50, 100):
         mask = chosen(spec, rows, ratio=0.2, step=step, total_steps=100)
-        keys = Keys(rows["example_id"], seed=0, epoch=0)
-        drawn = made.drawn(keys, Moment(step, 100, 0))
+        keys = Keys(rows["example_id"].numpy(), seed=0, epoch=0)
+        drawn = torch.from_numpy(made.drawn(keys, Moment(step, 100, 0)))
         assert abs(float((drawn == 0).double().mean()) - (1 - step / 100)) < 0.02
         assert not mask[drawn == 0][:, ~inside].any()
         assert step == 0 or abs(float(mask[drawn == 1].double().mean()) - 0.2) < 0.01
@@ -323,8 +326,8 @@ def test_mixtures_follow_their_schedules() -> None:
 def test_a_row_is_masked_as_its_member_alone_would() -> None:
     rows = padded(random_rows(40, seed=9, words=20))
     made = policy("mixture(span, token, whole-word)")
-    keys = Keys(rows["example_id"], seed=0, epoch=0)
-    drawn = made.drawn(keys, Moment(0, 1, 0))
+    keys = Keys(rows["example_id"].numpy(), seed=0, epoch=0)
+    drawn = torch.from_numpy(made.drawn(keys, Moment(0, 1, 0)))
     assert set(drawn.tolist()) == {0, 1, 2}
     for budget in ("exact", "expected"):
         mixed = chosen(made, rows, budget=budget)
@@ -413,10 +416,9 @@ def test_predictions_do_not_depend_on_the_layout() -> None:
 
 def test_purposes_are_apart() -> None:
     """The draws of a partition say nothing about where its ring is opened."""
-    keys = Keys(torch.arange(20_000), seed=0, epoch=0)
-    draws = keys.uniform(Purpose.PARTITION, torch.arange(4, dtype=torch.int32))
-    table = torch.cat((keys.row_uniform(Purpose.PARTITION).unsqueeze(1), draws), 1).T
-    assert (torch.corrcoef(table) - torch.eye(5)).abs().max() < 0.03
+    keys, every = Keys(np.arange(20_000), seed=0, epoch=0), np.arange(20_000)
+    draws = [keys.uniform(Purpose.PARTITION, every, np.full(20_000, n, np.int32)) for n in range(4)]
+    assert np.abs(np.corrcoef([keys.per_piece(Purpose.PARTITION), *draws]) - np.eye(5)).max() < 0.03
 
 
 @pytest.mark.parametrize(

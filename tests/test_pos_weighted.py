@@ -17,8 +17,7 @@ from masking_tools import padded, random_rows, row, vocabulary
 from maskwise.errors import MaskwiseError
 from maskwise.masking import Masker, MaskingCollator
 from maskwise.masking.policies import GroupWeighted, group_weighted, policy
-from maskwise.masking.policies.group_weighted import UPOS
-from maskwise.masking.running import UNKNOWN, GroupLosses, standardised
+from maskwise.masking.policies.learned import UNKNOWN, UPOS, GroupLosses, standardised
 from maskwise.objectives import MaskedLanguageModelling
 from maskwise.pretrain import run_pretrain
 from maskwise.recipe import read_recipe
@@ -198,7 +197,7 @@ class Recorder:
         self.steps: list[list[tuple[int, float]]] = [[]]
 
     def observe(self, batch: Any, outcome: Any) -> None:
-        group = batch.source.layers["pos"][outcome.where.unbind(1)].tolist()
+        group = batch.source.tensor("pos")[outcome.where.unbind(1)].tolist()
         self.steps[-1] += zip(group, outcome.losses.tolist(), strict=True)
 
     def after(self, done: int, total_steps: int, agree: Any) -> None:

@@ -7,11 +7,13 @@ standard errors; all is deterministic, so what passes once passes always.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import permutations
 from math import factorial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -19,8 +21,8 @@ from torch import Tensor
 from masking_tools import padded, random_rows, row, vocabulary
 from maskwise.errors import MaskwiseError
 from maskwise.keys import Keys
-from maskwise.masking import AnnotatedBatch
-from maskwise.masking.select import Selection, select
+from maskwise.masking import AnnotatedBatch, gather
+from maskwise.masking.select import select
 from maskwise.masking.units import Units
 
 MANY = 40_000
@@ -28,18 +30,39 @@ MANY = 40_000
 
 def units_of(lengths: list[int], *, count: int = MANY, weight: list[float] | None = None) -> Units:
     """``count`` rows, all cut into units of these lengths."""
-    of_token = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
-    inside = torch.ones(count, len(of_token), dtype=torch.bool)
-    weights = None if weight is None else torch.tensor(weight, dtype=torch.float64).expand(count, -1)
-    if set(lengths) == {1}:
-        return Units(inside, None, place=torch.arange(len(lengths), dtype=torch.int32), weight=weights)
-    return Units(inside, of_token.expand(count, -1), torch.tensor(lengths).expand(count, -1), weight=weights)
+    width, kinds = sum(lengths), len(lengths)
+    every = np.ones(count * width, bool)
+    ids = np.full(count * width, 9)
+    batch = AnnotatedBatch(
+        (count, width), ids, None, every, every, np.arange(count) * width, np.arange(count)
+    )
+    unit = np.repeat(np.arange(kinds), lengths) + kinds * np.arange(count)[:, None]
+    return Units(
+        batch, np.arange(count * width), None if set(lengths) == {1} else unit.reshape(-1),
+        np.repeat(np.arange(count), kinds), np.tile(np.arange(kinds, dtype=np.int32), count),
+        None if weight is None else np.tile(weight, count),
+    )  # fmt: skip
 
 
-def choose(units: Units, ratio: float, *, seed: int = 0, **how: object) -> Selection:
-    count = len(units.length)
-    keys = Keys(torch.arange(count), seed=seed, epoch=0)
-    return select(units, torch.full((count,), ratio, dtype=torch.float64), keys, **how)  # type: ignore[arg-type]
+@dataclass
+class Chosen:
+    """A selection as (B, L) and (B,) tensors."""
+
+    tokens: Tensor
+    filled: Tensor | None
+    budget: Tensor | None
+
+
+def choose(units: Units, ratio: float, *, seed: int = 0, **how: object) -> Chosen:
+    count = units.batch.shape[0]
+    keys = Keys(np.arange(count), seed=seed, epoch=0)
+    made = select(units, np.full(count, ratio), keys, **how)  # type: ignore[arg-type]
+    tokens, filled = (
+        None if line is None else torch.from_numpy(line.reshape(units.batch.shape))
+        for line in (made.tokens, made.filled)
+    )
+    assert tokens is not None
+    return Chosen(tokens, filled, None if made.budget is None else torch.from_numpy(made.budget))
 
 
 def same(one: dict[str, Any], count: int) -> dict[str, Tensor]:
@@ -52,9 +75,8 @@ def same(one: dict[str, Any], count: int) -> dict[str, Tensor]:
 
 def frequencies(units: Units, chosen: Tensor) -> Tensor:
     """(U,) how often each unit was chosen."""
-    first = torch.zeros(units.length.shape[1] + 1, dtype=torch.long)
-    first[1:] = units.length[0].cumsum(0)
-    return chosen[:, first[:-1]].double().mean(0)
+    length = units.length[units.piece == 0]
+    return chosen[:, torch.from_numpy(length.cumsum() - length)].double().mean(0)
 
 
 def assert_close(found: Tensor, expected: list[float], count: int = MANY) -> None:
@@ -181,9 +203,9 @@ def test_weighted_is_sampling_without_replacement(weight: list[float], size: int
     for budget in ("exact", "expected"):
         found = frequencies(units, choose(units, 0.5, budget=budget).tokens)
         assert_close(found, successive(weight, len(weight) // 2))
-    if size == 1:  # the path of single tokens
-        tokens = Units(units.inside, None, units.length, units.number, units.weight)
-        assert torch.equal(choose(tokens, 0.5).tokens, choose(units, 0.5).tokens)
+    if size == 1:  # single tokens have a path of their own
+        one_by_one = replace(units, unit=np.arange(len(units.tokens)))
+        assert torch.equal(choose(one_by_one, 0.5).tokens, choose(units, 0.5).tokens)
 
 
 @pytest.mark.parametrize("weight", [[1e300, 1e-300, 1.0, 0.0], [1e-308, 1e308, 5e-324, 1.0]])
@@ -193,7 +215,7 @@ def test_weights_of_any_size_keep_their_order(weight: list[float]) -> None:
     assert heaviest[weight.index(max(weight))] == 1
     filled = choose(units, 1.0, fill="random")
     assert filled.tokens.all() and filled.filled is not None
-    assert torch.equal(filled.filled, units.weight == 0)
+    assert torch.equal(filled.filled.reshape(-1), torch.from_numpy(units.weight == 0))
 
 
 def test_fill_says_what_becomes_of_an_unused_budget() -> None:
@@ -235,10 +257,10 @@ def test_min_targets_applies_only_from_half_a_token(
 
 
 def test_first_and_last_places_are_chosen_as_often_as_the_middle() -> None:
-    batch = AnnotatedBatch.of(same(row([1] * 30), 8000), vocabulary())
-    found = choose(Units.tokens(batch), 0.15).tokens[:, 1:-1].double().mean(0)
+    batch = gather(same(row([1] * 30), 8000), vocabulary())
+    found = choose(Units.single(batch), 0.15).tokens[:, 1:-1].double().mean(0)
     assert_close(found, [0.15] * 30, count=8000)
-    words = AnnotatedBatch.of(same(row([2] * 15), 8000), vocabulary())
+    words = gather(same(row([2] * 15), 8000), vocabulary())
     for budget in ("exact", "expected"):
         found = (
             choose(Units.runs(words, words.layers["word_ids"]), 0.2, budget=budget)
@@ -254,22 +276,24 @@ def test_runs_are_words_and_words_with_unknown_pieces_are_never_chosen() -> None
     one["word_ids"][7] = (
         0  # [CLS] a a b [UNK] b [SEP] c: the number of the first word again, behind a special token
     )
-    units = Units.runs(batch := AnnotatedBatch.of(padded([one]), vocabulary()), batch.layers["word_ids"])
-    assert units.length.tolist() == [[2, 0, 1, 2]]
-    assert units.eligible_tokens.tolist() == [5]
-    chosen = units.spread(torch.ones(1, 4, dtype=torch.bool))
-    assert chosen.tolist() == [[False, True, True, False, False, False, False, True, True, True, False]]
+    units = Units.runs(batch := gather(padded([one]), vocabulary()), batch.layers["word_ids"])
+    assert units.length.tolist() == [2, 1, 2] and units.number.tolist() == [0, 2, 3]
+    assert units.tokens_P.tolist() == [5]
+    chosen = units.spread(np.ones(3, bool))
+    assert chosen.tolist() == [False, True, True, False, False, False, False, True, True, True, False]
 
 
 @pytest.mark.parametrize("bad", [-1.0, float("nan"), float("inf")])
 def test_bad_weights_are_refused(bad: float) -> None:
-    batch = AnnotatedBatch.of(padded(random_rows(2)), vocabulary())
-    weight = torch.ones(batch.input_ids.shape)
+    batch = gather(padded(random_rows(2)), vocabulary())
+    weight = np.ones(batch.shape)
     weight[1, 3] = bad
     with pytest.raises(MaskwiseError, match="not a finite number"):
-        Units.tokens(batch).weighted(weight, policy="weighted")
+        Units.single(batch).weighted(weight.reshape(-1), policy="weighted")
     weight[1, 3], weight[:, 0] = 1.0, bad
-    Units.tokens(batch).weighted(weight, policy="weighted")  # at a special token it does not matter
+    Units.single(batch).weighted(
+        weight.reshape(-1), policy="weighted"
+    )  # at a special token it does not matter
 
 
 def test_unknown_names_are_refused() -> None:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 
 from maskwise.masking import IGNORE, Masker
-from maskwise.masking.corruptions.permute_sentences import PermuteSentences
+from maskwise.masking.corruptions import PermuteSentences
 from maskwise.text import encode
 
 
@@ -71,12 +71,12 @@ def show_masks(
     chosen_state = "kept" if permutes and how.inner is None else "masked"
     pieces, end = [], 0
     for place, (start, stop) in enumerate(offsets):
-        if stop <= start or not bool(batch.source.content[0, place]):
+        if stop <= start or not bool(batch.source.content[place]):
             continue
         chosen, shown = bool(batch.selected[0, place]), ""
         state = chosen_state if chosen else "shown"
         if keeps:
-            now, before = int(batch.input_ids[0, place]), int(batch.source.input_ids[0, place])
+            now, before = int(batch.input_ids[0, place]), int(batch.source.input_ids[place])
             if chosen and now == before:
                 state = "kept"
             elif chosen and now != masker.vocabulary.mask:

@@ -29,7 +29,7 @@ from torch.nn.functional import cross_entropy
 from transformers import Trainer, TrainingArguments
 
 from maskwise.errors import MaskwiseError
-from maskwise.masking import IGNORE, AnnotatedBatch, MaskedBatch, Masker, MaskingCollator, Vocabulary
+from maskwise.masking import IGNORE, MaskedBatch, Masker, MaskingCollator, Vocabulary, gather
 from maskwise.objectives import Outcome
 from maskwise.objectives.base import weighted
 from maskwise.training.checkpoints import LEARNED
@@ -214,9 +214,9 @@ class RowCollator:
         self.vocabulary = vocabulary
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        batch = AnnotatedBatch.of(rows, self.vocabulary)
-        attention = torch.ones_like(batch.input_ids) if batch.attention_mask is None else batch.attention_mask
+        batch = gather(rows, self.vocabulary)
+        columns = {name: batch.tensor(name) for name in ("input_ids", *batch.layers, *batch.extras)}
         return {
-            "input_ids": batch.input_ids, "attention_mask": attention, "example_id": batch.example_id,
-            "special_tokens_mask": (~batch.content).long(), **batch.layers, **batch.extras,
+            **columns, "attention_mask": batch.tensor("present").long(),
+            "example_id": torch.from_numpy(batch.example_id), "special_tokens_mask": (~batch.tensor("content")).long(),
         }  # fmt: skip

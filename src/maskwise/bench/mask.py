@@ -226,7 +226,8 @@ class _Contest:
         batch = self.batches[number % len(self.batches)]
         masker = self.maskers[name.removesuffix(", from lists")]
         ids, chosen = batch["input_ids"], out.selected
-        eligible = self.vocabulary.eligible[ids]
+        table = torch.from_numpy(self.vocabulary.eligible)
+        eligible = table[ids]
         assert not (chosen & ~eligible).any(), f"{name}: a special token was chosen"
         share = float(chosen.sum() / eligible.sum())
         if masker.budget == "exact":
@@ -243,9 +244,7 @@ class _Contest:
             assert torch.equal(restored, ids), f"{name}: labels do not restore the text"
             assert torch.equal(out.labels != IGNORE, chosen), f"{name}: targets are not what was chosen"
             shown = out.input_ids[chosen]
-            assert (self.vocabulary.eligible[shown] | (shown == self.vocabulary.mask)).all(), (
-                f"{name}: bad token"
-            )
+            assert (table[shown] | (shown == self.vocabulary.mask)).all(), f"{name}: bad token"
 
 
 def _mask(masker: Masker, batches: list[Any], number: int) -> MaskedBatch:

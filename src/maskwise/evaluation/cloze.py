@@ -357,7 +357,7 @@ def _open_ranks(model: nn.Module, questions: Questions, chosen: Tensor, vocabula
     log_p = predictions(model, questions.ids[chosen], real, row, questions.place[chosen])[
         :, : vocabulary.size
     ].cpu()
-    log_p = log_p.double().masked_fill(~vocabulary.eligible, -torch.inf)
+    log_p = log_p.double().masked_fill(~torch.from_numpy(vocabulary.eligible), -torch.inf)
     single = ((questions.pieces >= 0).sum(1) == 1).nonzero().squeeze(1)
     right = torch.zeros(log_p.shape, dtype=torch.bool)
     right[:, questions.pieces[single, 0]] = questions.right[chosen][:, single]

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation.scoring import Measurement, log_probabilities
 from maskwise.masking import Masker
-from maskwise.masking.annotated import AnnotatedBatch
+from maskwise.masking.gather import gather
 from maskwise.masking.vocabulary import Vocabulary
 from maskwise.objectives import MaskedLanguageModelling
 from maskwise.training.data import Rows, load_rows
@@ -109,17 +109,17 @@ def pseudo_perplexity(
     can be compared. ``chance`` is the perplexity of a model that knows only frequencies.
 
     Args:
-        rows: what ``AnnotatedBatch.of`` takes, with ``word_ids``; in packed rows the model sees what it sees
+        rows: what ``masking.gather`` takes, with ``word_ids``; in packed rows the model sees what it sees
             in training: the documents beside.
         log_unigram: (V,) of the training text, if known.
     """
-    batch = AnnotatedBatch.of(rows, Vocabulary.of(tokenizer))
-    count = int(batch.eligible.sum())
+    batch = gather(rows, Vocabulary.of(tokenizer))
+    count = len(batch.eligible_at)
     if not count:
         raise MaskwiseError("no held-out token can be scored", do="use more held-out text")
     chance = None
     if log_unigram is not None:
-        chance = float((-log_unigram[batch.input_ids[batch.eligible]].double().mean()).exp())
+        chance = float((-log_unigram[torch.from_numpy(batch.input_ids[batch.eligible])].double().mean()).exp())
     records: list[Measurement] = []
     for metric, within_word in (("token", False), ("within-word", True)):
         log_p = log_probabilities(model, batch, mask=tokenizer.mask_token_id, within_word=within_word)

@@ -30,7 +30,7 @@ from maskwise.evaluation.scoring import (
     read_set,
     require_scored,
 )
-from maskwise.masking.annotated import AnnotatedBatch
+from maskwise.masking.gather import gather
 from maskwise.masking.vocabulary import Vocabulary
 from maskwise.models import most_tokens
 from maskwise.text import encode
@@ -113,7 +113,7 @@ class Pairs(TestSet):
         kept = [number for number, reason in enumerate(reasons) if reason is None]
         require_scored(len(kept), skipped, f"pairs {self.name!r}")
         both = [rows[number] for number in kept] + [rows[count + number] for number in kept]
-        batch = AnnotatedBatch.of(both, Vocabulary.of(tokenizer))
+        batch = gather(both, Vocabulary.of(tokenizer))
         log_p = log_probabilities(model, batch, mask=tokenizer.mask_token_id, within_word=True)
         good, bad = log_p.double().sum(1).view(2, -1)
         tied = (good - bad).abs() < TIE

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from maskwise.errors import MaskwiseError, unknown_name
-from maskwise.masking.annotated import AnnotatedBatch
+from maskwise.masking import AnnotatedBatch
 from maskwise.models import masked_logits
 from maskwise.specs import parse_call
 from maskwise.tasks.readers import Record, read_records
@@ -104,13 +104,15 @@ def log_probabilities(
         tokens: positions in one forward pass.
     """
     width_B = _widths(batch)
-    row_T, column_T = batch.eligible.nonzero().unbind(1)
-    log_p_BL = torch.zeros(batch.input_ids.shape)
-    words_BL = batch.layer("word_ids", policy="pseudo-log-likelihood") if within_word else None
+    row_T, column_T = batch.tensor("eligible").nonzero().unbind(1)
+    ids_BL, log_p_BL = batch.tensor("input_ids"), torch.zeros(batch.shape)
+    words_BL = None
+    if within_word:
+        words_BL = torch.from_numpy(batch.layer("word_ids", policy="pseudo-log-likelihood").reshape(batch.shape))
     for part in by_width(width_B[row_T], tokens):
         row, column = row_T[part], column_T[part]
         width = int(width_B[row].max())
-        ids, place = batch.input_ids[row, :width], torch.arange(width)
+        ids, place = ids_BL[row, :width], torch.arange(width)
         hidden = place == column.unsqueeze(1)
         if words_BL is not None:
             words = words_BL[row, :width]
@@ -149,8 +151,7 @@ def by_width(width: Tensor, tokens: int) -> Iterator[Tensor]:
 
 
 def _widths(batch: AnnotatedBatch) -> Tensor:
-    rows, length = batch.input_ids.shape
-    return torch.full((rows,), length) if batch.attention_mask is None else batch.attention_mask.sum(1)
+    return batch.tensor("present").sum(1)
 
 
 # Test sets by name: ``bundled:pairs``, a file, and options behind either: ``facts.jsonl(items=500)``

@@ -1,14 +1,14 @@
 """The heart: policy × schedule × corruption → masked batches. Imports only ``errors``, ``specs`` and ``keys``.
 
-Read in this order: ``annotated`` (the first noun), ``units``, ``select`` (the one routine), ``masker`` (the story),
-``masked`` (the second noun); then any file of ``policies/`` and ``corruptions/``.
+Read in this order: ``batch`` (the two nouns), ``units``, ``select`` (the one routine), ``masker`` (the story); then any
+file of ``policies/`` and ``corruptions/``. ``gather`` reads rows, ``laying`` writes them. Inside it is numpy alone.
 """
 
 from maskwise.masking import schedules
-from maskwise.masking.annotated import AnnotatedBatch
+from maskwise.masking.batch import IGNORE, AnnotatedBatch, MaskedBatch
 from maskwise.masking.collator import MaskingCollator, StepBatchSampler, SteppedDataset
 from maskwise.masking.corruptions import CORRUPTIONS
-from maskwise.masking.masked import IGNORE, MaskedBatch
+from maskwise.masking.gather import Pieces, Rows, gather
 from maskwise.masking.masker import Masker
 from maskwise.masking.policies import POLICIES, Policy
 from maskwise.masking.schedules import SCHEDULES
@@ -17,5 +17,5 @@ from maskwise.masking.vocabulary import Vocabulary
 
 __all__ = [
     "CORRUPTIONS", "IGNORE", "POLICIES", "SCHEDULES", "AnnotatedBatch", "MaskedBatch", "Masker", "MaskingCollator",
-    "Policy", "StepBatchSampler", "SteppedDataset", "UnitKind", "Vocabulary", "schedules",
+    "Pieces", "Policy", "Rows", "StepBatchSampler", "SteppedDataset", "UnitKind", "Vocabulary", "gather", "schedules",
 ]  # fmt: skip

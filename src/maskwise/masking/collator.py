@@ -19,8 +19,8 @@ import torch
 from torch.utils.data import Dataset, Sampler
 
 from maskwise.errors import MaskwiseError
-from maskwise.keys import fold
-from maskwise.masking.annotated import Rows
+from maskwise.keys import fold, permutation
+from maskwise.masking.gather import Rows
 from maskwise.masking.masker import Masker
 
 
@@ -37,6 +37,13 @@ class MaskingCollator:
 
     Raises:
         MaskwiseError: rows of one batch that carry different steps or epochs.
+
+    >>> from maskwise.text import train_tokenizer
+    >>> tokenizer = train_tokenizer(["the cat sat on the mat"], vocab_size=60)
+    >>> collate = MaskingCollator(Masker(tokenizer, ratio=0.5))
+    >>> row = {"input_ids": tokenizer("the cat sat")["input_ids"], "example_id": 0, "step": 0, "epoch": 0}
+    >>> sorted(collate([row]))
+    ['input_ids', 'labels']
     """
 
     def __init__(self, masker: Masker, *, total_steps: int | None = None):
@@ -78,18 +85,17 @@ class MaskingCollator:
 
 
 def _common(rows: Rows, name: str) -> int | None:
-    """What all rows of a batch say, or None where they say nothing."""
+    """The value that all rows of a batch carry, or None where they carry none."""
     if isinstance(rows, Mapping):
         value = rows.get(name)
-        said = {None} if value is None else set(torch.as_tensor(value).reshape(-1).tolist())
+        values = {None} if value is None else set(torch.as_tensor(value).reshape(-1).tolist())
     else:
-        said = {row.get(name) for row in rows}
-    if len(said) > 1:
+        values = {row.get(name) for row in rows}
+    if len(values) > 1:
         do = "batches are for one step each: use StepBatchSampler"
-        raise MaskwiseError(
-            f"rows of one batch carry different values of {name!r}", got=sorted(map(str, said)), do=do
-        )
-    value = said.pop() if said else None
+        got = sorted(map(str, values))
+        raise MaskwiseError(f"rows of one batch carry different values of {name!r}", got=got, do=do)
+    value = values.pop() if values else None
     return None if value is None else int(value)
 
 
@@ -157,16 +163,3 @@ class StepBatchSampler(Sampler):
             for part in range(self.accumulate):
                 start = ((place * self.accumulate + part) * self.ranks + self.rank) * self.batch_size
                 yield [(index, step, epoch) for index in order[start : start + self.batch_size].tolist()]
-
-
-_ORDERS: dict[tuple[int, int, int], torch.Tensor] = {}
-
-
-def permutation(size: int, *, seed: int, epoch: int) -> torch.Tensor:
-    """The order of an epoch: (size,) int64, a function of (size, seed, epoch)."""
-    key = (size, seed, epoch)
-    if key not in _ORDERS:
-        _ORDERS.clear()  # one epoch at a time is in use
-        generator = torch.Generator().manual_seed(fold(seed, epoch, 0x0DA7A))
-        _ORDERS[key] = torch.randperm(size, generator=generator)
-    return _ORDERS[key]

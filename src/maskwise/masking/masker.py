@@ -1,35 +1,36 @@
-"""policy × schedule × corruption → masked batches. The object people import.
+"""policy × schedule × corruption → masked batches. The object that people import.
 
     masker = Masker(tokenizer, policy="whole-word", ratio=schedules.linear(0.30, 0.15), seed=0)
     batch = masker(rows, step=10, total_steps=1000)
 
-It holds no random state: a mask is a function of (seed, epoch, example id, ratio and weights in force). It
-runs on the device of its rows, in the main process or in a loader's workers, and costs O(B·L) memory.
+It holds no random state: a mask is a function of (seed, epoch, example id, ratio and weights in force). It works in
+numpy, on the host, and costs O(B·L) memory; torch tensors are taken and given here and nowhere deeper.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from maskwise.errors import MaskwiseError, unknown_name
 from maskwise.keys import Keys, Purpose
-from maskwise.masking.annotated import AnnotatedBatch, Rows
+from maskwise.masking.batch import IGNORE, AnnotatedBatch, MaskedBatch
 from maskwise.masking.corruptions import Corruption
 from maskwise.masking.corruptions import corruption as read_corruption
-from maskwise.masking.masked import IGNORE, MaskedBatch
+from maskwise.masking.gather import Pieces, Rows, device_of, gather
+from maskwise.masking.laying import lay_out, some_labels
 from maskwise.masking.policies import Moment, Policy
 from maskwise.masking.policies import policy as read_policy
-from maskwise.masking.predict import predict_some
 from maskwise.masking.schedules import Schedule
 from maskwise.masking.schedules import schedule as read_schedule
 from maskwise.masking.select import BUDGETS, FILLS, Selection, select
-from maskwise.masking.units import Units
 from maskwise.masking.vocabulary import Vocabulary
 from maskwise.specs import Call
+
+Array: TypeAlias = NDArray[Any]
 
 
 class Masker:
@@ -44,13 +45,20 @@ class Masker:
         seed: any integer.
         fill: what becomes of a budget that units of positive weight cannot use: ``none``, ``random``,
             ``skip-row``.
-        min_targets: the least budget of a row while eligible × ratio ≥ 0.5.
-        predict: the loss is taken on at most this share of each row's *eligible* tokens, a random part of the
-            corrupted ones: a number or a schedule. 1: on all that is corrupted. For corruptions that keep
-            lengths.
+        min_targets: the least budget of a document piece while eligible × ratio ≥ 0.5.
+        predict: the loss is taken on at most this share of each piece's *eligible* tokens, a random part of the
+            corrupted ones (of all tokens of the text, where the corruption's labels say what was done): a number or a
+            schedule. 1: on all that have labels. For corruptions that keep lengths.
 
     Raises:
         MaskwiseError: an unknown name, a ratio outside 0 to 1, a tokenizer without what the corruption shows.
+
+    >>> from maskwise.text import train_tokenizer
+    >>> tokenizer = train_tokenizer(["the cat sat on the mat"], vocab_size=60)
+    >>> masker = Masker(tokenizer, policy="token", ratio=0.5, corruption="mask-only")
+    >>> batch = masker([{"input_ids": tokenizer("the cat sat")["input_ids"], "example_id": 0}], epoch=0)
+    >>> batch.targets == int((batch.input_ids == tokenizer.mask_token_id).sum())
+    True
     """
 
     def __init__(
@@ -68,6 +76,7 @@ class Masker:
         for kind, name, known in (("budget", budget, BUDGETS), ("fill", fill, FILLS)):
             if name not in known:
                 raise unknown_name(kind, name, known)
+        _require_whole("seed", seed)
         if not isinstance(min_targets, int) or min_targets < 0:
             raise MaskwiseError("min_targets is a number of tokens", got=min_targets, allowed="0, 1, 2, …")
         self.corruption.check(self.vocabulary)
@@ -77,7 +86,7 @@ class Masker:
 
     def __call__(
         self,
-        rows: Rows | AnnotatedBatch,
+        rows: Rows | Pieces | AnnotatedBatch,
         *,
         step: int = 0,
         total_steps: int | None = None,
@@ -87,87 +96,58 @@ class Masker:
 
         Args:
             rows: a list of dicts with ``input_ids``, ``example_id`` and layers; or one dict of (B, L) tensors
-                (packed rows: ``example_id`` (B, L), one id per document piece).
+                (packed rows: ``example_id`` (B, L), one id per document piece); or ``Pieces``.
             step: the optimiser step the batch is for: where the schedule stands.
             total_steps: how many there will be; needed by schedules that change.
             epoch: the pass over the data; None mixes the step into the key.
 
+        Returns:
+            A batch on the device of the rows. Where the corruption changes lengths, each row is laid anew, piece after
+            piece, and so are its targets. A packed row that has grown past its plan loses the tokens of its text that
+            do not fit, at its end; its last special token stays. The masks of its pieces are what they would be alone.
+
         Raises:
-            MaskwiseError: missing or misshapen layers, ids outside the vocabulary, weights that are no
-                weights.
+            MaskwiseError: missing or misshapen layers, ids outside the vocabulary, weights that are no weights.
         """
-        batch = rows if isinstance(rows, AnnotatedBatch) else AnnotatedBatch.of(rows, self.vocabulary)
-        vocabulary = self.vocabulary.to(batch.input_ids.device)
+        for name, value in (("step", step), ("total_steps", total_steps), ("epoch", epoch)):
+            if value is not None or name == "step":
+                _require_whole(name, value)
+        batch, device = gather(rows, self.vocabulary), device_of(rows)
         moment = Moment(step, total_steps, epoch, min_targets=self.min_targets)
-        if not batch.packed:
-            return self._mask(batch, vocabulary, moment)
-        return self._mask_packed(batch, vocabulary, moment)
+        keys = Keys(batch.example_id, seed=self.seed, epoch=epoch, step=step)
+        choice, ratio_P, weight_P = self.choose(batch, keys, moment)
+        shown = self.corruption.corrupt(batch, choice.tokens, choice.units, keys, self.vocabulary)
+        share = self.predict(step, total_steps)
+        if share < 1:
+            candidate = shown.labels != IGNORE if self.corruption.detects else choice.tokens
+            shown.labels = some_labels(shown.labels, candidate, batch, share, keys)
+        masked = lay_out(batch, shown, choice, ratio_P, weight_P, self.vocabulary.pad)
+        return masked if device is None else masked.to(device)
 
     def choose(
         self, batch: AnnotatedBatch, keys: Keys, moment: Moment
-    ) -> tuple[Units, Selection, Tensor, Tensor | None]:
-        """The first two choices alone: units, selection, ratios (B,) and loss weights (B,) or None."""
-        ratio, weight = self.ratio.rows(keys.row_uniform(Purpose.RATIO), moment.step, moment.total_steps)
+    ) -> tuple[Selection, Array, Array | None]:
+        """The first two choices alone: selection, ratios (P,) and loss weights (P,) or None."""
+        ratio, weight = self.ratio.rows(keys.per_piece(Purpose.RATIO), moment.step, moment.total_steps)
         ratio = self.policy.ratios(ratio, keys, moment)
         units = self.policy.units(batch, keys, replace(moment, ratio=ratio))
         selection = select(
             units, ratio, keys, budget=self.budget, fill=self.fill, min_targets=self.min_targets
         )
-        return units, selection, ratio, weight
+        return selection, ratio, weight
 
-    def _mask(self, batch: AnnotatedBatch, vocabulary: Vocabulary, moment: Moment) -> MaskedBatch:
-        keys = Keys(batch.example_id, seed=self.seed, epoch=moment.epoch, step=moment.step)
-        units, selection, ratio, weight = self.choose(batch, keys, moment)
-        shown = self.corruption.corrupt(batch, selection.tokens, units, keys, vocabulary)
-        labels, share = shown.labels, self.predict(moment.step, moment.total_steps)
-        if share < 1:
-            labels = predict_some(labels, selection.tokens, batch, share, keys)
-        return MaskedBatch(
-            shown.input_ids, labels, shown.attention_mask, batch, selection.tokens, ratio,
-            shown.extras, selection.filled, weight,
-        )  # fmt: skip
-
-    def _mask_packed(self, batch: AnnotatedBatch, vocabulary: Vocabulary, moment: Moment) -> MaskedBatch:
-        """Each document piece is masked as if it stood alone, and laid back into its packed row."""
-        if not self.corruption.keeps_length:
-            raise MaskwiseError(
-                "this corruption changes lengths, so it needs one document per row",
-                got="packed rows (example_id per token)", do="use the layout 'document'",
-            )  # fmt: skip
-        ids = batch.input_ids.flatten().clone()
-        labels = torch.full_like(ids, IGNORE)
-        selected = torch.zeros_like(ids, dtype=torch.bool)
-        filled = torch.zeros_like(selected) if self.fill == "random" else None
-        weight: Tensor | None = None
-        ratios = []
-        for part, positions, inside in batch.segments():
-            masked = self._mask(part, vocabulary, moment)
-            where = positions[inside]
-            ids[where] = masked.input_ids[inside]
-            labels[where] = masked.labels[inside]
-            selected[where] = masked.selected[inside]
-            ratios.append(masked.ratio)
-            if filled is not None and masked.filled is not None:
-                filled[where] = masked.filled[inside]
-            if masked.loss_weight is not None:
-                weight = (
-                    torch.ones(ids.shape, dtype=torch.float64, device=ids.device)
-                    if weight is None
-                    else weight
-                )
-                weight[where] = masked.loss_weight.unsqueeze(1).expand(inside.shape)[inside]
-        shape = batch.input_ids.shape
-        mean = torch.cat(ratios).mean() if ratios else torch.zeros((), dtype=torch.float64)
-        return MaskedBatch(
-            ids.view(shape), labels.view(shape), batch.attention_mask, batch, selected.view(shape),
-            mean.expand(shape[0]), dict(batch.extras), None if filled is None else filled.view(shape),
-            None if weight is None else weight.view(shape),
-        )  # fmt: skip
-
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, str | int]:
         """The choices as plain values, for cards and reports."""
         return {
             "policy": str(self.policy), "ratio": str(self.ratio), "budget": self.budget,
             "corruption": str(self.corruption), "fill": self.fill, "min_targets": self.min_targets,
             "seed": self.seed, "predict": str(self.predict),
         }  # fmt: skip
+
+    def __repr__(self) -> str:
+        return f"Masker({', '.join(f'{name}={value}' for name, value in self.describe().items())})"
+
+
+def _require_whole(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise MaskwiseError(f"{name} is a whole number", got=repr(value))

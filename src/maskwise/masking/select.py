@@ -1,12 +1,12 @@
 """The one selection routine: weighted sampling of units without replacement, up to a budget of tokens.
 
-Units are put in the order of their keys (an exponential race: ``−log(u) / weight``, which for equal weights
-is any order that the hash gives) and taken from the front. Three budgets say where to stop:
+Units of a piece are put in the order of their keys (an exponential race: ``−log(u) / weight``, which for equal
+weights is any order that the hash gives) and taken from the front. Three budgets say where to stop:
 
 ``exact``
     Never more tokens than the budget. A unit that does not fit is skipped and later ones are tried. This
-    favours short units where units are long for the budget (methods: at 64 tokens and 15 %, words of one
-    piece .200, the longest .105).
+    favours short units where units are long for the budget (at 64 tokens and 15 %: words of one piece .200, the
+    longest .105).
 ``expected``
     The unit at the border is taken with probability (tokens left) / (its length). Whole units, at most one
     unit over, expectation equal to the budget, inclusion nearly even.
@@ -15,65 +15,93 @@ is any order that the hash gives) and taken from the front. Three budgets say wh
     first by key fill up to ``min_targets``; whole units are never forced in. There is no budget that could be left
     over, so ``fill`` only says who may fill up.
 
-All tokens of a unit carry its key, and keys are sorted *by value*: then the token at place n of the sorted
-row says where a budget of n tokens ends, and which unit stands at the border; no indices are sorted along.
-Cost: one sort of (B, L) integers and a handful of passes over (B, L). No loop over tokens; ``exact`` loops
-once per unit that it finds for what is left over, one or two times on text, and only over the rows that have
-something left.
+Cost: one sort of the units of the whole batch and some twenty passes over them. ``exact`` passes once more over the
+units behind the border for each time that one of them ends a stretch which fits, two or three times on text.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeAlias
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
-from maskwise.arrays import (
-    Array,
-    count_below,
-    integers,
-    numbers,
-    places,
-    raw,
-    sort_rows,
-    sorted_around,
-    tensor,
-    where,
-)
 from maskwise.errors import unknown_name
 from maskwise.keys import Keys, Purpose, unit_interval
+from maskwise.masking.sorting import first_within, order_within, sums_within
 from maskwise.masking.units import Units
+
+Array: TypeAlias = NDArray[Any]
 
 BUDGETS = ("exact", "expected", "bernoulli")
 FILLS = ("none", "random", "skip-row")
 
-_NUMBER_BITS = 20  # weighted keys end in the number of their unit: a row has at most 2²⁰ units
-_NUMBER_MASK = (1 << _NUMBER_BITS) - 1
-_WINDOW = 32  # how many tokens behind the border are looked at for units that still fit
+_NUMBER_MASK = (1 << 20) - 1  # weighted keys end in the number of their unit: a piece has at most 2²⁰ units
 _LIGHTEST, _HEAVIEST = 2.0**-900, 2.0**900  # races of such weights fit a float64, with room behind them for …
 _FILLING = 2.0**-1000  # … the weight of units that only fill what is left, so that they come last
+_LAST = (1 << 31) - 1
 
 
-@dataclass
+@dataclass(eq=False)
 class Selection:
-    """Which tokens were chosen.
+    """Which units were chosen, and in which order they were tried.
 
     Attributes:
-        tokens: (B, L) bool.
-        filled: (B, L) bool, the chosen tokens of weight 0 that only filled the budget; None where nothing may
-            fill.
-        budget: (B,) int64 tokens; None for ``bernoulli``.
+        units: what was chosen from.
+        chosen: (U,) bool.
+        budget: (P,) int64 tokens; None for ``bernoulli``.
+        order: (A,) the units that may be chosen, piece by piece, in the order in which they are tried; None for
+            ``bernoulli``, where each stands for itself.
+        may_fill: whether units of weight 0 may fill the budget.
     """
 
-    tokens: Tensor
-    filled: Tensor | None
-    budget: Tensor | None
+    units: Units
+    chosen: Array
+    budget: Array | None
+    order: Array | None
+    may_fill: bool
+
+    @cached_property
+    def tokens(self) -> Array:
+        """(T,) bool: the chosen tokens."""
+        return self.units.spread(self.chosen)
+
+    @cached_property
+    def filled(self) -> Array | None:
+        """(T,) bool: the chosen tokens of weight 0, which only filled the budget; None where nothing may fill."""
+        if not self.may_fill or self.units.weight is None:
+            return None
+        return self.units.spread(self.chosen & (self.units.weight == 0))
+
+    @cached_property
+    def log_probability_P(self) -> Array:
+        """(P,) float64: the log-probability of the order in which the units of each piece were tried.
+
+        Σ over tries of log(weight of the unit / weights of all that were not tried before), up to the last unit that
+        was chosen: units that were skipped because they did not fit are tries too. Units of weight 0 do not count.
+
+        Raises:
+            ValueError: budget ``bernoulli``, which tries units in no order.
+        """
+        if self.order is None:
+            raise ValueError("budget bernoulli tries units in no order")
+        piece, count = self.units.piece.take(self.order), len(self.units.batch.begin)
+        weight = np.ones(len(piece)) if self.units.weight is None else self.units.weight.take(self.order)
+        counts_P = np.bincount(piece, minlength=count)
+        total_P = np.bincount(piece, weights=weight, minlength=count)
+        remaining = total_P.take(piece) - sums_within(weight, counts_P) + weight
+        place, last_P = np.arange(len(piece)), np.full(count, -1)
+        chosen = self.chosen.take(self.order)
+        np.maximum.at(last_P, piece[chosen], place[chosen])
+        tried = (place <= last_P.take(piece)) & (weight > 0)
+        return np.bincount(piece[tried], np.log(weight[tried] / remaining[tried]), minlength=count)
 
 
 def select(
     units: Units,
-    ratio_B: Tensor,
+    ratio_P: Array,
     keys: Keys,
     *,
     budget: str = "exact",
@@ -84,161 +112,102 @@ def select(
 
     Args:
         units: the partition and its weights.
-        ratio_B: (B,) float64 in [0, 1], the share of eligible tokens to choose.
-        keys: the draws of these rows.
+        ratio_P: (P,) float64 in [0, 1], the share of eligible tokens to choose.
+        keys: the draws of these pieces.
         budget: one of ``BUDGETS``.
         fill: what becomes of a budget that units of positive weight cannot use: ``none`` (left unused),
-            ``random`` (units of weight 0, evenly), ``skip-row`` (the row is not masked at all).
-        min_targets: the least budget of a row, while eligible × ratio ≥ 0.5. ``bernoulli`` keeps to it where units are
-            single tokens only: forcing whole units in would make each likelier than its own probability by far.
+            ``random`` (units of weight 0, evenly), ``skip-row`` (the piece is not masked at all).
+        min_targets: the least budget of a piece, while eligible × ratio ≥ 0.5. ``bernoulli`` keeps to it where units
+            are single tokens only: forcing whole units in would make each likelier than its own probability by far.
     """
     if budget not in BUDGETS:
         raise unknown_name("budget", budget, BUDGETS)
     if fill not in FILLS:
         raise unknown_name("fill", fill, FILLS)
-    eligible_B, ratio_B = raw(units.eligible_tokens), raw(ratio_B)
-    wanted_B = ratio_B * eligible_B
-    floor_B = eligible_B.clip(max=min_targets) * (wanted_B >= 0.5)
+    wanted_P = ratio_P * units.tokens_P
+    floor_P = np.minimum(units.tokens_P, min_targets) * (wanted_P >= 0.5)
+    may_fill = fill == "random"
     if budget == "bernoulli":
-        budget_B, floor_B = None, floor_B if units.of_token is None else floor_B * 0
-        if units.settled is None:
-            chosen = units.spread(_independently(units, ratio_B, keys, floor_B, fill=fill))
-    else:
-        budget_B = integers(wanted_B + raw(keys.row_uniform(Purpose.ROUND))).clip(floor_B, eligible_B)
-        if fill == "skip-row" and units.weight is not None:
-            usable_B = (raw(units.length) * (raw(units.weight) > 0)).sum(1)
-            budget_B = budget_B * (usable_B >= budget_B)
-        if units.settled is None:
-            chosen = tensor(_in_order(units, budget_B, keys, fill=fill, exact=budget == "exact"))
-        budget_B = tensor(budget_B)
-    if units.settled is not None:
-        chosen = units.settled
-    filled = None
-    if fill == "random" and units.weight is not None:
-        filled = chosen & units.spread(units.weight == 0)
-    return Selection(chosen, filled, budget_B)
+        chosen = _independently(units, ratio_P, keys, floor_P, may_fill=may_fill)
+        return Selection(units, chosen, None, None, may_fill)
+    rounded_P = (wanted_P + keys.per_piece(Purpose.ROUND)).astype(np.int64)
+    budget_P = np.minimum(np.maximum(rounded_P, floor_P), units.tokens_P)
+    if fill == "skip-row" and units.weight is not None:
+        usable_P = np.bincount(units.piece, units.length * (units.weight > 0), len(budget_P))
+        budget_P *= usable_P >= budget_P
+    order = _order(units, keys, may_fill=may_fill)
+    chosen = _up_to(units, order, budget_P, keys, exact=budget == "exact")
+    return Selection(units, chosen, budget_P, order, may_fill)
 
 
-def unit_keys(units: Units, keys: Keys, *, fill: str = "none") -> Array:
-    """(B, U) integers: units are taken in ascending order; the largest integer (``_never``) is never taken.
-
-    Distinct within a row, but that a draw that would be ``_never`` takes its neighbour's place (two units of one
-    row then go together once in 10¹⁴ rows), so that ``key < bound`` alone says what is taken.
-    """
-    key, available = raw(keys.draw(Purpose.SELECT, units.number)), raw(units.available)
-    if units.weight is not None:
-        weight, positive = raw(units.weight).clip(_LIGHTEST, _HEAVIEST), raw(units.weight) > 0
-        if fill == "random":
-            weight = where(positive, weight, _FILLING)
-        else:
-            available = available & positive
-        # Positive floats are in the order of their bits. The low bits, where two devices' logarithms may differ,
-        # give way to the unit's number, which forbids ties.
-        race = tensor(unit_interval(key)).log_().neg_().div_(tensor(weight)).view(torch.int64)
-        key = (raw(race) & ~_NUMBER_MASK) + raw(units.number)
-    return _closed(key, available)
-
-
-def token_keys(units: Units, keys: Keys, *, fill: str = "none") -> Array:
-    """(B, L) integers: every token carries the key of its unit."""
-    if units.of_token is None:
-        return unit_keys(units, keys, fill=fill)
+def unit_keys(units: Units, keys: Keys, *, may_fill: bool = False) -> Array:
+    """(U,) int32, or int64 where there are weights: units of a piece are taken in ascending order."""
+    draw = keys.draw(Purpose.SELECT, units.piece, units.number)
     if units.weight is None:
-        return _closed(raw(keys.draw(Purpose.SELECT, units.of_token.int())), raw(units.inside))
-    key = raw(tensor(unit_keys(units, keys, fill=fill)).gather(1, units.index))
-    return where(raw(units.inside), key, _never(key))
+        return draw
+    weight = units.weight.clip(_LIGHTEST, _HEAVIEST)
+    if may_fill:
+        weight = np.where(units.weight > 0, weight, _FILLING)
+    # Positive floats are in the order of their bits. The low bits, where two machines' logarithms may differ, give way
+    # to the unit's number, which forbids ties.
+    race = (-np.log(unit_interval(draw)) / weight).view(np.int64)
+    return (race & ~_NUMBER_MASK) + units.number
 
 
-def _closed(key: Array, available: Array) -> Array:
-    # One number is left free at each end, so that there is one below and one above any key.
-    return where(available, key.clip(-_never(key), _never(key) - 1), _never(key))
+def _order(units: Units, keys: Keys, *, may_fill: bool) -> Array:
+    """(A,) int64: the units that may be chosen, by piece and, within it, by key."""
+    order = order_within(
+        units.piece, unit_keys(units, keys, may_fill=may_fill), pieces=len(units.batch.begin)
+    )
+    if units.weight is None or may_fill:
+        return order
+    return order[units.weight.take(order) > 0]
 
 
-def _never(key: Array) -> int:
-    return (1 << (8 * key.itemsize - 1)) - 1
-
-
-def _in_order(units: Units, budget_B: Array, keys: Keys, *, fill: str, exact: bool) -> Array:
-    """(B, L) bool: the tokens of units by key, until the budget is used."""
-    key = token_keys(units, keys, fill=fill)
-    if not key.shape[1]:
-        return key < 0
-    # Tokens of a unit stand together in the sorted row; the border is in the unit that has the budget's last token.
-    never, place_B = _never(key), (budget_B - 1).clip(min=0)
-    near, first_B, bound_B = sorted_around(key, place_B, _WINDOW if exact else 0)
-    border_B = near[numbers(len(near), near), place_B - first_B]
-    if units.of_token is None:
-        fits_B, left_B = budget_B > 0, None
-    else:
-        begin_B, behind_B = count_below(near, border_B), count_below(near, border_B, equal=True)
-        left_B, size_B = budget_B - first_B - begin_B, behind_B - begin_B
-        # A unit that does not fit is not taken (exact), or with probability left / size (expected).
-        fits_B = size_B <= left_B if exact else raw(keys.row_uniform(Purpose.BORDER)) * size_B <= left_B
-    chosen = key <= (border_B - 1 + fits_B).clip(max=never - 1)[:, None]
-    if exact and left_B is not None:
-        left_B = left_B * ~fits_B * (border_B < never)
-        if bool(left_B.any()):
-            chosen |= _later(key, border_B, left_B, near, bound_B)
+def _up_to(units: Units, order: Array, budget_P: Array, keys: Keys, *, exact: bool) -> Array:
+    """(U,) bool: units in their order, until the budget of their piece is used."""
+    chosen, piece = np.zeros(len(units.piece), bool), units.piece.take(order)
+    counts_P = np.bincount(piece, minlength=len(budget_P))
+    length = units.length.take(order)
+    fits = sums_within(length, counts_P) <= np.repeat(budget_P, counts_P)
+    chosen[order[fits]] = True
+    if units.unit is None:  # units of one token leave nothing over
+        return chosen
+    left_P = budget_P - np.bincount(piece[fits], length[fits], len(budget_P)).astype(np.int64)
+    taken_P = np.bincount(piece[fits], minlength=len(budget_P))
+    # The unit at the border is the first one that does not fit; a piece whose units all fit has none.
+    border_P = np.flatnonzero((taken_P < counts_P) & (left_P > 0))
+    border = (counts_P.cumsum() - counts_P + taken_P)[border_P]
+    if not exact:
+        taken = keys.per_piece(Purpose.BORDER)[border_P] * length[border] <= left_P[border_P]
+        chosen[order[border[taken]]] = True
+        return chosen
+    # Units behind the border that still fit, in their order. Each pass takes the longest stretch of them that fits
+    # into what its piece has left. The unit that ended the stretch is longer than what is then left, so the leftovers
+    # fall strictly, and few passes are needed.
+    behind = np.flatnonzero(~fits & (length <= left_P.take(piece)))
+    while len(behind):
+        here, size = piece.take(behind), length.take(behind)
+        counts_P = np.bincount(here, minlength=len(left_P))
+        fits = sums_within(size, counts_P) <= left_P.take(here)
+        chosen[order[behind[fits]]] = True
+        left_P -= np.bincount(here[fits], size[fits], len(left_P)).astype(np.int64)
+        behind = behind[~fits & (size <= left_P.take(here))]
     return chosen
 
 
-def _later(
-    key: Array, border_B: Array, left_B: Array, near: Array, bound_B: Array, *,
-    window: int = _WINDOW,
-) -> Array:  # fmt: skip
-    """(B, L) bool: units behind the border that fit into what is left, in order, each leaving less to the next.
-
-    Args:
-        key: (B, L), one for each token, so that a unit is a run of equal ones in the sorted row.
-        border_B: the key of the unit at the border; left_B: tokens left of the budget.
-        near: (B, W), the sorted rows around the border, all that there is up to the bounds ``bound_B``.
-        window: how many tokens behind the border to look at; all of them where these are not enough.
-    """
-    never, width, rows = _never(key), near.shape[1], places(left_B > 0)  # from here on R rows, X tokens
-    place = numbers(min(window, width), near)
-    column = count_below(near, border_B, equal=True)[rows][:, None] + place
-    some, bound_R1 = near.take(rows[:, None] * width + column.clip(max=width - 1)), bound_B[rows][:, None]
-    some = where((column < width) & (some < bound_R1), some, never)
-    more_R1 = (some[:, -1:] < never) | (bound_R1 < never)
-    length = raw(torch.searchsorted(tensor(some), tensor(some), right=True)) - place
-    start = some < never
-    start[:, 1:] &= some[:, 1:] != some[:, :-1]
-    start &= (place + length < len(place)) | (
-        some[:, -1:] == never
-    )  # not a unit that the window may have cut
-    taken, left_R1 = start & False, left_B[rows][:, None]
-    # Each pass takes, among the units that could fit what is left, the longest prefix that does. The unit that ended
-    # the prefix is longer than what is then left, so leftovers fall strictly and few passes are needed.
-    while True:
-        fits = start & (length <= left_R1)
-        new = fits & ((length * fits).cumsum(1) <= left_R1)
-        if not bool(new.any()):
-            break
-        taken |= new
-        start ^= new
-        left_R1 = left_R1 - (length * new).sum(1)[:, None]
-    if window < key.shape[1] and bool((more_R1 & (left_R1 > 0)).any()):
-        everything = sort_rows(key)
-        return _later(key, border_B, left_B, everything, bound_B * 0 + never, window=key.shape[1])
-    # As many passes as a row has found units, each row's n-th in the n-th; they cost less than to undo the hash.
-    count_R = taken.sum(1)
-    taken_RN = sort_rows(where(taken, some, never))[:, : int(count_R.max())]
-    chosen = key < -never
-    for n in range(taken_RN.shape[1]):
-        wanted_B = border_B * 0 - never - 1  # no key, where a row has found fewer
-        wanted_B[rows] = where(count_R > n, taken_RN[:, n], -never - 1)
-        chosen |= key == wanted_B[:, None]
+def _independently(units: Units, ratio_P: Array, keys: Keys, floor_P: Array, *, may_fill: bool) -> Array:
+    """(U,) bool: each unit by its own probability; then the first by key, up to the floor, if units are tokens."""
+    probability = ratio_P.take(units.piece)
+    available = np.ones(len(probability), bool)
+    if units.weight is not None:
+        probability *= units.weight
+        available = (units.weight > 0) | may_fill
+    chosen = (keys.uniform(Purpose.BERNOULLI, units.piece, units.number) < probability) & available
+    if units.unit is None:
+        missing_P = floor_P - np.bincount(units.piece[chosen], minlength=len(floor_P))
+        if (missing_P > 0).any():
+            rest = np.flatnonzero(available & ~chosen)
+            key = unit_keys(units, keys, may_fill=may_fill).take(rest)
+            chosen[rest[first_within(units.piece.take(rest), key, missing_P)]] = True
     return chosen
-
-
-def _independently(units: Units, ratio_B: Array, keys: Keys, floor_B: Array, *, fill: str) -> Tensor:
-    """(B, U) bool: each unit by its own probability min(1, ratio × weight); then the first by key, up to the floor."""
-    key = unit_keys(units, keys, fill=fill)
-    probability = ratio_B[:, None] if units.weight is None else ratio_B[:, None] * raw(units.weight)
-    chosen = (raw(keys.uniform(Purpose.BERNOULLI, units.number)) < probability) & (key < _never(key))
-    missing_B = (floor_B - chosen.sum(1)).clip(min=0)
-    if bool(missing_B.any()):
-        key = where(chosen, _never(key), key)
-        last_B = sort_rows(key)[numbers(len(key), key), (missing_B - 1).clip(min=0)]
-        chosen |= key <= (last_B - 1 + (missing_B > 0)).clip(max=_never(key) - 1)[:, None]
-    return tensor(chosen)

@@ -1,5 +1,4 @@
-"""What masking must know of a tokenizer: which ids are special, which stand for [MASK], [PAD], [UNK], which
-are real.
+"""What masking must know of a tokenizer: which ids are special, which stand for [MASK], [PAD], [UNK], which are real.
 
 Read once, as tables over ids, so that nothing is asked of the tokenizer while masking (asking it row by row
 is where the usual collator spends most of its time).
@@ -7,14 +6,16 @@ is where the usual collator spends most of its time).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeAlias
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from maskwise.errors import MaskwiseError
+
+Array: TypeAlias = NDArray[Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,21 +26,18 @@ class Vocabulary:
         content: (V,) bool; False for special tokens and for holes in the numbering: never masked, moved or
             drawn.
         eligible: (V,) bool, content that may be masked: all but [UNK], from which there is nothing to learn.
-        ordinary: (N,) int64, the eligible ids in order: what a random replacement may be.
         sentinels: ids of T5-like sentinels in the order of their use; empty where there are none.
     """
 
     size: int
     mask: int | None
     pad: int
-    content: Tensor
-    eligible: Tensor
-    ordinary: Tensor
+    content: Array
+    eligible: Array
     sentinels: tuple[int, ...] = ()
     bos: int | None = None
     eos: int | None = None
     by_name: dict[str, int] = field(default_factory=dict, repr=False)
-    _copies: dict[torch.device, Vocabulary] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, tokenizer: Any) -> Vocabulary:
@@ -50,7 +48,7 @@ class Vocabulary:
         """
         by_name = tokenizer.get_vocab()
         size = max(by_name.values()) + 1
-        content = torch.zeros(size, dtype=torch.bool)
+        content = np.zeros(size, bool)
         content[list(by_name.values())] = True
         sentinels = sorted(
             (name for name in by_name if name.startswith("<extra_id_") and name[10:-1].isdigit()),
@@ -61,63 +59,44 @@ class Vocabulary:
         reserved = [i for i, token in added.items() if getattr(token, "special", False)]
         special = {*tokenizer.all_special_ids, *reserved, *(by_name[name] for name in sentinels)}
         unknown = tokenizer.unk_token_id
-        others = (
-            tokenizer.bos_token_id,
-            tokenizer.eos_token_id,
-            tokenizer.pad_token_id,
-            tokenizer.mask_token_id,
-        )
+        roles = ("bos_token_id", "eos_token_id", "pad_token_id", "mask_token_id")
         # Tokenizers of the GPT-2 family give one token as bos, eos and unk alike; that one stays special.
-        if unknown not in others:
+        if unknown not in [getattr(tokenizer, role) for role in roles]:
             special.discard(unknown)
         content[[i for i in special if i < size]] = False
-        eligible = content.clone()
+        eligible = content.copy()
         if unknown is not None:
             eligible[unknown] = False
-        ordinary = eligible.nonzero().flatten()
-        if not len(ordinary):
+        if not eligible.any():
             raise MaskwiseError("the tokenizer has no ordinary token", got=f"{size} ids, all special")
         if tokenizer.pad_token_id is None:
             raise MaskwiseError("the tokenizer has no padding token", do="set tokenizer.pad_token")
         return cls(
-            size=size,
-            mask=tokenizer.mask_token_id,
-            pad=tokenizer.pad_token_id,
-            content=content,
-            eligible=eligible,
-            ordinary=ordinary,
+            size=size, mask=tokenizer.mask_token_id, pad=tokenizer.pad_token_id, content=content, eligible=eligible,
             sentinels=tuple(by_name[name] for name in sentinels),
             bos=_first(tokenizer.cls_token_id, tokenizer.bos_token_id),
-            eos=_first(tokenizer.sep_token_id, tokenizer.eos_token_id),
-            by_name=by_name,
-        )
+            eos=_first(tokenizer.sep_token_id, tokenizer.eos_token_id), by_name=by_name,
+        )  # fmt: skip
 
     @cached_property
-    def kind(self) -> Tensor:
+    def ordinary(self) -> Array:
+        """(N,) int64, the eligible ids in order: what a random replacement may be."""
+        return np.flatnonzero(self.eligible)
+
+    @cached_property
+    def kind(self) -> Array:
         """(V,) uint8: 0 for what is no content, 1 for content that is not eligible, 2 for eligible ids."""
-        return self.content.byte() + self.eligible
+        return self.content.astype(np.uint8) + self.eligible
 
     @cached_property
-    def sentinel(self) -> Tensor:
-        """(S,) int64: ``sentinels`` as a tensor."""
-        return torch.tensor(self.sentinels, dtype=torch.int64, device=self.content.device)
-
-    def to(self, device: torch.device) -> Vocabulary:
-        """The same tables on another device; copied there once."""
-        if self.content.device == device:
-            return self
-        if device not in self._copies:
-            tables = {name: getattr(self, name).to(device) for name in ("content", "eligible", "ordinary")}
-            self._copies[device] = replace(self, **tables, _copies={})
-        return self._copies[device]
+    def sentinel(self) -> Array:
+        """(S,) int64: ``sentinels`` as an array."""
+        return np.array(self.sentinels, np.int64)
 
     def require_mask(self) -> int:
         if self.mask is None:
-            raise MaskwiseError(
-                "the tokenizer has no mask token",
-                do="use a masked-language-model tokenizer, or "
-                "tokenizer.add_special_tokens({'mask_token': '[MASK]'})",
-            )
+            do = "use a masked-language-model tokenizer, or tokenizer.add_special_tokens({'mask_token': '[MASK]'})"
+            raise MaskwiseError("the tokenizer has no mask token", do=do)
         return self.mask
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from maskwise.errors import MaskwiseError
 from maskwise.masking import MaskedBatch, Masker
-from maskwise.masking.annotated import Rows
+from maskwise.masking.gather import Rows
 from maskwise.masking.schedules import schedule
 from maskwise.models import Kind, encoder_of, encoder_weights, multiplied_weights
 

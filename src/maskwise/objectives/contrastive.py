@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from torch.nn.functional import cross_entropy, normalize
 
 from maskwise.errors import MaskwiseError
 from maskwise.masking import MaskedBatch, Vocabulary
-from maskwise.masking.annotated import AnnotatedBatch, Rows
+from maskwise.masking.gather import Rows, device_of, gather
 from maskwise.models import encoder_of
 from maskwise.objectives.base import Maker, Objective, Outcome, encoded, width
 
@@ -33,32 +34,22 @@ class Twins:
         Raises:
             MaskwiseError: an odd number of rows, fewer than four (one text has nobody to be told from), or packed ones.
         """
-        every = AnnotatedBatch.of(rows, self.vocabulary)
-        size = len(every.input_ids)
+        every, device = gather(rows, self.vocabulary), device_of(rows)
+        size = every.shape[0]
         if size % 2 or size < 4:
             raise MaskwiseError(
                 "cse reads half of the rows twice", got=f"{size} rows", allowed="an even number ≥ 4"
             )
         if every.packed:
             raise MaskwiseError("cse wants one text a row", got="packed rows", do="use the layout 'document'")
-        pair = torch.arange(size, device=every.input_ids.device) % (size // 2)
-
-        def twice(x: Tensor) -> Tensor:
-            return x[pair]
-
-        batch = AnnotatedBatch(
-            twice(every.input_ids), None if every.attention_mask is None else twice(every.attention_mask),
-            twice(every.content), twice(every.eligible), twice(every.example_id),
-            {k: twice(v) for k, v in every.layers.items()}, {k: twice(v) for k, v in every.extras.items()},
+        batch = every.rows_of(np.arange(size) % (size // 2))
+        tensors = {name: batch.tensor(name) for name in ("input_ids", *batch.extras)}
+        attention = None if batch.attention_mask is None else batch.tensor("attention_mask")
+        made = MaskedBatch(
+            tensors.pop("input_ids"), (torch.arange(size) + size // 2) % size, attention, batch,
+            torch.zeros(size, dtype=torch.float64), tensors,
         )  # fmt: skip
-        twin = (torch.arange(size, device=pair.device) + size // 2) % size
-        nothing, ratio = (
-            torch.zeros_like(batch.content),
-            torch.zeros(size, dtype=torch.float64, device=pair.device),
-        )
-        return MaskedBatch(
-            batch.input_ids, twin, batch.attention_mask, batch, nothing, ratio, extras=dict(batch.extras)
-        )
+        return made if device is None else made.to(device)
 
 
 class ContrastiveSentences(Objective):

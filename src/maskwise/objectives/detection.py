@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from maskwise.masking import IGNORE
-from maskwise.masking.corruptions.insert import Insert
+from maskwise.masking.corruptions import Insert
 from maskwise.objectives.base import Maker, Objective, Outcome, Work, encoded, width
 
 

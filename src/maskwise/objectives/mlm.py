@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from maskwise.masking.masked import IGNORE, MaskedBatch
+from maskwise.masking.batch import IGNORE, MaskedBatch
 from maskwise.models import encoder_weights, head_weights, masked_logits
 from maskwise.objectives.base import Objective, Outcome, Work, weighted
 

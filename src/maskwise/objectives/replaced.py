@@ -65,7 +65,7 @@ class ReplacedTokenDetection(Objective):
         logits = masked_logits(self.generator, inputs, row, column).float()
         truth = labels[row, column]
         losses = cross_entropy(logits, truth, reduction="none")
-        ids, content = inputs["input_ids"].clone(), batch.source.content
+        ids, content = inputs["input_ids"].clone(), batch.source.tensor("content").to(labels.device)
         with torch.no_grad():
             ids[row, column] = sampled(logits)
         replaced = torch.zeros_like(ids, dtype=torch.bool)

@@ -18,7 +18,7 @@ from maskwise import __version__
 from maskwise.annotate.store import Store
 from maskwise.constants import REFERENCE
 from maskwise.masking.policies import policy
-from maskwise.masking.policies.group_weighted import GroupWeighted
+from maskwise.masking.policies.learned import GroupWeighted
 from maskwise.masking.schedules import schedule
 from maskwise.show import show_masks
 from maskwise.study.learning import make_masker

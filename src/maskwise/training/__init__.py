@@ -3,7 +3,7 @@
 Imports ``objectives``, ``masking`` and below; knows corpora only by the protocol ``Rows``.
 """
 
-from maskwise.masking.collator import permutation
+from maskwise.keys import permutation
 from maskwise.training.data import MaskedSource, Source, Step, log_frequencies, look_ahead
 from maskwise.training.loop import train
 from maskwise.training.machine import leave

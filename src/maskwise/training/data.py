@@ -22,8 +22,8 @@ from torch import Tensor
 
 from maskwise.errors import MaskwiseError
 from maskwise.masking import MaskedBatch
-from maskwise.masking.collator import permutation
-from maskwise.masking.masked import IGNORE
+from maskwise.keys import permutation
+from maskwise.masking.batch import IGNORE
 from maskwise.objectives.base import Maker
 from maskwise.training.learners import Learner, learners_of
 from maskwise.training.settings import TrainingSettings

@@ -1,18 +1,24 @@
-"""How chosen units are shown, and what must be produced. One file each; the table is the registry."""
+"""How chosen units are shown, and what must be produced. The table below is the only registry.
+
+``in_place`` holds the corruptions that leave every token in its place, ``moving`` the others. To add one, write a
+class like ``Bert`` or ``Delete`` and a line here; the contract suite tests it like the others.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from maskwise.masking.corruptions.base import Corrupted, Corruption
-from maskwise.masking.corruptions.bert import Bert, mask_only
-from maskwise.masking.corruptions.delete import Delete
-from maskwise.masking.corruptions.infill import Infill
-from maskwise.masking.corruptions.insert import Insert
-from maskwise.masking.corruptions.permute_sentences import PermuteSentences, permute_sentences
-from maskwise.masking.corruptions.replace import Replace
-from maskwise.masking.corruptions.t5 import T5
-from maskwise.masking.corruptions.ul2 import Ul2
+from maskwise.masking.corruptions.in_place import Bert, Replace, mask_only
+from maskwise.masking.corruptions.moving import (
+    T5,
+    Delete,
+    Infill,
+    Insert,
+    PermuteSentences,
+    Ul2,
+    permute_sentences,
+)  # fmt: skip
 from maskwise.specs import Call, build
 
 CORRUPTIONS: dict[str, Callable[..., Corruption]] = {
@@ -22,22 +28,15 @@ CORRUPTIONS: dict[str, Callable[..., Corruption]] = {
 
 
 def corruption(spec: Corruption | str | Call) -> Corruption:
-    """Anything that names a corruption, as a corruption."""
+    """Anything that names a corruption, as a corruption.
+
+    >>> corruption("bert(mask=1.0, random=0.0)")
+    Bert(mask=1.0, random=0.0, per='token')
+    """
     return spec if isinstance(spec, Corruption) else build("corruption", spec, CORRUPTIONS)
 
 
 __all__ = [
-    "CORRUPTIONS",
-    "T5",
-    "Bert",
-    "Corrupted",
-    "Corruption",
-    "Delete",
-    "Infill",
-    "Insert",
-    "PermuteSentences",
-    "Replace",
-    "Ul2",
-    "corruption",
-    "mask_only",
+    "CORRUPTIONS", "T5", "Bert", "Corrupted", "Corruption", "Delete", "Infill", "Insert", "PermuteSentences",
+    "Replace", "Ul2", "corruption", "mask_only",
 ]  # fmt: skip

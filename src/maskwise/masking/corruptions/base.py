@@ -4,40 +4,55 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from typing import Any, ClassVar, TypeAlias
 
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from maskwise.errors import unknown_name
 from maskwise.keys import Keys
-from maskwise.masking.annotated import AnnotatedBatch
+from maskwise.masking.batch import IGNORE, AnnotatedBatch
 from maskwise.masking.units import Units
 from maskwise.masking.vocabulary import Vocabulary
+
+Array: TypeAlias = NDArray[Any]
 
 
 @dataclass
 class Corrupted:
-    """Inputs (b, l') and targets (b, l''), padded at the end; ``attention_mask`` None: nothing is padded."""
+    """Inputs and targets of all pieces, one behind the other.
 
-    input_ids: Tensor
-    labels: Tensor
-    attention_mask: Tensor | None
-    extras: dict[str, Tensor] = field(default_factory=dict)
+    Attributes:
+        input_ids: (T,), or (T',) where lengths have changed: then padding is left out.
+        labels: one for each token of ``input_ids``, or targets of their own, see ``label_lengths``.
+        lengths: (P,) the tokens that each piece has now; None: every token stands where it stood.
+        label_lengths: (P,) the targets of each piece, where they are a text of their own; else None.
+        text: (T',) bool where lengths have changed: tokens that may be cut off (not the special ones).
+        extras: (T',) model inputs of the tokens that were moved.
+    """
+
+    input_ids: Array
+    labels: Array
+    lengths: Array | None = None
+    label_lengths: Array | None = None
+    text: Array = field(default_factory=lambda: np.zeros(0, bool))
+    extras: dict[str, Array] = field(default_factory=dict)
 
 
 class Corruption(ABC):
     """Base of all corruptions. Members are small frozen dataclasses.
 
-    Rules for all: nothing but chosen tokens is corrupted; special tokens stay where they are; a row where
+    Rules for all: nothing but chosen tokens is corrupted; special tokens stay where they are; a piece where
     nothing was chosen comes back as it was and has no target; but its labels are 0 for ``detect``, where "nothing
     was done" is an answer.
     """
 
-    #: whether it shows mask tokens, which the tokenizer must then have
-    shows_mask = True
+    shows_mask: ClassVar[bool] = True
+    """Whether it shows mask tokens, which the tokenizer must then have."""
 
     @property
     def keeps_length(self) -> bool:
-        """True where inputs and labels stay (B, L), so that packed rows keep their layout."""
+        """True where inputs and labels stay where the tokens were."""
         return True
 
     @property
@@ -47,15 +62,15 @@ class Corruption(ABC):
 
     @abstractmethod
     def corrupt(
-        self, batch: AnnotatedBatch, chosen: Tensor, units: Units, keys: Keys, vocabulary: Vocabulary
+        self, batch: AnnotatedBatch, chosen: Array, units: Units, keys: Keys, vocabulary: Vocabulary
     ) -> Corrupted:
         """Show the chosen tokens.
 
         Args:
-            batch: (B, L) rows of one document each; never changed.
-            chosen: (B, L) bool, whole units.
+            batch: a line of pieces; never changed.
+            chosen: (T,) bool, whole units.
             units: the partition that was chosen from.
-            keys: the draws of these rows.
+            keys: the draws of these pieces.
             vocabulary: tables over ids.
         """
 
@@ -69,3 +84,22 @@ def require_target(corruption: str, target: str, *known: str) -> None:
     """Refuse a target that a corruption does not have."""
     if target not in known:
         raise unknown_name(f"target of corruption {corruption}", target, known)
+
+
+def masked_pieces(batch: AnnotatedBatch, chosen: Array) -> Array:
+    """(T,) bool: the tokens, padding left out, of pieces where something was chosen."""
+    return (batch.count(chosen) > 0).take(batch.piece) & batch.present
+
+
+def labels_in_place(batch: AnnotatedBatch, chosen: Array, target: str) -> Array:
+    """(T,) labels at the places of the tokens: ``spans`` (chosen tokens), ``full`` (all), ``detect`` (0 and 1)."""
+    if target == "detect":
+        return np.where(batch.content, chosen.astype(np.int64), IGNORE)
+    if target == "full":
+        asked = masked_pieces(batch, chosen)
+        if batch.packed:  # special tokens between documents are nobody's
+            line = np.arange(len(asked))
+            asked &= (line >= batch.first.take(batch.piece)) & (line <= batch.last.take(batch.piece))
+    else:
+        asked = chosen
+    return np.where(asked, batch.input_ids, IGNORE)

@@ -1,7 +1,8 @@
-"""What may be masked together, and how likely. One file a policy; the table below is the only registry.
+"""What may be masked together, and how likely. The table below is the only registry.
 
-A policy turns an annotated batch into units (a partition) with weights; ``masking.select`` does the rest.
-To add one, write a file like ``whole_word.py`` and a line here; the contract suite tests it like the others.
+A policy turns an annotated batch into units (a partition) with weights; ``masking.select`` does the rest. ``given``
+holds units that the text gives, ``spans`` those that are drawn, ``learned`` those whose weights follow the losses. To
+add one, write a class like ``WholeWord`` and a line here; the contract suite tests it like the others.
 """
 
 from __future__ import annotations
@@ -9,17 +10,24 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from maskwise.masking.policies.base import Moment, Policy
-from maskwise.masking.policies.frequency import Frequency, frequency
-from maskwise.masking.policies.group_weighted import GroupWeighted, group_weighted, pos_weighted
+from maskwise.masking.policies.given import (
+    Frequency,
+    Guided,
+    SpanLayer,
+    Token,
+    Weighted,
+    WholeWord,
+    difference,
+    frequency,
+    informative,
+    phrase,
+    salient,
+    sentence,
+    weighted,
+)  # fmt: skip
+from maskwise.masking.policies.learned import GroupWeighted, group_weighted, pos_weighted
 from maskwise.masking.policies.mixture import Mixture, mixture
-from maskwise.masking.policies.span import Span
-from maskwise.masking.policies.span_layer import Guided, SpanLayer, phrase, salient, sentence
-from maskwise.masking.policies.suffix import Suffix
-from maskwise.masking.policies.t5_span import T5Span
-from maskwise.masking.policies.token import Token
-from maskwise.masking.policies.ul2 import Ul2
-from maskwise.masking.policies.weighted import Weighted, difference, informative, weighted
-from maskwise.masking.policies.whole_word import WholeWord
+from maskwise.masking.policies.spans import Span, Suffix, T5Span, Ul2
 from maskwise.specs import Call, build
 
 POLICIES: dict[str, Callable[..., Policy]] = {
@@ -31,7 +39,11 @@ POLICIES: dict[str, Callable[..., Policy]] = {
 
 
 def policy(spec: Policy | str | Call) -> Policy:
-    """Anything that names a policy, as a policy."""
+    """Anything that names a policy, as a policy.
+
+    >>> policy("weighted(units='token')")
+    Weighted(layer='weight', units_of='token', power=1.0)
+    """
     return spec if isinstance(spec, Policy) else build("policy", spec, POLICIES)
 
 

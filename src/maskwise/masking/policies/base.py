@@ -1,32 +1,46 @@
-"""What a policy is: it cuts rows into units and gives each a weight. Budgets are not its affair."""
+"""What a policy is: it cuts pieces into units and gives each a weight. Budgets are not its affair."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeAlias
 
+from numpy.typing import NDArray
 from torch import Tensor
 
 from maskwise.keys import Keys
-from maskwise.masking.annotated import AnnotatedBatch
+from maskwise.masking.batch import AnnotatedBatch
 from maskwise.masking.units import UnitKind, Units
+
+Array: TypeAlias = NDArray[Any]
 
 
 @dataclass(frozen=True)
 class Moment:
-    """When a mask is made, and of how much of each row: what schedules and changing policies depend on.
+    """When a mask is made, and of how much of each piece: what schedules and changing policies depend on.
 
     Attributes:
-        ratio: (B,) float64, the ratios in force; filled in by the masker, for policies whose partition
+        ratio: (P,) float64, the ratios in force; filled in by the masker, for policies whose partition
             depends on the budget (T5's).
     """
 
     step: int = 0
     total_steps: int | None = None
     epoch: int | None = None
-    ratio: Tensor | None = None
+    ratio: Array | None = None
     min_targets: int = 1
+
+
+class Learner(Protocol):
+    """What of a policy learns from losses; the loop calls it (see ``training.learners``)."""
+
+    def observe(self, batch: Any, outcome: Any) -> None: ...
+    def after(self, done: int, total_steps: int, agree: Callable[[Tensor], Tensor]) -> None: ...
+    def facts(self) -> dict[str, Any]: ...
+    def state_dict(self) -> dict[str, Tensor]: ...
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None: ...
 
 
 class Policy(ABC):
@@ -39,17 +53,17 @@ class Policy(ABC):
 
     @abstractmethod
     def units(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
-        """Cut (B, L) rows, one document each, into units.
+        """Cut the pieces of a batch into units.
 
         Args:
-            batch: never packed; padding at the end.
-            keys: the draws of these rows, for policies that are random themselves.
-            moment: step, total steps and epoch; the ratios of the rows.
+            batch: a line of pieces.
+            keys: the draws of these pieces, for policies that are random themselves.
+            moment: step, total steps and epoch; the ratios of the pieces.
         """
 
-    def ratios(self, ratio_B: Tensor, keys: Keys, moment: Moment) -> Tensor:
-        """(B,) float64: the ratios of these rows, for policies that bring their own (UL2's denoisers)."""
-        return ratio_B
+    def ratios(self, ratio_P: Array, keys: Keys, moment: Moment) -> Array:
+        """(P,) float64: the ratios of these pieces, for policies that bring their own (UL2's denoisers)."""
+        return ratio_P
 
     def judged_on(self) -> tuple[str, ...]:
         """The kinds of held-out masks by which a model that learned from this policy can be judged."""
@@ -61,23 +75,23 @@ class Policy(ABC):
         """The layers that rows must bring."""
         return ()
 
-    def learner(self) -> Any:
-        """What learns from the losses while the model trains (``training.learners.Learner``); None: nothing."""
+    def learner(self) -> Learner | None:
+        """What learns from the losses while the model trains; None: nothing."""
         return None
 
 
-def pieces(batch: AnnotatedBatch, name: str, *, policy: str) -> Units:
+def cut(batch: AnnotatedBatch, name: str, *, policy: str) -> Units:
     """The units called ``token``, ``word``, or by the name of a layer, of whose runs they are."""
     if name == "token":
-        return Units.tokens(batch)
+        return Units.single(batch)
     return Units.runs(batch, batch.layer(layer_of(name)[0], policy=policy))
 
 
 def kind_of(name: str) -> UnitKind:
-    """The kind of the units that ``pieces`` makes."""
+    """The kind of the units that ``cut`` makes."""
     return {"token": UnitKind.TOKEN, "word": UnitKind.WORD}.get(name, UnitKind.LAYER)
 
 
 def layer_of(name: str) -> tuple[str, ...]:
-    """The layers that ``pieces`` needs for units of this name."""
+    """The layers that ``cut`` needs for units of this name."""
     return () if name == "token" else ("word_ids",) if name == "word" else (name,)

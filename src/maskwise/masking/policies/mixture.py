@@ -1,37 +1,45 @@
-"""Several policies, one for each row; how often each is drawn may change over training."""
+"""Several policies, one for each piece; how often each is drawn may change over training."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
-import torch
-from torch import Tensor
-from torch.nn.functional import pad
+import numpy as np
+from numpy.typing import NDArray
 
-from maskwise.arrays import raw, tensor, where
 from maskwise.errors import MaskwiseError
 from maskwise.keys import Keys, Purpose
-from maskwise.masking.annotated import AnnotatedBatch
+from maskwise.masking.batch import AnnotatedBatch
 from maskwise.masking.policies.base import Moment, Policy
 from maskwise.masking.schedules import Schedule, schedule
 from maskwise.masking.units import UnitKind, Units
 
+Array: TypeAlias = NDArray[Any]
+
 
 @dataclass(frozen=True)
 class Mixture(Policy):
-    """Each row (in packed rows, each document piece) is masked by one member, drawn by hash.
+    """Each document piece is masked by one member, drawn by hash.
 
     Selects: what the drawn member selects. Shares are schedules, divided by their sum at each step:
         ``mixture(salient, token, shares=(linear(1, 0), linear(0, 1)))`` begins with salient spans and ends
         random.
     Guarantee: that of the drawn member. A member whose share is 0 at a step is not asked for anything.
-    Cost: the members' together, for every member is computed for all rows.
+    Cost: the members' together, for every member cuts all pieces.
     Source: ours; mixtures of fixed shares are common (SpanBERT's baselines, UL2).
     """
 
     members: tuple[Policy, ...]
     shares: tuple[Schedule, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.members) < 2 or any(isinstance(member, Mixture) for member in self.members):
+            allowed = "two or more policies, none a mixture"
+            raise MaskwiseError("policy mixture", got=self.members, allowed=allowed)
+        if len(self.shares) != len(self.members):
+            got = f"{len(self.shares)} shares for {len(self.members)} policies"
+            raise MaskwiseError("policy mixture: every member needs a share", got=got)
 
     @property
     def unit_kind(self) -> UnitKind:
@@ -41,32 +49,22 @@ class Mixture(Policy):
     def judged_on(self) -> tuple[str, ...]:
         return tuple(sorted({kind for member in self.members for kind in member.judged_on()}))
 
-    def __post_init__(self) -> None:
-        if len(self.members) < 2 or any(isinstance(member, Mixture) for member in self.members):
-            raise MaskwiseError(
-                "policy mixture", got=self.members, allowed="two or more policies, none a mixture"
-            )
-        if len(self.shares) != len(self.members):
-            got = f"{len(self.shares)} shares for {len(self.members)} policies"
-            raise MaskwiseError("policy mixture: every member needs a share", got=got)
-
     def layers(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(name for member in self.members for name in member.layers()))
 
-    def ratios(self, ratio_B: Tensor, keys: Keys, moment: Moment) -> Tensor:
-        own, drawn_B = ratio_B, None
+    def ratios(self, ratio_P: Array, keys: Keys, moment: Moment) -> Array:
+        mixed_P, drawn_P = ratio_P, None
         for index, member in enumerate(self.members):
-            theirs = member.ratios(ratio_B, keys, moment)
-            if theirs is not ratio_B:
-                drawn_B = self.drawn(keys, moment) if drawn_B is None else drawn_B
-                own = torch.where(drawn_B == index, theirs, own)
-        return own
+            own_P = member.ratios(ratio_P, keys, moment)
+            if own_P is not ratio_P:
+                drawn_P = self.drawn(keys, moment) if drawn_P is None else drawn_P
+                mixed_P = np.where(drawn_P == index, own_P, mixed_P)
+        return mixed_P
 
-    def drawn(self, keys: Keys, moment: Moment) -> Tensor:
-        """(B,) int64: which member each row draws."""
-        draw_B = keys.row_uniform(Purpose.MIXTURE)
-        edges = torch.tensor(self.current(moment), dtype=torch.float64, device=draw_B.device).cumsum(0)
-        return torch.bucketize(draw_B, edges[:-1], right=True)
+    def drawn(self, keys: Keys, moment: Moment) -> Array:
+        """(P,) int64: which member each piece draws."""
+        edges = np.cumsum(self.current(moment))
+        return np.searchsorted(edges[:-1], keys.per_piece(Purpose.MIXTURE), side="right")
 
     def current(self, moment: Moment) -> list[float]:
         """The members' shares at this step; they sum to 1."""
@@ -76,41 +74,36 @@ class Mixture(Policy):
         return [share / sum(shares) for share in shares]
 
     def units(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
-        drawn_B = self.drawn(keys, moment)
-        live = [i for i, share in enumerate(self.current(moment)) if share > 0]
-        parts = [_numbered(batch, self.members[i].units(batch, keys, moment)) for i in live]
-        even = all(part.weight is None for part in parts)
-        width = 0 if even else max(part.length.shape[1] for part in parts)
-        inside, of_token = raw(parts[0].inside), raw(parts[0].of_token)
-        weight = None if even else _weights(parts[0], width)
-        for index, part in zip(live[1:], parts[1:]):
-            mine = raw(drawn_B == index)[:, None]
-            inside, of_token = (
-                where(mine, raw(part.inside), inside),
-                where(mine, raw(part.of_token), of_token),
-            )
-            weight = None if weight is None else torch.where(tensor(mine), _weights(part, width), weight)
-        return Units(tensor(inside), tensor(of_token), weight=weight)
+        drawn_P = self.drawn(keys, moment)
+        parts = [
+            _of_pieces(self.members[i].units(batch, keys, moment), drawn_P == i)
+            for i, share in enumerate(self.current(moment))
+            if share > 0
+        ]
+        weight = None
+        if any(part.weight is not None for part in parts):
+            weights = [np.ones(len(part.piece)) if part.weight is None else part.weight for part in parts]
+            weight = np.concatenate(weights)
+        before = np.cumsum([0, *(len(part.piece) for part in parts)])
+        tokens, piece, number = (
+            np.concatenate([getattr(part, name) for part in parts]) for name in ("tokens", "piece", "number")
+        )
+        unit = np.concatenate([part.unit + n for part, n in zip(parts, before[:-1], strict=True)])
+        return Units(batch, tokens, unit, piece, number, weight)
 
 
-def _numbered(batch: AnnotatedBatch, units: Units) -> Units:
-    """Single tokens numbered by their place among the content: as other units are, not by column."""
-    if units.of_token is not None:
-        return units
-    of_token = batch.rank.clamp(min=0)
-    if units.weight is None:
-        return Units(units.inside, of_token)
-    width = int(of_token.max()) + 1 if of_token.numel() else 0
-    blank = torch.zeros(len(of_token), width, dtype=torch.float64, device=of_token.device)
-    return Units(units.inside, of_token, weight=blank.scatter_add_(1, of_token, units.weight))
-
-
-def _weights(units: Units, width: int) -> Tensor:
-    """(B, ``width``) weights, made explicit where there are none."""
-    weight = units.weight
-    if weight is None:
-        weight = torch.ones(units.length.shape, dtype=torch.float64, device=units.inside.device)
-    return pad(weight, (0, width - weight.shape[1]))
+def _of_pieces(units: Units, wanted_P: Array) -> Units:
+    """The units of some pieces. Single tokens are numbered by their rank among the content, as other units are."""
+    batch = units.batch
+    unit, number = units.unit, units.number
+    if unit is None:
+        unit = np.arange(len(units.tokens))
+        content = np.flatnonzero(batch.content)
+        count_P = batch.count(batch.content)
+        rank = np.searchsorted(content, units.tokens) - (count_P.cumsum() - count_P).take(units.piece)
+        number = rank.astype(np.int32)
+    every = Units(batch, units.tokens, unit, units.piece, number, units.weight)
+    return every.without(np.flatnonzero(~wanted_P.take(units.piece)))
 
 
 def mixture(*members: Any, shares: tuple[Any, ...] = ()) -> Mixture:

@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from maskwise.errors import MaskwiseError
-from maskwise.masking.masked import IGNORE
+from maskwise.masking.batch import IGNORE
 from maskwise.objectives.classification import Classification
 from maskwise.objectives.regression import Regression
 from maskwise.tasks.metrics import LOST, METRICS, UNSEEN, entity_f1

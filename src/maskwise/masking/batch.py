@@ -1,0 +1,235 @@
+"""The two nouns: the annotated batch, which a masker reads, and the masked batch, which it makes.
+
+Shapes: B rows of L tokens, T = B·L; P document pieces; U units. **Masking works on one line of T tokens that is cut
+into P pieces**, in numpy: whether a row holds one document or twenty, nothing is packed, unpacked or padded for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from maskwise.errors import MaskwiseError
+
+if TYPE_CHECKING:  # made from batches, and kept in them
+    from maskwise.masking.select import Selection
+
+Array: TypeAlias = NDArray[Any]
+
+IGNORE = -100
+"""The label of a position where there is nothing to predict."""
+
+
+@dataclass(eq=False)
+class AnnotatedBatch:
+    """B rows of L tokens as one line of T = B·L tokens, with its pieces and layers; all numpy.
+
+    Attributes:
+        shape: (B, L).
+        input_ids: (T,) int64.
+        attention_mask: (T,) int64, or None when no row is padded.
+        content: (T,) bool, neither padding nor special.
+        eligible: (T,) bool, content that may be masked (content but for [UNK]).
+        begin: (P,) int64, where each piece begins. Every row begins one; the special tokens around a piece are in it.
+        example_id: (P,) int64, the permanent name of each piece.
+        layers: (T,) arrays by name, such as ``word_ids``; negative where a token belongs to nothing.
+        extras: (T,) arrays that only the model reads, such as ``token_type_ids``.
+        plan: the most tokens that a row may have, where rows hold several pieces; None: as many as it gets.
+    """
+
+    shape: tuple[int, int]
+    input_ids: Array
+    attention_mask: Array | None
+    content: Array
+    eligible: Array
+    begin: Array
+    example_id: Array
+    layers: dict[str, Array] = field(default_factory=dict)
+    extras: dict[str, Array] = field(default_factory=dict)
+    plan: int | None = None
+
+    @cached_property
+    def lengths(self) -> Array:
+        """(P,) int64: tokens of each piece, special tokens and padding included."""
+        return np.diff(self.begin, append=len(self.input_ids))
+
+    @cached_property
+    def piece(self) -> Array:
+        """(T,) int64: which piece each token is in."""
+        return np.repeat(np.arange(len(self.begin)), self.lengths)
+
+    @cached_property
+    def row(self) -> Array:
+        """(P,) int64: which row each piece is in."""
+        return self.begin // self.shape[1] if self.shape[1] else np.arange(len(self.begin))
+
+    @property
+    def packed(self) -> bool:
+        """Whether a row holds more than one piece."""
+        return len(self.begin) > self.shape[0]
+
+    @cached_property
+    def present(self) -> Array:
+        """(T,) bool: everything but padding."""
+        return np.ones(len(self.input_ids), bool) if self.attention_mask is None else self.attention_mask != 0
+
+    @cached_property
+    def eligible_at(self) -> Array:
+        """(E,) int64: where the tokens stand that may be masked."""
+        return np.flatnonzero(self.eligible)
+
+    @cached_property
+    def eligible_P(self) -> Array:
+        """(P,) int64: how many tokens of each piece may be masked."""
+        return self.count(self.eligible)
+
+    @cached_property
+    def first(self) -> Array:
+        """(P,) int64: where the first content token of each piece stands; its beginning where there is none."""
+        at, count_P, first = np.flatnonzero(self.content), self.count(self.content), self.begin.copy()
+        first[count_P > 0] = at[(count_P.cumsum() - count_P)[count_P > 0]]
+        return first
+
+    @cached_property
+    def last(self) -> Array:
+        """(P,) int64: where the last content token of each piece stands; its beginning where there is none."""
+        at, count_P, last = np.flatnonzero(self.content), self.count(self.content), self.begin.copy()
+        last[count_P > 0] = at[count_P.cumsum()[count_P > 0] - 1]
+        return last
+
+    @cached_property
+    def place(self) -> Array:
+        """(T,) int32: how far behind its piece's first content token; so padding and packing do not move draws."""
+        place = np.arange(len(self.input_ids), dtype=np.int32)
+        place -= np.repeat(self.first.astype(np.int32), self.lengths)
+        return place
+
+    def count(self, values: Array) -> Array:
+        """(P,) int64: the sum of (T,) bools or numbers over each piece."""
+        if not len(values):
+            return np.zeros(len(self.begin), np.int64)
+        return np.add.reduceat(values, self.begin, dtype=np.int64)
+
+    def rows_of(self, rows: Array) -> AnnotatedBatch:
+        """Some rows of one document each, in any order and as often as they are named."""
+
+        def taken(line: Array) -> Array:
+            return line.reshape(self.shape)[rows].reshape(-1)
+
+        return AnnotatedBatch(
+            (len(rows), self.shape[1]), taken(self.input_ids),
+            None if self.attention_mask is None else taken(self.attention_mask), taken(self.content),
+            taken(self.eligible), np.arange(len(rows)) * self.shape[1], self.example_id[rows],
+            {name: taken(layer) for name, layer in self.layers.items()},
+            {name: taken(extra) for name, extra in self.extras.items()}, self.plan,
+        )  # fmt: skip
+
+    def layer(self, name: str, *, policy: str) -> Array:
+        """The (T,) layer of that name, or an error that says which there are."""
+        if name in self.layers:
+            return self.layers[name]
+        do = "name its annotator in corpus.layers, or add the column to the rows"
+        if name == "word_ids":
+            do = "make it with maskwise.encode(tokenizer, texts), or add the column to the rows"
+        got = f"layers {sorted(self.layers)}" if self.layers else "rows without layers"
+        raise MaskwiseError(f"policy {policy!r} needs the layer {name!r}", got=got, do=do)
+
+    def tensor(self, name: str) -> Tensor:
+        """An attribute, a layer or an extra of all tokens, by its name, as a (B, L) tensor; no copy."""
+        values = self.layers.get(name, self.extras.get(name))
+        return torch.from_numpy((getattr(self, name) if values is None else values).reshape(self.shape))
+
+
+@dataclass(eq=False)
+class MaskedBatch:
+    """Inputs and targets. ``model(**batch)`` works: as a mapping it holds just what the model reads.
+
+    Attributes:
+        input_ids: (B, L') int64, corrupted.
+        labels: (B, L'') int64, −100 where there is nothing to predict.
+        attention_mask: (B, L') int64, or None when no row is padded.
+        source: the annotated batch that this was made from.
+        ratio: (P,) float64, the ratio asked for, piece by piece.
+        extras: further model inputs, such as ``token_type_ids``.
+        loss_weight: (B,) float64, (B, L'') in packed rows, or None: what each loss is multiplied by (masked
+            diffusion: 1/ratio).
+        choice: units, weights and order of the selection, for policies that learn; None where nothing was chosen.
+        laid: (B, L') int64, the piece of each token, −1 for padding; None: where the source has it.
+        cut: how many tokens were cut off because a packed row had grown past its plan.
+        targets: how many positions are to be predicted; counted on the host when the batch is made.
+    """
+
+    input_ids: Tensor
+    labels: Tensor
+    attention_mask: Tensor | None
+    source: AnnotatedBatch
+    ratio: Tensor
+    extras: dict[str, Tensor] = field(default_factory=dict)
+    loss_weight: Tensor | None = None
+    choice: Selection | None = None
+    laid: Array | None = field(default=None, repr=False)
+    cut: int = 0
+    targets: int = -1
+
+    def __post_init__(self) -> None:
+        if self.targets < 0:
+            self.targets = int((self.labels != IGNORE).sum())
+
+    @cached_property
+    def selected(self) -> Tensor:
+        """(B, L) bool over the *source* tokens, on the host: what the policy chose."""
+        chosen = np.zeros(len(self.source.input_ids), bool) if self.choice is None else self.choice.tokens
+        return torch.from_numpy(chosen.reshape(self.source.shape))
+
+    @cached_property
+    def filled(self) -> Tensor | None:
+        """(B, L) bool, chosen tokens that only filled an unused budget; None where nothing may fill."""
+        filled = None if self.choice is None else self.choice.filled
+        return None if filled is None else torch.from_numpy(filled.reshape(self.source.shape))
+
+    @cached_property
+    def segment_ids(self) -> Tensor:
+        """(B, L') int64, on the host: which piece of its row each token belongs to, −1 for padding."""
+        source = self.source
+        laid = self.laid
+        if laid is None:
+            laid = np.where(source.present, source.piece, -1).reshape(source.shape)
+        opening_B = np.searchsorted(source.row, np.arange(source.shape[0]))
+        return torch.from_numpy(np.where(laid < 0, -1, laid - opening_B[:, None]))
+
+    @property
+    def realised_ratio(self) -> float:
+        """Chosen share of the tokens that could be chosen."""
+        return int(self.selected.sum()) / max(1, len(self.source.eligible_at))
+
+    def to(self, device: torch.device | str) -> MaskedBatch:
+        """The same batch on a device, copied without blocking; its source and its choice stay on the host."""
+        names = ("input_ids", "labels", "attention_mask", "loss_weight")
+        tensors = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        moved = {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
+        extras = {name: tensor.to(device, non_blocking=True) for name, tensor in self.extras.items()}
+        return replace(self, **moved, extras=extras)
+
+    def keys(self) -> Iterator[str]:
+        yield from ("input_ids", "labels")
+        if self.attention_mask is not None:
+            yield "attention_mask"
+        yield from self.extras
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.extras[name] if name in self.extras else getattr(self, name)
+
+    def model_inputs(self) -> dict[str, Tensor]:
+        """A plain dict of the tensors that the model reads, ``labels`` among them."""
+        return {name: self[name] for name in self.keys()}
+
+    def __repr__(self) -> str:
+        shape = " × ".join(map(str, self.input_ids.shape))
+        return f"MaskedBatch({shape} on {self.input_ids.device}, {self.targets} targets)"

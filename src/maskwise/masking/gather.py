@@ -1,0 +1,311 @@
+"""What people give becomes an annotated batch: lists of dicts, dicts of (B, L) tensors, packed rows, flat pieces.
+
+Rows are checked here, once; everything behind works on arrays that fit. Torch tensors, on any device, are taken here
+and given back by the masker; in between there is numpy alone.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from typing import Any, Protocol, TypeAlias, runtime_checkable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from maskwise.errors import MaskwiseError
+from maskwise.keys import content_ids
+from maskwise.masking.batch import AnnotatedBatch
+from maskwise.masking.vocabulary import Vocabulary
+
+Array: TypeAlias = NDArray[Any]
+Rows: TypeAlias = Sequence[Mapping[str, Any]] | Mapping[str, Any]
+
+# What rows may carry for others: the collator reads step and epoch; labels are made by the masker.
+_IGNORED = {"step", "epoch", "labels", "label", "label_ids", "offset_mapping"}
+# Columns that only the model reads.
+_EXTRAS = {"token_type_ids", "position_ids"}
+# What padding is; −1 in layers.
+_FILL = {
+    "input_ids": 0,
+    "attention_mask": 0,
+    "special_tokens_mask": 1,
+    "token_type_ids": 0,
+    "position_ids": 0,
+}
+
+
+@runtime_checkable
+class Pieces(Protocol):
+    """Document pieces one behind the other, and the rows that they go into (``maskwise.text`` makes them).
+
+    Attributes:
+        columns: (T,) arrays by name: ``input_ids``, ``word_ids`` and other layers, without special tokens.
+        lengths: (P,) tokens of each piece.
+        example_ids: (P,) int64, the permanent name of each piece.
+        rows: (P,) ascending from 0: the row of the batch that each piece goes into.
+        length: tokens of a row.
+        frame: (first, last, pad) ids: ``first`` opens every row, ``last`` closes every piece; −1 for none.
+    """
+
+    @property
+    def columns(self) -> Mapping[str, Array]: ...
+    @property
+    def lengths(self) -> Array: ...
+    @property
+    def example_ids(self) -> Array: ...
+    @property
+    def rows(self) -> Array: ...
+    @property
+    def length(self) -> int: ...
+    @property
+    def frame(self) -> tuple[int, int, int]: ...
+
+
+def gather(rows: Rows | Pieces | AnnotatedBatch, vocabulary: Vocabulary) -> AnnotatedBatch:
+    """Check rows and read them as one line of pieces.
+
+    Args:
+        rows: a list of dicts with ``input_ids`` and, where known, ``example_id`` and layers; one dict of (B, L)
+            tensors or arrays, where ``example_id`` is (B,), or (B, L) in packed rows: a piece is a run of one id;
+            or ``Pieces``.
+
+    Raises:
+        MaskwiseError: no rows, layers of the wrong length, ids outside the vocabulary.
+    """
+    if isinstance(rows, AnnotatedBatch):
+        return rows
+    if isinstance(rows, Mapping):
+        return _annotated(_stacked(rows), vocabulary)
+    if isinstance(rows, Pieces):
+        return _laid(rows, vocabulary)
+    return _annotated(_padded(rows), vocabulary)
+
+
+def device_of(rows: Rows | Pieces | AnnotatedBatch) -> torch.device | None:
+    """The accelerator that rows lie on; None for the host."""
+    ids = rows.get("input_ids") if isinstance(rows, Mapping) else None
+    return ids.device if isinstance(ids, Tensor) and ids.device.type != "cpu" else None
+
+
+def _annotated(columns: dict[str, Array], vocabulary: Vocabulary) -> AnnotatedBatch:
+    """(B, L) columns as a batch."""
+    shape = columns["input_ids"].shape
+    example_id = columns.pop("example_id", None)
+    line = {name: np.ascontiguousarray(column).reshape(-1) for name, column in columns.items()}
+    ids = line.pop("input_ids")
+    kind = _kinds(ids, vocabulary)
+    content, eligible = kind > 0, kind > 1
+    attention, special = line.pop("attention_mask", None), line.pop("special_tokens_mask", None)
+    for column, meaning in ((attention, 1), (special, 0)):
+        if column is not None:
+            content &= (column != 0) == meaning
+            eligible &= content
+    begin = np.arange(shape[0]) * shape[1]
+    plan = None
+    if example_id is None:
+        warnings.warn("rows have no example_id: masks are keyed by a hash of their content", stacklevel=5)
+        example_id = content_ids(ids, content, begin)
+    elif example_id.ndim == 2:
+        begin, example_id = _pieces(example_id.reshape(-1), content, shape)
+        plan = shape[1]
+    extras = {name: line.pop(name) for name in sorted(_EXTRAS & line.keys())}
+    return AnnotatedBatch(shape, ids, attention, content, eligible, begin, example_id, line, extras, plan)
+
+
+def _kinds(ids: Array, vocabulary: Vocabulary) -> Array:
+    """(T,) uint8, see ``Vocabulary.kind``."""
+    low, high = (int(ids.min()), int(ids.max())) if len(ids) else (0, 0)
+    if low < 0 or high >= vocabulary.size:
+        raise MaskwiseError(
+            "input_ids outside the vocabulary", got=low if low < 0 else high,
+            allowed=f"0 to {vocabulary.size - 1}", do="use the tokenizer that made these rows",
+        )  # fmt: skip
+    return vocabulary.kind.take(ids)
+
+
+def _pieces(name: Array, content: Array, shape: tuple[int, int]) -> tuple[Array, Array]:
+    """Where the pieces of packed rows begin, and their names, both (P,).
+
+    A piece is a run of one name among the content tokens of a row. Special tokens behind it are its own, but for those
+    before the next piece that bear the next one's name ([CLS]).
+    """
+    rows = np.arange(shape[0]) * shape[1]
+    at = np.flatnonzero(content)
+    if not len(at):
+        return rows, name.take(rows, mode="clip") if len(name) else np.zeros(len(rows), np.int64)
+    names, row = name.take(at), at // shape[1]
+    opens_row = np.ones(len(at), bool)
+    opens_row[1:] = row[1:] != row[:-1]
+    opens = opens_row.copy()
+    opens[1:] |= names[1:] != names[:-1]
+    before = np.concatenate(([-1], at))[:-1]  # the content token before each
+    inner = np.flatnonzero(opens & ~opens_row)
+    begin, least, own = at[inner], before[inner] + 1, names[inner]
+    while (earlier := (begin > least) & (name.take(begin - 1, mode="clip") == own)).any():
+        begin = begin - earlier
+    empty = np.setdiff1d(rows, rows.take(row[opens_row]), assume_unique=True)
+    begins = np.concatenate((rows.take(row[opens_row]), begin, empty))
+    owners = np.concatenate((names[opens_row], own, name.take(empty)))
+    order = begins.argsort()
+    return begins[order], owners[order]
+
+
+def _laid(pieces: Pieces, vocabulary: Vocabulary) -> AnnotatedBatch:
+    """Pieces in their places: [first] piece [last] piece [last] … padding."""
+    first, last, pad = pieces.frame
+    lengths, row = np.asarray(pieces.lengths, np.int64), np.asarray(pieces.rows, np.int64)
+    if not len(row):
+        raise MaskwiseError("no rows to mask", got="no pieces")
+    shape = (int(row[-1]) + 1, pieces.length)
+    opens = np.ones(len(row), bool)
+    opens[1:] = row[1:] != row[:-1]
+    cost = lengths + (last >= 0) + opens * (first >= 0)
+    end = cost.cumsum()
+    start = end - cost
+    begin = (
+        start - np.maximum.accumulate(start * opens) + row * pieces.length
+    )  # where each piece begins, its frame too
+    text = begin + opens * (first >= 0)
+    if int((begin + cost - row * pieces.length).max()) > pieces.length:
+        raise MaskwiseError("pieces do not fit into their rows", allowed=f"{pieces.length} tokens a row")
+    at = np.arange(int(lengths.sum())) + np.repeat(text - (lengths.cumsum() - lengths), lengths)
+    line = {name: _placed(column, at, shape, pad if name == "input_ids" else None)
+            for name, column in pieces.columns.items()}  # fmt: skip
+    ids = line.pop("input_ids")
+    kind = np.zeros(len(ids), np.uint8)
+    kind[at] = _kinds(np.asarray(pieces.columns["input_ids"]), vocabulary)
+    present = np.zeros(len(ids), np.int64)
+    present[at] = 1
+    for token, places in ((first, begin[opens]), (last, text + lengths)):
+        if token >= 0:
+            ids[places], present[places] = token, 1
+    attention = None if present.all() else present
+    ids_P = np.asarray(pieces.example_ids, np.int64)
+    return AnnotatedBatch(
+        shape, ids, attention, kind > 0, kind > 1, begin, ids_P, line, {}, plan=pieces.length
+    )  # fmt: skip
+
+
+def _placed(column: Array, at: Array, shape: tuple[int, int], fill: int | None) -> Array:
+    """A column of pieces, at its places in a line of B·L tokens."""
+    whole = column.dtype.kind not in "fb"
+    if fill is None:
+        fill = -1 if whole else 0
+    line = np.full(shape[0] * shape[1], fill, np.int64 if whole else column.dtype)
+    line[at] = column
+    return line
+
+
+def _stacked(rows: Mapping[str, Any]) -> dict[str, Array]:
+    """Check a dict of tensors; shapes must agree. Columns of strings are left out, as in lists of dicts."""
+    if rows.get("input_ids") is None:
+        raise MaskwiseError("rows have no input_ids", got=f"columns {sorted(rows)}")
+    columns = {
+        name: _numbers(name, value)
+        for name, value in rows.items()
+        if value is not None and name not in _IGNORED and not _is_text(value)
+    }
+    ids = columns.get("input_ids")
+    if ids is None or ids.ndim != 2 or ids.dtype.kind not in "iub":
+        got = "text" if ids is None else f"{ids.dtype} {ids.shape}"
+        raise MaskwiseError("input_ids must be whole numbers of the shape (B, L)", got=got)
+    for name, value in columns.items():
+        if value.shape != ids.shape and not (name == "example_id" and value.shape == ids.shape[:1]):
+            raise MaskwiseError(f"column {name!r} does not fit input_ids", got=value.shape, allowed=ids.shape)
+    for name in {"input_ids", "example_id"} & columns.keys():
+        columns[name] = _whole(name, columns[name])
+    return columns
+
+
+def _padded(rows: Sequence[Mapping[str, Any]]) -> dict[str, Array]:
+    """A list of dicts to (B, L) columns: padding is 0 in ids, which ``attention_mask`` hides, and −1 in layers."""
+    if not isinstance(rows, Sequence) or not all(isinstance(row, Mapping) for row in rows):
+        raise MaskwiseError("rows are a list of dicts or one dict of tensors", got=type(rows).__name__)
+    if not len(rows):
+        raise MaskwiseError("no rows to mask", got="an empty list")
+    for number, row in enumerate(rows):
+        if row.get("input_ids") is None:
+            where = f"row {number} with " if number else ""
+            raise MaskwiseError("rows have no input_ids", got=f"{where}columns {sorted(row)}")
+    lengths = np.array([len(row["input_ids"]) for row in rows])
+    inside = np.arange(lengths.max()) < lengths[:, None]
+    columns: dict[str, Array] = {}
+    for name, value in rows[0].items():
+        if name == "example_id" and _is_text(value):
+            do = "number the rows, or leave the column out (masks are then keyed by content)"
+            raise MaskwiseError("example_id must be a whole number", got=value, do=do)
+        if name in _IGNORED or value is None or _is_text(value):
+            continue
+        values = [row.get(name) for row in rows]
+        if any(v is None for v in values):
+            missing = [v is None for v in values].index(True)
+            raise MaskwiseError(f"column {name!r} is missing in some rows", got=f"none in row {missing}")
+        if hasattr(value, "__len__") and np.ndim(value):
+            columns[name] = _column(name, values, lengths, inside)
+        elif name == "example_id":
+            columns[name] = _whole(name, _numbers(name, values))
+    if not inside.all():
+        columns["attention_mask"] = columns.get("attention_mask", 1) * inside.astype(np.int64)
+    return columns
+
+
+def _column(name: str, values: list[Any], lengths: Array, inside: Array) -> Array:
+    """(B, L), padded."""
+    got = np.array([len(v) if hasattr(v, "__len__") else -1 for v in values])
+    if (got != lengths).any():
+        row = int((got != lengths).argmax())
+        message = f"layer {name!r} of row {row} has the wrong length"
+        raise MaskwiseError(message, got=int(got[row]), allowed=int(lengths[row]))
+    if isinstance(values[0], Tensor | np.ndarray):
+        flat = np.concatenate([_numbers(name, v) for v in values])
+    else:
+        flat = _numbers(name, list(chain.from_iterable(values)))
+    if flat.ndim != 1:
+        got_shape = f"{flat.ndim} dimensions"
+        raise MaskwiseError(
+            f"column {name!r} does not have one number a token", got=got_shape, do="leave it out of the rows"
+        )
+    flat = _whole(name, flat) if name == "input_ids" or flat.dtype.kind != "f" else flat
+    column = np.full(inside.shape, _FILL.get(name, -1), flat.dtype)
+    column[inside] = flat
+    return column
+
+
+def _is_text(value: Any) -> bool:
+    while isinstance(value, list | tuple) and len(value):
+        value = value[0]
+    return isinstance(value, str)
+
+
+def _numbers(name: str, value: Any) -> Array:
+    """A column as an array, whatever holds it; None (as in ``word_ids``) is −1: belongs to nothing."""
+    if isinstance(value, Tensor):
+        return value.detach().cpu().numpy()
+    try:
+        array = np.asarray(value)
+        if array.dtype == object:
+            array = np.array([-1 if x is None else x for x in array.ravel()]).reshape(array.shape)
+    except ValueError:  # rows of different lengths
+        raise MaskwiseError(f"column {name!r} does not have one number a token", got="ragged rows") from None
+    if array.dtype.kind not in "bifu":
+        raise MaskwiseError(
+            f"column {name!r} is not made of numbers", got=str(array.dtype), do="leave it out of the rows"
+        )
+    return array
+
+
+def _whole(name: str, values: Array) -> Array:
+    """As int64."""
+    if values.dtype.kind not in "iub":
+        raise MaskwiseError(f"column {name!r} must be whole numbers", got=str(values.dtype))
+    if values.dtype == np.uint64 and len(values) and values.max() > np.iinfo(np.int64).max:
+        if name != "example_id":
+            raise MaskwiseError(
+                f"column {name!r}: a number is too large", got=int(values.max()), allowed="below 2⁶³"
+            )
+        values = values.view(np.int64)  # a name of 64 bits, whatever its sign
+    return values.astype(np.int64, copy=False)

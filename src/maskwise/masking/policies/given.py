@@ -1,0 +1,242 @@
+"""Units that the text itself gives: tokens, words, the runs of a layer; and layers or counts as their weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maskwise.errors import MaskwiseError
+from maskwise.keys import Keys
+from maskwise.masking.batch import AnnotatedBatch
+from maskwise.masking.policies.base import Moment, Policy, cut, kind_of, layer_of
+from maskwise.masking.units import UnitKind, Units
+
+Array: TypeAlias = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Token(Policy):
+    """Random tokens, as BERT first had them: every eligible token is a unit of its own.
+
+    Selects: single tokens, all alike.
+    Guarantee: ``exact`` and ``expected`` are the same, the budget to the token; ``bernoulli``: each by
+        itself.
+    Cost: one key a token.
+    Source: Devlin et al. 2019 (arXiv 1810.04805), section 3.1.
+    """
+
+    @property
+    def unit_kind(self) -> UnitKind:
+        return UnitKind.TOKEN
+
+    def units(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
+        return Units.single(batch)
+
+
+@dataclass(frozen=True)
+class WholeWord(Policy):
+    """All tokens of a word or none: a unit is a run of tokens with one number in the layer ``word_ids``.
+
+    Selects: words, all alike, whatever their number of tokens.
+    Guarantee: never half a word. ``exact``: at most the budget, which favours short words in short rows;
+        ``expected``: the budget on average, words nearly even; a word with an [UNK] token is never chosen.
+    Cost: one pass to find the words; O(B·L), where the usual collator is O(B·L²).
+    Source: the whole-word checkpoints of google-research/bert (May 2019).
+    """
+
+    @property
+    def unit_kind(self) -> UnitKind:
+        return UnitKind.WORD
+
+    def layers(self) -> tuple[str, ...]:
+        return ("word_ids",)
+
+    def units(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
+        return Units.runs(batch, batch.layer("word_ids", policy="whole-word"))
+
+
+@dataclass(frozen=True)
+class SpanLayer(Policy):
+    """Spans that somebody marked: units are runs of one number ≥ 0 in a layer, and around them words or tokens.
+
+    Selects: marked spans. At ``rest_weight=0`` the rest is masked only where the masker's ``fill`` says so:
+        ``none`` (salient span masking as published), ``random`` (equal budgets), ``skip-row``; at 1 the rest
+        is masked as readily as the spans (PMI phrases). With ``rest="none"`` the ratio is a share of the
+        *marked* tokens alone (emlm: ``ratio=0.5, budget="bernoulli"``).
+    Guarantee: never half a span. ``exact``: at most the budget: a span longer than that is never chosen (a
+        sentence in a short row); ``expected``: even then with probability budget / length; ``bernoulli``:
+        each by itself.
+    Cost: that of whole words.
+    Source: Guu et al. 2020 (REALM, arXiv 2002.08909), section 3.4, for salient spans; Levine et al. 2021
+        (PMI-Masking, arXiv 2010.01825) for phrases.
+    """
+
+    layer: str = "salient"
+    rest: str = "word"
+    rest_weight: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.rest not in ("word", "token", "none"):
+            raise MaskwiseError("policy span-layer: rest", got=self.rest, allowed="word, token, none")
+
+    @property
+    def unit_kind(self) -> UnitKind:
+        return UnitKind.LAYER
+
+    def layers(self) -> tuple[str, ...]:
+        return (self.layer, *(layer_of(self.rest) if self.rest != "none" else ()))
+
+    def units(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
+        marked = batch.layer(self.layer, policy="span-layer")
+        if self.rest == "none":
+            return Units.runs(batch, marked)
+        rest = batch.place if self.rest == "token" else batch.layer("word_ids", policy="span-layer")
+        # Even numbers are spans and odd ones the rest; what is −1 in both stays negative.
+        units = Units.runs(batch, np.where(marked >= 0, marked * 2, rest * 2 + 1))
+        if self.rest_weight == 1:
+            return units
+        return units.weighted(np.where(marked >= 0, 1.0, self.rest_weight), policy="span-layer")
+
+
+def salient(rest: str = "word") -> SpanLayer:
+    """Salient spans (names, dates and the like) from the layer ``salient``; ``fill`` decides on the rest."""
+    return SpanLayer("salient", rest)
+
+
+def phrase(rest: str = "word") -> SpanLayer:
+    """Phrases from the layer ``phrase`` and, as readily, the words outside them (PMI-Masking)."""
+    return SpanLayer("phrase", rest, 1.0)
+
+
+def sentence() -> SpanLayer:
+    """Whole sentences from the layer ``sentence``."""
+    return SpanLayer("sentence", "none")
+
+
+@dataclass(frozen=True)
+class Guided(Policy):
+    """Single tokens, of marked spans alone.
+
+    Selects: tokens of the spans of a layer, all alike; the ratio is a share of the *marked* tokens.
+    Guarantee: that of single tokens; ``bernoulli`` at ``min_targets=0`` is emlm as published: each marked token by
+        itself with probability 0.5, and nothing else.
+    Cost: that of single tokens.
+    Source: Wu et al. 2022 (MOMETAS, arXiv 2210.10293), section 3.1.
+    """
+
+    layer: str = "salient"
+
+    @property
+    def unit_kind(self) -> UnitKind:
+        return UnitKind.TOKEN
+
+    def layers(self) -> tuple[str, ...]:
+        return (self.layer,)
+
+    def units(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
+        marked = batch.layer(self.layer, policy="guided") >= 0
+        return Units.single(batch, np.flatnonzero(batch.eligible & marked))
+
+
+@dataclass(frozen=True)
+class Weighted(Policy):
+    """Any score as a weight: a unit's weight is the mean of a layer over its tokens, to the power ``power``.
+
+    Selects: ``token``, ``word``, or the runs of any layer, by weighted sampling without replacement. A power
+        above 1 sharpens, 0 is even; weight 0 stays 0 and is masked only by ``fill="random"``.
+    Guarantee: as for its units. Units are taken in an order drawn by weight; inclusion is not proportional to
+        weight where the budget is large (no unit is taken twice). ``bernoulli``: probability min(1, ratio ×
+        weight), so weights should average 1.
+    Cost: a logarithm and a slower sort; about twice the unweighted policy.
+    Source: Efraimidis & Spirakis 2006 for the sampling; for the weights of ``informative`` Sadeq et al. 2022
+        (arXiv 2210.11771), of ``difference`` Wilf et al. 2023 (arXiv 2305.14577).
+    """
+
+    layer: str = "weight"
+    units_of: str = "word"
+    power: float = 1.0
+
+    @property
+    def unit_kind(self) -> UnitKind:
+        return kind_of(self.units_of)
+
+    def layers(self) -> tuple[str, ...]:
+        return (self.layer, *layer_of(self.units_of))
+
+    def units(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
+        weight_T = batch.layer(self.layer, policy="weighted")
+        units = cut(batch, self.units_of, policy="weighted").weighted(weight_T, policy="weighted")
+        if self.power == 1 or units.weight is None:
+            return units
+        weight = np.zeros_like(units.weight)
+        np.power(units.weight, self.power, out=weight, where=units.weight > 0)
+        return replace(units, weight=weight)
+
+
+def weighted(layer: str = "weight", units: str = "word", power: float = 1.0) -> Weighted:
+    """Units of ``token``, ``word`` or any layer, weighted by the layer of scores ``layer``."""
+    return Weighted(layer, units, power)
+
+
+def informative(units: str = "word", power: float = 1.0) -> Weighted:
+    """Words that tell much of those around them, by the layer ``informativeness`` (InforMask)."""
+    return Weighted("informativeness", units, power)
+
+
+def difference(units: str = "word", power: float = 1.0) -> Weighted:
+    """Words that set a corpus apart from a general one, by the layer ``difference`` (Difference-Masking)."""
+    return Weighted("difference", units, power)
+
+
+@dataclass(frozen=True)
+class Frequency(Policy):
+    """Rare tokens more often (or less): a token weighs max(count, floor) to the power ``power``.
+
+    A unit weighs the mean of its tokens. Counts come from ``counts`` (V,), numbers over ids given in Python, or else
+    from the layer ``frequency`` (the count of each token, as a column of the rows).
+
+    Selects: units by weighted sampling without replacement; power −0.5 favours rare tokens, 0.5 frequent
+        ones.
+    Guarantee: as for its units; ``bernoulli`` takes weights as they are, which for negative powers are small.
+    Cost: a power a token, then as ``weighted``.
+    Source: Zhang et al. 2023 (Weighted Sampling for Masked Language Modeling, arXiv 2302.14225).
+    """
+
+    power: float = -0.5
+    units_of: str = "word"
+    floor: float = 10.0
+    counts: Array | None = field(default=None, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.floor <= 0:
+            raise MaskwiseError("policy frequency: the least count", got=self.floor, allowed="above 0")
+
+    @property
+    def unit_kind(self) -> UnitKind:
+        return kind_of(self.units_of)
+
+    def layers(self) -> tuple[str, ...]:
+        return (*(("frequency",) if self.counts is None else ()), *layer_of(self.units_of))
+
+    def units(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
+        if self.counts is None:
+            count_T = batch.layer("frequency", policy="frequency")
+        elif len(self.counts) <= (largest := int(batch.input_ids.max(initial=-1))):
+            allowed = f"one count for each id, at least {largest + 1}"
+            raise MaskwiseError("policy frequency: too few counts", got=len(self.counts), allowed=allowed)
+        else:
+            count_T = np.asarray(self.counts).take(batch.input_ids)
+        weight_T = np.maximum(count_T.astype(np.float64), self.floor) ** self.power
+        return cut(batch, self.units_of, policy="frequency").weighted(weight_T, policy="frequency")
+
+
+def frequency(power: float = -0.5, units: str = "word", floor: float = 10.0, counts: Any = None) -> Frequency:
+    """Units of ``token``, ``word`` or any layer, weighted by the corpus frequency of their tokens.
+
+    Args:
+        counts: (V,) how often each id occurs, as a tensor, an array or a list; None: the layer ``frequency``.
+    """
+    return Frequency(power, units, floor, None if counts is None else np.asarray(counts))

@@ -1,0 +1,443 @@
+"""How much to mask, at step t of T: every schedule is a pure function of (step, total steps).
+
+All published shapes depend on the progress f = t/T alone, so a schedule is a named curve over [0, 1]. A
+*distribution* is a schedule that gives each row a ratio of its own, drawn by the hash. Names are those of
+recipes: ``linear(0.30, 0.15)``; in Python ``schedules.linear(0.30, 0.15)``.
+
+Sources: time-variant masking (Yang et al. 2023, arXiv 2208.10806, section 3.1 and its released code), dynamic
+masking rate schedules (Ankner et al. 2023, arXiv 2305.15096).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maskwise.errors import MaskwiseError
+from maskwise.specs import Call, build
+
+Array: TypeAlias = NDArray[Any]
+Curve: TypeAlias = Callable[[float], float]
+Spec: TypeAlias = "Schedule | float | str | Call"
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A masking ratio over training: ``schedule(step, total_steps)`` in [0, 1].
+
+    Attributes:
+        name: how a recipe writes it; equal names are equal schedules.
+        curve: progress in [0, 1] to ratio.
+        varies: False for a constant, which needs no total number of steps.
+
+    Raises:
+        MaskwiseError: a ratio outside 0 to 1 (NaN included) anywhere along the way, or arguments that are no
+            numbers.
+    """
+
+    name: str
+    curve: Curve = field(compare=False, repr=False)
+    varies: bool = field(default=True, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        try:
+            ratios = [float(self.curve(i / 200)) for i in range(201)]
+        except (TypeError, ValueError, ArithmeticError) as error:
+            raise MaskwiseError(f"schedule {self.name} gives no ratio: {error}", allowed="numbers") from None
+        self._check(ratios)
+
+    def _check(self, ratios: list[float]) -> None:
+        # Sums such as 0.02 + 2 · 0.49 may pass 1 by a rounding error.
+        outside = [r for r in ratios if not -1e-9 <= r <= 1 + 1e-9]
+        if outside:
+            worst = max(outside, key=lambda r: abs(r - 0.5))
+            raise MaskwiseError(
+                f"schedule {self.name} leaves the range", got=round(worst, 4), allowed="0 to 1"
+            )
+
+    def __call__(self, step: int, total_steps: int | None = None) -> float:
+        """The ratio at ``step`` of ``total_steps``; steps past the end keep the last value."""
+        return min(max(self.curve(self.progress(step, total_steps)), 0.0), 1.0)
+
+    def progress(self, step: int, total_steps: int | None) -> float:
+        """The share of training that is over at ``step``, in [0, 1]."""
+        if not self.varies:
+            return 0.0
+        if not total_steps or total_steps < 0:
+            raise MaskwiseError(
+                f"schedule {self.name} changes over time", do="say total_steps (how many there will be)"
+            )
+        return min(max(step / total_steps, 0.0), 1.0)
+
+    def rows(self, draw_P: Array, step: int, total_steps: int | None) -> tuple[Array, Array | None]:
+        """Ratios (P,) float64 and loss weights (P,) or None, from one uniform draw in (0, 1) a document piece."""
+        return np.full_like(draw_P, self(step, total_steps)), None
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True)
+class Distribution(Schedule):
+    """A ratio for each row, drawn from a distribution, which may change over time; as a plain schedule it is
+    the mean.
+
+    Attributes:
+        quantile: (progress, (B,) float64 draws in (0, 1)) to (B,) ratios.
+        inverse_weight: weigh each row's loss by 1/ratio, as masked diffusion does.
+    """
+
+    quantile: Callable[[float, Array], Array] = field(default=None, compare=False, repr=False)  # type: ignore[assignment]
+    inverse_weight: bool = field(default=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        ends = np.array([2.0**-33, 0.5, 1 - 2.0**-33])
+        self._check([r for i in range(21) for r in self.quantile(i / 20, ends).tolist()])
+
+    def rows(self, draw_P: Array, step: int, total_steps: int | None) -> tuple[Array, Array | None]:
+        ratio = self.quantile(self.progress(step, total_steps), draw_P).clip(0, 1)
+        return ratio, 1 / ratio.clip(min=1e-3) if self.inverse_weight else None
+
+
+@dataclass(frozen=True)
+class FunctionSchedule(Schedule):
+    """A user's own function of (step, total steps); it is given 0 where nobody said how many steps there will
+    be."""
+
+    function: Callable[[int, int], float] = field(default=None, repr=False)  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        pass  # nothing to check: a function is asked at whole steps only
+
+    def __call__(self, step: int, total_steps: int | None = None) -> float:
+        ratio = float(self.function(step, total_steps or 0))
+        if not 0 <= ratio <= 1:
+            raise MaskwiseError(f"{self.name} gave no ratio at step {step}", got=ratio, allowed="0 to 1")
+        return ratio
+
+
+def no_curve(f: float) -> float:
+    raise AssertionError("a function schedule has no curve")
+
+
+def named(name: str, curve: Any, *args: Any, varies: bool = True) -> Schedule:
+    """A schedule of a curve whose first arguments are given, under the name that a recipe writes."""
+    shown = ", ".join(str(a) for a in args)
+    return Schedule(f"{name}({shown})" if shown else name, partial(curve, *args), varies)
+
+
+def straight(a: float, b: float, f: float) -> float:
+    """The curve from a to b in a straight line."""
+    return a + f * (b - a)
+
+
+def constant(p: float = 0.15) -> Schedule:
+    """p throughout.
+
+    >>> constant(0.15)(step=7)
+    0.15
+    """
+    if isinstance(p, bool) or not isinstance(p, int | float) or not 0 <= p <= 1:
+        raise MaskwiseError("a masking ratio is a share", got=p, allowed="0 to 1")
+    return Schedule(f"constant({float(p)})", partial(straight, p, p), False)
+
+
+def _cosine(a: float, b: float, f: float) -> float:
+    return b + (a - b) * (1 + math.cos(math.pi * f)) / 2
+
+
+def _step(a: float, b: float, at: float, f: float) -> float:
+    return a if f < at else b
+
+
+def _cosine_decay(p: float, f: float) -> float:
+    return p * (1 + math.cos(math.pi * f)) + 0.02
+
+
+def _square_above(p: float, f: float) -> float:
+    return 2 * p * (1 - f**2) + 0.01
+
+
+def _square_below(p: float, f: float) -> float:
+    return 2 * p * (1 - f) ** 2
+
+
+def _triangle(p: float, f: float) -> float:
+    return 4 * p * min(f, 1 - f)
+
+
+def _vee(p: float, f: float) -> float:
+    return 2 * p * abs(1 - 2 * f) + 0.01
+
+
+def _warm_decay(p: float, warm: float, f: float) -> float:
+    return 2 * p * (f / warm if f < warm else (1 - f) / (1 - warm))
+
+
+def _cosine_parabola(f: float) -> float:
+    return 0.2 + 0.1 * math.cos(math.pi * f / 0.4) if f < 0.4 else 0.1 - 0.25 * (f - 0.4) ** 2
+
+
+def _elliptical(p: float, f: float) -> float:
+    return 2 * p * math.sqrt(1 - 3 * f**2) if f <= 0.5 else 2 * p * (1 - math.sqrt(1 - 3 * (1 - f) ** 2))
+
+
+def _piecewise(at: tuple[float, ...], value: tuple[float, ...], f: float) -> float:
+    return float(np.interp(f, at, value))
+
+
+def linear(start: float, end: float) -> Schedule:
+    """From ``start`` to ``end`` in a straight line (Ankner et al.: 0.30 → 0.15 for BERT-base).
+
+    >>> linear(0.30, 0.15)(step=500, total_steps=1000)
+    0.225
+    """
+    return named("linear", straight, start, end)
+
+
+def cosine(start: float, end: float) -> Schedule:
+    """From ``start`` to ``end`` along half a cosine."""
+    return named("cosine", _cosine, start, end)
+
+
+def step(start: float, end: float, at: float = 0.5) -> Schedule:
+    """``start`` before the share ``at`` of training, ``end`` from there."""
+    return named("step", _step, start, end, at)
+
+
+def linear_decay(p: float = 0.15) -> Schedule:
+    """2p (1 − f)."""
+    return Schedule(f"linear-decay({p})", partial(straight, 2 * p, 0.0))
+
+
+def linear_ascend(p: float = 0.15) -> Schedule:
+    """2p f."""
+    return Schedule(f"linear-ascend({p})", partial(straight, 0.0, 2 * p))
+
+
+def cosine_decay(p: float = 0.15) -> Schedule:
+    """p (1 + cos πf) + 0.02: from 2p + 0.02 to 0.02."""
+    return named("cosine-decay", _cosine_decay, p)
+
+
+def square_above(p: float = 0.15) -> Schedule:
+    """2p (1 − f²) + 0.01."""
+    return named("square-above", _square_above, p)
+
+
+def square_below(p: float = 0.15) -> Schedule:
+    """2p (1 − f)²."""
+    return named("square-below", _square_below, p)
+
+
+def triangle(p: float = 0.15) -> Schedule:
+    """Up to 2p at half-time, then down to 0."""
+    return named("triangle", _triangle, p)
+
+
+def vee(p: float = 0.15) -> Schedule:
+    """Down from 2p to 0 at half-time, then up again; 0.01 above that throughout."""
+    return named("vee", _vee, p)
+
+
+def warm_decay(p: float = 0.15, warm: float = 0.4) -> Schedule:
+    """Up from 0 to 2p over the share ``warm`` of training, then down to 0."""
+    if not 0 < warm < 1:
+        raise MaskwiseError(
+            "warm-decay: warm must be a share of training", got=warm, allowed="between 0 and 1"
+        )
+    return named("warm-decay", _warm_decay, p, warm)
+
+
+def cosine_parabola() -> Schedule:
+    """The default branch of the released time-variant code: a cosine from .30 to .10 in the first 40 %, then
+    a parabola."""
+    return named("cosine-parabola", _cosine_parabola)
+
+
+def elliptical(p: float = 0.15) -> Schedule:
+    """2p √(1 − 3f²) to half-time, then 2p (1 − √(1 − 3(1 − f)²))."""
+    return named("elliptical", _elliptical, p)
+
+
+def piecewise(*points: float) -> Schedule:
+    """Straight lines through points: ``piecewise(0, 0.3, 0.5, 0.2, 1, 0.15)`` is (share of training, ratio)
+    in turn."""
+    at, value = points[::2], points[1::2]
+    if len(points) < 4 or len(points) % 2 or list(at) != sorted(at) or not all(0 <= v <= 1 for v in value):
+        raise MaskwiseError("piecewise takes pairs of progress (rising) and ratio (0 to 1)", got=points)
+    inside = ", ".join(map(str, points))
+    return Schedule(f"piecewise({inside})", partial(_piecewise, at, value))
+
+
+def uniform(low: float = 0.0, high: float = 1.0, inverse_weight: bool = False) -> Distribution:
+    """Each row's ratio is uniform; with ``inverse_weight`` over (0, 1) this is masked diffusion."""
+    name = f"uniform({low}, {high}{', inverse_weight=True' if inverse_weight else ''})"
+    mean = (low + high) / 2
+    return Distribution(
+        name, partial(straight, mean, mean), False, partial(_between, low, high), inverse_weight
+    )
+
+
+def beta(a: float, b: float) -> Distribution:
+    """Each row's ratio is Beta(a, b)."""
+    from scipy.special import betaincinv
+
+    if not (a > 0 and b > 0):
+        raise MaskwiseError("beta: both parameters must be positive", got=(a, b))
+    grid, mean = betaincinv(a, b, np.linspace(0, 1, 4097)), a / (a + b)
+    return Distribution(f"beta({a}, {b})", partial(straight, mean, mean), False, partial(_on_grid, grid))
+
+
+def mixture(*parts: float) -> Distribution:
+    """Each row's ratio is one of several: ``mixture(0.15, 0.5, 0.5, 0.5)`` is (ratio, share) in turn."""
+    ratios, shares = parts[::2], parts[1::2]
+    if len(parts) % 2 or not parts or not all(0 <= r <= 1 for r in ratios):
+        raise MaskwiseError("mixture takes pairs of ratio (0 to 1) and share", got=parts)
+    if not min(shares) >= 0 or not 0 < sum(shares) < math.inf:
+        raise MaskwiseError("mixture: shares are numbers ≥ 0, one of them above", got=shares)
+    mean = sum(r * s for r, s in zip(ratios, shares)) / sum(shares)
+    edges = np.cumsum(shares) / sum(shares)
+    quantile = partial(_choice, np.array(ratios, np.float64), edges[:-1])
+    return Distribution(
+        f"mixture({', '.join(map(str, parts))})", partial(straight, mean, mean), False, quantile
+    )
+
+
+def _between(low: float, high: float, f: float, draw_P: Array) -> Array:
+    return low + (high - low) * draw_P
+
+
+def _on_grid(grid: Array, f: float, draw_P: Array) -> Array:
+    return np.interp(draw_P * (len(grid) - 1), np.arange(len(grid)), grid)
+
+
+def _choice(ratios: Array, edges: Array, f: float, draw_P: Array) -> Array:
+    return ratios.take(np.searchsorted(edges, draw_P, side="right"))
+
+
+def _share_up(inner: Curve, share: float, f: float) -> Any:
+    return inner(f) * min(1.0, f / share)
+
+
+def _then(first: Curve, at: float, second: Curve, f: float) -> Any:
+    return first(f / at) if f < at else second((f - at) / (1 - at))
+
+
+def _scaled(inner: Curve, factor: float, f: float) -> Any:
+    return inner(f) * factor
+
+
+def _clipped(inner: Curve, low: float, high: float, f: float) -> Any:
+    ratio = inner(f)
+    return ratio.clip(low, high) if isinstance(ratio, np.ndarray) else min(max(ratio, low), high)
+
+
+def _drawn(combine: Callable[..., Array], args: tuple[Any, ...], f: float, draw_P: Array) -> Array:
+    """The quantile function of a composition: its parts, each with the row's draw filled in."""
+    return combine(*(partial(_row, a, draw_P) if isinstance(a, Schedule) else a for a in args), f)
+
+
+def _row(part: Schedule, draw_P: Array, f: float) -> Array:
+    if isinstance(part, Distribution):
+        return part.quantile(f, draw_P)
+    return np.full_like(draw_P, part.curve(f))
+
+
+def _mean(quantile: Callable[[float, Array], Array], f: float) -> float:
+    """The mean of a distribution from its quantile function, at 256 even places."""
+    return float(quantile(f, (np.arange(256) + 0.5) / 256).mean())
+
+
+def _composed(name: str, combine: Callable[..., Any], *args: Any, varies: bool = True) -> Schedule:
+    parts = [a for a in args if isinstance(a, Schedule)]
+    label = f"{name}({', '.join(map(str, args))})"
+    if any(isinstance(part, FunctionSchedule) for part in parts):
+        do = "do it inside the function"
+        raise MaskwiseError("a function of your own cannot be part of another schedule", got=label, do=do)
+    if not any(isinstance(part, Distribution) for part in parts):
+        return Schedule(
+            label, partial(combine, *(a.curve if isinstance(a, Schedule) else a for a in args)), varies
+        )
+    quantile = partial(_drawn, combine, args)
+    inverse = any(isinstance(part, Distribution) and part.inverse_weight for part in parts)
+    return Distribution(label, partial(_mean, quantile), varies, quantile, inverse)
+
+
+def warm_up(inner: Spec, share: float = 0.1) -> Schedule:
+    """Another schedule, scaled up from 0 over the first ``share`` of training."""
+    if not 0 < share <= 1:
+        raise MaskwiseError(
+            "warm-up: share must be a share of training", got=share, allowed="above 0, at most 1"
+        )
+    return _composed("warm-up", _share_up, schedule(inner), share)
+
+
+def then(first: Spec, at: float, second: Spec) -> Schedule:
+    """One schedule up to the share ``at`` of training, another after it; each runs over its own part."""
+    if not 0 < at < 1:
+        raise MaskwiseError("then: the change must lie inside training", got=at, allowed="between 0 and 1")
+    return _composed("then", _then, schedule(first), at, schedule(second))
+
+
+def scaled(inner: Spec, factor: float) -> Schedule:
+    """Another schedule times a factor."""
+    inner = schedule(inner)
+    return _composed("scaled", _scaled, inner, factor, varies=inner.varies)
+
+
+def clipped(inner: Spec, low: float = 0.0, high: float = 1.0) -> Schedule:
+    """Another schedule, kept between two ratios."""
+    if not low <= high:
+        raise MaskwiseError("clipped: low is above high", got=(low, high))
+    inner = schedule(inner)
+    return _composed("clipped", _clipped, inner, low, high, varies=inner.varies)
+
+
+SCHEDULES: dict[str, Callable[..., Schedule]] = {
+    "constant": constant, "linear": linear, "cosine": cosine, "step": step,
+    "linear-decay": linear_decay, "cosine-decay": cosine_decay, "linear-ascend": linear_ascend,
+    "square-above": square_above, "square-below": square_below, "triangle": triangle, "vee": vee,
+    "warm-decay": warm_decay, "cosine-parabola": cosine_parabola, "elliptical": elliptical,
+    "piecewise": piecewise, "warm-up": warm_up, "then": then, "scaled": scaled, "clipped": clipped,
+    "uniform": uniform, "beta": beta, "mixture": mixture,
+}  # fmt: skip
+
+
+def schedule(spec: Schedule | float | str | Call | Callable[[int, int], float]) -> Schedule:
+    """Anything that says how much to mask, as a schedule.
+
+    Args:
+        spec: a ratio, a schedule, its name in a recipe, or any function of (step, total steps).
+
+    >>> schedule("cosine-decay(0.15)")(0, 1000)
+    0.32
+    """
+    if isinstance(spec, Schedule):
+        return spec
+    if isinstance(spec, bool):
+        raise MaskwiseError("a ratio is a number", got=spec)
+    if isinstance(spec, int | float):
+        return constant(spec)
+    if isinstance(spec, str):
+        try:
+            number = float(spec)
+        except ValueError:
+            return build("schedule", spec, SCHEDULES)
+        return constant(number)
+    if isinstance(spec, Call):
+        return build("schedule", spec, SCHEDULES)
+    if callable(spec):
+        return FunctionSchedule(
+            f"function {getattr(spec, '__name__', type(spec).__name__)}", no_curve, function=spec
+        )
+    raise MaskwiseError(
+        "not a masking ratio", got=spec, allowed="a number, a schedule, its name, or a function"
+    )
