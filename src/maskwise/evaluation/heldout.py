@@ -119,7 +119,9 @@ def pseudo_perplexity(
         raise MaskwiseError("no held-out token can be scored", do="use more held-out text")
     chance = None
     if log_unigram is not None:
-        chance = float((-log_unigram[torch.from_numpy(batch.input_ids[batch.eligible])].double().mean()).exp())
+        chance = float(
+            (-log_unigram[torch.from_numpy(batch.input_ids[batch.eligible])].double().mean()).exp()
+        )
     records: list[Measurement] = []
     for metric, within_word in (("token", False), ("within-word", True)):
         log_p = log_probabilities(model, batch, mask=tokenizer.mask_token_id, within_word=within_word)

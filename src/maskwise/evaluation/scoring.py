@@ -108,7 +108,9 @@ def log_probabilities(
     ids_BL, log_p_BL = batch.tensor("input_ids"), torch.zeros(batch.shape)
     words_BL = None
     if within_word:
-        words_BL = torch.from_numpy(batch.layer("word_ids", policy="pseudo-log-likelihood").reshape(batch.shape))
+        words_BL = torch.from_numpy(
+            batch.layer("word_ids", policy="pseudo-log-likelihood").reshape(batch.shape)
+        )
     for part in by_width(width_B[row_T], tokens):
         row, column = row_T[part], column_T[part]
         width = int(width_B[row].max())

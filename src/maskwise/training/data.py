@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from maskwise.errors import MaskwiseError
-from maskwise.masking import MaskedBatch
 from maskwise.keys import permutation
+from maskwise.masking import MaskedBatch
 from maskwise.masking.batch import IGNORE
 from maskwise.objectives.base import Maker
 from maskwise.training.learners import Learner, learners_of
