@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import random
 import re
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
 from seqeval.metrics import f1_score as seqeval_f1
 from sklearn import metrics as sklearn_metrics
-from torch.nn.functional import cross_entropy, log_softmax
+from tokenizers import Tokenizer
+from torch.nn.functional import cross_entropy, log_softmax, one_hot
 from transformers import AutoConfig, AutoModel, AutoModelForMultipleChoice, AutoModelForQuestionAnswering
 
 from maskwise.errors import MaskwiseError
 from maskwise.models import new_config
+from maskwise.objectives import Classification
 from maskwise.objectives.choice import MultipleChoice
 from maskwise.objectives.spans_qa import SpanQuestionAnswering
 from maskwise.tasks import (
@@ -25,12 +28,15 @@ from maskwise.tasks import (
     evaluate_tasks,
     finetune,
     load_task,
+    task_record,
 )
 from maskwise.tasks.judge import answer
 from maskwise.tasks.kinds.embeddings import embed
 from maskwise.tasks.kinds.labels import ScoredRow, TextRow
 from maskwise.tasks.kinds.questions import MAX_ANSWER_TOKENS, best_spans
 from maskwise.tasks.metrics import METRICS, entity_f1, exact_match, normalise, pearson, spearman, word_f1
+from maskwise.tasks.task import Row, Tuned, UsualColumns
+from maskwise.tasks.tensors import Data, batches
 from maskwise.text import train_tokenizer
 
 LEXICON = "red green blue cat dog fox runs sleeps sits big small old in on under by park house river tree"
@@ -497,6 +503,86 @@ def test_all_tasks_are_checked_before_the_first_is_trained(tmp_path, tokenizer):
             out=tmp_path / "out",
         )
     assert not (tmp_path / "out").exists()
+
+
+# A new kind is one class and one line of the table ---------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Prompt(Row):
+    prompt: str
+    reply: str
+
+    @property
+    def texts(self):
+        return (self.prompt,)
+
+
+@dataclass(frozen=True, eq=False)
+class Prompts(Data[Classification]):
+    targets: torch.Tensor
+    backend: Tokenizer
+
+    def batch(self, rows):
+        return {**self.flat.batch(rows), "labels": self.targets[rows]}
+
+    def answers(self, objective, device):
+        replies = [""] * len(self)
+        for rows, batch in batches(self, device):
+            for row, token in zip(rows.tolist(), objective.logits(batch).argmax(-1).tolist()):
+                replies[row] = self.backend.decode([token])
+        return replies
+
+
+class Echo(Classification):
+    """Says the second word of the prompt, whatever is learned."""
+
+    def logits(self, batch):
+        return super().logits(batch) + 1e3 * one_hot(batch["input_ids"][:, 2], 160)
+
+
+class NextWord(Tuned[Prompt]):
+    """Writes a word: its answers are texts, from a head over the vocabulary."""
+
+    name, metrics, columns = "next-word", ("exact-match", "f1"), UsualColumns(("prompt",), (), ("reply",))
+    head, objective = "sequence-classification", Echo
+
+    def recognises(self, records, given):
+        return False
+
+    def row(self, record, columns, where):
+        return Prompt(record[columns.text], record[columns.label])
+
+    def gold(self, task, split):
+        return [[row.reply] for row in task.splits[split]]
+
+    def majority(self, task):
+        return 0.0
+
+    def config(self, task):
+        names = {number: str(number) for number in range(160)}
+        return {"num_labels": 160, "id2label": names, "label2id": {name: i for i, name in names.items()}}
+
+    def encode(self, task, split, cutter):
+        rows = task.splits[split]
+        targets = torch.tensor([cutter.backend.token_to_id(row.reply) for row in rows])
+        return Prompts(cutter.flat([row.prompt for row in rows]), targets, cutter.backend)
+
+
+def test_a_kind_that_writes_its_answers_is_one_class(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.setitem(KINDS, "next-word", NextWord())
+    draw = random.Random(0)
+    rows = [
+        {"prompt": f"the {colour} {draw.choice(WORDS[3:])} is {n}", "reply": colour}
+        for n in range(30) for colour in WORDS[:3]
+    ]  # fmt: skip
+    task = load_task(write(tmp_path / "words.jsonl", rows), kind="next-word")
+    settings = FinetuneSettings(steps=2, precision="no", max_length=16)
+    record = task_record(
+        None, task, tokenizer=tokenizer, settings=settings, seeds=range(1), config=tiny(tokenizer)
+    )
+    assert record["task_kind"] == "next-word" and record["metric"] == "exact-match"
+    assert record["score"] == record["others"]["f1"] == 1.0 and record["majority"] == 0.0
 
 
 # Frozen --------------------------------------------------------------------------------------------------

@@ -245,7 +245,7 @@ class Questions:
 
 
 def questions_of(
-    facts: list[Fact], candidates: int, tokenizer: Any, room: int, skipped: Counter[str]
+    facts: list[Fact], candidates: int, tokenizer: PreTrainedTokenizerBase, room: int, skipped: Counter[str]
 ) -> Iterator[Questions]:
     """The facts of a relation that can be scored, in parts of at most ``candidates`` answers."""
     sides = [fact.text.partition(MASK)[::2] for fact in facts]
@@ -277,7 +277,7 @@ def questions_of(
 
 
 def _questions(
-    kept: list[tuple[Fact, list[int], Pieces]], answers: list[Pieces], tokenizer: Any
+    kept: list[tuple[Fact, list[int], Pieces]], answers: list[Pieces], tokenizer: PreTrainedTokenizerBase
 ) -> Questions:
     number = {answer: place for place, answer in enumerate(answers)}
     gold = torch.tensor([number[answer] for _, _, answer in kept])
@@ -293,7 +293,7 @@ def _questions(
     )
 
 
-def _pieces(answers: list[str], spaced: list[bool], tokenizer: Any) -> list[Pieces]:
+def _pieces(answers: list[str], spaced: list[bool], tokenizer: PreTrainedTokenizerBase) -> list[Pieces]:
     """The tokens of answers as they stand in a sentence: byte-level tokens hold the space before a word."""
     texts = [f"x {answer}" if space else answer for answer, space in zip(answers, spaced)]
     encodings = tokenizer(texts, add_special_tokens=False).encodings

@@ -56,7 +56,7 @@ class EvaluationSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     ratios: tuple[float, ...] = (0.15, 0.40)
-    """Of the fixed masks. The first one is also that of the curve during training."""
+    """Ratios of the fixed masks. The first one is also that of the curve during training."""
     masks: tuple[str, ...] = ("token", "whole-word")
     """Kinds of fixed masks: names of policies."""
     rows: int = Field(256, ge=1)
@@ -70,7 +70,7 @@ class EvaluationSettings(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _one_ratio(cls, raw: Any) -> Any:
+    def _one_ratio(cls, raw: object) -> object:
         if not isinstance(raw, dict) or "ratio" not in raw:
             return raw
         if "ratios" in raw:
@@ -80,7 +80,7 @@ class EvaluationSettings(BaseModel):
 
     @field_validator("ratios", "cloze", "pairs", mode="before")
     @classmethod
-    def _one_or_many(cls, value: Any) -> Any:
+    def _one_or_many(cls, value: object) -> object:
         return value if isinstance(value, list | tuple) else (value,)
 
     @field_validator("ratios")
@@ -163,10 +163,11 @@ def evaluate(
             which no item can be scored.
     """
     sets = load_sets(settings)
-    model: Any = checkpoint
-    if not isinstance(checkpoint, nn.Module):
+    if isinstance(checkpoint, nn.Module):
+        model = checkpoint
+    else:
         model = load_model(checkpoint)
-        model.to(best_device())
+        nn.Module.to(model, best_device())
     check_fit(model.config, len(data.tokenizer), do="use the model's own tokenizer")
     was_training = model.training
     model.eval()
@@ -246,8 +247,8 @@ def evaluate_checkpoint(
     if not measures and text is None:
         raise MaskwiseError("nothing to measure", do="give --with pairs:bundled:pairs, or --text FILE")
     logging.disable_progress_bar()
-    network: Any = load_model(model)
-    network.to(best_device())
+    network = load_model(model)
+    nn.Module.to(network, best_device())
     tokenizer = load_tokenizer(model)
     held_out = None
     if text is not None:

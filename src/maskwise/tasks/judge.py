@@ -15,17 +15,17 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Literal, NotRequired, TypedDict
+from typing import Literal, NotRequired, TypedDict
 
 import torch
 from numpy.typing import ArrayLike
 from pydantic import BaseModel, ConfigDict, Field
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from maskwise.errors import MaskwiseError
 from maskwise.folders import require_own, write_folder, write_lines
 from maskwise.models import check_fit, check_room, load_task_model, task_config, without_advice
-from maskwise.objectives import Classification
+from maskwise.objectives import Objective
 from maskwise.tasks.loading import load_task
 from maskwise.tasks.task import Frozen, Task, Tuned
 from maskwise.tasks.tensors import Data, TaskSource, check_length, encode
@@ -165,7 +165,7 @@ def evaluate_tasks(
 
 def task_record(
     checkpoint: str | Path | None, task: Task, *, tokenizer: PreTrainedTokenizerBase, settings: FinetuneSettings,
-    seeds: Iterable[int], config: Any = None, folder: Path | None = None, quiet: bool = True,
+    seeds: Iterable[int], config: PreTrainedConfig | None = None, folder: Path | None = None, quiet: bool = True,
 ) -> TaskRecord:  # fmt: skip
     """The record of one checkpoint and one task; see ``finetune``.
 
@@ -194,7 +194,8 @@ def task_record(
 
 def finetune(
     checkpoint: str | Path | None, task: Task, *, tokenizer: PreTrainedTokenizerBase, settings: TrainingSettings,
-    seed: int, max_length: int = 64, config: Any = None, folder: Path | None = None, quiet: bool = True,
+    seed: int, max_length: int = 64, config: PreTrainedConfig | None = None, folder: Path | None = None,
+    quiet: bool = True,
 ) -> Score:  # fmt: skip
     """Fine-tune and score once.
 
@@ -256,15 +257,15 @@ def _finite(task: Task, split: str, answers: ArrayLike, metric: str) -> float:
 
 
 @torch.inference_mode()
-def answer(objective: Classification, data: Data) -> ArrayLike:
+def answer(objective: Objective, data: Data) -> ArrayLike:
     """What a fine-tuned model answers: a class, score, choice or text for every item."""
     objective.eval()
     return data.answers(objective, next(objective.parameters()).device)
 
 
 def load_network(
-    checkpoint: str | Path | None, task: Task, tokenizer: PreTrainedTokenizerBase, *, config: Any, max_length: int,
-    seed: int,
+    checkpoint: str | Path | None, task: Task, tokenizer: PreTrainedTokenizerBase, *,
+    config: PreTrainedConfig | None, max_length: int, seed: int,
 ) -> PreTrainedModel:  # fmt: skip
     """The checkpoint with a new head for a task (none if it stays frozen), or random weights of ``config``; a
     function of the seed.
@@ -272,13 +273,14 @@ def load_network(
     Raises:
         MaskwiseError: no checkpoint, or not one of the two; one that does not fit the tokenizer or max_length.
     """
-    if (checkpoint is None) == (config is None):
+    start = config if checkpoint is None else checkpoint
+    if start is None or (checkpoint and config):
         raise MaskwiseError(
             "finetune needs a checkpoint, or a config to start from at random: one of the two"
         )
     kind = task.kind
     labels = kind.config(task) if isinstance(kind, Tuned) else {}
-    config = task_config(config if checkpoint is None else checkpoint, labels)
+    config = task_config(start, labels)
     check_fit(config, len(tokenizer), do="give the tokenizer that the checkpoint was trained with")
     check_room(config, max_length, what="max_length")
     return load_task_model(checkpoint, config, head=kind.head, seed=seed)

@@ -25,7 +25,7 @@ from maskwise.tasks.readers import Record
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from maskwise.objectives import Classification
+    from maskwise.objectives import Objective
     from maskwise.tasks.tensors import Cutter, Data
 
 SPLITS = ("train", "dev", "test")
@@ -156,10 +156,10 @@ class Kind(ABC, Generic[R]):
 class Tuned(Kind[R]):
     """A kind that trains a head, and the encoder with it."""
 
-    objective: ClassVar[type[Classification]]
-    """The loss over such a model."""
+    objective: ClassVar[type[Objective]]
+    """The loss over such a model. The answers of the tensors (``Data.answers``) are read off it."""
 
-    def config(self, task: Task[R]) -> dict[str, Any]:
+    def config(self, task: Task[R]) -> dict[str, object]:
         """What the model's configuration must say."""
         return {}
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from maskwise.errors import MaskwiseError
-from maskwise.objectives import Classification
+from maskwise.objectives import Objective
 from maskwise.tasks.task import SPLITS, Task, Tuned
 from maskwise.training import TrainingSettings, permutation
 
@@ -74,9 +74,12 @@ class Flat:
         return inputs
 
 
+O = TypeVar("O", bound=Objective)
+
+
 @dataclass(frozen=True, eq=False)
-class Data(ABC):
-    """One split as tensors: N rows to train on.
+class Data(ABC, Generic[O]):
+    """One split as tensors: N rows to train on, and how an objective answers them.
 
     Attributes:
         flat: the sequences.
@@ -102,7 +105,7 @@ class Data(ABC):
         """Model inputs and labels of rows."""
 
     @abstractmethod
-    def answers(self, objective: Classification, device: torch.device) -> ArrayLike:
+    def answers(self, objective: O, device: torch.device) -> ArrayLike:
         """What a trained objective answers to every item, in the order of the items."""
 
 
@@ -190,7 +193,7 @@ class Cutter:
     pad: int
     max_length: int
 
-    def flat(self, texts: Sequence[Any]) -> Flat:
+    def flat(self, texts: Sequence[str | tuple[str, ...]]) -> Flat:
         """One sequence for each text, or pair of texts."""
         return Flat.of(self.backend.encode_batch(texts), self.pad)
 

@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
 
 import numpy as np
 import torch
@@ -175,7 +174,7 @@ class SequenceClassification(Classes, Tuned[TextRow]):
         """Whatever nothing else recognises."""
         return True
 
-    def config(self, task: Task[TextRow]) -> dict[str, Any]:
+    def config(self, task: Task[TextRow]) -> dict[str, object]:
         return named_classes(task)
 
     def encode(self, task: Task[TextRow], split: str, cutter: Cutter) -> Encoded:
@@ -240,7 +239,7 @@ class Similarity(Scores, Tuned[ScoredRow]):
             for value in fractions
         )
 
-    def config(self, task: Task[ScoredRow]) -> dict[str, Any]:
+    def config(self, task: Task[ScoredRow]) -> dict[str, object]:
         return {"num_labels": 1, "problem_type": "regression"}
 
     def encode(self, task: Task[ScoredRow], split: str, cutter: Cutter) -> Encoded:
@@ -315,7 +314,7 @@ class TokenClassification(Tuned[TaggedRow]):
         starts = edges([len(row.tags) for row in task.splits[split]])[:-1]
         return entity_f1(names[gold], names[answered], starts)
 
-    def config(self, task: Task[TaggedRow]) -> dict[str, Any]:
+    def config(self, task: Task[TaggedRow]) -> dict[str, object]:
         return named_classes(task)
 
     def encode(self, task: Task[TaggedRow], split: str, cutter: Cutter) -> Encoded:
@@ -338,7 +337,7 @@ class TokenClassification(Tuned[TaggedRow]):
         return Encoded(flat, targets, place)
 
 
-def named_classes(task: Task[R]) -> dict[str, Any]:
+def named_classes(task: Task[R]) -> dict[str, object]:
     """What a configuration must say of the classes."""
     names = dict(enumerate(task.labels))
     return {"num_labels": len(names), "id2label": names, "label2id": {name: i for i, name in names.items()}}
@@ -350,7 +349,7 @@ def one_or_two(rows: Sequence[Row]) -> list[str | tuple[str, ...]]:
 
 
 @dataclass(frozen=True, eq=False)
-class Encoded(Data):
+class Encoded(Data[Classification]):
     """Classes of rows or of words, or scores of rows: N rows, T tokens in all, W words in all.
 
     Attributes:

@@ -117,7 +117,7 @@ class QuestionAnswering(Tuned[MarkedRow]):
     def least_tokens(self, task: Task[MarkedRow]) -> tuple[bool, int]:
         return True, 8  # a quarter of the room is shared by neighbouring windows, and must be a token
 
-    def config(self, task: Task[MarkedRow]) -> dict[str, Any]:
+    def config(self, task: Task[MarkedRow]) -> dict[str, object]:
         return {"num_labels": 2}
 
     def encode(self, task: Task[MarkedRow], split: str, cutter: Cutter) -> Windows:
@@ -200,7 +200,7 @@ class MultipleChoice(Tuned[ChoiceRow]):
 
 def _answers(value: object, where: str) -> list[tuple[str, int | None]]:
     """(text, start or None) of {"text": […], "answer_start": […]}, of a list of such for one, or of plain texts."""
-    pairs: list[tuple[Any, Any]]
+    pairs: list[tuple[Any, Any]]  # checked below
     if isinstance(value, Mapping):
         texts, starts = value.get("text"), value.get("answer_start")
         texts = [texts] if isinstance(texts, str) else texts or ()
@@ -258,7 +258,7 @@ def _right(answer: object, names: list[str], texts: list[str]) -> int | None:
 
 
 @dataclass(frozen=True, eq=False)
-class Windows(Data):
+class Windows(Data[Classification]):
     """Q questions in N windows of T tokens in all.
 
     Attributes:
@@ -341,7 +341,7 @@ def _targets(
 
 
 @dataclass(frozen=True, eq=False)
-class Choices(Data):
+class Choices(Data[Classification]):
     """N questions, S sequences in all.
 
     Attributes:
