@@ -264,7 +264,7 @@ def test_a_run_that_failed_before_its_first_state_gives_way_to_the_mended_recipe
 ):
     recipe, out = inputs / "recipe.yaml", tmp_path / "out"
     with monkeypatch.context() as patched:
-        patched.setattr("maskwise.pretrain.pretrain", _fail)
+        patched.setattr("maskwise.study.single.pretrain", _fail)
         assert maskwise("pretrain", recipe, *SHORT, "masking.ratio=0.2", "--out", out) == 2
     assert (out / "recipe.yaml").is_file()
     # Another text too; what was prepared of the first one goes, so that a change of this one is seen later.
@@ -302,7 +302,7 @@ def test_two_runs_do_not_share_a_folder(inputs, tmp_path, monkeypatch, capfd):
         codes.append(maskwise("pretrain", recipe, *SHORT, "masking.ratio=0.3", "--out", out))
         _fail()
 
-    monkeypatch.setattr("maskwise.pretrain.pretrain", meanwhile)
+    monkeypatch.setattr("maskwise.study.single.pretrain", meanwhile)
     assert maskwise("pretrain", recipe, *SHORT, "--out", out) == 2 and codes == [2]
     assert f"another run trains into {out}" in capfd.readouterr().err
     assert "ratio: 0.15" in (out / "recipe.yaml").read_text()

@@ -19,8 +19,8 @@ from maskwise import jobs
 from maskwise.errors import MaskwiseError
 from maskwise.jobs import ENGINES, Failure, LocalPool, Outcome, Pool, open_pool
 from maskwise.study import Plan, Run, Stage, scheduler
+from maskwise.study.live import LiveTable
 from maskwise.study.scheduler import execute
-from maskwise.study.table import LiveTable
 from processes import PATIENCE, wait_for, workers
 from tiny import maskwise, read_lines, start, worker_task, write_inputs
 
@@ -157,7 +157,7 @@ def test_a_machine_that_computes_otherwise_is_refused(plan, tmp_path, monkeypatc
     monkeypatch.setattr(scheduler, "LATE_SECONDS", 0.0)
     with scheduler.machine_probe(plan.stages()[0], tmp_path) as look:
         assert look() is None
-        monkeypatch.setattr("maskwise.study.stages._numerics", lambda: ("other versions",))
+        monkeypatch.setattr("maskwise.study.plan._numerics", lambda: ("other versions",))
         assert "other versions" in look()
         with pytest.raises(MaskwiseError, match="use like machines"):
             scheduler.do_stage(look.args[0], stages=str(tmp_path))

@@ -28,9 +28,9 @@ ORDER = [
     {"evaluation"},
     {"tasks"},
     {"show"},
-    {"study"},
     {"recipe"},
-    {"pretrain", "inspection", "bench", "trainer"},
+    {"study"},
+    {"inspection", "bench", "trainer"},
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}

@@ -23,9 +23,10 @@ from torch import Tensor
 
 from maskwise.masking import IGNORE
 from maskwise.models import new_config, new_model
+from maskwise.objectives.settings import ObjectiveSettings
 from maskwise.recipe import read_recipe
 from maskwise.study.learning import learning
-from maskwise.study.stages import prepare_stage
+from maskwise.study.plan import prepare_stage
 from maskwise.study.work import run_stage
 from maskwise.text import Prepared
 from maskwise.training import TrainingSettings, log_frequencies, train
@@ -67,10 +68,8 @@ def learnt(
     network = new_model(shape, seed=0, log_unigram=unigram)
     if start is not None:
         network.load_state_dict(start.state_dict())
-    made = learning(
-        network, data, settings, masking=recipe.masking.model_dump(),
-        objectives={name: {"objective": name, "masking": {}}}, sampler=f"single({name})",
-    )  # fmt: skip
+    arms = {"objectives": {name: ObjectiveSettings(objective=name)}, "sampler": f"single({name})"}
+    made = learning(network, data, recipe.model_copy(update={"training": settings, **arms}))
     arm, source = made.objective.arm(name), made.source.sources[name]  # type: ignore[attr-defined]
     held_out = data.held_out if arm.layout == "any" else data.held_out.laid(arm.layout)
     rows = torch.arange(ROWS) * len(held_out) // ROWS

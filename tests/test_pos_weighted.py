@@ -19,8 +19,8 @@ from maskwise.masking import Masker, MaskingCollator
 from maskwise.masking.policies import GroupWeighted, group_weighted, policy
 from maskwise.masking.policies.learned import UNKNOWN, UPOS, GroupLosses, standardised
 from maskwise.objectives import MaskedLanguageModelling
-from maskwise.pretrain import run_pretrain
 from maskwise.recipe import read_recipe
+from maskwise.study.single import run_pretrain
 from maskwise.training import MaskedSource, TrainingSettings, train
 from training_tools import Language, model, tokenizer, two_ranks
 

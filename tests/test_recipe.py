@@ -10,7 +10,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.recipe import parse_value, read_recipe, shipped
 from maskwise.starts import resolve_start
 from maskwise.study.checks import check_inputs
-from maskwise.study.stages import prepare_stage
+from maskwise.study.plan import prepare_stage
 from maskwise.study.work import pretrain, run_stage
 from maskwise.text import Prepared
 from tiny import maskwise, write_inputs
@@ -46,11 +46,8 @@ def test_every_shipped_recipe_trains(name, tmp_path):
         one = recipe.arm(arm, seed=0) if arm else recipe
         prepared = prepare_stage(one)
         run_stage(prepared, tmp_path)
-        plain = one.model_dump(
-            mode="json", include={"model", "masking", "objectives", "sampler", "evaluation"}
-        )
         data = Prepared.open(prepared.folder(tmp_path) / "data")
-        found = pretrain(data, **plain, training=one.training, folder=tmp_path / f"arm {arm}", quiet=True)
+        found = pretrain(data, one, folder=tmp_path / f"arm {arm}", quiet=True)
         assert found["steps"] == 2 and {line["masks"] for line in found["heldout"]} == set(
             one.evaluation.masks
         )
@@ -124,7 +121,6 @@ def test_values_of_overrides(text, value):
         ("training.steps=many", "training.steps"),
         ("training.save_every=7", "multiple of log_every"),
         ("corpus.layout=loose", "packed"),
-        ("finetune.max_length=64", "≤ corpus.length = 32"),
         ("study.baseline=tokn-15", "did you mean 'token-15'"),
         ("study.seeds=0", "study.seeds"),
         ("study.seeds=[1, 1]", "different seeds"),
@@ -227,6 +223,7 @@ def test_no_such_recipe():
 @pytest.mark.parametrize(
     "override, said",
     [
+        ("finetune.max_length=64", "≤ corpus.length = 32"),
         ("model.architecture=brt", "did you mean 'bert'"),
         ("model.settings.hiden_size=8", "did you mean 'hidden_size'"),
         ("masking.policy=salient", "needs the layer 'salient'"),

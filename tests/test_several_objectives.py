@@ -14,11 +14,11 @@ from transformers import AutoModelForMaskedLM
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation.heldout import spread
 from maskwise.models import new_config, new_model
-from maskwise.pretrain import run_pretrain
 from maskwise.recipe import read_recipe
 from maskwise.study.checks import check_inputs, most_held_out
 from maskwise.study.learning import learning, rows_with
-from maskwise.study.stages import prepare_stage, pretrain_stage
+from maskwise.study.plan import prepare_stage, pretrain_stage
+from maskwise.study.single import run_pretrain
 from maskwise.study.work import run_stage
 from maskwise.text import Prepared
 from tiny import maskwise, read_lines, write_inputs
@@ -162,7 +162,7 @@ def test_too_little_text_for_probes_is_said_before_training(
         raise AssertionError("this should not have begun")
 
     if where == "before any work":
-        monkeypatch.setattr("maskwise.pretrain.run_stage", begun)
+        monkeypatch.setattr("maskwise.study.single.run_stage", begun)
     monkeypatch.setattr("maskwise.study.work.train", begun)
     assert maskwise("pretrain", path, f"evaluation.rows={rows}", "--out", tmp_path / "out") == 2
     said = " ".join(capsys.readouterr().err.split())
@@ -213,9 +213,7 @@ def test_new_heads_depend_on_the_seed_alone(path: Path, tmp_path: Path) -> None:
     found = []
     for ambient, seed in ((1, 0), (2, 0), (2, 1)):
         torch.manual_seed(ambient)
-        parts = recipe.model_dump(mode="json", include={"masking", "objectives", "sampler"})
-        training = recipe.training.model_copy(update={"seed": seed})
-        found.append(learning(network, data, training, evaluated=8, **parts).heads()["atd.head.weight"])
+        found.append(learning(network, data, recipe.seeded(seed)).heads()["atd.head.weight"])
     assert torch.equal(found[0], found[1]) and not torch.equal(found[1], found[2])
 
 

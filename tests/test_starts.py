@@ -24,13 +24,12 @@ from maskwise.models import NO_HEAD, has_head, load_config, load_model
 from maskwise.objectives import MaskedLanguageModelling
 from maskwise.recipe import read_recipe
 from maskwise.starts import resolve_start
-from maskwise.study import Prepared, make_plan, run_stage
+from maskwise.study import make_plan, run_stage
 from maskwise.study.checks import check_inputs
 from maskwise.study.costs import flops
-from maskwise.study.plan import arms_of, reference_words
-from maskwise.study.stages import prepare_stage, pretrain_stage, tokenizer_of
+from maskwise.study.plan import arms_of, prepare_stage, pretrain_stage, reference_words, tokenizer_of
 from maskwise.tasks import FinetuneSettings, finetune, load_task
-from maskwise.text import load_tokenizer, train_tokenizer
+from maskwise.text import Prepared, load_tokenizer, train_tokenizer
 from maskwise.training import MaskedSource, TrainingSettings, train
 from maskwise.training.optim import Optimizers
 from tiny import maskwise, read_lines, write_inputs
@@ -366,7 +365,7 @@ def test_a_start_brings_its_own_tokenizer(inputs, tmp_path):
     check_inputs(recipe)
     prepared = prepare_stage(recipe.arm("token-15", seed=0))
     run_stage(prepared, tmp_path)
-    data = Prepared.load(prepared.folder(tmp_path))
+    data = Prepared.open(prepared.folder(tmp_path) / "data")
     assert (
         data.tokenizer.get_vocab() == inputs["tools"].get_vocab()
     )  # and not one of 120 tokens, trained anew
@@ -383,7 +382,7 @@ def test_another_tokenizer_is_taken_if_it_is_named_and_fits(inputs, tmp_path):
     check_inputs(fits)
     prepared = prepare_stage(fits)
     run_stage(prepared, tmp_path)
-    assert len(Prepared.load(prepared.folder(tmp_path)).tokenizer) == len(small)
+    assert len(Prepared.open(prepared.folder(tmp_path) / "data").tokenizer) == len(small)
     with pytest.raises(MaskwiseError, match=r"tokenizer and model do not fit.*≤ 100"):
         check_inputs(start(inputs, "whole", f"tokenizer.name={tmp_path / 'large'}"))
 

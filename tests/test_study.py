@@ -21,8 +21,9 @@ from maskwise.errors import MaskwiseError
 from maskwise.evaluation import HeldOut, fixed_maskers
 from maskwise.masking import IGNORE
 from maskwise.recipe import read_recipe
-from maskwise.study import Prepared, Stage, make_plan
-from maskwise.study.stages import prepare_stage, pretrain_stage
+from maskwise.study import Stage, make_plan
+from maskwise.study.plan import prepare_stage, pretrain_stage
+from maskwise.text import Prepared
 from maskwise.training import log_frequencies
 from maskwise.training.checkpoints import damage
 from tiny import maskwise, read_lines, start, write_inputs
@@ -127,7 +128,7 @@ def test_metrics_say_what_was_masked(finished):
 def test_a_checkpoint_needs_no_maskwise_and_gives_the_same_loss(finished, tmp_path):
     stage = next((finished / "stages").glob("pretrain-*"))
     what = json.loads((stage / "stage.json").read_text())
-    data = Prepared.load(finished / "stages" / what["needs"][0])
+    data = Prepared.open(finished / "stages" / what["needs"][0] / "data")
     evaluation = what["how"]["evaluation"]
     nothing = log_frequencies(torch.zeros(len(data.tokenizer)))
     maskers = fixed_maskers(data.tokenizer, masks=evaluation["masks"], ratio=evaluation["ratios"][0])

@@ -77,8 +77,8 @@ def pretrain(
     as_json: Json = False,
 ) -> None:
     """Pre-train one model. Also under torchrun, one process per device. The checkpoint is a plain folder."""
-    from maskwise.pretrain import run_pretrain
     from maskwise.recipe import read_recipe
+    from maskwise.study.single import run_pretrain
     from maskwise.training import leave
 
     result = run_pretrain(read_recipe(recipe, overrides or []), out, quiet=as_json)
@@ -111,7 +111,7 @@ def finetune(
     as_json: Json = False,
 ) -> None:
     """Fine-tune a checkpoint on tasks and score it on their test sets, several seeds each."""
-    from maskwise.pretrain import run_finetune
+    from maskwise.study.single import run_finetune
 
     results = run_finetune(model, task, overrides or [], seeds=seeds, out=out, quiet=as_json)
     if as_json:

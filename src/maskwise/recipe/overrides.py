@@ -1,31 +1,53 @@
-"""Settings by dotted name. One small language: overrides on the command line, the arms of a study, the points of a
-search, a further stage of training, and a recipe that extends another are all "these settings, changed"."""
+"""Settings by dotted name: how they are read, changed, and refused.
+
+Overrides on the command line, the arms of a study, the points of a search, a second stage of training, and a recipe
+that extends another are all the same thing: these settings, changed. ``explain`` turns what pydantic says against
+settings into one line.
+"""
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
-from maskwise.errors import MaskwiseError
+from maskwise.errors import MaskwiseError, unknown_name
+
+Plain = dict[str, Any]
+"""Nested settings as YAML or JSON has them."""
+
+MOST_VALUES = 100_000
+"""Values in one YAML text, counting what its aliases repeat: "billion laughs" is 30 lines that unfold to 10⁹ values."""
 
 
-def put(raw: dict[str, Any], dotted: str, value: Any) -> None:
-    """Set ``a.b.c`` in nested dicts."""
+def put(settings: Plain, dotted: str, value: Any) -> None:
+    """Set ``a.b.c`` in nested dicts.
+
+    >>> settings = {"training": {"steps": 10}}
+    >>> put(settings, "training.seed", 3); settings
+    {'training': {'steps': 10, 'seed': 3}}
+
+    Raises:
+        MaskwiseError: a value stands where a group of settings would have to be.
+    """
     *path, last = dotted.split(".")
+    group = settings
     for part in path:
-        if raw.get(part) is None:
-            raw[part] = {}
-        raw = raw[part]
-        if not isinstance(raw, dict):
+        if group.get(part) is None:
+            group[part] = {}
+        group = group[part]
+        if not isinstance(group, dict):
             raise MaskwiseError(f"cannot set {dotted}", got=f"{part} is a value, not a group of settings")
-    raw[last] = value
+    group[last] = value
 
 
 def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested settings as ``a.b.c``, value: a dict changes only the keys that it names."""
+    """Nested settings as pairs of ``a.b.c`` and value: a dict changes only the keys that it names."""
     for key, value in tree.items():
         if isinstance(value, dict):
             yield from leaves(value, f"{prefix}{key}.")
@@ -33,12 +55,41 @@ def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield f"{prefix}{key}", value
 
 
+def merged(base: Mapping[str, Any], own: Mapping[str, Any]) -> Plain:
+    """``base`` with the settings of ``own``. Arms are replaced as a whole, and with them what names them."""
+    settings: Plain = {}
+    base_arms, own_arms = ((tree.get("study") or {}).get("arms") for tree in (base, own))
+    replaced = ("study.baseline", "study.contrasts", "study.search") if own_arms else ()
+    for tree, dropped in ((base, replaced), (own, ())):
+        for key, value in leaves(tree):
+            if not any(f"{key}.".startswith(f"{name}.") for name in ("study.arms", *dropped)):
+                put(settings, key, value)
+    if own_arms or base_arms:
+        put(settings, "study.arms", own_arms or base_arms)
+    return settings
+
+
 def parse_override(text: str) -> tuple[str, Any]:
-    """``key=value`` as (key, value)."""
+    """``key=value`` as (key, value).
+
+    >>> parse_override("training.learning_rate=1e-3")
+    ('training.learning_rate', 0.001)
+
+    Raises:
+        MaskwiseError: no equals sign, or no key.
+    """
     key, sign, value = text.partition("=")
     if not sign or not key.strip():
         raise MaskwiseError("an override is key=value", got=text, do="for example training.steps=500")
     return key.strip(), parse_value(value)
+
+
+def parse_value(text: str) -> Any:
+    """The value of an override: YAML, and plain text where it is none."""
+    try:
+        return read_yaml(text)
+    except yaml.YAMLError:
+        return text
 
 
 class Yaml(yaml.SafeLoader):
@@ -68,28 +119,112 @@ def read_yaml(text: str) -> Any:
     """Plain values from YAML.
 
     Raises:
-        yaml.YAMLError: it is none.
+        yaml.YAMLError: it is not YAML.
+        MaskwiseError: it is nested too deeply, or unfolds to more values than anybody writes.
     """
-    return yaml.load(text, Loader=Yaml)
-
-
-def parse_value(text: str) -> Any:
-    """The value of an override."""
     try:
-        return read_yaml(text)
-    except yaml.YAMLError:
-        return text
+        value = yaml.load(text, Loader=Yaml)
+        too_large = _count(value, {}) > MOST_VALUES
+    except RecursionError:
+        raise MaskwiseError("settings are nested too deeply", do="write fewer levels") from None
+    if too_large:
+        raise MaskwiseError("settings hold too many values", allowed=f"at most {MOST_VALUES:,}")
+    return value
 
 
-def merged(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """``base`` with the settings of ``own``. Arms are replaced whole, and with them what speaks of their names."""
-    raw: dict[str, Any] = {}
-    arms = [tree["study"].get("arms") if tree.get("study") else None for tree in (base, own)]
-    gone = ("study.baseline", "study.contrasts", "study.search") if arms[1] else ()
-    for tree, dropped in ((base, gone), (own, ())):
-        for key, value in leaves(tree):
-            if not any(f"{key}.".startswith(f"{name}.") for name in ("study.arms", *dropped)):
-                put(raw, key, value)
-    if arms[1] or arms[0]:
-        put(raw, "study.arms", arms[1] or arms[0])
-    return raw
+def _count(value: Any, known: dict[int, int]) -> int:
+    """The values inside a value; what an alias repeats is counted each time and looked at once."""
+    if not isinstance(value, dict | list):
+        return 1
+    if id(value) not in known:
+        known[id(value)] = MOST_VALUES + 1  # until it is counted: a value that holds itself has no end
+        inside = value.values() if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_count(part, known) for part in inside)
+    return known[id(value)]
+
+
+# What is wrong with settings -----------------------------------------------------------------------------------
+
+ALLOWED = {
+    "int_parsing": "a whole number", "int_type": "a whole number", "int_from_float": "a whole number",
+    "float_parsing": "a number", "float_type": "a number", "finite_number": "a finite number",
+    "bool_parsing": "true or false", "bool_type": "true or false", "string_type": "text",
+    "tuple_type": "a list", "list_type": "a list", "dict_type": "names with values",
+    "greater_than": "> {gt}", "greater_than_equal": "≥ {ge}", "less_than": "< {lt}", "less_than_equal": "≤ {le}",
+    "too_long": "{max_length} values", "too_short": "≥ {min_length} values",
+}  # fmt: skip
+"""What is allowed, by pydantic's type of error."""
+
+# Where a field takes several types, pydantic puts each alternative into the place of an error as if it were a name.
+_ALTERNATIVE = re.compile(r"(int|float|str|bool|(tuple|list|dict)\[.*\])$")
+
+
+def explain(error: ValidationError, settings: type[BaseModel], *, origin: str) -> MaskwiseError:
+    """The first mistake in one line: the setting, what it got, and all that it takes.
+
+    Args:
+        settings: the class that was validated.
+        origin: where the settings come from: a file, an arm, or "" for nowhere in particular.
+    """
+    # A wrong name says more than the setting that is missing for it.
+    errors = sorted(error.errors(), key=lambda detail: detail["type"] != "extra_forbidden")
+    first = errors[0]
+    path = _path(first)
+    if first["type"] == "extra_forbidden":
+        known = [".".join([*path[:-1], name]) for name in _group(settings, path[:-1]).model_fields]
+        return unknown_name(f"setting in {origin}:" if origin else "setting", ".".join(path), known)
+    if first["type"] == "value_error":
+        return _from_validator(first, _joined(origin, *path))
+    below = [detail for detail in errors if _path(detail)[: len(path)] == path]
+    path = max(map(_path, below), key=len)
+    alternatives = [detail for detail in below if _path(detail) == path]
+    allowed = " or ".join(dict.fromkeys(_allowed(detail, settings) for detail in alternatives))
+    detail = alternatives[0]
+    place, got = _joined(origin, *path), detail.get("input")
+    if detail["type"] == "missing":
+        return MaskwiseError(f"{place} is missing", do="give it a value")
+    near = difflib.get_close_matches(str(got), allowed.split(", "), n=1, cutoff=0.5)
+    do = f"did you mean {near[0]!r}?" if near and detail["type"] == "literal_error" else None
+    return MaskwiseError(place, got="nothing" if got is None else repr(got), allowed=allowed, do=do)
+
+
+def _joined(origin: str, *path: str) -> str:
+    return ": ".join(part for part in (origin, ".".join(path)) if part)
+
+
+def _from_validator(error: ErrorDetails, place: str) -> MaskwiseError:
+    """What a validator of ours said, with its place, and with what it got where it does not say that itself."""
+    message, got = error["msg"].removeprefix("Value error, "), error.get("input")
+    says_got = "got " in message or (isinstance(got, str) and repr(got) in message)
+    shows_got = not says_got and not isinstance(got, dict | BaseModel)
+    what = ": ".join(part for part in (place, message) if part)
+    return MaskwiseError(what, got=repr(got) if shows_got else None)
+
+
+def _path(error: ErrorDetails) -> list[str]:
+    return [part for part in map(str, error["loc"]) if not _ALTERNATIVE.match(part)]
+
+
+def _allowed(error: ErrorDetails, settings: type[BaseModel]) -> str:
+    kind, context = error["type"], error.get("ctx") or {}
+    if kind == "literal_error":
+        return ", ".join(re.findall(r"'([^']*)'", context["expected"]))
+    if kind == "model_type":
+        return f"settings such as {', '.join(list(_group(settings, _path(error)).model_fields)[:3])}"
+    if kind in ALLOWED:
+        return ALLOWED[kind].format(**context)
+    return error["msg"]
+
+
+def _group(settings: type[BaseModel], path: Sequence[str]) -> type[BaseModel]:
+    """The class of the settings at a place; names that people chose, of arms and objectives, stand for no class."""
+    for part in path:
+        if part in settings.model_fields:
+            settings = next(_classes(settings.model_fields[part].annotation), settings)
+    return settings
+
+
+def _classes(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The settings classes in an annotation: ``X``, ``X | None`` or ``dict[str, X]``."""
+    kinds: Iterable[Any] = (annotation, *getattr(annotation, "__args__", ()))
+    return (kind for kind in kinds if hasattr(kind, "model_fields"))

@@ -11,7 +11,7 @@ import yaml
 
 from maskwise.errors import MaskwiseError, unknown_name
 from maskwise.masking.policies import policy
-from maskwise.recipe.overrides import merged, parse_override, put, read_yaml
+from maskwise.recipe.overrides import Plain, merged, parse_override, put, read_yaml
 from maskwise.recipe.recipe import ARM_PARTS, Recipe, validate
 
 
@@ -24,33 +24,40 @@ def shipped() -> dict[str, Path]:
 def read_recipe(source: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     """Read a shipped recipe (by name) or a file, apply ``key=value`` overrides, check everything.
 
+    >>> read_recipe("quick-start", ["training.steps=10"]).training.steps
+    10
+
     Raises:
         MaskwiseError: no such recipe, no YAML, an unknown key or name, a value out of range.
     """
-    raw = _raw(source)
+    settings = _settings(source)
     changes = dict(parse_override(override) for override in overrides)
     for key, value in changes.items():
-        put(raw, key, value)
+        put(settings, key, value)
     if isinstance(changes.get("study.arms"), Mapping):
-        _forget_arms(raw["study"], said=changes)
-    recipe = validate(raw, origin=str(source))
+        _forget_arms(settings["study"], changes=changes)
+    recipe = validate(settings, origin=str(source))
     _check_points(recipe)
-    for arm in recipe.study.arms:
-        for point in recipe.study.search.points if recipe.study.search else [{}]:
-            one = recipe.arm(arm, seed=0, more=point)  # checked now, not after the first has been trained
-            if recipe.study.match != "steps" and any(link.objectives for link in one.links()):
-                what = f"arm {arm!r} trains on several objectives, and such trainings are matched by steps"
-                raise MaskwiseError(what, got=f"study.match {recipe.study.match}")
-        kinds = {kind for link in one.links() for kind in policy(link.masking.policy).judged_on()}
-        if not recipe.tasks and not kinds & set(recipe.evaluation.masks):
-            raise MaskwiseError(
-                f"arm {arm!r} would be judged by nothing: no tasks, and no held-out masks of its kind",
-                got=f"evaluation.masks {list(recipe.evaluation.masks)}", allowed=" or ".join(sorted(kinds)),
-            )  # fmt: skip
+    for name in recipe.study.arms:
+        _check_arm(recipe, name)
     return recipe
 
 
-def _raw(source: str | Path, *, below: tuple[Path, ...] = ()) -> dict[str, Any]:
+def _check_arm(recipe: Recipe, name: str) -> None:
+    """The arm at every point of the search: now, and not after the first has been trained."""
+    for point in recipe.study.search.points if recipe.study.search else [{}]:
+        arm = recipe.arm(name, seed=0, more=point)
+        if recipe.study.match != "steps" and any(link.objectives for link in arm.links()):
+            what = f"arm {name!r} trains on several objectives, and such trainings are matched by steps"
+            raise MaskwiseError(what, got=f"study.match {recipe.study.match}")
+    kinds = {kind for link in arm.links() for kind in policy(link.masking.policy).judged_on()}
+    if not recipe.tasks and not kinds & set(recipe.evaluation.masks):
+        what = f"arm {name!r} would be judged by nothing: no tasks, and no held-out masks of its kind"
+        got = f"evaluation.masks {list(recipe.evaluation.masks)}"
+        raise MaskwiseError(what, got=got, allowed=" or ".join(sorted(kinds)))
+
+
+def _settings(source: str | Path, *, below: tuple[Path, ...] = ()) -> Plain:
     """The settings of a file, with those of the recipe that it extends under them."""
     path = shipped().get(str(source), Path(source))
     if not path.is_file():
@@ -61,19 +68,21 @@ def _raw(source: str | Path, *, below: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise MaskwiseError(
             "recipes extend each other in a circle", got=" → ".join(p.name for p in (*below, path))
         )
-    raw = _read(path)
-    if raw is None:
+    settings = _read(path)
+    if settings is None:
         do = "write settings into it, or name a shipped recipe: maskwise list recipes"
         raise MaskwiseError(f"{path} is no recipe", got="no settings", do=do)
-    if not isinstance(raw, dict):
-        raise MaskwiseError(f"{path} is not a recipe", got=type(raw).__name__, allowed="keys and values")
-    raw.setdefault("name", path.stem)
-    base = raw.pop("extends", None)
+    if not isinstance(settings, dict):
+        raise MaskwiseError(f"{path} is not a recipe", got=type(settings).__name__, allowed="keys and values")
+    settings.setdefault("name", path.stem)
+    base = settings.pop("extends", None)
     if base is None:
-        return raw
+        return settings
     beside = path.parent / str(base)
-    under = _raw(beside if beside.is_file() else str(base), below=(*below, path.resolve()))
-    return merged({key: value for key, value in under.items() if key not in ("name", "description")}, raw)
+    under = _settings(beside if beside.is_file() else str(base), below=(*below, path.resolve()))
+    return merged(
+        {key: value for key, value in under.items() if key not in ("name", "description")}, settings
+    )
 
 
 def _read(path: Path) -> Any:
@@ -82,6 +91,8 @@ def _read(path: Path) -> Any:
         return read_yaml(text)
     except UnicodeDecodeError as error:
         raise MaskwiseError(f"{path} is not text in UTF-8", got=str(error)) from None
+    except MaskwiseError as error:
+        raise MaskwiseError(f"{path}: {error}") from None
     except yaml.MarkedYAMLError as error:
         where = error.problem_mark or error.context_mark
         number = where.line if where else 0
@@ -93,11 +104,11 @@ def _read(path: Path) -> Any:
         raise MaskwiseError(f"{path} is not readable YAML", got=str(error)) from None
 
 
-def _forget_arms(study: dict[str, Any], *, said: Mapping[str, Any]) -> None:
-    """Other arms than the recipe's: its contrasts, and a baseline that is none of them, are as if not said."""
-    if "study.contrasts" not in said:
+def _forget_arms(study: Plain, *, changes: Mapping[str, Any]) -> None:
+    """Other arms than the recipe's: they drop its contrasts, and a baseline that is none of them."""
+    if "study.contrasts" not in changes:
         study.pop("contrasts", None)
-    if "study.baseline" not in said and study.get("baseline") not in study["arms"]:
+    if "study.baseline" not in changes and study.get("baseline") not in study["arms"]:
         study.pop("baseline", None)
 
 

@@ -1,23 +1,32 @@
-"""A whole experiment as plain values, and the recipe of each of its runs."""
+"""A whole experiment as a record of the rooms' own settings, and the recipe of each of its runs.
+
+A recipe is frozen, and whatever changes it makes another one that is validated as a whole, once for each combination
+of settings: a study resolves its arms here, and everything behind works with typed recipes.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from typing import Any
+from functools import lru_cache
+from itertools import product
+from typing import Any, Literal, NoReturn
 
 import yaml
-from pydantic import ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
-from maskwise.errors import MaskwiseError
+from maskwise.annotate.registry import annotator, check_names
+from maskwise.constants import MOST_PRIMARY, REFERENCE
+from maskwise.errors import MaskwiseError, unknown_name
 from maskwise.evaluation import EvaluationSettings
 from maskwise.keys import fold
+from maskwise.masking.settings import MaskingSettings
 from maskwise.objectives import objective_class
-from maskwise.recipe.mistakes import explain
-from maskwise.recipe.overrides import leaves, put
-from maskwise.recipe.parts import CorpusPart, MaskingPart, ModelPart, ObjectivePart, Part, TokenizerPart
-from maskwise.recipe.study import StudyPart
+from maskwise.objectives.settings import ObjectiveSettings, require_fit
+from maskwise.recipe.overrides import Plain, explain, leaves, put
 from maskwise.samplers import sampler
 from maskwise.tasks import FinetuneSettings
+from maskwise.text.settings import CorpusSettings, TokenizerSettings
 from maskwise.training import TrainingSettings
 
 ARM_PARTS = (
@@ -28,17 +37,208 @@ ARM_PARTS = (
 INTERMEDIATE_PARTS = ("corpus", "masking", "objectives", "sampler", "training")
 """What a second stage of training may change of the first; its model and tokenizer are the first one's."""
 
+MOST_SEEDS = 1000
+"""Runs of an arm. A plan holds every stage of every run; thirty runs decide what is worth deciding."""
 
-class Recipe(Part):
-    """A whole experiment."""
+
+class Settings(BaseModel):
+    """Settings that refuse unknown keys and never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelSettings(Settings):
+    """A model from a configuration, or a pre-trained one to go on with."""
+
+    pretrained: str | None = None
+    """A folder, hub id, ``bundled:encoder`` or ``package:NAME`` (an installed one). None: fresh weights."""
+    architecture: str = "modernbert"
+    settings: dict[str, Any] = {}
+    """Fields of the architecture's configuration, such as hidden_size."""
+    unigram_bias: bool = True
+    """Start the output bias of a new head at the log-frequencies of the training text."""
+
+    @field_validator("settings")
+    @classmethod
+    def _truth(cls, value: dict[str, Any]) -> dict[str, Any]:
+        """No type says here that ``no`` is meant as a truth value; and no setting of a model is a word like it."""
+        words = {"yes": True, "on": True, "no": False, "off": False}
+        return {key: words.get(str(setting), setting) for key, setting in value.items()}
+
+
+class SearchSettings(Settings):
+    """Settings chosen for every arm alike, on runs and data that are not reported.
+
+    >>> len(SearchSettings(grid={"training.learning_rate": [1e-3, 2e-3], "training.warmup": [0, 0.1]}).points)
+    4
+    """
+
+    grid: dict[str, tuple[Any, ...]] | tuple[dict[str, Any], ...]
+    """Values by setting (all combinations are tried), or a list of points, each a dict of settings."""
+    seeds: tuple[int, ...] = (1000, 1001)
+    """Seeds of the runs that choose; none may be a seed of the study."""
+    by: Literal["dev", "held-out"] | None = None
+    """``dev``: scores on the tasks' dev rows. ``held-out``: loss on the arm's own kind of mask.
+    None: dev where there are tasks."""
+
+    @field_validator("grid", mode="before")
+    @classmethod
+    def _dotted(cls, grid: Any) -> Any:
+        if isinstance(grid, Mapping):
+            grid = dict(leaves(grid))
+            for key, values in grid.items():
+                if not isinstance(values, list | tuple) or not values:
+                    raise MaskwiseError(f"study.search.grid.{key} is a list of values", got=values)
+            return grid
+        if not isinstance(grid, list | tuple) or not all(isinstance(point, Mapping) for point in grid):
+            allowed = "lists by setting, or a list of points"
+            raise MaskwiseError("study.search.grid", got=grid, allowed=allowed)
+        return [dict(leaves(point)) for point in grid]
+
+    @model_validator(mode="after")
+    def _offers_a_choice(self) -> SearchSettings:
+        if len(self.points) < 2:
+            what = "study.search.grid has nothing to choose from"
+            raise MaskwiseError(what, got=self.grid, allowed="≥ 2 points")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise MaskwiseError("study.search.seeds: different dev seeds", got=self.seeds, allowed="≥ 1")
+        return self
+
+    @property
+    def points(self) -> list[dict[str, Any]]:
+        """The points that are tried, as settings by dotted name, in the order in which ties are settled."""
+        if isinstance(self.grid, tuple):
+            return [dict(point) for point in self.grid]
+        return [dict(zip(self.grid, values)) for values in product(*self.grid.values())]
+
+
+class StudySettings(Settings):
+    """What is compared, with how many runs, and how the comparison is kept fair."""
+
+    arms: dict[str, dict[str, Any]] = {}
+    """By name: overrides of any setting, such as ``{masking.ratio: 0.30}``."""
+    baseline: str | None = None
+    """The arm that the others are compared with; None: the first one."""
+    seeds: int | tuple[int, ...] = 3
+    """Pre-training runs per arm (how many, or which seeds). They are the replicates, paired by seed."""
+    contrasts: tuple[tuple[str, str], ...] | None = None
+    """The primary ones, as [arm, baseline]; None: every arm against the baseline. At most six."""
+    match: Literal["steps", "targets", "flops"] = "steps"
+    """What every arm spends as much of as the baseline does: training.steps are set so (but for steps)."""
+    search: SearchSettings | None = None
+    """A grid of settings, searched for every arm on dev seeds."""
+    companions: tuple[float, ...] = ()
+    """Shorter runs beside the whole ones, as shares of the steps: for time-to-quality. Schedules of the ratio and of
+    the learning rate run over a run's own length, so a run cut short is not a short run."""
+    cache: str | None = None
+    """A folder where stages are shared with other studies; None: ``stages/`` of the study's own."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _left(cls, settings: Any) -> Any:
+        """Two settings that older recipes may name are gone (docs/decisions/0011)."""
+        if not isinstance(settings, Mapping):
+            return settings
+        if settings.get("stop_hopeless") is not None:
+            _refuse_left("study.stop_hopeless", do="remove it: every arm has all of its runs")
+        if settings.get("match") == "seconds":
+            _refuse_left("study.match: seconds", do="take flops")
+        return {key: value for key, value in settings.items() if key != "stop_hopeless"}
+
+    @field_validator("arms", mode="before")
+    @classmethod
+    def _empty_arms(cls, arms: Any) -> Any:
+        """``token-15:`` alone is an arm that changes nothing."""
+        return {name: over or {} for name, over in arms.items()} if isinstance(arms, dict) else arms
+
+    @field_validator("seeds", mode="before")
+    @classmethod
+    def _paired(cls, seeds: Any) -> Any:
+        if isinstance(seeds, Mapping):
+            what = "study.seeds are the same for every arm: runs are paired by seed"
+            raise MaskwiseError(what, got=dict(seeds), allowed="a number of runs, or a list of seeds")
+        return seeds
+
+    @field_validator("seeds")
+    @classmethod
+    def _distinct(cls, seeds: int | tuple[int, ...]) -> int | tuple[int, ...]:
+        number = seeds if isinstance(seeds, int) else len(seeds)
+        if number < 1 or (isinstance(seeds, tuple) and len(set(seeds)) < number):
+            raise MaskwiseError("a number of runs, or different seeds", got=seeds, allowed="≥ 1")
+        if number > MOST_SEEDS:
+            raise MaskwiseError("a number of runs", got=number, allowed=f"≤ {MOST_SEEDS}")
+        return seeds
+
+    @field_validator("contrasts", mode="before")
+    @classmethod
+    def _pairs_of_names(cls, contrasts: Any) -> Any:
+        pairs = contrasts if isinstance(contrasts, list | tuple) else [contrasts]
+        for pair in pairs if contrasts is not None else ():
+            if not isinstance(pair, list | tuple) or len(pair) != 2:
+                raise MaskwiseError(
+                    "study.contrasts holds pairs of arms", got=pair, allowed="[arm, baseline]"
+                )
+        return contrasts
+
+    @field_validator("companions")
+    @classmethod
+    def _shares(cls, shares: tuple[float, ...]) -> tuple[float, ...]:
+        if not all(0 < share < 1 for share in shares) or len(set(shares)) < len(shares):
+            allowed = "different shares of the steps, 0 < f < 1"
+            raise MaskwiseError("study.companions", got=shares, allowed=allowed)
+        return tuple(sorted(shares))
+
+    @model_validator(mode="after")
+    def _consistent(self) -> StudySettings:
+        if self.baseline is not None and self.baseline not in self.arms:
+            raise unknown_name("baseline arm", self.baseline, self.arms)
+        if REFERENCE in self.arms:
+            raise MaskwiseError(f"an arm cannot be called {REFERENCE}: the reference of every study is")
+        shared = set(self.seed_list) & set(self.search.seeds if self.search else ())
+        if shared:
+            what = "study.search.seeds are seeds of the study: what chooses a setting must not judge it"
+            raise MaskwiseError(what, got=sorted(shared), do="give search other seeds, such as 1000, 1001")
+        known = [*self.arms, REFERENCE]
+        for arm, baseline in self.contrasts or ():
+            for name in (arm, baseline):
+                if name not in known:
+                    raise unknown_name("arm in study.contrasts", name, known)
+            if arm == baseline:
+                what = "a contrast names two different arms"
+                raise MaskwiseError(what, got=[arm, baseline], allowed="[arm, baseline]")
+        if len(self.pairs) > MOST_PRIMARY:
+            do = "name the ones that matter in study.contrasts"
+            what, allowed = "too many primary contrasts for one page", f"at most {MOST_PRIMARY}"
+            raise MaskwiseError(what, got=len(self.pairs), allowed=allowed, do=do)
+        return self
+
+    @property
+    def seed_list(self) -> tuple[int, ...]:
+        """The seeds of every arm's runs."""
+        return tuple(range(self.seeds)) if isinstance(self.seeds, int) else self.seeds
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """The primary contrasts as (arm, baseline)."""
+        base = self.baseline or next(iter(self.arms), "")
+        return list(dict.fromkeys(self.contrasts or [(arm, base) for arm in self.arms if arm != base]))
+
+
+class Recipe(Settings):
+    """A whole experiment.
+
+    >>> recipe = Recipe(study={"arms": {"a": {}, "b": {"masking.ratio": 0.3}}})
+    >>> [recipe.arm(name, seed=7).masking.ratio for name in recipe.study.arms]
+    [0.15, 0.3]
+    """
 
     name: str = "recipe"
     description: str = ""
-    corpus: CorpusPart = CorpusPart()
-    tokenizer: TokenizerPart = TokenizerPart()
-    model: ModelPart = ModelPart()
-    masking: MaskingPart = MaskingPart()
-    objectives: dict[str, ObjectivePart] = {}
+    corpus: CorpusSettings = CorpusSettings()
+    tokenizer: TokenizerSettings = TokenizerSettings()
+    model: ModelSettings = ModelSettings()
+    masking: MaskingSettings = MaskingSettings()
+    objectives: dict[str, ObjectiveSettings] = {}
     """Several objectives over one encoder, by the names of their arms; none: masked language modelling."""
     sampler: str = "uniform"
     """Which of the objectives trains at each step: a rule, or one that learns, such as mometas."""
@@ -50,14 +250,23 @@ class Recipe(Part):
     tasks: tuple[str, ...] = ()
     """What a checkpoint is judged by: bundled names, files, folders or ``hf:`` ids."""
     finetune: FinetuneSettings = FinetuneSettings()
-    study: StudyPart = StudyPart()
+    study: StudySettings = StudySettings()
+
+    @field_validator("corpus")
+    @classmethod
+    def _known_annotators(cls, corpus: CorpusSettings) -> CorpusSettings:
+        try:
+            check_names([annotator(spec) for spec in corpus.layers])
+        except MaskwiseError as error:
+            raise MaskwiseError(f"layers: {error}") from None
+        return corpus
 
     @field_validator("intermediate", mode="before")
     @classmethod
     def _nested(cls, value: Any) -> Any:
         if not isinstance(value, Mapping):
             return None if value == "none" else value
-        nested: dict[str, Any] = {}
+        nested: Plain = {}
         for key, setting in leaves(value):
             if key.split(".")[0] not in INTERMEDIATE_PARTS or key == "training.seed":
                 allowed = ", ".join(INTERMEDIATE_PARTS)
@@ -89,38 +298,41 @@ class Recipe(Part):
 
     @model_validator(mode="after")
     def _learnable(self) -> Recipe:
+        try:
+            require_fit(self.masking.corruption, objective_class("mlm"), who="masked language models")
+        except MaskwiseError as error:
+            raise MaskwiseError(f"masking.corruption: {error}") from None
         self.remarks()
         return self
 
+    @model_validator(mode="after")
+    def _enough_positions(self) -> Recipe:
+        for link in self.links()[1:]:
+            if self.has_new_positions and link.corpus.length > self.corpus.length:
+                what = "intermediate.corpus.length is more than the positions that a new model has"
+                allowed = f"≤ corpus.length = {self.corpus.length}"
+                raise MaskwiseError(what, got=link.corpus.length, allowed=allowed)
+        return self
+
     def remarks(self) -> list[str]:
-        """What is no mistake and should be known of how the objectives' batches are masked.
+        """Warnings about how the objectives' batches are masked.
 
         Raises:
             MaskwiseError: an objective that would learn nonsense from such batches.
         """
-        common, found = self.masking.model_dump(), []
+        common, remarks = self.masking.model_dump(), []
         for name, arm in self.objectives.items():
-            kind = objective_class(arm.objective)
             try:
-                said = kind.check(kind.settings(common, arm.masking))
+                remark = arm.kind.check(arm.kind.settings(common, arm.masking))
             except MaskwiseError as error:
                 raise MaskwiseError(f"objectives.{name}: {error}") from None
-            found += [f"objectives.{name}: {said}"] if said else []
-        return found
+            remarks += [f"objectives.{name}: {remark}"] if remark else []
+        return remarks
 
-    @model_validator(mode="after")
-    def _fits(self) -> Recipe:
-        fresh = not self.model.pretrained and "max_position_embeddings" not in self.model.settings
-        for what, length in [
-            *([("finetune.max_length", self.finetune.max_length)] if self.tasks else []),
-            *[("intermediate.corpus.length", link.corpus.length) for link in self.links()[1:]],
-        ]:
-            if fresh and length > self.corpus.length:
-                raise MaskwiseError(
-                    f"{what} is more than the positions that a new model has", got=length,
-                    allowed=f"≤ corpus.length = {self.corpus.length}",
-                )  # fmt: skip
-        return self
+    @property
+    def has_new_positions(self) -> bool:
+        """Whether the model is new and has as many positions as a row of the corpus."""
+        return not self.model.pretrained and "max_position_embeddings" not in self.model.settings
 
     @property
     def baseline(self) -> str | None:
@@ -129,43 +341,71 @@ class Recipe(Part):
 
     @property
     def tokenizer_name(self) -> str | None:
-        """Of the tokenizer: as said, or the pre-trained model's own. None: one is trained."""
+        """The name of the tokenizer: the recipe's, or the pre-trained model's own. None: one is trained."""
         return self.tokenizer.name or self.model.pretrained
 
     def links(self) -> tuple[Recipe, ...]:
-        """The chain of trainings: this recipe without its intermediate part, and what that makes of it."""
+        """The chain of trainings: this recipe without its intermediate part, and what that part makes of it."""
         if self.intermediate is None:
             return (self,)
         first = self.model_copy(update={"intermediate": None})
-        raw = first.model_dump(mode="json", exclude={"study", "tasks"})
-        for key, value in leaves(self.intermediate):
-            put(raw, key, value)
-        # Another seed: the order and the masks of the first stage would come again.
-        raw["training"]["seed"] = fold(self.training.seed, 1)
-        return first, validate(raw, origin="intermediate")
+        base = first.model_dump(mode="json", exclude={"study", "tasks"})
+        # Another seed: otherwise the order and the masks of the first stage would come again.
+        second = _changed(base, self.intermediate, origin="intermediate").seeded(fold(self.training.seed, 1))
+        return first, second
 
     def arm(self, name: str, *, seed: int, more: Mapping[str, Any] | None = None) -> Recipe:
-        """The recipe of one run: the arm's overrides, ``more`` overrides and the seed put in."""
-        raw = self.model_dump(mode="json", exclude={"study"})
-        for over in (self.study.arms[name], more or {}):
-            if over.get("intermediate", "") in (None, "none"):
-                raw["intermediate"] = None
-            for key, value in leaves(over):
+        """The recipe of one run: the arm's overrides, ``more`` overrides and the seed put in.
+
+        Raises:
+            MaskwiseError: an override of what must be the same for all arms, or settings that do not fit.
+        """
+        changes: Plain = {}
+        for overrides in (self.study.arms[name], more or {}):
+            for key, value in leaves(overrides):
                 if key.split(".")[0] not in ARM_PARTS or key == "training.seed":
                     allowed = ", ".join(ARM_PARTS)
-                    raise MaskwiseError(
-                        f"arm {name!r} cannot change {key}", allowed=allowed, do="or all arms alike"
-                    )
-                put(raw, key, value)
-        return validate({**raw, "training": {**raw["training"], "seed": seed}}, origin=f"arm {name!r}")
+                    what = f"arm {name!r} cannot change {key}"
+                    raise MaskwiseError(what, allowed=allowed, do="or all arms alike")
+                changes[key] = value
+        base = self.model_dump(mode="json", exclude={"study"})
+        return _changed(base, changes, origin=f"arm {name!r}").seeded(seed)
+
+    def seeded(self, seed: int) -> Recipe:
+        """The same recipe with another seed of the training."""
+        return self.model_copy(update={"training": self.training.model_copy(update={"seed": seed})})
 
     def to_yaml(self) -> str:
+        """The recipe with every default filled in, as a file that ``read_recipe`` reads again."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def validate(raw: Mapping[str, Any], *, origin: str) -> Recipe:
-    """A recipe from plain values, or one line that says what is wrong with them."""
+def validate(settings: Mapping[str, Any], *, origin: str) -> Recipe:
+    """A recipe from plain values.
+
+    Raises:
+        MaskwiseError: what is wrong with them; ``origin`` says where they come from.
+    """
     try:
-        return Recipe.model_validate(raw)
+        return Recipe.model_validate(settings)
     except ValidationError as error:
         raise explain(error, Recipe, origin=origin) from None
+
+
+def _changed(base: Plain, changes: Mapping[str, Any], *, origin: str) -> Recipe:
+    """A recipe with changes by dotted name; its seed is to be set."""
+    base["training"]["seed"] = 0
+    return _validate_once(json.dumps(base), json.dumps(list(leaves(changes)), default=str), origin)
+
+
+@lru_cache(maxsize=4096)
+def _validate_once(base: str, changes: str, origin: str) -> Recipe:
+    """Each combination of settings is validated once; a validation costs some milliseconds."""
+    settings: Plain = json.loads(base)
+    for key, value in json.loads(changes):
+        put(settings, key, value)
+    return validate(settings, origin=origin)
+
+
+def _refuse_left(setting: str, *, do: str) -> NoReturn:
+    raise MaskwiseError(f"{setting} is no longer a setting (docs/decisions/0011)", do=do)

@@ -1,14 +1,13 @@
 """Arms × seeds × tasks → statistics. Stages addressed by content, run by workers, judged by fixed rules.
 
-Read in this order: ``stages`` (the pieces of work), ``plan`` (which), ``phases`` (in which order, and what is decided
-between them), ``work`` (what is done), ``runner`` (do them all), ``verdict`` (what follows).
-Imports every room below; ``report`` only reads the files.
+Read in this order: ``plan`` (the stages, and which a run is made of), ``phases`` (in which order, and what is decided
+between them), ``work`` (what is done), ``run`` (do them all), ``verdict`` (what follows). ``single`` is one training
+without a study. Imports every room below; ``report`` only reads the files.
 """
 
 from maskwise.study.dry import dry_run
-from maskwise.study.plan import Plan, Run, make_plan
-from maskwise.study.runner import run_study
-from maskwise.study.stages import Stage
-from maskwise.study.work import Prepared, pretrain, run_stage
+from maskwise.study.plan import Plan, Run, Stage, make_plan
+from maskwise.study.run import run_study
+from maskwise.study.work import pretrain, run_stage
 
-__all__ = ["Plan", "Prepared", "Run", "Stage", "dry_run", "make_plan", "pretrain", "run_stage", "run_study"]
+__all__ = ["Plan", "Run", "Stage", "dry_run", "make_plan", "pretrain", "run_stage", "run_study"]

@@ -19,13 +19,14 @@ from typing import Any
 
 from maskwise.objectives import Arms, MaskedLanguageModelling
 from maskwise.objectives.base import Work
+from maskwise.training import MaskedSource
 
 SAMPLED_STEPS = 32
 """Steps, evenly over a run, whose batches are masked to see what a run will spend."""
 
 
 def flops(tokens: float, targets: float, network: Any, *, frozen: bool = False) -> int:
-    """Of masked language modelling on so many tokens and targets; ``frozen``: training the head alone."""
+    """FLOPs of masked language modelling on so many tokens and targets; ``frozen``: training the head alone."""
     return trained(MaskedLanguageModelling(network).work(tokens, targets), frozen=frozen)
 
 
@@ -38,16 +39,19 @@ def flops_of_arms(
     arms: Arms, spent: Mapping[str, Mapping[str, float]], *, frozen: bool = False
 ) -> tuple[int, int]:
     """(FLOPs of the steps, FLOPs of the probes), over all arms; ``spent`` as ``SamplerLearner.spent`` has it."""
-    works = [(arms.arm(name).work, found) for name, found in spent.items()]
-    steps = sum(trained(work(one["tokens"], one["targets"]), frozen=frozen) for work, one in works)
-    return steps, int(sum(2 * work(one["probe_tokens"], one["probe_targets"]).all for work, one in works))
+    steps = probes = 0
+    for name, counts in spent.items():
+        work = arms.arm(name).work
+        steps += trained(work(counts["tokens"], counts["targets"]), frozen=frozen)
+        probes += int(2 * work(counts["probe_tokens"], counts["probe_targets"]).all)
+    return steps, probes
 
 
-def per_step(source: Any, network: Any) -> dict[str, float]:
+def per_step(source: MaskedSource, network: Any) -> dict[str, float]:
     """Means over a run of what a step spends: ``steps`` (one), ``tokens``, ``targets``, ``flops``.
 
     Args:
-        source: a ``MaskedSource``: the very batches that steps will have, masked at their ratio.
+        source: the very batches that steps will have, masked at their ratio.
         network: the model, or an empty one.
     """
     steps = source.settings.steps

@@ -1,32 +1,31 @@
 """What a study would do, and how long that may take; nothing is written and nothing is trained.
 
-Times come from stages of the same kind and settings that are in the folders already (of this study, or shared). Where
-there are none, that is said rather than guessed. What a search or a matching will decide is not known yet: such runs
-are counted at the first point of the grid, or at the steps as written.
+Times come from like stages that are in the folders already (of this study, or shared; ``live.Pace``). Where there are
+none, that is said rather than guessed. What a search or a matching will decide is not known yet: such runs are counted
+at the first point of the grid, or at the steps as written.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from statistics import median
-from typing import Any
 
+from maskwise.folders import read_json
 from maskwise.jobs import require_engine
-from maskwise.study.checks import check_folder, check_inputs
+from maskwise.recipe import Recipe
+from maskwise.study.checks import check_inputs, require_study_folder
+from maskwise.study.live import Pace
 from maskwise.study.phases import Design
-from maskwise.study.runner import shared_folder
-from maskwise.study.stages import Stage
+from maskwise.study.plan import Plain, Stage
+from maskwise.study.run import shared_folder
 
 
 def dry_run(
-    recipe: Any, out: Path, *, jobs: int | None = None, engine: str = "local", cache: Path | None = None
-) -> dict[str, Any]:
+    recipe: Recipe, out: Path, *, jobs: int | None = None, engine: str = "local", cache: Path | None = None
+) -> Plain:
     """What ``run_study`` with the same arguments would do.
 
     Returns:
@@ -35,35 +34,35 @@ def dry_run(
         known. ``unknown``: kinds without a time. ``notes``: what may still change.
 
     Raises:
-        MaskwiseError: bad input, as of the study itself.
+        MaskwiseError: bad input, as ``run_study`` itself raises it.
     """
     require_engine(engine)
-    check_folder(out)
-    known = check_inputs(recipe)
+    require_study_folder(out)
+    notes = check_inputs(recipe)
     at_once = jobs or os.cpu_count() or 1
     with _view(out / "stages", shared_folder(recipe, cache)) as stages:
         design = Design(recipe, stages)
         plans = list(design.phases())
-        timed = _timed(stages)
+        pace = _timed(stages)
         named = {stage.name: stage for plan in plans for stage in plan.stages()}
         to_do = {name: stage for name, stage in named.items() if stage.result(stages) is None}
-        phases, seen = [], set[str]()
-        for plan in plans:
-            new = [stage.name for stage in plan.stages() if stage.name in to_do and stage.name not in seen]
-            seen.update(new)
-            phases.append({"phase": plan.phase, "runs": len(plan.runs), "to_do": len(new)})
-    seconds = {name: _guess(stage, timed) for name, stage in to_do.items()}
-    kinds: dict[str, dict[str, Any]] = {}
+    phases, seen = [], set[str]()
+    for plan in plans:
+        new = {stage.name for stage in plan.stages() if stage.name in to_do} - seen
+        seen |= new
+        phases.append({"phase": plan.phase, "runs": len(plan.runs), "to_do": len(new)})
+    seconds = {name: pace.seconds(stage) for name, stage in to_do.items()}
+    kinds: dict[str, Plain] = {}
     for kind in dict.fromkeys(stage.kind for stage in named.values()):
-        names = [name for name, stage in named.items() if stage.kind == kind]
-        left = [seconds[name] for name in names if name in to_do]
+        left = [seconds[name] for name, stage in to_do.items() if stage.kind == kind]
         work = None if None in left else round(sum(s for s in left if s is not None), 1)
-        kinds[kind] = {"done": len(names) - len(left), "to_do": len(left), "seconds": work}
+        done = sum(stage.kind == kind for stage in named.values()) - len(left)
+        kinds[kind] = {"done": done, "to_do": len(left), "seconds": work}
     unknown = [kind for kind, facts in kinds.items() if facts["seconds"] is None]
     return {
         "name": recipe.name, "out": str(out), "jobs": at_once, "phases": phases, "stages": kinds,
         "seconds": None if unknown else _wall(to_do, seconds, at_once), "unknown": unknown,
-        "notes": known + list(_notes(recipe, design, to_do.values())),
+        "notes": notes + list(_notes(recipe, design)),
     }  # fmt: skip
 
 
@@ -79,58 +78,28 @@ def _view(own: Path, shared: Path | None) -> Iterator[Path]:
         yield folder
 
 
-def _timed(stages: Path) -> dict[str, list[float]]:
-    """Seconds for one unit of work, by what makes stages alike."""
-    found: dict[str, list[float]] = defaultdict(list)
+def _timed(stages: Path) -> Pace:
+    """What the stages in a folder took, as far as their files can be read."""
+    pace = Pace()
     for folder in stages.iterdir():
-        try:
-            stage = Stage.from_dict(json.loads((folder / "stage.json").read_text(encoding="utf-8")))
-            result = stage.result(stages)
-        except (OSError, ValueError, TypeError, KeyError):
-            continue
-        if result and "seconds" in result:
-            found[_like(stage)].append(result["seconds"] / _size(stage))
-    return found
+        plain = read_json(folder / "stage.json")
+        with suppress(TypeError, KeyError):  # it is damaged, or another version wrote it
+            stage = Stage.from_dict(plain or {})
+            if result := stage.result(stages):
+                pace.add(stage, result["seconds"])
+    return pace
 
 
-def _like(stage: Stage) -> str:
-    """What two stages must share for the time of one to tell that of the other."""
-    keys = {"prepare": ("corpus",), "finetune": ("task", "finetune"), "evaluate": ("evaluation",)}
-    keys["overlap"] = ("corpus",)
-    same = {key: stage.what.get(key) for key in keys.get(stage.kind, ("model",))}
-    training = stage.what.get("training", {})
-    return json.dumps(
-        [stage.kind, same, training.get("optimizer"), training.get("precision")], sort_keys=True
-    )
-
-
-def _size(stage: Stage) -> float:
-    """Rows of a training; other stages are one piece."""
-    training = stage.what.get("training") if stage.kind == "pretrain" else None
-    return training["steps"] * training["batch_size"] if training else 1
-
-
-def _guess(stage: Stage, timed: dict[str, list[float]]) -> float | None:
-    known = timed.get(_like(stage))
-    return median(known) * _size(stage) if known else None
-
-
-def _wall(to_do: dict[str, Stage], seconds: dict[str, float | None], jobs: int) -> float:
-    """At best: all jobs busy all the time, but never less than the longest chain of stages."""
+def _wall(to_do: Mapping[str, Stage], seconds: Mapping[str, float | None], jobs: int) -> float:
+    """Seconds at best: all jobs are busy all the time, but never less than the longest chain of stages."""
     ends: dict[str, float] = {}
     for name, stage in to_do.items():  # needed ones come first
         ends[name] = (seconds[name] or 0.0) + max((ends.get(need, 0.0) for need in stage.needs), default=0.0)
     return round(max([sum(s or 0.0 for s in seconds.values()) / jobs, *ends.values()]), 1)
 
 
-def _notes(recipe: Any, design: Design, to_do: Iterable[Stage]) -> Iterator[str]:
-    waiting = {stage.kind for stage in to_do}
-    search, by = recipe.study.search, recipe.study.match
-    if search and any(
-        choice["kind"] == "selection" and choice["chosen"] is None for choice in design.choices
-    ):
+def _notes(recipe: Recipe, design: Design) -> Iterator[str]:
+    if any(choice["chosen"] is None for choice in design.choices):
         yield "the search is not done: the settings of its arms are not known yet"
-    if by != "steps" and design.budget is None:
-        yield f"steps will be matched by {by} when the texts are prepared; counted as written"
-    if recipe.study.stop_hopeless and "pretrain" in waiting:
-        yield "arms may be dropped on the way"
+    if recipe.study.match != "steps" and design.budget is None:
+        yield f"steps will be matched by {recipe.study.match} when the texts are prepared; counted as written"

@@ -7,7 +7,6 @@ changes. Each reads the rows it wants: those of the corpus as they are packed, o
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -15,11 +14,11 @@ from torch import Tensor
 
 from maskwise.evaluation.heldout import spread
 from maskwise.keys import fold
-from maskwise.masking import Masker
-from maskwise.objectives import Arms, MaskedLanguageModelling, Objective, objective, objective_class
+from maskwise.objectives import Arms, MaskedLanguageModelling, Objective, objective
+from maskwise.recipe import Recipe
 from maskwise.samplers import sampler as read_sampler
-from maskwise.text import Rows
-from maskwise.training import MaskedSource, Source, TrainingSettings
+from maskwise.text import Prepared, Rows
+from maskwise.training import MaskedSource, Source
 from maskwise.training.arms import ArmsSource, Probe, SamplerLearner, check_enough, probe_rows
 from maskwise.training.learners import Learner
 
@@ -43,52 +42,36 @@ class Learning(NamedTuple):
         return self.objective.heads() if isinstance(self.objective, Arms) else {}
 
 
-def learning(
-    network: Any, data: Any, training: TrainingSettings, *, masking: Mapping[str, Any],
-    objectives: Mapping[str, Mapping[str, Any]] | None = None, sampler: str = "", evaluated: int = 0,
-) -> Learning:  # fmt: skip
-    """What a recipe asks for: masked language modelling of the corpus's rows, or ``many_objectives``."""
-    if objectives:
-        return many_objectives(
-            network, data, masking, training, objectives=objectives, by=sampler, evaluated=evaluated
-        )
-    masker = make_masker(masking, data.tokenizer, seed=training.seed)
-    source = MaskedSource(data.training, masker, training)
-    title = f"{masking['policy']} {masker.ratio}"
+def learning(network: Any, data: Prepared, recipe: Recipe) -> Learning:
+    """What a recipe trains: masked language modelling of the corpus's rows, or several objectives."""
+    if recipe.objectives:
+        return several_objectives(network, data, recipe)
+    masker = recipe.masking.masker(data.tokenizer, seed=recipe.training.seed)
+    source = MaskedSource(data.training, masker, recipe.training)
+    title = f"{recipe.masking.policy} {masker.ratio}"
     return Learning(MaskedLanguageModelling(network), source, source.learners(), title, masker.describe())
 
 
-def make_masker(masking: Mapping[str, Any], tokenizer: Any, *, seed: int) -> Masker:
-    """The masker of a recipe's ``masking`` part."""
-    return Masker(tokenizer, **masking, seed=seed)
-
-
-def many_objectives(
-    network: Any, data: Any, masking: Mapping[str, Any], training: TrainingSettings,
-    *, objectives: Mapping[str, Mapping[str, Any]], by: str, evaluated: int,
-) -> Learning:  # fmt: skip
-    """Arms over one encoder.
-
-    Args:
-        masking: the recipe's, which every arm takes as far as it names nothing else.
-        objectives: by arm, ``objective`` (the arm's name if not said) and changes of the masking.
-        by: the sampler, with its arguments.
-        evaluated: how many held-out rows judge the model; the probe takes others.
-    """
-    classes = {name: objective_class(arm["objective"]) for name, arm in objectives.items()}
+def several_objectives(network: Any, data: Prepared, recipe: Recipe) -> Learning:
+    """An arm for each objective over one encoder, with the recipe's sampler over them."""
+    training, by = recipe.training, recipe.sampler
+    common, objectives = recipe.masking.model_dump(), recipe.objectives
+    classes = {name: arm.kind for name, arm in objectives.items()}
     rows = {name: _laid_out(data.training, kind) for name, kind in classes.items()}
     held_out = {name: _laid_out(data.held_out, kind) for name, kind in classes.items()}
     torch.manual_seed(fold(training.seed, 0x4EAD))  # new heads, also of a model that was only loaded
-    joined = Arms({name: objective(arm["objective"], network) for name, arm in objectives.items()})
+    joined = Arms({name: objective(arm.objective, network) for name, arm in objectives.items()})
     sources = {}
     for name, kind in classes.items():
-        own = kind.settings(masking, objectives[name]["masking"])
+        own = kind.settings(common, objectives[name].masking)
         maker = kind.maker(data.tokenizer, seed=training.seed, length=data.training.length, **own)
         sources[name] = MaskedSource(rows[name], maker, training)
     chance = {name: joined.arm(name).chance(len(data.tokenizer), training.batch_size) for name in objectives}
     chooser = read_sampler(by, list(objectives), seed=training.seed, chance=chance)
     source = ArmsSource(sources, chooser, training)
-    taken = {name: rows_with(blocks, data.held_out, evaluated) for name, blocks in held_out.items()}
+    taken = {
+        name: rows_with(blocks, data.held_out, recipe.evaluation.rows) for name, blocks in held_out.items()
+    }
     rank, ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     twins = any(kind.twins for kind in classes.values())
     size = probe_rows(training.batch_size, ranks=ranks, twins=twins)
@@ -109,7 +92,7 @@ def many_objectives(
         chooser, probe if chooser.every or enough else None, watched_every=training.eval_every
     )
     learners = {**source.learners(), "sampler": watched}
-    words = {"sampler": by, "objectives": ", ".join(f"{n}: {a['objective']}" for n, a in objectives.items())}
+    words = {"sampler": by, "objectives": ", ".join(f"{n}: {a.objective}" for n, a in objectives.items())}
     return Learning(joined, source, learners, f"{by} over {', '.join(objectives)}", words)
 
 

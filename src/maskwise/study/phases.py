@@ -1,238 +1,296 @@
 """What a study runs, phase by phase: each is planned when those before it are done.
 
-    texts → time → search → main (seed by seed, if arms may be dropped) → companions
+    texts → search → main → companions
 
-A study without a search, matching or dropping has one phase, or two with companions. Everything that was decided on
-the way is a record; nothing is kept but in the folders of stages, so a study that goes on decides the same again.
+A study without a search or matching has one phase, or two with companions. Everything that was decided on the way is a
+record; nothing is kept but in the folders of stages, so a study that goes on decides the same again.
+
+**Matching.** Matched by steps (the usual way), a higher ratio buys more targets for nothing; matched by targets, it
+pays for them with steps; FLOPs lie between. A run spends its number of steps times the mean of a step, and that mean
+is measured on batches from the whole run, masked with the ratio, policy and budget of the arm. A schedule of the ratio
+runs over a run's own length, so its mean does not depend on the length. Where there is an intermediate stage, its
+length stays and the first stage's is set.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
 
 from maskwise.constants import REFERENCE
+from maskwise.errors import MaskwiseError
 from maskwise.masking.policies import policy
-from maskwise.study.choosing import Scores, choose, hopeless
-from maskwise.study.matching import matched_steps, rates, spent
-from maskwise.study.plan import Plan, Run, arms_of, make_run, require_arms, task_contents
-from maskwise.study.stages import Stage, time_stage, tokenizer_of
+from maskwise.models import empty_model
+from maskwise.recipe import Recipe
+from maskwise.study.costs import per_step
+from maskwise.study.plan import Plain, Plan, Run, arms_of, make_run, require_arms, task_contents
+from maskwise.study.work import model_config
+from maskwise.text import Prepared
+from maskwise.training import MaskedSource
+
+Scores = dict[str, list[float]]
+"""By outcome, one number per seed; more is better."""
+
+Spending = dict[str, float]
+"""What one training spends: ``steps``, and where that is known ``tokens``, ``targets`` and ``flops``."""
 
 
 class Design:
-    """A study's phases, and what was found between them.
+    """A study's phases, and what was decided between them.
 
     Attributes:
         runs: the runs to be reported that are planned so far.
         others: runs that only serve a choice.
-        choices: records of kind "selection" and "stopped".
-        planned: by arm, what a whole run should spend (steps, tokens, targets, flops); empty before texts are ready.
+        choices: records of kind "selection".
+        planned: by arm, what a whole run should spend; empty before texts are ready.
+        budget: what the baseline spends, where the study matches arms by more than steps.
     """
 
-    def __init__(self, recipe: Any, stages: Path):
+    def __init__(self, recipe: Recipe, stages: Path):
         self.recipe, self.stages = recipe, stages
         require_arms(recipe)
         self.arms = list(recipe.study.arms)
         self.contents = task_contents(recipe)
-        self.settings: dict[str, dict[str, Any]] = {arm: {} for arm in self.arms}
+        self.settings: dict[str, Plain] = {arm: {} for arm in self.arms}
         self.runs: list[Run] = []
         self.others: list[Run] = []
-        self.choices: list[dict[str, Any]] = []
-        self.planned: dict[str, dict[str, float]] = {}
+        self.choices: list[Plain] = []
+        self.planned: dict[str, Spending] = {}
         self.budget: float | None = None
 
     def phases(self) -> Iterator[Plan]:
         """Plans, to be done one after the other."""
-        yield from self._measure()
-        yield from self._search()
-        yield from self._main()
-        yield from self._companions()
+        if self.recipe.study.match != "steps":
+            yield self._texts()
+            self.budget = self._spent(self._baseline, {})
+        if self.recipe.study.search:
+            yield from self._search()
+        seeds, arms = self.recipe.study.seed_list, arms_of(self.recipe, self.contents)
+        self.runs += [self._run(arm, seed) for seed in seeds for arm in arms]
+        yield Plan(tuple(self.runs))
+        shares = sorted(self.recipe.study.companions, reverse=True)  # longest first
+        shorter = [self._run(arm, seed, share) for seed in seeds for share in shares for arm in self.arms]
+        self.runs += shorter
+        if shorter:
+            yield Plan(tuple(shorter), "companions")
+
+    def kinds(self, arm: str) -> tuple[str, ...]:
+        """The kinds of held-out masks that an arm is judged on: those that it was trained last with."""
+        last = self.recipe.arm(arm, seed=0).links()[-1]
+        return tuple(policy(last.masking.policy).judged_on())
+
+    def plan_costs(self) -> None:
+        """Fill ``planned``, as far as texts are there."""
+        for arm in self.arms:
+            setting = self.settings[arm]
+            links = self._spending(arm, setting | self._length(arm, setting))
+            if links is not None:
+                known = [key for key in links[0] if all(key in link for link in links)]
+                self.planned[arm] = {key: round(sum(link[key] for link in links), 1) for key in known}
+
+    @property
+    def _baseline(self) -> str:
+        return self.recipe.baseline or self.arms[0]
+
+    def _run(self, arm: str, seed: int, fraction: float = 1.0) -> Run:
+        own = self._baseline if arm == REFERENCE else arm
+        more = self.settings[own] | self._length(own, self.settings[own], fraction)
+        return make_run(self.recipe, arm, seed, contents=self.contents, more=more, fraction=fraction)
 
     # Matching ----------------------------------------------------------------------------------------------
 
-    def _measure(self) -> Iterator[Plan]:
-        """Texts (and timings) first, where the length of runs depends on them."""
-        by = self.recipe.study.match
-        if by == "steps":
-            return
-        runs = self._as_written()
-        yield Plan(
-            tuple(replace(run, chain=_texts(run), evaluated=None, tasks={}, overlaps=()) for run in runs),
-            "texts",
-        )
-        if by == "seconds":
-            search = self.recipe.study.search
-            self.others = [
-                replace(self._timed(run, point), evaluated=None, tasks={}, overlaps=())
-                for run in runs
-                for point in ({}, *(search.points if search else ()))
-            ]
-            yield Plan(tuple(self.others), "time", alone=True)
-        self.budget = self._spends(self.recipe.baseline, {})
+    def _texts(self) -> Plan:
+        """The texts of all arms as written: the length of runs depends on them."""
+        seed = self.recipe.study.seed_list[0]
+        runs = [make_run(self.recipe, arm, seed, contents={}, evaluated=False) for arm in self.arms]
+        return Plan(tuple(replace(run, chain=tuple(run.texts)) for run in runs), "texts")
 
-    def _timed(self, run: Run, point: dict[str, Any]) -> Run:
-        """The texts of a run, and its trainings for the clock; points that change no speed share them."""
-        links = self.recipe.arm(run.arm, seed=run.seed, more=point).links()
-        run = make_run(self.recipe, run.arm, run.seed, contents={}, more=point)
-        clocks = {(s := time_stage(link, text)).name: s for link, text in zip(links, _own_texts(run))}
-        return replace(run, chain=(*_texts(run), *clocks.values()))
-
-    def _spends(self, arm: str, more: dict[str, Any]) -> float | None:
-        return spent(self._rates(arm, more), self.recipe.study.match)
-
-    def _rates(self, arm: str, more: dict[str, Any]) -> list[dict[str, float]] | None:
-        one = self.recipe.arm(arm, seed=self.recipe.study.seed_list[0], more=more)
-        run = make_run(self.recipe, arm, one.training.seed, contents={}, more=more, evaluated=False)
-        clock = self.recipe.study.match == "seconds"
-        return rates(one, _own_texts(run), self.stages, clock=clock)
-
-    def _length(self, arm: str, setting: dict[str, Any], fraction: float = 1.0) -> dict[str, Any]:
+    def _length(self, arm: str, setting: Plain, fraction: float = 1.0) -> Plain:
         """The steps of an arm's run, as overrides: those that spend the budget, and a share of them."""
-        one = self.recipe.arm(arm, seed=0, more=setting)
-        first, *further = (link.training.steps for link in one.links())
-        if self.budget is not None:
-            first = (
-                matched_steps(self._rates(arm, setting), self.recipe.study.match, self.budget, arm=arm)
-                or first
-            )
+        first, *further = (link.training.steps for link in self.recipe.arm(arm, seed=0, more=setting).links())
+        spending = self._spending(arm, setting) if self.budget is not None else None
+        if spending is not None and self.budget is not None:
+            first = matched_steps(spending, self.recipe.study.match, self.budget, arm=arm)
         lengths = {"training.steps": first}
         if further:
             lengths["intermediate.training.steps"] = further[0]
         return {key: max(1, round(steps * fraction)) for key, steps in lengths.items()}
+
+    def _spent(self, arm: str, more: Plain) -> float | None:
+        spending = self._spending(arm, more)
+        return None if spending is None else sum(link[self.recipe.study.match] for link in spending)
+
+    def _spending(self, arm: str, more: Plain) -> list[Spending] | None:
+        """What each training of an arm's run spends; None while a text is not there."""
+        seed = self.recipe.study.seed_list[0]
+        texts = make_run(self.recipe, arm, seed, contents={}, more=more, evaluated=False).texts
+        if any(text.result(self.stages) is None for text in texts):
+            return None
+        links = self.recipe.arm(arm, seed=seed, more=more).links()
+        return [
+            {key: link.training.steps * value for key, value in _step(link, text.folder(self.stages)).items()}
+            for link, text in zip(links, texts)
+        ]
 
     # Searching ---------------------------------------------------------------------------------------------
 
     def _search(self) -> Iterator[Plan]:
         """Every arm at every point of the grid with every dev seed; each arm then keeps its best point."""
         search = self.recipe.study.search
-        if search is None:
-            return
+        assert search is not None
         by = search.by or ("dev" if self.contents else "held-out")
+        points, contents = search.points, self.contents if by == "dev" else {}
         runs = {
             (arm, place, seed): make_run(
-                self.recipe, arm, seed, contents=self.contents if by == "dev" else {},
-                more=point | self._length(arm, point), evaluated=by == "held-out", setting=point,
+                self.recipe, arm, seed, contents=contents, more=point | self._length(arm, point),
+                evaluated=by == "held-out", setting=point,
             )
             for seed in search.seeds
-            for place, point in enumerate(search.points)
+            for place, point in enumerate(points)
             for arm in self.arms
         }  # fmt: skip
         self.others += runs.values()
         yield Plan(tuple(runs.values()), "search")
         for arm in self.arms:
-            mine = [[runs[arm, place, seed] for seed in search.seeds] for place in range(len(search.points))]
-            scores = [self._scores(point) for point in mine]
-            found = choose(search.points, scores)
-            chosen = None if found["chosen"] is None else search.points[found["chosen"]]
-            candidates = [
-                {"setting": point, "scores": one, "mean": mean}
-                for point, one, mean in zip(search.points, scores, found["means"])
+            scores = [
+                self._scores([runs[arm, place, seed] for seed in search.seeds])
+                for place in range(len(points))
             ]
-            record = {"kind": "selection", "arm": arm, "by": by, "seeds": list(search.seeds)}
-            self.choices.append(
-                {**record, "candidates": candidates, "chosen": chosen, "border": found["border"]}
-            )
+            choice = choose(points, scores)
+            chosen = None if choice.place is None else points[choice.place]
+            self.choices.append({
+                "kind": "selection", "arm": arm, "by": by, "seeds": list(search.seeds),
+                "candidates": [
+                    {"setting": point, "scores": score, "mean": mean}
+                    for point, score, mean in zip(points, scores, choice.means)
+                ],
+                "chosen": chosen, "border": choice.border,
+            })  # fmt: skip
             self.settings[arm] = chosen or {}
 
-    def _scores(self, runs: list[Run]) -> Scores | None:
-        """Of the same arm with several seeds, by outcome: dev scores of tasks, or held-out losses times −1.
-        None where a run is not done, or diverged."""
-        by_outcome: Scores = {}
+    def _scores(self, runs: Sequence[Run]) -> Scores | None:
+        """The scores of one arm's runs by outcome: dev scores of tasks, or held-out losses times −1.
+
+        None where a run is not done, or diverged.
+        """
+        scores: dict[str, list[float | None]] = {}
         for run in runs:
-            judged = [*run.chain, *([run.evaluated] if run.evaluated else []), *run.tasks.values()]
-            if any(stage.result(self.stages) is None for stage in judged):
+            if any(stage.result(self.stages) is None for stage in run.chain):
                 return None
             for stage in run.tasks.values():
-                dev = (stage.result(self.stages) or {})["dev"]
-                by_outcome.setdefault(stage.what["task"], []).append(sum(dev) / len(dev))
+                dev = (stage.result(self.stages) or {"dev": [None]})["dev"]
+                mean = None if None in dev else sum(dev) / len(dev)
+                scores.setdefault(stage.what["task"], []).append(mean)
             if run.evaluated and not run.tasks:
-                for line in (run.evaluated.result(self.stages) or {})["records"]:
+                result = run.evaluated.result(self.stages)
+                if result is None:
+                    return None
+                for line in result["records"]:
                     if line["kind"] == "heldout" and line["masks"] in self.kinds(run.arm):
+                        loss = line["loss"]
                         name = f"heldout:{line['masks']}@{line['ratio']:g}"
-                        by_outcome.setdefault(name, []).append(-line["loss"])
-        finite = all(math.isfinite(value) for values in by_outcome.values() for value in values)
-        return by_outcome if finite else None
-
-    def kinds(self, arm: str) -> tuple[str, ...]:
-        """The kinds of held-out masks that an arm is judged on: those that it was trained last with."""
-        return tuple(policy(self.recipe.arm(arm, seed=0).links()[-1].masking.policy).judged_on())
-
-    # Running -----------------------------------------------------------------------------------------------
-
-    def _main(self) -> Iterator[Plan]:
-        """Whole runs; where arms may be dropped, seed by seed from the first look on."""
-        study = self.recipe.study
-        arms = arms_of(self.recipe, self.contents)
-        stop, seeds = study.stop_hopeless, study.seed_list
-        looks = range(stop.after, len(seeds)) if stop else []
-        for first, end in zip([0, *looks], [*looks, len(seeds)]):
-            runs = [self._run(arm, seed) for seed in seeds[first:end] for arm in arms]
-            self.runs += runs
-            yield Plan(tuple(runs))
-            if stop and end < len(seeds):
-                arms = [arm for arm in arms if arm not in self._stopped(arms, margin=stop.margin)]
-
-    def _companions(self) -> Iterator[Plan]:
-        """Shorter runs of the arms that were not dropped, longest first."""
-        stopped = {record["arm"] for record in self.choices if record["kind"] == "stopped"}
-        runs = [
-            self._run(arm, seed, fraction)
-            for seed in self.recipe.study.seed_list
-            for fraction in sorted(self.recipe.study.companions, reverse=True)
-            for arm in self.arms
-            if arm not in stopped
-        ]
-        self.runs += runs
-        if runs:
-            yield Plan(tuple(runs), "companions")
-
-    def _run(self, arm: str, seed: int, fraction: float = 1.0) -> Run:
-        own = self.recipe.baseline if arm == REFERENCE else arm
-        more = self.settings[own] | self._length(own, self.settings[own], fraction)
-        return make_run(self.recipe, arm, seed, contents=self.contents, more=more, fraction=fraction)
-
-    def _stopped(self, arms: list[str], *, margin: float) -> set[str]:
-        """Arms that are clearly behind, each recorded. Arms that held-out loss cannot compare are not compared."""
-        scores: dict[str, Scores] = {}
-        for arm in arms:
-            mine = self._scores([run for run in self.runs if run.arm == arm])
-            if arm != REFERENCE and mine is not None:  # a failed run leaves an arm out: it is not paired
-                scores[arm] = mine
-        groups: dict[Any, dict[str, Scores]] = {}
-        for arm, mine in scores.items():
-            first = next(run for run in self.runs if run.arm == arm).chain[0]
-            alike = None if self.contents else (self.kinds(arm), tokenizer_of(first))
-            groups.setdefault(alike, {})[arm] = mine
-        found = [one for group in groups.values() for one in hopeless(group, margin=margin)]
-        found = [one for one in found if one["arm"] != self.recipe.baseline]
-        by = "dev" if self.contents else "held-out"
-        self.choices += [{"kind": "stopped", "by": by, "margin": margin, **one} for one in found]
-        return {one["arm"] for one in found}
-
-    # Facts -------------------------------------------------------------------------------------------------
-
-    def _as_written(self) -> list[Run]:
-        seed = self.recipe.study.seed_list[0]
-        return [make_run(self.recipe, arm, seed, contents={}) for arm in self.arms]
-
-    def plan_costs(self) -> None:
-        """Fill ``planned``, as far as texts are there."""
-        for arm in self.arms:
-            setting = self.settings[arm]
-            found = self._rates(arm, setting | self._length(arm, setting))
-            if found is not None:
-                known = [key for key in found[0] if all(key in link for link in found)]
-                self.planned[arm] = {key: round(sum(link[key] for link in found), 1) for key in known}
+                        scores.setdefault(name, []).append(None if loss is None else -loss)
+        finite = {
+            name: [value for value in values if value is not None and math.isfinite(value)]
+            for name, values in scores.items()
+        }
+        return finite if all(len(finite[name]) == len(values) for name, values in scores.items()) else None
 
 
-def _texts(run: Run) -> tuple[Stage, ...]:
-    return tuple(stage for stage in run.chain if stage.kind == "prepare")
+class Choice(NamedTuple):
+    """The best point of a grid.
+
+    Attributes:
+        means: the mean of every point over its standardised outcomes; None for a point that failed.
+        place: the best point's place; None if all failed.
+        border: whether a chosen number is the smallest or largest that was tried: a better one may lie outside.
+    """
+
+    means: list[float | None]
+    place: int | None
+    border: bool
 
 
-def _own_texts(run: Run) -> list[Stage]:
-    """The text of every training, in order."""
-    named = {stage.name: stage for stage in run.chain}
-    return [named[training.needs[0]] for training in run.trainings]
+def choose(points: Sequence[Mapping[str, Any]], scores: Sequence[Scores | None]) -> Choice:
+    """The point with the highest mean over outcomes, each standardised over all points and seeds.
+
+    >>> choose([{"lr": 1}, {"lr": 2}, {"lr": 3}], [{"a": [1.0]}, {"a": [3.0]}, None]).place
+    1
+
+    Args:
+        points: settings by dotted name, in the order in which ties are settled.
+        scores: the scores of every point, on dev rows and seeds that are never reported; None for a point that
+            failed with any seed, which is never taken.
+    """
+    known = [score for score in scores if score is not None]
+    spread = {
+        outcome: (float(np.mean(values)), float(np.std(values)) or 1.0)
+        for outcome in (known[0] if known else ())
+        for values in [[value for score in known for value in score[outcome]]]
+    }
+    means = [
+        None if score is None
+        else float(np.mean([(np.mean(score[o]) - centre) / sd for o, (centre, sd) in spread.items()]))
+        for score in scores
+    ]  # fmt: skip
+    best = max((mean for mean in means if mean is not None), default=None)
+    if best is None:
+        return Choice(means, None, border=False)
+    # Means that differ by rounding only are a tie, which the first wins.
+    place = next(i for i, mean in enumerate(means) if mean is not None and mean >= best - 1e-9)
+    return Choice(means, place, _on_border(points, place))
+
+
+def _on_border(points: Sequence[Mapping[str, Any]], place: int) -> bool:
+    for key, value in points[place].items():
+        tried = {point[key] for point in points if isinstance(point.get(key), int | float)}
+        if len(tried) > 1 and value in (min(tried), max(tried)):
+            return True
+    return False
+
+
+def matched_steps(
+    spending: Sequence[Spending], by: Literal["steps", "targets", "flops"], budget: float, *, arm: str
+) -> int:
+    """The steps of the first training with which a run spends the budget.
+
+    >>> matched_steps([{"steps": 10, "targets": 500}], "targets", 1000, arm="a")
+    20
+
+    Raises:
+        MaskwiseError: the stages behind the first spend more than that already, or a step spends nothing.
+    """
+    first, *further = spending
+    left, each = budget - sum(link[by] for link in further), first[by] / first["steps"]
+    if left <= 0 or each <= 0:
+        what = f"arm {arm!r} cannot spend as much as the baseline by {by}"
+        raise MaskwiseError(what, got=f"{budget:.4g} in all, {budget - left:.4g} in its intermediate stage")
+    return max(1, round(left / each))
+
+
+def _step(link: Recipe, text: Path) -> Spending:
+    """What a step of a training spends on average, measured once for each recipe and text."""
+    parts = {"corpus", "model", "masking", "objectives", "training"}
+    return _measured_step(link.model_dump_json(include=parts), text)
+
+
+@lru_cache(maxsize=1024)
+def _measured_step(settings: str, text: Path) -> Spending:
+    link = Recipe.model_validate_json(settings)
+    if link.objectives:  # matched by steps alone: which objective will be drawn is not known before
+        return {"steps": 1}
+    data = _load(text)
+    masker = link.masking.masker(data.tokenizer, seed=link.training.seed)  # with the weights of its beginning
+    config = model_config(link.model, data.tokenizer, link.corpus.length)
+    return per_step(MaskedSource(data.training, masker, link.training), empty_model(config))
+
+
+@lru_cache(maxsize=4)
+def _load(text: Path) -> Prepared:
+    return Prepared.open(text / "data")

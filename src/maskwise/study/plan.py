@@ -1,23 +1,238 @@
-"""From a recipe to stages: arms × seeds × tasks, with every shared piece of work named once."""
+"""What a study runs: stages, the pieces of work, each in a folder named by the hash of all that it depends on; and
+the chain of stages that every run is.
+
+Nothing is run twice: a stage whose folder holds ``done.json`` is finished, and a change of one character of its corpus
+or of one setting gives it another name. ``done.json`` is written last. ``work`` does the work.
+
+    prepare    corpus + tokenizer settings (or another prepare's tokenizer) → tokenizer, training and held-out rows
+    pretrain   prepare + model (or another pretrain) + masking + training settings → checkpoint, metrics
+    evaluate   prepare + pretrain (or the start) + what to measure → held-out losses and the like: asking for more
+               never trains again
+    finetune   pretrain (or the start) + task + settings → scores, one per fine-tuning seed
+    overlap    corpus + task → how many test items stand in the corpus
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
+from maskwise import __version__
+from maskwise.annotate.registry import annotator
 from maskwise.constants import REFERENCE
 from maskwise.errors import MaskwiseError
+from maskwise.evaluation import EvaluationSettings, load_sets
+from maskwise.folders import damage, read_json
 from maskwise.models import has_head
-from maskwise.study.stages import (
-    Stage,
-    evaluate_stage,
-    finetune_stage,
-    overlap_stage,
-    prepare_stage,
-    pretrain_stage,
-)
+from maskwise.recipe import Recipe
+from maskwise.samplers import sampler
+from maskwise.starts import TOKENIZER_FILES, resolve_start
 from maskwise.tasks import load_task
+from maskwise.text import bundled_path
+from maskwise.training.machine import fast_bf16
+
+Plain = dict[str, Any]
+"""Values that JSON can hold."""
+
+DONE = "done.json"
+
+_CHANGE_NO_WEIGHT = ("log_every", "eval_every", "save_every", "trackers")
+"""Settings of training that are no part of a stage's name."""
+
+
+# Stages --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One piece of work.
+
+    Attributes:
+        kind: prepare, pretrain, evaluate, finetune or overlap.
+        what: all that the result depends on, and nothing else: dumps of settings, and hashes of files.
+        needs: names of the stages that must be finished before.
+        how: settings that change no weight (how often to log, what the curve shows).
+    """
+
+    kind: str
+    what: Plain
+    needs: tuple[str, ...] = ()
+    how: Plain = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """``KIND-HASH``: the folder's name."""
+        text = json.dumps([self.kind, self.what, self.needs, *_numerics()], sort_keys=True)
+        return f"{self.kind}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+    def folder(self, stages: Path) -> Path:
+        """The stage's folder, in the folder of all stages."""
+        return stages / self.name
+
+    def result(self, stages: Path) -> Plain | None:
+        """What the stage measured; None while it is not finished, or where its file is damaged."""
+        result = read_json(self.folder(stages) / DONE)
+        return result if result and "seconds" in result else None
+
+    def damage(self, stages: Path) -> str | None:
+        """What is wrong with what later stages read of a finished one; None where nothing is.
+
+        Cost: its files are read, about a second for a gigabyte.
+        """
+        kept = {"prepare": "data", "pretrain": "checkpoint"}.get(self.kind)
+        return damage(self.folder(stages) / kept) if kept else None
+
+    def as_dict(self) -> Plain:
+        """The stage as JSON can hold it."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Stage:
+        """The stage that ``as_dict`` was called on."""
+        return cls(**{**plain, "needs": tuple(plain["needs"])})
+
+
+@cache
+def _numerics() -> tuple[str, ...]:
+    """What the same settings compute differently with: a study that goes on elsewhere must not mix runs unseen."""
+    libraries = [f"{name} {version(name)}" for name in ("torch", "transformers", "tokenizers")]
+    return (__version__, *libraries, "bf16" if fast_bf16() else "fp32")
+
+
+def prepare_stage(recipe: Recipe, *, after: Stage | None = None) -> Stage:
+    """The corpus of a recipe as rows. With the tokenizer of ``after``, if given; ``after`` if the text is the same."""
+    corpus = recipe.corpus.model_dump(mode="json")
+    what: Plain = {"corpus": corpus, "corpus_content": fingerprint(recipe.corpus.source)}
+    if recipe.corpus.layers:
+        what["annotators"] = {spec: annotator(spec).version for spec in recipe.corpus.layers}
+    if after is not None:
+        same = all(after.what.get(key) == value for key, value in what.items())
+        return after if same else Stage("prepare", what, (after.name,))
+    tokenizer = recipe.tokenizer.model_dump(mode="json") | {"name": recipe.tokenizer_name}
+    content = start_fingerprint(recipe.tokenizer_name, TOKENIZER_FILES) if recipe.tokenizer_name else None
+    return Stage("prepare", {**what, "tokenizer": tokenizer, "tokenizer_content": content})
+
+
+def tokenizer_of(first: Stage) -> str:
+    """A hash of what the tokenizer of a first text depends on: losses per token compare only where it is the same."""
+    what, corpus = first.what, first.what["corpus"]
+    given = what["tokenizer"]["name"] and what["tokenizer_content"]
+    trained = [what["tokenizer"], what["corpus_content"], corpus["text_field"], corpus["limit"]]
+    return hashlib.sha256(json.dumps(given or trained, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def pretrain_stage(recipe: Recipe, prepared: Stage, *, after: Stage | None = None) -> Stage:
+    """One training of a recipe whose arm and seed are put in.
+
+    Args:
+        prepared: the text.
+        after: the training from whose checkpoint this one goes on; None: it begins with the recipe's model.
+    """
+    parts = {"masking", "objectives", "sampler", "training"}
+    what = recipe.model_dump(mode="json", include=parts) | {"arms": list(recipe.objectives)}  # in their order
+    if recipe.objectives and sampler(recipe.sampler, list(recipe.objectives)).every:
+        what["evaluated_rows"] = recipe.evaluation.rows  # the sampler's probe takes other rows
+    how = {key: what["training"].pop(key) for key in _CHANGE_NO_WEIGHT}
+    how["evaluation"] = recipe.evaluation.model_dump(mode="json")
+    if after is not None:
+        return Stage("pretrain", what, (prepared.name, after.name), how)
+    return Stage("pretrain", what | _start(recipe), (prepared.name,), how)
+
+
+def trained_recipe(stage: Stage) -> Recipe:
+    """The typed settings of a pretrain stage: a recipe of which only the parts that train a model are set."""
+    parts = {key: value for key, value in stage.what.items() if key in Recipe.model_fields}
+    training = {key: stage.how[key] for key in _CHANGE_NO_WEIGHT} | stage.what["training"]
+    return Recipe.model_validate({**parts, "training": training, "evaluation": stage.how["evaluation"]})
+
+
+def evaluate_stage(recipe: Recipe, prepared: Stage, pretrained: Stage | None) -> Stage:
+    """What is measured of a checkpoint without fine-tuning, on the held-out rows of ``prepared``.
+
+    ``pretrained=None``: the start as it is.
+    """
+    what = {
+        "evaluation": recipe.evaluation.model_dump(mode="json"),
+        "content": _sets_content(recipe.evaluation),
+    }
+    if pretrained is not None:
+        return Stage("evaluate", what, (prepared.name, pretrained.name))
+    return Stage("evaluate", what | _start(recipe), (prepared.name,))
+
+
+@cache
+def _sets_content(settings: EvaluationSettings) -> dict[str, str]:
+    """What the files of an evaluation hold, by name; read once however many runs are judged by them."""
+    return {name: items.content() for name, items in load_sets(settings).items()}
+
+
+def finetune_stage(
+    recipe: Recipe, task: str, content: str, *, prepared: Stage, pretrained: Stage | None
+) -> Stage:
+    """All fine-tunings of one checkpoint on one task, whose rows have the hash ``content``.
+
+    ``pretrained=None``: the start of pre-training, as the run's seed makes it.
+    """
+    what = {"task": task, "task_content": content, "finetune": recipe.finetune.model_dump(mode="json")}
+    if pretrained is not None:
+        return Stage("finetune", what, (prepared.name, pretrained.name))
+    start = _start(recipe) | {"length": recipe.corpus.length, "seed": recipe.training.seed}
+    return Stage("finetune", what | start, (prepared.name,))
+
+
+def overlap_stage(recipe: Recipe, task: str, content: str) -> Stage:
+    """Whether the corpus of a training holds the test items of a task."""
+    corpus = recipe.corpus.model_dump(mode="json", include={"source", "text_field", "limit"})
+    what = {"corpus": corpus, "corpus_content": fingerprint(recipe.corpus.source)}
+    return Stage("overlap", {**what, "task": task, "task_content": content})
+
+
+def _start(recipe: Recipe) -> Plain:
+    """The model that a first training begins with, and the hash of its files."""
+    name = recipe.model.pretrained
+    return {
+        "model": recipe.model.model_dump(mode="json"),
+        "model_content": start_fingerprint(name) if name else None,
+    }
+
+
+def fingerprint(source: str) -> str:
+    """A hash of the bytes of a corpus: a file or folder, or bundled data; a hub id stands for itself."""
+    bundled = source.startswith("bundled:")
+    path = bundled_path(source.removeprefix("bundled:")) if bundled else Path(source).expanduser()
+    return _hash(path) if path.exists() else source
+
+
+def start_fingerprint(name: str, files: tuple[str, ...] = ("*",)) -> str:
+    """A hash of what a model or tokenizer holds, wherever it lies; a hub id stands for itself."""
+    path = Path(resolve_start(name))
+    return _hash(path, files) if path.exists() else name
+
+
+def _hash(path: Path, patterns: tuple[str, ...] = ("*",)) -> str:
+    digest = hashlib.sha256()
+    inside = sorted({p for pattern in patterns for p in path.rglob(pattern) if p.is_file()})
+    for file in inside if path.is_dir() else [path]:
+        digest.update(str(file.relative_to(path) if path.is_dir() else "").encode())
+        facts = file.stat()
+        digest.update(_bytes_of(file.resolve(), facts.st_size, facts.st_mtime_ns))
+    return digest.hexdigest()
+
+
+@cache
+def _bytes_of(file: Path, size: int, changed: int) -> bytes:
+    """The hash of a file, read once however many runs stand on it."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").digest()
+
+
+# Runs ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -25,13 +240,16 @@ class Run:
     """One arm with one seed: a chain of stages, and what judges its end.
 
     Attributes:
-        arm: its name. seed: of the pre-training run.
+        arm: its name.
+        seed: the seed of the pre-training run.
         chain: texts and trainings, in order; no training for the reference.
-        prepared: the last text that is trained on. pretrained: the last training; None for the reference.
+        prepared: the last text that is trained on.
+        pretrained: the last training; None for the reference.
         evaluated: what is measured without fine-tuning; None for a reference that cannot fill masks.
-        tasks: by task spec, the stage that fine-tunes on it.
+        tasks: by task, the stage that fine-tunes on it.
         overlaps: whether its texts hold the tests of its tasks.
-        fraction: of the whole run's steps. setting: the point of a search, by dotted name.
+        fraction: its share of the whole run's steps.
+        setting: the point of a search, by dotted name.
         title: what people read for the arm, if not its name.
     """
 
@@ -44,12 +262,12 @@ class Run:
     tasks: dict[str, Stage]
     overlaps: tuple[Stage, ...] = ()
     fraction: float = 1.0
-    setting: dict[str, Any] = field(default_factory=dict)
+    setting: Plain = field(default_factory=dict)
     title: str = ""
 
     @property
     def stages(self) -> Iterator[Stage]:
-        """In the order in which they can be done."""
+        """All stages, in the order in which they can be done."""
         yield from self.chain
         if self.evaluated:
             yield self.evaluated
@@ -58,18 +276,25 @@ class Run:
 
     @property
     def trainings(self) -> list[Stage]:
+        """The trainings of the chain."""
         return [stage for stage in self.chain if stage.kind == "pretrain"]
 
     @property
+    def texts(self) -> list[Stage]:
+        """The text of every training, in order."""
+        named = {stage.name: stage for stage in self.chain}
+        return [named[training.needs[0]] for training in self.trainings]
+
+    @property
     def row(self) -> str:
-        """What a table calls it beside its seed."""
+        """What a table calls the run beside its seed."""
         point = ", ".join(f"{key.split('.')[-1]}={value}" for key, value in self.setting.items())
         share = f"{self.fraction:.0%} of the steps" if self.fraction != 1 else ""
         return " · ".join(part for part in (self.title or self.arm, share, point) if part)
 
     @property
-    def who(self) -> dict[str, Any]:
-        """How records name it."""
+    def who(self) -> Plain:
+        """How records name the run."""
         share = {"fraction": self.fraction} if self.fraction != 1 else {}
         return {"arm": self.arm, "seed": self.seed, **share}
 
@@ -79,13 +304,11 @@ class Plan:
     """Runs that can be done together, in the order of their start: one of every arm before the second of any.
 
     Attributes:
-        phase: what they are for: main, search, companions, texts, time.
-        alone: one stage at a time, for the clock.
+        phase: what they are for: texts, search, main or companions.
     """
 
     runs: tuple[Run, ...]
     phase: str = "main"
-    alone: bool = False
 
     def stages(self) -> list[Stage]:
         """Every stage once, those that others need first."""
@@ -93,56 +316,60 @@ class Plan:
         return sorted(named.values(), key=lambda stage: stage.kind != "prepare")
 
 
-def make_plan(recipe: Any) -> Plan:
+def make_plan(recipe: Recipe) -> Plan:
     """The whole runs of a recipe as it is written, without what searching and matching would change.
+
+    >>> from maskwise.recipe import read_recipe
+    >>> plan = make_plan(read_recipe("quick-start", ["study.seeds=1"]))
+    >>> len(plan.runs), [stage.kind for stage in plan.stages()][:2]
+    (5, ['prepare', 'pretrain'])
 
     Raises:
         MaskwiseError: a study without arms.
     """
     require_arms(recipe)
     contents = task_contents(recipe)
-    arms = arms_of(recipe, contents)
-    return Plan(
-        tuple(
-            make_run(recipe, arm, seed, contents=contents) for seed in recipe.study.seed_list for arm in arms
-        )
-    )
+    arms, seeds = arms_of(recipe, contents), recipe.study.seed_list
+    return Plan(tuple(make_run(recipe, arm, seed, contents=contents) for seed in seeds for arm in arms))
 
 
-def arms_of(recipe: Any, contents: Mapping[str, str]) -> list[str]:
+def require_arms(recipe: Recipe) -> None:
+    """Refuse a recipe that compares nothing."""
+    if not recipe.study.arms:
+        do = "give it study.arms, or use maskwise pretrain"
+        raise MaskwiseError(f"recipe {recipe.name!r} compares nothing", do=do)
+
+
+def arms_of(recipe: Recipe, contents: Mapping[str, str]) -> list[str]:
     """The arms, and the reference if anything can be measured of it: tasks, or how a start with a head fills masks."""
-    start = recipe.arm(recipe.baseline, seed=0)
+    start = baseline_of(recipe)
     return [*recipe.study.arms, *([REFERENCE] if contents or _fills_masks(start) else [])]
 
 
-def _fills_masks(one: Any) -> bool:
+def baseline_of(recipe: Recipe) -> Recipe:
+    """The recipe of the baseline's runs."""
+    assert recipe.baseline is not None, "require_arms comes first"
+    return recipe.arm(recipe.baseline, seed=0)
+
+
+def _fills_masks(recipe: Recipe) -> bool:
     """Whether the start of a run can be evaluated as it is."""
-    return bool(one.model.pretrained) and has_head(one.model.pretrained)
+    return recipe.model.pretrained is not None and has_head(recipe.model.pretrained)
 
 
-def reference_words(recipe: Any) -> str:
+def reference_words(recipe: Recipe) -> str:
     """What people read for the reference."""
-    return (
-        "no further training" if recipe.arm(recipe.baseline, seed=0).model.pretrained else "no pre-training"
-    )
+    return "no further training" if baseline_of(recipe).model.pretrained else "no pre-training"
 
 
-def require_arms(recipe: Any) -> None:
-    """Refuse a recipe that compares nothing."""
-    if not recipe.study.arms:
-        raise MaskwiseError(
-            f"recipe {recipe.name!r} compares nothing", do="give it study.arms, or use maskwise pretrain"
-        )
-
-
-def task_contents(recipe: Any) -> dict[str, str]:
-    """The hash of every task's rows, by spec."""
+def task_contents(recipe: Recipe) -> dict[str, str]:
+    """The hash of every task's rows, by task."""
     return {task: load_task(task).fingerprint for task in recipe.tasks}
 
 
 def make_run(
-    recipe: Any, arm: str, seed: int, *, contents: Mapping[str, str], more: Mapping[str, Any] | None = None,
-    evaluated: bool = True, **facts: Any,
+    recipe: Recipe, arm: str, seed: int, *, contents: Mapping[str, str], more: Mapping[str, Any] | None = None,
+    evaluated: bool = True, fraction: float = 1.0, setting: Plain | None = None,
 ) -> Run:  # fmt: skip
     """The stages of one run.
 
@@ -150,34 +377,35 @@ def make_run(
         contents: ``task_contents`` of the tasks that judge it.
         more: settings changed beside those of the arm.
         evaluated: also measure what needs no fine-tuning.
-        facts: ``fraction`` and ``setting`` of the run.
+        fraction: the run's share of the whole run's steps.
+        setting: the point of a search that the run is for.
     """
     reference = arm == REFERENCE
-    one = recipe.arm(recipe.baseline if reference else arm, seed=seed, more=more)
-    first, *further = one.links()
-    prepared = [prepare_stage(first)]
-    trained = [] if reference else [pretrain_stage(first, prepared[0])]
-    for link in [] if reference else further:
+    own = recipe.arm((recipe.baseline or arm) if reference else arm, seed=seed, more=more)
+    links = own.links()
+    prepared = [prepare_stage(links[0])]
+    trained = [] if reference else [pretrain_stage(links[0], prepared[0])]
+    for link in [] if reference else links[1:]:
         prepared.append(prepare_stage(link, after=prepared[0]))
         trained.append(pretrain_stage(link, prepared[-1], after=trained[-1]))
     last = trained[-1] if trained else None
     # The yardstick is the study's last text, whatever an arm trains on; in rows as the arm's model knows them.
-    rows = one.links()[-1].corpus.model_dump(include={"length", "layout"})
+    rows = links[-1].corpus.model_dump(include={"length", "layout"})
     text = recipe.links()[-1].corpus.model_copy(update=rows)
-    yardstick = prepare_stage(one.model_copy(update={"corpus": text}), after=prepared[0])
-    tasks = {
-        task: finetune_stage(one, task, content, prepared=prepared[0], pretrained=last)
-        for task, content in contents.items()
-    }
-    judged = evaluate_stage(one, yardstick, last) if evaluated and (last or _fills_masks(one)) else None
+    yardstick = prepare_stage(own.model_copy(update={"corpus": text}), after=prepared[0])
+    judged = evaluate_stage(own, yardstick, last) if evaluated and (last or _fills_masks(own)) else None
     texts = {stage.name: stage for stage in (*prepared, *([yardstick] if judged else []))}
-    chain = (*texts.values(), *trained)
-    overlaps = {
-        stage.name: stage
+    overlaps = [
+        overlap_stage(link, task, content)
         for task, content in contents.items()
-        for link in one.links()[: len(trained)]
-        for stage in [overlap_stage(link, task, content)]
-    }
-    title = reference_words(recipe) if reference else ""
-    found = tuple(overlaps.values())
-    return Run(arm, seed, chain, prepared[-1], last, judged, tasks, found, title=title, **facts)
+        for link in links[: len(trained)]
+    ]
+    return Run(
+        arm, seed, chain=(*texts.values(), *trained), prepared=prepared[-1], pretrained=last, evaluated=judged,
+        tasks={
+            task: finetune_stage(own, task, content, prepared=prepared[0], pretrained=last)
+            for task, content in contents.items()
+        },
+        overlaps=tuple({stage.name: stage for stage in overlaps}.values()),
+        fraction=fraction, setting=setting or {}, title=reference_words(recipe) if reference else "",
+    )  # fmt: skip

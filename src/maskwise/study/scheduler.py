@@ -19,9 +19,8 @@ from typing import Any
 
 from maskwise.errors import MaskwiseError
 from maskwise.jobs import Failure, open_pool, require_engine
-from maskwise.study.plan import Plan
-from maskwise.study.stages import DONE, Stage
-from maskwise.study.table import LiveTable
+from maskwise.study.live import LiveTable
+from maskwise.study.plan import DONE, Plan, Stage
 from maskwise.study.work import run_stage
 
 RETRIES = 2

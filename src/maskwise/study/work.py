@@ -2,73 +2,96 @@
 
 from __future__ import annotations
 
-import json
+import math
 import os
 import shutil
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from itertools import pairwise
+from contextlib import suppress
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
+import yaml
 from safetensors.torch import save_file
+from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
+from maskwise import __version__
 from maskwise.annotate.run import annotate_corpus
 from maskwise.annotate.store import Store
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation import EvaluationSettings, HeldOut, evaluate, fixed_maskers, overlap_record
-from maskwise.models import check_fit, load_model, new_config, new_model
+from maskwise.folders import sweep, write_folder, write_json, write_whole
+from maskwise.models import check_fit, load_config, load_model, new_config, new_model
 from maskwise.objectives import Arms, MaskedLanguageModelling
-from maskwise.study.card import model_card
+from maskwise.recipe import Recipe
+from maskwise.recipe.recipe import ModelSettings
 from maskwise.study.costs import flops, flops_of_arms
 from maskwise.study.learning import Learning, learning
-from maskwise.study.stages import DONE, Stage, write_json
+from maskwise.study.plan import DONE, Plain, Stage, trained_recipe
 from maskwise.tasks import FinetuneSettings, load_task, task_record
-from maskwise.text import (
-    Prepared,
-    load_tokenizer,
-    read_documents,
-    require_documents,
-    tokenise,
-    train_tokenizer,
-)
-from maskwise.training import TrainingSettings, log_frequencies, train
-from maskwise.training.checkpoints import write_folder
+from maskwise.text import Prepared, load_tokenizer, require_documents, tokenise
+from maskwise.text.settings import CorpusSettings, TokenizerSettings
+from maskwise.training import MaskedSource, log_frequencies, train
+
+FEW_STEPS = 8
+"""Steps, evenly over a run, whose batches are masked before training to see that there is anything to learn from."""
 
 
-def run_stage(stage: Stage, stages: Path, *, quiet: bool = True) -> dict[str, Any]:
-    """Do the work unless it is done; returns the stage's result. A failure leaves ``error.txt``."""
-    known = stage.result(stages)
-    if known is not None:
-        return known
+def run_stage(stage: Stage, stages: Path, *, quiet: bool = True) -> Plain:
+    """Do the work unless it is done; returns the stage's result. A failure leaves ``error.txt``.
+
+    Raises:
+        MaskwiseError: bad input, or a folder that cannot be written.
+    """
+    done = stage.result(stages)
+    if done is not None and not stage.damage(stages):
+        return done
     folder = stage.folder(stages)
-    folder.mkdir(parents=True, exist_ok=True)
-    for left_behind in list(folder.rglob(".*.partial")):  # by a process that was killed
-        shutil.rmtree(left_behind) if left_behind.is_dir() else left_behind.unlink()
+    sweep(folder)
     write_json(folder / "stage.json", stage.as_dict())
     began = time.perf_counter()
     try:
         result = RUNNERS[stage.kind](stage, stages, quiet)
     except Exception:
-        (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
+        with suppress(MaskwiseError):  # the disk may be full, and what failed first is what counts
+            write_whole(folder / "error.txt", traceback.format_exc())
         raise
     result.setdefault("seconds", round(time.perf_counter() - began, 3))  # trainings count those before a stop
     (folder / "error.txt").unlink(missing_ok=True)
+    result = finite(result)
     write_json(folder / DONE, result)
     return result
 
 
-def _prepare(stage: Stage, stages: Path, quiet: bool) -> dict[str, Any]:
-    corpus = stage.what["corpus"]
-    documents = read_documents(corpus["source"], text_field=corpus["text_field"], limit=corpus["limit"])
+def finite(value: Any) -> Any:
+    """The same with None for every number that is not finite: JSON has no such numbers.
+
+    >>> finite({"score": float("nan"), "dev": [0.5]})
+    {'score': None, 'dev': [0.5]}
+    """
+    if isinstance(value, dict):
+        return {key: finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+# Preparing -----------------------------------------------------------------------------------------------------
+
+
+def _prepare(stage: Stage, stages: Path, quiet: bool) -> Plain:
+    corpus = CorpusSettings(**stage.what["corpus"])
+    documents = corpus.documents()
     require_documents(documents)
-    tokenizer = _tokenizer(stage, stages, documents)
+    if stage.needs:  # the tokenizer of an earlier text
+        tokenizer = load_tokenizer(str(stages / stage.needs[0] / "data" / "tokenizer"))
+    else:
+        tokenizer = TokenizerSettings(**stage.what["tokenizer"]).tokenizer(documents)
     tokens = tokenise(documents, tokenizer, layers=_layers(corpus, stage.folder(stages) / "layers"))
-    settings = {name: corpus[name] for name in ("length", "layout", "held_out")}
+    settings = corpus.model_dump(include={"length", "layout", "held_out"})
     data = Prepared.make(stage.folder(stages) / "data", tokens, tokenizer, **settings)
     return {
         "documents": documents.read, "skipped": dict(documents.skipped),
@@ -77,126 +100,127 @@ def _prepare(stage: Stage, stages: Path, quiet: bool) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _layers(corpus: Mapping[str, Any], folder: Path) -> Store | None:
-    """The corpus annotated, as far as that is not done yet; here, for this process is one of several."""
-    if not corpus["layers"]:
+def _layers(corpus: CorpusSettings, folder: Path) -> Store | None:
+    """The corpus annotated, as far as that is not done yet; in this process, which is one of several."""
+    if not corpus.layers:
         return None
-    how = {"text_field": corpus["text_field"], "limit": corpus["limit"], "jobs": 1}
-    found = annotate_corpus(corpus["source"], corpus["layers"], folder, **how)
-    for asked, entry in found["annotators"].items():
+    made = annotate_corpus(
+        corpus.source, corpus.layers, folder, text_field=corpus.text_field, limit=corpus.limit, jobs=1
+    )
+    for spec, entry in made["annotators"].items():
         if entry["notice"]:  # an arm on an empty layer would be another policy under its name
-            raise MaskwiseError(f"corpus.layers: {asked}: {entry['notice']}")
+            raise MaskwiseError(f"corpus.layers: {spec}: {entry['notice']}")
     return Store(folder)
 
 
-def _tokenizer(stage: Stage, stages: Path, documents: Any) -> Any:
-    """That of an earlier text, a given one, or one trained on the documents."""
-    if stage.needs:
-        return load_tokenizer(str(stages / stage.needs[0] / "data" / "tokenizer"))
-    wanted = stage.what["tokenizer"]
-    if wanted["name"]:
-        return load_tokenizer(wanted["name"])
-    texts = (document.text for document in documents)
-    kind, size = wanted["kind"], wanted["vocab_size"]
-    return train_tokenizer(texts, kind=kind, vocab_size=size, lowercase=wanted["lowercase"])
+# Training ------------------------------------------------------------------------------------------------------
 
 
-def _pretrain(stage: Stage, stages: Path, quiet: bool) -> dict[str, Any]:
-    what, how = stage.what, dict(stage.how)
-    evaluation = how.pop("evaluation")
-    # A second stage of training starts from the checkpoint of the first.
-    before = {"pretrained": str(stages / stage.needs[1] / "checkpoint")} if len(stage.needs) > 1 else None
-    return pretrain(
-        Prepared.open(stages / stage.needs[0] / "data"), model=before or what["model"],
-        training=TrainingSettings(**what["training"], **how), evaluation=evaluation,
-        folder=stage.folder(stages), quiet=quiet, facts={"stage": stage.name}, **_taught(what),
-    )  # fmt: skip
+def _pretrain(stage: Stage, stages: Path, quiet: bool) -> Plain:
+    recipe = trained_recipe(stage)
+    if len(stage.needs) > 1:  # a second stage of training starts from the checkpoint of the first
+        recipe = starting_from(stages / stage.needs[1] / "checkpoint", recipe)
+    data, folder = Prepared.open(stages / stage.needs[0] / "data"), stage.folder(stages)
+    return pretrain(data, recipe, folder=folder, quiet=quiet, facts={"stage": stage.name})
 
 
-def _taught(what: Mapping[str, Any]) -> dict[str, Any]:
-    """What a training teaches: the arguments of ``learning``."""
-    return {name: what[name] for name in ("masking", "objectives", "sampler") if name in what}
-
-
-def _evaluate(stage: Stage, stages: Path, quiet: bool) -> dict[str, Any]:
-    data, what = Prepared.open(stages / stage.needs[0] / "data"), stage.what
-    trained = len(stage.needs) > 1
-    checkpoint = stages / stage.needs[1] / "checkpoint" if trained else what["model"]["pretrained"]
-    return {"records": evaluate(checkpoint, data, EvaluationSettings(**what["evaluation"]))}
-
-
-def _overlap(stage: Stage, stages: Path, quiet: bool) -> dict[str, Any]:
-    corpus = stage.what["corpus"]
-    documents = read_documents(corpus["source"], text_field=corpus["text_field"], limit=corpus["limit"])
-    name = corpus["source"] if corpus["limit"] is None else f"{corpus['source']}, first {corpus['limit']}"
-    return {"record": overlap_record(documents, load_task(stage.what["task"]), corpus=name)}
-
-
-WARM_STEPS, TIMED_STEPS = 5, 20
-"""Of a timing: the first steps are slower, for memory is asked for and kernels are chosen."""
-
-
-def _time(stage: Stage, stages: Path, quiet: bool) -> dict[str, Any]:
-    """Seconds of a step: the median, with the schedule of the ratio run through in these few steps."""
-    what, data = stage.what, Prepared.open(stages / stage.needs[0] / "data")
-    lengths = {"steps": WARM_STEPS + TIMED_STEPS, "log_every": 1}
-    training = TrainingSettings(**{**what["training"], **lengths})
-    counts = torch.from_numpy(data.training.unigram_counts(len(data.tokenizer)))
-    network = _start(what["model"], data, training.seed, log_frequencies(counts))
-    made, folder = learning(network, data, training, **_taught(what)), stage.folder(stages)
-    train(made.objective, made.source, training, folder=folder, learners=made.learners, quiet=True)
-    lines = (json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines())
-    ends = [line["seconds"] for line in lines if line["kind"] == "train"][WARM_STEPS - 1 :]
-    return {"step_seconds": median(after - before for before, after in pairwise(ends))}
+def starting_from(checkpoint: Path, recipe: Recipe) -> Recipe:
+    """The recipe of a training that goes on from a checkpoint."""
+    return recipe.model_copy(update={"model": ModelSettings(pretrained=str(checkpoint))})
 
 
 def pretrain(
-    data: Prepared, *, model: Mapping[str, Any], training: TrainingSettings, evaluation: Mapping[str, Any],
-    folder: Path, quiet: bool = False, facts: Mapping[str, Any] | None = None, **taught: Any,
-) -> dict[str, Any]:  # fmt: skip
-    """Pre-train one model into ``folder``: metrics, states to resume from, and at the end the checkpoint."""
-    counts = torch.from_numpy(data.training.unigram_counts(len(data.tokenizer)))
-    log_unigram = log_frequencies(counts)
-    network = _start(model, data, training.seed, log_unigram)
-    made = learning(network, data, training, evaluated=evaluation["rows"], **taught)
-    predicting = MaskedLanguageModelling(network)
-    maskers = fixed_maskers(data.tokenizer, masks=evaluation["masks"], ratio=evaluation["ratios"][0])
-    held_out = HeldOut(data.held_out, maskers, log_unigram, rows=evaluation["rows"])
-    found: list[dict[str, Any]] = []
+    data: Prepared,
+    recipe: Recipe,
+    *,
+    folder: Path,
+    quiet: bool = False,
+    facts: Mapping[str, str] | None = None,
+) -> Plain:
+    """Pre-train one model into ``folder``: metrics, states to resume from, and at the end the checkpoint.
 
-    def curve(step: int) -> list[dict[str, Any]]:
-        found[:] = [dict(line) for line in held_out(predicting)]
-        return found
+    Args:
+        data: the text.
+        recipe: the recipe of one run; its model, masking, objectives, sampler, training and evaluation are used.
+        facts: what else the model card says of the run.
+
+    Raises:
+        MaskwiseError: nothing in this text can be learnt from, or the loss is not finite.
+    """
+    training, evaluation = recipe.training, recipe.evaluation
+    log_unigram = log_frequencies(torch.from_numpy(data.training.unigram_counts(len(data.tokenizer))))
+    network = _start(recipe, data, log_unigram)
+    made = learning(network, data, recipe)
+    if isinstance(made.source, MaskedSource):
+        require_targets(made.source, recipe.masking.policy)
+    predicting = MaskedLanguageModelling(network)
+    maskers = fixed_maskers(data.tokenizer, masks=evaluation.masks, ratio=evaluation.ratios[0])
+    held_out = HeldOut(data.held_out, maskers, log_unigram, rows=evaluation.rows)
+    losses: list[Plain] = []
+
+    def curve(step: int) -> list[Plain]:
+        losses[:] = [dict(line) for line in held_out(predicting)]
+        return losses
 
     done = train(
         made.objective, made.source, training, folder=folder, learners=made.learners, evaluate=curve,
         title=made.title, quiet=quiet,
     )  # fmt: skip
+    if not done["targets"]:
+        what = "not one target in the whole training: this checkpoint has learnt nothing, and is not kept"
+        raise MaskwiseError(what, got=made.title, do="look at the masks: maskwise inspect")
     if int(os.environ.get("RANK", "0")) == 0:
-        card = model_card(
-            masker=made.words,
-            training=training,
-            heldout=found,
-            data=len(data.training),
-            **(facts or {}),
-        )
+        card = model_card(recipe, made.words | dict(facts or {}), losses, rows=len(data.training))
         write_folder(
             folder / "checkpoint",
             lambda target: save_checkpoint(target, network, data.tokenizer, card, heads=made.heads()),
         )
         shutil.rmtree(folder / "resume", ignore_errors=True)
     return {
-        "heldout": found,
-        "steps": done["steps"],
-        "tokens": done["tokens"],
-        "targets": done["targets"],
+        "heldout": losses,
+        **{key: done[key] for key in ("steps", "tokens", "targets")},
         **_flops(made, done, network, frozen=training.freeze == "encoder"),
         "loss": done["loss"],
         "seconds": round(done["seconds"], 3),
     }
 
 
-def _flops(made: Learning, done: Mapping[str, Any], network: Any, *, frozen: bool) -> dict[str, Any]:
+def require_targets(source: MaskedSource, policy: str) -> None:
+    """Refuse to train on text in which the policy finds nothing to mask.
+
+    Raises:
+        MaskwiseError: no target in batches from all over the run.
+    """
+    steps, count = source.settings.steps, min(FEW_STEPS, source.settings.steps)
+    for number in range(count):
+        step = (2 * number + 1) * steps // (2 * count)
+        batches = source.batches(step, rank=0, ranks=1)
+        if any(bool((batch.labels >= 0).any()) for batch in batches):
+            return
+    what = f"policy {policy} masks nothing in this text: it has no units, or they are longer than the budget"
+    do = "take the policy token, or text with spaces; maskwise inspect shows the masks"
+    raise MaskwiseError(what, got=f"no target in {count} batches", do=do)
+
+
+def _start(recipe: Recipe, data: Prepared, log_unigram: Tensor) -> Any:
+    """The model that a training begins with."""
+    model, seed = recipe.model, recipe.training.seed
+    bias = log_unigram if model.unigram_bias else None
+    if model.pretrained:
+        network = load_model(model.pretrained, seed=seed, log_unigram=bias)
+        check_fit(network.config, len(data.tokenizer), do="set tokenizer.name to the model's own")
+        return network
+    return new_model(model_config(model, data.tokenizer, data.training.length), seed=seed, log_unigram=bias)
+
+
+def model_config(model: ModelSettings, tokenizer: Any, length: int) -> Any:
+    """The configuration of a recipe's model: the pre-trained one's, or a new one for rows of ``length``."""
+    if model.pretrained:
+        return load_config(model.pretrained)
+    return new_config(model.architecture, tokenizer, length, **model.settings)
+
+
+def _flops(made: Learning, done: Mapping[str, Any], network: Any, *, frozen: bool) -> Plain:
     """``flops`` of a training; with a sampler also ``objectives`` (what each was given) and ``probe_flops``."""
     spent = made.spent()
     if spent is None:
@@ -207,7 +231,7 @@ def _flops(made: Learning, done: Mapping[str, Any], network: Any, *, frozen: boo
 
 
 def save_checkpoint(
-    target: Path, network: Any, tokenizer: Any, card: str, *, heads: Mapping[str, torch.Tensor]
+    target: Path, network: Any, tokenizer: Any, card: str, *, heads: Mapping[str, Tensor]
 ) -> None:
     """An ordinary transformers folder with a model card, and beside it the heads of further objectives."""
     transformers_logging.disable_progress_bar()  # it draws one for every file, across our table
@@ -218,39 +242,83 @@ def save_checkpoint(
         save_file({name: t.cpu().contiguous() for name, t in heads.items()}, target / "heads.safetensors")
 
 
-def _start(model: Mapping[str, Any], data: Prepared, seed: int, log_unigram: torch.Tensor) -> Any:
-    if model["pretrained"]:
-        bias = log_unigram if model.get("unigram_bias", True) else None
-        network = load_model(model["pretrained"], seed=seed, log_unigram=bias)
-        check_fit(network.config, len(data.tokenizer), do="set tokenizer.name to the model's own")
-        return network
-    config = new_config(model["architecture"], data.tokenizer, data.training.length, **model["settings"])
-    return new_model(config, seed=seed, log_unigram=log_unigram if model["unigram_bias"] else None)
+def model_card(recipe: Recipe, choices: Mapping[str, Any], losses: list[Plain], *, rows: int) -> str:
+    """The model card of a checkpoint, in the hub's format: its choices, seeds, data and held-out losses.
+
+    Args:
+        choices: what was masked and how, and facts of the run, by name.
+        losses: the last evaluation.
+        rows: how many rows the training text has.
+    """
+    front = yaml.safe_dump(
+        {"library_name": "transformers", "tags": ["fill-mask", "maskwise"]}, sort_keys=False
+    )
+    table = "\n".join(f"| {name} | `{value}` |" for name, value in choices.items())
+    measured = "\n".join(
+        f"- {line['masks']} masks at {line['ratio']:.0%}: {line['loss']:.3f} nats a target "
+        f"(word frequencies alone: {line['unigram']:.3f})"
+        for line in losses
+    )
+    training = recipe.training
+    return f"""---
+{front}---
+
+# A masked language model made with maskwise {__version__}
+
+| choice | value |
+|---|---|
+{table}
+
+Trained for {training.steps} steps of {training.batch_size} rows on {rows:,} rows (seed {training.seed}).
+It loads with `AutoModelForMaskedLM.from_pretrained` and `AutoTokenizer.from_pretrained`, without maskwise.
+
+## Loss on held-out text, fixed masks
+
+{measured or "not measured"}
+
+## Training settings
+
+```yaml
+{yaml.safe_dump(training.model_dump(mode="json"), sort_keys=False)}```
+"""
 
 
-def _finetune(stage: Stage, stages: Path, quiet: bool) -> dict[str, Any]:
+# Judging -------------------------------------------------------------------------------------------------------
+
+
+def _evaluate(stage: Stage, stages: Path, quiet: bool) -> Plain:
+    data = Prepared.open(stages / stage.needs[0] / "data")
+    trained = len(stage.needs) > 1
+    checkpoint = stages / stage.needs[1] / "checkpoint" if trained else stage.what["model"]["pretrained"]
+    return {"records": evaluate(checkpoint, data, EvaluationSettings(**stage.what["evaluation"]))}
+
+
+def _overlap(stage: Stage, stages: Path, quiet: bool) -> Plain:
+    corpus = CorpusSettings(**stage.what["corpus"])
+    name = corpus.source if corpus.limit is None else f"{corpus.source}, first {corpus.limit}"
+    return {"record": overlap_record(corpus.documents(), load_task(stage.what["task"]), corpus=name)}
+
+
+def _finetune(stage: Stage, stages: Path, quiet: bool) -> Plain:
     what = stage.what
-    settings = FinetuneSettings(**what["finetune"])
-    task = load_task(what["task"])
+    settings, task = FinetuneSettings(**what["finetune"]), load_task(what["task"])
     tokenizer = load_tokenizer(str(stages / stage.needs[0] / "data" / "tokenizer"))
-    checkpoint, config = None, None
+    checkpoint: str | Path | None = None
+    config = None
     if len(stage.needs) > 1:
         checkpoint = stages / stage.needs[1] / "checkpoint"
-    elif what["model"]["pretrained"]:
-        checkpoint = what["model"]["pretrained"]  # no further training
     else:
-        config = new_config(
-            what["model"]["architecture"], tokenizer, what["length"], **what["model"]["settings"]
-        )
-    base = what.get("seed", 0) * 1000  # random starts differ between runs as pre-trained ones do
+        model = ModelSettings(**what["model"])
+        checkpoint = model.pretrained  # no further training
+        config = None if checkpoint else model_config(model, tokenizer, what["length"])
+    first = what.get("seed", 0) * 1000  # random starts differ between runs as pre-trained ones do
     record = task_record(
-        checkpoint, task, tokenizer=tokenizer, settings=settings, seeds=range(base, base + settings.seeds),
+        checkpoint, task, tokenizer=tokenizer, settings=settings, seeds=range(first, first + settings.seeds),
         config=config, quiet=quiet,
     )  # fmt: skip
     return dict(record)
 
 
-RUNNERS: dict[str, Callable[[Stage, Path, bool], dict[str, Any]]] = {
-    "prepare": _prepare, "pretrain": _pretrain, "evaluate": _evaluate, "finetune": _finetune,
-    "overlap": _overlap, "time": _time,
+RUNNERS: dict[str, Callable[[Stage, Path, bool], Plain]] = {
+    "prepare": _prepare, "pretrain": _pretrain, "evaluate": _evaluate, "finetune": _finetune, "overlap": _overlap,
 }  # fmt: skip

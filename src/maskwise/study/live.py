@@ -1,8 +1,7 @@
 """What a study is doing, live: arms × seeds, with the time left. Plain lines where nobody looks.
 
-The time left is what like stages took: seconds for a step of pre-training, for a task's fine-tuning, for a text. While
-some kind has not been seen yet, it says "more than". Files are all it reads, so it knows as much of stages on other
-machines as of those on this one.
+The time left is what like stages took (``Pace``). While some kind has not been seen yet, it says "more than". Files are
+all that the table reads, so it knows as much of stages on other machines as of those on this one.
 """
 
 from __future__ import annotations
@@ -10,25 +9,61 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from statistics import median
 from types import TracebackType
-from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from maskwise.study.plan import Plan
-from maskwise.study.stages import Stage
+from maskwise.study.plan import Plain, Plan, Stage
 
-WORDS = {"prepare": "text", "pretrain": "0 %", "finetune": "tasks"}
-"""Of a cell whose stage runs; other kinds by their own name."""
+RUNNING = {"prepare": "text", "pretrain": "0 %", "finetune": "tasks"}
+"""What a cell says while a stage runs; other kinds have their own name."""
 LEGEND = Text("text: preparing it · 45 %: pre-training · tasks: fine-tuning · 1/3: stages done", "dim")
 
 TAIL_BYTES = 8192
-"""Of metrics.jsonl, which may be long: it is looked at twice a second."""
+"""How much of metrics.jsonl is read, twice a second: it may be long."""
+
+
+class Pace:
+    """How long stages take, by what like stages took: the one estimate of the time left.
+
+    >>> pace, short, long = Pace(), *(
+    ...     Stage("pretrain", {"training": {"steps": steps, "batch_size": 8}}) for steps in (10, 30))
+    >>> pace.add(short, 5.0)
+    >>> pace.seconds(long), pace.seconds(Stage("prepare", {}))
+    (15.0, None)
+    """
+
+    _SAME = {"prepare": ("corpus",), "overlap": ("corpus",), "finetune": ("task", "finetune"),
+             "evaluate": ("evaluation",), "pretrain": ("model", "objectives")}  # fmt: skip
+
+    def __init__(self) -> None:
+        self.rates: dict[str, list[float]] = {}
+
+    def add(self, stage: Stage, seconds: float, *, share: float = 1.0) -> None:
+        """A stage, or a share of it, took so many seconds."""
+        self.rates.setdefault(self._likeness(stage), []).append(seconds / (share * self._size(stage)))
+
+    def seconds(self, stage: Stage) -> float | None:
+        """Seconds that the whole stage will take; None where no like one was seen."""
+        rates = self.rates.get(self._likeness(stage))
+        return median(rates) * self._size(stage) if rates else None
+
+    def _likeness(self, stage: Stage) -> str:
+        """What two stages must share for the time of one to tell that of the other."""
+        training = stage.what.get("training", {})
+        same = [stage.what.get(key) for key in self._SAME[stage.kind]]
+        return json.dumps([stage.kind, same, training.get("optimizer"), training.get("precision")])
+
+    def _size(self, stage: Stage) -> float:
+        """Rows that a training reads; other stages are one piece."""
+        training = stage.what["training"] if stage.kind == "pretrain" else None
+        return float(training["steps"] * training["batch_size"]) if training else 1.0
 
 
 class LiveTable:
@@ -54,7 +89,7 @@ class LiveTable:
         self.since: dict[str, float] = {}  # when those that run were first seen
         for name in self.named:
             self.done(name)
-        self.told = len(self.seconds)
+        self.printed = len(self.seconds)
 
     def __enter__(self) -> LiveTable:
         if self.shows:
@@ -68,18 +103,18 @@ class LiveTable:
             self.live.stop()
 
     def say(self, line: str) -> None:
-        """A line that stays."""
+        """Print a line that stays."""
         if not self.quiet:
             self.console.print(line, style="red", highlight=False, markup=False, soft_wrap=True)
 
-    def update(self, running: Iterable[str], errors: dict[str, str]) -> None:
-        """Draw the state anew; without a terminal, a line for each tenth of the work."""
+    def update(self, running: Iterable[str], errors: Mapping[str, str]) -> None:
+        """Draw the state anew; without a terminal, print a line for each tenth of the work."""
         now, total = time.perf_counter(), len(self.named)
         self.since = {name: self.since.get(name, now) for name in running}
-        tenth = len(self.seconds) * 10 // total > self.told * 10 // total
+        tenth = len(self.seconds) * 10 // total > self.printed * 10 // total
         if self.quiet or not (self.shows or tenth):
             return
-        self.told = len(self.seconds)
+        self.printed = len(self.seconds)
         lines = {name: self._metrics(name) for name in running}
         if self.shows:
             self.live.update(Group(self._summary(lines, errors), self._table(lines, errors), LEGEND))
@@ -87,12 +122,12 @@ class LiveTable:
             self.console.print(self._summary(lines, errors))
 
     def done(self, name: str) -> None:
-        """A stage may be done: look."""
-        found = self.named[name].result(self.stages)
-        if found is not None:
-            self.seconds[name] = found["seconds"]
+        """Look whether a stage is done."""
+        result = self.named[name].result(self.stages)
+        if result is not None:
+            self.seconds[name] = result["seconds"]
 
-    def _metrics(self, name: str) -> dict[str, Any]:
+    def _metrics(self, name: str) -> Plain:
         """The last line of training that a run has written; empty before the first."""
         try:
             with (self.named[name].folder(self.stages) / "metrics.jsonl").open("rb") as file:
@@ -102,7 +137,7 @@ class LiveTable:
             return {}
         return next((line for line in reversed(lines) if line["kind"] == "train"), {})
 
-    def _summary(self, lines: dict[str, dict[str, Any]], errors: dict[str, str]) -> Text:
+    def _summary(self, lines: Mapping[str, Plain], errors: Mapping[str, str]) -> Text:
         left, sure = self._left(lines, errors)
         speed = sum(line["tokens"] / line["seconds"] for line in lines.values() if line)
         parts = [
@@ -115,65 +150,54 @@ class LiveTable:
         phase = "" if self.plan.phase == "main" else f"{self.plan.phase}: "
         return Text(phase + ", ".join(part for part in parts if part), no_wrap=True)
 
-    def _left(self, lines: dict[str, dict[str, Any]], errors: dict[str, str]) -> tuple[float, bool]:
-        """Seconds, and whether every kind of stage has been seen."""
-        pace: dict[tuple[str, ...], list[float]] = {}
-        for name, spent in self.seconds.items():
-            pace.setdefault(_like(self.named[name]), []).append(spent / _size(self.named[name]))
+    def _left(self, lines: Mapping[str, Plain], errors: Mapping[str, str]) -> tuple[float, bool]:
+        """Seconds until the end with as many stages at once as now, and whether every kind of stage has been seen."""
+        pace = Pace()
+        for name, seconds in self.seconds.items():
+            pace.add(self.named[name], seconds)
         for name, line in lines.items():
-            if line:
-                pace.setdefault(_like(self.named[name]), [line["seconds"] / line["step"]])
+            stage = self.named[name]
+            if line and pace.seconds(stage) is None:
+                pace.add(stage, line["seconds"], share=self._share(name, line))
         left, sure = 0.0, True
         for name, stage in self.named.items():
-            seen = pace.get(_like(stage))
             if name in self.seconds or name in errors:
                 continue
-            if seen is None:
+            whole = pace.seconds(stage)
+            if whole is None:
                 sure = False
-                continue
-            whole = sum(seen) / len(seen) * _size(stage)
-            if lines.get(name):
+            elif lines.get(name):
                 left += whole * (1 - self._share(name, lines[name]))
             else:
-                spent = time.perf_counter() - self.since[name] if name in self.since else 0.0
-                left += max(0.0, whole - spent)
+                left += max(0.0, whole - (time.perf_counter() - self.since.get(name, time.perf_counter())))
         return left / max(1, len(self.since)), sure
 
-    def _share(self, name: str, line: dict[str, Any]) -> float:
-        return min(1.0, line["step"] / _size(self.named[name]))
+    def _share(self, name: str, line: Plain) -> float:
+        return min(1.0, line["step"] / self.named[name].what["training"]["steps"])
 
-    def _table(self, lines: dict[str, dict[str, Any]], errors: dict[str, str]) -> Table:
+    def _table(self, lines: Mapping[str, Plain], errors: Mapping[str, str]) -> Table:
         rows = dict.fromkeys(row for row, _ in self.cells)
         seeds = sorted({seed for _, seed in self.cells})
         table = Table("arm", box=None, padding=(0, 2, 0, 0))
         for seed in seeds:
             table.add_column(f"seed {seed}", no_wrap=True)
         for row in rows:
-            table.add_row(
-                Text(row), *(self._cell(self.cells.get((row, seed), {}), lines, errors) for seed in seeds)
-            )
+            cells = (self._cell(self.cells.get((row, seed), {}), lines, errors) for seed in seeds)
+            table.add_row(Text(row), *cells)
         return table
 
     def _cell(
-        self, stages: dict[str, Stage], lines: dict[str, dict[str, Any]], errors: dict[str, str]
+        self, stages: Mapping[str, Stage], lines: Mapping[str, Plain], errors: Mapping[str, str]
     ) -> Text:
         if any(name in errors for name in stages):
             return Text("failed", "red")
         for name, stage in stages.items():
             if name in lines:
-                share = f"{self._share(name, lines[name]):.0%}".replace("%", " %")
-                return Text(share if lines[name] else WORDS.get(stage.kind, stage.kind), "cyan")
+                line = lines[name]
+                share = f"{self._share(name, line):.0%}".replace("%", " %") if line else None
+                return Text(share or RUNNING.get(stage.kind, stage.kind), "cyan")
         done = sum(name in self.seconds for name in stages)
         return Text("done", "green") if done == len(stages) else Text(f"{done}/{len(stages)}", "dim")
-
-
-def _like(stage: Stage) -> tuple[str, ...]:
-    """Stages with the same answer take a like time for their size."""
-    return stage.kind, str(stage.what.get("task"))
-
-
-def _size(stage: Stage) -> float:
-    return float(stage.what["training"]["steps"]) if stage.kind == "pretrain" else 1.0
 
 
 def _clock(seconds: float) -> str:

@@ -1,0 +1,54 @@
+"""The masking part of a recipe: which policy, ratio, budget and corruption, as plain values that build a masker."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+
+from maskwise.errors import unknown_name
+from maskwise.masking.corruptions import corruption
+from maskwise.masking.masker import Masker
+from maskwise.masking.policies import policy
+from maskwise.masking.schedules import schedule
+from maskwise.masking.select import BUDGETS, FILLS
+
+
+class MaskingSettings(BaseModel):
+    """What is masked, how much, and how it is shown; every name is looked up when the settings are read.
+
+    >>> MaskingSettings(policy="whole-word", ratio="linear(0.30, 0.15)").corruption
+    'bert'
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    policy: str = "token"
+    ratio: str | float = 0.15
+    budget: str = "exact"
+    fill: str = "none"
+    corruption: str = "bert"
+    min_targets: int = Field(1, ge=0)
+    predict: str | float = 1.0
+    """The loss is taken on at most this share of each row's tokens."""
+
+    @field_validator("policy", "ratio", "predict", "corruption")
+    @classmethod
+    def _known(cls, value: str | float, info: ValidationInfo) -> str | float:
+        if info.field_name in ("ratio", "predict"):
+            schedule(value)
+        else:
+            (policy if info.field_name == "policy" else corruption)(str(value))
+        return value
+
+    @field_validator("budget", "fill")
+    @classmethod
+    def _listed(cls, value: str, info: ValidationInfo) -> str:
+        names = BUDGETS if info.field_name == "budget" else FILLS
+        if value not in names:
+            raise unknown_name(str(info.field_name), value, names)
+        return value
+
+    def masker(self, tokenizer: Any, *, seed: int) -> Masker:
+        """The masker that these settings describe."""
+        return Masker(tokenizer, **self.model_dump(), seed=seed)

@@ -1,0 +1,408 @@
+"""Run a study: do the stages that are not done, then write records, verdicts and the page.
+
+Interrupt it however you like; the same command goes on. One failing run is reported and takes no other down.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import shutil
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+from maskwise import __version__
+from maskwise.annotate.store import Store
+from maskwise.constants import REFERENCE
+from maskwise.errors import MaskwiseError
+from maskwise.files import Record, Study
+from maskwise.folders import claim, read_json, read_lines, write_json, write_lines
+from maskwise.jobs import require_engine
+from maskwise.masking.policies import policy
+from maskwise.masking.policies.learned import GroupWeighted
+from maskwise.masking.schedules import schedule
+from maskwise.recipe import Recipe
+from maskwise.report import write_report
+from maskwise.show import show_masks
+from maskwise.study.checks import LOCK, check_inputs, require_study_folder, say
+from maskwise.study.phases import Design
+from maskwise.study.plan import (
+    DONE,
+    Plain,
+    Plan,
+    Run,
+    Stage,
+    arms_of,
+    prepare_stage,
+    reference_words,
+    tokenizer_of,
+)
+from maskwise.study.scheduler import RETRIES, execute
+from maskwise.study.verdict import primary_pairs, summarise
+from maskwise.tasks import load_task
+from maskwise.text import Prepared, tokenise
+
+RESULTS = ("records.jsonl", "timings.jsonl", "samples.json", "summary.json", "report.html")
+
+
+def run_study(
+    recipe: Recipe,
+    out: Path,
+    *,
+    jobs: int | None = None,
+    quiet: bool = False,
+    engine: str = "local",
+    retries: int = RETRIES,
+    cache: Path | None = None,
+) -> Plain:
+    """Run every arm and seed of a recipe, compare them, write the report.
+
+    Args:
+        recipe: one with arms.
+        out: the study's folder; one that holds a study goes on.
+        jobs: stages at once; None: as many as there are cores.
+        quiet: no live table.
+        engine: where stages run: local or ray.
+        retries: how often a stage is tried again whose failure may pass.
+        cache: a folder where stages are shared with other studies.
+
+    Returns:
+        summary.json as a dict, with ``seconds``, ``report`` and ``failures`` (records of runs that failed).
+
+    Raises:
+        MaskwiseError: bad input, before anything is written.
+    """
+    began = time.perf_counter()
+    require_engine(engine)
+    require_study_folder(out)
+    notes = check_inputs(recipe)
+    stages, new = out / "stages", not out.is_dir() or not any(out.iterdir())
+    shared = shared_folder(recipe, cache)
+    design = Design(recipe, stages)
+    study = describe(recipe, design)
+    primary_pairs(cast(Study, study))
+    say(() if quiet else notes)
+    errors: dict[str, str] = {}
+    with claim(stages, "another study is running in", lock=LOCK):
+        before = {"started": study["started"], "seconds": None} | _so_far(out, study)
+        worked = False
+        try:
+            for plan in design.phases():
+                link_shared(plan.stages(), stages, shared)
+                todo = unfinished(plan, stages)
+                worked = worked or bool(todo)
+                study = describe(recipe, design) | before
+                write_json(out / "study.json", study)
+                errors |= execute(todo, stages, plan, jobs=jobs, quiet=quiet, engine=engine, retries=retries)
+        except MaskwiseError:  # a text cannot be prepared
+            if new and not any(stages.glob(f"*/{DONE}")):  # and there is nothing worth keeping
+                shutil.rmtree(out)
+            raise
+        finally:
+            if out.exists():
+                spent = time.perf_counter() - began if worked else 0.0  # everything may have been done before
+                before["seconds"] = round((before["seconds"] or 0.0) + spent, 1)
+                write_json(out / "study.json", study | before)
+        design.plan_costs()
+        study = describe(recipe, design) | before
+        write_json(out / "study.json", study)
+        records = collect(design.runs, stages, errors, more=design.choices)
+        write_lines(out / "records.jsonl", records)
+        write_lines(out / "timings.jsonl", timings(design, stages))
+        write_json(out / "samples.json", samples(recipe, design.runs, stages))
+        summary = summarise(cast(list[Record], records), cast(Study, study))
+        write_json(out / "summary.json", summary)
+        report = write_report(out)
+    failed = [record for record in records if record["kind"] == "failure"]
+    return {**summary, "seconds": study["seconds"], "report": str(report), "failures": failed}
+
+
+def unfinished(plan: Plan, stages: Path) -> list[Stage]:
+    """The stages to do: those without a result, and those whose kept files are needed and damaged.
+
+    Texts are always needed, for the samples of the page; checkpoints are by stages that are still to do.
+    """
+    everything = plan.stages()
+    todo = {stage.name for stage in everything if stage.result(stages) is None}
+    needed = {need for stage in everything if stage.name in todo for need in stage.needs}
+    for stage in reversed(everything):  # those that need others come behind them
+        wanted = stage.kind == "prepare" or stage.name in needed
+        if stage.name not in todo and wanted and stage.damage(stages):
+            (stage.folder(stages) / DONE).unlink()
+            todo.add(stage.name)
+            needed |= set(stage.needs)
+    return [stage for stage in everything if stage.name in todo]
+
+
+def shared_folder(recipe: Recipe, cache: Path | None) -> Path | None:
+    """Where stages are shared with other studies: the option, the recipe, the environment, or nowhere."""
+    name = cache or recipe.study.cache or os.environ.get("MASKWISE_STAGES")
+    if not name:
+        return None
+    folder = Path(name).expanduser().resolve()
+    if folder.exists() and not folder.is_dir():
+        raise MaskwiseError("the folder of shared stages is a file", got=str(folder), do="give a folder")
+    return folder
+
+
+def link_shared(wanted: Iterable[Stage], stages: Path, shared: Path | None) -> None:
+    """Put links to the shared folders of stages into the study's own. A stage that is here already stays here."""
+    for stage in wanted if shared else ():
+        assert shared is not None
+        if not stage.folder(stages).is_dir():
+            stage.folder(shared).mkdir(parents=True, exist_ok=True)
+            stage.folder(stages).unlink(missing_ok=True)  # a link to nowhere
+            stage.folder(stages).symlink_to(stage.folder(shared), target_is_directory=True)
+
+
+def _so_far(out: Path, study: Mapping[str, Any]) -> Plain:
+    """When this very study began, and how long it has run. Another one's results are removed."""
+    before = read_json(out / "study.json")
+    if before is None:
+        return {}
+    if before.get("recipe") == study["recipe"] and {"started", "seconds"} <= before.keys():
+        return {key: before[key] for key in ("started", "seconds")}
+    for name in RESULTS:
+        (out / name).unlink(missing_ok=True)
+    return {}
+
+
+# Records -------------------------------------------------------------------------------------------------------
+
+KEPT = {
+    "score": ("task", "metric", "score", "fine_tuning", "dev"),
+    "cost": ("steps", "tokens", "targets", "flops"),
+}
+"""What of a stage's result is in a record, by the record's kind."""
+
+
+def collect(
+    runs: Iterable[Run], stages: Path, errors: Mapping[str, str], *, more: Iterable[Plain] = ()
+) -> list[Plain]:
+    """From the results of stages to records: every number measured, in a fixed order, without timings.
+
+    Args:
+        runs: those to be reported.
+        stages: the folder of all stages.
+        errors: why stages failed, by name.
+        more: records of the study itself.
+    """
+    records, overlaps = list(more), dict[str, Plain]()
+    for run in runs:
+        results = {stage.name: stage.result(stages) for stage in run.stages}
+        for stage in run.overlaps:  # a text and a task are one record, however many runs share them
+            if result := results.pop(stage.name):
+                overlaps[stage.name] = result["record"]
+        failed = next((name for name, result in results.items() if result is None), None)
+        if failed:
+            error = errors.get(failed, "not finished")
+            records.append({"kind": "failure", **run.who, "stage": failed, "error": error})
+        done = [result for stage in run.trainings if (result := results[stage.name])]
+        if done and len(done) == len(run.trainings):
+            spent: Plain = {key: sum(result[key] for result in done) for key in KEPT["cost"]}
+            if any("objectives" in result for result in done):
+                spent["probe_flops"] = sum(result.get("probe_flops", 0) for result in done)
+                spent["objectives"] = _steps_by_objective(done)
+            records.append({"kind": "cost", **run.who, **spent})
+        evaluated = results[run.evaluated.name] if run.evaluated else None
+        judged = {run.evaluated.name: evaluated["records"]} if run.evaluated and evaluated else {}
+        for stage in run.tasks.values():
+            if result := results[stage.name]:
+                judged[stage.name] = [{"kind": "score", **{key: result[key] for key in KEPT["score"]}}]
+        for name, lines in judged.items():
+            sound = [line for line in lines if _finite(line)]
+            records += [{"kind": line["kind"], **run.who, **line} for line in sound]
+            if len(sound) < len(lines):
+                error = "a score or loss is not a finite number: the training or fine-tuning diverged"
+                records.append({"kind": "failure", **run.who, "stage": name, "error": error})
+    return sorted([*records, *overlaps.values()], key=_place)
+
+
+def _finite(record: Mapping[str, Any]) -> bool:
+    """Whether all that was measured is a number; None stands for one that was not (``work.finite``).
+
+    A dev score may be None: a task without dev rows has none.
+    """
+    single = [record[key] for key in ("score", "loss", "value") if key in record]
+    dev = [value for value in record.get("dev", ()) if value is not None]
+    return all(_number(value) for value in (*single, *record.get("fine_tuning", ()), *dev))
+
+
+def _number(value: Any) -> bool:
+    return value is not None and math.isfinite(value)
+
+
+def _steps_by_objective(done: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """The steps of each objective, over the trainings of a run that chose among objectives."""
+    steps: Counter[str] = Counter()
+    for result in done:
+        for name, facts in result.get("objectives", {}).items():
+            steps[name] += facts["steps"]
+    return dict(steps)
+
+
+def _place(record: Mapping[str, Any]) -> tuple[Any, ...]:
+    what = record.get("task") or record.get("masks") or record.get("name") or ""
+    detail = record.get("metric", ""), record.get("ratio", 0.0), record.get("corpus", "")
+    who = record.get("arm", ""), record.get("seed", -1), -record.get("fraction", 1.0)
+    return record["kind"], *who, what, *detail
+
+
+def timings(design: Design, stages: Path) -> list[Plain]:
+    """Seconds of every stage, once for every run that stands on it."""
+    lines = []
+    for phase, runs in (("main", design.runs), ("choice", design.others)):
+        for run in runs:
+            for stage in run.stages:
+                if result := stage.result(stages):
+                    facts = {"phase": phase, "kind": stage.kind, "stage": stage.name}
+                    lines.append({**run.who, "fraction": run.fraction, **facts, "seconds": result["seconds"]})
+    return lines
+
+
+# study.json and samples.json -----------------------------------------------------------------------------------
+
+
+def describe(recipe: Recipe, design: Design) -> Plain:
+    """study.json, as far as it is known."""
+    arms = {}
+    for name, overrides in recipe.study.arms.items():
+        links = recipe.arm(name, seed=0).links()
+        masking = links[-1].masking
+        trained = {str(r.seed): r.pretrained for r in design.runs if r.arm == name and r.fraction == 1}
+        arms[name] = {
+            "policy": masking.policy, "ratio": str(schedule(masking.ratio)), "overrides": overrides,
+            "units": policy(masking.policy).unit_kind, "tokenizer": tokenizer_of(prepare_stage(links[0])),
+            "judged_on": list(design.kinds(name)),
+            **({"sampler": links[-1].sampler} if links[-1].objectives else {}),
+            "setting": design.settings[name],
+            "runs": {seed: f"stages/{stage.name}" for seed, stage in trained.items() if stage},
+        }  # fmt: skip
+    reference = reference_words(recipe) if REFERENCE in arms_of(recipe, design.contents) else None
+    loaded, study = [load_task(spec) for spec in recipe.tasks], recipe.study
+    return {
+        "name": recipe.name, "description": recipe.description, "maskwise": __version__,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "versions": versions(),
+        "hardware": hardware(), "recipe": recipe.model_dump(mode="json"), "recipe_yaml": recipe.to_yaml(),
+        "baseline": recipe.baseline, "reference": reference, "seeds": list(study.seed_list),
+        "arms": arms, "seconds": None,
+        "contrasts": [list(pair) for pair in study.pairs],
+        "match": {"by": study.match, "arms": design.planned}, "companions": list(study.companions),
+        "search": study.search.model_dump(mode="json") if study.search else None,
+        "tasks": {task.name: {**task.facts(), "majority": task.majority} for task in loaded},
+    }  # fmt: skip
+
+
+def versions() -> dict[str, str]:
+    """What numbers may depend on: Python and the libraries."""
+    installed = {"python": platform.python_version()}
+    for name in ("torch", "transformers", "accelerate", "tokenizers", "datasets", "numpy"):
+        try:
+            installed[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return installed
+
+
+def hardware() -> Plain:
+    """The machine, in a few words."""
+    models = [line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
+    memory = [int(line.split()[1]) for line in _lines("/proc/meminfo") if line.startswith("MemTotal")]
+    return {
+        "cpu": models[0] if models else platform.processor() or platform.machine(), "cores": os.cpu_count(),
+        "memory_gib": round(memory[0] / 2**20, 1) if memory else None,
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }  # fmt: skip
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text().splitlines()
+    except OSError:
+        return []
+
+
+SAMPLES, SAMPLE_TOKENS, SAMPLE_CHARACTERS = 4, 64, 100
+"""Documents whose beginnings are shown in the report, how much of them, and how long they are at least."""
+
+Beginning = tuple[str, str, dict[str, list[Any]]]
+"""A document's id, its text, and the layers of its first tokens."""
+
+
+def samples(recipe: Recipe, runs: Sequence[Run], stages: Path) -> dict[str, list[Plain]]:
+    """Beginnings of documents with what each arm masks in the middle of training (with its first seed).
+
+    A policy that learns has the weights of the end of that run; where they are not known, its arm is left out.
+    """
+    first: dict[str, Run] = {}
+    for run in runs:
+        if run.arm != REFERENCE and run.prepared.result(stages):
+            first.setdefault(run.arm, run)
+    shown: dict[str, list[Plain]] = {}
+    texts: dict[str, list[Beginning]] = {}
+    for arm, run in first.items():
+        link = recipe.arm(arm, seed=run.seed).links()[-1]
+        folder = run.prepared.folder(stages)
+        data = Prepared.open(folder / "data")
+        masker = link.masking.masker(data.tokenizer, seed=run.seed)
+        learns = isinstance(masker.policy, GroupWeighted)
+        if isinstance(masker.policy, GroupWeighted):
+            weights = _last_weights(run.pretrained.folder(stages)) if run.pretrained else None
+            if weights is None:
+                continue
+            masker.policy.take(weights)
+        if run.prepared.name not in texts:
+            texts[run.prepared.name] = list(_beginnings(link, data.tokenizer, folder))
+        total = link.training.steps
+        when = {"step": total // 2, "total_steps": total, "max_length": _width(link)}
+        shown[arm] = [
+            {
+                "document": document,
+                "pieces": [
+                    piece.as_dict()
+                    for piece in show_masks(masker, data.tokenizer, text, layers=layers, **when).pieces
+                ],
+                **({"learnt": True} if learns else {}),
+            }
+            for document, text, layers in texts[run.prepared.name]
+        ]
+    return shown
+
+
+def _width(recipe: Recipe) -> int:
+    return min(recipe.corpus.length, SAMPLE_TOKENS)
+
+
+def _last_weights(folder: Path) -> dict[str, float] | None:
+    """What a policy had learnt at the end of a run."""
+    weights = [line["weights"] for line in read_lines(folder / "metrics.jsonl") if "weights" in line]
+    return weights[-1] if weights else None
+
+
+def _beginnings(recipe: Recipe, tokenizer: Any, prepared: Path) -> Iterator[Beginning]:
+    """The first long documents of a corpus, with the layers that it was annotated with."""
+    store = Store(prepared / "layers") if recipe.corpus.layers else None
+    count = 0
+    for document in recipe.corpus.documents():
+        if len(document.text) > SAMPLE_CHARACTERS:
+            [tokens] = tokenise([document], tokenizer, layers=store)
+            cut = tokenizer(
+                document.text, return_special_tokens_mask=True, truncation=True, max_length=_width(recipe)
+            )
+            inside = np.array(cut["special_tokens_mask"]) == 0
+            layers = {}
+            for name, values in tokens.layers.items():
+                layers[name] = np.full(len(inside), -1, dtype=values.dtype)
+                layers[name][inside] = values[: inside.sum()]
+            yield document.id, document.text, {name: values.tolist() for name, values in layers.items()}
+            count += 1
+        if count == SAMPLES:
+            break
