@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 import yaml
@@ -204,6 +206,28 @@ def test_mistakes_in_files(tmp_path, text, said):
     with pytest.raises(MaskwiseError) as caught:
         read_recipe(tmp_path / "r.yaml")
     assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+LAUGHS = "a0: &a0 [ha]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[" * 500 + "]" * 500, "nested too deeply"),
+        (LAUGHS, "too many values"),
+        ("a: &a [*a]", "too many values"),
+    ],
+)
+def test_bombs_are_refused_at_once(text, said, tmp_path):
+    """YAML of a few lines that unfolds without end, in a file and on the command line."""
+    began = time.perf_counter()
+    (tmp_path / "r.yaml").write_text(f"study: {{arms: {text}}}" if text.startswith("[") else text)
+    with pytest.raises(MaskwiseError, match=said):
+        read_recipe(tmp_path / "r.yaml")
+    with pytest.raises(MaskwiseError, match=said):
+        parse_value(text)
+    assert time.perf_counter() - began < 60  # it took for ever; the bound leaves room for a busy machine
 
 
 def test_an_arm_that_changes_nothing_may_be_left_empty(recipe):

@@ -1,0 +1,136 @@
+"""One stage at a time: damaged files, full disks, texts that teach nothing. Nothing ends in a traceback."""
+
+from __future__ import annotations
+
+import errno
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from maskwise.errors import MaskwiseError
+from maskwise.folders import damage
+from maskwise.recipe import Recipe, read_recipe
+from maskwise.study import Stage, run_stage
+from maskwise.study.dry import _timed
+from maskwise.study.plan import DONE, prepare_stage, pretrain_stage, trained_recipe
+from maskwise.study.work import RUNNERS
+from tiny import maskwise, write_inputs
+
+SHORT = ["training.steps=4", "training.log_every=2", "training.save_every=0", "training.eval_every=0"]
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return write_inputs(tmp_path / "inputs")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"{}", b"[]", b"3", b"\xff\xfe\x00", b"[" * 5000])
+def test_a_stage_with_damaged_files_is_one_that_is_not_done(content: bytes, tmp_path: Path) -> None:
+    stage = Stage("overlap", {"corpus": {}, "task": "x"})
+    folder = stage.folder(tmp_path)
+    folder.mkdir()
+    (folder / "stage.json").write_text(json.dumps(stage.as_dict()))
+    (folder / DONE).write_text('{"seconds": 2.0}')
+    assert stage.result(tmp_path) == {"seconds": 2.0} and _timed(tmp_path).seconds(stage) == 2.0
+    (folder / DONE).write_bytes(content)
+    assert stage.result(tmp_path) is None
+    (folder / "stage.json").write_bytes(content)
+    assert _timed(tmp_path).seconds(stage) is None
+
+
+def test_damaged_text_is_made_anew(source: Path, tmp_path: Path) -> None:
+    stage = prepare_stage(read_recipe(source))
+    before = run_stage(stage, tmp_path)
+    data = stage.folder(tmp_path) / "data"
+    largest = max((path for path in data.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    whole = largest.read_bytes()
+    largest.write_bytes(whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])
+    assert stage.damage(tmp_path)
+    after = run_stage(stage, tmp_path)
+    assert damage(data) is None and largest.read_bytes() == whole
+    assert after | {"seconds": 0} == before | {"seconds": 0}
+
+
+def test_text_in_which_a_policy_finds_nothing_is_refused_before_training(tmp_path: Path) -> None:
+    """Proteins have no spaces: a whole sequence is one word, longer than any budget."""
+    corpus = tmp_path / "proteins.jsonl"
+    draw = random.Random(0)
+    lines = [{"id": str(n), "text": "".join(draw.choices("ACDEFGHIKLMNPQRSTVWY", k=90))} for n in range(99)]
+    corpus.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    recipe = read_recipe(write_inputs(tmp_path), [*SHORT, f"corpus.source={corpus}", "corpus.length=128"])
+    for policy, do in (("token", None), ("whole-word", "masks nothing in this text")):
+        one = recipe.model_copy(update={"masking": recipe.masking.model_copy(update={"policy": policy})})
+        prepared = prepare_stage(one)
+        run_stage(prepared, tmp_path)
+        training = pretrain_stage(one, prepared)
+        if do is None:
+            assert run_stage(training, tmp_path)["targets"] > 0
+            continue
+        with pytest.raises(MaskwiseError, match=do):
+            run_stage(training, tmp_path)
+        assert not (training.folder(tmp_path) / "checkpoint").exists()
+
+
+def test_a_full_disk_is_one_line_and_hides_no_other_error(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage, write = prepare_stage(read_recipe(source)), Path.write_bytes
+    full: list[str] = []
+
+    def write_bytes(path: Path, content: bytes) -> int:
+        if any(name in path.name for name in full):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(path, content)
+
+    def fail(*_: object) -> None:
+        raise MaskwiseError("the text is bad")
+
+    monkeypatch.setattr(Path, "write_bytes", write_bytes)
+    for name in ("stage.json", DONE):
+        full[:] = [name]
+        with pytest.raises(MaskwiseError, match=f"cannot write .*{name}; got No space left"):
+            run_stage(stage, tmp_path)
+        assert stage.result(tmp_path) is None
+    full[:] = ["error.txt"]
+    monkeypatch.setitem(RUNNERS, "prepare", fail)
+    with pytest.raises(MaskwiseError, match="the text is bad"):
+        run_stage(stage, tmp_path)
+
+
+def test_a_stage_holds_the_settings_of_its_training(source: Path) -> None:
+    recipe = read_recipe(
+        source, ["objectives={atd: , mlm: {masking: {ratio: 0.3}}}", "masking.budget=expected"]
+    )
+    stage = pretrain_stage(recipe, prepare_stage(recipe))
+    again = trained_recipe(Stage.from_dict(json.loads(json.dumps(stage.as_dict()))))
+    parts = ("model", "masking", "objectives", "sampler", "training", "evaluation")
+    assert [getattr(again, part) for part in parts] == [getattr(recipe, part) for part in parts]
+    assert list(again.objectives) == ["atd", "mlm"]
+
+
+def test_pretraining_asks_nothing_of_fine_tuning_and_notices_a_damaged_recipe(
+    source: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    run = ("pretrain", source, *SHORT, "corpus.length=16", "--out", out)  # finetune.max_length is 32
+    assert maskwise(*run) == 0
+    (out / DONE).write_text("{")
+    assert maskwise(*run) == 0 and json.loads((out / DONE).read_text())["steps"] == 4  # made anew
+    for content in (b"\xff\x00", b"", b"- a", b"training: ["):
+        (out / "recipe.yaml").write_bytes(content)
+        capfd.readouterr()
+        assert maskwise(*run) == 2
+        assert "recipe.yaml is damaged" in capfd.readouterr().err
+
+
+def test_a_recipe_is_validated_once_for_each_combination(monkeypatch: pytest.MonkeyPatch) -> None:
+    from maskwise.recipe import recipe as module
+    from maskwise.study import make_plan
+
+    module._validate_once.cache_clear()
+    recipe = read_recipe("mometas", ["study.seeds=3"])
+    make_plan(recipe)
+    assert module._validate_once.cache_info().misses <= 3 * len(recipe.study.arms)
+    assert isinstance(recipe, Recipe)
