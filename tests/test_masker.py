@@ -5,6 +5,7 @@ from __future__ import annotations
 import tracemalloc
 import warnings
 from collections import Counter
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -281,3 +282,108 @@ def test_memory_grows_with_the_batch_and_not_with_its_square() -> None:
     masker("whole-word")(rows, epoch=0)
     assert tracemalloc.get_traced_memory()[1] < 16384 * 8 * 12, "a dozen numbers of 64 bits a token"
     tracemalloc.stop()
+
+
+@dataclass
+class Flat:
+    """Pieces as ``maskwise.text`` makes them."""
+
+    columns: dict
+    lengths: np.ndarray
+    example_ids: np.ndarray
+    rows: np.ndarray
+    length: int
+    frame: tuple[int, int, int]
+
+
+def flat(
+    rows: list[dict], in_row: list[int], *, length: int, frame: tuple[int, int, int] = (CLS, SEP, PAD)
+) -> Flat:
+    names = rows[0].keys() - {"example_id"}
+    columns = {name: np.concatenate([np.array(r[name]) for r in rows]) for name in names}
+    lengths, ids = (
+        np.array(x) for x in ([len(r["input_ids"]) for r in rows], [r["example_id"] for r in rows])
+    )
+    return Flat(columns, lengths, ids, np.array(in_row), length, frame)
+
+
+@pytest.mark.parametrize("policy", ["token", "whole-word", "span", "t5-span", "weighted", "salient"])
+@pytest.mark.parametrize("corruption", ["bert", "delete", "t5"])
+def test_flat_pieces_are_masked_like_rows_of_their_own(policy: str, corruption: str) -> None:
+    rows = [row([2, 1, 3, 1, 1, 2], example_id=i, framed=False) for i in range(7)]
+    made = masker(policy, corruption, ratio=0.4)
+    alone = made([row([2, 1, 3, 1, 1, 2], example_id=i) for i in range(7)], epoch=3)
+    for in_row in ([0, 0, 0, 1, 1, 2, 2], list(range(7))):
+        out = made(flat(rows, in_row, length=36), epoch=3)
+        shown = []
+        for b in range(max(in_row) + 1):
+            for segment in range(in_row.count(b)):
+                piece = out.input_ids[b][out.segment_ids[b] == segment].tolist()
+                shown.append(piece if segment == 0 else [CLS, *piece])
+        attention = (
+            alone.attention_mask if alone.attention_mask is not None else torch.ones_like(alone.input_ids)
+        )
+        assert shown == [
+            ids[keep.bool()].tolist() for ids, keep in zip(alone.input_ids, attention, strict=True)
+        ]
+        assert out.targets == int((out.labels != IGNORE).sum()) > 0
+    with pytest.raises(MaskwiseError, match="do not fit"):
+        made(flat(rows, [0] * 7, length=36), epoch=3)
+
+
+def test_single_wrong_values_are_refused_in_one_line() -> None:
+    rows = padded(random_rows(2))
+    for call, match in (
+        (lambda: masker(seed="x"), "seed is a whole number"),
+        (lambda: masker()(rows, step=None), "step is a whole number"),
+        (lambda: masker()(rows, epoch=0.5), "epoch is a whole number"),
+        (lambda: masker()(5, epoch=0), "rows are a list of dicts"),
+        (lambda: masker()([{"input_ids": [5], "example_id": 0}, {"example_id": 1}], epoch=0), "row 1"),
+        (lambda: masker()([{"input_ids": ["a"], "example_id": 0}], epoch=0), "whole numbers"),
+    ):
+        with pytest.raises(MaskwiseError, match=match) as caught:
+            call()
+        assert "\n" not in str(caught.value)
+    large = np.array([2**63 + 5, 7], dtype=np.uint64)
+    wrapped = masker()(rows | {"example_id": large}, epoch=0)
+    assert torch.equal(wrapped.labels, masker()(rows | {"example_id": large.view(np.int64)}, epoch=0).labels)
+
+
+def test_predict_asks_a_detecting_corruption_for_tokens_of_both_kinds_and_any_batch() -> None:
+    made = masker("token", "replace(target='detect')", ratio=0.2, predict=0.5)
+    rows = random_rows(30, words=10)
+    together = made(padded(rows, width=60), epoch=0).labels
+    assert set(together[together != IGNORE].tolist()) == {0, 1}
+    for b, one in enumerate(rows):
+        assert torch.equal(made(padded([one], width=60), epoch=0).labels[0], together[b])
+    asked = (together != IGNORE).sum(1).double().mean() / np.mean([len(r["input_ids"]) - 2 for r in rows])
+    assert abs(float(asked) - 0.5) < 0.02
+
+
+def test_the_log_probability_of_an_order_counts_units_that_were_skipped() -> None:
+    """Against the product by hand, of sampling without replacement up to the last unit that was chosen."""
+    rows = padded([row([1, 3, 2, 1, 2], example_id=i) for i in range(40)])
+    for budget in ("exact", "expected"):
+        out = masker("weighted", budget=budget, ratio=0.5)(rows, epoch=0)
+        choice = out.choice
+        weight, piece = choice.units.weight, choice.units.piece
+        for p in range(40):
+            order = [int(u) for u in choice.order if piece[u] == p]
+            tried = max((n for n, u in enumerate(order) if choice.chosen[u]), default=-1) + 1
+            left = [weight[u] for u in order]
+            product = sum(np.log(left[n] / sum(left[n:])) for n in range(tried))
+            assert choice.log_probability_P[p] == pytest.approx(product)
+    with pytest.raises(ValueError, match="no order"):
+        _ = masker("weighted", budget="bernoulli")(rows, epoch=0).choice.log_probability_P
+
+
+def test_a_batch_moves_and_says_what_it_is() -> None:
+    out = masker(ratio=schedules.uniform(0.2, 1.0, inverse_weight=True))(padded(random_rows(3)), epoch=0)
+    moved = out.to("meta")
+    assert moved.input_ids.device.type == moved.labels.device.type == moved.loss_weight.device.type == "meta"
+    assert moved.targets == out.targets == int((out.labels != IGNORE).sum())
+    assert torch.equal(moved.selected, out.selected)
+    assert repr(out) == f"MaskedBatch(3 × {out.input_ids.shape[1]} on cpu, {out.targets} targets)"
+    assert repr(masker("whole-word")).startswith(
+        "Masker(policy=WholeWord(), ratio=constant(0.15), budget=exact"
+    )

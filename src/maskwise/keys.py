@@ -133,6 +133,13 @@ class Keys:
         key += self._start_CP[purpose - 1].take(piece)
         return _mix_(key, _MIX_32)
 
+    def draw_each(self, purpose: Purpose, counts_P: Array, index: Array) -> Array:
+        """The same (N,) draws for the first ``counts_P[0]`` indices of piece 0, the next of piece 1, and so on."""
+        key = np.repeat(self._odd_CP[purpose - 1], counts_P)
+        key *= index
+        key += np.repeat(self._start_CP[purpose - 1], counts_P)
+        return _mix_(key, _MIX_32)
+
     def uniform(self, purpose: Purpose, piece: Array, index: Array) -> Array:
         """The same draws as (N,) float64 in (0, 1): the centre of one of 2³² equal cells, so never 0 or 1."""
         return unit_interval(self.draw(purpose, piece, index))

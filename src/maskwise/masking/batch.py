@@ -93,23 +93,25 @@ class AnnotatedBatch:
     @cached_property
     def first(self) -> Array:
         """(P,) int64: where the first content token of each piece stands; its beginning where there is none."""
-        at, count_P, first = np.flatnonzero(self.content), self.count(self.content), self.begin.copy()
-        first[count_P > 0] = at[(count_P.cumsum() - count_P)[count_P > 0]]
-        return first
+        return self._content_at(0)
 
     @cached_property
     def last(self) -> Array:
         """(P,) int64: where the last content token of each piece stands; its beginning where there is none."""
-        at, count_P, last = np.flatnonzero(self.content), self.count(self.content), self.begin.copy()
-        last[count_P > 0] = at[count_P.cumsum()[count_P > 0] - 1]
-        return last
+        return self._content_at(-1)
 
-    @cached_property
-    def place(self) -> Array:
-        """(T,) int32: how far behind its piece's first content token; so padding and packing do not move draws."""
-        place = np.arange(len(self.input_ids), dtype=np.int32)
-        place -= np.repeat(self.first.astype(np.int32), self.lengths)
+    def _content_at(self, which: int) -> Array:
+        at, count_P, place = np.flatnonzero(self.content), self.count(self.content), self.begin.copy()
+        end_P = count_P.cumsum()
+        place[count_P > 0] = at[(end_P - 1 if which else end_P - count_P)[count_P > 0]]
         return place
+
+    def place(self, at: Array, piece: Array) -> Array:
+        """(N,) int32: how far tokens stand behind the first content token of their piece.
+
+        The index of a token's draws, so that padding and packing do not move them.
+        """
+        return (at - self.first.take(piece)).astype(np.int32)
 
     def count(self, values: Array) -> Array:
         """(P,) int64: the sum of (T,) bools or numbers over each piece."""
@@ -130,6 +132,10 @@ class AnnotatedBatch:
             {name: taken(layer) for name, layer in self.layers.items()},
             {name: taken(extra) for name, extra in self.extras.items()}, self.plan,
         )  # fmt: skip
+
+    def count_at(self, at: Array) -> Array:
+        """(P,) int64: how many of the tokens at ascending places ``at`` are in each piece."""
+        return np.diff(np.searchsorted(at, self.begin), append=len(at))
 
     def layer(self, name: str, *, policy: str) -> Array:
         """The (T,) layer of that name, or an error that says which there are."""

@@ -93,6 +93,8 @@ def device_of(rows: Rows | Pieces | AnnotatedBatch) -> torch.device | None:
 
 def _annotated(columns: dict[str, Array], vocabulary: Vocabulary) -> AnnotatedBatch:
     """(B, L) columns as a batch."""
+    if "input_ids" not in columns:
+        raise MaskwiseError("input_ids must be whole numbers", got="text", do="tokenize the rows first")
     shape = columns["input_ids"].shape
     example_id = columns.pop("example_id", None)
     line = {name: np.ascontiguousarray(column).reshape(-1) for name, column in columns.items()}
@@ -124,7 +126,7 @@ def _kinds(ids: Array, vocabulary: Vocabulary) -> Array:
             "input_ids outside the vocabulary", got=low if low < 0 else high,
             allowed=f"0 to {vocabulary.size - 1}", do="use the tokenizer that made these rows",
         )  # fmt: skip
-    return vocabulary.kind.take(ids)
+    return vocabulary.kind[ids]
 
 
 def _pieces(name: Array, content: Array, shape: tuple[int, int]) -> tuple[Array, Array]:
@@ -133,25 +135,23 @@ def _pieces(name: Array, content: Array, shape: tuple[int, int]) -> tuple[Array,
     A piece is a run of one name among the content tokens of a row. Special tokens behind it are its own, but for those
     before the next piece that bear the next one's name ([CLS]).
     """
-    rows = np.arange(shape[0]) * shape[1]
-    at = np.flatnonzero(content)
-    if not len(at):
-        return rows, name.take(rows, mode="clip") if len(name) else np.zeros(len(rows), np.int64)
-    names, row = name.take(at), at // shape[1]
-    opens_row = np.ones(len(at), bool)
+    width = max(shape[1], 1)
+    changes = np.ones(len(name), bool)
+    changes[1:] = name[1:] != name[:-1]
+    changes[::width] = True
+    start = np.flatnonzero(changes)  # from here on stretches of one name, few of them
+    if not len(start):
+        return np.arange(shape[0]) * shape[1], np.zeros(shape[0], np.int64)
+    of_text = start[np.add.reduceat(content, start, dtype=np.int64) > 0]
+    row, names = of_text // width, name.take(of_text)
+    opens_row, opens = np.ones(len(row), bool), np.ones(len(row), bool)
     opens_row[1:] = row[1:] != row[:-1]
-    opens = opens_row.copy()
-    opens[1:] |= names[1:] != names[:-1]
-    before = np.concatenate(([-1], at))[:-1]  # the content token before each
-    inner = np.flatnonzero(opens & ~opens_row)
-    begin, least, own = at[inner], before[inner] + 1, names[inner]
-    while (earlier := (begin > least) & (name.take(begin - 1, mode="clip") == own)).any():
-        begin = begin - earlier
-    empty = np.setdiff1d(rows, rows.take(row[opens_row]), assume_unique=True)
-    begins = np.concatenate((rows.take(row[opens_row]), begin, empty))
-    owners = np.concatenate((names[opens_row], own, name.take(empty)))
-    order = begins.argsort()
-    return begins[order], owners[order]
+    opens[1:] = opens_row[1:] | (names[1:] != names[:-1])
+    bare = np.setdiff1d(np.arange(shape[0]), row, assume_unique=False) * shape[1]  # rows without any text
+    begin = np.concatenate((np.where(opens_row, row * shape[1], of_text)[opens], bare))
+    names = np.concatenate((names[opens], name.take(bare)))
+    order = begin.argsort()
+    return begin[order], names[order]
 
 
 def _laid(pieces: Pieces, vocabulary: Vocabulary) -> AnnotatedBatch:

@@ -30,7 +30,7 @@ def some_labels(labels: Array, candidate: Array, batch: AnnotatedBatch, share: f
     rounding_P = keys.uniform(Purpose.PREDICT, every, np.full(len(every), -1, np.int32))
     wanted_P = np.maximum((batch.eligible_P * share + rounding_P).astype(np.int64), 1) * (share > 0)
     piece = batch.piece.take(at)
-    asked = at[first_within(piece, keys.draw(Purpose.PREDICT, piece, batch.place.take(at)), wanted_P)]
+    asked = at[first_within(piece, keys.draw(Purpose.PREDICT, piece, batch.place(at, piece)), wanted_P)]
     kept = np.full_like(labels, IGNORE)
     kept[asked] = labels[asked]
     return kept
@@ -57,8 +57,9 @@ def lay_out(
         weight = torch.from_numpy(weight_P) if batch.plan is None else rows(weight_P.take(batch.piece))
     attention = None if batch.attention_mask is None else rows(batch.attention_mask)
     extras = {name: rows(value) for name, value in batch.extras.items()}
+    targets = int(np.count_nonzero(shown.labels != IGNORE))
     return MaskedBatch(
-        rows(shown.input_ids), rows(shown.labels), attention, batch, ratio, extras, weight, choice
+        rows(shown.input_ids), rows(shown.labels), attention, batch, ratio, extras, weight, choice, targets=targets
     )  # fmt: skip
 
 

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from maskwise.errors import unknown_name
 from maskwise.keys import Keys, Purpose, unit_interval
-from maskwise.masking.sorting import first_within, order_within, sums_within
+from maskwise.masking.sorting import first_within, order_within, rank_within, sums_within
 from maskwise.masking.units import Units
 
 Array: TypeAlias = NDArray[Any]
@@ -142,7 +142,7 @@ def select(
 
 def unit_keys(units: Units, keys: Keys, *, may_fill: bool = False) -> Array:
     """(U,) int32, or int64 where there are weights: units of a piece are taken in ascending order."""
-    draw = keys.draw(Purpose.SELECT, units.piece, units.number)
+    draw = units.draw(keys, Purpose.SELECT)
     if units.weight is None:
         return draw
     weight = units.weight.clip(_LIGHTEST, _HEAVIEST)
@@ -166,15 +166,21 @@ def _order(units: Units, keys: Keys, *, may_fill: bool) -> Array:
 
 def _up_to(units: Units, order: Array, budget_P: Array, keys: Keys, *, exact: bool) -> Array:
     """(U,) bool: units in their order, until the budget of their piece is used."""
-    chosen, piece = np.zeros(len(units.piece), bool), units.piece.take(order)
-    counts_P = np.bincount(piece, minlength=len(budget_P))
-    length = units.length.take(order)
+    chosen = np.zeros(len(units.piece), bool)
+    counts_P = (
+        units.count
+        if len(order) == len(chosen)
+        else np.bincount(units.piece.take(order), minlength=len(budget_P))
+    )
+    if units.unit is None:  # units of one token leave nothing over
+        chosen[order[rank_within(counts_P) < np.repeat(budget_P, counts_P)]] = True
+        return chosen
+    piece, length = np.repeat(np.arange(len(counts_P)), counts_P), units.length[order]
     fits = sums_within(length, counts_P) <= np.repeat(budget_P, counts_P)
     chosen[order[fits]] = True
-    if units.unit is None:  # units of one token leave nothing over
-        return chosen
-    left_P = budget_P - np.bincount(piece[fits], length[fits], len(budget_P)).astype(np.int64)
-    taken_P = np.bincount(piece[fits], minlength=len(budget_P))
+    fitting = piece[fits]
+    left_P = budget_P - np.bincount(fitting, length[fits], len(budget_P)).astype(np.int64)
+    taken_P = np.bincount(fitting, minlength=len(budget_P))
     # The unit at the border is the first one that does not fit; a piece whose units all fit has none.
     border_P = np.flatnonzero((taken_P < counts_P) & (left_P > 0))
     border = (counts_P.cumsum() - counts_P + taken_P)[border_P]
@@ -185,7 +191,7 @@ def _up_to(units: Units, order: Array, budget_P: Array, keys: Keys, *, exact: bo
     # Units behind the border that still fit, in their order. Each pass takes the longest stretch of them that fits
     # into what its piece has left. The unit that ended the stretch is longer than what is then left, so the leftovers
     # fall strictly, and few passes are needed.
-    behind = np.flatnonzero(~fits & (length <= left_P.take(piece)))
+    behind = np.flatnonzero(~fits & (length <= left_P[piece]))
     while len(behind):
         here, size = piece.take(behind), length.take(behind)
         counts_P = np.bincount(here, minlength=len(left_P))
@@ -203,7 +209,7 @@ def _independently(units: Units, ratio_P: Array, keys: Keys, floor_P: Array, *, 
     if units.weight is not None:
         probability *= units.weight
         available = (units.weight > 0) | may_fill
-    chosen = (keys.uniform(Purpose.BERNOULLI, units.piece, units.number) < probability) & available
+    chosen = (unit_interval(units.draw(keys, Purpose.BERNOULLI)) < probability) & available
     if units.unit is None:
         missing_P = floor_P - np.bincount(units.piece[chosen], minlength=len(floor_P))
         if (missing_P > 0).any():

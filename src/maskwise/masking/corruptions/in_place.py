@@ -42,7 +42,8 @@ class Bert(Corruption):
         self, batch: AnnotatedBatch, chosen: Array, units: Units, keys: Keys, vocabulary: Vocabulary
     ) -> Corrupted:
         at = np.flatnonzero(chosen)
-        original, piece, place = (x.take(at) for x in (batch.input_ids, batch.piece, batch.place))
+        original, piece = batch.input_ids.take(at), batch.piece.take(at)
+        place = batch.place(at, piece)
         index = place
         if by_unit := self.per == "unit" and units.unit is not None:
             number = np.zeros(len(batch.input_ids), np.int32)
@@ -93,7 +94,8 @@ class Replace(Corruption):
         at = np.flatnonzero(chosen)
         original, ordinary = batch.input_ids.take(at), vocabulary.ordinary
         # A number among all ordinary tokens but the original: those from it on move up by one.
-        draw = keys.draw(Purpose.REPLACE, batch.piece.take(at), batch.place.take(at))
+        piece = batch.piece.take(at)
+        draw = keys.draw(Purpose.REPLACE, piece, batch.place(at, piece))
         number = below(draw, max(1, len(ordinary) - 1))
         number += number >= np.searchsorted(ordinary, original)
         input_ids = batch.input_ids.copy()

@@ -180,7 +180,8 @@ class Insert(Moving):
         self, batch: AnnotatedBatch, chosen: Array, units: Units, keys: Keys, vocabulary: Vocabulary
     ) -> Corrupted:
         at, added, stay, leads = np.flatnonzero(chosen), batch.input_ids.copy(), batch.present, chosen
-        draw = keys.draw(Purpose.REPLACE, batch.piece.take(at), batch.place.take(at))
+        piece = batch.piece.take(at)
+        draw = keys.draw(Purpose.REPLACE, piece, batch.place(at, piece))
         added[at] = vocabulary.ordinary.take(below(draw, len(vocabulary.ordinary)))
         if self.cut is not None:
             text = interleaved(chosen, batch.content)

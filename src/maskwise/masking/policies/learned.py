@@ -139,7 +139,7 @@ class GroupWeighted(Policy):
     def units(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
         weight_G = np.append(self.running.weight_C.numpy(force=True), UNKNOWN)  # −1: the last one
         units = cut(batch, self.units_of, policy=self.layer).weighted(
-            weight_G.take(self._groups(batch), mode="wrap"), policy=self.layer
+            weight_G[self._groups(batch)], policy=self.layer
         )
         if not self.faithful or units.weight is None:
             return units

@@ -73,13 +73,10 @@ class Span(Policy):
         pieces = len(batch.begin)
         if self.over == "token":
             tokens = np.flatnonzero(batch.content)
-            words, word = tokens, np.arange(len(tokens))
+            word, counts_P = np.arange(len(tokens)), batch.count_at(tokens)
             barred = np.flatnonzero(~batch.eligible.take(tokens))
         else:
-            tokens, word, first = find_runs(batch, batch.layer("word_ids", policy="span"))
-            words = tokens.take(first)
-            barred = np.unique(word[~batch.eligible.take(tokens)])
-        counts_P = np.bincount(batch.piece.take(words), minlength=pieces)
+            tokens, word, _, counts_P, barred = find_runs(batch, batch.layer("word_ids", policy="span"))
         span = self._ring(keys, counts_P)
         # The word of number n is number n + opening of the ring, around it.
         opening_P = (keys.per_piece(Purpose.PARTITION) * np.maximum(counts_P, 1)).astype(np.int64)
@@ -88,11 +85,11 @@ class Span(Policy):
         span = span.take(place + np.repeat(counts_P.cumsum() - counts_P, counts_P))
         # Spans of all pieces are numbered through; some may have lost all of their words.
         if len(barred):
-            kept = np.ones(len(words), bool)
+            kept = np.ones(len(span), bool)
             kept[barred] = False
             inside = kept.take(word)
             tokens, word = tokens[inside], word[inside]
-        unit, piece = span.take(word), batch.piece.take(words)
+        unit, piece = span.take(word), np.repeat(np.arange(pieces), counts_P)
         offered = int(span.max()) + 1 if len(span) else 0
         of_span = np.zeros(offered, np.int64)
         of_span[span] = piece
@@ -112,8 +109,8 @@ class Span(Policy):
 
     def _ring(self, keys: Keys, counts_P: Array) -> Array:
         """(W,) int64: the span that each of the W words around the rings of all pieces is in; numbered through."""
-        piece, number = np.repeat(np.arange(len(counts_P)), counts_P), rank_within(counts_P)
-        draw = keys.draw(Purpose.PARTITION, piece, number.astype(np.int32))
+        number = rank_within(counts_P)
+        draw = keys.draw_each(Purpose.PARTITION, counts_P, number.astype(np.int32))
         length = np.ones(len(draw), np.int64)
         for edge in _edges(self):  # one pass an edge: a third of the time of a search
             length += draw >= edge
