@@ -31,6 +31,7 @@ from masking_tools import (
 )
 from maskwise.errors import MaskwiseError
 from maskwise.masking import IGNORE, Masker, Vocabulary, gather, schedules
+from maskwise.masking.policies.learned import log_probability
 
 
 def test_shares_of_mask_random_and_keep() -> None:
@@ -372,9 +373,9 @@ def test_the_log_probability_of_an_order_counts_units_that_were_skipped() -> Non
             tried = max((n for n, u in enumerate(order) if choice.chosen[u]), default=-1) + 1
             left = [weight[u] for u in order]
             product = sum(np.log(left[n] / sum(left[n:])) for n in range(tried))
-            assert choice.log_probability_P[p] == pytest.approx(product)
+            assert log_probability(choice)[p] == pytest.approx(product)
     with pytest.raises(ValueError, match="no order"):
-        _ = masker("weighted", budget="bernoulli")(rows, epoch=0).choice.log_probability_P
+        log_probability(masker("weighted", budget="bernoulli")(rows, epoch=0).choice)
 
 
 def test_a_batch_moves_and_says_what_it_is() -> None:

@@ -1,10 +1,11 @@
 """Masking throughput on one core, against transformers' ``DataCollatorForLanguageModeling``, on real text.
 
-Rows are the bundled sample, cut by a small WordPiece trained in the run: [CLS], running text, [SEP]. The peer
-gets what it takes, lists of dicts, and for whole words the character offsets that it finds words by; ours
-gets tensors or the same lists. The peer's bare masking step, from tensors that are already padded and marked,
-is timed too. Every timed result of ours is checked against the contract (budget, no special tokens, whole
-words, labels).
+Rows are the bundled sample, cut by a small WordPiece trained in the run, in three layouts: one document a row
+([CLS], running text, [SEP]); packed rows, the default of every recipe (five documents a row, each closed by
+[SEP]); and packed rows of sentences of 20 tokens. Every contestant gets the same rows. The peer gets what it
+takes, lists of dicts, and for whole words the character offsets that it finds words by; ours gets tensors or
+the same lists. The peer's bare masking step, from tensors that are already padded and marked, is timed too.
+Every timed result of ours is checked against the contract (budget, no special tokens, whole words, labels).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from torch import Tensor
 from transformers import DataCollatorForLanguageModeling
 
 from maskwise.bench.timing import in_turn, surroundings
-from maskwise.masking import CORRUPTIONS, IGNORE, POLICIES, MaskedBatch, Masker, Vocabulary
+from maskwise.masking import CORRUPTIONS, IGNORE, POLICIES, MaskedBatch, Masker, UnitKind, Vocabulary
 from maskwise.text.documents import bundled_path, read_documents
 from maskwise.text.tokenizers import tokenise, train_tokenizer
 
@@ -32,6 +33,16 @@ PEER, PEER_WORDS, PEER_STEP = (
     "transformers, whole words",
     "transformers, masking step from tensors",
 )
+LAYOUTS = ("documents", "packed", "sentences")
+DOCUMENTS, SENTENCE = 5, 20
+"""Documents in a packed row; tokens of a sentence."""
+
+
+def _piece_tokens(layout: str, length: int) -> int:
+    """Tokens of a document piece, [SEP] included."""
+    return {"documents": length, "packed": length // DOCUMENTS, "sentences": SENTENCE}[layout]
+
+
 _SPECS = {
     "mixture": "mixture(whole-word, span, token)",
     "group-weighted": "group-weighted(pos, 17)",
@@ -40,14 +51,14 @@ _POLICY_FOR = {"infill": "span(poisson=3.0)", "t5": "t5-span", "ul2": "ul2", "pe
 
 
 def bench_mask(*, batches: int = 60, vocab_size: int = 8192) -> dict[str, Any]:
-    """Time every policy and corruption at 32 × 512, whole words also at 8 × 4,096.
+    """Time every policy and corruption at 32 × 512, tokens and whole words in every layout, too.
 
     Args:
         batches: timed batches of each contestant (a tenth of it for the long rows).
         vocab_size: of the WordPiece that is trained.
 
     Returns:
-        ``results``, one dict per contestant: ``name``, ``rows``, ``length``, ``milliseconds`` (median
+        ``results``, one dict per contestant: ``name``, ``layout``, ``rows``, ``length``, ``milliseconds`` (median
         processor time of a batch), ``tokens_per_second``, ``times_random`` and ``times_whole_word`` (how many
         times the peer's random and whole-word masking); and ``hardware``.
 
@@ -58,12 +69,16 @@ def bench_mask(*, batches: int = 60, vocab_size: int = 8192) -> dict[str, Any]:
     torch.set_num_threads(1)
     try:
         ids, words, tokenizer = _text(vocab_size)
-        short = _Contest(tokenizer, ids, words, rows=32, length=512).run(batches)
-        long = _Contest(tokenizer, ids, words, rows=8, length=4096, only=("whole-word",)).run(
-            max(3, batches // 10)
-        )
+        text = (tokenizer, ids, words)
+        results = _Contest(*text, rows=32, length=512).run(batches)
+        simple = ("token", "whole-word")
+        for layout, length in (("packed", 512), ("sentences", 512), *((layout, 128) for layout in LAYOUTS)):
+            contest = _Contest(*text, rows=32, length=length, only=simple, layout=layout)
+            results += contest.run(batches)
+        long = _Contest(*text, rows=8, length=4096, only=("whole-word",))
+        results += long.run(max(3, batches // 10))
         return {
-            "results": short + long,
+            "results": results,
             "hardware": surroundings(("torch", "transformers", "numpy", "maskwise")),
         }
     finally:
@@ -98,8 +113,9 @@ class _Contest:
         rows: int,
         length: int,
         only: tuple[str, ...] | None = None,
+        layout: str = "documents",
     ):
-        self.tokenizer, self.rows, self.length = tokenizer, rows, length
+        self.tokenizer, self.rows, self.length, self.layout = tokenizer, rows, length, layout
         self.vocabulary = Vocabulary.of(tokenizer)
         text = rows * (length - 2)
         count = len(ids) // text
@@ -117,6 +133,9 @@ class _Contest:
         rows, frame = self.rows, ((0, 0), (1, 1))
         ids, word = np.pad(ids, frame), np.pad(words, frame, constant_values=-1)
         ids[:, 0], ids[:, -1] = self.tokenizer.cls_token_id, self.tokenizer.sep_token_id
+        column, size = np.arange(self.length), _piece_tokens(self.layout, self.length)
+        closing = (column % size == size - 1) & (column < self.length - 1)
+        ids[:, closing], word[:, closing] = self.tokenizer.sep_token_id, -1
         # Made layers: what they hold does not matter to the time.
         columns = {
             "input_ids": ids,
@@ -131,7 +150,10 @@ class _Contest:
             "difference": (word * 17 % 89 + 1) / 45,
         }
         named = {name: torch.from_numpy(np.ascontiguousarray(column)) for name, column in columns.items()}
-        return named | {"example_id": torch.arange(rows) + number * rows}
+        first = torch.arange(rows) + number * rows
+        if self.layout == "documents":
+            return named | {"example_id": first}
+        return named | {"example_id": first[:, None] * self.length + torch.from_numpy(column // size)}
 
     def _as_lists(self, batch: dict[str, Tensor]) -> list[dict[str, Any]]:
         """Rows as a data set gives them; offsets with a gap before each word, as the peer wants them."""
@@ -174,6 +196,7 @@ class _Contest:
             out.append(
                 {
                     "name": name,
+                    "layout": self.layout,
                     "rows": self.rows,
                     "length": self.length,
                     "milliseconds": round(seconds * 1e3, 4),
@@ -195,8 +218,7 @@ class _Contest:
         with_offsets = [
             [{k: row[k] for k in ("input_ids", "offset_mapping")} for row in batch] for batch in lists
         ]
-        special = torch.zeros(self.rows, self.length, dtype=torch.bool)
-        special[:, 0] = special[:, -1] = True
+        special = self.batches[0]["word_ids"] < 0
 
         def step(n: int) -> Any:
             return plain.torch_mask_tokens(
@@ -232,12 +254,16 @@ class _Contest:
         share = float(chosen.sum() / eligible.sum())
         if masker.budget == "exact":
             assert ((chosen.sum(1) - eligible.sum(1) * RATIO) < 1).all(), f"{name}: over the budget"
-        if name.endswith((", token", ", whole-word")):
+        if name.split(", ")[1] in ("token", "whole-word") and len(name.split(", ")) == 2:
             assert abs(share - RATIO) < 0.005, f"{name}: the budget is not used"
-        if masker.policy.unit_kind == "whole-word":
-            word = batch["word_ids"].clamp(min=0) - batch["word_ids"][:, 1:2]
-            size = torch.zeros(len(ids), self.length, dtype=torch.long)
-            both = [size.scatter_add(1, word.clamp(min=0), m.long()) for m in (chosen, eligible)]
+        if masker.policy.unit_kind == UnitKind.WORD:
+            word, before = (
+                batch["word_ids"],
+                torch.nn.functional.pad(batch["word_ids"], (1, 0), value=-1)[:, :-1],
+            )
+            run = ((word != before) & (word >= 0)).cumsum(1)
+            size = torch.zeros(len(ids), self.length + 1, dtype=torch.long)
+            both = [size.scatter_add(1, run, m.long()) for m in (chosen, eligible)]
             assert ((both[0] == 0) | (both[0] == both[1])).all(), f"{name}: half a word"
         if str(masker.corruption).startswith("Bert"):
             restored = torch.where(out.labels == IGNORE, out.input_ids, out.labels)
@@ -257,12 +283,14 @@ def render_mask(result: dict[str, Any]) -> RenderableType:
     hardware = result["hardware"]
     title = f"Masking on one core: {hardware['processor']}, torch {hardware['versions']['torch']}"
     table = Table(title=title, title_justify="left")
-    table.add_column("contestant")
+    table.add_column("contestant", overflow="fold")
+    table.add_column("rows", overflow="fold")
     for column in ("shape", "ms a batch", "M tokens/s", "× random peer", "× whole-word peer"):
         table.add_column(column, justify="right")
     for r in result["results"]:
         table.add_row(
             r["name"],
+            r["layout"],
             f"{r['rows']} × {r['length']}",
             f"{r['milliseconds']:.3f}",
             f"{r['tokens_per_second'] / 1e6:.2f}",

@@ -9,19 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from maskwise.errors import MaskwiseError
+from maskwise.keys import Array
 
 if TYPE_CHECKING:  # made from batches, and kept in them
     from maskwise.masking.select import Selection
-
-Array: TypeAlias = NDArray[Any]
 
 IGNORE = -100
 """The label of a position where there is nothing to predict."""
@@ -118,20 +116,6 @@ class AnnotatedBatch:
         if not len(values):
             return np.zeros(len(self.begin), np.int64)
         return np.add.reduceat(values, self.begin, dtype=np.int64)
-
-    def rows_of(self, rows: Array) -> AnnotatedBatch:
-        """Some rows of one document each, in any order and as often as they are named."""
-
-        def taken(line: Array) -> Array:
-            return line.reshape(self.shape)[rows].reshape(-1)
-
-        return AnnotatedBatch(
-            (len(rows), self.shape[1]), taken(self.input_ids),
-            None if self.attention_mask is None else taken(self.attention_mask), taken(self.content),
-            taken(self.eligible), np.arange(len(rows)) * self.shape[1], self.example_id[rows],
-            {name: taken(layer) for name, layer in self.layers.items()},
-            {name: taken(extra) for name, extra in self.extras.items()}, self.plan,
-        )  # fmt: skip
 
     def count_at(self, at: Array) -> Array:
         """(P,) int64: how many of the tokens at ascending places ``at`` are in each piece."""

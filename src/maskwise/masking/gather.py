@@ -13,15 +13,13 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from maskwise.errors import MaskwiseError
-from maskwise.keys import content_ids
+from maskwise.keys import Array, content_ids
 from maskwise.masking.batch import AnnotatedBatch
 from maskwise.masking.vocabulary import Vocabulary
 
-Array: TypeAlias = NDArray[Any]
 Rows: TypeAlias = Sequence[Mapping[str, Any]] | Mapping[str, Any]
 
 # What rows may carry for others: the collator reads step and epoch; labels are made by the masker.

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
-
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from maskwise.keys import Keys, Purpose
+from maskwise.keys import Array, Keys, Purpose
 from maskwise.masking.batch import IGNORE, AnnotatedBatch, MaskedBatch
 from maskwise.masking.corruptions import Corrupted
 from maskwise.masking.select import Selection
 from maskwise.masking.sorting import first_within, rank_within
-
-Array: TypeAlias = NDArray[Any]
 
 
 def some_labels(labels: Array, candidate: Array, batch: AnnotatedBatch, share: float, keys: Keys) -> Array:

@@ -10,13 +10,12 @@ numpy, on the host, and costs O(B·L) memory; torch tensors are taken and given 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from maskwise.errors import MaskwiseError, unknown_name
-from maskwise.keys import Keys, Purpose
+from maskwise.keys import Array, Keys, Purpose
 from maskwise.masking.batch import IGNORE, AnnotatedBatch, MaskedBatch
 from maskwise.masking.corruptions import Corruption
 from maskwise.masking.corruptions import corruption as read_corruption
@@ -29,8 +28,6 @@ from maskwise.masking.schedules import schedule as read_schedule
 from maskwise.masking.select import BUDGETS, FILLS, Selection, select
 from maskwise.masking.vocabulary import Vocabulary
 from maskwise.specs import Call
-
-Array: TypeAlias = NDArray[Any]
 
 
 class Masker:

@@ -17,12 +17,11 @@ from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from maskwise.errors import MaskwiseError
+from maskwise.keys import Array
 from maskwise.specs import Call, build
 
-Array: TypeAlias = NDArray[Any]
 Curve: TypeAlias = Callable[[float], float]
 Spec: TypeAlias = "Schedule | float | str | Call"
 

@@ -23,17 +23,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from maskwise.errors import unknown_name
-from maskwise.keys import Keys, Purpose, unit_interval
+from maskwise.keys import Array, Keys, Purpose, unit_interval
 from maskwise.masking.sorting import first_within, order_within, rank_within, sums_within
 from maskwise.masking.units import Units
-
-Array: TypeAlias = NDArray[Any]
 
 BUDGETS = ("exact", "expected", "bernoulli")
 FILLS = ("none", "random", "skip-row")
@@ -74,29 +70,6 @@ class Selection:
         if not self.may_fill or self.units.weight is None:
             return None
         return self.units.spread(self.chosen & (self.units.weight == 0))
-
-    @cached_property
-    def log_probability_P(self) -> Array:
-        """(P,) float64: the log-probability of the order in which the units of each piece were tried.
-
-        Σ over tries of log(weight of the unit / weights of all that were not tried before), up to the last unit that
-        was chosen: units that were skipped because they did not fit are tries too. Units of weight 0 do not count.
-
-        Raises:
-            ValueError: budget ``bernoulli``, which tries units in no order.
-        """
-        if self.order is None:
-            raise ValueError("budget bernoulli tries units in no order")
-        piece, count = self.units.piece.take(self.order), len(self.units.batch.begin)
-        weight = np.ones(len(piece)) if self.units.weight is None else self.units.weight.take(self.order)
-        counts_P = np.bincount(piece, minlength=count)
-        total_P = np.bincount(piece, weights=weight, minlength=count)
-        remaining = total_P.take(piece) - sums_within(weight, counts_P) + weight
-        place, last_P = np.arange(len(piece)), np.full(count, -1)
-        chosen = self.chosen.take(self.order)
-        np.maximum.at(last_P, piece[chosen], place[chosen])
-        tried = (place <= last_P.take(piece)) & (weight > 0)
-        return np.bincount(piece[tried], np.log(weight[tried] / remaining[tried]), minlength=count)
 
 
 def select(

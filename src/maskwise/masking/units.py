@@ -5,17 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property
-from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from maskwise.errors import MaskwiseError
-from maskwise.keys import Keys, Purpose
+from maskwise.keys import Array, Keys, Purpose
 from maskwise.masking.batch import AnnotatedBatch
 from maskwise.masking.sorting import rank_within
-
-Array: TypeAlias = NDArray[Any]
 
 
 class UnitKind(StrEnum):

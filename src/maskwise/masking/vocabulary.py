@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from maskwise.errors import MaskwiseError
-
-Array: TypeAlias = NDArray[Any]
+from maskwise.keys import Array
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch.distributed.nn.functional import all_gather
 from torch.nn.functional import cross_entropy, normalize
 
 from maskwise.errors import MaskwiseError
+from maskwise.keys import Array
 from maskwise.masking import MaskedBatch, Vocabulary
 from maskwise.masking.gather import Rows, device_of, gather
 from maskwise.models import encoder_of
@@ -42,7 +44,17 @@ class Twins:
             )
         if every.packed:
             raise MaskwiseError("cse wants one text a row", got="packed rows", do="use the layout 'document'")
-        batch = every.rows_of(np.arange(size) % (size // 2))
+        pair = np.arange(size) % (size // 2)
+
+        def twice(line: Array) -> Array:
+            return line.reshape(every.shape)[pair].reshape(-1)
+
+        batch = replace(
+            every, input_ids=twice(every.input_ids), content=twice(every.content), eligible=twice(every.eligible),
+            attention_mask=None if every.attention_mask is None else twice(every.attention_mask),
+            example_id=every.example_id[pair], layers={name: twice(layer) for name, layer in every.layers.items()},
+            extras={name: twice(extra) for name, extra in every.extras.items()},
+        )  # fmt: skip
         tensors = {name: batch.tensor(name) for name in ("input_ids", *batch.extras)}
         attention = None if batch.attention_mask is None else batch.tensor("attention_mask")
         made = MaskedBatch(

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, TypeAlias
+from typing import ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from maskwise.errors import unknown_name
-from maskwise.keys import Keys
+from maskwise.keys import Array, Keys
 from maskwise.masking.batch import IGNORE, AnnotatedBatch
 from maskwise.masking.units import Units
 from maskwise.masking.vocabulary import Vocabulary
-
-Array: TypeAlias = NDArray[Any]
 
 
 @dataclass

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeAlias
+from typing import ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from maskwise.errors import MaskwiseError
-from maskwise.keys import Keys, Purpose, below, split, within
+from maskwise.keys import Array, Keys, Purpose, below, split, within
 from maskwise.masking.batch import IGNORE, AnnotatedBatch
 from maskwise.masking.corruptions.base import Corrupted, Corruption, labels_in_place, require_target
 from maskwise.masking.units import Units
 from maskwise.masking.vocabulary import Vocabulary
-
-Array: TypeAlias = NDArray[Any]
 
 
 @dataclass(frozen=True)

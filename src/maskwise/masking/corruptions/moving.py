@@ -9,13 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, TypeAlias
+from typing import ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from maskwise.errors import MaskwiseError
-from maskwise.keys import Keys, Purpose, below, unit_interval, within
+from maskwise.keys import Array, Keys, Purpose, below, unit_interval, within
 from maskwise.masking.batch import IGNORE, AnnotatedBatch
 from maskwise.masking.corruptions.base import (
     Corrupted,
@@ -27,8 +26,6 @@ from maskwise.masking.corruptions.base import (
 from maskwise.masking.sorting import rank_within, sums_within
 from maskwise.masking.units import Units
 from maskwise.masking.vocabulary import Vocabulary
-
-Array: TypeAlias = NDArray[Any]
 
 
 class Moving(Corruption):

@@ -5,16 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol
 
-from numpy.typing import NDArray
 from torch import Tensor
 
-from maskwise.keys import Keys
+from maskwise.keys import Array, Keys
 from maskwise.masking.batch import AnnotatedBatch
 from maskwise.masking.units import UnitKind, Units
-
-Array: TypeAlias = NDArray[Any]
 
 
 @dataclass(frozen=True)

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from maskwise.errors import MaskwiseError
-from maskwise.keys import Keys
+from maskwise.keys import Array, Keys
 from maskwise.masking.batch import AnnotatedBatch
 from maskwise.masking.policies.base import Moment, Policy, cut, kind_of, layer_of
 from maskwise.masking.units import UnitKind, Units
-
-Array: TypeAlias = NDArray[Any]
 
 
 @dataclass(frozen=True)

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from maskwise.errors import MaskwiseError
-from maskwise.keys import Keys, Purpose
+from maskwise.keys import Array, Keys, Purpose
 from maskwise.masking.batch import AnnotatedBatch
 from maskwise.masking.policies.base import Moment, Policy
 from maskwise.masking.schedules import Schedule, schedule
 from maskwise.masking.units import UnitKind, Units
-
-Array: TypeAlias = NDArray[Any]
 
 
 @dataclass(frozen=True)

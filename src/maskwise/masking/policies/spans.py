@@ -5,19 +5,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from maskwise.errors import MaskwiseError
-from maskwise.keys import Keys, Purpose, below
+from maskwise.keys import Array, Keys, Purpose, below
 from maskwise.masking.batch import AnnotatedBatch
 from maskwise.masking.policies.base import Moment, Policy, layer_of
 from maskwise.masking.sorting import first_within, rank_within, sums_within
 from maskwise.masking.units import UnitKind, Units, find_runs
-
-Array: TypeAlias = NDArray[Any]
 
 MOST_WORDS = 1000
 """The longest span that may be asked for: a table of all lengths is gone through for each draw."""
