@@ -259,12 +259,17 @@ def _fail(*arguments: object, **more: object) -> None:
     raise MaskwiseError("this setting cannot be", do="take another")
 
 
+def _diverge(*arguments: object, folder: Path, **more: object) -> None:
+    (folder / "metrics.jsonl").write_text('{"kind": "train", "step": 2}\n')
+    _fail()
+
+
 def test_a_run_that_failed_before_its_first_state_gives_way_to_the_mended_recipe(
     inputs, tmp_path, monkeypatch, capfd
 ):
     recipe, out = inputs / "recipe.yaml", tmp_path / "out"
     with monkeypatch.context() as patched:
-        patched.setattr("maskwise.study.single.pretrain", _fail)
+        patched.setattr("maskwise.study.single.pretrain", _diverge)
         assert maskwise("pretrain", recipe, *SHORT, "masking.ratio=0.2", "--out", out) == 2
     assert (out / "recipe.yaml").is_file()
     # Another text too; what was prepared of the first one goes, so that a change of this one is seen later.
@@ -298,9 +303,9 @@ def test_two_runs_do_not_share_a_folder(inputs, tmp_path, monkeypatch, capfd):
     recipe, out = inputs / "recipe.yaml", tmp_path / "out"
     codes: list[int] = []
 
-    def meanwhile(*arguments: object, **more: object) -> None:
+    def meanwhile(*arguments: object, folder: Path, **more: object) -> None:
         codes.append(maskwise("pretrain", recipe, *SHORT, "masking.ratio=0.3", "--out", out))
-        _fail()
+        _diverge(folder=folder)
 
     monkeypatch.setattr("maskwise.study.single.pretrain", meanwhile)
     assert maskwise("pretrain", recipe, *SHORT, "--out", out) == 2 and codes == [2]

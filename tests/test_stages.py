@@ -134,3 +134,9 @@ def test_a_recipe_is_validated_once_for_each_combination(monkeypatch: pytest.Mon
     make_plan(recipe)
     assert module._validate_once.cache_info().misses <= 3 * len(recipe.study.arms)
     assert isinstance(recipe, Recipe)
+
+
+def test_a_run_that_never_took_a_step_leaves_no_folder(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert maskwise("pretrain", source, *SHORT, "training.batch_size=4096", "--out", out) == 2
+    assert not out.exists()

@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from maskwise.study.plan import prepare_stage, pretrain_stage
 from maskwise.text import Prepared
 from maskwise.training import log_frequencies
 from maskwise.training.checkpoints import damage
+from processes import PATIENCE, in_group, wait_for
 from tiny import maskwise, read_lines, start, write_inputs
 
 SCHEMA = {
@@ -250,6 +250,7 @@ def test_a_changed_study_does_its_own_part_only(finished, recipe, tmp_path):
 # Interruptions ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.process
 def test_ctrl_c_and_kill_change_no_number(finished, recipe, tmp_path):
     out = tmp_path / "out"
     for how in (signal.SIGINT, signal.SIGKILL):
@@ -266,41 +267,24 @@ def test_ctrl_c_and_kill_change_no_number(finished, recipe, tmp_path):
 
 
 def _interrupt(process: Any, out: Path, how: signal.Signals) -> None:
-    """Stop a study as soon as it has written a new state to resume from; its workers must be gone soon."""
-    before = _states(out)
-    _wait(lambda: _states(out) - before or process.poll() is not None, seconds=120)
+    """Stop a study as soon as it trains on; its workers must then end.
+
+    The event is a line of metrics, which stays where it is: a state to resume from may come and go unseen.
+    """
+    before = _lines(out)
+    wait_for(lambda: _lines(out) > before or process.poll() is not None)
     if how == signal.SIGINT:
         os.killpg(process.pid, how)  # as a terminal does: to everybody in the group
-        _, err = process.communicate(timeout=30)
+        _, err = process.communicate(timeout=PATIENCE)
         assert process.returncode == 130 and "goes on" in err and "Traceback" not in err
     else:
         process.kill()
         process.wait()
-    _wait(lambda: not _alive(process.pid), seconds=2.0)
+    wait_for(lambda: not in_group(process.pid))
 
 
-def _states(out: Path) -> set[Path]:
-    return set(out.glob("stages/pretrain-*/resume/step-*/manifest.json"))
-
-
-def _wait(what: Any, *, seconds: float) -> None:
-    end = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.005)
-
-
-def _alive(group: int) -> list[int]:
-    """Processes of a group that still run (zombies do not)."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            state, _, of_group = stat.read_text().rpartition(")")[2].split()[:3]
-        except OSError:
-            continue
-        if int(of_group) == group and state != "Z":
-            found.append(int(stat.parent.name))
-    return found
+def _lines(out: Path) -> int:
+    return sum(path.read_text().count("\n") for path in out.glob("stages/pretrain-*/metrics.jsonl"))
 
 
 def test_two_studies_do_not_write_into_one_folder(finished, recipe, capfd):

@@ -59,9 +59,14 @@ def run_pretrain(recipe: Recipe, out: Path, *, quiet: bool = False) -> Plain:
     # A run that has not saved a state yet may still be going on.
     stages, lock = out / "stages", ".training.lock"
     with claim(stages, "another run trains into", lock=lock) if rank == 0 else nullcontext():
-        if rank == 0:
-            _prepare(recipe, texts, out, new=new)
-        result = _train(recipe, texts, out, quiet=quiet)
+        try:
+            if rank == 0:
+                _prepare(recipe, texts, out)
+            result = _train(recipe, texts, out, quiet=quiet)
+        except MaskwiseError:  # nothing is left behind by a run that never took a step
+            if rank == 0 and new and not any(out.rglob("metrics.jsonl")):
+                shutil.rmtree(out)
+            raise
         seconds = round(time.perf_counter() - began, 1)
         result |= {"seconds": seconds, "versions": versions(), "hardware": hardware()}
         if rank == 0:
@@ -69,7 +74,7 @@ def run_pretrain(recipe: Recipe, out: Path, *, quiet: bool = False) -> Plain:
     return result | checkpoint
 
 
-def _prepare(recipe: Recipe, texts: list[Stage], out: Path, *, new: bool) -> None:
+def _prepare(recipe: Recipe, texts: list[Stage], out: Path) -> None:
     """Write the recipe and the texts; nothing stays of an earlier try that failed before its first state."""
     if not _begun(out):
         names = [text.name for text in texts]
@@ -77,13 +82,8 @@ def _prepare(recipe: Recipe, texts: list[Stage], out: Path, *, new: bool) -> Non
         for left in (*stale, out / "first"):
             shutil.rmtree(left, ignore_errors=True)
     write_whole(out / "recipe.yaml", recipe.to_yaml())
-    try:
-        for text in texts:
-            run_stage(text, out / "stages")
-    except MaskwiseError:
-        if new:
-            shutil.rmtree(out)
-        raise
+    for text in texts:
+        run_stage(text, out / "stages")
 
 
 def _train(recipe: Recipe, texts: list[Stage], out: Path, *, quiet: bool) -> Plain:
