@@ -14,6 +14,7 @@ from maskwise.objectives import OBJECTIVES, Outcome, objective, objective_class
 from maskwise.samplers import sampler
 from maskwise.study.costs import flops_of_arms, trained
 from maskwise.training.arms import Probe, SamplerLearner
+from maskwise.training.learners import Point
 from test_arms import ARMS, Documents, lines, run
 from training_tools import LENGTH, model, tokenizer
 
@@ -60,10 +61,10 @@ def test_flops_count_the_objective_that_was_drawn_and_the_probes_that_teach() ->
         learner = SamplerLearner(
             sampler(spec, ["mlm", "atd"]), lambda: lambda turn: torch.full((3, 2), 5.0), watched_every=every  # type: ignore[arg-type,return-value]
         )  # fmt: skip
-        learner.after(0, 4, lambda x: x)
+        learner.after(Point(0, 4, lambda x: x))
         for step in range(4):
             learner.observe(Batch("atd"), Outcome(torch.tensor(8.0), torch.tensor(4)))  # type: ignore[arg-type]
-            learner.after(step + 1, 4, lambda x: x)
+            learner.after(Point(step + 1, 4, lambda x: x))
         spent = learner.spent()
         assert spent["mlm"]["steps"] == 0 and (spent["atd"]["steps"], spent["atd"]["tokens"]) == (4, 16)
         assert spent["atd"]["probes"] == probes and "probe_losses" in learner.facts()

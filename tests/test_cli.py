@@ -21,8 +21,8 @@ from transformers import (
 )
 
 from maskwise.errors import MaskwiseError
+from maskwise.folders import damage
 from maskwise.recipe import read_recipe
-from maskwise.training.checkpoints import damage
 from tiny import maskwise, read_lines, start, write_inputs, write_lines
 
 SHORT = ["training.steps=10", "training.log_every=5", "training.save_every=5", "training.eval_every=0"]

@@ -252,10 +252,17 @@ def sentences(count: int) -> list[dict[str, Any]]:
 def test_twins_are_the_same_rows_and_each_others_target() -> None:
     batch = objective_class("cse").maker(tokenizer(), seed=0)(sentences(6), epoch=0)
     assert written_words(batch) == [
-        "[CLS] the the [SEP]", "[CLS] cat the cat [SEP]", "[CLS] sat the cat sat [SEP]",
+        "[CLS] the the [SEP]", "[CLS] sat the cat sat [SEP]", "[CLS] a the cat [SEP]",
     ] * 2  # fmt: skip
     assert batch.labels.tolist() == [3, 4, 5, 0, 1, 2]
     assert not batch.selected.any()
+
+
+def test_twins_are_the_same_texts_on_one_rank_and_on_two() -> None:
+    """The tokens that were counted differed: the first half of each rank's rows is not the first half of all."""
+    maker, texts = objective_class("cse").maker(tokenizer(), seed=0), sentences(8)
+    two = [maker(part, epoch=0).source.example_id.flatten().tolist() for part in (texts[:4], texts[4:])]
+    assert sorted(two[0] + two[1]) == sorted(maker(texts, epoch=0).source.example_id.flatten().tolist())
 
 
 def written_words(batch: MaskedBatch) -> list[str]:

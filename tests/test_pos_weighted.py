@@ -200,8 +200,8 @@ class Recorder:
         group = batch.source.tensor("pos")[outcome.where.unbind(1)].tolist()
         self.steps[-1] += zip(group, outcome.losses.tolist(), strict=True)
 
-    def after(self, done: int, total_steps: int, agree: Any) -> None:
-        if done:
+    def after(self, now: Any) -> None:
+        if now.done:
             self.steps.append([])
 
     def facts(self) -> dict[str, Any]:

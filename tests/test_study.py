@@ -18,13 +18,13 @@ from safetensors.torch import save_file
 
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation import HeldOut, fixed_maskers
+from maskwise.folders import damage
 from maskwise.masking import IGNORE
 from maskwise.recipe import read_recipe
 from maskwise.study import Stage, make_plan
 from maskwise.study.plan import prepare_stage, pretrain_stage
 from maskwise.text import Prepared
 from maskwise.training import log_frequencies
-from maskwise.training.checkpoints import damage
 from processes import PATIENCE, in_group, wait_for
 from tiny import maskwise, read_lines, start, write_inputs
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,13 @@ from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassificatio
 
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation import HeldOut
+from maskwise.folders import damage, file_hash
 from maskwise.masking import IGNORE, Masker
 from maskwise.models import load_model, most_tokens, new_config, new_model
 from maskwise.objectives import MaskedLanguageModelling
+from maskwise.text import load_tokenizer
 from maskwise.training import MaskedSource, TrainingSettings, log_frequencies, permutation, train
-from maskwise.training.checkpoints import MANIFEST, damage, load_state, save_state, write_folder
+from maskwise.training.engine import save_checkpoint
 from maskwise.training.optim import Optimizers, hidden_matrices, rate_factor
 from training_tools import ARCHITECTURES, FIRST, WORDS, Language, config, counts, model, tokenizer, two_ranks
 
@@ -207,40 +211,6 @@ def test_optimizer_state_round_trip(optimizer: str, tmp_path: Path) -> None:
     assert same(one, other) and not same(one, fresh)
 
 
-# --- folders
-
-
-def test_folders_are_whole_or_not_there(tmp_path: Path) -> None:
-    folder = tmp_path / "x"
-    write_folder(folder, lambda target: (target / "a").write_text("1"))
-    assert damage(folder) is None
-
-    def broken(target: Path) -> None:
-        (target / "a").write_text("2")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        write_folder(folder, broken)
-    assert (folder / "a").read_text() == "1" and [p.name for p in tmp_path.iterdir()] == ["x"]
-    (folder / "a").write_text("3")
-    assert damage(folder) == "a is damaged"
-    (folder / "a").unlink()
-    assert damage(folder) == "a is missing"
-    (folder / MANIFEST).write_text("{")
-    assert damage(folder) == "no readable manifest"
-
-
-def test_state_of_another_model_is_refused(tmp_path: Path) -> None:
-    net = model("bert")
-    save_state(tmp_path, 2, net, Optimizers(net, settings()), {"a": 1})
-    other = model("bert", intermediate_size=32)
-    with pytest.raises(MaskwiseError, match=r"step-00000002 is of another model; give a new folder"):
-        load_state(tmp_path, other, Optimizers(other, settings()), say=print)
-    again = model("bert", seed=1)
-    assert load_state(tmp_path, again, Optimizers(again, settings()), say=print) == (2, {"a": 1}, {})
-    assert same(again, net)
-
-
 # --- the loop
 
 
@@ -312,6 +282,120 @@ def test_states_of_another_run_are_refused(tmp_path: Path, capsys: pytest.Captur
         run(tmp_path, save_every=2, steps=14)
     run(tmp_path, save_every=2, accumulate=2)
     assert "with accumulate 2 (was 1): the same run but for rounding and dropout" in capsys.readouterr().err
+
+
+def test_state_of_another_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, stop=3, save_every=2)
+    with pytest.raises(MaskwiseError, match=r"step-00000002 is of another model; give a new folder"):
+        run(tmp_path, save_every=2, architecture="electra")
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        ("manifest.json", "[]", "no readable manifest"),
+        ("manifest.json", '{"sha256": null}', "no readable manifest"),
+        ("state.json", '{"step": "2"}', "state.json is damaged"),
+        ("state.json", "[]", "state.json is damaged"),
+        ("tokens", "many", "state.json is damaged"),
+    ],
+)
+def test_a_state_with_nonsense_in_it_is_skipped(
+    file: str, content: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where the manifest was made to fit; the run begins anew and ends as if nothing had been."""
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, stop=3, save_every=2)
+    state = tmp_path / "resume" / "step-00000002"
+    if file == "tokens":
+        path = state / "state.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "tokens": content}))
+    else:
+        path = state / file
+        path.write_text(content)
+    if file != "manifest.json":
+        hashes = {p.name: file_hash(p) for p in state.iterdir() if p.name != "manifest.json"}
+        (state / "manifest.json").write_text(json.dumps({"sha256": hashes}))
+    assert run(tmp_path, save_every=2)[1]["resumed_at"] == 0
+    assert f"step-00000002: {words}" in capsys.readouterr().err
+
+
+def test_metrics_that_lost_lines_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, stop=7, save_every=2)
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(path.read_bytes()[:300] + b"\xff\xfe")
+    run(tmp_path, save_every=2)
+    assert re.search(r"metrics.jsonl has lost \d+ of 9 lines", capsys.readouterr().err)
+    assert lines(tmp_path)[-1]["step"] == 12
+
+
+def test_what_a_killed_process_left_is_swept(tmp_path: Path) -> None:
+    left = tmp_path / ".checkpoint.999999.partial"
+    left.mkdir()
+    (left / "model.safetensors").write_bytes(b"half")
+    run(tmp_path, steps=2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["metrics.jsonl"]
+
+
+FULL = """
+import resource, sys
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+from maskwise.errors import MaskwiseError
+from maskwise.training.engine import save_checkpoint
+from training_tools import model, tokenizer
+import test_training
+folder = Path(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, resource.RLIM_INFINITY))
+def train():
+    test_training.run(folder, save_every=2)
+def save():
+    save_checkpoint(folder / "checkpoint", model("bert"), tokenizer())
+for write in (train, save):
+    try:
+        write()
+        print("written")
+    except MaskwiseError as error:
+        print(error)
+"""
+
+
+@pytest.mark.parametrize("size", [0, 2000, 20_000, 40_000])
+def test_a_full_disk_is_one_line_and_the_last_good_state_stays(size: int, tmp_path: Path) -> None:
+    """Files of so many bytes fit: none, the tokenizer but no weights, weights but no optimiser state."""
+    whole, _ = run(tmp_path / "whole", save_every=2)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut", stop=5, save_every=2)
+    script = FULL.format(tests=str(Path(__file__).parent), size=size)
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "cut")], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    refused = [line.startswith("cannot write") for line in done.stdout.splitlines()]
+    assert refused == [True, size < 40_000], done.stdout
+    assert not list((tmp_path / "cut").rglob(".*.partial"))
+    assert (tmp_path / "cut" / "checkpoint").exists() == (size == 40_000)
+    resumed, facts = run(tmp_path / "cut", save_every=2)
+    assert facts["resumed_at"] == 4 and same(whole, resumed)
+
+
+def test_a_checkpoint_does_not_know_whether_there_was_a_network(tmp_path: Path) -> None:
+    tools = {}
+    for offline in (False, True):
+        tools[offline] = load_tokenizer(str(save_checkpoint_of(tmp_path / f"given-{offline}")))
+        tools[offline].init_kwargs |= {"local_files_only": offline}
+        save_checkpoint(tmp_path / str(offline), model("bert"), tools[offline])
+    assert damage(tmp_path / "True") is None
+    assert (tmp_path / "True" / "manifest.json").read_bytes() == (
+        tmp_path / "False" / "manifest.json"
+    ).read_bytes()
+
+
+def save_checkpoint_of(folder: Path) -> Path:
+    save_checkpoint(folder, model("bert"), tokenizer())
+    return folder
 
 
 def test_without_states_a_run_starts_anew(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """Constants that several rooms must agree on, below all of them; the report, which reads files only, may import it."""
 
+import os
+
 REFERENCE = "no-pretraining"
 """The arm of checkpoints that were never trained, or not further. No other arm may have this name."""
 
@@ -8,3 +10,13 @@ MOST_PRIMARY = 6
 
 PLATEAU_NATS = 0.3
 """A mean held-out loss less than this below the unigram loss: the model has learnt word frequencies and little else."""
+
+
+def rank_here() -> int:
+    """The number of this process among those that torchrun started, else 0. Rank 0 prepares, writes and speaks."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def ranks_here() -> int:
+    """How many processes torchrun started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))

@@ -32,8 +32,8 @@ from maskwise.errors import MaskwiseError
 from maskwise.masking import IGNORE, MaskedBatch, Masker, MaskingCollator, Vocabulary, gather
 from maskwise.objectives import Outcome
 from maskwise.objectives.base import weighted
-from maskwise.training.checkpoints import LEARNED
-from maskwise.training.learners import agreement, learners_of, restore, states
+from maskwise.training.engine import LEARNED, agreement
+from maskwise.training.learners import Point, learners_of, restore, states
 
 
 class MaskingTrainer(Trainer):
@@ -163,8 +163,9 @@ class MaskingTrainer(Trainer):
         """Let what learns from the losses (``pos-weighted``) take in the last update, once."""
         if self._learnt < self.state.global_step:
             self._learnt = self.state.global_step
+            now = Point(self.state.global_step, self.state.max_steps, agreement(self.accelerator))
             for learner in self._learners.values():
-                learner.after(self.state.global_step, self.state.max_steps, agreement(self.accelerator))
+                learner.after(now)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)

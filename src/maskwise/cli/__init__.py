@@ -61,7 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _fail(line: str) -> NoReturn:
-    if int(os.environ.get("RANK", "0")):  # under torchrun one process speaks for all
+    from maskwise.constants import rank_here
+
+    if rank_here():  # under torchrun one process speaks for all
         sys.exit(2)
     err_console.print(
         f"maskwise: {' '.join(line.split())}", style="red", markup=False, highlight=False, soft_wrap=True

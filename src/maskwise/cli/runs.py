@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -77,13 +76,14 @@ def pretrain(
     as_json: Json = False,
 ) -> None:
     """Pre-train one model. Also under torchrun, one process per device. The checkpoint is a plain folder."""
+    from maskwise.constants import rank_here
     from maskwise.recipe import read_recipe
     from maskwise.study.single import run_pretrain
     from maskwise.training import leave
 
     result = run_pretrain(read_recipe(recipe, overrides or []), out, quiet=as_json)
     leave()
-    if int(os.environ.get("RANK", "0")):
+    if rank_here():
         return
     if as_json:
         print_json(result)

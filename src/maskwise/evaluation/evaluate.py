@@ -35,7 +35,7 @@ from maskwise.models import check_fit, load_model, most_tokens
 from maskwise.objectives import MaskedLanguageModelling
 from maskwise.text import Rows, load_tokenizer, read_documents, read_pieces, require_documents, tokenise
 from maskwise.training import log_frequencies
-from maskwise.training.machine import best_device
+from maskwise.training.engine import best_device
 
 MEASURES = ("heldout", PSEUDO_PERPLEXITY, "cloze", "pairs")
 PERPLEXITY_ROWS = 32

@@ -24,7 +24,10 @@ from maskwise.objectives.base import Maker, Objective, Outcome, encoded, width
 
 
 class Twins:
-    """The first half of the rows, each of them twice, unmasked; the label of a row is the number of its twin."""
+    """Every other row twice, unmasked; the label of a row is the number of its twin.
+
+    Every other one and not the first half, so that it is the same texts however a batch is cut into ranks.
+    """
 
     def __init__(self, vocabulary: Vocabulary):
         self.vocabulary = vocabulary
@@ -44,7 +47,7 @@ class Twins:
             )
         if every.packed:
             raise MaskwiseError("cse wants one text a row", got="packed rows", do="use the layout 'document'")
-        pair = np.arange(size) % (size // 2)
+        pair = 2 * (np.arange(size) % (size // 2))
 
         def twice(line: Array) -> Array:
             return line.reshape(every.shape)[pair].reshape(-1)

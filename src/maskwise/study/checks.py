@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from maskwise.annotate.registry import annotator
+from maskwise.constants import ranks_here
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation import load_sets
 from maskwise.folders import require_own
@@ -121,7 +121,7 @@ def _check_text(link: Recipe) -> None:
 
 def _check_rows(link: Recipe) -> None:
     """A batch has rows enough for the twins of ``cse``, on every rank."""
-    how, ranks = link.training, int(os.environ.get("WORLD_SIZE", "1"))
+    how, ranks = link.training, ranks_here()
     for name, arm in link.objectives.items():
         rows = how.micro_rows(ranks)
         if arm.kind.twins and (rows % 2 or rows < 4):
@@ -135,7 +135,7 @@ def _check_probes(link: Recipe, tokenizer: Any) -> None:
     """Held-out rows enough for a sampler that learns, beside those that judge; as far as the text alone can tell."""
     if not link.objectives or not sampler(link.sampler, list(link.objectives)).every:
         return
-    judging, ranks = link.evaluation.rows, int(os.environ.get("WORLD_SIZE", "1"))
+    judging, ranks = link.evaluation.rows, ranks_here()
     twins = any(arm.kind.twins for arm in link.objectives.values())
     size = probe_rows(link.training.batch_size, ranks=ranks, twins=twins)
     most = most_held_out(link.corpus, tokenizer, enough=judging + size)

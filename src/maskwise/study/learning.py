@@ -6,12 +6,12 @@ changes. Each reads the rows it wants: those of the corpus as they are packed, o
 
 from __future__ import annotations
 
-import os
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from maskwise.constants import rank_here, ranks_here
 from maskwise.evaluation.heldout import spread
 from maskwise.keys import fold
 from maskwise.objectives import Arms, MaskedLanguageModelling, Objective, objective
@@ -72,7 +72,7 @@ def several_objectives(network: Any, data: Prepared, recipe: Recipe) -> Learning
     taken = {
         name: rows_with(blocks, data.held_out, recipe.evaluation.rows) for name, blocks in held_out.items()
     }
-    rank, ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    rank, ranks = rank_here(), ranks_here()
     twins = any(kind.twins for kind in classes.values())
     size = probe_rows(training.batch_size, ranks=ranks, twins=twins)
     free = {name: len(held_out[name]) - len(rows) for name, rows in taken.items()}

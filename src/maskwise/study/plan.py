@@ -35,7 +35,7 @@ from maskwise.samplers import sampler
 from maskwise.starts import TOKENIZER_FILES, resolve_start
 from maskwise.tasks import load_task
 from maskwise.text import bundled_path
-from maskwise.training.machine import fast_bf16
+from maskwise.training.engine import fast_bf16
 
 Plain = dict[str, Any]
 """Values that JSON can hold."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from collections.abc import Iterable
@@ -13,6 +12,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from maskwise.constants import rank_here
 from maskwise.errors import MaskwiseError, unknown_name
 from maskwise.folders import claim, read_json, require_own, write_json, write_whole
 from maskwise.recipe import Recipe, explain, parse_value, validate
@@ -39,7 +39,7 @@ def run_pretrain(recipe: Recipe, out: Path, *, quiet: bool = False) -> Plain:
     Raises:
         MaskwiseError: bad input; a folder that holds something else, another recipe's run, or one that is running.
     """
-    rank = int(os.environ.get("RANK", "0"))
+    rank = rank_here()
     recipe = recipe.model_copy(update={"study": StudySettings(), "tasks": ()})
     if rank == 0:
         _require_same_run(out, recipe)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import shutil
 import time
 import traceback
@@ -14,16 +13,15 @@ from typing import Any
 
 import torch
 import yaml
-from safetensors.torch import save_file
 from torch import Tensor
-from transformers.utils import logging as transformers_logging
 
 from maskwise import __version__
 from maskwise.annotate.run import annotate_corpus
 from maskwise.annotate.store import Store
+from maskwise.constants import rank_here
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation import EvaluationSettings, HeldOut, evaluate, fixed_maskers, overlap_record
-from maskwise.folders import sweep, write_folder, write_json, write_whole
+from maskwise.folders import sweep, write_json, write_whole
 from maskwise.models import check_fit, load_config, load_model, new_config, new_model
 from maskwise.objectives import Arms, MaskedLanguageModelling
 from maskwise.recipe import Recipe
@@ -35,6 +33,7 @@ from maskwise.tasks import FinetuneSettings, load_task, task_record
 from maskwise.text import Prepared, load_tokenizer, require_documents, tokenise
 from maskwise.text.settings import CorpusSettings, TokenizerSettings
 from maskwise.training import MaskedSource, log_frequencies, train
+from maskwise.training.engine import save_checkpoint
 
 FEW_STEPS = 8
 """Steps, evenly over a run, whose batches are masked before training to see that there is anything to learn from."""
@@ -169,12 +168,9 @@ def pretrain(
     if not done["targets"]:
         what = "not one target in the whole training: this checkpoint has learnt nothing, and is not kept"
         raise MaskwiseError(what, got=made.title, do="look at the masks: maskwise inspect")
-    if int(os.environ.get("RANK", "0")) == 0:
+    if rank_here() == 0:
         card = model_card(recipe, made.words | dict(facts or {}), losses, rows=len(data.training))
-        write_folder(
-            folder / "checkpoint",
-            lambda target: save_checkpoint(target, network, data.tokenizer, card, heads=made.heads()),
-        )
+        save_checkpoint(folder / "checkpoint", network, data.tokenizer, card=card, heads=made.heads())
         shutil.rmtree(folder / "resume", ignore_errors=True)
     return {
         "heldout": losses,
@@ -228,18 +224,6 @@ def _flops(made: Learning, done: Mapping[str, Any], network: Any, *, frozen: boo
     assert isinstance(made.objective, Arms)
     steps, probes = flops_of_arms(made.objective, spent, frozen=frozen)
     return {"flops": steps + probes, "probe_flops": probes, "objectives": spent}
-
-
-def save_checkpoint(
-    target: Path, network: Any, tokenizer: Any, card: str, *, heads: Mapping[str, Tensor]
-) -> None:
-    """An ordinary transformers folder with a model card, and beside it the heads of further objectives."""
-    transformers_logging.disable_progress_bar()  # it draws one for every file, across our table
-    network.save_pretrained(target)
-    tokenizer.save_pretrained(target)
-    (target / "README.md").write_text(card, encoding="utf-8")
-    if heads:
-        save_file({name: t.cpu().contiguous() for name, t in heads.items()}, target / "heads.safetensors")
 
 
 def model_card(recipe: Recipe, choices: Mapping[str, Any], losses: list[Plain], *, rows: int) -> str:

@@ -23,15 +23,15 @@ from pydantic import BaseModel, ConfigDict, Field
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from maskwise.errors import MaskwiseError
-from maskwise.folders import require_own, write_folder, write_lines
-from maskwise.models import check_fit, check_room, load_task_model, task_config, without_advice
+from maskwise.folders import require_own, write_lines
+from maskwise.models import check_fit, check_room, load_task_model, task_config
 from maskwise.objectives import Objective
 from maskwise.tasks.loading import load_task
 from maskwise.tasks.task import Frozen, Task, Tuned
 from maskwise.tasks.tensors import Data, TaskSource, check_length, encode
 from maskwise.text import load_tokenizer
 from maskwise.training import TrainingSettings, train
-from maskwise.training.machine import best_device
+from maskwise.training.engine import best_device, save_checkpoint
 
 
 class FinetuneSettings(BaseModel):
@@ -233,11 +233,7 @@ def finetune(
         answers = {split: answer(objective, data[split]) for split in ("dev", "test")}
         steps, lost = done["steps"], data["test"].lost
         if folder is not None:
-            with without_advice():
-                write_folder(
-                    folder / "checkpoint",
-                    lambda at: (network.save_pretrained(at), tokenizer.save_pretrained(at)),
-                )
+            save_checkpoint(folder / "checkpoint", network, tokenizer)
     others = [name for name in kind.metrics if name not in (task.metric, "entity-f1")]
     return {
         "task": task.name, "metric": task.metric, "score": _finite(task, "test", answers["test"], task.metric),

@@ -5,8 +5,8 @@ Imports ``objectives``, ``masking`` and below; knows corpora only by the protoco
 
 from maskwise.keys import permutation
 from maskwise.training.data import MaskedSource, Source, Step, log_frequencies, look_ahead
+from maskwise.training.engine import leave
 from maskwise.training.loop import train
-from maskwise.training.machine import leave
 from maskwise.training.settings import TrainingSettings
 
 __all__ = [

@@ -27,7 +27,7 @@ from maskwise.masking import MaskedBatch
 from maskwise.objectives import ArmBatch, Arms, Outcome
 from maskwise.samplers import Sampler
 from maskwise.training.data import MaskedSource, Rows, load_rows
-from maskwise.training.learners import Agree, Learner
+from maskwise.training.learners import Learner, Point
 from maskwise.training.settings import TrainingSettings
 
 PROBE_SEED = 0x9208
@@ -87,8 +87,8 @@ class OfArm:
         if batch.arm == self.arm:
             self.learner.observe(batch.batch, outcome)
 
-    def after(self, done: int, total_steps: int, agree: Agree) -> None:
-        self.learner.after(done, total_steps, agree)
+    def after(self, now: Point) -> None:
+        self.learner.after(now)
 
     def facts(self) -> dict[str, Any]:
         return {f"{self.arm} {name}": value for name, value in self.learner.facts().items()}
@@ -192,40 +192,42 @@ class SamplerLearner:
         # The step of the last probe; seconds spent on probes.
         self.clock = torch.zeros(2, dtype=torch.float64)
         self.notes: list[str] = []
-        self.now: tuple[int, int | None] = (0, None)
+        self.step: tuple[int, int | None] = (0, None)
 
     def observe(self, batch: ArmBatch, outcome: Outcome) -> None:
-        arm = self.sampler.arms.index(batch.arm)
-        self.seen[:3, arm] += _counted(batch, outcome).cpu()
+        arm, counted = self.sampler.arms.index(batch.arm), _counted(batch, outcome)
+        self.seen = self.seen.to(counted.device)  # sums stay there until a line or a probe asks for them
+        self.seen[:3, arm] += counted
         self.seen[3, arm] = 1  # one step, in however many micro-batches
 
-    def after(self, done: int, total_steps: int, agree: Agree) -> None:
-        self.now = (done, total_steps)
-        steps = self.seen[3].clone()  # every rank draws the same arm
-        both = torch.cat([agree(self.seen[:3]).cpu(), steps[None]])
-        self.window, self.trained, self.seen = self.window + both, self.trained + both, torch.zeros_like(both)
-        if not self.every or done % self.every:
+    def after(self, now: Point) -> None:
+        self.step = (now.done, now.total_steps)
+        # Every rank draws the same arm, so steps are not added up.
+        both = torch.cat([now.agree(self.seen[:3]), self.seen[3:]])
+        self.window, self.trained = self.window.to(both.device) + both, self.trained.to(both.device) + both
+        self.seen = torch.zeros_like(both)
+        if not self.every or now.done % self.every:
             return
         assert self._make is not None
         began = time.perf_counter()
         self._probe = self._probe or self._make()
-        found = agree(self._probe(done // self.every)).cpu()
-        now = found[0] / found[1].clamp(min=1)
+        probed = now.agree(self._probe(now.done // self.every)).cpu()
+        losses = probed[0] / probed[1].clamp(min=1)
         if self.sampler.every:
-            if done:
-                self.sampler.update(self.before, now)
+            if now.done:
+                self.sampler.update(self.before, losses)
                 # A line of metrics may cover several updates; each thing is said once.
                 self.notes += [note for note in self.sampler.notes if note not in self.notes]
-            self.probed = self.probed + torch.cat([found, torch.ones_like(found[:1])])
+            self.probed = self.probed + torch.cat([probed, torch.ones_like(probed[:1])])
             self.clock[1] += time.perf_counter() - began
-        self.before, self.clock[0] = now, done
+        self.before, self.clock[0] = losses, now.done
 
     def facts(self) -> dict[str, Any]:
         """By arm: ``probabilities``, and since the last line ``arm_losses`` and ``arm_steps``; then ``probe_losses``,
         the ``probe_step`` they are of, ``probe_seconds`` so far (of samplers that learn), and ``notes``."""
-        names, (total, targets, _, steps) = self.sampler.arms, self.window
+        names, (total, targets, _, steps) = self.sampler.arms, self.window.cpu()
         found: dict[str, Any] = {
-            "probabilities": _named(names, self.sampler.probabilities(*self.now)),
+            "probabilities": _named(names, self.sampler.probabilities(*self.step)),
             "arm_losses": _named(names, total / targets),
             "arm_steps": {arm: int(n) for arm, n in zip(names, steps.tolist(), strict=True)},
         }
@@ -243,7 +245,7 @@ class SamplerLearner:
         names = ("probe_targets", "probe_tokens", "probes")
         found: dict[str, dict[str, Any]] = {}
         for arm, run, probe in zip(
-            self.sampler.arms, self.trained.T.long(), self.probed.T.long(), strict=True
+            self.sampler.arms, self.trained.cpu().T.long(), self.probed.T.long(), strict=True
         ):
             mine = zip(("targets", "tokens", "steps"), run[1:].tolist(), strict=True)
             found[arm] = {**dict(mine), **dict(zip(names, probe[1:].tolist(), strict=True))}

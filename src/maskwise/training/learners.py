@@ -1,29 +1,57 @@
-"""What learns while the model trains, from the model's own losses: a policy's weights, a sampler's logits.
+"""What learns while the model trains: a policy's weights, a sampler's logits, a policy that is trained by its effect.
 
-A learner looks at every micro-batch, and once an update, when all ranks have added up what they saw, changes
-itself. Ranks must never disagree on what is masked or which arm is next, so whatever a learner takes from
-other ranks it takes through ``agree``: the sums of all ranks, in float64, rounded, and sent from one rank. Its
-state is part of the states to resume from, so a run that was stopped goes on bit for bit.
+A learner looks at every micro-batch, and once an update, when all ranks have added up what they saw, changes itself.
+Ranks must never disagree on what is masked or which arm is next, so whatever a learner takes from other ranks it takes
+through ``Point.agree``: the sums of all ranks, in float64, rounded, and sent from one rank. Its state is part of the
+states to resume from, so a run that was stopped goes on bit for bit.
+
+A policy that is learnt from its effect (REINFORCE) needs no more than this protocol:
+
+    def observe(self, batch, outcome):          # the batch knows its units, their weights and the log-probability
+        self.log_probability += batch.log_probability …             # of the choice that was made
+
+    def after(self, now):                       # the weights have just changed
+        loss = now.objective(self.probe)        # held-out rows, masked once: the same before and after
+        reward = self.loss_before − loss
+        self.gradient = now.agree(reward · ∇ log_probability)
+
+and a source that masks nothing ahead (``Source.ahead = 0``), since step t + 1 then depends on the losses of step t.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-import torch
-from accelerate import Accelerator
-from accelerate.utils import broadcast
 from torch import Tensor
 
 from maskwise.errors import MaskwiseError
 from maskwise.masking import Masker
-from maskwise.objectives import Outcome
+from maskwise.objectives import Objective, Outcome
+
+if TYPE_CHECKING:
+    from maskwise.training.data import Source
 
 Agree = Callable[[Tensor], Tensor]
+"""From this rank's sums to those of all ranks, the same on every rank; every rank calls it equally often."""
 
-ROUND = 2.0**24
-"""Sums are rounded to multiples of 1 / ROUND: an order of addition that differs shows only at a border."""
+
+class Point(NamedTuple):
+    """Where a training stands when its learners learn.
+
+    Attributes:
+        done: updates done; 0 before the first, in a run that begins.
+        total_steps: updates in all.
+        agree: sums over all ranks.
+        objective: what is trained, as it is after the update; None in ``MaskingTrainer``.
+        source: where the batches come from; None in ``MaskingTrainer``.
+    """
+
+    done: int
+    total_steps: int
+    agree: Agree
+    objective: Objective | None = None
+    source: Source | None = None
 
 
 class Learner(Protocol):
@@ -32,9 +60,8 @@ class Learner(Protocol):
     def observe(self, batch: Any, outcome: Outcome) -> None:
         """Look at a micro-batch and at what it cost; called before the update."""
 
-    def after(self, done: int, total_steps: int, agree: Agree) -> None:
-        """Learn, after update number ``done`` (0: before the first, in a run that begins); every rank calls this, and
-        calls ``agree`` equally often."""
+    def after(self, now: Point) -> None:
+        """Learn, after an update; every rank calls this."""
 
     def facts(self) -> dict[str, Any]:
         """What to log: numbers, or dicts of numbers by name, such as ``{"weights": {"NOUN": 0.7}}``."""
@@ -43,34 +70,24 @@ class Learner(Protocol):
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None: ...
 
 
-def agreement(accelerator: Accelerator) -> Agree:
-    """The function by which ranks agree on sums: float64 of any shape in, the same on every rank out."""
-
-    def agree(mine: Tensor) -> Tensor:
-        total = mine.double()
-        if accelerator.num_processes > 1:
-            total = broadcast(accelerator.reduce(total))
-        return torch.round(total * ROUND) / ROUND
-
-    return agree
-
-
 def states(learners: Mapping[str, Learner]) -> dict[str, Tensor]:
     """The states of all learners as one flat dict."""
-    return {f"{name}.{key}": t for name, it in learners.items() for key, t in it.state_dict().items()}
+    return {
+        f"{name}.{key}": value
+        for name, learner in learners.items()
+        for key, value in learner.state_dict().items()
+    }
 
 
 def restore(learners: Mapping[str, Learner], flat: Mapping[str, Tensor]) -> None:
     """The inverse of ``states``."""
     for name, learner in learners.items():
-        mine = f"{name}."  # an arm's name may hold dots itself
-        learner.load_state_dict(
-            {key.removeprefix(mine): t for key, t in flat.items() if key.startswith(mine)}
-        )
+        prefix = f"{name}."  # an arm's name may hold dots itself
+        learner.load_state_dict({k.removeprefix(prefix): v for k, v in flat.items() if k.startswith(prefix)})
 
 
 def learners_of(masker: Any) -> dict[str, Learner]:
-    """What of a masker learns from the losses: its policy, if it does.
+    """The policy of a masker, if it learns from the losses.
 
     Raises:
         MaskwiseError: a policy that learns, with a corruption after which losses have no place in the text.

@@ -179,8 +179,8 @@ class GroupLearner:
         sums.index_add_(1, group_M, torch.stack([loss_M, torch.ones_like(loss_M)]))
         self.sums_2C = self.sums_2C.to(sums.device) + sums[:, :-1]
 
-    def after(self, done: int, total_steps: int, agree: Callable[[Tensor], Tensor]) -> None:
-        self.policy.running.update(agree(self.sums_2C), total_steps)
+    def after(self, now: Any) -> None:
+        self.policy.running.update(now.agree(self.sums_2C), now.total_steps)
         self.sums_2C = torch.zeros_like(self.sums_2C)
 
     def facts(self) -> dict[str, Any]:

@@ -1,0 +1,426 @@
+"""What a training runs on: device, processes, precision, wrapping, the backward pass, and the states it goes on from.
+
+Distribution, precision and trackers are Accelerate's. The order in ``Engine`` matters: weights are loaded into the
+plain module, the module is wrapped, and only then are there optimisers, because FSDP2 replaces the parameters when it
+wraps them.
+
+States to resume from hold weights and optimisers as safetensors and the rest as JSON; nothing is pickled. Random state
+is not saved, for there is none: masks, order and dropout are functions of (seed, step, rank).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import math
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs, LoggerType, broadcast
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from rich.console import Console
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from maskwise.constants import ranks_here
+from maskwise.errors import MaskwiseError, unknown_name
+from maskwise.folders import damage, sweep, write_folder
+from maskwise.keys import fold
+from maskwise.models import encoder_of, freeze_encoder, without_advice
+from maskwise.objectives import Arms, Objective, Outcome
+from maskwise.training.data import Step
+from maskwise.training.learners import Agree
+from maskwise.training.optim import Optimizers
+from maskwise.training.settings import TrainingSettings
+
+LEARNED = "learners.safetensors"
+
+ROUND = 2.0**24
+"""Sums over ranks are rounded to multiples of 1 / ROUND: another order of addition then shows only at a border."""
+
+FREE = {"log_every", "eval_every", "save_every", "trackers", "accumulate", "precision"}
+"""Settings that change no result, or its last bits only."""
+
+
+class Totals(BaseModel):
+    """What a run has done so far, over all ranks.
+
+    Attributes:
+        tokens, targets: trained on.
+        loss: mean of the last window that had targets; None before the first.
+        seconds: spent, those before a stop included.
+        lines: of ``metrics.jsonl``; None in states that were written before this was counted.
+    """
+
+    tokens: int = 0
+    targets: int = 0
+    loss: float | None = None
+    seconds: float = 0.0
+    lines: int | None = None
+
+
+class State(Totals):
+    """``state.json`` of a state to resume from, after ``step`` updates.
+
+    Attributes:
+        settings: those that the run's result depends on.
+        bits: what its last bits depend on, such as the number of threads.
+    """
+
+    model_config = ConfigDict(strict=True)
+
+    step: int = Field(ge=1)
+    settings: dict[str, Any]
+    bits: dict[str, Any]
+
+
+class Update(NamedTuple):
+    """One update of the weights, as this rank saw it.
+
+    Attributes:
+        losses: the sum of losses of each micro-batch; they stay on the device until a line is logged.
+        targets: their number.
+        norm: of the gradient, before clipping.
+        rate: the learning rate.
+    """
+
+    losses: list[Tensor]
+    targets: int
+    norm: Tensor
+    rate: float
+
+
+class Engine:
+    """An objective, ready to be trained, where it stopped if it was stopped.
+
+    Args:
+        objective: what is trained; it is moved to the device.
+        settings: see ``TrainingSettings``.
+        folder: where ``resume/`` lies; None keeps nothing.
+
+    Attributes:
+        rank, ranks, device: of this process.
+        start: updates done before; 0 for a new run.
+        totals: of these updates.
+
+    Raises:
+        MaskwiseError: a batch size that ranks and micro-batches do not divide; nothing to train; states of another
+            run; see also ``new_accelerator``.
+    """
+
+    def __init__(self, objective: Objective, settings: TrainingSettings, folder: Path | None = None):
+        self.objective, self.settings, self.folder = objective, settings, folder
+        self.accelerator = new_accelerator(settings, folder, partial=isinstance(objective, Arms))
+        self.rank, self.ranks = self.accelerator.process_index, self.accelerator.num_processes
+        self.device, self.first = self.accelerator.device, self.accelerator.is_main_process
+        if settings.batch_size % (settings.accumulate * self.ranks):
+            raise MaskwiseError(
+                "batch_size must be a multiple of accumulate × processes",
+                got=f"{settings.batch_size} for {settings.accumulate} × {self.ranks}",
+            )
+        objective.to(self.device)
+        if (
+            settings.freeze == "encoder"
+        ):  # before there are optimisers: it has no gradient, state or weight decay
+            freeze_encoder(objective.model)
+            if not any(parameter.requires_grad for parameter in objective.parameters()):
+                got = type(objective.model).__name__
+                raise MaskwiseError("nothing is left to train", got=got, do="set training.freeze: none")
+        if folder and self.first:
+            sweep(folder)
+        state = self._newest_state()
+        self.wrapped: Any = self.accelerator.prepare(objective)
+        self.optimizers = Optimizers(objective, settings)
+        self.start, self.totals, self.learned = 0, Totals(), {}
+        if state is not None:
+            path = self._states / f"step-{state.step:08d}"
+            self.optimizers.load_state(load_file(path / "optimizers.safetensors"))
+            self.learned = load_file(path / LEARNED) if (path / LEARNED).is_file() else {}
+            self.start = state.step
+            self.totals = Totals(**state.model_dump(include=set(Totals.model_fields)))
+
+    @property
+    def _states(self) -> Path:
+        assert self.folder
+        return self.folder / "resume"
+
+    # Steps ------------------------------------------------------------------------------------------------------
+
+    def update(self, step: Step, observe: Callable[[Any, Outcome], None]) -> Update:
+        """One update: gradients of (losses of all ranks and micro-batches) / (number of targets).
+
+        Args:
+            observe: is shown each micro-batch, with what it cost.
+        """
+        torch.manual_seed(fold(self.settings.seed, step.number, self.rank, 0xD0))
+        self.objective.train()
+        if self.settings.freeze == "encoder":
+            # Dropout protects no frozen weight, and the head would learn to read states that it never sees again.
+            encoder_of(self.objective.model).eval()
+        targets = self.summed({"targets": float(step.targets)})["targets"]  # before any backward pass
+        rate = self.optimizers.set_rate(step.number)
+        losses = []
+        for number, batch in enumerate(step.batches):
+            last = number == len(step.batches) - 1
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped):
+                with self.accelerator.autocast():
+                    outcome: Outcome = self.wrapped(batch)
+                # DDP averages gradients over ranks, so a rank's sum is multiplied by their number first.
+                self.accelerator.backward(outcome.loss * (self.ranks / max(1.0, targets)))
+            observe(batch, outcome)
+            losses.append(outcome.loss.detach())
+        norm = self.accelerator.clip_grad_norm_(self.objective.parameters(), self.settings.clip or math.inf)
+        assert norm is not None
+        if targets > 0:  # a step without any target counts as a step and changes nothing
+            self.optimizers.step()
+        self.optimizers.zero_grad()
+        return Update(losses, step.targets, norm, rate)
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """The objective in evaluation mode, without gradients, at the precision of training."""
+        self.objective.eval()
+        with torch.no_grad(), self.accelerator.autocast():
+            yield
+        self.objective.train()
+
+    def summed(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """Sums added up over all ranks, in float64."""
+        if self.ranks == 1:
+            return dict(sums)
+        names = sorted(sums)
+        tensor = torch.tensor([sums[n] for n in names], dtype=torch.float64, device=self.device)
+        return dict(zip(names, self.accelerator.reduce(tensor).tolist(), strict=True))
+
+    def say(self, text: str) -> None:
+        """A line on stderr, once for all ranks."""
+        if self.first:
+            Console(stderr=True, soft_wrap=True, highlight=False).print(text, markup=False)
+
+    def finish(self) -> None:
+        """Wait for all ranks, and close the trackers."""
+        self.accelerator.wait_for_everyone()
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
+
+    # States to resume from --------------------------------------------------------------------------------------
+
+    def save(self, step: int, totals: Totals, learned: Mapping[str, Tensor]) -> None:
+        """Write a state, and drop all but the two newest: the newest may turn out damaged.
+
+        Args:
+            step: updates done.
+            learned: tensors of what learns beside the model.
+        """
+
+        def fill(target: Path) -> None:
+            weights = {name: tensor.cpu().contiguous() for name, tensor in _distinct(self.objective).items()}
+            save_file(weights, target / "model.safetensors")
+            optimizers = self.optimizers.state().items()
+            save_file({name: t.contiguous() for name, t in optimizers}, target / "optimizers.safetensors")
+            if learned:
+                save_file({name: t.cpu().contiguous() for name, t in learned.items()}, target / LEARNED)
+            state = State(step=step, settings=self._settings(), bits=self._bits(), **totals.model_dump())
+            (target / "state.json").write_text(json.dumps(state.model_dump()))
+
+        if self.first:
+            write_folder(self._states / f"step-{step:08d}", with_os_errors(fill))
+            for old in sorted(self._states.glob("step-*"))[:-2]:
+                shutil.rmtree(old, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+
+    def _newest_state(self) -> State | None:
+        """The newest state that is whole, with its weights loaded; damaged ones are skipped with a message.
+
+        Raises:
+            MaskwiseError: it is of a run with other settings, or of another model.
+        """
+        if not (self.folder and self.settings.save_every):
+            return None
+        for path in sorted(self._states.glob("step-*"), reverse=True):
+            wrong = damage(path)
+            if wrong is None:
+                try:
+                    state = State.model_validate_json((path / "state.json").read_bytes())
+                except (OSError, ValidationError):
+                    wrong = "state.json is damaged"
+            if wrong is not None:
+                self.say(f"skipping {path}: {wrong}")
+                continue
+            self._check(path, state)
+            weights = load_file(path / "model.safetensors")
+            if _shapes(weights) != _shapes(_distinct(self.objective)):
+                raise MaskwiseError(f"{path} is of another model", do="give a new folder")
+            self.objective.load_state_dict(
+                weights, strict=False
+            )  # second names of tied weights are not there
+            return state
+        return None
+
+    def _check(self, path: Path, state: State) -> None:
+        """Refuse a state of another run; say so where it is the same in all but the last bits."""
+        # A setting that an older state does not know had its default.
+        before = {**TrainingSettings().model_dump(mode="json"), **state.settings}
+        changed = _changes(before, self._settings())
+        if changed:
+            what = f"{path} is of a run with other settings"
+            raise MaskwiseError(what, got=changed, do="give a new folder")
+        changed = _changes(state.bits, self._bits())
+        if changed:
+            self.say(f"resuming from {path} with {changed}: the same run but for rounding and dropout")
+
+    def _settings(self) -> dict[str, Any]:
+        return self.settings.model_dump(mode="json", exclude=FREE)
+
+    def _bits(self) -> dict[str, Any]:
+        config = getattr(getattr(self.objective, "model", None), "config", None)
+        return {
+            "threads": torch.get_num_threads(), "processes": self.ranks, "accumulate": self.settings.accumulate,
+            "precision": self.accelerator.mixed_precision, "device": self.device.type,
+            "attention": getattr(config, "_attn_implementation", None), "torch": torch.__version__,
+        }  # fmt: skip
+
+
+def save_checkpoint(
+    folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *,
+    card: str | None = None, heads: Mapping[str, Tensor] | None = None,
+) -> None:  # fmt: skip
+    """Write an ordinary transformers folder, whole or not at all, with a manifest.
+
+    Args:
+        card: the text of its README.md.
+        heads: what was trained beside the model; they go into ``heads.safetensors``.
+
+    Raises:
+        MaskwiseError: it cannot be written.
+    """
+
+    def fill(target: Path) -> None:
+        with without_advice():  # a bar for every file
+            model.save_pretrained(target)
+        # How the tokenizer was loaded (with or without a network) is no part of it, and would change the bytes.
+        for name in ("local_files_only", "is_local"):
+            tokenizer.init_kwargs.pop(name, None)
+        tokenizer.save_pretrained(target)
+        if card:
+            (target / "README.md").write_text(card, encoding="utf-8")
+        if heads:
+            save_file({name: t.cpu().contiguous() for name, t in heads.items()}, target / "heads.safetensors")
+
+    write_folder(folder, with_os_errors(fill))
+
+
+def with_os_errors(fill: Callable[[Path], None]) -> Callable[[Path], None]:
+    """The same, but a full disk is an ``OSError``: safetensors and tokenizers raise errors of their own."""
+
+    def filled(target: Path) -> None:
+        try:
+            fill(target)
+        except Exception as error:
+            if isinstance(error, OSError) or "(os error " not in str(error):
+                raise
+            raise OSError(str(error).splitlines()[0]) from error
+
+    return filled
+
+
+def new_accelerator(settings: TrainingSettings, folder: Path | None, *, partial: bool = False) -> Accelerator:
+    """An ``Accelerator`` for one run, with its trackers started.
+
+    Args:
+        partial: a batch may use only a part of the parameters (one of several heads).
+
+    Raises:
+        MaskwiseError: a tracker that is unknown, not installed, or has no folder to write to; processes
+            without a launcher.
+    """
+    precision = settings.precision
+    if precision == "auto":
+        precision = "bf16" if fast_bf16() else "no"
+    trackers = list(settings.trackers)
+    for name in trackers:
+        if name not in LoggerType.list():
+            raise unknown_name("tracker", name, set(LoggerType.list()) - {"all"})
+    if trackers and folder is None:
+        raise MaskwiseError("trackers need a folder to write to", got=", ".join(trackers), do="give a folder")
+    # Accelerate keeps one state per process and refuses another precision; here each run has its own.
+    AcceleratorState._reset_state()
+    # Not told so, Accelerate does not distribute on CPUs: every rank would train alone, unnoticed.
+    cpu = not torch.accelerator.is_available()
+    accelerator = Accelerator(
+        mixed_precision=precision, cpu=cpu, log_with=trackers or None, project_dir=folder,
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)] if partial else None,
+    )  # fmt: skip
+    if accelerator.num_processes != ranks_here():
+        got = f"WORLD_SIZE={ranks_here()}, {accelerator.num_processes} connected"
+        raise MaskwiseError("the processes do not know each other", got=got, do="start them with torchrun")
+    lacking = set(trackers) - {"all"} - {getattr(t, "value", str(t)) for t in accelerator.log_with}
+    if lacking:
+        do = f"install {min(lacking)}, or leave it out of trackers"
+        raise MaskwiseError(f"tracker {min(lacking)!r} is not installed", do=do)
+    if trackers:
+        accelerator.init_trackers("maskwise", config={k: str(v) for k, v in settings.model_dump().items()})
+    return accelerator
+
+
+def agreement(accelerator: Accelerator) -> Agree:
+    """The function by which ranks agree on sums: float64 of any shape in, the same on every rank out."""
+
+    def agree(own: Tensor) -> Tensor:
+        total = own.double()
+        if accelerator.num_processes > 1:
+            total = broadcast(accelerator.reduce(total))
+        return torch.round(total * ROUND) / ROUND
+
+    return agree
+
+
+def best_device() -> torch.device:
+    """Where a training would run: the accelerator, if there is one."""
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
+def fast_bf16() -> bool:
+    """Does the hardware multiply bf16 natively? (Emulated, it is slower than float32.)"""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capability = torch.backends.cpu.get_cpu_capability()
+    return "AVX512" in capability and torch.cpu._is_avx512_bf16_supported()
+
+
+def leave() -> None:
+    """End a program that trained on several ranks; otherwise gloo can abort at exit, after correct results.
+
+    A barrier lets the last messages arrive. A model that is still wrapped in DDP keeps the group's threads
+    beyond the group, and they race with the interpreter's end: let go of it first (``del trainer``).
+    """
+    if torch.distributed.is_initialized():
+        gc.collect()
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+
+def _distinct(module: nn.Module) -> dict[str, Tensor]:
+    """The state by name, tied weights once: safetensors stores no tensor under two names."""
+    seen: set[int] = set()
+    kept = {}
+    for name, tensor in module.state_dict().items():
+        if tensor.data_ptr() not in seen or not tensor.numel():
+            seen.add(tensor.data_ptr())
+            kept[name] = tensor.detach()
+    return kept
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in tensors.items()}
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    return ", ".join(f"{k} {v} (was {before.get(k)})" for k, v in now.items() if before.get(k) != v)
