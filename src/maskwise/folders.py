@@ -34,9 +34,13 @@ def writing(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
+    except Exception as error:
+        # safetensors and tokenizers are written in Rust, and raise errors of their own for a full disk.
+        if not isinstance(error, OSError) and "(os error " not in str(error):
+            raise
+        got = getattr(error, "strerror", None) or str(error)
         do = "make room, or give a folder that can be written; what was finished is kept"
-        raise MaskwiseError(f"cannot write {path}", got=error.strerror or str(error), do=do) from error
+        raise MaskwiseError(f"cannot write {path}", got=got, do=do) from error
 
 
 def write_whole(path: Path, content: bytes | str) -> None:

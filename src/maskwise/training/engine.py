@@ -231,7 +231,7 @@ class Engine:
             (target / "state.json").write_text(json.dumps(state.model_dump()))
 
         if self.first:
-            write_folder(self._states / f"step-{step:08d}", with_os_errors(fill))
+            write_folder(self._states / f"step-{step:08d}", fill)
             for old in sorted(self._states.glob("step-*"))[:-2]:
                 shutil.rmtree(old, ignore_errors=True)
         self.accelerator.wait_for_everyone()
@@ -314,21 +314,7 @@ def save_checkpoint(
         if heads:
             save_file({name: t.cpu().contiguous() for name, t in heads.items()}, target / "heads.safetensors")
 
-    write_folder(folder, with_os_errors(fill))
-
-
-def with_os_errors(fill: Callable[[Path], None]) -> Callable[[Path], None]:
-    """The same, but a full disk is an ``OSError``: safetensors and tokenizers raise errors of their own."""
-
-    def filled(target: Path) -> None:
-        try:
-            fill(target)
-        except Exception as error:
-            if isinstance(error, OSError) or "(os error " not in str(error):
-                raise
-            raise OSError(str(error).splitlines()[0]) from error
-
-    return filled
+    write_folder(folder, fill)
 
 
 def new_accelerator(settings: TrainingSettings, folder: Path | None, *, partial: bool = False) -> Accelerator:
