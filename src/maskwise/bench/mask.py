@@ -255,7 +255,9 @@ class _Contest:
         if masker.budget == "exact":
             assert ((chosen.sum(1) - eligible.sum(1) * RATIO) < 1).all(), f"{name}: over the budget"
         if name.split(", ")[1] in ("token", "whole-word") and len(name.split(", ")) == 2:
-            assert abs(share - RATIO) < 0.005, f"{name}: the budget is not used"
+            # Pieces round for themselves, so that a batch of many short ones strays a little.
+            bound = 0.005 if self.layout == "documents" and self.length >= 512 else 0.02
+            assert abs(share - RATIO) < bound, f"{name}: the budget is not used"
         if masker.policy.unit_kind == UnitKind.WORD:
             word, before = (
                 batch["word_ids"],

@@ -37,7 +37,6 @@ FILLS = ("none", "random", "skip-row")
 _NUMBER_MASK = (1 << 20) - 1  # weighted keys end in the number of their unit: a piece has at most 2²⁰ units
 _LIGHTEST, _HEAVIEST = 2.0**-900, 2.0**900  # races of such weights fit a float64, with room behind them for …
 _FILLING = 2.0**-1000  # … the weight of units that only fill what is left, so that they come last
-_LAST = (1 << 31) - 1
 
 
 @dataclass(eq=False)
@@ -48,21 +47,25 @@ class Selection:
         units: what was chosen from.
         chosen: (U,) bool.
         budget: (P,) int64 tokens; None for ``bernoulli``.
-        order: (A,) the units that may be chosen, piece by piece, in the order in which they are tried; None for
-            ``bernoulli``, where each stands for itself.
+        keys: the draws that put the units in their order.
         may_fill: whether units of weight 0 may fill the budget.
     """
 
     units: Units
     chosen: Array
     budget: Array | None
-    order: Array | None
+    keys: Keys
     may_fill: bool
 
     @cached_property
     def tokens(self) -> Array:
         """(T,) bool: the chosen tokens."""
         return self.units.spread(self.chosen)
+
+    @cached_property
+    def order(self) -> Array | None:
+        """(A,) the units that may be chosen, piece by piece, in the order of trial; None where each is by itself."""
+        return None if self.budget is None else in_order(self.units, self.keys, may_fill=self.may_fill)
 
     @cached_property
     def filled(self) -> Array | None:
@@ -102,15 +105,14 @@ def select(
     may_fill = fill == "random"
     if budget == "bernoulli":
         chosen = _independently(units, ratio_P, keys, floor_P, may_fill=may_fill)
-        return Selection(units, chosen, None, None, may_fill)
+        return Selection(units, chosen, None, keys, may_fill)
     rounded_P = (wanted_P + keys.per_piece(Purpose.ROUND)).astype(np.int64)
     budget_P = np.minimum(np.maximum(rounded_P, floor_P), units.tokens_P)
     if fill == "skip-row" and units.weight is not None:
         usable_P = np.bincount(units.piece, units.length * (units.weight > 0), len(budget_P))
         budget_P *= usable_P >= budget_P
-    order = _order(units, keys, may_fill=may_fill)
-    chosen = _up_to(units, order, budget_P, keys, exact=budget == "exact")
-    return Selection(units, chosen, budget_P, order, may_fill)
+    chosen = _up_to(units, budget_P, keys, may_fill=may_fill, exact=budget == "exact")
+    return Selection(units, chosen, budget_P, keys, may_fill)
 
 
 def unit_keys(units: Units, keys: Keys, *, may_fill: bool = False) -> Array:
@@ -127,18 +129,36 @@ def unit_keys(units: Units, keys: Keys, *, may_fill: bool = False) -> Array:
     return (race & ~_NUMBER_MASK) + units.number
 
 
-def _order(units: Units, keys: Keys, *, may_fill: bool) -> Array:
-    """(A,) int64: the units that may be chosen, by piece and, within it, by key."""
-    order = order_within(
-        units.piece, unit_keys(units, keys, may_fill=may_fill), pieces=len(units.batch.begin)
-    )
-    if units.weight is None or may_fill:
-        return order
-    return order[units.weight.take(order) > 0]
+def in_order(units: Units, keys: Keys, *, may_fill: bool = False, budget_P: Array | None = None) -> Array:
+    """(A,) int64: the units that may be chosen, by piece and, within it, by key.
+
+    Args:
+        budget_P: where it is given, units behind the one that passes the budget of their piece may be left out.
+    """
+    key, pieces = unit_keys(units, keys, may_fill=may_fill), len(units.batch.begin)
+    if units.weight is not None:
+        order = order_within(units.piece, key, pieces=pieces)
+        return order if may_fill else order[units.weight.take(order) > 0]
+    if budget_P is not None:
+        # Keys are uniform, so those that come first are nearly always below this share of all keys, and nobody has to
+        # sort the others. The share is that of the budget, with four standard deviations and eight units to spare.
+        wanted_P = units.count * budget_P / np.maximum(units.tokens_P, 1)
+        share_P = (wanted_P + 4 * np.sqrt(wanted_P) + 8) / np.maximum(units.count, 1)
+        if share_P.mean() < 0.5:
+            edge_P = (np.minimum(share_P, 1) * 2.0**32 - 2.0**31 - 1).astype(np.int32)
+            edge = np.repeat(edge_P, units.count) if units.in_order else edge_P.take(units.piece)
+            near = np.flatnonzero(key <= edge)
+            piece = units.piece[near]
+            length = None if units.unit is None else units.length[near]
+            if ((np.bincount(piece, length, pieces) > budget_P) | (share_P >= 1)).all():
+                return near[order_within(piece, key[near], pieces=pieces)]
+    return order_within(units.piece, key, pieces=pieces)
 
 
-def _up_to(units: Units, order: Array, budget_P: Array, keys: Keys, *, exact: bool) -> Array:
+def _up_to(units: Units, budget_P: Array, keys: Keys, *, may_fill: bool, exact: bool) -> Array:
     """(U,) bool: units in their order, until the budget of their piece is used."""
+    later = exact and units.unit is not None  # units behind the border are tried, too
+    order = in_order(units, keys, may_fill=may_fill, budget_P=None if later else budget_P)
     chosen = np.zeros(len(units.piece), bool)
     counts_P = (
         units.count
