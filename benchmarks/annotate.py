@@ -35,12 +35,20 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from threadpoolctl import threadpool_limits
 
-from maskwise.annotate.gold import POS, UPOS, GoldDocument, entities, join_tokens, read_columns, read_conllu
 from maskwise.annotate.run import annotate_corpus
 from maskwise.annotate.tagger import NAME, SHIPPED, SpacyPipeline
 from maskwise.bench.timing import in_turn, surroundings
-from maskwise.tasks.readers import read_records
 from maskwise.text.documents import bundled_path, read_documents
+from maskwise.text.labelled import (
+    POS,
+    UPOS,
+    GoldDocument,
+    entities,
+    join_tokens,
+    read_columns,
+    read_conllu,
+    read_records,
+)
 from maskwise.text.layers import CharSpans
 
 GOLD = Path(__file__).parents[2] / "shared" / "data"

@@ -17,7 +17,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from maskwise.annotate.gold import read_columns
+from maskwise.text.labelled import read_columns
 
 TARGET = Path(__file__).parent.parent / "src" / "maskwise" / "data"
 WIKIPEDIA_STRIDE = 8

@@ -14,10 +14,10 @@ from spacy.tokens import Doc
 from spacy.training import Example
 
 from maskwise.annotate import tagger as tagger_module
-from maskwise.annotate.gold import POS, entities, given_spans, join_tokens, read_columns, read_conllu
 from maskwise.annotate.registry import annotator
 from maskwise.annotate.tagger import SALIENT, SHIPPED, SpacyPipeline, one_pass
 from maskwise.errors import MaskwiseError
+from maskwise.text.labelled import POS, entities, given_spans, join_tokens, read_columns, read_conllu
 from maskwise.text.layers import CharSpans, check_spans
 
 GOLD = Path(__file__).parents[2] / "shared" / "data"

@@ -33,8 +33,8 @@ from maskwise.tasks import (
 from maskwise.tasks.judge import answer, load_network
 from maskwise.tasks.kinds.labels import TaggedRow, TextRow
 from maskwise.tasks.metrics import METRICS, accuracy, entities, entity_f1, macro_f1, matthews
-from maskwise.tasks.readers import read_records
 from maskwise.text import train_tokenizer
+from maskwise.text.labelled import read_records
 from maskwise.training import TrainingSettings
 
 TEXT = "the cat sat on the mat . unbelievable kittens never walked across running water again ! " * 20

@@ -26,7 +26,7 @@ from spacy.cli.train import train
 from spacy.tokens import Doc, DocBin
 from spacy.training import Example
 
-from maskwise.annotate.gold import POS, UPOS, entities, join_tokens, read_columns, read_conllu
+from maskwise.text.labelled import POS, UPOS, entities, join_tokens, read_columns, read_conllu
 
 NAMES = {  # one set of types over both sources
     "PER": "PER", "LOC": "LOC", "ORG": "ORG",

@@ -87,7 +87,7 @@ class Known:
 
 def gold(file: str) -> Known:
     """Parts of speech from a CoNLL-U file (``.gz`` allowed), for the texts of its documents."""
-    from maskwise.annotate.gold import POS, read_conllu
+    from maskwise.text.labelled import POS, read_conllu
 
     path = _existing(file)
     known = ((document.text, document.layers) for document in read_conllu(path))
@@ -121,7 +121,7 @@ def spans(
 
 
 def _given(marked: Any, text: str, labels: tuple[str, ...], *, where: str) -> CharSpans:
-    from maskwise.annotate.gold import given_spans
+    from maskwise.text.labelled import given_spans
 
     try:
         return given_spans(marked, text=text, labels=labels)

@@ -198,7 +198,7 @@ def open_corpus(
 ) -> Documents:
     """The documents of a corpus; of a CoNLL-U file its texts."""
     if isinstance(source, str | Path) and str(source).endswith((".conllu", ".conllu.gz")):
-        from maskwise.annotate.gold import read_conllu
+        from maskwise.text.labelled import read_conllu
 
         source = [{"id": gold.id, text_field: gold.text} for gold in read_conllu(Path(source).expanduser())]
     return require_documents(read_documents(source, text_field=text_field, limit=limit))

@@ -51,7 +51,7 @@ from maskwise.evaluation.scoring import (
 )
 from maskwise.masking.vocabulary import Vocabulary
 from maskwise.models import most_tokens
-from maskwise.tasks.readers import Record, read_records
+from maskwise.text.labelled import Record, read_records
 
 MASK = "[MASK]"
 TEMPLATES = "relations.jsonl"

@@ -29,7 +29,7 @@ from maskwise.errors import MaskwiseError, unknown_name
 from maskwise.masking import AnnotatedBatch
 from maskwise.models import masked_logits
 from maskwise.specs import parse_call
-from maskwise.tasks.readers import Record, read_records
+from maskwise.text.labelled import Record, read_records
 
 TOKENS = 16384
 """Positions in one forward pass."""

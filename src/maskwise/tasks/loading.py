@@ -28,9 +28,9 @@ from maskwise.errors import MaskwiseError, unknown_name
 from maskwise.specs import Call, parse_call
 from maskwise.tasks.kinds import KINDS, kind_of
 from maskwise.tasks.metrics import METRICS
-from maskwise.tasks.readers import READERS, Record, ending_of, read_hub, read_records, read_text, read_tsv
 from maskwise.tasks.task import NO_LABEL, SPLITS, Columns, Row, Task, counted, find_columns, place_of
 from maskwise.text import bundled_path
+from maskwise.text.labelled import READERS, Record, ending_of, read_hub, read_records, read_text, read_tsv
 
 POOLINGS = ("mean", "cls")
 BUNDLED_TASKS = {

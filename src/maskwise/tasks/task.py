@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike
 
 from maskwise.errors import MaskwiseError, unknown_name
 from maskwise.tasks.metrics import METRICS
-from maskwise.tasks.readers import Record
+from maskwise.text.labelled import Record
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

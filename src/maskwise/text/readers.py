@@ -11,8 +11,9 @@ import gzip
 import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, cast
 
 from maskwise.errors import MaskwiseError, unknown_name
 
@@ -56,14 +57,25 @@ def known_ending(path: Path) -> str | None:
 def read_file(path: Path, name: str, fields: Fields) -> Iterator[Record]:
     """The records of one file; those without a name of their own are called "NAME#place"."""
     ending = known_ending(path)
-    try:
+    with damaged(path):
         if ending == ".parquet":
-            yield from _read_parquet(path, name, fields)
+            yield from _rows(parquet_rows(path, lambda columns: _wanted(columns, fields, str(path))), name)
             return
-        opener: Any = gzip.open if path.name.lower().endswith(".gz") else open
-        with opener(path, "rb") as file:
+        with opened(path) as file:
             _refuse_unreadable(path, file)
             yield from _read_blocks(file, name) if ending in (".txt", ".txt.gz") else _read_lines(file, name)
+
+
+def opened(path: Path) -> IO[bytes]:
+    """The bytes of a file, inflated if its name says ``.gz``."""
+    return cast(IO[bytes], gzip.open(path)) if path.name.lower().endswith(".gz") else path.open("rb")
+
+
+@contextmanager
+def damaged(path: Path) -> Iterator[None]:
+    """Turn what the operating system and gzip say against reading a file into one line."""
+    try:
+        yield
     except (OSError, EOFError, zlib.error) as error:
         raise MaskwiseError(f"cannot read {path}: {error}", do="is it complete and readable?") from error
 
@@ -172,20 +184,25 @@ def _read_blocks(file: IO[bytes], name: str) -> Iterator[Record]:
         yield f"{name}#{count + 1}", "\n".join(block)
 
 
-def _read_parquet(path: Path, name: str, fields: Fields) -> Iterator[Record]:
+def parquet_rows(
+    path: Path, choose: Callable[[list[str]], list[str]] | None = None
+) -> Iterator[dict[str, Any]]:
+    """The rows of a Parquet file, with all its columns or those that ``choose`` picks of their names.
+
+    Raises:
+        MaskwiseError: another file, or a damaged one.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         table = pq.ParquetFile(path)
-        columns = _wanted(table.schema_arrow.names, fields, str(path))
-        count = 0
+        columns = choose(table.schema_arrow.names) if choose else None
         for batch in table.iter_batches(batch_size=1024, columns=columns):
-            for row in batch.to_pylist():
-                count += 1
-                yield f"{name}#{count}", row
-    except pa.ArrowInvalid as error:
-        raise MaskwiseError(f"{path} is not a Parquet file, or damaged: {error}") from error
+            yield from batch.to_pylist()
+    except pa.ArrowException as error:
+        what = f"{path} is not a Parquet file, or damaged: {str(error).splitlines()[0]}"
+        raise MaskwiseError(what) from error
 
 
 def _with_columns(rows: Any, fields: Fields, where: str) -> Any:

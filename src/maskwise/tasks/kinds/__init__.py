@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from maskwise.tasks.kinds.embeddings import SentenceEmbedding, ZeroShotSimilarity
 from maskwise.tasks.kinds.labels import SequenceClassification, Similarity, TokenClassification
 from maskwise.tasks.kinds.questions import MultipleChoice, QuestionAnswering
-from maskwise.tasks.readers import Record
 from maskwise.tasks.task import Columns, Kind
+from maskwise.text.labelled import Record
 
 KINDS: Mapping[str, Kind] = {
     kind.name: kind

@@ -18,9 +18,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from maskwise.errors import MaskwiseError
 from maskwise.tasks.kinds.labels import Classes, ScoredRow, Scores, TextRow
-from maskwise.tasks.readers import Record
 from maskwise.tasks.task import Columns, Frozen, R, Task
 from maskwise.tasks.tensors import Flat, batches, private_copy
+from maskwise.text.labelled import Record
 
 PENALTIES = tuple(2.0**power for power in range(-2, 4))
 """SentEval's grid of C, the inverse of the penalty."""

@@ -24,7 +24,6 @@ from maskwise.masking.batch import IGNORE
 from maskwise.objectives.classification import Classification
 from maskwise.objectives.regression import Regression
 from maskwise.tasks.metrics import LOST, METRICS, UNSEEN, entity_f1
-from maskwise.tasks.readers import Record
 from maskwise.tasks.task import (
     NO_LABEL,
     NO_TEXT,
@@ -40,6 +39,7 @@ from maskwise.tasks.task import (
     require_two,
 )
 from maskwise.tasks.tensors import Cutter, Data, Flat, batches, edges
+from maskwise.text.labelled import Record
 
 CLASS_METRICS = ("accuracy", "macro-f1", "matthews")
 SCORE_COLUMNS = ("score", "similarity_score", "relatedness_score", "similarity")

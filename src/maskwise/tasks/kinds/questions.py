@@ -35,9 +35,9 @@ from maskwise.errors import MaskwiseError
 from maskwise.objectives import Classification
 from maskwise.objectives.choice import MultipleChoice as ChoiceLoss
 from maskwise.objectives.spans_qa import SpanQuestionAnswering
-from maskwise.tasks.readers import Record
 from maskwise.tasks.task import NO_LABEL, Columns, Row, Task, Tuned, UsualColumns
 from maskwise.tasks.tensors import Cutter, Data, Flat, batches, edges
+from maskwise.text.labelled import Record
 
 NO_ANSWER = "no answer"
 MAX_ANSWER_TOKENS = 30

@@ -1,0 +1,392 @@
+"""Labelled text out of files: records of tasks, and gold annotations.
+
+Unlike a corpus, where a bad line is skipped and counted, a damaged labelled file is refused with the place of the
+damage: a score on half of a test set is a wrong score. So each file is read whole. Nothing is unpickled, and no code that
+comes with a data set is run.
+
+- `read_records`: plain records (dicts of columns) from JSON, tables, CoNLL columns and Parquet;
+- `read_conllu`: the documents of a CoNLL-U file with their parts of speech;
+- `read_columns`: tokens and tags, such as names, whose text is lost; `join_tokens` rebuilds it;
+- `given_spans`: spans beside a text, as in JSON lines.
+
+Cost: a Python step for each token of CoNLL, 1–2 µs; gold is small.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from maskwise.errors import MaskwiseError
+from maskwise.text.layers import CharSpans, Layer, check_spans
+from maskwise.text.readers import damaged, opened, parquet_rows
+
+Record = dict[str, Any]
+
+UPOS = (
+    "ADJ", "ADP", "ADV", "AUX", "CCONJ", "DET", "INTJ", "NOUN", "NUM", "PART", "PRON", "PROPN", "PUNCT", "SCONJ",
+    "SYM", "VERB", "X",
+)  # fmt: skip
+"""The 17 universal parts of speech."""
+POS = Layer("categorical", UPOS)
+
+_LARGEST_FILE = 1 << 30  # bytes, inflated
+# A comment stands before a sentence and has no tab; "# O" is a sentence that begins with a hash.
+_COMMENT = re.compile(r"#(?!\S* (O|[BIES]-\S+)$)[^\t]*$")
+_NO_SPACE_BEFORE = frozenset([*".,;:!?)]}%'", "''", "n't", "'s", "’s", "'m", "'re", "'ve", "'ll", "'d"])
+_NO_SPACE_BEHIND = frozenset([*"([{$£#@", "``"])
+
+
+def read_records(path: Path, *, header: bool = True) -> list[Record]:
+    """The records of one file, by its ending (``.gz`` allowed for all but Parquet).
+
+    Args:
+        header: whether tables (.csv, .tsv) begin with the names of their columns; if not, these are "1", "2", ….
+
+    Raises:
+        MaskwiseError: an unknown ending, a file that is not UTF-8, damaged, or not what its ending says.
+    """
+    ending = ending_of(path)
+    if ending is None:
+        raise MaskwiseError(f"unknown ending of task file {path}", allowed=", ".join(READERS))
+    if not header and ending in TABLES:
+        return TABLES[ending](path, header=False)
+    return READERS[ending](path)
+
+
+def ending_of(path: Path) -> str | None:
+    """The ending by which a file is read; None where there is no reader."""
+    name = path.name.lower().removesuffix(".gz")
+    return next((ending for ending in READERS if name.endswith(ending)), None)
+
+
+def read_hub(spec: str) -> dict[str, list[Record]]:
+    """All splits of "hf:ID[:config]"; class numbers become class names where the data set knows them."""
+    import datasets
+
+    name, _, config = spec.removeprefix("hf:").partition(":")
+    try:
+        loaded = datasets.load_dataset(name, config or None)
+    except Exception as error:  # network, hub, builder and format errors have no common base
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise MaskwiseError(f"cannot load data set {spec!r}: {first}") from error
+    return {str(split): _with_class_names(rows) for split, rows in loaded.items()}
+
+
+def _with_class_names(rows: Any) -> list[Record]:
+    names = {}
+    for column, feature in rows.features.items():
+        inner = getattr(feature, "feature", feature)  # a list of classes, as in tagging
+        if hasattr(inner, "int2str"):
+            names[column] = inner.names
+    return [{k: _named(v, names[k]) if k in names else v for k, v in row.items()} for row in rows]
+
+
+def _named(value: Any, names: list[str]) -> Any:
+    if isinstance(value, list):
+        return [_named(item, names) for item in value]
+    return names[value] if isinstance(value, int) and 0 <= value < len(names) else value
+
+
+def read_text(path: Path, *, or_latin1: bool = False) -> str:
+    """The text of a file; ``or_latin1``: one that is not UTF-8 is Latin-1, as SentEval's older files are.
+
+    Raises:
+        MaskwiseError: a file that cannot be read, is not UTF-8, or holds more than a gigabyte.
+    """
+    with damaged(path), opened(path) as file:
+        content = file.read(_LARGEST_FILE)
+        if file.read(1):
+            raise MaskwiseError(f"{path} holds more than a gigabyte", do="give a part of it")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        if or_latin1:
+            return content.decode("latin-1")
+        do = "convert it, for example with iconv -f LATIN1 -t UTF-8"
+        raise MaskwiseError(f"{path} is not UTF-8 text (byte {error.start})", do=do) from None
+
+
+def _read_json_lines(path: Path) -> list[Record]:
+    records = []
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            record = None
+        if not isinstance(record, dict):
+            what = f"line {number} of {path} is not a JSON object"
+            raise MaskwiseError(what, got=line[:60], allowed="JSON lines")
+        records.append(record)
+    return records
+
+
+def _read_json(path: Path) -> list[Record]:
+    """One JSON value, SQuAD's tree or a list of objects; else JSON lines."""
+    try:
+        whole = json.loads(read_text(path))
+    except (ValueError, RecursionError):
+        return _read_json_lines(path)
+    if isinstance(whole, dict) and isinstance(whole.get("data"), list):
+        return _squad(whole["data"], path)
+    if isinstance(whole, list) and all(isinstance(record, dict) for record in whole):
+        return whole
+    return _read_json_lines(path)
+
+
+def _squad(articles: list[Any], path: Path) -> list[Record]:
+    """data > paragraphs > context, qas > question, answers."""
+    try:
+        return [
+            {"id": qa.get("id"), "context": paragraph["context"], "question": qa["question"], "answers": qa["answers"]}
+            for article in articles for paragraph in article["paragraphs"] for qa in paragraph["qas"]
+        ]  # fmt: skip
+    except (KeyError, TypeError, AttributeError) as error:
+        allowed = "data > paragraphs > context, qas > question, answers"
+        raise MaskwiseError(f"{path} is not SQuAD's JSON", got=f"no {error}", allowed=allowed) from None
+
+
+def _read_csv(path: Path, *, header: bool = True) -> list[Record]:
+    return _table(path, csv.reader(io.StringIO(read_text(path), newline=""), strict=True), header=header)
+
+
+def read_tsv(path: Path, *, header: bool = True) -> list[Record]:
+    """No quoting: GLUE's files have lone quotation marks in them."""
+    lines = read_text(path).replace("\r\n", "\n").split("\n")
+    return _table(path, iter([line.split("\t") for line in lines]), header=header)
+
+
+def _table(path: Path, lines: Iterator[list[str]], *, header: bool) -> list[Record]:
+    """Rows by the names of columns. Without a header, rows may differ in length: STS-B's do, behind the texts."""
+    records: list[Record] = []
+    names: list[str] | None = None
+    try:
+        for number, cells in enumerate(lines, start=1):
+            if not any(cell.strip() for cell in cells):
+                continue
+            if not header:
+                records.append({str(place): cell for place, cell in enumerate(cells, start=1)})
+            elif names is None:
+                names = [cell.strip() for cell in cells]
+            elif len(cells) != len(names):
+                allowed = f"{len(names)} columns, as in the header"
+                do = "separate columns by commas in a .csv file, by tabs in a .tsv file"
+                raise MaskwiseError(
+                    f"row {number} of {path} has {len(cells)} columns", allowed=allowed, do=do
+                )
+            else:
+                records.append(dict(zip(names, cells, strict=True)))
+    except csv.Error as error:
+        raise MaskwiseError(f"{path} is not a table: {error}") from error
+    return records
+
+
+def _read_parquet(path: Path) -> list[Record]:
+    with damaged(path):
+        return list(parquet_rows(path))
+
+
+# ---- CoNLL
+
+
+def _sentences(path: Path, *, columns: int) -> Iterator[tuple[list[str], list[list[str]]]]:
+    """The comments and the rows of at least so many cells of every sentence."""
+    comments, rows = list[str](), list[list[str]]()
+    for number, line in enumerate([*read_text(path).split("\n"), ""], start=1):
+        line = line.rstrip("\r")
+        if not line.strip():
+            if rows:
+                yield comments, rows
+                comments, rows = [], []
+        elif _COMMENT.match(line) and not rows:
+            comments.append(line)
+        elif not line.startswith("-DOCSTART-"):
+            cells = line.split("\t") if "\t" in line else line.split(" ")
+            if len(cells) < columns:
+                wrong, form = (
+                    ("is not CoNLL-U", "10 columns") if columns == 10 else ("has no tag", "token<TAB>tag")
+                )
+                raise MaskwiseError(f"line {number} of {path} {wrong}", got=line[:60], allowed=form)
+            rows.append(cells)
+
+
+def _tagged(path: Path, token: Callable[[list[str]], tuple[str, str]], *, columns: int = 2) -> list[Record]:
+    """Records of "tokens" and "tags"; CoNLL-U's ranges (``3-4``) and empty nodes (``3.1``) are no words."""
+    records = []
+    for _, rows in _sentences(path, columns=columns):
+        words = rows if columns == 2 else [row for row in rows if row[0].isdigit()]
+        if words:
+            tokens, tags = zip(*map(token, words), strict=True)
+            records.append({"tokens": list(tokens), "tags": list(tags)})
+    return records
+
+
+def _read_conllu_records(path: Path) -> list[Record]:
+    """FORM and UPOS, or of three columns the last."""
+    return _tagged(path, lambda row: (row[1], row[min(3, len(row) - 1)]), columns=3)
+
+
+def _read_conll_records(path: Path) -> list[Record]:
+    """Token first, tag last; in the five columns of Universal NER: number, token, tag, and two more."""
+    numbered = ending_of(path) == ".iob2"
+    return _tagged(path, lambda row: (row[1], row[2]) if numbered and len(row) == 5 else (row[0], row[-1]))
+
+
+def read_columns(path: Path, *, token: int = 0, tag: int = -1) -> Iterator[tuple[list[str], list[str]]]:
+    """The (tokens, tags) of every sentence of a file of columns, such as CoNLL-2003's (``.gz`` allowed)."""
+    for _, rows in _sentences(path, columns=2):
+        yield [row[token] for row in rows], [row[tag] for row in rows]
+
+
+class GoldDocument(NamedTuple):
+    """A text with what is known about it. ``layers`` are as an annotator's."""
+
+    id: str
+    text: str
+    layers: dict[str, CharSpans]
+
+
+def read_conllu(path: Path) -> Iterator[GoldDocument]:
+    """The documents of a CoNLL-U file (``.gz`` allowed) with their layer "pos".
+
+    Sentences are joined by a blank, paragraphs (``# newpar``) by a line break. A surface word that stands for several
+    syntactic ones ("don't" = do + n't) is cut where their forms say so; where they do not spell it ("im" = I + am), all
+    of it gets the first one's tag. Without ``# newdoc`` the file is one document.
+
+    Raises:
+        MaskwiseError: a file that cannot be read, or a line that is not CoNLL-U.
+    """
+    document, parts, spans, size = path.name, list[str](), list[tuple[int, int, int]](), 0
+    for comments, rows in _sentences(path, columns=10):
+        names = [c.partition("=")[2].strip() for c in comments if c.startswith("# newdoc")]
+        if names and parts:
+            yield GoldDocument(document, "".join(parts), {"pos": CharSpans.of(spans, POS)})
+            parts, spans, size = [], [], 0
+        if names:
+            document = names[0] or f"{path.name}#{size}"
+        if parts:
+            parts.append("\n" if any(c.startswith("# newpar") for c in comments) else " ")
+            size += 1
+        text, words = _surface(rows, path)
+        spans += [(start + size, end + size, code) for start, end, code in words]
+        parts.append(text)
+        size += len(text)
+    if parts:
+        yield GoldDocument(document, "".join(parts), {"pos": CharSpans.of(spans, POS)})
+
+
+def _surface(rows: list[list[str]], path: Path) -> tuple[str, list[tuple[int, int, int]]]:
+    """A sentence's text and its words as (start, end, code)."""
+    pieces, spans, size = list[str](), list[tuple[int, int, int]](), 0
+    words = {row[0]: row for row in rows}
+    inside = 0  # words up to this number belong to a surface word that is already written
+    for row in rows:
+        number, _, last = row[0].partition("-")
+        if "." in number or (not last and int(number) <= inside):
+            continue
+        form, parts = row[1], [row]
+        if last:
+            inside = int(last)
+            parts = [words[str(i)] for i in range(int(number), inside + 1)]
+            if "".join(p[1] for p in parts) != form:
+                parts = [[*parts[0][:1], form, *parts[0][2:]]]
+        for part in parts:
+            if part[3] in UPOS:
+                spans.append((size, size + len(part[1]), UPOS.index(part[3]) + 1))
+            elif part[3] != "_":
+                raise MaskwiseError(f"{path}: not a universal part of speech", got=part[3], allowed=UPOS)
+            pieces.append(part[1])
+            size += len(part[1])
+        if "SpaceAfter=No" not in row[9]:
+            pieces.append(" ")
+            size += 1
+    return "".join(pieces).rstrip(), spans
+
+
+def entities(tags: Sequence[str]) -> list[tuple[int, int, str]]:
+    """(first token, behind the last, type) of the entities of BIO or IO tags.
+
+    >>> entities(["B-PER", "I-PER", "O", "I-LOC"])
+    [(0, 2, 'PER'), (3, 4, 'LOC')]
+    """
+    names: list[tuple[int, int, str]] = []
+    for i, tag in enumerate(tags):
+        mark, _, kind = tag.partition("-")
+        if not kind:
+            continue
+        if mark == "I" and names and names[-1][1:] == (i, kind):
+            names[-1] = (names[-1][0], i + 1, kind)
+        else:
+            names.append((i, i + 1, kind))
+    return names
+
+
+def join_tokens(tokens: Iterable[str]) -> tuple[str, list[tuple[int, int]]]:
+    """Running text from tokens, by the usual rules of English punctuation, and every token's characters.
+
+    >>> join_tokens(["It", "is", "n't", "(", "yet", ")", "."])[0]
+    "It isn't (yet)."
+    """
+    parts, offsets, size, before, quoted = list[str](), list[tuple[int, int]](), 0, "(", False
+    for token in tokens:
+        closes = token == '"' and quoted
+        glued = closes or before in _NO_SPACE_BEHIND or token.lower() in _NO_SPACE_BEFORE
+        if token == '"':
+            quoted = not quoted
+        if parts and not glued:
+            parts.append(" ")
+            size += 1
+        parts.append(token)
+        offsets.append((size, size + len(token)))
+        size += len(token)
+        before = "(" if token == '"' and quoted else token  # an opening quotation mark holds on to its word
+    return "".join(parts), offsets
+
+
+def given_spans(spans: Sequence[Sequence[Any]], *, text: str, labels: Sequence[str] = ()) -> CharSpans:
+    """The spans that a record brings along, [start, end] or [start, end, label] in characters of its text.
+
+    Args:
+        labels: those that may occur; without them the spans have no value, and labels are left out.
+
+    Raises:
+        MaskwiseError: a span that is not of that form, an unknown label, spans that overlap or leave the text.
+    """
+    layer = Layer("spans", tuple(labels))
+    rows = []
+    for span in spans:
+        least = 3 if labels else 2
+        if not isinstance(span, (list, tuple)) or not least <= len(span) <= 3 or not _whole(span[:2]):
+            form = "[start, end, label]" if labels else "[start, end]"
+            raise MaskwiseError("a span of another form", got=span, allowed=f"{form} in characters")
+        if labels and span[2] not in layer.labels:
+            raise MaskwiseError("a span with an unknown label", got=span[2], allowed=", ".join(labels))
+        rows.append((*span[:2], layer.labels.index(span[2]) + 1) if labels else tuple(span[:2]))
+    laid = CharSpans.of(rows, layer)
+    check_spans(laid, layer, len(text), name="given spans")
+    return laid
+
+
+def _whole(numbers: Sequence[Any]) -> bool:
+    return all(isinstance(n, int) and not isinstance(n, bool) and abs(n) < 2**31 for n in numbers)
+
+
+READERS: dict[str, Callable[[Path], list[Record]]] = {
+    ".jsonl": _read_json_lines,
+    ".json": _read_json,
+    ".csv": _read_csv,
+    ".tsv": read_tsv,
+    ".conllu": _read_conllu_records,
+    ".conll": _read_conll_records,
+    ".conll.txt": _read_conll_records,
+    ".iob2": _read_conll_records,
+    ".parquet": _read_parquet,
+}
+TABLES: dict[str, Callable[..., list[Record]]] = {".csv": _read_csv, ".tsv": read_tsv}
