@@ -30,7 +30,6 @@ from maskwise.study.plan import prepare_stage
 from maskwise.study.work import run_stage
 from maskwise.text import Prepared
 from maskwise.training import TrainingSettings, log_frequencies, train
-from maskwise.training.data import load_rows
 
 pytestmark = pytest.mark.slow
 
@@ -74,8 +73,8 @@ def learnt(
     held_out = data.held_out if arm.layout == "any" else data.held_out.laid(arm.layout)
     rows = torch.arange(ROWS) * len(held_out) // ROWS
     when: dict[str, int] = {"step": settings.steps // 2, "total_steps": settings.steps, "epoch": 0}
-    batches = [source.masker(load_rows(held_out, part), **when) for part in rows.split(settings.batch_size)]
-    learn = [source.masker(load_rows(source.rows, part), **when) for part in torch.arange(960).split(64)]
+    batches = [source.masker(held_out.batch(part), **when) for part in rows.split(settings.batch_size)]
+    learn = [source.masker(source.rows.batch(part), **when) for part in torch.arange(960).split(64)]
     before = judged(arm, batches, learn)
     train(made.objective, made.source, settings, learners=made.learners, quiet=True)
     return network, before, judged(arm, batches, learn)

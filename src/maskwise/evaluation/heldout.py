@@ -19,7 +19,7 @@ from maskwise.masking import Masker
 from maskwise.masking.gather import gather
 from maskwise.masking.vocabulary import Vocabulary
 from maskwise.objectives import MaskedLanguageModelling
-from maskwise.training.data import Rows, load_rows
+from maskwise.training.data import Rows
 
 EVALUATION_SEED = 0xE7A1
 """The seed of the fixed masks of held-out rows: the same in every study, so that losses can be compared."""
@@ -73,7 +73,7 @@ class HeldOut:
         self.log_unigram = log_unigram
         chosen = spread(rows or len(held_out), of=len(held_out))
         self.batches = {
-            kind: [masker(load_rows(held_out, part), epoch=0) for part in chosen.split(batch_size)]
+            kind: [masker(held_out.batch(part), epoch=0) for part in chosen.split(batch_size)]
             for kind, masker in maskers.items()
         }
         self.ratios = {kind: masker.ratio(0) for kind, masker in maskers.items()}

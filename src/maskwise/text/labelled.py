@@ -1,8 +1,8 @@
 """Labelled text out of files: records of tasks, and gold annotations.
 
 Unlike a corpus, where a bad line is skipped and counted, a damaged labelled file is refused with the place of the
-damage: a score on half of a test set is a wrong score. So each file is read whole. Nothing is unpickled, and no code that
-comes with a data set is run.
+damage: a score on half of a test set is a wrong score. So each file is read whole. Nothing is unpickled, and no code
+that comes with a data set is run.
 
 - `read_records`: plain records (dicts of columns) from JSON, tables, CoNLL columns and Parquet;
 - `read_conllu`: the documents of a CoNLL-U file with their parts of speech;

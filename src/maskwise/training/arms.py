@@ -26,7 +26,7 @@ from maskwise.keys import fold
 from maskwise.masking import MaskedBatch
 from maskwise.objectives import ArmBatch, Arms, Outcome
 from maskwise.samplers import Sampler
-from maskwise.training.data import MaskedSource, Rows, load_rows
+from maskwise.training.data import MaskedSource, Rows
 from maskwise.training.learners import Learner, Point
 from maskwise.training.settings import TrainingSettings
 
@@ -166,7 +166,7 @@ class Probe:
         rows = self.rows[arm]
         start = fold(PROBE_SEED, turn) % len(rows) if self.fresh else 0
         chosen = rows.roll(-start)[: self.size][self.rank :: self.ranks]
-        columns = load_rows(self.held_out[arm], chosen)
+        columns = self.held_out[arm].batch(chosen)
         middle = {"step": self.total_steps // 2, "total_steps": self.total_steps}
         return self.maskers[arm](columns, **middle, epoch=turn)
 

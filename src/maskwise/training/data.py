@@ -170,8 +170,7 @@ class MaskedSource:
         size, total = self.settings.batch_size, self.settings.steps
         numbers = self.order(epoch)[place * size :][:size].view(self.settings.accumulate, ranks, -1)[:, rank]
         return [
-            self.masker(load_rows(self.rows, part), step=step, total_steps=total, epoch=epoch)
-            for part in numbers
+            self.masker(self.rows.batch(part), step=step, total_steps=total, epoch=epoch) for part in numbers
         ]
 
     def learners(self) -> dict[str, Learner]:
@@ -194,12 +193,6 @@ class MaskedSource:
             "ratio": sums["chosen"] / max(1.0, sums["eligible"]),
             "scheduled_ratio": sums["asked"] / max(1.0, sums["rows"]),
         }
-
-
-def load_rows(rows: Rows, numbers: Tensor) -> dict[str, Tensor]:
-    """Some rows as tensors, until a masker takes pieces."""
-    batch = rows.batch(numbers)
-    return batch if isinstance(batch, dict) else batch.tensors()
 
 
 def log_frequencies(counts: Tensor) -> Tensor:
