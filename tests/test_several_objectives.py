@@ -66,8 +66,6 @@ def test_short_forms_and_names_of_stages(path: Path) -> None:
     assert len(names) == 4
     rule = read_recipe(path, ["evaluation.rows=4", "sampler=uniform"])
     assert pretrain_stage(rule, prepare_stage(rule)).name in names  # has no probe
-    without = read_recipe(write_inputs(path.parent / "plain"))
-    assert "objectives" not in pretrain_stage(without, prepare_stage(without)).what
 
 
 @pytest.mark.parametrize(
