@@ -106,7 +106,7 @@ def test_what_is_stored_comes_back(borders, seed, tmp_path):
             }
         )
     key, out = store.shard_key(documents), tmp_path / f"s{seed}"
-    made = store.Made("x", "x", "v", layers)
+    made = store.Part("x", "x", "v", layers)
     write_whole(out / "shards" / store.file_name("x", "v", key), to_parquet(documents, found, layers, {}))
     manifest = Manifest("here", "c", len(documents), 0, (made,), (key,))
     write_whole(out / "manifest.json", manifest.to_json())

@@ -122,8 +122,8 @@ class Inspected:
         pieces = [piece.as_dict() for piece in self.shown.pieces]
         facts = {"source": self.shown.source, "target": self.shown.target} if self.shown.target else {}
         counts = {"whole_words": self.shown.whole, "words_in_part": self.shown.parts}
-        found = {"policy": self.policy, "text": self.text, "ratio": self.shown.ratio}
-        return {**found, **counts, "pieces": pieces, **facts, **({"note": self.note} if self.note else {})}
+        entry = {"policy": self.policy, "text": self.text, "ratio": self.shown.ratio}
+        return {**entry, **counts, "pieces": pieces, **facts, **({"note": self.note} if self.note else {})}
 
     @property
     def note(self) -> str:
@@ -267,7 +267,7 @@ def render_masks(inspected: Iterable[Inspected], *, colours: bool = True) -> Ren
 def write_masks(inspected: Sequence[Inspected], path: Path) -> None:
     """The page of ``render_masks``; see ``write_page``."""
     legend = [Stretch(label, STYLES[state]) for state, label in LEGEND.items()]
-    write_page(path, "masks.html.j2", found=inspected, legend=legend)
+    write_page(path, "masks.html.j2", inspected=inspected, legend=legend)
 
 
 # Layers ----------------------------------------------------------------------------------------------------

@@ -65,10 +65,12 @@ def show_masks(
     offsets = tokenizer(
         text, return_offsets_mapping=True, truncation=max_length is not None, max_length=max_length
     )["offset_mapping"]
-    how: Any = masker.corruption
-    permutes = isinstance(how, PermuteSentences)  # a token's place then says nothing of how it is shown
-    keeps = how.keeps_length and not permutes
-    chosen_state = "kept" if permutes and how.inner is None else "masked"
+    corruption: Any = masker.corruption
+    permutes = isinstance(
+        corruption, PermuteSentences
+    )  # a token's place then says nothing of how it is shown
+    keeps = corruption.keeps_length and not permutes
+    chosen_state = "kept" if permutes and corruption.inner is None else "masked"
     pieces, end = [], 0
     for place, (start, stop) in enumerate(offsets):
         if stop <= start or not bool(batch.source.content[place]):

@@ -99,7 +99,7 @@ class Difference(WordWeights):
                 yield words
 
         target = _vocabulary(counted())
-        general = _vocabulary(blocks(one.text for one in read_documents(self._general)))
+        general = _vocabulary(blocks(document.text for document in read_documents(self._general)))
         keys, counts = target.table.keys, target.table.counts
         place = find(general.table.keys, keys)
         others = np.where(place >= 0, np.append(general.table.counts, 0)[place], 0)
@@ -188,21 +188,21 @@ def _from_checkpoint(words: Sequence[str], folder: Path) -> Matrix:
 
 
 def _from_text(words: Sequence[str], path: Path) -> Matrix:
-    wanted, found = {word: place for place, word in enumerate(words)}, dict[int, Matrix]()
+    wanted, vector_at = {word: place for place, word in enumerate(words)}, dict[int, Matrix]()
     try:
         with path.open(encoding="utf-8") as file:
             for line in file:
                 word, *numbers = line.rstrip().split(" ")
                 place = wanted.get(fold(word))
                 if place is not None and len(numbers) > 1:  # fastText's first line has two numbers
-                    found.setdefault(place, np.array(numbers, dtype=np.float32))
+                    vector_at.setdefault(place, np.array(numbers, dtype=np.float32))
     except (OSError, ValueError) as error:
         do = "give a UTF-8 text file with a word and its numbers on each line, or a checkpoint folder"
         raise MaskwiseError(f"cannot read vectors from {path}: {error}", do=do) from None
-    if len({len(vector) for vector in found.values()}) != 1:
+    if len({len(vector) for vector in vector_at.values()}) != 1:
         raise MaskwiseError(
-            f"{path} has no vectors of one length for the words of the corpus", got=len(found)
+            f"{path} has no vectors of one length for the words of the corpus", got=len(vector_at)
         )
-    vectors = np.zeros((len(words), len(next(iter(found.values())))), dtype=np.float32)
-    vectors[list(found)] = np.stack(list(found.values()))
+    vectors = np.zeros((len(words), len(next(iter(vector_at.values())))), dtype=np.float32)
+    vectors[list(vector_at)] = np.stack(list(vector_at.values()))
     return vectors

@@ -171,15 +171,13 @@ class Function:
 
     def annotate(self, texts: list[str]) -> list[dict[str, CharSpans]]:
         ((name, layer),) = self.layers.items()
-        found = self._call(texts)
-        if not isinstance(found, Sequence) or len(found) != len(texts):
-            got = (
-                f"{len(found)} for {len(texts)} texts"
-                if isinstance(found, Sequence)
-                else type(found).__name__
-            )
+        results = self._call(texts)
+        if not isinstance(results, Sequence) or len(results) != len(texts):
+            got = type(results).__name__
+            if isinstance(results, Sequence):
+                got = f"{len(results)} for {len(texts)} texts"
             raise MaskwiseError(f"function {self._place}: one list of spans per text", got=got)
-        return [{name: self._spans(spans, layer)} for spans in found]
+        return [{name: self._spans(spans, layer)} for spans in results]
 
     def _spans(self, spans: Spans, layer: Layer) -> CharSpans:
         width = 2 if layer.dtype is None else 3
@@ -222,15 +220,15 @@ def _load(place: str) -> tuple[Callable[[list[str]], Any], str]:
         sys.path.insert(0, str(Path.cwd()))
     try:
         home = importlib.import_module(module)
-        found: Any = home
+        member: Any = home
         for part in name.split("."):
-            found = getattr(found, part)
+            member = getattr(member, part)
         source = inspect.getsource(home)
     except (ImportError, AttributeError, OSError, TypeError) as error:
         raise MaskwiseError(f"cannot load the function {place}", got=str(error)) from error
-    if not callable(found):
-        raise MaskwiseError(f"{place} is not a function", got=type(found).__name__)
-    return found, source
+    if not callable(member):
+        raise MaskwiseError(f"{place} is not a function", got=type(member).__name__)
+    return member, source
 
 
 # Spans marked in a text ------------------------------------------------------------------------------------
@@ -249,7 +247,11 @@ class Span(NamedTuple):
 
 
 def read_marks(text: str) -> tuple[str, list[Span]]:
-    """The text without its ``[[…]]`` marks, and the spans that they marked."""
+    """The text without its ``[[…]]`` marks, and the spans that they marked.
+
+    >>> read_marks("born in [[Warsaw]]")
+    ('born in Warsaw', [Span(start=8, stop=14, weight=1.0)])
+    """
     spans, parts, end = [], [], 0
     for mark in _MARKED.finditer(text):
         parts += [text[end : mark.start()], mark[1]]

@@ -1,8 +1,8 @@
 """Phrases: n-grams of 2 to 5 words that come together more often than chance, masked as one unit.
 
-A vocabulary is made once from a corpus (ngrams.py counts and scores), and found again in any text by hashing.
-It is a Parquet file with the phrases as plain text, best first, so it can be read, cut and mended; a text file
-with one phrase a line serves as well.
+A vocabulary is made once from a corpus (the second half of this file counts and
+scores), and found again in any text by hashing. It is a Parquet file with the phrases as plain text, best first, so it
+can be read, cut and mended; a text file with one phrase a line serves as well.
 
 - Phrases occur more than 10 times in at least 5 documents. The floor of documents is ours: without it the best
   scores are names of heroes of single articles ("stavely makepeace", 17 times in one). Templates that stand in
@@ -57,8 +57,8 @@ from maskwise.text.words import VERSION
 SHARES = {2: 0.5, 3: 0.25, 4: 0.125, 5: 0.125}
 FRAGMENT = 0.9
 FEW = 0.2
-"""Of the size that goes with the corpus: below it the floors, not the scores, choose. 100,000 words have .09 of it,
-and "is a" is among the best; 300,000 have .26."""
+"""A share of the size that goes with the corpus: below it the floors, not the scores, choose. 100,000 words have .09
+of it, and "is a" is among the best; 300,000 have .26."""
 FILE, FACTS = "phrases.parquet", "facts.json"
 RECORD = ("phrase", "length", "count", "documents", "score")
 
@@ -135,10 +135,10 @@ class Phrases:
         """
         counted = count_ngrams(texts, folder, min_count=self._min_count, min_documents=self._min_documents)
         size = vocabulary_size(counted.total) if self._size is None else self._size
-        found = choose_phrases(counted, size=size, paper=self._paper)
-        write_table(folder / FILE, {name: [one[name] for one in found] for name in RECORD})
+        chosen = choose_phrases(counted, size=size, paper=self._paper)
+        write_table(folder / FILE, {name: [record[name] for record in chosen] for name in RECORD})
         facts = {
-            "words": counted.total, "phrases": len(found), "size": size, "counts_too_low_by_at_most": counted.lost,
+            "words": counted.total, "phrases": len(chosen), "size": size, "counts_too_low_by_at_most": counted.lost,
             "min_count": self._min_count, "min_documents": self._min_documents, "paper": self._paper,
         }  # fmt: skip
         (folder / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
@@ -194,7 +194,7 @@ def choose_phrases(counted: Counted, *, size: int, paper: bool = False) -> list[
         for rank, (phrase, count, documents, score) in enumerate(zip(counted.texts(n, best), *columns)):
             record = dict(zip(RECORD, (phrase, n, count, documents, score)))
             ranked.append((rank / SHARES[n], n, record))
-    return [record for _, _, record in sorted(ranked, key=lambda one: one[:2])]
+    return [record for _, _, record in sorted(ranked, key=lambda entry: entry[:2])]
 
 
 class Matcher:
@@ -233,11 +233,11 @@ class Matcher:
             length_at[at] = n
             taken[(at[:, None] + np.arange(n)).ravel()] = True
         at = np.flatnonzero(length_at)
-        found = words._replace(text=words.text[at])
+        at_phrases = words._replace(text=words.text[at])
         ends = words.end[at + length_at[at] - 1]
         return [
             CharSpans(*spans)
-            for spans in found.split(words.start[at].astype(np.int32), ends.astype(np.int32))
+            for spans in at_phrases.split(words.start[at].astype(np.int32), ends.astype(np.int32))
         ]
 
 
@@ -339,9 +339,9 @@ def count_ngrams(
     for _ in range(2, longest + 1):
         table, pairs = Table(limit=limit), Spill(folder, np.uint64)
         for block in ids:
-            found = _pairs(block)
-            table.add(found[found < _DOCUMENT])
-            pairs.write(found)
+            keys = _pairs(block)
+            table.add(keys[keys < _DOCUMENT])
+            pairs.write(keys)
         ids, level = _identify(pairs, table, folder, min_count, min_documents)
         levels.append(level)
         lost = max(lost, table.lost)
@@ -372,9 +372,11 @@ def _identify(
     documents = np.zeros(len(keys), dtype=np.int64)
     for block in corpus:
         # A document lies in one block, so distinct pairs of document and n-gram can be counted block by block.
-        number, found = np.cumsum(block == _DOCUMENT), find(keys, block)
-        there = found >= 0
-        pairs, _ = summed((number[there].astype(np.uint64) << _HALF) | found[there].astype(np.uint64))
+        number, place = np.cumsum(block == _DOCUMENT), find(keys, block)
+        frequent_here = place >= 0
+        pairs, _ = summed(
+            (number[frequent_here].astype(np.uint64) << _HALF) | place[frequent_here].astype(np.uint64)
+        )
         documents += np.bincount((pairs & _LOW).astype(np.int64), minlength=len(keys))
     kept = documents >= min_documents
     keys = keys[kept]

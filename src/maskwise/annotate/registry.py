@@ -26,6 +26,10 @@ ANNOTATORS: dict[str, Callable[..., Annotator]] = {
 def annotator(spec: str | Call, *, functions: bool = False) -> Annotator:
     """``pos(model="en_core_web_sm")`` → the annotator.
 
+    >>> spans = annotator("words").annotate(["Owls fly."])[0]["words"]
+    >>> spans.start.tolist(), spans.end.tolist()
+    ([0, 5, 8], [4, 8, 9])
+
     Args:
         spec: a name of `ANNOTATORS`, with arguments.
         functions: allow ``function("module:name")`` too, which runs the user's code.
@@ -34,16 +38,16 @@ def annotator(spec: str | Call, *, functions: bool = False) -> Annotator:
         MaskwiseError: an unknown name, or arguments that it does not take.
     """
     table = ANNOTATORS | ({"function": Function} if functions else {})
-    made: Annotator = build("annotator", spec, table)
-    return made
+    built: Annotator = build("annotator", spec, table)
+    return built
 
 
-def check_names(made: Sequence[Annotator]) -> None:
+def check_names(annotators: Sequence[Annotator]) -> None:
     """Refuse annotators of which two make the same layer."""
     owner: dict[str, str] = {}
-    for one in made:
-        for name in one.layers:
+    for each in annotators:
+        for name in each.layers:
             if name in owner:
                 what = f"two annotators make the layer {name!r}"
-                raise MaskwiseError(what, got=f"{owner[name]} and {one.name}", do="ask for one of them")
-            owner[name] = one.name
+                raise MaskwiseError(what, got=f"{owner[name]} and {each.name}", do="ask for one of them")
+            owner[name] = each.name

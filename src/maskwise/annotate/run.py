@@ -35,8 +35,8 @@ from maskwise.annotate.shard import (
 )
 from maskwise.annotate.store import (
     MANIFEST,
-    Made,
     Manifest,
+    Part,
     cut_shards,
     facts_in,
     file_name,
@@ -92,9 +92,9 @@ class _Wanted(NamedTuple):
     annotator: Annotator
 
     @property
-    def part(self) -> Made:
-        made = self.annotator
-        return Made(made.name, self.asked, made.version, dict(made.layers))
+    def part(self) -> Part:
+        maker = self.annotator
+        return Part(maker.name, self.asked, maker.version, dict(maker.layers))
 
 
 def annotate_corpus(
@@ -286,19 +286,19 @@ def _require_nothing_lost(
         raise MaskwiseError(f"the corpus has changed since {out} got the layers {layers}", do=do)
 
 
-def _kept(before: Manifest, new: Sequence[Made]) -> list[Made]:
+def _kept(before: Manifest, new: Sequence[Part]) -> list[Part]:
     """What an earlier run made, without the layers that are made anew."""
-    taken = {layer for made in new for layer in made.layers}
+    taken = {layer for part in new for layer in part.layers}
     left = (
-        replace(made, layers={name: layer for name, layer in made.layers.items() if name not in taken})
-        for made in before.annotators
+        replace(part, layers={name: layer for name, layer in part.layers.items() if name not in taken})
+        for part in before.annotators
     )
-    return [made for made in left if made.layers]
+    return [part for part in left if part.layers]
 
 
 def _files_of(manifest: Manifest) -> set[str]:
     return {
-        file_name(made.name, made.version, key) for made in manifest.annotators for key in manifest.shards
+        file_name(part.name, part.version, key) for part in manifest.annotators for key in manifest.shards
     }
 
 

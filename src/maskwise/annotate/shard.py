@@ -77,19 +77,23 @@ def annotate_shard(task: ShardTask) -> list[bytes]:
     part_cuts = [_parts(document.text) for document in shard]
     files = []
     for spec in task.annotators:
-        made = _annotator(spec)
-        cuts = whole_cuts if getattr(made, "whole_texts", False) else part_cuts
-        parts = [document.text[start:end] for document, some in zip(shard, cuts) for start, end in some]
+        maker = _annotator(spec)
+        cuts = whole_cuts if getattr(maker, "whole_texts", False) else part_cuts
+        parts = [
+            document.text[start:end]
+            for document, cuts_of_text in zip(shard, cuts)
+            for start, end in cuts_of_text
+        ]
         failures: dict[str, int] = {}
-        found = _annotate(made, parts, failures)
-        for text, spans in zip(parts, found, strict=True):
-            for name, layer in made.layers.items():
+        spans_of_parts = _annotate(maker, parts, failures)
+        for text, spans in zip(parts, spans_of_parts, strict=True):
+            for name, layer in maker.layers.items():
                 check_spans(spans[name], layer, len(text), name=f"{spec}: {name} of {text[:40]!r}…")
-        facts = shard_facts(parts, found, made.layers)
+        facts = shard_facts(parts, spans_of_parts, maker.layers)
         facts["documents"], facts["failures"] = len(shard), failures
-        rest = iter(found)
-        whole = [_join([next(rest) for _ in some], some, made) for some in cuts]
-        files.append(to_parquet(shard, whole, made.layers, facts))
+        rest = iter(spans_of_parts)
+        whole = [_join([next(rest) for _ in cuts_of_text], cuts_of_text, maker) for cuts_of_text in cuts]
+        files.append(to_parquet(shard, whole, maker.layers, facts))
     return files
 
 
@@ -101,33 +105,33 @@ def forget() -> None:
     _annotator.cache_clear()
 
 
-def _annotate(made: Annotator, texts: list[str], failures: dict[str, int]) -> list[dict[str, CharSpans]]:
+def _annotate(maker: Annotator, texts: list[str], failures: dict[str, int]) -> list[dict[str, CharSpans]]:
     """Spans of every text; texts that fail are counted by their error."""
     try:
-        return made.annotate(texts)
+        return maker.annotate(texts)
     except MaskwiseError:
         raise
     except Exception:  # a library's own: one text must not end the work on a million others
-        found = [_annotate_one(made, text, failures) for text in texts]
+        spans = [_annotate_one(maker, text, failures) for text in texts]
         if sum(failures.values()) == len(texts) >= SURE_FAILURES:
-            what = f"{made.name} failed on all {len(texts)} texts of a shard"
+            what = f"{maker.name} failed on all {len(texts)} texts of a shard"
             do = "mend it; what was finished is kept"
             raise MaskwiseError(what, got=next(iter(failures)), do=do) from None
-        return found
+        return spans
 
 
-def _annotate_one(made: Annotator, text: str, failures: dict[str, int]) -> dict[str, CharSpans]:
+def _annotate_one(maker: Annotator, text: str, failures: dict[str, int]) -> dict[str, CharSpans]:
     try:
-        return made.annotate([text])[0]
+        return maker.annotate([text])[0]
     except MaskwiseError:
         raise
     except (OSError, MemoryError) as error:  # not the text's fault: the shard must not be kept as done
         line, do = f"{type(error).__name__}: {error}", "the same command goes on from here"
-        raise MaskwiseError(f"{made.name} failed", got=line, do=do) from error
+        raise MaskwiseError(f"{maker.name} failed", got=line, do=do) from error
     except Exception as error:
         line = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         failures[line] = failures.get(line, 0) + 1
-        return {name: CharSpans.of([], layer) for name, layer in made.layers.items()}
+        return {name: CharSpans.of([], layer) for name, layer in maker.layers.items()}
 
 
 def _parts(text: str) -> list[tuple[int, int]]:
@@ -146,16 +150,17 @@ def _parts(text: str) -> list[tuple[int, int]]:
 
 
 def _join(
-    parts: Sequence[dict[str, CharSpans]], cuts: Sequence[tuple[int, int]], made: Annotator
+    parts: Sequence[dict[str, CharSpans]], cuts: Sequence[tuple[int, int]], maker: Annotator
 ) -> dict[str, CharSpans]:
     """The spans of a text from those of its parts."""
     if len(parts) == 1:
         return parts[0]
     whole = {}
-    for name in made.layers:
+    for name in maker.layers:
         sides = [[getattr(part[name], side) for part in parts] for side in CharSpans._fields]
         start, end = (
-            np.concatenate([side + np.int32(cut[0]) for side, cut in zip(some, cuts)]) for some in sides[:2]
+            np.concatenate([side + np.int32(cut[0]) for side, cut in zip(arrays, cuts)])
+            for arrays in sides[:2]
         )
         whole[name] = CharSpans(start, end, None if sides[2][0] is None else np.concatenate(sides[2]))
     return whole

@@ -4,7 +4,7 @@
       manifest.json              of which texts, by which annotators, in which shards; written last
       shards/NAME-KEY.parquet    what one annotator found in one shard: a row per document, in their order
       fitted/NAME-KEY/           what an annotator learnt from the whole corpus
-      summary.json               what was found
+      summary.json               counts of all layers
 
 The name of a shard's file is a hash of all that it depends on: its documents and the annotator's version. So a
 file that is there is done: a second run is instant, one that was killed goes on, another tagger or one changed
@@ -43,7 +43,7 @@ SHARD_DOCUMENTS = 128
 """On average; four times as many at most."""
 SHARD_CHARACTERS = 1 << 19
 """A second or two of a tagger's work: what a kill may cost, and how evenly two processes finish."""
-Found = Sequence[Mapping[str, CharSpans]]
+SpansOfTexts = Sequence[Mapping[str, CharSpans]]
 
 
 class LayerFacts(TypedDict):
@@ -93,13 +93,13 @@ def file_name(annotator: str, version: str, shard: str) -> str:
 
 
 def to_parquet(
-    shard: Sequence[Document], found: Found, layers: Mapping[str, Layer], facts: ShardFacts
+    shard: Sequence[Document], spans: SpansOfTexts, layers: Mapping[str, Layer], facts: ShardFacts
 ) -> bytes:
     """A shard's file. The same input gives the same bytes.
 
     Args:
         shard: D documents.
-        found: for each its spans by layer.
+        spans: for each its spans by layer.
         layers: what the layers are.
         facts: JSON to go with it (`shard.shard_facts`).
     """
@@ -108,7 +108,7 @@ def to_parquet(
         "text": pa.array([text_id(document.text) for document in shard], pa.int64()),
     }
     for name, layer in layers.items():
-        parts = [spans[name] for spans in found]
+        parts = [by_layer[name] for by_layer in spans]
         offsets = pa.array(np.cumsum([0, *(len(part.start) for part in parts)]), pa.int32())
         types = {"start": np.int32, "end": np.int32} | ({"value": layer.dtype} if layer.dtype else {})
         for side, dtype in types.items():
@@ -143,8 +143,8 @@ def facts_in(content: bytes) -> ShardFacts:
 
 
 @dataclass(frozen=True)
-class Made:
-    """One annotator's part of a store: what it was called with, what it was, what it made."""
+class Part:
+    """One annotator's part of a store: its name, the string that asked for it, its version, and its layers."""
 
     name: str
     spec: str
@@ -167,7 +167,7 @@ class Manifest:
     corpus: str
     documents: int
     characters: int
-    annotators: tuple[Made, ...]
+    annotators: tuple[Part, ...]
     shards: tuple[str, ...]
 
     def to_json(self) -> str:
@@ -183,8 +183,8 @@ class Manifest:
             plain = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
             if plain.pop("format") != FORMAT:
                 raise ValueError("of another format")
-            made = tuple(Made(**part | {"layers": _layers(part["layers"])}) for part in plain["annotators"])
-            return cls(**plain | {"annotators": made, "shards": tuple(plain["shards"])})
+            parts = tuple(Part(**part | {"layers": _layers(part["layers"])}) for part in plain["annotators"])
+            return cls(**plain | {"annotators": parts, "shards": tuple(plain["shards"])})
         except FileNotFoundError:
             do = "make them with maskwise annotate; an interrupted run goes on with the same command"
             raise MaskwiseError(f"{folder} holds no finished annotations", do=do) from None
@@ -213,7 +213,7 @@ class Store:
     def __init__(self, folder: str | Path, only: Iterable[str] | None = None):
         self.folder = Path(folder)
         self.manifest = Manifest.load(self.folder)
-        every = {name: layer for made in self.manifest.annotators for name, layer in made.layers.items()}
+        every = {name: layer for part in self.manifest.annotators for name, layer in part.layers.items()}
         for name in only or ():
             if name not in every:
                 raise unknown_name(f"layer in {folder}:", name, every)
@@ -223,8 +223,10 @@ class Store:
     @property
     def version(self) -> str:
         """Hash of the texts and of who annotated them."""
-        made = [(m.name, m.version) for m in self.manifest.annotators if m.layers.keys() & self.layers.keys()]
-        return digest(self.manifest.corpus, made, [*self.layers])
+        makers = [
+            (m.name, m.version) for m in self.manifest.annotators if m.layers.keys() & self.layers.keys()
+        ]
+        return digest(self.manifest.corpus, makers, [*self.layers])
 
     def annotate(self, texts: list[str]) -> list[dict[str, CharSpans]]:
         """For each text its spans by layer, as they were found.
@@ -260,33 +262,33 @@ class Store:
         return names[order], shard[order], row[order]
 
     def _row(self, shard: int, row: int) -> dict[str, CharSpans]:
-        found = {}
-        for made in self.manifest.annotators:
-            if not made.layers.keys() & self.layers.keys():
+        spans = {}
+        for part in self.manifest.annotators:
+            if not part.layers.keys() & self.layers.keys():
                 continue
-            columns = self._shard(made, shard)
-            for name, layer in made.layers.items():
+            columns = self._shard(part, shard)
+            for name, layer in part.layers.items():
                 if name in self.layers:
                     ends, *values = columns[name]
                     cut = slice(ends[row], ends[row + 1])
-                    found[name] = CharSpans(*(value[cut] for value in values), *([None] * (not layer.dtype)))
-        return {name: found[name] for name in self.layers}
+                    spans[name] = CharSpans(*(value[cut] for value in values), *([None] * (not layer.dtype)))
+        return {name: spans[name] for name in self.layers}
 
-    def _shard(self, made: Made, shard: int) -> dict[str, Any]:
-        """The columns of a shard; the last one read is kept, for texts mostly come in their order."""
-        held, columns = self._parts.get(made.spec, (-1, {}))
+    def _shard(self, part: Part, shard: int) -> dict[str, Any]:
+        """The columns of a shard; the last shard read is kept, because texts mostly come in their order."""
+        held, columns = self._parts.get(part.spec, (-1, {}))
         if held != shard:
-            table = self._read(made, self.manifest.shards[shard])
+            table = self._read(part, self.manifest.shards[shard])
             columns = {}
-            for name, layer in made.layers.items():
+            for name, layer in part.layers.items():
                 sides = ("start", "end", "value") if layer.dtype else ("start", "end")
                 lists = [table[f"{name}.{side}"].combine_chunks() for side in sides]
-                columns[name] = (lists[0].offsets.to_numpy(), *(part.values.to_numpy() for part in lists))
-            self._parts[made.spec] = shard, columns
+                columns[name] = (lists[0].offsets.to_numpy(), *(column.values.to_numpy() for column in lists))
+            self._parts[part.spec] = shard, columns
         return columns
 
-    def _read(self, made: Made, key: str, columns: list[str] | None = None) -> pa.Table:
-        path = self.folder / "shards" / file_name(made.name, made.version, key)
+    def _read(self, part: Part, key: str, columns: list[str] | None = None) -> pa.Table:
+        path = self.folder / "shards" / file_name(part.name, part.version, key)
         try:
             return pq.read_table(path, columns=columns, page_checksum_verification=True)
         except (OSError, pa.ArrowInvalid) as error:

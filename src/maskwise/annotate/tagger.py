@@ -118,11 +118,11 @@ def salient_spans(
     first[1:] |= (kind[1:] != kind[:-1]) | (form[1:] != form[:-1])
     begin = np.flatnonzero(first)
     last = np.append(begin[1:], len(kind)) - 1
-    found = kind[begin] != NONE
+    is_salient = kind[begin] != NONE
     # A tagger has to say something of emoji and stray marks, and it may say PROPN; they are no names.
-    for at in np.flatnonzero(found & (classify(text)[start[begin]] != LETTER)):
-        found[at] = any(map(str.isalnum, text[start[begin[at]] : end[last[at]]]))
-    begin, last = begin[found], last[found]
+    for at in np.flatnonzero(is_salient & (classify(text)[start[begin]] != LETTER)):
+        is_salient[at] = any(map(str.isalnum, text[start[begin[at]] : end[last[at]]]))
+    begin, last = begin[is_salient], last[is_salient]
     return CharSpans(start[begin], end[last], kind[begin])
 
 
@@ -215,8 +215,8 @@ class SpacyPipeline:
 
         tagger, codes = direct
         for batch in minibatch(docs, BATCH):
-            for doc, found in zip(batch, tagger.predict(batch)):
-                yield doc.to_array(_COLUMNS), codes[found] if len(doc) else codes[:0]
+            for doc, predicted in zip(batch, tagger.predict(batch)):
+                yield doc.to_array(_COLUMNS), codes[predicted] if len(doc) else codes[:0]
 
     def _read(
         self,
@@ -232,18 +232,18 @@ class SpacyPipeline:
         place, length, _, title, upper, lower, form, entity = tokens[inked].T
         start, code = place.astype(np.int32), code[inked]
         end = start + length.astype(np.int32)
-        found = {}
+        layers = {}
         if "pos" in self.layers:
-            found["pos"] = CharSpans(start[code > 0], end[code > 0], code[code > 0])
+            layers["pos"] = CharSpans(start[code > 0], end[code > 0], code[code > 0])
         if "salient" in self.layers:
-            found["salient"] = salient_spans(
+            layers["salient"] = salient_spans(
                 text, start, end,
                 proper=code == _CODES["PROPN"],
                 numeral=(code == _CODES["NUM"]) & (form != self.nlp.vocab.strings["one"]),
                 content=np.isin(code, [_CODES[name] for name in ("ADJ", "NOUN", "VERB")]),
                 title=(title | upper) > 0, lower=lower > 0, entity=self._coded(entity, _KINDS, other=NAME),
             )  # fmt: skip
-        return found
+        return layers
 
     def _coded(
         self, symbols: NDArray[np.uint64], codes: Mapping[str, int], *, other: int = 0
@@ -355,8 +355,8 @@ def _pieces(text: str) -> Iterator[tuple[int, int]]:
     for stop in [*stops, len(text)]:
         while stop - start > PIECE_CHARACTERS:
             end, least = start + PIECE_CHARACTERS, start + PIECE_CHARACTERS // 2
-            found = ((text.rfind(border, least, end), len(border)) for border in _BORDERS)
-            end = next((at + size for at, size in found if at >= 0), end)
+            borders = ((text.rfind(border, least, end), len(border)) for border in _BORDERS)
+            end = next((at + size for at, size in borders if at >= 0), end)
             yield start, end
             start = end
         yield start, stop

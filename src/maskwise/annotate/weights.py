@@ -95,9 +95,9 @@ class WordWeights(ABC):
     def _spans(self, words: Words) -> list[CharSpans]:
         keep = np.flatnonzero(self.kept(words))
         weights = self.weigh(words)[keep].astype(np.float32)
-        found = words._replace(text=words.text[keep])
+        kept = words._replace(text=words.text[keep])
         starts, ends = words.start[keep].astype(np.int32), words.end[keep].astype(np.int32)
-        return [CharSpans(*spans) for spans in found.split(starts, ends, weights)]
+        return [CharSpans(*spans) for spans in kept.split(starts, ends, weights)]
 
     def kept(self, words: Words) -> Flags:
         """(W,) the words that get a weight; to the others 0 is given."""
@@ -200,8 +200,8 @@ def _neighbours(ids: Ints, sentence: Ints, window: int) -> Iterable[tuple[int, I
 
 
 def _pairs(ids: Ints, at: Ints, distance: int) -> Keys:
-    one, other = ids[at], ids[at + distance]
-    return (np.minimum(one, other).astype(np.uint64) << _HALF) | np.maximum(one, other).astype(np.uint64)
+    left, right = ids[at], ids[at + distance]
+    return (np.minimum(left, right).astype(np.uint64) << _HALF) | np.maximum(left, right).astype(np.uint64)
 
 
 class Informativeness(WordWeights):
@@ -265,9 +265,12 @@ class Informativeness(WordWeights):
         for block, sentence in zip(keys, sentences, strict=True):
             ids = find(known, block)
             sums = pmi.sums(ids, sentence, window=self._window)
-            there = ids >= 0
-            total += np.bincount(ids[there], sums[there], len(known))
-            positive, number = positive + float(sums[there].clip(min=0).sum()), number + int(there.sum())
+            in_table = ids >= 0
+            total += np.bincount(ids[in_table], sums[in_table], len(known))
+            positive, number = (
+                positive + float(sums[in_table].clip(min=0).sum()),
+                number + int(in_table.sum()),
+            )
         rate = (total / counts).clip(min=0)
         by_word = float((rate * counts).sum() / counts.sum()) or 1.0
         by_text = positive / number or 1.0

@@ -50,8 +50,8 @@ def study(
     recipe, overrides = _recipe_or_override(recipe, overrides)
     whole = read_recipe(recipe, overrides)
     if dry_run:
-        found = room.dry_run(whole, out, jobs=jobs, engine=engine, cache=stages)
-        print_json(found) if as_json else print_plan(found)
+        plan = room.dry_run(whole, out, jobs=jobs, engine=engine, cache=stages)
+        print_json(plan) if as_json else print_plan(plan)
         return
     result = room.run_study(
         whole, out, jobs=jobs, quiet=as_json, engine=engine, retries=retries, cache=stages
@@ -159,28 +159,28 @@ def annotate(
     from maskwise.inspection import examples, render_layers, write_layers
     from maskwise.specs import split_calls
 
-    found = annotate_corpus(
+    summary = annotate_corpus(
         corpus, split_calls(wanted), out, text_field=text_field, limit=limit, engine=engine, jobs=jobs,
         functions=function or (), quiet=as_json,
     )  # fmt: skip
-    layers = [name for entry in found["annotators"].values() for name in entry["layers"]]
+    layers = [name for entry in summary["annotators"].values() for name in entry["layers"]]
     shown = examples(Store(out, layers), open_corpus(corpus, text_field=text_field, limit=limit))
     if html is not None:
-        write_layers(found, shown, html)
+        write_layers(summary, shown, html)
         err_console.print(f"wrote {html}", highlight=False, soft_wrap=True)
     if as_json:
-        print_json(found)
+        print_json(summary)
         return
-    out_console.print(render_layers(found, shown, colours=has_colours()))
-    for spec, entry in found["annotators"].items():
+    out_console.print(render_layers(summary, shown, colours=has_colours()))
+    for spec, entry in summary["annotators"].items():
         if entry["notice"]:
             line = f"{spec}: {entry['notice']}"
             err_console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
         for error, count in entry["failures"].items():
             line = f"{spec} failed on {count} texts, which have no layers of it: {error}"
             err_console.print(line, style="red", markup=False, highlight=False, soft_wrap=True)
-    skipped = "".join(f", skipped {count} × {reason}" for reason, count in found["skipped"].items())
-    line = f"{out}: {found['documents']:,} documents, {found['words']:,} words{skipped}"
+    skipped = "".join(f", skipped {count} × {reason}" for reason, count in summary["skipped"].items())
+    line = f"{out}: {summary['documents']:,} documents, {summary['words']:,} words{skipped}"
     out_console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -207,12 +207,12 @@ def print_verdicts(result: dict[str, Any]) -> None:
             if reason["effect"] in ("voids", "caps") or reason["code"] in ("unmatched-compute", "overlap"):
                 why.setdefault(reason["sentence"], []).append(row["arm"])
     rows = sum(row["primary"] for row in result["contrasts"])
-    for told, arms in why.items():
-        known = len(arms) == rows or any(arm in told for arm in arms)
+    for sentence, arms in why.items():
+        known = len(arms) == rows or any(arm in sentence for arm in arms)
         who = "" if known else f"{', '.join(dict.fromkeys(arms))}: "
-        out_console.print(f"  · {escape(who + told)}", highlight=False, style="dim")
-    for told in result["advice"]:
-        out_console.print(f"  → {escape(told)}", highlight=False)
+        out_console.print(f"  · {escape(who + sentence)}", highlight=False, style="dim")
+    for sentence in result["advice"]:
+        out_console.print(f"  → {escape(sentence)}", highlight=False)
     out_console.print()
 
 
@@ -245,24 +245,24 @@ def _contrasts(result: dict[str, Any]) -> Table:
     return table
 
 
-def print_plan(found: dict[str, Any]) -> None:
+def print_plan(plan: dict[str, Any]) -> None:
     """A dry run: stages by kind, and the time until the end as far as it is known."""
     table = Table("stages", "done", "to do", "minutes of work", box=None, padding=(0, 2, 0, 0))
-    for kind, facts in found["stages"].items():
+    for kind, facts in plan["stages"].items():
         work = "unknown" if facts["seconds"] is None else f"{facts['seconds'] / 60:.1f}"
         table.add_row(kind, str(facts["done"]), str(facts["to_do"]), work)
     out_console.print(table)
-    phases = ", ".join(f"{line['phase']} ({line['runs']} runs)" for line in found["phases"])
+    phases = ", ".join(f"{line['phase']} ({line['runs']} runs)" for line in plan["phases"])
     out_console.print(f"Phases: {phases}", highlight=False, soft_wrap=True)
-    for note in found["notes"]:
+    for note in plan["notes"]:
         out_console.print(f"Note: {note}", highlight=False, soft_wrap=True)
-    if found["seconds"] is None:
-        kinds = ", ".join(found["unknown"])
+    if plan["seconds"] is None:
+        kinds = ", ".join(plan["unknown"])
         left = f"time unknown: no like stage was timed here yet ({kinds})"
     else:
-        left = f"about {found['seconds'] / 60:.0f} min"
+        left = f"about {plan['seconds'] / 60:.0f} min"
     out_console.print(
-        f"With {found['jobs']} at once: {left}. Nothing was written.", highlight=False, soft_wrap=True
+        f"With {plan['jobs']} at once: {left}. Nothing was written.", highlight=False, soft_wrap=True
     )
 
 

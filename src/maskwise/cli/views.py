@@ -78,14 +78,14 @@ def inspect(
     from maskwise.inspection import inspect_text, render_masks, write_masks
 
     settings = {"ratio": ratio, "budget": budget, "corruption": corruption, "fill": fill, "seed": seed}
-    found = inspect_text(text, policy, settings, tokenizer=tokenizer, step=step, total_steps=total_steps)
+    inspected = inspect_text(text, policy, settings, tokenizer=tokenizer, step=step, total_steps=total_steps)
     if html is not None:
-        write_masks(found, html)
+        write_masks(inspected, html)
         err_console.print(f"wrote {html}", highlight=False, soft_wrap=True)
     if as_json:
-        print_json([entry.as_dict() for entry in found])
+        print_json([entry.as_dict() for entry in inspected])
     else:
-        out_console.print(render_masks(found, colours=has_colours()))
+        out_console.print(render_masks(inspected, colours=has_colours()))
 
 
 def report(
@@ -102,10 +102,10 @@ def report(
     from maskwise.report import summary_of, write_report
 
     if as_json:
-        found = summary_of(folder)
+        summary = summary_of(folder)
         if html is not None:
             err_console.print(f"wrote {write_report(folder, html)}", highlight=False, soft_wrap=True)
-        print_json(found)
+        print_json(summary)
         return
     out_console.print(str(write_report(folder, html)), highlight=False, soft_wrap=True)
 
