@@ -265,6 +265,7 @@ def test_a_worker_that_still_imports_leaves_with_its_parent(tmp_path, how):
 def test_every_pool_keeps_the_promises(name, monkeypatch):
     """``eval`` is a function that every process knows."""
     monkeypatch.setenv("RAY_ADDRESS", "local")
+    monkeypatch.setattr(jobs, "PROBE_SECONDS", PATIENCE)
     found = {}
     with open_pool(eval, engine=name, jobs=1, probe=lambda: None) as pool:
         for task in (

@@ -382,10 +382,11 @@ class RayPool(Pool[Task, Result]):
         ]
         for node, failure in failures:
             if failure and not failure.passing:
-                raise MaskwiseError(f"the Ray node {node} cannot do stages: {failure.error}")
+                raise MaskwiseError(f"the Ray node {node} cannot do the work: {failure.error}")
         if all(failure for _, failure in failures):
             do = "look at `ray status`; RAY_ADDRESS=local starts a cluster here"
-            raise MaskwiseError(f"no node of the Ray cluster answers within {PROBE_SECONDS:.0f} s", do=do)
+            got = next((failure.error for _, failure in failures if failure), None)
+            raise MaskwiseError(f"no Ray node answers within {PROBE_SECONDS:.0f} s", got=got, do=do)
 
 
 ENGINES: dict[str, Callable[..., Pool[Any, Any]]] = {"local": LocalPool, "ray": RayPool}
