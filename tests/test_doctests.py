@@ -26,7 +26,7 @@ WITH_EXAMPLES = [
 ]
 WITHOUT = {
     "MaskedBatch", "Masker", "MaskingCollator", "MaskingTrainer", "StepBatchSampler",
-    "SteppedDataset", "__version__", "encode", "samplers", "schedules",
+    "SteppedDataset", "__version__", "samplers", "schedules",
 }  # fmt: skip
 """Public names that need no example, or lack one still."""
 

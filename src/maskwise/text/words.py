@@ -137,6 +137,9 @@ def word_ids(text: str, offsets: ArrayLike, *, special: ArrayLike | None = None)
 
     Raises:
         MaskwiseError: for offsets that do not fit the text.
+
+    >>> word_ids("don't", [[0, 0], [0, 2], [2, 3], [3, 4], [4, 5], [0, 0]]).tolist()
+    [-1, 0, 0, 1, 2, -1]
     """
     spans = np.asarray(offsets, dtype=np.int64).reshape(-1, 2)
     flags = (spans == 0).all(1) if special is None else np.asarray(special, dtype=bool)
@@ -270,6 +273,11 @@ def encode(
 
     Raises:
         MaskwiseError: for a slow tokenizer, anything but texts, too few ids, or a `max_length` without room.
+
+    >>> from maskwise.text import train_tokenizer
+    >>> tokenizer = train_tokenizer(["the cat sat on the mat"] * 9, vocab_size=64)
+    >>> encode(tokenizer, ["the cat"], ids=[7])[0]["word_ids"]
+    [-1, 0, 1, -1]
     """
     if not getattr(tokenizer, "is_fast", False):
         raise MaskwiseError(
