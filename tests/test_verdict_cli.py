@@ -68,9 +68,12 @@ def test_the_terminal_names_an_arm_once_beside_a_reason(folder, monkeypatch, cap
 
 def test_the_terminal_says_verdicts_why_and_what_to_do(folder, monkeypatch, capsys):
     monkeypatch.setattr(runs, "out_console", Console(width=160))
-    runs.print_verdicts(json.loads((folder / "summary.json").read_text()))
+    summary = json.loads((folder / "summary.json").read_text())
+    runs.print_verdicts(summary)
     told = capsys.readouterr().out
     assert "suggests better (few runs)" in told and "undecided (few runs)" in told
-    assert told.count("no setting was searched for each arm") == 1  # common to both, so said once
-    assert "→ Give every arm the same small grid" in told
+    reasons = summary["contrasts"][0]["reasons"]
+    [common] = [reason["sentence"] for reason in reasons if reason["code"] == "no-dev-selection"]
+    assert told.count(common) == 1  # common to both, so said once
+    assert all(f"→ {sentence}" in told for sentence in summary["advice"])
     assert len(told.splitlines()) <= 14

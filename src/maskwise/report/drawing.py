@@ -236,18 +236,21 @@ def _small(rows: list[Point], colours: Colours, *, percent: bool) -> list[alt.Ch
 
 FORESTS = {
     "tasks": ("On the tasks", "All tasks together, in spreads between seeds. The verdict rests here."),
-    "task": ("Task by task", "In points of the task's measure. These explain a verdict, they make none."),
+    "task": (
+        "Task by task",
+        "In points of the task's measure. They help to explain a verdict and do not decide it.",
+    ),
     "evaluation": (
         "Without fine-tuning",
         "Cloze facts and minimal pairs, in points of their measure. No fine-tuning seed adds its noise here.",
     ),
     "perplexity": (
         "Pseudo-perplexity",
-        "Turned so that right is better; only between arms with equal units.",
+        "Reversed so that right is better; only between arms with equal units.",
     ),
     "heldout": (
         "Held-out loss",
-        "In nats, turned so that right is better; only between arms with equal units.",
+        "In nats, reversed so that right is better; only between arms with equal units.",
     ),
 }
 UNITS = {"tasks": "spreads between seeds", "heldout": "nats", "perplexity": "perplexity"}

@@ -136,8 +136,8 @@ def _arm(folder: Folder, arm: str, colour: str) -> View:
 def _warnings(folder: Folder) -> list[str]:
     """Corpora that hold test items."""
     return [
-        f"{line['overlapping']:,} of {line['items']:,} test items of {line['task']} stand in the corpus"
-        f" ({line['corpus']}): their scores may be memory."
+        f"{line['overlapping']:,} of {line['items']:,} test items of {line['task']} also occur in the corpus"
+        f" ({line['corpus']}): the scores may reflect memory."
         for line in folder.records
         if line["kind"] == "overlap" and line["overlapping"]
     ]

@@ -118,7 +118,7 @@ def interval_by_rule(differences: ArrayLike, *, confidence: float = 0.95, seed: 
 
     Plain BCa covers .92 at 20 runs where .95 is meant: a bootstrap's variance is (n − 1)/n too small and its
     quantiles are normal ones. Hesterberg's expanded percentiles ask it for the level at which both are mended.
-    Source: methods, section 5; Hesterberg (2015), What Teachers Should Know About the Bootstrap, 4.2.
+    Source: Hesterberg (2015), What Teachers Should Know About the Bootstrap, 4.2.
     """
     n = np.size(differences)
     if n < BCA_FROM_RUNS:

@@ -58,8 +58,8 @@ COSTS = {
     "seconds": "seconds",
 }
 INCOMPARABLE = {
-    "different-units": "the arms mask different units, and the evaluation's mask would decide",
-    "different-tokenizers": "the arms have different tokenizers, and what is asked for each token is another thing",
+    "different-units": "the arms mask different units, so the result would depend on the mask of the evaluation",
+    "different-tokenizers": "the arms have different tokenizers, so a figure per token measures different things",
 }
 
 
@@ -303,7 +303,7 @@ class Reasons:
         reasons: list[Reason] = []
         lost = any(table.failed.get(arm) or arm in table.stopped for arm in pair)
         if row["n"] == 0 or (row["n"] == 1 and lost):
-            sentence = "too few runs were finished"
+            sentence = "too few runs finished"
             reasons.append(
                 {"code": "missing-runs", "effect": "voids", "sentence": sentence, "runs": row["n"]}
             )
@@ -314,12 +314,12 @@ class Reasons:
             reasons.append({"code": why, "effect": "voids", "sentence": INCOMPARABLE[why]})
         if stuck := [arm for arm in pair if arm != REFERENCE and table.on_plateau(arm)]:
             sentence = (
-                f"{self._named(stuck)} learnt hardly more than word frequencies (the plateau: less than {PLATEAU_NATS}"
-                " nats below their loss); train longer"
+                f"{self._named(stuck)} learnt little more than word frequencies (the plateau: a loss less than"
+                f" {PLATEAU_NATS} nats below that of word frequencies); train longer"
             )
             reasons.append({"code": "plateau", "effect": "voids", "sentence": sentence, "arms": stuck})
         if all(table.at_chance(name, arm) for name in _measured(table, outcome) for arm in pair):
-            sentence = "both are no better than who knows nothing (chance level)"
+            sentence = "neither arm scores better than guessing (chance level)"
             reasons.append({"code": "chance-level", "effect": "voids", "sentence": sentence})
         return reasons
 
@@ -328,18 +328,20 @@ class Reasons:
         n, p = row["n"], row["p_adjusted"]
         if n < P_FROM_RUNS:
             runs = "one run of each arm" if n == 1 else f"only {n} runs of each arm"
-            sentence = f"{runs}: below {P_FROM_RUNS} no exact test can be below .05"
+            sentence = f"{runs}: with fewer than {P_FROM_RUNS}, the exact test cannot give p < .05"
             return {"code": "few-runs", "effect": "tests", "sentence": sentence, "runs": n}
         if p is None:
-            sentence = "not a primary outcome: it explains, and no test was spent on it"
+            sentence = (
+                "this is not the primary outcome: it helps to explain the result, and no test was spent on it"
+            )
             return {"code": "secondary", "effect": "tests", "sentence": sentence}
         code, sentence = "not-significant", f"the exact sign-flip test gives p = {p:.2g}"
         if p < alpha and apart:
-            code, sentence = "significant", f"{sentence}, and the 95 % interval is clear of zero"
+            code, sentence = "significant", f"{sentence}, and the 95 % interval excludes zero"
         elif p < alpha:
             code, sentence = (
                 "interval-holds-zero",
-                f"the test gives p = {p:.2g}, but the 95 % interval holds zero",
+                f"{sentence}, but the 95 % interval includes zero",
             )
         return {"code": code, "effect": "tests", "sentence": sentence, "p": p}
 
@@ -352,8 +354,8 @@ class Reasons:
             reasons.append({"code": "no-dev-selection", "effect": "caps", "sentence": sentence, "why": why})
         if early := [arm for arm in arms if arm in self.table.stopped]:
             sentence = (
-                f"{self._named(early)} was stopped early, because it looked hopeless: a run of bad luck stops an arm"
-                " and stays in its mean, so the difference looks larger than it is"
+                f"{self._named(early)} was stopped early because it looked hopeless: an arm that is stopped after bad"
+                " luck keeps that luck in its mean, so the difference looks larger than it is"
             )
             reasons.append({"code": "stopped-early", "effect": "caps", "sentence": sentence, "arms": early})
         return reasons
@@ -364,14 +366,14 @@ class Reasons:
         if not search:
             return (
                 "no-search",
-                "no setting was searched for each arm: with another learning rate the order may turn",
+                "no settings were searched for each arm: with another learning rate the order might change",
             )
         if shared := sorted(set(search["seeds"]) & set(self.table.study["seeds"])):
             seeds = ", ".join(map(str, shared))
             return "shared-seeds", f"settings were chosen on seeds that are also compared ({seeds})"
         selections = [self.table.selection.get(arm) for arm in arms]
         if lost := [arm for arm, line in zip(arms, selections) if line is None or line["chosen"] is None]:
-            return "no-choice", f"the search left no choice for {self._named(lost)}"
+            return "no-choice", f"the search chose no setting for {self._named(lost)}"
         grids = [_grid(line["candidates"]) for line in selections if line]
         if any(grid != grids[0] for grid in grids):
             return "different-grids", "the arms were searched over different grids"
@@ -384,7 +386,8 @@ class Reasons:
         planned = len(table.study["seeds"])
         if row["n"] < planned and any(table.failed.get(arm) for arm in pair):
             missing = planned - row["n"]
-            sentence = f"{missing} of {planned} pairs are missing: runs that fail may not be a random choice"
+            sentence = f"{missing} of {planned} pairs of runs {'is' if missing == 1 else 'are'} missing"
+            sentence += ": runs that fail may not be a random sample"
             counts: Reason = {
                 "code": "missing-runs",
                 "effect": "said",
@@ -394,19 +397,21 @@ class Reasons:
             reasons.append(counts | {"planned": planned})
         reasons += self._unmatched(row)
         if edge := [arm for arm in pair if arm in table.selection and table.selection[arm]["border"]]:
-            sentence = f"the best setting of {self._named(edge)} lies at the border of the grid"
+            sentence = f"the best setting of {self._named(edge)} is at the edge of the grid"
             sentence += ": a better one may lie outside"
             reasons.append({"code": "grid-border", "effect": "said", "sentence": sentence, "arms": edge})
         items = row["items"]
         if items and items["low"] <= 0 <= items["high"] and row["mean"]:
             half = 100 * (items["high"] - items["low"]) / 2
-            sentence = "other test items could turn it: they alone make a difference uncertain by about"
-            sentence += f" {half:.1f} points"
+            sentence = "other test items could reverse the result: the choice of items alone makes the"
+            sentence += f" difference uncertain by about {half:.1f} points"
             reasons.append({"code": "item-noise", "effect": "said", "sentence": sentence, "points": half})
         for line in table.overlap:
             if line["task"] in _measured(table, row["outcome"]) and line["overlapping"]:
                 task, items_shared = line["task"], line["overlapping"]
-                sentence = f"{items_shared:,} of {line['items']:,} test items of {task} stand in the corpus"
+                sentence = (
+                    f"{items_shared:,} of {line['items']:,} test items of {task} also occur in the corpus"
+                )
                 overlap: Reason = {"code": "overlap", "effect": "said", "sentence": sentence, "task": task}
                 reasons.append(overlap | {"items": line["items"], "overlapping": items_shared})
         return reasons
@@ -420,14 +425,14 @@ class Reasons:
         off = {key: ratio for key, ratio in ratios.items() if abs(ratio - 1) > TOLERANCE}
         others = ", ".join(f"{ratio:.2g} times the {COSTS[key]}" for key, ratio in off.items() if key != by)
         if not ratios:
-            sentence = "what the arms cost was not recorded"
+            sentence = "the compute of the arms was not recorded"
         elif not off:
             return []
         elif by and by in off:
-            sentence = f"not matched: {arm} had {off[by]:.2g} times the {COSTS[by]} of {baseline}"
+            sentence = f"not matched: {arm} used {off[by]:.2g} times the {COSTS[by]} of {baseline}"
             sentence += f"; {others}" if others else ""
         else:
-            sentence = (f"at equal {COSTS[by]} " if by else "") + f"{arm} had {others} of {baseline}"
+            sentence = (f"at equal {COSTS[by]} " if by else "") + f"{arm} used {others} of {baseline}"
         return [{"code": "unmatched-compute", "effect": "said", "sentence": sentence, "ratios": off}]
 
 

@@ -163,15 +163,13 @@ def _sentence(row: TimeToQuality, names: Mapping[str, str]) -> str:
     if not isinstance(row["share"], str):
         sentence = f"{arm} needs {100 * row['share']:.0f} % of the {by} of {baseline} to be as good {where}"
     elif row["share"] == "not reached":
-        sentence = f"{arm} did not reach, with all its {by}, what {baseline} has at its end {where}"
+        sentence = f"with all its {by}, {arm} did not become as good {where} as {baseline} at its end"
     else:
-        sentence = (
-            f"{arm} is better than {baseline} at its end {where} before its shortest companion has ended"
-        )
+        sentence = f"{arm} was better {where} than {baseline} at its end even in its shortest companion run"
     low, high = (f"{100 * end:.0f} %" if isinstance(end, float) else end for end in (row["low"], row["high"]))
     facts = [f"{row['n']} seed{'s' if row['n'] > 1 else ''}"]
     facts += [f"95 % interval {low} to {high}"] if low != high else []
-    facts += [f"{row['left_out']} left out: a run of theirs is missing"] if row["left_out"] else []
-    facts += [f"{row['not_reached']} never got there"] if row["not_reached"] else []
-    facts += [f"{row['reached_before']} were there before the shortest run"] if row["reached_before"] else []
+    facts += [f"{row['left_out']} left out because a run is missing"] if row["left_out"] else []
+    facts += [f"{row['not_reached']} never as good"] if row["not_reached"] else []
+    facts += [f"{row['reached_before']} as good even in the shortest run"] if row["reached_before"] else []
     return f"{sentence[0].upper()}{sentence[1:]} ({'; '.join(facts)})."

@@ -16,20 +16,20 @@ Names = Mapping[str, str]
 """The arms in words."""
 
 DOUBTS = {
-    "secondary": "suggests; not a primary test",
-    "no-dev-selection": "suggests, not proof, because settings were not chosen for each arm alike",
-    "stopped-early": "suggests, not proof, because an arm was stopped early",
+    "secondary": "a suggestion, because this is not a primary test",
+    "no-dev-selection": "a suggestion, not proof, because settings were not chosen in the same way for each arm",
+    "stopped-early": "a suggestion, not proof, because an arm was stopped early",
 }
 ADVICE = {
-    "plateau": "Train longer, or at a higher ratio: a model that knows word frequencies only cannot be compared.",
-    "chance-level": "Take easier tasks, or train longer: at chance level no choice can show.",
-    "no-dev-selection": "Give every arm the same small grid of learning rates on dev seeds (study.search).",
-    "stopped-early": "Run stopped arms to their end before anything about them is printed.",
-    "missing-runs": "Mend what failed and give the same command: it goes on where it stopped.",
-    "unmatched-compute": "Mind the compute: look at the views by targets, FLOPs and seconds too (study.match).",
-    "grid-border": "Widen the grid: an arm's best setting lies at its border (study.search.grid).",
-    "item-noise": "Take a larger test set, or more tasks: further runs cannot make few items say more.",
-    "overlap": "Take test items out of the corpus, or leave that task out: it rewards remembering.",
+    "plateau": "Train longer, or at a higher ratio: a model that knows only word frequencies cannot be compared.",
+    "chance-level": "Use easier tasks, or train longer: at chance level no choice can make a difference.",
+    "no-dev-selection": "Search the same small grid of learning rates for every arm, on dev seeds (study.search).",
+    "stopped-early": "Run stopped arms to the end before you publish anything about them.",
+    "missing-runs": "Repair what failed and give the same command again: it goes on where it stopped.",
+    "unmatched-compute": "Consider the compute, too: look at quality by targets, FLOPs and seconds (study.match).",
+    "grid-border": "Widen the grid: the best setting of an arm is at its edge (study.search.grid).",
+    "item-noise": "Use a larger test set, or more tasks: more runs cannot make up for few test items.",
+    "overlap": "Remove the test items from the corpus, or leave that task out: its score rewards memory.",
 }
 
 
@@ -98,22 +98,28 @@ def _contrast(row: Contrast, names: Names, *, brief: bool) -> str:
         return f"no verdict on {arm} against {baseline} {where}: {because}."
     first, second = (arm, baseline) if (mean > 0) == row["higher_is_better"] else (baseline, arm)
     facts, amount = "; ".join(_facts(row, mean, brief=brief)), _amount(row, mean, brief=brief)
-    more = f"About {_count(row['more_runs'], 'more run')} of each would decide" if row["more_runs"] else ""
+    more = (
+        f"About {_count(row['more_runs'], 'more run')} of each arm would be enough to decide"
+        if row["more_runs"]
+        else ""
+    )
     if row["verdict"] == "decided":
         return f"{first} beats {second} {where} by {amount} ({facts})."
     if row["verdict"] == "suggests":
-        doubt = DOUBTS.get(row["reason"], "suggests, not proof")
+        doubt = DOUBTS.get(row["reason"], "a suggestion, not proof")
         sentence = f"{first} did better than {second} {where} by {amount} ({facts}: {doubt})."
         return f"{sentence} {more}." if more else sentence
     if mean == 0:
-        return f"not decided: {arm} and {baseline} came out equal {where} ({facts})."
+        return f"not decided: {arm} and {baseline} were equal {where} ({facts})."
     sentence = f"not decided: {first} is ahead of {second} {where} by {amount} ({facts})."
     if more:
         sentence += f" {more}, if the difference is as large as it looks."
     elif row["n"] == 1 and row["primary"]:
-        sentence += " One run says nothing about the next: start with three seeds."
+        sentence += " A single run cannot show what the next one would do: start with three seeds."
     elif row["detectable"]:
-        sentence += " If the difference is as small as it looks, it is too small to matter at this noise:"
+        sentence += (
+            " If the difference is as small as it looks, it is too small to detect with this much noise:"
+        )
         sentence += f" {_seen(row)}."
     return sentence
 
@@ -151,7 +157,7 @@ def _seen(row: Contrast) -> str:
         least = f"{100 * seen['natural']:.2g} points"
     else:
         least = f"{seen['difference']:.2g}" + (" nats" if row["unit"] == "nats" else "")
-    return f"{seen['runs']} runs of each find {least} or more"
+    return f"{seen['runs']} runs of each arm would detect {least} or more"
 
 
 # The page --------------------------------------------------------------------------------------------
@@ -176,9 +182,10 @@ def headline_sentence(rows: Sequence[Contrast], names: Names, baseline: str) -> 
     """The page in a sentence or two, from the primary rows: the best choice, by how much, how sure."""
     row = headline_row(rows)
     if row is None and len(names) > 1:
-        return "Nothing was measured that the arms could be compared by: name tasks, or held-out masks."
+        why = "nothing was measured that suits both: name tasks, or held-out masks"
+        return f"The arms cannot be compared, because {why}."
     if row is None:
-        return f"One arm only ({names.get(baseline, baseline)}): there is nothing to compare yet."
+        return f"There is only one arm ({names.get(baseline, baseline)}), and nothing to compare it with."
     sentence = contrast_sentence(row, names, brief=True)
     judged = [row for row in rows if row["verdict"] != "void"]
     if judged and all((r["better"], r["baseline"]) == ("baseline", row["baseline"]) for r in judged):
@@ -198,20 +205,23 @@ def advice_of(rows: Sequence[Contrast], names: Names) -> list[tuple[str, str]]:
             best = max(winners, key=lambda row: abs(row["mean"] or 0))["arm"]
             advice.append(("use", f"Use {names.get(best, best)} rather than {base}."))
         elif decided:
-            worse = f"{len(decided)} choice{'s are' if len(decided) > 1 else ' is'} shown to be worse"
-            advice.append(("keep", f"Keep {base}: nothing here is shown to be better, and {worse}."))
+            worse = f"{len(decided)} {'are' if len(decided) > 1 else 'is'} shown to be worse"
+            advice.append(("keep", f"Keep {base}: no arm is shown to be better, and {worse}."))
     if runs := [row["n"] + row["more_runs"] for row in rows if row["more_runs"]]:
         at = f"{min(runs)}" if len(set(runs)) == 1 else f"{min(runs)} to {max(runs)}"
-        sentence = f"Add seeds: {at} runs of each arm would decide what looks different here (study.seeds)."
+        enough = "would be enough to decide what looks different here"
+        sentence = f"Add seeds: {at} runs of each arm {enough} (study.seeds)."
         advice.append(("add-seeds", sentence))
     if any(row["n"] == 1 for row in rows):
-        advice.append(("three-seeds", "Start with three seeds: one run says nothing about the next."))
+        advice.append(
+            ("three-seeds", "Start with three seeds: a single run cannot show what the next one would do.")
+        )
     # Fewer runs than a test needs cannot tell how small a difference is.
     settled = [row for row in rows if row["detectable"] and not row["more_runs"] and row["n"] >= P_FROM_RUNS]
     if small := [row for row in settled if row["mean"]]:
         pairs = ([names.get(name, name) for name in (row["arm"], row["baseline"])] for row in small)
         which = ", ".join(f"{arm} against {base}" if len(baselines) > 1 else arm for arm, base in pairs)
-        sentence = f"Do not add runs for {which}: at this noise the difference is too small to matter."
+        sentence = f"Do not add runs for {which}: the difference is too small to detect with this much noise."
         advice.append(("no-more-seeds", sentence))
     codes = {reason["code"] for row in rows for reason in row["reasons"] if reason.get("ratios") != {}}
     return advice + [(code, sentence) for code, sentence in ADVICE.items() if code in codes]
