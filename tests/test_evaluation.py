@@ -448,7 +448,7 @@ def test_tables_of_pairs(tmp_path: Path) -> None:
         ("nothing.jsonl", "no evaluation file 'nothing.jsonl'"),
         (
             "bundled:pairs(item=3)",
-            r"unknown option of 'bundled:pairs' 'item'; allowed: items; did you mean 'items'",
+            r"unknown argument of evaluation set 'bundled:pairs' 'item'; allowed: items; did you mean 'items'",
         ),
         ("bundled:pairs(items=0)", "items must be a number of items; got 0"),
     ],

@@ -12,6 +12,7 @@ import inspect
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from maskwise.errors import MaskwiseError, unknown_name
@@ -138,3 +139,37 @@ def split_calls(text: str) -> list[str]:
         else:
             parts[-1] += char
     return [part.strip() for part in parts if part.strip()]
+
+
+_WITH_OPTIONS = re.compile(r"(?P<name>.+?)\((?P<options>.*)\)$")
+
+
+def read_options(
+    spec: str, reader: Callable[..., Any], *, kind: str, example: str
+) -> tuple[str, dict[str, Any]]:
+    """``"ud-pos(train_rows=300)"`` as a name and the options of ``reader``, a function of that name. The name may be a
+    path, and a file that is called ``a(1).csv`` has no options.
+
+    Args:
+        kind: what the name stands for, and ``example`` one option of it: for errors to say.
+
+    Raises:
+        MaskwiseError: options that are not name=value, or that ``reader`` does not take.
+    """
+    match = _WITH_OPTIONS.match(spec)
+    if not match or Path(spec).exists():
+        return spec, {}
+    allowed = list(inspect.signature(reader).parameters)[1:]
+    try:
+        call = parse_call(f"options({match['options']})")
+    except MaskwiseError:
+        call = Call("options", (match["options"],))
+    if call.args:
+        what, takes = f"cannot read the arguments of {kind} {spec!r}", f"name=value, of {', '.join(allowed)}"
+        raise MaskwiseError(what, allowed=takes, do=f"for example ({example})")
+    for option in call.kwargs:
+        if option not in allowed:
+            raise unknown_name(f"argument of {kind} {match['name']!r}", option, allowed)
+    # A bare word, such as kind=similarity, is read as a call; here it is a text.
+    options = {key: value.written if isinstance(value, Call) else value for key, value in call.kwargs.items()}
+    return match["name"], options

@@ -13,8 +13,6 @@ Cost: one forward pass of the row per token; some 0.1 ms at the size of the quic
 
 from __future__ import annotations
 
-import inspect
-import re
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -28,7 +26,7 @@ from transformers import PreTrainedTokenizerBase
 from maskwise.errors import MaskwiseError, unknown_name
 from maskwise.masking import AnnotatedBatch
 from maskwise.models import masked_logits
-from maskwise.specs import parse_call
+from maskwise.specs import read_options
 from maskwise.text.labelled import Record, read_records
 
 TOKENS = 16384
@@ -40,7 +38,6 @@ LONG, UNKNOWN = "longer than the model", "unknown characters"
 DAMAGED = "is the checkpoint damaged?"
 BUNDLED_SETS = ("pairs",)
 """Small sets of our own that come with maskwise; scripts/build_evaluation.py makes them."""
-_WITH_OPTIONS = re.compile(r"(?P<source>.+?)\((?P<options>.*)\)$")
 
 
 class Measurement(TypedDict):
@@ -165,17 +162,7 @@ def load_set(spec: str, read: Callable[..., S]) -> S:
     Raises:
         MaskwiseError: no such file or bundled set, or an option that the reader does not have.
     """
-    source, options = spec, {}
-    match = _WITH_OPTIONS.match(spec)
-    if match and not Path(spec).exists():
-        source = match["source"]
-        call = parse_call(f"set({match['options']})")
-        allowed = list(inspect.signature(read).parameters)[1:]
-        strange = [name for name in call.kwargs if name not in allowed]
-        if call.args or strange:
-            wrong = strange[0] if strange else str(call.args[0])
-            raise unknown_name(f"option of {source!r}", wrong, allowed)
-        options = call.kwargs
+    source, options = read_options(spec, read, kind="evaluation set", example="items=500")
     return read(_path(source), **options)
 
 

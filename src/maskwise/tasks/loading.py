@@ -17,15 +17,13 @@ A folder's files are told apart by the words of their names: ``train.tsv``, ``st
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from maskwise.errors import MaskwiseError, unknown_name
-from maskwise.specs import Call, parse_call
+from maskwise.specs import read_options
 from maskwise.tasks.kinds import KINDS, kind_of
 from maskwise.tasks.metrics import METRICS
 from maskwise.tasks.task import NO_LABEL, SPLITS, Columns, Row, Task, counted, find_columns, place_of
@@ -62,7 +60,6 @@ _WITHOUT_HEADER = (
 """Tables without a header: which paths, and the names of their columns."""
 _CLASS_FILES = ({"pos", "neg"}, {"objective", "subjective"})
 """SentEval: one file a class, one sentence a line."""
-_WITH_OPTIONS = re.compile(r"(?P<spec>.+?)\((?P<options>.*)\)$")
 
 Splits = dict[str, list[Row]]
 
@@ -111,9 +108,11 @@ def load_task(
     >>> task.splits["test"][0].label
     'activate_my_card'
     """
-    options = _WITH_OPTIONS.match(str(spec))
-    if options and not Path(spec).exists():
-        return _load_with(options["spec"], options["options"])
+    source, options = read_options(str(spec), load_task, kind="task", example="train_rows=300")
+    if source != str(spec):
+        return load_task(source, **options)
+    if not isinstance(train_rows, int | None):
+        raise MaskwiseError(f"train_rows of task {source!r}", got=train_rows, allowed="a whole number")
     for what, value, known in (
         ("kind of task", kind, KINDS),
         ("metric", metric, METRICS),
@@ -161,29 +160,6 @@ def load_task(
         name or _short_name(spec) + chosen.suffix, chosen, metric, labels, splits, skipped, notes, pooling
     )
     return task.with_train_rows(train_rows)
-
-
-def _load_with(spec: str, options: str) -> Task:
-    """A task with arguments written behind its name."""
-    allowed = [name for name in inspect.signature(load_task).parameters if name != "spec"]
-    try:
-        call = parse_call(f"task({options})")
-    except MaskwiseError:
-        call = Call("task", (options,))
-    if call.args:
-        what = f"cannot read the arguments of task {f'{spec}({options})'!r}"
-        do = "for example (train_rows=300)"
-        raise MaskwiseError(what, allowed=f"name=value, of {', '.join(allowed)}", do=do)
-    for name in call.kwargs:
-        if name not in allowed:
-            raise unknown_name(f"argument of task {spec!r}", name, allowed)
-    # A bare word, such as kind=similarity, is read as a call; here it is a text.
-    given: dict[str, Any] = {
-        name: value.written if isinstance(value, Call) else value for name, value in call.kwargs.items()
-    }
-    if not isinstance(given.get("train_rows", 1), int):
-        raise MaskwiseError(f"train_rows of task {spec!r}", got=given["train_rows"], allowed="a whole number")
-    return load_task(spec, **given)
 
 
 def _short_name(spec: str) -> str:
