@@ -31,9 +31,8 @@ from maskwise.evaluation import (
     overlap_record,
 )
 from maskwise.evaluation.cloze import Cloze, Fact, candidate_scores, questions_of, ranks_of
-from maskwise.evaluation.heldout import pseudo_perplexity
-from maskwise.evaluation.pairs import Pairs
-from maskwise.evaluation.scoring import by_width, load_set, log_probabilities
+from maskwise.evaluation.scoring import by_width, log_probabilities, pseudo_perplexity
+from maskwise.evaluation.sets import Pairs, load_set
 from maskwise.masking import AnnotatedBatch, gather
 from maskwise.masking.vocabulary import Vocabulary
 from maskwise.models import load_model, new_config, new_model

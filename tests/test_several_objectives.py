@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM
 
 from maskwise.errors import MaskwiseError
-from maskwise.evaluation.heldout import spread
+from maskwise.evaluation.scoring import spread
 from maskwise.models import new_config, new_model
 from maskwise.recipe import read_recipe
 from maskwise.study.checks import check_inputs, most_held_out

@@ -3,8 +3,8 @@ pseudo-perplexity, cloze facts and minimal pairs; and whether a corpus holds the
 ``training`` and below, and the readers of ``tasks``."""
 
 from maskwise.evaluation.evaluate import Data, EvaluationSettings, evaluate, evaluate_checkpoint, load_sets
-from maskwise.evaluation.heldout import HeldOut, fixed_maskers
 from maskwise.evaluation.overlap import Overlap, overlap, overlap_record
+from maskwise.evaluation.scoring import HeldOut, fixed_maskers
 
 __all__ = [
     "Data", "EvaluationSettings", "HeldOut", "Overlap", "evaluate", "evaluate_checkpoint", "fixed_maskers",

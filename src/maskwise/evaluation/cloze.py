@@ -22,8 +22,6 @@ pass per fact and different beginning of a candidate, some two per candidate.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -36,16 +34,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from maskwise.errors import MaskwiseError
-from maskwise.evaluation.scoring import (
+from maskwise.evaluation.scoring import TOKENS, Measurement, predictions
+from maskwise.evaluation.sets import (
     LONG,
     TIE,
-    TOKENS,
     UNKNOWN,
-    Measurement,
     TestSet,
     evenly,
     name_of,
-    predictions,
     read_set,
     require_scored,
 )
@@ -121,9 +117,6 @@ class Cloze(TestSet):
 
     def texts(self) -> list[tuple[str, ...]]:
         return [(fact.text.replace(MASK, fact.answer),) for fact in self.facts]
-
-    def content(self) -> str:
-        return hashlib.sha256(json.dumps([self.name, self.facts, self.candidates]).encode()).hexdigest()[:16]
 
     def score(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> list[Measurement]:
         """A record for each metric.

@@ -20,16 +20,17 @@ from transformers.utils import logging
 
 from maskwise.errors import MaskwiseError, unknown_name
 from maskwise.evaluation.cloze import Cloze
-from maskwise.evaluation.heldout import (
+from maskwise.evaluation.scoring import (
+    DAMAGED,
     PSEUDO_PERPLEXITY,
     HeldOut,
     HeldOutLoss,
+    Measurement,
     fixed_maskers,
     pseudo_perplexity,
     spread,
 )
-from maskwise.evaluation.pairs import Pairs
-from maskwise.evaluation.scoring import DAMAGED, Measurement, TestSet, load_set
+from maskwise.evaluation.sets import Pairs, TestSet, load_set
 from maskwise.masking.policies import policy
 from maskwise.models import check_fit, load_model, most_tokens
 from maskwise.objectives import MaskedLanguageModelling

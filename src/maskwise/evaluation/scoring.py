@@ -1,4 +1,5 @@
-"""What the measures share: log p(token | the rest) for every token, masked one at a time, and what a test set is.
+"""Measures of a masked language model that have no noise of their own: log p(token | the rest) for every token, masked
+one at a time, and the loss on fixed masks.
 
 A row of n tokens makes n copies, each with one token masked. All copies are built by index arithmetic, in
 batches of copies of similar width, and the vocabulary head runs only where the mask is.
@@ -6,38 +7,36 @@ batches of copies of similar width, and the vocabulary head runs only where the 
 In words of several pieces, a piece is easy to guess from the pieces behind it ("##rates" gives "Soc" away),
 which makes long rare words look likely. ``within_word`` masks those too: all pieces of the word from the
 target on, so that a word's score is the chain rule from left to right (Kauf & Ivanova 2023,
-"PLL-word-l2r"; Salazar et al. 2020 is the plain one).
+"PLL-word-l2r"; Salazar et al. 2020 is the plain one). Cost: one forward pass of the row per token; some 0.1 ms at the
+size of the quick start.
 
-Cost: one forward pass of the row per token; some 0.1 ms at the size of the quick start.
+Fixed masks are a function of the held-out rows alone, so all arms, seeds and steps are judged on the same
+targets; beside each figure stands that of a model that knows only how frequent each token is.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
-from typing import Literal, NotRequired, TypedDict, TypeVar
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Literal, NotRequired, TypedDict
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from maskwise.errors import MaskwiseError, unknown_name
-from maskwise.masking import AnnotatedBatch
+from maskwise.errors import MaskwiseError
+from maskwise.masking import AnnotatedBatch, Masker
+from maskwise.masking.gather import gather
+from maskwise.masking.vocabulary import Vocabulary
 from maskwise.models import masked_logits
-from maskwise.specs import read_options
-from maskwise.text.labelled import Record, read_records
+from maskwise.objectives import MaskedLanguageModelling
+from maskwise.training.data import Rows
 
 TOKENS = 16384
 """Positions in one forward pass."""
-TIE = 1e-4
-"""Nats below which two scores are equal: more than rounding, far less than any preference."""
-LONG, UNKNOWN = "longer than the model", "unknown characters"
-"""Why an item is left out. It is counted under this name."""
 DAMAGED = "is the checkpoint damaged?"
-BUNDLED_SETS = ("pairs",)
-"""Small sets of our own that come with maskwise; scripts/build_evaluation.py makes them."""
+EVALUATION_SEED = 0xE7A1
+"""The seed of the fixed masks of held-out rows: the same in every study, so that losses can be compared."""
+PSEUDO_PERPLEXITY = "pseudo-perplexity"
 
 
 class Measurement(TypedDict):
@@ -60,32 +59,6 @@ class Measurement(TypedDict):
     groups: NotRequired[dict[str, dict[str, float]]]
 
 
-class TestSet(ABC):
-    """A measure over items out of a file. Subclasses are dataclasses with a classmethod ``read``."""
-
-    __test__ = False  # no class of tests, whatever pytest thinks of its name
-    name: str
-
-    @abstractmethod
-    def texts(self) -> list[tuple[str, ...]]:
-        """For the overlap check: what must not stand in a corpus."""
-
-    @abstractmethod
-    def content(self) -> str:
-        """A hash of all that a score depends on."""
-
-    @abstractmethod
-    def score(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> list[Measurement]:
-        """The figures of a masked language model in evaluation mode.
-
-        Raises:
-            MaskwiseError: no item can be scored.
-        """
-
-
-S = TypeVar("S", bound=TestSet)
-
-
 def log_probabilities(
     model: nn.Module, batch: AnnotatedBatch, *, mask: int, within_word: bool = False, tokens: int = TOKENS
 ) -> Tensor:
@@ -100,7 +73,7 @@ def log_probabilities(
         within_word: also hide the pieces of the same word behind the target.
         tokens: positions in one forward pass.
     """
-    width_B = _widths(batch)
+    width_B = batch.tensor("present").sum(1)
     row_T, column_T = batch.tensor("eligible").nonzero().unbind(1)
     ids_BL, log_p_BL = batch.tensor("input_ids"), torch.zeros(batch.shape)
     words_BL = None
@@ -149,64 +122,111 @@ def by_width(width: Tensor, tokens: int) -> Iterator[Tensor]:
         start += count
 
 
-def _widths(batch: AnnotatedBatch) -> Tensor:
-    return batch.tensor("present").sum(1)
+def pseudo_perplexity(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, rows: Any, log_unigram: Tensor | None = None
+) -> list[Measurement]:
+    """exp of the mean of −log p over the tokens of some rows, each masked alone.
 
+    Two records: ``token`` is the plain one (Salazar et al. 2020); ``within-word`` also hides the pieces behind
+    the target in its word (Kauf & Ivanova 2023). Both are per token, so only models with the same tokenizer
+    can be compared. ``chance`` is the perplexity of a model that knows only frequencies.
 
-# Test sets by name: ``bundled:pairs``, a file, and options behind either: ``facts.jsonl(items=500)``
-
-
-def load_set(spec: str, read: Callable[..., S]) -> S:
-    """``read(path, **options)`` of a spec.
-
-    Raises:
-        MaskwiseError: no such file or bundled set, or an option that the reader does not have.
+    Args:
+        rows: what ``masking.gather`` takes, with ``word_ids``; in packed rows the model sees what it sees
+            in training: the documents beside.
+        log_unigram: (V,) of the training text, if known.
     """
-    source, options = read_options(spec, read, kind="evaluation set", example="items=500")
-    return read(_path(source), **options)
-
-
-def _path(source: str) -> Path:
-    if source.startswith("bundled:"):
-        name = source.removeprefix("bundled:")
-        if name not in BUNDLED_SETS:
-            raise unknown_name("bundled evaluation set", name, BUNDLED_SETS)
-        return Path(__file__).parent.parent / "data" / f"{name}.jsonl.gz"
-    path = Path(source).expanduser()
-    if not path.is_file():
-        raise MaskwiseError(
-            f"no evaluation file {source!r}", do="give a .jsonl or .tsv file, or bundled:pairs"
+    batch = gather(rows, Vocabulary.of(tokenizer))
+    count = len(batch.eligible_at)
+    if not count:
+        raise MaskwiseError("no held-out token can be scored", do="use more held-out text")
+    chance = None
+    if log_unigram is not None:
+        chance = float(
+            (-log_unigram[torch.from_numpy(batch.input_ids[batch.eligible])].double().mean()).exp()
         )
-    return path
-
-
-def read_set(path: Path) -> list[Record]:
-    """The records of a file; at least one."""
-    records = read_records(path)
-    if not records:
-        raise MaskwiseError(f"evaluation file {path} holds nothing")
+    records: list[Measurement] = []
+    for metric, within_word in (("token", False), ("within-word", True)):
+        log_p = log_probabilities(model, batch, mask=tokenizer.mask_token_id, within_word=within_word)
+        value = float((-log_p.double().sum() / count).exp())
+        records.append({
+            "kind": "evaluation", "name": PSEUDO_PERPLEXITY, "metric": metric, "value": value, "items": count,
+            "chance": chance, "higher_is_better": False,
+        })  # fmt: skip
     return records
 
 
-def name_of(path: Path) -> str:
-    """``/x/trex.jsonl.gz`` → ``trex``."""
-    return path.name.removesuffix(".gz").rsplit(".", 1)[0]
+# The loss on fixed masks
 
 
-def evenly(items: list[Record], count: int | None) -> list[Record]:
-    """At most ``count`` items, evenly spread."""
-    if count is None or count >= len(items):
-        return items
-    if count < 1:
-        raise MaskwiseError("items must be a number of items", got=count, allowed="≥ 1")
-    return [items[place * len(items) // count] for place in range(count)]
+class HeldOutLoss(TypedDict):
+    """The loss of one kind of fixed mask at one ratio: ``loss`` and ``unigram`` in nats a target."""
+
+    masks: str
+    ratio: float
+    loss: float
+    unigram: float | None
+    targets: int
 
 
-def require_scored(kept: int, skipped: Mapping[str, int], where: str) -> None:
+def fixed_maskers(
+    tokenizer: PreTrainedTokenizerBase, *, masks: Iterable[str], ratio: float
+) -> dict[str, Masker]:
+    """Fixed masks: [MASK] only, and whole units on average at the budget, so that long words count too."""
+    return {
+        kind: Masker(
+            tokenizer, policy=kind, ratio=ratio, budget="expected", corruption="mask-only", seed=EVALUATION_SEED
+        )
+        for kind in masks
+    }  # fmt: skip
+
+
+def spread(count: int, *, of: int) -> Tensor:
+    """(min(count, of),) the numbers of rows, evenly spread."""
+    count = min(count, of)
+    return torch.arange(count) * of // max(1, count)
+
+
+class HeldOut:
+    """Loss on *fixed* masks of held-out rows: the same for every arm, seed and step.
+
+    Args:
+        held_out: rows that are never trained on.
+        maskers: by kind of mask ("token", "whole-word"); called with epoch 0, so its masks never change.
+        log_unigram: (V,) log-probabilities of tokens in the training text: what knows only frequencies.
+            None where the training text is not known.
+        rows: at most this many, evenly spread.
+        batch_size: rows at once.
     """
-    Raises:
-        MaskwiseError: nothing is left to be scored.
-    """
-    if not kept:
-        why = ", ".join(f"{count} × {reason}" for reason, count in Counter(skipped).most_common())
-        raise MaskwiseError(f"no item of {where} can be scored", got=why)
+
+    def __init__(
+        self, held_out: Rows, maskers: Mapping[str, Masker], log_unigram: Tensor | None, *, rows: int | None = None,
+        batch_size: int = 64,
+    ):  # fmt: skip
+        self.log_unigram = log_unigram
+        chosen = spread(rows or len(held_out), of=len(held_out))
+        self.batches = {
+            kind: [masker(held_out.batch(part), epoch=0) for part in chosen.split(batch_size)]
+            for kind, masker in maskers.items()
+        }
+        self.ratios = {kind: masker.ratio(0) for kind, masker in maskers.items()}
+
+    def __call__(self, objective: MaskedLanguageModelling) -> list[HeldOutLoss]:
+        """The loss of every kind of mask that has a target."""
+        device = next(objective.parameters()).device
+        lines: list[HeldOutLoss] = []
+        for kind, batches in self.batches.items():
+            loss, unigram, count = 0.0, 0.0, 0
+            for batch in batches:
+                inputs = {name: value.to(device) for name, value in batch.model_inputs().items()}
+                losses, where = objective.token_losses(inputs)
+                loss += float(losses.double().sum())
+                count += losses.numel()
+                truth = batch.labels[where[:, 0].cpu(), where[:, 1].cpu()]
+                if self.log_unigram is not None:
+                    unigram -= float(self.log_unigram[truth].double().sum())
+            if count:
+                known = None if self.log_unigram is None else unigram / count
+                lines.append({"masks": kind, "ratio": self.ratios[kind], "loss": loss / count, "unigram": known,
+                              "targets": count})  # fmt: skip
+        return lines

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from maskwise.constants import rank_here, ranks_here
-from maskwise.evaluation.heldout import spread
+from maskwise.evaluation.scoring import spread
 from maskwise.keys import fold
 from maskwise.objectives import Arms, MaskedLanguageModelling, Objective, objective
 from maskwise.recipe import Recipe

@@ -1,45 +1,131 @@
-"""Minimal pairs: two sentences that differ in one point of grammar; the model should find the right one likelier.
+"""Test sets out of files, and the simpler of the two kinds: minimal pairs. The other one stands in ``cloze``.
 
-Files in BLiMP's format (Warstadt et al. 2020): JSON lines with ``sentence_good`` and ``sentence_bad``, or a
-TSV with these columns. The score is the sum of log-probabilities, left to right within words; chance is one
-half, and a tie counts half.
+A minimal pair is two sentences that differ in one point of grammar; the model should find the right one likelier. Files
+have BLiMP's format (Warstadt et al. 2020): JSON lines with ``sentence_good`` and ``sentence_bad``, or a TSV with these
+columns. The score is the sum of log-probabilities, left to right within words; chance is one half, and a tie counts
+half.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from maskwise.errors import MaskwiseError
-from maskwise.evaluation.scoring import (
-    LONG,
-    TIE,
-    UNKNOWN,
-    Measurement,
-    TestSet,
-    evenly,
-    log_probabilities,
-    name_of,
-    read_set,
-    require_scored,
-)
+from maskwise.errors import MaskwiseError, unknown_name
+from maskwise.evaluation.scoring import Measurement, log_probabilities, spread
 from maskwise.masking.gather import gather
 from maskwise.masking.vocabulary import Vocabulary
 from maskwise.models import most_tokens
+from maskwise.specs import read_options
 from maskwise.text import encode
+from maskwise.text.labelled import Record, read_records
 
+TIE = 1e-4
+"""Nats below which two scores are equal: more than rounding, far less than any preference."""
+LONG, UNKNOWN = "longer than the model", "unknown characters"
+"""Why an item is left out. It is counted under this name."""
+BUNDLED_SETS = ("pairs",)
+"""Small sets of our own that come with maskwise; scripts/build_evaluation.py makes them."""
 GOOD, BAD = "sentence_good", "sentence_bad"
 GROUPS = ("phenomenon", "linguistics_term", "UID")
 """Columns that say what a pair is about; the first one that is there."""
 ITEMS = 1000
 """Pairs of a file that are used if the spec does not say."""
+
+
+class TestSet(ABC):
+    """A measure over items out of a file. Subclasses are dataclasses with a classmethod ``read``."""
+
+    __test__ = False  # no class of tests, whatever pytest thinks of its name
+    name: str
+
+    @abstractmethod
+    def texts(self) -> list[tuple[str, ...]]:
+        """For the overlap check: what must not stand in a corpus."""
+
+    def content(self) -> str:
+        """A hash of all that a record depends on."""
+        return hashlib.sha256(json.dumps(vars(self)).encode()).hexdigest()[:16]
+
+    @abstractmethod
+    def score(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> list[Measurement]:
+        """The figures of a masked language model in evaluation mode.
+
+        Raises:
+            MaskwiseError: no item can be scored.
+        """
+
+
+S = TypeVar("S", bound=TestSet)
+
+
+# Sets by name: ``bundled:pairs``, a file, and options behind either: ``facts.jsonl(items=500)``
+
+
+def load_set(spec: str, read: Callable[..., S]) -> S:
+    """``read(path, **options)`` of a spec.
+
+    Raises:
+        MaskwiseError: no such file or bundled set, or an option that the reader does not have.
+    """
+    source, options = read_options(spec, read, kind="evaluation set", example="items=500")
+    return read(_path(source), **options)
+
+
+def _path(source: str) -> Path:
+    if source.startswith("bundled:"):
+        name = source.removeprefix("bundled:")
+        if name not in BUNDLED_SETS:
+            raise unknown_name("bundled evaluation set", name, BUNDLED_SETS)
+        return Path(__file__).parent.parent / "data" / f"{name}.jsonl.gz"
+    path = Path(source).expanduser()
+    if not path.is_file():
+        raise MaskwiseError(
+            f"no evaluation file {source!r}", do="give a .jsonl or .tsv file, or bundled:pairs"
+        )
+    return path
+
+
+def read_set(path: Path) -> list[Record]:
+    """The records of a file; at least one."""
+    records = read_records(path)
+    if not records:
+        raise MaskwiseError(f"evaluation file {path} holds nothing")
+    return records
+
+
+def name_of(path: Path) -> str:
+    """``/x/trex.jsonl.gz`` → ``trex``."""
+    return path.name.removesuffix(".gz").rsplit(".", 1)[0]
+
+
+def evenly(items: list[Record], count: int | None) -> list[Record]:
+    """At most ``count`` items, evenly spread."""
+    if count is None or count >= len(items):
+        return items
+    if count < 1:
+        raise MaskwiseError("items must be a number of items", got=count, allowed="≥ 1")
+    return [items[place] for place in spread(count, of=len(items)).tolist()]
+
+
+def require_scored(kept: int, skipped: Mapping[str, int], where: str) -> None:
+    """
+    Raises:
+        MaskwiseError: nothing is left to be scored.
+    """
+    if not kept:
+        why = ", ".join(f"{count} × {reason}" for reason, count in Counter(skipped).most_common())
+        raise MaskwiseError(f"no item of {where} can be scored", got=why)
 
 
 @dataclass(frozen=True)
@@ -50,7 +136,7 @@ class Pairs(TestSet):
         name: of the set. good, bad: (N,) sentences. groups: (N,) what each is about ("" if not said).
         total: how many the file holds.
 
-    >>> from maskwise.evaluation.scoring import load_set
+    >>> from maskwise.evaluation.sets import load_set
     >>> pairs = load_set("bundled:pairs(items=2)", Pairs.read)
     >>> pairs.good[0], pairs.bad[0], pairs.total
     ('The river was very old.', 'The river were very old.', 204)
@@ -87,10 +173,6 @@ class Pairs(TestSet):
 
     def texts(self) -> list[tuple[str, ...]]:
         return [(text,) for text in self.good]
-
-    def content(self) -> str:
-        plain = json.dumps([self.good, self.bad, self.groups])
-        return hashlib.sha256(plain.encode()).hexdigest()[:16]
 
     def score(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> list[Measurement]:
         """One record: accuracy, by group too.
