@@ -43,6 +43,20 @@ class MaskingTrainer(Trainer):
     a function of (seed, epoch, example id), so batch size, ranks, workers and resuming do not move them, and
     schedules act at the exact step. Datasets without a length get masks by the step instead of the epoch.
 
+    >>> import maskwise as mw
+    >>> from transformers import BertConfig, BertForMaskedLM, TrainingArguments
+    >>> from maskwise.text import train_tokenizer
+    >>> tokenizer = train_tokenizer(["the cat sat on the mat"] * 3, vocab_size=80)
+    >>> size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    >>> model = BertForMaskedLM(BertConfig(vocab_size=len(tokenizer), **size))
+    >>> arguments = TrainingArguments("out", max_steps=2, report_to="none", disable_tqdm=True)
+    >>> rows = mw.encode(tokenizer, ["the cat sat on the mat"] * 16)
+    >>> masker = mw.Masker(tokenizer, policy="whole-word", ratio=0.3)
+    >>> trainer = MaskingTrainer(model, arguments, masker=masker, train_dataset=rows)
+    >>> trainer.train().global_step
+    {...
+    2
+
     Args:
         model, args: as for ``Trainer``; ``args.remove_unused_columns`` counts as False.
         masker: what masks, in training.

@@ -98,6 +98,14 @@ class Learned(Sampler):
 class Mometas(Learned):
     """The published sampler.
 
+    >>> sampler = Mometas(["mlm", "atd"], lr=0.1, entropy=2.0, seed=0)
+    >>> drawn = [sampler.draw(step) for step in range(100)]  # train on each of them; probe both before and after
+    >>> logits = sampler.update(before={"mlm": 6.0, "atd": 0.7}, after={"mlm": 5.4, "atd": 0.7})
+    >>> drawn.count("atd"), [round(p, 2) for p in sampler.probabilities().tolist()]
+    (55, [0.48, 0.52])
+
+    The gain of all arms together is credited to those that were drawn more often than their share, whichever improved.
+
     Args:
         arms: names of the arms.
         lr: of the plain gradient step on the logits.

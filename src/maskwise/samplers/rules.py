@@ -59,6 +59,10 @@ class Sequential(Sampler):
 class Shares(Sampler):
     """Hand-set shares, one for each arm; numbers or schedules, divided by their sum at each step.
 
+    >>> sampler = Shares(["mlm", "cse"], 3, 1)
+    >>> sampler.probabilities().tolist()
+    [0.75, 0.25]
+
     ``shares(1, "linear(0, 1)")``: the second arm from nothing to half of the steps.
     """
 
