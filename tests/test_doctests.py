@@ -41,7 +41,7 @@ def test_examples_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def has_example(name: str) -> bool:
-    """Whether the docstring of a public name, or of something in it (a method, a function of a room), shows an example."""
+    """Whether the docstring of a public name shows an example, or that of a method or function in it."""
     public = getattr(maskwise, name)
     parts = vars(public).values() if inspect.isclass(public) or inspect.ismodule(public) else []
     own = [part for part in parts if str(getattr(part, "__module__", "")).startswith("maskwise")]
