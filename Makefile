@@ -20,8 +20,8 @@ test-all: venv ## slow tests too; those that need ../shared skip without it
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m "slow or not slow" --timeout 1800
 
 check: venv docs ## format, lint, types, import direction, the shape of the house, and the pages of docs/
-	$(BIN)/ruff format --check src tests scripts
-	$(BIN)/ruff check src tests scripts
+	$(BIN)/ruff format --check src tests scripts benchmarks
+	$(BIN)/ruff check src tests scripts benchmarks
 	$(BIN)/mypy
 	$(BIN)/pytest -p no:cacheprovider tests/test_imports.py tests/test_house.py
 
@@ -29,8 +29,8 @@ docs: venv ## the pages, with the reference made from docstrings, in build/site;
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 format: venv
-	$(BIN)/ruff check --fix src tests scripts
-	$(BIN)/ruff format src tests scripts
+	$(BIN)/ruff check --fix src tests scripts benchmarks
+	$(BIN)/ruff format src tests scripts benchmarks
 
 bench: venv ## speed beside the peers; alone on the machine, please
 	OMP_NUM_THREADS=1 $(BIN)/maskwise bench mask

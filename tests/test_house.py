@@ -287,7 +287,7 @@ def total() -> int:
 MEASURES = [
     Measure("lines in the longest file", lambda: max(lengths().values()), most=450,
             where=lambda: sorted((f"{n:4} {name}" for name, n in lengths().items() if n > 450), reverse=True)),
-    Measure("mean lines a file", lambda: round(total() / len(lengths()), 1), least=170, held=False),
+    Measure("mean lines a file", lambda: round(total() / len(lengths()), 1), least=170),
     Measure("files", lambda: len(lengths()), most=115, held=False),
     Measure("lines of source", total, most=21_500, held=False),
     Measure("modules with a single importer, %", lambda: round(100 * len(single_importers()) / len(lengths()), 1),

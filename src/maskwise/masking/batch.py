@@ -141,6 +141,13 @@ class AnnotatedBatch:
 class MaskedBatch:
     """Inputs and targets. ``model(**batch)`` works: as a mapping it holds just what the model reads.
 
+    >>> from maskwise import Masker
+    >>> from maskwise.text import encode, train_tokenizer
+    >>> tokenizer = train_tokenizer(["the cat sat on the mat"] * 3, vocab_size=80)
+    >>> batch = Masker(tokenizer, ratio=0.5, seed=0)(encode(tokenizer, ["the cat sat on"]))
+    >>> batch.targets, list(batch.keys()), batch.input_ids.shape == batch.labels.shape
+    (2, ['input_ids', 'labels', 'attention_mask'], True)
+
     Attributes:
         input_ids: (B, L') int64, corrupted.
         labels: (B, L'') int64, −100 where there is nothing to predict.

@@ -39,7 +39,7 @@ class MaskingCollator:
         MaskwiseError: rows of one batch that carry different steps or epochs.
 
     >>> from maskwise.text import train_tokenizer
-    >>> tokenizer = train_tokenizer(["the cat sat on the mat"], vocab_size=60)
+    >>> tokenizer = train_tokenizer(["the cat sat on the mat"], vocab_size=80)
     >>> collate = MaskingCollator(Masker(tokenizer, ratio=0.5))
     >>> row = {"input_ids": tokenizer("the cat sat")["input_ids"], "example_id": 0, "step": 0, "epoch": 0}
     >>> sorted(collate([row]))
@@ -102,6 +102,9 @@ def _common(rows: Rows, name: str) -> int | None:
 class SteppedDataset(Dataset):
     """Wraps a map-style dataset: indexed by (index, step, epoch), it returns the row with these beside it.
 
+    >>> SteppedDataset([{"input_ids": [5, 7]}])[0, 3, 1]
+    {'input_ids': [5, 7], 'example_id': 0, 'step': 3, 'epoch': 1}
+
     Rows that have no ``example_id`` get their index.
     """
 
@@ -119,6 +122,10 @@ class SteppedDataset(Dataset):
 class StepBatchSampler(Sampler):
     """Shuffled batches of (index, step, epoch); the order is a function of (seed, epoch), so resuming is
     O(1).
+
+    >>> sampler = StepBatchSampler(6, batch_size=2, epochs=1, seed=0)
+    >>> len(sampler), next(iter(sampler))
+    (3, [(2, 0, 0), (1, 0, 0)])
 
     Rows that are left over at the end of an epoch's order are passed over; the next epoch's order is another.
 

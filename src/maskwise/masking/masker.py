@@ -51,7 +51,7 @@ class Masker:
         MaskwiseError: an unknown name, a ratio outside 0 to 1, a tokenizer without what the corruption shows.
 
     >>> from maskwise.text import train_tokenizer
-    >>> tokenizer = train_tokenizer(["the cat sat on the mat"], vocab_size=60)
+    >>> tokenizer = train_tokenizer(["the cat sat on the mat"], vocab_size=80)
     >>> masker = Masker(tokenizer, policy="token", ratio=0.5, corruption="mask-only")
     >>> batch = masker([{"input_ids": tokenizer("the cat sat")["input_ids"], "example_id": 0}], epoch=0)
     >>> batch.targets == int((batch.input_ids == tokenizer.mask_token_id).sum())

@@ -195,7 +195,7 @@ def _piecewise(at: tuple[float, ...], value: tuple[float, ...], f: float) -> flo
 def linear(start: float, end: float) -> Schedule:
     """From ``start`` to ``end`` in a straight line (Ankner et al.: 0.30 → 0.15 for BERT-base).
 
-    >>> linear(0.30, 0.15)(step=500, total_steps=1000)
+    >>> round(linear(0.30, 0.15)(step=500, total_steps=1000), 3)
     0.225
     """
     return named("linear", straight, start, end)
