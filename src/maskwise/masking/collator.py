@@ -103,7 +103,7 @@ class SteppedDataset(Dataset):
     """Wraps a map-style dataset: indexed by (index, step, epoch), it returns the row with these beside it.
 
     >>> SteppedDataset([{"input_ids": [5, 7]}])[0, 3, 1]
-    {'input_ids': [5, 7], 'example_id': 0, 'step': 3, 'epoch': 1}
+    {'example_id': 0, 'input_ids': [5, 7], 'step': 3, 'epoch': 1}
 
     Rows that have no ``example_id`` get their index.
     """
