@@ -165,8 +165,8 @@ Place = tuple[str, str]
 JOURNEYS = [
     [("maskwise.cli", "study"), ("maskwise.recipe", "Recipe"), ("maskwise", "MaskingSettings")],
     [("maskwise.cli", "study"), ("maskwise.study", "run_stage"), ("maskwise", "MaskingSettings")],
-    [("maskwise", "MaskingSettings"), ("maskwise.masking", "Masker"), ("maskwise.masking", "select"),
-     ("maskwise.masking", "MaskedBatch")],
+    [("maskwise", "MaskingSettings"), ("maskwise.masking", "Masker"), ("maskwise.masking", "select")],
+    [("maskwise.masking", "Masker"), ("maskwise.masking", "MaskedBatch")],
 ]  # fmt: skip
 """Where ``masking.ratio=0.3`` goes: the command reads it, the recipe checks it, a process that does a stage of the
 study takes it and builds a masker of it, ``select`` spends it, and the masked batch tells it. The first member of a
@@ -297,7 +297,7 @@ MEASURES = [
     Measure("files in the reading order", lambda: len(reading_order()), most=5, least=5),
     Measure("lines of the reading order", lines_to_read, most=750, held=False,
             where=lambda: [str(path.relative_to(ROOT)) for path in reading_order()]),
-    Measure("files from the command to the mask", lambda: len(files_of_ratio() or ()) or math.inf, most=10, held=False,
+    Measure("files from the command to the mask", lambda: len(files_of_ratio() or ()) or math.inf, most=10,
             where=lambda: list(files_of_ratio() or ["the way is lost"])),
     Measure("lines that cite foreign notes", lambda: len(foreign_citations()), most=0, held=False,
             where=foreign_citations),
