@@ -264,11 +264,6 @@ def encode(
     """Texts → rows for a `Masker`, special tokens added: lists under "input_ids", "attention_mask" and
     "word_ids", and an int under "example_id".
 
-    >>> from maskwise.text import train_tokenizer
-    >>> tokenizer = train_tokenizer(["the cat sat on the mat"] * 3, vocab_size=80)
-    >>> encode(tokenizer, ["the cat sat"])[0]["word_ids"]
-    [-1, 0, 1, 2, -1]
-
     Args:
         tokenizer: a fast transformers tokenizer.
         texts: one row each.
