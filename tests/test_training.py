@@ -21,7 +21,7 @@ from maskwise.evaluation import HeldOut
 from maskwise.folders import damage, file_hash
 from maskwise.masking import IGNORE, Masker
 from maskwise.models import load_model, most_tokens, new_config, new_model
-from maskwise.objectives import MaskedLanguageModelling
+from maskwise.objectives import Arms, MaskedLanguageModelling, objective
 from maskwise.text import load_tokenizer
 from maskwise.training import MaskedSource, TrainingSettings, log_frequencies, permutation, train
 from maskwise.training.engine import save_checkpoint
@@ -157,6 +157,16 @@ def test_hidden_matrices_are_those_of_blocks_and_prediction_head(architecture: s
         where = f"({BLOCKS[architecture]}{head})"
         expected = {n for n, _ in made.named_parameters() if re.fullmatch(where + r"\.weight", n)}
         assert found == expected and len(found) - bool(head) in (8, 12, 6)
+
+
+@pytest.mark.parametrize("architecture", ["bert", "electra"])
+def test_muon_leaves_heads_and_decoders_of_several_objectives_to_adamw(architecture: str) -> None:
+    """The arms stand in a ModuleList, as blocks do: heads, untied decoders and ELECTRA's projection went to Muon."""
+    net = model(architecture, tie_word_embeddings=False, hidden_dropout_prob=0.1)
+    names = {"mlm": "mlm", "again": "mlm", "atd": "atd", "cse": "cse", "sbo": "sbo"}
+    arms = Arms({name: objective(spec, net) for name, spec in names.items()})
+    one = {id(p) for p in hidden_matrices(MaskedLanguageModelling(net))}
+    assert one and {id(p) for p in hidden_matrices(arms)} == one
 
 
 def test_every_parameter_has_one_optimiser_and_vectors_no_decay() -> None:

@@ -2,7 +2,7 @@
 
 The steps between two probes are a rollout; its reward is the sum of the relative gains of all arms on the probe
 data; a policy gradient on one logit per arm, with an entropy term, makes arms that were drawn in good rollouts
-more likely. Cost: a few numbers; the probes are the price (``training.probing``).
+more likely. Cost: a few numbers; the probes are the price (``training.arms``).
 
 Two samplers live here. ``Mometas`` has the published update. With its constants it stays near uniform: the fixed
 point is softmax(q / entropy), q the total relative gain of ``every`` steps of one arm alone, and where every loss

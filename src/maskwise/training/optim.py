@@ -114,7 +114,9 @@ def hidden_matrices(module: nn.Module) -> list[Tensor]:
     model: Any = module if isinstance(module, PreTrainedModel) else getattr(module, "model", module)
     output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     looked_up = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
-    lists = [m for m in module.modules() if isinstance(m, nn.ModuleList)]
+    # Not every ModuleList: the arms of ``Arms`` are one, with all that their heads and the whole model hold.
+    encoders = [encoder_of(m) for m in module.modules() if isinstance(m, PreTrainedModel)]
+    lists = [m for encoder in encoders for m in encoder.modules() if isinstance(m, nn.ModuleList)]
     inside = {id(m): m for blocks in lists for m in blocks.modules() if isinstance(m, nn.Linear)}
     if output is not None:
         encoder = {id(m) for m in encoder_of(model).modules()} | {id(output)}
