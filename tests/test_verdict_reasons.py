@@ -192,14 +192,10 @@ def test_missing_runs():
     assert (none["verdict"], none["reason"]) == ("void", "missing-runs")
 
 
-def test_stopped_early_is_at_most_suggests_and_excuses_what_was_not_run():
+def test_seeds_that_only_one_side_has_are_refused():
     six = {"token-15": CLEAR["token-15"], "token-30": [x - 0.4 for x in CLEAR["token-30"][:6]]}
     with pytest.raises(MaskwiseError, match="lacks seeds"):
         judged(six)
-    row = judged(six, more=[{"kind": "stopped", "arm": "token-30", "runs": 6, "best": "token-15"}])
-    assert (row["verdict"], row["reason"], row["better"]) == ("suggests", "stopped-early", "baseline")
-    assert reason(row, "stopped-early")["arms"] == ["token-30"]
-    assert row["summary"]["arms"]["token-30"]["stopped"] == {"runs": 6, "best": "token-15"}
 
 
 def test_item_noise_is_another_interval_and_is_said():

@@ -72,7 +72,6 @@ class Study(TypedDict, total=False):
     contrasts: list[tuple[str, str]]
     match: Matching | None
     search: Search | None
-    stopping: str | None
 
 
 class Candidate(TypedDict):
@@ -249,7 +248,6 @@ class ArmSummary(TypedDict):
     plateau: bool
     gap_nats: float | None
     failures: int
-    stopped: dict[str, object] | None
     chosen: dict[str, object] | None
     compute: dict[str, float]
     scores: dict[str, list[float | None]]

@@ -10,7 +10,7 @@ Every verdict has reasons, each with a code and with what it does (its effect):
 |----------|-------|
 | "voids"  | missing-runs (no pair is left), different-units, different-tokenizers, plateau, chance-level |
 | "tests"  | significant, not-significant, interval-holds-zero, few-runs, secondary |
-| "caps"   | no-dev-selection, stopped-early: at most "suggests" |
+| "caps"   | no-dev-selection: at most "suggests" |
 | "said"   | unmatched-compute, grid-border, item-noise, overlap, missing-runs (some pairs are left): it stands |
 
 few-runs and secondary cap as well: no test is made, so nothing can be decided.
@@ -175,11 +175,11 @@ def _paired(table: Table, arm: str, baseline: str, outcome: str) -> tuple[BySeed
     """Both sides on the seeds they share."""
     mine, other = table.values(outcome, arm), table.values(outcome, baseline)
     for name, lost in ((arm, other.keys() - mine.keys()), (baseline, mine.keys() - other.keys())):
-        unexcused = [seed for seed in sorted(lost) if not table.excused(name, seed)]
-        if unexcused and name != REFERENCE:
+        missing = sorted(lost - table.failed.get(name, set()))
+        if missing and name != REFERENCE:
             raise MaskwiseError(
                 f"arm {name!r} lacks seeds that its partner has ({outcome})",
-                got=f"no seed {', '.join(map(str, unexcused))}",
+                got=f"no seed {', '.join(map(str, missing))}",
                 do="run the study to its end, or drop those seeds",
             )
     shared = sorted(mine.keys() & other.keys())
@@ -301,7 +301,7 @@ class Reasons:
         """Reasons for which nothing can be said."""
         table, pair, outcome = self.table, (row["arm"], row["baseline"]), row["outcome"]
         reasons: list[Reason] = []
-        lost = any(table.failed.get(arm) or arm in table.stopped for arm in pair)
+        lost = any(table.failed.get(arm) for arm in pair)
         if row["n"] == 0 or (row["n"] == 1 and lost):
             sentence = "too few runs finished"
             reasons.append(
@@ -352,12 +352,6 @@ class Reasons:
         if cause := self._unselected(arms):
             why, sentence = cause
             reasons.append({"code": "no-dev-selection", "effect": "caps", "sentence": sentence, "why": why})
-        if early := [arm for arm in arms if arm in self.table.stopped]:
-            sentence = (
-                f"{self._named(early)} was stopped early because it looked hopeless: an arm that is stopped after bad"
-                " luck keeps that luck in its mean, so the difference looks larger than it is"
-            )
-            reasons.append({"code": "stopped-early", "effect": "caps", "sentence": sentence, "arms": early})
         return reasons
 
     def _unselected(self, arms: list[str]) -> tuple[str, str] | None:

@@ -133,7 +133,6 @@ class Table(Measures):
     def __init__(self, records: Sequence[Record], study: Study):
         self.study = study
         self.failed: dict[str, set[int]] = defaultdict(set)
-        self.stopped: dict[str, Record] = {}
         self.selection: dict[str, Record] = {}
         self.overlap: list[Record] = []
         self.evaluation_facts: dict[str, Record] = {}
@@ -145,7 +144,7 @@ class Table(Measures):
         )
         arms = {arm for by_arm in self.outcomes.values() for arm in by_arm}
         for arm in study["arms"]:
-            if arm not in arms and arm not in self.failed and arm not in self.stopped:
+            if arm not in arms and arm not in self.failed:
                 raise MaskwiseError(
                     "an arm has no runs", got=arm, do="run the study to its end, or drop the arm"
                 )
@@ -172,8 +171,6 @@ class Table(Measures):
             raise unknown_name("arm in records", arm, known)
         if kind == "failure" and record.get("fraction", 1.0) == 1:
             self.failed[record["arm"]].add(record["seed"])
-        elif kind == "stopped":
-            self.stopped[record["arm"]] = record
         elif kind == "selection":
             self.selection[record["arm"]] = record
         elif kind == "overlap":
@@ -187,7 +184,7 @@ class Table(Measures):
         for arm in arms:
             for seed in {seed for name in names for seed in self.values(name, arm)}:
                 missing = [name for name in names if seed not in self.values(name, arm)]
-                if missing and not self.excused(arm, seed):
+                if missing and seed not in self.failed.get(arm, ()):  # a recorded failure excuses
                     what = "a held-out ratio" if missing[0].startswith("heldout:") else "a task"
                     raise MaskwiseError(
                         f"{what} was measured in some runs only",
@@ -196,10 +193,6 @@ class Table(Measures):
                     )
                 for name in names if missing else []:
                     self.values(name, arm).pop(seed, None)
-
-    def excused(self, arm: str, seed: int) -> bool:
-        """Only a recorded failure, or an arm that was stopped, excuses a number that is missing."""
-        return seed in self.failed.get(arm, ()) or arm in self.stopped
 
     def _pooled_sd(self, task: str) -> float | None:
         """The SD over runs about their arm's mean, at least one test item; None without two runs of an arm."""
@@ -306,13 +299,12 @@ class Table(Measures):
         return compute
 
     def describe(self, arm: str, words: str) -> ArmSummary:
-        stopped, selection = self.stopped.get(arm), self.selection.get(arm)
+        selection = self.selection.get(arm)
         return {
             "units": self.units(arm),
             "plateau": self.on_plateau(arm),
             "gap_nats": self.gap_nats(arm),
             "failures": len(self.failed.get(arm, ())),
-            "stopped": {k: v for k, v in stopped.items() if k not in ("kind", "arm")} if stopped else None,
             "chosen": selection["chosen"] if selection else None,
             "compute": self.compute(arm),
             "scores": {

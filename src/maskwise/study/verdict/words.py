@@ -18,13 +18,11 @@ Names = Mapping[str, str]
 DOUBTS = {
     "secondary": "a suggestion, because this is not a primary test",
     "no-dev-selection": "a suggestion, not proof, because settings were not chosen in the same way for each arm",
-    "stopped-early": "a suggestion, not proof, because an arm was stopped early",
 }
 ADVICE = {
     "plateau": "Train longer, or at a higher ratio: a model that knows only word frequencies cannot be compared.",
     "chance-level": "Use easier tasks, or train longer: at chance level no choice can make a difference.",
     "no-dev-selection": "Search the same small grid of learning rates for every arm, on dev seeds (study.search).",
-    "stopped-early": "Run stopped arms to the end before you publish anything about them.",
     "missing-runs": "Repair what failed and give the same command again: it goes on where it stopped.",
     "unmatched-compute": "Consider the compute, too: look at quality by targets, FLOPs and seconds (study.match).",
     "grid-border": "Widen the grid: the best setting of an arm is at its edge (study.search.grid).",
