@@ -69,7 +69,9 @@ def test_a_folder_is_replaced_whole_and_a_failure_leaves_the_old_one(tmp_path: P
 
 def test_damage_is_found(tmp_path: Path) -> None:
     folder = tmp_path / "folder"
-    write_folder(folder, lambda target: (target / "a").write_bytes(b"abc"))
+    write_folder(folder, lambda target: [(target / name).write_bytes(b"abc") for name in ("a", "README.md")])
+    (folder / "README.md").write_bytes(b"a card that its owner has edited")
+    assert damage(folder) is None
     (folder / "a").write_bytes(b"abd")
     assert damage(folder) == "a is damaged"
     (folder / "a").unlink()

@@ -23,6 +23,7 @@ from typing import Any
 from maskwise.errors import MaskwiseError
 
 MANIFEST = "manifest.json"
+CARD = "README.md"
 
 
 @contextmanager
@@ -103,7 +104,8 @@ def write_folder(folder: Path, fill: Callable[[Path], Any]) -> None:
         try:
             partial.mkdir(parents=True)
             fill(partial)
-            files = sorted(path for path in partial.rglob("*") if path.is_file())
+            # A card is for people, who may write in it; everything else is for programs.
+            files = sorted(path for path in partial.rglob("*") if path.is_file() and path.name != CARD)
             hashes = {str(path.relative_to(partial)): file_hash(path) for path in files}
             (partial / MANIFEST).write_text(json.dumps({"sha256": hashes}, indent=1))
             if folder.exists():
