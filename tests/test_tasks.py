@@ -31,7 +31,7 @@ from maskwise.tasks import (
     load_task,
 )
 from maskwise.tasks.judge import answer, load_network
-from maskwise.tasks.kinds.labels import TaggedRow, TextRow
+from maskwise.tasks.labels import TaggedRow, TextRow
 from maskwise.tasks.metrics import METRICS, accuracy, entities, entity_f1, macro_f1, matthews
 from maskwise.text import train_tokenizer
 from maskwise.text.labelled import read_records

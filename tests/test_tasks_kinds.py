@@ -31,12 +31,11 @@ from maskwise.tasks import (
     task_record,
 )
 from maskwise.tasks.judge import answer
-from maskwise.tasks.kinds.embeddings import embed
-from maskwise.tasks.kinds.labels import ScoredRow, TextRow
-from maskwise.tasks.kinds.questions import MAX_ANSWER_TOKENS, best_spans
+from maskwise.tasks.labels import ScoredRow, TextRow
 from maskwise.tasks.metrics import METRICS, entity_f1, exact_match, normalise, pearson, spearman, word_f1
+from maskwise.tasks.questions import MAX_ANSWER_TOKENS, best_spans
 from maskwise.tasks.task import Row, Tuned, UsualColumns
-from maskwise.tasks.tensors import Data, batches
+from maskwise.tasks.tensors import Data, batches, embed
 from maskwise.text import train_tokenizer
 
 LEXICON = "red green blue cat dog fox runs sleeps sits big small old in on under by park house river tree"

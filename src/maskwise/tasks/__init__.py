@@ -1,9 +1,8 @@
 """What a checkpoint is judged by: labelled rows (task, loading), their tensors, metrics, the kinds of tasks (a class
-each, in ``kinds/``), and the judging itself. Imports ``training`` and below, and ``text``."""
+each, in labels and questions), and the judging itself. Imports ``training`` and below, and ``text``."""
 
 from maskwise.tasks.judge import FinetuneSettings, Score, TaskRecord, evaluate_tasks, finetune, task_record
-from maskwise.tasks.kinds import KINDS
-from maskwise.tasks.loading import BUNDLED_TASKS, load_task
+from maskwise.tasks.loading import BUNDLED_TASKS, KINDS, load_task
 from maskwise.tasks.metrics import METRICS
 from maskwise.tasks.task import Task
 from maskwise.tasks.tensors import TaskSource, encode

@@ -28,7 +28,7 @@ from maskwise.models import check_fit, check_room, load_task_model, task_config
 from maskwise.objectives import Objective
 from maskwise.tasks.loading import load_task
 from maskwise.tasks.task import Frozen, Task, Tuned
-from maskwise.tasks.tensors import Data, TaskSource, check_length, encode
+from maskwise.tasks.tensors import Data, TaskSource, check_length, embed, encode
 from maskwise.text import load_tokenizer
 from maskwise.training import TrainingSettings, train
 from maskwise.training.engine import best_device, save_checkpoint
@@ -223,7 +223,12 @@ def finetune(
     if isinstance(kind, Frozen):
         check_length(task, tokenizer, max_length)
         torch.nn.Module.to(network, best_device())
-        answers = dict(kind.answers(network, task, tokenizer, max_length=max_length))
+        texts = {split: [text for row in rows for text in row.texts] for split, rows in task.splits.items()}
+        vectors = {
+            split: embed(network, each, tokenizer, max_length=max_length, pooling=task.pooling)
+            for split, each in texts.items() if each
+        }  # fmt: skip
+        answers = dict(kind.answers(task, vectors))
     else:
         assert isinstance(kind, Tuned)
         settings = settings.model_copy(update={"seed": seed})

@@ -24,12 +24,34 @@ from pathlib import Path
 
 from maskwise.errors import MaskwiseError, unknown_name
 from maskwise.specs import read_options
-from maskwise.tasks.kinds import KINDS, kind_of
+from maskwise.tasks.labels import (
+    SentenceEmbedding,
+    SequenceClassification,
+    Similarity,
+    TokenClassification,
+    ZeroShotSimilarity,
+)
 from maskwise.tasks.metrics import METRICS
-from maskwise.tasks.task import NO_LABEL, SPLITS, Columns, Row, Task, counted, find_columns, place_of
+from maskwise.tasks.questions import MultipleChoice, QuestionAnswering
+from maskwise.tasks.task import NO_LABEL, SPLITS, Columns, Kind, Row, Task, counted, find_columns, place_of
 from maskwise.text import bundled_path
 from maskwise.text.labelled import READERS, Record, ending_of, read_hub, read_records, read_text, read_tsv
 
+KINDS: Mapping[str, Kind] = {
+    kind.name: kind
+    for kind in (
+        # In the order in which columns are asked what they are: the first that recognises them takes them.
+        TokenClassification(),
+        MultipleChoice(),
+        QuestionAnswering(),
+        Similarity(),
+        SequenceClassification(),
+        # Only if the user names them.
+        ZeroShotSimilarity(),
+        SentenceEmbedding(),
+    )
+}
+"""The kinds of tasks, one class each. A new kind is a class, and a line here."""
 POOLINGS = ("mean", "cls")
 BUNDLED_TASKS = {
     "banking77": "banking77",
@@ -128,7 +150,7 @@ def load_task(
     if where is not None:
         records = {split: _only(part, where, place) for split, part in records.items()}
     first = next((part for part in records.values() if part), [])
-    chosen = KINDS[kind] if kind else kind_of(first, given)
+    chosen = KINDS[kind] if kind else next(k for k in KINDS.values() if k.recognises(first, given))
 
     skipped: Counter[str] = Counter()
     splits: Splits = {}

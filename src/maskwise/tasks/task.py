@@ -1,7 +1,7 @@
 """The nouns of the room: a row, a kind of task, a task.
 
 A *kind* says how records become rows, which answer is right, how answers are scored, and how a checkpoint gives
-them. It is one class; the classes stand in ``kinds/`` and in the one table there. Everything else in this room
+them. It is one class in ``labels`` or ``questions``, and a line in ``loading.KINDS``. Everything else in this room
 (loading, cutting into splits, fine-tuning, records) asks the kind and knows no kind by name.
 """
 
@@ -23,7 +23,7 @@ from maskwise.tasks.metrics import METRICS
 from maskwise.text.labelled import Record
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from torch import Tensor
 
     from maskwise.objectives import Objective
     from maskwise.tasks.tensors import Cutter, Data
@@ -160,8 +160,10 @@ class Tuned(Kind[R]):
     """The loss over such a model. The answers of the tensors (``Data.answers``) are read off it."""
 
     def config(self, task: Task[R]) -> dict[str, object]:
-        """What the model's configuration must say."""
-        return {}
+        """What the model's configuration must say: its classes, if it has some."""
+        names = dict(enumerate(task.labels))
+        numbers = {name: number for number, name in names.items()}
+        return {"num_labels": len(names), "id2label": names, "label2id": numbers} if names else {}
 
     @abstractmethod
     def encode(self, task: Task[R], split: str, cutter: Cutter) -> Data:
@@ -173,14 +175,20 @@ class Frozen(Kind[R]):
 
     frozen, head = True, "embedding"
 
+    def recognises(self, records: Sequence[Record], given: Columns) -> bool:
+        """Never: the same rows can be fine-tuned on."""
+        return False
+
     def least_tokens(self, task: Task[R]) -> tuple[bool, int]:
         return False, 1  # every text is embedded alone
 
     @abstractmethod
-    def answers(
-        self, network: PreTrainedModel, task: Task[R], tokenizer: PreTrainedTokenizerBase, *, max_length: int
-    ) -> Mapping[str, ArrayLike]:
-        """The answers on test, and on dev where there is one."""
+    def answers(self, task: Task[R], vectors: Mapping[str, Tensor]) -> Mapping[str, ArrayLike]:
+        """The answers on test, and on dev where there is one.
+
+        Args:
+            vectors: (N, H) the embeddings of the texts of every split that has rows; of pairs two behind one another.
+        """
 
 
 @dataclass(frozen=True, eq=False)

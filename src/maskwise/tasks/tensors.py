@@ -22,10 +22,12 @@ import torch
 from numpy.typing import ArrayLike
 from tokenizers import Encoding, Tokenizer
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from maskwise.errors import MaskwiseError
-from maskwise.objectives import Objective
+from maskwise.masking.batch import IGNORE
+from maskwise.objectives import Classification, Objective
+from maskwise.tasks.metrics import LOST
 from maskwise.tasks.task import SPLITS, Task, Tuned
 from maskwise.training import TrainingSettings, permutation
 
@@ -118,6 +120,47 @@ def batches(data: Flat | Data, device: torch.device) -> Iterator[tuple[Tensor, d
         yield rows, {name: value.to(device) for name, value in data.batch(rows).items()}
 
 
+@dataclass(frozen=True, eq=False)
+class Encoded(Data[Classification]):
+    """Classes of rows or of words, or scores of rows: N rows, T tokens in all, W words in all.
+
+    Attributes:
+        targets: (N,) class of a row, or its standardised score, or (T,) class of a token; −100 where there is
+            nothing to predict.
+        place: (W,) the token that answers for a word, −1 for a lost word; None if rows are answered.
+    """
+
+    targets: Tensor
+    place: Tensor | None = None
+
+    @property
+    def lost(self) -> int:
+        """Words that cannot be answered."""
+        return 0 if self.place is None else int((self.place < 0).sum())
+
+    def batch(self, rows: Tensor) -> dict[str, Tensor]:
+        """What ``Flat.batch`` gives, and labels (B,) or (B, L)."""
+        inputs = self.flat.batch(rows)
+        if self.place is None:
+            return {**inputs, "labels": self.targets[rows]}
+        at, real = self.flat.at(rows)
+        return {**inputs, "labels": torch.where(real, self.targets[at], IGNORE)}
+
+    def answers(self, objective: Classification, device: torch.device) -> Tensor:
+        """The most probable class of every row (N,) or word (W,), −2 (``LOST``) for lost words; or the score."""
+        scores = self.targets.is_floating_point()
+        answers = torch.full_like(self.targets, LOST)  # (N,), or (T,) where words are answered
+        for rows, batch in batches(self, device):
+            logits = objective.logits(batch).float().cpu()
+            best = logits.squeeze(-1) if scores else logits.argmax(-1)
+            if self.place is None:
+                answers[rows] = best
+            else:
+                at, real = self.flat.at(rows)
+                answers[at[real]] = best[real]
+        return answers if self.place is None else torch.where(self.place < 0, LOST, answers[self.place])
+
+
 class TaskSource:
     """Training batches of a task, for the loop: all rows in a new order every epoch, every batch full.
 
@@ -180,9 +223,7 @@ def encode(task: Task, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -
         MaskwiseError: a slow tokenizer, one without padding, or a length without room for text.
     """
     check_length(task, tokenizer, max_length)
-    return _encoded(
-        task, _state(tokenizer, words=task.kind.words), _padding(tokenizer), max_length=max_length
-    )
+    return _encoded(task, _state(tokenizer, words=task.kind.words), _padding(tokenizer), max_length)
 
 
 @dataclass(frozen=True)
@@ -193,20 +234,24 @@ class Cutter:
     pad: int
     max_length: int
 
+    @classmethod
+    def of(cls, state: str, pad: int, max_length: int) -> Cutter:
+        """Without padding; "[MASK]" in a text is text."""
+        backend = Tokenizer.from_str(state)
+        backend.encode_special_tokens = True
+        backend.enable_truncation(max_length)
+        return cls(backend, pad, max_length)
+
     def flat(self, texts: Sequence[str | tuple[str, ...]]) -> Flat:
         """One sequence for each text, or pair of texts."""
         return Flat.of(self.backend.encode_batch(texts), self.pad)
 
 
 @lru_cache(maxsize=8)
-def _encoded(task: Task, state: str, pad: int, *, max_length: int) -> dict[str, Data]:
-    kind, splits = task.kind, {}
+def _encoded(task: Task, state: str, pad: int, max_length: int) -> dict[str, Data]:
+    kind = task.kind
     assert isinstance(kind, Tuned), "frozen kinds have no tensors to train on"
-    for split in SPLITS:
-        backend = _backend(state)
-        backend.enable_truncation(max_length)
-        splits[split] = kind.encode(task, split, Cutter(backend, pad, max_length))
-    return splits
+    return {split: kind.encode(task, split, Cutter.of(state, pad, max_length)) for split in SPLITS}
 
 
 def check_length(task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
@@ -215,25 +260,11 @@ def check_length(task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int
     Raises:
         MaskwiseError: they do not; a slow tokenizer, or one without padding.
     """
+    _padding(tokenizer)
     paired, tokens = task.kind.least_tokens(task)
-    least = private_copy(tokenizer).num_special_tokens_to_add(is_pair=paired) + tokens
+    least = tokenizer.num_special_tokens_to_add(pair=paired) + tokens
     if max_length < least:
         raise MaskwiseError("max_length leaves no room for text", got=max_length, allowed=f"≥ {least}")
-
-
-def private_copy(tokenizer: PreTrainedTokenizerBase, *, words: bool = False) -> Tokenizer:
-    """The tokenizer without padding and truncation, to which "[MASK]" in a text is text.
-
-    Args:
-        words: it will be given single words of running text. Byte-level and metaspace tokenizers write a word after a
-            space otherwise than one without, and in running text nearly every word follows a space, so here every
-            given word does.
-
-    Raises:
-        MaskwiseError: a slow tokenizer, one without padding.
-    """
-    _padding(tokenizer)
-    return _backend(_state(tokenizer, words=words))
 
 
 def _padding(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -244,8 +275,14 @@ def _padding(tokenizer: PreTrainedTokenizerBase) -> int:
     return int(tokenizer.pad_token_id)
 
 
-def _state(tokenizer: PreTrainedTokenizerBase, *, words: bool) -> str:
-    """All that the tokenizer's work depends on, as JSON."""
+def _state(tokenizer: PreTrainedTokenizerBase, *, words: bool = False) -> str:
+    """All that the tokenizer's work depends on, as JSON, without padding and truncation.
+
+    Args:
+        words: it will be given single words of running text. Byte-level and metaspace tokenizers write a word after a
+            space otherwise than one without, and in running text nearly every word follows a space, so here every
+            given word does.
+    """
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     state |= {"padding": None, "truncation": None}
     steps = state["pre_tokenizer"] or {}
@@ -257,12 +294,37 @@ def _state(tokenizer: PreTrainedTokenizerBase, *, words: bool) -> str:
     return json.dumps(state)
 
 
-def _backend(state: str) -> Tokenizer:
-    backend = Tokenizer.from_str(state)
-    backend.encode_special_tokens = True
-    return backend
-
-
 def edges(lengths: Sequence[int]) -> Tensor:
     """(N + 1,) where parts of these lengths begin, and the end."""
     return torch.tensor([0, *lengths]).cumsum(0)
+
+
+# Embeddings
+
+
+@torch.inference_mode()
+def embed(
+    network: PreTrainedModel, texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, max_length: int,
+    pooling: str = "mean",
+) -> Tensor:  # fmt: skip
+    """(N, H) float32 embeddings of texts, by an encoder without a head: the mean over the last layer's real tokens,
+    special ones included, as sentence-transformers has it, or the first token's.
+
+    Args:
+        max_length: longer texts are cut at so many tokens, special ones included.
+        pooling: "mean" or "cls".
+
+    Raises:
+        MaskwiseError: a text without any token.
+    """
+    flat = Cutter.of(_state(tokenizer), _padding(tokenizer), max_length).flat(texts)
+    if not int(flat.lengths.min()):
+        raise MaskwiseError("a text without any token cannot be embedded", got="an empty text")
+    network.eval()
+    vectors = torch.empty(len(texts), network.config.hidden_size)
+    for rows, batch in batches(flat, network.device):
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        states, real = network(**inputs).last_hidden_state.float(), inputs["attention_mask"].unsqueeze(-1)
+        pooled = states[:, 0] if pooling == "cls" else (states * real).sum(1) / real.sum(1)
+        vectors[rows] = pooled.cpu()
+    return vectors

@@ -3,16 +3,22 @@
 Words of token classification are the words of the *data*, given to the tokenizer one by one; the tag stands on the
 first piece of each. A word whose first piece was cut off, or that has no piece at all, cannot be answered: it is
 counted in ``lost`` and scored as wrong, for leaving it out would reward short rows and coarse tokenizers.
+
+The last two kinds judge sentence embeddings by the same rows. They cost one forward pass over every text; the
+regressions are scikit-learn's.
 """
 
 from __future__ import annotations
 
 import math
 import re
+import warnings
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -23,13 +29,13 @@ from maskwise.errors import MaskwiseError
 from maskwise.masking.batch import IGNORE
 from maskwise.objectives.classification import Classification
 from maskwise.objectives.regression import Regression
-from maskwise.tasks.metrics import LOST, METRICS, UNSEEN, entity_f1
+from maskwise.tasks.metrics import METRICS, UNSEEN, entity_f1
 from maskwise.tasks.task import (
     NO_LABEL,
     NO_TEXT,
     Columns,
+    Frozen,
     Kind,
-    R,
     Row,
     Task,
     Tuned,
@@ -38,7 +44,7 @@ from maskwise.tasks.task import (
     pair_in,
     require_two,
 )
-from maskwise.tasks.tensors import Cutter, Data, Flat, batches, edges
+from maskwise.tasks.tensors import Cutter, Encoded, Flat, edges
 from maskwise.text.labelled import Record
 
 CLASS_METRICS = ("accuracy", "macro-f1", "matthews")
@@ -52,10 +58,28 @@ _PAIRS = (
     ("#1 String", "#2 String"),
 )  # fmt: skip
 _BIO = re.compile(r"O$|[BIES]-.")
+PENALTIES = tuple(2.0**power for power in range(-2, 4))
+"""SentEval's grid of C, the inverse of the penalty."""
+
+
+class ClassRow(Row):
+    """An example with a class for each thing that is scored."""
+
+    @property
+    @abstractmethod
+    def classes(self) -> Sequence[str]:
+        """The right classes."""
+
+    @property
+    def items(self) -> int:
+        return len(self.classes)
+
+
+C = TypeVar("C", bound=ClassRow)
 
 
 @dataclass(frozen=True)
-class TextRow(Row):
+class TextRow(ClassRow):
     """A text, or two, and its class."""
 
     text: str
@@ -65,6 +89,10 @@ class TextRow(Row):
     @property
     def texts(self) -> tuple[str, ...]:
         return (self.text,) if self.pair is None else (self.text, self.pair)
+
+    @property
+    def classes(self) -> Sequence[str]:
+        return (self.label,)
 
 
 @dataclass(frozen=True)
@@ -81,7 +109,7 @@ class ScoredRow(Row):
 
 
 @dataclass(frozen=True)
-class TaggedRow(Row):
+class TaggedRow(ClassRow):
     """Words, and a tag for each."""
 
     tokens: list[str]
@@ -92,8 +120,8 @@ class TaggedRow(Row):
         return (" ".join(self.tokens),)
 
     @property
-    def items(self) -> int:
-        return len(self.tags)
+    def classes(self) -> Sequence[str]:
+        return self.tags
 
     @property
     def key(self) -> str:
@@ -119,10 +147,32 @@ def text_label(record: Record, columns: Columns, where: str) -> tuple[str, str |
     return (str(text), pair, name) if str(text).strip() else NO_TEXT
 
 
-class Classes(Kind[TextRow]):
+class Classes(Kind[C]):
+    """What all kinds whose answers are classes share."""
+
+    metrics: ClassVar[tuple[str, ...]] = CLASS_METRICS
+
+    def labels(self, rows: Sequence[C], where: str, skipped: Mapping[str, int]) -> tuple[str, ...]:
+        labels = sorted({name for row in rows for name in row.classes})
+        require_two(labels, "classes", where, skipped)
+        return tuple(labels)
+
+    def gold(self, task: Task[C], split: str) -> NDArray[np.int64]:
+        """Classes as numbers; −1 (``UNSEEN``) for one that train does not have."""
+        code = {label: number for number, label in enumerate(task.labels)}
+        names = (name for row in task.splits[split] for name in row.classes)
+        return np.array([code.get(name, UNSEEN) for name in names], dtype=np.int64)
+
+    def majority(self, task: Task[C]) -> float:
+        """Always the commonest class of train; of equally common ones the first met."""
+        known = Counter(name for row in task.splits["train"] for name in row.classes)
+        most = task.labels.index(known.most_common(1)[0][0])
+        return task.score("test", np.full(task.test_items, most))
+
+
+class TextClasses(Classes[TextRow]):
     """What fine-tuned and frozen classification of texts share."""
 
-    metrics = CLASS_METRICS
     columns = UsualColumns(_TEXT, _SECOND, _LABEL, _PAIRS)
 
     def row(self, record: Record, columns: Columns, where: str) -> TextRow | str:
@@ -130,37 +180,17 @@ class Classes(Kind[TextRow]):
         return parts if isinstance(parts, str) else TextRow(*parts)
 
     def labels(self, rows: Sequence[TextRow], where: str, skipped: Mapping[str, int]) -> tuple[str, ...]:
-        labels = sorted({row.label for row in rows})
+        labels = super().labels(rows, where, skipped)
         if len(labels) > max(20, len(rows) // 2):
             got = f"{len(labels)} different labels in {len(rows)} rows"
             raise MaskwiseError(f"the labels of {where} are no classes", got=got, do="check the label column")
-        require_two(labels, "classes", where, skipped)
-        return tuple(labels)
-
-    def gold(self, task: Task[TextRow], split: str) -> NDArray[np.int64]:
-        return codes(task, [row.label for row in task.splits[split]])
-
-    def majority(self, task: Task[TextRow]) -> float:
-        """Always the commonest class of train."""
-        return commonest(task, [row.label for row in task.splits["train"]])
+        return labels
 
     def group(self, row: TextRow) -> str:
         return row.label
 
 
-def codes(task: Task[R], labels: Sequence[str]) -> NDArray[np.int64]:
-    """Classes as numbers; −1 (``UNSEEN``) for one that train does not have."""
-    code = {label: number for number, label in enumerate(task.labels)}
-    return np.array([code.get(label, UNSEEN) for label in labels], dtype=np.int64)
-
-
-def commonest(task: Task[R], labels: Sequence[str]) -> float:
-    """The score of always answering the commonest of these labels; of equally common ones the first met."""
-    most = task.labels.index(Counter(labels).most_common(1)[0][0])
-    return task.score("test", np.full(task.test_items, most))
-
-
-class SequenceClassification(Classes, Tuned[TextRow]):
+class SequenceClassification(TextClasses, Tuned[TextRow]):
     """The class of a text, or of two.
 
     Tuned with a linear layer over the pooled row and cross-entropy. Majority: the commonest class of train.
@@ -173,9 +203,6 @@ class SequenceClassification(Classes, Tuned[TextRow]):
     def recognises(self, records: Sequence[Record], given: Columns) -> bool:
         """Whatever nothing else recognises."""
         return True
-
-    def config(self, task: Task[TextRow]) -> dict[str, object]:
-        return named_classes(task)
 
     def encode(self, task: Task[TextRow], split: str, cutter: Cutter) -> Encoded:
         gold = torch.from_numpy(self.gold(task, split))
@@ -248,7 +275,7 @@ class Similarity(Scores, Tuned[ScoredRow]):
         return Encoded(cutter.flat(one_or_two(task.splits[split])), targets.float())
 
 
-class TokenClassification(Tuned[TaggedRow]):
+class TokenClassification(Classes[TaggedRow], Tuned[TaggedRow]):
     """The class of every word.
 
     Tuned with a linear layer over every token and cross-entropy at the first piece of each word. Majority: the
@@ -286,11 +313,6 @@ class TokenClassification(Tuned[TaggedRow]):
         labelled = [name for name in names if name is not None]
         return TaggedRow(tokens, labelled) if len(labelled) == len(names) else NO_LABEL
 
-    def labels(self, rows: Sequence[TaggedRow], where: str, skipped: Mapping[str, int]) -> tuple[str, ...]:
-        labels = sorted({tag for row in rows for tag in row.tags})
-        require_two(labels, "classes", where, skipped)
-        return tuple(labels)
-
     def usual_metric(self, labels: tuple[str, ...]) -> str:
         return "entity-f1" if all(_BIO.match(label) for label in labels) else "accuracy"
 
@@ -298,12 +320,6 @@ class TokenClassification(Tuned[TaggedRow]):
         super().check_metric(metric, labels)
         if metric == "entity-f1" and self.usual_metric(labels) != metric:
             raise MaskwiseError("entity-f1 needs tags such as O, B-x, I-x", got=", ".join(labels[:5]))
-
-    def gold(self, task: Task[TaggedRow], split: str) -> NDArray[np.int64]:
-        return codes(task, [tag for row in task.splits[split] for tag in row.tags])
-
-    def majority(self, task: Task[TaggedRow]) -> float:
-        return commonest(task, [tag for row in task.splits["train"] for tag in row.tags])
 
     def score(self, task: Task[TaggedRow], split: str, answers: ArrayLike, metric: str) -> float:
         gold, answered = self.gold(task, split), np.asarray(answers)
@@ -313,9 +329,6 @@ class TokenClassification(Tuned[TaggedRow]):
         names = np.array([*task.labels, "O", "B-unseen by train"])
         starts = edges([len(row.tags) for row in task.splits[split]])[:-1]
         return entity_f1(names[gold], names[answered], starts)
-
-    def config(self, task: Task[TaggedRow]) -> dict[str, object]:
-        return named_classes(task)
 
     def encode(self, task: Task[TaggedRow], split: str, cutter: Cutter) -> Encoded:
         rows, gold = task.splits[split], torch.from_numpy(self.gold(task, split))
@@ -337,53 +350,59 @@ class TokenClassification(Tuned[TaggedRow]):
         return Encoded(flat, targets, place)
 
 
-def named_classes(task: Task[R]) -> dict[str, object]:
-    """What a configuration must say of the classes."""
-    names = dict(enumerate(task.labels))
-    return {"num_labels": len(names), "id2label": names, "label2id": {name: i for i, name in names.items()}}
-
-
 def one_or_two(rows: Sequence[Row]) -> list[str | tuple[str, ...]]:
     """The texts of rows as a tokenizer takes them: a text, or a pair."""
     return [row.texts if len(row.texts) > 1 else row.texts[0] for row in rows]
 
 
-@dataclass(frozen=True, eq=False)
-class Encoded(Data[Classification]):
-    """Classes of rows or of words, or scores of rows: N rows, T tokens in all, W words in all.
+# Judged by embeddings: nothing is fine-tuned, nothing is random
 
-    Attributes:
-        targets: (N,) class of a row, or its standardised score, or (T,) class of a token; −100 where there is
-            nothing to predict.
-        place: (W,) the token that answers for a word, −1 for a lost word; None if rows are answered.
+
+class ZeroShotSimilarity(Scores, Frozen[ScoredRow]):
+    """The cosine of two sentences' embeddings against people's scores (STS). Nothing is learned from train."""
+
+    name = "zero-shot-similarity"
+    suffix = "-zero-shot"
+    needs_train = False
+
+    def answers(self, task: Task[ScoredRow], vectors: Mapping[str, Tensor]) -> Mapping[str, ArrayLike]:
+        return {
+            split: torch.cosine_similarity(both[::2], both[1::2]).double().numpy()
+            for split, both in vectors.items()
+        }
+
+
+class SentenceEmbedding(TextClasses, Frozen[TextRow]):
+    """The class of a text (or of two) by logistic regression on embeddings.
+
+    The strength of the penalty is chosen on dev, on SentEval's grid; of equally good ones the strongest. (SentEval
+    itself cuts MR, CR, SUBJ and MPQA into ten folds; here they are cut once, by hash.) Majority: the commonest class
+    of train. Source: Conneau & Kiela 2018 (SentEval), section 3.
     """
 
-    targets: Tensor
-    place: Tensor | None = None
+    name = "sentence-embedding"
+    suffix = "-embedding"
 
-    @property
-    def lost(self) -> int:
-        """Words that cannot be answered."""
-        return 0 if self.place is None else int((self.place < 0).sum())
+    def answers(self, task: Task[TextRow], vectors: Mapping[str, Tensor]) -> Mapping[str, ArrayLike]:
+        from sklearn.exceptions import ConvergenceWarning
+        from sklearn.linear_model import LogisticRegression
 
-    def batch(self, rows: Tensor) -> dict[str, Tensor]:
-        """What ``Flat.batch`` gives, and labels (B,) or (B, L)."""
-        inputs = self.flat.batch(rows)
-        if self.place is None:
-            return {**inputs, "labels": self.targets[rows]}
-        at, real = self.flat.at(rows)
-        return {**inputs, "labels": torch.where(real, self.targets[at], IGNORE)}
+        features = {split: _features(task, split, each).double().numpy() for split, each in vectors.items()}
+        tried = []
+        for penalty in PENALTIES:
+            with warnings.catch_warnings():
+                # An embedding that is not scaled may need more steps; the score moves no more by then.
+                warnings.simplefilter("ignore", ConvergenceWarning)
+                fitted = LogisticRegression(C=penalty, max_iter=300)
+                fitted.fit(features["train"], self.gold(task, "train"))
+            tried.append((task.score("dev", fitted.predict(features["dev"])), fitted))
+        best = max(tried, key=lambda pair: pair[0])[1]
+        return {split: best.predict(features[split]) for split in ("dev", "test")}
 
-    def answers(self, objective: Classification, device: torch.device) -> Tensor:
-        """The most probable class of every row (N,) or word (W,), −2 (``LOST``) for lost words; or the score."""
-        scores = self.targets.is_floating_point()
-        answers = torch.full_like(self.targets, LOST)  # (N,), or (T,) where words are answered
-        for rows, batch in batches(self, device):
-            logits = objective.logits(batch).float().cpu()
-            best = logits.squeeze(-1) if scores else logits.argmax(-1)
-            if self.place is None:
-                answers[rows] = best
-            else:
-                at, real = self.flat.at(rows)
-                answers[at[real]] = best[real]
-        return answers if self.place is None else torch.where(self.place < 0, LOST, answers[self.place])
+
+def _features(task: Task[TextRow], split: str, vectors: Tensor) -> Tensor:
+    """(N, H) of texts; of pairs u and v (N, 2 H) [|u − v|, u · v], as SentEval has it."""
+    if all(row.pair is None for row in task.splits[split]):
+        return vectors
+    u, v = vectors[::2], vectors[1::2]
+    return torch.cat([(u - v).abs(), u * v], dim=1)
