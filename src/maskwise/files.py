@@ -20,6 +20,8 @@ class ArmFacts(TypedDict):
     overrides: dict[str, object]
     units: NotRequired[str]
     """The value of a ``maskwise.masking.UnitKind``; the policy where a file made by hand does not say it."""
+    setting: NotRequired[dict[str, object]]
+    """What a search chose for it, by dotted name."""
     judged_on: NotRequired[list[str]]
     """Kinds of held-out masks that are the arm's own."""
     tokenizer: NotRequired[str]
@@ -37,6 +39,7 @@ class TaskFacts(TypedDict, total=False):
     test_items: int
     majority: float | None
     """The score of always giving the commonest answer."""
+    notes: list[str]
 
 
 class Matching(TypedDict):
@@ -71,6 +74,7 @@ class Study(TypedDict, total=False):
     tasks: dict[str, TaskFacts]
     contrasts: list[tuple[str, str]]
     match: Matching | None
+    companions: list[float]
     search: Search | None
 
 
@@ -78,6 +82,8 @@ class Candidate(TypedDict):
     """A point of a searched grid; ``mean`` is None where one of its runs failed."""
 
     setting: dict[str, object]
+    scores: NotRequired[dict[str, list[float]] | None]
+    """By outcome, one for each seed."""
     mean: float | None
 
 
@@ -92,6 +98,9 @@ class Record(TypedDict, total=False):
     task: str
     metric: str
     score: float
+    fine_tuning: list[float]
+    """The scores of the fine-tuning seeds, whose mean is the score."""
+    dev: list[float | None]
     masks: str
     ratio: float
     loss: float
@@ -106,6 +115,8 @@ class Record(TypedDict, total=False):
     targets: int
     flops: float
     probe_flops: float
+    objectives: dict[str, int]
+    """The steps of each objective, where a sampler chose among several."""
     stage: str
     error: str
     by: str

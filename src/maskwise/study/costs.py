@@ -47,6 +47,12 @@ def flops_of_arms(
     return steps, probes
 
 
+def over_a_run(steps: int, most: int) -> list[int]:
+    """The numbers of at most so many steps, evenly over a run."""
+    count = min(steps, most)
+    return [(2 * number + 1) * steps // (2 * count) for number in range(count)]
+
+
 def per_step(source: MaskedSource, network: Any) -> dict[str, float]:
     """Means over a run of what a step spends: ``steps`` (one), ``tokens``, ``targets``, ``flops``.
 
@@ -54,11 +60,10 @@ def per_step(source: MaskedSource, network: Any) -> dict[str, float]:
         source: the very batches that steps will have, masked at their ratio.
         network: the model, or an empty one.
     """
-    steps = source.settings.steps
-    count = min(steps, SAMPLED_STEPS)
+    numbers = over_a_run(source.settings.steps, SAMPLED_STEPS)
+    count = len(numbers)
     tokens = targets = 0.0
-    for number in range(count):
-        step = (2 * number + 1) * steps // (2 * count)
+    for step in numbers:
         batches = source.batches(step, rank=0, ranks=1)
         tokens += source.facts(batches)["tokens"] / count
         targets += sum(int((batch.labels >= 0).sum()) for batch in batches) / count

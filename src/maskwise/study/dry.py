@@ -16,10 +16,11 @@ from pathlib import Path
 from maskwise.folders import read_json
 from maskwise.jobs import require_engine
 from maskwise.recipe import Recipe
+from maskwise.recipe.overrides import Plain
 from maskwise.study.checks import check_inputs, require_study_folder
 from maskwise.study.live import Pace
 from maskwise.study.phases import Design
-from maskwise.study.plan import Plain, Stage
+from maskwise.study.plan import Stage
 from maskwise.study.run import shared_folder
 
 

@@ -19,7 +19,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from maskwise.study.plan import Plain, Plan, Stage
+from maskwise.recipe.overrides import Plain
+from maskwise.study.plan import Plan, Stage
 
 RUNNING = {"prepare": "text", "pretrain": "0 %", "finetune": "tasks"}
 """What a cell says while a stage runs; other kinds have their own name."""

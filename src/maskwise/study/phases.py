@@ -25,11 +25,13 @@ import numpy as np
 
 from maskwise.constants import REFERENCE
 from maskwise.errors import MaskwiseError
+from maskwise.files import Record
 from maskwise.masking.policies import policy
 from maskwise.models import empty_model
 from maskwise.recipe import Recipe
+from maskwise.recipe.overrides import Plain
 from maskwise.study.costs import per_step
-from maskwise.study.plan import Plain, Plan, Run, arms_of, make_run, require_arms, task_contents
+from maskwise.study.plan import Plan, Run, arms_of, make_run, require_arms, task_contents
 from maskwise.study.work import model_config
 from maskwise.text import Prepared
 from maskwise.training import MaskedSource
@@ -60,7 +62,7 @@ class Design:
         self.settings: dict[str, Plain] = {arm: {} for arm in self.arms}
         self.runs: list[Run] = []
         self.others: list[Run] = []
-        self.choices: list[Plain] = []
+        self.choices: list[Record] = []
         self.planned: dict[str, Spending] = {}
         self.budget: float | None = None
 

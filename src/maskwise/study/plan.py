@@ -28,17 +28,16 @@ from maskwise.annotate.registry import annotator
 from maskwise.constants import REFERENCE
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation import EvaluationSettings, load_sets
+from maskwise.files import Record
 from maskwise.folders import damage, read_json
 from maskwise.models import has_head
 from maskwise.recipe import Recipe
+from maskwise.recipe.overrides import Plain
 from maskwise.samplers import sampler
 from maskwise.starts import TOKENIZER_FILES, resolve_start
 from maskwise.tasks import load_task
 from maskwise.text import bundled_path
 from maskwise.training.engine import fast_bf16
-
-Plain = dict[str, Any]
-"""Values that JSON can hold."""
 
 DONE = "done.json"
 
@@ -293,10 +292,10 @@ class Run:
         return " · ".join(part for part in (self.title or self.arm, share, point) if part)
 
     @property
-    def who(self) -> Plain:
+    def who(self) -> Record:
         """How records name the run."""
-        share = {"fraction": self.fraction} if self.fraction != 1 else {}
-        return {"arm": self.arm, "seed": self.seed, **share}
+        who: Record = {"arm": self.arm, "seed": self.seed}
+        return who if self.fraction == 1 else {**who, "fraction": self.fraction}
 
 
 @dataclass(frozen=True)

@@ -13,30 +13,32 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from itertools import islice
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
+from transformers import PreTrainedTokenizerFast
 
 from maskwise import __version__
 from maskwise.annotate.store import Store
 from maskwise.constants import REFERENCE
 from maskwise.errors import MaskwiseError
-from maskwise.files import Record, Study
+from maskwise.files import ArmFacts, Record, Study
 from maskwise.folders import claim, read_json, read_lines, write_json, write_lines
 from maskwise.jobs import require_engine
 from maskwise.masking.policies import policy
 from maskwise.masking.policies.learned import GroupWeighted
 from maskwise.masking.schedules import schedule
 from maskwise.recipe import Recipe
+from maskwise.recipe.overrides import Plain
 from maskwise.report import write_report
 from maskwise.show import show_masks
 from maskwise.study.checks import LOCK, check_inputs, require_study_folder, say
 from maskwise.study.phases import Design
 from maskwise.study.plan import (
     DONE,
-    Plain,
     Plan,
     Run,
     Stage,
@@ -48,7 +50,7 @@ from maskwise.study.plan import (
 from maskwise.study.scheduler import RETRIES, execute
 from maskwise.study.verdict import primary_pairs, summarise
 from maskwise.tasks import load_task
-from maskwise.text import Prepared, tokenise
+from maskwise.text import Document, Prepared, tokenise
 
 RESULTS = ("records.jsonl", "timings.jsonl", "samples.json", "summary.json", "report.html")
 
@@ -88,11 +90,11 @@ def run_study(
     shared = shared_folder(recipe, cache)
     design = Design(recipe, stages)
     study = describe(recipe, design)
-    primary_pairs(cast(Study, study))
+    primary_pairs(study)
     say(() if quiet else notes)
     errors: dict[str, str] = {}
     with claim(stages, "another study is running in", lock=LOCK):
-        before = {"started": study["started"], "seconds": None} | _so_far(out, study)
+        before = _so_far(out, study)
         worked = False
         try:
             for plan in design.phases():
@@ -118,7 +120,7 @@ def run_study(
         write_lines(out / "records.jsonl", records)
         write_lines(out / "timings.jsonl", timings(design, stages))
         write_json(out / "samples.json", samples(recipe, design.runs, stages))
-        summary = summarise(cast(list[Record], records), cast(Study, study))
+        summary = summarise(records, study)
         write_json(out / "summary.json", summary)
         report = write_report(out)
     failed = [record for record in records if record["kind"] == "failure"]
@@ -163,30 +165,22 @@ def link_shared(wanted: Iterable[Stage], stages: Path, shared: Path | None) -> N
             stage.folder(stages).symlink_to(stage.folder(shared), target_is_directory=True)
 
 
-def _so_far(out: Path, study: Mapping[str, Any]) -> Plain:
+def _so_far(out: Path, study: Study) -> Study:
     """When this very study began, and how long it has run. Another one's results are removed."""
     before = read_json(out / "study.json")
-    if before is None:
-        return {}
-    if before.get("recipe") == study["recipe"] and {"started", "seconds"} <= before.keys():
-        return {key: before[key] for key in ("started", "seconds")}
-    for name in RESULTS:
+    if before and before.get("recipe") == study["recipe"] and {"started", "seconds"} <= before.keys():
+        return {"started": before["started"], "seconds": before["seconds"]}
+    for name in RESULTS if before else ():
         (out / name).unlink(missing_ok=True)
-    return {}
+    return {"started": study["started"], "seconds": None}
 
 
 # Records -------------------------------------------------------------------------------------------------------
 
-KEPT = {
-    "score": ("task", "metric", "score", "fine_tuning", "dev"),
-    "cost": ("steps", "tokens", "targets", "flops"),
-}
-"""What of a stage's result is in a record, by the record's kind."""
-
 
 def collect(
-    runs: Iterable[Run], stages: Path, errors: Mapping[str, str], *, more: Iterable[Plain] = ()
-) -> list[Plain]:
+    runs: Iterable[Run], stages: Path, errors: Mapping[str, str], *, more: Iterable[Record] = ()
+) -> list[Record]:
     """From the results of stages to records: every number measured, in a fixed order, without timings.
 
     Args:
@@ -195,7 +189,7 @@ def collect(
         errors: why stages failed, by name.
         more: records of the study itself.
     """
-    records, overlaps = list(more), dict[str, Plain]()
+    records, overlaps = list(more), dict[str, Record]()
     for run in runs:
         results = {stage.name: stage.result(stages) for stage in run.stages}
         for stage in run.overlaps:  # a text and a task are one record, however many runs share them
@@ -207,16 +201,15 @@ def collect(
             records.append({"kind": "failure", **run.who, "stage": failed, "error": error})
         done = [result for stage in run.trainings if (result := results[stage.name])]
         if done and len(done) == len(run.trainings):
-            spent: Plain = {key: sum(result[key] for result in done) for key in KEPT["cost"]}
-            if any("objectives" in result for result in done):
-                spent["probe_flops"] = sum(result.get("probe_flops", 0) for result in done)
-                spent["objectives"] = _steps_by_objective(done)
-            records.append({"kind": "cost", **run.who, **spent})
-        evaluated = results[run.evaluated.name] if run.evaluated else None
-        judged = {run.evaluated.name: evaluated["records"]} if run.evaluated and evaluated else {}
+            records.append({"kind": "cost", **run.who, **_spent(done)})
+        judged: dict[str, list[Record]] = {}
+        if run.evaluated and (result := results[run.evaluated.name]):
+            judged[run.evaluated.name] = result["records"]
         for stage in run.tasks.values():
             if result := results[stage.name]:
-                judged[stage.name] = [{"kind": "score", **{key: result[key] for key in KEPT["score"]}}]
+                kept = ("task", "metric", "score", "fine_tuning", "dev")
+                score: Any = {"kind": "score", **{key: result[key] for key in kept}}
+                judged[stage.name] = [score]
         for name, lines in judged.items():
             sound = [line for line in lines if _finite(line)]
             records += [{"kind": line["kind"], **run.who, **line} for line in sound]
@@ -226,30 +219,31 @@ def collect(
     return sorted([*records, *overlaps.values()], key=_place)
 
 
-def _finite(record: Mapping[str, Any]) -> bool:
+def _finite(record: Record) -> bool:
     """Whether all that was measured is a number; None stands for one that was not (``work.finite``).
 
     A dev score may be None: a task without dev rows has none.
     """
-    single = [record[key] for key in ("score", "loss", "value") if key in record]
-    dev = [value for value in record.get("dev", ()) if value is not None]
-    return all(_number(value) for value in (*single, *record.get("fine_tuning", ()), *dev))
+    measured: list[float | None] = [record[key] for key in ("score", "loss", "value") if key in record]
+    measured += record.get("fine_tuning", [])
+    measured += [value for value in record.get("dev", []) if value is not None]
+    return all(value is not None and math.isfinite(value) for value in measured)
 
 
-def _number(value: Any) -> bool:
-    return value is not None and math.isfinite(value)
-
-
-def _steps_by_objective(done: Iterable[Mapping[str, Any]]) -> dict[str, int]:
-    """The steps of each objective, over the trainings of a run that chose among objectives."""
-    steps: Counter[str] = Counter()
+def _spent(done: Iterable[Plain]) -> Record:
+    """What the trainings of a run spent together."""
+    spent: Counter[str] = Counter()
+    objectives: Counter[str] = Counter()
     for result in done:
-        for name, facts in result.get("objectives", {}).items():
-            steps[name] += facts["steps"]
-    return dict(steps)
+        spent.update({key: result[key] for key in ("steps", "tokens", "targets", "flops")})
+        if "objectives" in result:
+            spent["probe_flops"] += result["probe_flops"]
+            objectives.update({name: facts["steps"] for name, facts in result["objectives"].items()})
+    total: Any = {**spent, **({"objectives": dict(objectives)} if objectives else {})}
+    return total
 
 
-def _place(record: Mapping[str, Any]) -> tuple[Any, ...]:
+def _place(record: Record) -> tuple[str | float, ...]:
     what = record.get("task") or record.get("masks") or record.get("name") or ""
     detail = record.get("metric", ""), record.get("ratio", 0.0), record.get("corpus", "")
     who = record.get("arm", ""), record.get("seed", -1), -record.get("fraction", 1.0)
@@ -271,9 +265,9 @@ def timings(design: Design, stages: Path) -> list[Plain]:
 # study.json and samples.json -----------------------------------------------------------------------------------
 
 
-def describe(recipe: Recipe, design: Design) -> Plain:
+def describe(recipe: Recipe, design: Design) -> Study:
     """study.json, as far as it is known."""
-    arms = {}
+    arms: dict[str, ArmFacts] = {}
     for name, overrides in recipe.study.arms.items():
         links = recipe.arm(name, seed=0).links()
         masking = links[-1].masking
@@ -282,21 +276,22 @@ def describe(recipe: Recipe, design: Design) -> Plain:
             "policy": masking.policy, "ratio": str(schedule(masking.ratio)), "overrides": overrides,
             "units": policy(masking.policy).unit_kind, "tokenizer": tokenizer_of(prepare_stage(links[0])),
             "judged_on": list(design.kinds(name)),
-            **({"sampler": links[-1].sampler} if links[-1].objectives else {}),
             "setting": design.settings[name],
             "runs": {seed: f"stages/{stage.name}" for seed, stage in trained.items() if stage},
         }  # fmt: skip
+        if links[-1].objectives:
+            arms[name]["sampler"] = links[-1].sampler
     reference = reference_words(recipe) if REFERENCE in arms_of(recipe, design.contents) else None
     loaded, study = [load_task(spec) for spec in recipe.tasks], recipe.study
+    search = study.search
     return {
         "name": recipe.name, "description": recipe.description, "maskwise": __version__,
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "versions": versions(),
         "hardware": hardware(), "recipe": recipe.model_dump(mode="json"), "recipe_yaml": recipe.to_yaml(),
-        "baseline": recipe.baseline, "reference": reference, "seeds": list(study.seed_list),
-        "arms": arms, "seconds": None,
-        "contrasts": [list(pair) for pair in study.pairs],
+        "baseline": recipe.baseline or "", "reference": reference, "seeds": list(study.seed_list),
+        "arms": arms, "seconds": None, "contrasts": study.pairs,
         "match": {"by": study.match, "arms": design.planned}, "companions": list(study.companions),
-        "search": study.search.model_dump(mode="json") if study.search else None,
+        "search": {"grid": search.grid, "seeds": list(search.seeds), "by": search.by} if search else None,
         "tasks": {task.name: {**task.facts(), "majority": task.majority} for task in loaded},
     }  # fmt: skip
 
@@ -333,9 +328,6 @@ def _lines(path: str) -> list[str]:
 SAMPLES, SAMPLE_TOKENS, SAMPLE_CHARACTERS = 4, 64, 100
 """Documents whose beginnings are shown in the report, how much of them, and how long they are at least."""
 
-Beginning = tuple[str, str, dict[str, list[Any]]]
-"""A document's id, its text, and the layers of its first tokens."""
-
 
 def samples(recipe: Recipe, runs: Sequence[Run], stages: Path) -> dict[str, list[Plain]]:
     """Beginnings of documents with what each arm masks in the middle of training (with its first seed).
@@ -347,62 +339,44 @@ def samples(recipe: Recipe, runs: Sequence[Run], stages: Path) -> dict[str, list
         if run.arm != REFERENCE and run.prepared.result(stages):
             first.setdefault(run.arm, run)
     shown: dict[str, list[Plain]] = {}
-    texts: dict[str, list[Beginning]] = {}
     for arm, run in first.items():
         link = recipe.arm(arm, seed=run.seed).links()[-1]
-        folder = run.prepared.folder(stages)
-        data = Prepared.open(folder / "data")
-        masker = link.masking.masker(data.tokenizer, seed=run.seed)
-        learns = isinstance(masker.policy, GroupWeighted)
+        text = run.prepared.folder(stages)
+        tokenizer = Prepared.open(text / "data").tokenizer
+        masker = link.masking.masker(tokenizer, seed=run.seed)
+        learnt = {}
         if isinstance(masker.policy, GroupWeighted):
-            weights = _last_weights(run.pretrained.folder(stages)) if run.pretrained else None
-            if weights is None:
+            metrics = run.pretrained.folder(stages) / "metrics.jsonl" if run.pretrained else None
+            weights = (
+                [line["weights"] for line in read_lines(metrics) if "weights" in line] if metrics else []
+            )
+            if not weights:
                 continue
-            masker.policy.take(weights)
-        if run.prepared.name not in texts:
-            texts[run.prepared.name] = list(_beginnings(link, data.tokenizer, folder))
-        total = link.training.steps
-        when = {"step": total // 2, "total_steps": total, "max_length": _width(link)}
-        shown[arm] = [
-            {
-                "document": document,
-                "pieces": [
-                    piece.as_dict()
-                    for piece in show_masks(masker, data.tokenizer, text, layers=layers, **when).pieces
-                ],
-                **({"learnt": True} if learns else {}),
-            }
-            for document, text, layers in texts[run.prepared.name]
-        ]
+            masker.policy.take(weights[-1])
+            learnt = {"learnt": True}
+        steps, length = link.training.steps, min(link.corpus.length, SAMPLE_TOKENS)
+        shown[arm] = []
+        for document, layers in _beginnings(link, tokenizer, text / "layers", length):
+            pieces = show_masks(
+                masker, tokenizer, document.text, layers=layers, max_length=length,
+                step=steps // 2, total_steps=steps,
+            ).pieces  # fmt: skip
+            shown[arm].append({"document": document.id, "pieces": [p.as_dict() for p in pieces], **learnt})
     return shown
 
 
-def _width(recipe: Recipe) -> int:
-    return min(recipe.corpus.length, SAMPLE_TOKENS)
-
-
-def _last_weights(folder: Path) -> dict[str, float] | None:
-    """What a policy had learnt at the end of a run."""
-    weights = [line["weights"] for line in read_lines(folder / "metrics.jsonl") if "weights" in line]
-    return weights[-1] if weights else None
-
-
-def _beginnings(recipe: Recipe, tokenizer: Any, prepared: Path) -> Iterator[Beginning]:
-    """The first long documents of a corpus, with the layers that it was annotated with."""
-    store = Store(prepared / "layers") if recipe.corpus.layers else None
-    count = 0
-    for document in recipe.corpus.documents():
-        if len(document.text) > SAMPLE_CHARACTERS:
-            [tokens] = tokenise([document], tokenizer, layers=store)
-            cut = tokenizer(
-                document.text, return_special_tokens_mask=True, truncation=True, max_length=_width(recipe)
-            )
-            inside = np.array(cut["special_tokens_mask"]) == 0
-            layers = {}
-            for name, values in tokens.layers.items():
-                layers[name] = np.full(len(inside), -1, dtype=values.dtype)
-                layers[name][inside] = values[: inside.sum()]
-            yield document.id, document.text, {name: values.tolist() for name, values in layers.items()}
-            count += 1
-        if count == SAMPLES:
-            break
+def _beginnings(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerFast, layers: Path, length: int
+) -> Iterator[tuple[Document, dict[str, list[int]]]]:
+    """The first long documents of a corpus, with its layers over their first ``length`` tokens."""
+    long = (document for document in recipe.corpus.documents() if len(document.text) > SAMPLE_CHARACTERS)
+    documents = list(islice(long, SAMPLES))
+    store = Store(layers) if recipe.corpus.layers else None
+    for document, tokens in zip(documents, tokenise(documents, tokenizer, layers=store)):
+        cut = tokenizer(document.text, return_special_tokens_mask=True, truncation=True, max_length=length)
+        inside = np.array(cut["special_tokens_mask"]) == 0
+        framed = {}
+        for name, values in tokens.layers.items():
+            framed[name] = np.full(len(inside), -1, dtype=values.dtype)
+            framed[name][inside] = values[: inside.sum()]
+        yield document, {name: values.tolist() for name, values in framed.items()}

@@ -143,9 +143,9 @@ def only_copy(folder: Path) -> Iterator[None]:
         yield
 
 
-def appears(path: Path) -> bool:
+def appears(path: Path, *, within: float = LATE_SECONDS) -> bool:
     """Whether a file is there. If not, wait: what another machine wrote may show late."""
-    end = time.monotonic() + LATE_SECONDS
+    end = time.monotonic() + within
     while not path.is_file():
         if time.monotonic() > end:
             return False

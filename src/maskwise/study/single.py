@@ -7,20 +7,20 @@ import time
 from collections.abc import Iterable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
 from maskwise.constants import rank_here
-from maskwise.errors import MaskwiseError, unknown_name
+from maskwise.errors import MaskwiseError
 from maskwise.folders import claim, read_json, require_own, write_json, write_whole
-from maskwise.recipe import Recipe, explain, parse_value, validate
-from maskwise.recipe.overrides import read_yaml
+from maskwise.recipe import Recipe, explain, validate
+from maskwise.recipe.overrides import Plain, parse_override, read_yaml
 from maskwise.recipe.recipe import StudySettings
 from maskwise.study.checks import check_inputs, say
-from maskwise.study.plan import DONE, Plain, Stage, prepare_stage
+from maskwise.study.plan import DONE, Stage, prepare_stage
 from maskwise.study.run import hardware, versions
+from maskwise.study.scheduler import appears
 from maskwise.study.work import pretrain, run_stage, starting_from
 from maskwise.tasks import FinetuneSettings, TaskRecord, evaluate_tasks
 from maskwise.text import Prepared
@@ -118,16 +118,8 @@ def run_finetune(
 
 
 def _finetune_settings(overrides: Iterable[str], seeds: int) -> FinetuneSettings:
-    settings: dict[str, Any] = {"seeds": seeds}
-    for override in overrides:
-        key, sign, text = override.partition("=")
-        if not sign:
-            raise MaskwiseError("a setting is key=value", got=override, do="for example learning_rate=1e-3")
-        if key not in FinetuneSettings.model_fields:
-            raise unknown_name("fine-tuning setting", key, FinetuneSettings.model_fields)
-        settings[key] = parse_value(text)
     try:
-        return FinetuneSettings(**settings)
+        return FinetuneSettings(**{"seeds": seeds} | dict(map(parse_override, overrides)))
     except ValidationError as error:
         raise explain(error, FinetuneSettings, origin="") from None
 
@@ -175,8 +167,5 @@ def _begun(out: Path) -> bool:
 
 
 def _wait_for(path: Path) -> None:
-    end = time.monotonic() + WAIT_SECONDS
-    while not path.is_file():
-        if time.monotonic() > end:
-            raise MaskwiseError(f"{path} did not appear", do="is the folder shared by all processes?")
-        time.sleep(0.2)
+    if not appears(path, within=WAIT_SECONDS):
+        raise MaskwiseError(f"{path} did not appear", do="is the folder shared by all processes?")

@@ -25,10 +25,11 @@ from maskwise.folders import sweep, write_json, write_whole
 from maskwise.models import check_fit, load_config, load_model, new_config, new_model
 from maskwise.objectives import Arms, MaskedLanguageModelling
 from maskwise.recipe import Recipe
+from maskwise.recipe.overrides import Plain
 from maskwise.recipe.recipe import ModelSettings
-from maskwise.study.costs import flops, flops_of_arms
+from maskwise.study.costs import flops, flops_of_arms, over_a_run
 from maskwise.study.learning import Learning, learning
-from maskwise.study.plan import DONE, Plain, Stage, trained_recipe
+from maskwise.study.plan import DONE, Stage, trained_recipe
 from maskwise.tasks import FinetuneSettings, load_task, task_record
 from maskwise.text import Prepared, load_tokenizer, require_documents, tokenise
 from maskwise.text.settings import CorpusSettings, TokenizerSettings
@@ -187,15 +188,14 @@ def require_targets(source: MaskedSource, policy: str) -> None:
     Raises:
         MaskwiseError: no target in batches from all over the run.
     """
-    steps, count = source.settings.steps, min(FEW_STEPS, source.settings.steps)
-    for number in range(count):
-        step = (2 * number + 1) * steps // (2 * count)
+    steps = over_a_run(source.settings.steps, FEW_STEPS)
+    for step in steps:
         batches = source.batches(step, rank=0, ranks=1)
         if any(bool((batch.labels >= 0).any()) for batch in batches):
             return
     what = f"policy {policy} masks nothing in this text: it has no units, or they are longer than the budget"
     do = "take the policy token, or text with spaces; maskwise inspect shows the masks"
-    raise MaskwiseError(what, got=f"no target in {count} batches", do=do)
+    raise MaskwiseError(what, got=f"no target in {len(steps)} batches", do=do)
 
 
 def _start(recipe: Recipe, data: Prepared, log_unigram: Tensor) -> Any:

@@ -14,11 +14,12 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Generic, NamedTuple, TypeVar
 
 from numpy.typing import ArrayLike
 
 from maskwise.errors import MaskwiseError, unknown_name
+from maskwise.files import TaskFacts
 from maskwise.tasks.metrics import METRICS
 from maskwise.text.labelled import Record
 
@@ -261,11 +262,15 @@ class Task(Generic[R]):
         """The texts of every test row."""
         return [row.texts for row in self.splits["test"]]
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> TaskFacts:
         """What study.json says of the task; ``notes`` only where there are some."""
-        facts = {"metric": self.metric, "kind": self.kind.name, "classes": len(self.labels)}
-        notes = {"notes": list(self.notes)} if self.notes else {}
-        return {**facts, "test_items": self.test_items, **notes}
+        facts: TaskFacts = {
+            "metric": self.metric, "kind": self.kind.name, "classes": len(self.labels),
+            "test_items": self.test_items,
+        }  # fmt: skip
+        if self.notes:
+            facts["notes"] = list(self.notes)
+        return facts
 
     def with_train_rows(self, count: int | None) -> Task[R]:
         """The same task with at most ``count`` rows to learn from; dev and test stay.
