@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -168,37 +168,30 @@ def explain(error: ValidationError, settings: type[BaseModel], *, origin: str) -
     """
     # A wrong name says more than the setting that is missing for it.
     errors = sorted(error.errors(), key=lambda detail: detail["type"] != "extra_forbidden")
-    first = errors[0]
-    path = _path(first)
+    first, path = errors[0], _path(errors[0])
     if first["type"] == "extra_forbidden":
         known = [".".join([*path[:-1], name]) for name in _group(settings, path[:-1]).model_fields]
         return unknown_name(f"setting in {origin}:" if origin else "setting", ".".join(path), known)
-    if first["type"] == "value_error":
-        return _from_validator(first, _joined(origin, *path))
+    if first["type"] == "value_error":  # a validator of ours, which may say itself what it got
+        message, got = first["msg"].removeprefix("Value error, "), first.get("input")
+        said = "got " in message or (isinstance(got, str) and repr(got) in message)
+        hidden = said or isinstance(got, dict | BaseModel)
+        return MaskwiseError(_joined(origin, *path, sentence=message), got=None if hidden else repr(got))
+    # Where a field takes several types, pydantic has an error for each; the deepest place is the mistake.
     below = [detail for detail in errors if _path(detail)[: len(path)] == path]
     path = max(map(_path, below), key=len)
     alternatives = [detail for detail in below if _path(detail) == path]
-    allowed = " or ".join(dict.fromkeys(_allowed(detail, settings) for detail in alternatives))
-    detail = alternatives[0]
-    place, got = _joined(origin, *path), detail.get("input")
-    if detail["type"] == "missing":
+    kind, got, place = alternatives[0]["type"], alternatives[0].get("input"), _joined(origin, *path)
+    if kind == "missing":
         return MaskwiseError(f"{place} is missing", do="give it a value")
+    allowed = " or ".join(dict.fromkeys(_allowed(detail, settings) for detail in alternatives))
     near = difflib.get_close_matches(str(got), allowed.split(", "), n=1, cutoff=0.5)
-    do = f"did you mean {near[0]!r}?" if near and detail["type"] == "literal_error" else None
+    do = f"did you mean {near[0]!r}?" if near and kind == "literal_error" else None
     return MaskwiseError(place, got="nothing" if got is None else repr(got), allowed=allowed, do=do)
 
 
-def _joined(origin: str, *path: str) -> str:
-    return ": ".join(part for part in (origin, ".".join(path)) if part)
-
-
-def _from_validator(error: ErrorDetails, place: str) -> MaskwiseError:
-    """What a validator of ours said, with its place, and with what it got where it does not say that itself."""
-    message, got = error["msg"].removeprefix("Value error, "), error.get("input")
-    says_got = "got " in message or (isinstance(got, str) and repr(got) in message)
-    shows_got = not says_got and not isinstance(got, dict | BaseModel)
-    what = ": ".join(part for part in (place, message) if part)
-    return MaskwiseError(what, got=repr(got) if shows_got else None)
+def _joined(origin: str, *path: str, sentence: str = "") -> str:
+    return ": ".join(part for part in (origin, ".".join(path), sentence) if part)
 
 
 def _path(error: ErrorDetails) -> list[str]:
@@ -211,20 +204,14 @@ def _allowed(error: ErrorDetails, settings: type[BaseModel]) -> str:
         return ", ".join(re.findall(r"'([^']*)'", context["expected"]))
     if kind == "model_type":
         return f"settings such as {', '.join(list(_group(settings, _path(error)).model_fields)[:3])}"
-    if kind in ALLOWED:
-        return ALLOWED[kind].format(**context)
-    return error["msg"]
+    return ALLOWED[kind].format(**context) if kind in ALLOWED else error["msg"]
 
 
 def _group(settings: type[BaseModel], path: Sequence[str]) -> type[BaseModel]:
     """The class of the settings at a place; names that people chose, of arms and objectives, stand for no class."""
     for part in path:
         if part in settings.model_fields:
-            settings = next(_classes(settings.model_fields[part].annotation), settings)
+            annotation = settings.model_fields[part].annotation  # X, X | None or dict[str, X]
+            kinds = (annotation, *get_args(annotation))
+            settings = next((kind for kind in kinds if hasattr(kind, "model_fields")), settings)
     return settings
-
-
-def _classes(annotation: Any) -> Iterator[type[BaseModel]]:
-    """The settings classes in an annotation: ``X``, ``X | None`` or ``dict[str, X]``."""
-    kinds: Iterable[Any] = (annotation, *getattr(annotation, "__args__", ()))
-    return (kind for kind in kinds if hasattr(kind, "model_fields"))

@@ -12,7 +12,7 @@ import yaml
 from maskwise.errors import MaskwiseError, unknown_name
 from maskwise.masking.policies import policy
 from maskwise.recipe.overrides import Plain, merged, parse_override, put, read_yaml
-from maskwise.recipe.recipe import ARM_PARTS, Recipe, validate
+from maskwise.recipe.recipe import ARM_PARTS, Recipe, require_changeable, validate
 
 
 def shipped() -> dict[str, Path]:
@@ -37,7 +37,11 @@ def read_recipe(source: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     if isinstance(changes.get("study.arms"), Mapping):
         _forget_arms(settings["study"], changes=changes)
     recipe = validate(settings, origin=str(source))
-    _check_points(recipe)
+    search = recipe.study.search
+    for key in {key: None for point in search.points for key in point} if search else {}:
+        require_changeable(key, ARM_PARTS, who="study.search")
+    if search and search.by == "dev" and not recipe.tasks:
+        raise MaskwiseError("study.search.by: dev needs tasks", do="name tasks, or take held-out")
     for name in recipe.study.arms:
         _check_arm(recipe, name)
     return recipe
@@ -110,12 +114,3 @@ def _forget_arms(study: Plain, *, changes: Mapping[str, Any]) -> None:
         study.pop("contrasts", None)
     if "study.baseline" not in changes and study.get("baseline") not in study["arms"]:
         study.pop("baseline", None)
-
-
-def _check_points(recipe: Recipe) -> None:
-    search = recipe.study.search
-    for key in {key: None for point in search.points for key in point} if search else {}:
-        if key.split(".")[0] not in ARM_PARTS or key == "training.seed":
-            raise MaskwiseError(f"study.search cannot change {key}", allowed=", ".join(ARM_PARTS))
-    if search and search.by == "dev" and not recipe.tasks:
-        raise MaskwiseError("study.search.by: dev needs tasks", do="name tasks, or take held-out")

@@ -7,10 +7,10 @@ of settings: a study resolves its arms here, and everything behind works with ty
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from itertools import product
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
@@ -39,6 +39,12 @@ INTERMEDIATE_PARTS = ("corpus", "masking", "objectives", "sampler", "training")
 
 MOST_SEEDS = 1000
 """Runs of an arm. A plan holds every stage of every run; thirty runs decide what is worth deciding."""
+
+
+def require_changeable(key: str, parts: Sequence[str], *, who: str) -> None:
+    """Refuse a setting outside some parts of the recipe; the seed of a training comes from its run."""
+    if key.split(".")[0] not in parts or key == "training.seed":
+        raise MaskwiseError(f"{who} cannot change {key}", allowed=", ".join(parts))
 
 
 class Settings(BaseModel):
@@ -139,10 +145,12 @@ class StudySettings(Settings):
         """Two settings that older recipes may name are gone (docs/decisions/0011)."""
         if not isinstance(settings, Mapping):
             return settings
+        left = "is no longer a setting (docs/decisions/0011)"
         if settings.get("stop_hopeless") is not None:
-            _refuse_left("study.stop_hopeless", do="remove it: every arm has all of its runs")
+            do = "remove it: every arm has all of its runs"
+            raise MaskwiseError(f"study.stop_hopeless {left}", do=do)
         if settings.get("match") == "seconds":
-            _refuse_left("study.match: seconds", do="take flops")
+            raise MaskwiseError(f"study.match: seconds {left}", do="take flops")
         return {key: value for key, value in settings.items() if key != "stop_hopeless"}
 
     @field_validator("arms", mode="before")
@@ -268,9 +276,7 @@ class Recipe(Settings):
             return None if value == "none" else value
         nested: Plain = {}
         for key, setting in leaves(value):
-            if key.split(".")[0] not in INTERMEDIATE_PARTS or key == "training.seed":
-                allowed = ", ".join(INTERMEDIATE_PARTS)
-                raise MaskwiseError(f"intermediate cannot change {key}", allowed=allowed)
+            require_changeable(key, INTERMEDIATE_PARTS, who="intermediate")
             put(nested, key, setting)
         return nested
 
@@ -363,10 +369,7 @@ class Recipe(Settings):
         changes: Plain = {}
         for overrides in (self.study.arms[name], more or {}):
             for key, value in leaves(overrides):
-                if key.split(".")[0] not in ARM_PARTS or key == "training.seed":
-                    allowed = ", ".join(ARM_PARTS)
-                    what = f"arm {name!r} cannot change {key}"
-                    raise MaskwiseError(what, allowed=allowed, do="or all arms alike")
+                require_changeable(key, ARM_PARTS, who=f"arm {name!r}")
                 changes[key] = value
         base = self.model_dump(mode="json", exclude={"study"})
         return _changed(base, changes, origin=f"arm {name!r}").seeded(seed)
@@ -405,7 +408,3 @@ def _validate_once(base: str, changes: str, origin: str) -> Recipe:
     for key, value in json.loads(changes):
         put(settings, key, value)
     return validate(settings, origin=origin)
-
-
-def _refuse_left(setting: str, *, do: str) -> NoReturn:
-    raise MaskwiseError(f"{setting} is no longer a setting (docs/decisions/0011)", do=do)
