@@ -31,7 +31,7 @@ from maskwise.evaluation import (
     overlap_record,
 )
 from maskwise.evaluation.cloze import Cloze, Fact, candidate_scores, questions_of, ranks_of
-from maskwise.evaluation.scoring import by_width, log_probabilities, pseudo_perplexity
+from maskwise.evaluation.scoring import log_probabilities, pseudo_perplexity
 from maskwise.evaluation.sets import Pairs, load_set
 from maskwise.masking import AnnotatedBatch, gather
 from maskwise.masking.vocabulary import Vocabulary
@@ -39,6 +39,7 @@ from maskwise.models import load_model, new_config, new_model
 from maskwise.objectives import MaskedLanguageModelling
 from maskwise.recipe import validate
 from maskwise.text import Document, encode, read_pieces, split, tokenise, train_tokenizer
+from maskwise.training.data import by_width
 from training_tools import model as tiny_model
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]

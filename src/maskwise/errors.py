@@ -7,7 +7,7 @@ The command line prints the message and exits with code 2. Our own mistakes are 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 
@@ -41,6 +41,12 @@ def unknown_name(kind: str, name: object, known: Iterable[str], *, do: str | Non
     near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}?" if near else None
     return MaskwiseError(f"unknown {kind} {name!r}", allowed=", ".join(names), do=do or hint)
+
+
+def counted(reasons: Mapping[str, int]) -> str:
+    """ "3 × no label, 1 × no text": why things were left out, the commonest reason first."""
+    ordered = sorted(reasons.items(), key=lambda item: -item[1])
+    return ", ".join(f"{count} × {reason}" for reason, count in ordered)
 
 
 def _short(value: Any, limit: int = 600) -> str:

@@ -184,14 +184,6 @@ def check_room(config: Any, length: int, *, what: str) -> None:
         raise MaskwiseError(f"{what} is more than the model's positions", got=length, allowed=f"≤ {room}")
 
 
-def freeze_encoder(model: Any) -> None:
-    """From now on only what stands outside the encoder is trained.
-
-    An output matrix that is tied to the embeddings is theirs, and stays as it is; its bias is the head's.
-    """
-    encoder_of(model).requires_grad_(False)
-
-
 def encoder_weights(model: Any) -> int:
     """Weights that work for every token: the encoder's, without its embeddings."""
     return multiplied_weights(encoder_of(model))
@@ -251,7 +243,7 @@ def check_start(config: Any, tokens: int) -> None:
         MaskwiseError: in one line, what transformers or torch say of it; more weights than this machine can hold.
     """
     check_fit(config, tokens, do="use the model's own tokenizer, or a larger vocab_size")
-    check_memory(sum(p.numel() for p in empty_model(config).parameters()))
+    check_memory(config)
 
 
 def empty_model(config: Any, auto: Any = AutoModelForMaskedLM) -> PreTrainedModel:
@@ -270,7 +262,7 @@ def empty_model(config: Any, auto: Any = AutoModelForMaskedLM) -> PreTrainedMode
 
 def build_model(config: Any, auto: Any = AutoModelForMaskedLM) -> PreTrainedModel:
     """A model with weights drawn from torch's generator as it is; errors come before the memory is asked for."""
-    check_memory(sum(p.numel() for p in empty_model(config, auto).parameters()))
+    check_memory(config, auto)
     return auto.from_config(config, trust_remote_code=False)
 
 
@@ -291,8 +283,10 @@ def new_model(config: Any, *, seed: int, log_unigram: Tensor | None = None) -> P
     return model
 
 
-def check_memory(weights: int) -> None:
-    """Refuse a model whose float32 weights exceed the memory of this machine. (Training takes four times that.)"""
+def check_memory(config: Any, auto: Any = AutoModelForMaskedLM) -> None:
+    """Refuse a model that cannot be built, or whose float32 weights exceed the memory of this machine. (Training takes
+    four times that.)"""
+    weights = sum(p.numel() for p in empty_model(config, auto).parameters())
     here = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if 4 * weights > here:
         got, allowed = f"{weights:,} weights, {weights / 2.5e8:,.0f} GB", f"{here / 1e9:,.0f} GB"
@@ -384,7 +378,7 @@ def load_task_model(
         torch.manual_seed(fold(seed, 0x4EAD))
         if name is None:
             return build_model(config, auto)
-        check_memory(sum(p.numel() for p in empty_model(config, auto).parameters()))
+        check_memory(config, auto)
         return _load_whole(auto, name, config=config, dtype=torch.float32)[0]
 
 
@@ -405,7 +399,7 @@ def without_advice() -> Iterator[None]:
 def _load_whole(auto: Any, name: str | Path, **how: Any) -> tuple[PreTrainedModel, list[str]]:
     """A model whose encoder is whole, and the names of the weights outside of it that the checkpoint lacks."""
     how |= {"output_loading_info": True, "use_safetensors": True, "ignore_mismatched_sizes": True}
-    model, info = _load(auto, find_weights(name), **how)
+    model, info = _load(auto, name, find=find_weights, **how)
     encoder = {id(tensor) for tensor in encoder_of(model).state_dict(keep_vars=True).values()}
     inside = {key for key, tensor in model.state_dict(keep_vars=True).items() if id(tensor) in encoder}
     missing = set(info["missing_keys"])
@@ -422,8 +416,8 @@ def _load_whole(auto: Any, name: str | Path, **how: Any) -> tuple[PreTrainedMode
     return model, sorted(missing)
 
 
-def _load(auto: Any, name: str | Path, **how: Any) -> Any:
-    where = find_start(name)
+def _load(auto: Any, name: str | Path, *, find: Callable[[str | Path], str] = find_start, **how: Any) -> Any:
+    where = find(name)
     try:
         return auto.from_pretrained(where, trust_remote_code=False, **how)
     except Exception as error:  # a damaged file raises those of json, safetensors and transformers

@@ -165,13 +165,13 @@ class MaskingTrainer(Trainer):
     ) -> Any:
         """As in ``Trainer``, but the loss is the mean over targets, not over batches."""
         self._evaluated = (0.0, 0)
-        found = super().evaluation_loop(
+        output = super().evaluation_loop(
             dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
         )
         total, targets = self._evaluated
         means = {"loss": total / max(1, targets), "targets": targets}
         named = {f"{metric_key_prefix}_{name}": value for name, value in means.items()}
-        return found._replace(metrics={**(found.metrics or {}), **named})
+        return output._replace(metrics={**(output.metrics or {}), **named})
 
     def _learn(self) -> None:
         """Let what learns from the losses (``pos-weighted``) take in the last update, once."""

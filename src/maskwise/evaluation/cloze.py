@@ -136,7 +136,9 @@ class Cloze(TestSet):
             facts = [fact for fact in self.facts if fact.relation == relation]
             for part in questions_of(facts, self.candidates, tokenizer, most_tokens(model.config), skipped):
                 scores = candidate_scores(model, part, mask=tokenizer.mask_token_id)
-                by_frequency = ranks_of(part.frequencies().expand_as(scores), part.gold, part.right)
+                # Candidates come in the order of their frequency: falling scores, of which no two are equal.
+                falling = -torch.arange(len(part.pieces), dtype=torch.float64).expand_as(scores)
+                by_frequency = ranks_of(falling, part.gold, part.right)
                 ranks.append(ranks_of(scores, part.gold, part.right))
                 chance.append(by_frequency)
                 single = (part.pieces >= 0).sum(1)[part.gold] == 1
@@ -231,10 +233,6 @@ class Questions:
     pieces: Tensor
     gold: Tensor
     right: Tensor
-
-    def frequencies(self) -> Tensor:
-        """(C,) falling scores: candidates come in the order of their frequency, so no two are equal."""
-        return -torch.arange(len(self.pieces), dtype=torch.float64)
 
 
 def questions_of(

@@ -16,7 +16,7 @@ targets; beside each figure stands that of a model that knows only how frequent 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NotRequired, TypedDict
 
 import torch
@@ -29,7 +29,7 @@ from maskwise.masking.gather import gather
 from maskwise.masking.vocabulary import Vocabulary
 from maskwise.models import masked_logits
 from maskwise.objectives import MaskedLanguageModelling
-from maskwise.training.data import Rows
+from maskwise.training.data import Rows, by_width
 
 TOKENS = 16384
 """Positions in one forward pass."""
@@ -110,16 +110,6 @@ def predictions(model: nn.Module, ids: Tensor, attention: Tensor, row: Tensor, c
     if log_p[:, :1].isnan().any():  # one logit that is no number makes its whole row so
         raise MaskwiseError("the model's predictions are no numbers", got="nan", do=DAMAGED)
     return log_p
-
-
-def by_width(width: Tensor, tokens: int) -> Iterator[Tensor]:
-    """Indices of rows of similar width, the widest first, at most ``tokens`` positions together."""
-    order = width.argsort(descending=True, stable=True)
-    start = 0
-    while start < len(order):
-        count = max(1, tokens // max(1, int(width[order[start]])))
-        yield order[start : start + count]
-        start += count
 
 
 def pseudo_perplexity(

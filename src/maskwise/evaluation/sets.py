@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from maskwise.errors import MaskwiseError, unknown_name
+from maskwise.errors import MaskwiseError, counted, unknown_name
 from maskwise.evaluation.scoring import Measurement, log_probabilities, spread
 from maskwise.masking.gather import gather
 from maskwise.masking.vocabulary import Vocabulary
@@ -124,8 +124,7 @@ def require_scored(kept: int, skipped: Mapping[str, int], where: str) -> None:
         MaskwiseError: nothing is left to be scored.
     """
     if not kept:
-        why = ", ".join(f"{count} × {reason}" for reason, count in Counter(skipped).most_common())
-        raise MaskwiseError(f"no item of {where} can be scored", got=why)
+        raise MaskwiseError(f"no item of {where} can be scored", got=counted(skipped))
 
 
 @dataclass(frozen=True)

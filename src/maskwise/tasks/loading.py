@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from maskwise.errors import MaskwiseError, unknown_name
+from maskwise.errors import MaskwiseError, counted, unknown_name
 from maskwise.specs import read_options
 from maskwise.tasks.labels import (
     SentenceEmbedding,
@@ -33,7 +33,7 @@ from maskwise.tasks.labels import (
 )
 from maskwise.tasks.metrics import METRICS
 from maskwise.tasks.questions import MultipleChoice, QuestionAnswering
-from maskwise.tasks.task import NO_LABEL, SPLITS, Columns, Kind, Row, Task, counted, find_columns, place_of
+from maskwise.tasks.task import NO_LABEL, SPLITS, Columns, Kind, Row, Task, find_columns, place_of
 from maskwise.text import bundled_path
 from maskwise.text.labelled import READERS, Record, ending_of, read_hub, read_records, read_text, read_tsv
 

@@ -36,7 +36,7 @@ from maskwise.objectives import Classification
 from maskwise.objectives.choice import MultipleChoice as ChoiceLoss
 from maskwise.objectives.spans_qa import SpanQuestionAnswering
 from maskwise.tasks.task import NO_LABEL, Columns, Row, Task, Tuned, UsualColumns
-from maskwise.tasks.tensors import Cutter, Data, Flat, batches, edges
+from maskwise.tasks.tensors import Cutter, Data, Flat, batches, edges, places_of
 from maskwise.text.labelled import Record
 
 NO_ANSWER = "no answer"
@@ -358,11 +358,8 @@ class Choices(Data[Classification]):
 
     def batch(self, rows: Tensor) -> dict[str, Tensor]:
         """What ``Flat.batch`` gives of all choices; ``choices`` (B, C) their places in it, −1 for none; labels."""
-        count = self.starts.diff()[rows]
-        column = torch.arange(int(count.max()))
-        real = column < count.unsqueeze(1)
-        sequences = (self.starts[rows].unsqueeze(1) + column)[real]
-        places = torch.full(real.shape, -1)
+        at, real = places_of(self.starts, rows)
+        sequences, places = at[real], torch.full(real.shape, -1)
         places[real] = torch.arange(len(sequences))
         return {**self.flat.batch(sequences), "choices": places, "labels": self.gold[rows]}
 

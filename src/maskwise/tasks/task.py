@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, ClassVar, Generic, NamedTuple, TypeVar
 
 from numpy.typing import ArrayLike
 
-from maskwise.errors import MaskwiseError, unknown_name
+from maskwise.errors import MaskwiseError, counted, unknown_name
 from maskwise.files import TaskFacts
 from maskwise.tasks.metrics import METRICS
 from maskwise.text.labelled import Record
@@ -365,8 +365,3 @@ def require_two(labels: Sequence[str], what: str, where: str, skipped: Mapping[s
         got = f"only {labels[0]!r}" + (f", skipped {counted(skipped)}" if skipped else "")
         do = "check the label column (empty and −1 mean: not labelled)"
         raise MaskwiseError(f"{where} needs at least two {what}", got=got, do=do)
-
-
-def counted(skipped: Mapping[str, int]) -> str:
-    """ "3 × test: no label, …" """
-    return ", ".join(f"{count} × {reason}" for reason, count in skipped.items())

@@ -30,6 +30,7 @@ from maskwise.objectives import Classification, Objective
 from maskwise.tasks.metrics import LOST
 from maskwise.tasks.task import SPLITS, Task, Tuned
 from maskwise.training import TrainingSettings, permutation
+from maskwise.training.data import by_width
 
 WINDOW_STEPS = 16
 """The rows of so many steps are sorted by length together."""
@@ -62,10 +63,7 @@ class Flat:
 
     def at(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """(B, L) where the tokens of rows stand, and which are real."""
-        start, length = self.starts[rows], self.lengths[rows]
-        column = torch.arange(int(length.max()))
-        real = column < length.unsqueeze(1)
-        return torch.where(real, start.unsqueeze(1) + column, 0), real
+        return places_of(self.starts, rows)
 
     def batch(self, rows: Tensor) -> dict[str, Tensor]:
         """(B, L) input_ids, attention_mask and, if there are pairs, token_type_ids."""
@@ -113,10 +111,7 @@ class Data(ABC, Generic[O]):
 
 def batches(data: Flat | Data, device: torch.device) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
     """Rows of similar length and their batch on a device, each of about ``EVAL_TOKENS`` padded tokens."""
-    order = data.lengths.argsort(descending=True, stable=True)
-    while len(order):
-        size = max(1, EVAL_TOKENS // max(1, int(data.lengths[order[0]])))
-        rows, order = order[:size], order[size:]
+    for rows in by_width(data.lengths, EVAL_TOKENS):
         yield rows, {name: value.to(device) for name, value in data.batch(rows).items()}
 
 
@@ -292,6 +287,14 @@ def _state(tokenizer: PreTrainedTokenizerBase, *, words: bool = False) -> str:
         if step.get("type") == "Metaspace":
             step["prepend_scheme"] = "always"
     return json.dumps(state)
+
+
+def places_of(starts: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, L) where the members of rows stand that begin at ``starts`` (N + 1,), and which are real; padding is 0."""
+    length = starts.diff()[rows]
+    column = torch.arange(int(length.max()))
+    real = column < length.unsqueeze(1)
+    return torch.where(real, starts[rows].unsqueeze(1) + column, 0), real
 
 
 def edges(lengths: Sequence[int]) -> Tensor:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from maskwise.errors import MaskwiseError, unknown_name
+from maskwise.errors import MaskwiseError, counted, unknown_name
 from maskwise.text.readers import (
     ENDINGS,
     LONGEST_TEXT,
@@ -183,12 +183,9 @@ def require_documents(documents: Documents) -> Documents:
     """The same documents, once it is sure that there is at least one; else a `MaskwiseError` that says why
     not."""
     if next(iter(documents), None) is None:
-        skipped = documents.skipped.most_common()
-        why = ", ".join(f"{count} × {reason}" for reason, count in skipped)
-        hint = (
-            f"the text field is {documents.fields.text!r}: name another" if NO_TEXT in dict(skipped) else None
-        )
-        raise MaskwiseError(f"no document in {documents.name}", got=why or "nothing at all", do=hint)
+        why, named = counted(documents.skipped) or "nothing at all", documents.fields.text
+        hint = f"the text field is {named!r}: name another" if NO_TEXT in documents.skipped else None
+        raise MaskwiseError(f"no document in {documents.name}", got=why, do=hint)
     return documents
 
 

@@ -195,6 +195,16 @@ class MaskedSource:
         }
 
 
+def by_width(width: Tensor, tokens: int) -> Iterator[Tensor]:
+    """Indices of rows of similar width, the widest first, at most ``tokens`` positions together."""
+    order = width.argsort(descending=True, stable=True)
+    start = 0
+    while start < len(order):
+        count = max(1, tokens // max(1, int(width[order[start]])))
+        yield order[start : start + count]
+        start += count
+
+
 def log_frequencies(counts: Tensor) -> Tensor:
     """Log-probabilities (V,) float32 from counts (V,), each count plus one."""
     smooth = counts.double() + 1

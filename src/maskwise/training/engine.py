@@ -33,7 +33,7 @@ from maskwise.constants import ranks_here
 from maskwise.errors import MaskwiseError, unknown_name
 from maskwise.folders import damage, sweep, write_folder
 from maskwise.keys import fold
-from maskwise.models import encoder_of, freeze_encoder, without_advice
+from maskwise.models import encoder_of, without_advice
 from maskwise.objectives import Arms, Objective, Outcome
 from maskwise.training.data import Step
 from maskwise.training.learners import Agree
@@ -126,10 +126,10 @@ class Engine:
                 got=f"{settings.batch_size} for {settings.accumulate} × {self.ranks}",
             )
         objective.to(self.device)
-        if (
-            settings.freeze == "encoder"
-        ):  # before there are optimisers: it has no gradient, state or weight decay
-            freeze_encoder(objective.model)
+        if settings.freeze == "encoder":
+            # Before there are optimisers: what is frozen has no gradient, state or weight decay. An output matrix that
+            # is tied to the embeddings is frozen with them; its bias is the head's, and learns.
+            encoder_of(objective.model).requires_grad_(False)
             if not any(parameter.requires_grad for parameter in objective.parameters()):
                 got = type(objective.model).__name__
                 raise MaskwiseError("nothing is left to train", got=got, do="set training.freeze: none")
