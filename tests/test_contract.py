@@ -244,8 +244,9 @@ def test_fill(policy: str, fill: str) -> None:
     made = masker(policy, budget="expected", fill=fill, ratio=0.6)
     out = made(padded(ROWS), epoch=0)
     check_shown(out, padded(ROWS), "bert")
-    if fill == "random" and out.filled is not None:
-        assert not (out.filled & ~out.selected).any()
+    assert out.choice is not None
+    if fill == "random" and out.choice.filled is not None:
+        assert not (out.choice.filled & ~out.choice.tokens).any()
 
 
 ARGUMENTS = {

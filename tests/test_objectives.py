@@ -130,9 +130,7 @@ def test_loss_weight_multiplies_each_rows_loss() -> None:
     torch.testing.assert_close(masked.loss_weight.double(), 1 / masked.ratio, rtol=1e-6, atol=0)
     objective = MaskedLanguageModelling(model("bert").eval())
     total, count, *_ = objective(masked)
-    by_row = torch.stack(
-        [objective({k: v[i : i + 1] for k, v in masked.model_inputs().items()})[0] for i in range(8)]
-    )
+    by_row = torch.stack([objective({k: v[i : i + 1] for k, v in dict(masked).items()})[0] for i in range(8)])
     torch.testing.assert_close(total.double(), (by_row.double() / masked.ratio).sum(), rtol=1e-5, atol=0)
     assert int(count) == masked.targets
     assert not torch.isclose(total, by_row.sum())

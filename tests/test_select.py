@@ -22,6 +22,7 @@ from masking_tools import padded, random_rows, row, vocabulary
 from maskwise.errors import MaskwiseError
 from maskwise.keys import Keys
 from maskwise.masking import AnnotatedBatch, gather
+from maskwise.masking.policies.base import weigh
 from maskwise.masking.select import select
 from maskwise.masking.units import Units
 
@@ -289,11 +290,9 @@ def test_bad_weights_are_refused(bad: float) -> None:
     weight = np.ones(batch.shape)
     weight[1, 3] = bad
     with pytest.raises(MaskwiseError, match="not a finite number"):
-        Units.single(batch).weighted(weight.reshape(-1), policy="weighted")
+        weigh(Units.single(batch), weight.reshape(-1), policy="weighted")
     weight[1, 3], weight[:, 0] = 1.0, bad
-    Units.single(batch).weighted(
-        weight.reshape(-1), policy="weighted"
-    )  # at a special token it does not matter
+    weigh(Units.single(batch), weight.reshape(-1), policy="weighted")  # at a special token it does not matter
 
 
 def test_unknown_names_are_refused() -> None:

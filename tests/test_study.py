@@ -134,9 +134,7 @@ def test_a_checkpoint_needs_no_maskwise_and_gives_the_same_loss(finished, tmp_pa
     maskers = fixed_maskers(data.tokenizer, masks=evaluation["masks"], ratio=evaluation["ratios"][0])
     fixed = HeldOut(data.held_out, maskers, nothing, rows=evaluation["rows"])
     for kind, batches in fixed.batches.items():
-        tensors = {
-            f"{i}.{k}": v.contiguous() for i, b in enumerate(batches) for k, v in b.model_inputs().items()
-        }
+        tensors = {f"{i}.{k}": v.contiguous() for i, b in enumerate(batches) for k, v in dict(b).items()}
         save_file(tensors, tmp_path / f"{kind}.safetensors")
     code = f"""
 import json, sys, torch

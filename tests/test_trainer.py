@@ -84,7 +84,7 @@ def test_the_loss_is_the_mean_over_the_masked_tokens(tmp_path: Path) -> None:
     first = model("bert")
     made.train()
     batch = made.masker(RowCollator(made.masker.vocabulary)([DATA[i] for i in range(48)]), epoch=0)
-    assert logged(made)[0]["loss"] == pytest.approx(first(**batch.model_inputs()).loss.item(), rel=1e-5)
+    assert logged(made)[0]["loss"] == pytest.approx(first(**batch).loss.item(), rel=1e-5)
     assert not same(net, first)
 
 
@@ -148,7 +148,7 @@ def test_evaluation_has_fixed_masks_and_weighs_every_target(tmp_path: Path) -> N
     )
     net = model("bert")
     batch = fixed([HELD_OUT[i] for i in range(12)], epoch=0)
-    expected = net.eval()(**batch.model_inputs())
+    expected = net.eval()(**batch)
     for size in (5, 12):
         args = arguments(
             tmp_path, per_device_eval_batch_size=size, eval_strategy="steps", eval_steps=1, max_steps=2

@@ -607,7 +607,7 @@ def test_held_out_has_fixed_masks_and_the_right_reference() -> None:
             batch = masker(HELD_OUT.batch(chosen), epoch=0)
             at = batch.labels != IGNORE
             reference = -log_unigram[batch.labels[at]].double().mean()
-            loss = objective.model(**batch.model_inputs()).loss
+            loss = objective.model(**batch).loss
             expected = {"loss": float(loss), "unigram": float(reference), "targets": int(at.sum())}
             close(line, {"masks": kind, "ratio": 0.3, **expected}, rel=1e-5)
     assert first[0]["targets"] != first[1]["targets"] or first[0]["unigram"] != first[1]["unigram"]

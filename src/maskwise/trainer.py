@@ -200,7 +200,7 @@ class MaskingTrainer(Trainer):
         if self._learners and masker is self.masker and self.model is not None and self.model.training:
             self._shown.append(batch)
         weight = {} if batch.loss_weight is None else {"loss_weight": batch.loss_weight}
-        return {**batch.model_inputs(), **weight}
+        return {**batch, **weight}
 
     def _token_losses(self, model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor, Any]:
         """Loss (M,) float32 and place (M, 2) of every target, and the model's outputs."""

@@ -208,7 +208,7 @@ class HeldOut:
         for kind, batches in self.batches.items():
             loss, unigram, count = 0.0, 0.0, 0
             for batch in batches:
-                inputs = {name: value.to(device) for name, value in batch.model_inputs().items()}
+                inputs = {name: value.to(device) for name, value in dict(batch).items()}
                 losses, where = objective.token_losses(inputs)
                 loss += float(losses.double().sum())
                 count += losses.numel()

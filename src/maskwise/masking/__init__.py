@@ -10,9 +10,8 @@ from maskwise.masking.collator import MaskingCollator, StepBatchSampler, Stepped
 from maskwise.masking.corruptions import CORRUPTIONS
 from maskwise.masking.gather import Pieces, Rows, gather
 from maskwise.masking.masker import Masker
-from maskwise.masking.policies import POLICIES, Policy
+from maskwise.masking.policies import POLICIES, Policy, UnitKind
 from maskwise.masking.schedules import SCHEDULES
-from maskwise.masking.units import UnitKind
 from maskwise.masking.vocabulary import Vocabulary
 
 __all__ = [

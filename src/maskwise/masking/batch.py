@@ -91,24 +91,13 @@ class AnnotatedBatch:
     @cached_property
     def first(self) -> Array:
         """(P,) int64: where the first content token of each piece stands; its beginning where there is none."""
-        return self._content_at(0)
-
-    @cached_property
-    def last(self) -> Array:
-        """(P,) int64: where the last content token of each piece stands; its beginning where there is none."""
-        return self._content_at(-1)
-
-    def _content_at(self, which: int) -> Array:
-        at, count_P, place = np.flatnonzero(self.content), self.count(self.content), self.begin.copy()
-        end_P = count_P.cumsum()
-        place[count_P > 0] = at[(end_P - 1 if which else end_P - count_P)[count_P > 0]]
+        count_P, place = self.count(self.content), self.begin.copy()
+        some = count_P > 0
+        place[some] = np.flatnonzero(self.content)[(count_P.cumsum() - count_P)[some]]
         return place
 
     def place(self, at: Array, piece: Array) -> Array:
-        """(N,) int32: how far tokens stand behind the first content token of their piece.
-
-        The index of a token's draws, so that padding and packing do not move them.
-        """
+        """(N,) int32: tokens' distance from the first content token of their piece, the index of their draws."""
         return (at - self.first.take(piece)).astype(np.int32)
 
     def count(self, values: Array) -> Array:
@@ -125,11 +114,11 @@ class AnnotatedBatch:
         """The (T,) layer of that name, or an error that says which there are."""
         if name in self.layers:
             return self.layers[name]
-        do = "name its annotator in corpus.layers, or add the column to the rows"
-        if name == "word_ids":
-            do = "make it with maskwise.encode(tokenizer, texts), or add the column to the rows"
+        words = "make it with maskwise.encode(tokenizer, texts)"
+        do = words if name == "word_ids" else "name its annotator in corpus.layers"
         got = f"layers {sorted(self.layers)}" if self.layers else "rows without layers"
-        raise MaskwiseError(f"policy {policy!r} needs the layer {name!r}", got=got, do=do)
+        what = f"policy {policy!r} needs the layer {name!r}"
+        raise MaskwiseError(what, got=got, do=f"{do}, or add the column to the rows")
 
     def tensor(self, name: str) -> Tensor:
         """An attribute, a layer or an extra of all tokens, by its name, as a (B, L) tensor; no copy."""
@@ -139,7 +128,7 @@ class AnnotatedBatch:
 
 @dataclass(eq=False)
 class MaskedBatch:
-    """Inputs and targets. ``model(**batch)`` works: as a mapping it holds just what the model reads.
+    """Inputs and targets. As a mapping it holds just what the model reads: ``model(**batch)``, ``dict(batch)``.
 
     >>> from maskwise import Masker
     >>> from maskwise.text import encode, train_tokenizer
@@ -173,11 +162,7 @@ class MaskedBatch:
     choice: Selection | None = None
     laid: Array | None = field(default=None, repr=False)
     cut: int = 0
-    targets: int = -1
-
-    def __post_init__(self) -> None:
-        if self.targets < 0:
-            self.targets = int((self.labels != IGNORE).sum())
+    targets: int = field(kw_only=True)
 
     @cached_property
     def selected(self) -> Tensor:
@@ -186,16 +171,9 @@ class MaskedBatch:
         return torch.from_numpy(chosen.reshape(self.source.shape))
 
     @cached_property
-    def filled(self) -> Tensor | None:
-        """(B, L) bool, chosen tokens that only filled an unused budget; None where nothing may fill."""
-        filled = None if self.choice is None else self.choice.filled
-        return None if filled is None else torch.from_numpy(filled.reshape(self.source.shape))
-
-    @cached_property
     def segment_ids(self) -> Tensor:
         """(B, L') int64, on the host: which piece of its row each token belongs to, −1 for padding."""
-        source = self.source
-        laid = self.laid
+        source, laid = self.source, self.laid
         if laid is None:
             laid = np.where(source.present, source.piece, -1).reshape(source.shape)
         opening_B = np.searchsorted(source.row, np.arange(source.shape[0]))
@@ -222,10 +200,6 @@ class MaskedBatch:
 
     def __getitem__(self, name: str) -> Tensor:
         return self.extras[name] if name in self.extras else getattr(self, name)
-
-    def model_inputs(self) -> dict[str, Tensor]:
-        """A plain dict of the tensors that the model reads, ``labels`` among them."""
-        return {name: self[name] for name in self.keys()}
 
     def __repr__(self) -> str:
         shape = " × ".join(map(str, self.input_ids.shape))

@@ -66,7 +66,7 @@ class MaskingCollator:
                 # changes.
                 epoch = fold(worker.seed, step)
         self._batches += 1
-        return self.masker(rows, step=step, total_steps=self.total_steps, epoch=epoch).model_inputs()
+        return dict(self.masker(rows, step=step, total_steps=self.total_steps, epoch=epoch))
 
     def _warn(self, step: int | None, epoch: int | None, *, aloud: bool) -> None:
         if self._warned or not aloud:

@@ -14,18 +14,16 @@ from typing import Any
 
 import numpy as np
 
-from maskwise.errors import MaskwiseError, unknown_name
+from maskwise.errors import MaskwiseError
 from maskwise.keys import Array, Keys, Purpose
+from maskwise.masking import corruptions, policies, schedules
 from maskwise.masking.batch import IGNORE, AnnotatedBatch, MaskedBatch
 from maskwise.masking.corruptions import Corruption
-from maskwise.masking.corruptions import corruption as read_corruption
 from maskwise.masking.gather import Pieces, Rows, device_of, gather
 from maskwise.masking.laying import lay_out, some_labels
 from maskwise.masking.policies import Moment, Policy
-from maskwise.masking.policies import policy as read_policy
 from maskwise.masking.schedules import Schedule
-from maskwise.masking.schedules import schedule as read_schedule
-from maskwise.masking.select import BUDGETS, FILLS, Selection, select
+from maskwise.masking.select import Selection, require_known, select
 from maskwise.masking.vocabulary import Vocabulary
 from maskwise.specs import Call
 
@@ -40,8 +38,7 @@ class Masker:
         budget: ``exact`` (never over), ``expected`` (even inclusion, at most one unit over) or ``bernoulli``.
         corruption: how it is shown and what must be produced.
         seed: any integer.
-        fill: what becomes of a budget that units of positive weight cannot use: ``none``, ``random``,
-            ``skip-row``.
+        fill: what becomes of a budget that units of positive weight cannot use: ``none``, ``random``, ``skip-row``.
         min_targets: the least budget of a document piece while eligible × ratio ≥ 0.5.
         predict: the loss is taken on at most this share of each piece's *eligible* tokens, a random part of the
             corrupted ones (of all tokens of the text, where the corruption's labels say what was done): a number or a
@@ -65,14 +62,13 @@ class Masker:
         min_targets: int = 1, predict: Schedule | float | str | Call = 1.0,
     ):  # fmt: skip
         self.vocabulary = tokenizer if isinstance(tokenizer, Vocabulary) else Vocabulary.of(tokenizer)
-        self.policy = read_policy(policy)
-        self.ratio = read_schedule(ratio)
-        self.corruption = read_corruption(corruption)
-        self.predict = read_schedule(predict)
+        self.policy = policies.policy(policy)
+        self.ratio = schedules.schedule(ratio)
+        self.corruption = corruptions.corruption(corruption)
+        self.predict = schedules.schedule(predict)
         self.budget, self.fill, self.seed, self.min_targets = budget, fill, seed, min_targets
-        for kind, name, known in (("budget", budget, BUDGETS), ("fill", fill, FILLS)):
-            if name not in known:
-                raise unknown_name(kind, name, known)
+        require_known("budget", budget)
+        require_known("fill", fill)
         _require_whole("seed", seed)
         if not isinstance(min_targets, int) or min_targets < 0:
             raise MaskwiseError("min_targets is a number of tokens", got=min_targets, allowed="0, 1, 2, …")
@@ -82,13 +78,9 @@ class Masker:
             raise MaskwiseError(what, got=f"corruption {self.corruption}", do="leave predict at 1.0")
 
     def __call__(
-        self,
-        rows: Rows | Pieces | AnnotatedBatch,
-        *,
-        step: int = 0,
-        total_steps: int | None = None,
-        epoch: int | None = None,
-    ) -> MaskedBatch:
+        self, rows: Rows | Pieces | AnnotatedBatch, *,
+        step: int = 0, total_steps: int | None = None, epoch: int | None = None,
+    ) -> MaskedBatch:  # fmt: skip
         """Mask rows.
 
         Args:
@@ -99,14 +91,13 @@ class Masker:
             epoch: the pass over the data; None mixes the step into the key.
 
         Returns:
-            A batch on the device of the rows. Where the corruption changes lengths, each row is laid anew, piece after
-            piece, and so are its targets. A packed row that has grown past its plan loses the tokens of its text that
-            do not fit, at its end; its last special token stays. The masks of its pieces are what they would be alone.
+            A batch on the device of the rows. A packed row that has grown past its plan loses the end of its text, but
+            not its last special token. The masks of its pieces are what they would be alone.
 
         Raises:
             MaskwiseError: missing or misshapen layers, ids outside the vocabulary, weights that are no weights.
         """
-        for name, value in (("step", step), ("total_steps", total_steps), ("epoch", epoch)):
+        for name, value in {"step": step, "total_steps": total_steps, "epoch": epoch}.items():
             if value is not None or name == "step":
                 _require_whole(name, value)
         batch, device = gather(rows, self.vocabulary), device_of(rows)
@@ -128,10 +119,8 @@ class Masker:
         ratio, weight = self.ratio.rows(keys.per_piece(Purpose.RATIO), moment.step, moment.total_steps)
         ratio = self.policy.ratios(ratio, keys, moment)
         units = self.policy.units(batch, keys, replace(moment, ratio=ratio))
-        selection = select(
-            units, ratio, keys, budget=self.budget, fill=self.fill, min_targets=self.min_targets
-        )
-        return selection, ratio, weight
+        choice = select(units, ratio, keys, budget=self.budget, fill=self.fill, min_targets=self.min_targets)
+        return choice, ratio, weight
 
     def describe(self) -> dict[str, str | int]:
         """The choices as plain values, for cards and reports."""

@@ -15,8 +15,8 @@ weights is any order that the hash gives) and taken from the front. Three budget
     first by key fill up to ``min_targets``; whole units are never forced in. There is no budget that could be left
     over, so ``fill`` only says who may fill up.
 
-Cost: one sort of the units of the whole batch and some twenty passes over them. ``exact`` passes once more over the
-units behind the border for each time that one of them ends a stretch which fits, two or three times on text.
+Cost: one sort of the units of the whole batch and some twenty passes over them; on text, ``exact`` goes two or three
+times more over the units behind the border.
 """
 
 from __future__ import annotations
@@ -76,30 +76,21 @@ class Selection:
 
 
 def select(
-    units: Units,
-    ratio_P: Array,
-    keys: Keys,
-    *,
-    budget: str = "exact",
-    fill: str = "none",
-    min_targets: int = 1,
-) -> Selection:
+    units: Units, ratio_P: Array, keys: Keys, *,
+    budget: str = "exact", fill: str = "none", min_targets: int = 1,
+) -> Selection:  # fmt: skip
     """Choose units.
 
     Args:
-        units: the partition and its weights.
         ratio_P: (P,) float64 in [0, 1], the share of eligible tokens to choose.
-        keys: the draws of these pieces.
         budget: one of ``BUDGETS``.
         fill: what becomes of a budget that units of positive weight cannot use: ``none`` (left unused),
             ``random`` (units of weight 0, evenly), ``skip-row`` (the piece is not masked at all).
         min_targets: the least budget of a piece, while eligible × ratio ≥ 0.5. ``bernoulli`` keeps to it where units
             are single tokens only: forcing whole units in would make each likelier than its own probability by far.
     """
-    if budget not in BUDGETS:
-        raise unknown_name("budget", budget, BUDGETS)
-    if fill not in FILLS:
-        raise unknown_name("fill", fill, FILLS)
+    require_known("budget", budget)
+    require_known("fill", fill)
     wanted_P = ratio_P * units.tokens_P
     floor_P = np.minimum(units.tokens_P, min_targets) * (wanted_P >= 0.5)
     may_fill = fill == "random"
@@ -113,6 +104,13 @@ def select(
         budget_P *= usable_P >= budget_P
     chosen = _up_to(units, budget_P, keys, may_fill=may_fill, exact=budget == "exact")
     return Selection(units, chosen, budget_P, keys, may_fill)
+
+
+def require_known(setting: str, name: str) -> None:
+    """Refuse a ``budget`` or ``fill`` that there is not."""
+    known = {"budget": BUDGETS, "fill": FILLS}[setting]
+    if name not in known:
+        raise unknown_name(setting, name, known)
 
 
 def unit_keys(units: Units, keys: Keys, *, may_fill: bool = False) -> Array:
@@ -132,8 +130,7 @@ def unit_keys(units: Units, keys: Keys, *, may_fill: bool = False) -> Array:
 def in_order(units: Units, keys: Keys, *, may_fill: bool = False, budget_P: Array | None = None) -> Array:
     """(A,) int64: the units that may be chosen, by piece and, within it, by key.
 
-    Args:
-        budget_P: where it is given, units behind the one that passes the budget of their piece may be left out.
+    With ``budget_P``, units behind the one that passes the budget of their piece may be left out.
     """
     key, pieces = unit_keys(units, keys, may_fill=may_fill), len(units.batch.begin)
     if units.weight is not None:
@@ -159,12 +156,9 @@ def _up_to(units: Units, budget_P: Array, keys: Keys, *, may_fill: bool, exact: 
     """(U,) bool: units in their order, until the budget of their piece is used."""
     later = exact and units.unit is not None  # units behind the border are tried, too
     order = in_order(units, keys, may_fill=may_fill, budget_P=None if later else budget_P)
-    chosen = np.zeros(len(units.piece), bool)
-    counts_P = (
-        units.count
-        if len(order) == len(chosen)
-        else np.bincount(units.piece.take(order), minlength=len(budget_P))
-    )
+    chosen, counts_P = np.zeros(len(units.piece), bool), units.count
+    if len(order) < len(chosen):
+        counts_P = np.bincount(units.piece.take(order), minlength=len(budget_P))
     if units.unit is None:  # units of one token leave nothing over
         chosen[order[rank_within(counts_P) < np.repeat(budget_P, counts_P)]] = True
         return chosen

@@ -6,12 +6,11 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-from maskwise.errors import unknown_name
 from maskwise.masking.corruptions import corruption
 from maskwise.masking.masker import Masker
 from maskwise.masking.policies import policy
 from maskwise.masking.schedules import schedule
-from maskwise.masking.select import BUDGETS, FILLS
+from maskwise.masking.select import require_known
 
 
 class MaskingSettings(BaseModel):
@@ -44,9 +43,7 @@ class MaskingSettings(BaseModel):
     @field_validator("budget", "fill")
     @classmethod
     def _listed(cls, value: str, info: ValidationInfo) -> str:
-        names = BUDGETS if info.field_name == "budget" else FILLS
-        if value not in names:
-            raise unknown_name(str(info.field_name), value, names)
+        require_known(str(info.field_name), value)
         return value
 
     def masker(self, tokenizer: Any, *, seed: int) -> Masker:

@@ -1,13 +1,11 @@
-"""Sorting within the pieces of a line: one sort of plain integers orders the units of all pieces at once."""
+"""Sorts, ranks, sums and runs within the pieces of a line: one pass over plain integers serves all pieces at once."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
+from maskwise.keys import Array
+from maskwise.masking.batch import AnnotatedBatch
 
 
 def order_within(piece: Array, key: Array, *, pieces: int) -> Array:
@@ -50,3 +48,29 @@ def sums_within(values: Array, counts_P: Array) -> Array:
     before_P = np.concatenate(([0], total)).take(counts_P.cumsum() - counts_P)
     total -= np.repeat(before_P, counts_P)
     return total
+
+
+def find_runs(batch: AnnotatedBatch, ids: Array) -> tuple[Array, Array, Array, Array, Array]:
+    """Runs of equal ids ≥ 0 among the content tokens of each piece.
+
+    Returns:
+        tokens (M,): where the tokens of runs stand, in order. run (M,): the run of each. length (R,): tokens of each
+        run. count (P,): runs of each piece. barred: the runs with a token that may not be masked.
+    """
+    inside = ids >= 0
+    inside &= batch.content
+    # A run ends where its id changes, where a token outside stands between, and with its piece.
+    begins = inside.copy()
+    begins[1:] &= (ids[1:] != ids[:-1]) | ~inside[:-1]
+    if len(begins):
+        begins[batch.begin] = inside[batch.begin]
+    tokens = np.flatnonzero(inside)
+    opens = begins[inside]
+    run = opens.cumsum()
+    run -= 1
+    length = np.diff(np.flatnonzero(opens), append=len(tokens))
+    starts = np.flatnonzero(begins)
+    barred = np.flatnonzero(inside > batch.eligible)
+    if len(barred):
+        barred = np.unique(np.searchsorted(starts, barred, side="right") - 1)
+    return tokens, run, length, batch.count_at(starts), barred

@@ -3,30 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from functools import cached_property
 
 import numpy as np
 
-from maskwise.errors import MaskwiseError
 from maskwise.keys import Array, Keys, Purpose
 from maskwise.masking.batch import AnnotatedBatch
-from maskwise.masking.sorting import rank_within
-
-
-class UnitKind(StrEnum):
-    """What a policy's units are. It follows from the policy's arguments.
-
-    Arms whose units are of different kinds are not compared by one held-out loss. The values are written to
-    study.json: never change them, only append.
-    """
-
-    TOKEN = "token"
-    WORD = "whole-word"
-    SPAN = "span"  # several words together
-    TOKEN_SPAN = "token span"  # several tokens together, which may cut words
-    LAYER = "span-layer"  # the runs of a layer, such as entities, phrases or sentences
-    MIXTURE = "mixture"  # several of these
+from maskwise.masking.sorting import find_runs, rank_within
 
 
 @dataclass
@@ -106,53 +89,11 @@ class Units:
         inside = kept.take(self.unit)
         unit = (kept.cumsum() - 1).take(self.unit[inside])
         weight = None if self.weight is None else self.weight[kept]
-        return Units(
-            self.batch, self.tokens[inside], unit, self.piece[kept], self.number[kept], weight, self.in_order
-        )  # fmt: skip
-
-    def weighted(self, weight_T: Array, *, policy: str) -> Units:
-        """These units with weights from a (T,) layer: a unit has the mean weight of its tokens.
-
-        Raises:
-            MaskwiseError: a weight of an eligible token that is negative, NaN or infinite.
-        """
-        weight = weight_T[self.tokens].astype(np.float64)
-        valid = (weight >= 0) & (weight < np.inf)
-        if not valid.all():
-            got = float(weight[~valid][0])
-            raise MaskwiseError(f"policy {policy!r}: a weight is not a finite number ≥ 0", got=got)
-        if self.unit is not None:
-            weight = np.bincount(self.unit, weights=weight, minlength=len(self.piece)) / self.length
-        return replace(self, weight=weight)
+        piece, number = self.piece[kept], self.number[kept]
+        return replace(self, tokens=self.tokens[inside], unit=unit, piece=piece, number=number, weight=weight)
 
     def spread(self, chosen_U: Array) -> Array:
         """From chosen units to chosen tokens: (U,) bool to (T,) bool."""
         chosen = np.zeros(len(self.batch.input_ids), bool)
         chosen[self.tokens[chosen_U if self.unit is None else chosen_U.take(self.unit)]] = True
         return chosen
-
-
-def find_runs(batch: AnnotatedBatch, ids: Array) -> tuple[Array, Array, Array, Array, Array]:
-    """Runs of equal ids ≥ 0 among the content tokens of each piece.
-
-    Returns:
-        tokens (M,): where the tokens of runs stand, in order. run (M,): the run of each. length (R,): tokens of each
-        run. count (P,): runs of each piece. barred: the runs with a token that may not be masked.
-    """
-    inside = ids >= 0
-    inside &= batch.content
-    # A run ends where its id changes, where a token outside stands between, and with its piece.
-    begins = inside.copy()
-    begins[1:] &= (ids[1:] != ids[:-1]) | ~inside[:-1]
-    if len(begins):
-        begins[batch.begin] = inside[batch.begin]
-    tokens = np.flatnonzero(inside)
-    opens = begins[inside]
-    run = opens.cumsum()
-    run -= 1
-    length = np.diff(np.flatnonzero(opens), append=len(tokens))
-    starts = np.flatnonzero(begins)
-    barred = np.flatnonzero(inside > batch.eligible)
-    if len(barred):
-        barred = np.unique(np.searchsorted(starts, barred, side="right") - 1)
-    return tokens, run, length, batch.count_at(starts), barred

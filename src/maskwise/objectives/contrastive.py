@@ -62,7 +62,7 @@ class Twins:
         attention = None if batch.attention_mask is None else batch.tensor("attention_mask")
         made = MaskedBatch(
             tensors.pop("input_ids"), (torch.arange(size) + size // 2) % size, attention, batch,
-            torch.zeros(size, dtype=torch.float64), tensors,
+            torch.zeros(size, dtype=torch.float64), tensors, targets=size,
         )  # fmt: skip
         return made if device is None else made.to(device)
 

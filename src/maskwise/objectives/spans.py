@@ -11,8 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from maskwise.errors import MaskwiseError
 from maskwise.masking import IGNORE
-from maskwise.masking.policies import policy
-from maskwise.masking.units import UnitKind
+from maskwise.masking.policies import UnitKind, policy
 from maskwise.models import head_weights, prediction_head
 from maskwise.objectives.base import Objective, Outcome, Work, check_all_asked, encoded, width
 

@@ -37,16 +37,10 @@ class Training(TypedDict):
 
 
 def train(
-    objective: Objective,
-    source: Source,
-    settings: TrainingSettings,
-    *,
-    folder: Path | None = None,
-    learners: Mapping[str, Learner] = MappingProxyType({}),
-    evaluate: Evaluate | None = None,
-    title: str = "training",
-    quiet: bool = False,
-) -> Training:
+    objective: Objective, source: Source, settings: TrainingSettings, *, folder: Path | None = None,
+    learners: Mapping[str, Learner] = MappingProxyType({}), evaluate: Evaluate | None = None,
+    title: str = "training", quiet: bool = False,
+) -> Training:  # fmt: skip
     """Train an objective; call it again with the same arguments, and it goes on where it was stopped.
 
     Args:

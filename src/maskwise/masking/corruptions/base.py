@@ -88,6 +88,14 @@ def masked_pieces(batch: AnnotatedBatch, chosen: Array) -> Array:
     return (batch.count(chosen) > 0).take(batch.piece) & batch.present
 
 
+def last_content(batch: AnnotatedBatch) -> Array:
+    """(P,) int64: where the last content token of each piece stands; its beginning where there is none."""
+    count_P, place = batch.count(batch.content), batch.begin.copy()
+    some = count_P > 0
+    place[some] = np.flatnonzero(batch.content)[count_P.cumsum()[some] - 1]
+    return place
+
+
 def labels_in_place(batch: AnnotatedBatch, chosen: Array, target: str) -> Array:
     """(T,) labels at the places of the tokens: ``spans`` (chosen tokens), ``full`` (all), ``detect`` (0 and 1)."""
     if target == "detect":
@@ -96,7 +104,7 @@ def labels_in_place(batch: AnnotatedBatch, chosen: Array, target: str) -> Array:
         asked = masked_pieces(batch, chosen)
         if batch.packed:  # special tokens between documents are nobody's
             line = np.arange(len(asked))
-            asked &= (line >= batch.first.take(batch.piece)) & (line <= batch.last.take(batch.piece))
+            asked &= (line >= batch.first.take(batch.piece)) & (line <= last_content(batch).take(batch.piece))
     else:
         asked = chosen
     return np.where(asked, batch.input_ids, IGNORE)

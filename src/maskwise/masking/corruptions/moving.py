@@ -20,6 +20,7 @@ from maskwise.masking.corruptions.base import (
     Corrupted,
     Corruption,
     labels_in_place,
+    last_content,
     masked_pieces,
     require_target,
 )
@@ -358,7 +359,7 @@ class Ul2(T5):
 def mode_of(batch: AnnotatedBatch, chosen: Array) -> Array:
     """(P,) int64: 0 for R, 1 for S, 2 for X."""
     runs_P, masked_P, text_P = (batch.count(x) for x in (run_starts(batch, chosen), chosen, batch.content))
-    last_P = chosen.take(batch.last) if len(chosen) else runs_P > 0
+    last_P = chosen.take(last_content(batch)) if len(chosen) else runs_P > 0
     extreme_P = (masked_P >= 12 * runs_P) | (masked_P >= 0.3 * text_P)
     return np.where((runs_P == 1) & last_P, 1, extreme_P * 2)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from maskwise.masking.policies.base import Moment, Policy
+from maskwise.masking.policies.base import Moment, Policy, UnitKind
 from maskwise.masking.policies.given import (
     Frequency,
     Guided,
@@ -49,5 +49,5 @@ def policy(spec: Policy | str | Call) -> Policy:
 
 __all__ = [
     "POLICIES", "Frequency", "GroupWeighted", "Guided", "Mixture", "Moment", "Policy", "Span", "SpanLayer", "Suffix",
-    "T5Span", "Token", "Ul2", "Weighted", "WholeWord", "policy",
+    "T5Span", "Token", "Ul2", "UnitKind", "Weighted", "WholeWord", "policy",
 ]  # fmt: skip

@@ -4,14 +4,32 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import StrEnum
 from typing import Any, Protocol
 
+import numpy as np
 from torch import Tensor
 
+from maskwise.errors import MaskwiseError
 from maskwise.keys import Array, Keys
 from maskwise.masking.batch import AnnotatedBatch
-from maskwise.masking.units import UnitKind, Units
+from maskwise.masking.units import Units
+
+
+class UnitKind(StrEnum):
+    """What a policy's units are. It follows from the policy's arguments.
+
+    Arms whose units are of different kinds are not compared by one held-out loss. The values are written to
+    study.json: never change them, only append.
+    """
+
+    TOKEN = "token"
+    WORD = "whole-word"
+    SPAN = "span"  # several words together
+    TOKEN_SPAN = "token span"  # several tokens together, which may cut words
+    LAYER = "span-layer"  # the runs of a layer, such as entities, phrases or sentences
+    MIXTURE = "mixture"  # several of these
 
 
 @dataclass(frozen=True)
@@ -46,7 +64,7 @@ class Policy(ABC):
     @property
     @abstractmethod
     def unit_kind(self) -> UnitKind:
-        """What the units are; arms with units of different kinds are not compared by one held-out loss."""
+        """What the units are; a plain class attribute where the policy's arguments do not matter."""
 
     @abstractmethod
     def units(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
@@ -92,3 +110,19 @@ def kind_of(name: str) -> UnitKind:
 def layer_of(name: str) -> tuple[str, ...]:
     """The layers that ``cut`` needs for units of this name."""
     return () if name == "token" else ("word_ids",) if name == "word" else (name,)
+
+
+def weigh(units: Units, weight_T: Array, *, policy: str) -> Units:
+    """The units with weights from a (T,) layer: a unit has the mean weight of its tokens.
+
+    Raises:
+        MaskwiseError: a weight of an eligible token that is negative, NaN or infinite.
+    """
+    weight = weight_T[units.tokens].astype(np.float64)
+    valid = (weight >= 0) & (weight < np.inf)
+    if not valid.all():
+        got = float(weight[~valid][0])
+        raise MaskwiseError(f"policy {policy!r}: a weight is not a finite number ≥ 0", got=got)
+    if units.unit is not None:
+        weight = np.bincount(units.unit, weights=weight, minlength=len(units.piece)) / units.length
+    return replace(units, weight=weight)

@@ -10,8 +10,8 @@ import numpy as np
 from maskwise.errors import MaskwiseError
 from maskwise.keys import Array, Keys
 from maskwise.masking.batch import AnnotatedBatch
-from maskwise.masking.policies.base import Moment, Policy, cut, kind_of, layer_of
-from maskwise.masking.units import UnitKind, Units
+from maskwise.masking.policies.base import Moment, Policy, UnitKind, cut, kind_of, layer_of, weigh
+from maskwise.masking.units import Units
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,7 @@ class Token(Policy):
     Source: Devlin et al. 2019 (arXiv 1810.04805), section 3.1.
     """
 
-    @property
-    def unit_kind(self) -> UnitKind:
-        return UnitKind.TOKEN
+    unit_kind = UnitKind.TOKEN
 
     def units(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
         return Units.single(batch)
@@ -44,9 +42,7 @@ class WholeWord(Policy):
     Source: the whole-word checkpoints of google-research/bert (May 2019).
     """
 
-    @property
-    def unit_kind(self) -> UnitKind:
-        return UnitKind.WORD
+    unit_kind = UnitKind.WORD
 
     def layers(self) -> tuple[str, ...]:
         return ("word_ids",)
@@ -79,9 +75,7 @@ class SpanLayer(Policy):
         if self.rest not in ("word", "token", "none"):
             raise MaskwiseError("policy span-layer: rest", got=self.rest, allowed="word, token, none")
 
-    @property
-    def unit_kind(self) -> UnitKind:
-        return UnitKind.LAYER
+    unit_kind = UnitKind.LAYER
 
     def layers(self) -> tuple[str, ...]:
         return (self.layer, *(layer_of(self.rest) if self.rest != "none" else ()))
@@ -97,7 +91,7 @@ class SpanLayer(Policy):
         units = Units.runs(batch, np.where(marked >= 0, marked * 2, rest * 2 + 1))
         if self.rest_weight == 1:
             return units
-        return units.weighted(np.where(marked >= 0, 1.0, self.rest_weight), policy="span-layer")
+        return weigh(units, np.where(marked >= 0, 1.0, self.rest_weight), policy="span-layer")
 
 
 def salient(rest: str = "word") -> SpanLayer:
@@ -128,9 +122,7 @@ class Guided(Policy):
 
     layer: str = "salient"
 
-    @property
-    def unit_kind(self) -> UnitKind:
-        return UnitKind.TOKEN
+    unit_kind = UnitKind.TOKEN
 
     def layers(self) -> tuple[str, ...]:
         return (self.layer,)
@@ -167,7 +159,7 @@ class Weighted(Policy):
 
     def units(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
         weight_T = batch.layer(self.layer, policy="weighted")
-        units = cut(batch, self.units_of, policy="weighted").weighted(weight_T, policy="weighted")
+        units = weigh(cut(batch, self.units_of, policy="weighted"), weight_T, policy="weighted")
         if self.power == 1 or units.weight is None:
             return units
         weight = np.zeros_like(units.weight)
@@ -229,7 +221,7 @@ class Frequency(Policy):
         else:
             count_T = np.asarray(self.counts).take(batch.input_ids)
         weight_T = np.maximum(count_T.astype(np.float64), self.floor) ** self.power
-        return cut(batch, self.units_of, policy="frequency").weighted(weight_T, policy="frequency")
+        return weigh(cut(batch, self.units_of, policy="frequency"), weight_T, policy="frequency")
 
 
 def frequency(power: float = -0.5, units: str = "word", floor: float = 10.0, counts: Any = None) -> Frequency:

@@ -17,10 +17,10 @@ from torch import Tensor
 from maskwise.errors import MaskwiseError
 from maskwise.keys import Array, Keys, Purpose
 from maskwise.masking.batch import AnnotatedBatch, MaskedBatch
-from maskwise.masking.policies.base import Moment, Policy, cut, kind_of, layer_of
+from maskwise.masking.policies.base import Moment, Policy, UnitKind, cut, kind_of, layer_of, weigh
 from maskwise.masking.select import Selection
 from maskwise.masking.sorting import sums_within
-from maskwise.masking.units import UnitKind, Units
+from maskwise.masking.units import Units
 
 Weigh = Callable[[Tensor, Tensor], Tensor]
 
@@ -138,9 +138,8 @@ class GroupWeighted(Policy):
 
     def units(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
         weight_G = np.append(self.running.weight_C.numpy(force=True), UNKNOWN)  # −1: the last one
-        units = cut(batch, self.units_of, policy=self.layer).weighted(
-            weight_G[self._groups(batch)], policy=self.layer
-        )
+        units = cut(batch, self.units_of, policy=self.layer)
+        units = weigh(units, weight_G[self._groups(batch)], policy=self.layer)
         if not self.faithful or units.weight is None:
             return units
         accepted = keys.uniform(Purpose.ACCEPT, units.piece, units.number) < units.weight

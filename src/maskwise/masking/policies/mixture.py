@@ -10,9 +10,9 @@ import numpy as np
 from maskwise.errors import MaskwiseError
 from maskwise.keys import Array, Keys, Purpose
 from maskwise.masking.batch import AnnotatedBatch
-from maskwise.masking.policies.base import Moment, Policy
+from maskwise.masking.policies.base import Moment, Policy, UnitKind
 from maskwise.masking.schedules import Schedule, schedule
-from maskwise.masking.units import UnitKind, Units
+from maskwise.masking.units import Units
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ import numpy as np
 from maskwise.errors import MaskwiseError
 from maskwise.keys import Array, Keys, Purpose, below
 from maskwise.masking.batch import AnnotatedBatch
-from maskwise.masking.policies.base import Moment, Policy, layer_of
-from maskwise.masking.sorting import first_within, rank_within, sums_within
-from maskwise.masking.units import UnitKind, Units, find_runs
+from maskwise.masking.policies.base import Moment, Policy, UnitKind, layer_of
+from maskwise.masking.sorting import find_runs, first_within, rank_within, sums_within
+from maskwise.masking.units import Units
 
 MOST_WORDS = 1000
 """The longest span that may be asked for: a table of all lengths is gone through for each draw."""
@@ -152,9 +152,7 @@ class T5Span(Policy):
         if self.ratio is not None and not 0 <= self.ratio <= 1:
             raise MaskwiseError("policy t5-span: ratio", got=self.ratio, allowed="0 to 1")
 
-    @property
-    def unit_kind(self) -> UnitKind:
-        return UnitKind.TOKEN_SPAN
+    unit_kind = UnitKind.TOKEN_SPAN
 
     def ratios(self, ratio_P: Array, keys: Keys, moment: Moment) -> Array:
         return ratio_P if self.ratio is None else np.full_like(ratio_P, self.ratio)
@@ -180,9 +178,7 @@ class Suffix(Policy):
 
     ratio: float | None = None
 
-    @property
-    def unit_kind(self) -> UnitKind:
-        return UnitKind.TOKEN_SPAN
+    unit_kind = UnitKind.TOKEN_SPAN
 
     def ratios(self, ratio_P: Array, keys: Keys, moment: Moment) -> Array:
         return ratio_P if self.ratio is None else np.full_like(ratio_P, self.ratio)
@@ -215,9 +211,7 @@ class Ul2(Policy):
             allowed = "pairs of mean span (≥ 1, or 0 for the end of the row) and ratio"
             raise MaskwiseError("policy ul2: denoisers", got=self.denoisers, allowed=allowed)
 
-    @property
-    def unit_kind(self) -> UnitKind:
-        return UnitKind.TOKEN_SPAN
+    unit_kind = UnitKind.TOKEN_SPAN
 
     def _drawn(self, keys: Keys, pieces: int) -> tuple[Array, Array]:
         """Mean spans and ratios of the pieces, both (P,) float64."""
