@@ -20,8 +20,8 @@ from transformers import AutoModel, AutoModelForMaskedLM, PreTrainedTokenizerFas
 from maskwise.errors import MaskwiseError
 from maskwise.masking import IGNORE, MaskedBatch
 from maskwise.objectives import OBJECTIVES, Outcome, objective, objective_class
+from maskwise.objectives.boundary import LONGEST, SpanBoundary
 from maskwise.objectives.replaced import ReplacedTokenDetection
-from maskwise.objectives.spans import LONGEST, SpanBoundary
 from training_tools import Language, config, model
 from training_tools import tokenizer as language_tokenizer
 

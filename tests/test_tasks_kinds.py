@@ -18,9 +18,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForMultipleChoice, Auto
 
 from maskwise.errors import MaskwiseError
 from maskwise.models import new_config
-from maskwise.objectives import Classification
-from maskwise.objectives.choice import MultipleChoice
-from maskwise.objectives.spans_qa import SpanQuestionAnswering
+from maskwise.objectives import Classification, MultipleChoice, SpanQuestionAnswering
 from maskwise.tasks import (
     KINDS,
     FinetuneSettings,

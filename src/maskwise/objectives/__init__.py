@@ -1,4 +1,4 @@
-"""Masked batch in, loss out. One file an objective, with its head; a downstream task is an objective too.
+"""Masked batch in, loss out. An objective stands with its head; a downstream task is an objective too.
 
 Imports ``masking`` and below.
 """
@@ -13,12 +13,12 @@ from torch import nn
 from maskwise.errors import unknown_name
 from maskwise.objectives.arms import ArmBatch, Arms
 from maskwise.objectives.base import Objective, Outcome
-from maskwise.objectives.classification import Classification
+from maskwise.objectives.boundary import SpanBoundary
 from maskwise.objectives.contrastive import ContrastiveSentences
 from maskwise.objectives.detection import AddedTokenDetection, DeletedTokenDetection
 from maskwise.objectives.mlm import EntityMaskedLanguageModelling, MaskedLanguageModelling
 from maskwise.objectives.replaced import ReplacedTokenDetection
-from maskwise.objectives.spans import SpanBoundary
+from maskwise.objectives.tasks import Classification, MultipleChoice, Regression, SpanQuestionAnswering
 from maskwise.specs import Call, build, parse_call
 
 OBJECTIVES: dict[str, type[Objective]] = {
@@ -47,5 +47,5 @@ def objective(spec: str | Call, model: nn.Module) -> Objective:
 
 __all__ = [
     "OBJECTIVES", "ArmBatch", "Arms", "Classification", "ContrastiveSentences", "MaskedLanguageModelling",
-    "Objective", "Outcome", "objective", "objective_class",
+    "MultipleChoice", "Objective", "Outcome", "Regression", "SpanQuestionAnswering", "objective", "objective_class",
 ]  # fmt: skip

@@ -27,8 +27,7 @@ from torch import Tensor
 
 from maskwise.errors import MaskwiseError
 from maskwise.masking.batch import IGNORE
-from maskwise.objectives.classification import Classification
-from maskwise.objectives.regression import Regression
+from maskwise.objectives import Classification, Regression
 from maskwise.tasks.metrics import METRICS, UNSEEN, entity_f1
 from maskwise.tasks.task import (
     NO_LABEL,

@@ -32,9 +32,8 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from maskwise.errors import MaskwiseError
-from maskwise.objectives import Classification
-from maskwise.objectives.choice import MultipleChoice as ChoiceLoss
-from maskwise.objectives.spans_qa import SpanQuestionAnswering
+from maskwise.objectives import Classification, SpanQuestionAnswering
+from maskwise.objectives import MultipleChoice as ChoiceLoss
 from maskwise.tasks.task import NO_LABEL, Columns, Row, Task, Tuned, UsualColumns
 from maskwise.tasks.tensors import Cutter, Data, Flat, batches, edges, places_of
 from maskwise.text.labelled import Record

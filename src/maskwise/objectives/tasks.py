@@ -1,0 +1,103 @@
+"""A downstream task is an objective like any other: classes of rows or tokens, numbers, choices, spans of a context."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from maskwise.masking.batch import IGNORE
+from maskwise.models import takes_token_types
+from maskwise.objectives.base import Objective, Outcome
+
+
+class Classification(Objective):
+    """Cross-entropy of the class of every row, or of every token with a label.
+
+    Formula: sum over labelled rows (tokens) of −log p(class | row).
+    Inputs: a mapping of model inputs with ``labels``, (B,) or (B, L), −100 where there is nothing to predict.
+    Requirements: ``models.load_task_model`` with a head for sequences or tokens.
+    Source: Devlin et al. 2019, section 4.
+    """
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+        self._takes_types = takes_token_types(model)
+
+    def forward(self, batch: Mapping[str, Tensor]) -> Outcome:
+        logits, labels = self.logits(batch).float(), batch["labels"]
+        losses = cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=IGNORE, reduction="sum")
+        return Outcome(losses, torch.count_nonzero(labels != IGNORE))
+
+    def logits(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """(B, classes) or (B, L, classes)."""
+        return self.model(**self.inputs(batch)).logits
+
+    def inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What of a batch the model takes."""
+        unused = {"labels"} if self._takes_types else {"labels", "token_type_ids"}
+        return {name: value for name, value in batch.items() if name not in unused}
+
+
+class Regression(Classification):
+    """Squared error of a number for every row.
+
+    Formula: sum over rows of (answer − label)², with labels in standard deviations from the mean of train: a new
+    head begins at 0, the mean, and one learning rate serves every scale.
+    Inputs: a mapping of model inputs with ``labels``, (B,) float.
+    Requirements: ``models.load_task_model`` with a head for sequences and one label.
+    Source: Devlin et al. 2019, appendix B.1 (STS-B).
+    """
+
+    def forward(self, batch: Mapping[str, Tensor]) -> Outcome:
+        error = self.logits(batch).float().squeeze(-1) - batch["labels"]
+        return Outcome(error.square().sum(), error.new_tensor(len(error)))
+
+
+class MultipleChoice(Classification):
+    """Cross-entropy of the right choice among a question's choices, of which there may be any number.
+
+    Formula: sum over questions of −log softmax(scores of its choices)[right].
+    Inputs: a mapping of model inputs of S sequences, ``choices`` (B, C): which of them belong to a question, −1 where
+    it has fewer than C, and ``labels`` (B,), the right column.
+    Requirements: ``models.load_task_model`` with the head ``multiple-choice``.
+    Source: Radford et al. 2018, section 3.3; Devlin et al. 2019, section 4.4 (SWAG).
+    """
+
+    def forward(self, batch: Mapping[str, Tensor]) -> Outcome:
+        labels = batch["labels"]
+        losses = cross_entropy(self.logits(batch).float(), labels, reduction="sum")
+        return Outcome(losses, losses.new_tensor(len(labels)))
+
+    def logits(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """(B, C), −∞ where a question has no such choice."""
+        choices = batch["choices"]
+        # To the model all sequences are choices of one question, so that questions may differ in their number.
+        inputs = {name: value.unsqueeze(0) for name, value in self.inputs(batch).items() if name != "choices"}
+        scores = self.model(**inputs).logits.squeeze(0)
+        return scores[choices.clamp(min=0)].masked_fill(choices < 0, -math.inf)
+
+
+class SpanQuestionAnswering(Classification):
+    """Cross-entropy of the first and of the last token of the answer.
+
+    Formula: sum over windows of −log p(start) − log p(end), each a softmax over the window's real tokens.
+    Inputs: a mapping of model inputs with ``labels``, (B, 2): places; (0, 0), [CLS], for windows without the answer.
+    Requirements: ``models.load_task_model`` with the head ``question-answering``.
+    Source: Devlin et al. 2019, section 4.2.
+    """
+
+    def forward(self, batch: Mapping[str, Tensor]) -> Outcome:
+        logits, labels = self.logits(batch).float(), batch["labels"]
+        losses = cross_entropy(logits.transpose(1, 2).flatten(0, 1), labels.flatten(), reduction="sum")
+        return Outcome(losses, losses.new_tensor(labels.numel()))
+
+    def logits(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """(B, L, 2) of start and end; −∞ at padding, so that a row does not depend on its batch."""
+        out = self.model(**self.inputs(batch))
+        both = torch.stack([out.start_logits, out.end_logits], dim=-1)
+        return both.masked_fill(batch["attention_mask"].unsqueeze(-1) == 0, -math.inf)
