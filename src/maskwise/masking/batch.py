@@ -56,7 +56,7 @@ class AnnotatedBatch:
     @cached_property
     def lengths(self) -> Array:
         """(P,) int64: tokens of each piece, special tokens and padding included."""
-        return np.diff(self.begin, append=len(self.input_ids))
+        return np.append(self.begin[1:], len(self.input_ids)) - self.begin
 
     @cached_property
     def piece(self) -> Array:
@@ -108,7 +108,7 @@ class AnnotatedBatch:
 
     def count_at(self, at: Array) -> Array:
         """(P,) int64: how many of the tokens at ascending places ``at`` are in each piece."""
-        return np.diff(np.searchsorted(at, self.begin), append=len(at))
+        return np.diff(np.searchsorted(at, np.append(self.begin, len(self.input_ids))))
 
     def layer(self, name: str, *, policy: str) -> Array:
         """The (T,) layer of that name, or an error that says which there are."""

@@ -63,9 +63,8 @@ class Masker:
     ):  # fmt: skip
         self.vocabulary = tokenizer if isinstance(tokenizer, Vocabulary) else Vocabulary.of(tokenizer)
         self.policy = policies.policy(policy)
-        self.ratio = schedules.schedule(ratio)
+        self.ratio, self.predict = schedules.schedule(ratio), schedules.schedule(predict)
         self.corruption = corruptions.corruption(corruption)
-        self.predict = schedules.schedule(predict)
         self.budget, self.fill, self.seed, self.min_targets = budget, fill, seed, min_targets
         require_known("budget", budget)
         require_known("fill", fill)

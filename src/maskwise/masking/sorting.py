@@ -44,10 +44,9 @@ def first_within(piece: Array, key: Array, wanted_P: Array) -> Array:
 
 def sums_within(values: Array, counts_P: Array) -> Array:
     """(N,) int64: running sums of ``values``, which begin anew in each piece."""
-    total = values.cumsum()
-    before_P = np.concatenate(([0], total)).take(counts_P.cumsum() - counts_P)
-    total -= np.repeat(before_P, counts_P)
-    return total
+    total = np.zeros(len(values) + 1, np.int64)
+    values.cumsum(out=total[1:])
+    return total[1:] - np.repeat(total.take(counts_P.cumsum() - counts_P), counts_P)
 
 
 def find_runs(batch: AnnotatedBatch, ids: Array) -> tuple[Array, Array, Array, Array, Array]:
@@ -65,11 +64,12 @@ def find_runs(batch: AnnotatedBatch, ids: Array) -> tuple[Array, Array, Array, A
     if len(begins):
         begins[batch.begin] = inside[batch.begin]
     tokens = np.flatnonzero(inside)
-    opens = begins[inside]
+    opens = begins.take(tokens)
     run = opens.cumsum()
     run -= 1
-    length = np.diff(np.flatnonzero(opens), append=len(tokens))
-    starts = np.flatnonzero(begins)
+    first = np.flatnonzero(opens)
+    length = np.append(first[1:], len(tokens)) - first
+    starts = tokens.take(first)
     barred = np.flatnonzero(inside > batch.eligible)
     if len(barred):
         barred = np.unique(np.searchsorted(starts, barred, side="right") - 1)

@@ -95,5 +95,6 @@ class Units:
     def spread(self, chosen_U: Array) -> Array:
         """From chosen units to chosen tokens: (U,) bool to (T,) bool."""
         chosen = np.zeros(len(self.batch.input_ids), bool)
-        chosen[self.tokens[chosen_U if self.unit is None else chosen_U.take(self.unit)]] = True
+        inside = chosen_U if self.unit is None else chosen_U.take(self.unit)
+        chosen[self.tokens.take(np.flatnonzero(inside))] = True  # numbers are looked up faster than bools
         return chosen
