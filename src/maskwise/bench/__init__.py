@@ -16,14 +16,8 @@ from maskwise.bench.mask import bench_mask, render_mask
 from maskwise.bench.train import bench_train, render_train
 from maskwise.errors import MaskwiseError, unknown_name
 
-BENCHES: dict[str, Callable[..., dict[str, Any]]] = {
-    "mask": bench_mask,
-    "train": bench_train,
-}
-_SHOWN: dict[str, Callable[[dict[str, Any]], RenderableType]] = {
-    "mask": render_mask,
-    "train": render_train,
-}
+BENCHES: dict[str, Callable[..., dict[str, Any]]] = {"mask": bench_mask, "train": bench_train}
+_SHOWN: dict[str, Callable[[dict[str, Any]], RenderableType]] = {"mask": render_mask, "train": render_train}
 EVIDENCE = ("annotate", "samplers")
 """Benches that stand in benchmarks/, outside of the package: they need gold sets, or are run once."""
 

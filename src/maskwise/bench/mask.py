@@ -28,11 +28,8 @@ from maskwise.text.documents import bundled_path, read_documents
 from maskwise.text.tokenizers import tokenise, train_tokenizer
 
 RATIO = 0.15
-PEER, PEER_WORDS, PEER_STEP = (
-    "transformers",
-    "transformers, whole words",
-    "transformers, masking step from tensors",
-)
+PEER, PEER_WORDS = "transformers", "transformers, whole words"
+PEER_STEP = "transformers, masking step from tensors"
 LAYOUTS = ("documents", "packed", "sentences")
 DOCUMENTS, SENTENCE = 5, 20
 """Documents in a packed row; tokens of a sentence."""
@@ -105,27 +102,15 @@ class _Contest:
     """All contestants on batches of one shape."""
 
     def __init__(
-        self,
-        tokenizer: Any,
-        ids: np.ndarray,
-        words: np.ndarray,
-        *,
-        rows: int,
-        length: int,
-        only: tuple[str, ...] | None = None,
-        layout: str = "documents",
-    ):
+        self, tokenizer: Any, ids: np.ndarray, words: np.ndarray, *, rows: int, length: int,
+        only: tuple[str, ...] | None = None, layout: str = "documents",
+    ):  # fmt: skip
         self.tokenizer, self.rows, self.length, self.layout = tokenizer, rows, length, layout
         self.vocabulary = Vocabulary.of(tokenizer)
-        text = rows * (length - 2)
-        count = len(ids) // text
+        count = len(ids) // (rows * (length - 2))
         shape = (count, rows, length - 2)
-        self.batches = [
-            self._batch(i, b, w)
-            for i, (b, w) in enumerate(
-                zip(ids[: count * text].reshape(shape), words[: count * text].reshape(shape))
-            )
-        ]
+        cut = (np.resize(line, shape) for line in (ids, words))  # the first tokens that fill whole batches
+        self.batches = [self._batch(i, b, w) for i, (b, w) in enumerate(zip(*cut))]
         self.lists = [self._as_lists(batch) for batch in self.batches]
         self.maskers = self._maskers(only)
 
@@ -193,17 +178,10 @@ class _Contest:
                 if peer in found
             }
             tokens = self.rows * self.length
-            out.append(
-                {
-                    "name": name,
-                    "layout": self.layout,
-                    "rows": self.rows,
-                    "length": self.length,
-                    "milliseconds": round(seconds * 1e3, 4),
-                    "tokens_per_second": round(tokens / seconds),
-                    **times,
-                }
-            )
+            out.append({
+                "name": name, "layout": self.layout, "rows": self.rows, "length": self.length,
+                "milliseconds": round(seconds * 1e3, 4), "tokens_per_second": round(tokens / seconds), **times,
+            })  # fmt: skip
         return out
 
     def _contestants(self) -> dict[str, Callable[[int], Any]]:
@@ -291,12 +269,7 @@ def render_mask(result: dict[str, Any]) -> RenderableType:
         table.add_column(column, justify="right")
     for r in result["results"]:
         table.add_row(
-            r["name"],
-            r["layout"],
-            f"{r['rows']} × {r['length']}",
-            f"{r['milliseconds']:.3f}",
-            f"{r['tokens_per_second'] / 1e6:.2f}",
-            f"{r['times_random']:.1f}",
-            f"{r['times_whole_word']:.1f}",
-        )
+            r["name"], r["layout"], f"{r['rows']} × {r['length']}", f"{r['milliseconds']:.3f}",
+            f"{r['tokens_per_second'] / 1e6:.2f}", f"{r['times_random']:.1f}", f"{r['times_whole_word']:.1f}",
+        )  # fmt: skip
     return table

@@ -164,16 +164,13 @@ def _laid(pieces: Pieces, vocabulary: Vocabulary) -> AnnotatedBatch:
     cost = lengths + (last >= 0) + opens * (first >= 0)
     end = cost.cumsum()
     start = end - cost
-    begin = (
-        start - np.maximum.accumulate(start * opens) + row * pieces.length
-    )  # where each piece begins, its frame too
+    begin = start - np.maximum.accumulate(start * opens) + row * pieces.length  # its frame is part of a piece
     text = begin + opens * (first >= 0)
     if int((begin + cost - row * pieces.length).max()) > pieces.length:
         raise MaskwiseError("pieces do not fit into their rows", allowed=f"{pieces.length} tokens a row")
     at = np.arange(int(lengths.sum())) + np.repeat(text - (lengths.cumsum() - lengths), lengths)
-    line = {name: _placed(column, at, shape, pad if name == "input_ids" else None)
-            for name, column in pieces.columns.items()}  # fmt: skip
-    ids = line.pop("input_ids")
+    ids = _placed(pieces.columns["input_ids"], at, shape, pad)
+    layers = {name: _placed(x, at, shape) for name, x in pieces.columns.items() if name != "input_ids"}
     kind = np.zeros(len(ids), np.uint8)
     kind[at] = _kinds(np.asarray(pieces.columns["input_ids"]), vocabulary)
     present = np.zeros(len(ids), np.int64)
@@ -183,17 +180,15 @@ def _laid(pieces: Pieces, vocabulary: Vocabulary) -> AnnotatedBatch:
             ids[places], present[places] = token, 1
     attention = None if present.all() else present
     ids_P = np.asarray(pieces.example_ids, np.int64)
-    return AnnotatedBatch(
-        shape, ids, attention, kind > 0, kind > 1, begin, ids_P, line, {}, plan=pieces.length
-    )  # fmt: skip
+    plan = pieces.length
+    return AnnotatedBatch(shape, ids, attention, kind > 0, kind > 1, begin, ids_P, layers, plan=plan)
 
 
-def _placed(column: Array, at: Array, shape: tuple[int, int], fill: int | None) -> Array:
-    """A column of pieces, at its places in a line of B·L tokens."""
+def _placed(column: Array, at: Array, shape: tuple[int, int], fill: int | None = None) -> Array:
+    """A column of pieces, at its places in a line of B·L tokens; elsewhere ``fill``, or what says nothing."""
     whole = column.dtype.kind not in "fb"
-    if fill is None:
-        fill = -1 if whole else 0
-    line = np.full(shape[0] * shape[1], fill, np.int64 if whole else column.dtype)
+    nothing = (-1 if whole else 0) if fill is None else fill
+    line = np.full(shape[0] * shape[1], nothing, np.int64 if whole else column.dtype)
     line[at] = column
     return line
 

@@ -167,8 +167,3 @@ def encoded(model: Any, batch: Any) -> Tensor:
     """(B, L, H): the encoder's hidden states of a batch, without any head."""
     inputs = {name: batch[name] for name in batch.keys() if name != "labels"}  # noqa: SIM118 (no dict)
     return encoder_of(model)(**inputs).last_hidden_state
-
-
-def width(model: Any) -> int:
-    """H, the size of the encoder's hidden states."""
-    return model.config.hidden_size

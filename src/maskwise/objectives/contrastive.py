@@ -20,7 +20,7 @@ from maskwise.keys import Array
 from maskwise.masking import MaskedBatch, Vocabulary
 from maskwise.masking.gather import Rows, device_of, gather
 from maskwise.models import encoder_of
-from maskwise.objectives.base import Maker, Objective, Outcome, encoded, width
+from maskwise.objectives.base import Maker, Objective, Outcome, encoded
 
 
 class Twins:
@@ -83,7 +83,8 @@ class ContrastiveSentences(Objective):
 
     def __init__(self, model: nn.Module, *, temperature: float = 0.05, dropout: float = 0.1):
         super().__init__()
-        self.model, self.head = model, nn.Linear(width(model), width(model))
+        size = model.config.hidden_size
+        self.model, self.head = model, nn.Linear(size, size)
         self.temperature, self.dropout = temperature, dropout
         if not temperature > 0 or not 0 < dropout < 1:
             got = f"temperature {temperature}, dropout {dropout}"

@@ -32,9 +32,7 @@ from maskwise.masking.vocabulary import Vocabulary
 class Moving(Corruption):
     """Base of those that change lengths: packed rows are laid anew."""
 
-    @property
-    def keeps_length(self) -> bool:
-        return False
+    keeps_length = False
 
 
 class Line:
