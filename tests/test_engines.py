@@ -66,7 +66,7 @@ def finish(folder: Path, seconds: float = 1.0) -> None:
 
 
 def make(kind: str, word: str, *needs: Stage, steps: int = 100) -> Stage:
-    what = {"word": word} | ({"training": {"steps": steps}} if kind == "pretrain" else {})
+    what = {"word": word} | ({"training": {"steps": steps, "batch_size": 8}} if kind == "pretrain" else {})
     return Stage(kind, what, tuple(need.name for need in needs))
 
 

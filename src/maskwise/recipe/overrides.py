@@ -25,7 +25,7 @@ MOST_VALUES = 100_000
 """Values in one YAML text, counting what its aliases repeat: "billion laughs" is 30 lines that unfold to 10⁹ values."""
 
 
-def put(settings: Plain, dotted: str, value: Any) -> None:
+def put(settings: Plain, dotted: str, value: object) -> None:
     """Set ``a.b.c`` in nested dicts.
 
     >>> settings = {"training": {"steps": 10}}
@@ -46,7 +46,7 @@ def put(settings: Plain, dotted: str, value: Any) -> None:
     group[last] = value
 
 
-def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(tree: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
     """Nested settings as pairs of ``a.b.c`` and value: a dict changes only the keys that it names."""
     for key, value in tree.items():
         if isinstance(value, dict):
@@ -55,7 +55,7 @@ def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield f"{prefix}{key}", value
 
 
-def merged(base: Mapping[str, Any], own: Mapping[str, Any]) -> Plain:
+def merged(base: Plain, own: Plain) -> Plain:
     """``base`` with the settings of ``own``. Arms are replaced as a whole, and with them what names them."""
     settings: Plain = {}
     base_arms, own_arms = ((tree.get("study") or {}).get("arms") for tree in (base, own))
@@ -69,7 +69,7 @@ def merged(base: Mapping[str, Any], own: Mapping[str, Any]) -> Plain:
     return settings
 
 
-def parse_override(text: str) -> tuple[str, Any]:
+def parse_override(text: str) -> tuple[str, object]:
     """``key=value`` as (key, value).
 
     >>> parse_override("training.learning_rate=1e-3")
@@ -84,7 +84,7 @@ def parse_override(text: str) -> tuple[str, Any]:
     return key.strip(), parse_value(value)
 
 
-def parse_value(text: str) -> Any:
+def parse_value(text: str) -> object:
     """The value of an override: YAML, and plain text where it is none."""
     try:
         return read_yaml(text)
@@ -115,7 +115,7 @@ Yaml.add_implicit_resolver(
 )
 
 
-def read_yaml(text: str) -> Any:
+def read_yaml(text: str) -> object:
     """Plain values from YAML.
 
     Raises:
@@ -132,7 +132,7 @@ def read_yaml(text: str) -> Any:
     return value
 
 
-def _count(value: Any, known: dict[int, int]) -> int:
+def _count(value: object, known: dict[int, int]) -> int:
     """The values inside a value; what an alias repeats is counted each time and looked at once."""
     if not isinstance(value, dict | list):
         return 1

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -89,7 +88,7 @@ def _settings(source: str | Path, *, below: tuple[Path, ...] = ()) -> Plain:
     )
 
 
-def _read(path: Path) -> Any:
+def _read(path: Path) -> object:
     try:
         text = path.read_text(encoding="utf-8")
         return read_yaml(text)
@@ -108,7 +107,7 @@ def _read(path: Path) -> Any:
         raise MaskwiseError(f"{path} is not readable YAML", got=str(error)) from None
 
 
-def _forget_arms(study: Plain, *, changes: Mapping[str, Any]) -> None:
+def _forget_arms(study: Plain, *, changes: Mapping[str, object]) -> None:
     """Other arms than the recipe's: they drop its contrasts, and a baseline that is none of them."""
     if "study.contrasts" not in changes:
         study.pop("contrasts", None)

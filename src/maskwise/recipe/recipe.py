@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from itertools import product
-from typing import Any, Literal
+from typing import Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
@@ -59,14 +59,14 @@ class ModelSettings(Settings):
     pretrained: str | None = None
     """A folder, hub id, ``bundled:encoder`` or ``package:NAME`` (an installed one). None: fresh weights."""
     architecture: str = "modernbert"
-    settings: dict[str, Any] = {}
+    settings: Plain = {}
     """Fields of the architecture's configuration, such as hidden_size."""
     unigram_bias: bool = True
     """Start the output bias of a new head at the log-frequencies of the training text."""
 
     @field_validator("settings")
     @classmethod
-    def _truth(cls, value: dict[str, Any]) -> dict[str, Any]:
+    def _truth(cls, value: Plain) -> Plain:
         """No type says here that ``no`` is meant as a truth value; and no setting of a model is a word like it."""
         words = {"yes": True, "on": True, "no": False, "off": False}
         return {key: words.get(str(setting), setting) for key, setting in value.items()}
@@ -79,7 +79,7 @@ class SearchSettings(Settings):
     4
     """
 
-    grid: dict[str, tuple[Any, ...]] | tuple[dict[str, Any], ...]
+    grid: dict[str, tuple[object, ...]] | tuple[Plain, ...]
     """Values by setting (all combinations are tried), or a list of points, each a dict of settings."""
     seeds: tuple[int, ...] = (1000, 1001)
     """Seeds of the runs that choose; none may be a seed of the study."""
@@ -89,7 +89,7 @@ class SearchSettings(Settings):
 
     @field_validator("grid", mode="before")
     @classmethod
-    def _dotted(cls, grid: Any) -> Any:
+    def _dotted(cls, grid: object) -> object:
         if isinstance(grid, Mapping):
             grid = dict(leaves(grid))
             for key, values in grid.items():
@@ -111,7 +111,7 @@ class SearchSettings(Settings):
         return self
 
     @property
-    def points(self) -> list[dict[str, Any]]:
+    def points(self) -> list[Plain]:
         """The points that are tried, as settings by dotted name, in the order in which ties are settled."""
         if isinstance(self.grid, tuple):
             return [dict(point) for point in self.grid]
@@ -121,7 +121,7 @@ class SearchSettings(Settings):
 class StudySettings(Settings):
     """What is compared, with how many runs, and how the comparison is kept fair."""
 
-    arms: dict[str, dict[str, Any]] = {}
+    arms: dict[str, Plain] = {}
     """By name: overrides of any setting, such as ``{masking.ratio: 0.30}``."""
     baseline: str | None = None
     """The arm that the others are compared with; None: the first one."""
@@ -141,7 +141,7 @@ class StudySettings(Settings):
 
     @model_validator(mode="before")
     @classmethod
-    def _left(cls, settings: Any) -> Any:
+    def _left(cls, settings: object) -> object:
         """Two settings that older recipes may name are gone (docs/decisions/0011)."""
         if not isinstance(settings, Mapping):
             return settings
@@ -155,13 +155,13 @@ class StudySettings(Settings):
 
     @field_validator("arms", mode="before")
     @classmethod
-    def _empty_arms(cls, arms: Any) -> Any:
+    def _empty_arms(cls, arms: object) -> object:
         """``token-15:`` alone is an arm that changes nothing."""
         return {name: over or {} for name, over in arms.items()} if isinstance(arms, dict) else arms
 
     @field_validator("seeds", mode="before")
     @classmethod
-    def _paired(cls, seeds: Any) -> Any:
+    def _paired(cls, seeds: object) -> object:
         if isinstance(seeds, Mapping):
             what = "study.seeds are the same for every arm: runs are paired by seed"
             raise MaskwiseError(what, got=dict(seeds), allowed="a number of runs, or a list of seeds")
@@ -179,7 +179,7 @@ class StudySettings(Settings):
 
     @field_validator("contrasts", mode="before")
     @classmethod
-    def _pairs_of_names(cls, contrasts: Any) -> Any:
+    def _pairs_of_names(cls, contrasts: object) -> object:
         pairs = contrasts if isinstance(contrasts, list | tuple) else [contrasts]
         for pair in pairs if contrasts is not None else ():
             if not isinstance(pair, list | tuple) or len(pair) != 2:
@@ -251,7 +251,7 @@ class Recipe(Settings):
     sampler: str = "uniform"
     """Which of the objectives trains at each step: a rule, or one that learns, such as mometas."""
     training: TrainingSettings = TrainingSettings()
-    intermediate: dict[str, Any] | None = None
+    intermediate: Plain | None = None
     """A second stage of pre-training, which goes on from the first one's checkpoint: the settings in which it differs
     (of corpus, masking, training), such as ``{corpus.source: news.jsonl, training.steps: 200}``. null: none."""
     evaluation: EvaluationSettings = EvaluationSettings()
@@ -271,7 +271,7 @@ class Recipe(Settings):
 
     @field_validator("intermediate", mode="before")
     @classmethod
-    def _nested(cls, value: Any) -> Any:
+    def _nested(cls, value: object) -> object:
         if not isinstance(value, Mapping):
             return None if value == "none" else value
         nested: Plain = {}
@@ -282,7 +282,7 @@ class Recipe(Settings):
 
     @field_validator("objectives", mode="before")
     @classmethod
-    def _by_name(cls, value: Any) -> Any:
+    def _by_name(cls, value: object) -> object:
         """``atd:`` alone is the objective of that name, ``mlm-40: mlm`` one by another."""
         if not isinstance(value, Mapping):
             return value
@@ -360,7 +360,7 @@ class Recipe(Settings):
         second = _changed(base, self.intermediate, origin="intermediate").seeded(fold(self.training.seed, 1))
         return first, second
 
-    def arm(self, name: str, *, seed: int, more: Mapping[str, Any] | None = None) -> Recipe:
+    def arm(self, name: str, *, seed: int, more: Mapping[str, object] | None = None) -> Recipe:
         """The recipe of one run: the arm's overrides, ``more`` overrides and the seed put in.
 
         Raises:
@@ -383,7 +383,7 @@ class Recipe(Settings):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def validate(settings: Mapping[str, Any], *, origin: str) -> Recipe:
+def validate(settings: Mapping[str, object], *, origin: str) -> Recipe:
     """A recipe from plain values.
 
     Raises:
@@ -395,7 +395,7 @@ def validate(settings: Mapping[str, Any], *, origin: str) -> Recipe:
         raise explain(error, Recipe, origin=origin) from None
 
 
-def _changed(base: Plain, changes: Mapping[str, Any], *, origin: str) -> Recipe:
+def _changed(base: Plain, changes: Mapping[str, object], *, origin: str) -> Recipe:
     """A recipe with changes by dotted name; its seed is to be set."""
     base["training"]["seed"] = 0
     return _validate_once(json.dumps(base), json.dumps(list(leaves(changes)), default=str), origin)

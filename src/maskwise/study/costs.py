@@ -15,7 +15,8 @@ the lengths used here), padding, the optimiser, evaluation.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+
+from transformers import PreTrainedModel
 
 from maskwise.objectives import Arms, MaskedLanguageModelling
 from maskwise.objectives.base import Work
@@ -25,7 +26,7 @@ SAMPLED_STEPS = 32
 """Steps, evenly over a run, whose batches are masked to see what a run will spend."""
 
 
-def flops(tokens: float, targets: float, network: Any, *, frozen: bool = False) -> int:
+def flops(tokens: float, targets: float, network: PreTrainedModel, *, frozen: bool = False) -> int:
     """FLOPs of masked language modelling on so many tokens and targets; ``frozen``: training the head alone."""
     return trained(MaskedLanguageModelling(network).work(tokens, targets), frozen=frozen)
 
@@ -53,7 +54,7 @@ def over_a_run(steps: int, most: int) -> list[int]:
     return [(2 * number + 1) * steps // (2 * count) for number in range(count)]
 
 
-def per_step(source: MaskedSource, network: Any) -> dict[str, float]:
+def per_step(source: MaskedSource, network: PreTrainedModel) -> dict[str, float]:
     """Means over a run of what a step spends: ``steps`` (one), ``tokens``, ``targets``, ``flops``.
 
     Args:

@@ -15,11 +15,11 @@ length stays and the first stage's is set.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -219,7 +219,7 @@ class Choice(NamedTuple):
     border: bool
 
 
-def choose(points: Sequence[Mapping[str, Any]], scores: Sequence[Scores | None]) -> Choice:
+def choose(points: Sequence[Plain], scores: Sequence[Scores | None]) -> Choice:
     """The point with the highest mean over outcomes, each standardised over all points and seeds.
 
     >>> choose([{"lr": 1}, {"lr": 2}, {"lr": 3}], [{"a": [1.0]}, {"a": [3.0]}, None]).place
@@ -249,7 +249,7 @@ def choose(points: Sequence[Mapping[str, Any]], scores: Sequence[Scores | None])
     return Choice(means, place, _on_border(points, place))
 
 
-def _on_border(points: Sequence[Mapping[str, Any]], place: int) -> bool:
+def _on_border(points: Sequence[Plain], place: int) -> bool:
     for key, value in points[place].items():
         tried = {point[key] for point in points if isinstance(point.get(key), int | float)}
         if len(tried) > 1 and value in (min(tried), max(tried)):

@@ -21,7 +21,6 @@ from dataclasses import asdict, dataclass, field
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from maskwise import __version__
 from maskwise.annotate.registry import annotator
@@ -92,7 +91,7 @@ class Stage:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, plain: Mapping[str, Any]) -> Stage:
+    def from_dict(cls, plain: Plain) -> Stage:
         """The stage that ``as_dict`` was called on."""
         return cls(**{**plain, "needs": tuple(plain["needs"])})
 
@@ -367,7 +366,7 @@ def task_contents(recipe: Recipe) -> dict[str, str]:
 
 
 def make_run(
-    recipe: Recipe, arm: str, seed: int, *, contents: Mapping[str, str], more: Mapping[str, Any] | None = None,
+    recipe: Recipe, arm: str, seed: int, *, contents: Mapping[str, str], more: Mapping[str, object] | None = None,
     evaluated: bool = True, fraction: float = 1.0, setting: Plain | None = None,
 ) -> Run:  # fmt: skip
     """The stages of one run.

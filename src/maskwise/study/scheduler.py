@@ -15,10 +15,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from maskwise.errors import MaskwiseError
 from maskwise.jobs import Failure, open_pool, require_engine
+from maskwise.recipe.overrides import Plain
 from maskwise.study.live import LiveTable
 from maskwise.study.plan import DONE, Plan, Stage
 from maskwise.study.work import run_stage
@@ -29,6 +30,13 @@ PAUSE_SECONDS = 2.0
 """Before the first retry; twice as long before each that follows."""
 LATE_SECONDS = 30.0
 """How long a shared file system may take to show here what was written there."""
+
+
+class Task(TypedDict):
+    """What a worker is sent: a stage as plain values, and the name that it must have on the other side too."""
+
+    name: str
+    stage: Plain
 
 
 def execute(
@@ -99,7 +107,7 @@ def execute(
     return errors
 
 
-def do_stage(task: dict[str, Any], *, stages: str) -> dict[str, Any]:
+def do_stage(task: Task, *, stages: str) -> Plain:
     """Do one stage; called by workers, perhaps on another machine, perhaps twice at once."""
     stage, folder = Stage.from_dict(task["stage"]), Path(stages)
     mismatch = _mismatch(task)
@@ -153,19 +161,18 @@ def appears(path: Path, *, within: float = LATE_SECONDS) -> bool:
     return True
 
 
-def _problem_of_machine(task: dict[str, Any], mark: str) -> str | None:
+def _problem_of_machine(task: Task, mark: str) -> str | None:
     if not appears(Path(mark)):
         return f"it does not see {Path(mark).parent}; give --out a folder that all machines share"
     return _mismatch(task)
 
 
-def _mismatch(task: dict[str, Any]) -> str | None:
+def _mismatch(task: Task) -> str | None:
     """What is wrong with a machine that gives a stage another name than the machine that plans."""
     if Stage.from_dict(task["stage"]).name == task["name"]:
         return None
     return "it has other versions of maskwise or its libraries, or another bf16; use like machines"
 
 
-def _to_task(stage: Stage) -> dict[str, Any]:
-    """What is sent: plain values, and the name that they must have on the other side too."""
+def _to_task(stage: Stage) -> Task:
     return {"name": stage.name, "stage": stage.as_dict()}

@@ -9,32 +9,38 @@ import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import yaml
 from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from maskwise import __version__
 from maskwise.annotate.run import annotate_corpus
 from maskwise.annotate.store import Store
-from maskwise.constants import rank_here
+from maskwise.constants import rank_here, ranks_here
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation import EvaluationSettings, HeldOut, evaluate, fixed_maskers, overlap_record
+from maskwise.evaluation.scoring import spread
 from maskwise.folders import sweep, write_json, write_whole
+from maskwise.keys import fold
 from maskwise.models import check_fit, load_config, load_model, new_config, new_model
-from maskwise.objectives import Arms, MaskedLanguageModelling
+from maskwise.objectives import Arms, MaskedLanguageModelling, Objective, objective
 from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
 from maskwise.recipe.recipe import ModelSettings
+from maskwise.samplers import sampler as read_sampler
 from maskwise.study.costs import flops, flops_of_arms, over_a_run
-from maskwise.study.learning import Learning, learning
 from maskwise.study.plan import DONE, Stage, trained_recipe
 from maskwise.tasks import FinetuneSettings, load_task, task_record
-from maskwise.text import Prepared, load_tokenizer, require_documents, tokenise
+from maskwise.text import Prepared, Rows, load_tokenizer, require_documents, tokenise
 from maskwise.text.settings import CorpusSettings, TokenizerSettings
-from maskwise.training import MaskedSource, log_frequencies, train
+from maskwise.training import MaskedSource, Source, log_frequencies, train
+from maskwise.training.arms import ArmsSource, Probe, SamplerLearner, check_enough, probe_rows
 from maskwise.training.engine import save_checkpoint
+from maskwise.training.learners import Learner
+from maskwise.training.loop import Training
 
 FEW_STEPS = 8
 """Steps, evenly over a run, whose batches are masked before training to see that there is anything to learn from."""
@@ -170,7 +176,7 @@ def pretrain(
         what = "not one target in the whole training: this checkpoint has learnt nothing, and is not kept"
         raise MaskwiseError(what, got=made.title, do="look at the masks: maskwise inspect")
     if rank_here() == 0:
-        card = model_card(recipe, made.words | dict(facts or {}), losses, rows=len(data.training))
+        card = model_card(recipe, {**made.words, **(facts or {})}, losses, rows=len(data.training))
         save_checkpoint(folder / "checkpoint", network, data.tokenizer, card=card, heads=made.heads())
         shutil.rmtree(folder / "resume", ignore_errors=True)
     return {
@@ -198,7 +204,7 @@ def require_targets(source: MaskedSource, policy: str) -> None:
     raise MaskwiseError(what, got=f"no target in {len(steps)} batches", do=do)
 
 
-def _start(recipe: Recipe, data: Prepared, log_unigram: Tensor) -> Any:
+def _start(recipe: Recipe, data: Prepared, log_unigram: Tensor) -> PreTrainedModel:
     """The model that a training begins with."""
     model, seed = recipe.model, recipe.training.seed
     bias = log_unigram if model.unigram_bias else None
@@ -209,14 +215,14 @@ def _start(recipe: Recipe, data: Prepared, log_unigram: Tensor) -> Any:
     return new_model(model_config(model, data.tokenizer, data.training.length), seed=seed, log_unigram=bias)
 
 
-def model_config(model: ModelSettings, tokenizer: Any, length: int) -> Any:
+def model_config(model: ModelSettings, tokenizer: Any, length: int) -> PreTrainedConfig:
     """The configuration of a recipe's model: the pre-trained one's, or a new one for rows of ``length``."""
     if model.pretrained:
         return load_config(model.pretrained)
     return new_config(model.architecture, tokenizer, length, **model.settings)
 
 
-def _flops(made: Learning, done: Mapping[str, Any], network: Any, *, frozen: bool) -> Plain:
+def _flops(made: Learning, done: Training, network: PreTrainedModel, *, frozen: bool) -> Plain:
     """``flops`` of a training; with a sampler also ``objectives`` (what each was given) and ``probe_flops``."""
     spent = made.spent()
     if spent is None:
@@ -226,7 +232,7 @@ def _flops(made: Learning, done: Mapping[str, Any], network: Any, *, frozen: boo
     return {"flops": steps + probes, "probe_flops": probes, "objectives": spent}
 
 
-def model_card(recipe: Recipe, choices: Mapping[str, Any], losses: list[Plain], *, rows: int) -> str:
+def model_card(recipe: Recipe, choices: Mapping[str, object], losses: list[Plain], *, rows: int) -> str:
     """The model card of a checkpoint, in the hub's format: its choices, seeds, data and held-out losses.
 
     Args:
@@ -265,6 +271,97 @@ It loads with `AutoModelForMaskedLM.from_pretrained` and `AutoTokenizer.from_pre
 ```yaml
 {yaml.safe_dump(training.model_dump(mode="json"), sort_keys=False)}```
 """
+
+
+# What is learnt ------------------------------------------------------------------------------------------------
+
+
+class Learning(NamedTuple):
+    """The arguments of ``training.train``, and what a card says of them."""
+
+    objective: Objective
+    source: Source
+    learners: dict[str, Learner]
+    title: str
+    words: Mapping[str, object]
+
+    def spent(self) -> dict[str, Plain] | None:
+        """By arm, what a training spent (``SamplerLearner.spent``); None without a sampler."""
+        chooser = self.learners.get("sampler")
+        return chooser.spent() if isinstance(chooser, SamplerLearner) else None
+
+    def heads(self) -> dict[str, Tensor]:
+        """What is trained beside the model, by arm: what drops out when the checkpoint becomes an encoder."""
+        return self.objective.heads() if isinstance(self.objective, Arms) else {}
+
+
+def learning(network: PreTrainedModel, data: Prepared, recipe: Recipe) -> Learning:
+    """What a recipe trains: masked language modelling of the corpus's rows, or several objectives.
+
+    A recipe that names ``objectives`` gets an arm for each: its objective, and the recipe's masking with the arm's own
+    changes. Each reads the rows it wants: those of the corpus as they are packed, or the same pieces a row each.
+    """
+    if recipe.objectives:
+        return _several_objectives(network, data, recipe)
+    masker = recipe.masking.masker(data.tokenizer, seed=recipe.training.seed)
+    source = MaskedSource(data.training, masker, recipe.training)
+    title = f"{recipe.masking.policy} {masker.ratio}"
+    return Learning(MaskedLanguageModelling(network), source, source.learners(), title, masker.describe())
+
+
+def _several_objectives(network: PreTrainedModel, data: Prepared, recipe: Recipe) -> Learning:
+    """An arm for each objective over one encoder, with the recipe's sampler over them."""
+    training, by = recipe.training, recipe.sampler
+    common, objectives = recipe.masking.model_dump(), recipe.objectives
+    classes = {name: arm.kind for name, arm in objectives.items()}
+    rows = {name: _laid_out(data.training, kind) for name, kind in classes.items()}
+    held_out = {name: _laid_out(data.held_out, kind) for name, kind in classes.items()}
+    torch.manual_seed(fold(training.seed, 0x4EAD))  # new heads, also of a model that was only loaded
+    joined = Arms({name: objective(arm.objective, network) for name, arm in objectives.items()})
+    sources = {}
+    for name, kind in classes.items():
+        own = kind.settings(common, objectives[name].masking)
+        maker = kind.maker(data.tokenizer, seed=training.seed, length=data.training.length, **own)
+        sources[name] = MaskedSource(rows[name], maker, training)
+    chance = {name: joined.arm(name).chance(len(data.tokenizer), training.batch_size) for name in objectives}
+    chooser = read_sampler(by, list(objectives), seed=training.seed, chance=chance)
+    source = ArmsSource(sources, chooser, training)
+    judging = recipe.evaluation.rows
+    taken = {name: rows_with(blocks, data.held_out, judging) for name, blocks in held_out.items()}
+    rank, ranks = rank_here(), ranks_here()
+    twins = any(kind.twins for kind in classes.values())
+    size = probe_rows(training.batch_size, ranks=ranks, twins=twins)
+    free = {name: len(held_out[name]) - len(rows) for name, rows in taken.items()}
+    enough = size >= 4 and min(free.values()) >= size
+    for name, rows_left in free.items() if chooser.every else ():  # now, and not when training has begun
+        check_enough(name, rows_left, of=len(held_out[name]), size=size)
+    fresh = getattr(chooser, "faithful", False)
+
+    def probe() -> Probe:
+        return Probe(
+            joined, sources, held_out, size=size, skip=taken, total_steps=training.steps, fresh=fresh,
+            rank=rank, ranks=ranks, maskers=None if fresh else source.untaught,
+        )  # fmt: skip
+
+    # A rule is only watched: no run of it fails for want of text to watch it on.
+    watched = SamplerLearner(
+        chooser, probe if chooser.every or enough else None, watched_every=training.eval_every
+    )
+    learners = {**source.learners(), "sampler": watched}
+    words = {"sampler": by, "objectives": ", ".join(f"{n}: {a.objective}" for n, a in objectives.items())}
+    return Learning(joined, source, learners, f"{by} over {', '.join(objectives)}", words)
+
+
+def rows_with(rows: Rows, judged: Rows, count: int) -> list[int]:
+    """The rows of ``rows`` that hold a piece of the ``count`` rows of ``judged`` by which a model is judged.
+
+    Both are the same pieces, perhaps in two layouts.
+    """
+    return rows.holding(judged.batch(spread(count, of=len(judged))).example_ids).tolist()
+
+
+def _laid_out(rows: Rows, kind: type[Objective]) -> Rows:
+    return rows if kind.layout == "any" else rows.laid(kind.layout)
 
 
 # Judging -------------------------------------------------------------------------------------------------------
