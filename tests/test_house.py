@@ -299,12 +299,12 @@ MEASURES = [
             where=lambda: [str(path.relative_to(ROOT)) for path in reading_order()]),
     Measure("files from the command to the mask", lambda: len(files_of_ratio() or ()) or math.inf, most=10,
             where=lambda: list(files_of_ratio() or ["the way is lost"])),
-    Measure("lines that cite foreign notes", lambda: len(foreign_citations()), most=0, held=False,
+    Measure("lines that cite foreign notes", lambda: len(foreign_citations()), most=0,
             where=foreign_citations),
     Measure("docstrings that begin with Of", lambda: len(fragments()), most=0, held=False, where=fragments),
     Measure("modules that say AutoModel", lambda: len(named("AutoModel")), most=1,
             where=lambda: named("AutoModel")),
-    Measure("modules that read RANK", lambda: len(named("RANK$")), most=1, held=False, where=lambda: named("RANK$")),
+    Measure("modules that read RANK", lambda: len(named("RANK$")), most=1, where=lambda: named("RANK$")),
 ]  # fmt: skip
 
 
