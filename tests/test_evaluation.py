@@ -588,6 +588,8 @@ def test_the_command(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFix
         (["--with", "perplexity"], "unknown measure 'perplexity'"),
         (["--with", "pseudo-perplexity"], "need a text; give --text FILE"),
         (["--with", "pairs"], "pairs needs a file"),
+        (["--with", "heldout:5"], "heldout takes nothing behind it; got '5'"),
+        (["--with", "pseudo-perplexity:0"], "takes a number of rows; got 0; allowed: ≥ 1"),
         ([], "nothing to measure"),
         (["--with", "pairs:none.jsonl"], "no evaluation file 'none.jsonl'"),
     ]:

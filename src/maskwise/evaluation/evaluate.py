@@ -218,12 +218,14 @@ def settings_of(measures: Sequence[str]) -> EvaluationSettings:
             raise unknown_name("measure", name, MEASURES)
         if name in ("cloze", "pairs") and not spec:
             raise MaskwiseError(f"{name} needs a file", do=f"say {name}:FILE, or pairs:bundled:pairs")
+        if name == "heldout" and spec:
+            raise MaskwiseError("heldout takes nothing behind it", got=repr(spec))
+        if name == PSEUDO_PERPLEXITY and spec and not (spec.isdecimal() and int(spec)):
+            raise MaskwiseError("pseudo-perplexity:ROWS takes a number of rows", got=spec, allowed="≥ 1")
         specs[name].append(spec)
-    rows = next(iter(specs[PSEUDO_PERPLEXITY]), "0") or str(PERPLEXITY_ROWS)
-    if not rows.isdigit():
-        raise MaskwiseError("pseudo-perplexity:ROWS takes a number of rows", got=rows)
+    rows = [int(spec or PERPLEXITY_ROWS) for spec in specs[PSEUDO_PERPLEXITY]]
     return EvaluationSettings(
-        pseudo_perplexity=int(rows), cloze=tuple(specs["cloze"]), pairs=tuple(specs["pairs"])
+        pseudo_perplexity=max(rows, default=0), cloze=tuple(specs["cloze"]), pairs=tuple(specs["pairs"])
     )
 
 
@@ -242,8 +244,7 @@ def evaluate_checkpoint(
     """
     settings = settings_of(measures)
     load_sets(settings)  # a bad file is said before a model is loaded
-    on_text = settings.pseudo_perplexity or any(measure == "heldout" for measure in measures)
-    if on_text and text is None:
+    if text is None and (settings.pseudo_perplexity or "heldout" in measures):
         raise MaskwiseError("held-out loss and pseudo-perplexity need a text", do="give --text FILE")
     if not measures and text is None:
         raise MaskwiseError("nothing to measure", do="give --with pairs:bundled:pairs, or --text FILE")

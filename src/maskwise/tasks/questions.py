@@ -34,7 +34,7 @@ from torch import Tensor
 from maskwise.errors import MaskwiseError
 from maskwise.objectives import Classification, SpanQuestionAnswering
 from maskwise.objectives import MultipleChoice as ChoiceLoss
-from maskwise.tasks.task import NO_LABEL, Columns, Row, Task, Tuned, UsualColumns
+from maskwise.tasks.task import NO_LABEL, Columns, Row, Task, Tuned, UsualColumns, label_of
 from maskwise.tasks.tensors import Cutter, Data, Flat, batches, edges, places_of
 from maskwise.text.labelled import Record
 
@@ -168,9 +168,10 @@ class MultipleChoice(Tuned[ChoiceRow]):
                 raise MaskwiseError(f"{where}: the {name} is no text", got=repr(value), allowed="a string")
         if len(texts) < 2:
             raise MaskwiseError(f"{where}: a question needs at least two choices", got=len(texts))
-        if answer is None or str(answer).strip() in ("", "-1"):
+        said = label_of(answer)
+        if said is None:
             return NO_LABEL
-        right = _right(answer, names, texts)
+        right = _right(said, names, texts, may_be_text=isinstance(answer, str))
         if right is None:
             what = f"{where}: the answer is none of {len(texts)} choices"
             allowed = "a place from 0, a letter from A, or the text of a choice"
@@ -241,11 +242,9 @@ def _numbered(record: Record) -> list[str]:
     return sorted(names, key=lambda name: int(re.findall(r"\d+", name)[0]))
 
 
-def _right(answer: object, names: list[str], texts: list[str]) -> int | None:
+def _right(said: str, names: list[str], texts: list[str], *, may_be_text: bool) -> int | None:
     """The place of the right choice; None if the answer names no choice."""
-    said = str(int(answer)) if isinstance(answer, float) and answer.is_integer() else str(answer).strip()
-    stripped = [text.strip() for text in texts]
-    for known in (names, stripped if isinstance(answer, str) else []):
+    for known in (names, [text.strip() for text in texts] if may_be_text else []):
         if said in known:
             return known.index(said)
     letter = len(said) == 1 and said.isalpha()
