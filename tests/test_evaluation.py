@@ -451,6 +451,14 @@ def test_tables_of_pairs(tmp_path: Path) -> None:
             r"unknown argument of evaluation set 'bundled:pairs' 'item'; allowed: items; did you mean 'items'",
         ),
         ("bundled:pairs(items=0)", "items must be a number of items; got 0"),
+        (
+            "bundled:pairs(items=many)",
+            "items of evaluation set 'bundled:pairs'; got many; allowed: a whole number",
+        ),
+        (
+            "bundled:pairs(items=2.5)",
+            "items of evaluation set 'bundled:pairs'; got 2.5; allowed: a whole number",
+        ),
     ],
 )
 def test_odd_specs(spec: str, message: str) -> None:

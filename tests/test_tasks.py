@@ -598,6 +598,7 @@ def test_a_task_takes_arguments_behind_its_name() -> None:
         ("similarity(my.csv)", r"arguments of task 'similarity\(my.csv\)'; allowed: name=value, of kind, .*"),
         ("ud-pos(40)", r"arguments of task 'ud-pos\(40\)'; allowed: name=value, of kind, .*train_rows=300"),
         ("ud-pos(kind=parts_of-speech)", "unknown kind of task 'parts_of-speech'"),
+        ("ud-pos(name=5)", "name of task 'ud-pos'; got 5; allowed: a text"),
         ("ud-pos(train_rows=many)", "train_rows of task 'ud-pos'; got many"),
     ],
 )

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from maskwise.errors import MaskwiseError, unknown_name
 
@@ -154,7 +154,7 @@ def read_options(
         kind: what the name stands for, and ``example`` one option of it: for errors to say.
 
     Raises:
-        MaskwiseError: options that are not name=value, or that ``reader`` does not take.
+        MaskwiseError: options that are not name=value, that ``reader`` does not take, or of another type.
     """
     match = _WITH_OPTIONS.match(spec)
     if not match or Path(spec).exists():
@@ -172,4 +172,8 @@ def read_options(
             raise unknown_name(f"argument of {kind} {match['name']!r}", option, allowed)
     # A bare word, such as kind=similarity, is read as a call; here it is a text.
     options = {key: value.written if isinstance(value, Call) else value for key, value in call.kwargs.items()}
+    for option, kind_of_value in get_type_hints(reader).items():
+        if option in options and not isinstance(options[option], kind_of_value):
+            takes = "a whole number" if int in (kind_of_value, *get_args(kind_of_value)) else "a text"
+            raise MaskwiseError(f"{option} of {kind} {match['name']!r}", got=options[option], allowed=takes)
     return match["name"], options

@@ -133,8 +133,6 @@ def load_task(
     source, options = read_options(str(spec), load_task, kind="task", example="train_rows=300")
     if source != str(spec):
         return load_task(source, **options)
-    if not isinstance(train_rows, int | None):
-        raise MaskwiseError(f"train_rows of task {source!r}", got=train_rows, allowed="a whole number")
     for what, value, known in (
         ("kind of task", kind, KINDS),
         ("metric", metric, METRICS),
