@@ -160,7 +160,7 @@ class LiveTable:
             stage = self.named[name]
             if line and pace.seconds(stage) is None:
                 pace.add(stage, line["seconds"], share=self._share(name, line))
-        left, sure = 0.0, True
+        left, sure, now = 0.0, True, time.perf_counter()
         for name, stage in self.named.items():
             if name in self.seconds or name in errors:
                 continue
@@ -170,7 +170,7 @@ class LiveTable:
             elif lines.get(name):
                 left += whole * (1 - self._share(name, lines[name]))
             else:
-                left += max(0.0, whole - (time.perf_counter() - self.since.get(name, time.perf_counter())))
+                left += max(0.0, whole - (now - self.since.get(name, now)))
         return left / max(1, len(self.since)), sure
 
     def _share(self, name: str, line: Plain) -> float:
