@@ -283,10 +283,10 @@ def contrast(table: Tensor, *, dropout: float = 1e-9, **more: Any) -> tuple[Any,
 
 @pytest.mark.parametrize("temperature", [0.05, 0.5, 1.0, 1e6])
 def test_the_loss_of_two_right_angled_sentences(temperature: float) -> None:
-    """the = (1, 0), cat = (0, 1): cosine 1 with the twin, 0 with each of two others, and nobody is compared with
+    """the = (1, 0), sat = (0, 1): cosine 1 with the twin, 0 with each of two others, and nobody is compared with
     itself: −log(e^(1/T) / (e^(1/T) + 2)). As T grows it becomes ln 3, the loss of guessing among the three."""
     table = torch.zeros(15, 2)
-    table[5], table[6] = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
+    table[5], table[7] = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
     arm, batch = contrast(table, temperature=temperature)
     outcome = arm(batch)
     one = math.log(1 + 2 * math.exp(-1 / temperature))
