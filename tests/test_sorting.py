@@ -41,3 +41,9 @@ def test_first_ranks_and_sums_begin_anew_in_each_piece() -> None:
     key = np.array([3, 1, 2, 9, 4, -4, 0, 8], dtype=np.int32)
     wanted = np.array([2, 5, -1, 3, 0])
     assert first_within(piece, key, wanted).tolist() == [False, True, True, False, True, True, True, False]
+
+
+def test_sums_of_floats_are_floats() -> None:
+    values, counts_P = np.array([0.5, 0.25, 0.5, 0.125]), np.array([2, 0, 2])
+    assert sums_within(values, counts_P).tolist() == [0.5, 0.75, 0.5, 0.625]
+    assert sums_within(values > 0.3, counts_P).tolist() == [1, 1, 1, 1]
