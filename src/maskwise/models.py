@@ -137,6 +137,11 @@ def encoder_of(model: Any) -> nn.Module:
     return adapter_of(model.config).encoder(model)
 
 
+def width_of(model: Any) -> int:
+    """H, the width of a model's hidden states."""
+    return int(model.config.hidden_size)
+
+
 def prediction_head(model: Any) -> Head | None:
     """The prediction head of a masked language model, or None where maskwise does not know it."""
     if model.config.model_type == "deberta-v2" and not hasattr(model, "cls"):  # its newer, unfactored head

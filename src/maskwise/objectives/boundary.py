@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from maskwise.errors import MaskwiseError
 from maskwise.masking import IGNORE
 from maskwise.masking.policies import UnitKind, policy
-from maskwise.models import head_weights, prediction_head
+from maskwise.models import head_weights, prediction_head, width_of
 from maskwise.objectives.base import Objective, Outcome, Work, check_all_asked, encoded
 
 LONGEST = 20
@@ -39,7 +39,7 @@ class SpanBoundary(Objective):
         if head is None:
             got = type(model).__name__
             raise MaskwiseError("objective sbo needs a model whose prediction head is known", got=got)
-        self.spoken, wide = head, model.config.hidden_size
+        self.spoken, wide = head, width_of(model)
         self.model, self.place = model, nn.Embedding(LONGEST, wide)
         nn.init.normal_(self.place.weight, std=0.02)
         layers = [nn.Linear(3 * wide, wide), nn.GELU(), nn.LayerNorm(wide)]

@@ -19,7 +19,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.keys import Array
 from maskwise.masking import MaskedBatch, Vocabulary
 from maskwise.masking.gather import Rows, device_of, gather
-from maskwise.models import encoder_of
+from maskwise.models import encoder_of, width_of
 from maskwise.objectives.base import Maker, Objective, Outcome, encoded
 
 
@@ -83,7 +83,7 @@ class ContrastiveSentences(Objective):
 
     def __init__(self, model: nn.Module, *, temperature: float = 0.05, dropout: float = 0.1):
         super().__init__()
-        size = model.config.hidden_size
+        size = width_of(model)
         self.model, self.head = model, nn.Linear(size, size)
         self.temperature, self.dropout = temperature, dropout
         if not temperature > 0 or not 0 < dropout < 1:

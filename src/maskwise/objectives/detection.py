@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from maskwise.masking import IGNORE
 from maskwise.masking.corruptions import Insert
+from maskwise.models import width_of
 from maskwise.objectives.base import Maker, Objective, Outcome, Work, encoded
 
 
@@ -32,7 +33,7 @@ class Detection(Objective):
 
     def __init__(self, model: nn.Module):
         super().__init__()
-        self.model, self.head = model, nn.Linear(model.config.hidden_size, 2)
+        self.model, self.head = model, nn.Linear(width_of(model), 2)
 
     def chance(self, vocabulary: int, rows: int) -> float:
         """ln 2, as the paper divides; who knows how rare changes are has less: .42 at 15 %."""

@@ -13,7 +13,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from maskwise.errors import MaskwiseError
 from maskwise.masking import IGNORE
-from maskwise.models import build_model, encoder_weights, masked_logits
+from maskwise.models import build_model, encoder_weights, masked_logits, width_of
 from maskwise.objectives.base import Objective, Outcome, Work, check_all_asked, encoded
 from maskwise.objectives.mlm import MaskedLanguageModelling
 
@@ -40,7 +40,7 @@ class ReplacedTokenDetection(Objective):
             got = f"share {share}, weight {weight}"
             raise MaskwiseError("objective rtd", got=got, allowed="0 < share ≤ 1, weight > 0")
         self.model, self.weight = model, weight
-        wide = model.config.hidden_size
+        wide = width_of(model)
         self.head = nn.Sequential(nn.Linear(wide, wide), nn.GELU(), nn.Linear(wide, 1))
         self.generator = build_model(smaller(model.config, share))
 
