@@ -21,7 +21,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.samplers.base import Losses, Sampler, check_interval
 
 TINY, STILL = 1e-6, 1e-3
-"""Of the published reward: what keeps it finite, and the change of a loss below which it counts as none."""
+"""What keeps the published reward finite, and the change of a loss below which it counts as none."""
 
 
 def gains(before: Tensor, after: Tensor) -> Tensor:

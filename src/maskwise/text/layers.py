@@ -61,7 +61,7 @@ class Layer:
 
     @property
     def dtype(self) -> type[np.generic] | None:
-        """Of the values; None for a layer that has none."""
+        """The type of the values; None for a layer that has none."""
         if self.kind == "weight":
             return np.float32
         return np.int16 if self.kind == "categorical" or self.labels else None

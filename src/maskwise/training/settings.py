@@ -33,7 +33,7 @@ class TrainingSettings(BaseModel):
     """Peak rate of Muon; used with ``optimizer: muon`` only."""
 
     betas: tuple[Beta, Beta] = (0.9, 0.98)
-    """Of AdamW: how much of the mean of the gradient and of its square is kept from step to step."""
+    """How much of its means of the gradient and of its square AdamW keeps from step to step."""
 
     weight_decay: float = Field(0.01, ge=0)
     """Decoupled; not applied to biases, norms and other vectors."""
@@ -54,7 +54,7 @@ class TrainingSettings(BaseModel):
     """``auto``: bf16 autocast where the hardware multiplies it natively, else none."""
 
     seed: int = 0
-    """Of the initialisation, the order, dropout, and (in pre-training) the masks."""
+    """The seed of the initialisation, the order, dropout, and (in pre-training) the masks."""
 
     log_every: int = Field(20, ge=1)
     """Steps between lines of metrics."""
