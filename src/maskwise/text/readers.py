@@ -20,14 +20,10 @@ from maskwise.errors import MaskwiseError, unknown_name
 ENDINGS = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz", ".json.gz", ".parquet")
 NOT_JSON, NOT_UTF8 = "not JSON", "not valid UTF-8"
 _HEAD_BYTES = 1 << 16
-_MAX_BAD_SHARE = (
-    0.35  # of the lines in the head of a file; a few bad ones are skipped, this many are an encoding
-)
-
-
-LONGEST_LINE = (
-    1 << 24
-)  # bytes: a longer one (a file without line breaks, an inflated archive) is not held in memory
+# Bad lines in the head of a file: a few are skipped; more than this share mean another encoding.
+_MAX_BAD_SHARE = 0.35
+# Bytes: a longer line (a file without line breaks, an inflated archive) is not held in memory.
+LONGEST_LINE = 1 << 24
 LONG_LINE = "line of more than 16 MB"
 LONGEST_TEXT = 1 << 22  # characters: about a million tokens, which take some 300 MB while they are read
 
