@@ -11,6 +11,12 @@ MOST_PRIMARY = 6
 PLATEAU_NATS = 0.3
 """A mean held-out loss less than this below the unigram loss: the model has learnt word frequencies and little else."""
 
+NATS = "nats"
+"""The metric of tasks that are answered in words: mean nats for each token of the right answers."""
+
+LOWER_IS_BETTER = (NATS,)
+"""Metrics of tasks that are better when they are lower."""
+
 
 def rank_here() -> int:
     """The number of this process among those that torchrun started, else 0. Rank 0 prepares, writes and speaks."""

@@ -10,10 +10,18 @@ from __future__ import annotations
 import re
 import string
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from maskwise.constants import NATS
+
+if TYPE_CHECKING:
+    from rouge_score.rouge_scorer import RougeScorer
+    from rouge_score.scoring import Score
 
 UNSEEN, LOST = -1, -2
 Ints = NDArray[np.int64]
@@ -112,25 +120,22 @@ def normalise(text: str) -> str:
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
-def exact_match(gold: Sequence[Sequence[str]], answer: Sequence[str]) -> float:
-    """Share of answers that equal one of their right answers, in [0, 1]. Answers of which nothing is left are equal.
-
-    Args:
-        gold: for every item all right answers. answer: one text an item.
-    """
-    hits = [
-        any(normalise(text) == normalise(right) for right in rights) for rights, text in zip(gold, answer)
-    ]
-    return sum(hits) / len(hits)
+Item = Callable[[Sequence[str], str], float]
+"""The score of one answer, given all its right answers: of several the best one counts."""
 
 
-def word_f1(gold: Sequence[Sequence[str]], answer: Sequence[str]) -> float:
-    """Mean F1 of the words that an answer shares with the right answer it is nearest to, in [0, 1].
+def same_words(rights: Sequence[str], answer: str) -> float:
+    """1 if an answer equals one of its right answers once both are normalised. Answers of which nothing is left are
+    equal."""
+    return float(normalise(answer) in {normalise(right) for right in rights})
+
+
+def shared_words(rights: Sequence[str], answer: str) -> float:
+    """F1 of the words that an answer shares with the right answer it is nearest to.
 
     Two answers of which nothing is left ("the", "!") have an F1 of 0, as in the official script of version 1.1.
     """
-    best = [max(_overlap(text, right) for right in rights) for rights, text in zip(gold, answer)]
-    return sum(best) / len(best)
+    return max(_overlap(answer, right) for right in rights)
 
 
 def _overlap(answer: str, right: str) -> float:
@@ -139,16 +144,101 @@ def _overlap(answer: str, right: str) -> float:
     return 2 * shared / (len(given) + len(expected)) if shared else 0.0
 
 
+def same_text(rights: Sequence[str], answer: str) -> float:
+    """1 if an answer is one of its right answers, letter by letter. White space around the answer does not count.
+
+    Source: the accuracy of KILT's eval_downstream.py (Petroni et al. 2021).
+    """
+    return float(answer.strip() in rights)
+
+
+def matched(patterns: Sequence[str], answer: str) -> float:
+    """1 if an answer begins with a text that fits a regular expression, whatever its case.
+
+    Source: regex_match_score of DrQA (Chen et al. 2017), by which CuratedTREC is scored.
+    """
+    flags = re.IGNORECASE | re.MULTILINE
+    return float(any(re.match(pattern, answer.strip(), flags) for pattern in patterns))
+
+
+def rouge(measure: str) -> Item:
+    """F of ROUGE-1, -2, -L or -Lsum (in which lines are sentences), with Porter's stemmer: the package rouge-score.
+
+    Source: Lin 2004; the settings are those that results of BART and T5 are reported with.
+
+    >>> round(rouge("rouge1")(["the cat was found under the bed"], "the cat was under the bed"), 3)
+    0.923
+    """
+
+    def score(rights: Sequence[str], answer: str) -> float:
+        return max(_rouge(right, answer)[measure].fmeasure for right in rights)
+
+    return score
+
+
+@lru_cache(maxsize=1 << 14)
+def _rouge(right: str, answer: str) -> Mapping[str, Score]:
+    """All measures of one pair: they are asked for one after the other."""
+    return _scorer().score(right, answer)
+
+
+@lru_cache(maxsize=1)
+def _scorer() -> RougeScorer:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    return RougeScorer(["rouge1", "rouge2", "rougeL", "rougeLsum"], use_stemmer=True)
+
+
+ITEMS: dict[str, Item] = {
+    "exact-match": same_words, "f1": shared_words, "accuracy": same_text, "pattern-match": matched,
+    "rouge-1": rouge("rouge1"), "rouge-2": rouge("rouge2"), "rouge-l": rouge("rougeL"),
+    "rouge-lsum": rouge("rougeLsum"),
+}  # fmt: skip
+"""How one answer in words is scored. The score of a test set is the mean over its items."""
+
+
+def mean_over(item: Item) -> Callable[[Sequence[Sequence[str]], Sequence[str]], float]:
+    """The metric of a whole test set, from the score of an item."""
+
+    def metric(gold: Sequence[Sequence[str]], answer: Sequence[str]) -> float:
+        return sum(map(item, gold, answer)) / len(answer)
+
+    return metric
+
+
+def bootstrap_interval(items: ArrayLike) -> tuple[float, float]:
+    """What the mean of the items' scores could have been with other test items: a 95 % percentile bootstrap.
+
+    >>> low, high = bootstrap_interval([0.0, 1.0] * 50)
+    >>> round(low, 1), round(high, 1)
+    (0.4, 0.6)
+    """
+    from scipy.stats import bootstrap
+
+    scores = np.asarray(items, dtype=np.float64)
+    if len(scores) < 2 or not np.ptp(scores):  # of equal scores there is nothing to draw
+        return float(scores.mean()), float(scores.mean())
+    settings = {"n_resamples": 2000, "method": "percentile", "batch": 50, "rng": 0}
+    interval = bootstrap((scores,), np.mean, vectorized=True, **settings).confidence_interval
+    return float(interval.low), float(interval.high)
+
+
+def nats_per_token(nats: ArrayLike, tokens: ArrayLike) -> float:
+    """Mean negative log-probability of the tokens of right answers: (N,) sums over items, (N,) numbers of tokens."""
+    return float(np.sum(nats) / np.sum(tokens))
+
+
 METRICS: dict[str, Callable[..., float]] = {
+    **{name: mean_over(item) for name, item in ITEMS.items()},
     "accuracy": accuracy,
     "macro-f1": macro_f1,
     "matthews": matthews,
     "entity-f1": entity_f1,
     "spearman": spearman,
     "pearson": pearson,
-    "f1": word_f1,
-    "exact-match": exact_match,
+    NATS: nats_per_token,
 }
+"""Metrics of a whole test set, by name. ``accuracy`` is of classes; that of texts is in ``ITEMS``."""
 
 
 def _pair(gold: ArrayLike, answer: ArrayLike) -> tuple[Ints, Ints]:
