@@ -57,7 +57,9 @@ def test_rouge_is_that_of_rouge_score_and_a_test_set_is_the_mean():
     names = {"rouge-1": "rouge1", "rouge-2": "rouge2", "rouge-l": "rougeL", "rouge-lsum": "rougeLsum"}
     for ours, theirs in names.items():
         scorer = RougeScorer([theirs], use_stemmer=True)
-        expected = [scorer.score_multi(gold, answer)[theirs].fmeasure for gold, answer in zip(rights, answers)]
+        expected = [
+            scorer.score_multi(gold, answer)[theirs].fmeasure for gold, answer in zip(rights, answers)
+        ]
         assert METRICS[ours](rights, answers) == pytest.approx(sum(expected) / 3)
 
 
