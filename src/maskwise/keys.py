@@ -82,13 +82,12 @@ def mix_int(x: int) -> int:
     return x ^ (x >> 16)
 
 
-def fold(*numbers: int) -> int:
+def fold(*numbers: int, word: int = 0x9E3779B9) -> int:
     """Mix any integers (each taken as 64 bits) into one 32-bit word; the order matters.
 
-    >>> fold(1, 2) == fold(2, 1), 0 <= fold(-1) < 2**32
-    (False, True)
+    >>> fold(1, 2) == fold(2, 1), 0 <= fold(-1) < 2**32, fold(1, 2) == fold(2, word=fold(1))
+    (False, True, True)
     """
-    word = 0x9E3779B9
     for number in numbers:
         for half in (number & 0xFFFFFFFF, (number >> 32) & 0xFFFFFFFF):
             word = mix_int(mix_int(word ^ half) + 0x6A09E667)
@@ -98,8 +97,8 @@ def fold(*numbers: int) -> int:
 @lru_cache(maxsize=64)
 def _shared(seed: int, epoch: int | None, step: int) -> tuple[Array, Array]:
     """An additive word and an odd multiplier for each purpose, both (purposes, 1) int64: the same for all examples."""
-    when = (0, epoch) if epoch is not None else (1, step)
-    lanes = np.array([fold(seed, *when, lane) for lane in range(4)]).astype(np.int32)
+    common = fold(seed, 0, epoch) if epoch is not None else fold(seed, 1, step)
+    lanes = np.array([fold(lane, word=common) for lane in range(4)]).astype(np.int32)
     purposes = np.arange(1, len(Purpose) + 1, dtype=np.int32)[:, None]
     add, odd = np.hsplit(mix(mix(lanes ^ purposes) + purposes).view(np.int64), 2)
     return add, odd | 1

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from maskwise.errors import MaskwiseError
-from maskwise.keys import Array
+from maskwise.keys import Array, Keys, Purpose
 
 if TYPE_CHECKING:  # made from batches, and kept in them
     from maskwise.masking.select import Selection
@@ -54,9 +54,14 @@ class AnnotatedBatch:
     plan: int | None = None
 
     @cached_property
+    def edges(self) -> Array:
+        """(P + 1,) int64: where each piece begins, and where the line ends."""
+        return np.concatenate((self.begin, [len(self.input_ids)]))
+
+    @cached_property
     def lengths(self) -> Array:
         """(P,) int64: tokens of each piece, special tokens and padding included."""
-        return np.append(self.begin[1:], len(self.input_ids)) - self.begin
+        return self.edges[1:] - self.edges[:-1]
 
     @cached_property
     def piece(self) -> Array:
@@ -91,14 +96,25 @@ class AnnotatedBatch:
     @cached_property
     def first(self) -> Array:
         """(P,) int64: where the first content token of each piece stands; its beginning where there is none."""
-        count_P, place = self.count(self.content), self.begin.copy()
-        some = count_P > 0
-        place[some] = np.flatnonzero(self.content)[(count_P.cumsum() - count_P)[some]]
+        at = np.flatnonzero(self.content)
+        before, place = at.searchsorted(self.edges), self.begin.copy()
+        some = before[1:] > before[:-1]
+        place[some] = at[before[:-1][some]]
         return place
 
-    def place(self, at: Array, piece: Array) -> Array:
-        """(N,) int32: tokens' distance from the first content token of their piece, the index of their draws."""
-        return (at - self.first.take(piece)).astype(np.int32)
+    def place(self, at: Array, count_P: Array) -> Array:
+        """(N,) int32: how far tokens are from the first content token of their piece, the index of their draws.
+
+        Args:
+            at: ascending places in the line.
+            count_P: how many of them are in each piece.
+        """
+        return (at - np.repeat(self.first, count_P)).astype(np.int32)
+
+    def draw(self, keys: Keys, purpose: Purpose, at: Array) -> Array:
+        """(N,) int32: a draw for each token at the ascending places ``at``."""
+        count_P = self.count_at(at)
+        return keys.draw_each(purpose, count_P, self.place(at, count_P))
 
     def count(self, values: Array) -> Array:
         """(P,) int64: the sum of (T,) bools or numbers over each piece."""
@@ -108,7 +124,8 @@ class AnnotatedBatch:
 
     def count_at(self, at: Array) -> Array:
         """(P,) int64: how many of the tokens at ascending places ``at`` are in each piece."""
-        return np.diff(np.searchsorted(at, np.append(self.begin, len(self.input_ids))))
+        before = at.searchsorted(self.edges)
+        return before[1:] - before[:-1]
 
     def layer(self, name: str, *, policy: str) -> Array:
         """The (T,) layer of that name, or an error that says which there are."""

@@ -25,7 +25,7 @@ Rows: TypeAlias = Sequence[Mapping[str, Any]] | Mapping[str, Any]
 # What rows may carry for others: the collator reads step and epoch; labels are made by the masker.
 _IGNORED = {"step", "epoch", "labels", "label", "label_ids", "offset_mapping"}
 # Columns that only the model reads.
-_EXTRAS = {"token_type_ids", "position_ids"}
+_EXTRAS = ("position_ids", "token_type_ids")
 # What padding is; −1 in layers.
 _FILL = {
     "input_ids": 0,
@@ -95,7 +95,7 @@ def _annotated(columns: dict[str, Array], vocabulary: Vocabulary) -> AnnotatedBa
         raise MaskwiseError("input_ids must be whole numbers", got="text", do="tokenize the rows first")
     shape = columns["input_ids"].shape
     example_id = columns.pop("example_id", None)
-    line = {name: np.ascontiguousarray(column).reshape(-1) for name, column in columns.items()}
+    line = {name: column.reshape(-1) for name, column in columns.items()}
     ids = line.pop("input_ids")
     kind = _kinds(ids, vocabulary)
     content, eligible = kind > 0, kind > 1
@@ -112,7 +112,7 @@ def _annotated(columns: dict[str, Array], vocabulary: Vocabulary) -> AnnotatedBa
     elif example_id.ndim == 2:
         begin, example_id = _pieces(example_id.reshape(-1), content, shape)
         plan = shape[1]
-    extras = {name: line.pop(name) for name in sorted(_EXTRAS & line.keys())}
+    extras = {name: line.pop(name) for name in _EXTRAS if name in line}
     return AnnotatedBatch(shape, ids, attention, content, eligible, begin, example_id, line, extras, plan)
 
 
@@ -124,7 +124,7 @@ def _kinds(ids: Array, vocabulary: Vocabulary) -> Array:
             "input_ids outside the vocabulary", got=low if low < 0 else high,
             allowed=f"0 to {vocabulary.size - 1}", do="use the tokenizer that made these rows",
         )  # fmt: skip
-    return vocabulary.kind[ids]
+    return vocabulary.kind.take(ids)
 
 
 def _pieces(name: Array, content: Array, shape: tuple[int, int]) -> tuple[Array, Array]:
@@ -141,13 +141,15 @@ def _pieces(name: Array, content: Array, shape: tuple[int, int]) -> tuple[Array,
     if not len(start):
         return np.arange(shape[0]) * shape[1], np.zeros(shape[0], np.int64)
     of_text = start[np.add.reduceat(content, start, dtype=np.int64) > 0]
-    row, names = of_text // width, name.take(of_text)
+    row, names = of_text // width, name[of_text]
     opens_row, opens = np.ones(len(row), bool), np.ones(len(row), bool)
     opens_row[1:] = row[1:] != row[:-1]
     opens[1:] = opens_row[1:] | (names[1:] != names[:-1])
-    bare = np.setdiff1d(np.arange(shape[0]), row, assume_unique=False) * shape[1]  # rows without any text
-    begin = np.concatenate((np.where(opens_row, row * shape[1], of_text)[opens], bare))
-    names = np.concatenate((names[opens], name.take(bare)))
+    begin, names = np.where(opens_row, row * width, of_text)[opens], names[opens]
+    bare = np.flatnonzero(np.bincount(row, minlength=shape[0]) == 0) * width  # rows without any text
+    if not len(bare):
+        return begin, names
+    begin, names = np.concatenate((begin, bare)), np.concatenate((names, name[bare]))
     order = begin.argsort()
     return begin[order], names[order]
 
@@ -277,7 +279,7 @@ def _is_text(value: Any) -> bool:
 def _numbers(name: str, value: Any) -> Array:
     """A column as an array, whatever holds it; None (as in ``word_ids``) is −1: belongs to nothing."""
     if isinstance(value, Tensor):
-        return value.detach().cpu().numpy()
+        return value.numpy(force=True)  # from any device, with or without a gradient
     try:
         array = np.asarray(value)
         if array.dtype == object:

@@ -24,8 +24,7 @@ def some_labels(labels: Array, candidate: Array, batch: AnnotatedBatch, share: f
     every = np.arange(len(batch.begin))
     rounding_P = keys.uniform(Purpose.PREDICT, every, np.full(len(every), -1, np.int32))
     wanted_P = np.maximum((batch.eligible_P * share + rounding_P).astype(np.int64), 1) * (share > 0)
-    piece = batch.piece.take(at)
-    asked = at[first_within(piece, keys.draw(Purpose.PREDICT, piece, batch.place(at, piece)), wanted_P)]
+    asked = at[first_within(batch.piece[at], batch.draw(keys, Purpose.PREDICT, at), wanted_P)]
     kept = np.full_like(labels, IGNORE)
     kept[asked] = labels[asked]
     return kept

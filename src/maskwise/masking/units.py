@@ -64,8 +64,8 @@ class Units:
         """Each eligible token (or each of ``tokens``) is a unit. Its draws go by its place in the piece."""
         tokens = batch.eligible_at if tokens is None else tokens
         count_P = batch.count_at(tokens)
-        place = (tokens - np.repeat(batch.first, count_P)).astype(np.int32)
-        units = cls(batch, tokens, None, np.repeat(np.arange(len(count_P)), count_P), place, in_order=True)
+        number, piece = batch.place(tokens, count_P), np.repeat(np.arange(len(count_P)), count_P)
+        units = cls(batch, tokens, None, piece, number, in_order=True)
         units.count = units.tokens_P = count_P
         return units
 

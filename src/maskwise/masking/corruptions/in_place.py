@@ -39,28 +39,26 @@ class Bert(Corruption):
         self, batch: AnnotatedBatch, chosen: Array, units: Units, keys: Keys, vocabulary: Vocabulary
     ) -> Corrupted:
         at = np.flatnonzero(chosen)
-        original, piece = batch.input_ids.take(at), batch.piece.take(at)
-        place = batch.place(at, piece)
-        index = place
         if by_unit := self.per == "unit" and units.unit is not None:
             number = np.zeros(len(batch.input_ids), np.int32)
-            number[units.tokens] = units.number.take(units.unit)
-            index = number.take(at)
-        draw = keys.draw(Purpose.SHOW, piece, index)
+            number[units.tokens] = units.number[units.unit]
+            draw = keys.draw_each(Purpose.SHOW, batch.count_at(at), number[at])
+        else:
+            draw = batch.draw(keys, Purpose.SHOW, at)
+        original = batch.input_ids[at]
         input_ids, labels = batch.input_ids.copy(), np.full_like(batch.input_ids, IGNORE)
         labels[at], input_ids[at] = original, vocabulary.require_mask()
         # Most are masked now; the others get their token back, or a random one.
         other = np.flatnonzero(~within(draw, self.mask))
-        shown, draw = original.take(other), draw.take(other)
+        shown, draw = original[other], draw[other]
         if self.random:
             ordinary, drawn = vocabulary.ordinary, np.flatnonzero(within(draw, self.mask + self.random))
             if by_unit:
-                here = other.take(drawn)
-                number = below(keys.draw(Purpose.REPLACE, piece.take(here), place.take(here)), len(ordinary))
+                number = below(batch.draw(keys, Purpose.REPLACE, at[other[drawn]]), len(ordinary))
             else:  # what is left of the draw is as good as another
-                number = split(draw.take(drawn), self.mask, self.mask + self.random, len(ordinary))
-            shown[drawn] = ordinary.take(number)
-        input_ids[at.take(other)] = shown
+                number = split(draw[drawn], self.mask, self.mask + self.random, len(ordinary))
+            shown[drawn] = ordinary[number]
+        input_ids[at[other]] = shown
         return Corrupted(input_ids, labels)
 
 
@@ -89,11 +87,9 @@ class Replace(Corruption):
         self, batch: AnnotatedBatch, chosen: Array, units: Units, keys: Keys, vocabulary: Vocabulary
     ) -> Corrupted:
         at = np.flatnonzero(chosen)
-        original, ordinary = batch.input_ids.take(at), vocabulary.ordinary
+        original, ordinary = batch.input_ids[at], vocabulary.ordinary
         # A number among all ordinary tokens but the original: those from it on move up by one.
-        piece = batch.piece.take(at)
-        draw = keys.draw(Purpose.REPLACE, piece, batch.place(at, piece))
-        number = below(draw, max(1, len(ordinary) - 1))
+        number = below(batch.draw(keys, Purpose.REPLACE, at), max(1, len(ordinary) - 1))
         number += number >= np.searchsorted(ordinary, original)
         input_ids = batch.input_ids.copy()
         input_ids[at] = ordinary.take(number, mode="clip")

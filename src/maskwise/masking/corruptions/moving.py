@@ -176,9 +176,8 @@ class Insert(Moving):
         self, batch: AnnotatedBatch, chosen: Array, units: Units, keys: Keys, vocabulary: Vocabulary
     ) -> Corrupted:
         at, added, stay, leads = np.flatnonzero(chosen), batch.input_ids.copy(), batch.present, chosen
-        piece = batch.piece.take(at)
-        draw = keys.draw(Purpose.REPLACE, piece, batch.place(at, piece))
-        added[at] = vocabulary.ordinary.take(below(draw, len(vocabulary.ordinary)))
+        draw = batch.draw(keys, Purpose.REPLACE, at)
+        added[at] = vocabulary.ordinary[below(draw, len(vocabulary.ordinary))]
         if self.cut is not None:
             text = interleaved(chosen, batch.content)
             room_P = self.cut - batch.count(stay & ~batch.content)
