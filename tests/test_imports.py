@@ -17,7 +17,7 @@ ROOT = Path(maskwise.__file__).parent
 ORDER = [
     {"errors", "constants", "files"},
     {"folders", "jobs", "specs", "keys"},
-    {"starts"},
+    {"starts", "families"},
     {"text", "report", "models"},
     {"annotate"},
     {"masking"},

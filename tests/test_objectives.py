@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from maskwise.families import ENCODERS
 from maskwise.masking import IGNORE, Masker
-from maskwise.models import ENCODERS
 from maskwise.objectives import MaskedLanguageModelling
 from training_tools import ARCHITECTURES, Language, model, tokenizer
 

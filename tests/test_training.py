@@ -18,9 +18,10 @@ from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassificatio
 
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation import HeldOut
+from maskwise.families import most_tokens
 from maskwise.folders import damage, file_hash
 from maskwise.masking import IGNORE, Masker
-from maskwise.models import load_model, most_tokens, new_config, new_model
+from maskwise.models import load_model, new_config, new_model
 from maskwise.objectives import Arms, MaskedLanguageModelling, objective
 from maskwise.text import load_tokenizer
 from maskwise.training import MaskedSource, TrainingSettings, log_frequencies, permutation, train

@@ -1,9 +1,5 @@
-"""Models: how each family is built, loaded, read and counted. The only file that names transformers' model classes.
-
-What differs from family to family stands in an ``Adapter``: where the encoder is, where its prediction head is and how
-positions are counted. A family of encoders is one line of ``ENCODERS``; another *kind* of model, such as an
-encoder–decoder, is a subclass. An encoder that has no line still works: its own logits are taken at every place, which
-is slower and gives the same loss.
+"""Models: how they are built and loaded. The only file that names transformers' model classes; what differs from family
+to family stands in ``families``.
 
 Nothing that came with a checkpoint is ever run: no remote code, no pickled weights. One that lacks weights of its
 encoder is refused, because transformers would fill the holes with random numbers and go on. Weights are always loaded
@@ -13,16 +9,14 @@ in float32: transformers takes the stored type, and training in half precision g
 from __future__ import annotations
 
 import contextlib
-import inspect
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
@@ -36,17 +30,16 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+)
 from transformers.utils import logging
 
 from maskwise.errors import MaskwiseError, unknown_name
+from maskwise.families import EncoderDecoder, Kind, adapter_of, check_fit, encoder_of, require_kind
 from maskwise.keys import fold
 from maskwise.starts import find_start, find_weights
-
-Head = Callable[[Any, Tensor], Tensor]
-"""From a model and its hidden states (M, H) to logits (M, V)."""
-
-Kind = Literal["encoder", "encoder-decoder"]
 
 QUIET = 0.1
 """Start of the weight of a new head's layer norm. At 1 a random head says noise, as loudly as a trained one speaks: 0.4
@@ -55,56 +48,16 @@ nats above word frequencies on a sentence encoder (recipes/continual-minilm.yaml
 NO_HEAD = "the checkpoint has no MLM head: a new one is made; warm it with training.freeze: encoder"
 """What users are told where a new head is trained together with the encoder."""
 
+LANGUAGE_MODELS: Mapping[Kind, Any] = {
+    "encoder": AutoModelForMaskedLM, "encoder-decoder": AutoModelForSeq2SeqLM,
+}  # fmt: skip
+"""What is pre-trained."""
 
-@dataclass(frozen=True)
-class Adapter:
-    """A family of encoders: a label belongs to the input token at the same place.
-
-    Attributes:
-        head: the prediction head; None where it is not known, and the model's own logits are taken.
-        counts_from_pad: the first position has the number pad + 1, as in RoBERTa.
-    """
-
-    kind: ClassVar[Kind] = "encoder"
-    auto: ClassVar[Any] = AutoModelForMaskedLM
-
-    head: Head | None = None
-    counts_from_pad: bool = False
-
-    def encoder(self, model: Any) -> nn.Module:
-        """The part of a model that reads: what is frozen, evaluated, and saved for others."""
-        return model.base_model
-
-    def first_position(self, pad: int | None) -> int:
-        """The number of a row's first position."""
-        return (pad or 0) + 1 if self.counts_from_pad else 0
-
-
-class EncoderDecoder(Adapter):
-    """BART, T5 and their like: labels are a sequence of their own, which the decoder also reads, one place later."""
-
-    kind = "encoder-decoder"
-    auto = AutoModelForSeq2SeqLM
-
-    def encoder(self, model: Any) -> nn.Module:
-        return model.get_encoder()
-
-
-ENCODERS: Mapping[str, Adapter] = {
-    "bert": Adapter(lambda m, h: m.cls(h)),
-    "deberta-v2": Adapter(lambda m, h: m.cls(h)),
-    "roberta": Adapter(lambda m, h: m.lm_head(h), counts_from_pad=True),
-    "xlm-roberta": Adapter(lambda m, h: m.lm_head(h), counts_from_pad=True),
-    "camembert": Adapter(counts_from_pad=True),
-    "mpnet": Adapter(lambda m, h: m.lm_head(h), counts_from_pad=True),
-    "albert": Adapter(lambda m, h: m.predictions(h)),
-    "distilbert": Adapter(
-        lambda m, h: m.vocab_projector(m.vocab_layer_norm(m.activation(m.vocab_transform(h))))
-    ),
-    "electra": Adapter(lambda m, h: m.generator_lm_head(m.generator_predictions(h))),
-    "modernbert": Adapter(lambda m, h: m.decoder(m.head(h))),
+_ARCHITECTURES: Mapping[Kind, Any] = {
+    "encoder": MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    "encoder-decoder": MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
 }
-"""The encoders that differ from ``Adapter()``, by ``config.model_type``."""
+_USES: Mapping[Kind, str] = {"encoder": "masked language modelling", "encoder-decoder": "denoising"}
 
 TASK_MODELS: Mapping[str, Any] = {
     "sequence-classification": AutoModelForSequenceClassification,
@@ -112,117 +65,29 @@ TASK_MODELS: Mapping[str, Any] = {
     "question-answering": AutoModelForQuestionAnswering,
     "multiple-choice": AutoModelForMultipleChoice,
     "embedding": AutoModel,
+    "seq2seq": AutoModelForSeq2SeqLM,
 }
-"""What a task puts on an encoder; ``embedding`` is the encoder alone."""
+"""What a task puts on an encoder; ``embedding`` is the encoder alone, ``seq2seq`` an encoder–decoder as it is."""
 
 
-def adapter_of(config: Any) -> Adapter:
-    """What maskwise knows of a model's family."""
-    if getattr(config, "is_encoder_decoder", False):
-        return EncoderDecoder()
-    return ENCODERS.get(config.model_type, Adapter())
-
-
-def require_kind(config: Any, kind: Kind, *, use: str) -> None:
-    """Refuse a model of another kind than ``use`` works with."""
-    if adapter_of(config).kind != kind:
-        got = f"{config.model_type}, which is an {adapter_of(config).kind}"
-        raise MaskwiseError(
-            f"{use} needs an {kind}", got=got, do="take bert, roberta or modernbert, for example"
-        )
-
-
-def encoder_of(model: Any) -> nn.Module:
-    """The part of a model that turns tokens into hidden states."""
-    return adapter_of(model.config).encoder(model)
-
-
-def width_of(model: Any) -> int:
-    """H, the width of a model's hidden states."""
-    return int(model.config.hidden_size)
-
-
-def prediction_head(model: Any) -> Head | None:
-    """The prediction head of a masked language model, or None where maskwise does not know it."""
-    if model.config.model_type == "deberta-v2" and not hasattr(model, "cls"):  # its newer, unfactored head
-        return None
-    return adapter_of(model.config).head
-
-
-def masked_logits(model: Any, inputs: dict[str, Tensor], row: Tensor, column: Tensor) -> Tensor:
-    """Logits (M, V) at the places (row, column), both (M,).
-
-    The vocabulary head is the widest layer: at 15 % masking, running it on every place wastes seven eighths of it.
-    """
-    head = prediction_head(model)
-    if head is None:
-        return model(**inputs).logits[row, column]
-    return head(model, encoder_of(model)(**inputs).last_hidden_state[row, column])
-
-
-def takes_token_types(model: nn.Module) -> bool:
-    """Whether a model reads ``token_type_ids``: tokenizers also offer them to models that know none."""
-    return "token_type_ids" in inspect.signature(model.forward).parameters
-
-
-def most_tokens(config: Any) -> int:
-    """How many tokens a row may have, special ones included; very many where nothing limits them."""
-    try:
-        positions = int(getattr(config, "max_position_embeddings", 0) or 1 << 30)
-    except (TypeError, ValueError):
-        got = config.max_position_embeddings
-        raise MaskwiseError("max_position_embeddings of the model is no number", got=got) from None
-    return positions - adapter_of(config).first_position(config.pad_token_id)
-
-
-def check_fit(config: Any, tokens: int, *, do: str) -> None:
-    """Refuse a tokenizer with more tokens than the model has embeddings; ``do`` says what to do about it."""
-    if not isinstance(config.vocab_size, int) or tokens > config.vocab_size:
-        got, allowed = f"{tokens} tokens", f"≤ {config.vocab_size}"
-        raise MaskwiseError("tokenizer and model do not fit", got=got, allowed=allowed, do=do)
-
-
-def check_room(config: Any, length: int, *, what: str) -> None:
-    """Refuse rows that are longer than the positions of a model; ``what`` names the setting."""
-    room = most_tokens(config)
-    if length > room:
-        raise MaskwiseError(f"{what} is more than the model's positions", got=length, allowed=f"≤ {room}")
-
-
-def encoder_weights(model: Any) -> int:
-    """Weights that work for every token: the encoder's, without its embeddings."""
-    return multiplied_weights(encoder_of(model))
-
-
-def head_weights(model: Any) -> tuple[int, int]:
-    """Weights of the prediction head, which work for every target: (its own, those tied to the embeddings)."""
-    in_encoder = {id(p) for p in encoder_of(model).parameters()}
-    out = model.get_output_embeddings()
-    tied = out.weight.numel() if out is not None and id(out.weight) in in_encoder else 0
-    return sum(p.numel() for p in model.parameters() if id(p) not in in_encoder), tied
-
-
-def multiplied_weights(module: nn.Module) -> int:
-    """Weights of a module without those that are only looked up."""
-    tables = (m for m in module.modules() if isinstance(m, nn.Embedding))
-    looked_up = {id(p): p.numel() for m in tables for p in m.parameters()}
-    return sum(p.numel() for p in module.parameters()) - sum(looked_up.values())
-
-
-def new_config(architecture: str, tokenizer: Any, length: int, **fields: Any) -> PreTrainedConfig:
+def new_config(
+    architecture: str, tokenizer: Any, length: int, *, kind: Kind = "encoder", **fields: Any
+) -> PreTrainedConfig:
     """A configuration that fits a tokenizer and a row length.
 
     Args:
-        architecture: a transformers ``model_type`` with an MLM head, such as bert or modernbert.
+        architecture: a transformers ``model_type`` with an MLM head, such as bert or modernbert, or of an
+            encoder–decoder, such as bart or t5.
+        kind: of model that is wanted.
         fields: anything the configuration takes, such as hidden_size.
 
     Raises:
-        MaskwiseError: an unknown architecture, an encoder–decoder, or a field that the configuration does not have.
+        MaskwiseError: an unknown architecture, one of another kind, or a field that the configuration does not have.
     """
     if architecture in CONFIG_MAPPING:
-        require_kind(AutoConfig.for_model(architecture), "encoder", use="masked language modelling")
-    if architecture not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
-        raise unknown_name("architecture", architecture, MODEL_FOR_MASKED_LM_MAPPING_NAMES)
+        require_kind(AutoConfig.for_model(architecture), kind, use=_USES[kind])
+    if architecture not in _ARCHITECTURES[kind]:
+        raise unknown_name("architecture", architecture, _ARCHITECTURES[kind])
     plain = AutoConfig.for_model(architecture)
     strange = [name for name in fields if not hasattr(plain, name)]
     if strange:
@@ -232,8 +97,15 @@ def new_config(architecture: str, tokenizer: Any, length: int, **fields: Any) ->
     for name, other in (("bos", "cls"), ("eos", "sep")):
         own = getattr(tokenizer, f"{name}_token_id")
         special[f"{name}_token_id"] = special[f"{other}_token_id"] if own is None else own
-    positions = length + adapter_of(plain).first_position(tokenizer.pad_token_id)
-    sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": max(positions, 8)}
+    sizes = {"vocab_size": len(tokenizer)}
+    if hasattr(plain, "max_position_embeddings"):
+        positions = length + adapter_of(plain).first_position(tokenizer.pad_token_id)
+        # Targets of masked spans have a separator for each span, and so may be longer than the text.
+        sizes["max_position_embeddings"] = max(positions, 8) * (2 if kind == "encoder-decoder" else 1)
+    if isinstance(family := adapter_of(plain), EncoderDecoder):
+        special["decoder_start_token_id"] = special[f"{family.starts_with}_token_id"]
+        if hasattr(plain, "forced_eos_token_id"):  # BART's has the number of *its* </s>
+            special["forced_eos_token_id"] = special["eos_token_id"]
     given = {**sizes, **special, **fields}
     try:
         return AutoConfig.for_model(architecture, **{k: v for k, v in given.items() if v is not None})
@@ -251,28 +123,37 @@ def check_start(config: Any, tokens: int) -> None:
     check_memory(config)
 
 
-def empty_model(config: Any, auto: Any = AutoModelForMaskedLM) -> PreTrainedModel:
-    """A model without memory, to count the weights of.
+def empty_model(config: Any, auto: Any = None) -> PreTrainedModel:
+    """A model without memory, to count the weights of; ``auto`` as for ``build_model``.
 
     Raises:
         MaskwiseError: no model can be built from the configuration.
     """
     try:
         with torch.device("meta"):
-            return auto.from_config(config, trust_remote_code=False)
+            return (auto or language_model(config)).from_config(config, trust_remote_code=False)
     except Exception as error:  # assertions, divisions, look-ups: whatever an architecture checks itself by
         what = f"these model settings make no {config.model_type} model: {_first_line(error)}"
         raise MaskwiseError(what) from None
 
 
-def build_model(config: Any, auto: Any = AutoModelForMaskedLM) -> PreTrainedModel:
-    """A model with weights drawn from torch's generator as it is; errors come before the memory is asked for."""
+def language_model(config: Any) -> Any:
+    """The class of transformers that pre-trains models of this kind."""
+    return LANGUAGE_MODELS[adapter_of(config).kind]
+
+
+def build_model(config: Any, auto: Any = None) -> PreTrainedModel:
+    """A model with weights drawn from torch's generator as it is; errors come before the memory is asked for.
+
+    Args:
+        auto: its class; None: that of a language model.
+    """
     check_memory(config, auto)
-    return auto.from_config(config, trust_remote_code=False)
+    return (auto or language_model(config)).from_config(config, trust_remote_code=False)
 
 
 def new_model(config: Any, *, seed: int, log_unigram: Tensor | None = None) -> PreTrainedModel:
-    """A masked language model with fresh weights.
+    """A language model with fresh weights.
 
     Args:
         seed: of the initialisation.
@@ -288,7 +169,7 @@ def new_model(config: Any, *, seed: int, log_unigram: Tensor | None = None) -> P
     return model
 
 
-def check_memory(config: Any, auto: Any = AutoModelForMaskedLM) -> None:
+def check_memory(config: Any, auto: Any = None) -> None:
     """Refuse a model that cannot be built, or whose float32 weights exceed the memory of this machine. (Training takes
     four times that.)"""
     weights = sum(p.numel() for p in empty_model(config, auto).parameters())
@@ -302,39 +183,51 @@ def check_memory(config: Any, auto: Any = AutoModelForMaskedLM) -> None:
 
 def _start_bias(model: PreTrainedModel, log_unigram: Tensor | None) -> None:
     bias = getattr(model.get_output_embeddings(), "bias", None)
+    if (
+        log_unigram is not None and bias is None and hasattr(model, "final_logits_bias")
+    ):  # BART's, (1, V), is fixed
+        bias = model.final_logits_bias[0]
+        # The decoder also writes tokens that no text has, such as separators: they begin as an average word does.
+        log_unigram = torch.where(log_unigram == log_unigram.min(), log_unigram.mean(), log_unigram)
     if log_unigram is not None and bias is not None:
         with torch.no_grad():
             bias[: len(log_unigram)] = log_unigram
 
 
-def load_config(name: str | Path) -> PreTrainedConfig:
-    """The configuration of a pre-trained encoder; ``name`` as for ``starts.find_start``."""
+def load_config(name: str | Path, *, kind: Kind | None = "encoder") -> PreTrainedConfig:
+    """The configuration of a pre-trained model; ``name`` as for ``starts.find_start``. ``kind=None``: of any kind."""
     config = _load(AutoConfig, name)
-    require_kind(config, "encoder", use=f"masked language modelling with {str(name)!r}")
+    if kind:
+        require_kind(config, kind, use=f"{_USES[kind]} with {str(name)!r}")
     return config
 
 
 def load_model(
-    name: str | Path, *, seed: int | None = None, log_unigram: Tensor | None = None
+    name: str | Path,
+    *,
+    kind: Kind | None = "encoder",
+    seed: int | None = None,
+    log_unigram: Tensor | None = None,
 ) -> PreTrainedModel:
-    """A pre-trained masked language model, in float32.
+    """A pre-trained language model, in float32.
 
     An encoder that comes without a masked-language-model head gets a new one if that is to be trained (``seed``), and
     is refused where the head would be used as it is.
 
     Args:
         name: as for ``starts.find_start``.
+        kind: the kind of model that is wanted; None: any.
         seed: of a new head, for a checkpoint that has none. None: such a checkpoint is refused.
         log_unigram: (V,) start values of a new head's output bias.
 
     Raises:
-        MaskwiseError: nothing to load; an encoder–decoder; a checkpoint that is damaged or not whole; no head, and no
-            seed for one.
+        MaskwiseError: nothing to load; a model of another kind; a checkpoint that is damaged or not whole; no head, and
+            no seed for one.
     """
-    load_config(name)
+    auto = language_model(load_config(name, kind=kind))
     with without_advice(), torch.random.fork_rng():
         torch.manual_seed(fold(seed or 0, 0x1217))
-        model, lacking = _load_whole(AutoModelForMaskedLM, name, dtype=torch.float32)
+        model, lacking = _load_whole(auto, name, dtype=torch.float32)
     if lacking and seed is None:
         what = f"{str(name)!r} has no MLM head, and a random one says nothing"
         raise MaskwiseError(what, do="train one first: maskwise pretrain with training.freeze=encoder")
@@ -347,8 +240,9 @@ def load_model(
 @cache
 def has_head(name: str) -> bool:
     """Whether a checkpoint can fill masks as it is. Reads the names of its weights only."""
+    auto = language_model(load_config(name, kind=None))
     with without_advice():
-        return not _load_whole(AutoModelForMaskedLM, name, device_map="meta")[1]
+        return not _load_whole(auto, name, device_map="meta")[1]
 
 
 def task_config(start: str | Path | PreTrainedConfig, labels: Mapping[str, Any]) -> PreTrainedConfig:
@@ -379,6 +273,8 @@ def load_task_model(
     auto = TASK_MODELS[head]
     if head == "embedding":  # an encoder–decoder would give the states of its decoder
         require_kind(config, "encoder", use="an embedding of texts")
+    if head == "seq2seq":
+        require_kind(config, "encoder-decoder", use="a task that generates")
     with without_advice(), torch.random.fork_rng():
         torch.manual_seed(fold(seed, 0x4EAD))
         if name is None:
@@ -405,16 +301,18 @@ def _load_whole(auto: Any, name: str | Path, **how: Any) -> tuple[PreTrainedMode
     """A model whose encoder is whole, and the names of the weights outside of it that the checkpoint lacks."""
     how |= {"output_loading_info": True, "use_safetensors": True, "ignore_mismatched_sizes": True}
     model, info = _load(auto, name, find=find_weights, **how)
-    encoder = {id(tensor) for tensor in encoder_of(model).state_dict(keep_vars=True).values()}
+    # All of an encoder–decoder is pre-trained, its head as well.
+    body = encoder_of(model) if adapter_of(model.config).kind == "encoder" else model
+    encoder = {id(tensor) for tensor in body.state_dict(keep_vars=True).values()}
     inside = {key for key, tensor in model.state_dict(keep_vars=True).items() if id(tensor) in encoder}
     missing = set(info["missing_keys"])
     # A pooler stands inside of the encoder and belongs to the head: masked language models have none.
     holes = sorted(key for key in inside & missing if "pooler" not in key.split("."))
     if holes:
-        what = f"{str(name)!r} lacks weights of its encoder"
+        what = f"{str(name)!r} lacks weights of its {adapter_of(model.config).kind}"
         raise MaskwiseError(what, got=f"no {holes[0]}, {len(holes)} in all", do="take a whole checkpoint")
     for key, stored, wanted in sorted(info["mismatched_keys"]):
-        if key in inside or auto is AutoModelForMaskedLM:
+        if key in inside or auto in LANGUAGE_MODELS.values():
             what = f"the weights of {str(name)!r} do not fit its config.json"
             sizes = f"{tuple(stored)} for {tuple(wanted)}"
             raise MaskwiseError(what, got=f"{key} of {sizes}", do="take a whole checkpoint")

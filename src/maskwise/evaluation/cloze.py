@@ -45,8 +45,8 @@ from maskwise.evaluation.sets import (
     read_set,
     require_scored,
 )
+from maskwise.families import most_tokens
 from maskwise.masking.vocabulary import Vocabulary
-from maskwise.models import most_tokens
 from maskwise.text.labelled import Record, read_records
 
 MASK = "[MASK]"

@@ -31,9 +31,10 @@ from maskwise.evaluation.scoring import (
     spread,
 )
 from maskwise.evaluation.sets import Pairs, TestSet, load_set
+from maskwise.families import check_fit, most_tokens, require_kind
 from maskwise.masking.policies import policy
-from maskwise.models import check_fit, load_model, most_tokens
-from maskwise.objectives import MaskedLanguageModelling
+from maskwise.models import load_model
+from maskwise.objectives import predicting
 from maskwise.text import Rows, load_tokenizer, read_documents, read_pieces, require_documents, tokenise
 from maskwise.training import log_frequencies
 from maskwise.training.engine import best_device
@@ -167,8 +168,10 @@ def evaluate(
     if isinstance(checkpoint, nn.Module):
         model = checkpoint
     else:
-        model = load_model(checkpoint)
+        model = load_model(checkpoint, kind=None)
         nn.Module.to(model, best_device())
+    if sets or settings.pseudo_perplexity:
+        require_kind(model.config, "encoder", use="filling masks one at a time")
     check_fit(model.config, len(data.tokenizer), do="use the model's own tokenizer")
     was_training = model.training
     model.eval()
@@ -193,14 +196,15 @@ def _held_out(
     model: nn.Module, data: Data, settings: EvaluationSettings
 ) -> list[HeldOutRecord | Measurement]:
     assert data.held_out is not None
-    log_unigram, objective = None, MaskedLanguageModelling(model)
+    log_unigram, objective = None, predicting(model)
     if data.training is not None:
         counts = torch.from_numpy(data.training.unigram_counts(len(data.tokenizer)))
         log_unigram = log_frequencies(counts)
     records: list[HeldOutRecord | Measurement] = []
+    rows = data.held_out if objective.layout == "any" else data.held_out.laid(objective.layout)
     for ratio in settings.ratios:
-        maskers = fixed_maskers(data.tokenizer, masks=settings.masks, ratio=ratio)
-        held_out = HeldOut(data.held_out, maskers, log_unigram, rows=settings.rows)
+        maskers = fixed_maskers(data.tokenizer, masks=settings.masks, ratio=ratio, kind=objective.kind)
+        held_out = HeldOut(rows, maskers, log_unigram, rows=settings.rows, tokenizer=data.tokenizer)
         records += [{"kind": "heldout", **line} for line in held_out(objective)]
     if settings.pseudo_perplexity:
         rows = data.held_out.tensors(spread(settings.pseudo_perplexity, of=len(data.held_out)))
@@ -249,9 +253,9 @@ def evaluate_checkpoint(
     if not measures and text is None:
         raise MaskwiseError("nothing to measure", do="give --with pairs:bundled:pairs, or --text FILE")
     logging.disable_progress_bar()
-    network = load_model(model)
+    network = load_model(model, kind=None)
     nn.Module.to(network, best_device())
-    tokenizer = load_tokenizer(model)
+    tokenizer = load_tokenizer(model, needs_mask=False)
     held_out = None
     if text is not None:
         documents = require_documents(read_documents(text, text_field=text_field))

@@ -19,15 +19,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NotRequired, TypedDict
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from maskwise.errors import MaskwiseError
+from maskwise.families import Kind, masked_logits
 from maskwise.masking import AnnotatedBatch, Masker
 from maskwise.masking.gather import gather
 from maskwise.masking.vocabulary import Vocabulary
-from maskwise.models import masked_logits
 from maskwise.objectives import MaskedLanguageModelling
 from maskwise.training.data import Rows, by_width
 
@@ -150,24 +151,41 @@ def pseudo_perplexity(
 
 
 class HeldOutLoss(TypedDict):
-    """The loss of one kind of fixed mask at one ratio: ``loss`` and ``unigram`` in nats a target."""
+    """The loss of one kind of fixed mask at one ratio: ``loss`` and ``unigram`` in nats a target.
+
+    ``masks`` is the policy, and of an encoder–decoder also what it writes. ``per_byte``: nats for each byte of the
+    original text, which compare between tokenizers and between the texts that decoders write.
+    """
 
     masks: str
     ratio: float
     loss: float
     unigram: float | None
     targets: int
+    per_byte: NotRequired[float]
 
 
 def fixed_maskers(
-    tokenizer: PreTrainedTokenizerBase, *, masks: Iterable[str], ratio: float
+    tokenizer: PreTrainedTokenizerBase, *, masks: Iterable[str], ratio: float, kind: Kind = "encoder"
 ) -> dict[str, Masker]:
-    """Fixed masks: [MASK] only, and whole units on average at the budget, so that long words count too."""
+    """Fixed masks: [MASK] only, and whole units on average at the budget, so that long words count too.
+
+    An encoder–decoder is judged by everything that it may have learnt to write with this tokenizer: masked spans
+    behind separators or behind sentinels, and the full text.
+    """
+    shown = {"": "mask-only"}
+    if kind == "encoder-decoder":
+        vocabulary = Vocabulary.of(tokenizer)
+        shown = {" sentinels": "t5"} if vocabulary.sentinels else {}
+        if vocabulary.mask is not None:
+            shown |= {" spans": "infill(mean=None, target='spans')"}
+        shown |= {" full": "t5(target='full')" if vocabulary.mask is None else "infill(mean=None)"}
     return {
-        kind: Masker(
-            tokenizer, policy=kind, ratio=ratio, budget="expected", corruption="mask-only", seed=EVALUATION_SEED
+        policy + writes: Masker(
+            tokenizer, policy=policy, ratio=ratio, budget="expected", corruption=corruption, seed=EVALUATION_SEED
         )
-        for kind in masks
+        for policy in masks
+        for writes, corruption in shown.items()
     }  # fmt: skip
 
 
@@ -187,11 +205,12 @@ class HeldOut:
             None where the training text is not known.
         rows: at most this many, evenly spread.
         batch_size: rows at once.
+        tokenizer: tells how many bytes the text has; None: losses per byte are left out.
     """
 
     def __init__(
         self, held_out: Rows, maskers: Mapping[str, Masker], log_unigram: Tensor | None, *, rows: int | None = None,
-        batch_size: int = 64,
+        batch_size: int = 64, tokenizer: PreTrainedTokenizerBase | None = None,
     ):  # fmt: skip
         self.log_unigram = log_unigram
         chosen = spread(rows or len(held_out), of=len(held_out))
@@ -199,7 +218,13 @@ class HeldOut:
             kind: [masker(held_out.batch(part), epoch=0) for part in chosen.split(batch_size)]
             for kind, masker in maskers.items()
         }
-        self.ratios = {kind: masker.ratio(0) for kind, masker in maskers.items()}
+        self.maskers = maskers
+        self.bytes = 0
+        if tokenizer is not None:
+            pieces = held_out.batch(chosen)
+            ids = np.split(pieces.columns["input_ids"], np.cumsum(pieces.lengths)[:-1])
+            texts = tokenizer.batch_decode(ids)
+            self.bytes = sum(len(text.encode()) for text in texts)
 
     def __call__(self, objective: MaskedLanguageModelling) -> list[HeldOutLoss]:
         """The loss of every kind of mask that has a target."""
@@ -210,13 +235,17 @@ class HeldOut:
             for batch in batches:
                 inputs = {name: value.to(device) for name, value in dict(batch).items()}
                 losses, where = objective.token_losses(inputs)
-                loss += float(losses.double().sum())
-                count += losses.numel()
                 truth = batch.labels[where[:, 0].cpu(), where[:, 1].cpu()]
+                # Separators and ends that a decoder writes are no words: they would make any text look easy.
+                words = torch.from_numpy(self.maskers[kind].vocabulary.content)[truth]
+                truth = truth[words]
+                loss += float(losses.cpu()[words].double().sum())
+                count += len(truth)
                 if self.log_unigram is not None:
                     unigram -= float(self.log_unigram[truth].double().sum())
             if count:
                 known = None if self.log_unigram is None else unigram / count
-                lines.append({"masks": kind, "ratio": self.ratios[kind], "loss": loss / count, "unigram": known,
-                              "targets": count})  # fmt: skip
+                line: HeldOutLoss = {"masks": kind, "ratio": self.maskers[kind].ratio(0), "loss": loss / count,
+                                     "unigram": known, "targets": count}  # fmt: skip
+                lines.append({**line, "per_byte": loss / self.bytes} if self.bytes else line)
         return lines

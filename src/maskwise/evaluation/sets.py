@@ -23,9 +23,9 @@ from transformers import PreTrainedTokenizerBase
 
 from maskwise.errors import MaskwiseError, counted, unknown_name
 from maskwise.evaluation.scoring import Measurement, log_probabilities, spread
+from maskwise.families import most_tokens
 from maskwise.masking.gather import gather
 from maskwise.masking.vocabulary import Vocabulary
-from maskwise.models import most_tokens
 from maskwise.specs import read_options
 from maskwise.text import encode
 from maskwise.text.labelled import Record, read_records

@@ -166,6 +166,7 @@ class MaskedBatch:
         choice: units, weights and order of the selection, for policies that learn; None where nothing was chosen.
         laid: (B, L') int64, the piece of each token, −1 for padding; None: where the source has it.
         cut: how many tokens were cut off because a packed row had grown past its plan.
+        writes: whether the labels are a text of their own, which a decoder writes.
         targets: how many positions are to be predicted; counted on the host when the batch is made.
     """
 
@@ -179,7 +180,13 @@ class MaskedBatch:
     choice: Selection | None = None
     laid: Array | None = field(default=None, repr=False)
     cut: int = 0
+    writes: bool = False
     targets: int = field(kw_only=True)
+
+    @cached_property
+    def tokens(self) -> int:
+        """Tokens that a model reads: of the text, or of what is shown where that is all that an encoder is given."""
+        return int((self.source.content if self.laid is None or not self.writes else self.laid >= 0).sum())
 
     @cached_property
     def selected(self) -> Tensor:

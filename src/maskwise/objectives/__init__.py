@@ -15,6 +15,7 @@ from maskwise.objectives.arms import ArmBatch, Arms
 from maskwise.objectives.base import Objective, Outcome
 from maskwise.objectives.boundary import SpanBoundary
 from maskwise.objectives.contrastive import ContrastiveSentences
+from maskwise.objectives.denoising import Denoising, predicting
 from maskwise.objectives.detection import AddedTokenDetection, DeletedTokenDetection
 from maskwise.objectives.mlm import EntityMaskedLanguageModelling, MaskedLanguageModelling
 from maskwise.objectives.replaced import ReplacedTokenDetection
@@ -24,6 +25,7 @@ from maskwise.specs import Call, build, parse_call
 OBJECTIVES: dict[str, type[Objective]] = {
     "mlm": MaskedLanguageModelling, "emlm": EntityMaskedLanguageModelling, "atd": AddedTokenDetection,
     "dtd": DeletedTokenDetection, "cse": ContrastiveSentences, "rtd": ReplacedTokenDetection, "sbo": SpanBoundary,
+    "denoise": Denoising,
 }  # fmt: skip
 
 
@@ -46,6 +48,7 @@ def objective(spec: str | Call, model: nn.Module) -> Objective:
 
 
 __all__ = [
-    "OBJECTIVES", "ArmBatch", "Arms", "Classification", "ContrastiveSentences", "MaskedLanguageModelling",
+    "OBJECTIVES", "ArmBatch", "Arms", "Classification", "ContrastiveSentences", "Denoising", "MaskedLanguageModelling",
     "MultipleChoice", "Objective", "Outcome", "Regression", "SpanQuestionAnswering", "objective", "objective_class",
+    "predicting",
 ]  # fmt: skip

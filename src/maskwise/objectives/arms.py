@@ -29,6 +29,10 @@ class ArmBatch:
     def source(self) -> Any:
         return self.batch.source
 
+    @property
+    def tokens(self) -> int:
+        return self.batch.tokens
+
 
 class Arms(Objective):
     """The losses of whichever arm a batch is for.

@@ -11,10 +11,10 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 from torch import Tensor, nn
 
 from maskwise.errors import MaskwiseError
+from maskwise.families import Kind, encoder_of, encoder_weights, multiplied_weights
 from maskwise.masking import MaskedBatch, Masker
 from maskwise.masking.gather import Rows
 from maskwise.masking.schedules import schedule
-from maskwise.models import Kind, encoder_of, encoder_weights, multiplied_weights
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Objective(nn.Module, ABC):
     model: nn.Module
 
     kind: ClassVar[Kind] = "encoder"
-    """The kind of model that it trains (``models.Adapter``)."""
+    """The kind of model that it trains (``families.Adapter``)."""
 
     masking: ClassVar[Mapping[str, Any]] = {}
     """How its batches are masked, where nobody says otherwise: arguments of a ``Masker``."""

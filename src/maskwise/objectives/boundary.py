@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from maskwise.errors import MaskwiseError
+from maskwise.families import head_weights, prediction_head, width_of
 from maskwise.masking import IGNORE
 from maskwise.masking.policies import UnitKind, policy
-from maskwise.models import head_weights, prediction_head, width_of
 from maskwise.objectives.base import Objective, Outcome, Work, check_all_asked, encoded
 
 LONGEST = 20
@@ -27,7 +27,7 @@ class SpanBoundary(Objective):
     Inputs: a ``MaskedBatch``; a span is a run of targets, so all that is masked must be one. (A policy of single tokens
         makes hardly any: a control, and said.) One that begins or ends its row has no border there: the place outside
         is taken as the row's first or last token (with [CLS] and [SEP] around the text, never).
-    Requirements: a model with an MLM head that ``models.ENCODERS`` knows.
+    Requirements: a model with an MLM head that ``families.ENCODERS`` knows.
     Source: Joshi et al. 2020 (SpanBERT, arXiv 1907.10529), section 3.2.
     """
 

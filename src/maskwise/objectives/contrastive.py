@@ -16,10 +16,10 @@ from torch.distributed.nn.functional import all_gather
 from torch.nn.functional import cross_entropy, normalize
 
 from maskwise.errors import MaskwiseError
+from maskwise.families import encoder_of, width_of
 from maskwise.keys import Array
 from maskwise.masking import MaskedBatch, Vocabulary
 from maskwise.masking.gather import Rows, device_of, gather
-from maskwise.models import encoder_of, width_of
 from maskwise.objectives.base import Maker, Objective, Outcome, encoded
 
 

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from maskwise.families import width_of
 from maskwise.masking import IGNORE
 from maskwise.masking.corruptions import Insert
-from maskwise.models import width_of
 from maskwise.objectives.base import Maker, Objective, Outcome, Work, encoded
 
 

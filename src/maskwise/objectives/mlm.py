@@ -1,6 +1,6 @@
 """Masked language modelling, with the vocabulary head run only where there is a target.
 
-Each family keeps that head under another name (``models.ENCODERS``). Any other falls back to the model's own logits,
+Each family keeps that head under another name (``families.ENCODERS``). Any other falls back to the model's own logits,
 which is slower and gives the same loss.
 """
 
@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from maskwise.families import encoder_weights, head_weights, masked_logits
 from maskwise.masking.batch import IGNORE, MaskedBatch
-from maskwise.models import encoder_weights, head_weights, masked_logits
 from maskwise.objectives.base import Objective, Outcome, Work, weighted
 
 

@@ -64,6 +64,8 @@ def require_fit(shown: str, kind: type[Objective], *, who: str) -> None:
         MaskwiseError: labels of another kind, or at other places.
     """
     corrupts = corruption(shown)
+    if kind.kind == "encoder-decoder":
+        kind.check({"corruption": shown})
     if kind.in_place and not corrupts.keeps_length:
         do = f"for {who} take one that keeps lengths, such as bert"
         raise MaskwiseError(f"corruption {shown} changes lengths", do=do)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from maskwise.families import takes_token_types
 from maskwise.masking.batch import IGNORE
-from maskwise.models import takes_token_types
 from maskwise.objectives.base import Objective, Outcome
 
 

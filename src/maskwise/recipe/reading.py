@@ -9,7 +9,6 @@ from pathlib import Path
 import yaml
 
 from maskwise.errors import MaskwiseError, unknown_name
-from maskwise.masking.policies import policy
 from maskwise.recipe.overrides import Plain, merged, parse_override, put, read_yaml
 from maskwise.recipe.recipe import ARM_PARTS, Recipe, require_changeable, validate
 
@@ -53,7 +52,7 @@ def _check_arm(recipe: Recipe, name: str) -> None:
         if recipe.study.match != "steps" and any(link.objectives for link in arm.links()):
             what = f"arm {name!r} trains on several objectives, and such trainings are matched by steps"
             raise MaskwiseError(what, got=f"study.match {recipe.study.match}")
-    kinds = {kind for link in arm.links() for kind in policy(link.masking.policy).judged_on()}
+    kinds = {kind.split()[0] for link in arm.links() for kind in link.judged_on()}
     if not recipe.tasks and not kinds & set(recipe.evaluation.masks):
         what = f"arm {name!r} would be judged by nothing: no tasks, and no held-out masks of its kind"
         got = f"evaluation.masks {list(recipe.evaluation.masks)}"

@@ -19,7 +19,10 @@ from maskwise.annotate.registry import annotator, check_names
 from maskwise.constants import MOST_PRIMARY, REFERENCE
 from maskwise.errors import MaskwiseError, unknown_name
 from maskwise.evaluation import EvaluationSettings
+from maskwise.families import Kind
 from maskwise.keys import fold
+from maskwise.masking.corruptions import corruption
+from maskwise.masking.policies import policy
 from maskwise.masking.settings import MaskingSettings
 from maskwise.objectives import objective_class
 from maskwise.objectives.settings import ObjectiveSettings, require_fit
@@ -30,12 +33,16 @@ from maskwise.text.settings import CorpusSettings, TokenizerSettings
 from maskwise.training import TrainingSettings
 
 ARM_PARTS = (
-    "corpus", "tokenizer", "model", "masking", "objectives", "sampler", "training", "intermediate", "finetune",
+    "corpus", "tokenizer", "model", "masking", "objective", "objectives", "sampler", "training", "intermediate",
+    "finetune",
 )  # fmt: skip
 """What an arm may change. All else is how arms are judged, and must be the same for all."""
 
 INTERMEDIATE_PARTS = ("corpus", "masking", "objectives", "sampler", "training")
 """What a second stage of training may change of the first; its model and tokenizer are the first one's."""
+
+ALONE = ("mlm", "denoise")
+"""Objectives that train a model alone: each makes a language model, of its kind."""
 
 MOST_SEEDS = 1000
 """Runs of an arm. A plan holds every stage of every run; thirty runs decide what is worth deciding."""
@@ -246,8 +253,10 @@ class Recipe(Settings):
     tokenizer: TokenizerSettings = TokenizerSettings()
     model: ModelSettings = ModelSettings()
     masking: MaskingSettings = MaskingSettings()
+    objective: str = "mlm"
+    """What is learnt from masked text: ``mlm`` by encoders, ``denoise`` by encoder–decoders."""
     objectives: dict[str, ObjectiveSettings] = {}
-    """Several objectives over one encoder, by the names of their arms; none: masked language modelling."""
+    """Several objectives over one encoder, by the names of their arms; none: ``objective`` alone."""
     sampler: str = "uniform"
     """Which of the objectives trains at each step: a rule, or one that learns, such as mometas."""
     training: TrainingSettings = TrainingSettings()
@@ -268,6 +277,15 @@ class Recipe(Settings):
         except MaskwiseError as error:
             raise MaskwiseError(f"layers: {error}") from None
         return corpus
+
+    @field_validator("objective")
+    @classmethod
+    def _alone(cls, value: str) -> str:
+        if value not in ALONE:
+            objective_class(value)
+            do = f"list it in objectives, with others: objectives: {{{value}: {{}}, mlm: {{}}}}"
+            raise MaskwiseError("objective", got=value, allowed=" or ".join(ALONE), do=do)
+        return value
 
     @field_validator("intermediate", mode="before")
     @classmethod
@@ -297,6 +315,10 @@ class Recipe(Settings):
             sampler(self.sampler, list(self.objectives))
         elif self.sampler != "uniform":
             raise MaskwiseError("a sampler needs objectives to choose from", got=f"sampler {self.sampler}")
+        kinds = {arm.kind.kind: name for name, arm in self.objectives.items()}
+        if len(kinds) > 1:
+            got = " and ".join(f"{name} ({kind})" for kind, name in kinds.items())
+            raise MaskwiseError("objectives are for models of one kind", got=got)
         if self.objectives and self.study.match != "steps":
             what = "trainings on several objectives are matched by steps"
             raise MaskwiseError(what, got=f"study.match {self.study.match}")
@@ -305,7 +327,8 @@ class Recipe(Settings):
     @model_validator(mode="after")
     def _learnable(self) -> Recipe:
         try:
-            require_fit(self.masking.corruption, objective_class("mlm"), who="masked language models")
+            who = "masked language models" if self.objective == "mlm" else f"objective {self.objective}"
+            require_fit(self.masking.corruption, objective_class(self.objective), who=who)
         except MaskwiseError as error:
             raise MaskwiseError(f"masking.corruption: {error}") from None
         self.remarks()
@@ -339,6 +362,19 @@ class Recipe(Settings):
     def has_new_positions(self) -> bool:
         """Whether the model is new and has as many positions as a row of the corpus."""
         return not self.model.pretrained and "max_position_embeddings" not in self.model.settings
+
+    @property
+    def kind(self) -> Kind:
+        """The kind of model that is trained."""
+        arms = [arm.kind.kind for arm in self.objectives.values()]
+        return arms[0] if arms else objective_class(self.objective).kind
+
+    def judged_on(self) -> tuple[str, ...]:
+        """The kinds of held-out masks that tell what a training has learnt: its own."""
+        units = policy(self.masking.policy).judged_on()
+        if self.kind == "encoder":
+            return tuple(units)
+        return tuple(f"{unit} {corruption(self.masking.corruption).writes}" for unit in units)
 
     @property
     def baseline(self) -> str | None:

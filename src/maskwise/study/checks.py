@@ -12,9 +12,10 @@ from maskwise.annotate.registry import annotator
 from maskwise.constants import ranks_here
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation import load_sets
+from maskwise.families import check_room, most_tokens
 from maskwise.folders import require_own
 from maskwise.masking.policies import policy
-from maskwise.models import NO_HEAD, check_room, check_start, has_head
+from maskwise.models import NO_HEAD, check_start, has_head
 from maskwise.recipe import Recipe
 from maskwise.samplers import sampler
 from maskwise.study.plan import prepare_stage, tokenizer_of
@@ -23,7 +24,7 @@ from maskwise.tasks import load_task
 from maskwise.text import load_tokenizer, require_documents
 from maskwise.text.layers import token_layers
 from maskwise.text.rows import is_held_out
-from maskwise.text.settings import CorpusSettings
+from maskwise.text.settings import CorpusSettings, TokenizerSettings
 from maskwise.text.words import text_id
 from maskwise.training.arms import probe_rows
 
@@ -64,8 +65,10 @@ def _check_arm(arm: Recipe) -> list[str]:
     """The model, tokenizer and texts of one arm fit each other; returns warnings."""
     notes = []
     given, start = arm.tokenizer_name, arm.model.pretrained
-    tokenizer = load_tokenizer(given) if given else _Untrained(arm.tokenizer.vocab_size)
-    config = model_config(arm.model, tokenizer, arm.corpus.length)
+    tokenizer = (
+        load_tokenizer(given, needs_mask=arm.kind == "encoder") if given else _Untrained(arm.tokenizer)
+    )
+    config = model_config(arm.model, tokenizer, arm.corpus.length, kind=arm.kind)
     check_start(config, len(tokenizer))
     if start:
         for link in arm.links():
@@ -74,10 +77,10 @@ def _check_arm(arm: Recipe) -> list[str]:
             notes.append(f"{start}: {NO_HEAD}")
     if start and arm.tasks:
         check_room(config, arm.finetune.max_length, what="finetune.max_length")
-    elif arm.tasks and arm.has_new_positions and arm.finetune.max_length > arm.corpus.length:
+    elif arm.tasks and arm.has_new_positions and arm.finetune.max_length > (room := most_tokens(config)):
         what = "finetune.max_length is more than the positions that a new model has"
-        allowed = f"≤ corpus.length = {arm.corpus.length}"
-        raise MaskwiseError(what, got=arm.finetune.max_length, allowed=allowed)
+        same = f"≤ corpus.length = {room}" if room == arm.corpus.length else f"≤ {room}"
+        raise MaskwiseError(what, got=arm.finetune.max_length, allowed=same)
     for link in arm.links():
         _check_text(link)
         _check_rows(link)
@@ -190,8 +193,8 @@ class _Untrained:
 
     pad_token_id, cls_token_id, sep_token_id, bos_token_id, eos_token_id = 0, 2, 3, None, None
 
-    def __init__(self, size: int):
-        self.size = size
+    def __init__(self, settings: TokenizerSettings):
+        self.size = settings.vocab_size + settings.sentinels
 
     def __len__(self) -> int:
         return self.size

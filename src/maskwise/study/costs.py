@@ -18,7 +18,7 @@ from collections.abc import Mapping
 
 from transformers import PreTrainedModel
 
-from maskwise.objectives import Arms, MaskedLanguageModelling
+from maskwise.objectives import Arms, predicting
 from maskwise.objectives.base import Work
 from maskwise.training import MaskedSource
 
@@ -28,7 +28,7 @@ SAMPLED_STEPS = 32
 
 def flops(tokens: float, targets: float, network: PreTrainedModel, *, frozen: bool = False) -> int:
     """FLOPs of masked language modelling on so many tokens and targets; ``frozen``: training the head alone."""
-    return trained(MaskedLanguageModelling(network).work(tokens, targets), frozen=frozen)
+    return trained(predicting(network).work(tokens, targets), frozen=frozen)
 
 
 def trained(work: Work, *, frozen: bool = False) -> int:

@@ -26,15 +26,13 @@ import numpy as np
 from maskwise.constants import REFERENCE
 from maskwise.errors import MaskwiseError
 from maskwise.files import Record
-from maskwise.masking.policies import policy
 from maskwise.models import empty_model
 from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
 from maskwise.study.costs import per_step
 from maskwise.study.plan import Plan, Run, arms_of, make_run, require_arms, task_contents
-from maskwise.study.work import model_config
+from maskwise.study.work import masked_source, model_config
 from maskwise.text import Prepared
-from maskwise.training import MaskedSource
 
 Scores = dict[str, list[float]]
 """By outcome, one number per seed; more is better."""
@@ -85,7 +83,7 @@ class Design:
     def kinds(self, arm: str) -> tuple[str, ...]:
         """The kinds of held-out masks that an arm is judged on: those that it was trained last with."""
         last = self.recipe.arm(arm, seed=0).links()[-1]
-        return tuple(policy(last.masking.policy).judged_on())
+        return last.judged_on()
 
     def plan_costs(self) -> None:
         """Fill ``planned``, as far as texts are there."""
@@ -278,7 +276,7 @@ def matched_steps(
 
 def _step(link: Recipe, text: Path) -> Spending:
     """What a step of a training spends on average, measured once for each recipe and text."""
-    parts = {"corpus", "model", "masking", "objectives", "training"}
+    parts = {"corpus", "model", "masking", "objective", "objectives", "training"}
     return _measured_step(link.model_dump_json(include=parts), text)
 
 
@@ -288,9 +286,10 @@ def _measured_step(settings: str, text: Path) -> Spending:
     if link.objectives:  # matched by steps alone: which objective will be drawn is not known before
         return {"steps": 1}
     data = _load(text)
-    masker = link.masking.masker(data.tokenizer, seed=link.training.seed)  # with the weights of its beginning
-    config = model_config(link.model, data.tokenizer, link.corpus.length)
-    return per_step(MaskedSource(data.training, masker, link.training), empty_model(config))
+    config = model_config(link.model, data.tokenizer, link.corpus.length, kind=link.kind)
+    return per_step(
+        masked_source(data, link), empty_model(config)
+    )  # with the policy's weights of its beginning
 
 
 @lru_cache(maxsize=4)

@@ -132,7 +132,7 @@ def pretrain_stage(recipe: Recipe, prepared: Stage, *, after: Stage | None = Non
         prepared: the text.
         after: the training from whose checkpoint this one goes on; None: it begins with the recipe's model.
     """
-    parts = {"masking", "objectives", "sampler", "training"}
+    parts = {"masking", "objective", "objectives", "sampler", "training"}
     what = recipe.model_dump(mode="json", include=parts) | {"arms": list(recipe.objectives)}  # in their order
     if recipe.objectives and sampler(recipe.sampler, list(recipe.objectives)).every:
         what["evaluated_rows"] = recipe.evaluation.rows  # the sampler's probe takes other rows
@@ -180,7 +180,11 @@ def finetune_stage(
     what = {"task": task, "task_content": content, "finetune": recipe.finetune.model_dump(mode="json")}
     if pretrained is not None:
         return Stage("finetune", what, (prepared.name, pretrained.name))
-    start = _start(recipe) | {"length": recipe.corpus.length, "seed": recipe.training.seed}
+    start = _start(recipe) | {
+        "length": recipe.corpus.length,
+        "seed": recipe.training.seed,
+        "kind": recipe.kind,
+    }
     return Stage("finetune", what | start, (prepared.name,))
 
 

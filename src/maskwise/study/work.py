@@ -23,10 +23,11 @@ from maskwise.constants import rank_here, ranks_here
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation import EvaluationSettings, HeldOut, evaluate, fixed_maskers, overlap_record
 from maskwise.evaluation.scoring import spread
+from maskwise.families import Kind, check_fit
 from maskwise.folders import sweep, write_json, write_whole
 from maskwise.keys import fold
-from maskwise.models import check_fit, load_config, load_model, new_config, new_model
-from maskwise.objectives import Arms, MaskedLanguageModelling, Objective, objective
+from maskwise.models import load_config, load_model, new_config, new_model
+from maskwise.objectives import Arms, Objective, objective, objective_class, predicting
 from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
 from maskwise.recipe.recipe import ModelSettings
@@ -159,13 +160,15 @@ def pretrain(
     made = learning(network, data, recipe)
     if isinstance(made.source, MaskedSource):
         require_targets(made.source, recipe.masking.policy)
-    predicting = MaskedLanguageModelling(network)
-    maskers = fixed_maskers(data.tokenizer, masks=evaluation.masks, ratio=evaluation.ratios[0])
-    held_out = HeldOut(data.held_out, maskers, log_unigram, rows=evaluation.rows)
+    judged = predicting(network)
+    maskers = fixed_maskers(
+        data.tokenizer, masks=evaluation.masks, ratio=evaluation.ratios[0], kind=judged.kind
+    )
+    held_out = HeldOut(_laid_out(data.held_out, type(judged)), maskers, log_unigram, rows=evaluation.rows)
     losses: list[Plain] = []
 
     def curve(step: int) -> list[Plain]:
-        losses[:] = [dict(line) for line in held_out(predicting)]
+        losses[:] = [dict(line) for line in held_out(judged)]
         return losses
 
     done = train(
@@ -209,17 +212,18 @@ def _start(recipe: Recipe, data: Prepared, log_unigram: Tensor) -> PreTrainedMod
     model, seed = recipe.model, recipe.training.seed
     bias = log_unigram if model.unigram_bias else None
     if model.pretrained:
-        network = load_model(model.pretrained, seed=seed, log_unigram=bias)
+        network = load_model(model.pretrained, kind=recipe.kind, seed=seed, log_unigram=bias)
         check_fit(network.config, len(data.tokenizer), do="set tokenizer.name to the model's own")
         return network
-    return new_model(model_config(model, data.tokenizer, data.training.length), seed=seed, log_unigram=bias)
+    config = model_config(model, data.tokenizer, data.training.length, kind=recipe.kind)
+    return new_model(config, seed=seed, log_unigram=bias)
 
 
-def model_config(model: ModelSettings, tokenizer: Any, length: int) -> PreTrainedConfig:
+def model_config(model: ModelSettings, tokenizer: Any, length: int, *, kind: Kind) -> PreTrainedConfig:
     """The configuration of a recipe's model: the pre-trained one's, or a new one for rows of ``length``."""
     if model.pretrained:
-        return load_config(model.pretrained)
-    return new_config(model.architecture, tokenizer, length, **model.settings)
+        return load_config(model.pretrained, kind=kind)
+    return new_config(model.architecture, tokenizer, length, kind=kind, **model.settings)
 
 
 def _flops(made: Learning, done: Training, network: PreTrainedModel, *, frozen: bool) -> Plain:
@@ -303,10 +307,16 @@ def learning(network: PreTrainedModel, data: Prepared, recipe: Recipe) -> Learni
     """
     if recipe.objectives:
         return _several_objectives(network, data, recipe)
+    source = masked_source(data, recipe)
+    title = f"{recipe.masking.policy} {recipe.masking.ratio}"
+    words = {"objective": recipe.objective, **source.masker.describe()}
+    return Learning(objective(recipe.objective, network), source, source.learners(), title, words)
+
+
+def masked_source(data: Prepared, recipe: Recipe) -> MaskedSource:
+    """The batches of a recipe that trains one objective."""
     masker = recipe.masking.masker(data.tokenizer, seed=recipe.training.seed)
-    source = MaskedSource(data.training, masker, recipe.training)
-    title = f"{recipe.masking.policy} {masker.ratio}"
-    return Learning(MaskedLanguageModelling(network), source, source.learners(), title, masker.describe())
+    return MaskedSource(_laid_out(data.training, objective_class(recipe.objective)), masker, recipe.training)
 
 
 def _several_objectives(network: PreTrainedModel, data: Prepared, recipe: Recipe) -> Learning:
@@ -391,7 +401,7 @@ def _finetune(stage: Stage, stages: Path, quiet: bool) -> Plain:
     else:
         model = ModelSettings(**what["model"])
         checkpoint = model.pretrained  # no further training
-        config = None if checkpoint else model_config(model, tokenizer, what["length"])
+        config = None if checkpoint else model_config(model, tokenizer, what["length"], kind=what["kind"])
     first = what.get("seed", 0) * 1000  # random starts differ between runs as pre-trained ones do
     record = task_record(
         checkpoint, task, tokenizer=tokenizer, settings=settings, seeds=range(first, first + settings.seeds),

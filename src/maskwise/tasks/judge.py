@@ -23,8 +23,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from maskwise.errors import MaskwiseError
+from maskwise.families import check_fit, check_room
 from maskwise.folders import require_own, write_lines
-from maskwise.models import check_fit, check_room, load_task_model, task_config
+from maskwise.models import load_task_model, task_config
 from maskwise.objectives import Objective
 from maskwise.tasks.loading import load_task
 from maskwise.tasks.task import Frozen, Task, Tuned

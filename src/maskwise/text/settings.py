@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
+from tokenizers import AddedToken
 
 from maskwise.text.documents import Document, Documents, read_documents
 from maskwise.text.tokenizers import load_tokenizer, train_tokenizer
@@ -60,10 +61,16 @@ class TokenizerSettings(BaseModel):
     kind: Literal["wordpiece", "bpe"] = "wordpiece"
     vocab_size: int = Field(2048, ge=64)
     lowercase: bool = True
+    sentinels: int = Field(0, ge=0)
+    """Tokens <extra_id_0>, <extra_id_1>, … beside the vocabulary of a new tokenizer, for the corruption t5."""
 
     def tokenizer(self, documents: Iterable[Document]) -> Any:
         """The tokenizer: loaded where these settings name one, and otherwise trained on the documents."""
         if self.name:
-            return load_tokenizer(self.name)
+            return load_tokenizer(self.name, needs_mask=False)  # whoever shows masks asks for them
         texts = (document.text for document in documents)
-        return train_tokenizer(texts, kind=self.kind, vocab_size=self.vocab_size, lowercase=self.lowercase)
+        tokenizer = train_tokenizer(
+            texts, kind=self.kind, vocab_size=self.vocab_size, lowercase=self.lowercase
+        )
+        tokenizer.add_tokens([AddedToken(f"<extra_id_{i}>", special=True) for i in range(self.sentinels)])
+        return tokenizer

@@ -264,7 +264,7 @@ class SamplerLearner:
 
 def _counted(batch: Any, outcome: Outcome) -> Tensor:
     """(3,) float64: losses, targets, and tokens of the text that were read."""
-    tokens = torch.tensor(int(batch.source.content.sum()), device=outcome.loss.device)
+    tokens = torch.tensor(batch.tokens, device=outcome.loss.device)
     return torch.stack([outcome.loss.detach().double(), outcome.targets.double(), tokens.double()])
 
 

@@ -180,7 +180,7 @@ class MaskedSource:
     def facts(self, batches: Sequence[MaskedBatch]) -> dict[str, float]:
         """Sums to log: tokens read, tokens that could be chosen, that were, and the ratio asked for."""
         return {
-            "tokens": float(sum(int(b.source.content.sum()) for b in batches)),
+            "tokens": float(sum(b.tokens for b in batches)),
             "eligible": float(sum(int(b.source.eligible.sum()) for b in batches)),
             "chosen": float(sum(int(b.selected.sum()) for b in batches)),
             "asked": float(sum(float(b.ratio.sum()) for b in batches)),

@@ -31,9 +31,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from maskwise.constants import ranks_here
 from maskwise.errors import MaskwiseError, unknown_name
+from maskwise.families import encoder_of
 from maskwise.folders import damage, sweep, write_folder
 from maskwise.keys import fold
-from maskwise.models import encoder_of, without_advice
+from maskwise.models import without_advice
 from maskwise.objectives import Arms, Objective, Outcome
 from maskwise.training.data import Step
 from maskwise.training.learners import Agree

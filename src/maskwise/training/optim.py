@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from maskwise.errors import MaskwiseError
-from maskwise.models import encoder_of
+from maskwise.families import encoder_of
 from maskwise.training.settings import TrainingSettings
 
 

@@ -57,6 +57,13 @@ class Corruption(ABC):
         """True where labels are 0 and 1, for what was done, and not tokens."""
         return getattr(self, "target", None) == "detect"
 
+    @property
+    def writes(self) -> str | None:
+        """The text that a row's labels are, read from left to right: ``full``, ``spans`` (masked spans, behind
+        separators) or ``sentinels`` (behind numbered ones); None where they are no text that a decoder can write."""
+        target = getattr(self, "target", None)
+        return target if target == "full" or (target == "spans" and not self.keeps_length) else None
+
     @abstractmethod
     def corrupt(
         self, batch: AnnotatedBatch, chosen: Array, units: Units, keys: Keys, vocabulary: Vocabulary

@@ -276,6 +276,10 @@ class T5(Moving):
     def __post_init__(self) -> None:
         require_target("t5", self.target, "spans", "full")
 
+    @property
+    def writes(self) -> str | None:
+        return "sentinels" if self.target == "spans" else "full"
+
     def check(self, vocabulary: Vocabulary) -> None:
         if not vocabulary.sentinels:
             added = "{'additional_special_tokens': [f'<extra_id_{i}>' for i in range(100)]}"

@@ -1,0 +1,237 @@
+"""Families: what differs from one kind of model to the next, and nothing of how models are built or loaded.
+
+What differs stands in an ``Adapter``: where the encoder is, where the prediction head is and what it reads, how
+positions are counted. A family of encoders is one line of ``ENCODERS``, one of encoder–decoders one line of
+``ENCODER_DECODERS``. A model that has no line still works: its own logits are taken at every place, which is slower
+and gives the same loss.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor, nn
+
+from maskwise.errors import MaskwiseError
+
+Head = Callable[[Any, Tensor], Tensor]
+"""From a model and its hidden states (M, H) to logits (M, V)."""
+
+Kind = Literal["encoder", "encoder-decoder"]
+
+_CROSSED = re.compile(r"(encoder_attn|EncDecAttention)\.[kv](_proj)?\.")
+"""Parameters of cross-attention that work for the tokens of the encoder, in BART's and T5's names."""
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A family of encoders: a label belongs to the input token at the same place.
+
+    Attributes:
+        head: the prediction head; None where it is not known, and the model's own logits are taken.
+        counts_from_pad: the first position has the number pad + 1, as in RoBERTa.
+    """
+
+    kind: ClassVar[Kind] = "encoder"
+
+    head: Head | None = None
+    counts_from_pad: bool = False
+
+    def encoder(self, model: Any) -> nn.Module:
+        """The part of a model that reads: what is frozen, evaluated, and saved for others."""
+        return model.base_model
+
+    def states(self, model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
+        """(B, L, H): what the prediction head reads, at the places of the labels."""
+        return self.encoder(model)(**inputs).last_hidden_state
+
+    def first_position(self, pad: int | None) -> int:
+        """The number of a row's first position."""
+        return (pad or 0) + 1 if self.counts_from_pad else 0
+
+
+@dataclass(frozen=True)
+class EncoderDecoder(Adapter):
+    """BART, T5 and their like: labels are a sequence of their own, which the decoder also reads, one place later.
+
+    Attributes:
+        starts_with: the token that a new model's decoder begins with.
+    """
+
+    kind = "encoder-decoder"
+
+    starts_with: Literal["pad", "eos"] = "pad"
+
+    def encoder(self, model: Any) -> nn.Module:
+        return model.get_encoder()
+
+    def states(self, model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
+        """(B, L', H) of the decoder; ``inputs`` hold ``decoder_input_ids`` (B, L')."""
+        read = {name: value for name, value in inputs.items() if name != "decoder_input_ids"}
+        encoded = self.encoder(model)(**read).last_hidden_state
+        return model.get_decoder()(
+            input_ids=inputs["decoder_input_ids"], encoder_hidden_states=encoded,
+            encoder_attention_mask=inputs.get("attention_mask"), use_cache=False,
+        ).last_hidden_state  # fmt: skip
+
+
+def _scaled(model: Any, states: Tensor) -> Tensor:
+    """The head of T5: where it is tied to the embeddings, states are made smaller first."""
+    return model.lm_head(states * model.model_dim**-0.5 if model.config.scale_decoder_outputs else states)
+
+
+ENCODERS: Mapping[str, Adapter] = {
+    "bert": Adapter(lambda m, h: m.cls(h)),
+    "deberta-v2": Adapter(lambda m, h: m.cls(h)),
+    "roberta": Adapter(lambda m, h: m.lm_head(h), counts_from_pad=True),
+    "xlm-roberta": Adapter(lambda m, h: m.lm_head(h), counts_from_pad=True),
+    "camembert": Adapter(counts_from_pad=True),
+    "mpnet": Adapter(lambda m, h: m.lm_head(h), counts_from_pad=True),
+    "albert": Adapter(lambda m, h: m.predictions(h)),
+    "distilbert": Adapter(
+        lambda m, h: m.vocab_projector(m.vocab_layer_norm(m.activation(m.vocab_transform(h))))
+    ),
+    "electra": Adapter(lambda m, h: m.generator_lm_head(m.generator_predictions(h))),
+    "modernbert": Adapter(lambda m, h: m.decoder(m.head(h))),
+}
+"""The encoders that differ from ``Adapter()``, by ``config.model_type``."""
+
+ENCODER_DECODERS: Mapping[str, EncoderDecoder] = {
+    "bart": EncoderDecoder(lambda m, h: m.lm_head(h) + m.final_logits_bias, starts_with="eos"),
+    "t5": EncoderDecoder(_scaled),
+}
+"""Those whose head maskwise knows, by ``config.model_type``; the others give their own logits."""
+
+
+def adapter_of(config: Any) -> Adapter:
+    """What maskwise knows of a model's family."""
+    if getattr(config, "is_encoder_decoder", False):
+        return ENCODER_DECODERS.get(config.model_type, EncoderDecoder())
+    return ENCODERS.get(config.model_type, Adapter())
+
+
+def require_kind(config: Any, kind: Kind, *, use: str) -> None:
+    """Refuse a model of another kind than ``use`` works with."""
+    if adapter_of(config).kind != kind:
+        got = f"{config.model_type}, which is an {adapter_of(config).kind}"
+        do = {"encoder": "take bert or modernbert, for example, or objective: denoise",
+              "encoder-decoder": "take bart or t5, for example, or objective: mlm"}  # fmt: skip
+        raise MaskwiseError(f"{use} needs an {kind}", got=got, do=do[kind])
+
+
+def decoder_inputs(config: Any, labels: Tensor) -> Tensor:
+    """(B, L') int64: what the decoder reads, which is its targets one place later, behind its start token.
+
+    Raises:
+        MaskwiseError: the configuration names no start token; targets longer than the decoder's positions.
+    """
+    start, room = getattr(config, "decoder_start_token_id", None), most_tokens(config)
+    if start is None:
+        do = (
+            "set decoder_start_token_id in its config.json (T5 starts with the padding token, BART with </s>)"
+        )
+        raise MaskwiseError(f"this {config.model_type} model has no start token for its decoder", do=do)
+    if labels.shape[1] > room:
+        do = "lower corpus.length, or take targets of masked spans only"
+        raise MaskwiseError("targets are longer than the decoder's positions", got=labels.shape[1],
+                            allowed=f"≤ {room}", do=do)  # fmt: skip
+    shifted = labels.new_full(labels.shape, start)
+    shifted[:, 1:] = labels[:, :-1]
+    return shifted.masked_fill_(shifted < 0, config.pad_token_id or 0)
+
+
+def encoder_of(model: Any) -> nn.Module:
+    """The part of a model that turns tokens into hidden states."""
+    return adapter_of(model.config).encoder(model)
+
+
+def width_of(model: Any) -> int:
+    """H, the width of a model's hidden states."""
+    return int(model.config.hidden_size)
+
+
+def prediction_head(model: Any) -> Head | None:
+    """The prediction head of a masked language model, or None where maskwise does not know it."""
+    if model.config.model_type == "deberta-v2" and not hasattr(model, "cls"):  # its newer, unfactored head
+        return None
+    return adapter_of(model.config).head
+
+
+def masked_logits(model: Any, inputs: dict[str, Tensor], row: Tensor, column: Tensor) -> Tensor:
+    """Logits (M, V) at the places (row, column), both (M,).
+
+    The vocabulary head is the widest layer: at 15 % masking, running it on every place wastes seven eighths of it.
+    """
+    head = prediction_head(model)
+    if head is None:
+        return model(**inputs).logits[row, column]
+    return head(model, adapter_of(model.config).states(model, inputs)[row, column])
+
+
+def takes_token_types(model: nn.Module) -> bool:
+    """Whether a model reads ``token_type_ids``: tokenizers also offer them to models that know none."""
+    return "token_type_ids" in inspect.signature(model.forward).parameters
+
+
+def most_tokens(config: Any) -> int:
+    """How many tokens a row may have, special ones included; very many where nothing limits them."""
+    try:
+        positions = int(getattr(config, "max_position_embeddings", 0) or 1 << 30)
+    except (TypeError, ValueError):
+        got = config.max_position_embeddings
+        raise MaskwiseError("max_position_embeddings of the model is no number", got=got) from None
+    return positions - adapter_of(config).first_position(config.pad_token_id)
+
+
+def check_fit(config: Any, tokens: int, *, do: str) -> None:
+    """Refuse a tokenizer with more tokens than the model has embeddings; ``do`` says what to do about it."""
+    if not isinstance(config.vocab_size, int) or tokens > config.vocab_size:
+        got, allowed = f"{tokens} tokens", f"≤ {config.vocab_size}"
+        raise MaskwiseError("tokenizer and model do not fit", got=got, allowed=allowed, do=do)
+
+
+def check_room(config: Any, length: int, *, what: str) -> None:
+    """Refuse rows that are longer than the positions of a model; ``what`` names the setting."""
+    room = most_tokens(config)
+    if length > room:
+        raise MaskwiseError(f"{what} is more than the model's positions", got=length, allowed=f"≤ {room}")
+
+
+def encoder_weights(model: Any) -> int:
+    """Weights that work for every token: the encoder's, without its embeddings."""
+    return multiplied_weights(encoder_of(model))
+
+
+def head_weights(model: Any) -> tuple[int, int]:
+    """Weights of the prediction head, which work for every target: (its own, those tied to the embeddings)."""
+    inside = {id(p) for part in (encoder_of(model), decoder_of(model)) if part for p in part.parameters()}
+    out = model.get_output_embeddings()
+    tied = out.weight.numel() if out is not None and id(out.weight) in inside else 0
+    return sum(p.numel() for p in model.parameters() if id(p) not in inside), tied
+
+
+def decoder_of(model: Any) -> nn.Module | None:
+    """The part of a model that writes; None for an encoder."""
+    return model.get_decoder() if adapter_of(model.config).kind == "encoder-decoder" else None
+
+
+def decoder_weights(model: Any) -> tuple[int, int]:
+    """Weights of a decoder without its embeddings: (those that work for every target, those for every token read).
+
+    The latter make the keys and values of cross-attention.
+    """
+    decoder = decoder_of(model)
+    assert decoder is not None, "an encoder has no decoder"
+    crossed = sum(p.numel() for name, p in decoder.named_parameters() if _CROSSED.search(name))
+    return multiplied_weights(decoder) - crossed, crossed
+
+
+def multiplied_weights(module: nn.Module) -> int:
+    """Weights of a module without those that are only looked up."""
+    tables = (m for m in module.modules() if isinstance(m, nn.Embedding))
+    looked_up = {id(p): p.numel() for m in tables for p in m.parameters()}
+    return sum(p.numel() for p in module.parameters()) - sum(looked_up.values())

@@ -1,0 +1,88 @@
+"""Denoising: an encoder–decoder reads a corrupted text and writes what was masked, or the whole text.
+
+The vocabulary head runs only where there is a target, and the losses of a batch are summed over its targets alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from maskwise.errors import MaskwiseError
+from maskwise.families import (
+    Kind,
+    adapter_of,
+    decoder_inputs,
+    decoder_weights,
+    encoder_weights,
+    head_weights,
+    masked_logits,
+)
+from maskwise.masking.batch import IGNORE
+from maskwise.masking.corruptions import corruption
+from maskwise.objectives.base import Work
+from maskwise.objectives.mlm import MaskedLanguageModelling
+
+
+class Denoising(MaskedLanguageModelling):
+    """Cross-entropy of every token that the decoder is to write, given the corrupted text and the tokens before it.
+
+    Formula: sum over targets of −log p(target | corrupted text, targets before it).
+    Inputs: a ``MaskedBatch`` of a corruption whose labels are a text (``infill``, ``t5``, ``delete``, or any with
+    ``target='full'``); or a mapping of model inputs with ``labels`` (B, L'), such as the batches of a task whose
+    answers are written. The decoder begins with the model's own start token.
+    Requirements: an encoder–decoder.
+    Source: Lewis et al. 2020 (BART, arXiv 1910.13461); Raffel et al. 2020 (T5, arXiv 1910.10683).
+
+    >>> import torch
+    >>> from transformers import T5Config, T5ForConditionalGeneration
+    >>> config = T5Config(vocab_size=9, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, decoder_start_token_id=0)
+    >>> batch = {"input_ids": torch.tensor([[3, 4, 1]]), "labels": torch.tensor([[5, 1, -100]])}
+    >>> outcome = Denoising(T5ForConditionalGeneration(config))(batch)
+    >>> int(outcome.targets), outcome.where.tolist()
+    (2, [[0, 0], [0, 1]])
+    """
+
+    kind: ClassVar[Kind] = "encoder-decoder"
+    in_place: ClassVar[bool] = False
+    layout: ClassVar[str] = "document"
+
+    @classmethod
+    def check(cls, masking: Mapping[str, Any]) -> str | None:
+        shown = masking.get("corruption", "bert")
+        if corruption(shown).writes is None:
+            what = "objective denoise needs a corruption whose targets are a text for the decoder to write"
+            allowed = "infill, infill(target='spans'), t5, delete, ul2, or any with target='full'"
+            raise MaskwiseError(what, got=f"corruption {shown}", allowed=allowed)
+        return None
+
+    def token_losses(self, batch: Any) -> tuple[Tensor, Tensor]:
+        """Loss (M,) float32 and place among the labels (M, 2) of every target, in the order of the rows."""
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask") if name in batch.keys()}  # noqa: SIM118
+        labels = batch["labels"]
+        inputs["decoder_input_ids"] = decoder_inputs(self.model.config, labels)
+        where = (labels != IGNORE).nonzero()
+        row, column = where.unbind(1)
+        logits = masked_logits(self.model, inputs, row, column)
+        return cross_entropy(logits.float(), labels[row, column], reduction="none"), where
+
+    def work(self, tokens: float, targets: float) -> Work:
+        """The encoder for each token that it reads; decoder and head for each target; and the keys and values of
+        cross-attention for each token read, which are the decoder's."""
+        writes, crossed = decoder_weights(self.model)
+        own, tied = head_weights(self.model)
+        return Work(
+            encoder_weights(self.model) * tokens,
+            writes * targets + crossed * tokens + own * targets,
+            tied * targets,
+        )
+
+
+def predicting(model: Any) -> MaskedLanguageModelling:
+    """The objective by whose loss a language model is judged: it predicts what is masked."""
+    return (Denoising if adapter_of(model.config).kind == "encoder-decoder" else MaskedLanguageModelling)(
+        model
+    )

@@ -1,0 +1,159 @@
+"""Denoising with encoder–decoders: the loss of transformers, on targets alone; models from nothing; what is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import AddedToken
+from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
+
+from maskwise import Masker
+from maskwise.errors import MaskwiseError
+from maskwise.families import decoder_weights, encoder_weights, head_weights
+from maskwise.models import load_model, new_config, new_model
+from maskwise.objectives import Denoising
+from maskwise.recipe import Recipe
+from maskwise.text import encode, train_tokenizer
+
+TEXTS = ["The cat sat on the mat and looked at the dog.", "A dog ran away.", "Nobody saw the mat again."]
+BART = {
+    "d_model": 32, "encoder_layers": 1, "decoder_layers": 2, "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2, "encoder_ffn_dim": 48, "decoder_ffn_dim": 64,
+}  # fmt: skip
+SIZES: dict[str, dict[str, Any]] = {
+    "bart": BART, "pegasus": BART,  # a family without an adapter of its own
+    # As many layers as the decoder has: transformers 5.23 cannot generate otherwise.
+    "t5": {"d_model": 32, "d_kv": 16, "num_heads": 2, "num_layers": 2, "d_ff": 64},
+}  # fmt: skip
+SHOWN = ("infill", "infill(target='spans')", "t5", "t5(target='full')", "delete", "ul2")
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    trained = train_tokenizer(TEXTS * 3, vocab_size=120)
+    trained.add_tokens([AddedToken(f"<extra_id_{i}>", special=True) for i in range(20)])
+    trained.add_tokens([AddedToken(name, special=True) for name in ("[R]", "[S]", "[X]")])
+    return trained
+
+
+def model(architecture: str, tokenizer: Any, **more: Any) -> PreTrainedModel:
+    config = new_config(architecture, tokenizer, 32, kind="encoder-decoder", **SIZES[architecture], **more)
+    return new_model(config, seed=0, log_unigram=torch.randn(len(tokenizer))).eval()
+
+
+@pytest.mark.parametrize("shown", SHOWN[:5])
+@pytest.mark.parametrize("architecture", SIZES)
+def test_the_loss_is_transformers_own(architecture: str, shown: str, tokenizer: Any) -> None:
+    network = model(architecture, tokenizer)
+    batch = Masker(tokenizer, policy="span", ratio=0.3, corruption=shown, seed=0)(
+        encode(tokenizer, TEXTS), epoch=0
+    )
+    outcome = Denoising(network)(batch)
+    own = network(input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=batch.labels)
+    assert outcome.targets == batch.targets == (batch.labels >= 0).sum() > 0
+    torch.testing.assert_close(outcome.loss / outcome.targets, own.loss)
+    (outcome.loss / outcome.targets).backward()
+    ours = {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
+    network.zero_grad()
+    own.loss.backward()
+    for name, parameter in network.named_parameters():
+        if parameter.grad is not None:
+            torch.testing.assert_close(ours[name], parameter.grad, msg=name)
+
+
+@pytest.mark.parametrize("architecture", SIZES)
+def test_a_row_without_targets_and_padding_change_no_loss(architecture: str, tokenizer: Any) -> None:
+    network = model(architecture, tokenizer)
+    plain = {"input_ids": torch.tensor([[5, 6, 7]]), "labels": torch.tensor([[8, 9, 3]])}
+    padded = {
+        "input_ids": torch.tensor([[5, 6, 7, 0, 0], [5, 6, 0, 0, 0]]),
+        "attention_mask": torch.tensor([[1, 1, 1, 0, 0], [1, 1, 0, 0, 0]]),
+        "labels": torch.tensor([[8, 9, 3, -100], [-100] * 4]),
+    }
+    torch.testing.assert_close(Denoising(network)(padded).loss, Denoising(network)(plain).loss)
+    assert Denoising(network)(padded).targets == 3
+
+
+@pytest.mark.parametrize("architecture", SIZES)
+def test_a_new_model_trains_writes_and_is_an_ordinary_folder(
+    architecture: str, tokenizer: Any, tmp_path: Any
+) -> None:
+    network = model(architecture, tokenizer).train()
+    objective, optimizer = Denoising(network), torch.optim.AdamW(network.parameters(), lr=3e-3)
+    masker = Masker(tokenizer, policy="span", ratio=0.3, corruption="infill(target='spans')", seed=0)
+    losses = []
+    for step in range(40):
+        outcome = objective(masker(encode(tokenizer, TEXTS), epoch=step % 2, step=step))
+        (outcome.loss / outcome.targets).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(outcome.loss.detach() / outcome.targets))
+    assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
+    network.save_pretrained(tmp_path)
+    again = AutoModelForSeq2SeqLM.from_pretrained(tmp_path).eval()
+    written = again.generate(torch.tensor([[2, 6, 7, 3]]), max_new_tokens=6, num_beams=2)
+    start = tokenizer.sep_token_id if architecture == "bart" else tokenizer.pad_token_id
+    assert written[0, 0] == start
+    torch.testing.assert_close(
+        dict(load_model(tmp_path, kind="encoder-decoder").named_parameters()), dict(again.named_parameters())
+    )
+    with pytest.raises(MaskwiseError, match="needs an encoder; got"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize("architecture", ["bart", "t5"])
+def test_work_counts_every_multiplied_weight_once(architecture: str, tokenizer: Any) -> None:
+    """For one token read and one written, all weights work but tables that are looked up and norms' neighbours."""
+    network = model(architecture, tokenizer)
+    writes, crossed = decoder_weights(network)
+    wide, heads = 32, SIZES[architecture]
+    inner = heads.get("d_kv", 0) * heads.get("num_heads", 0) or wide
+    bias = 2 * wide if architecture == "bart" else 0
+    assert crossed == 2 * (2 * wide * inner + bias)  # keys and values, of two layers
+    looked_up = {
+        id(p): p.numel() for m in network.modules() if isinstance(m, torch.nn.Embedding) for p in [m.weight]
+    }
+    own, tied = head_weights(network)
+    total = sum(p.numel() for p in network.parameters()) - sum(looked_up.values())
+    assert encoder_weights(network) + writes + crossed + own == total
+    assert tied == network.get_output_embeddings().weight.numel()
+    once, twice = Denoising(network).work(1, 1), Denoising(network).work(2, 1)
+    assert once.all == total + tied and twice.all - once.all == encoder_weights(network) + crossed
+
+
+@pytest.mark.parametrize("shown", SHOWN)
+def test_tokens_of_a_batch_are_what_the_encoder_reads(shown: str, tokenizer: Any) -> None:
+    batch = Masker(tokenizer, ratio=0.3, corruption=shown, seed=0)(encode(tokenizer, TEXTS), epoch=0)
+    assert batch.tokens == int(batch.attention_mask.sum())
+
+
+def test_a_start_token_that_is_missing_is_one_line(tokenizer: Any) -> None:
+    network = model("t5", tokenizer)
+    network.config.decoder_start_token_id = None
+    batch = {"input_ids": torch.tensor([[5, 6]]), "labels": torch.tensor([[8, 9]])}
+    with pytest.raises(MaskwiseError, match="no start token for its decoder; set decoder_start"):
+        Denoising(network)(batch)
+
+
+def test_targets_that_are_too_long_are_one_line(tokenizer: Any) -> None:
+    network = model("bart", tokenizer, max_position_embeddings=8)
+    with pytest.raises(MaskwiseError, match="longer than the decoder's positions; got 9; allowed: ≤ 8"):
+        Denoising(network)({"input_ids": torch.tensor([[5]]), "labels": torch.zeros(1, 9, dtype=torch.long)})
+
+
+@pytest.mark.parametrize("shown", ["bert", "mask-only", "replace", "delete(target='detect')"])
+def test_a_corruption_that_gives_the_decoder_no_text_is_refused(shown: str) -> None:
+    with pytest.raises(Exception, match="objective denoise needs a corruption whose targets are a text"):
+        Recipe(objective="denoise", masking={"corruption": shown})
+
+
+def test_a_recipe_says_which_kind_of_model_it_trains() -> None:
+    recipe = Recipe(objective="denoise", masking={"corruption": "t5", "policy": "span"})
+    assert recipe.kind == "encoder-decoder" and recipe.judged_on() == ("whole-word sentinels",)
+    assert Recipe().kind == "encoder" and Recipe().judged_on() == ("token",)
+    with pytest.raises(Exception, match="objectives are for models of one kind"):
+        Recipe(objectives={"mlm": {}, "denoise": {"masking": {"corruption": "t5"}}})
+    with pytest.raises(Exception, match="allowed: mlm or denoise"):
+        Recipe(objective="atd")
