@@ -28,7 +28,7 @@ import numpy as np
 
 from maskwise.errors import unknown_name
 from maskwise.keys import Array, Keys, Purpose, unit_interval
-from maskwise.masking.sorting import first_within, order_within, rank_within, sums_within
+from maskwise.masking.sorting import counts_within, first_of, first_within, order_within, sums_within
 from maskwise.masking.units import Units
 
 BUDGETS = ("exact", "expected", "bernoulli")
@@ -140,14 +140,15 @@ def in_order(units: Units, keys: Keys, *, may_fill: bool = False, budget_P: Arra
         # Keys are uniform, so those that come first are nearly always below this share of all keys, and nobody has to
         # sort the others. The share is that of the budget, with four standard deviations and eight units to spare.
         wanted_P = units.count * budget_P / np.maximum(units.tokens_P, 1)
-        share_P = (wanted_P + 4 * np.sqrt(wanted_P) + 8) / np.maximum(units.count, 1)
-        if share_P.mean() < 0.5:
-            edge_P = (np.minimum(share_P, 1) * 2.0**32 - 2.0**31 - 1).astype(np.int32)
-            edge = np.repeat(edge_P, units.count) if units.in_order else edge_P.take(units.piece)
+        most_P = np.minimum(wanted_P + 4 * np.sqrt(wanted_P) + 8, units.count)
+        if most_P.sum() < 0.7 * len(key):
+            share_P = most_P / np.maximum(units.count, 1)
+            edge_P = (share_P * 2.0**32 - 2.0**31 - 1).astype(np.int32)
+            edge = np.repeat(edge_P, units.count) if units.in_order else edge_P[units.piece]
             near = np.flatnonzero(key <= edge)
             piece = units.piece[near]
             length = None if units.unit is None else units.length[near]
-            if ((np.bincount(piece, length, pieces) > budget_P) | (share_P >= 1)).all():
+            if ((np.bincount(piece, length, pieces) > budget_P) | (most_P >= units.count)).all():
                 return near[order_within(piece, key[near], pieces=pieces)]
     return order_within(units.piece, key, pieces=pieces)
 
@@ -156,13 +157,12 @@ def _up_to(units: Units, budget_P: Array, keys: Keys, *, may_fill: bool, exact: 
     """(U,) bool: units in their order, until the budget of their piece is used."""
     later = exact and units.unit is not None  # units behind the border are tried, too
     order = in_order(units, keys, may_fill=may_fill, budget_P=None if later else budget_P)
-    chosen, counts_P = np.zeros(len(units.piece), bool), units.count
-    if len(order) < len(chosen):
-        counts_P = np.bincount(units.piece.take(order), minlength=len(budget_P))
+    chosen, piece = np.zeros(len(units.piece), bool), units.piece[order]
+    counts_P = counts_within(piece, len(budget_P))
     if units.unit is None:  # units of one token leave nothing over
-        chosen[order[rank_within(counts_P) < np.repeat(budget_P, counts_P)]] = True
+        chosen[order[first_of(counts_P, budget_P)]] = True
         return chosen
-    piece, length = np.repeat(np.arange(len(counts_P)), counts_P), units.length[order]
+    length = units.length[order]
     fits = sums_within(length, counts_P) <= np.repeat(budget_P, counts_P)
     chosen[order[fits]] = True
     fitting = piece[fits]

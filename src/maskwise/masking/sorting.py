@@ -33,12 +33,23 @@ def rank_within(counts_P: Array) -> Array:
     return np.arange(int(counts_P.sum())) - np.repeat(counts_P.cumsum() - counts_P, counts_P)
 
 
+def counts_within(piece: Array, pieces: int) -> Array:
+    """(P,) int64: the members of each piece, where ``piece`` (N,) ascends."""
+    before = piece.searchsorted(np.arange(pieces + 1))
+    return before[1:] - before[:-1]
+
+
+def first_of(counts_P: Array, wanted_P: Array) -> Array:
+    """(M,) int64: where the first ``wanted_P`` members of each piece stand (all of them where there are fewer)."""
+    taken_P = np.maximum(np.minimum(counts_P, wanted_P), 0)
+    return rank_within(taken_P) + np.repeat(counts_P.cumsum() - counts_P, taken_P)
+
+
 def first_within(piece: Array, key: Array, wanted_P: Array) -> Array:
     """(N,) bool: the ``wanted_P`` members of each piece with the smallest keys."""
     order = order_within(piece, key, pieces=len(wanted_P))
-    counts_P = np.bincount(piece, minlength=len(wanted_P))
     first = np.zeros(len(key), bool)
-    first[order[rank_within(counts_P) < np.repeat(wanted_P, counts_P)]] = True
+    first[order[first_of(counts_within(piece[order], len(wanted_P)), wanted_P)]] = True
     return first
 
 
