@@ -147,7 +147,7 @@ def in_order(units: Units, keys: Keys, *, may_fill: bool = False, budget_P: Arra
             edge = np.repeat(edge_P, units.count) if units.in_order else edge_P[units.piece]
             near = np.flatnonzero(key <= edge)
             piece = units.piece[near]
-            length = None if units.unit is None else units.length[near]
+            length = None if units.by_token else units.length[near]
             if ((np.bincount(piece, length, pieces) > budget_P) | (most_P >= units.count)).all():
                 return near[order_within(piece, key[near], pieces=pieces)]
     return order_within(units.piece, key, pieces=pieces)
@@ -155,11 +155,11 @@ def in_order(units: Units, keys: Keys, *, may_fill: bool = False, budget_P: Arra
 
 def _up_to(units: Units, budget_P: Array, keys: Keys, *, may_fill: bool, exact: bool) -> Array:
     """(U,) bool: units in their order, until the budget of their piece is used."""
-    later = exact and units.unit is not None  # units behind the border are tried, too
+    later = exact and not units.by_token  # units behind the border are tried, too
     order = in_order(units, keys, may_fill=may_fill, budget_P=None if later else budget_P)
     chosen, piece = np.zeros(len(units.piece), bool), units.piece[order]
     counts_P = counts_within(piece, len(budget_P))
-    if units.unit is None:  # units of one token leave nothing over
+    if units.by_token:  # units of one token leave nothing over
         chosen[order[first_of(counts_P, budget_P)]] = True
         return chosen
     length = units.length[order]
@@ -197,7 +197,7 @@ def _independently(units: Units, ratio_P: Array, keys: Keys, floor_P: Array, *, 
         probability *= units.weight
         available = (units.weight > 0) | may_fill
     chosen = (unit_interval(units.draw(keys, Purpose.BERNOULLI)) < probability) & available
-    if units.unit is None:
+    if units.by_token:
         missing_P = floor_P - np.bincount(units.piece[chosen], minlength=len(floor_P))
         if (missing_P > 0).any():
             rest = np.flatnonzero(available & ~chosen)

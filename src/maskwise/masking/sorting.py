@@ -60,28 +60,24 @@ def sums_within(values: Array, counts_P: Array) -> Array:
     return total[1:] - np.repeat(total.take(counts_P.cumsum() - counts_P), counts_P)
 
 
-def find_runs(batch: AnnotatedBatch, ids: Array) -> tuple[Array, Array, Array, Array, Array]:
+def find_runs(batch: AnnotatedBatch, ids: Array) -> tuple[Array, Array, Array]:
     """Runs of equal ids ≥ 0 among the content tokens of each piece.
 
     Returns:
-        tokens (M,): where the tokens of runs stand, in order. run (M,): the run of each. length (R,): tokens of each
-        run. count (P,): runs of each piece. barred: the runs with a token that may not be masked.
+        start (R,): where each run begins in the line. length (R,): its tokens. barred: the runs with a token that may
+        not be masked.
     """
     inside = ids >= 0
     inside &= batch.content
     # A run ends where its id changes, where a token outside stands between, and with its piece.
-    begins = inside.copy()
-    begins[1:] &= (ids[1:] != ids[:-1]) | ~inside[:-1]
-    if len(begins):
-        begins[batch.begin] = inside[batch.begin]
-    tokens = np.flatnonzero(inside)
-    opens = begins.take(tokens)
-    run = opens.cumsum()
-    run -= 1
-    first = np.flatnonzero(opens)
-    length = np.append(first[1:], len(tokens)) - first
-    starts = tokens.take(first)
-    barred = np.flatnonzero(inside > batch.eligible)
+    goes_on = inside.copy()
+    goes_on[1:] &= inside[:-1] & (ids[1:] == ids[:-1])
+    goes_on[batch.begin[: len(ids)]] = False
+    last = inside.copy()
+    last[:-1] &= ~goes_on[1:]
+    start = np.flatnonzero(inside & ~goes_on)
+    length = np.flatnonzero(last) - start + 1
+    barred = np.flatnonzero(inside & ~batch.eligible)
     if len(barred):
-        barred = np.unique(np.searchsorted(starts, barred, side="right") - 1)
-    return tokens, run, length, batch.count_at(starts), barred
+        barred = np.unique(start.searchsorted(barred, side="right") - 1)
+    return start, length, barred

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from copy import copy
+from dataclasses import dataclass
 from functools import cached_property
+from typing import Self
 
 import numpy as np
 
@@ -33,6 +35,11 @@ class Units:
     number: Array
     weight: Array | None = None
     in_order: bool = False
+
+    @property
+    def by_token(self) -> bool:
+        """Whether each token is a unit by itself."""
+        return self.unit is None
 
     @cached_property
     def length(self) -> Array:
@@ -75,11 +82,20 @@ class Units:
 
         A run with a token that may not be masked ([UNK] inside a word) is never chosen: no half units.
         """
-        tokens, unit, length, count_P, barred = find_runs(batch, ids)
-        piece = np.repeat(np.arange(len(count_P)), count_P)
-        units = cls(batch, tokens, unit, piece, rank_within(count_P).astype(np.int32), in_order=True)
-        units.length, units.count = length, count_P
-        return units.without(barred) if len(barred) else units
+        start, length, barred = find_runs(batch, ids)
+        count_P = batch.count_at(start)
+        piece, number = np.repeat(np.arange(len(count_P)), count_P), rank_within(count_P).astype(np.int32)
+        if not len(barred):
+            return Runs(batch, start, length, piece, number)
+        kept = np.ones(len(start), bool)
+        kept[barred] = False
+        return Runs(batch, start[kept], length[kept], piece[kept], number[kept])
+
+    def weighted(self, weight: Array) -> Self:
+        """The same units with these weights (U,)."""
+        other = copy(self)
+        other.weight = weight
+        return other
 
     def without(self, units: Array) -> Units:
         """The other units, with the numbers that they had."""
@@ -87,14 +103,56 @@ class Units:
         kept = np.ones(len(self.piece), bool)
         kept[units] = False
         inside = kept.take(self.unit)
-        unit = (kept.cumsum() - 1).take(self.unit[inside])
+        unit = (kept.cumsum() - 1)[self.unit[inside]]
         weight = None if self.weight is None else self.weight[kept]
-        piece, number = self.piece[kept], self.number[kept]
-        return replace(self, tokens=self.tokens[inside], unit=unit, piece=piece, number=number, weight=weight)
+        return Units(self.batch, self.tokens[inside], unit, self.piece[kept], self.number[kept], weight)
 
     def spread(self, chosen_U: Array) -> Array:
         """From chosen units to chosen tokens: (U,) bool to (T,) bool."""
         chosen = np.zeros(len(self.batch.input_ids), bool)
         inside = chosen_U if self.unit is None else chosen_U.take(self.unit)
-        chosen[self.tokens.take(np.flatnonzero(inside))] = True  # numbers are looked up faster than bools
+        chosen[self.tokens[np.flatnonzero(inside)]] = True  # numbers are looked up faster than bools
         return chosen
+
+
+class Runs(Units):
+    """Units whose tokens stand side by side, in the order of the line; the tokens are listed for those who ask.
+
+    Args:
+        start: (U,) int64, where each unit begins.
+        length: (U,) int64, its tokens.
+    """
+
+    in_order, by_token = True, False
+
+    def __init__(self, batch: AnnotatedBatch, start: Array, length: Array, piece: Array, number: Array):
+        self.batch, self.start, self.length, self.piece, self.number = batch, start, length, piece, number
+        self.weight = None
+
+    @cached_property
+    def count(self) -> Array:
+        return self.batch.count_at(self.start)
+
+    @cached_property
+    def tokens_P(self) -> Array:
+        before = np.concatenate(([0], self.length.cumsum()))[self.start.searchsorted(self.batch.edges)]
+        return before[1:] - before[:-1]
+
+    @cached_property
+    def unit(self) -> Array:
+        return np.repeat(np.arange(len(self.start)), self.length)
+
+    @cached_property
+    def tokens(self) -> Array:
+        return listed(self.start, self.length)
+
+    def spread(self, chosen_U: Array) -> Array:
+        at = np.flatnonzero(chosen_U)
+        chosen = np.zeros(len(self.batch.input_ids), bool)
+        chosen[listed(self.start[at], self.length[at])] = True
+        return chosen
+
+
+def listed(start: Array, length: Array) -> Array:
+    """(N,) int64: the places of stretches, one after the other: start, start + 1, … of each."""
+    return rank_within(length) + np.repeat(start, length)

@@ -39,7 +39,7 @@ class Bert(Corruption):
         self, batch: AnnotatedBatch, chosen: Array, units: Units, keys: Keys, vocabulary: Vocabulary
     ) -> Corrupted:
         at = np.flatnonzero(chosen)
-        if by_unit := self.per == "unit" and units.unit is not None:
+        if by_unit := self.per == "unit" and not units.by_token:
             number = np.zeros(len(batch.input_ids), np.int32)
             number[units.tokens] = units.number[units.unit]
             draw = keys.draw_each(Purpose.SHOW, batch.count_at(at), number[at])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol
 
@@ -125,4 +125,4 @@ def weigh(units: Units, weight_T: Array, *, policy: str) -> Units:
         raise MaskwiseError(f"policy {policy!r}: a weight is not a finite number ≥ 0", got=got)
     if units.unit is not None:
         weight = np.bincount(units.unit, weights=weight, minlength=len(units.piece)) / units.length
-    return replace(units, weight=weight)
+    return units.weighted(weight)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -164,7 +164,7 @@ class Weighted(Policy):
             return units
         weight = np.zeros_like(units.weight)
         np.power(units.weight, self.power, out=weight, where=units.weight > 0)
-        return replace(units, weight=weight)
+        return units.weighted(weight)
 
 
 def weighted(layer: str = "weight", units: str = "word", power: float = 1.0) -> Weighted:

@@ -7,7 +7,7 @@ numbers per group on the training device, in torch; an update costs microseconds
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -143,7 +143,7 @@ class GroupWeighted(Policy):
         if not self.faithful or units.weight is None:
             return units
         accepted = keys.uniform(Purpose.ACCEPT, units.piece, units.number) < units.weight
-        return replace(units, weight=accepted.astype(np.float64))
+        return units.weighted(accepted.astype(np.float64))
 
     def learner(self) -> GroupLearner:
         return GroupLearner(self)

@@ -13,7 +13,7 @@ from maskwise.keys import Array, Keys, Purpose, below
 from maskwise.masking.batch import AnnotatedBatch
 from maskwise.masking.policies.base import Moment, Policy, UnitKind, layer_of
 from maskwise.masking.sorting import find_runs, first_within, rank_within, sums_within
-from maskwise.masking.units import Units
+from maskwise.masking.units import Units, listed
 
 MOST_WORDS = 1000
 """The longest span that may be asked for: a table of all lengths is gone through for each draw."""
@@ -72,7 +72,9 @@ class Span(Policy):
             word, counts_P = np.arange(len(tokens)), batch.count_at(tokens)
             barred = np.flatnonzero(~batch.eligible.take(tokens))
         else:
-            tokens, word, _, counts_P, barred = find_runs(batch, batch.layer("word_ids", policy="span"))
+            start, length, barred = find_runs(batch, batch.layer("word_ids", policy="span"))
+            tokens, word = listed(start, length), np.repeat(np.arange(len(start)), length)
+            counts_P = batch.count_at(start)
         span = self._ring(keys, counts_P)
         # The word of number n is number n + opening of the ring, around it.
         opening_P = (keys.per_piece(Purpose.PARTITION) * np.maximum(counts_P, 1)).astype(np.int64)
