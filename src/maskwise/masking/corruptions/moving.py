@@ -400,7 +400,9 @@ class PermuteSentences(Corruption):
         permuted = replace(batch, input_ids=ids, eligible=batch.eligible.take(source), layers=layers)
         place = np.empty_like(source)  # where each token went
         place[source] = np.arange(len(source))
-        moved = Units(permuted, place[units.tokens], units.unit, units.piece, units.number, units.weight, units.in_order)
+        moved = Units(
+            permuted, place[units.tokens], units.unit, units.piece, units.number, units.weight, units.in_order
+        )
         shown = self.inner.corrupt(permuted, chosen.take(source), moved, keys, vocabulary)
         if shown.lengths is None:
             return replace(shown, labels=labels_in_place(batch, chosen, "full"))
