@@ -383,6 +383,9 @@ def test_a_batch_moves_and_says_what_it_is() -> None:
     moved = out.to("meta")
     assert moved.input_ids.device.type == moved.labels.device.type == moved.loss_weight.device.type == "meta"
     assert moved.targets == out.targets == int((out.labels != IGNORE).sum())
+    # The places of the targets are found on the host: a device without data could not say them.
+    assert moved.where.device.type == "meta" and moved.where.shape == (out.targets, 2)
+    assert torch.equal(out.where, (out.labels != IGNORE).nonzero())
     assert torch.equal(moved.selected, out.selected)
     assert repr(out) == f"MaskedBatch(3 × {out.input_ids.shape[1]} on cpu, {out.targets} targets)"
     assert repr(masker("whole-word")).startswith(

@@ -200,7 +200,6 @@ def content_ids(input_ids: Array, content: Array, begin: Array) -> Array:
     return (high << 32) ^ low
 
 
-@lru_cache(maxsize=4)  # an epoch of each of a few sources is in use at a time
 def permutation(size: int, *, seed: int, epoch: int) -> torch.Tensor:
     """The order of an epoch: (size,) int64, a function of (size, seed, epoch)."""
     generator = torch.Generator().manual_seed(fold(seed, epoch, 0x0DA7A))

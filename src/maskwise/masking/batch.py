@@ -6,7 +6,7 @@ into P pieces**, in numpy: whether a row holds one document or twenty, nothing i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -203,6 +203,11 @@ class MaskedBatch:
         opening_B = np.searchsorted(source.row, np.arange(source.shape[0]))
         return torch.from_numpy(np.where(laid < 0, -1, laid - opening_B[:, None]))
 
+    @cached_property
+    def where(self) -> Tensor:
+        """(M, 2) int64: row and column of every target, in the order of the rows."""
+        return (self.labels != IGNORE).nonzero()
+
     @property
     def realised_ratio(self) -> float:
         """Chosen share of the tokens that could be chosen."""
@@ -214,7 +219,11 @@ class MaskedBatch:
         tensors = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         moved = {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
         extras = {name: tensor.to(device, non_blocking=True) for name, tensor in self.extras.items()}
-        return replace(self, **moved, extras=extras)
+        there = replace(self, **moved, extras=extras)
+        if there.labels.device != self.labels.device:
+            # Found on the host: an accelerator would make the host wait until it had counted them.
+            there.where = self.where.to(device, non_blocking=True)
+        return there
 
     def keys(self) -> Iterator[str]:
         yield from ("input_ids", "labels")
@@ -228,3 +237,8 @@ class MaskedBatch:
     def __repr__(self) -> str:
         shape = " × ".join(map(str, self.input_ids.shape))
         return f"MaskedBatch({shape} on {self.input_ids.device}, {self.targets} targets)"
+
+
+def target_places(batch: MaskedBatch | Mapping[str, Tensor]) -> Tensor:
+    """(M, 2) int64: row and column of every target, also of a plain dict of model inputs."""
+    return batch.where if isinstance(batch, MaskedBatch) else (batch["labels"] != IGNORE).nonzero()

@@ -166,7 +166,8 @@ class StepBatchSampler(Sampler):
     def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
         for step in range(self.first_step, self.per_epoch * self.epochs):
             epoch, place = divmod(step, self.per_epoch)
-            order = permutation(self.size, seed=self.seed, epoch=epoch)
+            if not place or step == self.first_step:
+                order = permutation(self.size, seed=self.seed, epoch=epoch)
             for part in range(self.accumulate):
                 start = ((place * self.accumulate + part) * self.ranks + self.rank) * self.batch_size
                 yield [(index, step, epoch) for index in order[start : start + self.batch_size].tolist()]

@@ -139,11 +139,11 @@ class Runs(Units):
         return before[1:] - before[:-1]
 
     @cached_property
-    def unit(self) -> Array:
+    def unit(self) -> Array:  # type: ignore[override]  # listed when asked
         return np.repeat(np.arange(len(self.start)), self.length)
 
     @cached_property
-    def tokens(self) -> Array:
+    def tokens(self) -> Array:  # type: ignore[override]
         return listed(self.start, self.length)
 
     def spread(self, chosen_U: Array) -> Array:

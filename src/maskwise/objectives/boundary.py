@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from maskwise.errors import MaskwiseError
 from maskwise.families import head_weights, prediction_head, width_of
-from maskwise.masking import IGNORE
+from maskwise.masking.batch import IGNORE, target_places
 from maskwise.masking.policies import UnitKind, policy
 from maskwise.objectives.base import Objective, Outcome, Work, check_all_asked, encoded
 
@@ -56,11 +56,10 @@ class SpanBoundary(Objective):
 
     def forward(self, batch: Any) -> Outcome:
         labels = batch["labels"]
-        target = labels != IGNORE
-        where = target.nonzero()
+        where = target_places(batch)
         row, column = where.unbind(1)
         hidden = encoded(self.model, batch)
-        before, after, place = borders(target)
+        before, after, place = borders(labels != IGNORE)
         before, after, place = (x[row, column] for x in (before, after, place))
         around = [hidden[row, before], hidden[row, after], self.place(place.clamp(max=LONGEST - 1))]
         truth = labels[row, column]

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from maskwise.families import width_of
-from maskwise.masking import IGNORE
+from maskwise.masking.batch import target_places
 from maskwise.masking.corruptions import Insert
 from maskwise.objectives.base import Maker, Objective, Outcome, Work, encoded
 
@@ -45,7 +45,7 @@ class Detection(Objective):
 
     def forward(self, batch: Any) -> Outcome:
         labels = batch["labels"]
-        where = (labels != IGNORE).nonzero()
+        where = target_places(batch)
         logits = self.head(encoded(self.model, batch)[where[:, 0], where[:, 1]])
         losses = cross_entropy(logits.float(), labels[where[:, 0], where[:, 1]], reduction="none")
         return Outcome(losses.sum(), torch.tensor(len(where), device=labels.device), losses.detach(), where)

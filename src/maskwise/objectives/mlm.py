@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from maskwise.families import encoder_weights, head_weights, masked_logits
-from maskwise.masking.batch import IGNORE, MaskedBatch
+from maskwise.masking.batch import MaskedBatch, target_places
 from maskwise.objectives.base import Objective, Outcome, Work, weighted
 
 
@@ -40,7 +40,7 @@ class MaskedLanguageModelling(Objective):
         """Loss (M,) float32 and place (M, 2) of every target, in the order of the rows."""
         inputs = {name: batch[name] for name in batch.keys()}  # noqa: SIM118 (a MaskedBatch is no dict)
         labels = inputs.pop("labels")
-        where = (labels != IGNORE).nonzero()
+        where = target_places(batch)
         row, column = where.unbind(1)
         logits = masked_logits(self.model, inputs, row, column)
         return cross_entropy(logits.float(), labels[row, column], reduction="none"), where

@@ -7,13 +7,14 @@ import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from maskwise.errors import MaskwiseError
 from maskwise.families import encoder_weights, masked_logits, width_of
-from maskwise.masking import IGNORE
+from maskwise.masking.batch import target_places
 from maskwise.models import build_model
 from maskwise.objectives.base import Objective, Outcome, Work, check_all_asked, encoded
 from maskwise.objectives.mlm import MaskedLanguageModelling
@@ -61,20 +62,21 @@ class ReplacedTokenDetection(Objective):
 
     def forward(self, batch: Any) -> Outcome:
         labels, inputs = batch["labels"], {k: batch[k] for k in batch.keys() if k != "labels"}  # noqa: SIM118
-        where = (labels != IGNORE).nonzero()
+        where = target_places(batch)
         row, column = where.unbind(1)
         logits = masked_logits(self.generator, inputs, row, column).float()
         truth = labels[row, column]
         losses = cross_entropy(logits, truth, reduction="none")
-        ids, content = inputs["input_ids"].clone(), batch.source.tensor("content").to(labels.device)
+        ids, text = inputs["input_ids"].clone(), torch.from_numpy(np.flatnonzero(batch.source.content))
+        at = text.to(labels.device, non_blocking=True)
         with torch.no_grad():
             ids[row, column] = sampled(logits)
         replaced = torch.zeros_like(ids, dtype=torch.bool)
         replaced[row, column] = ids[row, column] != truth
         shown = {**inputs, "input_ids": ids}
-        score = self.head(encoded(self.model, shown)[content]).float().squeeze(-1)
-        told = binary_cross_entropy_with_logits(score, replaced[content].float(), reduction="sum")
-        share = len(where) / max(1, int(content.sum()))
+        score = self.head(encoded(self.model, shown).flatten(0, 1)[at]).float().squeeze(-1)
+        told = binary_cross_entropy_with_logits(score, replaced.flatten()[at].float(), reduction="sum")
+        share = len(where) / max(1, len(text))
         count = torch.tensor(len(where), device=labels.device)
         return Outcome(losses.sum() + self.weight * share * told, count, losses.detach(), where)
 

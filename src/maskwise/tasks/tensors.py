@@ -30,7 +30,7 @@ from maskwise.objectives import Classification, Objective
 from maskwise.tasks.metrics import LOST
 from maskwise.tasks.task import SPLITS, Task, Tuned
 from maskwise.training import TrainingSettings, permutation
-from maskwise.training.data import by_width
+from maskwise.training.data import Order, by_width
 
 WINDOW_STEPS = 16
 """The rows of so many steps are sorted by length together."""
@@ -167,6 +167,7 @@ class TaskSource:
 
     def __init__(self, data: Data, settings: TrainingSettings):
         self.data, self.settings = data, settings
+        self.order = Order(len(data), seed=settings.seed)
         self._window: tuple[int, Tensor] = (-1, torch.empty(0))
 
     def rows(self, step: int) -> Tensor:
@@ -178,17 +179,13 @@ class TaskSource:
 
     def _plan(self, window: int) -> Tensor:
         """(steps, batch_size) rows of a window: similar lengths together, the batches then in random order."""
-        size, seed, batch_size = len(self.data), self.settings.seed, self.settings.batch_size
+        size, batch_size = len(self.data), self.settings.batch_size
         first = window * WINDOW_STEPS * batch_size
         position = torch.arange(first, first + WINDOW_STEPS * batch_size)
         epoch = position // size
-        parts = [
-            permutation(size, seed=seed, epoch=e)[position[epoch == e] % size]
-            for e in epoch.unique().tolist()
-        ]
-        stream = torch.cat(parts)
+        stream = torch.cat([self.order(e)[position[epoch == e] % size] for e in epoch.unique().tolist()])
         stream = stream[self.data.lengths[stream].argsort(stable=True)].view(WINDOW_STEPS, batch_size)
-        return stream[permutation(WINDOW_STEPS, seed=seed, epoch=window)]
+        return stream[permutation(WINDOW_STEPS, seed=self.settings.seed, epoch=window)]
 
     def batches(self, step: int, *, rank: int, ranks: int) -> list[dict[str, Tensor]]:
         """The micro-batches of ``step`` for ``rank``: a function of (seed, step)."""
