@@ -13,7 +13,7 @@ from torch import Tensor
 from maskwise.errors import MaskwiseError
 from maskwise.masking import Masker
 from maskwise.training import MaskedSource, TrainingSettings, look_ahead
-from maskwise.training.data import Order
+from maskwise.training.data import WINDOW, Order
 from training_tools import Language, tokenizer
 
 DATA = Language(40)
@@ -89,3 +89,22 @@ def test_orders_of_two_sources_are_kept_side_by_side(monkeypatch: pytest.MonkeyP
         for order in orders:
             order(epoch)
     assert drawn == [(5, 0), (9, 0), (5, 1), (9, 1)]
+
+
+@pytest.mark.parametrize("size", [64 * 4, 1000, 3])
+def test_rows_of_similar_length_share_a_batch_and_windows_stay_mixed(size: int) -> None:
+    lengths = torch.randint(4, 128, (size,), generator=torch.Generator().manual_seed(0))
+    order = Order(size, seed=1, lengths=lengths, batch_size=4)
+    orders = {epoch: order(epoch).clone() for epoch in (0, 1)}
+    for rows in orders.values():
+        assert sorted(rows.tolist()) == list(range(size)), "every row once in an epoch"
+    assert torch.equal(orders[0], Order(size, seed=1, lengths=lengths, batch_size=4)(0))
+    if size < 64:
+        return
+    assert not torch.equal(orders[0], orders[1])
+    whole = lengths[orders[0][: size // 4 * 4]].view(-1, 4)
+    plain = lengths[Order(size, seed=1)(0)[: size // 4 * 4]].view(-1, 4)
+    padding = [int((rows.max(1, keepdim=True).values - rows).sum()) for rows in (whole, plain)]
+    assert padding[0] < padding[1] / 5
+    widths = whole.max(1).values[:WINDOW]
+    assert not torch.equal(widths, widths.sort().values), "batches of a window are in random order"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from maskwise.models import load_model, new_config, new_model
 from maskwise.objectives import Denoising
 from maskwise.recipe import Recipe
 from maskwise.text import encode, train_tokenizer
+from tiny import maskwise, write_inputs
 
 TEXTS = ["The cat sat on the mat and looked at the dog.", "A dog ran away.", "Nobody saw the mat again."]
 BART = {
@@ -157,3 +159,48 @@ def test_a_recipe_says_which_kind_of_model_it_trains() -> None:
         Recipe(objectives={"mlm": {}, "denoise": {"masking": {"corruption": "t5"}}})
     with pytest.raises(Exception, match="allowed: mlm or denoise"):
         Recipe(objective="atd")
+
+
+def test_denoising_from_recipe_to_checkpoint_and_judged_by_all_that_it_may_write(
+    tmp_path: Any, capsys: Any
+) -> None:
+    path = write_inputs(tmp_path)
+    small = [
+        "objective=denoise", "tokenizer.sentinels=20", "training.steps=6", "training.eval_every=0",
+        "training.batch_size=4",        "training.group_by_length=true",
+        "masking={policy: span, ratio: 0.3, corruption: t5}", "tasks=[]",
+        "model={architecture: t5, settings: {d_model: 16, d_kv: 8, num_heads: 2, num_layers: 1, d_ff: 32}}",
+    ]  # fmt: skip
+    assert maskwise("pretrain", path, *small, "--out", tmp_path / "out", "--json") == 0
+    result = json.loads(capsys.readouterr().out)
+    kinds = {line["masks"]: line for line in result["heldout"]}
+    assert set(kinds) == {f"{p} {w}" for p in ("token", "whole-word") for w in ("sentinels", "spans", "full")}
+    for line in kinds.values():
+        assert line["targets"] > 0 and abs(line["loss"] - line["unigram"]) < 2
+    full, spans = kinds["token full"], kinds["token spans"]
+    assert full["targets"] > 3 * spans["targets"], "the full text is written, and not only what is masked"
+    assert result["flops"] > 0 and result["targets"] > 0
+    checkpoint = tmp_path / "out" / "checkpoint"
+    assert AutoModelForSeq2SeqLM.from_pretrained(checkpoint).config.decoder_start_token_id == 0
+    text = tmp_path / "text.txt"
+    text.write_text("Bake lomi nupra.\n" * 30)
+    assert maskwise("evaluate", checkpoint, "--text", text, "--json") == 0
+    records = json.loads(capsys.readouterr().out)
+    assert all(
+        record["per_byte"] > 0 for record in (records if isinstance(records, list) else records["records"])
+    )
+    assert maskwise("evaluate", checkpoint, "--with", "pairs:bundled:pairs") == 2
+    assert "needs an encoder; got t5" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("over, said", [
+    (["model.architecture=bart", "model.settings={}"], "masked language modelling needs an encoder; got bart"),
+    (["objective=denoise", "masking.corruption=infill"], "denoising needs an encoder-decoder; got bert"),
+    (["objective=denoise", "masking.corruption=t5", "model={architecture: t5, settings: {d_model: 16}}"],
+     "the tokenizer has no sentinel tokens"),
+])  # fmt: skip
+def test_a_model_of_the_wrong_kind_is_refused_before_any_work(
+    over: list[str], said: str, tmp_path: Any, capsys: Any
+) -> None:
+    assert maskwise("pretrain", write_inputs(tmp_path), *over, "--out", tmp_path / "out") == 2
+    assert said in " ".join(capsys.readouterr().err.split())

@@ -203,7 +203,9 @@ def _held_out(
     records: list[HeldOutRecord | Measurement] = []
     rows = data.held_out if objective.layout == "any" else data.held_out.laid(objective.layout)
     for ratio in settings.ratios:
-        maskers = fixed_maskers(data.tokenizer, masks=settings.masks, ratio=ratio, kind=objective.kind)
+        maskers = fixed_maskers(
+            data.tokenizer, masks=settings.masks, ratio=ratio, kind=objective.kind, length=rows.length
+        )
         held_out = HeldOut(rows, maskers, log_unigram, rows=settings.rows, tokenizer=data.tokenizer)
         records += [{"kind": "heldout", **line} for line in held_out(objective)]
     if settings.pseudo_perplexity:

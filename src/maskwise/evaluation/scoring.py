@@ -166,17 +166,22 @@ class HeldOutLoss(TypedDict):
 
 
 def fixed_maskers(
-    tokenizer: PreTrainedTokenizerBase, *, masks: Iterable[str], ratio: float, kind: Kind = "encoder"
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    masks: Iterable[str],
+    ratio: float,
+    kind: Kind = "encoder",
+    length: int = 0,
 ) -> dict[str, Masker]:
     """Fixed masks: [MASK] only, and whole units on average at the budget, so that long words count too.
 
     An encoder–decoder is judged by everything that it may have learnt to write with this tokenizer: masked spans
-    behind separators or behind sentinels, and the full text.
+    behind separators or behind sentinels (if there are enough of them for rows of ``length``), and the full text.
     """
     shown = {"": "mask-only"}
     if kind == "encoder-decoder":
         vocabulary = Vocabulary.of(tokenizer)
-        shown = {" sentinels": "t5"} if vocabulary.sentinels else {}
+        shown = {" sentinels": "t5"} if len(vocabulary.sentinels) > length * ratio + 2 else {}
         if vocabulary.mask is not None:
             shown |= {" spans": "infill(mean=None, target='spans')"}
         shown |= {" full": "t5(target='full')" if vocabulary.mask is None else "infill(mean=None)"}

@@ -161,10 +161,15 @@ def pretrain(
     if isinstance(made.source, MaskedSource):
         require_targets(made.source, recipe.masking.policy)
     judged = predicting(network)
+    rows = _laid_out(data.held_out, type(judged))
     maskers = fixed_maskers(
-        data.tokenizer, masks=evaluation.masks, ratio=evaluation.ratios[0], kind=judged.kind
+        data.tokenizer,
+        masks=evaluation.masks,
+        ratio=evaluation.ratios[0],
+        kind=judged.kind,
+        length=rows.length,
     )
-    held_out = HeldOut(_laid_out(data.held_out, type(judged)), maskers, log_unigram, rows=evaluation.rows)
+    held_out = HeldOut(rows, maskers, log_unigram, rows=evaluation.rows)
     losses: list[Plain] = []
 
     def curve(step: int) -> list[Plain]:

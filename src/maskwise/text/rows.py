@@ -98,6 +98,12 @@ class Rows:
         return total + len(self.order) * (frame.last >= 0) + len(self) * (frame.first >= 0)
 
     @property
+    def lengths(self) -> Ints:
+        """(N,) int64: the tokens of each row, without special ones."""
+        costs = np.diff(self.pieces.offsets)[self.order]
+        return np.diff(np.append(0, np.cumsum(costs))[self.first])
+
+    @property
     def documents(self) -> Ints:
         """(D,) the hashes of the names of all documents in the rows, sorted."""
         return np.unique(self.pieces.documents[self.order])

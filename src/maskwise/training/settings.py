@@ -23,6 +23,9 @@ class TrainingSettings(BaseModel):
     accumulate: int = Field(1, ge=1)
     """Micro-batches per update. Changes memory, not the result: every target weighs the same."""
 
+    group_by_length: bool = False
+    """Batches of rows of similar length: less padding, where rows are single documents."""
+
     optimizer: Literal["adamw", "muon"] = "adamw"
     """``muon``: torch.optim.Muon for the matrices of the blocks, AdamW for all else."""
 
