@@ -2,9 +2,31 @@
 
 from __future__ import annotations
 
-import pytest
+import inspect
+import json
+import math
+import random
 
+import pytest
+import torch
+from transformers import AutoModel, AutoModelForSeq2SeqLM, BartConfig, T5Config
+
+from maskwise.errors import MaskwiseError
+from maskwise.models import new_config
+from maskwise.tasks import (
+    CARDS,
+    KINDS,
+    FinetuneSettings,
+    encode,
+    evaluate_tasks,
+    finetune,
+    load_task,
+    task_record,
+)
+from maskwise.tasks.generation import Answer, Generation, example_of
+from maskwise.tasks.judge import answer, load_network
 from maskwise.tasks.metrics import ITEMS, METRICS, bootstrap_interval
+from maskwise.text import train_tokenizer
 
 # Metrics -------------------------------------------------------------------------------------------------
 
@@ -70,3 +92,336 @@ def test_the_interval_over_items_is_that_of_a_mean():
     assert low == pytest.approx(0.4 - half, abs=0.02) and high == pytest.approx(0.4 + half, abs=0.02)
     assert bootstrap_interval(items) == (low, high)  # nothing random
     assert bootstrap_interval([0.25, 0.25]) == (0.25, 0.25) == bootstrap_interval([0.25])
+
+
+# Records -------------------------------------------------------------------------------------------------
+
+LEXICON = "red green blue cat dog fox runs sleeps sits big small old house river tree park"
+WORDS = LEXICON.split(" ")
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def loaded(tmp_path, rows, options="", name="mine.jsonl"):
+    """The test rows of a file in which every row is of the test, and one is there for the others."""
+    path = write(
+        tmp_path / name, [row | {"split": split} for split in ("train", "dev", "test") for row in rows]
+    )
+    return load_task(f"{path}{options}").splits["test"]
+
+
+@pytest.mark.parametrize(
+    ("record", "text", "answers"),
+    [
+        ({"input": "a b", "output": "c"}, "a b", ["c"]),
+        ({"source": ["One.", "Two."], "target": ["A", "B"], "title": "T"}, "One. Two.", ["A", "B"]),  # SciTLDR
+        ({"question": "who", "answer": ["X", "Y", "X"]}, "who", ["X", "Y"]),  # NQ-open; each answer once
+        ({"question": "who", "answers": {"text": ["X"], "answer_start": [3]}}, "who", ["X"]),
+        ({"question": "who", "answer": {"value": "V", "aliases": ["V", "W"]}}, "who", ["V", "W"]),  # TriviaQA
+        ({"fname": "f", "dialogue": "d", "summary1": "a", "topic1": "t", "summary2": "b"}, "d", ["a", "b"]),
+        ({"article": "a", "highlights": "h\ni"}, "a", ["h\ni"]),
+        ({"document": "d", "summary": "s", "id": "7"}, "d", ["s"]),
+        ({"question": "how many", "answer": 3}, "how many", ["3"]),
+    ],
+)  # fmt: skip
+def test_published_columns_are_recognised(tmp_path, record, text, answers):
+    (row,) = loaded(tmp_path, [record])
+    assert (row.text, row.answers) == (text, answers)
+
+
+# By KILT's published schema (github.com/facebookresearch/KILT); the full files have not been read.
+KILT = [
+    {"id": "1", "input": "Ann [SEP] job", "output": [
+        {"answer": "baker", "provenance": [{"wikipedia_id": "5", "title": "Ann", "start_paragraph_id": 1}]},
+        {"answer": "cook"}, {"provenance": [{"wikipedia_id": "6"}]}], "meta": {"sub_surface": ["Ann"]}},
+    {"id": "2", "input": "Bob [SEP] job", "output": [{"provenance": [{"wikipedia_id": "6"}]}]},
+]  # fmt: skip
+
+
+def test_kilts_records_are_read_and_rows_without_an_answer_are_counted(tmp_path):
+    rows = [row | {"split": split} for split in ("train", "dev", "test") for row in KILT]
+    path = write(tmp_path / "kilt.jsonl", rows)
+    for card, metric in (("kilt-aida", "accuracy"), ("kilt-wow", "f1"), ("kilt-zero-shot-re", "accuracy")):
+        task = load_task(f"{path}(card='{card}')")
+        assert [row.answers for row in task.splits["test"]] == [["baker", "cook"]]
+        assert task.metric == metric and task.skipped == {
+            f"{s}: no answer": 1 for s in ("train", "dev", "test")
+        }
+
+
+def test_reasoning_in_both_of_its_published_forms(tmp_path):
+    quartz = {
+        "question": "Which?",
+        "choices": {"text": ["more", "less"], "label": ["A", "B"]},
+        "answerKey": "B",
+        "para": "P.",
+    }
+    original = {"id": "Q", "answerKey": "A", "para": "P.", "question": {
+        "stem": "Which?", "choices": [{"text": "more", "label": "A"}, {"text": "less", "label": "B"}]}}  # fmt: skip
+    rows = loaded(tmp_path, [quartz], "(card=quartz)") + loaded(tmp_path, [original], "(card=quartz)")
+    assert [row.answers for row in rows] == [["less"], ["more"]]
+    assert {row.text for row in rows} == {"Which? (A) more (B) less P."}
+    hub = {"question_stem": "suppose", "question_para_step": ["One", "Two"], "answer_label": "no_effect",
+           "choices": {"label": ["A", "B", "C"], "text": ["more", "less", "no_effect"]}}  # fmt: skip
+    original = {"question": {"stem": "suppose", "para_steps": ["One", "Two"], "answer_label": "no_effect"}}
+    rows = loaded(tmp_path, [hub], "(card=wiqa)") + loaded(tmp_path, [original], "(card=wiqa)")
+    assert {(row.text, *row.answers) for row in rows} == {("suppose One Two", "no_effect")}
+    ropes = {"data": [{"paragraphs": [{"background": "B.", "situation": "S.", "qas": [
+        {"id": str(n), "question": f"Q{n}?", "answers": [{"text": f"a{n}"}]} for n in range(40)]}]}]}  # fmt: skip
+    (tmp_path / "ropes.json").write_text(json.dumps(ropes), encoding="utf-8")
+    row = load_task(f"{tmp_path}/ropes.json(card=ropes)").splits["test"][0]
+    assert row.text == f"Q{row.answers[0][1:]}? S. B."
+
+
+def test_triviaqas_own_file(tmp_path):
+    (tmp_path / "qa").mkdir()
+    for name in ("unfiltered-web-train.json", "unfiltered-web-dev.json"):
+        rows = [
+            {"Question": f"q{n}", "Answer": {"Value": "V", "Aliases": ["W"], "NormalizedValue": "v"}}
+            for n in range(30)
+        ]
+        (tmp_path / "qa" / name).write_text(json.dumps({"Data": rows, "Version": 1.0}), encoding="utf-8")
+    task = load_task(f"{tmp_path}/qa(card='trivia-qa')")
+    assert len(task.splits["test"]) == 30 and task.splits["test"][0].answers == ["V", "W"]
+
+
+def test_answer_patterns(tmp_path):
+    lines = [
+        f"{n}\tfactoid\tquestion {n}?\t{p}"
+        for n, p in enumerate([r"Oct(.|ober)?\s* 10|1954", r"N\. ?Y|(?=x)"] * 20)
+    ]
+    for split in ("train", "test"):
+        (tmp_path / f"curated-{split}.tsv").write_text("\n".join(lines), encoding="utf-8")
+    task = load_task(f"{tmp_path}(card='curated-trec')")
+    row = task.splits["test"][0]
+    assert (row.answers, row.patterns) == (
+        ["Oct 10"],
+        [r"Oct(.|ober)?\s* 10|1954"],
+    ) and task.metric == "pattern-match"
+    assert task.kind.further(task) == ["nats"]
+    answers = [Answer("october 10th") for _ in task.splits["test"]]
+    assert task.score("test", answers) == 0.5
+    with pytest.raises(
+        MaskwiseError, match="no metric for these answers; got rouge-l; allowed: pattern-match, nats"
+    ):
+        load_task(f"{tmp_path}(card='curated-trec', metric='rouge-l')")
+    (tmp_path / "curated-test.tsv").write_text("1\tfactoid\twho?\t(x", encoding="utf-8")
+    with pytest.raises(MaskwiseError, match=r"row 1 of test .* no regular expression: missing \)"):
+        load_task(f"{tmp_path}(card='curated-trec')")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text"),
+    [
+        (r"20\s?,?\s?(32|40)0\s?-?\s?f(ee|oo)t", "20 320 feet"),
+        (r"Dec.*\b2[45]\b", "Dec 24"),
+        (r"Dallas(\s\/\s|\-)Fort", "Dallas / Fort"),
+        (r"((Crick|Watson).*){3}", "Crick Crick Crick"),
+        (r"10[.,]?[0-9]{2}\s*m", "1000 m"),
+        (r"\d+ (km|mi)", "0 km"),
+        (r"(?!a)[^b]", None),
+    ],
+)
+def test_a_pattern_gives_a_text_that_it_fits(pattern, text):
+    assert example_of(pattern, "here") == text
+
+
+def test_cards_hold_arguments_of_load_task_and_say_whose_data_it_is():
+    known = set(inspect.signature(load_task).parameters)
+    assert len(CARDS) >= 20
+    for name, card in CARDS.items():
+        assert (
+            {"title", "source", "licence", "options"}
+            <= set(card)
+            <= {"title", "source", "licence", "options", "hub", "files"}
+        )
+        assert set(card["options"]) <= known and card["options"]["kind"] in KINDS, name
+        assert card["options"].get("metric", "accuracy") in METRICS
+
+
+@pytest.mark.parametrize(
+    ("spec", "line"),
+    [
+        ("{}(card='nq')", "unknown card 'nq'"),
+        ("open-trivia-qa", "task 'open-trivia-qa' is not on the hub; give its files"),
+        ("{}(card=xsum)", "unknown column of task '.*' 'document'; allowed: essence, text"),
+        (
+            "{}(kind=generation, text=text)",
+            "has no label column; got text, essence; name it with label=…; looked for",
+        ),
+        ("{}(kind=generation, label=essence, beams=0)", "beams of a task; got 0; allowed: ≥ 1"),
+        ("{}(kind=generation, label=essence, max_target=2)", "max_target of a task leaves no room .* got 2"),
+        (
+            "{}(label=essence, beams=2)",
+            "tasks of kind sequence-classification have no such setting; got beams",
+        ),
+        ("{}(kind=generation, label=essence, metric=matthews)", "no metric for generation; got matthews"),
+        (
+            "{}(kind=generation, label=essence, beams=two)",
+            "beams of task '.*'; got two; allowed: a whole number",
+        ),
+    ],
+)
+def test_bad_tasks_are_refused_in_one_line(tmp_path, spec, line):
+    path = write(tmp_path / "mine.jsonl", [{"text": f"t {n}", "essence": f"e{n}"} for n in range(40)])
+    with pytest.raises(MaskwiseError, match=line):
+        load_task(spec.format(path))
+
+
+# Fine-tuning ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer([" ".join(WORDS) * 30], kind="wordpiece", vocab_size=160)
+
+
+def bart(tokenizer, **more):
+    """Two layers of 32; the decoder begins with [SEP], as BART's does."""
+    sizes = {f"{side}_{what}": number for side in ("encoder", "decoder")
+             for what, number in (("layers", 1), ("attention_heads", 2), ("ffn_dim", 64))}  # fmt: skip
+    sizes |= {"d_model": 32, "init_std": 0.1, "dropout": 0.0}
+    return new_config("bart", tokenizer, 32, kind="encoder-decoder", **sizes, **more)
+
+
+@pytest.fixture
+def copying(tmp_path):
+    """Say the colour of the text."""
+    draw = random.Random(0)
+    rows = [
+        {"input": f"{colour} {draw.choice(WORDS[3:])} {draw.choice(WORDS[3:])}",
+         "output": [colour, f"the {colour}"], "split": split}
+        for split, n in (("train", 40), ("dev", 6), ("test", 8)) for _ in range(n) for colour in WORDS[:3]
+    ]  # fmt: skip
+    return load_task(f"{write(tmp_path / 'colours.jsonl', rows)}(beams=2, max_target=6)")
+
+
+def test_a_tiny_model_learns_to_write_and_its_predictions_are_kept(tmp_path, tokenizer, copying):
+    settings = FinetuneSettings(steps=150, learning_rate=5e-3, precision="no", max_length=16)
+    record = task_record(
+        None, copying, tokenizer=tokenizer, settings=settings, seeds=[0], config=bart(tokenizer),
+        folder=tmp_path / "out",
+    )  # fmt: skip
+    assert record["task_kind"] == "generation" and record["metric"] == "exact-match"
+    # A search that stops as soon as two beams have ended scores .67 here, and one beam 1.
+    assert record["score"] == 1.0 > record["majority"] == pytest.approx(1 / 3)
+    assert set(record["others"]) == {"f1", "accuracy", "nats"} and 0 < record["others"]["nats"] < 1
+    assert record["interval"] == [1.0, 1.0] and record["item_sd"] == 0
+    lines = [
+        json.loads(line) for line in (tmp_path / "out/seed-0/predictions.jsonl").read_text().splitlines()
+    ]
+    assert [line["input"] for line in lines] == [row.text for row in copying.splits["test"]]
+    assert sum(line["score"] for line in lines) / len(lines) == pytest.approx(record["score"])
+    assert {line["answer"] for line in lines} <= set(WORDS[:3]) and lines[0]["gold"] == ["red", "the red"]
+    AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "out/seed-0/checkpoint")
+
+
+def network(tokenizer, task, config=None):
+    model = load_network(None, task, tokenizer, config=config or bart(tokenizer), max_length=16, seed=1)
+    return task.kind.objective(model)
+
+
+def test_answers_do_not_depend_on_the_batch_and_nats_are_those_of_the_first_answer(
+    tokenizer, copying, monkeypatch
+):
+    objective, data = network(tokenizer, copying), encode(copying, tokenizer, max_length=16)["test"]
+    together = answer(objective, data)
+    monkeypatch.setattr("maskwise.tasks.generation.EVAL_TOKENS", 1)
+    alone = answer(objective, data)
+    assert [a.text for a in together] == [a.text for a in alone]
+    assert [a.nats for a in together] == pytest.approx([a.nats for a in alone], rel=1e-4)
+    row = copying.splits["test"][0]
+    labels = tokenizer(row.answers[0], return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        out = objective.model(
+            **{k: v for k, v in tokenizer(row.text, return_tensors="pt").items() if k != "token_type_ids"},
+            labels=labels,
+        )
+    log = out.logits.log_softmax(-1)[0].gather(1, labels.T)[1:]  # [CLS], always the same, does not count
+    assert together[0].nats == pytest.approx(-float(log.sum()), rel=1e-4) and together[0].tokens == len(log)
+
+
+def test_nats_as_the_metric(tmp_path, tokenizer, copying):
+    task = load_task(f"{tmp_path}/colours.jsonl(beams=1, max_target=6, metric=nats)")
+    assert task.majority is None and task.facts()["higher_is_better"] is False
+    score = finetune(
+        None, task, tokenizer=tokenizer, settings=FinetuneSettings(steps=2, precision="no").training(task, seed=0),
+        seed=0, max_length=16, config=bart(tokenizer),
+    )  # fmt: skip
+    assert sum(score["items"]) / len(score["items"]) == pytest.approx(score["score"])
+    # Three colours and [SEP]: 40 of each and 120 of [SEP] in 240, each of 160 tokens counted once more.
+    size = tokenizer.vocab_size + 240
+    assert score["majority"] == pytest.approx((math.log(size / 41) + math.log(size / 121)) / 2)
+
+
+def test_what_is_cut_is_counted_and_said(tmp_path, tokenizer):
+    rows = [{"input": " ".join(WORDS * 2), "output": "red " * n, "split": split}
+            for split in ("train", "dev", "test") for n in (1, 2, 9)]  # fmt: skip
+    task = load_task(f"{write(tmp_path / 'long.jsonl', rows)}(max_target=6)")
+    with pytest.warns(
+        UserWarning, match="long: train: texts .*; train: answers cut at 6 tokens: 1 of 3; dev"
+    ):
+        record = task_record(
+            None, task, tokenizer=tokenizer, settings=FinetuneSettings(steps=1, max_length=16), seeds=[0],
+            config=bart(tokenizer),
+        )  # fmt: skip
+    assert "test: texts cut at 16 tokens: 3 of 3" in record["notes"]
+
+
+@pytest.mark.parametrize(
+    ("config", "line"),
+    [
+        ({"decoder_start_token_id": None}, "does not say with which token its decoder begins"),
+        ("bert", "a task whose answers are written needs an encoder-decoder; got bert"),
+        ({"max_position_embeddings": 16}, "max_target of a task is more than the model's positions; got 32"),
+    ],
+)
+def test_models_that_cannot_write_are_refused_in_one_line(tmp_path, tokenizer, config, line):
+    path = write(tmp_path / "mine.jsonl", [{"input": f"red {n}", "output": "red"} for n in range(40)])
+    wrong = (
+        new_config("bert", tokenizer, 32)
+        if config == "bert"
+        else BartConfig.from_dict(bart(tokenizer).to_dict() | config)
+    )
+    with pytest.raises(MaskwiseError, match=line):
+        network(tokenizer, load_task(path), wrong)
+
+
+def test_an_encoder_is_refused_before_the_first_task_is_trained(tmp_path, tokenizer, copying):
+    AutoModel.from_config(
+        new_config("bert", tokenizer, 32, hidden_size=16, num_attention_heads=2)
+    ).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(MaskwiseError, match="needs an encoder-decoder; got bert"):
+        evaluate_tasks(tmp_path, ["banking77", f"{tmp_path}/colours.jsonl"], out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_t5_writes_too(tokenizer, copying):
+    config = T5Config(
+        vocab_size=len(tokenizer), d_model=32, d_kv=16, d_ff=64, num_layers=1, num_heads=2,
+        pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.sep_token_id,
+        decoder_start_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    answers = answer(network(tokenizer, copying, config), encode(copying, tokenizer, max_length=16)["test"])
+    assert len(answers) == 24 and all(a.tokens == 2 for a in answers)
+
+
+def test_a_checkpoint_is_judged_by_the_command(tmp_path, tokenizer, copying):
+    torch.manual_seed(0)
+    AutoModelForSeq2SeqLM.from_config(bart(tokenizer)).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    (record,) = evaluate_tasks(
+        tmp_path / "model", [f"{tmp_path}/colours.jsonl(beams=1, max_target=6)"],
+        settings=FinetuneSettings(steps=2, max_length=16, precision="no"), seeds=2, out=tmp_path / "out",
+    )  # fmt: skip
+    assert len(record["fine_tuning"]) == 2 and (tmp_path / "out/colours/seed-1/predictions.jsonl").is_file()
+
+
+def test_settings_of_the_search_make_another_task(tmp_path, copying):
+    again = load_task(f"{tmp_path}/colours.jsonl(beams=2, max_target=6)")
+    assert again == copying and isinstance(again.kind, Generation)
+    assert load_task(f"{tmp_path}/colours.jsonl(beams=3, max_target=6)") != copying

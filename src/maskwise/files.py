@@ -40,6 +40,8 @@ class TaskFacts(TypedDict, total=False):
     majority: float | None
     """The score of always giving the commonest answer."""
     notes: list[str]
+    higher_is_better: bool
+    """There where it is false."""
 
 
 class Matching(TypedDict):

@@ -120,7 +120,8 @@ def finetune(
     table = Table("task", "metric", "mean", "every seed", "majority", "test items", box=None)
     for line in results:
         each = " ".join(f"{score:.3f}" for score in line["fine_tuning"])
-        scores = f"{line['score']:.3f}", each, f"{line['majority']:.3f}"
+        majority = "–" if line["majority"] is None else f"{line['majority']:.3f}"
+        scores = f"{line['score']:.3f}", each, majority
         table.add_row(escape(line["task"]), line["metric"], *scores, str(line["test_items"]))
     out_console.print(table)
 

@@ -132,6 +132,7 @@ TABLES = {
     "objectives": "maskwise.objectives:OBJECTIVES",
     "samplers": "maskwise.samplers:SAMPLERS",
     "tasks": "maskwise.tasks:BUNDLED_TASKS",
+    "cards": "maskwise.tasks:CARDS",
     "recipes": "maskwise.recipe:shipped",
 }
 """Where the names of each list stand."""
@@ -172,6 +173,8 @@ def _describe(name: str, member: Any, what: str) -> tuple[str, str]:
         task = load_task(name)
         rows = f"{len(task.splits['train']):,} rows to learn from, {task.test_items:,} items to test"
         return "", f"{task.kind.name}, {len(task.labels)} classes, {rows}"
+    if what == "cards":
+        return "", f"{member['title']}; {member['source']}; {member['licence']}"
     if isinstance(member, Path):
         lines = [line.lstrip("# ") for line in member.read_text().splitlines() if line.startswith("#")]
         return "", lines[0] if lines else ""

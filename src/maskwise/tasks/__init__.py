@@ -1,6 +1,7 @@
 """What a checkpoint is judged by: labelled rows (task, loading), their tensors, metrics, the kinds of tasks (a class
-each, in labels and questions), and the judging itself. Imports ``training`` and below, and ``text``."""
+each, in labels, questions and generation), and the judging itself. Imports ``training`` and below, and ``text``."""
 
+from maskwise.tasks.cards import CARDS
 from maskwise.tasks.judge import FinetuneSettings, Score, TaskRecord, evaluate_tasks, finetune, task_record
 from maskwise.tasks.loading import BUNDLED_TASKS, KINDS, load_task
 from maskwise.tasks.metrics import METRICS
@@ -8,6 +9,6 @@ from maskwise.tasks.task import Task
 from maskwise.tasks.tensors import TaskSource, encode
 
 __all__ = [
-    "BUNDLED_TASKS", "KINDS", "METRICS", "FinetuneSettings", "Score", "Task", "TaskRecord", "TaskSource", "encode",
-    "evaluate_tasks", "finetune", "load_task", "task_record",
+    "BUNDLED_TASKS", "CARDS", "KINDS", "METRICS", "FinetuneSettings", "Score", "Task", "TaskRecord", "TaskSource",
+    "encode", "evaluate_tasks", "finetune", "load_task", "task_record",
 ]  # fmt: skip

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, pstdev
 from typing import Literal, NotRequired, TypedDict
 
 import torch
-from numpy.typing import ArrayLike
 from pydantic import BaseModel, ConfigDict, Field
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -28,7 +28,8 @@ from maskwise.folders import require_own, write_lines
 from maskwise.models import load_task_model, task_config
 from maskwise.objectives import Objective
 from maskwise.tasks.loading import load_task
-from maskwise.tasks.task import Frozen, Task, Tuned
+from maskwise.tasks.metrics import bootstrap_interval
+from maskwise.tasks.task import Answers, Frozen, Task, Tuned
 from maskwise.tasks.tensors import Data, TaskSource, check_length, embed, encode
 from maskwise.text import load_tokenizer
 from maskwise.training import TrainingSettings, train
@@ -85,12 +86,15 @@ class Score(TypedDict):
     score: float
     dev: float | None
     others: dict[str, float]
-    majority: float
+    majority: float | None
     test_items: int
     lost_words: int
     steps: int
     seconds: float
     seed: int
+    notes: list[str]
+    items: list[float] | None
+    """The score of every test item, where the kind of task gives them (``Kind.item_scores``)."""
 
 
 class TaskRecord(TypedDict):
@@ -99,7 +103,7 @@ class TaskRecord(TypedDict):
     task: str
     task_kind: str
     metric: str
-    majority: float
+    majority: float | None
     test_items: int
     lost_words: int
     notes: list[str]
@@ -107,6 +111,10 @@ class TaskRecord(TypedDict):
     fine_tuning: list[float]
     dev: list[float | None]
     others: dict[str, float]
+    interval: NotRequired[list[float]]
+    """What the score could have been with other test items: a 95 % bootstrap interval over them."""
+    item_sd: NotRequired[float]
+    """The standard deviation over the test items of their scores (the means over seeds)."""
     model: NotRequired[str]
 
 
@@ -150,6 +158,8 @@ def evaluate_tasks(
     tokenizer = load_tokenizer(str(checkpoint), needs_mask=False)
     for task in tasks:
         check_length(task, tokenizer, settings.max_length)
+        if isinstance(task.kind, Tuned):
+            task.kind.check_model(task_config(checkpoint, {}))
     records: list[TaskRecord] = []
     if out is not None:
         write_lines(out / "records.jsonl", records)  # from now on the folder is known as ours
@@ -185,12 +195,16 @@ def task_record(
     ]  # fmt: skip
     first, by_seed = scores[0], [score["score"] for score in scores]
     others = {name: fmean(score["others"][name] for score in scores) for name in first["others"]}
-    return {
-        "task": task.name, "task_kind": task.kind.name, "metric": task.metric, "majority": task.majority,
-        "test_items": task.test_items, "lost_words": first["lost_words"], "notes": list(task.notes),
+    record: TaskRecord = {
+        "task": task.name, "task_kind": task.kind.name, "metric": task.metric, "majority": first["majority"],
+        "test_items": task.test_items, "lost_words": first["lost_words"], "notes": [*task.notes, *first["notes"]],
         "score": sum(by_seed) / len(by_seed), "fine_tuning": by_seed, "dev": [score["dev"] for score in scores],
         "others": others,
     }  # fmt: skip
+    if items := [score["items"] for score in scores if score["items"] is not None]:
+        means = [fmean(each) for each in zip(*items, strict=True)]
+        record["interval"], record["item_sd"] = list(bootstrap_interval(means)), pstdev(means)
+    return record
 
 
 def finetune(
@@ -207,7 +221,8 @@ def finetune(
         settings: see ``FinetuneSettings.training``; ``seed`` replaces its seed.
         seed: of the new head (without a checkpoint: of all weights), the order and dropout.
         max_length: rows are cut to so many tokens.
-        folder: where metrics.jsonl and checkpoint/ (an ordinary transformers folder) go; None keeps nothing.
+        folder: where metrics.jsonl, checkpoint/ (an ordinary transformers folder) and, of answers in words,
+            predictions.jsonl go; None keeps nothing.
 
     Returns:
         ``score`` on test, ``dev`` (None without dev rows), ``lost_words`` (items of test that cannot be answered).
@@ -219,8 +234,9 @@ def finetune(
     """
     began = time.perf_counter()
     network = load_network(checkpoint, task, tokenizer, config=config, max_length=max_length, seed=seed)
-    kind, steps, lost = task.kind, 0, 0
-    answers: dict[str, ArrayLike]
+    kind, steps, lost, majority = task.kind, 0, 0, task.majority
+    notes: list[str] = []
+    answers: dict[str, Answers]
     if isinstance(kind, Frozen):
         check_length(task, tokenizer, max_length)
         torch.nn.Module.to(network, best_device())
@@ -234,23 +250,32 @@ def finetune(
         assert isinstance(kind, Tuned)
         settings = settings.model_copy(update={"seed": seed})
         data, objective = encode(task, tokenizer, max_length=max_length), kind.objective(network)
+        notes, majority = (
+            [f"{split}: {note}" for split, part in data.items() for note in part.notes()],
+            kind.chance(task, data),
+        )
+        if notes:
+            warnings.warn(f"{task.name}: {'; '.join(notes)}", stacklevel=2)
         source = TaskSource(data["train"], settings)
         done = train(objective, source, settings, folder=folder, title=f"{task.name} {seed}", quiet=quiet)
         answers = {split: answer(objective, data[split]) for split in ("dev", "test")}
         steps, lost = done["steps"], data["test"].lost
         if folder is not None:
             save_checkpoint(folder / "checkpoint", network, tokenizer)
-    others = [name for name in kind.metrics if name not in (task.metric, "entity-f1")]
+    items = kind.item_scores(task, "test", answers["test"])
+    if folder is not None and (lines := kind.predictions(task, "test", answers["test"])):
+        write_lines(folder / "predictions.jsonl", lines)
     return {
         "task": task.name, "metric": task.metric, "score": _finite(task, "test", answers["test"], task.metric),
         "dev": _finite(task, "dev", answers["dev"], task.metric) if "dev" in answers else None,
-        "others": {name: _finite(task, "test", answers["test"], name) for name in others},
-        "majority": task.majority, "test_items": task.test_items, "lost_words": lost, "steps": steps,
-        "seconds": time.perf_counter() - began, "seed": seed,
+        "others": {name: _finite(task, "test", answers["test"], name) for name in kind.further(task)},
+        "majority": majority, "test_items": task.test_items, "lost_words": lost, "steps": steps,
+        "seconds": time.perf_counter() - began, "seed": seed, "notes": notes,
+        "items": None if items is None else items.tolist(),
     }  # fmt: skip
 
 
-def _finite(task: Task, split: str, answers: ArrayLike, metric: str) -> float:
+def _finite(task: Task, split: str, answers: Answers, metric: str) -> float:
     score = task.score(split, answers, metric)
     if not math.isfinite(score):
         what, do = f"the {metric} of task {task.name!r} on {split} is no number", "is the checkpoint damaged?"
@@ -259,7 +284,7 @@ def _finite(task: Task, split: str, answers: ArrayLike, metric: str) -> float:
 
 
 @torch.inference_mode()
-def answer(objective: Objective, data: Data) -> ArrayLike:
+def answer(objective: Objective, data: Data) -> Answers:
     """What a fine-tuned model answers: a class, score, choice or text for every item."""
     objective.eval()
     return data.answers(objective, next(objective.parameters()).device)
@@ -283,6 +308,8 @@ def load_network(
     kind = task.kind
     labels = kind.config(task) if isinstance(kind, Tuned) else {}
     config = task_config(start, labels)
+    if isinstance(kind, Tuned):
+        kind.check_model(config)
     check_fit(config, len(tokenizer), do="give the tokenizer that the checkpoint was trained with")
     check_room(config, max_length, what="max_length")
     return load_task_model(checkpoint, config, head=kind.head, seed=seed)

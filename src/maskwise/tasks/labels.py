@@ -32,6 +32,7 @@ from maskwise.tasks.metrics import METRICS, UNSEEN, entity_f1
 from maskwise.tasks.task import (
     NO_LABEL,
     NO_TEXT,
+    Answers,
     Columns,
     Frozen,
     Kind,
@@ -320,7 +321,7 @@ class TokenClassification(Classes[TaggedRow], Tuned[TaggedRow]):
         if metric == "entity-f1" and self.usual_metric(labels) != metric:
             raise MaskwiseError("entity-f1 needs tags such as O, B-x, I-x", got=", ".join(labels[:5]))
 
-    def score(self, task: Task[TaggedRow], split: str, answers: ArrayLike, metric: str) -> float:
+    def score(self, task: Task[TaggedRow], split: str, answers: Answers, metric: str) -> float:
         gold, answered = self.gold(task, split), np.asarray(answers)
         if metric != "entity-f1":
             return METRICS[metric](gold, answered)

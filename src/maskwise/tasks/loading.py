@@ -20,10 +20,15 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from maskwise.errors import MaskwiseError, counted, unknown_name
 from maskwise.specs import read_options
+from maskwise.tasks.cards import CARDS, TEMPLATE_TEXT, first_of, flat, with_text
+from maskwise.tasks.generation import Generation
 from maskwise.tasks.labels import (
     SentenceEmbedding,
     SequenceClassification,
@@ -44,6 +49,7 @@ KINDS: Mapping[str, Kind] = {
         TokenClassification(),
         MultipleChoice(),
         QuestionAnswering(),
+        Generation(),
         Similarity(),
         SequenceClassification(),
         # Only if the user names them.
@@ -94,8 +100,13 @@ def load_task(
     pair: str | int | None = None,
     label: str | int | None = None,
     where: str | None = None,
+    card: str | None = None,
     metric: str | None = None,
     pooling: str = "mean",
+    beams: int | None = None,
+    max_target: int | None = None,
+    length_penalty: float | None = None,
+    patterns: bool | None = None,
     train_rows: int | None = None,
     name: str | None = None,
 ) -> Task:
@@ -105,6 +116,7 @@ def load_task(
         spec: one of
 
             - a bundled name: banking77, clinc150, trivia, ud-pos, ud-relations, wikigold, wnut17;
+            - the name of a card (``maskwise list cards``), which is loaded from the hub;
             - a file, cut 70/15/15: .jsonl, .csv, .tsv, .conllu, .conll, .iob2, SQuAD's .json (all also .gz),
               .parquet. Where every record has a ``split``, that decides;
             - a folder with files for train, dev (or validation) and/or test, or SentEval's with a file a class;
@@ -113,10 +125,13 @@ def load_task(
         kind: a name in ``KINDS``; recognised from the columns if not given, but for those that leave the encoder
             as it is: zero-shot-similarity and sentence-embedding.
         text, pair, label: the columns (see ``Columns``), by name, or in tables without a header by place
-            from 1; looked for among the usual names if not given.
+            from 1; looked for among the usual names if not given. ``text`` may be a template of columns, such as
+            "{question} {context}"; ``a|b`` is column a, or b where there is no a.
         where: "column=value": only rows that have it, such as "year=2014".
+        card: the published task whose files these are. What else is given here counts more than the card.
         metric: one of the kind's metrics; else its usual one: the first, entity-f1 for BIO tags, matthews for CoLA.
         pooling: "mean" or "cls": see ``Task``.
+        beams, max_target, length_penalty, patterns: see ``Generation``.
         train_rows: see ``Task.with_train_rows``.
         name: what records call it; else made from ``spec``.
 
@@ -130,9 +145,40 @@ def load_task(
     >>> task.splits["test"][0].label
     'activate_my_card'
     """
+    given = {
+        name: value for name, value in locals().items() if value is not None and name not in ("spec", "card")
+    }
     source, options = read_options(str(spec), load_task, kind="task", example="train_rows=300")
     if source != str(spec):
         return load_task(source, **options)
+    by_name = source in CARDS and not Path(source).exists()
+    if card is None and not by_name:
+        return _load(source, **given)
+    if (card := card or source) not in CARDS:
+        raise unknown_name("card", card, CARDS)
+    about = CARDS[card]
+    if by_name and "hub" not in about:
+        raise MaskwiseError(f"task {card!r} is not on the hub", do=f"give its files: FOLDER(card={card!r})")
+    given = {**about["options"], **({"name": card} if by_name else {}), **given}
+    return _load(f"hf:{about['hub']}" if by_name else source, files=about.get("files", {}), **given)
+
+
+def _load(
+    spec: str,
+    *,
+    files: Mapping[str, str] = MappingProxyType({}),
+    kind: str | None = None,
+    text: str | int | None = None,
+    pair: str | int | None = None,
+    label: str | int | None = None,
+    where: str | None = None,
+    metric: str | None = None,
+    pooling: str = "mean",
+    train_rows: int | None = None,
+    name: str | None = None,
+    **settings: Any,
+) -> Task:
+    """As ``load_task``; ``settings`` are those of the kind, ``files`` as in a card."""
     for what, value, known in (
         ("kind of task", kind, KINDS),
         ("metric", metric, METRICS),
@@ -140,21 +186,32 @@ def load_task(
     ):
         if value is not None and value not in known:
             raise unknown_name(what, value, known)
-    spec, place = str(spec), f"task {str(spec)!r}"
+    place = f"task {spec!r}"
     columns = [text, pair, label if label is not None else _LABEL_OF.get(spec)]
     header = not any(isinstance(column, int) for column in columns)
     given = Columns(*(None if column is None else str(column) for column in columns))
-    records = read_splits(spec, header=header)
+    records = {
+        split: [*map(flat, part)] for split, part in read_splits(spec, header=header, files=files).items()
+    }
     if where is not None:
         records = {split: _only(part, where, place) for split, part in records.items()}
     first = next((part for part in records.values() if part), [])
     chosen = KINDS[kind] if kind else next(k for k in KINDS.values() if k.recognises(first, given))
+    chosen = chosen.with_settings(**settings) if settings else chosen
+    if template := given.text if "{" in (given.text or "") else None:
+        records = {
+            split: [with_text(record, template, place) for record in part] for split, part in records.items()
+        }
+        given = given._replace(text=TEMPLATE_TEXT)
+    if first and given.label:
+        given = given._replace(label=first_of(given.label, first[0]) or given.label)
 
     skipped: Counter[str] = Counter()
     splits: Splits = {}
     fields = given
     for split, part in records.items():
-        if split == "test" and part and fields.label and fields.label not in part[0]:
+        unlabelled = part and fields.label and not {fields.label, f"{fields.label}1"} & set(part[0])
+        if split == "test" and unlabelled:
             skipped[f"test: {NO_LABEL}"] = len(part)  # as the benchmarks publish it
             part = []
         fields = find_columns(chosen, part[0], given, place) if part else fields
@@ -238,12 +295,15 @@ def _between(rows: Sequence[Row], low: float, high: float) -> list[Row]:
 # Finding
 
 
-def read_splits(spec: str, *, header: bool = True) -> dict[str, list[Record]]:
+def read_splits(
+    spec: str, *, header: bool = True, files: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, list[Record]]:
     """Raw records by split; under "all" where there are no splits.
 
     Args:
         spec: as for ``load_task``, without arguments behind it.
         header: whether tables begin with the names of their columns.
+        files: of a folder, the pattern of the names of each split's files, where their words do not tell.
 
     Raises:
         MaskwiseError: there is nothing, no training split, or two files for one split.
@@ -252,10 +312,10 @@ def read_splits(spec: str, *, header: bool = True) -> dict[str, list[Record]]:
         return _by_split(spec, read_hub(spec))
     path = bundled_path(BUNDLED_TASKS[spec]) if spec in BUNDLED_TASKS else Path(spec).expanduser()
     if path.is_dir():
-        return _read_folder(spec, path, header=header)
+        return _read_folder(spec, path, header=header, files=files)
     if not path.is_file():
         if "/" not in spec and "." not in spec:
-            raise unknown_name("task", spec, BUNDLED_TASKS)
+            raise unknown_name("task", spec, [*BUNDLED_TASKS, *CARDS])
         raise MaskwiseError(f"task file {spec!r} does not exist", do="give a file, a folder or hf:ID")
     records = _read_file(path, header=header)
     if not records or not all("split" in record for record in records):
@@ -281,17 +341,27 @@ def _read_file(path: Path, *, header: bool) -> list[Record]:
     return read_records(path, header=header)
 
 
-def _read_folder(spec: str, folder: Path, *, header: bool) -> dict[str, list[Record]]:
-    files = [path for path in sorted(folder.iterdir()) if path.is_file()]
-    by_ending = {path.name.removesuffix(".gz").rpartition(".")[2].lower(): path for path in files}
+def _read_folder(
+    spec: str, folder: Path, *, header: bool, files: Mapping[str, str]
+) -> dict[str, list[Record]]:
+    there = [path for path in sorted(folder.iterdir()) if path.is_file()]
+    readable = [path for path in there if ending_of(path)]
+    named = {
+        split: [path for path in readable if fnmatch(path.name, pattern)] for split, pattern in files.items()
+    }
+    if any(named.values()):
+        return {
+            split: [record for path in paths for record in _read_file(path, header=header)]
+            for split, paths in named.items() if paths
+        }  # fmt: skip
+    by_ending = {path.name.removesuffix(".gz").rpartition(".")[2].lower(): path for path in there}
     for classes in _CLASS_FILES:
         if classes <= set(by_ending):
             lines = {
                 name: read_text(by_ending[name], or_latin1=True).splitlines() for name in sorted(classes)
             }
             return {"all": [{"text": line, "label": name} for name, texts in lines.items() for line in texts]}
-    split_files = _split_files(folder, files)
-    readable = [path for path in files if ending_of(path)]
+    split_files = _split_files(folder, there)
     if not split_files and len(readable) == 1:
         return {"all": _read_file(readable[0], header=header)}
     return _by_split(spec, {split: _read_file(path, header=header) for split, path in split_files.items()})

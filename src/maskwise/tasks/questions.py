@@ -43,7 +43,7 @@ MAX_ANSWER_TOKENS = 30
 MAX_QUESTION_TOKENS = 64
 """Both as in BERT's SQuAD code; of short windows a question gets at most half."""
 
-_CHOICES = ("choices", "options", "endings")
+CHOICES = ("choices", "options", "endings")
 _NUMBERED = re.compile(r"(ending|choice|option)_?\d+")
 
 
@@ -157,11 +157,11 @@ class MultipleChoice(Tuned[ChoiceRow]):
     def recognises(self, records: Sequence[Record], given: Columns) -> bool:
         """Choices, in one column or in numbered ones."""
         record = records[0] if records else {}
-        return any(isinstance(record.get(name), list | dict) for name in _CHOICES) or bool(_numbered(record))
+        return any(isinstance(record.get(name), list | dict) for name in CHOICES) or bool(_numbered(record))
 
     def row(self, record: Record, columns: Columns, where: str) -> ChoiceRow | str:
         question, context, answer = (record.get(column or "") for column in columns)
-        names, texts = _choices(record)
+        names, texts = choices_of(record)
         parts = [("question", question), *(("choice", text) for text in texts)]
         for name, value in parts if context is None else [("context", context), *parts]:
             if not isinstance(value, str):
@@ -171,7 +171,7 @@ class MultipleChoice(Tuned[ChoiceRow]):
         said = label_of(answer)
         if said is None:
             return NO_LABEL
-        right = _right(said, names, texts, may_be_text=isinstance(answer, str))
+        right = right_choice(said, names, texts, may_be_text=isinstance(answer, str))
         if right is None:
             what = f"{where}: the answer is none of {len(texts)} choices"
             allowed = "a place from 0, a letter from A, or the text of a choice"
@@ -229,11 +229,13 @@ def _start(context: str, text: str, start: int | None, where: str) -> int:
     return min(places, key=lambda place: abs(place - (start or 0)))
 
 
-def _choices(record: Record) -> tuple[list[str], list[Any]]:
+def choices_of(record: Record) -> tuple[list[str], list[Any]]:
     """Names of the choices (may be none) and their texts."""
-    value = next((record[name] for name in _CHOICES if isinstance(record.get(name), list | dict)), None)
+    value = next((record[name] for name in CHOICES if isinstance(record.get(name), list | dict)), None)
     if isinstance(value, dict):
         return [str(name) for name in value.get("label") or ()], list(value.get("text") or ())
+    if isinstance(value, list) and value and all(isinstance(choice, dict) for choice in value):  # AI2's files
+        return [str(choice.get("label")) for choice in value], [choice.get("text") for choice in value]
     return [], value if value is not None else [record[name] for name in _numbered(record)]
 
 
@@ -242,7 +244,7 @@ def _numbered(record: Record) -> list[str]:
     return sorted(names, key=lambda name: int(re.findall(r"\d+", name)[0]))
 
 
-def _right(said: str, names: list[str], texts: list[str], *, may_be_text: bool) -> int | None:
+def right_choice(said: str, names: list[str], texts: list[str], *, may_be_text: bool) -> int | None:
     """The place of the right choice; None if the answer names no choice."""
     for known in (names, [text.strip() for text in texts] if may_be_text else []):
         if said in known:

@@ -14,22 +14,27 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, ClassVar, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeAlias, TypeVar
 
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
+from maskwise.constants import LOWER_IS_BETTER
 from maskwise.errors import MaskwiseError, counted, unknown_name
 from maskwise.files import TaskFacts
 from maskwise.tasks.metrics import METRICS
 from maskwise.text.labelled import Record
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
+    from transformers import PreTrainedConfig
 
     from maskwise.objectives import Objective
     from maskwise.tasks.tensors import Cutter, Data
 
 SPLITS = ("train", "dev", "test")
+Answers: TypeAlias = ArrayLike | Sequence[object]
+"""One for every item: classes, numbers or texts in an array or a list, or what a kind makes of them."""
 NO_LABEL, NO_TEXT = "no label", "no text"
 """Why a row is skipped. It is counted under this name."""
 
@@ -125,8 +130,22 @@ class Kind(ABC, Generic[R]):
         """The right answers of a split."""
 
     @abstractmethod
-    def majority(self, task: Task[R]) -> float:
-        """The score on test of an answer that ignores the text."""
+    def majority(self, task: Task[R]) -> float | None:
+        """The score on test of an answer that ignores the text; None where it depends on the tokenizer."""
+
+    @property
+    def settings(self) -> Mapping[str, object]:
+        """What a task may set for its kind, by name of ``load_task``'s arguments, and so changes what a score means."""
+        return {}
+
+    def with_settings(self, **settings: Any) -> Kind[R]:
+        """This kind with other settings.
+
+        Raises:
+            MaskwiseError: it has none of this name.
+        """
+        do = "leave it out, or say kind='generation'"
+        raise MaskwiseError(f"tasks of kind {self.name} have no such setting", got=", ".join(settings), do=do)
 
     def usual_metric(self, labels: tuple[str, ...]) -> str:
         """The metric where the user names none."""
@@ -140,9 +159,22 @@ class Kind(ABC, Generic[R]):
         if metric not in self.metrics:
             raise MaskwiseError(f"no metric for {self.name}", got=metric, allowed=", ".join(self.metrics))
 
-    def score(self, task: Task[R], split: str, answers: ArrayLike, metric: str) -> float:
+    def score(self, task: Task[R], split: str, answers: Answers, metric: str) -> float:
         """A metric of the answers to a split."""
         return METRICS[metric](self.gold(task, split), answers)
+
+    def further(self, task: Task[R]) -> Sequence[str]:
+        """The metrics of test that are recorded beside the task's own."""
+        return [name for name in self.metrics if name not in (task.metric, "entity-f1")]
+
+    def item_scores(self, task: Task[R], split: str, answers: Answers) -> NDArray[np.float64] | None:
+        """The score of every item by the task's metric, whose mean is the score; None where nothing needs them."""
+        return None
+
+    def predictions(self, task: Task[R], split: str, answers: Answers) -> Sequence[Mapping[str, object]]:
+        """A line for every item with input, gold, answer and score, for people to read; none where there is nothing to
+        read."""
+        return []
 
     def group(self, row: R) -> str:
         """Rows of each group are taken equally often where few are wanted: the class of a row, if it has one."""
@@ -165,6 +197,16 @@ class Tuned(Kind[R]):
         names = dict(enumerate(task.labels))
         numbers = {name: number for number, name in names.items()}
         return {"num_labels": len(names), "id2label": names, "label2id": numbers} if names else {}
+
+    def check_model(self, config: PreTrainedConfig) -> None:
+        """
+        Raises:
+            MaskwiseError: a model of this configuration cannot learn such tasks.
+        """
+
+    def chance(self, task: Task[R], data: Mapping[str, Data]) -> float | None:
+        """As ``majority``, once the tokenizer is known: ``data`` has the tensors of every split."""
+        return task.majority
 
     @abstractmethod
     def encode(self, task: Task[R], split: str, cutter: Cutter) -> Data:
@@ -237,6 +279,7 @@ class Task(Generic[R]):
         rows = [list(self.splits[split]) for split in SPLITS]
         content: list[object] = [self.kind.name, self.metric, self.labels, rows]
         content += [self.pooling] if self.frozen else []
+        content += [dict(self.kind.settings)] if self.kind.settings else []
         return hashlib.sha256(json.dumps(content, sort_keys=True, default=vars).encode()).hexdigest()[:16]
 
     @property
@@ -250,11 +293,11 @@ class Task(Generic[R]):
         return sum(row.items for row in self.splits["test"])
 
     @cached_property
-    def majority(self) -> float:
+    def majority(self) -> float | None:
         """The score on test of an answer that ignores the text: see the kind's own documentation."""
         return self.kind.majority(self)
 
-    def score(self, split: str, answers: ArrayLike, metric: str | None = None) -> float:
+    def score(self, split: str, answers: Answers, metric: str | None = None) -> float:
         """The task's metric (or another of its kind) of the answers to a split."""
         return self.kind.score(self, split, answers, metric or self.metric)
 
@@ -270,6 +313,8 @@ class Task(Generic[R]):
         }  # fmt: skip
         if self.notes:
             facts["notes"] = list(self.notes)
+        if self.metric in LOWER_IS_BETTER:
+            facts["higher_is_better"] = False
         return facts
 
     def with_train_rows(self, count: int | None) -> Task[R]:

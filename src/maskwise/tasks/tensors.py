@@ -19,7 +19,6 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
 from tokenizers import Encoding, Tokenizer
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -28,7 +27,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.masking.batch import IGNORE
 from maskwise.objectives import Classification, Objective
 from maskwise.tasks.metrics import LOST
-from maskwise.tasks.task import SPLITS, Task, Tuned
+from maskwise.tasks.task import SPLITS, Answers, Task, Tuned
 from maskwise.training import TrainingSettings, permutation
 from maskwise.training.data import Order, by_width
 
@@ -100,12 +99,16 @@ class Data(ABC, Generic[O]):
         """Items that cannot be answered, whatever a model says."""
         return 0
 
+    def notes(self) -> list[str]:
+        """What was cut of this split, in lines, for records to say."""
+        return []
+
     @abstractmethod
     def batch(self, rows: Tensor) -> dict[str, Tensor]:
         """Model inputs and labels of rows."""
 
     @abstractmethod
-    def answers(self, objective: O, device: torch.device) -> ArrayLike:
+    def answers(self, objective: O, device: torch.device) -> Answers:
         """What a trained objective answers to every item, in the order of the items."""
 
 

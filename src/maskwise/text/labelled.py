@@ -35,6 +35,7 @@ UPOS = (
 """The 17 universal parts of speech."""
 POS = Layer("categorical", UPOS)
 
+_ROPES = ("background", "situation")
 _LARGEST_FILE = 1 << 30  # bytes, inflated
 # A comment stands before a sentence and has no tab; "# O" is a sentence that begins with a hash.
 _COMMENT = re.compile(r"#(?!\S* (O|[BIES]-\S+)$)[^\t]*$")
@@ -129,23 +130,29 @@ def _read_json_lines(path: Path) -> list[Record]:
 
 
 def _read_json(path: Path) -> list[Record]:
-    """One JSON value, SQuAD's tree or a list of objects; else JSON lines."""
+    """One JSON value: SQuAD's tree, TriviaQA's, a list of objects or objects by name; else JSON lines."""
     try:
         whole = json.loads(read_text(path))
     except (ValueError, RecursionError):
         return _read_json_lines(path)
     if isinstance(whole, dict) and isinstance(whole.get("data"), list):
         return _squad(whole["data"], path)
+    if isinstance(whole, dict) and isinstance(whole.get("Data"), list):
+        whole = whole["Data"]  # TriviaQA's
+    if isinstance(whole, dict) and len(whole) > 1 and all(isinstance(v, dict) for v in whole.values()):
+        whole = list(whole.values())  # objects by their names
     if isinstance(whole, list) and all(isinstance(record, dict) for record in whole):
         return whole
     return _read_json_lines(path)
 
 
 def _squad(articles: list[Any], path: Path) -> list[Record]:
-    """data > paragraphs > context, qas > question, answers."""
+    """data > paragraphs > context (of ROPES: background and situation), qas > question, answers."""
     try:
         return [
-            {"id": qa.get("id"), "context": paragraph["context"], "question": qa["question"], "answers": qa["answers"]}
+            {"id": qa.get("id"),
+             **{part: paragraph[part] for part in (_ROPES if "situation" in paragraph else ("context",))},
+             "question": qa["question"], "answers": qa["answers"]}
             for article in articles for paragraph in article["paragraphs"] for qa in paragraph["qas"]
         ]  # fmt: skip
     except (KeyError, TypeError, AttributeError) as error:
@@ -380,6 +387,7 @@ def _whole(numbers: Sequence[Any]) -> bool:
 
 READERS: dict[str, Callable[[Path], list[Record]]] = {
     ".jsonl": _read_json_lines,
+    ".jsonlines": _read_json_lines,
     ".json": _read_json,
     ".csv": _read_csv,
     ".tsv": read_tsv,

@@ -1,0 +1,405 @@
+"""Tasks whose answers are written by an encoder–decoder: questions without a context, summaries, any text to any text.
+
+A row is a text and all its right answers. The model learns to write the first of them, and answers by beam search,
+the same for every checkpoint: what a checkpoint's own ``generation_config`` says is not used. Rows are written in
+batches of similar length. Nothing in it is random.
+
+Beside what is written, every right answer is also *read*: the mean nats of its tokens (the first answer's, its end
+included) says what a model knows long before it is the likeliest thing to say, so small models are compared by it.
+
+Cost: beam search, one pass of the decoder for each token of the longest answer of a batch.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from re import _parser  # type: ignore[attr-defined]  # it has no public name
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tokenizers import Encoding, Tokenizer
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
+
+from maskwise.constants import NATS
+from maskwise.errors import MaskwiseError
+from maskwise.families import check_room, require_kind
+from maskwise.masking.batch import IGNORE
+from maskwise.objectives import Denoising
+from maskwise.tasks.metrics import ITEMS, matched, nats_per_token
+from maskwise.tasks.questions import NO_ANSWER, choices_of, right_choice
+from maskwise.tasks.task import NO_TEXT, Answers, Columns, Row, Task, Tuned, UsualColumns, label_of
+from maskwise.tasks.tensors import EVAL_TOKENS, Cutter, Data, Flat
+from maskwise.text.labelled import Record
+from maskwise.training.data import by_width
+
+_TEXT = ("input", "source", "question", "article", "document", "dialogue", "text", "claim", "query")
+_ANSWERS = (
+    "output",
+    "target",
+    "answer",
+    "answers",
+    "highlights",
+    "summary",
+    "summary1",
+    "label",
+    "response",
+    "title",
+)
+_TOGETHER = (
+    ("input", "output"), ("source", "target"), ("article", "highlights"), ("document", "summary"),
+    ("dialogue", "summary"), ("dialogue", "summary1"), ("question", "answer"), ("question", "answers"),
+)  # fmt: skip
+"""Columns that show by themselves that an answer is to be written."""
+_OF_CATEGORY = {"CATEGORY_DIGIT": "0", "CATEGORY_SPACE": " ", "CATEGORY_WORD": "a"}
+_INSIDE = ("answer", "text", "string", "value", "Value", "aliases", "Aliases")
+"""Where an answer stands in an object: KILT's, SQuAD's, QED's and TriviaQA's."""
+
+
+@dataclass(frozen=True)
+class WrittenRow(Row):
+    """A text, and all its right answers, of which the first is learned; ``patterns`` are regular expressions."""
+
+    text: str
+    answers: list[str]
+    patterns: list[str]
+    group: str | None = None
+    """Rows with the same stay on the same side of a cut: those of a context, say."""
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        return (self.text,)
+
+    @property
+    def key(self) -> str:
+        return self.group or self.text
+
+
+class Answer(NamedTuple):
+    """What a model wrote, and the nats and the number of the tokens of the first right answer, read."""
+
+    text: str
+    nats: float = 0.0
+    tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Generation(Tuned[WrittenRow]):
+    """What to write for a text.
+
+    Tuned by the cross-entropy of every token of the answer. Majority: the commonest answer of train; in nats, the word
+    frequencies of its answers. Source: Raffel et al. 2020; Roberts et al. 2020 (questions without a context).
+
+    Attributes:
+        beams: of the search. length_penalty: the power of the length by which a beam's score is divided.
+        max_target: tokens; longer targets are cut, and no answer is longer.
+        patterns: whether right answers are regular expressions.
+
+    Raises:
+        MaskwiseError: a setting that makes no search.
+    """
+
+    name = "generation"
+    head, objective = "seq2seq", Denoising
+    metrics = (*ITEMS, NATS)
+    columns = UsualColumns(_TEXT, (), _ANSWERS)
+
+    beams: int = 4
+    max_target: int = 32
+    length_penalty: float = 1.0
+    patterns: bool = False
+
+    def __post_init__(self) -> None:
+        if self.beams < 1:
+            raise MaskwiseError("beams of a task", got=self.beams, allowed="≥ 1")
+        if self.max_target < 3:
+            raise MaskwiseError(
+                "max_target of a task leaves no room for an answer", got=self.max_target, allowed="≥ 3"
+            )
+        if not math.isfinite(self.length_penalty):
+            raise MaskwiseError("length_penalty of a task", got=self.length_penalty, allowed="a number")
+
+    @property
+    def settings(self) -> Mapping[str, object]:
+        return dict(vars(self))
+
+    def with_settings(self, **settings: Any) -> Generation:
+        return replace(self, **settings)
+
+    def recognises(self, records: Sequence[Record], given: Columns) -> bool:
+        """Two columns of which one is written for the other."""
+        names = set(records[0]) if records else set()
+        return not (given.text or given.label) and any({*both} <= names for both in _TOGETHER)
+
+    def row(self, record: Record, columns: Columns, where: str) -> WrittenRow | str:
+        text, rights = _joined(record.get(columns.text or "")), list(self._rights(record, columns, where))
+        if text is None:
+            raise MaskwiseError(f"{where}: the text is no text", got=repr(record.get(columns.text or "")))
+        if not text.strip():
+            return NO_TEXT
+        group = str(record[columns.pair]) if columns.pair else None
+        if self.patterns:
+            examples = [example for pattern in rights if (example := example_of(pattern, where))]
+            return WrittenRow(text, examples, rights, group) if examples else "no text for the pattern"
+        return WrittenRow(text, rights, [], group) if rights else NO_ANSWER
+
+    def _rights(self, record: Record, columns: Columns, where: str) -> Iterable[str]:
+        """All right answers, each once: of one column, of numbered ones (summary1, summary2, …), or a choice's text."""
+        stem = re.sub(r"(?<=\D)1$", "", columns.label or "")
+        alike = re.escape(stem) + ("" if stem.isdecimal() else r"\d*")
+        values = [record[name] for name in record if re.fullmatch(alike, name)]
+        texts = [text for value in values for text in _texts(value, where)]
+        names, choices = choices_of(record)
+        place = (
+            right_choice(texts[0], names, choices, may_be_text=True) if choices and len(texts) == 1 else None
+        )
+        if place is not None:
+            texts = [str(choices[place])]
+        return dict.fromkeys(texts)
+
+    def usual_metric(self, labels: tuple[str, ...]) -> str:
+        return "pattern-match" if self.patterns else "exact-match"
+
+    def check_metric(self, metric: str, labels: tuple[str, ...]) -> None:
+        super().check_metric(metric, labels)
+        if metric not in (allowed := self._possible):
+            raise MaskwiseError("no metric for these answers", got=metric, allowed=", ".join(allowed))
+
+    @property
+    def _possible(self) -> list[str]:
+        return ["pattern-match", NATS] if self.patterns else [m for m in self.metrics if m != "pattern-match"]
+
+    def further(self, task: Task[WrittenRow]) -> list[str]:
+        """Without ROUGE, which takes some milliseconds a row, where it does not belong beside the task's own metric."""
+        beside = {"f1": {"rouge-l"}}.get(task.metric, set())
+        rouge = task.metric.startswith("rouge")
+        wanted = [m for m in self._possible if m == NATS or m in beside or m.startswith("rouge") == rouge]
+        return [metric for metric in wanted if metric != task.metric]
+
+    def gold(self, task: Task[WrittenRow], split: str) -> list[list[str]]:
+        """All right answers of every row, or the patterns of them."""
+        return [row.patterns or row.answers for row in task.splits[split]]
+
+    def score(self, task: Task[WrittenRow], split: str, answers: Answers, metric: str) -> float:
+        written = cast(Sequence[Answer], answers)
+        if metric == NATS:
+            return nats_per_token([a.nats for a in written], [a.tokens for a in written])
+        return float(np.mean(self._each(task, split, written, metric)))
+
+    def item_scores(self, task: Task[WrittenRow], split: str, answers: Answers) -> NDArray[np.float64]:
+        """The score of every row by the task's metric. Of nats per token, which is no mean over rows, the row's part in
+        it: the mean over rows is the score, and their spread is that of the ratio."""
+        written = cast(Sequence[Answer], answers)
+        if task.metric != NATS:
+            return self._each(task, split, written, task.metric)
+        nats, tokens = (
+            np.array(column, dtype=np.float64)
+            for column in ([a.nats for a in written], [a.tokens for a in written])
+        )
+        ratio = nats.sum() / tokens.sum()
+        return ratio + (nats - ratio * tokens) / tokens.mean()
+
+    def _each(
+        self, task: Task[WrittenRow], split: str, answers: Sequence[Answer], metric: str
+    ) -> NDArray[np.float64]:
+        if metric == NATS:
+            return np.array([a.nats / max(1, a.tokens) for a in answers])
+        return np.array(
+            [ITEMS[metric](right, a.text) for right, a in zip(self.gold(task, split), answers, strict=True)]
+        )
+
+    def predictions(self, task: Task[WrittenRow], split: str, answers: Answers) -> list[dict[str, object]]:
+        """What the model wrote for every row, with the row's score by the task's metric."""
+        written = cast(Sequence[Answer], answers)
+        each = self._each(task, split, written, task.metric).tolist()
+        return [
+            {"input": row.text, "gold": right, "answer": a.text, "score": score, "nats": a.nats / max(1, a.tokens)}
+            for row, right, a, score in zip(task.splits[split], self.gold(task, split), written, each, strict=True)
+        ]  # fmt: skip
+
+    def majority(self, task: Task[WrittenRow]) -> float | None:
+        """Always the commonest answer of train; None for nats, which depend on the tokenizer: see ``chance``."""
+        if task.metric == NATS:
+            return None
+        most = Counter(row.answers[0] for row in task.splits["train"]).most_common(1)[0][0]
+        return task.score("test", [Answer(most)] * task.test_items)
+
+    def chance(self, task: Task[WrittenRow], data: Mapping[str, Data]) -> float | None:
+        if task.metric != NATS:
+            return task.majority
+        return cast(Written, data["test"]).nats_of_frequencies(cast(Written, data["train"]))
+
+    def check_model(self, config: PreTrainedConfig) -> None:
+        require_kind(config, "encoder-decoder", use="a task whose answers are written")
+        if getattr(config, "decoder_start_token_id", None) is None:
+            what = f"this {config.model_type} model does not say with which token its decoder begins"
+            raise MaskwiseError(what, do="set decoder_start_token_id in its config.json")
+        check_room(config, self.max_target, what="max_target of a task")
+
+    def encode(self, task: Task[WrittenRow], split: str, cutter: Cutter) -> Written:
+        rows, backend = task.splits[split], cutter.backend
+        inputs = backend.encode_batch([row.text for row in rows])
+        backend.enable_truncation(self.max_target)
+        targets = backend.encode_batch([row.answers[0] for row in rows])
+        cut = {f"texts cut at {cutter.max_length} tokens": _cut(inputs),
+               f"answers cut at {self.max_target} tokens": _cut(targets)}  # fmt: skip
+        framed = bool(targets and targets[0].special_tokens_mask[:1] == [1])
+        return Written(Flat.of(inputs, cutter.pad), Flat.of(targets, cutter.pad), framed, backend, self, cut)
+
+
+# Records
+
+
+def _joined(value: object) -> str | None:
+    """A text, or the sentences of one in a list."""
+    if isinstance(value, list | tuple) and all(isinstance(part, str) for part in value):
+        return " ".join(value)
+    return value if isinstance(value, str) else None
+
+
+def _texts(value: object, where: str) -> Iterable[str]:
+    """The right answers in a cell: a text or a number, a list of such, or objects that hold them."""
+    if isinstance(value, Mapping):
+        value = [value[name] for name in _INSIDE if name in value]
+    if isinstance(value, list | tuple):
+        for part in value:
+            yield from _texts(part, where)
+    elif value is None or isinstance(value, str | int | float):
+        if text := value.strip() if isinstance(value, str) else label_of(value):
+            yield text
+    else:
+        raise MaskwiseError(
+            f"{where}: cannot read the answers", got=value, allowed="texts, or KILT's objects"
+        )
+
+
+def example_of(pattern: str, where: str) -> str | None:
+    """A text that a regular expression fits, to learn from: the first of alternatives, a space where one may stand.
+
+    None where that text does not fit after all, as with a look-ahead.
+
+    >>> example_of(r"Oct(.|ober)?\\s*10|1954", "here")
+    'Oct 10'
+
+    Raises:
+        MaskwiseError: no regular expression; ``where`` names its place.
+    """
+    try:
+        text = " ".join(_written_out(_parser.parse(pattern, re.IGNORECASE)).split())
+    except (re.error, OverflowError, RecursionError) as error:
+        what = f"{where}: the answer is no regular expression: {error}"
+        raise MaskwiseError(what, got=pattern) from None
+    return text if text and matched([pattern], text) else None
+
+
+def _written_out(tree: Any) -> str:
+    """The text of Python's own tree of a regular expression, in which every node is (operation, argument)."""
+    parts = []
+    for operation, inside in tree:
+        match str(operation), inside:
+            case "LITERAL", int(code):
+                parts.append(chr(code))
+            case "ANY", _:
+                parts.append(".")
+            case "CATEGORY", category:
+                parts.append(_OF_CATEGORY.get(str(category), ""))
+            case "RANGE", (int(first), _):
+                parts.append(chr(first))
+            case "IN", [first, *_]:
+                parts.append(_written_out([first]))
+            case "BRANCH", (_, [first, *_]):
+                parts.append(_written_out(first))
+            case "SUBPATTERN", (*_, part):
+                parts.append(_written_out(part))
+            case "MAX_REPEAT" | "MIN_REPEAT" | "POSSESSIVE_REPEAT", (int(least), _, part):
+                once = _written_out(part)
+                anything = once == " " or str(next(iter(part))[0]) == "ANY"
+                parts.append(once * least or (" " if anything else ""))
+    return "".join(parts)
+
+
+# Tensors
+
+
+@dataclass(frozen=True, eq=False)
+class Written(Data[Denoising]):
+    """N texts with the first right answer of each.
+
+    Attributes:
+        targets: the answers, with the tokenizer's special tokens.
+        framed: whether answers begin with a special token, which is always the same and so is not counted in nats.
+        backend: turns tokens into text.
+        kind: the settings of the search.
+        cut: what was cut → how often.
+    """
+
+    targets: Flat
+    framed: bool
+    backend: Tokenizer
+    kind: Generation
+    cut: Mapping[str, int]
+
+    def notes(self) -> list[str]:
+        return [f"{what}: {count} of {len(self)}" for what, count in self.cut.items() if count]
+
+    @property
+    def lengths(self) -> Tensor:
+        return self.flat.lengths + self.targets.lengths
+
+    def batch(self, rows: Tensor) -> dict[str, Tensor]:
+        """(B, L) input_ids and attention_mask, (B, L') labels."""
+        at, real = self.targets.at(rows)
+        inputs = {name: value for name, value in self.flat.batch(rows).items() if name != "token_type_ids"}
+        return {**inputs, "labels": torch.where(real, self.targets.ids[at], IGNORE)}
+
+    def answers(self, objective: Denoising, device: torch.device) -> list[Answer]:
+        model = cast(PreTrainedModel, objective.model)
+        model.generation_config = self._search(model.config)
+        answers: list[Answer] = [Answer("")] * len(self)
+        for rows in by_width(self.lengths, EVAL_TOKENS // self.kind.beams):
+            batch = {name: value.to(device) for name, value in self.batch(rows).items()}
+            losses, where = objective.token_losses(batch)
+            row, counted = where[:, 0], (where[:, 1] >= self.framed).float()
+            nats, tokens = (
+                torch.zeros(len(rows), device=device).index_add_(0, row, each).tolist()
+                for each in (losses.float() * counted, counted)
+            )
+            del batch["labels"]
+            texts = self.backend.decode_batch(model.generate(**batch).tolist(), skip_special_tokens=True)
+            for place, *answer in zip(rows.tolist(), texts, nats, tokens, strict=True):
+                answers[place] = Answer(answer[0].strip(), answer[1], int(answer[2]))
+        return answers
+
+    def _search(self, config: PreTrainedConfig) -> GenerationConfig:
+        """Without early stopping, by which a sure model writes nothing: its other beams, all of them unlikely, end
+        first, and two that ended would be enough for a search with two beams."""
+        ids = {
+            name: getattr(config, name, None)
+            for name in ("bos_token_id", "eos_token_id", "decoder_start_token_id")
+        }
+        return GenerationConfig(
+            **ids, pad_token_id=self.flat.pad, num_beams=self.kind.beams, max_new_tokens=self.kind.max_target,
+            length_penalty=self.kind.length_penalty, early_stopping=False, do_sample=False,
+        )  # fmt: skip
+
+    def nats_of_frequencies(self, train: Written) -> float:
+        """Mean nats of the answers' tokens by their frequencies in the answers of train, each count plus one."""
+        known, asked = (data.targets.ids[data._counted()] for data in (train, self))
+        counts = torch.bincount(known, minlength=self.backend.get_vocab_size()).double() + 1
+        return float((counts.sum().log() - counts.log())[asked].mean())
+
+    def _counted(self) -> Tensor:
+        """(T,) which tokens of the answers count in nats."""
+        counted = torch.ones(len(self.targets.ids), dtype=torch.bool)
+        counted[self.targets.starts[:-1]] = not self.framed
+        return counted
+
+
+def _cut(encodings: Sequence[Encoding]) -> int:
+    return sum(bool(encoding.overflowing) for encoding in encodings)
