@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from maskwise.errors import MaskwiseError
 from maskwise.families import (
@@ -19,9 +18,8 @@ from maskwise.families import (
     decoder_weights,
     encoder_weights,
     head_weights,
-    masked_logits,
 )
-from maskwise.masking.batch import IGNORE
+from maskwise.masking import MaskedBatch
 from maskwise.masking.corruptions import corruption
 from maskwise.objectives.base import Work
 from maskwise.objectives.mlm import MaskedLanguageModelling
@@ -59,15 +57,9 @@ class Denoising(MaskedLanguageModelling):
             raise MaskwiseError(what, got=f"corruption {shown}", allowed=allowed)
         return None
 
-    def token_losses(self, batch: Any) -> tuple[Tensor, Tensor]:
-        """Loss (M,) float32 and place among the labels (M, 2) of every target, in the order of the rows."""
-        inputs = {name: batch[name] for name in ("input_ids", "attention_mask") if name in batch.keys()}  # noqa: SIM118
-        labels = batch["labels"]
-        inputs["decoder_input_ids"] = decoder_inputs(self.model.config, labels)
-        where = (labels != IGNORE).nonzero()
-        row, column = where.unbind(1)
-        logits = masked_logits(self.model, inputs, row, column)
-        return cross_entropy(logits.float(), labels[row, column], reduction="none"), where
+    def inputs(self, batch: MaskedBatch | dict[str, Tensor]) -> dict[str, Tensor]:
+        read = {name: batch[name] for name in ("input_ids", "attention_mask") if name in batch.keys()}  # noqa: SIM118
+        return {**read, "decoder_input_ids": decoder_inputs(self.model.config, batch["labels"])}
 
     def work(self, tokens: float, targets: float) -> Work:
         """The encoder for each token that it reads; decoder and head for each target; and the keys and values of

@@ -38,12 +38,14 @@ class MaskedLanguageModelling(Objective):
 
     def token_losses(self, batch: MaskedBatch | dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Loss (M,) float32 and place (M, 2) of every target, in the order of the rows."""
-        inputs = {name: batch[name] for name in batch.keys()}  # noqa: SIM118 (a MaskedBatch is no dict)
-        labels = inputs.pop("labels")
         where = target_places(batch)
         row, column = where.unbind(1)
-        logits = masked_logits(self.model, inputs, row, column)
-        return cross_entropy(logits.float(), labels[row, column], reduction="none"), where
+        logits = masked_logits(self.model, self.inputs(batch), row, column)
+        return cross_entropy(logits.float(), batch["labels"][row, column], reduction="none"), where
+
+    def inputs(self, batch: MaskedBatch | dict[str, Tensor]) -> dict[str, Tensor]:
+        """What of a batch the model reads."""
+        return {name: batch[name] for name in batch.keys() if name != "labels"}  # noqa: SIM118 (no dict)
 
     def work(self, tokens: float, targets: float) -> Work:
         own, tied = head_weights(self.model)
