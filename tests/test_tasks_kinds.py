@@ -433,6 +433,8 @@ def made_up(kind, folder, count=160, seed=0):
             shared, one = number % 5, draw.sample(WORDS, 8)
             row = {"sentence1": " ".join(one[:4]), "sentence2": " ".join(one[4 - shared : 8 - shared])}
             rows.append({**row, "score": float(shared)})
+        elif kind == "cloze-qa":
+            rows.append({"question": f"{noise()} {colour} {noise(1)}", "answers": [colour]})
         elif kind == "multiple-choice":
             right = draw.randrange(3)
             choices = [colour if place == right else noise(1) for place in range(3)]
@@ -447,6 +449,7 @@ FLOORS = {
     "token-classification": 0.9,
     "question-answering": 0.8,
     "multiple-choice": 0.8,
+    "cloze-qa": 0.9,
     "similarity": 0.5,
     "zero-shot-similarity": 0.4,
     "sentence-embedding": 0.7,

@@ -64,10 +64,12 @@ TASK_MODELS: Mapping[str, Any] = {
     "token-classification": AutoModelForTokenClassification,
     "question-answering": AutoModelForQuestionAnswering,
     "multiple-choice": AutoModelForMultipleChoice,
+    "masked-lm": AutoModelForMaskedLM,
     "embedding": AutoModel,
     "seq2seq": AutoModelForSeq2SeqLM,
 }
-"""What a task puts on an encoder; ``embedding`` is the encoder alone, ``seq2seq`` an encoder–decoder as it is."""
+"""What a task puts on an encoder: ``masked-lm`` is the head that it was pre-trained with, ``embedding`` none;
+``seq2seq`` is an encoder–decoder as it is."""
 
 
 def new_config(
@@ -273,6 +275,8 @@ def load_task_model(
     auto = TASK_MODELS[head]
     if head == "embedding":  # an encoder–decoder would give the states of its decoder
         require_kind(config, "encoder", use="an embedding of texts")
+    if head == "masked-lm":
+        require_kind(config, "encoder", use="a task that is answered at masks")
     if head == "seq2seq":
         require_kind(config, "encoder-decoder", use="a task that generates")
     with without_advice(), torch.random.fork_rng():

@@ -15,11 +15,12 @@ from maskwise.annotate.weights import Frequency, Informativeness
 from maskwise.errors import MaskwiseError
 from maskwise.specs import Call, build
 from maskwise.text.layers import Annotator
+from maskwise.text.worlds import WORLDS
 
 ANNOTATORS: dict[str, Callable[..., Annotator]] = {
     "words": Words, "sentences": Sentences, "pos": pos, "salient": salient,
     "phrases": Phrases, "frequency": Frequency, "informativeness": Informativeness, "difference": Difference,
-    "gold": gold, "spans": spans, "stored": Store,
+    "gold": gold, "spans": spans, "stored": Store, **WORLDS,
 }  # fmt: skip
 
 

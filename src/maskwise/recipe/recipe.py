@@ -30,6 +30,7 @@ from maskwise.recipe.overrides import Plain, explain, leaves, put
 from maskwise.samplers import sampler
 from maskwise.tasks import FinetuneSettings
 from maskwise.text.settings import CorpusSettings, TokenizerSettings
+from maskwise.text.worlds import of_run
 from maskwise.training import TrainingSettings
 
 ARM_PARTS = (
@@ -273,7 +274,7 @@ class Recipe(Settings):
     @classmethod
     def _known_annotators(cls, corpus: CorpusSettings) -> CorpusSettings:
         try:
-            check_names([annotator(spec) for spec in corpus.layers])
+            check_names([annotator(spec) for spec in corpus.annotators])
         except MaskwiseError as error:
             raise MaskwiseError(f"layers: {error}") from None
         return corpus
@@ -406,9 +407,15 @@ class Recipe(Settings):
         for overrides in (self.study.arms[name], more or {}):
             for key, value in leaves(overrides):
                 require_changeable(key, ARM_PARTS, who=f"arm {name!r}")
-                changes[key] = value
-        base = self.model_dump(mode="json", exclude={"study"})
+                changes[key] = of_run(value, seed)
+        base = of_run(self.model_dump(mode="json", exclude={"study"}), seed)
         return _changed(base, changes, origin=f"arm {name!r}").seeded(seed)
+
+    def in_run(self, seed: int) -> Recipe:
+        """The same recipe with the seed of a run in its worlds that say ``seed="run"``."""
+        settings = self.model_dump(mode="json")
+        own = of_run(settings, seed)
+        return self if own == settings else validate(own, origin=self.name)
 
     def seeded(self, seed: int) -> Recipe:
         """The same recipe with another seed of the training."""

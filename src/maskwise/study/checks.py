@@ -112,7 +112,7 @@ def _check_choices(recipe: Recipe) -> None:
 def _check_text(link: Recipe) -> None:
     """The corpus of one training can be read, and has what its policy needs."""
     require_documents(link.corpus.documents())
-    annotated = [name for spec in link.corpus.layers for name in token_layers(annotator(spec).layers)]
+    annotated = [name for spec in link.corpus.annotators for name in token_layers(annotator(spec).layers)]
     layers = (*CORPUS_LAYERS, *annotated)
     for name in _policies(link):
         missing = [layer for layer in policy(name).layers() if layer not in layers]

@@ -36,6 +36,7 @@ from maskwise.samplers import sampler
 from maskwise.starts import TOKENIZER_FILES, resolve_start
 from maskwise.tasks import load_task
 from maskwise.text import bundled_path
+from maskwise.text.worlds import of_run, read_world
 from maskwise.training.engine import fast_bf16
 
 DONE = "done.json"
@@ -107,8 +108,8 @@ def prepare_stage(recipe: Recipe, *, after: Stage | None = None) -> Stage:
     """The corpus of a recipe as rows. With the tokenizer of ``after``, if given; ``after`` if the text is the same."""
     corpus = recipe.corpus.model_dump(mode="json")
     what: Plain = {"corpus": corpus, "corpus_content": fingerprint(recipe.corpus.source)}
-    if recipe.corpus.layers:
-        what["annotators"] = {spec: annotator(spec).version for spec in recipe.corpus.layers}
+    if recipe.corpus.annotators:
+        what["annotators"] = {spec: annotator(spec).version for spec in recipe.corpus.annotators}
     if after is not None:
         same = all(after.what.get(key) == value for key, value in what.items())
         return after if same else Stage("prepare", what, (after.name,))
@@ -205,7 +206,9 @@ def _start(recipe: Recipe) -> Plain:
 
 
 def fingerprint(source: str) -> str:
-    """A hash of the bytes of a corpus: a file or folder, or bundled data; a hub id stands for itself."""
+    """A hash of the bytes of a corpus: a file or folder, bundled data, or a world; a hub id stands for itself."""
+    if world := read_world(source):
+        return world.version
     bundled = source.startswith("bundled:")
     path = bundled_path(source.removeprefix("bundled:")) if bundled else Path(source).expanduser()
     return _hash(path) if path.exists() else source
@@ -393,20 +396,25 @@ def make_run(
     last = trained[-1] if trained else None
     # The yardstick is the study's last text, whatever an arm trains on; in rows as the arm's model knows them.
     rows = links[-1].corpus.model_dump(include={"length", "layout"})
-    text = recipe.links()[-1].corpus.model_copy(update=rows)
+    text = recipe.in_run(seed).links()[-1].corpus.model_copy(update=rows)
     yardstick = prepare_stage(own.model_copy(update={"corpus": text}), after=prepared[0])
     judged = evaluate_stage(own, yardstick, last) if evaluated and (last or _fills_masks(own)) else None
     texts = {stage.name: stage for stage in (*prepared, *([yardstick] if judged else []))}
+    # A task in a world of the run's own has other rows in every run.
+    asked = {task: (of_run(task, seed), content) for task, content in contents.items()}
+    for task, (spec, _) in asked.items():
+        if spec != task:
+            asked[task] = spec, load_task(spec).fingerprint
     overlaps = [
-        overlap_stage(link, task, content)
-        for task, content in contents.items()
+        overlap_stage(link, spec, content)
+        for spec, content in asked.values()
         for link in links[: len(trained)]
     ]
     return Run(
         arm, seed, chain=(*texts.values(), *trained), prepared=prepared[-1], pretrained=last, evaluated=judged,
         tasks={
-            task: finetune_stage(own, task, content, prepared=prepared[0], pretrained=last)
-            for task, content in contents.items()
+            task: finetune_stage(own, spec, content, prepared=prepared[0], pretrained=last)
+            for task, (spec, content) in asked.items()
         },
         overlaps=tuple({stage.name: stage for stage in overlaps}.values()),
         fraction=fraction, setting=setting or {}, title=reference_words(recipe) if reference else "",

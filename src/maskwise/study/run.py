@@ -371,7 +371,7 @@ def _beginnings(
     """The first long documents of a corpus, with its layers over their first ``length`` tokens."""
     long = (document for document in recipe.corpus.documents() if len(document.text) > SAMPLE_CHARACTERS)
     documents = list(islice(long, SAMPLES))
-    store = Store(layers) if recipe.corpus.layers else None
+    store = Store(layers) if recipe.corpus.annotators else None
     for document, tokens in zip(documents, tokenise(documents, tokenizer, layers=store)):
         cut = tokenizer(document.text, return_special_tokens_mask=True, truncation=True, max_length=length)
         inside = np.array(cut["special_tokens_mask"]) == 0

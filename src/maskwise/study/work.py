@@ -109,10 +109,10 @@ def _prepare(stage: Stage, stages: Path, quiet: bool) -> Plain:
 
 def _layers(corpus: CorpusSettings, folder: Path) -> Store | None:
     """The corpus annotated, as far as that is not done yet; in this process, which is one of several."""
-    if not corpus.layers:
+    if not corpus.annotators:
         return None
     made = annotate_corpus(
-        corpus.source, corpus.layers, folder, text_field=corpus.text_field, limit=corpus.limit, jobs=1
+        corpus.source, corpus.annotators, folder, text_field=corpus.text_field, limit=corpus.limit, jobs=1
     )
     for spec, entry in made["annotators"].items():
         if entry["notice"]:  # an arm on an empty layer would be another policy under its name

@@ -17,6 +17,7 @@ A folder's files are told apart by the words of their names: ``train.tsv``, ``st
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -26,8 +27,9 @@ from types import MappingProxyType
 from typing import Any
 
 from maskwise.errors import MaskwiseError, counted, unknown_name
-from maskwise.specs import read_options
+from maskwise.specs import Call, parse_call, read_options
 from maskwise.tasks.cards import CARDS, TEMPLATE_TEXT, first_of, flat, with_text
+from maskwise.tasks.closedbook import ClozeAnswers
 from maskwise.tasks.generation import Generation
 from maskwise.tasks.labels import (
     SentenceEmbedding,
@@ -41,6 +43,7 @@ from maskwise.tasks.questions import MultipleChoice, QuestionAnswering
 from maskwise.tasks.task import NO_LABEL, SPLITS, Columns, Kind, Row, Task, find_columns, place_of
 from maskwise.text import bundled_path
 from maskwise.text.labelled import READERS, Record, ending_of, read_hub, read_records, read_text, read_tsv
+from maskwise.text.worlds import WORLDS, read_world
 
 KINDS: Mapping[str, Kind] = {
     kind.name: kind
@@ -53,6 +56,7 @@ KINDS: Mapping[str, Kind] = {
         Similarity(),
         SequenceClassification(),
         # Only if the user names them.
+        ClozeAnswers(),
         ZeroShotSimilarity(),
         SentenceEmbedding(),
     )
@@ -117,13 +121,14 @@ def load_task(
 
             - a bundled name: banking77, clinc150, trivia, ud-pos, ud-relations, wikigold, wnut17;
             - the name of a card (``maskwise list cards``), which is loaded from the hub;
+            - an invented world (text/worlds.py), such as factworld(people=300, asked="university");
             - a file, cut 70/15/15: .jsonl, .csv, .tsv, .conllu, .conll, .iob2, SQuAD's .json (all also .gz),
               .parquet. Where every record has a ``split``, that decides;
             - a folder with files for train, dev (or validation) and/or test, or SentEval's with a file a class;
             - ``hf:ID`` or ``hf:ID:CONFIG`` for ``datasets.load_dataset``;
             - any of these with arguments of this function behind it: ``ud-pos(train_rows=300)``.
-        kind: a name in ``KINDS``; recognised from the columns if not given, but for those that leave the encoder
-            as it is: zero-shot-similarity and sentence-embedding.
+        kind: a name in ``KINDS``; recognised from the columns if not given, but for cloze-qa and those that leave
+            the encoder as it is: zero-shot-similarity and sentence-embedding.
         text, pair, label: the columns (see ``Columns``), by name, or in tables without a header by place
             from 1; looked for among the usual names if not given. ``text`` may be a template of columns, such as
             "{question} {context}"; ``a|b`` is column a, or b where there is no a.
@@ -148,8 +153,8 @@ def load_task(
     given = {
         name: value for name, value in locals().items() if value is not None and name not in ("spec", "card")
     }
-    source, options = read_options(str(spec), load_task, kind="task", example="train_rows=300")
-    if source != str(spec):
+    source, options = _options(str(spec))
+    if options:
         return load_task(source, **options)
     by_name = source in CARDS and not Path(source).exists()
     if card is None and not by_name:
@@ -187,6 +192,8 @@ def _load(
         if value is not None and value not in known:
             raise unknown_name(what, value, known)
     place = f"task {spec!r}"
+    if world := read_world(spec):
+        kind, name = kind or ClozeAnswers.name, name or world.task_name
     columns = [text, pair, label if label is not None else _LABEL_OF.get(spec)]
     header = not any(isinstance(column, int) for column in columns)
     given = Columns(*(None if column is None else str(column) for column in columns))
@@ -237,6 +244,19 @@ def _load(
         name or _short_name(spec) + chosen.suffix, chosen, metric, labels, splits, skipped, notes, pooling
     )
     return task.with_train_rows(train_rows)
+
+
+def _options(spec: str) -> tuple[str, dict[str, Any]]:
+    """What a task is made of, and the arguments of ``load_task`` behind it. A world keeps its own."""
+    what = {"kind": "task", "example": "train_rows=300"}
+    name = spec.partition("(")[0].strip()
+    if name not in WORLDS or Path(spec).exists():
+        return read_options(spec, load_task, **what)
+    call, known = parse_call(spec), inspect.signature(load_task).parameters
+    ours = {key: value for key, value in call.kwargs.items() if key in known}
+    rest = {key: value for key, value in call.kwargs.items() if key not in known}
+    options = read_options(str(Call(name, (), ours)), load_task, **what)[1] if ours else {}
+    return str(Call(name, call.args, rest)), options
 
 
 def _short_name(spec: str) -> str:
@@ -308,6 +328,8 @@ def read_splits(
     Raises:
         MaskwiseError: there is nothing, no training split, or two files for one split.
     """
+    if world := read_world(spec):
+        return world.questions()
     if spec.startswith("hf:"):
         return _by_split(spec, read_hub(spec))
     path = bundled_path(BUNDLED_TASKS[spec]) if spec in BUNDLED_TASKS else Path(spec).expanduser()

@@ -99,7 +99,7 @@ class QuestionAnswering(Tuned[MarkedRow]):
         for name, value in (("context", context), ("question", question)):
             if not isinstance(value, str) or not value.strip():
                 raise MaskwiseError(f"{where}: the {name} is no text", got=repr(value), allowed="a string")
-        pairs = [(text, start) for text, start in _answers(answers, where) if text.strip()]
+        pairs = [(text, start) for text, start in read_answers(answers, where) if text.strip()]
         if not pairs:
             return NO_ANSWER
         starts = [_start(str(context), text, start, where) for text, start in pairs]
@@ -198,7 +198,7 @@ class MultipleChoice(Tuned[ChoiceRow]):
 # Records
 
 
-def _answers(value: object, where: str) -> list[tuple[str, int | None]]:
+def read_answers(value: object, where: str) -> list[tuple[str, int | None]]:
     """(text, start or None) of {"text": […], "answer_start": […]}, of a list of such for one, or of plain texts."""
     pairs: list[tuple[Any, Any]]  # checked below
     if isinstance(value, Mapping):

@@ -33,6 +33,7 @@ from maskwise.text.readers import (
     saved_dataset,
 )
 from maskwise.text.words import text_id
+from maskwise.text.worlds import read_world
 
 BUNDLED = ("banking77", "clinc150", "trivia", "ud_ewt_pos", "wikigold", "wikipedia", "wnut17")
 UNNAMED = "the list of documents"
@@ -150,6 +151,7 @@ def read_documents(
         source: one of
 
             - ``"bundled:wikipedia"``, a sample that comes with maskwise;
+            - ``"factworld(people=300)"`` or ``"causalworld"``, texts of an invented world (worlds.py);
             - a ``.txt`` (or ``.txt.gz``) file: documents are the blocks between blank lines;
             - a ``.jsonl``, ``.jsonl.gz`` or ``.json.gz`` file: one object (or string) per line;
             - a ``.parquet`` file;
@@ -202,6 +204,8 @@ def bundled_path(name: str) -> Path:
 
 def _resolve(source: Any, fields: Fields) -> tuple[Callable[[], Iterable[Record]], str]:
     """How to open a source, and what to call it."""
+    if world := read_world(source):
+        return world.documents, str(world)
     if isinstance(source, str) and source.startswith("bundled:"):
         path = bundled_path(source.removeprefix("bundled:"))
         return lambda: read_file(path, path.name, fields), source

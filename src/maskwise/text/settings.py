@@ -11,6 +11,7 @@ from tokenizers import AddedToken
 
 from maskwise.text.documents import Document, Documents, read_documents
 from maskwise.text.tokenizers import load_tokenizer, train_tokenizer
+from maskwise.text.worlds import read_world
 
 
 class CorpusSettings(BaseModel):
@@ -23,7 +24,8 @@ class CorpusSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     source: str = "bundled:wikipedia"
-    """A file or folder (.txt, .jsonl, .gz, .parquet), ``hf:NAME`` for a datasets id, or the bundled sample."""
+    """A file or folder (.txt, .jsonl, .gz, .parquet), ``hf:NAME`` for a datasets id, the bundled sample, or an
+    invented world such as ``factworld(people=300)``."""
     text_field: str = "text"
     limit: int | None = Field(None, ge=1)
     """At most this many documents."""
@@ -40,7 +42,14 @@ class CorpusSettings(BaseModel):
     @classmethod
     def _one_spelling(cls, value: str) -> str:
         """``./a.txt`` is ``a.txt``, and so the same stage."""
+        if world := read_world(value):
+            return str(world)
         return value if value.startswith(("hf:", "bundled:")) else os.path.normpath(value)
+
+    @property
+    def annotators(self) -> tuple[str, ...]:
+        """What makes the layers: those of ``layers``, and a world, which brings its own."""
+        return (*self.layers, self.source) if read_world(self.source) else self.layers
 
     def documents(self) -> Documents:
         """The documents, to be read anew with each iteration.

@@ -80,6 +80,10 @@ class SpanLayer(Policy):
     def layers(self) -> tuple[str, ...]:
         return (self.layer, *(layer_of(self.rest) if self.rest != "none" else ()))
 
+    def judged_on(self) -> tuple[str, ...]:
+        """Also masks of the marked spans: where they fill the budget, nothing else is ever learned."""
+        return (*super().judged_on(), self.layer)
+
     def units(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
         marked = batch.layer(self.layer, policy="span-layer")
         if self.rest == "none":

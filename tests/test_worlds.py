@@ -1,0 +1,335 @@
+"""Invented worlds: texts, layers, splits and questions; tasks answered at masks; a study in a world per run."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from maskwise.annotate.registry import annotator
+from maskwise.errors import MaskwiseError
+from maskwise.masking import Masker
+from maskwise.models import new_config
+from maskwise.recipe import read_recipe
+from maskwise.study.plan import make_plan
+from maskwise.study.work import run_stage
+from maskwise.tasks import FinetuneSettings, encode, finetune, load_task
+from maskwise.text import read_documents, tokenise, train_tokenizer
+from maskwise.text.settings import CorpusSettings
+from maskwise.text.worlds import CausalWorld, FactWorld, lexicon, of_run, read_world
+
+
+@pytest.fixture(scope="module")
+def world():
+    return FactWorld(people=40)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(world):
+    return train_tokenizer([text for _, text in world.documents()], vocab_size=2048)
+
+
+# Texts -----------------------------------------------------------------------------------------------------
+
+
+def test_the_same_options_give_the_same_texts_in_every_process():
+    """Hashes of strings differ from process to process; nothing of a world may depend on them."""
+    code = "from maskwise.text.worlds import *; print(FactWorld(people=20).version, CausalWorld(texts=9).version)"
+    printed = [
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        for _ in range(2)
+    ]
+    here = f"{FactWorld(people=20).version} {CausalWorld(texts=9).version}\n"
+    assert printed == [here, here]
+
+
+def test_another_option_gives_another_world(world):
+    others = [
+        FactWorld(people=40, **more)
+        for more in (
+            {"seed": 1}, {"others": True}, {"fillers": 1}, {"friends": False}, {"paraphrases": 3},
+            {"biographies": 2}, {"facts": ("work",)}, {"asked": "city"},
+        )
+    ]  # fmt: skip
+    assert len({world.version, *(other.version for other in others)}) == len(others) + 1
+
+
+def test_words_stand_for_one_thing_each():
+    names = [
+        word.lower() for kind, words in lexicon().items() for word in words if kind not in ("place", "cause")
+    ]
+    assert len(set(names)) == len(names) and all(re.fullmatch("[a-z]+|19[0-5][0-9]", name) for name in names)
+
+
+def test_every_fact_stands_in_every_biography(world):
+    texts = dict(world.documents())
+    assert len(texts) == 160
+    for number, person in enumerate(world.persons):
+        for copy in range(4):
+            text = texts[f"person-{number}-{copy}"]
+            assert all(value in text for value in person.values())
+
+
+def test_others_share_no_name_with_the_people(world):
+    others = FactWorld(people=40, others=True)
+    assert not {p["name"] for p in world.persons} & {p["name"] for p in others.persons}
+
+
+# Layers ----------------------------------------------------------------------------------------------------
+
+
+def test_layers_cover_what_they_say(world):
+    entities = {value for person in world.persons for key, value in person.items() if key != "job"}
+    entities |= set(lexicon()["friend"]) | set(lexicon()["place"])
+    for _, text in world.documents()[:40]:
+        (spans,) = world.annotate([text])
+        asked = [text[a:b] for a, b in zip(*spans["asked"][:2])]
+        salient = [text[a:b] for a, b in zip(*spans["salient"][:2])]
+        assert len(asked) == 1 and asked[0] in lexicon()["job"]
+        assert set(salient) <= entities and len(salient) >= 10
+        capitals = re.findall(r"[A-Z][a-z]+|19\d\d", text)
+        assert " ".join(salient).split() == capitals  # everything with a capital letter, and years
+
+
+def test_every_word_is_a_token_and_layers_lie_on_words(world, tokenizer):
+    documents = read_documents("factworld(people=40)")
+    for document, tokens in zip(documents, tokenise(documents, tokenizer, layers=world)):
+        assert len(tokens.input_ids) == len(re.findall(r"\w+|[.,?]", document.text))
+        words = tokenizer.convert_ids_to_tokens(tokens.input_ids[tokens.layers["asked"] >= 0])
+        assert len(words) == 1 and words[0] in lexicon()["job"]
+    question = world.questions()["test"][0]["question"]
+    assert len(tokenizer.tokenize(f"question {question} answer")) == 7
+
+
+def test_the_oracle_masks_the_asked_attribute_in_every_text_and_spends_its_budget(world, tokenizer):
+    rows = [
+        {"input_ids": [2, *t.input_ids, 3], "example_id": place, "word_ids": [-1, *t.word_ids, -1],
+         "asked": [-1, *t.layers["asked"], -1]}
+        for place, t in enumerate(tokenise(read_documents("factworld(people=40)"), tokenizer, layers=world))
+    ]  # fmt: skip
+    masker = Masker(
+        tokenizer,
+        policy="span-layer(layer='asked')",
+        ratio=0.15,
+        fill="random",
+        corruption="mask-only",
+        seed=0,
+    )
+    batch = masker(rows, step=0, total_steps=1)
+    asked = np.zeros(batch.labels.shape, dtype=bool)
+    for place, row in enumerate(rows):
+        asked[place, : len(row["asked"])] = np.array(row["asked"]) >= 0
+    masked = (batch.labels >= 0).numpy()
+    assert masked[asked].all() and 0.12 < masked.sum() / batch.attention_mask.sum() < 0.16
+
+
+def test_an_annotator_of_that_name_finds_the_texts_again(world):
+    made = annotator("factworld(people=40)").annotate([world.documents()[3][1], "Another text."])
+    assert made[0]["asked"].start.size == 1 and made[1]["asked"].start.size == 0
+    assert CorpusSettings(source="factworld(people=40)").annotators == ("factworld(people=40)",)
+
+
+# Questions -------------------------------------------------------------------------------------------------
+
+
+def test_people_are_split_three_ways(world):
+    splits = world.questions()
+    assert {split: len(rows) for split, rows in splits.items()} == {"train": 20, "dev": 4, "test": 16}
+    asked = [row["question"] for rows in splits.values() for row in rows]
+    assert len(set(asked)) == 40
+
+
+def test_a_task_in_a_world_takes_options_of_both():
+    task = load_task('factworld(people=40, asked=university, train_rows=8, name="where")')
+    assert (task.name, task.kind.name, task.metric) == ("where", "cloze-qa", "exact-match")
+    assert [len(task.splits[split]) for split in ("train", "dev", "test")] == [8, 4, 16]
+    assert load_task("factworld(people=40)").name == "factworld-job"
+    assert load_task("factworld(people=40)") != load_task("factworld(people=40, asked=city)")
+    assert task.majority <= 2 / 16
+
+
+def test_no_text_of_the_causal_world_states_an_effect():
+    world = CausalWorld(texts=50)
+    for _, text in world.documents():
+        for sentence in text.split(". "):
+            assert not (
+                set(lexicon()["crop"]) & set(sentence.split()) and {"more", "less"} & set(sentence.split())
+            )
+
+
+def test_answers_of_the_causal_world_follow_from_the_question():
+    """A sum of one number for each cause says all answers: that is the rule that fine-tuning has to teach."""
+    world = CausalWorld(asked=600)
+    splits, causes = world.questions(), lexicon()["cause"][:24]
+
+    def features(rows):
+        table, answers = np.zeros((len(rows), 24)), []
+        for place, row in enumerate(rows):
+            for change, cause in re.findall(r"(more|less) (\w+)", row["question"]):
+                table[place, causes.index(cause)] = 1 if change == "more" else -1
+            answers.append(1 if row["answers"] == ["more"] else -1)
+        return table, np.array(answers)
+
+    weights = np.linalg.lstsq(*features(splits["train"]), rcond=None)[0]
+    table, answers = features(splits["test"])
+    assert (np.sign(table @ np.sign(weights)) == answers).mean() == 1
+    assert 0.4 < (answers > 0).mean() < 0.6
+
+
+# Names -----------------------------------------------------------------------------------------------------
+
+
+def test_a_world_has_one_spelling():
+    assert str(read_world("factworld(seed=0,  people=300)")) == "factworld"
+    assert CorpusSettings(source="factworld(others=true, people=40)").source == (
+        "factworld(people=40, others=True)"
+    )
+    assert read_world("texts.jsonl") is None and read_world(["a list"]) is None
+
+
+def test_a_file_of_that_name_is_a_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "factworld").mkdir()
+    (tmp_path / "factworld" / "a.txt").write_text("A text.")
+    assert [document.text for document in read_documents("factworld")] == ["A text."]
+
+
+def test_the_seed_of_a_run_is_put_in_wherever_a_world_says_so():
+    settings = {"corpus": {"source": "factworld(seed='run')"}, "tasks": ["causalworld(seed=run)", "trivia"]}
+    assert of_run(settings, 5) == {
+        "corpus": {"source": "factworld(seed=5)"}, "tasks": ["causalworld(seed=5)", "trivia"],
+    }  # fmt: skip
+    assert FactWorld(people=20, seed="run").version == FactWorld(people=20).version  # where there is no run
+
+
+@pytest.mark.parametrize(
+    "spec, words",
+    [
+        ("factworld(people=2)", "people of factworld; got 2; allowed: a whole number, 10 to 1800"),
+        ("factworld(people=many)", "people of factworld; got many; allowed: a whole number"),
+        (
+            "factworld(persons=20)",
+            "unexpected keyword argument 'persons'; allowed: factworld(seed=0, people=",
+        ),
+        ("factworld(asked=hobby)", "asked of factworld; got hobby; allowed: job, city, year"),
+        ("factworld(facts=[birth])", "and the one that tells the job"),
+        ("factworld(friends=2)", "friends of factworld; got 2; allowed: such as True"),
+        ("factworld(seed=now)", "seed of factworld; got now; allowed: a whole number, or run"),
+        ("factworld(people=20", "cannot read this setting"),
+        ("factworld(train_rows=few)", "train_rows of task 'factworld'; got few; allowed: a whole number"),
+        ("causalworld(influences=2)", "influences of causalworld; got 2; allowed: an odd number"),
+        ("causalworld(causes=3, influences=1, asked=1000)", "so many different questions cannot be asked"),
+    ],
+)
+def test_bad_options_are_refused_in_one_line(spec, words):
+    with pytest.raises(MaskwiseError, match=re.escape(words)) as caught:
+        load_task(spec)
+    assert "\n" not in str(caught.value)
+
+
+# Answers at masks ------------------------------------------------------------------------------------------
+
+
+def qa_file(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return f"{path}(kind=cloze-qa)"
+
+
+def test_answers_of_several_tokens_end_with_a_separator(tmp_path):
+    rows = [
+        {"question": f"who is number {n}?", "answers": answer, "split": split}
+        for split in ("train", "dev", "test")
+        for n, answer in enumerate((["red cat"], ["dog", "the hound"], ["a big red dog"][: split != "train"]))
+    ]
+    task = load_task(qa_file(tmp_path / "qa.jsonl", rows))
+    assert [len(task.splits[split]) for split in ("train", "dev", "test")] == [2, 3, 3]
+    assert task.skipped == {"train: no answer": 1}
+    text = "who is number question answer ? 0 1 2 red cat dog a big the hound "
+    tokenizer = train_tokenizer([text * 20], vocab_size=200)
+    data = encode(task, tokenizer, max_length=24)
+    assert data["train"].targets.shape == (2, 2) and data["test"].lost == 1
+    batch = data["train"].batch(torch.arange(2))
+    shown = tokenizer.batch_decode(batch["input_ids"])
+    assert shown[0] == "[CLS] question who is number 0? answer [MASK] [MASK] [SEP]"
+    right = batch["labels"][0][batch["labels"][0] >= 0]
+    assert tokenizer.decode(right) == "red cat"
+    assert tokenizer.decode(data["train"].targets[1]) == "dog [SEP]"
+
+
+@pytest.mark.parametrize("architecture", ["bert", "modernbert"])
+def test_an_encoder_learns_to_answer_at_the_mask(architecture, world, tokenizer, tmp_path):
+    """It is asked again what it was told in training: the questions of test are those of train."""
+    rows = world.questions()["train"][:8]
+    spec = qa_file(
+        tmp_path / "qa.jsonl", [{**row, "split": s} for s in ("train", "dev", "test") for row in rows]
+    )
+    config = new_config(
+        architecture, tokenizer, 16, hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=64,
+    )  # fmt: skip
+    task = load_task(spec)
+    settings = FinetuneSettings(steps=80, batch_size=8, learning_rate=1e-2, max_length=16)
+    score = finetune(
+        None, task, tokenizer=tokenizer, settings=settings.training(task, seed=0), seed=0, max_length=16,
+        config=config,
+    )  # fmt: skip
+    assert score["score"] > 0.8 > score["majority"]
+
+
+@pytest.mark.parametrize(
+    "rows, words",
+    [
+        ([{"question": " ", "answers": ["a"]}], "the question is no text; got ' '; allowed: a string"),
+        ([{"question": "who?", "reply": "a"}], "has no label column; got question, reply"),
+        ([{"question": "who?", "answers": [3]}], "cannot read the answers"),
+        ([{"question": "who?", "answers": []}], "the train split"),
+    ],
+)
+def test_bad_rows_are_refused_in_one_line(rows, words, tmp_path):
+    with pytest.raises(MaskwiseError, match=re.escape(words)):
+        load_task(qa_file(tmp_path / "qa.jsonl", rows))
+
+
+def test_max_length_needs_room_for_the_question(tokenizer):
+    with pytest.raises(MaskwiseError, match="max_length leaves no room"):
+        encode(load_task("factworld(people=40)"), tokenizer, max_length=9)
+
+
+# Studies ---------------------------------------------------------------------------------------------------
+
+TINY = [
+    "corpus.source=factworld(people=20, others=true, seed=run)", "training.steps=2", "training.batch_size=4",
+    "intermediate={corpus.source: \"factworld(people=20, seed='run')\", training.steps: 2}",
+    "tasks=[\"factworld(people=20, seed='run')\"]", "finetune.steps=2", "tokenizer.vocab_size=600",
+]  # fmt: skip
+
+
+def test_every_run_has_a_world_of_its_own():
+    plan = make_plan(read_recipe("factworld", [*TINY, "study.seeds=2"]))
+    sources = {run.seed: [text.what["corpus"]["source"] for text in run.texts] for run in plan.runs[:4]}
+    by_arm = {(run.arm, run.seed): run for run in plan.runs}
+    assert [t.what["corpus"]["source"] for t in by_arm["random", 1].texts] == [
+        "factworld(people=20, others=True, seed=1)", "factworld(people=20, seed=1)",
+    ]  # fmt: skip
+    assert sources[0] != sources.get(1)
+    (task,) = by_arm["random", 1].tasks.values()
+    assert task.what["task"] == "factworld(people=20, seed=1)"
+    first = {arm: by_arm[arm, 0].trainings[0].name for arm in ("none", "random", "salient", "oracle")}
+    assert len(set(first.values())) == 1  # the stage before the stage is shared
+    assert by_arm["none", 0].pretrained == by_arm["oracle", 0].trainings[0]
+
+
+def test_a_run_goes_from_the_texts_to_a_score(tmp_path):
+    plan = make_plan(read_recipe("factworld", [*TINY, "study.seeds=1"]))
+    (run,) = (run for run in plan.runs if run.arm == "oracle")
+    results = {stage.kind: run_stage(stage, tmp_path) for stage in run.stages}
+    score = results["finetune"]
+    assert (score["task"], score["metric"], score["test_items"]) == ("factworld-job", "exact-match", 8)
+    assert 0 <= score["score"] <= 1 and results["overlap"]["record"]["overlapping"] == 0
+    masks = {line["masks"] for line in results["evaluate"]["records"]}
+    assert masks == {"whole-word", "salient"}
