@@ -16,8 +16,8 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from maskwise.errors import MaskwiseError
-from maskwise.masking.batch import IGNORE
 from maskwise.families import masked_logits
+from maskwise.masking.batch import IGNORE
 from maskwise.objectives import MaskedLanguageModelling
 from maskwise.tasks.questions import NO_ANSWER, read_answers
 from maskwise.tasks.task import Columns, Row, Task, Tuned, UsualColumns
