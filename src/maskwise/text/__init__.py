@@ -1,6 +1,6 @@
 """Documents in, pieces out: readers, tokenizers, words, layers and their alignment, pieces on disk, plans of rows.
 
-May import ``errors``, ``folders``, ``keys`` and ``starts``; nothing else of maskwise."""
+May import ``errors``, ``folders``, ``keys``, ``specs`` and ``starts``; nothing else of maskwise."""
 
 from maskwise.text.documents import Document, Documents, bundled_path, read_documents, require_documents
 from maskwise.text.pieces import PieceBatch, Pieces, read_pieces
