@@ -411,12 +411,6 @@ class Recipe(Settings):
         base = of_run(self.model_dump(mode="json", exclude={"study"}), seed)
         return _changed(base, changes, origin=f"arm {name!r}").seeded(seed)
 
-    def in_run(self, seed: int) -> Recipe:
-        """The same recipe with the seed of a run in its worlds that say ``seed="run"``."""
-        settings = self.model_dump(mode="json")
-        own = of_run(settings, seed)
-        return self if own == settings else validate(own, origin=self.name)
-
     def seeded(self, seed: int) -> Recipe:
         """The same recipe with another seed of the training."""
         return self.model_copy(update={"training": self.training.model_copy(update={"seed": seed})})

@@ -36,6 +36,7 @@ from maskwise.samplers import sampler
 from maskwise.starts import TOKENIZER_FILES, resolve_start
 from maskwise.tasks import load_task
 from maskwise.text import bundled_path
+from maskwise.text.settings import CorpusSettings
 from maskwise.text.worlds import of_run, read_world
 from maskwise.training.engine import fast_bf16
 
@@ -396,7 +397,8 @@ def make_run(
     last = trained[-1] if trained else None
     # The yardstick is the study's last text, whatever an arm trains on; in rows as the arm's model knows them.
     rows = links[-1].corpus.model_dump(include={"length", "layout"})
-    text = recipe.in_run(seed).links()[-1].corpus.model_copy(update=rows)
+    last_text = recipe.links()[-1].corpus.model_dump() | rows
+    text = CorpusSettings(**of_run(last_text, seed))
     yardstick = prepare_stage(own.model_copy(update={"corpus": text}), after=prepared[0])
     judged = evaluate_stage(own, yardstick, last) if evaluated and (last or _fills_masks(own)) else None
     texts = {stage.name: stage for stage in (*prepared, *([yardstick] if judged else []))}
