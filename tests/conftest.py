@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -12,6 +13,9 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import pytest
 import torch
+
+from maskwise import jobs
+from processes import SamePool
 
 torch.set_num_threads(1)
 # A shell starts `make test &` with SIGINT ignored, which children inherit: those that tests interrupt would not notice.
@@ -23,3 +27,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "slow" in item.keywords or "process" in item.keywords:
             item.add_marker(pytest.mark.timeout(1800))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def tasks_are_done_here() -> Iterator[None]:
+    """Studies and annotations start no workers, each of which imports torch for seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(jobs.ENGINES, "local", SamePool)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def but_tests_of_processes_have_workers(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "process" in request.keywords:
+        monkeypatch.setitem(jobs.ENGINES, "local", jobs.LocalPool)

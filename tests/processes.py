@@ -6,10 +6,19 @@ it is generous: a busy machine makes these tests slower and not red.
 
 from __future__ import annotations
 
+import io
+import multiprocessing
 import os
+import pickle
+import socket
+import sys
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
+
+from maskwise.jobs import Outcome, Pool, _answer
 
 PATIENCE = float(os.environ.get("MASKWISE_TEST_PATIENCE", "240"))
 
@@ -47,6 +56,91 @@ def in_group(group: int) -> list[int]:
         if int(of_group) == group and state != b"Z":
             found.append(int(folder.name))
     return found
+
+
+class SamePool(Pool[Any, Any]):
+    """An engine that does tasks in this process: what they give is the same, and no worker imports torch first."""
+
+    def __init__(self, function: Any, **ignored: Any):
+        self.function, self.tasks = pickle.dumps(function), []
+
+    @property
+    def idle(self) -> int:
+        return 1 - len(self.tasks)
+
+    def start(self, task: Any) -> None:
+        self.tasks.append(pickle.loads(pickle.dumps(task)))
+
+    def finished(self, timeout: float) -> Iterator[Outcome[Any, Any]]:
+        while self.tasks:
+            yield Outcome(task := self.tasks.pop(), *_answer(self.function, task))
+
+    def close(self) -> None:
+        self.tasks = []
+
+
+def forked(function: Callable[..., Any], *arguments: Any, **variables: str) -> Callable[[], Any]:
+    """Call a function in a copy of this process, with more environment variables; the answer waits for its result.
+
+    A copy has imported everything already, which a new process does for seconds. What the function raises fails the
+    test, with its traceback; what it prints is lost.
+    """
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe(duplex=False)
+
+    def child() -> None:
+        os.environ.update(variables)
+        sys.stdout = sys.stderr = io.StringIO()
+        try:
+            theirs.send((function(*arguments), None))
+        except BaseException:
+            theirs.send((None, traceback.format_exc()))
+        finally:
+            os._exit(0)
+
+    process = context.Process(target=child)
+    process.start()
+    theirs.close()
+
+    def end() -> Any:
+        assert ours.poll(PATIENCE), f"waited {PATIENCE:.0f} s in vain"
+        try:
+            result, failure = ours.recv()
+        except EOFError:
+            process.join()
+            result, failure = None, f"the process died (exit code {process.exitcode})"
+        process.join(PATIENCE)
+        assert failure is None, failure
+        return result
+
+    return end
+
+
+def two_ranks(function: Callable[..., None], *arguments: Any) -> None:
+    """Call a function in two processes with the variables that torchrun gives its ranks."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+    ranks = [
+        forked(_as_rank, function, *arguments, **shared, LOCAL_WORLD_SIZE="2", RANK=rank, LOCAL_RANK=rank)
+        for rank in "01"
+    ]
+    for end in ranks:
+        end()
+
+
+def _as_rank(function: Callable[..., None], *arguments: Any) -> None:
+    import torch.distributed as dist
+    from accelerate.state import AcceleratorState
+
+    from maskwise.training import leave
+
+    AcceleratorState._reset_state(reset_partial_state=True)  # the copied process was alone
+    function(*arguments)
+    assert dist.get_world_size() == 2
+    leave()
+    threads = [task.read_text() for task in Path("/proc/self/task").glob("*/comm")]
+    assert not [name for name in threads if "gloo" in name], "what races with the interpreter's end"
 
 
 def _read(path: str) -> bytes:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from maskwise.errors import MaskwiseError
@@ -17,7 +18,8 @@ from maskwise.objectives import Arms, objective, objective_class
 from maskwise.samplers import Sampler, sampler
 from maskwise.training import MaskedSource, TrainingSettings, train
 from maskwise.training.arms import ArmsSource, Probe, SamplerLearner, probe_rows
-from training_tools import LENGTH, Language, model, tokenizer, two_ranks
+from processes import two_ranks
+from training_tools import LENGTH, Language, model, tokenizer
 
 ARMS = {"mlm": {}, "atd": {}, "cse": {}, "mlm-40": {"ratio": 0.4}}
 
@@ -159,28 +161,20 @@ def test_each_arm_trains_its_own_head_and_the_shared_encoder() -> None:
     assert set(trained.heads()) == {"atd.head.weight", "atd.head.bias", "dtd.head.weight", "dtd.head.bias"}
 
 
-SCRIPT = """
-import os, sys
-from pathlib import Path
-import torch
-import torch.distributed as dist
-sys.path.insert(0, {tests!r})
-from test_arms import run
-from maskwise.training import leave
-arms = dict.fromkeys(["mlm", "atd", "dtd"], {{}})
-_, chooser = run(Path(sys.argv[1]), steps=3, spec="mometas(every=1)", arms=arms, dropout=0.0)
-gathered = [torch.empty_like(chooser.logits) for _ in range(2)]
-dist.all_gather(gathered, chooser.logits)
-assert torch.equal(*gathered), gathered
-run(steps=3, spec="mometas(every=1)", arms=dict.fromkeys(["cse", "emlm", "sbo", "rtd"], {{}}))
-if dist.get_rank() == 0:
-    Path(sys.argv[1], "logits.txt").write_text(" ".join(map(repr, chooser.logits.tolist())))
-leave()
-"""
+def rank_of_two(folder: Path) -> None:
+    arms: dict[str, Any] = {"mlm": {}, "atd": {}, "dtd": {}}
+    _, chooser = run(folder, steps=3, spec="mometas(every=1)", arms=arms, dropout=0.0)
+    gathered = [torch.empty_like(chooser.logits) for _ in range(2)]
+    dist.all_gather(gathered, chooser.logits)
+    assert torch.equal(*gathered), gathered
+    others: dict[str, Any] = {"cse": {}, "emlm": {}, "sbo": {}, "rtd": {}}
+    run(steps=3, spec="mometas(every=1)", arms=others)
+    if dist.get_rank() == 0:
+        (folder / "logits.txt").write_text(" ".join(map(repr, chooser.logits.tolist())))
 
 
 def test_two_ranks_draw_the_same_arms_and_learn_as_one(tmp_path: Path) -> None:
-    two_ranks(SCRIPT, tmp_path)
+    two_ranks(rank_of_two, tmp_path)
     two = [float(word) for word in (tmp_path / "logits.txt").read_text().split()]
     arms: dict[str, Any] = {"mlm": {}, "atd": {}, "dtd": {}}
     _, chooser = run(steps=3, spec="mometas(every=1)", arms=arms, dropout=0.0)

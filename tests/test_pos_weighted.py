@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from masking_tools import padded, random_rows, row, vocabulary
@@ -22,7 +23,8 @@ from maskwise.objectives import MaskedLanguageModelling
 from maskwise.recipe import read_recipe
 from maskwise.study.single import run_pretrain
 from maskwise.training import MaskedSource, TrainingSettings, train
-from training_tools import Language, model, tokenizer, two_ranks
+from processes import two_ranks
+from training_tools import Language, model, tokenizer
 
 
 class Tagged(Language):
@@ -280,27 +282,18 @@ def test_weights_change_what_is_masked() -> None:
     assert masker(rows, epoch=0).selected[:, 0::2].sum() > 1.3 * even[:, 0::2].sum()
 
 
-SCRIPT = """
-import os, sys
-from pathlib import Path
-import torch
-import torch.distributed as dist
-sys.path.insert(0, {tests!r})
-from test_pos_weighted import run
-from maskwise.training import leave
-_, learnt = run(Path(sys.argv[1]), steps=3, accumulate=2)
-mine = learnt.running.weight_C
-gathered = [torch.empty_like(mine) for _ in range(2)]
-dist.all_gather(gathered, mine)
-assert dist.get_world_size() == 2 and torch.equal(*gathered), gathered
-if dist.get_rank() == 0:
-    Path(sys.argv[1], "weights.txt").write_text(" ".join(map(repr, mine.tolist())))
-leave()
-"""
+def rank_of_two(folder: Path) -> None:
+    _, learnt = run(folder, steps=3, accumulate=2)
+    mine = learnt.running.weight_C
+    gathered = [torch.empty_like(mine) for _ in range(2)]
+    dist.all_gather(gathered, mine)
+    assert torch.equal(*gathered), gathered
+    if dist.get_rank() == 0:
+        (folder / "weights.txt").write_text(" ".join(map(repr, mine.tolist())))
 
 
 def test_two_ranks_learn_the_same_and_as_one(tmp_path: Path) -> None:
-    two_ranks(SCRIPT, tmp_path)
+    two_ranks(rank_of_two, tmp_path)
     two = [float(word) for word in (tmp_path / "weights.txt").read_text().split()]
     _, learnt = run(steps=3)
     assert two == pytest.approx(learnt.running.weight_C.tolist(), abs=1e-4) and two[0] != two[1]

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 import re
-import subprocess
-import sys
+import resource
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
@@ -27,7 +28,8 @@ from maskwise.text import load_tokenizer
 from maskwise.training import MaskedSource, TrainingSettings, log_frequencies, permutation, train
 from maskwise.training.engine import save_checkpoint
 from maskwise.training.optim import Optimizers, hidden_matrices, rate_factor
-from training_tools import ARCHITECTURES, FIRST, WORDS, Language, config, counts, model, tokenizer, two_ranks
+from processes import forked, two_ranks
+from training_tools import ARCHITECTURES, FIRST, WORDS, Language, config, counts, model, tokenizer
 
 DATA = Language(40)
 HELD_OUT = Language(24, seed=1)
@@ -350,27 +352,20 @@ def test_what_a_killed_process_left_is_swept(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["metrics.jsonl"]
 
 
-FULL = """
-import resource, sys
-sys.path.insert(0, {tests!r})
-from pathlib import Path
-from maskwise.errors import MaskwiseError
-from maskwise.training.engine import save_checkpoint
-from training_tools import model, tokenizer
-import test_training
-folder = Path(sys.argv[1])
-resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, resource.RLIM_INFINITY))
-def train():
-    test_training.run(folder, save_every=2)
-def save():
-    save_checkpoint(folder / "checkpoint", model("bert"), tokenizer())
-for write in (train, save):
-    try:
-        write()
-        print("written")
-    except MaskwiseError as error:
-        print(error)
-"""
+def on_a_full_disk(folder: Path, size: int) -> list[str]:
+    """What training and saving a checkpoint say where files of so many bytes fit."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+    said = []
+    for write in (
+        lambda: run(folder, save_every=2),
+        lambda: save_checkpoint(folder / "checkpoint", model("bert"), tokenizer()),
+    ):
+        try:
+            write()
+            said.append("written")
+        except MaskwiseError as error:
+            said.append(str(error))
+    return said
 
 
 @pytest.mark.parametrize("size", [0, 2000, 20_000, 40_000])
@@ -379,13 +374,9 @@ def test_a_full_disk_is_one_line_and_the_last_good_state_stays(size: int, tmp_pa
     whole, _ = run(tmp_path / "whole", save_every=2)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "cut", stop=5, save_every=2)
-    script = FULL.format(tests=str(Path(__file__).parent), size=size)
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path / "cut")], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    refused = [line.startswith("cannot write") for line in done.stdout.splitlines()]
-    assert refused == [True, size < 40_000], done.stdout
+    said = forked(on_a_full_disk, tmp_path / "cut", size)()
+    assert [line.startswith("cannot write") for line in said] == [True, size < 40_000], said
+    assert not any("\n" in line for line in said)
     assert not list((tmp_path / "cut").rglob(".*.partial"))
     assert (tmp_path / "cut" / "checkpoint").exists() == (size == 40_000)
     resumed, facts = run(tmp_path / "cut", save_every=2)
@@ -680,43 +671,29 @@ def test_the_output_bias_starts_at_the_log_frequencies(architecture: str) -> Non
 
 # --- two processes
 
-SCRIPT = """
-import sys
-from pathlib import Path
-import torch
-import torch.distributed as dist
-sys.path.insert(0, {tests!r})
-from test_training import run, lines, tokenizer, Masker
-from maskwise.training import leave
-folder = Path(sys.argv[1])
-masker = Masker(tokenizer(), ratio=0.3)
-more = dict(dropout=0.0, log_every=1, eval_every=1, save_every=2, steps=6, accumulate=2, masker=masker)
-nets = []
-for name in ("bert", "modernbert"):
-    more |= dict(architecture=name, optimizer="muon" if name == "modernbert" else "adamw")
-    nets.append(run(folder / name, **more)[0])
-    try:
-        run(folder / (name + "-cut"), stop=5, **more)
-    except KeyboardInterrupt:
-        pass
-    resumed = run(folder / (name + "-cut"), **more)[0]
-    for a, b in zip(nets[-1].parameters(), resumed.parameters(), strict=True):
-        assert torch.equal(a, b), "resumed"
-assert dist.get_world_size() == 2
-for parameter in [p for net in nets for p in net.parameters()]:
-    gathered = [torch.empty_like(parameter) for _ in range(2)]
-    dist.all_gather(gathered, parameter.detach().contiguous())
-    assert torch.equal(*gathered), "ranks differ"
-leave()
-threads = [task.read_text() for task in Path("/proc/self/task").glob("*/comm")]
-assert not [name for name in threads if "gloo" in name], "what races with the interpreter's end"
-"""
+
+def rank_of_two(folder: Path) -> None:
+    more: dict[str, Any] = {
+        "dropout": 0.0, "log_every": 1, "eval_every": 1, "save_every": 2, "steps": 6, "accumulate": 2,
+        "masker": Masker(tokenizer(), ratio=0.3),
+    }  # fmt: skip
+    nets = []
+    for name in ("bert", "modernbert"):
+        more |= {"architecture": name, "optimizer": "muon" if name == "modernbert" else "adamw"}
+        nets.append(run(folder / name, **more)[0])
+        with suppress(KeyboardInterrupt):
+            run(folder / f"{name}-cut", stop=5, **more)
+        assert same(nets[-1], run(folder / f"{name}-cut", **more)[0])
+    for parameter in [p for net in nets for p in net.parameters()]:
+        gathered = [torch.empty_like(parameter) for _ in range(2)]
+        dist.all_gather(gathered, parameter.detach().contiguous())
+        assert torch.equal(*gathered), "ranks differ"
 
 
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
-    """torchrun with two ranks: the same parameters on both, one process's losses, and resuming."""
+    """Two ranks: the same parameters on both, one process's losses, and resuming."""
     (tmp_path / "two").mkdir()
-    two_ranks(SCRIPT, tmp_path / "two")
+    two_ranks(rank_of_two, tmp_path / "two")
     for name in ("bert", "modernbert"):
         optimizer = "muon" if name == "modernbert" else "adamw"
         run(

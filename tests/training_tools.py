@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -97,15 +93,3 @@ class Language:
 
 def counts(language: Language) -> Tensor:
     return torch.bincount(language.ids.flatten(), minlength=FIRST + WORDS)
-
-
-def two_ranks(script: str, folder: Path) -> None:
-    """Run a script under torchrun with two processes, ``folder`` its argument; ``{tests}`` is where these tests are."""
-    path = folder / "script.py"
-    path.write_text(script.format(tests=str(Path(__file__).parent)))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*command, str(path), str(folder)], env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True, text=True, timeout=180, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]

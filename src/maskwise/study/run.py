@@ -33,7 +33,6 @@ from maskwise.masking.policies.learned import GroupWeighted
 from maskwise.masking.schedules import schedule
 from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
-from maskwise.report import write_report
 from maskwise.show import show_masks
 from maskwise.study.checks import LOCK, check_inputs, require_study_folder, say
 from maskwise.study.phases import Design
@@ -48,7 +47,6 @@ from maskwise.study.plan import (
     tokenizer_of,
 )
 from maskwise.study.scheduler import RETRIES, execute
-from maskwise.study.verdict import primary_pairs, summarise
 from maskwise.tasks import load_task
 from maskwise.text import Document, Prepared, tokenise
 
@@ -82,6 +80,10 @@ def run_study(
     Raises:
         MaskwiseError: bad input, before anything is written.
     """
+    # Imported here because workers import this module too, and need neither scipy nor altair: 1.5 s each.
+    from maskwise.report import write_report
+    from maskwise.study.verdict import primary_pairs, summarise
+
     began = time.perf_counter()
     require_engine(engine)
     require_study_folder(out)

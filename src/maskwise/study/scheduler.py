@@ -151,9 +151,9 @@ def only_copy(folder: Path) -> Iterator[None]:
         yield
 
 
-def appears(path: Path, *, within: float = LATE_SECONDS) -> bool:
-    """Whether a file is there. If not, wait: what another machine wrote may show late."""
-    end = time.monotonic() + within
+def appears(path: Path, *, within: float | None = None) -> bool:
+    """Whether a file is there. If not, wait (LATE_SECONDS): what another machine wrote may show late."""
+    end = time.monotonic() + (LATE_SECONDS if within is None else within)
     while not path.is_file():
         if time.monotonic() > end:
             return False
