@@ -22,7 +22,7 @@ from maskwise.study import Plan, Run, Stage, scheduler
 from maskwise.study.live import LiveTable
 from maskwise.study.scheduler import execute
 from processes import PATIENCE, wait_for, workers
-from tiny import maskwise, read_lines, start, worker_task, write_inputs
+from tiny import maskwise, read_lines, start, worker_length, worker_task, write_inputs
 
 LOST = Failure("the node is gone", passing=True)
 WRONG = Failure("the loss is not finite", passing=False)
@@ -218,10 +218,6 @@ def test_results_come_with_their_tasks_and_a_failure_ends_them():
         pytest.raises(MaskwiseError, match=r"code 7\); was there enough"),
     ):
         list(pool.results(["die"]))
-
-
-def worker_length(text):
-    return len(text)
 
 
 IMPORTS = """

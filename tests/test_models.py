@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import ast
+import io
 import json
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +31,8 @@ from maskwise.models import (
     task_config,
 )
 from maskwise.text import load_tokenizer
+from processes import forked
+from tiny import maskwise as command
 from training_tools import config, model, tokenizer
 
 ROOT = Path(maskwise.__file__).parent
@@ -133,29 +135,19 @@ def test_a_flipped_bit_is_seen_by_the_manifest(loader: str, tmp_path: Path) -> N
         LOADERS[loader](folder)
 
 
+def yes_to_all(*arguments: object) -> tuple[int, str]:
+    sys.stdin, sys.stderr = io.StringIO("y\n" * 100), io.StringIO()
+    return command(*arguments), sys.stderr.getvalue()
+
+
 def test_nobody_is_asked_on_stdin_whether_a_checkpoint_may_run_its_code(tmp_path: Path) -> None:
     """With ``yes |`` before the command, its code ran."""
     folder = saved(tmp_path / "model")
     rewrite(folder, model_type="evil", auto_map={"AutoConfig": "evil.Config", "AutoModel": "evil.Model"})
     (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
-    call = "import sys; from maskwise.cli import main; main(sys.argv[1:])"
-    command = [
-        sys.executable,
-        "-c",
-        call,
-        "finetune",
-        str(folder),
-        "--task",
-        "ud-pos",
-        "--out",
-        str(tmp_path / "o"),
-    ]
-    done = subprocess.run(command, input="y\n" * 100, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2 and not (tmp_path / "ran").exists()
-    assert (
-        "brings code of its own; got auto_map in config.json" in done.stderr
-        and "Traceback" not in done.stderr
-    )
+    code, said = forked(yes_to_all, "finetune", folder, "--task", "ud-pos", "--out", tmp_path / "o")()
+    assert code == 2 and not (tmp_path / "ran").exists()
+    assert "brings code of its own; got auto_map in config.json" in said and "Traceback" not in said
 
 
 def test_a_tokenizer_with_code_is_refused_too(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import re
 import shutil
@@ -26,7 +27,7 @@ from maskwise.study import Stage, make_plan
 from maskwise.study.plan import prepare_stage, pretrain_stage
 from maskwise.text import Prepared
 from maskwise.training import log_frequencies
-from processes import PATIENCE, in_group, wait_for
+from processes import PATIENCE, SamePool, in_group, wait_for
 from tiny import maskwise, read_lines, start, write_inputs
 
 SCHEMA = {
@@ -247,14 +248,15 @@ def test_a_changed_study_does_its_own_part_only(finished, recipe, tmp_path):
 
 
 @pytest.mark.process
-def test_ctrl_c_and_kill_change_no_number(finished, recipe, tmp_path):
+def test_ctrl_c_and_kill_change_no_number(finished, recipe, tmp_path, monkeypatch):
     out = tmp_path / "out"
-    for how in (signal.SIGINT, signal.SIGKILL):
-        _interrupt(start("study", recipe, "--out", out, "--jobs", 1), out, how)
-        assert not (out / "records.jsonl").exists()
-        assert json.loads((out / "study.json").read_text())["arms"]
-        assert maskwise("report", out) == 0  # a smaller page
-    assert maskwise("study", recipe, "--out", out, "--jobs", 1) == 0
+    study = ("study", recipe, "--out", out, "--jobs", 1)
+    _interrupted(study, out)
+    _is_unfinished(out)
+    _killed(study, out)
+    _is_unfinished(out)
+    monkeypatch.setitem(jobs.ENGINES, "local", SamePool)
+    assert maskwise(*study) == 0
     assert (out / "records.jsonl").read_bytes() == (finished / "records.jsonl").read_bytes()
     for metrics in finished.glob("stages/*/metrics.jsonl"):
         ours, theirs = (read_lines(f / metrics.relative_to(finished)) for f in (out, finished))
@@ -262,24 +264,37 @@ def test_ctrl_c_and_kill_change_no_number(finished, recipe, tmp_path):
     assert not list(out.rglob("*.partial"))
 
 
-def _interrupt(process: Any, out: Path, how: signal.Signals) -> None:
-    """Stop a study as soon as it trains on; its workers must then end.
+def _is_unfinished(out: Path) -> None:
+    assert not (out / "records.jsonl").exists()
+    assert json.loads((out / "study.json").read_text())["arms"]
+    assert maskwise("report", out) == 0  # a smaller page
 
-    The event is a line of metrics, which stays where it is: a state to resume from may come and go unseen.
-    """
+
+def _interrupted(study: tuple[Any, ...], out: Path) -> None:
+    """Press Ctrl-C as soon as a study trains; its workers must then end."""
+    process = start(*study)
+    wait_for(lambda: _lines(out) or process.poll() is not None)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to everybody in the group
+    _, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 130 and "goes on" in err and "Traceback" not in err
+    wait_for(lambda: not in_group(process.pid))
+
+
+def _killed(study: tuple[Any, ...], out: Path) -> None:
+    """Kill a study, in a copy of this process, as soon as it trains on; its workers must then end."""
     before = _lines(out)
-    wait_for(lambda: _lines(out) > before or process.poll() is not None)
-    if how == signal.SIGINT:
-        os.killpg(process.pid, how)  # as a terminal does: to everybody in the group
-        _, err = process.communicate(timeout=PATIENCE)
-        assert process.returncode == 130 and "goes on" in err and "Traceback" not in err
-    else:
-        process.kill()
-        process.wait()
+    process = multiprocessing.get_context("fork").Process(target=lambda: (os.setsid(), maskwise(*study)))
+    process.start()
+    assert process.pid
+    wait_for(lambda: _lines(out) > before or not process.is_alive())
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     wait_for(lambda: not in_group(process.pid))
 
 
 def _lines(out: Path) -> int:
+    """Lines of metrics: they stay where they are, and a state to resume from may come and go unseen."""
     return sum(path.read_text().count("\n") for path in out.glob("stages/pretrain-*/metrics.jsonl"))
 
 

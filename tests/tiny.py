@@ -107,3 +107,7 @@ def worker_task(what: Any) -> Any:
     import torch
 
     return what, os.getpid(), torch.get_num_threads(), os.environ["OMP_NUM_THREADS"]
+
+
+def worker_length(text: Any) -> int:
+    return len(text)
