@@ -359,11 +359,17 @@ def test_of_a_large_corpus_a_sample_trains_the_tokenizer(monkeypatch):
     taken = {}
     for size in (total, total // 10):
         monkeypatch.setattr("maskwise.text.tokenizers.SAMPLE_CHARACTERS", size)
-        taken[size] = list(_sample(texts))
+        taken[size] = _sample(texts)
     small = taken[total // 10]
-    assert taken[total] == texts and small[:200] == texts[:200]
-    assert 0.25 < len(small) / len(texts) < 0.42  # (1 + ln 10) / 10 = .33
-    assert {text in texts[1500:] for text in small} == {True, False}
+    assert taken[total] == texts
+    assert (
+        total // 10 - 40 < sum(map(len, small)) <= total // 10
+    )  # what is held does not grow with the corpus
+    assert small == sorted(small, key=texts.index) and {text in texts[1500:] for text in small} == {
+        True,
+        False,
+    }
+    assert sorted(_sample(texts[::-1])) == sorted(small)
 
 
 def test_lines_without_end_are_skipped_and_counted(tmp_path, monkeypatch):

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from maskwise.errors import MaskwiseError
+from maskwise.text.documents import batches
 from maskwise.text.words import classify, is_white, word_starts
 
 Flags = NDArray[np.bool_]
@@ -129,16 +130,7 @@ def _plain(codes: NDArray[np.uint32]) -> Flags:
 
 def blocks(texts: Iterable[str]) -> Iterator[Words]:
     """The words of a stream, some thousand texts at a time."""
-    block: list[str] = []
-    size = 0
-    for text in texts:
-        block.append(text)
-        size += len(text)
-        if size >= BLOCK_CHARACTERS:
-            yield words_of(block)
-            block, size = [], 0
-    if block:
-        yield words_of(block)
+    return map(words_of, batches(texts, BLOCK_CHARACTERS))
 
 
 class Vocabulary:

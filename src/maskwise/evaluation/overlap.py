@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from maskwise.errors import MaskwiseError
 from maskwise.text import Document
+from maskwise.text.documents import batches
 
 N = 13
 LEAST = 4
@@ -103,7 +104,8 @@ def overlap(
         of_length = needed_T[text] == length
         wanted[length] = _Wanted(grams[of_length], owner_T[text[of_length]])
     overlapping, count = np.zeros(len(parts), dtype=bool), 0
-    for batch in _batches(documents):
+    texts = (document if isinstance(document, str) else document.text for document in documents)
+    for batch in batches(texts, _BATCH_CHARACTERS):
         count += len(batch)
         for length, grams, _ in _grams(*_words(batch), list(wanted)):
             overlapping[wanted[length].owners_of(grams)] = True
@@ -137,19 +139,6 @@ def overlap_record(
         "overlapping": result.overlapping, "short": result.short, "documents": result.documents, "n": n,
         "examples": [" / ".join(texts) for texts in shown],
     }  # fmt: skip
-
-
-def _batches(documents: Iterable[str | Document]) -> Iterator[list[str]]:
-    batch: list[str] = []
-    characters = 0
-    for document in documents:
-        batch.append(document if isinstance(document, str) else document.text)
-        characters += len(batch[-1])
-        if characters >= _BATCH_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
 
 
 def _words(texts: Iterable[str]) -> tuple[Hashes, NDArray[np.int64]]:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from maskwise import folders
 from maskwise.errors import MaskwiseError
+from maskwise.text.documents import batches
 from maskwise.text.layers import digest
 from maskwise.text.tokenizers import Tokens
 from maskwise.text.words import text_id
@@ -232,7 +233,7 @@ def read_pieces(
     columns = _Columns(scratch)
     layers: list[str] = []
     try:
-        for window in _windows(tokens):
+        for window in batches(tokens, WINDOW_TOKENS, measure=lambda document: len(document.input_ids) + 1):
             layers = layers or list(window[0].columns())
             flat = _flat(window, layers)
             columns.append(_cut(window, flat, counts, room=frame.room(length), unknown=tokenizer))
@@ -247,19 +248,6 @@ def read_pieces(
     finally:
         if scratch:
             shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _windows(tokens: Iterable[Tokens]) -> Iterator[list[Tokens]]:
-    window: list[Tokens] = []
-    size = 0
-    for document in tokens:
-        window.append(document)
-        size += len(document.input_ids) + 1
-        if size >= WINDOW_TOKENS:
-            yield window
-            window, size = [], 0
-    if window:
-        yield window
 
 
 def _cut(

@@ -10,6 +10,7 @@ Cost: nearly all of it is the Rust tokenizer's; the word layer adds about a sixt
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from heapq import heappop, heappush
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -20,7 +21,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 
 from maskwise.errors import MaskwiseError, unknown_name
 from maskwise.starts import TOKENIZER_FILES, find_start
-from maskwise.text.documents import Document
+from maskwise.text.documents import Document, batches
 from maskwise.text.layers import Layered, align
 from maskwise.text.words import (
     classify,
@@ -116,8 +117,8 @@ def train_tokenizer(
     itself or 100, since a rare character becomes [UNK] either way (with the trainer's defaults, 843 of 2,048 entries
     were single characters).
 
-    Of more than `SAMPLE_CHARACTERS` characters a sample is taken, thinner and thinner (the hash of a text says whether
-    it is in), and held in memory: 58 of 200 million characters. A word counts in parts of `LONGEST_WORD` characters,
+    Of more than `SAMPLE_CHARACTERS` characters a sample of so many is taken (the hash of a text says whether it is in)
+    and held in memory. A word counts in parts of `LONGEST_WORD` characters,
     since the trainer's time grows with the square of a word.
 
     >>> train_tokenizer(["the cat sat on the mat"] * 9, vocab_size=64).tokenize("The mat")
@@ -133,7 +134,7 @@ def train_tokenizer(
     least = 64 if kind == "wordpiece" else len(SPECIAL_TOKENS) + 256
     if vocab_size < least:
         raise MaskwiseError(f"vocab_size is too small for {kind}", got=vocab_size, allowed=f"≥ {least}")
-    corpus = list(_sample(texts))
+    corpus = _sample(texts)
     if not any(text.strip() for text in corpus):
         raise MaskwiseError("no text to train a tokenizer on", do="check the corpus and its text field")
     train = _wordpiece if kind == "wordpiece" else _bpe
@@ -173,7 +174,7 @@ def tokenise(
     backend.no_truncation()
     backend.no_padding()
     backend.encode_special_tokens = True  # a special token's name in a text is text
-    for batch in _batches(documents, batch_size):
+    for batch in batches(documents, _BATCH_CHARACTERS, measure=lambda each: len(each.text), most=batch_size):
         texts = [document.text for document in batch]
         encodings = backend.encode_batch(texts, add_special_tokens=False)
         offsets, lengths = flat_offsets(encodings)
@@ -194,19 +195,6 @@ def _without_words(documents: Iterable[Document], tokenizer: Any) -> Iterator[To
         yield Tokens(document.id, np.array(ids, dtype=np.int32), None)
 
 
-def _batches(documents: Iterable[Document], size: int) -> Iterator[list[Document]]:
-    batch: list[Document] = []
-    characters = 0
-    for document in documents:
-        batch.append(document)
-        characters += len(document.text)
-        if len(batch) >= size or characters >= _BATCH_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
-
-
 def _wordpiece(corpus: list[str], vocab_size: int, lowercase: bool) -> Tokenizer:
     """A WordPiece tokenizer, trained by BPE.
 
@@ -218,8 +206,8 @@ def _wordpiece(corpus: list[str], vocab_size: int, lowercase: bool) -> Tokenizer
     normalizer = normalizers.BertNormalizer(lowercase=lowercase)
 
     def moved() -> Iterator[str]:  # made twice: held in memory, it is four bytes a character
-        for chunk in _chunks(corpus):
-            yield _move_inside_letters(normalizer.normalize_str(chunk))
+        for texts in batches(corpus, _BATCH_CHARACTERS):
+            yield _move_inside_letters(normalizer.normalize_str("\n".join(texts)))
 
     alphabet = _commonest_characters(moved(), count=max(vocab_size // 12, min(100, vocab_size // 2)))
     trainer = trainers.BpeTrainer(
@@ -281,27 +269,19 @@ def _bpe(corpus: list[str], vocab_size: int, lowercase: bool) -> Tokenizer:
     return backend
 
 
-def _sample(texts: Iterable[str]) -> Iterator[str]:
-    """All texts of a small corpus; of a large one fewer and fewer, the same ones each time."""
-    seen = 0
-    for text in texts:
-        seen += len(text)
-        if seen <= SAMPLE_CHARACTERS or text_id(text) * seen < SAMPLE_CHARACTERS << 63:
-            yield text
-
-
-def _chunks(texts: Iterable[str]) -> Iterator[str]:
-    """Texts joined to about `_BATCH_CHARACTERS` characters, since a call for each short text would cost more."""
-    chunk: list[str] = []
-    size = 0
-    for text in texts:
-        chunk.append(text)
-        size += len(text)
-        if size >= _BATCH_CHARACTERS:
-            yield "\n".join(chunk)
-            chunk, size = [], 0
-    if chunk:
-        yield "\n".join(chunk)
+def _sample(texts: Iterable[str]) -> list[str]:
+    """All texts of a small corpus; of a large one those with the smallest hashes, in their order."""
+    kept: list[tuple[int, int, str]] = []  # a heap: the largest hash first
+    size, limit = 0, 1 << 63
+    for place, text in enumerate(texts):
+        number = text_id(text)
+        if number < limit:
+            heappush(kept, (-number, place, text))
+            size += len(text)
+        while size > SAMPLE_CHARACTERS and len(kept) > 1:
+            largest, _, dropped = heappop(kept)
+            limit, size = -largest, size - len(dropped)
+    return [text for _, text in sorted((place, text) for _, place, text in kept)]
 
 
 def _commonest_characters(texts: Iterable[str], *, count: int) -> list[str]:
