@@ -16,6 +16,7 @@ from maskwise.study import Stage, run_stage
 from maskwise.study.dry import _timed
 from maskwise.study.plan import DONE, prepare_stage, pretrain_stage, trained_recipe
 from maskwise.study.work import RUNNERS
+from maskwise.text import train_tokenizer
 from tiny import maskwise, write_inputs
 
 SHORT = ["training.steps=4", "training.log_every=2", "training.save_every=0", "training.eval_every=0"]
@@ -71,6 +72,33 @@ def test_text_in_which_a_policy_finds_nothing_is_refused_before_training(tmp_pat
         with pytest.raises(MaskwiseError, match=do):
             run_stage(training, tmp_path)
         assert not (training.folder(tmp_path) / "checkpoint").exists()
+
+
+def test_a_training_without_a_single_target_keeps_no_checkpoint(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The look before training sees eight batches only."""
+    monkeypatch.setattr("maskwise.study.work.require_targets", lambda *source: None)
+    recipe = read_recipe(source, [*SHORT, "masking.ratio=constant(0)"])
+    prepared = prepare_stage(recipe)
+    run_stage(prepared, tmp_path)
+    training = pretrain_stage(recipe, prepared)
+    with pytest.raises(MaskwiseError, match="not one target in the whole training"):
+        run_stage(training, tmp_path)
+    assert not (training.folder(tmp_path) / "checkpoint").exists()
+
+
+@pytest.mark.parametrize("texts, said", [("abc", False), ("αβγ", True)])
+def test_unknown_tokens_are_said_above_a_percent(
+    texts: str, said: bool, source: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    corpus = tmp_path / "corpus.jsonl"
+    known, written = ([f"{word * 3} is number {n}" for n in range(60)] for word in ("abc", texts))
+    corpus.write_text("".join(json.dumps({"text": line}) + "\n" for line in written))
+    train_tokenizer(known, vocab_size=200).save_pretrained(tmp_path / "tokenizer")
+    more = [f"corpus.source={corpus}", f"tokenizer={{name: {tmp_path / 'tokenizer'}}}"]
+    assert maskwise("pretrain", source, *SHORT, *more, "--out", tmp_path / "out") == 0
+    assert ("% of the tokens of" in capfd.readouterr().err) == said
 
 
 def test_a_full_disk_is_one_line_and_hides_no_other_error(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,12 @@ from maskwise.masking.policies import policy
 from maskwise.models import NO_HEAD, check_start, has_head
 from maskwise.recipe import Recipe
 from maskwise.samplers import sampler
-from maskwise.study.plan import prepare_stage, tokenizer_of
+from maskwise.study.plan import Stage, prepare_stage, tokenizer_of
 from maskwise.study.work import model_config
 from maskwise.tasks import load_task
 from maskwise.text import load_tokenizer, require_documents
 from maskwise.text.layers import token_layers
+from maskwise.text.pieces import UNKNOWN
 from maskwise.text.rows import is_held_out
 from maskwise.text.settings import CorpusSettings, TokenizerSettings
 from maskwise.text.words import text_id
@@ -33,6 +34,9 @@ CORPUS_LAYERS = ("word_ids",)
 
 LOCK = ".lock"
 """In ``stages/``: held while a study runs, and the sign that the folder is one."""
+
+MOST_UNKNOWN = 0.01
+"""Above this share of unknown tokens a text is spoken of: they are never masked, and teach nothing."""
 
 
 def check_inputs(recipe: Recipe) -> list[str]:
@@ -175,6 +179,17 @@ def _policies(link: Recipe) -> list[str]:
     common = link.masking.model_dump()
     arms = link.objectives.values()
     return list(dict.fromkeys(arm.kind.settings(common, arm.masking).get("policy", "token") for arm in arms))
+
+
+def notes_of_texts(texts: Iterable[Stage], stages: Path) -> Iterator[str]:
+    """What a user should know of prepared texts: that many of their tokens are unknown to the tokenizer."""
+    for stage in texts:
+        counts = (stage.result(stages) or {}).get("counts", {})
+        share = counts.get(UNKNOWN, 0) / max(1, counts.get("tokens", 0))
+        if share > MOST_UNKNOWN:
+            source = stage.what["corpus"]["source"]
+            do = "take a tokenizer that knows its characters, or a larger tokenizer.vocab_size"
+            yield f"{share:.1%} of the tokens of {source} are unknown to the tokenizer and are never masked: {do}"
 
 
 def say(notes: Iterable[str]) -> None:

@@ -34,7 +34,7 @@ from maskwise.masking.schedules import schedule
 from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
 from maskwise.show import show_masks
-from maskwise.study.checks import LOCK, check_inputs, require_study_folder, say
+from maskwise.study.checks import LOCK, check_inputs, notes_of_texts, require_study_folder, say
 from maskwise.study.phases import Design
 from maskwise.study.plan import (
     DONE,
@@ -106,6 +106,7 @@ def run_study(
                 study = describe(recipe, design) | before
                 write_json(out / "study.json", study)
                 errors |= execute(todo, stages, plan, jobs=jobs, quiet=quiet, engine=engine, retries=retries)
+                say(() if quiet else notes_of_texts((s for s in todo if s.kind == "prepare"), stages))
         except MaskwiseError:  # a text cannot be prepared
             if new and not any(stages.glob(f"*/{DONE}")):  # and there is nothing worth keeping
                 shutil.rmtree(out)

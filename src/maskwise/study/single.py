@@ -17,7 +17,7 @@ from maskwise.folders import claim, read_json, require_own, write_json, write_wh
 from maskwise.recipe import Recipe, explain, validate
 from maskwise.recipe.overrides import Plain, parse_override, read_yaml
 from maskwise.recipe.recipe import StudySettings
-from maskwise.study.checks import check_inputs, say
+from maskwise.study.checks import check_inputs, notes_of_texts, say
 from maskwise.study.plan import DONE, Stage, prepare_stage
 from maskwise.study.run import hardware, versions
 from maskwise.study.scheduler import appears
@@ -62,6 +62,7 @@ def run_pretrain(recipe: Recipe, out: Path, *, quiet: bool = False) -> Plain:
         try:
             if rank == 0:
                 _prepare(recipe, texts, out)
+                say(() if quiet else notes_of_texts(texts, out / "stages"))
             result = _train(recipe, texts, out, quiet=quiet)
         except MaskwiseError:  # nothing is left behind by a run that never took a step
             if rank == 0 and new and not any(out.rglob("metrics.jsonl")):
