@@ -96,7 +96,12 @@ class AnnotatedBatch:
     @cached_property
     def first(self) -> Array:
         """(P,) int64: where the first content token of each piece stands; its beginning where there is none."""
-        at = np.flatnonzero(self.content)
+        begin, content = self.begin, self.content
+        if len(content):  # most pieces begin with text, or with one special token: seen in a fifth of the time
+            place = begin + ~content[begin]
+            if (place < self.edges[1:]).all() and content[place].all():
+                return place
+        at = np.flatnonzero(content)
         before, place = at.searchsorted(self.edges), self.begin.copy()
         some = before[1:] > before[:-1]
         place[some] = at[before[:-1][some]]

@@ -140,7 +140,10 @@ def _pieces(name: Array, content: Array, shape: tuple[int, int]) -> tuple[Array,
     start = np.flatnonzero(changes)  # from here on stretches of one name, few of them
     if not len(start):
         return np.arange(shape[0]) * shape[1], np.zeros(shape[0], np.int64)
-    of_text = start[np.add.reduceat(content, start, dtype=np.int64) > 0]
+    with_text = np.logical_or.reduceat(content, start)
+    if with_text.all():
+        return start, name[start]
+    of_text = start[with_text]
     row, names = of_text // width, name[of_text]
     opens_row, opens = np.ones(len(row), bool), np.ones(len(row), bool)
     opens_row[1:] = row[1:] != row[:-1]
@@ -202,7 +205,7 @@ def _stacked(rows: Mapping[str, Any]) -> dict[str, Array]:
     columns = {
         name: _numbers(name, value)
         for name, value in rows.items()
-        if value is not None and name not in _IGNORED and not _is_text(value)
+        if name not in _IGNORED and (isinstance(value, Tensor) or not (value is None or _is_text(value)))
     }
     ids = columns.get("input_ids")
     if ids is None or ids.ndim != 2 or ids.dtype.kind not in "iub":

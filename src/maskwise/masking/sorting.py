@@ -30,7 +30,13 @@ def order_within(piece: Array, key: Array, *, pieces: int) -> Array:
 
 def rank_within(counts_P: Array) -> Array:
     """(N,) int64: 0, 1, 2, … for the members of each piece, where piece p has ``counts_P[p]`` of them in a row."""
-    return np.arange(int(counts_P.sum())) - np.repeat(counts_P.cumsum() - counts_P, counts_P)
+    return listed(np.zeros_like(counts_P), counts_P)
+
+
+def listed(start: Array, length: Array) -> Array:
+    """(N,) int64: the numbers of stretches, one after the other: start, start + 1, … of each."""
+    shift = start - length.cumsum() + length
+    return np.arange(int(length.sum())) + np.repeat(shift, length)
 
 
 def counts_within(piece: Array, pieces: int) -> Array:
@@ -42,7 +48,7 @@ def counts_within(piece: Array, pieces: int) -> Array:
 def first_of(counts_P: Array, wanted_P: Array) -> Array:
     """(M,) int64: where the first ``wanted_P`` members of each piece stand (all of them where there are fewer)."""
     taken_P = np.maximum(np.minimum(counts_P, wanted_P), 0)
-    return rank_within(taken_P) + np.repeat(counts_P.cumsum() - counts_P, taken_P)
+    return listed(counts_P.cumsum() - counts_P, taken_P)
 
 
 def first_within(piece: Array, key: Array, wanted_P: Array) -> Array:

@@ -11,7 +11,7 @@ import numpy as np
 
 from maskwise.keys import Array, Keys, Purpose
 from maskwise.masking.batch import AnnotatedBatch
-from maskwise.masking.sorting import find_runs, rank_within
+from maskwise.masking.sorting import find_runs, listed, rank_within
 
 
 @dataclass
@@ -151,8 +151,3 @@ class Runs(Units):
         chosen = np.zeros(len(self.batch.input_ids), bool)
         chosen[listed(self.start[at], self.length[at])] = True
         return chosen
-
-
-def listed(start: Array, length: Array) -> Array:
-    """(N,) int64: the places of stretches, one after the other: start, start + 1, … of each."""
-    return rank_within(length) + np.repeat(start, length)
