@@ -30,7 +30,7 @@ def keys(ids: np.ndarray, *, seed: int = 0, epoch: int | None = 0, step: int = 0
 
 def draws(k: Keys, purpose: Purpose, index: np.ndarray) -> np.ndarray:
     """(P, X) int32: the draws of all pieces at the same indices."""
-    pieces = k._odd_CP.shape[1]
+    pieces = len(k.per_piece(purpose))
     piece, every = np.repeat(np.arange(pieces), len(index)), np.tile(index, pieces)
     return k.draw(purpose, piece, every).reshape(pieces, len(index))
 
@@ -155,7 +155,7 @@ def shifted_words(k: Keys, purpose: Purpose, reach: int = 512) -> int:
 
     Row (a, b) is row (a', b) shifted by d where a − a' = d·b, so a/b − a'/b = d; and backwards for −b.
     """
-    start, stride = k._start_CP[purpose - 1], k._odd_CP[purpose - 1]
+    start, stride = k._words(purpose)
     origin = start * inverse_odd(stride)
     backwards = stride < 0
     stride, origin = np.where(backwards, -stride, stride), np.where(backwards, -origin, origin)
@@ -168,8 +168,9 @@ def test_the_search_finds_shifted_copies() -> None:
     """The search itself: rows with one multiplier, as a linear mix of example and position makes them, are
     found."""
     k = keys(np.arange(1000))
-    k._odd_CP[:] = k._odd_CP[:, :1]
-    k._start_CP[:] = np.arange(1000, dtype=np.int32) * 3 * k._odd_CP[:, :1]
+    start, odd = k._words(Purpose.SELECT)
+    odd[:] = odd[0]
+    start[:] = np.arange(1000, dtype=np.int32) * 3 * odd[0]
     prints = np.sort(fingerprints(k, Purpose.SELECT))
     assert (np.diff(prints) == 0).mean() > 0.8
     assert shifted_words(k, Purpose.SELECT) == 999

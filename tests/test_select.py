@@ -23,7 +23,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.keys import Keys
 from maskwise.masking import AnnotatedBatch, gather
 from maskwise.masking.policies.base import weigh
-from maskwise.masking.select import select
+from maskwise.masking.select import in_order, select
 from maskwise.masking.units import Units
 
 MANY = 40_000
@@ -300,3 +300,17 @@ def test_unknown_names_are_refused() -> None:
         choose(units_of([1], count=1), 0.5, budget="exakt")
     with pytest.raises(MaskwiseError, match="unknown fill"):
         choose(units_of([1], count=1), 0.5, fill="some")
+
+
+@pytest.mark.parametrize("lengths", [[1] * 60, [2, 1, 3] * 20])
+def test_units_that_are_not_sorted_stand_behind_the_border(lengths: list[int]) -> None:
+    """Of many pieces some have so few small keys that they must be sorted whole."""
+    units, size = units_of(lengths, count=3000), len(lengths)
+    keys, budget_P = Keys(np.arange(3000), seed=0, epoch=0), np.full(3000, round(0.15 * sum(lengths)))
+    every = in_order(units, keys).reshape(3000, size)
+    some = in_order(units, keys, budget_P=budget_P)
+    sizes = np.bincount(units.piece[some])
+    assert len(some) < 0.5 * every.size and (sizes == size).any() and (sizes < size).any()
+    for whole, part in zip(every, np.split(some, sizes.cumsum()[:-1]), strict=True):
+        assert (whole[: len(part)] == part).all()
+        assert len(part) == size or units.length[part].sum() > budget_P[0]

@@ -113,10 +113,22 @@ class Keys:
     """
 
     def __init__(self, example_id: Array, *, seed: int, epoch: int | None, step: int = 0):
-        add_C1, odd_C1 = _shared(seed, epoch, step if epoch is None else 0)
-        # All purposes at once: for a batch an operation costs its call, not its numbers.
-        words = _mix_(example_id * odd_C1 + add_C1, _MIX_64).view(np.int32)
-        self._start_CP, self._odd_CP = words[:, 0::2].copy(), words[:, 1::2] | 1
+        self._example_id, self._shared = example_id, _shared(seed, epoch, step if epoch is None else 0)
+        self._halves: dict[int, Array] = {}
+
+    def _words(self, purpose: Purpose) -> tuple[Array, Array]:
+        """``start`` and ``odd`` of each piece, both (P,) int32.
+
+        Half of the purposes are made at once: for a small batch an operation costs its call, not its numbers; and most
+        batches ask for none of the second half.
+        """
+        half, row = divmod(purpose - 1, 7)
+        if half not in self._halves:
+            add_C1, odd_C1 = (words[7 * half : 7 * half + 7] for words in self._shared)
+            self._halves[half] = _mix_(self._example_id * odd_C1 + add_C1, _MIX_64).view(np.int32)
+            self._halves[half][:, 1::2] |= 1
+        words = self._halves[half][row]
+        return words[0::2], words[1::2]
 
     def draw(self, purpose: Purpose, piece: Array, index: Array) -> Array:
         """(N,) int32, uniform over all 32-bit integers; distinct for the indices of a piece.
@@ -125,16 +137,18 @@ class Keys:
             piece: (N,) which piece of the batch each draw is for.
             index: (N,) int32, which draw of that piece.
         """
-        key = self._odd_CP[purpose - 1].take(piece)
+        start_P, odd_P = self._words(purpose)
+        key = odd_P[piece]
         key *= index
-        key += self._start_CP[purpose - 1].take(piece)
+        key += start_P[piece]
         return _mix_(key, _MIX_32)
 
     def draw_each(self, purpose: Purpose, counts_P: Array, index: Array) -> Array:
         """The same (N,) draws for the first ``counts_P[0]`` indices of piece 0, the next of piece 1, and so on."""
-        key = np.repeat(self._odd_CP[purpose - 1], counts_P)
+        start_P, odd_P = self._words(purpose)
+        key = np.repeat(odd_P, counts_P)
         key *= index
-        key += np.repeat(self._start_CP[purpose - 1], counts_P)
+        key += np.repeat(start_P, counts_P)
         return _mix_(key, _MIX_32)
 
     def uniform(self, purpose: Purpose, piece: Array, index: Array) -> Array:
@@ -143,7 +157,7 @@ class Keys:
 
     def per_piece(self, purpose: Purpose) -> Array:
         """(P,) float64 in (0, 1): one draw for each piece."""
-        return unit_interval(self._odd_CP[purpose - 1])
+        return unit_interval(self._words(purpose)[1])
 
 
 def within(draw: Array, share: float) -> Array:

@@ -138,18 +138,21 @@ def in_order(units: Units, keys: Keys, *, may_fill: bool = False, budget_P: Arra
         return order if may_fill else order[units.weight.take(order) > 0]
     if budget_P is not None:
         # Keys are uniform, so those that come first are nearly always below this share of all keys, and nobody has to
-        # sort the others. The share is that of the budget, with four standard deviations and eight units to spare.
+        # sort the others. The share is that of the budget, with three standard deviations and two units to spare; where
+        # that is not enough, the whole piece is sorted.
         wanted_P = units.count * budget_P / np.maximum(units.tokens_P, 1)
-        most_P = np.minimum(wanted_P + 4 * np.sqrt(wanted_P) + 8, units.count)
+        most_P = np.minimum(wanted_P + 3 * np.sqrt(wanted_P) + 2, units.count)
         if most_P.sum() < 0.7 * len(key):
             share_P = most_P / np.maximum(units.count, 1)
             edge_P = (share_P * 2.0**32 - 2.0**31 - 1).astype(np.int32)
             edge = np.repeat(edge_P, units.count) if units.in_order else edge_P[units.piece]
-            near = np.flatnonzero(key <= edge)
-            piece = units.piece[near]
+            first = key <= edge
+            near = np.flatnonzero(first)
             length = None if units.by_token else units.length[near]
-            if ((np.bincount(piece, length, pieces) > budget_P) | (most_P >= units.count)).all():
-                return near[order_within(piece, key[near], pieces=pieces)]
+            short_P = np.bincount(units.piece[near], length, pieces) <= budget_P
+            if (short_P & (most_P < units.count)).any():
+                near = np.flatnonzero(first | short_P[units.piece])
+            return near[order_within(units.piece[near], key[near], pieces=pieces)]
     return order_within(units.piece, key, pieces=pieces)
 
 
