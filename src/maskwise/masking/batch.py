@@ -97,7 +97,9 @@ class AnnotatedBatch:
     def first(self) -> Array:
         """(P,) int64: where the first content token of each piece stands; its beginning where there is none."""
         begin, content = self.begin, self.content
-        if len(content):  # most pieces begin with text, or with one special token: seen in a fifth of the time
+        if len(
+            content
+        ):  # most pieces begin with text, or with one special token: seen in a fifth of the time
             place = begin + ~content[begin]
             if (place < self.edges[1:]).all() and content[place].all():
                 return place
