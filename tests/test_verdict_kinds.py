@@ -63,3 +63,81 @@ def test_a_recipe_whose_arms_nothing_would_judge_is_refused(tmp_path: Any) -> No
     with pytest.raises(MaskwiseError, match="arm 'a' would be judged by nothing"):
         read_recipe(path)
     assert isinstance(read_recipe(path, ["evaluation.masks=[token]"]), Recipe)
+
+
+# Tasks that are answered in words -------------------------------------------------------------------------
+
+
+def in_nats(values: dict[str, float], *, runs: int = 10, **more: Any) -> dict[str, Any]:
+    """The summary of a study with one task in nats per token, where lower is better."""
+    facts = {
+        "metric": "nats",
+        "kind": "generation",
+        "majority": None,
+        "test_items": 400,
+        "higher_is_better": False,
+    }
+    arms = {name: {"policy": "token", "ratio": "0.3", "overrides": {}, "units": "token"} for name in values}
+    pairs = [[name, "base"] for name in values if name != "base"]
+    study = {
+        "baseline": "base",
+        "seeds": [*range(runs)],
+        "arms": arms,
+        "tasks": {"heads": facts},
+        "contrasts": pairs,
+    }
+    records = [
+        {"kind": "score", "arm": arm, "seed": seed, "task": "heads", "metric": "nats", "majority": 5.0,
+         "score": value + 0.01 * (seed % 3) + 0.003 * (seed % 2) * (arm == "arm"), **more}
+        for arm, value in values.items() for seed in study["seeds"]
+    ]  # fmt: skip
+    return summarise(records, study)
+
+
+def test_fewer_nats_are_better() -> None:
+    summary = in_nats({"base": 4.0, "arm": 3.5}, item_sd=2.0)
+    tasks, alone = summary["contrasts"]
+    assert (tasks["outcome"], tasks["better"], tasks["higher_is_better"]) == ("tasks", "arm", True)
+    assert tasks["mean"] > 0 and tasks["natural"]["mean"] == pytest.approx(0.4985)
+    assert (alone["unit"], alone["better"], alone["higher_is_better"]) == ("nats", "arm", False)
+    assert alone["mean"] == pytest.approx(-0.4985)
+    assert "by 0.50 nats" in tasks["sentence"] and "points" not in tasks["sentence"] + alone["sentence"]
+    # The spread of 400 items: 1.96 · 2 / √400.
+    assert alone["items"]["high"] - alone["items"]["low"] == pytest.approx(2 * 1.96 * 2 / 20)
+
+
+def test_arms_that_know_no_more_than_frequencies_are_void() -> None:
+    summary = in_nats({"base": 5.1, "arm": 5.0})
+    assert [row["reasons"][0]["code"] for row in summary["contrasts"]] == ["chance-level"] * 2
+    assert summary["references"]["heads"]["majority"] == 5.0
+
+
+def test_a_study_of_points_and_nats_has_no_mean_in_either() -> None:
+    facts = {
+        "metric": "accuracy",
+        "kind": "sequence-classification",
+        "majority": 0.1,
+        "test_items": 400,
+        "classes": 10,
+    }
+    arms = {
+        name: {"policy": "token", "ratio": "0.3", "overrides": {}, "units": "token"}
+        for name in ("base", "arm")
+    }
+    nats = facts | {"metric": "nats", "majority": None}
+    study = {
+        "baseline": "base",
+        "seeds": [0, 1, 2],
+        "arms": arms,
+        "tasks": {"a": facts, "b": nats},
+        "contrasts": [["arm", "base"]],
+    }
+    records = [
+        {"kind": "score", "arm": arm, "seed": seed, "task": task, "metric": metric,
+         "score": start + sign * gain + 0.01 * (seed + (arm == "arm") * seed % 2)}
+        for arm, gain in (("base", 0), ("arm", 0.1)) for seed in range(3)
+        for task, metric, start, sign in (("a", "accuracy", 0.5, 1), ("b", "nats", 4.0, -1))
+    ]  # fmt: skip
+    row = summarise(records, study)["contrasts"][0]
+    assert row["mean"] > 0 and "natural" not in row and row["metric"] is None
+    assert "times the spread between seeds" in row["sentence"] and "points" not in row["sentence"]

@@ -102,6 +102,12 @@ class Record(TypedDict, total=False):
     score: float
     fine_tuning: list[float]
     """The scores of the fine-tuning seeds, whose mean is the score."""
+    majority: float | None
+    """The task's majority; there where it depends on the tokenizer or on nothing."""
+    item_sd: float
+    """The standard deviation of the items' scores, in tasks that are answered in words."""
+    interval: list[float]
+    """A 95 % bootstrap interval of the score over items."""
     dev: list[float | None]
     masks: str
     ratio: float

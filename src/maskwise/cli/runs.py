@@ -230,8 +230,12 @@ def _contrasts(result: dict[str, Any]) -> Table:
     table = Table(*heads, spread, "verdict", box=None, padding=(0, 2, 0, 0))
     for row in rows:
         natural = row.get("natural") or row
-        scale, unit, digits = (1, "nats", 3) if row["unit"] == "nats" else (100, "points", 1)
-        mean = "" if natural["mean"] is None else f"{_signed(scale * natural['mean'], digits)} {unit}"
+        nats = "nats" in (row["unit"], row["metric"])
+        scale, unit, digits = (1, "nats", 3) if nats else (100, "points", 1)
+        mixed = row["unit"] == "SDs" and "natural" not in row  # points and nats have no mean
+        mean = (
+            "" if mixed or natural["mean"] is None else f"{_signed(scale * natural['mean'], digits)} {unit}"
+        )
         if row["low"] is None:
             interval = "one run: none"
         elif row["unit"] == "SDs":

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from typing import TypeVar
 
-from maskwise.constants import REFERENCE
+from maskwise.constants import LOWER_IS_BETTER, REFERENCE
 from maskwise.files import Record, TimeToQuality
 from maskwise.report.drawing import (
     GROUPS,
@@ -53,15 +53,16 @@ def score_charts(folder: Folder, colours: Colours) -> list[View]:
         if not points:
             continue
         facts = folder.study["tasks"].get(task, {})
-        majority = facts.get("majority")
+        majority = facts.get("majority") or mean([r["majority"] for r in records if r.get("majority")])
         scratch = mean([r["score"] for r in records if r["arm"] == REFERENCE])
         references = {"commonest answer": majority, folder.reference: scratch}
         metric = facts.get("metric", "score")
-        percent = all(0 <= point["value"] <= 1 for point in points)
+        lower = metric in LOWER_IS_BETTER
+        percent = not lower and all(0 <= point["value"] <= 1 for point in points)
         spec = dot_chart(
             points,
             colours,
-            title=f"{metric} (right is better)",
+            title=f"{metric} ({'left' if lower else 'right'} is better)",
             references={label: at for label, at in references.items() if at is not None},
             percent=percent,
         )

@@ -240,6 +240,10 @@ FORESTS = {
         "Task by task",
         "In points of the task's measure. They help to explain a verdict and do not decide it.",
     ),
+    "task-nats": (
+        "Task by task, in nats",
+        "For each token of the right answers, reversed so that right is better.",
+    ),
     "evaluation": (
         "Without fine-tuning",
         "Cloze facts and minimal pairs, in points of their measure. No fine-tuning seed adds its noise here.",
@@ -253,7 +257,7 @@ FORESTS = {
         "In nats, reversed so that right is better; only between arms with equal units.",
     ),
 }
-UNITS = {"tasks": "spreads between seeds", "heldout": "nats", "perplexity": "perplexity"}
+UNITS = {"tasks": "spreads between seeds", "task-nats": "nats", "heldout": "nats", "perplexity": "perplexity"}
 
 
 def forest_groups(contrasts: Sequence[Contrast], colours: Colours) -> list[View]:
@@ -278,7 +282,9 @@ def _kind_of(row: Contrast) -> str:
     outcome = row["outcome"]
     if outcome.startswith("evaluation:"):
         return "evaluation" if row["unit"] == "score" else "perplexity"
-    return "heldout" if outcome.startswith("heldout:") else outcome if outcome == "tasks" else "task"
+    if outcome == "tasks" or outcome.startswith("heldout:"):
+        return outcome.partition(":")[0]
+    return "task-nats" if row["unit"] == "nats" else "task"
 
 
 def _forest(kind: str, rows: list[Contrast], colours: Colours, common: Sequence[str]) -> View:

@@ -17,7 +17,7 @@ from statistics import stdev
 import jinja2
 import vl_convert
 
-from maskwise.constants import REFERENCE
+from maskwise.constants import LOWER_IS_BETTER, REFERENCE
 from maskwise.folders import write_whole
 from maskwise.report.charts import (
     compute_view,
@@ -167,7 +167,12 @@ def task_table(folder: Folder) -> View | None:
     rows = [
         {
             "arm": arm,
-            "cells": {task: _cell(values, percent=top[task] <= 1) for task, values in by_task.items()},
+            "cells": {
+                task: _cell(
+                    values, percent=top[task] <= 1 and tasks[task].get("metric") not in LOWER_IS_BETTER
+                )
+                for task, values in by_task.items()
+            },
         }
         for arm, by_task in runs.items()
         if any(by_task.values())

@@ -23,7 +23,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from maskwise.constants import REFERENCE
+from maskwise.constants import LOWER_IS_BETTER, REFERENCE
 from maskwise.errors import MaskwiseError
 from maskwise.files import Record
 from maskwise.models import empty_model
@@ -175,7 +175,8 @@ class Design:
             self.settings[arm] = chosen or {}
 
     def _scores(self, runs: Sequence[Run]) -> Scores | None:
-        """The scores of one arm's runs by outcome: dev scores of tasks, or held-out losses times −1.
+        """The scores of one arm's runs by outcome: dev scores of tasks, or held-out losses, times −1 where
+        lower is better.
 
         None where a run is not done, or diverged.
         """
@@ -184,8 +185,10 @@ class Design:
             if any(stage.result(self.stages) is None for stage in run.chain):
                 return None
             for stage in run.tasks.values():
-                dev = (stage.result(self.stages) or {"dev": [None]})["dev"]
-                mean = None if None in dev else sum(dev) / len(dev)
+                result = stage.result(self.stages) or {"dev": [None], "metric": ""}
+                dev = result["dev"]
+                sign = -1 if result["metric"] in LOWER_IS_BETTER else 1
+                mean = None if None in dev else sign * sum(dev) / len(dev)
                 scores.setdefault(stage.what["task"], []).append(mean)
             if run.evaluated and not run.tasks:
                 result = run.evaluated.result(self.stages)

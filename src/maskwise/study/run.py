@@ -210,8 +210,8 @@ def collect(
             judged[run.evaluated.name] = result["records"]
         for stage in run.tasks.values():
             if result := results[stage.name]:
-                kept = ("task", "metric", "score", "fine_tuning", "dev")
-                score: Any = {"kind": "score", **{key: result[key] for key in kept}}
+                kept = ("task", "metric", "score", "fine_tuning", "dev", "majority", "interval", "item_sd")
+                score: Any = {"kind": "score", **{key: result[key] for key in kept if key in result}}
                 judged[stage.name] = [score]
         for name, lines in judged.items():
             sound = [line for line in lines if _finite(line)]

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from maskwise.constants import PLATEAU_NATS, REFERENCE
+from maskwise.constants import NATS, PLATEAU_NATS, REFERENCE
 from maskwise.errors import MaskwiseError
 from maskwise.files import Candidate, Compute, Contrast, Detectable, Ends, Estimate, Reason, Study, Verdict
 from maskwise.study.power import (
@@ -142,7 +142,8 @@ def _comparison(table: Table, arm: str, baseline: str, outcome: str, *, primary:
         plain = paired_differences(
             *({seed: table.natural[a][seed] for seed in mine} for a in (arm, baseline))
         )
-        row["natural"] = _estimate(plain)
+        if len({_unit(table, task) for task in table.tasks}) == 1:  # nats and points have no mean
+            row["natural"] = _estimate(plain)
     row["items"] = _items_interval(table, row, float(plain.mean()) if len(plain) else 0.0)
     return Comparison(row, differences, plain)
 
@@ -151,7 +152,8 @@ def _unit(table: Table, outcome: str) -> str:
     if outcome.startswith("heldout:"):
         return "nats"
     if not outcome.startswith("evaluation:"):
-        return table.unit if outcome == "tasks" else "score"
+        unit = NATS if _metric(table, outcome) == NATS else "score"
+        return table.unit if outcome == "tasks" and table.unit == "SDs" else unit
     if table.chance(outcome)[0] is not None and table.higher_is_better(outcome):
         return "score"
     return "perplexity" if "perplexity" in outcome else _metric(table, outcome) or "score"
@@ -201,18 +203,23 @@ def _matched(table: Table, arm: str, baseline: str) -> Compute:
 def _items_interval(table: Table, row: Contrast, mean: float) -> Ends | None:
     """The other interval: what other test items could have said, in natural units; never mixed with the first.
 
-    Binomial, for metrics that are a share of items. Both arms answer the same items, and records do not say which:
-    the answers are taken to correlate one half, so that a difference is as uncertain as one share.
+    From the spread of the items' scores where records have it, else binomial, for metrics that are a share of items.
+    Both arms answer the same items, and records do not say which: the answers are taken to correlate one half, so that a
+    difference is as uncertain as one share.
     """
     names = _measured(table, row["outcome"])
     variance = 0.0
     for name in names:
         items = table.chance(name)[1]
         scores = [*table.values(name, row["arm"]).values(), *table.values(name, row["baseline"]).values()]
-        if _metric(table, name) not in SHARES or not items or not scores:
+        if (
+            not items
+            or not scores
+            or not (spread := table.item_variance[name] or _metric(table, name) in SHARES)
+        ):
             return None
         share = min(max(float(np.mean(scores)), 0.0), 1.0)
-        variance += share * (1 - share) / items
+        variance += (float(np.mean(spread)) if isinstance(spread, list) else share * (1 - share)) / items
     half = 1.96 * math.sqrt(variance) / len(names)
     return {"low": mean - half, "high": mean + half}
 
@@ -397,8 +404,9 @@ class Reasons:
         items = row["items"]
         if items and items["low"] <= 0 <= items["high"] and row["mean"]:
             half = 100 * (items["high"] - items["low"]) / 2
+            amount = f"{half / 100:.2f} nats" if row["metric"] == NATS else f"{half:.1f} points"
             sentence = "other test items could reverse the result: the choice of items alone makes the"
-            sentence += f" difference uncertain by about {half:.1f} points"
+            sentence += f" difference uncertain by about {amount}"
             reasons.append({"code": "item-noise", "effect": "said", "sentence": sentence, "points": half})
         for line in table.overlap:
             if line["task"] in _measured(table, row["outcome"]) and line["overlapping"]:

@@ -7,7 +7,8 @@ fraction: they are never pooled with whole runs.
 
 Standardising: a task's scores are divided by its pooled SD, over the runs of all arms about their own arm's mean ("how
 much do runs differ that differ in nothing but the seed"), and never by less than one test item. With one run of each
-arm there is no such SD, and scores stay as they are (unit "score").
+arm there is no such SD, and scores stay as they are (unit "score"). A task that is better when it is lower counts with
+the other sign in "tasks", which is always better when it is higher.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from maskwise.constants import PLATEAU_NATS, REFERENCE
+from maskwise.constants import LOWER_IS_BETTER, PLATEAU_NATS, REFERENCE
 from maskwise.errors import MaskwiseError, unknown_name
 from maskwise.files import ArmSummary, Record, Study, TaskFacts
 
@@ -61,7 +62,9 @@ class Measures:
                     what = f"a record of arm {record['arm']!r} has a seed that the study does not have"
                     raise MaskwiseError(what, got=record["seed"], allowed=seeds)
                 self._read(record)
-        self.tasks = list(dict.fromkeys(r["task"] for r in records if r["kind"] == "score"))
+        metrics = {r["task"]: r.get("metric", "") for r in records if r["kind"] == "score"}
+        self.tasks = list(metrics)
+        self.sign = {task: -1 if metric in LOWER_IS_BETTER else 1 for task, metric in metrics.items()}
         self.evaluations = list(
             dict.fromkeys(evaluation_name(r) for r in records if r["kind"] == "evaluation")
         )
@@ -116,7 +119,12 @@ class Measures:
             seeds = set.intersection(*(set(self.values(task, arm)) for task in self.tasks))
             means[arm] = {
                 seed: float(
-                    np.mean([self.values(task, arm)[seed] / (scale.get(task) or 1) for task in self.tasks])
+                    np.mean(
+                        [
+                            self.sign[task] * self.values(task, arm)[seed] / (scale.get(task) or 1)
+                            for task in self.tasks
+                        ]
+                    )
                 )
                 for seed in sorted(seeds)
             }
@@ -136,6 +144,8 @@ class Table(Measures):
         self.selection: dict[str, Record] = {}
         self.overlap: list[Record] = []
         self.evaluation_facts: dict[str, Record] = {}
+        self.majority: dict[str, float] = {}
+        self.item_variance: dict[str, list[float]] = defaultdict(list)
         for record in records:
             self._note(record)
         super().__init__(
@@ -176,6 +186,11 @@ class Table(Measures):
         elif kind == "overlap":
             self.overlap.append(record.copy())
             self.overlap[-1].pop("kind")
+        elif kind == "score":
+            if (majority := record.get("majority")) is not None:
+                self.majority.setdefault(record["task"], majority)
+            if (spread := record.get("item_sd")) is not None:
+                self.item_variance[record["task"]].append(spread**2)
         elif kind == "evaluation":
             self.evaluation_facts.setdefault(evaluation_name(record), record)
 
@@ -219,6 +234,8 @@ class Table(Measures):
     def higher_is_better(self, outcome: str) -> bool:
         if outcome.startswith("heldout:"):
             return False
+        if outcome in self.sign:
+            return self.sign[outcome] > 0
         return outcome not in self.evaluation_facts or self.evaluation_facts[outcome]["higher_is_better"]
 
     def units(self, arm: str) -> str:
@@ -266,6 +283,8 @@ class Table(Measures):
             return record["chance"], record["items"]
         facts = self.task_facts(outcome)
         majority = facts.get("majority")
+        if majority is None:  # it depends on the tokenizer, and so stands in the records
+            majority = self.majority.get(outcome)
         if majority is None and "majority" not in facts and facts.get("classes"):
             majority = 1 / facts["classes"]
         return majority, facts.get("test_items")
@@ -321,7 +340,7 @@ class Table(Measures):
         for task in self.tasks:
             scores = self.values(task, REFERENCE)
             lines[task] = {REFERENCE: [scores[seed] for seed in sorted(scores)]}
-            if (majority := self.task_facts(task).get("majority")) is not None:
+            if (majority := self.chance(task)[0]) is not None:
                 lines[task]["majority"] = majority
         for name in self.heldout:
             unigram = [loss for by_seed in self.unigram.get(name, {}).values() for loss in by_seed.values()]

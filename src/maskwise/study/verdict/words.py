@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
+from maskwise.constants import NATS
 from maskwise.files import ArmFacts, Contrast
 from maskwise.study.power import P_FROM_RUNS
 
@@ -140,9 +141,11 @@ def _amount(row: Contrast, mean: float, *, brief: bool) -> str:
         return f"{abs(mean):.3g} ({row['unit']})"
     plain = row["natural"]["mean"] or 0.0 if "natural" in row else mean
     points = f"{100 * abs(plain):.1f} {row['metric'] + ' ' if row['metric'] else ''}points"
+    if row["metric"] == NATS:
+        points = f"{abs(plain):.2f} nats"
     spread = f"{abs(mean):.1f} times the spread between seeds"
-    # Tasks of different scale: plain points may point elsewhere.
-    if row["unit"] == "SDs" and plain * mean <= 0:
+    # Tasks of different scale or unit: plain points may point elsewhere, or there are none.
+    if row["unit"] == "SDs" and ("natural" not in row or plain * mean <= 0):
         return spread
     return points if row["unit"] != "SDs" or brief else f"{points}, or {spread}"
 
@@ -151,7 +154,11 @@ def _seen(row: Contrast) -> str:
     """What a number of runs that can decide would see."""
     seen = row["detectable"]
     assert seen is not None
-    if row["unit"] in ("SDs", "score"):
+    if row["unit"] == "SDs" and "natural" not in row:
+        least = f"{seen['difference']:.2g} times the spread between seeds"
+    elif row["unit"] == "SDs" and row["metric"] == NATS:
+        least = f"{seen['natural']:.2g} nats"
+    elif row["unit"] in ("SDs", "score"):
         least = f"{100 * seen['natural']:.2g} points"
     else:
         least = f"{seen['difference']:.2g}" + (" nats" if row["unit"] == "nats" else "")
