@@ -6,6 +6,7 @@ import inspect
 import json
 import math
 import random
+from pathlib import Path
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ from maskwise.tasks import (
     task_record,
 )
 from maskwise.tasks.generation import Answer, Generation, example_of
-from maskwise.tasks.judge import answer, load_network
+from maskwise.tasks.judge import Best, answer, load_network
 from maskwise.tasks.metrics import ITEMS, METRICS, bootstrap_interval
 from maskwise.text import train_tokenizer
 
@@ -425,3 +426,79 @@ def test_settings_of_the_search_make_another_task(tmp_path, copying):
     again = load_task(f"{tmp_path}/colours.jsonl(beams=2, max_target=6)")
     assert again == copying and isinstance(again.kind, Generation)
     assert load_task(f"{tmp_path}/colours.jsonl(beams=3, max_target=6)") != copying
+
+
+# The best state on dev -----------------------------------------------------------------------------------
+
+
+def best_of(tokenizer, task, **changes):
+    settings = FinetuneSettings(steps=12, learning_rate=5e-3, precision="no", max_length=16, **changes)
+    return finetune(
+        None, task, tokenizer=tokenizer, settings=settings.training(task, seed=0), seed=0, max_length=16,
+        config=bart(tokenizer), patience=settings.patience,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("metric", "best"), [("exact-match", 0.9), ("nats", 0.1)])
+def test_the_state_that_is_best_on_dev_is_scored_and_patience_ends_the_training(
+    tmp_path, tokenizer, copying, monkeypatch, metric, best
+):
+    task = load_task(f"{tmp_path}/colours.jsonl(beams=1, max_target=6, metric='{metric}')")
+    states, given = [], iter([0.5, best, 0.5, 0.6, 0.2, 0.3])
+
+    def dev_score(task, split, answers, metric, states=states):
+        assert split == "dev", "test is not looked at before the end"
+        return next(given)
+
+    monkeypatch.setattr("maskwise.tasks.judge._finite", dev_score)
+    objective, data = network(tokenizer, task), encode(task, tokenizer, max_length=16)
+    keeper = Best(task, objective, data["dev"], patience=3)
+    name, weight = next(objective.named_parameters())
+    for number in range(5):
+        with torch.no_grad():
+            weight.fill_(number)
+        states.append(keeper(number)[0]["enough"])
+    assert states == [False, False, False, False, True]
+    assert float(keeper.state[name].flatten()[0]) == 1.0
+
+
+def test_a_training_with_patience_is_shorter_and_its_score_is_that_of_the_kept_state(tokenizer, copying):
+    whole = best_of(tokenizer, copying, eval_every=2)
+    short = best_of(tokenizer, copying, eval_every=2, patience=1)
+    assert whole["steps"] == 12 and short["steps"] < 12
+    assert whole["dev"] >= short["dev"] >= 0
+
+
+# The files in ../shared/data, as they are published ------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("spec", "metric", "rows"),
+    [
+        ("qa/nq_open/nq_open_dev.jsonl.gz(card='nq-open')", "exact-match", 3610),
+        ("qa/nq_open/efficientqa_dev.jsonl(card='nq-open')", "exact-match", 1800),
+        ("qa/webquestions(card='webquestions')", "exact-match", 3778),
+        ("qa/open_trivia_qa(card='open-trivia-qa')", "exact-match", 48349),
+        ("qa/curated_trec(card='curated-trec')", "pattern-match", 860),
+        ("qa/qed/qed-dev.jsonlines.gz(card='qed')", "exact-match", 1355),
+        ("qa/squadshifts/new_wiki_v1.0.json.gz(card='squad-closed-book')", "exact-match", 7938),
+        ("qa/xquad_en(card='squad-closed-book')", "exact-match", 1190),
+        ("kilt_like/fever/paper_dev.jsonl.gz(card='fever')", "accuracy", 9999),
+        ("kilt_like/begin_wow(card='begin-wow')", "f1", 1572),
+        ("kilt_like/lama/trex_subset.jsonl.gz(card='lama-trex')", "accuracy", 22881),
+        ("summarization/scitldr_a(card='scitldr')", "rouge-l", 3229),
+        ("summarization/dialogsum(card='dialogsum')", "rouge-l", 1000),
+        ("summarization/wiki_split(card='wiki-split')", "rouge-l", 15000),
+        ("summarization/legal_plain_english(card='plain-english')", "rouge-l", 446),
+        ("wikinews_en(card='headlines')", "rouge-l", 19374),
+    ],
+)
+def test_published_files_are_read_as_they_are(spec, metric, rows):
+    shared = Path(__file__).parents[2] / "shared" / "data"
+    if not shared.is_dir():
+        pytest.skip("no ../shared/data")
+    task = load_task(f"{shared}/{spec}")
+    read = [row for split in ("train", "dev", "test") for row in task.splits[split]]
+    assert (task.metric, len(read)) == (metric, rows)
+    assert all(row.text.strip() and row.answers for row in read)

@@ -21,6 +21,7 @@ from maskwise.samplers import sampler
 from maskwise.study.plan import Stage, prepare_stage, tokenizer_of
 from maskwise.study.work import model_config
 from maskwise.tasks import load_task
+from maskwise.tasks.task import Tuned
 from maskwise.text import load_tokenizer, require_documents
 from maskwise.text.layers import token_layers
 from maskwise.text.pieces import UNKNOWN
@@ -74,6 +75,9 @@ def _check_arm(arm: Recipe) -> list[str]:
     )
     config = model_config(arm.model, tokenizer, arm.corpus.length, kind=arm.kind)
     check_start(config, len(tokenizer))
+    for spec in arm.tasks:
+        if isinstance(task_kind := load_task(spec).kind, Tuned):
+            task_kind.check_model(config)
     if start:
         for link in arm.links():
             check_room(config, link.corpus.length, what="corpus.length")

@@ -2,7 +2,8 @@
 
 Fine-tuning is the loop of pre-training with another objective. What is random in it (the new head, the order,
 dropout) is a function of its seed; the checkpoint and the task are not. The number of steps is fixed beforehand and
-the last state is scored, once: picking the best of several evaluations on test is how small effects are made. The
+the last state is scored, once: picking the best of several evaluations on test is how small effects are made. With
+``eval_every`` the state that is best on dev is scored instead; dev alone chooses, and test is still scored once. The
 dev score is for choosing settings.
 
 Cost: with a tiny model, some seconds on one core for each fine-tuning.
@@ -16,12 +17,14 @@ import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import fmean, pstdev
-from typing import Literal, NotRequired, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from maskwise.constants import LOWER_IS_BETTER
 from maskwise.errors import MaskwiseError
 from maskwise.families import check_fit, check_room
 from maskwise.folders import require_own, write_lines
@@ -62,6 +65,12 @@ class FinetuneSettings(BaseModel):
     warmup: float = Field(0.1, ge=0, le=1)
     """Share of the steps over which the learning rate rises from 0."""
 
+    eval_every: int = Field(0, ge=0)
+    """Steps between scores on dev. The best state is kept, the first of equals; 0: the last state is taken."""
+
+    patience: int | None = Field(None, ge=1)
+    """So many scores on dev without a better one end the training; without ``eval_every`` it says nothing."""
+
     weight_decay: float = Field(0.01, ge=0)
     precision: Literal["auto", "no", "bf16"] = "auto"
     max_length: int = Field(64, ge=3)
@@ -73,7 +82,7 @@ class FinetuneSettings(BaseModel):
     def training(self, task: Task, *, seed: int) -> TrainingSettings:
         """Settings of one fine-tuning."""
         rows = len(task.splits["train"])
-        shared = self.model_dump(exclude={"epochs", "steps", "max_length", "seeds"})
+        shared = self.model_dump(exclude={"epochs", "steps", "max_length", "seeds", "patience"})
         steps = self.steps or max(1, round(self.epochs * rows / self.batch_size))
         return TrainingSettings(steps=steps, seed=seed, log_every=max(1, steps // 20), **shared)
 
@@ -189,7 +198,7 @@ def task_record(
         finetune(
             checkpoint, task, tokenizer=tokenizer, settings=settings.training(task, seed=seed), seed=seed,
             max_length=settings.max_length, config=config, folder=folder / f"seed-{seed}" if folder else None,
-            quiet=quiet,
+            quiet=quiet, patience=settings.patience,
         )
         for seed in seeds
     ]  # fmt: skip
@@ -210,7 +219,7 @@ def task_record(
 def finetune(
     checkpoint: str | Path | None, task: Task, *, tokenizer: PreTrainedTokenizerBase, settings: TrainingSettings,
     seed: int, max_length: int = 64, config: PreTrainedConfig | None = None, folder: Path | None = None,
-    quiet: bool = True,
+    quiet: bool = True, patience: int | None = None,
 ) -> Score:  # fmt: skip
     """Fine-tune and score once.
 
@@ -219,6 +228,7 @@ def finetune(
         task: what to judge by.
         tokenizer: the checkpoint's.
         settings: see ``FinetuneSettings.training``; ``seed`` replaces its seed.
+        patience: see ``FinetuneSettings``.
         seed: of the new head (without a checkpoint: of all weights), the order and dropout.
         max_length: rows are cut to so many tokens.
         folder: where metrics.jsonl, checkpoint/ (an ordinary transformers folder) and, of answers in words,
@@ -257,7 +267,12 @@ def finetune(
         if notes:
             warnings.warn(f"{task.name}: {'; '.join(notes)}", stacklevel=2)
         source = TaskSource(data["train"], settings)
-        done = train(objective, source, settings, folder=folder, title=f"{task.name} {seed}", quiet=quiet)
+        best = Best(task, objective, data["dev"], patience=patience) if settings.eval_every else None
+        done = train(
+            objective, source, settings, folder=folder, title=f"{task.name} {seed}", quiet=quiet, evaluate=best,
+        )  # fmt: skip
+        if best and best.state:
+            objective.load_state_dict(best.state)
         answers = {split: answer(objective, data[split]) for split in ("dev", "test")}
         steps, lost = done["steps"], data["test"].lost
         if folder is not None:
@@ -273,6 +288,29 @@ def finetune(
         "seconds": time.perf_counter() - began, "seed": seed, "notes": notes,
         "items": None if items is None else items.tolist(),
     }  # fmt: skip
+
+
+class Best:
+    """Scores an objective on dev whenever it is called, and keeps the state that was best.
+
+    Args:
+        data: the dev rows.
+        patience: so many calls without a better score are ``enough``; None: they never are.
+    """
+
+    def __init__(self, task: Task, objective: Objective, data: Data, *, patience: int | None):
+        self.task, self.objective, self.data, self.patience = task, objective, data, patience
+        self.state: dict[str, Tensor] = {}
+        self._score, self._waited = -math.inf, 0
+        self._sign = -1 if task.metric in LOWER_IS_BETTER else 1
+
+    def __call__(self, done: int) -> list[dict[str, Any]]:
+        score = _finite(self.task, "dev", answer(self.objective, self.data), self.task.metric)
+        self._waited += 1
+        if self._sign * score > self._score:
+            self._score, self._waited = self._sign * score, 0
+            self.state = {name: value.cpu().clone() for name, value in self.objective.state_dict().items()}
+        return [{"dev": score, "enough": self._waited == self.patience}]
 
 
 def _finite(task: Task, split: str, answers: Answers, metric: str) -> float:

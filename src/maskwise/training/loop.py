@@ -49,7 +49,8 @@ def train(
         settings: see ``TrainingSettings``.
         folder: where ``metrics.jsonl`` and states to resume from go; None keeps nothing.
         learners: by name, what learns from the losses.
-        evaluate: called with the number of updates done; its dicts become lines of metrics.
+        evaluate: called with the number of updates done; its dicts become lines of metrics, and one that says
+            ``enough`` ends the training.
         title: what the progress bar says.
         quiet: no progress bar.
 
@@ -74,6 +75,7 @@ def train(
         restore(learners, engine.learned)
     else:
         learn(0)
+    done, enough = engine.start, False
     with log:
         for step in look_ahead(source, range(engine.start, steps), **place):
             update, done = engine.update(step, observe), step.number + 1
@@ -85,13 +87,16 @@ def train(
                 with engine.evaluating():
                     for line in evaluate(done):
                         log.evaluation(done, line)
+                        enough = enough or line.get("enough", False)
             if folder and _due(done, settings.save_every) and done < steps:
                 engine.save(done, log.so_far(), states(learners))
             log.progress.advance()
+            if enough:
+                break
     engine.finish()
     total = log.so_far()
     return {
-        "steps": steps, "seconds": total.seconds, "loss": total.loss, "resumed_at": engine.start,
+        "steps": done, "seconds": total.seconds, "loss": total.loss, "resumed_at": engine.start,
         "tokens": total.tokens, "targets": total.targets,
     }  # fmt: skip
 

@@ -204,8 +204,8 @@ def _items_interval(table: Table, row: Contrast, mean: float) -> Ends | None:
     """The other interval: what other test items could have said, in natural units; never mixed with the first.
 
     From the spread of the items' scores where records have it, else binomial, for metrics that are a share of items.
-    Both arms answer the same items, and records do not say which: the answers are taken to correlate one half, so that a
-    difference is as uncertain as one share.
+    Both arms answer the same items, and records do not say which: the answers are taken to correlate one half, so that
+    a difference is as uncertain as one share.
     """
     names = _measured(table, row["outcome"])
     variance = 0.0
