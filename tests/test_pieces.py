@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -277,6 +278,25 @@ def test_save_and_load(tokens: list[Tokens], tokenizer: PreTrainedTokenizerFast,
         read_pieces(tokens, tokenizer=tokenizer, length=64).save(tmp_path / "b").read_bytes()
         == path.read_bytes()
     )
+
+
+def test_memory_does_not_grow_with_what_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A view of no tokens kept every window: 6 bytes of each token of the corpus."""
+    monkeypatch.setattr(pieces, "WINDOW_TOKENS", 2_000)
+
+    def held(documents: int) -> int:
+        made = (
+            Tokens(str(n), np.full(1_000, 7, dtype=np.int32), np.arange(1_000, dtype=np.int32))
+            for n in range(documents)
+        )
+        tracemalloc.start()
+        read_pieces(made, tokenizer=Frames(), length=1_000, out=tmp_path / f"{documents}.arrow")
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return peak
+
+    _, few, more = held(2), held(100), held(1_100)  # the first one imports
+    assert more - few < 1_000 * 1_000  # bytes, for a million tokens
 
 
 def test_written_as_read_equals_held_in_memory(

@@ -335,7 +335,7 @@ class _Columns:
                 for name, column in part.items():
                     with open(self.folder / str([*part].index(name)), "ab") as file:
                         column.tofile(file)
-            part = {name: column[:0] for name, column in part.items()}
+            part = {name: np.empty(0, column.dtype) for name, column in part.items()}  # a view would keep all
         self.parts.append(part)
 
     def joined(self) -> dict[str, Array]:
