@@ -48,6 +48,45 @@ def test_ten_clear_runs_decide():
     json.dumps(summary, allow_nan=False)
 
 
+TIE = {"token-15": [0.70, 0.71, 0.69, 0.70, 0.72, 0.68], "token-30": [0.71, 0.70, 0.70, 0.69, 0.72, 0.69]}
+
+
+def test_arms_whose_interval_lies_within_the_margin_are_equal():
+    study, records = study_of(TIE)
+    (row,) = rows_of(summarise(records, study))
+    assert row["verdict"] == "undecided"  # without a margin nothing is equal
+    (row,) = rows_of(summary := summarise(records, study | {"margin": 0.05}))
+    assert (row["verdict"], row["reason"], row["better"]) == ("equal", "within-margin", None)
+    assert (
+        "are equal on the tasks: the 95 % interval, −0.9 to 1.2 points, lies within ±5 points"
+        in row["sentence"]
+    )
+    assert (row["more_runs"], summary["verdict"]) == (None, "equal")
+    (row,) = rows_of(summarise(records, study | {"margin": 0.005}))
+    assert row["verdict"] == "undecided"
+
+
+def test_a_difference_that_is_decided_is_not_equal_however_small():
+    study, records = study_of({"token-15": TIE["token-15"], "token-30": [x + 0.02 for x in TIE["token-15"]]})
+    (row,) = rows_of(summarise(records, study | {"margin": 0.05}))
+    assert (row["verdict"], row["better"]) == ("decided", "arm")
+    assert "within-margin" in [reason["code"] for reason in row["reasons"]]
+
+
+def test_equal_needs_six_pairs_settings_chosen_alike_and_more_than_chance():
+    study, records = study_of({arm: scores[:5] for arm, scores in TIE.items()})
+    assert rows_of(summarise(records, study | {"margin": 0.05}))[0]["verdict"] != "equal"
+    study, records = study_of(TIE)
+    assert rows_of(summarise(records, study | {"margin": 0.05, "search": None}))[0]["verdict"] != "equal"
+    study, records = study_of({arm: [x - 0.6 for x in scores] for arm, scores in TIE.items()})
+    study["tasks"]["task-0"]["majority"] = 0.2
+    (row,) = rows_of(summarise(records, study | {"margin": 0.05}))
+    assert (row["verdict"], [r["code"] for r in row["reasons"]]) == (
+        "void",
+        ["chance-level", "within-margin"],
+    )
+
+
 def test_below_six_runs_at_most_suggests_and_no_p():
     for runs in (2, 3, 5):
         study, records = study_of(

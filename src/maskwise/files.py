@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Literal, NotRequired, TypedDict
 
-Verdict = Literal["decided", "suggests", "undecided", "void"]
+Verdict = Literal["decided", "equal", "suggests", "undecided", "void"]
 Effect = Literal["voids", "tests", "caps", "said"]
 
 
@@ -77,6 +77,7 @@ class Study(TypedDict, total=False):
     contrasts: list[tuple[str, str]]
     match: Matching | None
     companions: list[float]
+    margin: NotRequired[float | None]
     search: Search | None
 
 

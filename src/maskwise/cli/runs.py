@@ -194,7 +194,13 @@ def _recipe_or_override(recipe: str, overrides: list[str] | None) -> tuple[str, 
 
 # What a study prints --------------------------------------------------------------------------------------
 
-COLOURS = {"decided": "bold green", "suggests": "yellow", "undecided": "white", "void": "red"}
+COLOURS = {
+    "decided": "bold green",
+    "equal": "green",
+    "suggests": "yellow",
+    "undecided": "white",
+    "void": "red",
+}
 """The colours of the verdicts."""
 
 

@@ -13,7 +13,7 @@ from itertools import product
 from typing import Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from maskwise.annotate.registry import annotator, check_names
 from maskwise.constants import MOST_PRIMARY, REFERENCE
@@ -139,6 +139,8 @@ class StudySettings(Settings):
     """The primary ones, as [arm, baseline]; None: every arm against the baseline. At most six."""
     match: Literal["steps", "targets", "flops"] = "steps"
     """What every arm spends as much of as the baseline does: training.steps are set so (but for steps)."""
+    margin: float | None = Field(None, gt=0, lt=1)
+    """Arms are called equal whose difference has its 95 % interval within ± this, in scores (0.05: five points)."""
     search: SearchSettings | None = None
     """A grid of settings, searched for every arm on dev seeds."""
     companions: tuple[float, ...] = ()

@@ -2,6 +2,7 @@
 
 The verdict follows from the number of runs: below 6 there is no p value and it is at most "suggests"; from 6 on
 "decided" needs Holm's adjusted sign-flip p below alpha *and* an interval without zero, and no reason that caps it.
+"equal" is what is not decided and has an interval of at least 6 pairs within the margin that the recipe states.
 A comparison that cannot tell anything is "void". One outcome of each pair is *primary*: there the test is spent.
 
 Every verdict has reasons, each with a code and with what it does (its effect):
@@ -9,7 +10,7 @@ Every verdict has reasons, each with a code and with what it does (its effect):
 | effect   | codes |
 |----------|-------|
 | "voids"  | missing-runs (no pair is left), different-units, different-tokenizers, plateau, chance-level |
-| "tests"  | significant, not-significant, interval-holds-zero, few-runs, secondary |
+| "tests"  | significant, not-significant, interval-holds-zero, few-runs, secondary, within-margin |
 | "caps"   | no-dev-selection: at most "suggests" |
 | "said"   | unmatched-compute, grid-border, item-noise, overlap, missing-runs (some pairs are left): it stands |
 
@@ -129,15 +130,9 @@ def _comparison(table: Table, arm: str, baseline: str, outcome: str, *, primary:
         "metric": _metric(table, outcome),
         "compute": _matched(table, arm, baseline),
         "items": None,
-        "verdict": "void",
-        "better": None,
-        "reason": "",
-        "reasons": [],
-        "more_runs": None,
-        "detectable": None,
-        "brief": "",
-        "sentence": "",
-    }
+        "verdict": "void", "better": None, "reason": "", "reasons": [],
+        "more_runs": None, "detectable": None, "brief": "", "sentence": "",
+    }  # fmt: skip
     if outcome == "tasks":
         plain = paired_differences(
             *({seed: table.natural[a][seed] for seed in mine} for a in (arm, baseline))
@@ -256,8 +251,10 @@ def decide(comparisons: Sequence[Comparison], reasons: Reasons, *, alpha: float)
 
 def _judge(row: Contrast, void: list[Reason], reasons: Reasons, *, alpha: float) -> None:
     """Write verdict, better, all reasons, and the reason that made the verdict, which is the first."""
+    within = reasons.within_margin(row)
     if void or row["mean"] is None:
-        row["reason"], row["reasons"] = void[0]["code"], void
+        # Arms at chance are not called equal, but that an interval is narrow can be said.
+        row["reason"], row["reasons"] = void[0]["code"], [*void, *({**r, "effect": "said"} for r in within)]
         return
     apart = row["low"] is not None and row["high"] is not None and (row["low"] > 0 or row["high"] < 0)
     tested = reasons.tested(row, apart=apart, alpha=alpha)
@@ -266,13 +263,15 @@ def _judge(row: Contrast, void: list[Reason], reasons: Reasons, *, alpha: float)
     verdict: Verdict = "suggests" if apart else "undecided"
     row["verdict"] = "decided" if apart and significant and not caps else verdict
     first = caps[0] if caps and significant else tested
+    if within and row["primary"] and row["verdict"] != "decided" and not caps:
+        row["verdict"], first = "equal", within[0]
     row["reason"] = first["code"]
     row["reasons"] = [
         first,
-        *(reason for reason in (tested, *caps) if reason is not first),
+        *(reason for reason in (tested, *within, *caps) if reason is not first),
         *reasons.said(row),
     ]
-    if apart:
+    if apart and row["verdict"] != "equal":
         row["better"] = "arm" if (row["mean"] > 0) == row["higher_is_better"] else "baseline"
 
 
@@ -351,6 +350,18 @@ class Reasons:
                 f"{sentence}, but the 95 % interval includes zero",
             )
         return {"code": code, "effect": "tests", "sentence": sentence, "p": p}
+
+    def within_margin(self, row: Contrast) -> list[Reason]:
+        """That the interval lies within the margin of the study, in points of a score; from 6 pairs on."""
+        margin, plain = self.table.study.get("margin"), row.get("natural", row)
+        low, high = plain["low"], plain["high"]
+        scores = "natural" in row or row["unit"] == "score"
+        if not margin or low is None or high is None or not scores or row["n"] < P_FROM_RUNS:
+            return []
+        ends = f"{100 * low:.1f} to {100 * high:.1f}".replace("-", "−")
+        sentence = f"the 95 % interval, {ends} points, lies within ±{100 * margin:g} points"
+        inside = -margin <= low and high <= margin
+        return [{"code": "within-margin", "effect": "tests", "sentence": sentence}] if inside else []
 
     def caps(self, row: Contrast) -> list[Reason]:
         """Reasons for which a verdict is at most "suggests"."""

@@ -104,6 +104,8 @@ def _contrast(row: Contrast, names: Names, *, brief: bool) -> str:
     )
     if row["verdict"] == "decided":
         return f"{first} beats {second} {where} by {amount} ({facts})."
+    if row["verdict"] == "equal":
+        return f"{arm} and {baseline} are equal {where}: {row['reasons'][0]['sentence']} ({facts.partition('; ')[0]})."
     if row["verdict"] == "suggests":
         doubt = DOUBTS.get(row["reason"], "a suggestion, not proof")
         sentence = f"{first} did better than {second} {where} by {amount} ({facts}: {doubt})."
