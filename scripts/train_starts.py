@@ -1,0 +1,44 @@
+"""Trains the models that maskwise ships: `python scripts/train_starts.py encoder|seq2seq [SOURCE]`, each about an hour of
+one core.
+
+SOURCE holds wikipedia_en/ and wikinews_en/ (their origin and licences: src/maskwise/data/encoder-en/README.md). The
+recipes are `general-encoder` and `general-seq2seq`, as anybody would run them; what is shipped is the checkpoint in half
+precision, which is loaded as single precision again. A second run on the same machine, with the same thread count,
+writes the same bytes.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from transformers import AutoTokenizer
+
+from maskwise.models import load_model
+from maskwise.starts import BUNDLED
+
+DATA = Path(__file__).parent.parent / "src" / "maskwise" / "data"
+TEXTS = ("wikipedia_en", "wikinews_en")
+
+
+def main(name: str, source: Path) -> None:
+    with TemporaryDirectory() as folder:
+        texts, run = Path(folder, "texts"), Path(folder, "run")
+        texts.mkdir()
+        for file in (file for name in TEXTS for file in sorted((source / name).glob("*.jsonl.gz"))):
+            (texts / file.name).symlink_to(file.resolve())
+        command = ["maskwise", "pretrain", f"general-{name}", f"corpus.source={texts}", "--out", str(run)]
+        subprocess.run(command, check=True)
+        ship(run / "checkpoint", DATA / BUNDLED[name])
+
+
+def ship(checkpoint: Path, target: Path) -> None:
+    """The checkpoint in half precision; the card in `target` stays."""
+    load_model(checkpoint, kind=None).half().save_pretrained(target)
+    AutoTokenizer.from_pretrained(checkpoint).save_pretrained(target)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2] if len(sys.argv) > 2 else "../shared/data"))
