@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, field_validator
 from torch import Tensor
 from transformers import (
     CONFIG_MAPPING,
@@ -70,6 +71,48 @@ TASK_MODELS: Mapping[str, Any] = {
 }
 """What a task puts on an encoder: ``masked-lm`` is the head that it was pre-trained with, ``embedding`` none;
 ``seq2seq`` is an encoder–decoder as it is."""
+
+
+class ModelSettings(BaseModel):
+    """The model part of a recipe: a model from a configuration, or a pre-trained one to go on with.
+
+    >>> ModelSettings(architecture="bert", settings={"num_hidden_layers": 2}).unigram_bias
+    True
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    pretrained: str | None = None
+    """A folder, hub id, ``bundled:encoder`` or ``package:NAME`` (an installed one). None: fresh weights."""
+    architecture: str = "modernbert"
+    settings: dict[str, Any] = {}
+    """Fields of the architecture's configuration, such as hidden_size."""
+    unigram_bias: bool = True
+    """Start the output bias of a new head at the log-frequencies of the training text."""
+
+    @field_validator("settings")
+    @classmethod
+    def _truth(cls, value: dict[str, Any]) -> dict[str, Any]:
+        """No type says here that ``no`` is meant as a truth value; and no setting of a model is a word like it."""
+        words = {"yes": True, "on": True, "no": False, "off": False}
+        return {key: words.get(str(setting), setting) for key, setting in value.items()}
+
+    def config(self, tokenizer: Any, length: int, *, kind: Kind) -> PreTrainedConfig:
+        """The configuration: the pre-trained model's, or a new one for rows of ``length``."""
+        if self.pretrained:
+            return load_config(self.pretrained, kind=kind)
+        return new_config(self.architecture, tokenizer, length, kind=kind, **self.settings)
+
+    def model(
+        self, tokenizer: Any, length: int, *, kind: Kind, seed: int, log_unigram: Tensor
+    ) -> PreTrainedModel:
+        """The model that a training begins with; ``log_unigram`` as for ``new_model``."""
+        bias = log_unigram if self.unigram_bias else None
+        if not self.pretrained:
+            return new_model(self.config(tokenizer, length, kind=kind), seed=seed, log_unigram=bias)
+        network = load_model(self.pretrained, kind=kind, seed=seed, log_unigram=bias)
+        check_fit(network.config, len(tokenizer), do="set tokenizer.name to the model's own")
+        return network
 
 
 def new_config(

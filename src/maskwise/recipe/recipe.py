@@ -24,6 +24,7 @@ from maskwise.keys import fold
 from maskwise.masking.corruptions import corruption
 from maskwise.masking.policies import policy
 from maskwise.masking.settings import MaskingSettings
+from maskwise.models import ModelSettings
 from maskwise.objectives import objective_class
 from maskwise.objectives.settings import ObjectiveSettings, require_fit
 from maskwise.recipe.overrides import Plain, explain, leaves, put
@@ -59,25 +60,6 @@ class Settings(BaseModel):
     """Settings that refuse unknown keys and never change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ModelSettings(Settings):
-    """A model from a configuration, or a pre-trained one to go on with."""
-
-    pretrained: str | None = None
-    """A folder, hub id, ``bundled:encoder`` or ``package:NAME`` (an installed one). None: fresh weights."""
-    architecture: str = "modernbert"
-    settings: Plain = {}
-    """Fields of the architecture's configuration, such as hidden_size."""
-    unigram_bias: bool = True
-    """Start the output bias of a new head at the log-frequencies of the training text."""
-
-    @field_validator("settings")
-    @classmethod
-    def _truth(cls, value: Plain) -> Plain:
-        """No type says here that ``no`` is meant as a truth value; and no setting of a model is a word like it."""
-        words = {"yes": True, "on": True, "no": False, "off": False}
-        return {key: words.get(str(setting), setting) for key, setting in value.items()}
 
 
 class SearchSettings(Settings):

@@ -19,7 +19,6 @@ from maskwise.models import NO_HEAD, check_start, has_head
 from maskwise.recipe import Recipe
 from maskwise.samplers import sampler
 from maskwise.study.plan import Stage, prepare_stage, tokenizer_of
-from maskwise.study.work import model_config
 from maskwise.tasks import load_task
 from maskwise.tasks.task import Tuned
 from maskwise.text import load_tokenizer, require_documents
@@ -73,7 +72,7 @@ def _check_arm(arm: Recipe) -> list[str]:
     tokenizer = (
         load_tokenizer(given, needs_mask=arm.kind == "encoder") if given else _Untrained(arm.tokenizer)
     )
-    config = model_config(arm.model, tokenizer, arm.corpus.length, kind=arm.kind)
+    config = arm.model.config(tokenizer, arm.corpus.length, kind=arm.kind)
     check_start(config, len(tokenizer))
     for spec in arm.tasks:
         if isinstance(task_kind := load_task(spec).kind, Tuned):

@@ -31,7 +31,7 @@ from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
 from maskwise.study.costs import per_step
 from maskwise.study.plan import Plan, Run, arms_of, make_run, require_arms, task_contents
-from maskwise.study.work import masked_source, model_config
+from maskwise.study.work import masked_source
 from maskwise.text import Prepared
 
 Scores = dict[str, list[float]]
@@ -289,7 +289,7 @@ def _measured_step(settings: str, text: Path) -> Spending:
     if link.objectives:  # matched by steps alone: which objective will be drawn is not known before
         return {"steps": 1}
     data = _load(text)
-    config = model_config(link.model, data.tokenizer, link.corpus.length, kind=link.kind)
+    config = link.model.config(data.tokenizer, link.corpus.length, kind=link.kind)
     return per_step(
         masked_source(data, link), empty_model(config)
     )  # with the policy's weights of its beginning

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 import yaml
 from torch import Tensor
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from maskwise import __version__
 from maskwise.annotate.run import annotate_corpus
@@ -23,14 +23,12 @@ from maskwise.constants import rank_here, ranks_here
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation import EvaluationSettings, HeldOut, evaluate, fixed_maskers, overlap_record
 from maskwise.evaluation.scoring import spread
-from maskwise.families import Kind, check_fit
 from maskwise.folders import sweep, write_json, write_whole
 from maskwise.keys import fold
-from maskwise.models import load_config, load_model, new_config, new_model
+from maskwise.models import ModelSettings
 from maskwise.objectives import Arms, Objective, objective, objective_class, predicting
 from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
-from maskwise.recipe.recipe import ModelSettings
 from maskwise.samplers import sampler as read_sampler
 from maskwise.study.costs import flops, flops_of_arms, over_a_run
 from maskwise.study.plan import DONE, Stage, trained_recipe
@@ -156,7 +154,9 @@ def pretrain(
     """
     training, evaluation = recipe.training, recipe.evaluation
     log_unigram = log_frequencies(torch.from_numpy(data.training.unigram_counts(len(data.tokenizer))))
-    network = _start(recipe, data, log_unigram)
+    network = recipe.model.model(
+        data.tokenizer, data.training.length, kind=recipe.kind, seed=training.seed, log_unigram=log_unigram
+    )
     made = learning(network, data, recipe)
     if isinstance(made.source, MaskedSource):
         require_targets(made.source, recipe.masking.policy)
@@ -210,25 +210,6 @@ def require_targets(source: MaskedSource, policy: str) -> None:
     what = f"policy {policy} masks nothing in this text: it has no units, or they are longer than the budget"
     do = "take the policy token, or text with spaces; maskwise inspect shows the masks"
     raise MaskwiseError(what, got=f"no target in {len(steps)} batches", do=do)
-
-
-def _start(recipe: Recipe, data: Prepared, log_unigram: Tensor) -> PreTrainedModel:
-    """The model that a training begins with."""
-    model, seed = recipe.model, recipe.training.seed
-    bias = log_unigram if model.unigram_bias else None
-    if model.pretrained:
-        network = load_model(model.pretrained, kind=recipe.kind, seed=seed, log_unigram=bias)
-        check_fit(network.config, len(data.tokenizer), do="set tokenizer.name to the model's own")
-        return network
-    config = model_config(model, data.tokenizer, data.training.length, kind=recipe.kind)
-    return new_model(config, seed=seed, log_unigram=bias)
-
-
-def model_config(model: ModelSettings, tokenizer: Any, length: int, *, kind: Kind) -> PreTrainedConfig:
-    """The configuration of a recipe's model: the pre-trained one's, or a new one for rows of ``length``."""
-    if model.pretrained:
-        return load_config(model.pretrained, kind=kind)
-    return new_config(model.architecture, tokenizer, length, kind=kind, **model.settings)
 
 
 def _flops(made: Learning, done: Training, network: PreTrainedModel, *, frozen: bool) -> Plain:
@@ -406,7 +387,7 @@ def _finetune(stage: Stage, stages: Path, quiet: bool) -> Plain:
     else:
         model = ModelSettings(**what["model"])
         checkpoint = model.pretrained  # no further training
-        config = None if checkpoint else model_config(model, tokenizer, what["length"], kind=what["kind"])
+        config = None if checkpoint else model.config(tokenizer, what["length"], kind=what["kind"])
     first = what.get("seed", 0) * 1000  # random starts differ between runs as pre-trained ones do
     record = task_record(
         checkpoint, task, tokenizer=tokenizer, settings=settings, seeds=range(first, first + settings.seeds),
