@@ -2,8 +2,8 @@
 one core.
 
 SOURCE holds wikipedia_en/ and wikinews_en/ (their origin and licences: src/maskwise/data/encoder-en/README.md). The
-recipes are `general-encoder` and `general-seq2seq`, as anybody would run them; what is shipped is the checkpoint in half
-precision, which is loaded as single precision again. A second run on the same machine, with the same thread count,
+recipes are `general-encoder` and `general-seq2seq`, as anybody would run them; what is shipped is the checkpoint in
+half precision, which is loaded as single precision again. A second run on the same machine, with the same thread count,
 writes the same bytes.
 """
 
