@@ -1,5 +1,5 @@
-"""Trains the models that maskwise ships: `python scripts/train_starts.py encoder|seq2seq [SOURCE]`, each about an hour of
-one core.
+"""Trains the models that maskwise ships: `python scripts/train_starts.py encoder|seq2seq [SOURCE]`, each about an hour
+of one core.
 
 SOURCE holds wikipedia_en/ and wikinews_en/ (their origin and licences: src/maskwise/data/encoder-en/README.md). The
 recipes are `general-encoder` and `general-seq2seq`, as anybody would run them; what is shipped is the checkpoint in
