@@ -62,7 +62,7 @@ def mix(x: Array) -> Array:
 
 def _mix_(x: Array, rounds: tuple[tuple[int, int], ...]) -> Array:
     """Bijective rounds, in place, on 32 or 64 bits."""
-    bits = x.view(np.uint32 if x.itemsize == 4 else np.uint64)  # shifts take no signs in from the left
+    bits: Array = x.view(np.uint32 if x.itemsize == 4 else np.uint64)  # shifts take no signs in from the left
     for shift, factor in rounds:
         bits ^= bits >> shift
         if factor != 1:
