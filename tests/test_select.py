@@ -23,6 +23,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.keys import Keys
 from maskwise.masking import AnnotatedBatch, gather
 from maskwise.masking.policies.base import weigh
+from maskwise.masking.runs import runs
 from maskwise.masking.select import in_order, select
 from maskwise.masking.units import Units
 
@@ -264,7 +265,7 @@ def test_first_and_last_places_are_chosen_as_often_as_the_middle() -> None:
     words = gather(same(row([2] * 15), 8000), vocabulary())
     for budget in ("exact", "expected"):
         found = (
-            choose(Units.runs(words, words.layers["word_ids"]), 0.2, budget=budget)
+            choose(runs(words, words.layers["word_ids"]), 0.2, budget=budget)
             .tokens[:, 1:-1:2]
             .double()
             .mean(0)
@@ -277,7 +278,7 @@ def test_runs_are_words_and_words_with_unknown_pieces_are_never_chosen() -> None
     one["word_ids"][7] = (
         0  # [CLS] a a b [UNK] b [SEP] c: the number of the first word again, behind a special token
     )
-    units = Units.runs(batch := gather(padded([one]), vocabulary()), batch.layers["word_ids"])
+    units = runs(batch := gather(padded([one]), vocabulary()), batch.layers["word_ids"])
     assert units.length.tolist() == [2, 1, 2] and units.number.tolist() == [0, 2, 3]
     assert units.tokens_P.tolist() == [5]
     chosen = units.spread(np.ones(3, bool))

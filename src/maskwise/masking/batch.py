@@ -6,7 +6,7 @@ into P pieces**, in numpy: whether a row holds one document or twenty, nothing i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -244,8 +244,3 @@ class MaskedBatch:
     def __repr__(self) -> str:
         shape = " × ".join(map(str, self.input_ids.shape))
         return f"MaskedBatch({shape} on {self.input_ids.device}, {self.targets} targets)"
-
-
-def target_places(batch: MaskedBatch | Mapping[str, Tensor]) -> Tensor:
-    """(M, 2) int64: row and column of every target, also of a plain dict of model inputs."""
-    return batch.where if isinstance(batch, MaskedBatch) else (batch["labels"] != IGNORE).nonzero()

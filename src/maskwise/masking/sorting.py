@@ -1,11 +1,10 @@
-"""Sorts, ranks, sums and runs within the pieces of a line: one pass over plain integers serves all pieces at once."""
+"""Sorts, ranks and sums within the pieces of a line: one pass over plain integers serves all pieces at once."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from maskwise.keys import Array
-from maskwise.masking.batch import AnnotatedBatch
 
 
 def order_within(piece: Array, key: Array, *, pieces: int) -> Array:
@@ -64,26 +63,3 @@ def sums_within(values: Array, counts_P: Array) -> Array:
     total = np.zeros(len(values) + 1, np.result_type(values, np.int64))
     values.cumsum(out=total[1:])
     return total[1:] - np.repeat(total.take(counts_P.cumsum() - counts_P), counts_P)
-
-
-def find_runs(batch: AnnotatedBatch, ids: Array) -> tuple[Array, Array, Array]:
-    """Runs of equal ids ≥ 0 among the content tokens of each piece.
-
-    Returns:
-        start (R,): where each run begins in the line. length (R,): its tokens. barred: the runs with a token that may
-        not be masked.
-    """
-    inside = ids >= 0
-    inside &= batch.content
-    # A run ends where its id changes, where a token outside stands between, and with its piece.
-    goes_on = inside.copy()
-    goes_on[1:] &= inside[:-1] & (ids[1:] == ids[:-1])
-    goes_on[batch.begin[: len(ids)]] = False
-    last = inside.copy()
-    last[:-1] &= ~goes_on[1:]
-    start = np.flatnonzero(inside & ~goes_on)
-    length = np.flatnonzero(last) - start + 1
-    barred = np.flatnonzero(inside & ~batch.eligible)
-    if len(barred):
-        barred = np.unique(start.searchsorted(barred, side="right") - 1)
-    return start, length, barred

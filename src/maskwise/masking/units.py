@@ -11,7 +11,6 @@ import numpy as np
 
 from maskwise.keys import Array, Keys, Purpose
 from maskwise.masking.batch import AnnotatedBatch
-from maskwise.masking.sorting import find_runs, listed, rank_within
 
 
 @dataclass
@@ -76,21 +75,6 @@ class Units:
         units.count = units.tokens_P = count_P
         return units
 
-    @classmethod
-    def runs(cls, batch: AnnotatedBatch, ids: Array) -> Units:
-        """Units are runs of equal ``ids`` (T,) among the content tokens; a negative id belongs to no unit.
-
-        A run with a token that may not be masked ([UNK] inside a word) is never chosen: no half units.
-        """
-        start, length, barred = find_runs(batch, ids)
-        count_P = batch.count_at(start)
-        piece, number = np.repeat(np.arange(len(count_P)), count_P), rank_within(count_P).astype(np.int32)
-        if not len(barred):
-            return Runs(batch, start, length, piece, number)
-        kept = np.ones(len(start), bool)
-        kept[barred] = False
-        return Runs(batch, start[kept], length[kept], piece[kept], number[kept])
-
     def weighted(self, weight: Array) -> Self:
         """The same units with these weights (U,)."""
         other = copy(self)
@@ -112,42 +96,4 @@ class Units:
         chosen = np.zeros(len(self.batch.input_ids), bool)
         inside = chosen_U if self.unit is None else chosen_U.take(self.unit)
         chosen[self.tokens[np.flatnonzero(inside)]] = True  # numbers are looked up faster than bools
-        return chosen
-
-
-class Runs(Units):
-    """Units whose tokens stand side by side, in the order of the line; the tokens are listed for those who ask.
-
-    Args:
-        start: (U,) int64, where each unit begins.
-        length: (U,) int64, its tokens.
-    """
-
-    in_order, by_token = True, False
-
-    def __init__(self, batch: AnnotatedBatch, start: Array, length: Array, piece: Array, number: Array):
-        self.batch, self.start, self.length, self.piece, self.number = batch, start, length, piece, number
-        self.weight = None
-
-    @cached_property
-    def count(self) -> Array:
-        return self.batch.count_at(self.start)
-
-    @cached_property
-    def tokens_P(self) -> Array:
-        before = np.concatenate(([0], self.length.cumsum()))[self.start.searchsorted(self.batch.edges)]
-        return before[1:] - before[:-1]
-
-    @cached_property
-    def unit(self) -> Array:  # type: ignore[override]  # listed when asked
-        return np.repeat(np.arange(len(self.start)), self.length)
-
-    @cached_property
-    def tokens(self) -> Array:  # type: ignore[override]
-        return listed(self.start, self.length)
-
-    def spread(self, chosen_U: Array) -> Array:
-        at = np.flatnonzero(chosen_U)
-        chosen = np.zeros(len(self.batch.input_ids), bool)
-        chosen[listed(self.start[at], self.length[at])] = True
         return chosen

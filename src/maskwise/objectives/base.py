@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from maskwise.errors import MaskwiseError
 from maskwise.families import Kind, encoder_of, encoder_weights, multiplied_weights
-from maskwise.masking import MaskedBatch, Masker
+from maskwise.masking import IGNORE, MaskedBatch, Masker
 from maskwise.masking.gather import Rows
 from maskwise.masking.schedules import schedule
 
@@ -161,6 +161,11 @@ def weighted(losses: Tensor, weight: Tensor | None, row: Tensor, column: Tensor)
     if weight is None:
         return losses
     return losses * (weight[row] if weight.dim() == 1 else weight[row, column]).to(losses.dtype)
+
+
+def target_places(batch: MaskedBatch | Mapping[str, Tensor]) -> Tensor:
+    """(M, 2) int64: row and column of every target, also of a plain dict of model inputs."""
+    return batch.where if isinstance(batch, MaskedBatch) else (batch["labels"] != IGNORE).nonzero()
 
 
 def encoded(model: Any, batch: Any) -> Tensor:

@@ -11,9 +11,9 @@ from torch.nn.functional import cross_entropy
 
 from maskwise.errors import MaskwiseError
 from maskwise.families import head_weights, prediction_head, width_of
-from maskwise.masking.batch import IGNORE, target_places
+from maskwise.masking.batch import IGNORE
 from maskwise.masking.policies import UnitKind, policy
-from maskwise.objectives.base import Objective, Outcome, Work, check_all_asked, encoded
+from maskwise.objectives.base import Objective, Outcome, Work, check_all_asked, encoded, target_places
 
 LONGEST = 20
 """Places in a span that are told apart; later ones share the last."""

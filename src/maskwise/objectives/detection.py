@@ -11,9 +11,8 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from maskwise.families import width_of
-from maskwise.masking.batch import target_places
 from maskwise.masking.corruptions import Insert
-from maskwise.objectives.base import Maker, Objective, Outcome, Work, encoded
+from maskwise.objectives.base import Maker, Objective, Outcome, Work, encoded, target_places
 
 
 class Detection(Objective):

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from maskwise.families import encoder_weights, head_weights, masked_logits
-from maskwise.masking.batch import MaskedBatch, target_places
-from maskwise.objectives.base import Objective, Outcome, Work, weighted
+from maskwise.masking.batch import MaskedBatch
+from maskwise.objectives.base import Objective, Outcome, Work, target_places, weighted
 
 
 class MaskedLanguageModelling(Objective):

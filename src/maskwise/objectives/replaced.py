@@ -14,9 +14,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from maskwise.errors import MaskwiseError
 from maskwise.families import encoder_weights, masked_logits, width_of
-from maskwise.masking.batch import target_places
 from maskwise.models import build_model
-from maskwise.objectives.base import Objective, Outcome, Work, check_all_asked, encoded
+from maskwise.objectives.base import Objective, Outcome, Work, check_all_asked, encoded, target_places
 from maskwise.objectives.mlm import MaskedLanguageModelling
 
 

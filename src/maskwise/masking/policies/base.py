@@ -14,6 +14,7 @@ from torch import Tensor
 from maskwise.errors import MaskwiseError
 from maskwise.keys import Array, Keys
 from maskwise.masking.batch import AnnotatedBatch
+from maskwise.masking.runs import runs
 from maskwise.masking.units import Units
 
 
@@ -99,7 +100,7 @@ def cut(batch: AnnotatedBatch, name: str, *, policy: str) -> Units:
     """The units called ``token``, ``word``, or by the name of a layer, of whose runs they are."""
     if name == "token":
         return Units.single(batch)
-    return Units.runs(batch, batch.layer(layer_of(name)[0], policy=policy))
+    return runs(batch, batch.layer(layer_of(name)[0], policy=policy))
 
 
 def kind_of(name: str) -> UnitKind:

@@ -11,6 +11,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.keys import Array, Keys
 from maskwise.masking.batch import AnnotatedBatch
 from maskwise.masking.policies.base import Moment, Policy, UnitKind, cut, kind_of, layer_of, weigh
+from maskwise.masking.runs import runs
 from maskwise.masking.units import Units
 
 
@@ -48,7 +49,7 @@ class WholeWord(Policy):
         return ("word_ids",)
 
     def units(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
-        return Units.runs(batch, batch.layer("word_ids", policy="whole-word"))
+        return runs(batch, batch.layer("word_ids", policy="whole-word"))
 
 
 @dataclass(frozen=True)
@@ -87,12 +88,12 @@ class SpanLayer(Policy):
     def units(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
         marked = batch.layer(self.layer, policy="span-layer")
         if self.rest == "none":
-            return Units.runs(batch, marked)
+            return runs(batch, marked)
         rest = (
             np.arange(len(marked)) if self.rest == "token" else batch.layer("word_ids", policy="span-layer")
         )
         # Even numbers are spans and odd ones the rest; what is −1 in both stays negative.
-        units = Units.runs(batch, np.where(marked >= 0, marked * 2, rest * 2 + 1))
+        units = runs(batch, np.where(marked >= 0, marked * 2, rest * 2 + 1))
         if self.rest_weight == 1:
             return units
         return weigh(units, np.where(marked >= 0, 1.0, self.rest_weight), policy="span-layer")

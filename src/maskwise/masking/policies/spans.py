@@ -12,7 +12,8 @@ from maskwise.errors import MaskwiseError
 from maskwise.keys import Array, Keys, Purpose, below
 from maskwise.masking.batch import AnnotatedBatch
 from maskwise.masking.policies.base import Moment, Policy, UnitKind, layer_of
-from maskwise.masking.sorting import find_runs, first_within, listed, rank_within, sums_within
+from maskwise.masking.runs import find_runs
+from maskwise.masking.sorting import first_within, listed, rank_within, sums_within
 from maskwise.masking.units import Units
 
 MOST_WORDS = 1000
