@@ -194,7 +194,11 @@ def require_documents(documents: Documents) -> Documents:
 
 
 def batches(
-    items: Iterable[Item], size: int, *, measure: Callable[[Item], int] = len, most: int | None = None
+    items: Iterable[Item],
+    size: int,
+    *,
+    measure: Callable[[Item], int] = len,  # type: ignore[assignment]  # texts
+    most: int | None = None,
 ) -> Iterator[list[Item]]:
     """Items in lists, because work on many at once costs less: each but the last measures ``size`` or a little more.
 
