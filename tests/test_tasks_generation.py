@@ -372,6 +372,19 @@ def test_what_is_cut_is_counted_and_said(tmp_path, tokenizer):
     assert "test: texts cut at 16 tokens: 3 of 3" in record["notes"]
 
 
+def test_answers_that_a_tokenizer_cannot_write_are_said(tmp_path, tokenizer):
+    rows = [{"input": f"red {n}", "output": "RED" if n % 4 else "red"} for n in range(80)]
+    path = write(tmp_path / "case.jsonl", rows)
+    notes = {}
+    for metric in ("accuracy", "exact-match"):  # the tokenizer lower-cases, and so does SQuAD's exact match
+        task = load_task(f"{path}(metric='{metric}')")
+        notes[metric] = encode(task, tokenizer, max_length=16)["train"].notes()
+    capitals = sum(row.answers == ["RED"] for row in task.splits["train"])
+    assert notes["exact-match"] == [] and len(notes["accuracy"]) == 1
+    assert notes["accuracy"][0].startswith("answers that the tokenizer cannot write")
+    assert notes["accuracy"][0].endswith(f": {capitals} of {len(task.splits['train'])}")
+
+
 @pytest.mark.parametrize(
     ("config", "line"),
     [

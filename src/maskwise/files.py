@@ -135,6 +135,13 @@ class Record(TypedDict, total=False):
     border: bool
     corpus: str
     overlapping: int
+    standing: int
+    """Items of which a right answer stands in the corpus."""
+    occurrences: int
+    """How often right answers stand in the rows of which an arm's masks were drawn; all of their tokens were masked
+    ``whole`` times, some of them ``part`` times."""
+    whole: int
+    part: int
     runs: int
     best: str
     mean: float

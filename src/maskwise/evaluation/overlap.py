@@ -96,11 +96,21 @@ def overlap(
     if not len(items):
         raise MaskwiseError("there are no test items to look for")
     parts = [[item] if isinstance(item, str) else list(item) for item in items]
+    hits, count, longest = standing_in(documents, parts, n=n, least=LEAST)
+    places = tuple(np.flatnonzero(hits).tolist())
+    return Overlap(len(parts), int((longest < LEAST).sum()), len(places), count, n, places)
+
+
+def standing_in(
+    documents: Iterable[str | Document], parts: Sequence[Sequence[str]], *, n: int, least: int
+) -> tuple[NDArray[np.bool_], int, NDArray[np.int64]]:
+    """Which items have a text of at least ``least`` words of which n in a row, or all, stand in a document; how many
+    documents there are; the words of every item's longest text."""
     owner_T = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
     words, size_T = _words(chain.from_iterable(parts))
     needed_T = np.minimum(size_T, n)
     wanted: dict[int, _Wanted] = {}
-    for length, grams, text in _grams(words, size_T, sorted(set(needed_T[needed_T >= LEAST].tolist()))):
+    for length, grams, text in _grams(words, size_T, sorted(set(needed_T[needed_T >= least].tolist()))):
         of_length = needed_T[text] == length
         wanted[length] = _Wanted(grams[of_length], owner_T[text[of_length]])
     overlapping, count = np.zeros(len(parts), dtype=bool), 0
@@ -111,8 +121,7 @@ def overlap(
             overlapping[wanted[length].owners_of(grams)] = True
     longest = np.zeros(len(parts), dtype=np.int64)
     np.maximum.at(longest, owner_T, size_T)
-    places = tuple(np.flatnonzero(overlapping).tolist())
-    return Overlap(len(parts), int((longest < LEAST).sum()), len(places), count, n, places)
+    return overlapping, count, longest
 
 
 def overlap_record(

@@ -21,6 +21,7 @@ from maskwise.report.drawing import (
     View,
     choice_chart,
     dot_chart,
+    gain_chart,
     group_chart,
     line_chart,
     outcome_label,
@@ -53,7 +54,7 @@ def score_charts(folder: Folder, colours: Colours) -> list[View]:
         if not points:
             continue
         facts = folder.study["tasks"].get(task, {})
-        majority = facts.get("majority") or mean([r["majority"] for r in records if r.get("majority")])
+        majority = facts.get("majority") or mean([chance for r in records if (chance := r.get("majority"))])
         scratch = mean([r["score"] for r in records if r["arm"] == REFERENCE])
         references = {"commonest answer": majority, folder.reference: scratch}
         metric = facts.get("metric", "score")
@@ -71,6 +72,39 @@ def score_charts(folder: Folder, colours: Colours) -> list[View]:
                              "majority": majority, "classes": classes, "test_items": items}  # fmt: skip
         charts.append(chart)
     return charts
+
+
+def coverage_view(folder: Folder, colours: Colours) -> View | None:
+    """By task and arm: the share of right answers that stand in the corpus, the share of those that the arm masks
+    whole, and what the arm gained over the baseline. None where no task has texts for answers."""
+    lines = [record for record in folder.records if record["kind"] == "coverage"]
+    rows: list[View] = []
+    points: list[Point] = []
+    for line in (line for line in lines if line.get("occurrences")):
+        task, arm = line["task"], line["arm"]
+        texts = [other for other in lines if other["task"] == task and "standing" in other]
+        means = {
+            name: mean(
+                [
+                    r["score"]
+                    for r in folder.whole
+                    if r["kind"] == "score" and (r["task"], r["arm"]) == (task, name)
+                ]
+            )
+            for name in (arm, folder.study["baseline"])
+        }
+        gain = None if None in means.values() else (means[arm] or 0) - (means[folder.study["baseline"]] or 0)
+        if gain is not None and folder.study["tasks"].get(task, {}).get("metric") in LOWER_IS_BETTER:
+            gain = -gain
+        masked = line["whole"] / line["occurrences"]
+        if gain is not None:
+            points.append({"arm": arm, "x": masked, "value": gain})
+        rows.append({
+            "task": task, "arm": arm, "corpus": line["corpus"], "masked": masked, "gain": gain,
+            "part": line["part"] / line["occurrences"], "occurrences": line["occurrences"],
+            "standing": mean([other["standing"] / other["items"] for other in texts]),
+        })  # fmt: skip
+    return {"rows": rows, "spec": gain_chart(points, colours) if points else None} if rows else None
 
 
 def heldout_charts(folder: Folder, colours: Colours) -> list[View]:

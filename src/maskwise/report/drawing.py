@@ -48,6 +48,8 @@ class Point(TypedDict, total=False):
     scheduled: float
     fraction: float
     measure: str
+    x: float
+    """The other axis of ``gain_chart``."""
     steps: float
     targets: float
     flops: float
@@ -154,6 +156,18 @@ def line_chart(
         layers.append(_dashed(at, 1.5).encode(y="at:Q"))
         layers.append(text.encode(y="at:Q", x=alt.value("width"), text="label:N"))
     return _finish(alt.layer(*layers), height=260)
+
+
+def gain_chart(rows: list[Point], colours: Colours) -> Spec:
+    """A dot per arm and task: ``x``, how many of the answers it masks, and ``value``, what it gains."""
+    percent = alt.Axis(format=".0%", tickCount=5)
+    x = alt.X("x:Q", title="share of the answers in the corpus that is masked whole", axis=percent)
+    y = alt.Y(
+        "value:Q", title="gain over the baseline (up is better)", axis=alt.Axis(format=".2~f", tickCount=5)
+    )
+    tips = ["arm:N", alt.Tooltip("x:Q", format=".1%"), alt.Tooltip("value:Q", format=".4f")]
+    dots = _data(rows).mark_circle(size=95, opacity=0.85, stroke="white", strokeWidth=1)
+    return _finish(alt.layer(dots.encode(x=x, y=y, color=_arm_colour(colours), tooltip=tips)), height=220)
 
 
 def group_chart(rows: list[Point], order: Sequence[str], title: str) -> Spec:

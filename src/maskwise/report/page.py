@@ -21,6 +21,7 @@ from maskwise.constants import LOWER_IS_BETTER, REFERENCE
 from maskwise.folders import write_whole
 from maskwise.report.charts import (
     compute_view,
+    coverage_view,
     curve_charts,
     heldout_charts,
     mean,
@@ -77,6 +78,7 @@ def page_content(folder: Folder) -> View:
         "scores": score_charts(folder, colours),
         "task_table": task_table(folder),
         "score_table": _score_table(folder),
+        "coverage": coverage_view(folder, colours),
         "heldout": heldout_charts(folder, colours),
         "evaluations": _evaluation_table(folder),
         "choices": _choices(folder),

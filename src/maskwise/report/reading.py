@@ -86,6 +86,7 @@ REQUIRED = {
     "failure": {"arm", "seed", "stage", "error"},
     "selection": {"arm", "by", "seeds", "chosen", "candidates", "border"},
     "overlap": {"task", "corpus", "items", "overlapping"},
+    "coverage": {"task", "corpus"},
 }
 
 

@@ -185,9 +185,9 @@ class Design:
             if any(stage.result(self.stages) is None for stage in run.chain):
                 return None
             for stage in run.tasks.values():
-                result = stage.result(self.stages) or {"dev": [None], "metric": ""}
-                dev = result["dev"]
-                sign = -1 if result["metric"] in LOWER_IS_BETTER else 1
+                judged = stage.result(self.stages) or {"dev": [None], "metric": ""}
+                dev = judged["dev"]
+                sign = -1 if judged["metric"] in LOWER_IS_BETTER else 1
                 mean = None if None in dev else sign * sum(dev) / len(dev)
                 scores.setdefault(stage.what["task"], []).append(mean)
             if run.evaluated and not run.tasks:

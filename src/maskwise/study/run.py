@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,11 @@ from maskwise import __version__
 from maskwise.annotate.store import Store
 from maskwise.constants import REFERENCE
 from maskwise.errors import MaskwiseError
+from maskwise.evaluation import masked_answers
 from maskwise.files import ArmFacts, Record, Study
 from maskwise.folders import claim, read_json, read_lines, write_json, write_lines
 from maskwise.jobs import require_engine
+from maskwise.masking import Masker
 from maskwise.masking.policies import policy
 from maskwise.masking.policies.learned import GroupWeighted
 from maskwise.masking.schedules import schedule
@@ -49,6 +51,7 @@ from maskwise.study.plan import (
 from maskwise.study.scheduler import RETRIES, execute
 from maskwise.tasks import load_task
 from maskwise.text import Document, Prepared, tokenise
+from maskwise.text.worlds import of_run
 
 RESULTS = ("records.jsonl", "timings.jsonl", "samples.json", "summary.json", "report.html")
 
@@ -119,7 +122,8 @@ def run_study(
         design.plan_costs()
         study = describe(recipe, design) | before
         write_json(out / "study.json", study)
-        records = collect(design.runs, stages, errors, more=design.choices)
+        masked = masked_records(recipe, design.runs, stages)
+        records = collect(design.runs, stages, errors, more=[*design.choices, *masked])
         write_lines(out / "records.jsonl", records)
         write_lines(out / "timings.jsonl", timings(design, stages))
         write_json(out / "samples.json", samples(recipe, design.runs, stages))
@@ -198,6 +202,8 @@ def collect(
         for stage in run.overlaps:  # a text and a task are one record, however many runs share them
             if result := results.pop(stage.name):
                 overlaps[stage.name] = result["record"]
+                if "coverage" in result:
+                    overlaps[f"{stage.name} coverage"] = result["coverage"]
         failed = next((name for name, result in results.items() if result is None), None)
         if failed:
             error = errors.get(failed, "not finished")
@@ -338,17 +344,59 @@ def samples(recipe: Recipe, runs: Sequence[Run], stages: Path) -> dict[str, list
 
     A policy that learns has the weights of the end of that run; where they are not known, its arm is left out.
     """
+    shown: dict[str, list[Plain]] = {}
+    for run, link, data, masker in _maskers(recipe, runs, stages):
+        tokenizer, learnt = (
+            data.tokenizer,
+            {"learnt": True} if isinstance(masker.policy, GroupWeighted) else {},
+        )
+        steps, length = link.training.steps, min(link.corpus.length, SAMPLE_TOKENS)
+        shown[run.arm] = []
+        for document, layers in _beginnings(link, tokenizer, run.prepared.folder(stages) / "layers", length):
+            pieces = show_masks(
+                masker, tokenizer, document.text, layers=layers, max_length=length,
+                step=steps // 2, total_steps=steps,
+            ).pieces  # fmt: skip
+            shown[run.arm].append(
+                {"document": document.id, "pieces": [p.as_dict() for p in pieces], **learnt}
+            )
+    return shown
+
+
+def masked_records(recipe: Recipe, runs: Sequence[Run], stages: Path) -> list[Record]:
+    """How often each arm masks the right answers of each task that has texts for answers, in the middle of training."""
+    records: list[Record] = []
+    for run, link, data, masker in _maskers(recipe, runs, stages) if recipe.tasks else ():
+        for task in (load_task(of_run(spec, run.seed)) for spec in recipe.tasks):
+            if rights := [*chain.from_iterable(task.rights())]:
+                steps = link.training.steps
+                masked = masked_answers(
+                    data.training, masker, data.tokenizer, rights, step=steps // 2, total_steps=steps
+                )
+                who: Record = {
+                    "kind": "coverage",
+                    "arm": run.arm,
+                    "task": task.name,
+                    "corpus": link.corpus.source,
+                }
+                records.append(
+                    {**who, "occurrences": masked.occurrences, "whole": masked.whole, "part": masked.part}
+                )
+    return records
+
+
+def _maskers(
+    recipe: Recipe, runs: Sequence[Run], stages: Path
+) -> Iterator[tuple[Run, Recipe, Prepared, Masker]]:
+    """The first run of every arm, its last training, the text of that, and what masks it."""
     first: dict[str, Run] = {}
     for run in runs:
         if run.arm != REFERENCE and run.prepared.result(stages):
             first.setdefault(run.arm, run)
-    shown: dict[str, list[Plain]] = {}
     for arm, run in first.items():
         link = recipe.arm(arm, seed=run.seed).links()[-1]
-        text = run.prepared.folder(stages)
-        tokenizer = Prepared.open(text / "data").tokenizer
-        masker = link.masking.masker(tokenizer, seed=run.seed)
-        learnt = {}
+        data = Prepared.open(run.prepared.folder(stages) / "data")
+        masker = link.masking.masker(data.tokenizer, seed=run.seed)
         if isinstance(masker.policy, GroupWeighted):
             metrics = run.pretrained.folder(stages) / "metrics.jsonl" if run.pretrained else None
             weights = (
@@ -357,16 +405,7 @@ def samples(recipe: Recipe, runs: Sequence[Run], stages: Path) -> dict[str, list
             if not weights:
                 continue
             masker.policy.take(weights[-1])
-            learnt = {"learnt": True}
-        steps, length = link.training.steps, min(link.corpus.length, SAMPLE_TOKENS)
-        shown[arm] = []
-        for document, layers in _beginnings(link, tokenizer, text / "layers", length):
-            pieces = show_masks(
-                masker, tokenizer, document.text, layers=layers, max_length=length,
-                step=steps // 2, total_steps=steps,
-            ).pieces  # fmt: skip
-            shown[arm].append({"document": document.id, "pieces": [p.as_dict() for p in pieces], **learnt})
-    return shown
+        yield run, link, data, masker
 
 
 def _beginnings(

@@ -21,7 +21,14 @@ from maskwise.annotate.run import annotate_corpus
 from maskwise.annotate.store import Store
 from maskwise.constants import rank_here, ranks_here
 from maskwise.errors import MaskwiseError
-from maskwise.evaluation import EvaluationSettings, HeldOut, evaluate, fixed_maskers, overlap_record
+from maskwise.evaluation import (
+    EvaluationSettings,
+    HeldOut,
+    coverage_record,
+    evaluate,
+    fixed_maskers,
+    overlap_record,
+)
 from maskwise.evaluation.scoring import spread
 from maskwise.folders import sweep, write_json, write_whole
 from maskwise.keys import fold
@@ -373,7 +380,11 @@ def _evaluate(stage: Stage, stages: Path, quiet: bool) -> Plain:
 def _overlap(stage: Stage, stages: Path, quiet: bool) -> Plain:
     corpus = CorpusSettings(**stage.what["corpus"])
     name = corpus.source if corpus.limit is None else f"{corpus.source}, first {corpus.limit}"
-    return {"record": overlap_record(corpus.documents(), load_task(stage.what["task"]), corpus=name)}
+    task = load_task(stage.what["task"])
+    record: Plain = {"record": overlap_record(corpus.documents(), task, corpus=name)}
+    if rights := task.rights():
+        record["coverage"] = coverage_record(corpus.documents(), rights, task=task.name, corpus=name)
+    return record
 
 
 def _finetune(stage: Stage, stages: Path, quiet: bool) -> Plain:

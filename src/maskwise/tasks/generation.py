@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedConfig
 
 from maskwise.constants import NATS
 from maskwise.errors import MaskwiseError
@@ -75,6 +75,10 @@ class WrittenRow(Row):
     @property
     def texts(self) -> tuple[str, ...]:
         return (self.text,)
+
+    @property
+    def rights(self) -> Sequence[str]:
+        return self.answers
 
     @property
     def key(self) -> str:
@@ -177,7 +181,7 @@ class Generation(Tuned[WrittenRow]):
 
     def further(self, task: Task[WrittenRow]) -> list[str]:
         """Without ROUGE, which takes some milliseconds a row, where it does not belong beside the task's own metric."""
-        beside = {"f1": {"rouge-l"}}.get(task.metric, set())
+        beside = {"f1": {"rouge-l"}, NATS: {"rouge-1", "rouge-2", "rouge-l"}}.get(task.metric, set())
         rouge = task.metric.startswith("rouge")
         wanted = [m for m in self._possible if m == NATS or m in beside or m.startswith("rouge") == rouge]
         return [metric for metric in wanted if metric != task.metric]
@@ -249,6 +253,13 @@ class Generation(Tuned[WrittenRow]):
         targets = backend.encode_batch([row.answers[0] for row in rows])
         cut = {f"texts cut at {cutter.max_length} tokens": _cut(inputs),
                f"answers cut at {self.max_target} tokens": _cut(targets)}  # fmt: skip
+        if task.metric in ("accuracy", "exact-match"):
+            back = backend.decode_batch([target.ids for target in targets])
+            lost = [
+                not target.overflowing and not ITEMS[task.metric](row.answers[:1], text)
+                for row, target, text in zip(rows, targets, back, strict=True)
+            ]
+            cut["answers that the tokenizer cannot write (case, accents, unknown characters)"] = sum(lost)
         framed = bool(targets and targets[0].special_tokens_mask[:1] == [1])
         return Written(Flat.of(inputs, cutter.pad), Flat.of(targets, cutter.pad), framed, backend, self, cut)
 
@@ -359,7 +370,7 @@ class Written(Data[Denoising]):
         return {**inputs, "labels": torch.where(real, self.targets.ids[at], IGNORE)}
 
     def answers(self, objective: Denoising, device: torch.device) -> list[Answer]:
-        model = cast(PreTrainedModel, objective.model)
+        model: Any = objective.model  # its generate has no type that mypy sees
         model.generation_config = self._search(model.config)
         answers: list[Answer] = [Answer("")] * len(self)
         for rows in by_width(self.lengths, EVAL_TOKENS // self.kind.beams):

@@ -60,6 +60,10 @@ class MarkedRow(Row):
     def texts(self) -> tuple[str, ...]:
         return (self.context, self.question)
 
+    @property
+    def rights(self) -> Sequence[str]:
+        return self.answers
+
 
 @dataclass(frozen=True)
 class ChoiceRow(Row):

@@ -48,6 +48,11 @@ class Row(ABC):
         """The texts that a model is shown, for those who look for them in a corpus."""
 
     @property
+    def rights(self) -> Sequence[str]:
+        """The right answers, where they are texts."""
+        return ()
+
+    @property
     def items(self) -> int:
         """How many things of this row are scored: one, or the words of a sentence."""
         return 1
@@ -304,6 +309,10 @@ class Task(Generic[R]):
     def texts(self) -> list[tuple[str, ...]]:
         """The texts of every test row."""
         return [row.texts for row in self.splits["test"]]
+
+    def rights(self) -> list[Sequence[str]]:
+        """The right answers of every test row whose answers are texts."""
+        return [row.rights for row in self.splits["test"] if row.rights]
 
     def facts(self) -> TaskFacts:
         """What study.json says of the task; ``notes`` only where there are some."""

@@ -1,0 +1,92 @@
+"""Whether right answers stand in a corpus, how often a policy masks them, and what the page says of it."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from maskwise.evaluation import answers_in, coverage_record, masked_answers
+from maskwise.masking import Masker
+from maskwise.report import write_report
+from maskwise.study.verdict import summarise
+from maskwise.text import Document, read_pieces, split, tokenise, train_tokenizer
+from report_fixture import make_records, make_study, write_study
+from tiny import maskwise, write_inputs, write_lines
+
+TEXTS = [f"Person {n} was born in Old York and is a baker ." for n in range(60)]
+TOKENIZER = train_tokenizer(TEXTS * 5, kind="bpe", vocab_size=400)
+
+
+def rows_of(texts):
+    documents = (Document(str(number), text) for number, text in enumerate(texts))
+    return split(read_pieces(tokenise(documents, TOKENIZER), tokenizer=TOKENIZER, length=32), held_out=0.1)[0]
+
+
+def test_answers_stand_in_a_corpus_word_by_word():
+    long = " ".join(f"w{n}" for n in range(30))
+    rights = [["old york!"], ["York Old"], ["bake"], ["Baker", "none"], ["new", "none"], [long], []]
+    documents = [*TEXTS, f"x {long.upper()} y"]
+    assert answers_in(documents, rights).tolist() == [True, False, False, True, False, True, False]
+    record = coverage_record(iter(documents), rights, task="t", corpus="c")
+    assert (record["items"], record["standing"]) == (7, 3)
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.4, 1.0])
+def test_masked_answers_are_counted_whole_and_in_part(ratio):
+    rows = rows_of(TEXTS)
+    masker = Masker(TOKENIZER, policy="token", ratio=ratio, seed=0)
+    places = sum(len(rows.batch([row]).lengths) for row in range(len(rows)))  # one text a piece
+    masked = masked_answers(rows, masker, TOKENIZER, ["Old York", "Old York", "absent"])
+    assert masked.occurrences == places
+    if ratio in (0, 1):
+        assert masked.whole == masked.part == ratio * places
+    else:
+        assert 0 < masked.whole < masked.part < places
+
+
+def test_an_answer_is_whole_words():
+    masker = Masker(TOKENIZER, policy="token", ratio=1.0, seed=0)
+    rows = rows_of(["a bakery is here"] * 30)
+    assert masked_answers(rows, masker, TOKENIZER, ["bake", "baker"]) == (0, 0, 0)
+
+
+def test_the_page_draws_coverage_against_the_gain(tmp_path):
+    study = make_study(runs=6, tasks=1)
+    arms = list(study["arms"])
+    records = make_records(study, dict.fromkeys(arms, 0.0))
+    records += [{"kind": "coverage", "task": "task-0", "corpus": "wiki", "items": 50, "standing": 20}]
+    records += [
+        {"kind": "coverage", "arm": arm, "task": "task-0", "corpus": "wiki", "occurrences": 80,
+         "whole": 8 * n, "part": 60}
+        for n, arm in enumerate(arms)
+    ]  # fmt: skip
+    write_study(tmp_path, study, records, summary=summarise(records, study), samples={})
+    html = write_report(tmp_path).read_text(encoding="utf-8")
+    assert "Do the answers stand in the corpus" in html and "masked whole" in html
+    assert re.search(r'<td>wiki</td><td class="number">40\W*%</td>', html)  # 20 of 50
+    without = [record for record in records if record["kind"] != "coverage"]
+    write_study(tmp_path / "without", study, without, summary=summarise(without, study), samples={})
+    assert "Do the answers stand" not in write_report(tmp_path / "without").read_text(encoding="utf-8")
+
+
+def test_a_study_of_questions_records_it(tmp_path):
+    recipe = write_inputs(tmp_path)
+    texts = [json.loads(line)["text"] for line in (tmp_path / "corpus.jsonl").read_text().splitlines()]
+    words = [text.split()[1].strip(".").lower() for text in texts[:40]]
+    rows = [{"question": f"which word is number {n} ?", "context": f"it is {word} .", "answers": [word],
+             "split": ("train", "train", "dev", "test")[n % 4]} for n, word in enumerate(words)]  # fmt: skip
+    write_lines(tmp_path / "asked.jsonl", rows)
+    task = str(tmp_path / "asked.jsonl")
+    assert maskwise("study", recipe, "--out", tmp_path / "out", f"tasks=[{task}]", "training.steps=4", "study.seeds=1",
+                    "finetune.epochs=1", "training.eval_every=0") == 0  # fmt: skip
+    records = [json.loads(line) for line in (tmp_path / "out/records.jsonl").read_text().splitlines()]
+    lines = [record for record in records if record["kind"] == "coverage"]
+    (text,) = [line for line in lines if "standing" in line]
+    assert (text["items"], text["standing"]) == (10, 10)
+    by_arm = {line["arm"]: line for line in lines if "arm" in line}
+    assert set(by_arm) == {"token-15", "words-30"} and all(
+        line["occurrences"] > 10 for line in by_arm.values()
+    )
+    assert by_arm["words-30"]["whole"] > by_arm["token-15"]["whole"] > 0
