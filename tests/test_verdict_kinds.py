@@ -139,5 +139,5 @@ def test_a_study_of_points_and_nats_has_no_mean_in_either() -> None:
         for task, metric, start, sign in (("a", "accuracy", 0.5, 1), ("b", "nats", 4.0, -1))
     ]  # fmt: skip
     row = summarise(records, study)["contrasts"][0]
-    assert row["mean"] > 0 and "natural" not in row and row["metric"] is None
+    assert row["mean"] > 0 and "natural" not in row and row["metric"] is None and row["items"] is None
     assert "times the spread between seeds" in row["sentence"] and "points" not in row["sentence"]

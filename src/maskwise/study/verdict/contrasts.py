@@ -46,11 +46,6 @@ from maskwise.study.statistics import (
 from maskwise.study.verdict.table import TOLERANCE, BySeed, Table
 
 MOST_MORE_RUNS = 50  # a longer way to a decision is no advice: the difference is too small to matter
-SHARES = {
-    "accuracy",
-    "exact-match",
-    "exact_match",
-}  # metrics that are a share of items, as binomial noise wants
 COSTS = {
     "steps": "steps",
     "tokens": "tokens read",
@@ -203,18 +198,10 @@ def _items_interval(table: Table, row: Contrast, mean: float) -> Ends | None:
     a difference is as uncertain as one share.
     """
     names = _measured(table, row["outcome"])
-    variance = 0.0
-    for name in names:
-        items = table.chance(name)[1]
-        scores = [*table.values(name, row["arm"]).values(), *table.values(name, row["baseline"]).values()]
-        if (
-            not items
-            or not scores
-            or not (spread := table.item_variance[name] or _metric(table, name) in SHARES)
-        ):
-            return None
-        share = min(max(float(np.mean(scores)), 0.0), 1.0)
-        variance += (float(np.mean(spread)) if isinstance(spread, list) else share * (1 - share)) / items
+    variances = [table.noise_of_items(name, (row["arm"], row["baseline"])) for name in names]
+    if None in variances or (row["outcome"] == "tasks" and "natural" not in row):
+        return None
+    variance = sum(each for each in variances if each is not None)
     half = 1.96 * math.sqrt(variance) / len(names)
     return {"low": mean - half, "high": mean + half}
 

@@ -29,6 +29,7 @@ BySeed: TypeAlias = dict[int, float]
 ByArm: TypeAlias = dict[str, BySeed]
 
 TOLERANCE = 0.05  # two arms count as matched in a quantity if they differ by no more
+SHARES = ("accuracy", "exact-match", "exact_match")  # of items, with binomial noise
 QUANTITIES = ("steps", "tokens", "targets", "flops", "seconds")
 CHANCE_MARGIN = (
     0.02  # how far above chance a score may lie that says nothing, where the number of items is not known
@@ -303,6 +304,19 @@ class Table(Measures):
             return mean >= chance
         margin = 2 * math.sqrt(max(chance * (1 - chance), 0) / items) if items else CHANCE_MARGIN
         return mean <= chance + margin
+
+    def noise_of_items(self, task: str, arms: Sequence[str]) -> float | None:
+        """The variance of a mean score over the test items; None where neither the items' spread is known nor the score
+        a share of them."""
+        items = self.chance(task)[1]
+        scores = [score for arm in arms for score in self.values(task, arm).values()]
+        if not items or not scores:
+            return None
+        if task in self.item_variance:
+            return float(np.mean(self.item_variance[task])) / items
+        facts = self.evaluation_facts.get(task) or self.task_facts(task)
+        share = min(max(float(np.mean(scores)), 0.0), 1.0)
+        return share * (1 - share) / items if facts.get("metric") in SHARES else None
 
     def compute(self, arm: str) -> dict[str, float]:
         """What a whole run of the arm cost, by quantity: the mean of what was measured, else what was planned."""
