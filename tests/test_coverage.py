@@ -90,3 +90,29 @@ def test_a_study_of_questions_records_it(tmp_path):
         line["occurrences"] > 10 for line in by_arm.values()
     )
     assert by_arm["words-30"]["whole"] > by_arm["token-15"]["whole"] > 0
+
+
+def test_a_study_of_encoder_decoders_with_a_task_in_nats(tmp_path):
+    recipe = write_inputs(tmp_path)
+    texts = [json.loads(line)["text"] for line in (tmp_path / "corpus.jsonl").read_text().splitlines()]
+    rows = [{"input": text[:40], "output": text.split()[0], "split": ("train", "train", "dev", "test")[n % 4]}
+            for n, text in enumerate(texts)]  # fmt: skip
+    write_lines(tmp_path / "write.jsonl", rows)
+    small = [
+        "objective=denoise", "tokenizer.sentinels=20", "training.steps=6", "training.eval_every=0",
+        "masking={policy: span, ratio: 0.3, corruption: t5}", "finetune.epochs=1", "finetune.seeds=1",
+        f"tasks=['{tmp_path / 'write.jsonl'}(metric=nats, max_target=8, beams=1)']",
+        "study.arms={span: {}, token: {masking.policy: token}}", "study.seeds=2",
+        "model={architecture: t5, settings: {d_model: 16, d_kv: 8, num_heads: 2, num_layers: 1, d_ff: 32}}",
+    ]  # fmt: skip
+    assert maskwise("study", recipe, "--out", tmp_path / "out", *small) == 0
+    records = [json.loads(line) for line in (tmp_path / "out/records.jsonl").read_text().splitlines()]
+    scores = [record for record in records if record["kind"] == "score"]
+    assert len(scores) == 6 and all(
+        r["metric"] == "nats" and r["majority"] > 0 and r["item_sd"] > 0 for r in scores
+    )
+    summary = json.loads((tmp_path / "out/summary.json").read_text())
+    assert [row["higher_is_better"] for row in summary["contrasts"] if row["outcome"] == "write"] == [False]
+    page = (tmp_path / "out/report.html").read_text(encoding="utf-8")
+    assert "nats (left is better)" in page and "Do the answers stand in the corpus" in page
+    assert maskwise("study", recipe, "--out", tmp_path / "other", f"tasks=[{tmp_path / 'write.jsonl'}]") == 2
