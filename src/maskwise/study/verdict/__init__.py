@@ -5,8 +5,9 @@ already averaged inside a score; tasks are standardised and averaged inside the 
 that seeds × tasks are never pooled. Every verdict carries its reasons, as codes and as sentences, so that a page, a
 terminal and a script say the same.
 
-Read in this order: ``table`` (the records, checked), ``contrasts`` (differences, tests, verdicts and their reasons),
-``words`` (sentences), ``efficiency`` (quality against compute). Cost: milliseconds to a second.
+Read in this order: ``table`` (the records, checked), ``contrasts`` (differences, tests, verdicts), ``reasons`` (why
+a verdict is what it is), ``words`` (sentences), ``efficiency`` (quality against compute). Cost: milliseconds to
+a second.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from collections.abc import Iterable
 
 from maskwise.constants import REFERENCE
 from maskwise.files import Record, Study, Summary
-from maskwise.study.verdict.contrasts import Reasons, compare, decide, primary_pairs
+from maskwise.study.verdict.contrasts import compare, decide, primary_pairs
 from maskwise.study.verdict.efficiency import efficiency
+from maskwise.study.verdict.reasons import Reasons
 from maskwise.study.verdict.table import Table
 from maskwise.study.verdict.words import (
     advice_of,

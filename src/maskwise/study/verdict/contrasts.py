@@ -4,31 +4,21 @@ The verdict follows from the number of runs: below 6 there is no p value and it 
 "decided" needs Holm's adjusted sign-flip p below alpha *and* an interval without zero, and no reason that caps it.
 "equal" is what is not decided and has an interval of at least 6 pairs within the margin that the recipe states.
 A comparison that cannot tell anything is "void". One outcome of each pair is *primary*: there the test is spent.
-
-Every verdict has reasons, each with a code and with what it does (its effect):
-
-| effect   | codes |
-|----------|-------|
-| "voids"  | missing-runs (no pair is left), different-units, different-tokenizers, plateau, chance-level |
-| "tests"  | significant, not-significant, interval-holds-zero, few-runs, secondary, within-margin |
-| "caps"   | no-dev-selection: at most "suggests" |
-| "said"   | unmatched-compute, grid-border, item-noise, overlap, missing-runs (some pairs are left): it stands |
-
-few-runs and secondary cap as well: no test is made, so nothing can be decided.
+``reasons`` finds the reasons that every verdict has.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from maskwise.constants import NATS, PLATEAU_NATS, REFERENCE
+from maskwise.constants import NATS, REFERENCE
 from maskwise.errors import MaskwiseError
-from maskwise.files import Candidate, Compute, Contrast, Detectable, Ends, Estimate, Reason, Study, Verdict
+from maskwise.files import Compute, Contrast, Detectable, Ends, Estimate, Reason, Study, Verdict
 from maskwise.study.power import (
     P_FROM_RUNS,
     attainable_level,
@@ -43,20 +33,10 @@ from maskwise.study.statistics import (
     sign_flip_test,
     standardised_effect,
 )
+from maskwise.study.verdict.reasons import Reasons
 from maskwise.study.verdict.table import TOLERANCE, BySeed, Table
 
 MOST_MORE_RUNS = 50  # a longer way to a decision is no advice: the difference is too small to matter
-COSTS = {
-    "steps": "steps",
-    "tokens": "tokens read",
-    "targets": "targets (tokens to predict)",
-    "flops": "FLOPs",
-    "seconds": "seconds",
-}
-INCOMPARABLE = {
-    "different-units": "the arms mask different units, so the result would depend on the mask of the evaluation",
-    "different-tokenizers": "the arms have different tokenizers, so a figure per token measures different things",
-}
 
 
 @dataclass
@@ -154,13 +134,8 @@ def _metric(table: Table, outcome: str) -> str | None:
         return None
     if outcome in table.evaluation_facts:
         return table.evaluation_facts[outcome]["metric"]
-    metrics = {table.task_facts(name).get("metric") for name in _measured(table, outcome)}
+    metrics = {table.task_facts(name).get("metric") for name in table.measured(outcome)}
     return metrics.pop() if len(metrics) == 1 else None
-
-
-def _measured(table: Table, outcome: str) -> list[str]:
-    """The outcomes that were measured for this one: every task, for "tasks"."""
-    return table.tasks if outcome == "tasks" else [outcome]
 
 
 def _paired(table: Table, arm: str, baseline: str, outcome: str) -> tuple[BySeed, BySeed]:
@@ -197,7 +172,7 @@ def _items_interval(table: Table, row: Contrast, mean: float) -> Ends | None:
     Both arms answer the same items, and records do not say which: the answers are taken to correlate one half, so that
     a difference is as uncertain as one share.
     """
-    names = _measured(table, row["outcome"])
+    names = table.measured(row["outcome"])
     variances = [table.noise_of_items(name, (row["arm"], row["baseline"])) for name in names]
     if None in variances or (row["outcome"] == "tasks" and "natural" not in row):
         return None
@@ -241,7 +216,9 @@ def _judge(row: Contrast, void: list[Reason], reasons: Reasons, *, alpha: float)
     within = reasons.within_margin(row)
     if void or row["mean"] is None:
         # Arms at chance are not called equal, but that an interval is narrow can be said.
-        row["reason"], row["reasons"] = void[0]["code"], [*void, *({**r, "effect": "said"} for r in within)]
+        for reason in within:
+            reason["effect"] = "said"
+        row["reason"], row["reasons"] = void[0]["code"], [*void, *within]
         return
     apart = row["low"] is not None and row["high"] is not None and (row["low"] > 0 or row["high"] < 0)
     tested = reasons.tested(row, apart=apart, alpha=alpha)
@@ -279,163 +256,3 @@ def _plan(comparison: Comparison, *, alpha: float) -> tuple[int | None, Detectab
         "natural": detectable_difference(float(comparison.plain.std(ddof=1)), runs, alpha=level),
     }
     return more if more is not None and more <= MOST_MORE_RUNS else None, seen
-
-
-class Reasons:
-    """Finds the reasons of rows. ``names`` are the arms in words."""
-
-    def __init__(self, table: Table, names: Mapping[str, str]):
-        self.table, self.names = table, names
-
-    def _named(self, arms: Sequence[str]) -> str:
-        return " and ".join(self.names.get(arm, arm) for arm in arms)
-
-    def void(self, row: Contrast) -> list[Reason]:
-        """Reasons for which nothing can be said."""
-        table, pair, outcome = self.table, (row["arm"], row["baseline"]), row["outcome"]
-        reasons: list[Reason] = []
-        lost = any(table.failed.get(arm) for arm in pair)
-        if row["n"] == 0 or (row["n"] == 1 and lost):
-            sentence = "too few runs finished"
-            reasons.append(
-                {"code": "missing-runs", "effect": "voids", "sentence": sentence, "runs": row["n"]}
-            )
-        masked = outcome.startswith("heldout:") or "perplexity" in outcome
-        by_token = masked or ":open-" in outcome
-        why = table.incomparable(*pair)
-        if why and ((masked and why == "different-units") or (by_token and why == "different-tokenizers")):
-            reasons.append({"code": why, "effect": "voids", "sentence": INCOMPARABLE[why]})
-        if stuck := [arm for arm in pair if arm != REFERENCE and table.on_plateau(arm)]:
-            sentence = (
-                f"{self._named(stuck)} learnt little more than word frequencies (the plateau: a loss less than"
-                f" {PLATEAU_NATS} nats below that of word frequencies); train longer"
-            )
-            reasons.append({"code": "plateau", "effect": "voids", "sentence": sentence, "arms": stuck})
-        if all(table.at_chance(name, arm) for name in _measured(table, outcome) for arm in pair):
-            sentence = "neither arm scores better than guessing (chance level)"
-            reasons.append({"code": "chance-level", "effect": "voids", "sentence": sentence})
-        return reasons
-
-    def tested(self, row: Contrast, *, apart: bool, alpha: float) -> Reason:
-        """What the test says, or why there is none; ``apart``: the interval does not hold zero."""
-        n, p = row["n"], row["p_adjusted"]
-        if n < P_FROM_RUNS:
-            runs = "one run of each arm" if n == 1 else f"only {n} runs of each arm"
-            sentence = f"{runs}: with fewer than {P_FROM_RUNS}, the exact test cannot give p < .05"
-            return {"code": "few-runs", "effect": "tests", "sentence": sentence, "runs": n}
-        if p is None:
-            sentence = (
-                "this is not the primary outcome: it helps to explain the result, and no test was spent on it"
-            )
-            return {"code": "secondary", "effect": "tests", "sentence": sentence}
-        code, sentence = "not-significant", f"the exact sign-flip test gives p = {p:.2g}"
-        if p < alpha and apart:
-            code, sentence = "significant", f"{sentence}, and the 95 % interval excludes zero"
-        elif p < alpha:
-            code, sentence = (
-                "interval-holds-zero",
-                f"{sentence}, but the 95 % interval includes zero",
-            )
-        return {"code": code, "effect": "tests", "sentence": sentence, "p": p}
-
-    def within_margin(self, row: Contrast) -> list[Reason]:
-        """That the interval lies within the margin of the study, in points of a score; from 6 pairs on."""
-        margin, plain = self.table.study.get("margin"), row.get("natural", row)
-        low, high = plain["low"], plain["high"]
-        scores = "natural" in row or row["unit"] == "score"
-        if not margin or low is None or high is None or not scores or row["n"] < P_FROM_RUNS:
-            return []
-        ends = f"{100 * low:.1f} to {100 * high:.1f}".replace("-", "−")
-        sentence = f"the 95 % interval, {ends} points, lies within ±{100 * margin:g} points"
-        inside = -margin <= low and high <= margin
-        return [{"code": "within-margin", "effect": "tests", "sentence": sentence}] if inside else []
-
-    def caps(self, row: Contrast) -> list[Reason]:
-        """Reasons for which a verdict is at most "suggests"."""
-        reasons: list[Reason] = []
-        arms = [arm for arm in (row["arm"], row["baseline"]) if arm != REFERENCE]
-        if cause := self._unselected(arms):
-            why, sentence = cause
-            reasons.append({"code": "no-dev-selection", "effect": "caps", "sentence": sentence, "why": why})
-        return reasons
-
-    def _unselected(self, arms: list[str]) -> tuple[str, str] | None:
-        """Whether settings were chosen alike: on dev data, on dev seeds, and from the same grid for every arm."""
-        search = self.table.study.get("search")
-        if not search:
-            return (
-                "no-search",
-                "no settings were searched for each arm: with another learning rate the order might change",
-            )
-        if shared := sorted(set(search["seeds"]) & set(self.table.study["seeds"])):
-            seeds = ", ".join(map(str, shared))
-            return "shared-seeds", f"settings were chosen on seeds that are also compared ({seeds})"
-        selections = [self.table.selection.get(arm) for arm in arms]
-        if lost := [arm for arm, line in zip(arms, selections) if line is None or line["chosen"] is None]:
-            return "no-choice", f"the search chose no setting for {self._named(lost)}"
-        grids = [_grid(line["candidates"]) for line in selections if line]
-        if any(grid != grids[0] for grid in grids):
-            return "different-grids", "the arms were searched over different grids"
-        return None
-
-    def said(self, row: Contrast) -> list[Reason]:
-        """What a reader must know, and what leaves the verdict as it is."""
-        table, pair = self.table, (row["arm"], row["baseline"])
-        reasons: list[Reason] = []
-        planned = len(table.study["seeds"])
-        if row["n"] < planned and any(table.failed.get(arm) for arm in pair):
-            missing = planned - row["n"]
-            sentence = f"{missing} of {planned} pairs of runs {'is' if missing == 1 else 'are'} missing"
-            sentence += ": runs that fail may not be a random sample"
-            counts: Reason = {
-                "code": "missing-runs",
-                "effect": "said",
-                "sentence": sentence,
-                "missing": missing,
-            }
-            reasons.append(counts | {"planned": planned})
-        reasons += self._unmatched(row)
-        if edge := [arm for arm in pair if arm in table.selection and table.selection[arm]["border"]]:
-            sentence = f"the best setting of {self._named(edge)} is at the edge of the grid"
-            sentence += ": a better one may lie outside"
-            reasons.append({"code": "grid-border", "effect": "said", "sentence": sentence, "arms": edge})
-        items = row["items"]
-        if items and items["low"] <= 0 <= items["high"] and row["mean"]:
-            half = 100 * (items["high"] - items["low"]) / 2
-            amount = f"{half / 100:.2f} nats" if row["metric"] == NATS else f"{half:.1f} points"
-            sentence = "other test items could reverse the result: the choice of items alone makes the"
-            sentence += f" difference uncertain by about {amount}"
-            reasons.append({"code": "item-noise", "effect": "said", "sentence": sentence, "points": half})
-        for line in table.overlap:
-            if line["task"] in _measured(table, row["outcome"]) and line["overlapping"]:
-                task, items_shared = line["task"], line["overlapping"]
-                sentence = (
-                    f"{items_shared:,} of {line['items']:,} test items of {task} also occur in the corpus"
-                )
-                overlap: Reason = {"code": "overlap", "effect": "said", "sentence": sentence, "task": task}
-                reasons.append(overlap | {"items": line["items"], "overlapping": items_shared})
-        return reasons
-
-    def _unmatched(self, row: Contrast) -> list[Reason]:
-        """Quantities by which the two differ by more than 5 %; the one that was to be matched first."""
-        if REFERENCE in (row["arm"], row["baseline"]):
-            return []
-        arm, baseline = self._named([row["arm"]]), self._named([row["baseline"]])
-        by, ratios = row["compute"]["by"], row["compute"]["ratios"]
-        off = {key: ratio for key, ratio in ratios.items() if abs(ratio - 1) > TOLERANCE}
-        others = ", ".join(f"{ratio:.2g} times the {COSTS[key]}" for key, ratio in off.items() if key != by)
-        if not ratios:
-            sentence = "the compute of the arms was not recorded"
-        elif not off:
-            return []
-        elif by and by in off:
-            sentence = f"not matched: {arm} used {off[by]:.2g} times the {COSTS[by]} of {baseline}"
-            sentence += f"; {others}" if others else ""
-        else:
-            sentence = (f"at equal {COSTS[by]} " if by else "") + f"{arm} used {others} of {baseline}"
-        return [{"code": "unmatched-compute", "effect": "said", "sentence": sentence, "ratios": off}]
-
-
-def _grid(candidates: Sequence[Candidate]) -> list[str]:
-    """The settings that were tried, without what they scored."""
-    return sorted(str(candidate["setting"]) for candidate in candidates)

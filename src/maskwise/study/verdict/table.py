@@ -232,6 +232,10 @@ class Table(Measures):
     def task_facts(self, task: str) -> TaskFacts:
         return self.study["tasks"].get(task, {})
 
+    def measured(self, outcome: str) -> list[str]:
+        """The outcomes that were measured for this one: every task, for "tasks"."""
+        return self.tasks if outcome == "tasks" else [outcome]
+
     def higher_is_better(self, outcome: str) -> bool:
         if outcome.startswith("heldout:"):
             return False
