@@ -216,7 +216,9 @@ def collect(
             judged[run.evaluated.name] = result["records"]
         for stage in run.tasks.values():
             if result := results[stage.name]:
-                kept = ("task", "metric", "score", "fine_tuning", "dev", "majority", "interval", "item_sd")
+                kept = ["task", "metric", "score", "fine_tuning", "dev"]
+                if "item_sd" in result:
+                    kept += ["majority", "interval", "item_sd"]
                 score: Any = {"kind": "score", **{key: result[key] for key in kept if key in result}}
                 judged[stage.name] = [score]
         for name, lines in judged.items():
