@@ -33,7 +33,7 @@ from tiny import maskwise, read_lines, start, write_inputs
 SCHEMA = {
     "score": {"kind", "arm", "seed", "task", "metric", "score", "fine_tuning", "dev"},
     "cost": {"kind", "arm", "seed", "steps", "tokens", "targets", "flops"},
-    "heldout": {"kind", "arm", "seed", "masks", "ratio", "loss", "unigram", "targets"},
+    "heldout": {"kind", "arm", "seed", "masks", "ratio", "loss", "unigram", "targets", "per_byte"},
     "failure": {"kind", "arm", "seed", "stage", "error"},
     "overlap": {"kind", "task", "corpus", "items", "overlapping", "short", "documents", "n", "examples"},
 }
