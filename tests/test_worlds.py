@@ -310,7 +310,7 @@ TINY = [
 
 
 def test_every_run_has_a_world_of_its_own():
-    plan = make_plan(read_recipe("factworld", [*TINY, "study.seeds=2"]))
+    plan = make_plan(read_recipe("factworld-full", [*TINY, "study.seeds=2"]))
     sources = {run.seed: [text.what["corpus"]["source"] for text in run.texts] for run in plan.runs[:4]}
     by_arm = {(run.arm, run.seed): run for run in plan.runs}
     assert [t.what["corpus"]["source"] for t in by_arm["random", 1].texts] == [
@@ -325,7 +325,7 @@ def test_every_run_has_a_world_of_its_own():
 
 
 def test_a_run_goes_from_the_texts_to_a_score(tmp_path):
-    plan = make_plan(read_recipe("factworld", [*TINY, "study.seeds=1"]))
+    plan = make_plan(read_recipe("factworld-full", [*TINY, "study.seeds=1"]))
     (run,) = (run for run in plan.runs if run.arm == "oracle")
     results = {stage.kind: run_stage(stage, tmp_path) for stage in run.stages}
     score = results["finetune"]
