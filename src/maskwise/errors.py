@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 
 class MaskwiseError(ValueError):
@@ -24,7 +23,7 @@ class MaskwiseError(ValueError):
         do: what the user should do now.
     """
 
-    def __init__(self, what: str, *, got: Any = None, allowed: Any = None, do: str | None = None):
+    def __init__(self, what: str, *, got: object = None, allowed: object = None, do: str | None = None):
         parts = [what]
         if got is not None:
             parts.append(f"got {_short(got)}")
@@ -49,6 +48,6 @@ def counted(reasons: Mapping[str, int]) -> str:
     return ", ".join(f"{count} × {reason}" for reason, count in ordered)
 
 
-def _short(value: Any, limit: int = 600) -> str:
+def _short(value: object, limit: int = 600) -> str:
     text = value if isinstance(value, str) else repr(value)
     return text if len(text) <= limit else text[: limit - 1] + "…"

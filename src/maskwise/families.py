@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from maskwise.errors import MaskwiseError
 
@@ -41,11 +42,11 @@ class Adapter:
     head: Head | None = None
     counts_from_pad: bool = False
 
-    def encoder(self, model: Any) -> nn.Module:
+    def encoder(self, model: PreTrainedModel) -> nn.Module:
         """The part of a model that reads: what is frozen, evaluated, and saved for others."""
         return model.base_model
 
-    def states(self, model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
+    def states(self, model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Tensor:
         """(B, L, H): what the prediction head reads, at the places of the labels."""
         return self.encoder(model)(**inputs).last_hidden_state
 
@@ -66,10 +67,10 @@ class EncoderDecoder(Adapter):
 
     starts_with: Literal["pad", "eos"] = "pad"
 
-    def encoder(self, model: Any) -> nn.Module:
+    def encoder(self, model: PreTrainedModel) -> nn.Module:
         return model.get_encoder()
 
-    def states(self, model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
+    def states(self, model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Tensor:
         """(B, L', H) of the decoder; ``inputs`` hold ``decoder_input_ids`` (B, L')."""
         read = {name: value for name, value in inputs.items() if name != "decoder_input_ids"}
         encoded = self.encoder(model)(**read).last_hidden_state
@@ -107,14 +108,14 @@ ENCODER_DECODERS: Mapping[str, EncoderDecoder] = {
 """Those whose head maskwise knows, by ``config.model_type``; the others give their own logits."""
 
 
-def adapter_of(config: Any) -> Adapter:
+def adapter_of(config: PreTrainedConfig) -> Adapter:
     """What maskwise knows of a model's family."""
     if getattr(config, "is_encoder_decoder", False):
         return ENCODER_DECODERS.get(config.model_type, EncoderDecoder())
     return ENCODERS.get(config.model_type, Adapter())
 
 
-def require_kind(config: Any, kind: Kind, *, use: str) -> None:
+def require_kind(config: PreTrainedConfig, kind: Kind, *, use: str) -> None:
     """Refuse a model of another kind than ``use`` works with."""
     if adapter_of(config).kind != kind:
         got = f"{config.model_type}, which is an {adapter_of(config).kind}"
@@ -123,7 +124,7 @@ def require_kind(config: Any, kind: Kind, *, use: str) -> None:
         raise MaskwiseError(f"{use} needs an {kind}", got=got, do=do[kind])
 
 
-def decoder_inputs(config: Any, labels: Tensor) -> Tensor:
+def decoder_inputs(config: PreTrainedConfig, labels: Tensor) -> Tensor:
     """(B, L') int64: what the decoder reads, which is its targets one place later, behind its start token.
 
     Raises:
@@ -144,24 +145,24 @@ def decoder_inputs(config: Any, labels: Tensor) -> Tensor:
     return shifted.masked_fill_(shifted < 0, config.pad_token_id or 0)
 
 
-def encoder_of(model: Any) -> nn.Module:
+def encoder_of(model: PreTrainedModel) -> nn.Module:
     """The part of a model that turns tokens into hidden states."""
     return adapter_of(model.config).encoder(model)
 
 
-def width_of(model: Any) -> int:
+def width_of(model: PreTrainedModel) -> int:
     """H, the width of a model's hidden states."""
     return int(model.config.hidden_size)
 
 
-def prediction_head(model: Any) -> Head | None:
+def prediction_head(model: PreTrainedModel) -> Head | None:
     """The prediction head of a masked language model, or None where maskwise does not know it."""
     if model.config.model_type == "deberta-v2" and not hasattr(model, "cls"):  # its newer, unfactored head
         return None
     return adapter_of(model.config).head
 
 
-def masked_logits(model: Any, inputs: dict[str, Tensor], row: Tensor, column: Tensor) -> Tensor:
+def masked_logits(model: PreTrainedModel, inputs: dict[str, Tensor], row: Tensor, column: Tensor) -> Tensor:
     """Logits (M, V) at the places (row, column), both (M,).
 
     The vocabulary head is the widest layer: at 15 % masking, running it on every place wastes seven eighths of it.
@@ -177,7 +178,7 @@ def takes_token_types(model: nn.Module) -> bool:
     return "token_type_ids" in inspect.signature(model.forward).parameters
 
 
-def most_tokens(config: Any) -> int:
+def most_tokens(config: PreTrainedConfig) -> int:
     """How many tokens a row may have, special ones included; very many where nothing limits them."""
     try:
         positions = int(getattr(config, "max_position_embeddings", 0) or 1 << 30)
@@ -187,26 +188,26 @@ def most_tokens(config: Any) -> int:
     return positions - adapter_of(config).first_position(config.pad_token_id)
 
 
-def check_fit(config: Any, tokens: int, *, do: str) -> None:
+def check_fit(config: PreTrainedConfig, tokens: int, *, do: str) -> None:
     """Refuse a tokenizer with more tokens than the model has embeddings; ``do`` says what to do about it."""
     if not isinstance(config.vocab_size, int) or tokens > config.vocab_size:
         got, allowed = f"{tokens} tokens", f"≤ {config.vocab_size}"
         raise MaskwiseError("tokenizer and model do not fit", got=got, allowed=allowed, do=do)
 
 
-def check_room(config: Any, length: int, *, what: str) -> None:
+def check_room(config: PreTrainedConfig, length: int, *, what: str) -> None:
     """Refuse rows that are longer than the positions of a model; ``what`` names the setting."""
     room = most_tokens(config)
     if length > room:
         raise MaskwiseError(f"{what} is more than the model's positions", got=length, allowed=f"≤ {room}")
 
 
-def encoder_weights(model: Any) -> int:
+def encoder_weights(model: PreTrainedModel) -> int:
     """Weights that work for every token: the encoder's, without its embeddings."""
     return multiplied_weights(encoder_of(model))
 
 
-def head_weights(model: Any) -> tuple[int, int]:
+def head_weights(model: PreTrainedModel) -> tuple[int, int]:
     """Weights of the prediction head, which work for every target: (its own, those tied to the embeddings)."""
     inside = {id(p) for part in (encoder_of(model), decoder_of(model)) if part for p in part.parameters()}
     out = model.get_output_embeddings()
@@ -214,12 +215,12 @@ def head_weights(model: Any) -> tuple[int, int]:
     return sum(p.numel() for p in model.parameters() if id(p) not in inside), tied
 
 
-def decoder_of(model: Any) -> nn.Module | None:
+def decoder_of(model: PreTrainedModel) -> nn.Module | None:
     """The part of a model that writes; None for an encoder."""
     return model.get_decoder() if adapter_of(model.config).kind == "encoder-decoder" else None
 
 
-def decoder_weights(model: Any) -> tuple[int, int]:
+def decoder_weights(model: PreTrainedModel) -> tuple[int, int]:
     """Weights of a decoder without its embeddings: (those that work for every target, those for every token read).
 
     The latter make the keys and values of cross-attention.

@@ -60,12 +60,12 @@ def write_whole(path: Path, content: bytes | str) -> None:
             partial.unlink(missing_ok=True)
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: object) -> None:
     """Write a value as JSON, whole or not at all."""
     write_whole(path, json.dumps(value, indent=1, ensure_ascii=False))
 
 
-def write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
+def write_lines(path: Path, lines: Iterable[Mapping[str, object]]) -> None:
     """Write JSON lines, whole or not at all."""
     write_whole(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
@@ -89,7 +89,7 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
                     yield value
 
 
-def write_folder(folder: Path, fill: Callable[[Path], Any]) -> None:
+def write_folder(folder: Path, fill: Callable[[Path], object]) -> None:
     """Let ``fill`` write into a new folder, add the manifest, and only then give the folder its name.
 
     A folder of that name is replaced. A process that is killed between removing the old folder and renaming

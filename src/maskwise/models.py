@@ -30,6 +30,7 @@ from transformers import (
     AutoModelForTokenClassification,
     PreTrainedConfig,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
 )
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
@@ -97,14 +98,14 @@ class ModelSettings(BaseModel):
         words = {"yes": True, "on": True, "no": False, "off": False}
         return {key: words.get(str(setting), setting) for key, setting in value.items()}
 
-    def config(self, tokenizer: Any, length: int, *, kind: Kind) -> PreTrainedConfig:
+    def config(self, tokenizer: PreTrainedTokenizerBase, length: int, *, kind: Kind) -> PreTrainedConfig:
         """The configuration: the pre-trained model's, or a new one for rows of ``length``."""
         if self.pretrained:
             return load_config(self.pretrained, kind=kind)
         return new_config(self.architecture, tokenizer, length, kind=kind, **self.settings)
 
     def model(
-        self, tokenizer: Any, length: int, *, kind: Kind, seed: int, log_unigram: Tensor
+        self, tokenizer: PreTrainedTokenizerBase, length: int, *, kind: Kind, seed: int, log_unigram: Tensor
     ) -> PreTrainedModel:
         """The model that a training begins with; ``log_unigram`` as for ``new_model``."""
         bias = log_unigram if self.unigram_bias else None
@@ -116,7 +117,12 @@ class ModelSettings(BaseModel):
 
 
 def new_config(
-    architecture: str, tokenizer: Any, length: int, *, kind: Kind = "encoder", **fields: Any
+    architecture: str,
+    tokenizer: PreTrainedTokenizerBase,
+    length: int,
+    *,
+    kind: Kind = "encoder",
+    **fields: Any,
 ) -> PreTrainedConfig:
     """A configuration that fits a tokenizer and a row length.
 
@@ -158,7 +164,7 @@ def new_config(
         raise MaskwiseError(f"these model settings make no {architecture} model: {error}") from None
 
 
-def check_start(config: Any, tokens: int) -> None:
+def check_start(config: PreTrainedConfig, tokens: int) -> None:
     """Refuse a configuration that no model can be built from, or that the tokenizer does not fit. Costs no memory.
 
     Raises:
@@ -168,7 +174,7 @@ def check_start(config: Any, tokens: int) -> None:
     check_memory(config)
 
 
-def empty_model(config: Any, auto: Any = None) -> PreTrainedModel:
+def empty_model(config: PreTrainedConfig, auto: Any = None) -> PreTrainedModel:
     """A model without memory, to count the weights of; ``auto`` as for ``build_model``.
 
     Raises:
@@ -182,12 +188,12 @@ def empty_model(config: Any, auto: Any = None) -> PreTrainedModel:
         raise MaskwiseError(what) from None
 
 
-def language_model(config: Any) -> Any:
+def language_model(config: PreTrainedConfig) -> Any:
     """The class of transformers that pre-trains models of this kind."""
     return LANGUAGE_MODELS[adapter_of(config).kind]
 
 
-def build_model(config: Any, auto: Any = None) -> PreTrainedModel:
+def build_model(config: PreTrainedConfig, auto: Any = None) -> PreTrainedModel:
     """A model with weights drawn from torch's generator as it is; errors come before the memory is asked for.
 
     Args:
@@ -197,7 +203,7 @@ def build_model(config: Any, auto: Any = None) -> PreTrainedModel:
     return (auto or language_model(config)).from_config(config, trust_remote_code=False)
 
 
-def new_model(config: Any, *, seed: int, log_unigram: Tensor | None = None) -> PreTrainedModel:
+def new_model(config: PreTrainedConfig, *, seed: int, log_unigram: Tensor | None = None) -> PreTrainedModel:
     """A language model with fresh weights.
 
     Args:
@@ -214,7 +220,7 @@ def new_model(config: Any, *, seed: int, log_unigram: Tensor | None = None) -> P
     return model
 
 
-def check_memory(config: Any, auto: Any = None) -> None:
+def check_memory(config: PreTrainedConfig, auto: Any = None) -> None:
     """Refuse a model that cannot be built, or whose float32 weights exceed the memory of this machine. (Training takes
     four times that.)"""
     weights = sum(p.numel() for p in empty_model(config, auto).parameters())
@@ -231,7 +237,7 @@ def _start_bias(model: PreTrainedModel, log_unigram: Tensor | None) -> None:
     if (
         log_unigram is not None and bias is None and hasattr(model, "final_logits_bias")
     ):  # BART's, (1, V), is fixed
-        bias = model.final_logits_bias[0]
+        bias = model.get_buffer("final_logits_bias")[0]
         # The decoder also writes tokens that no text has, such as separators: they begin as an average word does.
         log_unigram = torch.where(log_unigram == log_unigram.min(), log_unigram.mean(), log_unigram)
     if log_unigram is not None and bias is not None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from maskwise.masking import IGNORE, Masker
 from maskwise.masking.corruptions import PermuteSentences
 from maskwise.text import encode
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class Piece(NamedTuple):
@@ -48,7 +51,7 @@ class Shown(NamedTuple):
 
 
 def show_masks(
-    masker: Masker, tokenizer: Any, text: str, *, step: int = 0, total_steps: int | None = None,
+    masker: Masker, tokenizer: PreTrainedTokenizerBase, text: str, *, step: int = 0, total_steps: int | None = None,
     max_length: int | None = None, layers: dict[str, list[Any]] | None = None,
 ) -> Shown:  # fmt: skip
     """Mask one text and say what happened to each of its tokens.
@@ -82,7 +85,7 @@ def show_masks(
             if chosen and now == before:
                 state = "kept"
             elif chosen and now != masker.vocabulary.mask:
-                state, shown = "random", tokenizer.convert_ids_to_tokens(now)
+                state, shown = "random", str(tokenizer.convert_ids_to_tokens(now))
         pieces.append(Piece(text[min(end, start) : stop] if stop > end else "", state, shown))
         end = max(end, stop)
     source, target = "", ""
@@ -101,6 +104,6 @@ def _words(word_ids_L: torch.Tensor, chosen_L: torch.Tensor) -> tuple[int, int]:
     return int((taken == tokens).sum()), int(((taken > 0) & (taken < tokens)).sum())
 
 
-def _decode(tokenizer: Any, ids: torch.Tensor) -> str:
+def _decode(tokenizer: PreTrainedTokenizerBase, ids: torch.Tensor) -> str:
     kept = [i for i in ids.tolist() if i != tokenizer.pad_token_id]
-    return tokenizer.decode(kept, clean_up_tokenization_spaces=False)
+    return str(tokenizer.decode(kept, clean_up_tokenization_spaces=False))

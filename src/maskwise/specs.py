@@ -13,9 +13,11 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import TypeVar, get_args, get_type_hints
 
 from maskwise.errors import MaskwiseError, unknown_name
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -24,8 +26,8 @@ class Call:
     calls). ``written`` is how somebody wrote it, for errors to quote."""
 
     name: str
-    args: tuple[Any, ...] = ()
-    kwargs: dict[str, Any] = field(default_factory=dict)
+    args: tuple[object, ...] = ()
+    kwargs: dict[str, object] = field(default_factory=dict)
     written: str = field(default="", compare=False, repr=False)
 
     def __str__(self) -> str:
@@ -35,7 +37,7 @@ class Call:
         return f"{self.name}({', '.join(inside)})" if inside else self.name
 
 
-def _show(value: Any) -> str:
+def _show(value: object) -> str:
     return str(value) if isinstance(value, Call) else repr(value)
 
 
@@ -71,7 +73,7 @@ def _call(node: ast.expr, text: str) -> Call:
     raise ValueError
 
 
-def _value(node: ast.expr, text: str) -> Any:
+def _value(node: ast.expr, text: str) -> object:
     if isinstance(node, ast.Name | ast.Call):
         return _call(node, text)
     if isinstance(node, ast.List | ast.Tuple):
@@ -83,7 +85,7 @@ _TEXT = ("str", "str | None", str)
 """Annotations of arguments that are text."""
 
 
-def build(kind: str, spec: str | Call, table: Mapping[str, Callable[..., Any]]) -> Any:
+def build(kind: str, spec: str | Call, table: Mapping[str, Callable[..., T]]) -> T:
     """Make the member of ``table`` that ``spec`` names, with its arguments.
 
     Raises:
@@ -111,7 +113,7 @@ def build(kind: str, spec: str | Call, table: Mapping[str, Callable[..., Any]]) 
         raise MaskwiseError(f"{kind} {written}: an argument of the wrong type: {error}") from error
 
 
-def arguments_of(maker: Callable[..., Any]) -> str:
+def arguments_of(maker: Callable[..., object]) -> str:
     """What a member of a table takes, as one writes it: ``layer, groups=2, units='word'``."""
     return ", ".join(
         name if p.default is p.empty else f"{name}={getattr(p.default, '__name__', repr(p.default))}"
@@ -119,7 +121,7 @@ def arguments_of(maker: Callable[..., Any]) -> str:
     )
 
 
-def _named(call: Call, maker: Callable[..., Any]) -> str | None:
+def _named(call: Call, maker: Callable[..., object]) -> str | None:
     """The same with the argument's name, for members that take one by its name only."""
     named = [name for name, p in inspect.signature(maker).parameters.items() if p.kind is p.KEYWORD_ONLY]
     if len(call.args) != 1 or call.kwargs or not named:
@@ -145,8 +147,8 @@ _WITH_OPTIONS = re.compile(r"(?P<name>.+?)\((?P<options>.*)\)$")
 
 
 def read_options(
-    spec: str, reader: Callable[..., Any], *, kind: str, example: str
-) -> tuple[str, dict[str, Any]]:
+    spec: str, reader: Callable[..., object], *, kind: str, example: str
+) -> tuple[str, dict[str, object]]:
     """``"ud-pos(train_rows=300)"`` as a name and the options of ``reader``, a function of that name. The name may be a
     path, and a file that is called ``a(1).csv`` has no options.
 

@@ -11,10 +11,10 @@ Cost: 0.5 µs a word.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +24,9 @@ from numpy.typing import NDArray
 from maskwise.errors import MaskwiseError
 from maskwise.text.documents import batches
 from maskwise.text.words import classify, is_white, word_starts
+
+if TYPE_CHECKING:
+    from maskwise.keys import Array
 
 Flags = NDArray[np.bool_]
 
@@ -57,7 +60,7 @@ class Words(NamedTuple):
         base = int(self.base[self.text[place]])
         return self.folded[base + int(self.start[place]) : base + int(self.end[place])]
 
-    def split(self, *columns: NDArray[Any]) -> list[tuple[NDArray[Any], ...]]:
+    def split(self, *columns: Array) -> list[tuple[Array, ...]]:
         """Columns (W,) cut by text: N tuples."""
         cuts = np.searchsorted(self.text, np.arange(len(self.base) + 1))
         return [tuple(column[low:high] for column in columns) for low, high in pairwise(cuts)]
@@ -245,20 +248,20 @@ class Spill:
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (closed with its last reference)
         self._dtype, self._sizes = dtype, list[int]()
 
-    def write(self, block: NDArray[Any]) -> None:
+    def write(self, block: Array) -> None:
         self._file.write(block.astype(self._dtype, copy=False).tobytes())
         self._sizes.append(len(block))
 
-    def __iter__(self) -> Iterator[NDArray[Any]]:
+    def __iter__(self) -> Iterator[Array]:
         self._file.seek(0)
         for size in self._sizes:
             yield np.frombuffer(self._file.read(size * np.dtype(self._dtype).itemsize), dtype=self._dtype)
 
 
-def write_table(path: Path, columns: dict[str, Any]) -> None:
+def write_table(path: Path, columns: Mapping[str, object]) -> None:
     """Columns of one length as a Parquet file."""
 
-    pq.write_table(pa.table(columns), path)
+    pq.write_table(pa.table(dict(columns)), path)
 
 
 def read_table(path: Path, *columns: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
@@ -120,7 +120,7 @@ def spans(
     return Known("spans", {layer: Layer("spans", tuple(labels))}, known, settings)
 
 
-def _given(marked: Any, text: str, labels: tuple[str, ...], *, where: str) -> CharSpans:
+def _given(marked: Spans, text: str, labels: tuple[str, ...], *, where: str) -> CharSpans:
     from maskwise.text.labelled import given_spans
 
     try:
@@ -139,7 +139,7 @@ def _existing(file: str) -> Path:
 # Functions of the user's -----------------------------------------------------------------------------------
 
 
-Spans = Sequence[Sequence[Any]]
+Spans = Sequence[Sequence[object]]
 
 
 class Function:
@@ -189,11 +189,14 @@ class Function:
                 allowed = ", ".join(layer.labels)
                 raise MaskwiseError(f"function {self._place}: a label", got=span[2], allowed=allowed)
         if layer.labels:
-            spans = [(start, end, self._codes.get(label, 0)) for start, end, label in spans]
+            spans = [
+                (start, end, self._codes.get(label, 0) if isinstance(label, str) else 0)
+                for start, end, label in spans
+            ]
         return CharSpans.of(spans, layer)
 
 
-def spec_of(function: str | Callable[..., Any]) -> Call:
+def spec_of(function: str | Callable[..., object]) -> Call:
     """``module:function``, ``module:function(kind="weight")``, or a function that can be imported, as a call.
 
     Raises:
@@ -211,7 +214,7 @@ def spec_of(function: str | Callable[..., Any]) -> Call:
     return Call("function", (place.strip(), *settings.args), settings.kwargs)
 
 
-def _load(place: str) -> tuple[Callable[[list[str]], Any], str]:
+def _load(place: str) -> tuple[Callable[[list[str]], object], str]:
     """The function, and the source of its module: whatever changes there makes another version."""
     module, colon, name = place.partition(":")
     if not colon or not name:
@@ -220,7 +223,7 @@ def _load(place: str) -> tuple[Callable[[list[str]], Any], str]:
         sys.path.insert(0, str(Path.cwd()))
     try:
         home = importlib.import_module(module)
-        member: Any = home
+        member: object = home
         for part in name.split("."):
             member = getattr(member, part)
         source = inspect.getsource(home)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -98,9 +98,9 @@ class _Wanted(NamedTuple):
 
 
 def annotate_corpus(
-    source: str | Path | Sequence[Any], annotators: Sequence[str], out: str | Path, *, text_field: str = "text",
-    limit: int | None = None, engine: str = "local", jobs: int | None = 1,
-    functions: Sequence[str | Callable[..., Any]] = (), quiet: bool = True,
+    source: str | Path | Sequence[str | Mapping[str, object]], annotators: Sequence[str], out: str | Path, *,
+    text_field: str = "text", limit: int | None = None, engine: str = "local", jobs: int | None = 1,
+    functions: Sequence[str | Callable[..., object]] = (), quiet: bool = True,
 ) -> Summary:  # fmt: skip
     """Annotate a corpus into the folder ``out``; what is there already is not done again.
 
@@ -194,7 +194,10 @@ def annotate_corpus(
 
 
 def open_corpus(
-    source: str | Path | Sequence[Any], *, text_field: str = "text", limit: int | None = None
+    source: str | Path | Sequence[str | Mapping[str, object]],
+    *,
+    text_field: str = "text",
+    limit: int | None = None,
 ) -> Documents:
     """The documents of a corpus; of a CoNLL-U file its texts."""
     if isinstance(source, str | Path) and str(source).endswith((".conllu", ".conllu.gz")):

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache, partial
-from typing import Any, NamedTuple, NotRequired, TypedDict
+from typing import TYPE_CHECKING, NamedTuple, NotRequired, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,9 @@ from maskwise.errors import MaskwiseError
 from maskwise.text.documents import Document
 from maskwise.text.layers import Annotator, CharSpans, Layer, check_spans
 from maskwise.text.words import classify, word_starts
+
+if TYPE_CHECKING:
+    from maskwise.keys import Array
 
 Ints = NDArray[np.int64]
 
@@ -226,7 +229,7 @@ def _kept(layer: Layer) -> int:
     return TOP_SPANS if layer.kind == "spans" else TOP_WORDS
 
 
-def _concatenate(parts: Sequence[NDArray[Any] | None], dtype: type[np.generic]) -> NDArray[Any]:
+def _concatenate(parts: Sequence[Array | None], dtype: type[np.generic]) -> Array:
     arrays = [part for part in parts if part is not None]
     return np.concatenate([np.zeros(0, dtype), *arrays]).astype(dtype, copy=False)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -82,7 +82,9 @@ class WordWeights(ABC):
     def fit(self, texts: Iterable[str], folder: Path) -> str:
         """Read a corpus once, save what was learnt in ``folder``, and return the string that reads it."""
 
-    def _save(self, folder: Path, columns: dict[str, Any], facts: dict[str, Any], **needed: Any) -> str:
+    def _save(
+        self, folder: Path, columns: Mapping[str, object], facts: Mapping[str, object], **needed: object
+    ) -> str:
         """The table and facts about it; the string of the annotator that reads them, with settings it needs."""
         write_table(folder / FILE, columns)
         (folder / "facts.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
@@ -164,7 +166,7 @@ class Pmi:
         pmi: (P,).
     """
 
-    def __init__(self, pairs: Keys, pmi: NDArray[np.floating[Any]]):
+    def __init__(self, pairs: Keys, pmi: Floats):
         self.pairs, self.pmi = pairs, np.append(pmi, 0.0)  # what is not found is at −1: the last
 
     @classmethod

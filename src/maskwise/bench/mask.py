@@ -13,7 +13,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -26,6 +26,9 @@ from maskwise.bench.timing import in_turn, surroundings
 from maskwise.masking import CORRUPTIONS, IGNORE, POLICIES, MaskedBatch, Masker, UnitKind, Vocabulary
 from maskwise.text.documents import bundled_path, read_documents
 from maskwise.text.tokenizers import tokenise, train_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 RATIO = 0.15
 PEER, PEER_WORDS = "transformers", "transformers, whole words"
@@ -102,7 +105,7 @@ class _Contest:
     """All contestants on batches of one shape."""
 
     def __init__(
-        self, tokenizer: Any, ids: np.ndarray, words: np.ndarray, *, rows: int, length: int,
+        self, tokenizer: PreTrainedTokenizerBase, ids: np.ndarray, words: np.ndarray, *, rows: int, length: int,
         only: tuple[str, ...] | None = None, layout: str = "documents",
     ):  # fmt: skip
         self.tokenizer, self.rows, self.length, self.layout = tokenizer, rows, length, layout

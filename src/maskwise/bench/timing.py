@@ -15,16 +15,15 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
 
 
 def in_turn(
-    contestants: dict[str, Callable[[int], Any]],
+    contestants: dict[str, Callable[[int], object]],
     *,
     batches: int,
-    check: Callable[[str, int, Any], None],
+    check: Callable[[str, int, object], None],
     turn: int = 10,
 ) -> dict[str, float]:
     """Median processor seconds of each contestant over ``batches`` calls with the numbers 0, 1, 2, …
@@ -50,14 +49,14 @@ def in_turn(
     return {name: median(spent) for name, spent in seconds.items()}
 
 
-def processor_seconds(call: Callable[[], Any]) -> float:
+def processor_seconds(call: Callable[[], object]) -> float:
     """What one call costs this process."""
     began = time.process_time()
     call()
     return time.process_time() - began
 
 
-def surroundings(packages: Sequence[str]) -> dict[str, Any]:
+def surroundings(packages: Sequence[str]) -> dict[str, object]:
     """What the figures depend on: processor, threads, versions, date."""
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),

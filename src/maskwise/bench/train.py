@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Callable
 from functools import partial
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import RenderableType
@@ -29,8 +29,16 @@ from maskwise.objectives import MaskedLanguageModelling
 from maskwise.text import Rows, read_documents, read_pieces, tokenise, train_tokenizer
 from maskwise.training import MaskedSource, TrainingSettings, train
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 PEER = "transformers.Trainer"
-TINY = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 336}
+TINY: dict[str, Any] = {
+    "hidden_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 336,
+}
 OURS = {"whole words": "whole-word", "POS-weighted": "pos-weighted"}
 
 
@@ -84,11 +92,11 @@ def _rows(length: int) -> tuple[Any, Rows]:
     return tokenizer, Rows.of(read_pieces(tokens, tokenizer=tokenizer, length=length), "document")
 
 
-def _model(tokenizer: Any, length: int) -> Any:
+def _model(tokenizer: PreTrainedTokenizerBase, length: int) -> Any:
     return new_model(new_config("bert", tokenizer, length, **TINY), seed=0)
 
 
-def _ours(policy: str, tokenizer: Any, corpus: Rows, batch_size: int, steps: int) -> None:
+def _ours(policy: str, tokenizer: PreTrainedTokenizerBase, corpus: Rows, batch_size: int, steps: int) -> None:
     settings = TrainingSettings(steps=steps, batch_size=batch_size, precision="no", log_every=steps)
     masker = Masker(tokenizer, policy=policy, ratio=0.15, budget="expected")
     source = MaskedSource(corpus, masker, settings)
@@ -96,7 +104,7 @@ def _ours(policy: str, tokenizer: Any, corpus: Rows, batch_size: int, steps: int
     train(objective, source, settings, learners=source.learners(), quiet=True)
 
 
-def _peer(tokenizer: Any, corpus: Rows, batch_size: int, steps: int) -> None:
+def _peer(tokenizer: PreTrainedTokenizerBase, corpus: Rows, batch_size: int, steps: int) -> None:
     laid = corpus.batch(range(len(corpus))).laid_out()
     rows = [{"input_ids": ids[show].tolist()} for ids, show in zip(laid["input_ids"], laid["attention_mask"])]
     with tempfile.TemporaryDirectory() as folder:

@@ -30,8 +30,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation.scoring import TOKENS, Measurement, predictions
@@ -118,7 +118,7 @@ class Cloze(TestSet):
     def texts(self) -> list[tuple[str, ...]]:
         return [(fact.text.replace(MASK, fact.answer),) for fact in self.facts]
 
-    def score(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> list[Measurement]:
+    def score(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[Measurement]:
         """A record for each metric.
 
         A fact that cannot be scored (its answer has an unknown token, its sentence is longer than the model, its
@@ -299,7 +299,9 @@ def _padded(rows: list[list[int]], fill: int) -> Tensor:
     return torch.tensor([row + [fill] * (width - len(row)) for row in rows])
 
 
-def candidate_scores(model: nn.Module, questions: Questions, *, mask: int, tokens: int = TOKENS) -> Tensor:
+def candidate_scores(
+    model: PreTrainedModel, questions: Questions, *, mask: int, tokens: int = TOKENS
+) -> Tensor:
     """(N, C) float64: log p of every candidate in every sentence, left to right; equal rows are run once."""
     candidate_E, piece_E = (questions.pieces >= 0).nonzero().unbind(1)
     whole = questions.pieces[candidate_E]
@@ -341,7 +343,9 @@ def _filled(
     return rows.flatten(0, 1), real.flatten(0, 1)
 
 
-def _open_ranks(model: nn.Module, questions: Questions, chosen: Tensor, vocabulary: Vocabulary) -> Tensor:
+def _open_ranks(
+    model: PreTrainedModel, questions: Questions, chosen: Tensor, vocabulary: Vocabulary
+) -> Tensor:
     """(n,) ranks of one-token answers among all tokens but special ones and [UNK]."""
     real = torch.arange(questions.ids.shape[1]) < questions.size[chosen].unsqueeze(1)
     row = torch.arange(len(real))

@@ -10,12 +10,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from maskwise.errors import MaskwiseError, unknown_name
@@ -146,7 +146,7 @@ def load_sets(settings: EvaluationSettings) -> dict[str, TestSet]:
 
 @torch.inference_mode()
 def evaluate(
-    checkpoint: str | Path | nn.Module, data: Data, settings: EvaluationSettings
+    checkpoint: str | Path | PreTrainedModel, data: Data, settings: EvaluationSettings
 ) -> list[HeldOutRecord | Measurement]:
     """Measure one checkpoint.
 
@@ -165,7 +165,7 @@ def evaluate(
             which no item can be scored.
     """
     sets = load_sets(settings)
-    if isinstance(checkpoint, nn.Module):
+    if not isinstance(checkpoint, str | Path):
         model = checkpoint
     else:
         model = load_model(checkpoint, kind=None)
@@ -188,12 +188,12 @@ def evaluate(
     return records
 
 
-def _name(record: Mapping[str, Any]) -> str:
+def _name(record: Mapping[str, object]) -> str:
     return f"{record.get('masks') or record['name']} ({record.get('metric', 'held-out loss')})"
 
 
 def _held_out(
-    model: nn.Module, data: Data, settings: EvaluationSettings
+    model: PreTrainedModel, data: Data, settings: EvaluationSettings
 ) -> list[HeldOutRecord | Measurement]:
     assert data.held_out is not None
     log_unigram, objective = None, predicting(model)
@@ -209,8 +209,8 @@ def _held_out(
         held_out = HeldOut(rows, maskers, log_unigram, rows=settings.rows, tokenizer=data.tokenizer)
         records += [{"kind": "heldout", **line} for line in held_out(objective)]
     if settings.pseudo_perplexity:
-        rows = data.held_out.tensors(spread(settings.pseudo_perplexity, of=len(data.held_out)))
-        records += pseudo_perplexity(model, data.tokenizer, rows, log_unigram)
+        some = data.held_out.tensors(spread(settings.pseudo_perplexity, of=len(data.held_out)))
+        records += pseudo_perplexity(model, data.tokenizer, some, log_unigram)
     return records
 
 

@@ -17,12 +17,12 @@ targets; beside each figure stands that of a model that knows only how frequent 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, NotRequired, TypedDict
+from typing import Literal, NotRequired, TypedDict
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from maskwise.errors import MaskwiseError
 from maskwise.families import Kind, masked_logits
@@ -61,7 +61,12 @@ class Measurement(TypedDict):
 
 
 def log_probabilities(
-    model: nn.Module, batch: AnnotatedBatch, *, mask: int, within_word: bool = False, tokens: int = TOKENS
+    model: PreTrainedModel,
+    batch: AnnotatedBatch,
+    *,
+    mask: int,
+    within_word: bool = False,
+    tokens: int = TOKENS,
 ) -> Tensor:
     """(B, L) float32: log p of every eligible token while it is masked; 0 elsewhere.
 
@@ -99,7 +104,9 @@ def log_probabilities(
     return log_p_BL
 
 
-def predictions(model: nn.Module, ids: Tensor, attention: Tensor, row: Tensor, column: Tensor) -> Tensor:
+def predictions(
+    model: PreTrainedModel, ids: Tensor, attention: Tensor, row: Tensor, column: Tensor
+) -> Tensor:
     """log p (M, V) float32 at the places (row, column), each (M,), of rows ``ids`` (N, L); on the model's device.
 
     Raises:
@@ -114,8 +121,9 @@ def predictions(model: nn.Module, ids: Tensor, attention: Tensor, row: Tensor, c
 
 
 def pseudo_perplexity(
-    model: nn.Module, tokenizer: PreTrainedTokenizerBase, rows: Any, log_unigram: Tensor | None = None
-) -> list[Measurement]:
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Mapping[str, Tensor],
+    log_unigram: Tensor | None = None,
+) -> list[Measurement]:  # fmt: skip
     """exp of the mean of −log p over the tokens of some rows, each masked alone.
 
     Two records: ``token`` is the plain one (Salazar et al. 2020); ``within-word`` also hides the pieces behind
@@ -228,7 +236,7 @@ class HeldOut:
         if tokenizer is not None:
             pieces = held_out.batch(chosen)
             ids = np.split(pieces.columns["input_ids"], np.cumsum(pieces.lengths)[:-1])
-            texts = tokenizer.batch_decode(ids)
+            texts = tokenizer.batch_decode([each.tolist() for each in ids])
             self.bytes = sum(len(text.encode()) for text in texts)
 
     def __call__(self, objective: MaskedLanguageModelling) -> list[HeldOutLoss]:

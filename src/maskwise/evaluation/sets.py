@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from maskwise.errors import MaskwiseError, counted, unknown_name
 from maskwise.evaluation.scoring import Measurement, log_probabilities, spread
@@ -58,7 +57,7 @@ class TestSet(ABC):
         return hashlib.sha256(json.dumps(vars(self)).encode()).hexdigest()[:16]
 
     @abstractmethod
-    def score(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> list[Measurement]:
+    def score(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[Measurement]:
         """The figures of a masked language model in evaluation mode.
 
         Raises:
@@ -173,7 +172,7 @@ class Pairs(TestSet):
     def texts(self) -> list[tuple[str, ...]]:
         return [(text,) for text in self.good]
 
-    def score(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> list[Measurement]:
+    def score(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[Measurement]:
         """One record: accuracy, by group too.
 
         A pair with a sentence that is longer than the model or has an unknown token ([UNK]) is left out of both

@@ -114,7 +114,7 @@ class SteppedDataset(Dataset):
     def __len__(self) -> int:
         return len(self.data)
 
-    def __getitem__(self, place: tuple[int, int, int]) -> dict[str, Any]:
+    def __getitem__(self, place: tuple[int, int, int]) -> dict[str, object]:
         index, step, epoch = place
         return {"example_id": index, **self.data[index], "step": step, "epoch": epoch}
 

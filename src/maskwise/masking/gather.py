@@ -273,13 +273,13 @@ def _column(name: str, values: list[Any], lengths: Array, inside: Array) -> Arra
     return column
 
 
-def _is_text(value: Any) -> bool:
+def _is_text(value: object) -> bool:
     while isinstance(value, list | tuple) and len(value):
         value = value[0]
     return isinstance(value, str)
 
 
-def _numbers(name: str, value: Any) -> Array:
+def _numbers(name: str, value: object) -> Array:
     """A column as an array, whatever holds it; None (as in ``word_ids``) is −1: belongs to nothing."""
     if isinstance(value, Tensor):
         return value.numpy(force=True)  # from any device, with or without a gradient

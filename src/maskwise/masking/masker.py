@@ -10,7 +10,7 @@ numpy, on the host, and costs O(B·L) memory; torch tensors are taken and given 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -26,6 +26,9 @@ from maskwise.masking.schedules import Schedule
 from maskwise.masking.select import Selection, require_known, select
 from maskwise.masking.vocabulary import Vocabulary
 from maskwise.specs import Call
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class Masker:
@@ -56,7 +59,7 @@ class Masker:
     """
 
     def __init__(
-        self, tokenizer: Any, *, policy: Policy | str | Call = "token",
+        self, tokenizer: PreTrainedTokenizerBase | Vocabulary, *, policy: Policy | str | Call = "token",
         ratio: Schedule | float | str | Call = 0.15, budget: str = "exact",
         corruption: Corruption | str | Call = "bert", seed: int = 0, fill: str = "none",
         min_targets: int = 1, predict: Schedule | float | str | Call = 1.0,
@@ -133,6 +136,6 @@ class Masker:
         return f"Masker({', '.join(f'{name}={value}' for name, value in self.describe().items())})"
 
 
-def _require_whole(name: str, value: Any) -> None:
+def _require_whole(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise MaskwiseError(f"{name} is a whole number", got=repr(value))

@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from maskwise.keys import Array
 from maskwise.specs import Call, build
 
 Curve: TypeAlias = Callable[[float], float]
+Number = TypeVar("Number", float, Array)
 Spec: TypeAlias = "Schedule | float | str | Call"
 
 
@@ -126,7 +127,7 @@ def no_curve(f: float) -> float:
     raise AssertionError("a function schedule has no curve")
 
 
-def named(name: str, curve: Any, *args: Any, varies: bool = True) -> Schedule:
+def named(name: str, curve: Callable[..., float], *args: object, varies: bool = True) -> Schedule:
     """A schedule of a curve whose first arguments are given, under the name that a recipe writes."""
     shown = ", ".join(str(a) for a in args)
     return Schedule(f"{name}({shown})" if shown else name, partial(curve, *args), varies)
@@ -322,24 +323,24 @@ def _choice(ratios: Array, edges: Array, f: float, draw_P: Array) -> Array:
     return ratios.take(np.searchsorted(edges, draw_P, side="right"))
 
 
-def _share_up(inner: Curve, share: float, f: float) -> Any:
+def _share_up(inner: Callable[[float], Number], share: float, f: float) -> Number:
     return inner(f) * min(1.0, f / share)
 
 
-def _then(first: Curve, at: float, second: Curve, f: float) -> Any:
+def _then(first: Callable[[float], Number], at: float, second: Callable[[float], Number], f: float) -> Number:
     return first(f / at) if f < at else second((f - at) / (1 - at))
 
 
-def _scaled(inner: Curve, factor: float, f: float) -> Any:
+def _scaled(inner: Callable[[float], Number], factor: float, f: float) -> Number:
     return inner(f) * factor
 
 
-def _clipped(inner: Curve, low: float, high: float, f: float) -> Any:
+def _clipped(inner: Callable[[float], Number], low: float, high: float, f: float) -> Number:
     ratio = inner(f)
     return ratio.clip(low, high) if isinstance(ratio, np.ndarray) else min(max(ratio, low), high)
 
 
-def _drawn(combine: Callable[..., Array], args: tuple[Any, ...], f: float, draw_P: Array) -> Array:
+def _drawn(combine: Callable[..., Array], args: tuple[object, ...], f: float, draw_P: Array) -> Array:
     """The quantile function of a composition: its parts, each with the row's draw filled in."""
     return combine(*(partial(_row, a, draw_P) if isinstance(a, Schedule) else a for a in args), f)
 
@@ -355,7 +356,7 @@ def _mean(quantile: Callable[[float, Array], Array], f: float) -> float:
     return float(quantile(f, (np.arange(256) + 0.5) / 256).mean())
 
 
-def _composed(name: str, combine: Callable[..., Any], *args: Any, varies: bool = True) -> Schedule:
+def _composed(name: str, combine: Callable[..., Any], *args: object, varies: bool = True) -> Schedule:
     parts = [a for a in args if isinstance(a, Schedule)]
     label = f"{name}({', '.join(map(str, args))})"
     if any(isinstance(part, FunctionSchedule) for part in parts):

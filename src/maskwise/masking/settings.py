@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
@@ -11,6 +11,9 @@ from maskwise.masking.masker import Masker
 from maskwise.masking.policies import policy
 from maskwise.masking.schedules import schedule
 from maskwise.masking.select import require_known
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class MaskingSettings(BaseModel):
@@ -46,6 +49,6 @@ class MaskingSettings(BaseModel):
         require_known(str(info.field_name), value)
         return value
 
-    def masker(self, tokenizer: Any, *, seed: int) -> Masker:
+    def masker(self, tokenizer: PreTrainedTokenizerBase, *, seed: int) -> Masker:
         """The masker that these settings describe."""
         return Masker(tokenizer, **self.model_dump(), seed=seed)

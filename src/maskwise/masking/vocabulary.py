@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from maskwise.errors import MaskwiseError
 from maskwise.keys import Array
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +41,7 @@ class Vocabulary:
     by_name: dict[str, int] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def of(cls, tokenizer: Any) -> Vocabulary:
+    def of(cls, tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
         """Read a Hugging Face tokenizer (fast or slow: only its tables are used).
 
         Raises:

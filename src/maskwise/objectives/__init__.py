@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from torch import nn
+from transformers import PreTrainedModel
 
 from maskwise.errors import unknown_name
 from maskwise.objectives.arms import ArmBatch, Arms
@@ -41,7 +41,7 @@ def objective_class(spec: str | Call) -> type[Objective]:
     return OBJECTIVES[name]
 
 
-def objective(spec: str | Call, model: nn.Module) -> Objective:
+def objective(spec: str | Call, model: PreTrainedModel) -> Objective:
     """An objective over a model, from its name with arguments."""
     makers: dict[str, Callable[..., Objective]] = {n: partial(made, model) for n, made in OBJECTIVES.items()}
     return build("objective", spec, makers)

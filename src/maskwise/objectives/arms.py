@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor, nn
 
 from maskwise.masking import MaskedBatch
+from maskwise.masking.batch import AnnotatedBatch
 from maskwise.objectives.base import Objective, Outcome
 
 
@@ -22,11 +22,11 @@ class ArmBatch:
     def keys(self) -> Iterator[str]:
         return self.batch.keys()
 
-    def __getitem__(self, name: str) -> Any:
+    def __getitem__(self, name: str) -> Tensor:
         return self.batch[name]
 
     @property
-    def source(self) -> Any:
+    def source(self) -> AnnotatedBatch:
         return self.batch.source
 
     @property

@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TypeAlias
 
 from torch import Tensor, nn
 
@@ -15,6 +15,9 @@ from maskwise.families import Kind, encoder_of, encoder_weights, multiplied_weig
 from maskwise.masking import IGNORE, MaskedBatch, Masker
 from maskwise.masking.gather import Rows
 from maskwise.masking.schedules import schedule
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,10 @@ class Work:
     @property
     def all(self) -> float:
         return self.body + self.head + self.tied
+
+
+Masking: TypeAlias = Mapping[str, Any]
+"""How batches are masked: arguments of a ``Masker``, by name."""
 
 
 class Maker(Protocol):
@@ -74,12 +81,12 @@ class Objective(nn.Module, ABC):
     alike, whatever batch it was in.
     """
 
-    model: nn.Module
+    model: PreTrainedModel
 
     kind: ClassVar[Kind] = "encoder"
     """The kind of model that it trains (``families.Adapter``)."""
 
-    masking: ClassVar[Mapping[str, Any]] = {}
+    masking: ClassVar[Masking] = {}
     """How its batches are masked, where nobody says otherwise: arguments of a ``Masker``."""
 
     inherits: ClassVar[bool] = True
@@ -98,12 +105,12 @@ class Objective(nn.Module, ABC):
     """The rows it wants: "any", or "document": one text a row, with [CLS] before it."""
 
     @classmethod
-    def settings(cls, common: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    def settings(cls, common: Masking, own: Masking) -> dict[str, Any]:
         """The masking of an arm: its own, before what the objective wants, before what is common to all."""
         return {**(common if cls.inherits else {}), **cls.masking, **own}
 
     @classmethod
-    def check(cls, masking: Mapping[str, Any]) -> str | None:
+    def check(cls, masking: Masking) -> str | None:
         """Whether this objective can learn from batches that are masked so; known before there is any text.
 
         Args:
@@ -118,7 +125,9 @@ class Objective(nn.Module, ABC):
         return None
 
     @classmethod
-    def maker(cls, tokenizer: Any, *, seed: int, length: int | None = None, **masking: Any) -> Maker:
+    def maker(
+        cls, tokenizer: PreTrainedTokenizerBase, *, seed: int, length: int | None = None, **masking: Any
+    ) -> Maker:
         """What makes its batches of rows: a masker. ``length``: the positions that the model has."""
         return Masker(tokenizer, **{**cls.masking, **masking}, seed=seed)
 
@@ -143,7 +152,7 @@ class Objective(nn.Module, ABC):
         """The losses of a batch."""
 
 
-def check_all_asked(objective: str, masking: Mapping[str, Any]) -> None:
+def check_all_asked(objective: str, masking: Masking) -> None:
     """
     Raises:
         MaskwiseError: ``predict`` leaves out some of what is masked, which the objective would take for text.
@@ -168,7 +177,7 @@ def target_places(batch: MaskedBatch | Mapping[str, Tensor]) -> Tensor:
     return batch.where if isinstance(batch, MaskedBatch) else (batch["labels"] != IGNORE).nonzero()
 
 
-def encoded(model: Any, batch: Any) -> Tensor:
+def encoded(model: PreTrainedModel, batch: MaskedBatch | Mapping[str, Tensor]) -> Tensor:
     """(B, L, H): the encoder's hidden states of a batch, without any head."""
     inputs = {name: batch[name] for name in batch.keys() if name != "labels"}  # noqa: SIM118 (no dict)
     return encoder_of(model)(**inputs).last_hidden_state

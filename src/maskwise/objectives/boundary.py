@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel
 
 from maskwise.errors import MaskwiseError
 from maskwise.families import head_weights, prediction_head, width_of
-from maskwise.masking.batch import IGNORE
+from maskwise.masking.batch import IGNORE, MaskedBatch
 from maskwise.masking.policies import UnitKind, policy
-from maskwise.objectives.base import Objective, Outcome, Work, check_all_asked, encoded, target_places
+from maskwise.objectives.base import (
+    Masking,
+    Objective,
+    Outcome,
+    Work,
+    check_all_asked,
+    encoded,
+    target_places,
+)
 
 LONGEST = 20
 """Places in a span that are told apart; later ones share the last."""
@@ -31,9 +39,9 @@ class SpanBoundary(Objective):
     Source: Joshi et al. 2020 (SpanBERT, arXiv 1907.10529), section 3.2.
     """
 
-    masking: ClassVar[Mapping[str, Any]] = {"policy": "span", "budget": "expected"}
+    masking: ClassVar[Masking] = {"policy": "span", "budget": "expected"}
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: PreTrainedModel):
         super().__init__()
         head = prediction_head(model)
         if head is None:
@@ -46,7 +54,7 @@ class SpanBoundary(Objective):
         self.head = nn.Sequential(*layers, nn.Linear(wide, wide), nn.GELU(), nn.LayerNorm(wide))
 
     @classmethod
-    def check(cls, masking: Mapping[str, Any]) -> str | None:
+    def check(cls, masking: Masking) -> str | None:
         """All that is masked is asked; single tokens are no spans, and no mistake."""
         check_all_asked("sbo", masking)
         if policy(masking["policy"]).unit_kind == UnitKind.TOKEN:
@@ -54,7 +62,7 @@ class SpanBoundary(Objective):
             return f"{what}: each token is said by its two neighbours"
         return None
 
-    def forward(self, batch: Any) -> Outcome:
+    def forward(self, batch: MaskedBatch) -> Outcome:
         labels = batch["labels"]
         where = target_places(batch)
         row, column = where.unbind(1)

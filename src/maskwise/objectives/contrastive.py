@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,7 +20,10 @@ from maskwise.families import encoder_of, width_of
 from maskwise.keys import Array
 from maskwise.masking import MaskedBatch, Vocabulary
 from maskwise.masking.gather import Rows, device_of, gather
-from maskwise.objectives.base import Maker, Objective, Outcome, encoded
+from maskwise.objectives.base import Maker, Masking, Objective, Outcome, encoded
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 class Twins:
@@ -81,7 +84,7 @@ class ContrastiveSentences(Objective):
 
     layout, inherits, twins = "document", False, True
 
-    def __init__(self, model: nn.Module, *, temperature: float = 0.05, dropout: float = 0.1):
+    def __init__(self, model: PreTrainedModel, *, temperature: float = 0.05, dropout: float = 0.1):
         super().__init__()
         size = width_of(model)
         self.model, self.head = model, nn.Linear(size, size)
@@ -96,13 +99,15 @@ class ContrastiveSentences(Objective):
             )  # fmt: skip
 
     @classmethod
-    def check(cls, masking: Mapping[str, Any]) -> None:
+    def check(cls, masking: Masking) -> None:
         """Nothing is masked."""
         if masking:
             raise MaskwiseError("objective cse masks nothing", got=", ".join(masking), do="leave masking out")
 
     @classmethod
-    def maker(cls, tokenizer: Any, *, seed: int, length: int | None = None, **masking: Any) -> Maker:
+    def maker(
+        cls, tokenizer: PreTrainedTokenizerBase, *, seed: int, length: int | None = None, **masking: Any
+    ) -> Maker:
         """Twins; nothing is masked."""
         cls.check(masking)
         return Twins(tokenizer if isinstance(tokenizer, Vocabulary) else Vocabulary.of(tokenizer))
@@ -110,7 +115,7 @@ class ContrastiveSentences(Objective):
     def chance(self, vocabulary: int, rows: int) -> float:
         return math.log(max(2, rows - 1))
 
-    def forward(self, batch: Any) -> Outcome:
+    def forward(self, batch: MaskedBatch) -> Outcome:
         labels = batch["labels"]
         with self.some_dropout():
             first_BH = encoded(self.model, batch)[:, 0]

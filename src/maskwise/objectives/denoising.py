@@ -5,7 +5,6 @@ The vocabulary head runs only where there is a target, and the losses of a batch
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -21,7 +20,7 @@ from maskwise.families import (
 )
 from maskwise.masking import MaskedBatch
 from maskwise.masking.corruptions import corruption
-from maskwise.objectives.base import Work
+from maskwise.objectives.base import Masking, Work
 from maskwise.objectives.mlm import MaskedLanguageModelling
 
 
@@ -49,7 +48,7 @@ class Denoising(MaskedLanguageModelling):
     layout: ClassVar[str] = "document"
 
     @classmethod
-    def check(cls, masking: Mapping[str, Any]) -> str | None:
+    def check(cls, masking: Masking) -> str | None:
         shown = masking.get("corruption", "bert")
         if corruption(shown).writes is None:
             what = "objective denoise needs a corruption whose targets are a text for the decoder to write"

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
 from maskwise.families import width_of
+from maskwise.masking import MaskedBatch
 from maskwise.masking.corruptions import Insert
-from maskwise.objectives.base import Maker, Objective, Outcome, Work, encoded, target_places
+from maskwise.objectives.base import Maker, Masking, Objective, Outcome, Work, encoded, target_places
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 class Detection(Objective):
@@ -28,9 +31,9 @@ class Detection(Objective):
 
     layout, inherits, in_place, detects = "document", False, False, True
 
-    masking: ClassVar[Mapping[str, Any]] = {"ratio": 0.15, "budget": "bernoulli", "min_targets": 0}
+    masking: ClassVar[Masking] = {"ratio": 0.15, "budget": "bernoulli", "min_targets": 0}
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: PreTrainedModel):
         super().__init__()
         self.model, self.head = model, nn.Linear(width_of(model), 2)
 
@@ -42,7 +45,7 @@ class Detection(Objective):
         """Every token of the changed text is read, and asked."""
         return super().work(targets, targets)
 
-    def forward(self, batch: Any) -> Outcome:
+    def forward(self, batch: MaskedBatch) -> Outcome:
         labels = batch["labels"]
         where = target_places(batch)
         logits = self.head(encoded(self.model, batch)[where[:, 0], where[:, 1]])
@@ -54,7 +57,9 @@ class AddedTokenDetection(Detection):
     """Before each token of the text a random one is inserted with probability 0.15: which are the new ones?"""
 
     @classmethod
-    def maker(cls, tokenizer: Any, *, seed: int, length: int | None = None, **masking: Any) -> Maker:
+    def maker(
+        cls, tokenizer: PreTrainedTokenizerBase, *, seed: int, length: int | None = None, **masking: Any
+    ) -> Maker:
         """A masker; rows that have grown beyond ``length`` are cut, their [SEP] stays."""
         masking.setdefault("corruption", Insert("detect", length))
         return super().maker(tokenizer, seed=seed, **masking)
@@ -66,4 +71,4 @@ class DeletedTokenDetection(Detection):
     The [SEP] behind the text is asked too: what stood last can only be missed there.
     """
 
-    masking: ClassVar[Mapping[str, Any]] = {**Detection.masking, "corruption": "delete(target='detect')"}
+    masking: ClassVar[Masking] = {**Detection.masking, "corruption": "delete(target='detect')"}

@@ -6,16 +6,16 @@ which is slower and gives the same loss.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel
 
 from maskwise.families import encoder_weights, head_weights, masked_logits
 from maskwise.masking.batch import MaskedBatch
-from maskwise.objectives.base import Objective, Outcome, Work, target_places, weighted
+from maskwise.objectives.base import Masking, Objective, Outcome, Work, target_places, weighted
 
 
 class MaskedLanguageModelling(Objective):
@@ -27,7 +27,7 @@ class MaskedLanguageModelling(Objective):
     Source: Devlin et al. 2019, section 3.1.
     """
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: PreTrainedModel):
         super().__init__()
         self.model = model
 
@@ -59,6 +59,6 @@ class EntityMaskedLanguageModelling(MaskedLanguageModelling):
     span layer will do: ``policy: guided(layer="phrase")``.
     """
 
-    masking: ClassVar[Mapping[str, Any]] = {
+    masking: ClassVar[Masking] = {
         "policy": "guided", "ratio": 0.5, "budget": "bernoulli", "min_targets": 0,
     }  # fmt: skip

@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from maskwise.errors import MaskwiseError
 from maskwise.families import encoder_weights, masked_logits, width_of
+from maskwise.masking import MaskedBatch
 from maskwise.models import build_model
-from maskwise.objectives.base import Objective, Outcome, Work, check_all_asked, encoded, target_places
+from maskwise.objectives.base import (
+    Masking,
+    Objective,
+    Outcome,
+    Work,
+    check_all_asked,
+    encoded,
+    target_places,
+)
 from maskwise.objectives.mlm import MaskedLanguageModelling
 
 
@@ -33,9 +42,9 @@ class ReplacedTokenDetection(Objective):
     Source: Clark et al. 2020 (ELECTRA, arXiv 2003.10555), section 2.
     """
 
-    masking: ClassVar[Mapping[str, Any]] = {"corruption": "mask-only"}
+    masking: ClassVar[Masking] = {"corruption": "mask-only"}
 
-    def __init__(self, model: nn.Module, *, share: float = 0.25, weight: float = 50.0):
+    def __init__(self, model: PreTrainedModel, *, share: float = 0.25, weight: float = 50.0):
         super().__init__()
         if not 0 < share <= 1 or not weight > 0:
             got = f"share {share}, weight {weight}"
@@ -46,7 +55,7 @@ class ReplacedTokenDetection(Objective):
         self.generator = build_model(smaller(model.config, share))
 
     @classmethod
-    def check(cls, masking: Mapping[str, Any]) -> None:
+    def check(cls, masking: Masking) -> None:
         """All that is masked is asked."""
         check_all_asked("rtd", masking)
 
@@ -59,7 +68,7 @@ class ReplacedTokenDetection(Objective):
         made = MaskedLanguageModelling(self.generator).work(tokens, targets)
         return Work(body * tokens, head * tokens + made.all)
 
-    def forward(self, batch: Any) -> Outcome:
+    def forward(self, batch: MaskedBatch) -> Outcome:
         labels, inputs = batch["labels"], {k: batch[k] for k in batch.keys() if k != "labels"}  # noqa: SIM118
         where = target_places(batch)
         row, column = where.unbind(1)
@@ -85,7 +94,7 @@ def sampled(logits: Tensor) -> Tensor:
     return torch.distributions.Categorical(logits=logits).sample()
 
 
-def smaller(config: Any, share: float) -> Any:
+def smaller(config: PreTrainedConfig, share: float) -> PreTrainedConfig:
     """The same architecture, ``share`` as wide: hidden and intermediate sizes, and as many heads as divide them."""
     config = copy.deepcopy(config)
     names = {"hidden_size", "intermediate_size", "dim", "hidden_dim"} & set(vars(config))

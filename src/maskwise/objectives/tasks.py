@@ -6,8 +6,9 @@ import math
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel
 
 from maskwise.families import takes_token_types
 from maskwise.masking.batch import IGNORE
@@ -23,7 +24,7 @@ class Classification(Objective):
     Source: Devlin et al. 2019, section 4.
     """
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: PreTrainedModel):
         super().__init__()
         self.model = model
         self._takes_types = takes_token_types(model)

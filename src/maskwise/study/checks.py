@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -28,6 +28,9 @@ from maskwise.text.rows import is_held_out
 from maskwise.text.settings import CorpusSettings, TokenizerSettings
 from maskwise.text.words import text_id
 from maskwise.training.arms import probe_rows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 CORPUS_LAYERS = ("word_ids",)
 """The layers that every prepared corpus has; more come from ``corpus.layers``."""
@@ -69,7 +72,7 @@ def _check_arm(arm: Recipe) -> list[str]:
     """The model, tokenizer and texts of one arm fit each other; returns warnings."""
     notes = []
     given, start = arm.tokenizer_name, arm.model.pretrained
-    tokenizer = (
+    tokenizer: Any = (
         load_tokenizer(given, needs_mask=arm.kind == "encoder") if given else _Untrained(arm.tokenizer)
     )
     config = arm.model.config(tokenizer, arm.corpus.length, kind=arm.kind)
@@ -141,7 +144,7 @@ def _check_rows(link: Recipe) -> None:
             raise MaskwiseError(f"arm {name!r}: {why}", got=got, allowed="even parts of 4 or more")
 
 
-def _check_probes(link: Recipe, tokenizer: Any) -> None:
+def _check_probes(link: Recipe, tokenizer: PreTrainedTokenizerBase | None) -> None:
     """Held-out rows enough for a sampler that learns, beside those that judge; as far as the text alone can tell."""
     if not link.objectives or not sampler(link.sampler, list(link.objectives)).every:
         return
@@ -157,7 +160,7 @@ def _check_probes(link: Recipe, tokenizer: Any) -> None:
         )  # fmt: skip
 
 
-def most_held_out(corpus: CorpusSettings, tokenizer: Any, *, enough: int) -> int:
+def most_held_out(corpus: CorpusSettings, tokenizer: PreTrainedTokenizerBase | None, *, enough: int) -> int:
     """No more rows than this can be held out of a corpus, in any layout; not counted beyond ``enough``.
 
     Any two pieces of a document that follow each other are together longer than a row has room for. A tokenizer that

@@ -32,6 +32,7 @@ from maskwise.evaluation import (
 from maskwise.evaluation.scoring import spread
 from maskwise.folders import sweep, write_json, write_whole
 from maskwise.keys import fold
+from maskwise.masking import Masker
 from maskwise.models import ModelSettings
 from maskwise.objectives import Arms, Objective, objective, objective_class, predicting
 from maskwise.recipe import Recipe
@@ -301,6 +302,7 @@ def learning(network: PreTrainedModel, data: Prepared, recipe: Recipe) -> Learni
     if recipe.objectives:
         return _several_objectives(network, data, recipe)
     source = masked_source(data, recipe)
+    assert isinstance(source.masker, Masker)
     title = f"{recipe.masking.policy} {recipe.masking.ratio}"
     words = {"objective": recipe.objective, **source.masker.describe()}
     return Learning(objective(recipe.objective, network), source, source.learners(), title, words)

@@ -140,7 +140,7 @@ def _parts(document: Document) -> Iterator[Document]:
 
 
 def read_documents(
-    source: str | Path | Sequence[str | Mapping[str, Any]],
+    source: str | Path | Sequence[str | Mapping[str, object]],
     *,
     text_field: str = "text",
     id_field: str = "id",

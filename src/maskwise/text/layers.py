@@ -34,13 +34,16 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from maskwise.errors import MaskwiseError
 from maskwise.text.words import Placed
+
+if TYPE_CHECKING:
+    from maskwise.keys import Array
 
 Kind = Literal["categorical", "spans", "weight"]
 
@@ -72,7 +75,7 @@ class CharSpans(NamedTuple):
 
     start: NDArray[np.int32]  # (S,)
     end: NDArray[np.int32]  # (S,), exclusive
-    value: NDArray[Any] | None = None  # (S,) int16 codes or float32; None where the layer has no values
+    value: Array | None = None  # (S,) int16 codes or float32; None where the layer has no values
 
     @classmethod
     def of(cls, spans: Iterable[Sequence[Any]], layer: Layer) -> CharSpans:
@@ -203,7 +206,7 @@ def align(
     layers: Mapping[str, Layer],
     placed: Placed,
     word_ids: NDArray[np.int32],
-) -> dict[str, NDArray[Any]]:
+) -> dict[str, Array]:
     """Spans of N texts → layers over their T tokens.
 
     Args:
@@ -227,7 +230,7 @@ def align(
 def _lay(
     name: str, layer: Layer, texts: list[CharSpans], placed: Placed, word_ids: NDArray[np.int32],
     opens: NDArray[np.int64],
-) -> dict[str, NDArray[Any]]:  # fmt: skip
+) -> dict[str, Array]:  # fmt: skip
     counts = np.fromiter((len(spans.start) for spans in texts), dtype=np.int64, count=len(texts))
     base = np.repeat(placed.base, counts)
     start, end = (_joined([spans[side] for spans in texts], np.int64) + base for side in (0, 1))
@@ -239,7 +242,7 @@ def _lay(
     covered = inside & (at >= 0)
     covered[covered] = place[covered] < end[at[covered]]
     at = at[covered]
-    laid: dict[str, NDArray[Any]] = {}
+    laid: dict[str, Array] = {}
     if layer.kind == "spans":
         within = np.arange(len(start)) - np.repeat(np.cumsum(counts) - counts, counts)
         laid[name] = _scattered(within[at].astype(np.int32), covered, empty=-1)
@@ -252,7 +255,7 @@ def _lay(
     return laid
 
 
-def _scattered(values: NDArray[Any], covered: NDArray[np.bool_], *, empty: int) -> NDArray[Any]:
+def _scattered(values: Array, covered: NDArray[np.bool_], *, empty: int) -> Array:
     """(T,) the values where tokens are covered, else ``empty``."""
     full = np.full(len(covered), empty, dtype=values.dtype)
     full[covered] = values
@@ -267,5 +270,5 @@ def _opens_word(word_ids: NDArray[np.int32], lengths: NDArray[np.int64]) -> NDAr
     return np.maximum.accumulate(np.where(fresh, np.arange(len(word_ids)), 0))
 
 
-def _joined(parts: Sequence[Any], dtype: Any) -> NDArray[Any]:
+def _joined(parts: Sequence[Any], dtype: Any) -> Array:
     return np.concatenate([np.zeros(0, dtype=dtype), *parts]).astype(dtype, copy=False)

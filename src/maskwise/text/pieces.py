@@ -33,6 +33,9 @@ from maskwise.text.layers import digest
 from maskwise.text.tokenizers import Tokens
 from maskwise.text.words import text_id
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 if TYPE_CHECKING:  # torch takes two seconds: who only reads documents does not wait for it
     from torch import Tensor
 
@@ -58,7 +61,7 @@ class Frame(NamedTuple):
         return length - (self.first >= 0) - (self.last >= 0)
 
     @classmethod
-    def of(cls, tokenizer: Any) -> Frame:
+    def of(cls, tokenizer: PreTrainedTokenizerBase) -> Frame:
         """[CLS] … [SEP], or what the tokenizer has in their place."""
         known = [tokenizer.sep_token_id, tokenizer.eos_token_id, -1]
         last = next(number for number in known if number is not None)
@@ -174,7 +177,7 @@ class Pieces:
         return write_arrow(Path(path), columns, {**about, "tokenizer": self.tokenizer})
 
     @classmethod
-    def load(cls, path: str | Path, *, tokenizer: Any = None) -> Pieces:
+    def load(cls, path: str | Path, *, tokenizer: PreTrainedTokenizerBase | None = None) -> Pieces:
         """Open what `save` wrote, memory-mapped.
 
         Args:
@@ -199,7 +202,11 @@ class Pieces:
 
 
 def read_pieces(
-    tokens: Iterable[Tokens], *, tokenizer: Any, length: int, out: str | Path | None = None
+    tokens: Iterable[Tokens],
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    length: int,
+    out: str | Path | None = None,
 ) -> Pieces:
     """Documents, as `tokenise` yields them, cut into pieces for rows of ``length`` tokens.
 
@@ -349,7 +356,7 @@ class _Columns:
         }
 
 
-def tokenizer_key(tokenizer: Any) -> str:
+def tokenizer_key(tokenizer: PreTrainedTokenizerBase | None) -> str:
     """Hash of a tokenizer's vocabulary, which says what its ids mean; "" for what has none."""
     vocabulary: dict[str, int] = getattr(tokenizer, "get_vocab", dict)()
     return digest(json.dumps(sorted(vocabulary.items()))) if vocabulary else ""

@@ -35,7 +35,7 @@ from maskwise.text.tokenizers import Tokens, load_tokenizer
 
 if TYPE_CHECKING:  # torch and transformers take two seconds: reading documents does not wait for them
     from torch import Tensor
-    from transformers import PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 LAYOUTS = ("packed", "document")
 SIDES = ("training", "held_out")
@@ -189,7 +189,7 @@ class Prepared:
         cls,
         folder: Path,
         tokens: Iterable[Tokens],
-        tokenizer: Any,
+        tokenizer: PreTrainedTokenizerBase,
         *,
         length: int,
         layout: str,

@@ -33,6 +33,11 @@ from maskwise.text.words import (
     word_starts,
 )
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from maskwise.keys import Array
+
 if TYPE_CHECKING:  # transformers takes two seconds: who only reads documents does not wait for it
     from transformers import PreTrainedTokenizerFast
 
@@ -54,9 +59,9 @@ class Tokens(NamedTuple):
     document_id: str
     input_ids: NDArray[np.int32]  # (n,)
     word_ids: NDArray[np.int32] | None
-    layers: Mapping[str, NDArray[Any]] = MappingProxyType({})
+    layers: Mapping[str, Array] = MappingProxyType({})
 
-    def columns(self) -> dict[str, NDArray[Any]]:
+    def columns(self) -> dict[str, Array]:
         """Everything that is known of each token, by name."""
         words = {} if self.word_ids is None else {"word_ids": self.word_ids}
         return {"input_ids": self.input_ids, **words, **self.layers}
@@ -179,7 +184,7 @@ def tokenise(
         encodings = backend.encode_batch(texts, add_special_tokens=False)
         offsets, lengths = flat_offsets(encodings)
         placed = place_tokens(texts, offsets, lengths, special=np.zeros(len(offsets), dtype=bool))
-        columns: dict[str, NDArray[Any]] = {"word_ids": number_words(placed)}
+        columns: dict[str, Array] = {"word_ids": number_words(placed)}
         if layers is not None:
             columns |= align(layers.annotate(texts), layers.layers, placed, columns["word_ids"])
         ends = np.cumsum(lengths).tolist()
@@ -189,7 +194,7 @@ def tokenise(
             yield Tokens(document.id, ids, word_ids, dict(zip([*columns][1:], rest)))
 
 
-def _without_words(documents: Iterable[Document], tokenizer: Any) -> Iterator[Tokens]:
+def _without_words(documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase) -> Iterator[Tokens]:
     for document in documents:
         ids = tokenizer(document.text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
         yield Tokens(document.id, np.array(ids, dtype=np.int32), None)

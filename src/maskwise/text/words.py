@@ -33,12 +33,16 @@ import hashlib
 import unicodedata
 from collections.abc import Sequence
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from maskwise.errors import MaskwiseError
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding
+    from transformers import PreTrainedTokenizerBase
 
 VERSION = f"words-1-unicode-{unicodedata.unidata_version}"
 """Part of the key of stored annotations: another rule or another Unicode table is another layer."""
@@ -241,7 +245,7 @@ def _next_ink(kinds: NDArray[np.uint8]) -> Ints:
     return np.minimum.accumulate(place[::-1])[::-1]
 
 
-def flat_offsets(encodings: Sequence[Any]) -> tuple[Ints, Ints]:
+def flat_offsets(encodings: Sequence[Encoding]) -> tuple[Ints, Ints]:
     """Offsets (T, 2) and lengths (N,) of the `tokenizers.Encoding`s of N texts."""
     lengths = np.fromiter(map(len, encodings), dtype=np.int64, count=len(encodings))
     numbers = chain.from_iterable(chain.from_iterable(encoding.offsets for encoding in encodings))
@@ -253,13 +257,17 @@ def text_id(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
 
 
-def special_ids(tokenizer: Any) -> list[int]:
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Ids that are no content wherever they stand. [UNK] is content: it stands for a word of the text."""
     return sorted(set(tokenizer.all_special_ids) - {tokenizer.unk_token_id})
 
 
 def encode(
-    tokenizer: Any, texts: Sequence[str], *, max_length: int | None = None, ids: Sequence[int] | None = None
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    *,
+    max_length: int | None = None,
+    ids: Sequence[int] | None = None,
 ) -> list[dict[str, Any]]:
     """Texts → rows for a `Masker`, special tokens added: lists under "input_ids", "attention_mask" and
     "word_ids", and an int under "example_id".

@@ -73,7 +73,7 @@ class ArmsSource:
         source = next(iter(self.sources.values()))
         return source.facts([one.batch for one in batches])
 
-    def summarise(self, sums: Mapping[str, float]) -> dict[str, Any]:
+    def summarise(self, sums: Mapping[str, float]) -> dict[str, float]:
         return next(iter(self.sources.values())).summarise(sums)
 
 
@@ -90,7 +90,7 @@ class OfArm:
     def after(self, now: Point) -> None:
         self.learner.after(now)
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> Mapping[str, object]:
         return {f"{self.arm} {name}": value for name, value in self.learner.facts().items()}
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -222,11 +222,11 @@ class SamplerLearner:
             self.clock[1] += time.perf_counter() - began
         self.before, self.clock[0] = losses, now.done
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> Mapping[str, object]:
         """By arm: ``probabilities``, and since the last line ``arm_losses`` and ``arm_steps``; then ``probe_losses``,
         the ``probe_step`` they are of, ``probe_seconds`` so far (of samplers that learn), and ``notes``."""
         names, (total, targets, _, steps) = self.sampler.arms, self.window.cpu()
-        found: dict[str, Any] = {
+        found: dict[str, object] = {
             "probabilities": _named(names, self.sampler.probabilities(*self.step)),
             "arm_losses": _named(names, total / targets),
             "arm_steps": {arm: int(n) for arm, n in zip(names, steps.tolist(), strict=True)},

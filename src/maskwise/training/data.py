@@ -52,7 +52,7 @@ class Source(Protocol):
         """What to log of these batches: sums, added up between two lines of metrics (see ``summarise``)."""
         ...
 
-    def summarise(self, sums: Mapping[str, float]) -> dict[str, Any]:
+    def summarise(self, sums: Mapping[str, float]) -> dict[str, float]:
         """Metrics from the sums since the last line."""
         ...
 
@@ -210,7 +210,7 @@ class MaskedSource:
             "rows": float(sum(len(b.ratio) for b in batches)),
         }
 
-    def summarise(self, sums: Mapping[str, float]) -> dict[str, Any]:
+    def summarise(self, sums: Mapping[str, float]) -> dict[str, float]:
         return {
             "tokens": int(sums["tokens"]),
             "ratio": sums["chosen"] / max(1.0, sums["eligible"]),

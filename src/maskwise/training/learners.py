@@ -63,7 +63,7 @@ class Learner(Protocol):
     def after(self, now: Point) -> None:
         """Learn, after an update; every rank calls this."""
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> Mapping[str, object]:
         """What to log: numbers, or dicts of numbers by name, such as ``{"weights": {"NOUN": 0.7}}``."""
 
     def state_dict(self) -> dict[str, Tensor]: ...

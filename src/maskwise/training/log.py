@@ -13,7 +13,6 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -89,20 +88,21 @@ class Log:
                 raise MaskwiseError(what, got=value, do="lower the learning rate")
         # Where the ratio has fallen to 0 there may be nothing to predict: no loss, which is not 0.
         mean = sums["loss"] / sums["targets"] if sums["targets"] else None
-        line = {"loss": mean, "targets": int(sums["targets"]), **self.source.summarise(sums)}
+        facts, targets = self.source.summarise(sums), int(sums["targets"])
+        line = {"loss": mean, "targets": targets, **facts}
         totals = self.totals
         totals.loss = totals.loss if mean is None else mean
-        totals.tokens += line.get("tokens", 0)
-        totals.targets += line["targets"]
+        totals.tokens += int(facts.get("tokens", 0))
+        totals.targets += targets
         totals.seconds = time.perf_counter() - self.began
         line |= {"tokens": totals.tokens, "lr": self.last.rate, "grad_norm": norm}
         learnt = {k: v for learner in self.learners.values() for k, v in learner.facts().items()}
         self._write({"kind": "train", "step": done, **line, **learnt, "seconds": round(totals.seconds, 3)})
         tracked = {f"train/{k}": v for k, v in line.items() if v is not None}
         self.engine.accelerator.log(tracked, step=done)
-        self.progress.note(loss=totals.loss, ratio=line.get("ratio"))
+        self.progress.note(loss=totals.loss, ratio=facts.get("ratio"))
 
-    def evaluation(self, done: int, line: Mapping[str, Any]) -> None:
+    def evaluation(self, done: int, line: Mapping[str, object]) -> None:
         """Write one line of an evaluation."""
         self._write({"kind": "eval", "step": done, **line})
         tracked = {f"eval/{line.get('masks', 'task')}/{k}": v for k, v in line.items()}
@@ -112,7 +112,7 @@ class Log:
         """The totals of this moment."""
         return self.totals.model_copy(update={"seconds": time.perf_counter() - self.began})
 
-    def _write(self, line: dict[str, Any]) -> None:
+    def _write(self, line: Mapping[str, object]) -> None:
         self.metrics.write(line)
         self.totals.lines = self.metrics.lines
 
@@ -137,7 +137,7 @@ class Metrics:
         write_lines(path, kept)
         self.file, self.lines = path.open("a", encoding="utf-8"), len(kept)
 
-    def write(self, line: dict[str, Any]) -> None:
+    def write(self, line: Mapping[str, object]) -> None:
         if self.path:
             with writing(self.path):
                 self.file.write(json.dumps(line, ensure_ascii=False) + "\n")
@@ -177,6 +177,6 @@ class Progress:
         self.bar.update(self.task, note=text, rate=f"{speed:.1f} steps/s" if speed else "")
 
 
-def _step(line: Mapping[str, Any]) -> float:
+def _step(line: Mapping[str, object]) -> float:
     step = line.get("step", 0)
     return step if isinstance(step, int) else math.inf

@@ -10,7 +10,7 @@ Everything random is a function of (seed, step, rank), so a run that was stopped
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypedDict
@@ -22,7 +22,7 @@ from maskwise.training.learners import Learner, Point, restore, states
 from maskwise.training.log import Log
 from maskwise.training.settings import TrainingSettings
 
-Evaluate = Callable[[int], list[dict[str, Any]]]
+Evaluate = Callable[[int], Sequence[Mapping[str, object]]]
 
 
 class Training(TypedDict):
@@ -87,7 +87,7 @@ def train(
                 with engine.evaluating():
                     for line in evaluate(done):
                         log.evaluation(done, line)
-                        enough = enough or line.get("enough", False)
+                        enough = enough or bool(line.get("enough"))
             if folder and _due(done, settings.save_every) and done < steps:
                 engine.save(done, log.so_far(), states(learners))
             log.progress.advance()

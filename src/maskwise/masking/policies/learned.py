@@ -182,7 +182,7 @@ class GroupLearner:
         self.policy.running.update(now.agree(self.sums_2C), now.total_steps)
         self.sums_2C = torch.zeros_like(self.sums_2C)
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> Mapping[str, object]:
         """``weights`` and ``losses`` (nats) by the name of the group, of those seen."""
         running, facts = self.policy.running, {}
         for name, values in (("weights", running.weight_C), ("group_losses", running.losses())):
