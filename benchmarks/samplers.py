@@ -26,11 +26,11 @@ from torch import Tensor
 
 from maskwise.bench.timing import in_turn, processor_seconds, surroundings
 from maskwise.models import new_config, new_model
-from maskwise.objectives import OBJECTIVES, Arms, objective, objective_class
+from maskwise.objectives import OBJECTIVES, objective, objective_class
 from maskwise.samplers import Sampler, sampler
 from maskwise.text import read_documents, read_pieces, split, tokenise, train_tokenizer
 from maskwise.training import MaskedSource, TrainingSettings
-from maskwise.training.arms import ArmsSource, Probe
+from maskwise.training.arms import Arms, ArmsSource, Probe
 
 ARMS = {"mlm": {}, "mlm-40": {"ratio": 0.4}, "atd": {}, "dtd": {}, "cse": {}}
 SIZES: dict[str, dict[str, Any]] = {

@@ -14,10 +14,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from maskwise.errors import MaskwiseError
-from maskwise.objectives import Arms, objective, objective_class
+from maskwise.objectives import objective, objective_class
 from maskwise.samplers import Sampler, sampler
 from maskwise.training import MaskedSource, TrainingSettings, train
-from maskwise.training.arms import ArmsSource, Probe, SamplerLearner, probe_rows
+from maskwise.training.arms import Arms, ArmsSource, Probe, SamplerLearner, probe_rows
 from processes import two_ranks
 from training_tools import LENGTH, Language, model, tokenizer
 

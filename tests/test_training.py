@@ -23,9 +23,10 @@ from maskwise.families import most_tokens
 from maskwise.folders import damage, file_hash
 from maskwise.masking import IGNORE, Masker
 from maskwise.models import load_model, new_config, new_model
-from maskwise.objectives import Arms, MaskedLanguageModelling, objective
+from maskwise.objectives import MaskedLanguageModelling, objective
 from maskwise.text import load_tokenizer
 from maskwise.training import MaskedSource, TrainingSettings, log_frequencies, permutation, train
+from maskwise.training.arms import Arms
 from maskwise.training.engine import save_checkpoint
 from maskwise.training.optim import Optimizers, hidden_matrices, rate_factor
 from processes import forked, two_ranks

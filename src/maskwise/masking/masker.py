@@ -10,7 +10,6 @@ numpy, on the host, and costs O(B·L) memory; torch tensors are taken and given 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -24,11 +23,8 @@ from maskwise.masking.laying import lay_out, some_labels
 from maskwise.masking.policies import Moment, Policy
 from maskwise.masking.schedules import Schedule
 from maskwise.masking.select import Selection, require_known, select
-from maskwise.masking.vocabulary import Vocabulary
+from maskwise.masking.vocabulary import Tokenizer, Vocabulary
 from maskwise.specs import Call
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 
 class Masker:
@@ -59,7 +55,7 @@ class Masker:
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase | Vocabulary, *, policy: Policy | str | Call = "token",
+        self, tokenizer: Tokenizer, *, policy: Policy | str | Call = "token",
         ratio: Schedule | float | str | Call = 0.15, budget: str = "exact",
         corruption: Corruption | str | Call = "bert", seed: int = 0, fill: str = "none",
         min_targets: int = 1, predict: Schedule | float | str | Call = 1.0,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
@@ -17,6 +17,9 @@ from maskwise.keys import Array
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+Tokenizer: TypeAlias = "PreTrainedTokenizerBase | Vocabulary"
+"""What a masker is built for."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,6 @@ from functools import partial
 from transformers import PreTrainedModel
 
 from maskwise.errors import unknown_name
-from maskwise.objectives.arms import ArmBatch, Arms
 from maskwise.objectives.base import Objective, Outcome
 from maskwise.objectives.boundary import SpanBoundary
 from maskwise.objectives.contrastive import ContrastiveSentences
@@ -48,7 +47,7 @@ def objective(spec: str | Call, model: PreTrainedModel) -> Objective:
 
 
 __all__ = [
-    "OBJECTIVES", "ArmBatch", "Arms", "Classification", "ContrastiveSentences", "Denoising", "MaskedLanguageModelling",
+    "OBJECTIVES", "Classification", "ContrastiveSentences", "Denoising", "MaskedLanguageModelling",
     "MultipleChoice", "Objective", "Outcome", "Regression", "SpanQuestionAnswering", "objective", "objective_class",
     "predicting",
 ]  # fmt: skip

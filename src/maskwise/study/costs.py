@@ -18,9 +18,10 @@ from collections.abc import Mapping
 
 from transformers import PreTrainedModel
 
-from maskwise.objectives import Arms, predicting
+from maskwise.objectives import predicting
 from maskwise.objectives.base import Work
 from maskwise.training import MaskedSource
+from maskwise.training.arms import Arms
 
 SAMPLED_STEPS = 32
 """Steps, evenly over a run, whose batches are masked to see what a run will spend."""

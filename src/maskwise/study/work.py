@@ -34,7 +34,7 @@ from maskwise.folders import sweep, write_json, write_whole
 from maskwise.keys import fold
 from maskwise.masking import Masker
 from maskwise.models import ModelSettings
-from maskwise.objectives import Arms, Objective, objective, objective_class, predicting
+from maskwise.objectives import Objective, objective, objective_class, predicting
 from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
 from maskwise.samplers import sampler as read_sampler
@@ -44,7 +44,7 @@ from maskwise.tasks import FinetuneSettings, load_task, task_record
 from maskwise.text import Prepared, Rows, load_tokenizer, require_documents, tokenise
 from maskwise.text.settings import CorpusSettings, TokenizerSettings
 from maskwise.training import MaskedSource, Source, log_frequencies, train
-from maskwise.training.arms import ArmsSource, Probe, SamplerLearner, check_enough, probe_rows
+from maskwise.training.arms import Arms, ArmsSource, Probe, SamplerLearner, check_enough, probe_rows
 from maskwise.training.engine import save_checkpoint
 from maskwise.training.learners import Learner
 from maskwise.training.loop import Training

@@ -35,7 +35,8 @@ from maskwise.families import encoder_of
 from maskwise.folders import damage, sweep, write_folder
 from maskwise.keys import fold
 from maskwise.models import without_advice
-from maskwise.objectives import Arms, Objective, Outcome
+from maskwise.objectives import Objective, Outcome
+from maskwise.training.arms import Arms
 from maskwise.training.data import Step
 from maskwise.training.learners import Agree
 from maskwise.training.optim import Optimizers
