@@ -306,9 +306,7 @@ MEASURES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "measure", MEASURES, ids=lambda measure: measure.name
-)
+@pytest.mark.parametrize("measure", MEASURES, ids=lambda measure: measure.name)
 def test_the_house_keeps_its_shape(measure: Measure) -> None:
     bound = f"at most {measure.most}" if measure.most is not None else f"at least {measure.least}"
     assert measure.satisfied, f"{measure.name}: {measure.value()}, {bound}; {measure.where()}"
