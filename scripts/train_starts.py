@@ -1,5 +1,4 @@
-"""Trains the models that maskwise ships: `python scripts/train_starts.py encoder|seq2seq [SOURCE]`, each about an hour
-of one core.
+"""Trains a model to be shipped: `python scripts/train_starts.py encoder|seq2seq [SOURCE]`, about an hour of one core.
 
 SOURCE holds wikipedia_en/ and wikinews_en/ (their origin and licences: src/maskwise/data/encoder-en/README.md). The
 recipes are `general-encoder` and `general-seq2seq`, as anybody would run them; what is shipped is the checkpoint in
@@ -17,9 +16,9 @@ from tempfile import TemporaryDirectory
 from transformers import AutoTokenizer
 
 from maskwise.models import load_model
-from maskwise.starts import BUNDLED
 
 DATA = Path(__file__).parent.parent / "src" / "maskwise" / "data"
+TARGETS = {"encoder": "encoder-en", "seq2seq": "seq2seq-en"}
 TEXTS = ("wikipedia_en", "wikinews_en")
 
 
@@ -31,7 +30,7 @@ def main(name: str, source: Path) -> None:
             (texts / file.name).symlink_to(file.resolve())
         command = ["maskwise", "pretrain", f"general-{name}", f"corpus.source={texts}", "--out", str(run)]
         subprocess.run(command, check=True)
-        ship(run / "checkpoint", DATA / BUNDLED[name])
+        ship(run / "checkpoint", DATA / TARGETS[name])
 
 
 def ship(checkpoint: Path, target: Path) -> None:
