@@ -28,6 +28,7 @@ from maskwise.text import load_tokenizer
 from maskwise.training import MaskedSource, TrainingSettings, log_frequencies, permutation, train
 from maskwise.training.arms import Arms
 from maskwise.training.engine import save_checkpoint
+from maskwise.training.muon import BatchedMuon
 from maskwise.training.optim import Optimizers, hidden_matrices, rate_factor
 from processes import forked, two_ranks
 from training_tools import ARCHITECTURES, FIRST, WORDS, Language, config, counts, model, tokenizer
@@ -194,6 +195,28 @@ def test_muon_needs_blocks() -> None:
     frozen.get_input_embeddings().requires_grad_(True)
     with pytest.raises(MaskwiseError, match="none that are trained"):
         Optimizers(frozen, settings(optimizer="muon"))
+
+
+@pytest.mark.parametrize("more", [{}, {"nesterov": False}, {"adjust_lr_fn": "match_rms_adamw"}])
+def test_muon_in_batches_is_torch_s_muon(more: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tall and wide matrices, two of one shape, a transpose, one without a gradient; several steps."""
+    # torch's rounds to bfloat16; in single precision the two are the same sums in another order.
+    monkeypatch.setattr(torch.Tensor, "bfloat16", lambda tensor: tensor.clone())
+    shapes = [(12, 5), (5, 12), (12, 5), (7, 7), (5, 12), (3, 4)]
+    generator = torch.Generator().manual_seed(0)
+    starts = [torch.randn(shape, generator=generator) for shape in shapes]
+    ours, theirs = ([torch.nn.Parameter(start.clone()) for start in starts] for _ in range(2))
+    options = {"lr": 0.1, "weight_decay": 0.3, **more}
+    optimizers = BatchedMuon(ours, **options), torch.optim.Muon(theirs, **options)
+    for _ in range(4):
+        for mine, other in zip(ours[:-1], theirs[:-1], strict=True):
+            mine.grad = torch.randn(mine.shape, generator=generator)
+            other.grad = mine.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    for mine, other, start in zip(ours, theirs, starts, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5)
+        assert torch.equal(mine, start) == (mine.shape == (3, 4))
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])

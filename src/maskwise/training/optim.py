@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from maskwise.errors import MaskwiseError
 from maskwise.families import encoder_of
+from maskwise.training.muon import BatchedMuon
 from maskwise.training.settings import TrainingSettings
 
 
@@ -61,7 +62,7 @@ class Optimizers:
         self.peaks = [settings.learning_rate]
         if matrices:
             rate = settings.muon_learning_rate
-            self.members.append(torch.optim.Muon(matrices, lr=rate, weight_decay=settings.weight_decay))
+            self.members.append(BatchedMuon(matrices, lr=rate, weight_decay=settings.weight_decay))
             self.peaks.append(rate)
 
     def set_rate(self, step: int) -> float:

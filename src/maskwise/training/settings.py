@@ -27,7 +27,7 @@ class TrainingSettings(BaseModel):
     """Batches of rows of similar length: less padding, where rows are single documents."""
 
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """``muon``: torch.optim.Muon for the matrices of the blocks, AdamW for all else."""
+    """``muon``: Muon for the matrices of the blocks, AdamW for all else."""
 
     learning_rate: float = Field(5e-4, gt=0)
     """Peak rate of AdamW."""
