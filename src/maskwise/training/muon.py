@@ -41,7 +41,9 @@ class BatchedMuon(torch.optim.Muon):
     def _update(self, weights: list[Tensor], updates: list[Tensor], group: dict[str, Any]) -> None:
         wide = [u if u.shape[0] <= u.shape[1] else u.T for u in updates]
         steps, coefficients, eps = group["ns_steps"], group["ns_coefficients"], group["eps"]
-        for weight, update in zip(weights, orthogonal(torch.stack(wide), coefficients, steps, eps), strict=True):
+        for weight, update in zip(
+            weights, orthogonal(torch.stack(wide), coefficients, steps, eps), strict=True
+        ):
             rows, columns = weight.shape
             scale = max(1.0, rows / columns) ** 0.5
             if group["adjust_lr_fn"] == "match_rms_adamw":
