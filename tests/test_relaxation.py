@@ -1,0 +1,216 @@
+"""Relaxed masks: inclusion probabilities and their derivatives, straight-through, the loss, probabilities of orders."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import BartConfig, BartForConditionalGeneration, T5Config, T5ForConditionalGeneration
+
+import training_tools as tools
+from maskwise import Masker
+from maskwise.errors import MaskwiseError
+from maskwise.families import decoder_inputs
+from maskwise.keys import Keys
+from maskwise.learning.relaxation import RelaxedDenoising, choose, inclusion
+from maskwise.masking import AnnotatedBatch, gather
+from maskwise.masking.policies import learned
+from maskwise.masking.policies.base import cut
+from maskwise.masking.select import select
+from maskwise.masking.vocabulary import Vocabulary
+from maskwise.objectives import MaskedLanguageModelling
+
+F64 = torch.float64
+
+
+def text_batch(rows: int = 4, seed: int = 0) -> AnnotatedBatch:
+    language = tools.Language(rows, seed=seed)
+    columns = language.batch(torch.arange(rows))
+    columns["attention_mask"] = torch.ones_like(columns["input_ids"])
+    columns["attention_mask"][-1, -4:] = 0
+    return gather(columns, Vocabulary.of(tools.tokenizer()))
+
+
+def keys_of(batch: AnnotatedBatch, step: int = 0) -> Keys:
+    return Keys(batch.example_id, seed=0, epoch=None, step=step)
+
+
+def flat(*rows: list[tuple[float, int]]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(logit, length) pairs of every piece → logits, lengths, pieces."""
+    logit = torch.tensor([logit for row in rows for logit, _ in row], dtype=F64)
+    length = torch.tensor([length for row in rows for _, length in row])
+    piece = torch.tensor([number for number, row in enumerate(rows) for _ in row])
+    return logit, length, piece
+
+
+units = st.lists(st.tuples(st.floats(-20, 20), st.integers(1, 6)), min_size=1, max_size=12)
+
+
+@settings(max_examples=200, deadline=None)
+@given(rows=st.lists(units, min_size=1, max_size=4), share=st.floats(0.001, 0.999))
+def test_the_expected_number_of_tokens_is_the_budget(rows, share) -> None:
+    logit, length, piece = flat(*rows)
+    whole = torch.zeros(len(rows), dtype=F64).index_add(0, piece, length.double())
+    p = inclusion(logit, length, piece, share * whole)
+    expected = torch.zeros(len(rows), dtype=F64).index_add(0, piece, length * p)
+    torch.testing.assert_close(expected, share * whole, rtol=1e-12, atol=0)
+    assert ((p >= 0) & (p <= 1)).all()
+
+
+def test_the_borders_of_the_budget() -> None:
+    logit, length, piece = flat([(0.0, 2), (3.0, 1)], [(1.0, 1), (-400.0, 3)], [(0.5, 2)])
+    logit.requires_grad_()
+    p = inclusion(logit, length, piece, torch.tensor([3.0, 0.0, 7.0]))
+    assert p.tolist() == [1, 1, 0, 0, 1]
+    assert torch.autograd.grad(p.sum(), logit)[0].tolist() == [0, 0, 0, 0, 0]
+
+
+def test_units_far_apart_in_weight_have_a_solution() -> None:
+    logit, length, piece = flat([(0.0, 1), (-30.0, 1), (-55.0, 1)])
+    p = inclusion(logit, length, piece, torch.tensor([1.5], dtype=F64))
+    assert abs(float(p.sum()) - 1.5) < 1e-12 and p[0] > 0.999 > p[1] > p[2]
+
+
+def test_first_and_second_derivatives_are_those_of_the_exact_solution() -> None:
+    logit, length, piece = flat(
+        [(0.0, 1), (0.7, 2), (-1.2, 3), (2.0, 1)], [(0.3, 2), (-0.4, 2), (1.0, 1)], [(0.1, 1)]
+    )
+    budget = torch.tensor([2.5, 1.2, 1.0], dtype=F64)
+    inputs = (logit.requires_grad_(),)
+    assert torch.autograd.gradcheck(lambda x: inclusion(x, length, piece, budget), inputs)
+    assert torch.autograd.gradgradcheck(lambda x: inclusion(x, length, piece, budget), inputs)
+
+
+def test_a_threshold_without_a_gradient_is_another_function() -> None:
+    """What gradcheck would say if τ were detached: the probabilities of one piece would not compete."""
+    logit, length, piece = flat([(0.0, 1), (0.7, 2), (-1.2, 3)])
+    logit.requires_grad_()
+    p = inclusion(logit, length, piece, torch.tensor([2.0], dtype=F64))
+    tau = float((-torch.log1p(-p[0]) / logit[0].exp()).detach())
+    detached = -torch.expm1(-tau * logit.exp())
+    torch.testing.assert_close(detached, p)
+    right, wrong = (torch.autograd.grad((length * x).sum(), logit)[0] for x in (p, detached))
+    assert right.abs().max() < 1e-12  # the sum is the budget, whatever the logits are
+    assert wrong.min() > 0.1
+
+
+def test_the_type_of_the_logits_is_kept() -> None:
+    logit, length, piece = flat([(0.0, 1), (0.7, 2)])
+    assert inclusion(logit.float(), length, piece, torch.tensor([1.0])).dtype == torch.float32
+
+
+def test_inclusion_is_that_of_the_race_at_its_stopping_time() -> None:
+    """Many equal pieces of single tokens: the hard choice takes a unit about as often as the relaxation says."""
+    rows, width = 4000, 12
+    ids = torch.randint(5, 40, (rows, width), generator=torch.Generator().manual_seed(0))
+    batch = gather({"input_ids": ids, "example_id": torch.arange(rows)}, Vocabulary.of(tools.tokenizer()))
+    logit_BL = torch.linspace(-1.5, 1.5, width, dtype=F64).expand(rows, -1)
+    choice = choose(batch, logit_BL, 0.25, keys_of(batch), units="token")
+    drawn = choice.spread(choice.chosen_U.double()).mean(0)
+    p = inclusion(choice.unit_logits(logit_BL), choice.length_U, choice.piece_U, choice.budget_P)
+    asked = choice.spread(p)[0]
+    assert choice.budget_P.eq(3).all() and abs(drawn.sum() - 3) < 1e-9
+    assert (drawn - asked).abs().max() < 0.035  # the race stops at a random time; the relaxation at the mean
+
+
+def test_straight_through_shows_the_choice_and_moves_all_units() -> None:
+    batch = text_batch()
+    logit_BL = torch.randn(
+        batch.shape, dtype=F64, generator=torch.Generator().manual_seed(1)
+    ).requires_grad_()
+    choice = choose(batch, logit_BL, 0.3, keys_of(batch))
+    logit_U = choice.unit_logits(logit_BL)
+    mask = choice.mask(logit_U)
+    assert torch.allclose(mask, mask.round(), atol=1e-15) and 0 < mask.sum() <= choice.budget_P.sum()
+    outside = torch.ones(mask.numel(), dtype=torch.bool)
+    outside[choice.token_M] = False
+    assert not mask.flatten()[outside].any()
+    value = torch.randn(mask.shape, dtype=F64, generator=torch.Generator().manual_seed(2))
+    gradient = torch.autograd.grad((mask * value).sum(), logit_U)[0]
+    assert (gradient != 0).all() and not choice.chosen_U.all()  # also units that were not chosen
+    smooth = torch.autograd.grad(
+        (choice.mask(choice.unit_logits(logit_BL), smooth=True) * value).sum(), logit_BL
+    )[0]
+    hard = torch.autograd.grad((choice.mask(choice.unit_logits(logit_BL)) * value).sum(), logit_BL)[0]
+    assert torch.equal(hard, smooth)
+
+
+def test_the_choice_is_that_of_the_masker() -> None:
+    """The same units, weights and keys, as a policy by a layer of weights chooses them."""
+    rows = tools.Language(3).batch(torch.arange(3))
+    logit_BL = torch.randn(3, tools.LENGTH, dtype=F64, generator=torch.Generator().manual_seed(1))
+    choice = choose(gather(rows, Vocabulary.of(tools.tokenizer())), logit_BL, 0.3, keys_of(text_batch(3), 5))
+    weights = logit_BL.view(3, -1).clone()
+    weights[:, 1:-1] = weights[:, 1:-1].view(3, -1, 2).mean(-1).repeat_interleave(2, 1)
+    rows["score"] = weights.exp()
+    masker = Masker(tools.tokenizer(), policy="weighted(layer='score', units='word')", ratio=0.3, seed=0)
+    assert torch.equal(masker(rows, step=5).selected, choice.spread(choice.chosen_U.double()) > 0)
+
+
+def test_a_score_that_is_not_finite_is_refused() -> None:
+    batch = text_batch()
+    with pytest.raises(MaskwiseError, match="score of the policy is not finite"):
+        choose(batch, torch.full(batch.shape, torch.nan), 0.3, keys_of(batch))
+
+
+def test_the_probability_of_the_order_is_that_of_the_masking_room() -> None:
+    batch = text_batch(6)
+    logit_BL = torch.randn(
+        batch.shape, dtype=F64, generator=torch.Generator().manual_seed(3)
+    ).requires_grad_()
+    choice = choose(batch, logit_BL, 0.4, keys_of(batch))
+    logit_U = choice.unit_logits(logit_BL)
+    parts = cut(batch, "word", policy="test").weighted(logit_U.detach().exp().numpy())
+    selection = select(parts, np.full(len(batch.begin), 0.4), keys_of(batch))
+    assert torch.equal(torch.from_numpy(selection.chosen), choice.chosen_U)
+    log_p = choice.log_probability(logit_U)
+    np.testing.assert_allclose(log_p.detach().numpy(), learned.log_probability(selection), rtol=1e-12)
+    assert torch.autograd.gradcheck(choice.log_probability, (logit_U.detach().requires_grad_(),))
+
+
+@pytest.mark.parametrize("architecture", ["bert", "roberta", "electra", "distilbert", "modernbert"])
+def test_the_loss_of_a_hard_mask_is_masked_language_modelling(architecture: str) -> None:
+    model, batch = tools.model(architecture).eval(), text_batch()
+    choice = choose(batch, torch.zeros(batch.shape, dtype=F64), 0.3, keys_of(batch))
+    inputs = {name: batch.tensor(name) for name in ("input_ids", "attention_mask")}
+    mask = choice.spread(choice.chosen_U.float())
+    loss = RelaxedDenoising(model, tools.tokenizer().mask_token_id)(inputs, mask, choice.budget)
+    shown = torch.where(mask > 0, tools.tokenizer().mask_token_id, inputs["input_ids"])
+    labels = torch.where(mask > 0, inputs["input_ids"], -100)
+    outcome = MaskedLanguageModelling(model)({**inputs, "input_ids": shown, "labels": labels})
+    torch.testing.assert_close(loss * choice.budget, outcome.loss, rtol=1e-5, atol=1e-5)
+
+
+def tiny_bart() -> BartForConditionalGeneration:
+    torch.manual_seed(0)
+    config = BartConfig(
+        vocab_size=45, max_position_embeddings=32, d_model=16, encoder_layers=1, decoder_layers=1, dropout=0.0,
+        encoder_ffn_dim=24, decoder_ffn_dim=24, encoder_attention_heads=2, decoder_attention_heads=2,
+        scale_embedding=True,
+    )  # fmt: skip
+    return BartForConditionalGeneration(config).eval()
+
+
+def tiny_t5() -> T5ForConditionalGeneration:
+    torch.manual_seed(0)
+    config = T5Config(vocab_size=45, d_model=16, d_kv=8, d_ff=24, num_layers=1, num_heads=2, dropout_rate=0.0,
+                      decoder_start_token_id=0)  # fmt: skip
+    return T5ForConditionalGeneration(config).eval()
+
+
+@pytest.mark.parametrize("make", [tiny_bart, tiny_t5])
+def test_an_encoder_decoder_reads_one_mask_a_token_and_writes_the_text(make) -> None:
+    model, batch, mask_id = make(), text_batch(), 44
+    choice = choose(batch, torch.zeros(batch.shape, dtype=F64), 0.3, keys_of(batch))
+    inputs = {name: batch.tensor(name) for name in ("input_ids", "attention_mask")}
+    mask = choice.spread(choice.chosen_U.float())
+    loss = RelaxedDenoising(model, mask_id)(inputs, mask, choice.budget)
+    text = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
+    logits = model(
+        input_ids=torch.where(mask > 0, mask_id, inputs["input_ids"]), attention_mask=inputs["attention_mask"],
+        decoder_input_ids=decoder_inputs(model.config, text),
+    ).logits  # fmt: skip
+    own = -logits.log_softmax(-1).gather(-1, inputs["input_ids"].unsqueeze(-1)).squeeze(-1)
+    torch.testing.assert_close(loss, (mask * own).sum() / choice.budget_P.sum())
