@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
@@ -18,7 +19,8 @@ from maskwise.families import decoder_weights, encoder_weights, head_weights
 from maskwise.models import load_model, new_config, new_model
 from maskwise.objectives import Denoising
 from maskwise.recipe import Recipe
-from maskwise.text import encode, train_tokenizer
+from maskwise.text import Document, Rows, encode, read_pieces, tokenise, train_tokenizer
+from maskwise.training import MaskedSource, TrainingSettings, train
 from tiny import maskwise, write_inputs
 
 TEXTS = ["The cat sat on the mat and looked at the dog.", "A dog ran away.", "Nobody saw the mat again."]
@@ -105,6 +107,70 @@ def test_a_new_model_trains_writes_and_is_an_ordinary_folder(
     )
     with pytest.raises(MaskwiseError, match="needs an encoder; got"):
         load_model(tmp_path)
+
+
+def test_a_t5_with_a_head_of_its_own_keeps_it_and_its_scale(tokenizer: Any, tmp_path: Any) -> None:
+    """T5 1.1 as it is published: gated, its head not tied to the embeddings, and states not scaled."""
+    model("t5", tokenizer, feed_forward_proj="gated-gelu", tie_word_embeddings=False).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text()) | {"tie_word_embeddings": False}
+    del config["scale_decoder_outputs"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    weights = load_file(tmp_path / "model.safetensors")
+    weights["lm_head.weight"] = torch.randn_like(weights["shared.weight"])
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    network = load_model(tmp_path, kind="encoder-decoder")
+    for number in range(2):  # as published, and as we saved it
+        assert torch.equal(network.lm_head.weight, weights["lm_head.weight"])
+        batch = Masker(tokenizer, policy="span", ratio=0.3, corruption="t5", seed=0)(encode(tokenizer, TEXTS), epoch=0)
+        outcome = Denoising(network.eval())(batch)
+        states = network(input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=batch.labels,
+                         output_hidden_states=True).decoder_hidden_states[-1]  # fmt: skip
+        logits = states @ weights["lm_head.weight"].T
+        expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch.labels.flatten())
+        torch.testing.assert_close(outcome.loss / outcome.targets, expected)
+        network.save_pretrained(tmp_path / str(number))
+        network = load_model(tmp_path / str(number), kind="encoder-decoder")
+
+
+BASE = {f"{side}_{what}": number for side in ("encoder", "decoder")
+        for what, number in (("layers", 6), ("attention_heads", 12), ("ffn_dim", 3072))}  # fmt: skip
+PUBLISHED: dict[str, tuple[str, str, float, dict[str, Any]]] = {
+    "facebook/bart-base": (
+        "bart", "infill", 139.4,
+        {"vocab_size": 50265, "d_model": 768, "max_position_embeddings": 1024, **BASE},
+    ),
+    "t5-small": (
+        "t5", "t5", 60.5,
+        {"vocab_size": 32128, "d_model": 512, "d_kv": 64, "d_ff": 2048, "num_layers": 6, "num_heads": 8},
+    ),
+    "google/t5-v1_1-small": (
+        "t5", "t5", 60.5,  # 77.0 as published, but transformers ties the head of a new model to its embeddings
+        {"vocab_size": 32128, "d_model": 512, "d_kv": 64, "d_ff": 1024, "num_layers": 8, "num_heads": 6,
+         "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
+    ),
+}  # fmt: skip
+"""Architecture, corruption, millions of weights, and what the published config.json says."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_models_of_published_shapes_take_two_steps_and_write(name: str, tokenizer: Any) -> None:
+    architecture, shown, millions, fields = PUBLISHED[name]
+    config = new_config(architecture, tokenizer, 512, kind="encoder-decoder", **fields)
+    network = new_model(config, seed=0, log_unigram=torch.zeros(len(tokenizer)))
+    assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(millions, abs=0.05)
+    documents = [Document(str(number), text) for number, text in enumerate(TEXTS * 3)]
+    rows = Rows.of(read_pieces(tokenise(documents, tokenizer), tokenizer=tokenizer, length=32), "document")
+    settings = TrainingSettings(steps=2, batch_size=4, learning_rate=1e-4, warmup=0.0, precision="no")
+    source = MaskedSource(rows, Masker(tokenizer, policy="span", ratio=0.3, corruption=shown, seed=0), settings)
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    done = train(Denoising(network), source, settings, folder=None, quiet=True)
+    assert done["steps"] == 2 and done["targets"] > 0
+    still = [key for key, value in network.named_parameters() if torch.equal(value, before[key])]
+    assert not still, "every weight has moved"
+    read = tokenizer(TEXTS[:1], return_tensors="pt", return_token_type_ids=False)
+    written = network.eval().generate(**read, max_new_tokens=5, num_beams=2)
+    assert written[0, 0] == config.decoder_start_token_id and 2 <= written.shape[1] <= 6
 
 
 @pytest.mark.parametrize("architecture", ["bart", "t5"])
