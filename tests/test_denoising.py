@@ -111,7 +111,9 @@ def test_a_new_model_trains_writes_and_is_an_ordinary_folder(
 
 def test_a_t5_with_a_head_of_its_own_keeps_it_and_its_scale(tokenizer: Any, tmp_path: Any) -> None:
     """T5 1.1 as it is published: gated, its head not tied to the embeddings, and states not scaled."""
-    model("t5", tokenizer, feed_forward_proj="gated-gelu", tie_word_embeddings=False).save_pretrained(tmp_path)
+    model("t5", tokenizer, feed_forward_proj="gated-gelu", tie_word_embeddings=False).save_pretrained(
+        tmp_path
+    )
     config = json.loads((tmp_path / "config.json").read_text()) | {"tie_word_embeddings": False}
     del config["scale_decoder_outputs"]
     (tmp_path / "config.json").write_text(json.dumps(config))
@@ -121,7 +123,9 @@ def test_a_t5_with_a_head_of_its_own_keeps_it_and_its_scale(tokenizer: Any, tmp_
     network = load_model(tmp_path, kind="encoder-decoder")
     for number in range(2):  # as published, and as we saved it
         assert torch.equal(network.lm_head.weight, weights["lm_head.weight"])
-        batch = Masker(tokenizer, policy="span", ratio=0.3, corruption="t5", seed=0)(encode(tokenizer, TEXTS), epoch=0)
+        batch = Masker(tokenizer, policy="span", ratio=0.3, corruption="t5", seed=0)(
+            encode(tokenizer, TEXTS), epoch=0
+        )
         outcome = Denoising(network.eval())(batch)
         states = network(input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=batch.labels,
                          output_hidden_states=True).decoder_hidden_states[-1]  # fmt: skip
@@ -162,7 +166,9 @@ def test_models_of_published_shapes_take_two_steps_and_write(name: str, tokenize
     documents = [Document(str(number), text) for number, text in enumerate(TEXTS * 3)]
     rows = Rows.of(read_pieces(tokenise(documents, tokenizer), tokenizer=tokenizer, length=32), "document")
     settings = TrainingSettings(steps=2, batch_size=4, learning_rate=1e-4, warmup=0.0, precision="no")
-    source = MaskedSource(rows, Masker(tokenizer, policy="span", ratio=0.3, corruption=shown, seed=0), settings)
+    source = MaskedSource(
+        rows, Masker(tokenizer, policy="span", ratio=0.3, corruption=shown, seed=0), settings
+    )
     before = {key: value.clone() for key, value in network.state_dict().items()}
     done = train(Denoising(network), source, settings, folder=None, quiet=True)
     assert done["steps"] == 2 and done["targets"] > 0
