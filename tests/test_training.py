@@ -727,5 +727,4 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
         one, two = lines(tmp_path / "one" / name), lines(tmp_path / "two" / name)
         assert lines(tmp_path / "two" / f"{name}-cut") == two
         for a, b in zip(one, two, strict=True):
-            # Muon multiplies in bf16: its steps agree to three digits only.
-            close(a, b, rel=1e-4 if name == "bert" else 1e-2)
+            close(a, b, rel=1e-4)
