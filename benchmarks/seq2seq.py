@@ -1,9 +1,10 @@
 """What a step of denoising costs: our loop beside transformers' ``Seq2SeqTrainer`` at its best, on the same tiny BART.
 
-Both train in bfloat16 with AdamW on batches of similar length, one thread, in turn, several times; the cost of a step
-is the difference between a longer and a shorter run, so that start-up does not count. Processor time, medians over the
-rounds. The peer is given examples that are masked already and pays for no masking; ours masks anew at every step.
-Rates are tokens that are no padding, of encoder and decoder together.
+Both train with AdamW on batches of similar length, in bfloat16, or in single precision where the processor only
+emulates it; one thread, in turn, several times. The cost of a step is the difference between a longer and a shorter
+run, so that start-up does not count. Processor time, medians over the rounds. The peer is given examples that are
+masked already and pays for no masking; ours masks anew at every step. Rates are tokens that are no padding, of encoder
+and decoder together.
 
     python benchmarks/seq2seq.py [--json]
 """
@@ -35,6 +36,7 @@ from maskwise.objectives import Denoising
 from maskwise.study.costs import trained
 from maskwise.text import Rows, read_documents, read_pieces, tokenise, train_tokenizer
 from maskwise.training import MaskedSource, TrainingSettings, train
+from maskwise.training.engine import fast_bf16
 
 PEER = "transformers.Seq2SeqTrainer"
 TINY = {
@@ -95,6 +97,7 @@ def bench_seq2seq(
         "batch": f"{batch_size} x {length}",
         "contestants": contestants,
         "formats": formats,
+        "precision": "bf16" if fast_bf16() else "float32",
         "hardware": hardware,
     }
 
@@ -111,9 +114,7 @@ def masked_examples(corpus: Rows, masker: Masker) -> list[dict[str, list[int]]]:
 
 
 def ours(tokenizer: Any, corpus: Rows, masker: Masker, batch_size: int, steps: int) -> None:
-    settings = TrainingSettings(
-        steps=steps, batch_size=batch_size, precision="bf16", group_by_length=True, log_every=steps
-    )
+    settings = TrainingSettings(steps=steps, batch_size=batch_size, group_by_length=True, log_every=steps)
     train(
         Denoising(model(tokenizer, corpus.length)),
         MaskedSource(corpus, masker, settings),
@@ -129,7 +130,7 @@ def peer(
     with tempfile.TemporaryDirectory() as folder:
         arguments = Seq2SeqTrainingArguments(
             folder, max_steps=steps, per_device_train_batch_size=batch_size, report_to="none", save_strategy="no",
-            logging_steps=steps, disable_tqdm=True, use_cpu=True, dataloader_pin_memory=False, bf16=True,
+            logging_steps=steps, disable_tqdm=True, use_cpu=True, dataloader_pin_memory=False, bf16=fast_bf16(),
             train_sampling_strategy="group_by_length",
         )  # fmt: skip
         collator = DataCollatorForSeq2Seq(tokenizer, model=network)
