@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TypeAlias
 
+import torch
 from torch import Tensor, nn
 
 from maskwise.errors import MaskwiseError
@@ -170,6 +171,11 @@ def weighted(losses: Tensor, weight: Tensor | None, row: Tensor, column: Tensor)
     if weight is None:
         return losses
     return losses * (weight[row] if weight.dim() == 1 else weight[row, column]).to(losses.dtype)
+
+
+def unrounded(logits: Tensor) -> Tensor:
+    """Logits in single precision at least, in which a softmax over a vocabulary does not lose its small terms."""
+    return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def target_places(batch: MaskedBatch | Mapping[str, Tensor]) -> Tensor:

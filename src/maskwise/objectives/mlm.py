@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from maskwise.families import encoder_weights, head_weights, masked_logits
 from maskwise.masking.batch import MaskedBatch
-from maskwise.objectives.base import Masking, Objective, Outcome, Work, target_places, weighted
+from maskwise.objectives.base import Masking, Objective, Outcome, Work, target_places, unrounded, weighted
 
 
 class MaskedLanguageModelling(Objective):
@@ -41,7 +41,7 @@ class MaskedLanguageModelling(Objective):
         where = target_places(batch)
         row, column = where.unbind(1)
         logits = masked_logits(self.model, self.inputs(batch), row, column)
-        return cross_entropy(logits.float(), batch["labels"][row, column], reduction="none"), where
+        return cross_entropy(unrounded(logits), batch["labels"][row, column], reduction="none"), where
 
     def inputs(self, batch: MaskedBatch | dict[str, Tensor]) -> dict[str, Tensor]:
         """What of a batch the model reads."""

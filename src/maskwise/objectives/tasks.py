@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from maskwise.families import takes_token_types
 from maskwise.masking.batch import IGNORE
-from maskwise.objectives.base import Objective, Outcome
+from maskwise.objectives.base import Objective, Outcome, unrounded
 
 
 class Classification(Objective):
@@ -30,7 +30,7 @@ class Classification(Objective):
         self._takes_types = takes_token_types(model)
 
     def forward(self, batch: Mapping[str, Tensor]) -> Outcome:
-        logits, labels = self.logits(batch).float(), batch["labels"]
+        logits, labels = unrounded(self.logits(batch)), batch["labels"]
         losses = cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=IGNORE, reduction="sum")
         return Outcome(losses, torch.count_nonzero(labels != IGNORE))
 
@@ -55,7 +55,7 @@ class Regression(Classification):
     """
 
     def forward(self, batch: Mapping[str, Tensor]) -> Outcome:
-        error = self.logits(batch).float().squeeze(-1) - batch["labels"]
+        error = unrounded(self.logits(batch)).squeeze(-1) - batch["labels"]
         return Outcome(error.square().sum(), error.new_tensor(len(error)))
 
 
@@ -71,7 +71,7 @@ class MultipleChoice(Classification):
 
     def forward(self, batch: Mapping[str, Tensor]) -> Outcome:
         labels = batch["labels"]
-        losses = cross_entropy(self.logits(batch).float(), labels, reduction="sum")
+        losses = cross_entropy(unrounded(self.logits(batch)), labels, reduction="sum")
         return Outcome(losses, losses.new_tensor(len(labels)))
 
     def logits(self, batch: Mapping[str, Tensor]) -> Tensor:
@@ -93,7 +93,7 @@ class SpanQuestionAnswering(Classification):
     """
 
     def forward(self, batch: Mapping[str, Tensor]) -> Outcome:
-        logits, labels = self.logits(batch).float(), batch["labels"]
+        logits, labels = unrounded(self.logits(batch)), batch["labels"]
         losses = cross_entropy(logits.transpose(1, 2).flatten(0, 1), labels.flatten(), reduction="sum")
         return Outcome(losses, losses.new_tensor(labels.numel()))
 

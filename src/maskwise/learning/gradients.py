@@ -1,0 +1,269 @@
+"""Meta-gradients: how the loss after some steps of training depends on the masks that these steps were made with.
+
+    θ₁ = θ₀ − α₁·∇L₁(θ₀; m₁),   θ₂ = θ₁ − α₂·∇L₂(θ₁),   …,   J = outer(θ_K);   wanted: ∂J/∂m of every step with a mask
+
+What is differentiated is the mask, not the policy: a policy's own backward pass runs once, on the gradient of its mask,
+and whatever made the mask (scores, the threshold of the budget) is differentiated exactly. Two back-ends give the same
+numbers (``BACKENDS``):
+
+``exact``
+    Autograd through the gradients. It holds the graph of every step, and attention must be the plain one (``MATH``),
+    because fused attention has no second derivative.
+``finite-difference``
+    With v = ∇outer(θ_K), and backwards over the steps: ∂J/∂m = −α·[∂ₘL(θ+εv) − ∂ₘL(θ−εv)] / 2ε and
+    v ← v − α·[∇L(θ+εv) − ∇L(θ−εv)] / 2ε, with ε = .01/‖v‖. No graph outlives its step: memory is that of training, and
+    time two more passes for each step. To leave out the second line is a mistake wherever a step follows the masked
+    one; the cosine to the right gradient was .74 at a rate of 1 (tests/test_gradients.py).
+
+``score_function`` (REINFORCE) is the unbiased reference for what both relax: the hard choice of units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from maskwise.learning.relaxation import RelaxedDenoising
+from maskwise.objectives import Objective
+
+Parameters: TypeAlias = dict[str, Tensor]
+Loss: TypeAlias = Callable[[Parameters, Tensor | None], Tensor]
+"""From parameters and a mask, for losses that have one, to a scalar."""
+Agree: TypeAlias = Callable[[Iterable[Tensor]], None]
+"""Adds up the gradients of all ranks, in place."""
+
+
+@dataclass(frozen=True)
+class InnerStep:
+    """One step of plain gradient descent, θ ← θ − rate·∇loss(θ, mask).
+
+    Attributes:
+        loss: gives a scalar; see ``Losses``.
+        rate: its size.
+        mask: (B, L) what the policy decides about it; None: nothing.
+    """
+
+    loss: Loss
+    rate: float
+    mask: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class MetaGradient:
+    """What a back-end returns.
+
+    Attributes:
+        outer: the outer loss after all steps.
+        inner: the loss of each step, before it is made.
+        masks: ∂outer/∂mask of each step; None where it has no mask.
+        rates: ∂outer/∂rate of each step.
+    """
+
+    outer: float
+    inner: list[float]
+    masks: list[Tensor | None]
+    rates: list[float]
+
+    def backward(self, steps: Sequence[InnerStep]) -> None:
+        """Go on through whatever made the masks of the steps: adds to ``grad`` of the policy's parameters."""
+        pairs = [(step.mask, grad) for step, grad in zip(steps, self.masks, strict=True) if grad is not None]
+        masks = [mask for mask, _ in pairs if mask is not None]
+        torch.autograd.backward(masks, [gradient for _, gradient in pairs])
+
+
+class Losses(nn.Module):
+    """The two losses of one model: of predicting what a mask hides, and of a task. Both are means.
+
+    Attributes:
+        denoising: its loss is called with (inputs, mask, budget).
+        task: an objective over the same model, or over one that shares its encoder; called with a batch.
+    """
+
+    def __init__(self, denoising: RelaxedDenoising, task: Objective):
+        super().__init__()
+        self.denoising, self.task = denoising, task
+
+    def forward(self, batch: Any, mask: Tensor | None = None, budget: Tensor | None = None) -> Tensor:
+        """A scalar; of the task where there is no mask."""
+        if mask is not None:
+            assert budget is not None, "a mask comes with its budget"
+            loss: Tensor = self.denoising(batch, mask, budget)
+            return loss
+        outcome = self.task(batch)
+        return outcome.loss / (outcome.targets if budget is None else budget)
+
+    def parameters_now(self) -> Parameters:
+        """Copies of the parameters by name, tied ones once: where the inner steps begin."""
+        return {name: value.detach().clone() for name, value in self.named_parameters()}
+
+    @cached_property
+    def _places(self) -> dict[str, str]:
+        """Every place of a parameter, and its name. A tied one has several places, but a module that both losses share
+        stands here under one path: ``functional_call`` does not give back what it replaced twice."""
+        names = {id(value): name for name, value in self.named_parameters()}
+        places = [
+            place
+            for path, module in self.named_modules()
+            for place in module.named_parameters(path, recurse=False, remove_duplicate=False)
+        ]
+        return {place: names[id(value)] for place, value in places}
+
+    def of(self, batch: Any, budget: Tensor | None = None) -> Loss:
+        """The loss of a batch as a function of parameters and mask.
+
+        Args:
+            budget: what the sum of the losses is divided by. A batch without a mask may leave it to its own targets;
+                on several ranks it must be the number of all of theirs.
+        """
+
+        def loss(theta: Parameters, mask: Tensor | None) -> Tensor:
+            values = {place: theta[name] for place, name in self._places.items()}
+            scalar: Tensor = functional_call(self, values, (batch, mask, budget), tie_weights=False)
+            return scalar
+
+        return loss
+
+
+def meta_gradient(
+    theta: Parameters, steps: Sequence[InnerStep], outer: Loss, *, backend: str = "finite-difference",
+    epsilon: float | None = None, agree: Agree | None = None,
+) -> MetaGradient:  # fmt: skip
+    """The derivative of the outer loss after inner steps, by the masks and the rates of these steps.
+
+    Args:
+        theta: parameters by name; they are not changed.
+        outer: called with the parameters after the last step, and None.
+        backend: a key of ``BACKENDS``.
+        epsilon: length of the step aside of a finite difference, in the space of the parameters. None: .01 in single
+            precision, as in DARTS (Liu et al. 2019, arXiv 1806.09055); .001 in double, where rounding allows it.
+        agree: adds up gradients over ranks, where each has a part of the batch (``finite-difference`` only).
+
+    >>> theta = {"x": torch.tensor(1.0, dtype=torch.float64)}
+    >>> step = InnerStep(lambda theta, mask: mask * theta["x"] ** 2, rate=0.25, mask=torch.tensor(1.0).double())
+    >>> for backend in BACKENDS:  # x − 2·rate·mask·x = .5; its square's derivatives are −2·.5·2·rate and −2·.5·2·mask
+    ...     made = meta_gradient(theta, [step], lambda theta, mask: theta["x"] ** 2, backend=backend)
+    ...     print(made.outer, round(float(made.masks[0]), 9), round(made.rates[0], 9))
+    0.25 -0.5 -2.0
+    0.25 -0.5 -2.0
+    """
+    some = next(iter(theta.values()))
+    with torch.autocast(some.device.type, enabled=False):
+        if backend == "exact":
+            assert agree is None, "the exact back-end works on one rank"
+            with sdpa_kernel(SDPBackend.MATH):
+                return _exact(theta, steps, outer)
+        assert backend in BACKENDS, backend
+        aside = epsilon or (0.001 if some.dtype == torch.float64 else 0.01)
+        return _finite_difference(theta, steps, outer, aside, agree or (lambda tensors: None))
+
+
+BACKENDS = ("exact", "finite-difference")
+
+
+def _exact(theta: Parameters, steps: Sequence[InnerStep], outer: Loss) -> MetaGradient:
+    now = {name: value.detach().requires_grad_() for name, value in theta.items()}
+    masks = [None if step.mask is None else step.mask.detach().requires_grad_() for step in steps]
+    some = next(iter(now.values()))
+    rates = [some.new_tensor(step.rate).requires_grad_() for step in steps]
+    inner = []
+    for step, mask, rate in zip(steps, masks, rates, strict=True):
+        loss = step.loss(now, mask)
+        inner.append(float(loss.detach()))
+        slope = torch.autograd.grad(loss, list(now.values()), create_graph=True, allow_unused=True)
+        now = {
+            name: value if g is None else value - rate * g
+            for (name, value), g in zip(now.items(), slope, strict=True)
+        }
+    value = outer(now, None)
+    wanted = [*(mask for mask in masks if mask is not None), *rates]
+    gradient = iter(torch.autograd.grad(value, wanted, allow_unused=True, materialize_grads=True))
+    by_mask = [None if mask is None else next(gradient) for mask in masks]
+    return MetaGradient(float(value.detach()), inner, by_mask, [float(g) for g in gradient])
+
+
+def _finite_difference(
+    theta: Parameters, steps: Sequence[InnerStep], outer: Loss, epsilon: float, agree: Agree
+) -> MetaGradient:
+    now, visited, slopes, inner = dict(theta), [], [], []
+    for step in steps:
+        loss, slope, _ = _slope(step.loss, now, step.mask, agree)
+        visited.append(now)
+        slopes.append(slope)
+        inner.append(loss)
+        now = _moved(now, slope, -step.rate)
+    value, v, _ = _slope(outer, now, None, agree)
+    by_mask: list[Tensor | None] = [
+        None if step.mask is None else torch.zeros_like(step.mask) for step in steps
+    ]
+    by_rate = [0.0] * len(steps)
+    for number in reversed(range(len(steps))):
+        step, norm = steps[number], _dot(v, v) ** 0.5
+        if not norm > 0:
+            break
+        by_rate[number] = -_dot(v, slopes[number])
+        first = number == 0  # nothing before it asks how the loss depends on where it began
+        if first and step.mask is None:
+            break
+        aside, change, of_mask = epsilon / norm, {}, []
+        for sign in (1, -1):
+            _, slope, mask_slope = _slope(
+                step.loss, _moved(visited[number], v, sign * aside), step.mask, agree, of_theta=not first
+            )
+            change = slope if sign == 1 else {name: change[name] - slope[name] for name in slope}
+            of_mask.append(mask_slope)
+        factor = -step.rate / (2 * aside)
+        if step.mask is not None:
+            by_mask[number] = factor * (of_mask[0] - of_mask[1])
+        if not first:
+            v = _moved(v, change, factor)
+    return MetaGradient(value, inner, by_mask, by_rate)
+
+
+def _slope(
+    loss: Loss, theta: Parameters, mask: Tensor | None, agree: Agree, *, of_theta: bool = True
+) -> tuple[float, Parameters, Tensor]:
+    """A loss, its gradient by the parameters (of all ranks), and by the mask (of this one's rows)."""
+    leaves = {name: value.detach().requires_grad_(of_theta) for name, value in theta.items()}
+    leaf = None if mask is None else mask.detach().requires_grad_()
+    value = loss(leaves, leaf)
+    wanted = [*(leaves.values() if of_theta else ()), *([] if leaf is None else [leaf])]
+    gradient = torch.autograd.grad(value, wanted, allow_unused=True, materialize_grads=True)
+    slope = dict(zip(leaves, gradient, strict=False)) if of_theta else {}
+    total = value.detach().clone()
+    agree([total, *slope.values()])
+    return float(total), slope, gradient[-1]
+
+
+def _moved(theta: Parameters, direction: Mapping[str, Tensor], factor: float) -> Parameters:
+    return {name: value + factor * direction[name] for name, value in theta.items()}
+
+
+def _dot(a: Parameters, b: Parameters) -> float:
+    return float(torch.stack([(a[name].double() * b[name].double()).sum() for name in a]).sum())
+
+
+def score_function(log_probability_D: Tensor, outer_D: Tensor) -> Tensor:
+    """A scalar whose gradient is the score-function (REINFORCE) estimate of the gradient of the expected outer loss.
+
+    The loss of each draw is compared with the mean of the *other* draws, which leaves the estimate unbiased and takes
+    most of its variance away.
+
+    Args:
+        log_probability_D: (D,) of the choice that was drawn, with a graph (``Choice.log_probability``).
+        outer_D: (D,) the outer loss after that choice; D ≥ 2.
+
+    >>> logit = torch.zeros(2, requires_grad=True)
+    >>> log_p = logit.log_softmax(0)[torch.tensor([0, 1])]  # one draw of either unit; the second loss is lower
+    >>> torch.autograd.grad(score_function(log_p, torch.tensor([1.0, 0.0])), logit)[0].tolist()
+    [0.5, -0.5]
+    """
+    draws = len(outer_D)
+    advantage_D = (outer_D - outer_D.mean()) * (draws / (draws - 1))
+    return (advantage_D.detach() * log_probability_D).mean()

@@ -1,0 +1,369 @@
+"""Meta-gradients: both back-ends against the whole objective, against each other, and against all possible choices."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import BartConfig, BartForConditionalGeneration
+
+import training_tools as tools
+from maskwise.keys import Keys
+from maskwise.learning.gradients import InnerStep, Losses, MetaGradient, meta_gradient, score_function
+from maskwise.learning.relaxation import Choice, RelaxedDenoising, choose
+from maskwise.masking import AnnotatedBatch, gather
+from maskwise.masking.vocabulary import Vocabulary
+from maskwise.objectives import Denoising, MaskedLanguageModelling
+
+VOCABULARY = Vocabulary.of(tools.tokenizer())
+MASK = tools.tokenizer().mask_token_id
+
+
+def tiny_bart() -> BartForConditionalGeneration:
+    torch.manual_seed(0)
+    config = BartConfig(
+        vocab_size=45, max_position_embeddings=32, d_model=16, encoder_layers=1, decoder_layers=1, dropout=0.0,
+        encoder_ffn_dim=24, decoder_ffn_dim=24, encoder_attention_heads=2, decoder_attention_heads=2,
+    )  # fmt: skip
+    return BartForConditionalGeneration(config).eval()
+
+
+class Table(nn.Module):
+    """A policy of one logit for each kind of token."""
+
+    def __init__(self, *, seed: int = 0):
+        super().__init__()
+        self.table = nn.Embedding(45, 1)
+        with torch.no_grad():
+            noise = torch.randn(45, 1, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+            self.table.weight.copy_(noise)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return self.table(input_ids).squeeze(-1)
+
+
+def batch_of(rows: int, seed: int) -> AnnotatedBatch:
+    columns = tools.Language(rows, seed=seed).batch(torch.arange(rows))
+    columns["attention_mask"] = torch.ones_like(columns["input_ids"])
+    columns["attention_mask"][-1, -4:] = 0
+    return gather(columns, VOCABULARY)
+
+
+def question(kind: str, rows: int, seed: int) -> dict[str, Tensor]:
+    """A batch of the task: one word of a row is asked for."""
+    ids = tools.Language(rows, seed=100 + seed).ids[:, :8].clone()
+    if kind == "bart":
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids[:, 3:6].clone()}
+    labels = torch.full_like(ids, -100)
+    labels[:, 3], ids[:, 3] = ids[:, 3], MASK
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+
+
+@dataclass
+class Problem:
+    """One bilevel objective of a tiny model: pairs of inner steps (masked text, then the task), and an outer loss."""
+
+    losses: Losses
+    policy: nn.Module
+    batches: list[AnnotatedBatch]
+    choices: list[Choice]
+    tasks: list[dict[str, Tensor]]
+    outer: dict[str, Tensor]
+    rates: tuple[float, float]
+    smooth: bool = True
+
+    @classmethod
+    def of(
+        cls, kind: str = "bert", *, rows: int = 3, inner: int = 1, rates: tuple[float, float] = (0.5, 0.3),
+        same: bool = True, smooth: bool = True, dtype: torch.dtype = torch.float64,
+    ) -> Problem:  # fmt: skip
+        model = (tiny_bart() if kind == "bart" else tools.model(kind).eval()).to(dtype)
+        task = Denoising(model) if kind == "bart" else MaskedLanguageModelling(model)
+        policy = Table().to(dtype)
+        batches = [batch_of(rows, seed) for seed in range(inner)]
+        choices = []
+        for number, batch in enumerate(batches):
+            keys = Keys(batch.example_id, seed=number, epoch=None)
+            choices.append(choose(batch, policy(batch.tensor("input_ids"), None), 0.3, keys))
+        tasks = [question(kind, rows, seed) for seed in range(inner)]
+        outer = tasks[-1] if same else question(kind, rows + 1, 50)
+        losses = Losses(RelaxedDenoising(model, MASK), task)
+        return cls(losses, policy, batches, choices, tasks, outer, rates, smooth)
+
+    def steps(self) -> list[InnerStep]:
+        steps = []
+        for batch, choice, task in zip(self.batches, self.choices, self.tasks, strict=True):
+            inputs = {name: batch.tensor(name) for name in ("input_ids", "attention_mask")}
+            logit_U = choice.unit_logits(self.policy(inputs["input_ids"], inputs["attention_mask"]))
+            mask = choice.mask(logit_U, smooth=self.smooth)
+            steps.append(InnerStep(self.losses.of(inputs, choice.budget), self.rates[0], mask))
+            steps.append(InnerStep(self.losses.of(task), self.rates[1]))
+        return steps
+
+    def gradient(self, backend: str, **how: float) -> tuple[MetaGradient, Tensor]:
+        """What the back-end returns, and the gradient of the policy's table."""
+        self.policy.zero_grad()
+        steps, theta = self.steps(), self.losses.parameters_now()
+        result = meta_gradient(theta, steps, self.losses.of(self.outer), backend=backend, **how)
+        result.backward(steps)
+        return result, self.policy.table.weight.grad.flatten().clone()
+
+    def value(self) -> float:
+        """The outer loss, found by training as one would without any meta-gradient."""
+        theta = {name: value.requires_grad_() for name, value in self.losses.parameters_now().items()}
+        for step in self.steps():
+            mask = None if step.mask is None else step.mask.detach()
+            slope = torch.autograd.grad(
+                step.loss(theta, mask), list(theta.values()), allow_unused=True, materialize_grads=True
+            )
+            theta = {
+                name: (value - step.rate * g).detach().requires_grad_()
+                for (name, value), g in zip(theta.items(), slope, strict=True)
+            }
+        return float(self.losses.of(self.outer)(theta, None).detach())
+
+
+def differences(problem: Problem, entries: list[int], h: float = 1e-4) -> Tensor:
+    """Central differences of the whole objective: masks, thresholds and inner steps are made anew each time."""
+    table, slopes = problem.policy.table.weight, []
+    for entry in entries:
+        values = []
+        for sign in (1, -1):
+            with torch.no_grad():
+                table[entry] += sign * h
+            values.append(problem.value())
+            with torch.no_grad():
+                table[entry] -= sign * h
+        slopes.append((values[0] - values[1]) / (2 * h))
+    return torch.tensor(slopes, dtype=torch.float64)
+
+
+def relative_error(a: Tensor, b: Tensor) -> float:
+    return float((a - b).norm() / b.norm())
+
+
+def cosine(a: Tensor, b: Tensor) -> float:
+    return float(a @ b / (a.norm() * b.norm()))
+
+
+CASES = {
+    "bert": {}, "two inner steps": {"inner": 2}, "three inner steps": {"inner": 3, "rows": 2},
+    "other outer examples": {"same": False}, "one row": {"rows": 1}, "bart": {"kind": "bart"},
+    "bart, two inner steps": {"kind": "bart", "inner": 2, "same": False},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_exact_is_the_slope_of_the_whole_objective(case: dict) -> None:
+    problem = Problem.of(**case)
+    result, gradient = problem.gradient("exact")
+    assert result.outer == pytest.approx(problem.value(), rel=1e-12)
+    used = [int(i) for i in gradient.abs().argsort(descending=True)[:6]]
+    assert relative_error(gradient[used], differences(problem, used)) < 1e-5
+
+
+def test_a_threshold_that_is_held_fixed_gives_another_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The difference that the test above is there to see: τ must move with the scores."""
+    problem = Problem.of()
+    _, right = problem.gradient("exact")
+    used = [int(i) for i in right.abs().argsort(descending=True)[:6]]
+    true = differences(problem, used)
+
+    def fixed(self: Choice, logit_U: Tensor, *, smooth: bool = False) -> Tensor:
+        p_U = right_mask(self, logit_U.detach(), smooth=True).flatten()[self.token_M]
+        p_U = p_U.new_zeros(len(self.piece_U)).index_copy(0, self.unit_M, p_U)
+        rate_U = -torch.log1p(-p_U) / logit_U.detach().exp()  # τ, the same for all units of a piece
+        return self.spread(-torch.expm1(-rate_U * logit_U.exp()))
+
+    right_mask = Choice.mask
+    monkeypatch.setattr(Choice, "mask", fixed)
+    result, wrong = problem.gradient("exact")
+    assert result.outer == pytest.approx(problem.value(), rel=1e-9)  # the same masks
+    assert relative_error(wrong[used], true) > 0.05
+
+
+@pytest.mark.parametrize("second", [0.0, 0.1, 0.5, 1.0])
+@pytest.mark.parametrize("case", [{}, {"inner": 2}, {"inner": 3, "same": False}, {"kind": "bart"}], ids=str)
+def test_finite_differences_agree_with_exact(case: dict, second: float) -> None:
+    problem = Problem.of(**case, rates=(0.5, second), smooth=second == 0.1)
+    exact, right = problem.gradient("exact")
+    approximate, near = problem.gradient("finite-difference")
+    assert cosine(near, right) > 0.99999
+    assert float(near.norm() / right.norm()) == pytest.approx(1, abs=1e-3)
+    assert approximate.outer == pytest.approx(exact.outer, rel=1e-12)
+    assert approximate.inner == pytest.approx(exact.inner, rel=1e-12)
+    assert approximate.rates == pytest.approx(exact.rates, rel=1e-3)
+
+
+@pytest.mark.parametrize("case", [{}, {"inner": 2, "same": False}, {"kind": "bart"}], ids=str)
+def test_finite_differences_in_single_precision(case: dict) -> None:
+    right = Problem.of(**case, smooth=False).gradient("exact")[1]
+    near = Problem.of(**case, smooth=False, dtype=torch.float32).gradient("finite-difference")[1].double()
+    assert cosine(near, right) > 0.999
+    assert float(near.norm() / right.norm()) == pytest.approx(1, abs=1e-2)
+
+
+def test_to_forget_the_later_step_is_wrong() -> None:
+    """v in place of u: the gradient of the outer loss used as it is, without the correction for the task's step."""
+    problem = Problem.of(rates=(0.5, 1.0))
+    _, right = problem.gradient("exact")
+    steps, theta = problem.steps(), problem.losses.parameters_now()
+    now = {name: value.requires_grad_() for name, value in theta.items()}
+    for step in steps:
+        mask = None if step.mask is None else step.mask.detach()
+        slope = torch.autograd.grad(
+            step.loss(now, mask), list(now.values()), allow_unused=True, materialize_grads=True
+        )
+        now = {
+            n: (t - step.rate * g).detach().requires_grad_()
+            for (n, t), g in zip(now.items(), slope, strict=True)
+        }
+    v = torch.autograd.grad(
+        problem.losses.of(problem.outer)(now, None),
+        list(now.values()),
+        allow_unused=True,
+        materialize_grads=True,
+    )
+
+    def along_v(theta: dict[str, Tensor], mask: Tensor | None) -> Tensor:
+        return sum((theta[name] * g).sum() for name, g in zip(theta, v, strict=True))
+
+    problem.policy.zero_grad()
+    careless = meta_gradient(theta, steps[:1], along_v, backend="exact")
+    careless.backward(steps[:1])
+    wrong = problem.policy.table.weight.grad.flatten()
+    assert cosine(wrong, right) < 0.99
+
+
+@pytest.mark.parametrize("backend", ["exact", "finite-difference"])
+def test_steps_of_size_zero_give_no_gradient_at_all(backend: str) -> None:
+    _, gradient = Problem.of(rates=(0.0, 0.5), inner=2).gradient(backend)
+    assert torch.equal(gradient, torch.zeros_like(gradient))
+
+
+def test_the_gradient_of_the_step_sizes() -> None:
+    problem, h = Problem.of(inner=2), 1e-5
+    result, _ = problem.gradient("exact")
+    values = [replace(problem, rates=(0.5 + sign * h, 0.3)).value() for sign in (1, -1)]
+    assert result.rates[0] + result.rates[2] == pytest.approx((values[0] - values[1]) / (2 * h), rel=1e-6)
+
+
+def test_units_that_were_not_chosen_get_gradient() -> None:
+    problem = Problem.of(rows=1, smooth=False)
+    _, gradient = problem.gradient("finite-difference")
+    choice, ids = problem.choices[0], problem.batches[0].tensor("input_ids").flatten()
+    chosen = {int(ids[t]) for t, u in zip(choice.token_M, choice.unit_M, strict=True) if choice.chosen_U[u]}
+    others = {int(ids[t]) for t in choice.token_M} - chosen
+    assert len(others) >= 3 and all(gradient[token] != 0 for token in others)
+
+
+def test_an_outer_loss_without_slope_gives_zero() -> None:
+    problem = Problem.of()
+    steps, theta = problem.steps(), problem.losses.parameters_now()
+    flat = meta_gradient(theta, steps, lambda theta, mask: 0.0 * theta[next(iter(theta))].sum() + 2.0)
+    assert flat.outer == 2.0 and not flat.masks[0].any()
+
+
+# --- the score function -------------------------------------------------------------------------------------------
+
+LENGTHS = (1, 2, 1, 3, 1, 2)
+BUDGET = 4
+WHOLE = sum(LENGTHS)
+
+
+def drawn(draws: int, logit_U: Tensor, *, seed: int = 0) -> Choice:
+    """The choice of the selection routine for many pieces of the same six units."""
+    word_ids = torch.tensor([number for number, length in enumerate(LENGTHS) for _ in range(length)])
+    ids = (word_ids + 5).expand(draws, -1)
+    columns = {"input_ids": ids, "word_ids": word_ids.expand(draws, -1), "example_id": torch.arange(draws)}
+    batch = gather(columns, VOCABULARY)
+    logit_BL = logit_U.detach()[word_ids].expand(draws, -1)
+    return choose(batch, logit_BL, BUDGET / WHOLE, Keys(batch.example_id, seed=seed, epoch=None))
+
+
+def probabilities(logit_U: Tensor) -> dict[tuple[bool, ...], Tensor]:
+    """The probability of every selection, summed over all 720 orders in which six units can be tried."""
+    weight, total = logit_U.exp(), {}
+    for order in itertools.permutations(range(len(LENGTHS))):
+        probability, left, chosen, rest = (
+            torch.ones((), dtype=logit_U.dtype),
+            BUDGET,
+            [False] * 6,
+            weight.sum(),
+        )
+        for unit in order:
+            probability, rest = probability * weight[unit] / rest, rest - weight[unit]
+            if LENGTHS[unit] <= left:
+                chosen[unit], left = True, left - LENGTHS[unit]
+        total[tuple(chosen)] = total.get(tuple(chosen), 0) + probability
+    return total
+
+
+def bilevel_values(selections: list[tuple[bool, ...]]) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """The outer loss of a tiny model after a step under each selection, and the straight-through gradient of one."""
+    model = tools.model("bert").eval().double()
+    losses = Losses(RelaxedDenoising(model, MASK), MaskedLanguageModelling(model))
+    word_ids = torch.tensor([number for number, length in enumerate(LENGTHS) for _ in range(length)])
+    inputs = {
+        "input_ids": (word_ids + 5).unsqueeze(0),
+        "attention_mask": torch.ones(1, WHOLE, dtype=torch.long),
+    }
+    outer, theta = losses.of(question("bert", 2, 3)), losses.parameters_now()
+    loss = losses.of(inputs, torch.tensor(float(BUDGET)))
+
+    def value(chosen: tuple[bool, ...]) -> float:
+        mask = torch.tensor(chosen).double()[word_ids].unsqueeze(0)
+        return meta_gradient(theta, [InnerStep(loss, 0.5, mask)], outer, backend="exact").outer
+
+    def straight_through(mask: Tensor) -> Tensor:
+        step = InnerStep(loss, 0.5, mask)
+        result = meta_gradient(theta, [step], outer, backend="exact")
+        return torch.autograd.grad(mask, LOGIT, result.masks[0], retain_graph=True)[0]
+
+    return torch.tensor([value(chosen) for chosen in selections], dtype=torch.float64), straight_through
+
+
+LOGIT = torch.tensor([0.4, -0.3, 0.9, 0.2, -0.6, 0.1], dtype=torch.float64, requires_grad=True)
+
+
+def test_reinforce_against_all_selections() -> None:
+    """Unbiased: within three standard errors of the gradient that the enumeration gives, which they know to 2 %."""
+    table = probabilities(LOGIT)
+    assert float(sum(table.values()).detach()) == pytest.approx(1, abs=1e-12)
+    selections = list(table)
+    values, straight_through = bilevel_values(selections)
+    right = torch.autograd.grad(torch.stack([table[s] for s in selections]) @ values, LOGIT)[0]
+
+    draws = 40_000
+    choice = drawn(draws, LOGIT)
+    chosen = choice.chosen_U.view(draws, len(LENGTHS))
+    code = {sum(1 << u for u, is_in in enumerate(s) if is_in): i for i, s in enumerate(selections)}
+    codes = (chosen.long() << torch.arange(len(LENGTHS))).sum(1).tolist()
+    outer_D = values[torch.tensor([code[c] for c in codes])]
+    # Each draw has logits of its own, so that one backward pass gives the score of every draw.
+    logits = LOGIT.detach().repeat(draws).requires_grad_()
+    surrogate = score_function(choice.log_probability(logits), outer_D)
+    score = torch.autograd.grad(surrogate, logits)[0].view(draws, -1) * draws
+    mean, error = score.mean(0), score.std(0) / math.sqrt(draws)
+    assert float(error.norm() / right.norm()) <= 0.02
+    assert float(((mean - right) / error).abs().max()) < 3
+
+    shares = np.bincount([code[c] for c in codes], minlength=len(selections)) / draws
+    np.testing.assert_allclose(shares, [float(table[s].detach()) for s in selections], atol=0.01)
+
+    # What straight-through is worth: its mean over all selections, weighted by their probabilities.
+    small = drawn(1, LOGIT)
+    mean_straight = torch.zeros_like(right)
+    for selection in selections:
+        here = replace(small, chosen_U=torch.tensor(selection))
+        mean_straight += float(table[selection].detach()) * straight_through(here.mask(LOGIT))
+    print(
+        f"straight-through: cosine {cosine(mean_straight, right):.3f}, norm {mean_straight.norm() / right.norm():.3f}"
+    )
+    assert cosine(mean_straight, right) > 0.5
