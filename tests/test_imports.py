@@ -19,6 +19,7 @@ ORDER = [
     {"folders", "jobs", "specs", "keys"},
     {"starts", "families"},
     {"text", "report", "models"},
+    {"learning.scorer"},
     {"annotate"},
     {"masking"},
     {"objectives"},

@@ -89,6 +89,27 @@ def find_weights(name: str | Path) -> str:
     return where
 
 
+def find_policy(name: str | Path) -> Path:
+    """The folder of a learned policy; one on the hub is brought into the hub's cache first, without any code or pickle.
+
+    Raises:
+        MaskwiseError: as ``find_weights``; a hub that has no such policy.
+    """
+    where = find_weights(name)
+    if not Path(where).is_dir():
+        from huggingface_hub import snapshot_download
+
+        try:
+            where = snapshot_download(
+                where, allow_patterns=["*.json", "*.safetensors", "*.md", "*.txt", "*.model"]
+            )
+        except Exception as error:  # of the network, the hub, or no such id: no common base
+            first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise MaskwiseError(f"cannot bring the policy {str(name)!r} from the hub", got=first) from None
+        where = find_weights(where)
+    return Path(where)
+
+
 def _found(name: str | Path) -> str:
     where = resolve_start(name)
     if Path(where).exists():
