@@ -213,6 +213,26 @@ def test_a_start_token_that_is_missing_is_one_line(tokenizer: Any) -> None:
         Denoising(network)(batch)
 
 
+def test_a_checkpoint_that_does_not_fit_is_refused_before_any_work(tmp_path: Any, capsys: Any) -> None:
+    recipe = write_inputs(tmp_path)
+    texts = [json.loads(line)["text"] for line in (tmp_path / "corpus.jsonl").read_text().splitlines()]
+    tools, folder = train_tokenizer(texts, vocab_size=300), tmp_path / "model"
+    model("bart", tools).save_pretrained(folder)
+    tools.save_pretrained(folder)
+    settings = ["objective=denoise", "tasks=[]", "masking.policy=span", "masking.corruption=infill",
+                f"model={{pretrained: {folder}}}", f"tokenizer={{name: {folder}}}"]  # fmt: skip
+
+    def refused(*changes: str) -> str:
+        assert maskwise("pretrain", recipe, *settings, *changes, "--out", tmp_path / "out") == 2
+        assert not (tmp_path / "out").exists()
+        return " ".join(capsys.readouterr().err.split())
+
+    assert "corpus.length is more than the model's positions; got 96; allowed: ≤ 64" in refused("corpus.length=96")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"decoder_start_token_id": None}))
+    assert "this bart model has no start token for its decoder" in refused()
+
+
 def test_targets_that_are_too_long_are_one_line(tokenizer: Any) -> None:
     network = model("bart", tokenizer, max_position_embeddings=8)
     with pytest.raises(MaskwiseError, match="longer than the decoder's positions; got 9; allowed: ≤ 8"):

@@ -272,6 +272,35 @@ def test_bad_tasks_are_refused_in_one_line(tmp_path, spec, line):
         load_task(spec.format(path))
 
 
+def test_the_first_question_may_be_without_answer(tmp_path):
+    """JSON lines may leave out what is empty, so columns are those of all rows."""
+    rows = [{"question": f"who {n}", **({"answers": ["a"]} if n % 4 else {}), "split": split}
+            for split in ("train", "dev", "test") for n in range(8)]  # fmt: skip
+    task = load_task(write(tmp_path / "asked.jsonl", rows))
+    assert task.kind.name == "generation" and len(task.splits["test"]) == 6
+    assert task.skipped == {f"{split}: no answer": 2 for split in ("train", "dev", "test")}
+
+
+def test_questions_none_of_which_has_an_answer_are_one_line(tmp_path):
+    for answers, line in (
+        ({"answers": []}, "the train split of task .* is empty; got skipped 40 × all: no answer"),
+        ({"answer": None}, "the train split of task .* is empty; got skipped 40 × all: no answer"),
+        ({}, "has no label column; got question; name it with label=…; looked for output, target, answer"),
+    ):
+        path = write(tmp_path / "asked.jsonl", [{"question": f"who {n}"} | answers for n in range(40)])
+        with pytest.raises(MaskwiseError, match=line):
+            load_task(f"{path}(kind=generation)")
+
+
+def test_a_row_with_other_columns_is_named_with_those_that_it_has(tmp_path):
+    rows = [{"question": f"who {n}", "answer": "a"} for n in range(40)]
+    path = write(tmp_path / "asked.jsonl", [*rows, {"query": "who", "reply": "a"}])
+    with pytest.raises(MaskwiseError, match=r"row 41 of all of .* has no column 'question'; got query, reply"):
+        load_task(path)
+    with pytest.raises(MaskwiseError, match=r"unknown column of .* 'question'; allowed: query, reply"):
+        load_task(f"{path}(card=nq-open)")
+
+
 # Fine-tuning ---------------------------------------------------------------------------------------------
 
 
@@ -388,7 +417,7 @@ def test_answers_that_a_tokenizer_cannot_write_are_said(tmp_path, tokenizer):
 @pytest.mark.parametrize(
     ("config", "line"),
     [
-        ({"decoder_start_token_id": None}, "does not say with which token its decoder begins"),
+        ({"decoder_start_token_id": None}, "this bart model has no start token for its decoder; set decoder_start_token_id"),
         ("bert", "a task whose answers are written needs an encoder-decoder; got bert"),
         ({"max_position_embeddings": 16}, "max_target of a task is more than the model's positions; got 32"),
     ],
@@ -402,6 +431,12 @@ def test_models_that_cannot_write_are_refused_in_one_line(tmp_path, tokenizer, c
     )
     with pytest.raises(MaskwiseError, match=line):
         network(tokenizer, load_task(path), wrong)
+
+
+def test_texts_that_are_longer_than_the_model_are_refused(tokenizer, copying):
+    short = BartConfig.from_dict(bart(tokenizer).to_dict() | {"max_position_embeddings": 8})
+    with pytest.raises(MaskwiseError, match="max_length is more than the model's positions; got 16; allowed: ≤ 8"):
+        network(tokenizer, copying, short)
 
 
 def test_an_encoder_is_refused_before_the_first_task_is_trained(tmp_path, tokenizer, copying):

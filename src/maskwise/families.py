@@ -124,18 +124,28 @@ def require_kind(config: PreTrainedConfig, kind: Kind, *, use: str) -> None:
         raise MaskwiseError(f"{use} needs an {kind}", got=got, do=do[kind])
 
 
+def start_token(config: PreTrainedConfig) -> int:
+    """The token that the decoder begins with.
+
+    Raises:
+        MaskwiseError: the configuration names none.
+    """
+    start = getattr(config, "decoder_start_token_id", None)
+    if start is None:
+        do = (
+            "set decoder_start_token_id in its config.json (T5 starts with the padding token, BART with </s>)"
+        )
+        raise MaskwiseError(f"this {config.model_type} model has no start token for its decoder", do=do)
+    return int(start)
+
+
 def decoder_inputs(config: PreTrainedConfig, labels: Tensor) -> Tensor:
     """(B, L') int64: what the decoder reads, which is its targets one place later, behind its start token.
 
     Raises:
         MaskwiseError: the configuration names no start token; targets longer than the decoder's positions.
     """
-    start, room = getattr(config, "decoder_start_token_id", None), most_tokens(config)
-    if start is None:
-        do = (
-            "set decoder_start_token_id in its config.json (T5 starts with the padding token, BART with </s>)"
-        )
-        raise MaskwiseError(f"this {config.model_type} model has no start token for its decoder", do=do)
+    start, room = start_token(config), most_tokens(config)
     if labels.shape[1] > room:
         do = "lower corpus.length, or take targets of masked spans only"
         raise MaskwiseError("targets are longer than the decoder's positions", got=labels.shape[1],

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -36,6 +37,7 @@ INTERRUPTED = 130
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; exit code 2 and one line for bad input, 130 after Ctrl-C."""
+    warnings.formatwarning = lambda message, *_, **__: f"{message}\n"  # without the line of code that gave it
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # or each vain attempt is a line before ours
     try:

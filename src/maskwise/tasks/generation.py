@@ -29,7 +29,7 @@ from transformers import GenerationConfig, PreTrainedConfig
 
 from maskwise.constants import NATS
 from maskwise.errors import MaskwiseError
-from maskwise.families import check_room, require_kind
+from maskwise.families import check_room, require_kind, start_token
 from maskwise.masking.batch import IGNORE
 from maskwise.objectives import Denoising
 from maskwise.tasks.metrics import ITEMS, matched, nats_per_token
@@ -142,9 +142,11 @@ class Generation(Tuned[WrittenRow]):
         return not (given.text or given.label) and any({*both} <= names for both in _TOGETHER)
 
     def row(self, record: Record, columns: Columns, where: str) -> WrittenRow | str:
-        text, rights = _joined(record.get(columns.text or "")), list(self._rights(record, columns, where))
+        if columns.text not in record:
+            raise MaskwiseError(f"{where} has no column {columns.text!r}", got=", ".join(record) or "no columns")
+        text, rights = _joined(record[columns.text]), list(self._rights(record, columns, where))
         if text is None:
-            raise MaskwiseError(f"{where}: the text is no text", got=repr(record.get(columns.text or "")))
+            raise MaskwiseError(f"{where}: the text is no text", got=repr(record[columns.text]))
         if not text.strip():
             return NO_TEXT
         group = str(record[columns.pair]) if columns.pair else None
@@ -241,9 +243,7 @@ class Generation(Tuned[WrittenRow]):
 
     def check_model(self, config: PreTrainedConfig) -> None:
         require_kind(config, "encoder-decoder", use="a task whose answers are written")
-        if getattr(config, "decoder_start_token_id", None) is None:
-            what = f"this {config.model_type} model does not say with which token its decoder begins"
-            raise MaskwiseError(what, do="set decoder_start_token_id in its config.json")
+        start_token(config)
         check_room(config, self.max_target, what="max_target of a task")
 
     def encode(self, task: Task[WrittenRow], split: str, cutter: Cutter) -> Written:

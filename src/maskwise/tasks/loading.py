@@ -203,7 +203,8 @@ def _load(
     if where is not None:
         records = {split: _only(part, where, place) for split, part in records.items()}
     first = next((part for part in records.values() if part), [])
-    chosen = KINDS[kind] if kind else next(k for k in KINDS.values() if k.recognises(first, given))
+    asked = [_whole(first), *first] if first else []
+    chosen = KINDS[kind] if kind else next(k for k in KINDS.values() if k.recognises(asked, given))
     chosen = chosen.with_settings(**settings) if settings else chosen
     if template := given.text if "{" in (given.text or "") else None:
         records = {
@@ -211,17 +212,17 @@ def _load(
         }
         given = given._replace(text=TEMPLATE_TEXT)
     if first and given.label:
-        given = given._replace(label=first_of(given.label, first[0]) or given.label)
+        given = given._replace(label=first_of(given.label, asked[0]) or given.label)
 
     skipped: Counter[str] = Counter()
     splits: Splits = {}
     fields = given
     for split, part in records.items():
-        unlabelled = part and fields.label and not {fields.label, f"{fields.label}1"} & set(part[0])
+        unlabelled = part and fields.label and not {fields.label, f"{fields.label}1"} & set(_whole(part))
         if split == "test" and unlabelled:
             skipped[f"test: {NO_LABEL}"] = len(part)  # as the benchmarks publish it
             part = []
-        fields = find_columns(chosen, part[0], given, place) if part else fields
+        fields = find_columns(chosen, _whole(part), given, place) if part else fields
         rows = [
             chosen.row(record, fields, f"row {number} of {split} of {place}")
             for number, record in enumerate(part, start=1)
@@ -244,6 +245,15 @@ def _load(
         name or _short_name(spec) + chosen.suffix, chosen, metric, labels, splits, skipped, notes, pooling
     )
     return task.with_train_rows(train_rows)
+
+
+def _whole(records: Sequence[Record]) -> Record:
+    """A record with every column that occurs, each with its first value: JSON lines may leave out what is empty."""
+    whole = dict(records[0])
+    for record in records:
+        if not record.keys() <= whole.keys():
+            whole = {**whole, **record, **whole}  # in the order in which they come
+    return whole
 
 
 def _options(spec: str) -> tuple[str, dict[str, Any]]:
