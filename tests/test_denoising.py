@@ -227,7 +227,9 @@ def test_a_checkpoint_that_does_not_fit_is_refused_before_any_work(tmp_path: Any
         assert not (tmp_path / "out").exists()
         return " ".join(capsys.readouterr().err.split())
 
-    assert "corpus.length is more than the model's positions; got 96; allowed: ≤ 64" in refused("corpus.length=96")
+    assert "corpus.length is more than the model's positions; got 96; allowed: ≤ 64" in refused(
+        "corpus.length=96"
+    )
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"decoder_start_token_id": None}))
     assert "this bart model has no start token for its decoder" in refused()

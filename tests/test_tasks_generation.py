@@ -295,7 +295,9 @@ def test_questions_none_of_which_has_an_answer_are_one_line(tmp_path):
 def test_a_row_with_other_columns_is_named_with_those_that_it_has(tmp_path):
     rows = [{"question": f"who {n}", "answer": "a"} for n in range(40)]
     path = write(tmp_path / "asked.jsonl", [*rows, {"query": "who", "reply": "a"}])
-    with pytest.raises(MaskwiseError, match=r"row 41 of all of .* has no column 'question'; got query, reply"):
+    with pytest.raises(
+        MaskwiseError, match=r"row 41 of all of .* has no column 'question'; got query, reply"
+    ):
         load_task(path)
     with pytest.raises(MaskwiseError, match=r"unknown column of .* 'question'; allowed: query, reply"):
         load_task(f"{path}(card=nq-open)")
@@ -417,7 +419,10 @@ def test_answers_that_a_tokenizer_cannot_write_are_said(tmp_path, tokenizer):
 @pytest.mark.parametrize(
     ("config", "line"),
     [
-        ({"decoder_start_token_id": None}, "this bart model has no start token for its decoder; set decoder_start_token_id"),
+        (
+            {"decoder_start_token_id": None},
+            "this bart model has no start token for its decoder; set decoder_start_token_id",
+        ),
         ("bert", "a task whose answers are written needs an encoder-decoder; got bert"),
         ({"max_position_embeddings": 16}, "max_target of a task is more than the model's positions; got 32"),
     ],
@@ -435,7 +440,9 @@ def test_models_that_cannot_write_are_refused_in_one_line(tmp_path, tokenizer, c
 
 def test_texts_that_are_longer_than_the_model_are_refused(tokenizer, copying):
     short = BartConfig.from_dict(bart(tokenizer).to_dict() | {"max_position_embeddings": 8})
-    with pytest.raises(MaskwiseError, match="max_length is more than the model's positions; got 16; allowed: ≤ 8"):
+    with pytest.raises(
+        MaskwiseError, match="max_length is more than the model's positions; got 16; allowed: ≤ 8"
+    ):
         network(tokenizer, copying, short)
 
 

@@ -39,7 +39,15 @@ from transformers.models.auto.modeling_auto import (
 from transformers.utils import logging
 
 from maskwise.errors import MaskwiseError, unknown_name
-from maskwise.families import EncoderDecoder, Kind, adapter_of, check_fit, encoder_of, require_kind, start_token
+from maskwise.families import (
+    EncoderDecoder,
+    Kind,
+    adapter_of,
+    check_fit,
+    encoder_of,
+    require_kind,
+    start_token,
+)
 from maskwise.keys import fold
 from maskwise.starts import find_start, find_weights
 
@@ -168,8 +176,8 @@ def check_start(config: PreTrainedConfig, tokens: int) -> None:
     """Refuse a configuration that no model can be built from, or that the tokenizer does not fit. Costs no memory.
 
     Raises:
-        MaskwiseError: in one line, what transformers or torch say of it; no start token for a decoder; more weights than
-            this machine can hold.
+        MaskwiseError: in one line, what transformers or torch say of it; no start token for a decoder; more
+            weights than this machine can hold.
     """
     check_fit(config, tokens, do="use the model's own tokenizer, or a larger vocab_size")
     if adapter_of(config).kind == "encoder-decoder":

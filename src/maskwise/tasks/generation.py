@@ -143,7 +143,9 @@ class Generation(Tuned[WrittenRow]):
 
     def row(self, record: Record, columns: Columns, where: str) -> WrittenRow | str:
         if columns.text not in record:
-            raise MaskwiseError(f"{where} has no column {columns.text!r}", got=", ".join(record) or "no columns")
+            raise MaskwiseError(
+                f"{where} has no column {columns.text!r}", got=", ".join(record) or "no columns"
+            )
         text, rights = _joined(record[columns.text]), list(self._rights(record, columns, where))
         if text is None:
             raise MaskwiseError(f"{where}: the text is no text", got=repr(record[columns.text]))
