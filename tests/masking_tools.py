@@ -27,6 +27,9 @@ WORDS = 60
 POLICY_SPECS = {name: name for name in POLICIES} | {
     "mixture": "mixture(salient, token, span, shares=(0.3, 0.3, 0.4))",
     "group-weighted": "group-weighted(pos, 17)",
+    "learned": "learned('F')",
+    "learned-spans": "learned('F', take='spans')",
+    "learned-one": "learned('F', take='top-2')",
 }
 # Cut rows are as long as the batch is wide, so they are not the same in any batch: the one stated exception.
 CORRUPTION_SPECS = {name: name for name in CORRUPTIONS}
@@ -100,6 +103,9 @@ def row(
         "weight": np.where(inside, (word * 7 % 4) / 2, 0.0).tolist(),
         "informativeness": np.where(inside, (word * 5 % 7) / 3, 0.0).tolist(),
         "difference": np.where(inside, (word * 3 % 5) ** 2 / 2, 0.0).tolist(),
+        "learned F": np.where(inside, (word * 11 % 6) / 2.5, 0.0).tolist(),
+        "learned F_span": np.where(inside & (word % 4 > 1), word // 4, -1).tolist(),
+        "learned F_score": np.where(inside & (word % 4 > 1), 1 / (1 + word // 4 * 5 % 3), 0.0).tolist(),
         "frequency": np.where(inside, 1.0 + word * 13 % 50, 0.0).tolist(),
     }
 

@@ -166,9 +166,15 @@ def inspect_text(
     needs = {layer: f"policy {spec}" for spec in specs for layer in policy(spec).layers()}
     if layer := getattr(corruption(settings["corruption"]), "layer", None):
         needs.setdefault(layer, f"corruption {settings['corruption']}")
+    made_for = {
+        layer: maker
+        for spec in specs
+        for maker in policy(spec).annotators()
+        for layer in annotator(maker).layers
+    }
     grouped = {made.layer for spec in specs if isinstance(made := policy(spec), GroupWeighted)}
     for layer, user in needs.items():
-        if layer not in (*TEXT_LAYERS, *ANNOTATED) and not any(spans for _, spans in texts):
+        if layer not in (*TEXT_LAYERS, *ANNOTATED, *made_for) and not any(spans for _, spans in texts):
             raise MaskwiseError(
                 f"{user} needs the layer {layer!r}, and this text has none",
                 do="mark spans in it: 'born in [[Warsaw]] in [[1867]]', or with a weight: [[1867|3]]",
@@ -180,7 +186,9 @@ def inspect_text(
     maskers = {spec: Masker(tools, policy=spec, **settings) for spec in specs}
     inspected = []
     for plain, spans in texts:
-        layers = text_layers(tools, plain, spans, needs)
+        layers = text_layers(tools, plain, spans, [layer for layer in needs if layer not in made_for])
+        for maker in dict.fromkeys(made_for.values()):
+            layers |= _annotated_layers(maker, tools, plain)
         for spec, masker in maskers.items():
             shown = show_masks(masker, tools, plain, step=step, total_steps=total_steps, layers=layers)
             inspected.append(Inspected(spec, plain, shown))

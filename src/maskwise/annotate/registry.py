@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 from maskwise.annotate.difference import Difference
 from maskwise.annotate.given import Function, Sentences, Words, gold, spans
+from maskwise.annotate.learned import Learned
 from maskwise.annotate.phrases import Phrases
 from maskwise.annotate.store import Store
 from maskwise.annotate.tagger import pos, salient
@@ -20,7 +21,7 @@ from maskwise.text.worlds import WORLDS
 ANNOTATORS: dict[str, Callable[..., Annotator]] = {
     "words": Words, "sentences": Sentences, "pos": pos, "salient": salient,
     "phrases": Phrases, "frequency": Frequency, "informativeness": Informativeness, "difference": Difference,
-    "gold": gold, "spans": spans, "stored": Store, **WORLDS,
+    "learned": Learned, "gold": gold, "spans": spans, "stored": Store, **WORLDS,
 }  # fmt: skip
 
 

@@ -320,6 +320,15 @@ class Recipe(Settings):
         return self
 
     @model_validator(mode="after")
+    def _with_layers(self) -> Recipe:
+        """A policy that names its annotators brings their layers into the corpus."""
+        brought = dict.fromkeys(spec for name in self.policies for spec in policy(name).annotators())
+        if lacking := [spec for spec in brought if spec not in self.corpus.layers]:
+            corpus = self.corpus.model_copy(update={"layers": (*self.corpus.layers, *lacking)})
+            object.__setattr__(self, "corpus", corpus)  # settings are frozen for all others
+        return self
+
+    @model_validator(mode="after")
     def _enough_positions(self) -> Recipe:
         for link in self.links()[1:]:
             if self.has_new_positions and link.corpus.length > self.corpus.length:
@@ -347,6 +356,15 @@ class Recipe(Settings):
     def has_new_positions(self) -> bool:
         """Whether the model is new and has as many positions as a row of the corpus."""
         return not self.model.pretrained and "max_position_embeddings" not in self.model.settings
+
+    @property
+    def policies(self) -> list[str]:
+        """The policies of the training: one, or one for each objective that masks."""
+        if not self.objectives:
+            return [self.masking.policy]
+        common = self.masking.model_dump()
+        arms = [arm.kind.settings(common, arm.masking) for arm in self.objectives.values()]
+        return list(dict.fromkeys(arm.get("policy", "token") for arm in arms))
 
     @property
     def kind(self) -> Kind:

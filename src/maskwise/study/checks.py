@@ -124,7 +124,7 @@ def _check_text(link: Recipe) -> None:
     require_documents(link.corpus.documents())
     annotated = [name for spec in link.corpus.annotators for name in token_layers(annotator(spec).layers)]
     layers = (*CORPUS_LAYERS, *annotated)
-    for name in _policies(link):
+    for name in link.policies:
         missing = [layer for layer in policy(name).layers() if layer not in layers]
         if missing:
             what = f"policy {name} needs the layer {missing[0]!r}, and this corpus has none"
@@ -176,15 +176,6 @@ def most_held_out(corpus: CorpusSettings, tokenizer: PreTrainedTokenizerBase | N
             if most >= enough or len(document.text) > long:
                 return enough
     return most
-
-
-def _policies(link: Recipe) -> list[str]:
-    """The policies of the training: one, or one for each objective that masks."""
-    if not link.objectives:
-        return [link.masking.policy]
-    common = link.masking.model_dump()
-    arms = link.objectives.values()
-    return list(dict.fromkeys(arm.kind.settings(common, arm.masking).get("policy", "token") for arm in arms))
 
 
 def notes_of_texts(texts: Iterable[Stage], stages: Path) -> Iterator[str]:

@@ -157,6 +157,7 @@ def tokenise(
     *,
     batch_size: int = 256,
     layers: Layered | None = None,
+    places: bool = False,
 ) -> Iterator[Tokens]:
     """Every document's tokens and words, in order, without special tokens and uncut.
 
@@ -165,6 +166,7 @@ def tokenise(
         tokenizer: a fast tokenizer. A slow one has no character offsets, so its tokens come without words.
         batch_size: at most so many documents go through the tokenizer together.
         layers: an annotator or a store of annotations: its layers are laid on the tokens (`layers.align`).
+        places: add the layers "start" and "end", the visible characters of the document that each token covers.
 
     Raises:
         MaskwiseError: layers for a slow tokenizer.
@@ -187,6 +189,9 @@ def tokenise(
         columns: dict[str, Array] = {"word_ids": number_words(placed)}
         if layers is not None:
             columns |= align(layers.annotate(texts), layers.layers, placed, columns["word_ids"])
+        if places:
+            base = np.repeat(placed.base, lengths)
+            columns |= {"start": placed.first - base, "end": placed.last + 1 - base}
         ends = np.cumsum(lengths).tolist()
         for document, encoding, start, end in zip(batch, encodings, [0, *ends], ends):
             ids = np.array(encoding.ids, dtype=np.int32)

@@ -1,8 +1,9 @@
 """What may be masked together, and how likely. The table below is the only registry.
 
 A policy turns an annotated batch into units (a partition) with weights; ``masking.select`` does the rest. ``given``
-holds units that the text gives, ``spans`` those that are drawn, ``learned`` those whose weights follow the losses. To
-add one, write a class like ``WholeWord`` and a line here; the contract suite tests it like the others.
+holds units that the text gives, ``spans`` those that are drawn, ``learned`` those whose weights follow the losses,
+``scored`` those that were learned from a task before. To add one, write a class like ``WholeWord`` and a line here; the
+contract suite tests it like the others.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from maskwise.masking.policies.given import (
 )  # fmt: skip
 from maskwise.masking.policies.learned import GroupWeighted, group_weighted, pos_weighted
 from maskwise.masking.policies.mixture import Mixture, mixture
+from maskwise.masking.policies.scored import Learned
 from maskwise.masking.policies.spans import Span, Suffix, T5Span, Ul2
 from maskwise.specs import Call, build
 
@@ -34,7 +36,8 @@ POLICIES: dict[str, Callable[..., Policy]] = {
     "token": Token, "whole-word": WholeWord, "span": Span, "t5-span": T5Span, "suffix": Suffix, "ul2": Ul2,
     "span-layer": SpanLayer, "guided": Guided, "salient": salient, "phrase": phrase, "sentence": sentence,
     "weighted": weighted, "frequency": frequency, "group-weighted": group_weighted,
-    "pos-weighted": pos_weighted, "informative": informative, "difference": difference, "mixture": mixture,
+    "pos-weighted": pos_weighted, "informative": informative, "difference": difference, "learned": Learned,
+    "mixture": mixture,
 }  # fmt: skip
 
 
@@ -48,6 +51,6 @@ def policy(spec: Policy | str | Call) -> Policy:
 
 
 __all__ = [
-    "POLICIES", "Frequency", "GroupWeighted", "Guided", "Mixture", "Moment", "Policy", "Span", "SpanLayer", "Suffix",
-    "T5Span", "Token", "Ul2", "UnitKind", "Weighted", "WholeWord", "policy",
+    "POLICIES", "Frequency", "GroupWeighted", "Guided", "Learned", "Mixture", "Moment", "Policy", "Span", "SpanLayer",
+    "Suffix", "T5Span", "Token", "Ul2", "UnitKind", "Weighted", "WholeWord", "policy",
 ]  # fmt: skip

@@ -91,6 +91,10 @@ class Policy(ABC):
         """The layers that rows must bring."""
         return ()
 
+    def annotators(self) -> tuple[str, ...]:
+        """The annotators that make its layers, for layers that a corpus need not be told to have."""
+        return ()
+
     def learner(self) -> Learner | None:
         """What learns from the losses while the model trains; None: nothing."""
         return None

@@ -49,6 +49,9 @@ class Mixture(Policy):
     def layers(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(name for member in self.members for name in member.layers()))
 
+    def annotators(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(spec for member in self.members for spec in member.annotators()))
+
     def ratios(self, ratio_P: Array, keys: Keys, moment: Moment) -> Array:
         mixed_P, drawn_P = ratio_P, None
         for index, member in enumerate(self.members):

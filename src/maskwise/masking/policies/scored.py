@@ -1,0 +1,95 @@
+"""The policy that was learned from a task before: units and weights come from the layers that such a policy has made.
+
+The model that scores texts is far from here: ``annotate.learned`` runs it once over a corpus. The policy names the
+annotator that its layers come from, so that a recipe needs to say no more than the policy.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+
+from maskwise.errors import MaskwiseError
+from maskwise.keys import Array, Keys, Purpose
+from maskwise.masking.batch import AnnotatedBatch
+from maskwise.masking.policies.base import Moment, Policy, UnitKind, weigh
+from maskwise.masking.policies.given import Weighted
+from maskwise.masking.runs import runs
+from maskwise.masking.sorting import first_of
+from maskwise.masking.units import Units
+from maskwise.specs import Call
+
+_TAKE = re.compile(r"weights|spans|top-[1-9]\d*")
+
+
+@dataclass(frozen=True)
+class Learned(Policy):
+    """What ``maskwise learn`` made: words by their weights, the best ``spans``, or one span a piece (``top-1``, …).
+
+    Selects: ``weights``: words, by weighted sampling without replacement up to any budget, sharpened by ``power``.
+        ``spans``: the best spans of each window, weighted by their scores. ``top-N``: one span of each piece, drawn
+        from its N best by score (1: always the best). Words outside of spans weigh 0: they are for ``fill="random"``.
+    Guarantee: as for words; never half a span. ``top-N``: one span at most, if it fits the budget (``expected``: or by
+        chance). A ratio of 1 lets every span fit, and then ``fill="none"`` masks nothing else.
+    Cost: that of ``weighted``; the scores were made once, with the corpus.
+    Source: Ye et al. 2021 (arXiv 2104.08840), section 3. Theirs may draw from five spans that overlap; these do not.
+    """
+
+    folder: str
+    take: str = "weights"
+    power: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not _TAKE.fullmatch(self.take):
+            allowed = "weights, spans, top-1, top-5, …"
+            raise MaskwiseError("policy learned: take", got=self.take, allowed=allowed)
+        if self.power != 1 and self.take != "weights":
+            got = f"take={self.take}, power={self.power}"
+            raise MaskwiseError("policy learned: power is for take=weights", got=got)
+
+    @property
+    def unit_kind(self) -> UnitKind:
+        return UnitKind.WORD if self.take == "weights" else UnitKind.LAYER
+
+    @property
+    def layer(self) -> str:
+        """The name of the layer of weights; a corpus may carry the layers of several policies."""
+        return f"learned {self.folder}"
+
+    def layers(self) -> tuple[str, ...]:
+        if self.take == "weights":
+            return (self.layer, "word_ids")
+        return (f"{self.layer}_span", f"{self.layer}_score", "word_ids")
+
+    def annotators(self) -> tuple[str, ...]:
+        return (str(Call("learned", (self.folder,), {"layer": self.layer})),)
+
+    def units(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
+        if self.take == "weights":
+            return Weighted(self.layer, "word", self.power).units(batch, keys, moment)
+        marked, score, words = (batch.layer(name, policy="learned") for name in self.layers())
+        # Even numbers are spans and odd ones the rest; what is −1 in both stays negative.
+        units = runs(batch, np.where(marked >= 0, marked * 2, words * 2 + 1))
+        units = weigh(units, np.where(marked >= 0, score, 0.0), policy="learned")
+        return units if self.take == "spans" else self._drawn(units, keys)
+
+    def _drawn(self, units: Units, keys: Keys) -> Units:
+        """The same units, of which one in each piece weighs 1 and all others 0."""
+        assert units.weight is not None
+        best = _first(units, -units.weight, int(self.take.removeprefix("top-")))
+        best = best[units.weight[best] > 0]
+        draw = keys.uniform(Purpose.ACCEPT, units.piece[best], units.number[best])
+        race = np.full(len(units.weight), np.inf)
+        race[best] = -np.log(draw) / units.weight[best]
+        winner = _first(units, race, 1)
+        weight = np.zeros(len(race))
+        weight[winner] = np.isfinite(race[winner])
+        return units.weighted(weight)
+
+
+def _first(units: Units, key: Array, count: int) -> Array:
+    """The ``count`` units of each piece with the smallest keys; ties by their order."""
+    order = np.lexsort((units.number, key, units.piece))
+    return order[first_of(units.count, np.full(len(units.count), count))]
