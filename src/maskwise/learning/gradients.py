@@ -71,11 +71,11 @@ class MetaGradient:
     masks: list[Tensor | None]
     rates: list[float]
 
-    def backward(self, steps: Sequence[InnerStep]) -> None:
+    def backward(self, steps: Sequence[InnerStep], *, retain_graph: bool = False) -> None:
         """Go on through whatever made the masks of the steps: adds to ``grad`` of the policy's parameters."""
         pairs = [(step.mask, grad) for step, grad in zip(steps, self.masks, strict=True) if grad is not None]
         masks = [mask for mask, _ in pairs if mask is not None]
-        torch.autograd.backward(masks, [gradient for _, gradient in pairs])
+        torch.autograd.backward(masks, [gradient for _, gradient in pairs], retain_graph=retain_graph)
 
 
 class Losses(nn.Module):

@@ -155,6 +155,22 @@ class Choice:
         p_U = inclusion(logit_U, self.length_U, self.piece_U, self.budget_P)
         return self.spread(p_U if smooth else self.chosen_U.to(p_U.dtype) + p_U - p_U.detach())
 
+    def hard(self) -> Tensor:
+        """(B, L) 1.0 where a token was chosen, else 0.0."""
+        return self.spread(self.chosen_U.float())
+
+    def shares(self, logit_U: Tensor) -> Tensor:
+        """(U,) the share of each unit in the weight of its piece."""
+        top_P = logit_U.new_full((len(self.budget_P),), -torch.inf)
+        top_P = top_P.scatter_reduce(0, self.piece_U, logit_U.detach(), "amax")
+        weight_U = (logit_U - top_P[self.piece_U]).exp()
+        return weight_U / torch.zeros_like(top_P).index_add(0, self.piece_U, weight_U)[self.piece_U]
+
+    def entropy(self, logit_U: Tensor) -> Tensor:
+        """Nats, the mean over pieces: how evenly weight is spread over the units of a piece."""
+        share_U = self.shares(logit_U)
+        return -(share_U * share_U.clamp(min=1e-30).log()).sum() / len(self.budget_P)
+
     def log_probability(self, logit_U: Tensor) -> Tensor:
         """(P,) the log-probability of the order in which the units of each piece were tried, with its gradient.
 

@@ -1,0 +1,256 @@
+"""Examples to learn a policy from: a context, which is masked, and a row of a task, which says what that was good for.
+
+The context of a row is its own, where it has one (a paragraph, or the text that is classified). Closed-book questions
+have none. There the contexts are those texts of a corpus in which an answer stands and which share the rarest words
+with the question.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from maskwise.errors import MaskwiseError
+from maskwise.keys import Array, Keys, fold
+from maskwise.learning.relaxation import Choice, choose
+from maskwise.learning.settings import MetaSettings
+from maskwise.masking import AnnotatedBatch, Vocabulary, gather
+from maskwise.tasks.task import Row, Task
+from maskwise.tasks.tensors import Data, encode
+from maskwise.text import encode as encode_texts
+
+_WORD = re.compile(r"\w+")
+NEARLY = 0.8
+"""Contexts of a question share rare words with it, at least this share of what the best one shares."""
+
+
+def find_contexts(
+    questions: Sequence[str], answers: Sequence[Sequence[str]], texts: Sequence[str], *, most: int = 4
+) -> list[list[int]]:
+    """For every question, the texts that tell an answer to it: those with the rarest words in common.
+
+    Args:
+        answers: of every question, all right ones; case does not count.
+        most: texts for each question; of equally good ones the first.
+
+    Returns:
+        Places in ``texts``, none for a question that no text answers.
+
+    >>> texts = ["Ann is a baker.", "Bob is a baker.", "Ann likes Bob."]
+    >>> find_contexts(["what is Bob?", "who is Eve?"], [["baker"], ["a queen"]], texts)
+    [[1], []]
+    """
+    low = [text.casefold() for text in texts]
+    words = [set(_WORD.findall(text)) for text in low]
+    holders: dict[str, list[int]] = {}
+    for place, own in enumerate(words):
+        for word in own:
+            holders.setdefault(word, []).append(place)
+    found = []
+    for question, rights in zip(questions, answers, strict=True):
+        score: Counter[int] = Counter()
+        for word in dict.fromkeys(_WORD.findall(question.casefold())):
+            rarity = math.log((1 + len(texts)) / (1 + len(holders.get(word, ()))))
+            for place in holders.get(word, ()):
+                score[place] += rarity  # type: ignore[assignment]
+        telling: set[int] = set()
+        for right in rights:
+            parts = _WORD.findall(right.casefold())
+            if parts:
+                rarest = min(parts, key=lambda word: len(holders.get(word, ())))
+                phrase = re.compile(rf"\b{re.escape(right.casefold().strip())}\b")
+                telling |= {place for place in holders.get(rarest, ()) if phrase.search(low[place])}
+        best = max((score[place] for place in telling), default=0)
+        found.append(
+            [place for place in sorted(telling) if best > 0 and score[place] >= NEARLY * best][:most]
+        )
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """N examples of a task, each with the contexts that it can be learned from.
+
+    Attributes:
+        contexts: rows of C contexts for a masker, as ``maskwise.text.encode`` gives them.
+        starts: (N + 1,) the contexts of example n are ``starts[n]`` to ``starts[n + 1]``.
+        rows: (N,) the row of ``data`` for each example.
+        data: the task's rows as tensors.
+        answer: C lists of bool, whether a token is in an answer; to see what a policy does, never to learn from.
+        without: rows of the task that were left out because they have no context.
+        vocabulary: of the tokenizer.
+    """
+
+    contexts: Sequence[Mapping[str, Any]]
+    starts: Array
+    rows: Array
+    data: Data
+    answer: Sequence[Array]
+    without: int
+    vocabulary: Vocabulary
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @classmethod
+    def of(
+        cls, task: Task, split: str, tokenizer: PreTrainedTokenizerBase, *, texts: Sequence[str] = (),
+        length: int = 128, max_length: int = 64, most: int = 4,
+    ) -> Examples:  # fmt: skip
+        """The examples of a split.
+
+        Args:
+            texts: where contexts are looked for, if the task's rows have none of their own.
+            length: tokens of a context, special ones included; longer ones are cut.
+            max_length: tokens of a row of the task.
+            most: contexts for each example.
+
+        Raises:
+            MaskwiseError: no row has a context.
+        """
+        rows = task.splits[split]
+        if any(context_of(row) is None for row in rows):
+            questions = [row.texts[0] for row in rows]
+            places = find_contexts(questions, [_rights(row) for row in rows], texts, most=most)
+        else:
+            texts = list(dict.fromkeys(str(context_of(row)) for row in rows))
+            number = {text: place for place, text in enumerate(texts)}
+            places = [[number[str(context_of(row))]] for row in rows]
+        kept = np.array([n for n, own in enumerate(places) if own], np.int64)
+        if not len(kept):
+            got = f"{len(rows)} rows of {task.name}, {len(texts)} texts"
+            what = "no text tells an answer to any row of the task"
+            raise MaskwiseError(what, got=got, do="learn from a corpus that tells them")
+        used = sorted({place for own in places for place in own})
+        place_of = {place: number for number, place in enumerate(used)}
+        contexts = encode_texts(tokenizer, [texts[place] for place in used], max_length=length)
+        rights: list[list[str]] = [[] for _ in used]
+        for n in kept:
+            for place in places[n]:
+                rights[place_of[place]] += _rights(rows[n])
+        answer = [
+            _answers_in(tokenizer, texts[place], own, row["word_ids"])
+            for place, own, row in zip(used, rights, contexts, strict=True)
+        ]
+        order = [place_of[place] for n in kept for place in places[n]]
+        counts = [len(places[n]) for n in kept]
+        return cls(
+            [contexts[c] for c in order], np.concatenate(([0], np.cumsum(counts))), kept,
+            encode(task, tokenizer, max_length=max_length)[split], [answer[c] for c in order],
+            len(rows) - len(kept), Vocabulary.of(tokenizer),
+        )  # fmt: skip
+
+    def batch(self, examples: Array, *, seed: int) -> tuple[AnnotatedBatch, Tensor]:
+        """One context of each example, and (B, L) bool: its answers.
+
+        Args:
+            examples: (B,) in [0, N).
+            seed: which of its contexts an example gets: a function of the seed and the example.
+        """
+        first, count = self.starts[examples], self.starts[examples + 1] - self.starts[examples]
+        draws = np.array([fold(seed, int(example), 0xC0) for example in examples])
+        chosen = first + draws % count
+        # Two examples may share a context; each has draws of its own.
+        rows = [
+            {**self.contexts[c], "example_id": fold(int(c), int(n)), "answer": self.answer[c]}
+            for c, n in zip(chosen, examples, strict=True)
+        ]
+        batch = gather(rows, self.vocabulary)
+        answer = batch.layers.pop("answer").reshape(batch.shape) > 0
+        return batch, torch.from_numpy(answer)
+
+    def task(self, examples: Array) -> dict[str, Tensor]:
+        """The task's rows of these examples, as a batch of its objective."""
+        return self.data.batch(torch.from_numpy(self.rows[examples]))
+
+
+def context_of(row: Row) -> str | None:
+    """The text that a row brings with it and that can be masked: its context, or what is classified."""
+    own = getattr(row, "context", None)
+    if own is not None or hasattr(row, "answers"):
+        return own
+    return " ".join(row.texts)
+
+
+def _rights(row: Row) -> list[str]:
+    return list(getattr(row, "answers", ()))
+
+
+def _answers_in(
+    tokenizer: PreTrainedTokenizerBase, text: str, rights: list[str], word_ids: Sequence[int]
+) -> Array:
+    """(L,) int8: 1 at tokens of the context that are part of a right answer."""
+    inside = np.zeros(len(word_ids), np.int8)
+    offsets = tokenizer(text, return_offsets_mapping=True, verbose=False)["offset_mapping"][: len(word_ids)]
+    low = text.casefold()
+    for right in dict.fromkeys(rights):
+        for match in re.finditer(rf"\b{re.escape(right.casefold().strip())}\b", low):
+            for token, (begin, end) in enumerate(offsets):
+                inside[token] |= begin < match.end() and match.start() < end
+    return inside * (np.asarray(word_ids) >= 0)
+
+
+# Masked by a policy -------------------------------------------------------------------------------------------------
+
+Scorer: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+"""A policy: from ``input_ids`` and ``attention_mask`` (B, L) to logits (B, L)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Masked:
+    """Contexts with a policy's scores, and what was chosen by them.
+
+    Attributes:
+        inputs: ``input_ids`` and ``attention_mask`` (B, L), nothing masked.
+        answer: (B, L) bool, the tokens of right answers.
+        choice: units and what was chosen.
+        logit_U: (U,) the units' scores, with a graph.
+        batch, logit_BL, key: what the choice was made of.
+    """
+
+    inputs: Mapping[str, Tensor]
+    answer: Tensor
+    choice: Choice
+    logit_U: Tensor
+    batch: AnnotatedBatch
+    logit_BL: Tensor
+    key: int
+
+    def again(self, settings: MetaSettings, key: int) -> Masked:
+        """Another choice by the same scores."""
+        return replace(self, choice=_chosen(self.batch, self.logit_BL, settings, key), key=key)
+
+    def answers(self) -> Tensor:
+        """(B,) the share of each row's weight that lies on answers; NaN where the row has none."""
+        with torch.no_grad():
+            share_BL = self.choice.spread(self.choice.shares(self.logit_U) / self.choice.length_U)
+            return torch.where(self.answer.any(1), (share_BL * self.answer).sum(1), torch.nan)
+
+
+def masked_by(policy: Scorer, examples: Examples, rows: Array, settings: MetaSettings, *, key: int) -> Masked:
+    """One context of each of some examples, scored by a policy and masked by the scores; ``key`` decides all draws."""
+    batch, answer = examples.batch(rows, seed=key)
+    attention = torch.from_numpy(batch.present.astype(np.int64)).view(batch.shape)
+    inputs = {"input_ids": batch.tensor("input_ids"), "attention_mask": attention}
+    logit_BL = policy(inputs["input_ids"], attention) / settings.temperature
+    choice = _chosen(batch, logit_BL, settings, key)
+    return Masked(inputs, answer, choice, choice.unit_logits(logit_BL), batch, logit_BL, key)
+
+
+def _chosen(batch: AnnotatedBatch, logit_BL: Tensor, settings: MetaSettings, key: int) -> Choice:
+    keys = Keys(batch.example_id, seed=key, epoch=None)
+    return choose(batch, logit_BL, settings.ratio, keys, units=settings.units)
+
+
+def even(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """The policy that has no preference."""
+    return torch.zeros(input_ids.shape)

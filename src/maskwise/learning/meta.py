@@ -1,0 +1,436 @@
+"""The outer loop: a policy is changed so that what it masks helps a model with a task.
+
+    for every outer step
+        contexts of some examples are masked as the policy says, and the choice is relaxed
+        the model takes inner steps: of pre-training under the mask, of the task      (gradients.meta_gradient)
+        the policy takes a step down the gradient of the task's loss after them
+        the model moves on by ordinary steps of its own, or is what it was again
+
+Everything random is a function of (seed, step, example), so that a run that was stopped goes on bit for bit, and ranks
+that share a batch do what one would. What is judged and kept is an average of the policy over its steps: each step is
+noisy, because it sees a few examples and one mask of theirs.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from maskwise.errors import MaskwiseError
+from maskwise.folders import damage, read_json, write_folder
+from maskwise.keys import Array, fold, permutation
+from maskwise.learning.examples import Examples, Masked, even, masked_by
+from maskwise.learning.gradients import InnerStep, Loss, Losses, Parameters, meta_gradient, score_function
+from maskwise.learning.settings import MetaSettings
+from maskwise.training import TrainingSettings
+from maskwise.training.log import Metrics, Progress
+from maskwise.training.optim import Optimizers
+
+STATE, STATE_TENSORS = "state.json", "state.safetensors"
+
+
+@dataclass
+class Point:
+    """Where the learning stands.
+
+    Attributes:
+        step: outer steps made.
+        best: the step whose average policy was best on dev; 0: the policy of the beginning.
+        gain: how good that one was (``MetaLearner.judge``).
+        waited: judgements since then.
+        first: mean outer loss between the first two judgements.
+        mask_rate, task_rate: sizes of the inner steps.
+        stopped: why the learning ended before its time; None where it did not.
+    """
+
+    step: int = 0
+    best: int = 0
+    gain: float = 0.0
+    waited: int = 0
+    first: float | None = None
+    mask_rate: float = 0.0
+    task_rate: float = 0.0
+    stopped: str | None = None
+
+
+class MetaLearner:
+    """A policy, the model that it is learned with, and where the learning stands.
+
+    Args:
+        losses: of the model.
+        policy: (input_ids (B, L), attention_mask (B, L)) → logits (B, L).
+        train, dev: examples to learn from, and to judge by.
+        settings: see ``MetaSettings``.
+        training: how the model moves on by itself: optimiser, rates, clip.
+
+    Attributes:
+        average: the average policy, which is judged; the best of it is in ``policy`` when ``learn`` has ended.
+    """
+
+    def __init__(
+        self, losses: Losses, policy: nn.Module, train: Examples, dev: Examples, settings: MetaSettings,
+        training: TrainingSettings,
+    ):  # fmt: skip
+        self.losses, self.policy, self.train, self.dev, self.settings = losses, policy, train, dev, settings
+        self.rank, self.ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        if settings.batch_size % self.ranks:
+            got = f"{settings.batch_size} for {self.ranks}"
+            raise MaskwiseError("learning.batch_size must be a multiple of the processes", got=got)
+        if self.ranks > 1 and settings.gradient != "finite-difference":
+            do = "take finite-difference, or one process"
+            raise MaskwiseError("this gradient is for one process", got=settings.gradient, do=do)
+        losses.eval()
+        policy.eval()
+        self.average, self.clip = copy.deepcopy(policy), training.clip or math.inf
+        self.start = losses.parameters_now()
+        self.best = _values(policy)
+        constant = {"decay": "constant", "warmup": 0.0, "steps": settings.steps}
+        self.optimizers = Optimizers(losses, training.model_copy(update=constant))
+        self.optimizers.set_rate(0)
+        self.adam = torch.optim.Adam(policy.parameters(), lr=settings.learning_rate)
+        self.now = Point(mask_rate=settings.mask_rate, task_rate=settings.task_rate)
+
+    # One outer step -----------------------------------------------------------------------------------------------
+
+    def step(self) -> dict[str, float]:
+        """Make an outer step.
+
+        Returns:
+            What is logged: ``outer``, the task's loss after the inner steps; ``inner``, the loss under the first mask;
+            ``grad_norm`` of the policy; ``entropy`` of its weights, nats; ``answers``, the share of the weight on right
+            answers; ``mask_rate`` and ``task_rate``.
+
+        Raises:
+            Diverged: a loss or gradient that is not finite.
+        """
+        s, number = self.settings, self.now.step
+        for group in self.adam.param_groups:
+            group["lr"] = s.learning_rate * (1 - number / s.steps)
+        parts = [self._rows(number * s.inner_steps + k, 0) for k in range(s.inner_steps)]
+        masked = [
+            masked_by(self.policy, self.train, rows, s, key=fold(s.seed, number, k))
+            for k, rows in enumerate(parts)
+        ]
+        budgets = [self._total(m.choice.budget) for m in masked]
+        outer_rows = self._rows(number, 1) if s.outer == "other" else np.concatenate(parts)
+        outer = self._task(outer_rows)
+        self.policy.zero_grad()
+        if s.gradient == "reinforce":
+            line = self._reinforce(parts, masked, outer)
+        else:
+            masks = [m.choice.mask(m.logit_U) for m in masked]
+            steps = self._inner(parts, masked, budgets, masks)
+            result = meta_gradient(
+                self.losses.parameters_now(), steps, outer, backend=s.gradient, agree=self._agree
+            )
+            result.backward(steps, retain_graph=s.entropy > 0)
+            line = {"outer": result.outer, "inner": result.inner[0]}
+            if s.learn_rates:
+                self._learn_rates(result.rates)
+        entropy = torch.stack([m.choice.entropy(m.logit_U) for m in masked]).mean()
+        if s.entropy:
+            (-s.entropy / self.ranks * entropy).backward()
+        if self._agree:
+            self._agree([p.grad for p in self.policy.parameters() if p.grad is not None])
+        norm = float(nn.utils.clip_grad_norm_(self.policy.parameters(), s.clip or math.inf))
+        if not (math.isfinite(line["outer"]) and math.isfinite(norm)):
+            raise Diverged(f"outer loss {line['outer']:.3g} and gradient {norm:.3g} at step {number + 1}")
+        self.adam.step()
+        self._follow()
+        if s.reset_every and (number + 1) % s.reset_every == 0:
+            self._reset()
+        else:
+            self._move(parts, masked, budgets)
+        self.now.step += 1
+        answers = float(torch.cat([m.answers() for m in masked]).nanmean())
+        own = {"grad_norm": norm, "entropy": float(entropy.detach()), "answers": answers}
+        return {**line, **own, "mask_rate": self.now.mask_rate, "task_rate": self.now.task_rate}
+
+    def _rows(self, number: int, order: int) -> Array:
+        """This rank's examples of a batch: the epochs' permutations one behind the other, in one of two orders."""
+        size, batch_size = len(self.train), self.settings.batch_size
+        place = np.arange(number * batch_size, (number + 1) * batch_size)
+        seed = fold(self.settings.seed, order, 0xE0)
+        epochs = {
+            int(e): permutation(size, seed=seed, epoch=int(e)).numpy() for e in np.unique(place // size)
+        }
+        rows = np.array([epochs[int(p) // size][int(p) % size] for p in place])
+        return rows[self.rank :: self.ranks]
+
+    def _task(self, rows: Array) -> Loss:
+        """The task's loss over these rows and those of the other ranks."""
+        batch = self.train.task(rows)
+        count = (
+            torch.count_nonzero(batch["labels"] != -100)
+            if batch["labels"].dim() > 1
+            else len(batch["labels"])
+        )
+        return self.losses.of(batch, self._total(torch.as_tensor(count)))
+
+    def _inner(
+        self,
+        parts: Sequence[Array],
+        masked: Sequence[Masked],
+        budgets: Sequence[Tensor],
+        masks: Sequence[Tensor],
+    ) -> list[InnerStep]:
+        steps = []
+        for rows, m, budget, mask in zip(parts, masked, budgets, masks, strict=True):
+            steps.append(InnerStep(self.losses.of(m.inputs, budget), self.now.mask_rate, mask))
+            if self.now.task_rate:
+                steps.append(InnerStep(self._task(rows), self.now.task_rate))
+        return steps
+
+    def _learn_rates(self, slopes: Sequence[float]) -> None:
+        """Change the logarithm of each rate by a tenth of its slope, and by no more than a tenth."""
+        pair = 2 if self.now.task_rate else 1
+        for place, name in enumerate(("mask_rate", "task_rate")[:pair]):
+            rate = getattr(self.now, name)
+            slope = rate * sum(slopes[place::pair])
+            setattr(self.now, name, rate * math.exp(-0.1 * math.tanh(slope)))
+
+    def _reinforce(self, parts: Sequence[Array], masked: Sequence[Masked], outer: Loss) -> dict[str, float]:
+        """The score function over several choices by the same scores: backward, and what is logged."""
+        theta, values, log_p, inner = self.losses.parameters_now(), [], [], []
+        for draw in range(self.settings.draws):
+            own = [m.again(self.settings, fold(m.key, draw)) if draw else m for m in masked]
+            steps = self._inner(parts, own, [m.choice.budget for m in own], [m.choice.hard() for m in own])
+            after, first = _descended(theta, steps)
+            with torch.no_grad():
+                values.append(float(outer(after, None)))
+            inner.append(first)
+            log_p.append(torch.stack([m.choice.log_probability(m.logit_U).sum() for m in own]).sum())
+        outer_D = torch.tensor(values)
+        score_function(torch.stack(log_p), outer_D).backward(retain_graph=self.settings.entropy > 0)
+        return {"outer": float(outer_D.mean()), "inner": float(np.mean(inner))}
+
+    def _follow(self) -> None:
+        """Let the average take in the policy of now; at first it follows more closely."""
+        keep = min(self.settings.average, (1 + self.now.step) / (10 + self.now.step))
+        with torch.no_grad():
+            for mean, value in zip(self.average.parameters(), self.policy.parameters(), strict=True):
+                mean.lerp_(value, 1 - keep)
+
+    def _move(self, parts: Sequence[Array], masked: Sequence[Masked], budgets: Sequence[Tensor]) -> None:
+        """Ordinary steps of the model: of pre-training under the same masks, and of the task."""
+        theta = dict(self.losses.named_parameters())
+        for rows, m, budget in zip(parts, masked, budgets, strict=True):
+            loss = self.losses.of(m.inputs, budget)(theta, m.choice.hard()) + self._task(rows)(theta, None)
+            loss.backward()
+            if self._agree:
+                self._agree([p.grad for p in theta.values() if p.grad is not None])
+            nn.utils.clip_grad_norm_(theta.values(), self.clip)
+            self.optimizers.step()
+            self.optimizers.zero_grad()
+
+    def _reset(self) -> None:
+        _set(self.losses, self.start)
+        for member in self.optimizers.members:
+            member.state.clear()
+
+    # Ranks --------------------------------------------------------------------------------------------------------
+
+    @property
+    def _agree(self) -> Callable[[Iterable[Tensor]], None] | None:
+        return _add_up if self.ranks > 1 else None
+
+    def _total(self, own: Tensor) -> Tensor:
+        """A number of this rank, added up over all."""
+        total = own.detach().clone().float()
+        if self.ranks > 1:
+            dist.all_reduce(total)
+        return total
+
+    # Judging ------------------------------------------------------------------------------------------------------
+
+    def judge(self, policy: nn.Module, *, draws: int = 2) -> float:
+        """By how many nats a step under a policy is better for the task than a step under random masks.
+
+        On dev, with the model of the beginning, and with the same contexts and draws at every judgement, so that
+        judgements can be compared. An order of units is drawn for both, so that chance favours neither.
+        """
+        gains, size = 0.0, self.settings.batch_size
+        for draw in range(draws):
+            for begin in range(0, len(self.dev), size):
+                rows = np.arange(begin, min(begin + size, len(self.dev)))
+                outer = self.losses.of(self.dev.task(rows))
+                for scorer, sign in ((policy, -1), (even, 1)):
+                    with torch.no_grad():
+                        m = masked_by(scorer, self.dev, rows, self.settings, key=fold(0xDE, draw))
+                    step = InnerStep(
+                        self.losses.of(m.inputs, m.choice.budget), self.now.mask_rate, m.choice.hard()
+                    )
+                    after, _ = _descended(self.start, [step])
+                    with torch.no_grad():
+                        gains += sign * float(outer(after, None)) * len(rows)
+        return gains / (draws * len(self.dev))
+
+    # States to resume from ----------------------------------------------------------------------------------------
+
+    def save(self, folder: Path) -> None:
+        """Write all that the learning needs to go on."""
+        adam = {
+            f"{number}/{name}": torch.as_tensor(value)
+            for number, entry in self.adam.state_dict()["state"].items()
+            for name, value in entry.items()
+        }
+        groups = {
+            "policy": _values(self.policy), "average": _values(self.average), "best": self.best, "adam": adam,
+            "model": dict(self.losses.named_parameters()), "optimizers": self.optimizers.state(),
+        }  # fmt: skip
+        tensors = {f"{group}/{name}": t for group, members in groups.items() for name, t in members.items()}
+
+        def fill(target: Path) -> None:
+            save_file({name: t.detach().contiguous() for name, t in tensors.items()}, target / STATE_TENSORS)
+            what = {"settings": self.settings.model_dump(mode="json"), "now": vars(self.now)}
+            (target / STATE).write_text(json.dumps(what))
+
+        write_folder(folder, fill)
+
+    def load(self, folder: Path) -> None:
+        """Go on from what ``save`` wrote; where there is nothing, or it is damaged, begin anew.
+
+        Raises:
+            MaskwiseError: it is of a learning with other settings.
+        """
+        state = read_json(folder / STATE)
+        if state is None or damage(folder):
+            return
+        before, asked = state["settings"], self.settings.model_dump(mode="json")
+        changed = [
+            f"{name} {asked[name]} (was {before.get(name)})"
+            for name in asked
+            if asked[name] != before.get(name)
+        ]
+        if changed:
+            what = f"{folder} is of a learning with other settings"
+            raise MaskwiseError(what, got=", ".join(changed), do="give a new folder")
+        groups: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in load_file(folder / STATE_TENSORS).items():
+            group, _, rest = name.partition("/")
+            groups.setdefault(group, {})[rest] = tensor
+        self.best = groups["best"]
+        _set(self.policy, groups["policy"])
+        _set(self.average, groups["average"])
+        _set(self.losses, groups["model"])
+        self.optimizers.load_state(groups.get("optimizers", {}))
+        adam: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in groups.get("adam", {}).items():
+            number, _, rest = name.partition("/")
+            adam.setdefault(int(number), {})[rest] = tensor
+        self.adam.load_state_dict({"state": adam, "param_groups": self.adam.state_dict()["param_groups"]})
+        self.now = Point(**{field.name: state["now"][field.name] for field in fields(Point)})
+
+
+class Diverged(Exception):
+    """The outer loop can learn nothing more; the text says why."""
+
+
+def learn_policy(learner: MetaLearner, folder: Path | None = None, *, quiet: bool = False) -> Point:
+    """Learn until the steps are made, nothing gets better on dev, or the outer loss diverges.
+
+    A learning that was stopped goes on from its last judgement.
+
+    Args:
+        learner: its policy is the best average when this returns; the policy of the beginning where none was better.
+        folder: where ``metrics.jsonl`` and the state to resume from go; None keeps nothing.
+        quiet: no progress bar.
+
+    Returns:
+        Where the learning ended: the best step, what its policy was worth on dev, and why it stopped early, if so.
+    """
+    s, resume = learner.settings, folder / "resume" if folder else None
+    if resume:
+        learner.load(resume)
+    first = learner.rank == 0
+    metrics = Metrics(folder / "metrics.jsonl" if folder and first else None, keep_until=learner.now.step)
+    progress = Progress("learning a policy", s.steps, learner.now.step, hidden=quiet or not first)
+    began, outers = time.perf_counter(), []
+    with progress.bar:
+        while learner.now.step < s.steps and not learner.now.stopped:
+            now = learner.now
+            try:
+                line = learner.step()
+            except Diverged as reason:
+                now.stopped = f"diverged: {reason}"
+                break
+            outers.append(line["outer"])
+            metrics.write(
+                {"kind": "meta", "step": now.step, **line, "seconds": round(time.perf_counter() - began, 3)}
+            )
+            progress.advance()
+            if now.step % s.eval_every == 0 or now.step == s.steps:
+                gain = _judge(learner, float(np.mean(outers)))
+                outers = []
+                metrics.write({"kind": "dev", "step": now.step, "gain": gain, "best": now.best})
+                progress.note(outer=line["outer"], gain=gain)
+                if resume and first:
+                    learner.save(resume)
+    metrics.close()
+    _set(learner.policy, learner.best)
+    return learner.now
+
+
+def _judge(learner: MetaLearner, outer: float) -> float:
+    """Judge the average policy, and keep it if it is the best; see whether to go on.
+
+    Args:
+        outer: mean outer loss since the last judgement.
+
+    Returns:
+        What the policy is worth on dev.
+    """
+    s, now = learner.settings, learner.now
+    gain = learner.judge(learner.average)
+    now.waited += 1
+    if gain > now.gain:
+        now.best, now.gain, now.waited, learner.best = now.step, gain, 0, _values(learner.average)
+    if now.first is None:
+        now.first = outer
+    if outer > s.worse * now.first:
+        now.stopped = f"diverged: the outer loss rose from {now.first:.3g} to {outer:.3g} by step {now.step}"
+    elif s.patience and now.waited >= s.patience:
+        now.stopped = f"nothing better on dev since step {now.best}"
+    return gain
+
+
+# Parameters -------------------------------------------------------------------------------------------------------
+
+
+def _descended(theta: Parameters, steps: Sequence[InnerStep]) -> tuple[Parameters, float]:
+    """The parameters after inner steps, and the loss before the first; no rank but this one has a part in it."""
+    now, losses = theta, []
+    for step in steps:
+        leaves = {name: value.detach().requires_grad_() for name, value in now.items()}
+        loss = step.loss(leaves, step.mask)
+        slope = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
+        now = {name: now[name] - step.rate * g for name, g in zip(now, slope, strict=True)}
+        losses.append(float(loss.detach()))
+    return now, losses[0]
+
+
+def _values(module: nn.Module) -> Parameters:
+    """A copy of a module's parameters by name."""
+    return {name: value.detach().clone() for name, value in module.named_parameters()}
+
+
+def _set(module: nn.Module, values: Mapping[str, Tensor]) -> None:
+    with torch.no_grad():
+        for name, value in module.named_parameters():
+            value.copy_(values[name])
+
+
+def _add_up(tensors: Iterable[Tensor]) -> None:
+    for tensor in tensors:
+        dist.all_reduce(tensor)

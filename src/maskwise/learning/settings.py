@@ -1,0 +1,81 @@
+"""The learning part of a recipe: how a policy is learned from a task."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class MetaSettings(BaseModel):
+    """How a policy is learned by the meta-gradient.
+
+    >>> MetaSettings(steps=100, gradient="exact").batch_size
+    32
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    steps: int = Field(200, ge=1)
+    """Outer steps: updates of the policy."""
+
+    batch_size: int = Field(32, ge=1)
+    """Examples of each inner step."""
+
+    inner_steps: int = Field(1, ge=1, le=16)
+    """Pairs of a step under a mask and a step of the task, one after the other, before the outer loss."""
+
+    mask_rate: float = Field(0.5, ge=0)
+    """Size of an inner step of masked pre-training. 0 gives the policy no gradient at all."""
+
+    task_rate: float = Field(0.1, ge=0)
+    """Size of an inner step of the task; 0: there is none."""
+
+    learn_rates: bool = False
+    """Whether both sizes are learned too, each by the gradient of its logarithm."""
+
+    outer: Literal["same", "other"] = "same"
+    """The examples of the outer loss: those of the inner steps, or as many others."""
+
+    gradient: Literal["exact", "finite-difference", "reinforce"] = "finite-difference"
+    """How the meta-gradient is computed; ``reinforce`` is unbiased, slow and noisy: a reference."""
+
+    draws: int = Field(8, ge=2)
+    """Masks of an outer step for ``reinforce``; the other two take one."""
+
+    units: Literal["token", "word"] = "word"
+    """What is masked together while learning."""
+
+    ratio: float = Field(0.15, gt=0, lt=1)
+    """Share of the tokens of a context that is masked while learning."""
+
+    temperature: float = Field(1.0, gt=0)
+    """Scores are divided by it while learning: above 1 masks are drawn more evenly than the policy says."""
+
+    learning_rate: float = Field(0.01, gt=0)
+    """Of the policy (Adam), falling to 0 over the steps. A table of words wants 0.3, an encoder 1e-3 or less."""
+
+    clip: float = Field(0.0, ge=0)
+    """Largest norm of the policy's gradient; 0 for none."""
+
+    entropy: float = Field(0.0, ge=0)
+    """How much a policy is rewarded for spreading its weight over units: nats of outer loss for a nat of entropy."""
+
+    average: float = Field(0.95, ge=0, lt=1)
+    """How much the average of the policy keeps at each step. The average is what is judged and kept; 0: the last."""
+
+    reset_every: int = Field(1, ge=0)
+    """Outer steps after which the model is what it was at the start again; 1: it never moves, 0: it is never reset. A
+    model that moves on knows the answers of train by heart within some tens of steps, and then no mask can help."""
+
+    eval_every: int = Field(25, ge=1)
+    """Outer steps between two judgements of the policy on dev examples, and between two states to resume from."""
+
+    patience: int | None = Field(None, ge=1)
+    """So many judgements without a better one end the learning."""
+
+    worse: float = Field(2.0, gt=1)
+    """The outer loss has diverged where its mean between two judgements is so many times that of the first steps."""
+
+    seed: int = 0
+    """Decides order, contexts and masks."""

@@ -1,0 +1,310 @@
+"""The outer loop on a small fact world: it finds the words that are asked for, goes on after a stop, and ends."""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from maskwise.errors import MaskwiseError
+from maskwise.learning.examples import Examples, find_contexts
+from maskwise.learning.gradients import Losses
+from maskwise.learning.meta import Diverged, MetaLearner, learn_policy
+from maskwise.learning.relaxation import RelaxedDenoising
+from maskwise.learning.scorer import PolicyModel
+from maskwise.learning.settings import MetaSettings
+from maskwise.models import new_config, new_model
+from maskwise.objectives import Classification, MaskedLanguageModelling
+from maskwise.tasks import load_task
+from maskwise.text import train_tokenizer
+from maskwise.text.worlds import read_world
+from maskwise.training import TrainingSettings, log_frequencies
+from processes import two_ranks
+
+WORLD = "factworld(people=40, facts=('work',), friends=false, fillers=1, biographies=2, seed=0)"
+TRAINING = TrainingSettings(learning_rate=1e-3)
+
+
+@lru_cache
+def texts() -> list[str]:
+    return [text for _, text in read_world(WORLD).documents()]
+
+
+@lru_cache
+def tokenizer():
+    return train_tokenizer(texts(), vocab_size=2048)
+
+
+@lru_cache
+def examples(split: str) -> Examples:
+    return Examples.of(load_task(WORLD), split, tokenizer(), texts=texts(), length=32, max_length=16)
+
+
+def learner(**settings) -> MetaLearner:
+    config = new_config(
+        "bert",
+        tokenizer(),
+        32,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+    )
+    counts = (
+        np.bincount(np.concatenate([row["input_ids"] for row in examples("train").contexts]), minlength=500)
+        + 1
+    )
+    model = new_model(config, seed=0, log_unigram=log_frequencies(torch.from_numpy(counts)))
+    losses = Losses(RelaxedDenoising(model, tokenizer().mask_token_id), MaskedLanguageModelling(model))
+    policy = PolicyModel.new(tokenizer(), settings={"hidden_size": 16, "window": 1}, length=32)
+    small = {"steps": 6, "batch_size": 8, "eval_every": 3, "learning_rate": 0.05, "ratio": 0.3}
+    return MetaLearner(
+        losses, policy, examples("train"), examples("dev"), MetaSettings(**small | settings), TRAINING
+    )
+
+
+def weights(learner: MetaLearner) -> Tensor:
+    return torch.cat([value.detach().flatten() for value in learner.policy.parameters()])
+
+
+def test_contexts_of_closed_book_questions() -> None:
+    told = ["Ann Lee is a baker.", "Ann Lee likes tea.", "The baker Bob Lee slept.", "A farmer met Ann Lee."]
+    told += ["this is what it is"] * 20
+    asked = ["what is Ann Lee?", "what is Bob Lee?", "what is Zoe?", "who is Ann Lee?"]
+    rights = [["baker", "farmer"], ["BAKER"], ["pilot"], ["bak"]]
+    assert find_contexts(asked, rights, told) == [[0, 3], [2], [], []]
+    assert find_contexts(asked, rights, told, most=1) == [[0], [2], [], []]
+
+
+def test_examples_know_their_contexts_and_answers() -> None:
+    train = examples("train")
+    assert len(train) == 20 and train.without == 0
+    batch, answer = train.batch(np.arange(20), seed=3)
+    ids = batch.tensor("input_ids")
+    rows = load_task(WORLD).splits["train"]
+    for row, own, marked in zip(rows, ids, answer, strict=True):
+        assert tokenizer().decode(own[marked]) == row.answers[0]
+        assert row.question.removeprefix("what job ").removesuffix("?").casefold() in tokenizer().decode(own)
+    # Which context, and which draws, depend on the example and the seed alone.
+    alone, _ = train.batch(np.array([7]), seed=3)
+    assert alone.example_id[0] == batch.example_id[7]
+    length = int(alone.content.sum()) + 2
+    assert torch.equal(alone.tensor("input_ids")[0, :length], ids[7, :length])
+    assert (train.batch(np.arange(20), seed=4)[0].example_id != batch.example_id).any()
+    asked = train.task(np.array([7]))
+    assert rows[7].question.casefold().split()[2] in tokenizer().decode(asked["input_ids"][0])
+
+
+def test_a_task_that_no_text_tells_of_is_refused() -> None:
+    with pytest.raises(MaskwiseError, match="no text tells an answer"):
+        Examples.of(
+            load_task(WORLD), "train", tokenizer(), texts=["nothing of that"], length=32, max_length=16
+        )
+
+
+def test_rows_with_a_text_of_their_own_are_their_own_contexts() -> None:
+    task = load_task("trivia(train_rows=20)")
+    made = Examples.of(task, "train", tokenizer(), length=32, max_length=32)
+    assert len(made) == 20 and len(made.contexts) == 20 and made.without == 0
+
+
+def test_it_finds_the_words_that_are_asked_for(tmp_path: Path) -> None:
+    mine = learner(steps=30, eval_every=10, batch_size=20)
+    end = learn_policy(mine, tmp_path, quiet=True)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    answers = [line["answers"] for line in lines if line["kind"] == "meta"]
+    assert answers[0] == pytest.approx(1 / 15, abs=0.02) and np.mean(answers[-5:]) > 3 * answers[0]
+    assert end.stopped is None and end.step == 30 and end.best > 0 and end.gain > 0.01
+    assert [line["step"] for line in lines if line["kind"] == "dev"] == [10, 20, 30]
+    assert mine.judge(mine.policy) == pytest.approx(end.gain)  # the best is what is kept
+
+
+def test_a_learning_that_was_stopped_goes_on_bit_for_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    how = {"reset_every": 0, "learn_rates": True}
+    whole = learner(**how)
+    learn_policy(whole, tmp_path / "whole", quiet=True)
+    step = MetaLearner.step
+
+    def killed(self: MetaLearner) -> dict[str, float]:
+        if self.now.step == 4:
+            raise KeyboardInterrupt
+        return step(self)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(MetaLearner, "step", killed)
+        learn_policy(learner(**how), tmp_path / "part", quiet=True)
+    second = learner(**how)
+    end = learn_policy(second, tmp_path / "part", quiet=True)
+    assert torch.equal(weights(second), weights(whole)) and end == whole.now
+    plain = [
+        [
+            {**json.loads(line), "seconds": 0}
+            for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        ]
+        for name in ("whole", "part")
+    ]
+    assert plain[0] == plain[1] and len(plain[0]) == 8
+    with pytest.raises(MaskwiseError, match=r"other settings; got ratio 0\.2 \(was 0\.3\)"):
+        learn_policy(learner(**how, ratio=0.2), tmp_path / "part", quiet=True)
+
+
+def test_a_loss_that_is_not_finite_ends_the_learning_and_keeps_the_best() -> None:
+    mine = learner(mask_rate=1e30)
+    before = weights(mine)
+    end = learn_policy(mine, quiet=True)
+    assert end.stopped.startswith("diverged: outer loss") and end.best == 0
+    assert torch.equal(weights(mine), before)
+
+
+def test_an_outer_loss_that_rises_ends_the_learning(monkeypatch: pytest.MonkeyPatch) -> None:
+    losses = iter([1.0] * 3 + [2.5] * 3)
+    monkeypatch.setattr(MetaLearner, "step", lambda self: _count(self, {"outer": next(losses)}))
+    end = learn_policy(learner(steps=9), quiet=True)
+    assert end.stopped == "diverged: the outer loss rose from 1 to 2.5 by step 6"
+
+
+def test_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    gains = iter([0.5, 0.2, 0.1, 9.0])
+    monkeypatch.setattr(MetaLearner, "step", lambda self: _count(self, {"outer": 1.0}))
+    monkeypatch.setattr(MetaLearner, "judge", lambda self, policy: next(gains))
+    end = learn_policy(learner(steps=12, patience=2), quiet=True)
+    assert (end.step, end.best, end.gain, end.stopped) == (9, 3, 0.5, "nothing better on dev since step 3")
+
+
+def _count(learner: MetaLearner, line: dict[str, float]) -> dict[str, float]:
+    learner.now.step += 1
+    return line
+
+
+def policy_gradient(**settings) -> Tensor:
+    mine = learner(**settings)
+    torch.nn.init.normal_(mine.policy.head.weight, generator=torch.Generator().manual_seed(0))
+    mine.step()
+    return torch.cat([p.grad.flatten() for p in mine.policy.parameters()])
+
+
+def test_back_ends_agree() -> None:
+    exact, near = (policy_gradient(gradient=name, inner_steps=2) for name in ("exact", "finite-difference"))
+    assert torch.nn.functional.cosine_similarity(exact, near, 0) > 0.999
+    assert float(near.norm() / exact.norm()) == pytest.approx(1, abs=0.02)
+
+
+def test_reinforce_points_where_the_relaxation_does() -> None:
+    relaxed = policy_gradient(batch_size=2)
+    unbiased = policy_gradient(batch_size=2, gradient="reinforce", draws=100)
+    assert torch.nn.functional.cosine_similarity(relaxed, unbiased, 0) > 0.2
+
+
+def test_without_an_inner_step_nothing_is_learned() -> None:
+    mine = learner(mask_rate=0.0)
+    before = weights(mine)
+    line = mine.step()
+    assert line["grad_norm"] == 0 and torch.equal(weights(mine), before)
+
+
+def test_the_model_moves_or_is_reset() -> None:
+    for every, moves in ((0, True), (1, False), (2, True)):
+        mine = learner(reset_every=every)
+        mine.step()
+        now = mine.losses.parameters_now()
+        assert any(not torch.equal(now[name], mine.start[name]) for name in now) == moves
+    mine.step()  # the second of two
+    assert all(torch.equal(value, mine.start[name]) for name, value in mine.losses.parameters_now().items())
+
+
+def test_learned_step_sizes_move_and_others_do_not() -> None:
+    fixed, learned = learner(), learner(learn_rates=True)
+    for mine in (fixed, learned):
+        mine.step()
+    assert (fixed.now.mask_rate, fixed.now.task_rate) == (0.5, 0.1)
+    assert (
+        learned.now.mask_rate != 0.5 and learned.now.task_rate > 0.1
+    )  # a longer step of the task helps at once
+
+
+def test_entropy_is_rewarded() -> None:
+    spread = []
+    for reward in (0.0, 5.0):
+        mine = learner(entropy=reward, learning_rate=0.02)
+        torch.nn.init.normal_(mine.policy.head.weight, std=0.5, generator=torch.Generator().manual_seed(0))
+        spread.append([mine.step()["entropy"] for _ in range(4)])
+    assert spread[0][0] == spread[1][0] and spread[1][-1] > spread[0][-1] + 0.02
+
+
+def test_other_examples_for_the_outer_loss() -> None:
+    same, other = (policy_gradient(outer=name) for name in ("same", "other"))
+    assert not torch.allclose(same, other)
+
+
+def test_encoders_are_shared_with_a_head_for_classes() -> None:
+    """A task with a head of its own: both losses move one encoder."""
+    from maskwise.models import load_task_model, task_config
+
+    task = load_task("trivia(train_rows=16)")
+    rows = {
+        split: Examples.of(task, split, tokenizer(), length=32, max_length=32) for split in ("train", "dev")
+    }
+    config = new_config(
+        "bert",
+        tokenizer(),
+        32,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+    )
+    model = new_model(config, seed=0)
+    judged = load_task_model(None, task_config(config, task.kind.config(task)), head=task.kind.head, seed=0)
+    model.bert = judged.bert
+    losses = Losses(RelaxedDenoising(model, tokenizer().mask_token_id), Classification(judged))
+    policy = PolicyModel.new(tokenizer(), settings={"hidden_size": 16, "window": 1}, length=32)
+    settings = MetaSettings(steps=2, batch_size=8, mask_rate=0.5)
+    mine = MetaLearner(losses, policy, rows["train"], rows["dev"], settings, TRAINING)
+    assert mine.step()["grad_norm"] > 0
+    assert sum(name.startswith("task.") for name in losses.parameters_now()) == 2  # the classifier alone
+
+
+@pytest.mark.process
+def test_two_ranks_do_what_one_does(tmp_path: Path) -> None:
+    how = {"reset_every": 0, "steps": 3, "eval_every": 3, "entropy": 0.01}
+    alone = learner(**how)
+    for _ in range(3):
+        alone.step()
+    two_ranks(_on_a_rank, tmp_path, how)
+    both = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+    assert torch.equal(both[0], both[1])
+    # The last number is the head's bias, which changes no mask: its gradient is rounding, which Adam makes large.
+    torch.testing.assert_close(both[0][:-1], weights(alone)[:-1], rtol=1e-3, atol=1e-4)
+
+
+def _on_a_rank(folder: Path, how: dict) -> None:
+    import os
+
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo")
+    mine = learner(**how)
+    for _ in range(3):
+        mine.step()
+    torch.save(weights(mine), folder / f"{os.environ['RANK']}.pt")
+
+
+@pytest.mark.process
+def test_ranks_and_back_ends_that_do_not_fit_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch.distributed as dist
+
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_rank", lambda: 0)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 3)
+    with pytest.raises(MaskwiseError, match="multiple of the processes; got 8 for 3"):
+        learner()
+    with pytest.raises(MaskwiseError, match="this gradient is for one process; got exact"):
+        learner(batch_size=9, gradient="exact")
+    assert issubclass(Diverged, Exception)
