@@ -14,14 +14,16 @@ from torch import Tensor
 from maskwise.errors import MaskwiseError
 from maskwise.learning.examples import Examples, find_contexts
 from maskwise.learning.gradients import Losses
-from maskwise.learning.meta import Diverged, MetaLearner, learn_policy
+from maskwise.learning.loop import learn_meta, learn_policy, losses_of
+from maskwise.learning.meta import Diverged, MetaLearner
 from maskwise.learning.relaxation import RelaxedDenoising
 from maskwise.learning.scorer import PolicyModel
 from maskwise.learning.settings import MetaSettings
 from maskwise.models import new_config, new_model
-from maskwise.objectives import Classification, MaskedLanguageModelling
+from maskwise.objectives import MaskedLanguageModelling
 from maskwise.tasks import load_task
-from maskwise.text import train_tokenizer
+from maskwise.text import read_documents, train_tokenizer
+from maskwise.text.settings import TokenizerSettings
 from maskwise.text.worlds import read_world
 from maskwise.training import TrainingSettings, log_frequencies
 from processes import two_ranks
@@ -243,32 +245,60 @@ def test_other_examples_for_the_outer_loss() -> None:
     assert not torch.allclose(same, other)
 
 
-def test_encoders_are_shared_with_a_head_for_classes() -> None:
-    """A task with a head of its own: both losses move one encoder."""
-    from maskwise.models import load_task_model, task_config
+def small_model(architecture: str = "bert"):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    return new_model(new_config(architecture, tokenizer(), 32, **sizes), seed=0)
 
-    task = load_task("trivia(train_rows=16)")
-    rows = {
-        split: Examples.of(task, split, tokenizer(), length=32, max_length=32) for split in ("train", "dev")
-    }
-    config = new_config(
-        "bert",
-        tokenizer(),
-        32,
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
+
+def test_a_task_with_a_head_of_its_own_shares_the_encoder(tmp_path: Path) -> None:
+    model, task = small_model(), load_task("trivia(train_rows=16)")
+    weight = model.bert.encoder.layer[0].output.dense.weight.detach().clone()
+    losses = losses_of(model, task, tokenizer(), seed=0)
+    assert torch.equal(losses.task.model.bert.encoder.layer[0].output.dense.weight, weight)
+    own = [name for name in losses.parameters_now() if name.startswith("task.")]
+    assert own == ["task.model.classifier.weight", "task.model.classifier.bias"]
+    assert (
+        losses.denoising.model.get_output_embeddings().weight is model.bert.embeddings.word_embeddings.weight
     )
-    model = new_model(config, seed=0)
-    judged = load_task_model(None, task_config(config, task.kind.config(task)), head=task.kind.head, seed=0)
-    model.bert = judged.bert
-    losses = Losses(RelaxedDenoising(model, tokenizer().mask_token_id), Classification(judged))
-    policy = PolicyModel.new(tokenizer(), settings={"hidden_size": 16, "window": 1}, length=32)
-    settings = MetaSettings(steps=2, batch_size=8, mask_rate=0.5)
-    mine = MetaLearner(losses, policy, rows["train"], rows["dev"], settings, TRAINING)
-    assert mine.step()["grad_norm"] > 0
-    assert sum(name.startswith("task.") for name in losses.parameters_now()) == 2  # the classifier alone
+    policy = PolicyModel.new(tokenizer(), settings={"hidden_size": 8}, length=32)
+    end = learn_meta(
+        MetaSettings(steps=2, batch_size=8), policy=policy, task=task, texts=(), model=small_model(),
+        tokenizer=tokenizer(), training=TRAINING, length=32, max_length=32, folder=tmp_path, quiet=True,
+    )  # fmt: skip
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert (
+        end.step == 2 and lines[0]["grad_norm"] > 0 and np.isnan(lines[0]["answers"])
+    )  # classes have no answers
+
+
+def test_an_encoder_decoder_learns_with_one_mask_a_token() -> None:
+    words = TokenizerSettings(sentinels=4).tokenizer(read_documents(texts()))
+    config = new_config("t5", words, 32, kind="encoder-decoder", d_model=16, d_kv=8, d_ff=16, num_layers=1,
+                        num_heads=2, dropout_rate=0.0)  # fmt: skip
+    task = load_task(WORLD.replace("seed=0", "seed=0, kind='generation', beams=1, max_target=4"))
+    policy = PolicyModel.new(words, settings={"hidden_size": 8, "window": 1}, length=32)
+    before = policy.head.weight.detach().clone()
+    end = learn_meta(
+        MetaSettings(steps=2, batch_size=8, ratio=0.3, eval_every=1), policy=policy, task=task, texts=texts(),
+        model=new_model(config, seed=0), tokenizer=words, training=TRAINING, length=32, max_length=16, quiet=True,
+    )  # fmt: skip
+    assert end.step == 2 and np.isfinite(end.gain)
+    assert end.best == 0 or not torch.equal(policy.head.weight, before)
+
+
+def test_tasks_and_policies_that_do_not_fit_are_refused() -> None:
+    world, frozen = load_task(WORLD), load_task("trivia(kind='sentence-embedding', train_rows=20)")
+    with pytest.raises(MaskwiseError, match="this task has none; got sentence-embedding"):
+        losses_of(small_model(), frozen, tokenizer(), seed=0)
+    written = load_task(WORLD.replace("seed=0", "seed=0, kind='generation'"))
+    with pytest.raises(MaskwiseError, match="kind generation is not for this model; got an encoder"):
+        losses_of(small_model(), written, tokenizer(), seed=0)
+    spans = PolicyModel.new(tokenizer(), settings={"hidden_size": 8}, head="spans", length=32)
+    with pytest.raises(MaskwiseError, match="needs a policy that scores tokens; got spans"):
+        learn_meta(
+            MetaSettings(), policy=spans, task=world, texts=texts(), model=small_model(), tokenizer=tokenizer(),
+            training=TRAINING, length=32,
+        )  # fmt: skip
 
 
 @pytest.mark.process

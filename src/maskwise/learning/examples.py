@@ -168,9 +168,10 @@ class Examples:
         answer = batch.layers.pop("answer").reshape(batch.shape) > 0
         return batch, torch.from_numpy(answer)
 
-    def task(self, examples: Array) -> dict[str, Tensor]:
+    def task(self, examples: Array, device: torch.device | str = "cpu") -> dict[str, Tensor]:
         """The task's rows of these examples, as a batch of its objective."""
-        return self.data.batch(torch.from_numpy(self.rows[examples]))
+        batch = self.data.batch(torch.from_numpy(self.rows[examples]))
+        return {name: value.to(device) for name, value in batch.items()}
 
 
 def context_of(row: Row) -> str | None:
@@ -236,14 +237,17 @@ class Masked:
             return torch.where(self.answer.any(1), (share_BL * self.answer).sum(1), torch.nan)
 
 
-def masked_by(policy: Scorer, examples: Examples, rows: Array, settings: MetaSettings, *, key: int) -> Masked:
+def masked_by(
+    policy: Scorer, examples: Examples, rows: Array, settings: MetaSettings, *, key: int,
+    device: torch.device | str = "cpu",
+) -> Masked:  # fmt: skip
     """One context of each of some examples, scored by a policy and masked by the scores; ``key`` decides all draws."""
     batch, answer = examples.batch(rows, seed=key)
     attention = torch.from_numpy(batch.present.astype(np.int64)).view(batch.shape)
-    inputs = {"input_ids": batch.tensor("input_ids"), "attention_mask": attention}
-    logit_BL = policy(inputs["input_ids"], attention) / settings.temperature
+    inputs = {"input_ids": batch.tensor("input_ids").to(device), "attention_mask": attention.to(device)}
+    logit_BL = policy(inputs["input_ids"], inputs["attention_mask"]) / settings.temperature
     choice = _chosen(batch, logit_BL, settings, key)
-    return Masked(inputs, answer, choice, choice.unit_logits(logit_BL), batch, logit_BL, key)
+    return Masked(inputs, answer.to(device), choice, choice.unit_logits(logit_BL), batch, logit_BL, key)
 
 
 def _chosen(batch: AnnotatedBatch, logit_BL: Tensor, settings: MetaSettings, key: int) -> Choice:
@@ -253,4 +257,4 @@ def _chosen(batch: AnnotatedBatch, logit_BL: Tensor, settings: MetaSettings, key
 
 def even(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
     """The policy that has no preference."""
-    return torch.zeros(input_ids.shape)
+    return torch.zeros(input_ids.shape, device=input_ids.device)

@@ -211,7 +211,8 @@ def _finite_difference(
         first = number == 0  # nothing before it asks how the loss depends on where it began
         if first and step.mask is None:
             break
-        aside, change, of_mask = epsilon / norm, {}, []
+        aside, of_mask = epsilon / norm, []
+        change: Parameters = {}
         for sign in (1, -1):
             _, slope, mask_slope = _slope(
                 step.loss, _moved(visited[number], v, sign * aside), step.mask, agree, of_theta=not first

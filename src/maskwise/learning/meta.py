@@ -16,7 +16,6 @@ from __future__ import annotations
 import copy
 import json
 import math
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -34,7 +33,6 @@ from maskwise.learning.examples import Examples, Masked, even, masked_by
 from maskwise.learning.gradients import InnerStep, Loss, Losses, Parameters, meta_gradient, score_function
 from maskwise.learning.settings import MetaSettings
 from maskwise.training import TrainingSettings
-from maskwise.training.log import Metrics, Progress
 from maskwise.training.optim import Optimizers
 
 STATE, STATE_TENSORS = "state.json", "state.safetensors"
@@ -92,9 +90,10 @@ class MetaLearner:
             raise MaskwiseError("this gradient is for one process", got=settings.gradient, do=do)
         losses.eval()
         policy.eval()
+        self.device = next(losses.parameters()).device
         self.average, self.clip = copy.deepcopy(policy), training.clip or math.inf
         self.start = losses.parameters_now()
-        self.best = _values(policy)
+        self.best = values_of(policy)
         constant = {"decay": "constant", "warmup": 0.0, "steps": settings.steps}
         self.optimizers = Optimizers(losses, training.model_copy(update=constant))
         self.optimizers.set_rate(0)
@@ -119,7 +118,7 @@ class MetaLearner:
             group["lr"] = s.learning_rate * (1 - number / s.steps)
         parts = [self._rows(number * s.inner_steps + k, 0) for k in range(s.inner_steps)]
         masked = [
-            masked_by(self.policy, self.train, rows, s, key=fold(s.seed, number, k))
+            masked_by(self.policy, self.train, rows, s, key=fold(s.seed, number, k), device=self.device)
             for k, rows in enumerate(parts)
         ]
         budgets = [self._total(m.choice.budget) for m in masked]
@@ -170,7 +169,7 @@ class MetaLearner:
 
     def _task(self, rows: Array) -> Loss:
         """The task's loss over these rows and those of the other ranks."""
-        batch = self.train.task(rows)
+        batch = self.train.task(rows, self.device)
         count = (
             torch.count_nonzero(batch["labels"] != -100)
             if batch["labels"].dim() > 1
@@ -224,7 +223,7 @@ class MetaLearner:
 
     def _move(self, parts: Sequence[Array], masked: Sequence[Masked], budgets: Sequence[Tensor]) -> None:
         """Ordinary steps of the model: of pre-training under the same masks, and of the task."""
-        theta = dict(self.losses.named_parameters())
+        theta: Parameters = dict(self.losses.named_parameters())
         for rows, m, budget in zip(parts, masked, budgets, strict=True):
             loss = self.losses.of(m.inputs, budget)(theta, m.choice.hard()) + self._task(rows)(theta, None)
             loss.backward()
@@ -235,7 +234,7 @@ class MetaLearner:
             self.optimizers.zero_grad()
 
     def _reset(self) -> None:
-        _set(self.losses, self.start)
+        set_values(self.losses, self.start)
         for member in self.optimizers.members:
             member.state.clear()
 
@@ -264,10 +263,12 @@ class MetaLearner:
         for draw in range(draws):
             for begin in range(0, len(self.dev), size):
                 rows = np.arange(begin, min(begin + size, len(self.dev)))
-                outer = self.losses.of(self.dev.task(rows))
+                outer = self.losses.of(self.dev.task(rows, self.device))
                 for scorer, sign in ((policy, -1), (even, 1)):
                     with torch.no_grad():
-                        m = masked_by(scorer, self.dev, rows, self.settings, key=fold(0xDE, draw))
+                        m = masked_by(
+                            scorer, self.dev, rows, self.settings, key=fold(0xDE, draw), device=self.device
+                        )
                     step = InnerStep(
                         self.losses.of(m.inputs, m.choice.budget), self.now.mask_rate, m.choice.hard()
                     )
@@ -285,8 +286,8 @@ class MetaLearner:
             for number, entry in self.adam.state_dict()["state"].items()
             for name, value in entry.items()
         }
-        groups = {
-            "policy": _values(self.policy), "average": _values(self.average), "best": self.best, "adam": adam,
+        groups: dict[str, Mapping[str, Tensor]] = {
+            "policy": values_of(self.policy), "average": values_of(self.average), "best": self.best, "adam": adam,
             "model": dict(self.losses.named_parameters()), "optimizers": self.optimizers.state(),
         }  # fmt: skip
         tensors = {f"{group}/{name}": t for group, members in groups.items() for name, t in members.items()}
@@ -321,9 +322,9 @@ class MetaLearner:
             group, _, rest = name.partition("/")
             groups.setdefault(group, {})[rest] = tensor
         self.best = groups["best"]
-        _set(self.policy, groups["policy"])
-        _set(self.average, groups["average"])
-        _set(self.losses, groups["model"])
+        set_values(self.policy, groups["policy"])
+        set_values(self.average, groups["average"])
+        set_values(self.losses, groups["model"])
         self.optimizers.load_state(groups.get("optimizers", {}))
         adam: dict[int, dict[str, Tensor]] = {}
         for name, tensor in groups.get("adam", {}).items():
@@ -335,74 +336,6 @@ class MetaLearner:
 
 class Diverged(Exception):
     """The outer loop can learn nothing more; the text says why."""
-
-
-def learn_policy(learner: MetaLearner, folder: Path | None = None, *, quiet: bool = False) -> Point:
-    """Learn until the steps are made, nothing gets better on dev, or the outer loss diverges.
-
-    A learning that was stopped goes on from its last judgement.
-
-    Args:
-        learner: its policy is the best average when this returns; the policy of the beginning where none was better.
-        folder: where ``metrics.jsonl`` and the state to resume from go; None keeps nothing.
-        quiet: no progress bar.
-
-    Returns:
-        Where the learning ended: the best step, what its policy was worth on dev, and why it stopped early, if so.
-    """
-    s, resume = learner.settings, folder / "resume" if folder else None
-    if resume:
-        learner.load(resume)
-    first = learner.rank == 0
-    metrics = Metrics(folder / "metrics.jsonl" if folder and first else None, keep_until=learner.now.step)
-    progress = Progress("learning a policy", s.steps, learner.now.step, hidden=quiet or not first)
-    began, outers = time.perf_counter(), []
-    with progress.bar:
-        while learner.now.step < s.steps and not learner.now.stopped:
-            now = learner.now
-            try:
-                line = learner.step()
-            except Diverged as reason:
-                now.stopped = f"diverged: {reason}"
-                break
-            outers.append(line["outer"])
-            metrics.write(
-                {"kind": "meta", "step": now.step, **line, "seconds": round(time.perf_counter() - began, 3)}
-            )
-            progress.advance()
-            if now.step % s.eval_every == 0 or now.step == s.steps:
-                gain = _judge(learner, float(np.mean(outers)))
-                outers = []
-                metrics.write({"kind": "dev", "step": now.step, "gain": gain, "best": now.best})
-                progress.note(outer=line["outer"], gain=gain)
-                if resume and first:
-                    learner.save(resume)
-    metrics.close()
-    _set(learner.policy, learner.best)
-    return learner.now
-
-
-def _judge(learner: MetaLearner, outer: float) -> float:
-    """Judge the average policy, and keep it if it is the best; see whether to go on.
-
-    Args:
-        outer: mean outer loss since the last judgement.
-
-    Returns:
-        What the policy is worth on dev.
-    """
-    s, now = learner.settings, learner.now
-    gain = learner.judge(learner.average)
-    now.waited += 1
-    if gain > now.gain:
-        now.best, now.gain, now.waited, learner.best = now.step, gain, 0, _values(learner.average)
-    if now.first is None:
-        now.first = outer
-    if outer > s.worse * now.first:
-        now.stopped = f"diverged: the outer loss rose from {now.first:.3g} to {outer:.3g} by step {now.step}"
-    elif s.patience and now.waited >= s.patience:
-        now.stopped = f"nothing better on dev since step {now.best}"
-    return gain
 
 
 # Parameters -------------------------------------------------------------------------------------------------------
@@ -420,12 +353,12 @@ def _descended(theta: Parameters, steps: Sequence[InnerStep]) -> tuple[Parameter
     return now, losses[0]
 
 
-def _values(module: nn.Module) -> Parameters:
+def values_of(module: nn.Module) -> Parameters:
     """A copy of a module's parameters by name."""
     return {name: value.detach().clone() for name, value in module.named_parameters()}
 
 
-def _set(module: nn.Module, values: Mapping[str, Tensor]) -> None:
+def set_values(module: nn.Module, values: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for name, value in module.named_parameters():
             value.copy_(values[name])

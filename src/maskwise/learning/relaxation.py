@@ -251,7 +251,8 @@ class RelaxedDenoising(nn.Module):
             mask_BL: (B, L) from ``Choice.mask``.
             budget: tokens, of all rows (and ranks) together.
         """
-        ids, embed = inputs["input_ids"], encoder_of(self.model).get_input_embeddings()
+        ids = inputs["input_ids"]
+        embed: nn.Module = encoder_of(self.model).get_input_embeddings()  # type: ignore[operator]
         hidden = embed(ids.new_tensor(self.mask_id))
         share = mask_BL.unsqueeze(-1).to(hidden.dtype)
         shown = {

@@ -1,0 +1,167 @@
+"""How a learning of the outer loop runs: judged on dev, kept, stopped, gone on with; and what it is built from."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from maskwise.errors import MaskwiseError
+from maskwise.families import adapter_of, encoder_of
+from maskwise.learning.examples import Examples
+from maskwise.learning.gradients import Losses
+from maskwise.learning.meta import Diverged, MetaLearner, Point, set_values, values_of
+from maskwise.learning.relaxation import RelaxedDenoising
+from maskwise.learning.scorer import PolicyModel
+from maskwise.learning.settings import MetaSettings
+from maskwise.masking import Vocabulary
+from maskwise.models import load_task_model, task_config
+from maskwise.objectives import Objective
+from maskwise.tasks.task import Task, Tuned
+from maskwise.training import TrainingSettings
+from maskwise.training.engine import new_accelerator
+from maskwise.training.log import Metrics, Progress
+
+
+def learn_meta(
+    settings: MetaSettings, *, policy: PolicyModel, task: Task, texts: Sequence[str], model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase, training: TrainingSettings, length: int, max_length: int = 64,
+    folder: Path | None = None, quiet: bool = False,
+) -> Point:  # fmt: skip
+    """Learn a policy by the meta-gradient.
+
+    Args:
+        policy: a scorer of tokens; it becomes the learned one.
+        task: its train rows are learned from, its dev rows judge.
+        texts: where contexts are looked for, if the rows have none of their own.
+        model: what the policy is to help: a pre-trained model, or one with fresh weights. It is changed.
+        training: how the model moves on by itself, where it does.
+        length: tokens of a context.
+        max_length: tokens of a row of the task.
+        folder, quiet: as for ``learn_policy``.
+
+    Raises:
+        MaskwiseError: a task without a loss, or that does not fit the model; no context for any of its rows.
+    """
+    if policy.config.head != "tokens":
+        do = "learn it with method: supervised, or take head: tokens"
+        raise MaskwiseError(
+            "the meta-gradient needs a policy that scores tokens", got=policy.config.head, do=do
+        )
+    losses = losses_of(model, task, tokenizer, seed=settings.seed)
+    rows = {
+        split: Examples.of(task, split, tokenizer, texts=texts, length=length, max_length=max_length)
+        for split in ("train", "dev")
+    }
+    accelerator = new_accelerator(training, None)
+    losses.to(accelerator.device)
+    policy.to(accelerator.device)
+    return learn_policy(
+        MetaLearner(losses, policy, rows["train"], rows["dev"], settings, training), folder, quiet=quiet
+    )
+
+
+def losses_of(model: PreTrainedModel, task: Task, tokenizer: PreTrainedTokenizerBase, *, seed: int) -> Losses:
+    """The two losses of a model. A task with a head of its own gets a new one, and its model the encoder of this one.
+
+    Raises:
+        MaskwiseError: a task that is not tuned, or not for such a model; a tokenizer without a mask or sentinel.
+    """
+    kind, family = task.kind, adapter_of(model.config).kind
+    if not isinstance(kind, Tuned):
+        do = "take the kind that is fine-tuned"
+        raise MaskwiseError("a policy is learned from a loss, and this task has none", got=kind.name, do=do)
+    if (kind.head == "seq2seq") != (family == "encoder-decoder"):
+        do = "take kind=generation for an encoder–decoder, and another one for an encoder"
+        raise MaskwiseError(f"a task of kind {kind.name} is not for this model", got=f"an {family}", do=do)
+    judged: PreTrainedModel = model
+    if kind.head not in ("masked-lm", "seq2seq"):
+        config = task_config(model.config, kind.config(task))
+        judged = load_task_model(None, config, head=kind.head, seed=seed)
+        encoder_of(judged).load_state_dict(
+            encoder_of(model).state_dict(), strict=False
+        )  # it may have a pooler
+        setattr(model, model.base_model_prefix, encoder_of(judged))
+        model.tie_weights()
+    vocabulary = Vocabulary.of(tokenizer)
+    sentinel = next(iter(vocabulary.sentinels), None)
+    # A model that learned from sentinels knows nothing of [MASK], even where the tokenizer has one.
+    mask = vocabulary.mask if family == "encoder" or sentinel is None else sentinel
+    if mask is None:
+        do = "set tokenizer.sentinels, or take a tokenizer with [MASK]"
+        raise MaskwiseError(
+            "nothing can stand for a masked token", got="no mask token and no sentinel", do=do
+        )
+    objective: Objective = kind.objective(judged)
+    return Losses(RelaxedDenoising(model, mask), objective)
+
+
+def learn_policy(learner: MetaLearner, folder: Path | None = None, *, quiet: bool = False) -> Point:
+    """Learn until the steps are made, nothing gets better on dev, or the outer loss diverges.
+
+    A learning that was stopped goes on from its last judgement.
+
+    Args:
+        learner: its policy is the best average when this returns; the policy of the beginning where none was better.
+        folder: where ``metrics.jsonl`` and the state to resume from go; None keeps nothing.
+        quiet: no progress bar.
+
+    Returns:
+        Where the learning ended: the best step, what its policy was worth on dev, and why it stopped early, if so.
+    """
+    s, resume = learner.settings, folder / "resume" if folder else None
+    if resume:
+        learner.load(resume)
+    first = learner.rank == 0
+    metrics = Metrics(folder / "metrics.jsonl" if folder and first else None, keep_until=learner.now.step)
+    progress = Progress("learning a policy", s.steps, learner.now.step, hidden=quiet or not first)
+    began, outers = time.perf_counter(), []
+    with progress.bar:
+        while learner.now.step < s.steps and not learner.now.stopped:
+            now = learner.now
+            try:
+                line = learner.step()
+            except Diverged as reason:
+                now.stopped = f"diverged: {reason}"
+                break
+            outers.append(line["outer"])
+            metrics.write(
+                {"kind": "meta", "step": now.step, **line, "seconds": round(time.perf_counter() - began, 3)}
+            )
+            progress.advance()
+            if now.step % s.eval_every == 0 or now.step == s.steps:
+                gain = _judge(learner, float(np.mean(outers)))
+                outers = []
+                metrics.write({"kind": "dev", "step": now.step, "gain": gain, "best": now.best})
+                progress.note(outer=line["outer"], gain=gain)
+                if resume and first:
+                    learner.save(resume)
+    metrics.close()
+    set_values(learner.policy, learner.best)
+    return learner.now
+
+
+def _judge(learner: MetaLearner, outer: float) -> float:
+    """Judge the average policy, and keep it if it is the best; see whether to go on.
+
+    Args:
+        outer: mean outer loss since the last judgement.
+
+    Returns:
+        What the policy is worth on dev.
+    """
+    s, now = learner.settings, learner.now
+    gain = learner.judge(learner.average)
+    now.waited += 1
+    if gain > now.gain:
+        now.best, now.gain, now.waited, learner.best = now.step, gain, 0, values_of(learner.average)
+    if now.first is None:
+        now.first = outer
+    if outer > s.worse * now.first:
+        now.stopped = f"diverged: the outer loss rose from {now.first:.3g} to {outer:.3g} by step {now.step}"
+    elif s.patience and now.waited >= s.patience:
+        now.stopped = f"nothing better on dev since step {now.best}"
+    return gain
