@@ -6,6 +6,7 @@ import inspect
 import json
 import math
 import random
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ from maskwise.tasks import (
 )
 from maskwise.tasks.generation import Answer, Generation, example_of
 from maskwise.tasks.judge import Best, answer, load_network
+from maskwise.tasks.tensors import TaskSource
 from maskwise.tasks.metrics import ITEMS, METRICS, bootstrap_interval
 from maskwise.text import train_tokenizer
 
@@ -374,6 +376,36 @@ def test_answers_do_not_depend_on_the_batch_and_nats_are_those_of_the_first_answ
         )
     log = out.logits.log_softmax(-1)[0].gather(1, labels.T)[1:]  # [CLS], always the same, does not count
     assert together[0].nats == pytest.approx(-float(log.sum()), rel=1e-4) and together[0].tokens == len(log)
+
+
+def test_in_every_epoch_one_of_the_right_answers_is_learned(tmp_path, tokenizer):
+    """A choice by (seed, epoch, row): the same after a stop, another in the next epoch, all equally often."""
+    rows = [{"input": f"{first} {then}", "output": ["red", "green", "blue"][: 1 + n % 3], "split": split}
+            for split in ("train", "dev", "test") for first in WORDS for n, then in enumerate(WORDS[:6])]  # fmt: skip
+    task = load_task(write(tmp_path / "several.jsonl", rows))
+    data = encode(task, tokenizer, max_length=16)
+    seen: dict[str, list[list[str]]] = {}
+    for epoch in range(8):
+        settings = FinetuneSettings(epochs=8, batch_size=len(data["train"])).training(task, seed=3)
+        (batch,) = TaskSource(data["train"], settings).batches(epoch, rank=0, ranks=1)  # made anew, as after a stop
+        (again,) = TaskSource(data["train"], settings).batches(epoch, rank=0, ranks=1)
+        assert torch.equal(batch["labels"], again["labels"])
+        texts, written = tokenizer.batch_decode(batch["input_ids"], skip_special_tokens=True), batch["labels"][:, 1]
+        for text, token in zip(texts, tokenizer.convert_ids_to_tokens(written)):
+            seen.setdefault(text, []).append(token)
+    counts = {n: Counter() for n in range(3)}
+    for row in task.splits["train"]:
+        assert set(seen[row.text]) <= set(row.answers)
+        counts[len(row.answers) - 1].update(seen[row.text])
+    assert [len(counts[n]) for n in range(3)] == [1, 2, 3]
+    for n, counter in counts.items():  # five standard errors
+        share, total = 1 / (n + 1), counter.total()
+        assert all(abs(c - total * share) <= 5 * (total * share * (1 - share)) ** 0.5 for c in counter.values())
+    assert len({tuple(answers) for answers in seen.values()}) > 50
+    other = TaskSource(data["train"], settings.model_copy(update={"seed": 4})).batches(0, rank=0, ranks=1)
+    assert not torch.equal(other[0]["labels"], TaskSource(data["train"], settings).batches(0, rank=0, ranks=1)[0]["labels"])
+    labels = data["test"].batch(torch.arange(len(data["test"])))["labels"]
+    assert set(tokenizer.convert_ids_to_tokens(labels[:, 1])) == {"red"}  # read is the first
 
 
 def test_nats_as_the_metric(tmp_path, tokenizer, copying):

@@ -1,8 +1,8 @@
 """Tasks whose answers are written by an encoder–decoder: questions without a context, summaries, any text to any text.
 
-A row is a text and all its right answers. The model learns to write the first of them, and answers by beam search,
-the same for every checkpoint: what a checkpoint's own ``generation_config`` says is not used. Rows are written in
-batches of similar length. Nothing in it is random.
+A row is a text and all its right answers. In every epoch the model learns to write one of them, which a hash of (seed,
+epoch, row) chooses; scores take all of them. It answers by beam search, the same for every checkpoint: what a
+checkpoint's own ``generation_config`` says is not used. Rows are written in batches of similar length.
 
 Beside what is written, every right answer is also *read*: the mean nats of its tokens (the first answer's, its end
 included) says what a model knows long before it is the likeliest thing to say, so small models are compared by it.
@@ -35,7 +35,7 @@ from maskwise.objectives import Denoising
 from maskwise.tasks.metrics import ITEMS, matched, nats_per_token
 from maskwise.tasks.questions import NO_ANSWER, choices_of, right_choice
 from maskwise.tasks.task import NO_TEXT, Answers, Columns, Row, Task, Tuned, UsualColumns, label_of
-from maskwise.tasks.tensors import EVAL_TOKENS, Cutter, Data, Flat
+from maskwise.tasks.tensors import EVAL_TOKENS, Cutter, Data, Flat, edges
 from maskwise.text.labelled import Record
 from maskwise.training.data import by_width
 
@@ -64,7 +64,7 @@ _INSIDE = ("answer", "text", "string", "value", "Value", "aliases", "Aliases")
 
 @dataclass(frozen=True)
 class WrittenRow(Row):
-    """A text, and all its right answers, of which the first is learned; ``patterns`` are regular expressions."""
+    """A text, and all its right answers; ``patterns`` are regular expressions."""
 
     text: str
     answers: list[str]
@@ -252,18 +252,23 @@ class Generation(Tuned[WrittenRow]):
         rows, backend = task.splits[split], cutter.backend
         inputs = backend.encode_batch([row.text for row in rows])
         backend.enable_truncation(self.max_target)
-        targets = backend.encode_batch([row.answers[0] for row in rows])
-        cut = {f"texts cut at {cutter.max_length} tokens": _cut(inputs),
-               f"answers cut at {self.max_target} tokens": _cut(targets)}  # fmt: skip
+        taken = [row.answers if split == "train" else row.answers[:1] for row in rows]
+        answers = [answer for some in taken for answer in some]
+        targets = backend.encode_batch(answers)
+        cut = [(f"texts cut at {cutter.max_length} tokens", inputs, _cut(inputs)),
+               (f"answers cut at {self.max_target} tokens", targets, _cut(targets))]  # fmt: skip
         if task.metric in ("accuracy", "exact-match"):
             back = backend.decode_batch([target.ids for target in targets])
             lost = [
-                not target.overflowing and not ITEMS[task.metric](row.answers[:1], text)
-                for row, target, text in zip(rows, targets, back, strict=True)
+                not target.overflowing and not ITEMS[task.metric]([answer], text)
+                for answer, target, text in zip(answers, targets, back, strict=True)
             ]
-            cut["answers that the tokenizer cannot write (case, accents, unknown characters)"] = sum(lost)
+            what = "answers that the tokenizer cannot write (case, accents, unknown characters)"
+            cut.append((what, targets, sum(lost)))
+        notes = [f"{what}: {count} of {len(whole)}" for what, whole, count in cut if count]
         framed = bool(targets and targets[0].special_tokens_mask[:1] == [1])
-        return Written(Flat.of(inputs, cutter.pad), Flat.of(targets, cutter.pad), framed, backend, self, cut)
+        flat, first = Flat.of(targets, cutter.pad), edges([len(some) for some in taken])
+        return Written(Flat.of(inputs, cutter.pad), flat, first, framed, backend, self, notes)
 
 
 # Records
@@ -342,32 +347,41 @@ def _written_out(tree: Any) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Written(Data[Denoising]):
-    """N texts with the first right answer of each.
+    """N texts with their right answers: in train all of them, in dev and test the first of each.
 
     Attributes:
-        targets: the answers, with the tokenizer's special tokens.
+        targets: the answers of all texts, with the tokenizer's special tokens.
+        first: (N + 1,) where the answers of each text begin.
         framed: whether answers begin with a special token, which is always the same and so is not counted in nats.
         backend: turns tokens into text.
         kind: the settings of the search.
-        cut: what was cut → how often.
+        cut: what was cut, and how often.
     """
 
     targets: Flat
+    first: Tensor
     framed: bool
     backend: Tokenizer
     kind: Generation
-    cut: Mapping[str, int]
+    cut: list[str]
 
     def notes(self) -> list[str]:
-        return [f"{what}: {count} of {len(self)}" for what, count in self.cut.items() if count]
+        return self.cut
 
     @property
     def lengths(self) -> Tensor:
-        return self.flat.lengths + self.targets.lengths
+        return self.flat.lengths + self.targets.lengths[self.first[:-1]]
 
     def batch(self, rows: Tensor) -> dict[str, Tensor]:
-        """(B, L) input_ids and attention_mask, (B, L') labels."""
-        at, real = self.targets.at(rows)
+        """(B, L) input_ids and attention_mask, (B, L') labels: the first answer of each text."""
+        return self._batch(rows, self.first[rows])
+
+    def training_batch(self, rows: Tensor, draws: Tensor) -> dict[str, Tensor]:
+        """The same with one of the answers of each text, as the draws say."""
+        return self._batch(rows, self.first[rows] + draws % self.first.diff()[rows])
+
+    def _batch(self, rows: Tensor, answers: Tensor) -> dict[str, Tensor]:
+        at, real = self.targets.at(answers)
         inputs = {name: value for name, value in self.flat.batch(rows).items() if name != "token_type_ids"}
         return {**inputs, "labels": torch.where(real, self.targets.ids[at], IGNORE)}
 
@@ -402,16 +416,15 @@ class Written(Data[Denoising]):
         )  # fmt: skip
 
     def nats_of_frequencies(self, train: Written) -> float:
-        """Mean nats of the answers' tokens by their frequencies in the answers of train, each count plus one."""
-        known, asked = (data.targets.ids[data._counted()] for data in (train, self))
+        """Mean nats of the first answers' tokens by their frequencies in those of train, each count plus one."""
+        known, asked = train._counted(), self._counted()
         counts = torch.bincount(known, minlength=self.backend.get_vocab_size()).double() + 1
         return float((counts.sum().log() - counts.log())[asked].mean())
 
     def _counted(self) -> Tensor:
-        """(T,) which tokens of the answers count in nats."""
-        counted = torch.ones(len(self.targets.ids), dtype=torch.bool)
-        counted[self.targets.starts[:-1]] = not self.framed
-        return counted
+        """(T,) the tokens of first answers that count in nats."""
+        at, real = self.targets.at(self.first[:-1])
+        return self.targets.ids[at[:, self.framed :]][real[:, self.framed :]]
 
 
 def _cut(encodings: Sequence[Encoding]) -> int:

@@ -24,6 +24,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from maskwise.errors import MaskwiseError
+from maskwise.keys import fold
 from maskwise.masking.batch import IGNORE
 from maskwise.objectives import Classification, Objective
 from maskwise.tasks.metrics import LOST
@@ -33,6 +34,8 @@ from maskwise.training.data import Order, by_width
 
 WINDOW_STEPS = 16
 """The rows of so many steps are sorted by length together."""
+CHOICE = 0xC401CE
+"""Sets the draws of training batches apart from all other draws."""
 EVAL_TOKENS = 8192
 """Padded tokens of one batch of evaluation."""
 
@@ -107,6 +110,10 @@ class Data(ABC, Generic[O]):
     def batch(self, rows: Tensor) -> dict[str, Tensor]:
         """Model inputs and labels of rows."""
 
+    def training_batch(self, rows: Tensor, draws: Tensor) -> dict[str, Tensor]:
+        """The same for a step of training. ``draws`` (B,) are random integers ≥ 0, for kinds that choose something."""
+        return self.batch(rows)
+
     @abstractmethod
     def answers(self, objective: O, device: torch.device) -> Answers:
         """What a trained objective answers to every item, in the order of the items."""
@@ -175,25 +182,34 @@ class TaskSource:
 
     def rows(self, step: int) -> Tensor:
         """(batch_size,) the rows of a step."""
+        return self._planned(step)[:, 0]
+
+    def _planned(self, step: int) -> Tensor:
+        """(batch_size, 2) the rows of a step, each with its epoch."""
         window, place = divmod(step, WINDOW_STEPS)
         if self._window[0] != window:
             self._window = (window, self._plan(window))
         return self._window[1][place]
 
     def _plan(self, window: int) -> Tensor:
-        """(steps, batch_size) rows of a window: similar lengths together, the batches then in random order."""
+        """(steps, batch_size, 2) of a window: similar lengths together, the batches then in random order."""
         size, batch_size = len(self.data), self.settings.batch_size
         first = window * WINDOW_STEPS * batch_size
         position = torch.arange(first, first + WINDOW_STEPS * batch_size)
         epoch = position // size
         stream = torch.cat([self.order(e)[position[epoch == e] % size] for e in epoch.unique().tolist()])
-        stream = stream[self.data.lengths[stream].argsort(stable=True)].view(WINDOW_STEPS, batch_size)
-        return stream[permutation(WINDOW_STEPS, seed=self.settings.seed, epoch=window)]
+        by_length = self.data.lengths[stream].argsort(stable=True)
+        plan = torch.stack([stream, epoch], dim=1)[by_length].view(WINDOW_STEPS, batch_size, 2)
+        return plan[permutation(WINDOW_STEPS, seed=self.settings.seed, epoch=window)]
 
     def batches(self, step: int, *, rank: int, ranks: int) -> list[dict[str, Tensor]]:
         """The micro-batches of ``step`` for ``rank``: a function of (seed, step)."""
-        parts = self.rows(step).view(self.settings.accumulate, ranks, -1)[:, rank]
-        return [self.data.batch(part) for part in parts]
+        parts = self._planned(step).view(self.settings.accumulate, ranks, -1, 2)[:, rank]
+        return [self.data.training_batch(part[:, 0], self._draws(part)) for part in parts]
+
+    def _draws(self, part: Tensor) -> Tensor:
+        """(B,) a random integer for each row, a function of (seed, epoch, row)."""
+        return torch.tensor([fold(self.settings.seed, epoch, row, CHOICE) for row, epoch in part.tolist()])
 
     def facts(self, batches: Sequence[dict[str, Tensor]]) -> dict[str, float]:
         return {"tokens": float(sum(int(b["attention_mask"].sum()) for b in batches))}
