@@ -50,10 +50,11 @@ from maskwise.study.plan import (
 )
 from maskwise.study.scheduler import RETRIES, execute
 from maskwise.tasks import load_task
+from maskwise.tasks.judge import PREDICTIONS
 from maskwise.text import Document, Prepared, tokenise
 from maskwise.text.worlds import of_run
 
-RESULTS = ("records.jsonl", "timings.jsonl", "samples.json", "summary.json", "report.html")
+RESULTS = ("records.jsonl", PREDICTIONS, "timings.jsonl", "samples.json", "summary.json", "report.html")
 
 
 def run_study(
@@ -126,6 +127,8 @@ def run_study(
         records = collect(design.runs, stages, errors, more=[*design.choices, *masked])
         write_lines(out / "records.jsonl", records)
         write_lines(out / "timings.jsonl", timings(design, stages))
+        if answered := answers(design.runs, stages):
+            write_lines(out / PREDICTIONS, answered)
         write_json(out / "samples.json", samples(recipe, design.runs, stages))
         summary = summarise(records, study)
         write_json(out / "summary.json", summary)
@@ -259,6 +262,21 @@ def _place(record: Record) -> tuple[str | float, ...]:
     detail = record.get("metric", ""), record.get("ratio", 0.0), record.get("corpus", "")
     who = record.get("arm", ""), record.get("seed", -1), -record.get("fraction", 1.0)
     return record["kind"], *who, what, *detail
+
+
+def answers(runs: Iterable[Run], stages: Path) -> list[Plain]:
+    """What was written for every test row of the tasks whose answers are written, side by side: by arm and seed, of the
+    first fine-tuning."""
+    rows: dict[tuple[str, str, str], Plain] = {}
+    for run in runs:
+        for stage in run.tasks.values() if run.fraction == 1 else ():
+            task = (stage.result(stages) or {}).get("task", "")
+            file = min(stage.folder(stages).glob(f"seed-*/{PREDICTIONS}"), default=None)
+            for line in read_lines(file) if file else ():
+                row = {"task": task, "input": line["input"], "gold": line["gold"], "answers": {}}
+                row = rows.setdefault((task, line["input"], str(line["gold"])), row)
+                row["answers"].setdefault(run.arm, {})[str(run.seed)] = line["answer"]
+    return list(rows.values())
 
 
 def timings(design: Design, stages: Path) -> list[Plain]:

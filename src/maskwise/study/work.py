@@ -404,7 +404,7 @@ def _finetune(stage: Stage, stages: Path, quiet: bool) -> Plain:
     first = what.get("seed", 0) * 1000  # random starts differ between runs as pre-trained ones do
     record = task_record(
         checkpoint, task, tokenizer=tokenizer, settings=settings, seeds=range(first, first + settings.seeds),
-        config=config, quiet=quiet,
+        config=config, folder=stage.folder(stages), checkpoints=False, quiet=quiet,
     )  # fmt: skip
     return dict(record)
 

@@ -39,6 +39,10 @@ from maskwise.training import TrainingSettings, train
 from maskwise.training.engine import best_device, save_checkpoint
 
 
+PREDICTIONS = "predictions.jsonl"
+"""The file with what was answered to every test row."""
+
+
 class FinetuneSettings(BaseModel):
     """How every checkpoint of a study is fine-tuned. The defaults are for the quick start's tiny models.
 
@@ -185,20 +189,22 @@ def evaluate_tasks(
 
 def task_record(
     checkpoint: str | Path | None, task: Task, *, tokenizer: PreTrainedTokenizerBase, settings: FinetuneSettings,
-    seeds: Iterable[int], config: PreTrainedConfig | None = None, folder: Path | None = None, quiet: bool = True,
+    seeds: Iterable[int], config: PreTrainedConfig | None = None, folder: Path | None = None,
+    checkpoints: bool = True, quiet: bool = True,
 ) -> TaskRecord:  # fmt: skip
     """The record of one checkpoint and one task; see ``finetune``.
 
     Args:
         seeds: one fine-tuning each; only the first counts where nothing is random: a frozen kind and a checkpoint.
         folder: where ``seed-N`` go; None keeps nothing.
+        checkpoints: False: of each, nothing but its predictions is kept.
     """
     seeds = list(seeds)[: 1 if task.frozen and checkpoint else None]
     scores = [
         finetune(
             checkpoint, task, tokenizer=tokenizer, settings=settings.training(task, seed=seed), seed=seed,
             max_length=settings.max_length, config=config, folder=folder / f"seed-{seed}" if folder else None,
-            quiet=quiet, patience=settings.patience,
+            checkpoints=checkpoints, quiet=quiet, patience=settings.patience,
         )
         for seed in seeds
     ]  # fmt: skip
@@ -219,7 +225,7 @@ def task_record(
 def finetune(
     checkpoint: str | Path | None, task: Task, *, tokenizer: PreTrainedTokenizerBase, settings: TrainingSettings,
     seed: int, max_length: int = 64, config: PreTrainedConfig | None = None, folder: Path | None = None,
-    quiet: bool = True, patience: int | None = None,
+    checkpoints: bool = True, quiet: bool = True, patience: int | None = None,
 ) -> Score:  # fmt: skip
     """Fine-tune and score once.
 
@@ -233,6 +239,7 @@ def finetune(
         max_length: rows are cut to so many tokens.
         folder: where metrics.jsonl, checkpoint/ (an ordinary transformers folder) and, of answers in words,
             predictions.jsonl go; None keeps nothing.
+        checkpoints: False: nothing but the predictions is kept.
 
     Returns:
         ``score`` on test, ``dev`` (None without dev rows), ``lost_words`` (items of test that cannot be answered).
@@ -244,6 +251,7 @@ def finetune(
     """
     began = time.perf_counter()
     network = load_network(checkpoint, task, tokenizer, config=config, max_length=max_length, seed=seed)
+    kept = folder if checkpoints else None
     kind, steps, lost, majority = task.kind, 0, 0, task.majority
     notes: list[str] = []
     answers: dict[str, Answers]
@@ -269,17 +277,17 @@ def finetune(
         source = TaskSource(data["train"], settings)
         best = Best(task, objective, data["dev"], patience=patience) if settings.eval_every else None
         done = train(
-            objective, source, settings, folder=folder, title=f"{task.name} {seed}", quiet=quiet, evaluate=best,
+            objective, source, settings, folder=kept, title=f"{task.name} {seed}", quiet=quiet, evaluate=best,
         )  # fmt: skip
         if best and best.state:
             objective.load_state_dict(best.state)
         answers = {split: answer(objective, data[split]) for split in ("dev", "test")}
         steps, lost = done["steps"], data["test"].lost
-        if folder is not None:
-            save_checkpoint(folder / "checkpoint", network, tokenizer)
+        if kept is not None:
+            save_checkpoint(kept / "checkpoint", network, tokenizer)
     items = kind.item_scores(task, "test", answers["test"])
     if folder is not None and (lines := kind.predictions(task, "test", answers["test"])):
-        write_lines(folder / "predictions.jsonl", lines)
+        write_lines(folder / PREDICTIONS, lines)
     return {
         "task": task.name, "metric": task.metric, "score": _finite(task, "test", answers["test"], task.metric),
         "dev": _finite(task, "dev", answers["dev"], task.metric) if "dev" in answers else None,
