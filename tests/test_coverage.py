@@ -113,12 +113,22 @@ def test_a_study_of_encoder_decoders_with_a_task_in_nats(tmp_path):
     )
     lines = [json.loads(line) for line in (tmp_path / "out/predictions.jsonl").read_text().splitlines()]
     tested = [row for row in rows if row["split"] == "test"]
-    assert [(line["input"], line["gold"]) for line in lines] == [(row["input"], [row["output"]]) for row in tested]
+    assert [(line["input"], line["gold"]) for line in lines] == [
+        (row["input"], [row["output"]]) for row in tested
+    ]
     for line in lines:
         assert line["task"] == "write" and set(line["answers"]) == {"span", "token", "no-pretraining"}
         assert all(set(by_seed) == {"0", "1"} for by_seed in line["answers"].values())
-    whole = next((tmp_path / "out/stages").glob("finetune-*/seed-*/predictions.jsonl")).read_text().splitlines()
-    assert len(whole) == len(tested) and set(json.loads(whole[0])) == {"input", "gold", "answer", "score", "nats"}
+    whole = (
+        next((tmp_path / "out/stages").glob("finetune-*/seed-*/predictions.jsonl")).read_text().splitlines()
+    )
+    assert len(whole) == len(tested) and set(json.loads(whole[0])) == {
+        "input",
+        "gold",
+        "answer",
+        "score",
+        "nats",
+    }
     assert not [*(tmp_path / "out/stages").glob("finetune-*/seed-*/checkpoint")]
     summary = json.loads((tmp_path / "out/summary.json").read_text())
     assert [row["higher_is_better"] for row in summary["contrasts"] if row["outcome"] == "write"] == [False]

@@ -27,8 +27,8 @@ from maskwise.tasks import (
 )
 from maskwise.tasks.generation import Answer, Generation, example_of
 from maskwise.tasks.judge import Best, answer, load_network
-from maskwise.tasks.tensors import TaskSource
 from maskwise.tasks.metrics import ITEMS, METRICS, bootstrap_interval
+from maskwise.tasks.tensors import TaskSource
 from maskwise.text import train_tokenizer
 
 # Metrics -------------------------------------------------------------------------------------------------
@@ -387,10 +387,15 @@ def test_in_every_epoch_one_of_the_right_answers_is_learned(tmp_path, tokenizer)
     seen: dict[str, list[list[str]]] = {}
     for epoch in range(8):
         settings = FinetuneSettings(epochs=8, batch_size=len(data["train"])).training(task, seed=3)
-        (batch,) = TaskSource(data["train"], settings).batches(epoch, rank=0, ranks=1)  # made anew, as after a stop
+        (batch,) = TaskSource(data["train"], settings).batches(
+            epoch, rank=0, ranks=1
+        )  # made anew, as after a stop
         (again,) = TaskSource(data["train"], settings).batches(epoch, rank=0, ranks=1)
         assert torch.equal(batch["labels"], again["labels"])
-        texts, written = tokenizer.batch_decode(batch["input_ids"], skip_special_tokens=True), batch["labels"][:, 1]
+        texts, written = (
+            tokenizer.batch_decode(batch["input_ids"], skip_special_tokens=True),
+            batch["labels"][:, 1],
+        )
         for text, token in zip(texts, tokenizer.convert_ids_to_tokens(written)):
             seen.setdefault(text, []).append(token)
     counts = {n: Counter() for n in range(3)}
@@ -400,10 +405,14 @@ def test_in_every_epoch_one_of_the_right_answers_is_learned(tmp_path, tokenizer)
     assert [len(counts[n]) for n in range(3)] == [1, 2, 3]
     for n, counter in counts.items():  # five standard errors
         share, total = 1 / (n + 1), counter.total()
-        assert all(abs(c - total * share) <= 5 * (total * share * (1 - share)) ** 0.5 for c in counter.values())
+        assert all(
+            abs(c - total * share) <= 5 * (total * share * (1 - share)) ** 0.5 for c in counter.values()
+        )
     assert len({tuple(answers) for answers in seen.values()}) > 50
     other = TaskSource(data["train"], settings.model_copy(update={"seed": 4})).batches(0, rank=0, ranks=1)
-    assert not torch.equal(other[0]["labels"], TaskSource(data["train"], settings).batches(0, rank=0, ranks=1)[0]["labels"])
+    assert not torch.equal(
+        other[0]["labels"], TaskSource(data["train"], settings).batches(0, rank=0, ranks=1)[0]["labels"]
+    )
     labels = data["test"].batch(torch.arange(len(data["test"])))["labels"]
     assert set(tokenizer.convert_ids_to_tokens(labels[:, 1])) == {"red"}  # read is the first
 

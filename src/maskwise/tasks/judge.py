@@ -38,7 +38,6 @@ from maskwise.text import load_tokenizer
 from maskwise.training import TrainingSettings, train
 from maskwise.training.engine import best_device, save_checkpoint
 
-
 PREDICTIONS = "predictions.jsonl"
 """The file with what was answered to every test row."""
 
