@@ -7,6 +7,7 @@ import json
 import math
 import random
 from collections import Counter
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,7 @@ from maskwise.tasks.judge import Best, answer, load_network
 from maskwise.tasks.metrics import ITEMS, METRICS, bootstrap_interval
 from maskwise.tasks.tensors import TaskSource
 from maskwise.text import train_tokenizer
+from maskwise.text.labelled import read_records
 
 # Metrics -------------------------------------------------------------------------------------------------
 
@@ -230,6 +232,93 @@ def test_answer_patterns(tmp_path):
 )
 def test_a_pattern_gives_a_text_that_it_fits(pattern, text):
     assert example_of(pattern, "here") == text
+
+
+def test_linked_names_are_read_from_nif(tmp_path):
+    """Two names of one text, one of which is linked to nothing that is known; the other's link is escaped."""
+    text, head = r"Félix \"King\" Hernández met Ann .", "<http://x/1#char="
+    parts = [f'{head}0,31>\n a nif:Context ;\n nif:isString "{text}"@en .\n']
+    for begin, end, link in (
+        (0, 22, "dbpedia.org/resource/F%C3%A9lix_Hern%C3%A1ndez"),
+        (27, 30, "aksw.org/notInWiki/Ann"),
+    ):
+        place = f'nif:beginIndex "{begin}"^^xsd:n ;\n nif:endIndex "{end}"^^xsd:n ;\n'
+        about = f"nif:referenceContext\n {head}0,31> ;\n itsrdf:taIdentRef <http://{link}> .\n"
+        parts.append(f"{head}{begin},{end}>\n {place} {about}")
+    path = tmp_path / "names.ttl"
+    path.write_text("@prefix nif: <http://nif#> .\n\n" + "\n".join(parts), encoding="utf-8")
+    known, unknown = read_records(path)
+    assert known["input"] == '[START_ENT] Félix "King" Hernández [END_ENT] met Ann .'
+    assert known["output"] == "Félix Hernández" and unknown["output"] is None
+    assert unknown["input"].endswith("met [START_ENT] Ann [END_ENT] .")
+    path.write_text(parts[1], encoding="utf-8")
+    with pytest.raises(
+        MaskwiseError, match=r"<http://x/1#char=0,22> in .* is no name of a text; got no .*; allowed: nif:"
+    ):
+        read_records(path)
+    path.write_text(parts[0], encoding="utf-8")
+    with pytest.raises(MaskwiseError, match="has no links of names; allowed: NIF in Turtle"):
+        load_task(path)
+
+
+def test_a_meeting_is_a_row_for_each_query_with_what_was_said_about_it(tmp_path):
+    meeting = {
+        "meeting_transcripts": [{"speaker": "A", "content": "One ."}, {"speaker": "B", "content": "Two ."}],
+        "general_query_list": [{"query": "All?", "answer": "x"}],
+        "specific_query_list": [{"query": "Who?", "answer": "B", "relevant_text_span": [["1", "1"]]}],
+    }
+    for split in ("train", "val", "test"):
+        write(tmp_path / f"{split}.jsonl", [meeting])
+    general, specific = load_task(f"{tmp_path}(card=qmsum)").splits["test"]
+    assert (general.text, general.answers) == ("All? A: One . B: Two .", ["x"])
+    assert (specific.text, specific.answers) == ("Who? B: Two .", ["B"]) and general.key == specific.key
+
+
+HUB = {  # what datasets.load_dataset gives for some cards: nested columns are dicts of lists there
+    "nq-open": {"question": ["who"], "answer": [["X", "Y"]]},
+    "webquestions": {"url": ["u"], "question": ["who"], "answers": [["X", "Y"]]},
+    "trivia-qa": {"question": ["who"], "question_id": ["1"],
+                  "answer": [{"value": "X", "aliases": ["X", "Y"], "normalized_aliases": ["x", "y"]}]},
+    "kilt-fever": {"id": ["1"], "input": ["who"], "output": [[
+        {"answer": "X", "meta": {"score": 1}, "provenance": []},
+        {"answer": "Y", "meta": {"score": 1}, "provenance": []}]]},
+    "quartz": {"question": ["who"], "choices": [{"text": ["X", "Y"], "label": ["A", "B"]}], "answerKey": ["B"],
+               "para": ["P."]},
+    "ropes": {"background": ["B."], "situation": ["S."], "question": ["who"], "answers": [{"text": ["X"]}]},
+    "scitldr": {"source": [["One.", "Two."]], "target": [["X", "Y"]], "paper_id": ["p"]},
+    "dialogsum": {"dialogue": ["who"], "summary": ["X"], "topic": ["t"]},
+    "cnn-dailymail": {"article": ["who"], "highlights": ["X"]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("card", HUB)
+def test_a_card_alone_is_loaded_from_the_hub(card, monkeypatch):
+    import datasets
+
+    rows, asked = datasets.Dataset.from_dict(HUB[card]), []
+    monkeypatch.setattr(
+        datasets, "load_dataset",
+        lambda *names: asked.append(names) or {"train": rows, "validation": rows, "test": rows},
+    )  # fmt: skip
+    task = load_task(f"{card}(train_rows=1)")
+    name, _, config = CARDS[card]["hub"].partition(":")
+    assert asked == [(name, config or None)] and task.name == card
+    (row,) = task.splits["test"]
+    assert row.text and row.answers[0] == ("Y" if card == "quartz" else "X")
+    assert ("Y" in row.answers) == ("Y" in str(HUB[card]))
+
+
+def test_a_hub_that_does_not_answer_is_one_line(monkeypatch):
+    import datasets
+
+    def offline(*names):
+        raise ConnectionError("Couldn't reach the Hub\nand more")
+
+    monkeypatch.setattr(datasets, "load_dataset", offline)
+    with pytest.raises(
+        MaskwiseError, match=r"^cannot load data set 'hf:EdinburghNLP/xsum': Couldn't reach the Hub$"
+    ):
+        load_task("xsum")
 
 
 def test_cards_hold_arguments_of_load_task_and_say_whose_data_it_is():
@@ -585,6 +674,9 @@ def test_a_training_with_patience_is_shorter_and_its_score_is_that_of_the_kept_s
         ("kilt_like/lama/trex_subset.jsonl.gz(card='lama-trex')", "accuracy", 22881),
         ("summarization/scitldr_a(card='scitldr')", "rouge-l", 3229),
         ("summarization/dialogsum(card='dialogsum')", "rouge-l", 1000),
+        ("summarization/qmsum(card='qmsum')", "rouge-l", 1810),
+        ("kilt_like/n3_rss500(card='n3-rss500')", "accuracy", 524),
+        ("kilt_like/fever_symmetric(card='fever-symmetric')", "accuracy", 1420),
         ("summarization/wiki_split(card='wiki-split')", "rouge-l", 15000),
         ("summarization/legal_plain_english(card='plain-english')", "rouge-l", 446),
         ("wikinews_en(card='headlines')", "rouge-l", 19374),
@@ -598,3 +690,40 @@ def test_published_files_are_read_as_they_are(spec, metric, rows):
     read = [row for split in ("train", "dev", "test") for row in task.splits[split]]
     assert (task.metric, len(read)) == (metric, rows)
     assert all(row.text.strip() and row.answers for row in read)
+
+
+CARD_OF = {
+    "qa/nq_open/*": "nq-open", "qa/squadshifts/*": "squad-closed-book", "qa/xquad_en/*": "squad-closed-book",
+    "qa/webquestions/*": "webquestions", "qa/curated_trec/*": "curated-trec", "qa/qed/*": "qed",
+    "qa/open_trivia_qa/*": "open-trivia-qa", "kilt_like/begin_wow/*": "begin-wow",
+    "kilt_like/climate_fever/*": "climate-fever", "kilt_like/fever/*": "fever",
+    "kilt_like/fever_symmetric/*": "fever-symmetric", "kilt_like/hover/*": "hover",
+    "kilt_like/n3_rss500/*": "n3-rss500", "kilt_like/lama/google_re*": "lama-google-re",
+    "kilt_like/lama/squad_cloze*": "lama-squad", "kilt_like/lama/trex*": "lama-trex",
+    "kilt_like/lama/relations*": "lama-trex", "summarization/dialogsum/*": "dialogsum",
+    "summarization/legal_plain_english/*": "plain-english", "summarization/qmsum/*": "qmsum",
+    "summarization/scitldr_a/*": "scitldr", "summarization/wiki_split/*": "wiki-split",
+}  # fmt: skip
+REFUSED = {
+    "kilt_like/lama/relations.jsonl": "unknown column of task .* 'sub_label'; allowed: description, label, "
+}
+
+
+@pytest.mark.slow
+def test_every_file_at_hand_is_loaded_by_a_card_or_refused_in_one_line():
+    shared = Path(__file__).parents[2] / "shared" / "data"
+    if not shared.is_dir():
+        pytest.skip("no ../shared/data")
+    files = [file for room in ("qa", "kilt_like", "summarization") for file in (shared / room).rglob("*.*")]
+    for file in files:
+        name = file.relative_to(shared).as_posix()
+        if file.name == "README.md":
+            continue
+        (card,) = [card for pattern, card in CARD_OF.items() if fnmatch(name, pattern)]
+        if name in REFUSED:
+            with pytest.raises(MaskwiseError, match=REFUSED[name]):
+                load_task(f"{file}(card='{card}')")
+            continue
+        task = load_task(f"{file}(card='{card}')")
+        assert all(row.text.strip() and row.answers for part in task.splits.values() for row in part), name
+        assert not task.skipped or name.endswith("RSS-500.ttl.gz"), name

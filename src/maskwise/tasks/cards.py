@@ -7,7 +7,7 @@ A card is data: what is read, how it is shown to a model, how answers are scored
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
@@ -59,7 +59,16 @@ def with_text(record: Record, template: str, place: str) -> Record:
     return {**record, TEMPLATE_TEXT: _PLACE.sub(value, template).strip()}
 
 
-def flat(record: Record) -> Record:
-    """A question that is an object, as AI2 publishes them, as the columns in it; its text is its stem."""
+def flat(record: Record) -> Iterable[Record]:
+    """The records in a record. A question that is an object, as AI2 publishes them, becomes the columns in it, and its
+    text is its stem. A meeting of QMSum becomes a record for each query, with the turns that the query is about."""
     inside = record.get("question")
-    return {**inside, **record, "question": inside.get("stem", "")} if isinstance(inside, dict) else record
+    if "meeting_transcripts" in record:
+        turns = [f"{turn['speaker']}: {turn['content']}" for turn in record["meeting_transcripts"]]
+        for asked in [*record.get("general_query_list", []), *record.get("specific_query_list", [])]:
+            spans = asked.get("relevant_text_span", [(0, len(turns) - 1)])
+            said = [turn for first, last in spans for turn in turns[int(first) : int(last) + 1]]
+            meeting = "\n".join(turns[:9])  # its name, for queries of one meeting stay on one side of a cut
+            yield {"meeting": meeting, "query": asked["query"], "turns": said, "answer": asked["answer"]}
+    else:
+        yield {**inside, **record, "question": inside.get("stem", "")} if isinstance(inside, dict) else record

@@ -198,7 +198,8 @@ def _load(
     header = not any(isinstance(column, int) for column in columns)
     given = Columns(*(None if column is None else str(column) for column in columns))
     records = {
-        split: [*map(flat, part)] for split, part in read_splits(spec, header=header, files=files).items()
+        split: [one for record in part for one in flat(record)]
+        for split, part in read_splits(spec, header=header, files=files).items()
     }
     if where is not None:
         records = {split: _only(part, where, place) for split, part in records.items()}

@@ -4,7 +4,7 @@ Unlike a corpus, where a bad line is skipped and counted, a damaged labelled fil
 damage: a score on half of a test set is a wrong score. So each file is read whole. Nothing is unpickled, and no code
 that comes with a data set is run.
 
-- `read_records`: plain records (dicts of columns) from JSON, tables, CoNLL columns and Parquet;
+- `read_records`: plain records (dicts of columns) from JSON, tables, CoNLL columns, NIF's Turtle and Parquet;
 - `read_conllu`: the documents of a CoNLL-U file with their parts of speech;
 - `read_columns`: tokens and tags, such as names, whose text is lost; `join_tokens` rebuilds it;
 - `given_spans`: spans beside a text, as in JSON lines.
@@ -21,6 +21,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import unquote
 
 from maskwise.errors import MaskwiseError
 from maskwise.text.layers import CharSpans, Layer, check_spans
@@ -198,6 +199,49 @@ def _table(path: Path, lines: Iterator[list[str]], *, header: bool) -> list[Reco
 def _read_parquet(path: Path) -> list[Record]:
     with damaged(path):
         return list(parquet_rows(path))
+
+
+# ---- NIF, in which links of names are published (N3, GERBIL)
+
+_SUBJECT = re.compile(r"^<([^>]+)>", re.MULTILINE)
+_VALUES = {
+    "text": re.compile(r'\bnif:isString\s+"((?:[^"\\]|\\.)*)"'),
+    "begin": re.compile(r'\bnif:beginIndex\s+"(\d+)"'),
+    "end": re.compile(r'\bnif:endIndex\s+"(\d+)"'),
+    "context": re.compile(r"\bnif:referenceContext\s+<([^>]+)>"),
+    "link": re.compile(r"\bitsrdf:taIdentRef\s+<([^>]+)>"),
+}
+NIL = "/notInWiki/"
+"""Part of the links of N3 whose name stands for nothing that is known."""
+
+
+def _read_nif(path: Path) -> list[Record]:
+    """A record for each linked name: its text with the name between [START_ENT] and [END_ENT], as KILT has it, and the
+    title that its link ends with (None for ``NIL``). Reads what its publishers write, and not all of Turtle."""
+    _, *parts = _SUBJECT.split(read_text(path))
+    blocks = [
+        (subject, {name: match[1] for name, value in _VALUES.items() if (match := value.search(body))})
+        for subject, body in zip(parts[::2], parts[1::2], strict=True)
+    ]
+    texts = {subject: block["text"] for subject, block in blocks if "text" in block}
+    records = []
+    for subject, block in blocks:
+        if "link" not in block:
+            continue
+        try:
+            text = json.loads(f'"{texts[block["context"]]}"')
+            begin, end = int(block["begin"]), int(block["end"])
+        except (KeyError, ValueError) as error:
+            allowed = "nif:referenceContext with a nif:isString, nif:beginIndex, nif:endIndex"
+            raise MaskwiseError(
+                f"<{subject}> in {path} is no name of a text", got=f"no {error}", allowed=allowed
+            ) from None
+        marked = f"{text[:begin]}[START_ENT] {text[begin:end]} [END_ENT]{text[end:]}"
+        title = None if NIL in block["link"] else unquote(block["link"].rpartition("/")[2]).replace("_", " ")
+        records.append({"input": marked, "output": title, "text": text, "link": block["link"]})
+    if not records:
+        raise MaskwiseError(f"{path} has no links of names", allowed="NIF in Turtle, with itsrdf:taIdentRef")
+    return records
 
 
 # ---- CoNLL
@@ -395,6 +439,7 @@ READERS: dict[str, Callable[[Path], list[Record]]] = {
     ".conll": _read_conll_records,
     ".conll.txt": _read_conll_records,
     ".iob2": _read_conll_records,
+    ".ttl": _read_nif,
     ".parquet": _read_parquet,
 }
 TABLES: dict[str, Callable[..., list[Record]]] = {".csv": _read_csv, ".tsv": read_tsv}
