@@ -7,11 +7,15 @@ import json
 import re
 
 import pytest
+import torch
 from rich.console import Console
 
+from maskwise import Masker
 from maskwise.cli.views import TABLES, names_in
 from maskwise.inspection import STYLES, inspect_text, render_masks, write_masks
-from maskwise.text import train_tokenizer
+from maskwise.models import new_config, new_model
+from maskwise.objectives import Denoising
+from maskwise.text import encode, load_tokenizer, train_tokenizer
 from tiny import maskwise
 
 TEXT = "Unbelievably, hedgehogs photographed Wolverhampton: campaigns for endangered species"
@@ -58,6 +62,37 @@ def test_sequence_to_sequence_shows_what_is_read_and_written(tokenizer):
     assert "<extra_id_0>" in entry.shown.source and entry.shown.target.startswith("<extra_id_0>")
     facts = entry.as_dict()
     assert facts["source"] and facts["target"] and facts["words_in_part"] == 0
+    assert "written" not in facts
+
+
+def test_a_model_writes_what_it_reads(tokenizer, tmp_path, capsys):
+    """A model that has learned one sentence by heart writes what is masked in it, in either format."""
+    tools = load_tokenizer(tokenizer)
+    sizes = {"d_model": 32, "d_kv": 16, "num_heads": 2, "num_layers": 1, "d_ff": 64, "dropout_rate": 0.0}
+    for shown in ("t5", "t5(target='full')"):
+        network = new_model(new_config("t5", tools, 64, kind="encoder-decoder", **sizes), seed=0)
+        batch = Masker(tools, policy="whole-word", ratio=0.3, corruption=shown, seed=0)(
+            encode(tools, [TEXT]), epoch=0
+        )
+        optimizer = torch.optim.AdamW(network.parameters(), lr=2e-2)
+        for _ in range(50):
+            optimizer.zero_grad()
+            Denoising(network)(batch).loss.backward()
+            optimizer.step()
+        network.save_pretrained(tmp_path / "model")
+        tools.save_pretrained(tmp_path / "model")
+        [entry] = inspect_text(
+            TEXT, "whole-word", {**PLAIN, "corruption": shown}, model=str(tmp_path / "model")
+        )
+        assert entry.shown.target in entry.shown.written and entry.as_dict()["written"] == entry.shown.written
+        page = tmp_path / "page.html"
+        asked = ["inspect", TEXT, "--policy", "whole-word", "--ratio", "0.3", "--corruption", shown]
+        assert maskwise(*asked, "--model", tmp_path / "model", "--html", page) == 0
+        assert "model " in capsys.readouterr().out and "the model writes" in page.read_text(encoding="utf-8")
+    assert maskwise("inspect", TEXT, "--model", tmp_path / "model") == 2
+    assert "needs a corruption whose targets are a text" in " ".join(capsys.readouterr().err.split())
+    assert maskwise("inspect", TEXT, "--model", "bundled:encoder", "--corruption", "t5") == 2
+    assert "needs an encoder-decoder; got modernbert" in " ".join(capsys.readouterr().err.split())
 
 
 def test_permuted_sentences_are_seen():

@@ -32,6 +32,8 @@ from maskwise.folders import write_whole
 from maskwise.masking import Masker
 from maskwise.masking.corruptions import corruption
 from maskwise.masking.policies import GroupWeighted, policy
+from maskwise.models import load_model
+from maskwise.objectives import Denoising
 from maskwise.show import Shown, show_masks
 from maskwise.specs import split_calls
 from maskwise.text import load_tokenizer, read_documents, require_documents, train_tokenizer
@@ -120,7 +122,9 @@ class Inspected:
 
     def as_dict(self) -> dict[str, Any]:
         pieces = [piece.as_dict() for piece in self.shown.pieces]
-        facts = {"source": self.shown.source, "target": self.shown.target} if self.shown.target else {}
+        facts = {
+            name: text for name in ("source", "target", "written") if (text := getattr(self.shown, name))
+        }
         counts = {"whole_words": self.shown.whole, "words_in_part": self.shown.parts}
         entry = {"policy": self.policy, "text": self.text, "ratio": self.shown.ratio}
         return {**entry, **counts, "pieces": pieces, **facts, **({"note": self.note} if self.note else {})}
@@ -148,8 +152,8 @@ class Inspected:
 
 
 def inspect_text(
-    text: str, policies: str, settings: Mapping[str, Any], *, tokenizer: str | None = None, step: int = 0,
-    total_steps: int = 1000,
+    text: str, policies: str, settings: Mapping[str, Any], *, tokenizer: str | None = None, model: str | None = None,
+    step: int = 0, total_steps: int = 1000,
 ) -> list[Inspected]:  # fmt: skip
     """Mask a text (or the first texts of a file) under each policy.
 
@@ -157,11 +161,19 @@ def inspect_text(
         text: a text, in which spans may be marked ([[Warsaw]], [[1867|3]]), or the name of a file.
         policies: separated by commas.
         settings: the masker's.
-        tokenizer: a folder or hub id; None: a small one of our own.
+        tokenizer: a folder or hub id; None: the model's, or a small one of our own.
+        model: an encoder–decoder, a folder or hub id, that shall write what it reads.
 
     Raises:
-        MaskwiseError: no text, an unknown name, a policy whose layers a plain text does not have.
+        MaskwiseError: no text, an unknown name, a policy whose layers a plain text does not have; a model that does not
+            write, or a corruption that gives it nothing to write.
     """
+    network, tokenizer = (
+        load_model(model, kind="encoder-decoder").eval() if model else None,
+        tokenizer or model,
+    )
+    if network is not None:
+        Denoising.check({"corruption": settings["corruption"]})
     texts, specs = [read_marks(each) for each in _texts(text)], split_calls(policies)
     needs = {layer: f"policy {spec}" for spec in specs for layer in policy(spec).layers()}
     if layer := getattr(corruption(settings["corruption"]), "layer", None):
@@ -190,7 +202,9 @@ def inspect_text(
         for maker in dict.fromkeys(made_for.values()):
             layers |= _annotated_layers(maker, tools, plain)
         for spec, masker in maskers.items():
-            shown = show_masks(masker, tools, plain, step=step, total_steps=total_steps, layers=layers)
+            shown = show_masks(
+                masker, tools, plain, step=step, total_steps=total_steps, layers=layers, model=network
+            )
             inspected.append(Inspected(spec, plain, shown))
     return inspected
 
@@ -269,6 +283,10 @@ def render_masks(inspected: Iterable[Inspected], *, colours: bool = True) -> Ren
             reads, writes = visible(entry.shown.source), visible(entry.shown.target)
             parts.append(Padding(Text.assemble(("reads   ", "dim"), reads), (0, 0, 0, 2)))
             parts.append(Padding(Text.assemble(("writes  ", "dim"), writes), (0, 0, 1, 2)))
+        if entry.shown.written:
+            parts.append(
+                Padding(Text.assemble(("model   ", "dim"), visible(entry.shown.written)), (0, 0, 1, 2))
+            )
     return Group(*parts)
 
 

@@ -8,10 +8,14 @@ import torch
 
 from maskwise.masking import IGNORE, Masker
 from maskwise.masking.corruptions import PermuteSentences
+from maskwise.objectives.denoising import generated
 from maskwise.text import encode
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+SOME_MORE = 16
+"""Tokens that a model may write more than it should."""
 
 
 class Piece(NamedTuple):
@@ -40,6 +44,7 @@ class Shown(NamedTuple):
         ratio: the share of its tokens that were chosen.
         whole, parts: how many words were chosen as a whole, and how many only in part.
         source, target: what a sequence-to-sequence model would read and write ("" otherwise).
+        written: what a given one writes ("" without one).
     """
 
     pieces: list[Piece]
@@ -48,11 +53,12 @@ class Shown(NamedTuple):
     parts: int
     source: str = ""
     target: str = ""
+    written: str = ""
 
 
 def show_masks(
     masker: Masker, tokenizer: PreTrainedTokenizerBase, text: str, *, step: int = 0, total_steps: int | None = None,
-    max_length: int | None = None, layers: dict[str, list[Any]] | None = None,
+    max_length: int | None = None, layers: dict[str, list[Any]] | None = None, model: PreTrainedModel | None = None,
 ) -> Shown:  # fmt: skip
     """Mask one text and say what happened to each of its tokens.
 
@@ -62,6 +68,7 @@ def show_masks(
         step, total_steps: where the schedule stands.
         max_length: cut the text after so many tokens.
         layers: further layers of the tokens, by name.
+        model: an encoder–decoder that shall write what it reads.
     """
     row = {**encode(tokenizer, [text], max_length=max_length)[0], **(layers or {})}
     batch = masker([row], step=step, total_steps=total_steps, epoch=0)
@@ -88,12 +95,16 @@ def show_masks(
                 state, shown = "random", str(tokenizer.convert_ids_to_tokens(now))
         pieces.append(Piece(text[min(end, start) : stop] if stop > end else "", state, shown))
         end = max(end, stop)
-    source, target = "", ""
+    source, target, written = "", "", ""
     if not keeps:
         source = _decode(tokenizer, batch.input_ids[0])
         target = _decode(tokenizer, batch.labels[0][batch.labels[0] != IGNORE])
+    if model is not None:
+        inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+        (ids,) = generated(model, inputs, most=batch.labels.shape[1] + SOME_MORE)
+        written = _decode(tokenizer, torch.tensor(ids))
     whole, parts = _words(torch.as_tensor(row["word_ids"]), batch.selected[0])
-    return Shown([p for p in pieces if p.text], batch.realised_ratio, whole, parts, source, target)
+    return Shown([p for p in pieces if p.text], batch.realised_ratio, whole, parts, source, target, written)
 
 
 def _words(word_ids_L: torch.Tensor, chosen_L: torch.Tensor) -> tuple[int, int]:

@@ -66,7 +66,14 @@ def inspect(
     corruption: Annotated[str, typer.Option(help="How chosen tokens are shown.")] = "bert",
     fill: Annotated[str, typer.Option(help="none, random or skip-row.")] = "none",
     tokenizer: Annotated[
-        str | None, typer.Option(help="A folder or hub id; a small one of our own if not said.")
+        str | None,
+        typer.Option(help="A folder or hub id; the model's, or a small one of our own, if not said."),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="A checkpoint of an encoder–decoder, to see what it writes; take its --corruption."
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the masks.")] = 0,
     step: Annotated[int, typer.Option(help="Where the schedule stands.")] = 0,
@@ -78,7 +85,9 @@ def inspect(
     from maskwise.inspection import inspect_text, render_masks, write_masks
 
     settings = {"ratio": ratio, "budget": budget, "corruption": corruption, "fill": fill, "seed": seed}
-    inspected = inspect_text(text, policy, settings, tokenizer=tokenizer, step=step, total_steps=total_steps)
+    inspected = inspect_text(
+        text, policy, settings, tokenizer=tokenizer, model=model, step=step, total_steps=total_steps
+    )
     if html is not None:
         write_masks(inspected, html)
         err_console.print(f"wrote {html}", highlight=False, soft_wrap=True)

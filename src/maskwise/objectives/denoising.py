@@ -5,9 +5,12 @@ The vocabulary head runs only where there is a target, and the losses of a batch
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel
 
 from maskwise.errors import MaskwiseError
 from maskwise.families import (
@@ -70,6 +73,37 @@ class Denoising(MaskedLanguageModelling):
             writes * targets + crossed * tokens + own * targets,
             tied * targets,
         )
+
+
+@torch.inference_mode()
+def generated(
+    model: PreTrainedModel,
+    inputs: Mapping[str, Tensor],
+    *,
+    most: int,
+    beams: int = 1,
+    length_penalty: float = 1.0,
+) -> list[list[int]]:
+    """What an encoder–decoder writes for texts by beam search: their tokens, special ones and padding included.
+
+    What the checkpoint's own ``generation_config`` says is not used. There is no early stopping, by which a sure model
+    writes nothing: its other beams, all of them unlikely, end first, and two that ended would be enough for a search
+    with two beams.
+
+    Args:
+        inputs: input_ids and attention_mask (B, L).
+        most: tokens of an answer.
+        length_penalty: the power of the length by which a beam's score is divided.
+    """
+    names = ("bos_token_id", "eos_token_id", "decoder_start_token_id", "pad_token_id")
+    ids = {name: getattr(model.config, name, None) for name in names}
+    writer: Any = model  # its generate has no type that mypy sees
+    writer.generation_config = GenerationConfig(
+        **ids, num_beams=beams, max_new_tokens=most, length_penalty=length_penalty, early_stopping=False,
+        do_sample=False,
+    )  # fmt: skip
+    tokens: list[list[int]] = writer.generate(**inputs).tolist()
+    return tokens
 
 
 def predicting(model: Any) -> MaskedLanguageModelling:

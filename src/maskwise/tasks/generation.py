@@ -25,13 +25,14 @@ import torch
 from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 from maskwise.constants import NATS
 from maskwise.errors import MaskwiseError
 from maskwise.families import check_room, require_kind, start_token
 from maskwise.masking.batch import IGNORE
 from maskwise.objectives import Denoising
+from maskwise.objectives.denoising import generated
 from maskwise.tasks.metrics import ITEMS, matched, nats_per_token
 from maskwise.tasks.questions import NO_ANSWER, choices_of, right_choice
 from maskwise.tasks.task import NO_TEXT, Answers, Columns, Row, Task, Tuned, UsualColumns, label_of
@@ -386,8 +387,6 @@ class Written(Data[Denoising]):
         return {**inputs, "labels": torch.where(real, self.targets.ids[at], IGNORE)}
 
     def answers(self, objective: Denoising, device: torch.device) -> list[Answer]:
-        model: Any = objective.model  # its generate has no type that mypy sees
-        model.generation_config = self._search(model.config)
         answers: list[Answer] = [Answer("")] * len(self)
         for rows in by_width(self.lengths, EVAL_TOKENS // self.kind.beams):
             batch = {name: value.to(device) for name, value in self.batch(rows).items()}
@@ -398,22 +397,14 @@ class Written(Data[Denoising]):
                 for each in (losses.float() * counted, counted)
             )
             del batch["labels"]
-            texts = self.backend.decode_batch(model.generate(**batch).tolist(), skip_special_tokens=True)
+            ids = generated(
+                objective.model, batch, most=self.kind.max_target, beams=self.kind.beams,
+                length_penalty=self.kind.length_penalty,
+            )  # fmt: skip
+            texts = self.backend.decode_batch(ids, skip_special_tokens=True)
             for place, *answer in zip(rows.tolist(), texts, nats, tokens, strict=True):
                 answers[place] = Answer(answer[0].strip(), answer[1], int(answer[2]))
         return answers
-
-    def _search(self, config: PreTrainedConfig) -> GenerationConfig:
-        """Without early stopping, by which a sure model writes nothing: its other beams, all of them unlikely, end
-        first, and two that ended would be enough for a search with two beams."""
-        ids = {
-            name: getattr(config, name, None)
-            for name in ("bos_token_id", "eos_token_id", "decoder_start_token_id")
-        }
-        return GenerationConfig(
-            **ids, pad_token_id=self.flat.pad, num_beams=self.kind.beams, max_new_tokens=self.kind.max_target,
-            length_penalty=self.kind.length_penalty, early_stopping=False, do_sample=False,
-        )  # fmt: skip
 
     def nats_of_frequencies(self, train: Written) -> float:
         """Mean nats of the first answers' tokens by their frequencies in those of train, each count plus one."""
