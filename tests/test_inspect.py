@@ -74,8 +74,8 @@ def test_a_model_writes_what_it_reads(tokenizer, tmp_path, capsys):
         batch = Masker(tools, policy="whole-word", ratio=0.3, corruption=shown, seed=0)(
             encode(tools, [TEXT]), epoch=0
         )
-        optimizer = torch.optim.AdamW(network.parameters(), lr=2e-2)
-        for _ in range(50):
+        optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2)
+        for _ in range(80):
             optimizer.zero_grad()
             Denoising(network)(batch).loss.backward()
             optimizer.step()
