@@ -130,6 +130,56 @@ class WordScores(NamedTuple):
         return slice(int(self.span_edges[text]), int(self.span_edges[text + 1]))
 
 
+class Windows(NamedTuple):
+    """Texts as a policy reads them, and the W words in its windows, in the order of the texts.
+
+    Attributes:
+        pieces: the windows, T tokens in all.
+        text, piece: (W,) the text and the window of each word.
+        open, close: (W,) its first and its last token.
+        start, end: (W,) its characters in its text.
+        tokens, word: (M,) the tokens that are in words, and the word of each.
+    """
+
+    pieces: Pieces
+    text: Ints
+    piece: Ints
+    open: Ints
+    close: Ints
+    start: Ints
+    end: Ints
+    tokens: Ints
+    word: Ints
+
+    def mean(self, value_T: Floats) -> Floats:
+        """(W,) the mean over the tokens of each word."""
+        counts = np.bincount(self.word, minlength=len(self.open))
+        return np.bincount(self.word, value_T[self.tokens], len(self.open)) / np.maximum(counts, 1)
+
+
+def read_windows(texts: list[str], policy: PolicyModel) -> Windows | None:
+    """Texts cut into windows of ``policy.config.length`` tokens, between words; None where there is not one token.
+
+    A word that is longer than a window is in none.
+    """
+    documents = [Document(str(number), text) for number, text in enumerate(texts)]
+    tokens = list(tokenise(documents, policy.tokenizer, places=True))
+    if not any(len(each.input_ids) for each in tokens):
+        return None
+    pieces = read_pieces(tokens, tokenizer=policy.tokenizer, length=policy.config.length)
+    text_T = np.repeat(np.arange(len(texts)), [len(each.input_ids) for each in tokens])
+    piece_T = np.repeat(np.arange(len(pieces)), np.diff(pieces.offsets))
+    number_T = pieces.columns["word_ids"]
+    inside = number_T >= 0
+    opens = inside.copy()
+    opens[1:] &= (number_T[1:] != number_T[:-1]) | (piece_T[1:] != piece_T[:-1]) | ~inside[:-1]
+    at, first = np.flatnonzero(inside), np.flatnonzero(opens)
+    word = np.cumsum(opens)[at] - 1
+    last = at[np.cumsum(np.bincount(word, minlength=len(first))) - 1] if len(at) else first
+    start, end = pieces.columns["start"][first], pieces.columns["end"][last]
+    return Windows(pieces, text_T[first], piece_T[first], first, last, start, end, at, word)
+
+
 def score_words(policy: PolicyModel, texts: list[str], *, spans: int = 5) -> WordScores:
     """What a policy says of texts, live; layers are made of it.
 
@@ -139,38 +189,22 @@ def score_words(policy: PolicyModel, texts: list[str], *, spans: int = 5) -> Wor
     Raises:
         MaskwiseError: scores that are not finite.
     """
-    documents = [Document(str(number), text) for number, text in enumerate(texts)]
-    tokens = list(tokenise(documents, policy.tokenizer, places=True))
-    if not any(len(each.input_ids) for each in tokens):
+    windows = read_windows(texts, policy)
+    if windows is None:
         none, zero = np.zeros(0, np.int64), np.zeros(len(texts) + 1, np.int64)
         return WordScores(none, none, np.zeros(0), none, none, np.zeros(0), zero, zero)
-    sizes = [len(each.input_ids) for each in tokens]
-    pieces = read_pieces(tokens, tokenizer=policy.tokenizer, length=policy.config.length)
-    text_T = np.repeat(np.arange(len(texts)), sizes)
+    pieces, text_W, piece_W = windows.pieces, windows.text, windows.piece
     logits_TC = _logits(policy, pieces)
     if not np.isfinite(logits_TC).all():
         raise MaskwiseError("the scores of the policy are not finite", do="is it damaged? learn it again")
-
-    piece_T = np.repeat(np.arange(len(pieces)), np.diff(pieces.offsets))
-    number_T = pieces.columns["word_ids"]
-    inside = number_T >= 0  # a word that is longer than a window has no number, and no weight
-    opens = inside.copy()
-    opens[1:] &= (number_T[1:] != number_T[:-1]) | (piece_T[1:] != piece_T[:-1]) | ~inside[:-1]
-    at = np.flatnonzero(inside)
-    open_W = np.flatnonzero(opens)
-    word = np.cumsum(opens)[at] - 1  # of every token that is in a word
-    length_W = np.bincount(word, minlength=len(open_W))
-    close_W = at[np.cumsum(length_W) - 1] if len(at) else open_W
-    piece_W, text_W = piece_T[open_W], text_T[open_W]
-    start_W, end_W = pieces.columns["start"][open_W], pieces.columns["end"][close_W]
     edges = np.searchsorted(text_W, np.arange(len(texts) + 1))
 
     if policy.config.head == "tokens":
-        logit_W = np.bincount(word, logits_TC[at, 0], len(open_W)) / np.maximum(length_W, 1)
+        logit_W = windows.mean(logits_TC[:, 0])
         weight_W = np.exp(np.maximum(logit_W - _most(logit_W, text_W, len(texts)), LEAST_LOGIT))
         chance = _softmax(_padded(logit_W, piece_W, len(pieces), -np.inf))[..., None]
     else:
-        sides = (logits_TC[open_W, 0], logits_TC[close_W, 1])
+        sides = (logits_TC[windows.open, 0], logits_TC[windows.close, 1])
         first, last = (_softmax(_padded(side, piece_W, len(pieces), -np.inf)) for side in sides)
         chance = span_chances(first, last, longest=policy.config.longest)
         weight_W = _inside(chance)[_real(piece_W, len(pieces))]
@@ -181,7 +215,7 @@ def score_words(policy: PolicyModel, texts: list[str], *, spans: int = 5) -> Wor
     piece_S, first_S, more_S, score_S = best_spans(chance, spans)
     first_S = first_S + np.searchsorted(piece_W, piece_S)
     span_edges = np.searchsorted(text_W[first_S], np.arange(len(texts) + 1))
-    return WordScores(start_W, end_W, weight_W, first_S, first_S + more_S, score_S, edges, span_edges)
+    return WordScores(windows.start, windows.end, weight_W, first_S, first_S + more_S, score_S, edges, span_edges)
 
 
 def span_chances(first_PW: Floats, last_PW: Floats, *, longest: int) -> Floats:

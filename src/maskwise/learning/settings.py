@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from maskwise.tasks import FinetuneSettings
+from maskwise.training import TrainingSettings
 
 
 class MetaSettings(BaseModel):
@@ -79,3 +82,74 @@ class MetaSettings(BaseModel):
 
     seed: int = 0
     """Decides order, contexts and masks."""
+
+
+class PolicySettings(BaseModel):
+    """The model that a policy is: an encoder with a head.
+
+    >>> PolicySettings(architecture="modernbert", settings={"hidden_size": 128}).length
+    64
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    architecture: str = "light"
+    """``light`` (an embedding of a token and its neighbours), or an architecture of transformers for a new encoder."""
+
+    pretrained: str | None = None
+    """An encoder to begin with instead: a folder, hub id or ``bundled:encoder``. Its tokenizer is the policy's."""
+
+    settings: dict[str, Any] = {}
+    """Fields of the encoder's configuration: hidden_size and window of a light one."""
+
+    head: Literal["tokens", "spans"] | None = None
+    """What is scored. None: spans where labels are answers, else tokens."""
+
+    length: int = Field(64, ge=4)
+    """Tokens that the policy reads at once, special ones included."""
+
+    longest: int = Field(10, ge=1)
+    """Words of the longest span."""
+
+
+class SupervisedSettings(BaseModel):
+    """How a policy is learned from labels: which words or spans it should find.
+
+    >>> SupervisedSettings(training={"steps": 50}).training.batch_size
+    32
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    labels: Literal["answers", "target-words", "classifier"] | None = None
+    """``answers``: where the right answers stand in a context. ``target-words``: the content words of a target that
+    stand in its source. ``classifier``: words without which a classifier is less sure. None: what the task has."""
+
+    training: TrainingSettings = TrainingSettings(steps=300, learning_rate=3e-3)
+    """The training of the policy; its seed is the run's."""
+
+    finetune: FinetuneSettings = FinetuneSettings()
+    """How the classifier is trained, from the recipe's model; its seeds are not used."""
+
+    drop: float = Field(0.05, gt=0, lt=1)
+    """A word is labelled if the classifier gives the right class so much less probability without it."""
+
+
+class LearningSettings(BaseModel):
+    """How a policy is learned from a task, before a model is trained under it.
+
+    >>> LearningSettings(method="supervised").policy.architecture
+    'light'
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    method: Literal["supervised", "meta"] = "supervised"
+    """By labels that the task gives, or by what masking does to the task's loss."""
+
+    task: str | None = None
+    """What is learned from: as in ``tasks``, of which it is the first if nothing is said."""
+
+    policy: PolicySettings = PolicySettings()
+    supervised: SupervisedSettings = SupervisedSettings()
+    meta: MetaSettings = MetaSettings()

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -166,6 +166,15 @@ class Encoded(Data[Classification]):
         return answers if self.place is None else torch.where(self.place < 0, LOST, answers[self.place])
 
 
+class Trainable(Protocol):
+    """N rows that can be batched for training."""
+
+    def __len__(self) -> int: ...
+    @property
+    def lengths(self) -> Tensor: ...
+    def batch(self, rows: Tensor) -> dict[str, Tensor]: ...
+
+
 class TaskSource:
     """Training batches of a task, for the loop: all rows in a new order every epoch, every batch full.
 
@@ -175,7 +184,7 @@ class TaskSource:
 
     ahead = 1
 
-    def __init__(self, data: Data, settings: TrainingSettings):
+    def __init__(self, data: Trainable, settings: TrainingSettings):
         self.data, self.settings = data, settings
         self.order = Order(len(data), seed=settings.seed)
         self._window: tuple[int, Tensor] = (-1, torch.empty(0))

@@ -153,7 +153,8 @@ def _squad(articles: list[Any], path: Path) -> list[Record]:
         return [
             {"id": qa.get("id"),
              **{part: paragraph[part] for part in (_ROPES if "situation" in paragraph else ("context",))},
-             "question": qa["question"], "answers": qa["answers"]}
+             "question": qa["question"], "answers": qa["answers"],
+             **({"article_title": article["title"]} if article.get("title") else {})}
             for article in articles for paragraph in article["paragraphs"] for qa in paragraph["qas"]
         ]  # fmt: skip
     except (KeyError, TypeError, AttributeError) as error:
