@@ -26,7 +26,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip
 for command in (
-    runs.study, runs.pretrain, runs.finetune, runs.annotate, views.evaluate, views.inspect, views.report, views.bench,
+    runs.study, runs.pretrain, runs.finetune, runs.learn, runs.annotate,
+    views.evaluate, views.inspect, views.report, views.bench,
 ):  # fmt: skip
     app.command()(command)
 app.command("list")(views.list_names)

@@ -1,4 +1,4 @@
-"""The commands that write a folder: study, pretrain, finetune, annotate. Each goes on where it was interrupted."""
+"""The commands that write a folder: study, pretrain, finetune, learn, annotate. Each goes on where it stopped."""
 
 from __future__ import annotations
 
@@ -124,6 +124,34 @@ def finetune(
         scores = f"{line['score']:.3f}", each, majority
         table.add_row(escape(line["task"]), line["metric"], *scores, str(line["test_items"]))
     out_console.print(table)
+
+
+def learn(
+    recipe: Annotated[str, typer.Argument(help="A shipped recipe or a YAML file, with a part learning.")],
+    overrides: Overrides = None,
+    out: Out = Path("runs/learn"),
+    as_json: Json = False,
+) -> None:
+    """Learn what to mask from a task. OUT/policy is the policy: name it as masking.policy: learned("OUT/policy")."""
+    from maskwise.recipe import read_recipe
+    from maskwise.study.policies import run_learn
+
+    result = run_learn(read_recipe(recipe, overrides or []), out, quiet=as_json)
+    if as_json:
+        print_json(result)
+        return
+    held_out = result.get("held_out") or {}
+    table = Table("on texts that it has not learned from", "policy", "salient spans", box=None)
+    for name, value in held_out.items():
+        if not isinstance(value, dict):
+            other = held_out.get("salient", {}).get(name)
+            cells = ("" if figure is None else f"{figure:.3f}" for figure in (value, other))
+            table.add_row(name.replace("_", " "), *cells)
+    out_console.print(table)
+    for reason, count in result.get("left_out", {}).items():
+        err_console.print(f"{count} {reason}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+    line = f"Policy: {result['policy']}   Page: {result['report']}  ({result['seconds']:.0f} s)"
+    out_console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def annotate(

@@ -1,7 +1,7 @@
 """What a policy should find in a text, as a task tells it: answers, words of the target, words that decide a class.
 
-The question is unseen. An answer is labelled wherever it stands in its context as whole words; answers that do not stand
-there are counted. Of summaries and other free answers, the content words that stand in the source are labelled; where
+The question is unseen. An answer is labelled wherever it stands in its context as whole words; answers that do not
+stand there are counted. Of summaries and other free answers, the content words that stand in the source are labelled; where
 hardly any does, labels teach nothing and the meta-gradient is the only way. Of a classification task, a word is
 labelled if a classifier is less sure of the right class without it.
 
@@ -37,14 +37,14 @@ SHARES = {"train": 0.7, "dev": 0.15, "test": 0.15}
 LEAST_TARGETS = 0.1
 """Labels of targets teach something if so many sources have one at least."""
 
-FUNCTION_WORDS = frozenset(
-    "a about above after again against all also am an and any are as at be because been before being below between both "
-    "but by can could did do does doing down during each few for from further had has have having he her here hers him "
-    "his how i if in into is it its itself just may me might more most must my no nor not now of off on once one only or "
-    "other our out over own same shall she should so some such than that the their them then there these they this those "
-    "through to too under until up upon us very was we were what when where which while who whom whose why will with "
-    "would you your".split()
-)
+_FUNCTION_WORDS = """
+a about above after again against all also am an and any are as at be because been before being below between both but by
+can could did do does doing down during each few for from further had has have having he her here hers him his how i if
+in into is it its itself just may me might more most must my no nor not now of off on once one only or other our out over
+own same shall she should so some such than that the their them then there these they this those through to too under
+until up upon us very was we were what when where which while who whom whose why will with would you your
+"""
+FUNCTION_WORDS = frozenset(_FUNCTION_WORDS.split())
 """Words that say little by themselves."""
 
 
@@ -104,7 +104,9 @@ def answer_labels(pairs: Iterable[tuple[str, Sequence[str]]], counts: Counter[st
     """
     found: dict[str, list[tuple[tuple[str, ...], list[tuple[int, int]]]]] = {}
     for context, answers in pairs:
-        there = {answer: places for answer in dict.fromkeys(answers) if (places := occurrences(answer, context))}
+        there = {
+            answer: places for answer in dict.fromkeys(answers) if (places := occurrences(answer, context))
+        }
         if not there:
             counts[NOT_THERE] += 1
             continue
@@ -149,7 +151,9 @@ Confidence = Callable[[Sequence[str], Sequence[int]], np.ndarray]
 """From texts and their classes to the probabilities (N,) that a classifier gives these classes."""
 
 
-def classifier_labels(rows: Sequence[tuple[str, int]], confidence: Confidence, *, drop: float) -> list[Marked]:
+def classifier_labels(
+    rows: Sequence[tuple[str, int]], confidence: Confidence, *, drop: float
+) -> list[Marked]:
     """(text, class) rows → the words without which the classifier is less sure of the class, by ``drop`` at least."""
     shown: list[str] = []
     classes: list[int] = []
@@ -161,7 +165,9 @@ def classifier_labels(rows: Sequence[tuple[str, int]], confidence: Confidence, *
         edges.append(len(shown))
     sure = confidence(shown, classes)
     return [
-        Marked(text, tuple(place for place, p in zip(places, sure[first + 1 : last]) if sure[first] - p >= drop))
+        Marked(
+            text, tuple(place for place, p in zip(places, sure[first + 1 : last]) if sure[first] - p >= drop)
+        )
         for (text, _), places, first, last in zip(rows, every, edges, edges[1:])
     ]
 
@@ -203,7 +209,8 @@ def labels_of(
         splits = {split: answer_labels(pairs, counts) for split, pairs in found.items()}
         return _checked(Labels("answers", splits, counts), spec)
     splits = {
-        split: target_labels([(row.texts[0], row.rights) for row in part], counts) for split, part in rows.items()
+        split: target_labels([(row.texts[0], row.rights) for row in part], counts)
+        for split, part in rows.items()
     }
     return _checked(Labels("target-words", splits, counts), spec)
 
@@ -253,7 +260,9 @@ def _answers(records: Mapping[str, Sequence[Mapping[str, Any]]]) -> Labels:
 def _side(article: str) -> str:
     """The split that all contexts of an article belong to."""
     place = text_id(article) / 2**63
-    return "train" if place < SHARES["train"] else "dev" if place < SHARES["train"] + SHARES["dev"] else "test"
+    return (
+        "train" if place < SHARES["train"] else "dev" if place < SHARES["train"] + SHARES["dev"] else "test"
+    )
 
 
 def _told(rows: Sequence[Row], texts: Sequence[str]) -> list[tuple[str, Sequence[str]]]:
@@ -263,15 +272,18 @@ def _told(rows: Sequence[Row], texts: Sequence[str]) -> list[tuple[str, Sequence
 
 
 def _by_classifier(task: Task, classifier: Callable[[Task], Confidence] | None, drop: float) -> Labels:
-    if len(task.labels) < 2:
-        do = "give a task of two classes or more, or take learning.method: meta"
-        raise MaskwiseError(f"task {task.name} has one class, which every word tells", got=task.labels[0], do=do)
+    number = {label: place for place, label in enumerate(task.labels)}
+    rows = {
+        split: [row for row in task.splits[split] if isinstance(row, TextRow) and row.label in number]
+        for split in SPLITS
+    }
+    if any(row.pair is not None for part in rows.values() for row in part):
+        do = "take learning.method: meta"
+        raise MaskwiseError(f"labels of a classifier are for single texts, and {task.name} has pairs", do=do)
     assert classifier is not None, "labels of a classifier need one"
     confidence = classifier(task)
-    number = {label: place for place, label in enumerate(task.labels)}
-    splits = {}
-    for split in SPLITS:
-        rows = [row for row in task.splits[split] if isinstance(row, TextRow) and row.label in number]
-        pairs = [(row.text, number[row.label]) for row in rows]
-        splits[split] = classifier_labels(pairs, confidence, drop=drop)
+    splits = {
+        split: classifier_labels([(row.text, number[row.label]) for row in part], confidence, drop=drop)
+        for split, part in rows.items()
+    }
     return Labels("classifier", splits)

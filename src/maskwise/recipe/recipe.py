@@ -9,24 +9,23 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from itertools import product
-from typing import Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import ValidationError, field_validator, model_validator
 
 from maskwise.annotate.registry import annotator, check_names
-from maskwise.constants import MOST_PRIMARY, REFERENCE
-from maskwise.errors import MaskwiseError, unknown_name
+from maskwise.errors import MaskwiseError
 from maskwise.evaluation import EvaluationSettings
 from maskwise.families import Kind
 from maskwise.keys import fold
+from maskwise.learning.settings import LearningSettings
 from maskwise.masking.corruptions import corruption
 from maskwise.masking.policies import policy
 from maskwise.masking.settings import MaskingSettings
 from maskwise.models import ModelSettings
 from maskwise.objectives import objective_class
 from maskwise.objectives.settings import ObjectiveSettings, require_fit
+from maskwise.recipe.comparison import Settings, StudySettings
 from maskwise.recipe.overrides import Plain, explain, leaves, put
 from maskwise.samplers import sampler
 from maskwise.tasks import FinetuneSettings
@@ -36,7 +35,7 @@ from maskwise.training import TrainingSettings
 
 ARM_PARTS = (
     "corpus", "tokenizer", "model", "masking", "objective", "objectives", "sampler", "training", "intermediate",
-    "finetune",
+    "finetune", "learning",
 )  # fmt: skip
 """What an arm may change. All else is how arms are judged, and must be the same for all."""
 
@@ -46,182 +45,11 @@ INTERMEDIATE_PARTS = ("corpus", "masking", "objectives", "sampler", "training")
 ALONE = ("mlm", "denoise")
 """Objectives that train a model alone: each makes a language model, of its kind."""
 
-MOST_SEEDS = 1000
-"""Runs of an arm. A plan holds every stage of every run; thirty runs decide what is worth deciding."""
-
 
 def require_changeable(key: str, parts: Sequence[str], *, who: str) -> None:
     """Refuse a setting outside some parts of the recipe; the seed of a training comes from its run."""
     if key.split(".")[0] not in parts or key == "training.seed":
         raise MaskwiseError(f"{who} cannot change {key}", allowed=", ".join(parts))
-
-
-class Settings(BaseModel):
-    """Settings that refuse unknown keys and never change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class SearchSettings(Settings):
-    """Settings chosen for every arm alike, on runs and data that are not reported.
-
-    >>> len(SearchSettings(grid={"training.learning_rate": [1e-3, 2e-3], "training.warmup": [0, 0.1]}).points)
-    4
-    """
-
-    grid: dict[str, tuple[object, ...]] | tuple[Plain, ...]
-    """Values by setting (all combinations are tried), or a list of points, each a dict of settings."""
-    seeds: tuple[int, ...] = (1000, 1001)
-    """Seeds of the runs that choose; none may be a seed of the study."""
-    by: Literal["dev", "held-out"] | None = None
-    """``dev``: scores on the tasks' dev rows. ``held-out``: loss on the arm's own kind of mask.
-    None: dev where there are tasks."""
-
-    @field_validator("grid", mode="before")
-    @classmethod
-    def _dotted(cls, grid: object) -> object:
-        if isinstance(grid, Mapping):
-            grid = dict(leaves(grid))
-            for key, values in grid.items():
-                if not isinstance(values, list | tuple) or not values:
-                    raise MaskwiseError(f"study.search.grid.{key} is a list of values", got=values)
-            return grid
-        if not isinstance(grid, list | tuple) or not all(isinstance(point, Mapping) for point in grid):
-            allowed = "lists by setting, or a list of points"
-            raise MaskwiseError("study.search.grid", got=grid, allowed=allowed)
-        return [dict(leaves(point)) for point in grid]
-
-    @model_validator(mode="after")
-    def _offers_a_choice(self) -> SearchSettings:
-        if len(self.points) < 2:
-            what = "study.search.grid has nothing to choose from"
-            raise MaskwiseError(what, got=self.grid, allowed="≥ 2 points")
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise MaskwiseError("study.search.seeds: different dev seeds", got=self.seeds, allowed="≥ 1")
-        return self
-
-    @property
-    def points(self) -> list[Plain]:
-        """The points that are tried, as settings by dotted name, in the order in which ties are settled."""
-        if isinstance(self.grid, tuple):
-            return [dict(point) for point in self.grid]
-        return [dict(zip(self.grid, values)) for values in product(*self.grid.values())]
-
-
-class StudySettings(Settings):
-    """What is compared, with how many runs, and how the comparison is kept fair."""
-
-    arms: dict[str, Plain] = {}
-    """By name: overrides of any setting, such as ``{masking.ratio: 0.30}``."""
-    baseline: str | None = None
-    """The arm that the others are compared with; None: the first one."""
-    seeds: int | tuple[int, ...] = 3
-    """Pre-training runs per arm (how many, or which seeds). They are the replicates, paired by seed."""
-    contrasts: tuple[tuple[str, str], ...] | None = None
-    """The primary ones, as [arm, baseline]; None: every arm against the baseline. At most six."""
-    match: Literal["steps", "targets", "flops"] = "steps"
-    """What every arm spends as much of as the baseline does: training.steps are set so (but for steps)."""
-    margin: float | None = Field(None, gt=0, lt=1)
-    """Arms are called equal whose difference has its 95 % interval within ± this, in scores (0.05: five points)."""
-    search: SearchSettings | None = None
-    """A grid of settings, searched for every arm on dev seeds."""
-    companions: tuple[float, ...] = ()
-    """Shorter runs beside the whole ones, as shares of the steps: for time-to-quality. Schedules of the ratio and of
-    the learning rate run over a run's own length, so a run cut short is not a short run."""
-    cache: str | None = None
-    """A folder where stages are shared with other studies; None: ``stages/`` of the study's own."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _left(cls, settings: object) -> object:
-        """Two settings that older recipes may name are gone (docs/decisions/0011)."""
-        if not isinstance(settings, Mapping):
-            return settings
-        left = "is no longer a setting (docs/decisions/0011)"
-        if settings.get("stop_hopeless") is not None:
-            do = "remove it: every arm has all of its runs"
-            raise MaskwiseError(f"study.stop_hopeless {left}", do=do)
-        if settings.get("match") == "seconds":
-            raise MaskwiseError(f"study.match: seconds {left}", do="take flops")
-        return {key: value for key, value in settings.items() if key != "stop_hopeless"}
-
-    @field_validator("arms", mode="before")
-    @classmethod
-    def _empty_arms(cls, arms: object) -> object:
-        """``token-15:`` alone is an arm that changes nothing."""
-        return {name: over or {} for name, over in arms.items()} if isinstance(arms, dict) else arms
-
-    @field_validator("seeds", mode="before")
-    @classmethod
-    def _paired(cls, seeds: object) -> object:
-        if isinstance(seeds, Mapping):
-            what = "study.seeds are the same for every arm: runs are paired by seed"
-            raise MaskwiseError(what, got=dict(seeds), allowed="a number of runs, or a list of seeds")
-        return seeds
-
-    @field_validator("seeds")
-    @classmethod
-    def _distinct(cls, seeds: int | tuple[int, ...]) -> int | tuple[int, ...]:
-        number = seeds if isinstance(seeds, int) else len(seeds)
-        if number < 1 or (isinstance(seeds, tuple) and len(set(seeds)) < number):
-            raise MaskwiseError("a number of runs, or different seeds", got=seeds, allowed="≥ 1")
-        if number > MOST_SEEDS:
-            raise MaskwiseError("a number of runs", got=number, allowed=f"≤ {MOST_SEEDS}")
-        return seeds
-
-    @field_validator("contrasts", mode="before")
-    @classmethod
-    def _pairs_of_names(cls, contrasts: object) -> object:
-        pairs = contrasts if isinstance(contrasts, list | tuple) else [contrasts]
-        for pair in pairs if contrasts is not None else ():
-            if not isinstance(pair, list | tuple) or len(pair) != 2:
-                raise MaskwiseError(
-                    "study.contrasts holds pairs of arms", got=pair, allowed="[arm, baseline]"
-                )
-        return contrasts
-
-    @field_validator("companions")
-    @classmethod
-    def _shares(cls, shares: tuple[float, ...]) -> tuple[float, ...]:
-        if not all(0 < share < 1 for share in shares) or len(set(shares)) < len(shares):
-            allowed = "different shares of the steps, 0 < f < 1"
-            raise MaskwiseError("study.companions", got=shares, allowed=allowed)
-        return tuple(sorted(shares))
-
-    @model_validator(mode="after")
-    def _consistent(self) -> StudySettings:
-        if self.baseline is not None and self.baseline not in self.arms:
-            raise unknown_name("baseline arm", self.baseline, self.arms)
-        if REFERENCE in self.arms:
-            raise MaskwiseError(f"an arm cannot be called {REFERENCE}: the reference of every study is")
-        shared = set(self.seed_list) & set(self.search.seeds if self.search else ())
-        if shared:
-            what = "study.search.seeds are seeds of the study: what chooses a setting must not judge it"
-            raise MaskwiseError(what, got=sorted(shared), do="give search other seeds, such as 1000, 1001")
-        known = [*self.arms, REFERENCE]
-        for arm, baseline in self.contrasts or ():
-            for name in (arm, baseline):
-                if name not in known:
-                    raise unknown_name("arm in study.contrasts", name, known)
-            if arm == baseline:
-                what = "a contrast names two different arms"
-                raise MaskwiseError(what, got=[arm, baseline], allowed="[arm, baseline]")
-        if len(self.pairs) > MOST_PRIMARY:
-            do = "name the ones that matter in study.contrasts"
-            what, allowed = "too many primary contrasts for one page", f"at most {MOST_PRIMARY}"
-            raise MaskwiseError(what, got=len(self.pairs), allowed=allowed, do=do)
-        return self
-
-    @property
-    def seed_list(self) -> tuple[int, ...]:
-        """The seeds of every arm's runs."""
-        return tuple(range(self.seeds)) if isinstance(self.seeds, int) else self.seeds
-
-    @property
-    def pairs(self) -> list[tuple[str, str]]:
-        """The primary contrasts as (arm, baseline)."""
-        base = self.baseline or next(iter(self.arms), "")
-        return list(dict.fromkeys(self.contrasts or [(arm, base) for arm in self.arms if arm != base]))
 
 
 class Recipe(Settings):
@@ -252,6 +80,8 @@ class Recipe(Settings):
     tasks: tuple[str, ...] = ()
     """What a checkpoint is judged by: bundled names, files, folders or ``hf:`` ids."""
     finetune: FinetuneSettings = FinetuneSettings()
+    learning: LearningSettings | None = None
+    """How a masking policy is learned from a task (``maskwise learn``); null: none is."""
     study: StudySettings = StudySettings()
 
     @field_validator("corpus")

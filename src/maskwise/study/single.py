@@ -15,8 +15,8 @@ from maskwise.constants import rank_here
 from maskwise.errors import MaskwiseError
 from maskwise.folders import claim, read_json, require_own, write_json, write_whole
 from maskwise.recipe import Recipe, explain, validate
+from maskwise.recipe.comparison import StudySettings
 from maskwise.recipe.overrides import Plain, parse_override, read_yaml
-from maskwise.recipe.recipe import StudySettings
 from maskwise.study.checks import check_inputs, notes_of_texts, say
 from maskwise.study.plan import DONE, Stage, prepare_stage
 from maskwise.study.run import hardware, versions

@@ -243,7 +243,9 @@ def encode(task: Task, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -
         MaskwiseError: a slow tokenizer, one without padding, or a length without room for text.
     """
     check_length(task, tokenizer, max_length)
-    return _encoded(task, _state(tokenizer, words=task.kind.words), _padding(tokenizer), max_length)
+    return _encoded(
+        task, tokenizer_state(tokenizer, words=task.kind.words), padding_id(tokenizer), max_length
+    )
 
 
 @dataclass(frozen=True)
@@ -280,14 +282,14 @@ def check_length(task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int
     Raises:
         MaskwiseError: they do not; a slow tokenizer, or one without padding.
     """
-    _padding(tokenizer)
+    padding_id(tokenizer)
     paired, tokens = task.kind.least_tokens(task)
     least = tokenizer.num_special_tokens_to_add(pair=paired) + tokens
     if max_length < least:
         raise MaskwiseError("max_length leaves no room for text", got=max_length, allowed=f"≥ {least}")
 
 
-def _padding(tokenizer: PreTrainedTokenizerBase) -> int:
+def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
     if not getattr(tokenizer, "is_fast", False):
         raise MaskwiseError("tasks need a fast tokenizer", got=type(tokenizer).__name__)
     if tokenizer.pad_token_id is None:
@@ -295,7 +297,7 @@ def _padding(tokenizer: PreTrainedTokenizerBase) -> int:
     return int(tokenizer.pad_token_id)
 
 
-def _state(tokenizer: PreTrainedTokenizerBase, *, words: bool = False) -> str:
+def tokenizer_state(tokenizer: PreTrainedTokenizerBase, *, words: bool = False) -> str:
     """All that the tokenizer's work depends on, as JSON, without padding and truncation.
 
     Args:
@@ -345,7 +347,7 @@ def embed(
     Raises:
         MaskwiseError: a text without any token.
     """
-    flat = Cutter.of(_state(tokenizer), _padding(tokenizer), max_length).flat(texts)
+    flat = Cutter.of(tokenizer_state(tokenizer), padding_id(tokenizer), max_length).flat(texts)
     if not int(flat.lengths.min()):
         raise MaskwiseError("a text without any token cannot be embedded", got="an empty text")
     network.eval()

@@ -1,0 +1,181 @@
+"""Learning a policy: what ``maskwise learn`` does, and a study's stage ``learn``.
+
+A folder gets ``policy/`` (the model, with its card), ``metrics.jsonl``, ``shown.json`` (what it masks, before and
+after) and, of ``maskwise learn``, ``recipe.yaml``, ``done.json`` and ``report.html``. The same command goes on.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerFast
+
+from maskwise.errors import MaskwiseError
+from maskwise.folders import claim, read_json, require_own, write_folder, write_json, write_whole
+from maskwise.learning.card import EXAMPLES, policy_card, show, weights_of
+from maskwise.learning.classifier import train_classifier
+from maskwise.learning.labels import Confidence, Labels, Marked, labels_of
+from maskwise.learning.scorer import PolicyModel
+from maskwise.learning.settings import LearningSettings
+from maskwise.learning.supervised import judge, learn_supervised
+from maskwise.recipe import Recipe
+from maskwise.recipe.overrides import Plain
+from maskwise.report.policy import write_policy_page
+from maskwise.study.plan import DONE
+from maskwise.study.work import finite
+from maskwise.tasks import Task
+
+LOCK = ".learning.lock"
+
+
+def run_learn(recipe: Recipe, out: Path, *, quiet: bool = False) -> Plain:
+    """``maskwise learn``: as ``learn``, in a folder of its own, which is finished once.
+
+    Raises:
+        MaskwiseError: bad input; a folder that holds something else, or the policy of another recipe.
+    """
+    require_own(out, "recipe.yaml", what="a policy of this recipe")
+    new = not out.is_dir() or not any(out.iterdir())
+    text, done = recipe.to_yaml(), read_json(out / DONE)
+    kept = out / "recipe.yaml"
+    if kept.is_file() and kept.read_text(encoding="utf-8", errors="replace") != text:
+        raise MaskwiseError(f"--out {out} holds the policy of another recipe", do="give a new folder")
+    if done:
+        return done
+    with claim(out, "another process learns in", lock=LOCK):
+        try:
+            write_whole(kept, text)
+            began = time.perf_counter()
+            result = learn(recipe, out, quiet=quiet)
+            result = finite({**result, "seconds": round(time.perf_counter() - began, 1)})
+            result["report"] = str(write_policy_page(out, title=recipe.name, measures=result))
+            write_json(out / DONE, result)
+        except MaskwiseError:
+            if new and not (out / "metrics.jsonl").is_file():  # nothing stays of what never took a step
+                shutil.rmtree(out)
+            raise
+    return result
+
+
+def learn(recipe: Recipe, folder: Path, *, quiet: bool = True) -> Plain:
+    """Learn the policy of a recipe into ``folder``; call it again, and it goes on where it was stopped.
+
+    Args:
+        recipe: of one run; its learning, corpus, tokenizer, model, training (the seed) and finetune are used.
+
+    Returns:
+        What was measured: ``policy`` (where it is), ``method``, ``task``, the learning's own figures, and ``dev`` and
+        ``held_out``, how good it is on texts that it has not learned from.
+
+    Raises:
+        MaskwiseError: a recipe that learns no policy; a task that teaches none.
+    """
+    settings = recipe.learning
+    if settings is None:
+        do = "give it learning: {method: supervised, task: …}; maskwise learn learn-supervised is an example"
+        raise MaskwiseError(f"recipe {recipe.name!r} learns no policy", do=do)
+    spec = settings.task or next(iter(recipe.tasks), None)
+    if spec is None:
+        raise MaskwiseError("learning needs a task", do="name one: learning.task=FILE")
+    learner = {"supervised": _supervised, "meta": _meta}[settings.method]
+    return learner(recipe, settings, spec, folder, quiet)
+
+
+def _supervised(recipe: Recipe, settings: LearningSettings, spec: str, folder: Path, quiet: bool) -> Plain:
+    how, seed, tokenizer = settings.supervised, recipe.training.seed, policy_tokenizer(recipe)
+    labels = labels_of(
+        spec, kind=how.labels, texts=corpus_texts(recipe), drop=how.drop,
+        classifier=lambda task: _classifier(recipe, task, quiet),
+    )  # fmt: skip
+    policy = new_policy(settings, tokenizer, head=labels.head, seed=seed)
+    texts = [each.text for each in _judged(labels, "test")]
+    before = weights_of(policy, texts[:EXAMPLES])
+    training = how.training.model_copy(update={"seed": seed})
+    done, counts = learn_supervised(
+        policy,
+        labels.splits["train"],
+        training=training,
+        dev_texts=labels.splits["dev"],
+        folder=folder,
+        quiet=quiet,
+    )
+    measures: Plain = {"labels": labels.kind, "left_out": dict(labels.counts + counts), "loss": done["loss"]}
+    measures |= {
+        name: judge(policy, _judged(labels, split)) for name, split in (("dev", "dev"), ("held_out", "test"))
+    }
+    return keep(policy, folder, settings, spec, recipe, measures, texts=texts, before=before)
+
+
+def _meta(recipe: Recipe, settings: LearningSettings, spec: str, folder: Path, quiet: bool) -> Plain:
+    raise MaskwiseError("learning.method: meta is not built yet", do="take supervised")
+
+
+def _judged(labels: Labels, split: str) -> list[Marked]:
+    """The texts of a split that have a label; those of another where it has none."""
+    for name in (split, "dev", "test", "train"):
+        if marked := [each for each in labels.splits[name] if each.spans]:
+            return marked
+    raise AssertionError("labels were checked")
+
+
+def keep(
+    policy: PolicyModel, folder: Path, settings: LearningSettings, spec: str, recipe: Recipe, measures: Plain, *,
+    texts: Sequence[str], before: Sequence[np.ndarray],
+) -> Plain:  # fmt: skip
+    """Write a learned policy with its card, and what it masks; returns what was measured.
+
+    Args:
+        texts: which it has not learned from; ``before`` are the weights of the first of them before it learned.
+    """
+    shown = show(policy, texts, before)
+    choices = {
+        "task": spec, "method": settings.method, "corpus": recipe.corpus.source, "seed": recipe.training.seed,
+        "encoder": settings.policy.pretrained or settings.policy.architecture, "head": policy.config.head,
+        "length": policy.config.length,
+    }  # fmt: skip
+    policy.card = policy_card(choices, measures.get("held_out", {}), shown)
+    write_folder(folder / "policy", policy.save_pretrained)
+    write_json(folder / "shown.json", finite(shown))
+    shutil.rmtree(folder / "resume", ignore_errors=True)
+    return {"policy": str(folder / "policy"), "method": settings.method, "task": spec, **measures}
+
+
+def policy_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:
+    """The tokenizer that a policy reads by: its encoder's own, the recipe's, or one trained on the corpus."""
+    assert recipe.learning is not None
+    name = recipe.learning.policy.pretrained or recipe.tokenizer_name
+    chosen = recipe.tokenizer.model_copy(update={"name": name})
+    made: PreTrainedTokenizerFast = chosen.tokenizer(recipe.corpus.documents())
+    return made
+
+
+def new_policy(
+    settings: LearningSettings, tokenizer: PreTrainedTokenizerFast, *, head: str, seed: int
+) -> PolicyModel:
+    """The policy before it has learned; ``head`` where the settings say none."""
+    return PolicyModel.new(
+        tokenizer, seed=seed, **{**settings.policy.model_dump(), "head": settings.policy.head or head}
+    )
+
+
+def corpus_texts(recipe: Recipe) -> list[str]:
+    """The texts of the corpus, where contexts of questions that stand alone are looked for."""
+    return [document.text for document in recipe.corpus.documents()]
+
+
+def _classifier(recipe: Recipe, task: Task[Any], quiet: bool) -> Confidence:
+    """A classifier of the task, trained from the recipe's model."""
+    assert recipe.learning is not None
+    settings, model = recipe.learning.supervised.finetune, recipe.model
+    name = recipe.tokenizer_name
+    tokenizer = recipe.tokenizer.model_copy(update={"name": name}).tokenizer(recipe.corpus.documents())
+    config = None if model.pretrained else model.config(tokenizer, settings.max_length, kind="encoder")
+    return train_classifier(
+        task, model.pretrained, config=config, tokenizer=tokenizer, settings=settings, seed=recipe.training.seed,
+        quiet=quiet,
+    )  # fmt: skip

@@ -1,0 +1,269 @@
+"""Policies that learn from labels: what is labelled, what is learned, and the command that does both."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from maskwise.errors import MaskwiseError
+from maskwise.learning.labels import NO_WORD, NOT_THERE, Marked, answer_labels, classifier_labels, labels_of
+from maskwise.learning.scorer import PolicyModel
+from maskwise.learning.supervised import CUT, LONG, FindSpans, LabelledWindows, judge, learn_supervised
+from maskwise.text import train_tokenizer
+from maskwise.training import TrainingSettings
+from tiny import WORDS, maskwise, read_lines, write_lines
+
+NAMES, JOBS = WORDS[:30], WORDS[30:40]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer([" ".join(WORDS) + " is a . ,"] * 9, vocab_size=300)
+
+
+def biographies(count: int, *, seed: int = 0) -> list[dict]:
+    """Contexts in which the answer stands behind "is a": one or two words."""
+    draw, rows = random.Random(seed), []
+    for number in range(count):
+        name, job = draw.choice(NAMES), " ".join(draw.sample(JOBS, draw.choice((1, 2))))
+        filler = [" ".join(draw.choices(WORDS[40:], k=4)) for _ in range(2)]
+        context = f"{filler[0]}. {name} is a {job}. {filler[1]}."
+        rows.append({"context": context, "question": f"what is {name}", "answers": [job], "split": "train"})
+        rows[-1]["split"] = ("train", "train", "train", "dev", "test")[number % 5]
+    return rows
+
+
+def training(**more) -> TrainingSettings:
+    settings = {"steps": 60, "batch_size": 16, "learning_rate": 1e-2, "precision": "no", "log_every": 20, "eval_every": 30}
+    return TrainingSettings(**{**settings, **more})
+
+
+# What is labelled
+
+
+def test_all_occurrences_of_all_answers_are_labelled_and_answers_that_are_not_there_are_counted():
+    counts: Counter[str] = Counter()
+    pairs = [
+        ("Bo met Ada. Adam met Bo-Bo.", ["Ada", "ADA"]),
+        ("Bo met Ada. Adam met Bo-Bo.", ["bo"]),
+        ("Bo met Ada. Adam met Bo-Bo.", ["Eve"]),
+        ("x (C++) y", ["C++"]),
+        ("x", ["", " "]),
+    ]
+    first, second = answer_labels(pairs, counts)
+    assert [first.text[a:b] for a, b in first.spans] == ["Bo", "Ada", "Bo", "Bo"]
+    assert first.questions == (("Ada", "ADA"), ("bo",)) and second.spans == ((3, 6),)
+    assert counts == {NOT_THERE: 2}
+
+
+def test_files_with_contexts_are_cut_by_article(tmp_path):
+    articles = [
+        {"title": f"t{n}", "paragraphs": [
+            {"context": f"text {n} {p} tells of owls", "qas": [
+                {"id": str(p), "question": "?", "answers": [{"text": "owls", "answer_start": 0}]},
+                {"id": "x", "question": "?", "answers": [{"text": "mice", "answer_start": 0}]},
+            ]} for p in range(3)]}
+        for n in range(40)
+    ]  # fmt: skip
+    (tmp_path / "squad.json").write_text(json.dumps({"data": articles}))
+    labels = labels_of(str(tmp_path / "squad.json"))
+    of = {split: {each.text.split()[1] for each in part} for split, part in labels.splits.items()}
+    assert all(len(part) == 3 * len(of[split]) for split, part in labels.splits.items())
+    assert len(of["train"] | of["dev"] | of["test"]) == sum(map(len, of.values())) == 40
+    assert len(of["train"]) > 20 and of["test"] and labels.kind == "answers" and labels.head == "spans"
+    assert labels.counts[NOT_THERE] == 120
+
+
+def test_the_content_words_of_a_target_are_labelled_where_they_stand_in_the_source(tmp_path):
+    rows = [{"source": f"The owl {n} hunts mice at night.", "target": f"Owl hunts {n}", "split": s}
+            for n, s in enumerate(["train", "train", "dev", "test"])]  # fmt: skip
+    rows[1]["target"] = "nothing of the kind"
+    write_lines(tmp_path / "rows.jsonl", rows)
+    labels = labels_of(f"{tmp_path / 'rows.jsonl'}(kind='generation', text='source', label='target')")
+    (first, second), counts = labels.splits["train"], labels.counts
+    assert [first.text[a:b] for a, b in first.spans] == ["owl", "0", "hunts"]
+    assert not second.spans and counts[NO_WORD] == 1 and labels.head == "tokens"
+
+
+def test_targets_that_share_no_word_with_their_sources_are_refused_and_meta_is_named(tmp_path):
+    rows = [{"source": "rain falls on the hill", "target": "more", "split": s} for s in ("train", "dev", "test")]
+    write_lines(tmp_path / "wiqa.jsonl", rows)
+    with pytest.raises(MaskwiseError, match="labels would teach nothing.*meta"):
+        labels_of(f"{tmp_path / 'wiqa.jsonl'}(kind='generation', text='source', label='target')")
+
+
+def test_answers_that_stand_in_no_context_are_refused(tmp_path):
+    write_lines(tmp_path / "qa.jsonl", [{"context": "x", "question": "?", "answers": ["y"], "split": "train"}])
+    with pytest.raises(MaskwiseError, match=r"1 answers that do not stand.*learning.method: meta"):
+        labels_of(str(tmp_path / "qa.jsonl"))
+
+
+def test_words_without_which_a_classifier_is_less_sure_are_labelled():
+    def confidence(texts, classes):
+        good = np.array([0.9 if "good" in text else 0.4 for text in texts])
+        return np.where(np.array(classes) == 1, good, 1 - good)
+
+    rows = [("a good film", 1), ("a good film", 0), ("good, good", 1)]
+    marked = classifier_labels(rows, confidence, drop=0.05)
+    assert [[each.text[a:b] for a, b in each.spans] for each in marked] == [["good"], [], []]
+
+
+def test_tasks_that_a_classifier_cannot_label_are_refused(tmp_path):
+    write_lines(tmp_path / "one.jsonl", [{"text": f"w{n}", "label": "a", "split": s} for n, s in enumerate(["train", "dev", "test"])])
+    with pytest.raises(MaskwiseError, match="at least two classes"):
+        labels_of(str(tmp_path / "one.jsonl"))
+    rows = [{"sentence1": f"w{n}", "sentence2": "b", "label": "ab"[n % 2], "split": s} for n, s in enumerate(["train"] * 2 + ["dev", "test"])]
+    write_lines(tmp_path / "pairs.jsonl", rows)
+    with pytest.raises(MaskwiseError, match="pairs"):
+        labels_of(str(tmp_path / "pairs.jsonl"))
+
+
+# What is learned
+
+
+def test_the_loss_is_the_cross_entropy_over_the_words_of_a_window(tokenizer):
+    policy = PolicyModel.new(tokenizer, settings={"hidden_size": 8}, head="spans", length=16)
+    torch.nn.init.normal_(policy.head.weight, generator=torch.Generator().manual_seed(0))
+    text = "bada kefe, loni"
+    data = LabelledWindows.of([Marked(text, ((0, 9), (0, 9), (11, 15)))], policy)
+    row = policy.tokenizer(text, return_tensors="pt")
+    with torch.no_grad():
+        outcome = FindSpans(policy)(data.batch(torch.tensor([0])))
+        chance = policy(row["input_ids"], row["attention_mask"])[0, 1:-1].log_softmax(0)
+    tokens = policy.tokenizer.convert_ids_to_tokens(row["input_ids"][0])[1:-1]
+    assert tokens == ["bada", "kefe", ",", "loni"]
+    by_hand = -(2 * chance[0, 0] + 2 * chance[1, 1] + chance[3, 0] + chance[3, 1])
+    assert float(outcome.loss) == pytest.approx(float(by_hand), rel=1e-5) and int(outcome.targets) == 4
+
+
+def test_labels_that_cannot_be_learned_are_counted(tokenizer):
+    policy = PolicyModel.new(tokenizer, settings={"hidden_size": 8}, head="spans", length=8, longest=2)
+    text = " ".join(WORDS[:12])  # windows of six words
+    ends = np.cumsum([len(word) + 1 for word in WORDS[:12]]) - 1
+    data = LabelledWindows.of([Marked(text, ((0, int(ends[0])), (0, int(ends[3])), (int(ends[4]) + 1, int(ends[6]))))], policy)
+    assert len(data) == 1 and data.counts == {LONG: 1, CUT: 1}
+    with pytest.raises(MaskwiseError, match="not one label is left"):
+        LabelledWindows.of([Marked(text, ((0, int(ends[3])),))], policy)
+
+
+@pytest.mark.parametrize("head", ["spans", "tokens"])
+def test_a_policy_learns_to_find_answers_that_it_has_not_seen(head, tokenizer):
+    rows = biographies(300)
+    for row in rows:  # jobs of the test are in no training text
+        row["answers"] = [row["answers"][0]]
+    train = [row for row in rows if WORDS[30] not in row["answers"][0] and WORDS[31] not in row["answers"][0]]
+    test = [row for row in rows if row not in train]
+    marked = [answer_labels([(row["context"], row["answers"]) for row in part], Counter()) for part in (train, test)]
+    policy = PolicyModel.new(tokenizer, settings={"hidden_size": 16}, head=head, length=32)
+    before = judge(policy, marked[1], salient=False)
+    learn_supervised(policy, marked[0], training=training())
+    after = judge(policy, marked[1], salient=False)
+    assert before["weight_on_labels"] == pytest.approx(before["labelled_words"], abs=0.1)
+    assert after["weight_on_labels"] > 0.6 > 3 * before["weight_on_labels"]
+    if head == "spans":
+        assert after["exact_match"] > 0.6 > before["exact_match"] and after["recall"] == after["exact_match"]
+
+
+def test_recall_is_taken_at_as_many_spans_as_there_are_salient_ones(tokenizer):
+    marked = [Marked("In 1999 Ada Lovelace met bada kefe in Paris.", ((8, 20),), (("Ada Lovelace",),))]
+    policy = PolicyModel.new(tokenizer, settings={"hidden_size": 8}, head="spans", length=32)
+    measures = judge(policy, marked)
+    assert measures["salient"]["recall"] == 1 and measures["spans"] == measures["salient"]["spans"] == 3
+
+
+# The command
+
+
+def recipe(tmp_path, **learning) -> list[str]:
+    write_lines(tmp_path / "qa.jsonl", biographies(60))
+    write_lines(tmp_path / "corpus.jsonl", [{"text": row["context"]} for row in biographies(60)])
+    training = {"steps": 20, "batch_size": 8, "learning_rate": 1e-2, "log_every": 5, "save_every": 10, "precision": "no"}
+    settings = {
+        "corpus": {"source": str(tmp_path / "corpus.jsonl"), "length": 32}, "tokenizer": {"vocab_size": 200},
+        "model": {"architecture": "bert", "settings": {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}},
+        "learning": {"method": "supervised", "task": str(tmp_path / "qa.jsonl"), "policy": {"settings": {"hidden_size": 8}, "length": 32},
+                     "supervised": {"training": training}, **learning},
+    }  # fmt: skip
+    (tmp_path / "learn.yaml").write_text(json.dumps(settings))
+    return ["learn", str(tmp_path / "learn.yaml")]
+
+
+def test_the_command_makes_a_policy_that_masks(tmp_path, capsys):
+    command, out = recipe(tmp_path), tmp_path / "out"
+    assert maskwise(*command, "--out", out, "--json") == 0
+    result = json.loads(capsys.readouterr().out)
+    assert {"exact_match", "f1", "recall", "salient"} <= set(result["held_out"]) and result["method"] == "supervised"
+    assert {"policy", "metrics.jsonl", "shown.json", "report.html", "recipe.yaml", "done.json"} <= {p.name for p in out.iterdir()}
+    assert not (out / "resume").exists() and len(read_lines(out / "metrics.jsonl")) == 5
+    card = (out / "policy" / "README.md").read_text()
+    assert "masking-policy" in card and "Heaviest words" in card and "exact_match" in card
+    page = (out / "report.html").read_text()
+    assert page.count('<div class="when">before</div>') == 5 and "http" not in page.replace("http-equiv", "")
+    weights = PolicyModel.from_pretrained(out / "policy").state_dict()
+    assert maskwise(*command, "--out", out, "--json") == 0
+    assert json.loads(capsys.readouterr().out) == result
+    assert maskwise("inspect", "bada is a kefe", "--policy", f"learned({str(out / 'policy')!r})", "--ratio", "0.5") == 0
+    assert maskwise(*command, "training.seed=1", "--out", out) == 2
+    assert "policy of another recipe" in capsys.readouterr().err
+    assert maskwise(*command, "--out", tmp_path / "again") == 0
+    again = PolicyModel.from_pretrained(tmp_path / "again" / "policy").state_dict()
+    assert all(torch.equal(weights[name], again[name]) for name in weights)
+
+
+def test_a_stopped_learning_goes_on_to_the_same_policy(tmp_path, monkeypatch):
+    from maskwise.study import policies
+
+    command = recipe(tmp_path)
+    assert maskwise(*command, "--out", tmp_path / "whole") == 0
+    learned = policies.judge
+
+    def stopped(*arguments, **more):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(policies, "judge", stopped)
+    assert maskwise(*command, "--out", tmp_path / "part") == 130
+    monkeypatch.setattr(policies, "judge", learned)
+    assert (tmp_path / "part" / "resume").is_dir() and not (tmp_path / "part" / "policy").exists()
+    assert maskwise(*command, "--out", tmp_path / "part") == 0
+    one, other = (PolicyModel.from_pretrained(tmp_path / name / "policy").state_dict() for name in ("whole", "part"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_classification_task_gives_a_policy_too(tmp_path, capsys):
+    rows = [{"text": f"{WORDS[n % 7 + 20]} {'good' if n % 2 else 'bad'} {WORDS[n % 5 + 40]}", "label": "np"[n % 2],
+             "split": ("train", "train", "dev", "test")[n // 2 % 4]} for n in range(80)]  # fmt: skip
+    command = recipe(tmp_path)
+    write_lines(tmp_path / "task.jsonl", rows)
+    write_lines(tmp_path / "corpus.jsonl", rows)
+    tuned = {"steps": 60, "learning_rate": 0.02, "max_length": 16}
+    options = [f"learning.task={tmp_path / 'task.jsonl'}", f"learning.supervised.finetune={json.dumps(tuned)}",
+               "learning.supervised.training.steps=60"]  # fmt: skip
+    assert maskwise(*command, *options, "--out", tmp_path / "out", "--json") == 0
+    result = json.loads(capsys.readouterr().out)
+    held_out = result["held_out"]
+    assert result["labels"] == "classifier" and held_out["weight_on_labels"] > 1.5 * held_out["labelled_words"] > 0
+    words = json.loads((tmp_path / "out" / "shown.json").read_text())["words"]
+    assert set(list(words)[:2]) == {"good", "bad"}
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["learning=null"], "learns no policy"),
+        (["learning.task=null"], "needs a task"),
+        (["learning.policy.head=words"], "learning.policy.head"),
+        (["learning.policy.architecture=berd"], "architecture"),
+        (["learning.supervised.drop=2"], "drop"),
+        (["learning.task=./nowhere.jsonl"], "does not exist"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(options, said, tmp_path, capsys):
+    assert maskwise(*recipe(tmp_path), *options, "--out", tmp_path / "out") == 2
+    error = capsys.readouterr().err.strip()
+    assert said in error and len(error.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
