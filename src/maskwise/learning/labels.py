@@ -1,9 +1,9 @@
 """What a policy should find in a text, as a task tells it: answers, words of the target, words that decide a class.
 
 The question is unseen. An answer is labelled wherever it stands in its context as whole words; answers that do not
-stand there are counted. Of summaries and other free answers, the content words that stand in the source are labelled; where
-hardly any does, labels teach nothing and the meta-gradient is the only way. Of a classification task, a word is
-labelled if a classifier is less sure of the right class without it.
+stand there are counted. Of summaries and other free answers, the content words that stand in the source are
+labelled; where hardly any does, labels teach nothing and the meta-gradient is the only way. Of a classification task, a
+word is labelled if a classifier is less sure of the right class without it.
 
 Source: Ye et al. 2021 (arXiv 2104.08840) for answers; Gu et al. 2020 (arXiv 2004.09733) for the classifier, who add
 words one by one where we leave one out: what a word does then depends on no order.
@@ -38,11 +38,12 @@ LEAST_TARGETS = 0.1
 """Labels of targets teach something if so many sources have one at least."""
 
 _FUNCTION_WORDS = """
-a about above after again against all also am an and any are as at be because been before being below between both but by
-can could did do does doing down during each few for from further had has have having he her here hers him his how i if
-in into is it its itself just may me might more most must my no nor not now of off on once one only or other our out over
-own same shall she should so some such than that the their them then there these they this those through to too under
-until up upon us very was we were what when where which while who whom whose why will with would you your
+a about above after again against all also am an and any are as at be because been before being below between
+both but by can could did do does doing down during each few for from further had has have having he her here
+hers him his how i if in into is it its itself just may me might more most must my no nor not now of off on
+once one only or other our out over own same shall she should so some such than that the their them then there
+these they this those through to too under until up upon us very was we were what when where which while who
+whom whose why will with would you your
 """
 FUNCTION_WORDS = frozenset(_FUNCTION_WORDS.split())
 """Words that say little by themselves."""

@@ -9,17 +9,20 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import PreTrainedTokenizerFast
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from maskwise.errors import MaskwiseError
 from maskwise.folders import claim, read_json, require_own, write_folder, write_json, write_whole
 from maskwise.learning.card import EXAMPLES, policy_card, show, weights_of
 from maskwise.learning.classifier import train_classifier
 from maskwise.learning.labels import Confidence, Labels, Marked, labels_of
+from maskwise.learning.loop import learn_meta
 from maskwise.learning.scorer import PolicyModel
 from maskwise.learning.settings import LearningSettings
 from maskwise.learning.supervised import judge, learn_supervised
@@ -28,7 +31,9 @@ from maskwise.recipe.overrides import Plain
 from maskwise.report.policy import write_policy_page
 from maskwise.study.plan import DONE
 from maskwise.study.work import finite
-from maskwise.tasks import Task
+from maskwise.tasks import Task, load_task
+from maskwise.text import Document, tokenise
+from maskwise.training import log_frequencies
 
 LOCK = ".learning.lock"
 
@@ -112,7 +117,37 @@ def _supervised(recipe: Recipe, settings: LearningSettings, spec: str, folder: P
 
 
 def _meta(recipe: Recipe, settings: LearningSettings, spec: str, folder: Path, quiet: bool) -> Plain:
-    raise MaskwiseError("learning.method: meta is not built yet", do="take supervised")
+    seed, tokenizer, texts = recipe.training.seed, policy_tokenizer(recipe), corpus_texts(recipe)
+    task, model = load_task(spec), _model(recipe, tokenizer, texts)
+    policy = new_policy(settings, tokenizer, head="tokens", seed=seed)
+    labels = None
+    with suppress(MaskwiseError):  # only to see what the policy finds: it learns from no label
+        labels = labels_of(spec, kind="answers", texts=texts)
+    shown = [each.text for each in _judged(labels, "test")] if labels else texts
+    before = weights_of(policy, shown[:EXAMPLES])
+    end = learn_meta(
+        settings.meta.model_copy(update={"seed": seed}), policy=policy, task=task, texts=texts, model=model,
+        tokenizer=tokenizer, training=recipe.training, length=recipe.corpus.length,
+        max_length=recipe.finetune.max_length, folder=folder, quiet=quiet,
+    )  # fmt: skip
+    policy.cpu()
+    measures: Plain = {"best_step": end.best, "gain": end.gain, "stopped": end.stopped}
+    if labels:
+        judged = (("dev", "dev"), ("held_out", "test"))
+        measures |= {name: judge(policy, _judged(labels, split)) for name, split in judged}
+    return keep(policy, folder, settings, spec, recipe, measures, texts=shown, before=before)
+
+
+def _model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> PreTrainedModel:
+    """The model that a policy is learned for: the recipe's, before its training."""
+    documents = (Document(str(number), text) for number, text in enumerate(texts))
+    counts = torch.zeros(len(tokenizer), dtype=torch.int64)
+    for tokens in tokenise(documents, tokenizer):
+        counts += torch.bincount(torch.from_numpy(tokens.input_ids), minlength=len(tokenizer))
+    return recipe.model.model(
+        tokenizer, recipe.corpus.length, kind=recipe.kind, seed=recipe.training.seed,
+        log_unigram=log_frequencies(counts),
+    )  # fmt: skip
 
 
 def _judged(labels: Labels, split: str) -> list[Marked]:
