@@ -93,6 +93,10 @@ class LabelledWindows:
         labels = torch.where(targets > 0, targets, float(IGNORE))
         return {**self.flat.batch(rows), "labels": labels, "inside": real & self.inside[at]}
 
+    def training_batch(self, rows: Tensor, draws: Tensor) -> dict[str, Tensor]:
+        """The same for a step of training; nothing is drawn."""
+        return self.batch(rows)
+
     @classmethod
     def of(cls, marked: Sequence[Marked], policy: PolicyModel) -> Self:
         """The windows of texts that have a label.
