@@ -56,7 +56,7 @@ class MetaSettings(BaseModel):
     """Scores are divided by it while learning: above 1 masks are drawn more evenly than the policy says."""
 
     learning_rate: float = Field(0.01, gt=0)
-    """Of the policy (Adam), falling to 0 over the steps. A table of words wants 0.3, an encoder 1e-3 or less."""
+    """Step size of the policy (Adam), falling to 0 over the steps. A table of words wants 0.3, an encoder 1e-3."""
 
     clip: float = Field(0.0, ge=0)
     """Largest norm of the policy's gradient; 0 for none."""
