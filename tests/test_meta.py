@@ -15,7 +15,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.learning.examples import Examples, find_contexts
 from maskwise.learning.gradients import Losses
 from maskwise.learning.loop import learn_meta, learn_policy, losses_of
-from maskwise.learning.meta import Diverged, MetaLearner
+from maskwise.learning.meta import Diverged, MetaLearner, Slopes
 from maskwise.learning.relaxation import RelaxedDenoising
 from maskwise.learning.scorer import PolicyModel
 from maskwise.learning.settings import MetaSettings
@@ -123,6 +123,7 @@ def test_it_finds_the_words_that_are_asked_for(tmp_path: Path) -> None:
     assert answers[0] == pytest.approx(1 / 15, abs=0.02) and np.mean(answers[-5:]) > 3 * answers[0]
     assert end.stopped is None and end.step == 30 and end.best > 0 and end.gain > 0.01
     assert [line["step"] for line in lines if line["kind"] == "dev"] == [10, 20, 30]
+    assert all(0.05 < line["agreement"] <= 1 for line in lines if line["kind"] == "dev")
     assert mine.judge(mine.policy) == pytest.approx(end.gain)  # the best is what is kept
 
 
@@ -170,6 +171,15 @@ def test_an_outer_loss_that_rises_ends_the_learning(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(MetaLearner, "step", lambda self: _count(self, {"outer": next(losses)}))
     end = learn_policy(learner(steps=9), quiet=True)
     assert end.stopped == "diverged: the outer loss rose from 1 to 2.5 by step 6"
+
+
+def test_the_agreement_of_gradients() -> None:
+    same, noise, none = Slopes(), Slopes(), Slopes()
+    for sign in (1.0, -1.0, 1.0, -1.0):
+        same.add([torch.tensor([2.0]), torch.tensor([[1.0]])])
+        noise.add([torch.tensor([2.0 * sign]), torch.tensor([[1.0 * sign]])])
+        none.add([torch.zeros(1)])
+    assert (same.agreement(), noise.agreement()) == (1, 0) and np.isnan(none.agreement())
 
 
 def test_patience(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -262,12 +272,12 @@ def test_a_task_with_a_head_of_its_own_shares_the_encoder(tmp_path: Path) -> Non
     )
     policy = PolicyModel.new(tokenizer(), settings={"hidden_size": 8}, length=32)
     end = learn_meta(
-        MetaSettings(steps=2, batch_size=8), policy=policy, task=task, texts=(), model=small_model(),
+        MetaSettings(steps=2, batch_size=8, dev_examples=8), policy=policy, task=task, texts=(), model=small_model(),
         tokenizer=tokenizer(), training=TRAINING, length=32, max_length=32, folder=tmp_path, quiet=True,
     )  # fmt: skip
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert (
-        end.step == 2 and lines[0]["grad_norm"] > 0 and np.isnan(lines[0]["answers"])
+        end.step == 2 and lines[0]["grad_norm"] > 0 and "answers" not in lines[0]
     )  # classes have no answers
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.families import adapter_of, encoder_of
 from maskwise.learning.examples import Examples
 from maskwise.learning.gradients import Losses
-from maskwise.learning.meta import Diverged, MetaLearner, Point, set_values, values_of
+from maskwise.learning.meta import Diverged, MetaLearner, Point, Slopes, set_values, values_of
 from maskwise.learning.relaxation import RelaxedDenoising
 from maskwise.learning.scorer import PolicyModel
 from maskwise.learning.settings import MetaSettings
@@ -128,20 +129,32 @@ def learn_policy(learner: MetaLearner, folder: Path | None = None, *, quiet: boo
                 now.stopped = f"diverged: {reason}"
                 break
             outers.append(line["outer"])
-            metrics.write(
-                {"kind": "meta", "step": now.step, **line, "seconds": round(time.perf_counter() - began, 3)}
-            )
+            seconds = round(time.perf_counter() - began, 3)
+            metrics.write(_known({"kind": "meta", "step": now.step, **line, "seconds": seconds}))
             progress.advance()
             if now.step % s.eval_every == 0 or now.step == s.steps:
-                gain = _judge(learner, float(np.mean(outers)))
-                outers = []
-                metrics.write({"kind": "dev", "step": now.step, "gain": gain, "best": now.best})
-                progress.note(outer=line["outer"], gain=gain)
+                mean = float(np.mean(outers))
+                gain = _judge(learner, mean)
+                agreement, learner.slopes, outers = learner.slopes.agreement(), Slopes(), []
+                judged = {
+                    "kind": "dev",
+                    "step": now.step,
+                    "gain": gain,
+                    "best": now.best,
+                    "agreement": agreement,
+                }
+                metrics.write(_known(judged))
+                progress.note(outer=mean, gain=gain)
                 if resume and first:
                     learner.save(resume)
     metrics.close()
     set_values(learner.policy, learner.best)
     return learner.now
+
+
+def _known(line: Mapping[str, object]) -> dict[str, object]:
+    """A line without the figures that are no numbers, which JSON does not have."""
+    return {key: value for key, value in line.items() if not (isinstance(value, float) and math.isnan(value))}
 
 
 def _judge(learner: MetaLearner, outer: float) -> float:

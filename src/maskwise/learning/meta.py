@@ -62,6 +62,24 @@ class Point:
     stopped: str | None = None
 
 
+class Slopes:
+    """Whether gradients point the same way: the share of their mean square that is the square of their mean."""
+
+    def __init__(self) -> None:
+        self.total: list[Tensor] = []
+        self.squares, self.count = 0.0, 0
+
+    def add(self, gradient: Sequence[Tensor]) -> None:
+        self.total = [a + b for a, b in zip(self.total, gradient, strict=True)] if self.total else [*gradient]
+        self.squares += sum(float(part.double().square().sum()) for part in gradient)
+        self.count += 1
+
+    def agreement(self) -> float:
+        """1: all are the same; about 1 / their number: they are noise. NaN where all are 0."""
+        whole = sum(float(part.double().square().sum()) for part in self.total)
+        return whole / (self.count * self.squares) if self.squares else math.nan
+
+
 class MetaLearner:
     """A policy, the model that it is learned with, and where the learning stands.
 
@@ -98,6 +116,7 @@ class MetaLearner:
         self.optimizers = Optimizers(losses, training.model_copy(update=constant))
         self.optimizers.set_rate(0)
         self.adam = torch.optim.Adam(policy.parameters(), lr=settings.learning_rate)
+        self.slopes = Slopes()
         self.now = Point(mask_rate=settings.mask_rate, task_rate=settings.task_rate)
 
     # One outer step -----------------------------------------------------------------------------------------------
@@ -145,6 +164,7 @@ class MetaLearner:
         norm = float(nn.utils.clip_grad_norm_(self.policy.parameters(), s.clip or math.inf))
         if not (math.isfinite(line["outer"]) and math.isfinite(norm)):
             raise Diverged(f"outer loss {line['outer']:.3g} and gradient {norm:.3g} at step {number + 1}")
+        self.slopes.add([p.grad for p in self.policy.parameters() if p.grad is not None])
         self.adam.step()
         self._follow()
         if s.reset_every and (number + 1) % s.reset_every == 0:
@@ -260,9 +280,10 @@ class MetaLearner:
         judgements can be compared. An order of units is drawn for both, so that chance favours neither.
         """
         gains, size = 0.0, self.settings.batch_size
+        count = min(len(self.dev), self.settings.dev_examples)
         for draw in range(draws):
-            for begin in range(0, len(self.dev), size):
-                rows = np.arange(begin, min(begin + size, len(self.dev)))
+            for begin in range(0, count, size):
+                rows = np.arange(begin, min(begin + size, count))
                 outer = self.losses.of(self.dev.task(rows, self.device))
                 for scorer, sign in ((policy, -1), (even, 1)):
                     with torch.no_grad():
@@ -275,7 +296,7 @@ class MetaLearner:
                     after, _ = _descended(self.start, [step])
                     with torch.no_grad():
                         gains += sign * float(outer(after, None)) * len(rows)
-        return gains / (draws * len(self.dev))
+        return gains / (draws * count)
 
     # States to resume from ----------------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ class MetaSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    steps: int = Field(200, ge=1)
+    steps: int = Field(60, ge=1)
     """Outer steps: updates of the policy."""
 
     batch_size: int = Field(32, ge=1)
@@ -71,8 +71,11 @@ class MetaSettings(BaseModel):
     """Outer steps after which the model is what it was at the start again; 1: it never moves, 0: it is never reset. A
     model that moves on knows the answers of train by heart within some tens of steps, and then no mask can help."""
 
-    eval_every: int = Field(25, ge=1)
+    eval_every: int = Field(10, ge=1)
     """Outer steps between two judgements of the policy on dev examples, and between two states to resume from."""
+
+    dev_examples: int = Field(256, ge=1)
+    """So many dev examples judge the policy, the first of them."""
 
     patience: int | None = Field(None, ge=1)
     """So many judgements without a better one end the learning."""
