@@ -56,16 +56,20 @@ def test_the_page_draws_coverage_against_the_gain(tmp_path):
     study = make_study(runs=6, tasks=1)
     arms = list(study["arms"])
     records = make_records(study, dict.fromkeys(arms, 0.0))
-    records += [{"kind": "coverage", "task": "task-0", "corpus": "wiki", "items": 50, "standing": 20}]
+    records += [{"kind": "coverage", "task": "task-0", "corpus": "wiki", "items": 50, "standing": 20},
+                {"kind": "coverage", "task": "task-0", "corpus": "novels", "items": 50, "standing": 0}]  # fmt: skip
     records += [
         {"kind": "coverage", "arm": arm, "task": "task-0", "corpus": "wiki", "occurrences": 80,
          "whole": 8 * n, "part": 60}
-        for n, arm in enumerate(arms)
+        for n, arm in enumerate(arms[1:])
     ]  # fmt: skip
+    records += [{"kind": "coverage", "arm": arms[0], "task": "task-0", "corpus": "novels", "occurrences": 0,
+                 "whole": 0, "part": 0}]  # fmt: skip
     write_study(tmp_path, study, records, summary=summarise(records, study), samples={})
     html = write_report(tmp_path).read_text(encoding="utf-8")
     assert "Do the answers stand in the corpus" in html and "masked whole" in html
     assert re.search(r'<td>wiki</td><td class="number">40\W*%</td>', html)  # 20 of 50
+    assert re.search(r'<td>novels</td><td class="number">0\W*%</td><td class="number">–</td>', html)
     without = [record for record in records if record["kind"] != "coverage"]
     write_study(tmp_path / "without", study, without, summary=summarise(without, study), samples={})
     assert "Do the answers stand" not in write_report(tmp_path / "without").read_text(encoding="utf-8")

@@ -75,14 +75,15 @@ def score_charts(folder: Folder, colours: Colours) -> list[View]:
 
 
 def coverage_view(folder: Folder, colours: Colours) -> View | None:
-    """By task and arm: the share of right answers that stand in the corpus, the share of those that the arm masks
-    whole, and what the arm gained over the baseline. None where no task has texts for answers."""
+    """By task and arm: the share of right answers that stand in the arm's corpus, the share of those that it masks whole,
+    and what it gained over the reference, which has no such training. None where no task has texts for answers."""
     lines = [record for record in folder.records if record["kind"] == "coverage"]
     rows: list[View] = []
     points: list[Point] = []
-    for line in (line for line in lines if line.get("occurrences")):
+    for line in (line for line in lines if "arm" in line):
         task, arm = line["task"], line["arm"]
         texts = [other for other in lines if other["task"] == task and "standing" in other]
+        texts = [other for other in texts if other["corpus"] == line["corpus"]] or texts  # a world for each run
         means = {
             name: mean(
                 [
@@ -91,20 +92,21 @@ def coverage_view(folder: Folder, colours: Colours) -> View | None:
                     if r["kind"] == "score" and (r["task"], r["arm"]) == (task, name)
                 ]
             )
-            for name in (arm, folder.study["baseline"])
+            for name in (arm, REFERENCE)
         }
-        gain = None if None in means.values() else (means[arm] or 0) - (means[folder.study["baseline"]] or 0)
+        gain = None if None in means.values() else (means[arm] or 0) - (means[REFERENCE] or 0)
         if gain is not None and folder.study["tasks"].get(task, {}).get("metric") in LOWER_IS_BETTER:
             gain = -gain
-        masked = line["whole"] / line["occurrences"]
-        if gain is not None:
+        places = line["occurrences"]
+        masked = line["whole"] / places if places else None
+        if gain is not None and masked is not None:
             points.append({"arm": arm, "x": masked, "value": gain})
         rows.append({
             "task": task, "arm": arm, "corpus": line["corpus"], "masked": masked, "gain": gain,
-            "part": line["part"] / line["occurrences"], "occurrences": line["occurrences"],
+            "part": line["part"] / places if places else None, "occurrences": places,
             "standing": mean([other["standing"] / other["items"] for other in texts]),
         })  # fmt: skip
-    return {"rows": rows, "spec": gain_chart(points, colours) if points else None} if rows else None
+    return {"rows": rows, "spec": gain_chart(points, colours, over=folder.reference) if points else None} if rows else None
 
 
 def heldout_charts(folder: Folder, colours: Colours) -> list[View]:

@@ -397,7 +397,7 @@ def masked_records(recipe: Recipe, runs: Sequence[Run], stages: Path) -> list[Re
                     "kind": "coverage",
                     "arm": run.arm,
                     "task": task.name,
-                    "corpus": link.corpus.source,
+                    "corpus": link.corpus.title,
                 }
                 records.append(
                     {**who, "occurrences": masked.occurrences, "whole": masked.whole, "part": masked.part}

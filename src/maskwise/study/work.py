@@ -381,11 +381,10 @@ def _evaluate(stage: Stage, stages: Path, quiet: bool) -> Plain:
 
 def _overlap(stage: Stage, stages: Path, quiet: bool) -> Plain:
     corpus = CorpusSettings(**stage.what["corpus"])
-    name = corpus.source if corpus.limit is None else f"{corpus.source}, first {corpus.limit}"
     task = load_task(stage.what["task"])
-    record: Plain = {"record": overlap_record(corpus.documents(), task, corpus=name)}
+    record: Plain = {"record": overlap_record(corpus.documents(), task, corpus=corpus.title)}
     if rights := task.rights():
-        record["coverage"] = coverage_record(corpus.documents(), rights, task=task.name, corpus=name)
+        record["coverage"] = coverage_record(corpus.documents(), rights, task=task.name, corpus=corpus.title)
     return record
 
 

@@ -51,6 +51,11 @@ class CorpusSettings(BaseModel):
         """What makes the layers: those of ``layers``, and a world, which brings its own."""
         return (*self.layers, self.source) if read_world(self.source) else self.layers
 
+    @property
+    def title(self) -> str:
+        """What records call the text."""
+        return self.source if self.limit is None else f"{self.source}, first {self.limit}"
+
     def documents(self) -> Documents:
         """The documents, to be read anew with each iteration.
 
