@@ -75,7 +75,7 @@ def score_charts(folder: Folder, colours: Colours) -> list[View]:
 
 
 def coverage_view(folder: Folder, colours: Colours) -> View | None:
-    """By task and arm: the share of right answers that stand in the arm's corpus, the share of those that it masks whole,
+    """By task and arm: the share of right answers that stand in its corpus, the share of those that it masks whole,
     and what it gained over the reference, which has no such training. None where no task has texts for answers."""
     lines = [record for record in folder.records if record["kind"] == "coverage"]
     rows: list[View] = []
@@ -83,7 +83,9 @@ def coverage_view(folder: Folder, colours: Colours) -> View | None:
     for line in (line for line in lines if "arm" in line):
         task, arm = line["task"], line["arm"]
         texts = [other for other in lines if other["task"] == task and "standing" in other]
-        texts = [other for other in texts if other["corpus"] == line["corpus"]] or texts  # a world for each run
+        texts = [
+            other for other in texts if other["corpus"] == line["corpus"]
+        ] or texts  # a world for each run
         means = {
             name: mean(
                 [
@@ -106,7 +108,11 @@ def coverage_view(folder: Folder, colours: Colours) -> View | None:
             "part": line["part"] / places if places else None, "occurrences": places,
             "standing": mean([other["standing"] / other["items"] for other in texts]),
         })  # fmt: skip
-    return {"rows": rows, "spec": gain_chart(points, colours, over=folder.reference) if points else None} if rows else None
+    return (
+        {"rows": rows, "spec": gain_chart(points, colours, over=folder.reference) if points else None}
+        if rows
+        else None
+    )
 
 
 def heldout_charts(folder: Folder, colours: Colours) -> list[View]:

@@ -159,12 +159,10 @@ def line_chart(
 
 
 def gain_chart(rows: list[Point], colours: Colours, *, over: str) -> Spec:
-    """A dot per arm and task: ``x``, how many of the answers it masks, and ``value``, what it gains ``over`` another."""
+    """A dot per arm and task: ``x``, how many answers it masks, and ``value``, what it gains ``over`` another."""
     percent = alt.Axis(format=".0%", tickCount=5)
     x = alt.X("x:Q", title="share of the answers in the corpus that is masked whole", axis=percent)
-    y = alt.Y(
-        "value:Q", title=f"gain over {over} (up is better)", axis=alt.Axis(format=".2~f", tickCount=5)
-    )
+    y = alt.Y("value:Q", title=f"gain over {over} (up is better)", axis=alt.Axis(format=".2~g", tickCount=5))
     tips = ["arm:N", alt.Tooltip("x:Q", format=".1%"), alt.Tooltip("value:Q", format=".4f")]
     dots = _data(rows).mark_circle(size=95, opacity=0.85, stroke="white", strokeWidth=1)
     return _finish(alt.layer(dots.encode(x=x, y=y, color=_arm_colour(colours), tooltip=tips)), height=220)
