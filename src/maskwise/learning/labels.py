@@ -200,7 +200,7 @@ def labels_of(
     first = next(row for part in rows.values() for row in part)
     if kind in (None, "classifier") and isinstance(first, TextRow):
         return _checked(_by_classifier(task, classifier, drop), spec)
-    if kind == "classifier" or not first.rights:
+    if kind == "classifier" or not rights_of(first):
         what = f"task {task.name} gives no labels of this kind"
         do = "take learning.method: meta, which needs none"
         raise MaskwiseError(what, got=f"labels {kind}, kind of task {task.kind.name}", do=do)
@@ -210,7 +210,7 @@ def labels_of(
         splits = {split: answer_labels(pairs, counts) for split, pairs in found.items()}
         return _checked(Labels("answers", splits, counts), spec)
     splits = {
-        split: target_labels([(row.texts[0], row.rights) for row in part], counts)
+        split: target_labels([(row.texts[0], rights_of(row)) for row in part], counts)
         for split, part in rows.items()
     }
     return _checked(Labels("target-words", splits, counts), spec)
@@ -268,8 +268,14 @@ def _side(article: str) -> str:
 
 def _told(rows: Sequence[Row], texts: Sequence[str]) -> list[tuple[str, Sequence[str]]]:
     """(context, answers) pairs of questions that stand alone: the texts that tell an answer."""
-    places = find_contexts([row.texts[0] for row in rows], [row.rights for row in rows], texts)
-    return [(texts[place], row.rights) for row, own in zip(rows, places, strict=True) for place in own]
+    places = find_contexts([row.texts[0] for row in rows], [rights_of(row) for row in rows], texts)
+    return [(texts[place], rights_of(row)) for row, own in zip(rows, places, strict=True) for place in own]
+
+
+def rights_of(row: Row) -> Sequence[str]:
+    """The right answers of a row, where they are texts."""
+    answers: Sequence[str] = getattr(row, "answers", row.rights)
+    return answers
 
 
 def _by_classifier(task: Task, classifier: Callable[[Task], Confidence] | None, drop: float) -> Labels:
