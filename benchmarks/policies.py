@@ -2,14 +2,15 @@
 
     OMP_NUM_THREADS=1 python benchmarks/policies.py > benchmarks/results/policies-DATE.json
 
-The model is the quick start's: two pre-norm layers of 128, rows of 64, batches of 32. Scoring begins with text: it has the
-tokenizer, the encoder and the words to pay. Processor time, the best of several rounds in turn.
+The model is the quick start's: two pre-norm layers of 128, rows of 64, batches of 32. Scoring begins with text: it has
+the tokenizer, the encoder and the words to pay. Processor time, the best of several rounds in turn.
 """
 
 from __future__ import annotations
 
 import json
 import platform
+import sys
 import time
 from datetime import date
 
@@ -75,10 +76,11 @@ def main() -> None:
         "threads": 1,
     }
     training = {"tokens_per_second": round(best["training"])}
-    print(
+    sys.stdout.write(
         json.dumps(
             {**about, **machine, "tokens": tokens, "rounds": ROUNDS, "training": training, **lines}, indent=1
         )
+        + "\n"
     )
 
 
