@@ -47,7 +47,8 @@ class Learned:
     """The layers of a learned policy.
 
     Args:
-        folder: the policy's folder, or its id on the hub.
+        folder: the policy's folder, or its id on the hub; none: the one that a run of a study will learn, of which nothing
+            is known yet but the names of its layers.
         layer: name of the layer of weights; ``NAME_span`` holds the best spans and ``NAME_score`` their scores.
         spans: how many of them, of each window of text.
 
@@ -59,13 +60,14 @@ class Learned:
     imports: ClassVar = ("torch", "transformers")
     """What its workers take seconds to import."""
 
-    def __init__(self, folder: str, *, layer: str = "learned", spans: int = 5):
+    def __init__(self, folder: str = "", *, layer: str = "learned", spans: int = 5):
         from maskwise.learning.scorer import read_config
 
         if spans < 1:
             raise MaskwiseError("spans of a learned policy", got=spans, allowed="1 or more")
-        self.folder, self.spans = find_policy(folder), spans
-        self.config = read_config(self.folder)
+        self.folder, self.spans = find_policy(folder) if folder else None, spans
+        if self.folder:
+            read_config(self.folder)
         self.layer = layer
         self.layers: Mapping[str, Layer] = {
             layer: Layer("weight"), f"{layer}_span": Layer("spans"), f"{layer}_score": Layer("weight"),
@@ -74,6 +76,8 @@ class Learned:
     @cached_property
     def version(self) -> str:
         """Changes with any weight, setting or token of the policy, and with the rules here."""
+        if self.folder is None:
+            return "of the run"
         files = [self.folder / name for name in ("config.json", "model.safetensors", "tokenizer.json")]
         kept = [path for path in files if path.is_file()]
         return digest(VERSION, WORDS_VERSION, self.spans, *kept)
@@ -83,6 +87,9 @@ class Learned:
         """The model, loaded when it is first needed."""
         from maskwise.learning.scorer import PolicyModel
 
+        if self.folder is None:
+            do = "name its folder: learned('FOLDER')"
+            raise MaskwiseError("this learned policy is made by a run of a study", do=do)
         return PolicyModel.from_pretrained(self.folder)
 
     def annotate(self, texts: list[str]) -> list[dict[str, CharSpans]]:

@@ -20,7 +20,7 @@ from maskwise.families import Kind
 from maskwise.keys import fold
 from maskwise.learning.settings import LearningSettings
 from maskwise.masking.corruptions import corruption
-from maskwise.masking.policies import policy
+from maskwise.masking.policies import Learned, policy
 from maskwise.masking.settings import MaskingSettings
 from maskwise.models import ModelSettings
 from maskwise.objectives import objective_class
@@ -195,6 +195,18 @@ class Recipe(Settings):
         common = self.masking.model_dump()
         arms = [arm.kind.settings(common, arm.masking) for arm in self.objectives.values()]
         return list(dict.fromkeys(arm.get("policy", "token") for arm in arms))
+
+    @property
+    def learns(self) -> bool:
+        """Whether this training is masked by a policy that the run itself learns before it."""
+        return any(spec in self.corpus.layers for spec in Learned().annotators())
+
+    def unlearned(self) -> Recipe:
+        """The same recipe, whose text no policy of the run's own has scored."""
+        layers = tuple(spec for spec in self.corpus.layers if spec not in Learned().annotators())
+        if len(layers) == len(self.corpus.layers):
+            return self
+        return self.model_copy(update={"corpus": self.corpus.model_copy(update={"layers": layers})})
 
     @property
     def kind(self) -> Kind:

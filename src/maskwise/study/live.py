@@ -22,7 +22,7 @@ from rich.text import Text
 from maskwise.recipe.overrides import Plain
 from maskwise.study.plan import Plan, Stage
 
-RUNNING = {"prepare": "text", "pretrain": "0 %", "finetune": "tasks"}
+RUNNING = {"prepare": "text", "pretrain": "0 %", "learn": "policy", "finetune": "tasks"}
 """What a cell says while a stage runs; other kinds have their own name."""
 LEGEND = Text("text: preparing it · 45 %: pre-training · tasks: fine-tuning · 1/3: stages done", "dim")
 
@@ -41,7 +41,8 @@ class Pace:
     """
 
     _SAME = {"prepare": ("corpus",), "overlap": ("corpus",), "finetune": ("task", "finetune"),
-             "evaluate": ("evaluation",), "pretrain": ("model", "objectives")}  # fmt: skip
+             "evaluate": ("evaluation",), "pretrain": ("model", "objectives"),
+             "learn": ("task", "learning")}  # fmt: skip
 
     def __init__(self) -> None:
         self.rates: dict[str, list[float]] = {}

@@ -109,7 +109,7 @@ class Design:
         """The texts of all arms as written: the length of runs depends on them."""
         seed = self.recipe.study.seed_list[0]
         runs = [make_run(self.recipe, arm, seed, contents={}, evaluated=False) for arm in self.arms]
-        return Plan(tuple(replace(run, chain=tuple(run.texts)) for run in runs), "texts")
+        return Plan(tuple(replace(run, chain=run.chain_to(run.texts)) for run in runs), "texts")
 
     def _length(self, arm: str, setting: Plain, fraction: float = 1.0) -> Plain:
         """The steps of an arm's run, as overrides: those that spend the budget, and a share of them."""

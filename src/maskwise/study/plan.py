@@ -6,6 +6,8 @@ or of one setting gives it another name. ``done.json`` is written last. ``work``
 
     prepare    corpus + tokenizer settings (or another prepare's tokenizer) → tokenizer, training and held-out rows
     pretrain   prepare + model (or another pretrain) + masking + training settings → checkpoint, metrics
+    learn      prepare + model (or another pretrain) + task + learning settings → a masking policy, by which a text is
+               then prepared
     evaluate   prepare + pretrain (or the start) + what to measure → held-out losses and the like: asking for more
                never trains again
     finetune   pretrain (or the start) + task + settings → scores, one per fine-tuning seed
@@ -16,7 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from importlib.metadata import version
@@ -54,7 +56,7 @@ class Stage:
     """One piece of work.
 
     Attributes:
-        kind: prepare, pretrain, evaluate, finetune or overlap.
+        kind: prepare, pretrain, learn, evaluate, finetune or overlap.
         what: all that the result depends on, and nothing else: dumps of settings, and hashes of files.
         needs: names of the stages that must be finished before.
         how: settings that change no weight (how often to log, what the curve shows).
@@ -85,7 +87,7 @@ class Stage:
 
         Cost: its files are read, about a second for a gigabyte.
         """
-        kept = {"prepare": "data", "pretrain": "checkpoint"}.get(self.kind)
+        kept = {"prepare": "data", "pretrain": "checkpoint", "learn": "policy"}.get(self.kind)
         return damage(self.folder(stages) / kept) if kept else None
 
     def as_dict(self) -> Plain:
@@ -105,13 +107,20 @@ def _numerics() -> tuple[str, ...]:
     return (__version__, *libraries, "bf16" if fast_bf16() else "fp32")
 
 
-def prepare_stage(recipe: Recipe, *, after: Stage | None = None) -> Stage:
-    """The corpus of a recipe as rows. With the tokenizer of ``after``, if given; ``after`` if the text is the same."""
+def prepare_stage(recipe: Recipe, *, after: Stage | None = None, learned: Stage | None = None) -> Stage:
+    """The corpus of a recipe as rows.
+
+    Args:
+        after: the text whose tokenizer is taken; it is returned itself if the text is the same.
+        learned: the learning of the policy that scores this text.
+    """
     corpus = recipe.corpus.model_dump(mode="json")
     what: Plain = {"corpus": corpus, "corpus_content": fingerprint(recipe.corpus.source)}
     if recipe.corpus.annotators:
         what["annotators"] = {spec: annotator(spec).version for spec in recipe.corpus.annotators}
     if after is not None:
+        if learned is not None:
+            return Stage("prepare", what, (after.name, learned.name))
         same = all(after.what.get(key) == value for key, value in what.items())
         return after if same else Stage("prepare", what, (after.name,))
     tokenizer = recipe.tokenizer.model_dump(mode="json") | {"name": recipe.tokenizer_name}
@@ -143,6 +152,29 @@ def pretrain_stage(recipe: Recipe, prepared: Stage, *, after: Stage | None = Non
     if after is not None:
         return Stage("pretrain", what, (prepared.name, after.name), how)
     return Stage("pretrain", what | _start(recipe), (prepared.name,), how)
+
+
+def learn_stage(recipe: Recipe, prepared: Stage, *, after: Stage | None = None) -> Stage:
+    """The learning of a policy, for a recipe whose arm and seed are put in.
+
+    Args:
+        prepared: a text, whose tokenizer is taken.
+        after: the training whose checkpoint the policy is to help; None: the recipe's model.
+
+    Raises:
+        MaskwiseError: the recipe has no learning, or no task to learn from.
+    """
+    task = recipe.learned_task
+    what = recipe.unlearned().model_dump(
+        mode="json", include={"learning", "objective", "training", "corpus"}
+    )
+    what |= {"task": task, "task_content": load_task(task).fingerprint}
+    what |= {"corpus_content": fingerprint(recipe.corpus.source), "max_length": recipe.finetune.max_length}
+    for key in _CHANGE_NO_WEIGHT:
+        del what["training"][key]
+    if after is not None:
+        return Stage("learn", what, (prepared.name, after.name))
+    return Stage("learn", what | _start(recipe), (prepared.name,))
 
 
 def trained_recipe(stage: Stage) -> Recipe:
@@ -248,7 +280,7 @@ class Run:
     Attributes:
         arm: its name.
         seed: the seed of the pre-training run.
-        chain: texts and trainings, in order; no training for the reference.
+        chain: texts, learnings of policies, and trainings, each behind what it needs; no training for the reference.
         prepared: the last text that is trained on.
         pretrained: the last training; None for the reference.
         evaluated: what is measured without fine-tuning; None for a reference that cannot fill masks.
@@ -291,6 +323,13 @@ class Run:
         named = {stage.name: stage for stage in self.chain}
         return [named[training.needs[0]] for training in self.trainings]
 
+    def chain_to(self, wanted: Iterable[Stage]) -> tuple[Stage, ...]:
+        """The part of the chain that some of its stages need, themselves included."""
+        names = {stage.name for stage in wanted}
+        for stage in reversed(self.chain):
+            names |= set(stage.needs if stage.name in names else ())
+        return tuple(stage for stage in self.chain if stage.name in names)
+
     @property
     def row(self) -> str:
         """What a table calls the run beside its seed."""
@@ -317,9 +356,9 @@ class Plan:
     phase: str = "main"
 
     def stages(self) -> list[Stage]:
-        """Every stage once, those that others need first."""
+        """Every stage once, those that others need first; texts before all that need not come before them."""
         named = {stage.name: stage for run in self.runs for stage in run.stages}
-        return sorted(named.values(), key=lambda stage: stage.kind != "prepare")
+        return sorted(named.values(), key=lambda stage: not (stage.kind == "prepare" and len(stage.needs) < 2))
 
 
 def make_plan(recipe: Recipe) -> Plan:
@@ -389,19 +428,23 @@ def make_run(
     reference = arm == REFERENCE
     own = recipe.arm((recipe.baseline or arm) if reference else arm, seed=seed, more=more)
     links = own.links()
-    prepared = [prepare_stage(links[0])]
-    trained = [] if reference else [pretrain_stage(links[0], prepared[0])]
-    for link in [] if reference else links[1:]:
-        prepared.append(prepare_stage(link, after=prepared[0]))
-        trained.append(pretrain_stage(link, prepared[-1], after=trained[-1]))
+    prepared = [prepare_stage(links[0].unlearned())]
+    chain, trained = [prepared[0]], []
+    for link in [] if reference else links:
+        before = trained[-1] if trained else None
+        learned = learn_stage(link, prepared[0], after=before) if link.learns else None
+        text = prepare_stage(link, after=prepared[0], learned=learned)
+        prepared.append(text)
+        trained.append(pretrain_stage(link, text, after=before))
+        chain += [stage for stage in (learned, text, trained[-1]) if stage is not None]
     last = trained[-1] if trained else None
     # The yardstick is the study's last text, whatever an arm trains on; in rows as the arm's model knows them.
     rows = links[-1].corpus.model_dump(include={"length", "layout"})
-    last_text = recipe.links()[-1].corpus.model_dump() | rows
+    last_text = recipe.links()[-1].unlearned().corpus.model_dump() | rows
     text = CorpusSettings(**of_run(last_text, seed))
     yardstick = prepare_stage(own.model_copy(update={"corpus": text}), after=prepared[0])
     judged = evaluate_stage(own, yardstick, last) if evaluated and (last or _fills_masks(own)) else None
-    texts = {stage.name: stage for stage in (*prepared, *([yardstick] if judged else []))}
+    chain += [yardstick] if judged else []
     # A task in a world of the run's own has other rows in every run.
     asked = {task: (of_run(task, seed), content) for task, content in contents.items()}
     for task, (spec, _) in asked.items():
@@ -413,7 +456,7 @@ def make_run(
         for link in links[: len(trained)]
     ]
     return Run(
-        arm, seed, chain=(*texts.values(), *trained), prepared=prepared[-1], pretrained=last, evaluated=judged,
+        arm, seed, chain=tuple({stage.name: stage for stage in chain}.values()), prepared=prepared[-1], pretrained=last, evaluated=judged,
         tasks={
             task: finetune_stage(own, spec, content, prepared=prepared[0], pretrained=last)
             for task, (spec, content) in asked.items()

@@ -33,11 +33,13 @@ from maskwise.evaluation.scoring import spread
 from maskwise.folders import sweep, write_json, write_whole
 from maskwise.keys import fold
 from maskwise.masking import Masker
+from maskwise.masking.policies.scored import Learned
 from maskwise.models import ModelSettings
 from maskwise.objectives import Objective, objective, objective_class, predicting
 from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
 from maskwise.samplers import sampler as read_sampler
+from maskwise.specs import Call
 from maskwise.study.costs import flops, flops_of_arms, over_a_run
 from maskwise.study.plan import DONE, Stage, trained_recipe
 from maskwise.tasks import FinetuneSettings, load_task, task_record
@@ -103,6 +105,8 @@ def _prepare(stage: Stage, stages: Path, quiet: bool) -> Plain:
         tokenizer = load_tokenizer(str(stages / stage.needs[0] / "data" / "tokenizer"))
     else:
         tokenizer = TokenizerSettings(**stage.what["tokenizer"]).tokenizer(documents)
+    if len(stage.needs) > 1:
+        corpus = scored_by(stages / stage.needs[1] / "policy", corpus)
     tokens = tokenise(documents, tokenizer, layers=_layers(corpus, stage.folder(stages) / "layers"))
     settings = corpus.model_dump(include={"length", "layout", "held_out"})
     data = Prepared.make(stage.folder(stages) / "data", tokens, tokenizer, **settings)
@@ -111,6 +115,13 @@ def _prepare(stage: Stage, stages: Path, quiet: bool) -> Plain:
         "rows": len(data.training), "tokens": data.training.tokens, "held_out_rows": len(data.held_out),
         "vocabulary": len(tokenizer), "counts": dict(data.training.pieces.counts),
     }  # fmt: skip
+
+
+def scored_by(policy: Path, corpus: CorpusSettings) -> CorpusSettings:
+    """The corpus with its layers of the run's own policy made by the policy in a folder."""
+    own = str(Call("learned", (str(policy),), {"layer": Learned().layer}))
+    layers = tuple(own if spec in Learned().annotators() else spec for spec in corpus.layers)
+    return corpus.model_copy(update={"layers": layers})
 
 
 def _layers(corpus: CorpusSettings, folder: Path) -> Store | None:
@@ -124,6 +135,21 @@ def _layers(corpus: CorpusSettings, folder: Path) -> Store | None:
         if entry["notice"]:  # an arm on an empty layer would be another policy under its name
             raise MaskwiseError(f"corpus.layers: {spec}: {entry['notice']}")
     return Store(folder)
+
+
+# Learning a policy ---------------------------------------------------------------------------------------------
+
+
+def _learn(stage: Stage, stages: Path, quiet: bool) -> Plain:
+    what = stage.what
+    parts = {key: what[key] for key in ("learning", "objective", "training", "corpus", "model") if key in what}
+    recipe = Recipe.model_validate({
+        **parts, "tasks": (what["task"],), "finetune": {"max_length": what["max_length"]},
+        "tokenizer": {"name": str(stages / stage.needs[0] / "data" / "tokenizer")},
+    })  # fmt: skip
+    if len(stage.needs) > 1:  # the policy is to help a checkpoint
+        recipe = starting_from(stages / stage.needs[1] / "checkpoint", recipe)
+    return learn(recipe, stage.folder(stages), quiet=quiet)
 
 
 # Training ------------------------------------------------------------------------------------------------------
@@ -409,5 +435,5 @@ def _finetune(stage: Stage, stages: Path, quiet: bool) -> Plain:
 
 
 RUNNERS: dict[str, Callable[[Stage, Path, bool], Plain]] = {
-    "prepare": _prepare, "pretrain": _pretrain, "evaluate": _evaluate, "finetune": _finetune, "overlap": _overlap,
+    "prepare": _prepare, "learn": _learn, "pretrain": _pretrain, "evaluate": _evaluate, "finetune": _finetune, "overlap": _overlap,
 }  # fmt: skip
