@@ -18,13 +18,18 @@ WORLD = "factworld(people=40, facts=('work',), friends=false, fillers=1, biograp
 RECIPE = f"""
 corpus: {{source: "{WORLD}", length: 32, layout: document}}
 tokenizer: {{vocab_size: 512}}
-model: {{architecture: bert, settings: {{hidden_size: 32, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 32}}}}
+model:
+  architecture: bert
+  settings: {{hidden_size: 32, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 32}}
 masking: {{corruption: mask-only, ratio: 0.15, fill: random}}
 training: {{steps: 4, batch_size: 8}}
 evaluation: {{ratios: [0.15], masks: [whole-word], rows: 8}}
 tasks: ["{WORLD}"]
 finetune: {{steps: 2, batch_size: 8, max_length: 16, seeds: 1}}
-learning: {{method: supervised, supervised: {{training: {{steps: 30, learning_rate: 1.0e-2}}}}, policy: {{settings: {{hidden_size: 8}}}}}}
+learning:
+  method: supervised
+  supervised: {{training: {{steps: 30, learning_rate: 1.0e-2}}}}
+  policy: {{settings: {{hidden_size: 8}}}}
 study:
   seeds: 2
   arms:
@@ -84,10 +89,14 @@ def test_the_text_is_masked_by_what_the_run_learned(finished: Path, recipe: Path
     assert PolicyModel.from_pretrained(learned.folder(stages) / "policy").config.head == "spans"
     assert (learned.result(stages) or {})["held_out"]
     data = Prepared.open(run.prepared.folder(stages) / "data")
-    weights = data.training.pieces.layers["learned"]
+    weights = data.training.pieces.columns["learned"]
     assert weights.std() > 0
     records = read_lines(finished / "records.jsonl")
-    assert {record["arm"] for record in records if record["kind"] == "score"} >= {"random", "learned", "spans"}
+    assert {record["arm"] for record in records if record["kind"] == "score"} >= {
+        "random",
+        "learned",
+        "spans",
+    }
     assert not [record for record in records if record["kind"] == "failure"]
     samples = json.loads((finished / "samples.json").read_text())
     assert set(samples) == {"random", "learned", "spans"}
@@ -102,8 +111,8 @@ def test_a_second_run_does_nothing(finished: Path, recipe: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        (["learning=null"], "policy learned without a folder"),
-        (["tasks=[]"], "learning needs a task"),
+        (["learning=null"], "learns no policy; .* or name a policy that is learned already"),
+        (["tasks=[]", "evaluation.masks=[token]"], "learning needs a task"),
     ],
 )
 def test_what_cannot_be_learned_is_refused(recipe: Path, changes: list[str], text: str) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -63,6 +64,19 @@ def write_whole(path: Path, content: bytes | str) -> None:
 def write_json(path: Path, value: object) -> None:
     """Write a value as JSON, whole or not at all."""
     write_whole(path, json.dumps(value, indent=1, ensure_ascii=False))
+
+
+def finite(value: Any) -> Any:
+    """The same with None for every number that is not finite: JSON has no such numbers.
+
+    >>> finite({"score": float("nan"), "dev": [0.5]})
+    {'score': None, 'dev': [0.5]}
+    """
+    if isinstance(value, dict):
+        return {key: finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_lines(path: Path, lines: Iterable[Mapping[str, object]]) -> None:

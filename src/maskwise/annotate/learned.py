@@ -47,8 +47,8 @@ class Learned:
     """The layers of a learned policy.
 
     Args:
-        folder: the policy's folder, or its id on the hub; none: the one that a run of a study will learn, of which nothing
-            is known yet but the names of its layers.
+        folder: the policy's folder, or its id on the hub; none: the policy that a run of a study will learn, of which
+            only the names of its layers are known.
         layer: name of the layer of weights; ``NAME_span`` holds the best spans and ``NAME_score`` their scores.
         spans: how many of them, of each window of text.
 

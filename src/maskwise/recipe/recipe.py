@@ -201,6 +201,23 @@ class Recipe(Settings):
         """Whether this training is masked by a policy that the run itself learns before it."""
         return any(spec in self.corpus.layers for spec in Learned().annotators())
 
+    @property
+    def learned_task(self) -> str:
+        """The task that a policy is learned from.
+
+        Raises:
+            MaskwiseError: the recipe learns no policy, or names no task.
+        """
+        if self.learning is None:
+            do = "give it learning: {method: supervised, task: …}; maskwise learn learn-supervised is an example"
+            if self.learns:
+                do += "; or name a policy that is learned already, learned('FOLDER')"
+            raise MaskwiseError(f"recipe {self.name!r} learns no policy", do=do)
+        task = self.learning.task or next(iter(self.tasks), None)
+        if task is None:
+            raise MaskwiseError("learning needs a task", do="name one: learning.task=FILE")
+        return task
+
     def unlearned(self) -> Recipe:
         """The same recipe, whose text no policy of the run's own has scored."""
         layers = tuple(spec for spec in self.corpus.layers if spec not in Learned().annotators())

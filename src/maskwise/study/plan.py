@@ -154,20 +154,15 @@ def pretrain_stage(recipe: Recipe, prepared: Stage, *, after: Stage | None = Non
     return Stage("pretrain", what | _start(recipe), (prepared.name,), how)
 
 
-def learn_stage(recipe: Recipe, prepared: Stage, *, after: Stage | None = None) -> Stage:
+def learn_stage(recipe: Recipe, task: str, prepared: Stage, *, after: Stage | None = None) -> Stage:
     """The learning of a policy, for a recipe whose arm and seed are put in.
 
     Args:
+        task: what it is learned from.
         prepared: a text, whose tokenizer is taken.
         after: the training whose checkpoint the policy is to help; None: the recipe's model.
-
-    Raises:
-        MaskwiseError: the recipe has no learning, or no task to learn from.
     """
-    task = recipe.learned_task
-    what = recipe.unlearned().model_dump(
-        mode="json", include={"learning", "objective", "training", "corpus"}
-    )
+    what = recipe.unlearned().model_dump(mode="json", include={"learning", "objective", "training", "corpus"})
     what |= {"task": task, "task_content": load_task(task).fingerprint}
     what |= {"corpus_content": fingerprint(recipe.corpus.source), "max_length": recipe.finetune.max_length}
     for key in _CHANGE_NO_WEIGHT:
@@ -358,7 +353,9 @@ class Plan:
     def stages(self) -> list[Stage]:
         """Every stage once, those that others need first; texts before all that need not come before them."""
         named = {stage.name: stage for run in self.runs for stage in run.stages}
-        return sorted(named.values(), key=lambda stage: not (stage.kind == "prepare" and len(stage.needs) < 2))
+        return sorted(
+            named.values(), key=lambda stage: not (stage.kind == "prepare" and len(stage.needs) < 2)
+        )
 
 
 def make_plan(recipe: Recipe) -> Plan:
@@ -429,14 +426,15 @@ def make_run(
     own = recipe.arm((recipe.baseline or arm) if reference else arm, seed=seed, more=more)
     links = own.links()
     prepared = [prepare_stage(links[0].unlearned())]
-    chain, trained = [prepared[0]], []
+    chain: tuple[Stage, ...] = (prepared[0],)
+    trained: list[Stage] = []
     for link in [] if reference else links:
         before = trained[-1] if trained else None
-        learned = learn_stage(link, prepared[0], after=before) if link.learns else None
+        learned = learn_stage(link, own.learned_task, prepared[0], after=before) if link.learns else None
         text = prepare_stage(link, after=prepared[0], learned=learned)
         prepared.append(text)
         trained.append(pretrain_stage(link, text, after=before))
-        chain += [stage for stage in (learned, text, trained[-1]) if stage is not None]
+        chain += tuple(stage for stage in (learned, text, trained[-1]) if stage is not None)
     last = trained[-1] if trained else None
     # The yardstick is the study's last text, whatever an arm trains on; in rows as the arm's model knows them.
     rows = links[-1].corpus.model_dump(include={"length", "layout"})
@@ -444,7 +442,7 @@ def make_run(
     text = CorpusSettings(**of_run(last_text, seed))
     yardstick = prepare_stage(own.model_copy(update={"corpus": text}), after=prepared[0])
     judged = evaluate_stage(own, yardstick, last) if evaluated and (last or _fills_masks(own)) else None
-    chain += [yardstick] if judged else []
+    chain = tuple({stage.name: stage for stage in (*chain, *([yardstick] if judged else []))}.values())
     # A task in a world of the run's own has other rows in every run.
     asked = {task: (of_run(task, seed), content) for task, content in contents.items()}
     for task, (spec, _) in asked.items():
@@ -456,7 +454,7 @@ def make_run(
         for link in links[: len(trained)]
     ]
     return Run(
-        arm, seed, chain=tuple({stage.name: stage for stage in chain}.values()), prepared=prepared[-1], pretrained=last, evaluated=judged,
+        arm, seed, chain=chain, prepared=prepared[-1], pretrained=last, evaluated=judged,
         tasks={
             task: finetune_stage(own, spec, content, prepared=prepared[0], pretrained=last)
             for task, (spec, content) in asked.items()

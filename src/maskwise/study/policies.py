@@ -18,7 +18,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from maskwise.errors import MaskwiseError
-from maskwise.folders import claim, read_json, require_own, write_folder, write_json, write_whole
+from maskwise.folders import claim, finite, read_json, require_own, write_folder, write_json, write_whole
 from maskwise.learning.card import EXAMPLES, policy_card, show, weights_of
 from maskwise.learning.classifier import train_classifier
 from maskwise.learning.labels import Confidence, Labels, Marked, labels_of
@@ -30,7 +30,6 @@ from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
 from maskwise.report.policy import write_policy_page
 from maskwise.study.plan import DONE
-from maskwise.study.work import finite
 from maskwise.tasks import Task, load_task
 from maskwise.text import Document, tokenise
 from maskwise.training import log_frequencies
@@ -80,13 +79,8 @@ def learn(recipe: Recipe, folder: Path, *, quiet: bool = True) -> Plain:
     Raises:
         MaskwiseError: a recipe that learns no policy; a task that teaches none.
     """
-    settings = recipe.learning
-    if settings is None:
-        do = "give it learning: {method: supervised, task: …}; maskwise learn learn-supervised is an example"
-        raise MaskwiseError(f"recipe {recipe.name!r} learns no policy", do=do)
-    spec = settings.task or next(iter(recipe.tasks), None)
-    if spec is None:
-        raise MaskwiseError("learning needs a task", do="name one: learning.task=FILE")
+    spec, settings = recipe.learned_task, recipe.learning
+    assert settings is not None, "what has a task to learn from has settings"
     learner = {"supervised": _supervised, "meta": _meta}[settings.method]
     return learner(recipe, settings, spec, folder, quiet)
 

@@ -46,6 +46,9 @@ def run_pretrain(recipe: Recipe, out: Path, *, quiet: bool = False) -> Plain:
     notes = check_inputs(recipe)
     say(() if quiet or rank else notes)
     first, *further = recipe.links()
+    if first.learns or any(link.learns for link in further):
+        do = "run maskwise learn first, and name its folder: learned('OUT/policy')"
+        raise MaskwiseError("a single training learns no policy", do=do)
     texts = [prepare_stage(first)]
     texts += [prepare_stage(link, after=texts[0]) for link in further]
     if rank == 0:

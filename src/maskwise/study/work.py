@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 import time
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import yaml
@@ -30,7 +29,7 @@ from maskwise.evaluation import (
     overlap_record,
 )
 from maskwise.evaluation.scoring import spread
-from maskwise.folders import sweep, write_json, write_whole
+from maskwise.folders import finite, sweep, write_json, write_whole
 from maskwise.keys import fold
 from maskwise.masking import Masker
 from maskwise.masking.policies.scored import Learned
@@ -42,6 +41,7 @@ from maskwise.samplers import sampler as read_sampler
 from maskwise.specs import Call
 from maskwise.study.costs import flops, flops_of_arms, over_a_run
 from maskwise.study.plan import DONE, Stage, trained_recipe
+from maskwise.study.policies import learn
 from maskwise.tasks import FinetuneSettings, load_task, task_record
 from maskwise.text import Prepared, Rows, load_tokenizer, require_documents, tokenise
 from maskwise.text.settings import CorpusSettings, TokenizerSettings
@@ -79,19 +79,6 @@ def run_stage(stage: Stage, stages: Path, *, quiet: bool = True) -> Plain:
     result = finite(result)
     write_json(folder / DONE, result)
     return result
-
-
-def finite(value: Any) -> Any:
-    """The same with None for every number that is not finite: JSON has no such numbers.
-
-    >>> finite({"score": float("nan"), "dev": [0.5]})
-    {'score': None, 'dev': [0.5]}
-    """
-    if isinstance(value, dict):
-        return {key: finite(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 # Preparing -----------------------------------------------------------------------------------------------------
@@ -142,7 +129,9 @@ def _layers(corpus: CorpusSettings, folder: Path) -> Store | None:
 
 def _learn(stage: Stage, stages: Path, quiet: bool) -> Plain:
     what = stage.what
-    parts = {key: what[key] for key in ("learning", "objective", "training", "corpus", "model") if key in what}
+    parts = {
+        key: what[key] for key in ("learning", "objective", "training", "corpus", "model") if key in what
+    }
     recipe = Recipe.model_validate({
         **parts, "tasks": (what["task"],), "finetune": {"max_length": what["max_length"]},
         "tokenizer": {"name": str(stages / stage.needs[0] / "data" / "tokenizer")},
@@ -435,5 +424,6 @@ def _finetune(stage: Stage, stages: Path, quiet: bool) -> Plain:
 
 
 RUNNERS: dict[str, Callable[[Stage, Path, bool], Plain]] = {
-    "prepare": _prepare, "learn": _learn, "pretrain": _pretrain, "evaluate": _evaluate, "finetune": _finetune, "overlap": _overlap,
+    "prepare": _prepare, "learn": _learn, "pretrain": _pretrain, "evaluate": _evaluate, "finetune": _finetune,
+    "overlap": _overlap,
 }  # fmt: skip

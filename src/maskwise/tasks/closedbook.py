@@ -36,6 +36,10 @@ class QARow(Row):
     def texts(self) -> tuple[str, ...]:
         return (self.question,)
 
+    @property
+    def rights(self) -> Sequence[str]:
+        return self.answers
+
 
 class ClozeAnswers(Tuned[QARow]):
     """Which tokens stand at the masks behind a question; the loss is that of masked language modelling.

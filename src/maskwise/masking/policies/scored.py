@@ -34,7 +34,7 @@ class Learned(Policy):
     Guarantee: as for words; never half a span. ``top-N``: one span at most, if it fits the budget (``expected``: or by
         chance). A ratio of 1 lets every span fit, and then ``fill="none"`` masks nothing else.
     Cost: that of ``weighted``; the scores were made once, with the corpus.
-    Without a folder: the policy that the recipe's own ``learning`` makes; a study fills the folder in.
+    Without a folder: the policy that a run of a study learns before it trains, as the recipe's ``learning`` says.
     Source: Ye et al. 2021 (arXiv 2104.08840), section 3. Theirs may draw from five spans that overlap; these do not.
     """
 
@@ -57,7 +57,7 @@ class Learned(Policy):
     @property
     def layer(self) -> str:
         """The name of the layer of weights; a corpus may carry the layers of several policies."""
-        return f"learned {self.folder}"
+        return f"learned {self.folder}".rstrip()
 
     def layers(self) -> tuple[str, ...]:
         if self.take == "weights":
@@ -65,7 +65,7 @@ class Learned(Policy):
         return (f"{self.layer}_span", f"{self.layer}_score", "word_ids")
 
     def annotators(self) -> tuple[str, ...]:
-        return (str(Call("learned", (self.folder,), {"layer": self.layer})),) if self.folder else ()
+        return (str(Call("learned", (self.folder,), {"layer": self.layer})),)
 
     def units(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
         if self.take == "weights":
