@@ -28,7 +28,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.folders import write_whole
 from maskwise.inspection import examples, render_layers, write_layers
 from maskwise.recipe import Recipe
-from maskwise.study.plan import prepare_stage
+from maskwise.study.stages import prepare_stage
 from maskwise.study.work import run_stage
 from maskwise.text import Document, Prepared, read_pieces, tokenise, train_tokenizer
 from maskwise.text.layers import CharSpans, Layer, check_spans

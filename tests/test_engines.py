@@ -157,7 +157,7 @@ def test_a_machine_that_computes_otherwise_is_refused(plan, tmp_path, monkeypatc
     monkeypatch.setattr(scheduler, "LATE_SECONDS", 0.0)
     with scheduler.machine_probe(plan.stages()[0], tmp_path) as look:
         assert look() is None
-        monkeypatch.setattr("maskwise.study.plan._numerics", lambda: ("other versions",))
+        monkeypatch.setattr("maskwise.study.stages._numerics", lambda: ("other versions",))
         assert "other versions" in look()
         with pytest.raises(MaskwiseError, match="use like machines"):
             scheduler.do_stage(look.args[0], stages=str(tmp_path))

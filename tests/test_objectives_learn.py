@@ -25,7 +25,7 @@ from maskwise.masking import IGNORE
 from maskwise.models import new_config, new_model
 from maskwise.objectives.settings import ObjectiveSettings
 from maskwise.recipe import read_recipe
-from maskwise.study.plan import prepare_stage
+from maskwise.study.stages import prepare_stage
 from maskwise.study.work import learning, run_stage
 from maskwise.text import Prepared
 from maskwise.training import TrainingSettings, log_frequencies, train

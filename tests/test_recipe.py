@@ -12,7 +12,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.recipe import parse_value, read_recipe, shipped
 from maskwise.starts import resolve_start
 from maskwise.study.checks import check_inputs
-from maskwise.study.plan import prepare_stage
+from maskwise.study.stages import prepare_stage
 from maskwise.study.work import pretrain, run_stage
 from maskwise.text import Prepared
 from tiny import maskwise, write_inputs

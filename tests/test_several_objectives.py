@@ -16,8 +16,8 @@ from maskwise.evaluation.scoring import spread
 from maskwise.models import new_config, new_model
 from maskwise.recipe import read_recipe
 from maskwise.study.checks import check_inputs, most_held_out
-from maskwise.study.plan import prepare_stage, pretrain_stage
 from maskwise.study.single import run_pretrain
+from maskwise.study.stages import prepare_stage, pretrain_stage
 from maskwise.study.work import learning, rows_with, run_stage
 from maskwise.text import Prepared
 from tiny import maskwise, read_lines, write_inputs

@@ -14,7 +14,7 @@ from maskwise.folders import damage
 from maskwise.recipe import Recipe, read_recipe
 from maskwise.study import Stage, run_stage
 from maskwise.study.dry import _timed
-from maskwise.study.plan import DONE, prepare_stage, pretrain_stage, trained_recipe
+from maskwise.study.stages import DONE, prepare_stage, pretrain_stage, trained_recipe
 from maskwise.study.work import RUNNERS
 from maskwise.text import train_tokenizer
 from tiny import maskwise, write_inputs

@@ -27,7 +27,8 @@ from maskwise.starts import resolve_start
 from maskwise.study import make_plan, run_stage
 from maskwise.study.checks import check_inputs
 from maskwise.study.costs import flops
-from maskwise.study.plan import arms_of, prepare_stage, pretrain_stage, reference_words, tokenizer_of
+from maskwise.study.plan import arms_of, reference_words
+from maskwise.study.stages import prepare_stage, pretrain_stage, tokenizer_of
 from maskwise.tasks import FinetuneSettings, finetune, load_task
 from maskwise.text import Prepared, load_tokenizer, train_tokenizer
 from maskwise.training import MaskedSource, TrainingSettings, train

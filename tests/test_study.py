@@ -24,7 +24,7 @@ from maskwise.folders import damage
 from maskwise.masking import IGNORE
 from maskwise.recipe import read_recipe
 from maskwise.study import Stage, make_plan
-from maskwise.study.plan import prepare_stage, pretrain_stage
+from maskwise.study.stages import prepare_stage, pretrain_stage
 from maskwise.text import Prepared
 from maskwise.training import log_frequencies
 from processes import PATIENCE, SamePool, in_group, wait_for

@@ -112,7 +112,7 @@ def test_a_second_run_does_nothing(finished: Path, recipe: Path) -> None:
     ("changes", "text"),
     [
         (["learning=null"], "learns no policy; .* or name a policy that is learned already"),
-        (["tasks=[]", "evaluation.masks=[token]"], "learning needs a task"),
+        (["tasks=[]", "evaluation.masks=[token, whole-word]"], "learning needs a task"),
     ],
 )
 def test_what_cannot_be_learned_is_refused(recipe: Path, changes: list[str], text: str) -> None:

@@ -6,8 +6,9 @@ without a study. Imports every room below; ``report`` only reads the files.
 """
 
 from maskwise.study.dry import dry_run
-from maskwise.study.plan import Plan, Run, Stage, make_plan
+from maskwise.study.plan import Plan, Run, make_plan
 from maskwise.study.run import run_study
+from maskwise.study.stages import Stage
 from maskwise.study.work import pretrain, run_stage
 
 __all__ = ["Plan", "Run", "Stage", "dry_run", "make_plan", "pretrain", "run_stage", "run_study"]

@@ -18,7 +18,7 @@ from maskwise.masking.policies import policy
 from maskwise.models import NO_HEAD, check_start, has_head
 from maskwise.recipe import Recipe
 from maskwise.samplers import sampler
-from maskwise.study.plan import Stage, prepare_stage, tokenizer_of
+from maskwise.study.stages import Stage, prepare_stage, tokenizer_of
 from maskwise.tasks import load_task
 from maskwise.tasks.task import Tuned
 from maskwise.text import load_tokenizer, require_documents

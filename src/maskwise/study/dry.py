@@ -20,8 +20,8 @@ from maskwise.recipe.overrides import Plain
 from maskwise.study.checks import check_inputs, require_study_folder
 from maskwise.study.live import Pace
 from maskwise.study.phases import Design
-from maskwise.study.plan import Stage
 from maskwise.study.run import shared_folder
+from maskwise.study.stages import Stage
 
 
 def dry_run(

@@ -20,7 +20,8 @@ from rich.table import Table
 from rich.text import Text
 
 from maskwise.recipe.overrides import Plain
-from maskwise.study.plan import Plan, Stage
+from maskwise.study.plan import Plan
+from maskwise.study.stages import Stage
 
 RUNNING = {"prepare": "text", "pretrain": "0 %", "learn": "policy", "finetune": "tasks"}
 """What a cell says while a stage runs; other kinds have their own name."""

@@ -29,7 +29,7 @@ from maskwise.learning.supervised import judge, learn_supervised
 from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
 from maskwise.report.policy import write_policy_page
-from maskwise.study.plan import DONE
+from maskwise.study.stages import DONE
 from maskwise.tasks import Task, load_task
 from maskwise.text import Document, tokenise
 from maskwise.training import log_frequencies

@@ -38,17 +38,9 @@ from maskwise.recipe.overrides import Plain
 from maskwise.show import show_masks
 from maskwise.study.checks import LOCK, check_inputs, notes_of_texts, require_study_folder, say
 from maskwise.study.phases import Design
-from maskwise.study.plan import (
-    DONE,
-    Plan,
-    Run,
-    Stage,
-    arms_of,
-    prepare_stage,
-    reference_words,
-    tokenizer_of,
-)
+from maskwise.study.plan import Plan, Run, arms_of, reference_words
 from maskwise.study.scheduler import RETRIES, execute
+from maskwise.study.stages import DONE, Stage, prepare_stage, tokenizer_of
 from maskwise.tasks import load_task
 from maskwise.tasks.judge import PREDICTIONS
 from maskwise.text import Document, Prepared, tokenise

@@ -21,7 +21,8 @@ from maskwise.errors import MaskwiseError
 from maskwise.jobs import Failure, open_pool, require_engine
 from maskwise.recipe.overrides import Plain
 from maskwise.study.live import LiveTable
-from maskwise.study.plan import DONE, Plan, Stage
+from maskwise.study.plan import Plan
+from maskwise.study.stages import DONE, Stage
 from maskwise.study.work import run_stage
 
 RETRIES = 2

@@ -40,8 +40,8 @@ from maskwise.recipe.overrides import Plain
 from maskwise.samplers import sampler as read_sampler
 from maskwise.specs import Call
 from maskwise.study.costs import flops, flops_of_arms, over_a_run
-from maskwise.study.plan import DONE, Stage, trained_recipe
 from maskwise.study.policies import learn
+from maskwise.study.stages import DONE, Stage, trained_recipe
 from maskwise.tasks import FinetuneSettings, load_task, task_record
 from maskwise.text import Prepared, Rows, load_tokenizer, require_documents, tokenise
 from maskwise.text.settings import CorpusSettings, TokenizerSettings
