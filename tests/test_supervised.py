@@ -195,6 +195,7 @@ def test_recall_is_taken_at_as_many_spans_as_there_are_salient_ones(tokenizer):
     policy = PolicyModel.new(tokenizer, settings={"hidden_size": 8}, head="spans", length=32)
     measures = judge(policy, marked)
     assert measures["salient"]["recall"] == 1 and measures["spans"] == measures["salient"]["spans"] == 3
+    assert measures["words"] >= 3 and 0 <= measures["covered_in_as_many_words"] <= measures["covered"] <= 1
 
 
 # The command

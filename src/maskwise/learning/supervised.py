@@ -226,7 +226,8 @@ def judge(policy: PolicyModel, marked: Sequence[Marked], *, salient: bool = True
         ``labelled_words``, their share of all. With questions: ``exact_match`` and ``f1`` of the best span; ``recall``,
         the share of questions of which an answer is among as many spans as the text has salient ones, ``covered``, the
         share of which one lies wholly in such spans, ``spans`` how many these are a text and ``words`` how many words
-        they hold; and the same of the salient spans under ``salient``.
+        they hold; ``covered_in_as_many_words``, where they may hold no more words than the salient ones; and the same
+        of the salient spans under ``salient``.
     """
     texts = [each.text for each in marked]
     counts: list[int] | None = None
@@ -264,6 +265,10 @@ def judge(policy: PolicyModel, marked: Sequence[Marked], *, salient: bool = True
     measures |= found_among(marked, best)
     if counts:
         measures["salient"] = found_among(marked, given)
+        rooms = [sum(len(each.text[a:b].split()) for a, b in own) for each, own in zip(marked, given)]
+        measures["covered_in_as_many_words"] = found_among(
+            marked, [_within(each.text, own, room) for each, own, room in zip(marked, best, rooms)]
+        )["covered"]
     return measures
 
 
@@ -289,6 +294,17 @@ def found_among(marked: Sequence[Marked], spans: Sequence[Sequence[tuple[int, in
         "recall": float(np.mean(hits)), "covered": float(np.mean(covered)),
         "spans": sum(map(len, spans)) / max(1, len(spans)), "words": words / max(1, len(spans)),
     }  # fmt: skip
+
+
+def _within(text: str, spans: Sequence[tuple[int, int]], words: int) -> list[tuple[int, int]]:
+    """The first spans that hold so many words together, at most; one that does not fit is left out."""
+    kept = []
+    for start, end in spans:
+        size = len(text[start:end].split())
+        if size <= words:
+            kept.append((start, end))
+            words -= size
+    return kept
 
 
 def _folded(answers: Sequence[str]) -> set[str]:

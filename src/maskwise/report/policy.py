@@ -12,7 +12,9 @@ from maskwise.folders import read_json, write_whole
 
 NAMES = {
     "exact_match": "its best span is an answer", "f1": "F1 of its best span", "recall": "an answer is among its spans",
-    "covered": "an answer lies wholly in its spans", "weight_on_labels": "share of its weight on labelled words",
+    "covered": "an answer lies wholly in its spans",
+    "covered_in_as_many_words": "the same in as many words as the salient spans hold",
+    "weight_on_labels": "share of its weight on labelled words",
     "labelled_words": "share of the words that are labelled", "spans": "spans a text", "words": "words in them, a text",
 }  # fmt: skip
 FULL_WEIGHT = 6.0
