@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from functools import lru_cache
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from maskwise.errors import MaskwiseError
-from maskwise.learning.examples import Examples, find_contexts
+from maskwise.learning.examples import Examples, find_contexts, masked_by
 from maskwise.learning.gradients import Losses
 from maskwise.learning.loop import learn_meta, learn_policy, losses_of
 from maskwise.learning.meta import Diverged, MetaLearner, Slopes
@@ -348,3 +349,55 @@ def test_ranks_and_back_ends_that_do_not_fit_are_refused(monkeypatch: pytest.Mon
     with pytest.raises(MaskwiseError, match="this gradient is for one process; got exact"):
         learner(batch_size=9, gradient="exact")
     assert issubclass(Diverged, Exception)
+
+
+COLOURS = ("red", "blue", "green", "brown", "black", "white")
+
+
+def colour_world(folder: Path) -> tuple[list[str], str]:
+    """Everybody likes a colour, which is asked for; and something else has another, of which nobody asks."""
+    draw = random.Random(0)
+    names = [
+        first + last
+        for first in ("an", "bo", "ci", "de", "ed", "fa")
+        for last in ("ka", "lu", "mo", "ni", "po")
+    ]
+    told, asked = [], []
+    for name in names:
+        liked, other = draw.sample(COLOURS, 2)
+        sentences = [
+            f"{name} likes {liked}.",
+            f"the {draw.choice(('cup', 'sky', 'door', 'hat'))} was {other}.",
+        ]
+        draw.shuffle(sentences)
+        told.append(" ".join(sentences))
+        asked.append({"question": f"what colour {name}?", "answers": [liked]})
+    path = folder / "colours.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in asked))
+    return told, f"{path}(kind=cloze-qa)"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("window", "finds"), [(1, False), (5, True)], ids=["table of words", "contextual"])
+def test_a_word_that_helps_in_some_contexts_only(window: int, finds: bool, tmp_path: Path) -> None:
+    """Batches are small: in a large one, liked colours and others are the same words, about equally often."""
+    told, spec = colour_world(tmp_path)
+    words, task = train_tokenizer(told * 3, vocab_size=400), load_task(spec)
+    rows = {
+        split: Examples.of(task, split, words, texts=told, length=24, max_length=12)
+        for split in ("train", "dev")
+    }
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    losses = losses_of(new_model(new_config("bert", words, 24, **sizes), seed=0), task, words, seed=0)
+    policy = PolicyModel.new(words, settings={"hidden_size": 32, "window": window}, length=24)
+    settings = MetaSettings(steps=120, batch_size=4, learning_rate=0.01, ratio=0.1)  # one word a text
+    learn_policy(MetaLearner(losses, policy, rows["train"], rows["dev"], settings, TRAINING), quiet=True)
+    ids = torch.tensor(words.convert_tokens_to_ids(list(COLOURS)))
+    with torch.no_grad():
+        masked = masked_by(policy, rows["train"], np.arange(len(rows["train"])), settings, key=0)
+    share_BL = masked.choice.spread(masked.choice.shares(masked.logit_U))
+    colour = torch.isin(masked.inputs["input_ids"], ids)
+    liked, other = (
+        float(share_BL[place].sum()) for place in (colour & masked.answer, colour & ~masked.answer)
+    )
+    assert (liked / (liked + other) > 0.9) == finds
