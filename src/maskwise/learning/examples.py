@@ -55,7 +55,7 @@ def find_contexts(
     for place, own in enumerate(words):
         for word in own:
             holders.setdefault(word, []).append(place)
-    found = []
+    contexts = []
     for question, rights in zip(questions, answers, strict=True):
         score: Counter[int] = Counter()
         for word in dict.fromkeys(_WORD.findall(question.casefold())):
@@ -70,10 +70,10 @@ def find_contexts(
                 phrase = re.compile(rf"\b{re.escape(right.casefold().strip())}\b")
                 telling |= {place for place in holders.get(rarest, ()) if phrase.search(low[place])}
         best = max((score[place] for place in telling), default=0)
-        found.append(
+        contexts.append(
             [place for place in sorted(telling) if best > 0 and score[place] >= NEARLY * best][:most]
         )
-    return found
+    return contexts
 
 
 @dataclass(frozen=True, eq=False)
