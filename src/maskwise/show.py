@@ -100,7 +100,8 @@ def show_masks(
         source = _decode(tokenizer, batch.input_ids[0])
         target = _decode(tokenizer, batch.labels[0][batch.labels[0] != IGNORE])
     if model is not None:
-        inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+        read = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+        inputs = {name: value for name, value in read.items() if value is not None}
         (ids,) = generated(model, inputs, most=batch.labels.shape[1] + SOME_MORE)
         written = _decode(tokenizer, torch.tensor(ids))
     whole, parts = _words(torch.as_tensor(row["word_ids"]), batch.selected[0])
