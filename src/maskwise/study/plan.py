@@ -196,8 +196,8 @@ def make_run(
     # The yardstick is the study's last text, whatever an arm trains on; in rows as the arm's model knows them.
     rows = links[-1].corpus.model_dump(include={"length", "layout"})
     last_text = recipe.links()[-1].unlearned().corpus.model_dump() | rows
-    text = CorpusSettings(**of_run(last_text, seed))
-    yardstick = prepare_stage(own.model_copy(update={"corpus": text}), after=prepared[0])
+    measured = own.model_copy(update={"corpus": CorpusSettings(**of_run(last_text, seed))})
+    yardstick = prepare_stage(measured, after=prepared[0])
     judged = evaluate_stage(own, yardstick, last) if evaluated and (last or _fills_masks(own)) else None
     chain = tuple({stage.name: stage for stage in (*chain, *([yardstick] if judged else []))}.values())
     # A task in a world of the run's own has other rows in every run.

@@ -24,7 +24,7 @@ class BatchedMuon(torch.optim.Muon):
     """
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: object = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             weights: list[Tensor] = []
             grads: list[Tensor] = []
