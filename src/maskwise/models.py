@@ -172,6 +172,15 @@ def new_config(
         raise MaskwiseError(f"these model settings make no {architecture} model: {error}") from None
 
 
+def config_of(fields: Mapping[str, Any]) -> PreTrainedConfig:
+    """The configuration whose ``to_dict`` gave these fields, ``model_type`` among them.
+
+    Raises:
+        ValueError: no architecture of that name.
+    """
+    return AutoConfig.for_model(**fields)
+
+
 def check_start(config: PreTrainedConfig, tokens: int) -> None:
     """Refuse a configuration that no model can be built from, or that the tokenizer does not fit. Costs no memory.
 

@@ -22,13 +22,13 @@ from huggingface_hub import PyTorchModelHubMixin
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerFast
+from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
 from maskwise.errors import MaskwiseError, unknown_name
 from maskwise.families import check_fit, check_room, require_kind
 from maskwise.folders import CARD, read_json
 from maskwise.keys import fold
-from maskwise.models import load_config, load_task_model, new_config, without_advice
+from maskwise.models import config_of, load_config, load_task_model, new_config, without_advice
 from maskwise.starts import find_policy
 from maskwise.text import load_tokenizer
 
@@ -232,7 +232,7 @@ def _new_encoder(config: PolicyConfig) -> nn.Module:
     fields = dict(config.encoder)
     if fields.get("model_type") == LIGHT:
         return LightEncoder(**{key: value for key, value in fields.items() if key != "model_type"})
-    loaded = AutoConfig.for_model(**fields)
+    loaded = config_of(fields)
     require_kind(loaded, "encoder", use="a policy")
     check_room(loaded, config.length, what="length of the policy")
     with without_advice():
