@@ -181,6 +181,14 @@ def config_of(fields: Mapping[str, Any]) -> PreTrainedConfig:
     return AutoConfig.for_model(**fields)
 
 
+def share_encoder(model: PreTrainedModel, other: PreTrainedModel) -> None:
+    """Make one encoder of two: both models' is the module of ``other``, with the weights of ``model``."""
+    # A model of a task may have a pooler, of which a language model knows nothing.
+    encoder_of(other).load_state_dict(encoder_of(model).state_dict(), strict=False)
+    setattr(model, model.base_model_prefix, encoder_of(other))
+    model.tie_weights()
+
+
 def check_start(config: PreTrainedConfig, tokens: int) -> None:
     """Refuse a configuration that no model can be built from, or that the tokenizer does not fit. Costs no memory.
 

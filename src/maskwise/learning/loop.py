@@ -11,7 +11,7 @@ import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from maskwise.errors import MaskwiseError
-from maskwise.families import adapter_of, encoder_of
+from maskwise.families import adapter_of
 from maskwise.learning.examples import Examples
 from maskwise.learning.gradients import Losses
 from maskwise.learning.meta import Diverged, MetaLearner, Point, Slopes, set_values, values_of
@@ -19,7 +19,7 @@ from maskwise.learning.relaxation import RelaxedDenoising
 from maskwise.learning.scorer import PolicyModel
 from maskwise.learning.settings import MetaSettings
 from maskwise.masking import Vocabulary
-from maskwise.models import load_task_model, task_config
+from maskwise.models import load_task_model, share_encoder, task_config
 from maskwise.objectives import Objective
 from maskwise.tasks.task import Task, Tuned
 from maskwise.training import TrainingSettings
@@ -82,11 +82,7 @@ def losses_of(model: PreTrainedModel, task: Task, tokenizer: PreTrainedTokenizer
     if kind.head not in ("masked-lm", "seq2seq"):
         config = task_config(model.config, kind.config(task))
         judged = load_task_model(None, config, head=kind.head, seed=seed)
-        encoder_of(judged).load_state_dict(
-            encoder_of(model).state_dict(), strict=False
-        )  # it may have a pooler
-        setattr(model, model.base_model_prefix, encoder_of(judged))
-        model.tie_weights()
+        share_encoder(model, judged)
     vocabulary = Vocabulary.of(tokenizer)
     sentinel = next(iter(vocabulary.sentinels), None)
     # A model that learned from sentinels knows nothing of [MASK], even where the tokenizer has one.
