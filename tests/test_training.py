@@ -7,12 +7,15 @@ import math
 import re
 import resource
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
@@ -29,7 +32,7 @@ from maskwise.training import MaskedSource, TrainingSettings, log_frequencies, p
 from maskwise.training.arms import Arms
 from maskwise.training.engine import save_checkpoint
 from maskwise.training.muon import BatchedMuon
-from maskwise.training.optim import Optimizers, hidden_matrices, rate_factor
+from maskwise.training.optim import COOLDOWN, CURVES, Optimizers, hidden_matrices, rate_factor
 from processes import forked, two_ranks
 from training_tools import ARCHITECTURES, FIRST, WORDS, Language, config, counts, model, tokenizer
 
@@ -99,7 +102,7 @@ def same(a: Any, b: Any) -> bool:
         ({"learning_rate": math.inf}, "finite number"),
         ({"warmup": 1.5}, "less than or equal to 1"),
         ({"betas": (0.9, 1.0)}, "less than 1"),
-        ({"decay": "quadratic"}, "'linear', 'cosine' or 'constant'"),
+        ({"decay": "quadratic"}, "'linear', 'cosine', '1-sqrt', 'wsd' or 'constant'"),
         ({"optimizer": "sgd"}, "'adamw' or 'muon'"),
         ({"save_every": 25, "log_every": 10}, r"save_every must be a multiple of log_every \(10\), got 25"),
         ({"warm_up": 0.1}, "Extra inputs are not permitted"),
@@ -123,6 +126,39 @@ def test_settings_say_what_is_wrong(wrong: dict[str, Any], text: str) -> None:
 )  # fmt: skip
 def test_rate_factor(step: int, warmup: float, decay: str, factor: float) -> None:
     assert rate_factor(step, 100, warmup=warmup, decay=decay) == pytest.approx(factor)
+
+
+@pytest.mark.parametrize(
+    ("step", "decay", "share", "factor"),
+    [
+        (89, "wsd", None, 1.0), (90, "wsd", None, 1.0), (95, "wsd", None, 1 - math.sqrt(0.5)),
+        (99, "wsd", None, 1 - math.sqrt(0.9)), (79, "wsd", 0.2, 1.0), (85, "wsd", 0.2, 0.5),
+        (0, "1-sqrt", None, 1.0), (25, "1-sqrt", None, 0.5), (85, "1-sqrt", 0.2, 0.5),
+        (50, "linear", 0.5, 1.0), (75, "linear", 0.5, 0.5), (60, "cosine", 0.8, 0.5), (99, "constant", 0.5, 1.0),
+        (99, "linear", 0.001, 1.0),
+    ],
+)  # fmt: skip
+def test_the_rate_stays_at_its_peak_before_it_falls(step, decay, share, factor) -> None:
+    assert rate_factor(step, 100, warmup=0.0, decay=decay, decay_share=share) == pytest.approx(factor)
+
+
+@given(
+    st.sampled_from(sorted(CURVES)),
+    st.integers(1, 2000),
+    st.sampled_from([0.0, 0.06, 0.5, 1.0]),
+    st.one_of(st.none(), st.floats(0.01, 1)),
+)
+def test_every_course_of_the_rate(decay: str, steps: int, warmup: float, share: float | None) -> None:
+    """It is above 0 and at most 1, it makes no jump, and it falls once it has risen."""
+    course = [
+        rate_factor(step, steps, warmup=warmup, decay=decay, decay_share=share) for step in range(steps)
+    ]
+    assert min(course) > 0 and max(course) <= 1
+    falls_over = (share or (COOLDOWN if decay == "wsd" else 1.0)) * steps
+    most = 1 / max(1.0, warmup * steps) + max(2 / falls_over, math.sqrt(1 / falls_over)) + 1e-9
+    assert all(abs(after - before) <= most for before, after in pairwise(course))
+    risen = course[math.ceil(warmup * steps) :]
+    assert all(after <= before for before, after in pairwise(risen))
 
 
 BLOCKS = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -14,18 +15,38 @@ from maskwise.families import encoder_of
 from maskwise.training.muon import BatchedMuon
 from maskwise.training.settings import TrainingSettings
 
+COOLDOWN = 0.1
+"""Share of the steps over which the rate of warm-up, stable, decay (``wsd``) falls unless it is said."""
 
-def rate_factor(step: int, steps: int, *, warmup: float, decay: str) -> float:
+CURVES: Mapping[str, Callable[[float], float]] = {
+    "linear": lambda fallen: 1 - fallen,
+    "cosine": lambda fallen: (1 - math.cos(math.pi * (1 - fallen))) / 2,
+    "1-sqrt": lambda fallen: 1 - math.sqrt(fallen),
+    "wsd": lambda fallen: 1 - math.sqrt(fallen),
+    "constant": lambda fallen: 1.0,
+}
+"""The share of the peak that is left, from the share of the way down: 1 at its beginning, 0 at its end."""
+
+
+def rate_factor(
+    step: int, steps: int, *, warmup: float, decay: str, decay_share: float | None = None
+) -> float:
     """The share of the peak learning rate in force at ``step`` of ``steps``; above 0 at every step.
 
     Args:
         warmup: share of the steps over which it rises.
-        decay: linear, cosine or constant.
+        decay: the curve along which it falls: linear, cosine, 1-sqrt or constant; ``wsd`` is 1-sqrt over the last tenth
+            (Hägele et al. 2024, arXiv:2405.18392).
+        decay_share: share of the steps, the last ones, over which it falls; None: all of them, or the tenth of ``wsd``.
+
+    >>> [round(rate_factor(step, 10, warmup=0.2, decay="linear", decay_share=0.5), 2) for step in range(10)]
+    [0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 0.8, 0.6, 0.4, 0.2]
     """
     rise = warmup * steps
     up = min(1.0, (step + 1) / rise) if rise else 1.0
-    rest = 1 - step / steps
-    return up * {"linear": rest, "cosine": (1 - math.cos(math.pi * rest)) / 2, "constant": 1.0}[decay]
+    share = decay_share or (COOLDOWN if decay == "wsd" else 1.0)
+    fallen = max(0.0, (step / steps - (1 - share)) / share)  # of the way down, below 1
+    return up * CURVES[decay](fallen)
 
 
 class Optimizers:
@@ -68,7 +89,7 @@ class Optimizers:
     def set_rate(self, step: int) -> float:
         """Set the rates for ``step``; returns AdamW's."""
         s = self.settings
-        factor = rate_factor(step, s.steps, warmup=s.warmup, decay=s.decay)
+        factor = rate_factor(step, s.steps, warmup=s.warmup, decay=s.decay, decay_share=s.decay_share)
         for member, peak in zip(self.members, self.peaks, strict=True):
             for group in member.param_groups:
                 group["lr"] = peak * factor

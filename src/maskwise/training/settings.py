@@ -44,8 +44,13 @@ class TrainingSettings(BaseModel):
     warmup: float = Field(0.06, ge=0, le=1)
     """Share of the steps over which the learning rate rises from 0."""
 
-    decay: Literal["linear", "cosine", "constant"] = "linear"
-    """How the learning rate falls to 0 after the warm-up."""
+    decay: Literal["linear", "cosine", "1-sqrt", "wsd", "constant"] = "linear"
+    """How the learning rate falls to 0 after the warm-up. ``wsd`` (warm-up, stable, decay) stays at the peak and falls
+    over the last tenth of the steps as 1 − √."""
+
+    decay_share: float | None = Field(None, gt=0, le=1)
+    """Share of the steps, the last ones, over which the rate falls; before them it stays at the peak. None: all, or
+    a tenth for ``wsd``."""
 
     freeze: Literal["none", "encoder"] = "none"
     """``encoder``: train the heads only, on an encoder that stays as it is, and without its dropout."""
