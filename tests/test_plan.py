@@ -20,7 +20,7 @@ from maskwise.models import empty_model, new_config
 from maskwise.objectives import MaskedLanguageModelling
 from maskwise.recipe import read_recipe
 from maskwise.study import dry_run, make_plan, run, run_stage, run_study
-from maskwise.study.phases import choose
+from maskwise.study.design import choose
 from tiny import maskwise, read_lines, write_inputs
 
 QUICK = ["training.steps=10", "training.save_every=0", "training.eval_every=0", "finetune.seeds=1"]
@@ -300,7 +300,7 @@ def test_what_cannot_be_chosen_by_is_refused_before_any_work(recipe, tmp_path, d
         ["tokenizer.name=null", f"study.search={{{sizes}}}"],
         [frozen, f"study.search={{{rates}, by: held-out}}"],
     ):
-        assert dry_run(read_recipe(recipe, more), tmp_path / "out")["phases"]
+        assert dry_run(read_recipe(recipe, more), tmp_path / "out")["plans"]
 
 
 def test_a_score_that_is_no_number_costs_its_pair_only(recipe, tmp_path, done):

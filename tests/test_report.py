@@ -286,7 +286,7 @@ def rich(tmp_path):
     for line in lines:
         line |= {"weights": {"NOUN": 0.9, EVIL: 0.1}}
     write_lines(stage, lines)
-    facts = {"phase": "main", "kind": "pretrain", "stage": "x", "arm": "token-15", "seed": 0}
+    facts = {"purpose": "main", "kind": "pretrain", "stage": "x", "arm": "token-15", "seed": 0}
     write_lines(folder / "timings.jsonl", [facts | {"fraction": f, "seconds": 40 * f} for f in (0.5, 1.0)])
     return folder
 

@@ -75,7 +75,9 @@ def test_a_study_leaves_the_files_that_the_documentation_names(finished):
     stages = {path.name for path in (finished / "stages").iterdir()} - {".lock"}
     timings = read_lines(finished / "timings.jsonl")
     assert {line["stage"] for line in timings} == stages
-    assert all(line["seconds"] > 0 and line["fraction"] == 1 and line["phase"] == "main" for line in timings)
+    assert all(
+        line["seconds"] > 0 and line["fraction"] == 1 and line["purpose"] == "main" for line in timings
+    )
     samples = json.loads((finished / "samples.json").read_text())
     assert set(samples) == {"token-15", "words-30"}
     assert {piece["state"] for row in samples["token-15"] for piece in row["pieces"]} >= {"shown", "masked"}

@@ -285,14 +285,22 @@ def _contrasts(result: dict[str, Any]) -> Table:
 
 
 def print_plan(plan: dict[str, Any]) -> None:
-    """A dry run: stages by kind, and the time until the end as far as it is known."""
+    """A dry run: stages by kind, what each phase of training costs, and the time until the end, if it is known."""
     table = Table("stages", "done", "to do", "minutes of work", box=None, padding=(0, 2, 0, 0))
     for kind, facts in plan["stages"].items():
-        work = "unknown" if facts["seconds"] is None else f"{facts['seconds'] / 60:.1f}"
-        table.add_row(kind, str(facts["done"]), str(facts["to_do"]), work)
+        table.add_row(kind, str(facts["done"]), str(facts["to_do"]), _minutes(facts["seconds"]))
     out_console.print(table)
-    phases = ", ".join(f"{line['phase']} ({line['runs']} runs)" for line in plan["phases"])
-    out_console.print(f"Phases: {phases}", highlight=False, soft_wrap=True)
+    trainings = Table("phase", "arms", "runs", "steps", "rows × length", "tokens", "FLOPs", "minutes of work",
+                      box=None, padding=(0, 2, 0, 0))  # fmt: skip
+    for line in plan["phases"]:
+        spent = "" if line["flops"] is None else f"{line['flops']:.1e}"
+        trainings.add_row(
+            str(line["phase"]), escape(", ".join(line["arms"])), f"{line['runs']}", f"{line['steps']:,}",
+            f"{line['batch_size']} × {line['length']}", f"{line['tokens']:,}", spent, _minutes(line["seconds"]),
+        )  # fmt: skip
+    out_console.print(trainings)
+    plans = ", ".join(f"{line['purpose']} ({line['runs']} runs)" for line in plan["plans"])
+    out_console.print(f"Plans: {plans}", highlight=False, soft_wrap=True)
     for note in plan["notes"]:
         out_console.print(f"Note: {note}", highlight=False, soft_wrap=True)
     if plan["seconds"] is None:
@@ -303,6 +311,10 @@ def print_plan(plan: dict[str, Any]) -> None:
     out_console.print(
         f"With {plan['jobs']} at once: {left}. Nothing was written.", highlight=False, soft_wrap=True
     )
+
+
+def _minutes(seconds: float | None) -> str:
+    return "unknown" if seconds is None else f"{seconds / 60:.1f}"
 
 
 def _signed(number: float, digits: int) -> str:

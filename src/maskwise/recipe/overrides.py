@@ -26,24 +26,52 @@ MOST_VALUES = 100_000
 
 
 def put(settings: Plain, dotted: str, value: object) -> None:
-    """Set ``a.b.c`` in nested dicts.
+    """Set ``a.b.c`` in nested dicts, or ``a.1.c`` in the second dict of a list.
 
-    >>> settings = {"training": {"steps": 10}}
-    >>> put(settings, "training.seed", 3); settings
-    {'training': {'steps': 10, 'seed': 3}}
+    >>> settings = {"training": {"steps": 10}, "phases": [{}, {"masking.ratio": 0.3}]}
+    >>> put(settings, "training.seed", 3); put(settings, "phases.1.masking.ratio", 0.1); settings
+    {'training': {'steps': 10, 'seed': 3}, 'phases': [{}, {'masking': {'ratio': 0.1}}]}
 
     Raises:
-        MaskwiseError: a value stands where a group of settings would have to be.
+        MaskwiseError: a value stands where a group of settings would have to be, or a list has no such place.
     """
     *path, last = dotted.split(".")
-    group = settings
+    group: Plain | list[Any] = settings
     for part in path:
-        if group.get(part) is None:
-            group[part] = {}
-        group = group[part]
-        if not isinstance(group, dict):
+        if isinstance(group, list):
+            place = _place(group, part, dotted=dotted)
+            group[place] = inside = nested(group[place] or {})
+        else:
+            inside = group[part] = {} if group.get(part) is None else group[part]
+        if not isinstance(inside, dict | list):
             raise MaskwiseError(f"cannot set {dotted}", got=f"{part} is a value, not a group of settings")
-    group[last] = value
+        group = inside
+    if isinstance(group, list):
+        group[_place(group, last, dotted=dotted)] = value
+    else:
+        group[last] = value
+
+
+def _place(group: list[Any], part: str, *, dotted: str) -> int:
+    """The place in a list that a part of a dotted name says."""
+    if not part.isdecimal() or int(part) >= len(group):
+        allowed = f"0 to {len(group) - 1}" if len(group) > 1 else "0" if group else "none, for it is empty"
+        raise MaskwiseError(
+            f"cannot set {dotted}: places in a list are counted from 0", got=part, allowed=allowed
+        )
+    return int(part)
+
+
+def nested(tree: Mapping[str, object]) -> Plain:
+    """Settings whose keys may be dotted, as dicts in dicts.
+
+    >>> nested({"masking.ratio": 0.3, "masking": {"policy": "span"}})
+    {'masking': {'ratio': 0.3, 'policy': 'span'}}
+    """
+    settings: Plain = {}
+    for key, value in leaves(tree):
+        put(settings, key, value)
+    return settings
 
 
 def leaves(tree: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:

@@ -26,7 +26,7 @@ from maskwise.models import ModelSettings
 from maskwise.objectives import objective_class
 from maskwise.objectives.settings import ObjectiveSettings, require_fit
 from maskwise.recipe.comparison import Settings, StudySettings
-from maskwise.recipe.overrides import Plain, explain, leaves, put
+from maskwise.recipe.overrides import Plain, explain, leaves, nested, put
 from maskwise.samplers import sampler
 from maskwise.tasks import FinetuneSettings
 from maskwise.text.settings import CorpusSettings, TokenizerSettings
@@ -34,13 +34,13 @@ from maskwise.text.worlds import of_run
 from maskwise.training import TrainingSettings
 
 ARM_PARTS = (
-    "corpus", "tokenizer", "model", "masking", "objective", "objectives", "sampler", "training", "intermediate",
-    "finetune", "learning",
+    "corpus", "tokenizer", "model", "masking", "objective", "objectives", "sampler", "training", "phases",
+    "intermediate", "finetune", "learning",
 )  # fmt: skip
 """What an arm may change. All else is how arms are judged, and must be the same for all."""
 
-INTERMEDIATE_PARTS = ("corpus", "masking", "objectives", "sampler", "training")
-"""What a second stage of training may change of the first; its model and tokenizer are the first one's."""
+PHASE_PARTS = ("corpus", "masking", "objective", "objectives", "sampler", "training")
+"""What a phase of training may change of the recipe; all phases have one model and one tokenizer."""
 
 ALONE = ("mlm", "denoise")
 """Objectives that train a model alone: each makes a language model, of its kind."""
@@ -73,9 +73,11 @@ class Recipe(Settings):
     sampler: str = "uniform"
     """Which of the objectives trains at each step: a rule, or one that learns, such as mometas."""
     training: TrainingSettings = TrainingSettings()
+    phases: tuple[Plain, ...] | None = None
+    """Trainings one after the other, each from the checkpoint of the one before. Of each: the settings in which it
+    differs from the recipe (corpus, masking, objectives, training), as in ``[{}, {corpus.length: 256}]``. null: one."""
     intermediate: Plain | None = None
-    """A second stage of pre-training, which goes on from the first one's checkpoint: the settings in which it differs
-    (of corpus, masking, training), such as ``{corpus.source: news.jsonl, training.steps: 200}``. null: none."""
+    """The short form of two phases, ``phases: [{}, …]``: the settings in which the second one differs. null: none."""
     evaluation: EvaluationSettings = EvaluationSettings()
     tasks: tuple[str, ...] = ()
     """What a checkpoint is judged by: bundled names, files, folders or ``hf:`` ids."""
@@ -105,13 +107,19 @@ class Recipe(Settings):
     @field_validator("intermediate", mode="before")
     @classmethod
     def _nested(cls, value: object) -> object:
-        if not isinstance(value, Mapping):
-            return None if value == "none" else value
-        nested: Plain = {}
-        for key, setting in leaves(value):
-            require_changeable(key, INTERMEDIATE_PARTS, who="intermediate")
-            put(nested, key, setting)
-        return nested
+        return None if value == "none" else _phase(value, "intermediate")
+
+    @field_validator("phases", mode="before")
+    @classmethod
+    def _in_order(cls, value: object) -> object:
+        if value == "none":
+            return None
+        if isinstance(value, list | tuple) and not value:
+            do = "leave it out for one training"
+            raise MaskwiseError("the list is empty", got="[]", allowed="≥ 1 phase", do=do)
+        if not isinstance(value, list | tuple):
+            return value
+        return [_phase({} if phase is None else phase, f"phases.{n}") for n, phase in enumerate(value)]
 
     @field_validator("objectives", mode="before")
     @classmethod
@@ -159,12 +167,23 @@ class Recipe(Settings):
         return self
 
     @model_validator(mode="after")
-    def _enough_positions(self) -> Recipe:
-        for link in self.links()[1:]:
-            if self.has_new_positions and link.corpus.length > self.corpus.length:
-                what = "intermediate.corpus.length is more than the positions that a new model has"
-                allowed = f"≤ corpus.length = {self.corpus.length}"
-                raise MaskwiseError(what, got=link.corpus.length, allowed=allowed)
+    def _chained(self) -> Recipe:
+        """Each phase is a recipe of its own, and goes on with the model of the first."""
+        if self.phases is not None and self.intermediate is not None:
+            do = "make it the last of the phases"
+            raise MaskwiseError(
+                "intermediate is the short form of two phases, and this recipe has phases", do=do
+            )
+        first, *further = self.links()
+        for setting, link in zip(self.settings_of("corpus.length")[1:], further):
+            if link.kind != first.kind:
+                what = f"the phases train one model, an {first.kind}"
+                raise MaskwiseError(what, got=f"objective {link.objective}, which trains an {link.kind}")
+            if self.has_new_positions and link.corpus.length > first.corpus.length:
+                what = f"{setting} is more than the positions that a new model has"
+                do = f"or give it more: model.settings.max_position_embeddings={link.corpus.length}"
+                allowed = f"≤ corpus.length = {first.corpus.length}"
+                raise MaskwiseError(what, got=link.corpus.length, allowed=allowed, do=do)
         return self
 
     def remarks(self) -> list[str]:
@@ -249,14 +268,33 @@ class Recipe(Settings):
         return self.tokenizer.name or self.model.pretrained
 
     def links(self) -> tuple[Recipe, ...]:
-        """The chain of trainings: this recipe without its intermediate part, and what that part makes of it."""
-        if self.intermediate is None:
-            return (self,)
-        first = self.model_copy(update={"intermediate": None})
-        base = first.model_dump(mode="json", exclude={"study", "tasks"})
-        # Another seed: otherwise the order and the masks of the first stage would come again.
-        second = _changed(base, self.intermediate, origin="intermediate").seeded(fold(self.training.seed, 1))
-        return first, second
+        """The chain of trainings: the recipe of each phase, without phases of its own."""
+        alone = self.model_copy(update={"phases": None, "intermediate": None})
+        base = alone.model_dump(mode="json", exclude={"study", "tasks"})
+        chain = [
+            _changed(base, changes, origin=setting.removesuffix(".")) if changes else alone
+            for setting, changes in zip(self.settings_of(""), self._changes)
+        ]
+        # Other seeds: otherwise the order and the masks of the first phase would come again.
+        seed = self.training.seed
+        return tuple(link.seeded(fold(seed, n) if n else seed) for n, link in enumerate(chain))
+
+    @property
+    def _changes(self) -> tuple[Plain, ...]:
+        """The settings in which each phase differs from the recipe."""
+        if self.phases is not None:
+            return self.phases
+        return ({},) if self.intermediate is None else ({}, self.intermediate)
+
+    def settings_of(self, name: str) -> tuple[str, ...]:
+        """The dotted name under which each phase's own value of a setting stands.
+
+        >>> Recipe(intermediate={"masking.ratio": 0.4}).settings_of("training.steps")
+        ('training.steps', 'intermediate.training.steps')
+        """
+        if self.phases is not None:
+            return tuple(f"phases.{n}.{name}" for n in range(len(self.phases)))
+        return (name,) if self.intermediate is None else (name, f"intermediate.{name}")
 
     def arm(self, name: str, *, seed: int, more: Mapping[str, object] | None = None) -> Recipe:
         """The recipe of one run: the arm's overrides, ``more`` overrides and the seed put in.
@@ -279,6 +317,15 @@ class Recipe(Settings):
     def to_yaml(self) -> str:
         """The recipe with every default filled in, as a file that ``read_recipe`` reads again."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _phase(value: object, name: str) -> object:
+    """The settings in which a phase differs, nested; what is no group of settings is left to pydantic."""
+    if not isinstance(value, Mapping):
+        return value
+    for key, _ in leaves(value):
+        require_changeable(key, PHASE_PARTS, who=name)
+    return nested(value)
 
 
 def validate(settings: Mapping[str, object], *, origin: str) -> Recipe:

@@ -314,7 +314,7 @@ def compute_view(folder: Folder, colours: Colours) -> View | None:
     known = folder.summary["efficiency"]
     seconds: Counter[tuple[str, int, float]] = Counter()
     for line in folder.timings:  # every training stage of the run
-        if line["kind"] == "pretrain" and line["phase"] == "main":
+        if line["kind"] == "pretrain" and line["purpose"] == "main":
             seconds[line["arm"], line["seed"], line["fraction"]] += line["seconds"]  # type: ignore[assignment]
     points: list[Point] = []
     for run in known["points"]:

@@ -30,7 +30,7 @@ from maskwise.text.words import text_id
 from maskwise.training.arms import probe_rows
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 CORPUS_LAYERS = ("word_ids",)
 """The layers that every prepared corpus has; more come from ``corpus.layers``."""
@@ -68,33 +68,37 @@ def check_inputs(recipe: Recipe) -> list[str]:
     return list(notes)
 
 
-def _check_arm(arm: Recipe) -> list[str]:
-    """The model, tokenizer and texts of one arm fit each other; returns warnings."""
-    notes = []
-    given, start = arm.tokenizer_name, arm.model.pretrained
+def start_of(arm: Recipe) -> tuple[Any, PreTrainedConfig]:
+    """The tokenizer of an arm, or what stands for one that is still to be trained; and its model's configuration."""
+    given = arm.tokenizer_name
     tokenizer: Any = (
         load_tokenizer(given, needs_mask=arm.kind == "encoder") if given else _Untrained(arm.tokenizer)
     )
-    config = arm.model.config(tokenizer, arm.corpus.length, kind=arm.kind)
+    return tokenizer, arm.model.config(tokenizer, arm.links()[0].corpus.length, kind=arm.kind)
+
+
+def _check_arm(arm: Recipe) -> list[str]:
+    """The model, tokenizer and texts of one arm fit each other; returns warnings."""
+    notes, links, start = [], arm.links(), arm.model.pretrained
+    tokenizer, config = start_of(arm)
     check_start(config, len(tokenizer))
     for spec in arm.tasks:
         if isinstance(task_kind := load_task(spec).kind, Tuned):
             task_kind.check_model(config)
-    if start:
-        for link in arm.links():
-            check_room(config, link.corpus.length, what="corpus.length")
-        if arm.links()[0].training.freeze == "none" and not has_head(start):
-            notes.append(f"{start}: {NO_HEAD}")
+    for setting, link in zip(arm.settings_of("corpus.length"), links):
+        check_room(config, link.corpus.length, what=setting)
+    if start and links[0].training.freeze == "none" and not has_head(start):
+        notes.append(f"{start}: {NO_HEAD}")
     if start and arm.tasks:
         check_room(config, arm.finetune.max_length, what="finetune.max_length")
     elif arm.tasks and arm.has_new_positions and arm.finetune.max_length > (room := most_tokens(config)):
         what = "finetune.max_length is more than the positions that a new model has"
-        same = f"≤ corpus.length = {room}" if room == arm.corpus.length else f"≤ {room}"
+        same = f"≤ corpus.length = {room}" if room == links[0].corpus.length else f"≤ {room}"
         raise MaskwiseError(what, got=arm.finetune.max_length, allowed=same)
-    for link in arm.links():
+    for link in links:
         _check_text(link)
         _check_rows(link)
-        _check_probes(link, tokenizer if given else None)
+        _check_probes(link, tokenizer if arm.tokenizer_name else None)
         notes += link.remarks()
     return notes
 

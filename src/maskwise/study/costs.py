@@ -18,8 +18,10 @@ from collections.abc import Mapping
 
 from transformers import PreTrainedModel
 
+from maskwise.masking.schedules import schedule
 from maskwise.objectives import predicting
 from maskwise.objectives.base import Work
+from maskwise.recipe import Recipe
 from maskwise.training import MaskedSource
 from maskwise.training.arms import Arms
 
@@ -53,6 +55,23 @@ def over_a_run(steps: int, most: int) -> list[int]:
     """The numbers of at most so many steps, evenly over a run."""
     count = min(steps, most)
     return [(2 * number + 1) * steps // (2 * count) for number in range(count)]
+
+
+def expected(recipe: Recipe, network: PreTrainedModel) -> dict[str, float | None]:
+    """What a training spends if its rows are full, from its settings alone: ``tokens``, and ``flops`` where known.
+
+    Which of several objectives is drawn is not known before, and neither is how much a decoder will write.
+
+    Args:
+        network: the model, or an empty one.
+    """
+    how = recipe.training
+    tokens = how.steps * how.batch_size * recipe.corpus.length
+    if recipe.objectives or recipe.kind != "encoder":
+        return {"tokens": tokens, "flops": None}
+    ratio, numbers = schedule(recipe.masking.ratio), over_a_run(how.steps, SAMPLED_STEPS)
+    mean = sum(ratio(step, how.steps) for step in numbers) / len(numbers)
+    return {"tokens": tokens, "flops": flops(tokens, mean * tokens, network, frozen=how.freeze == "encoder")}
 
 
 def per_step(source: MaskedSource, network: PreTrainedModel) -> dict[str, float]:

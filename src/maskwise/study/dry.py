@@ -15,11 +15,14 @@ from pathlib import Path
 
 from maskwise.folders import read_json
 from maskwise.jobs import require_engine
+from maskwise.models import empty_model
 from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
-from maskwise.study.checks import check_inputs, require_study_folder
+from maskwise.study.checks import check_inputs, require_study_folder, start_of
+from maskwise.study.costs import expected
+from maskwise.study.design import Design
 from maskwise.study.live import Pace
-from maskwise.study.phases import Design
+from maskwise.study.plan import Run
 from maskwise.study.run import shared_folder
 from maskwise.study.stages import Stage
 
@@ -30,7 +33,8 @@ def dry_run(
     """What ``run_study`` with the same arguments would do.
 
     Returns:
-        ``phases``: of each, its name, runs, and stages to do. ``stages``: by kind ``done``, ``to_do`` and ``seconds``
+        ``plans``: of each, its purpose, runs, and stages to do. ``phases``: the trainings of a run in order, with the
+        arms that share them, and what each costs (``_phases``). ``stages``: by kind ``done``, ``to_do`` and ``seconds``
         (of work, None where no like stage was timed). ``seconds``: until the end with ``jobs`` at once, None if not
         known. ``unknown``: kinds without a time. ``notes``: what may still change.
 
@@ -43,15 +47,15 @@ def dry_run(
     at_once = jobs or os.cpu_count() or 1
     with _view(out / "stages", shared_folder(recipe, cache)) as stages:
         design = Design(recipe, stages)
-        plans = list(design.phases())
+        plans = list(design.plans())
         pace = _timed(stages)
         named = {stage.name: stage for plan in plans for stage in plan.stages()}
         to_do = {name: stage for name, stage in named.items() if stage.result(stages) is None}
-    phases, seen = [], set[str]()
+    listed, seen = [], set[str]()
     for plan in plans:
         new = {stage.name for stage in plan.stages() if stage.name in to_do} - seen
         seen |= new
-        phases.append({"phase": plan.phase, "runs": len(plan.runs), "to_do": len(new)})
+        listed.append({"purpose": plan.purpose, "runs": len(plan.runs), "to_do": len(new)})
     seconds = {name: pace.seconds(stage) for name, stage in to_do.items()}
     kinds: dict[str, Plain] = {}
     for kind in dict.fromkeys(stage.kind for stage in named.values()):
@@ -61,10 +65,37 @@ def dry_run(
         kinds[kind] = {"done": done, "to_do": len(left), "seconds": work}
     unknown = [kind for kind, facts in kinds.items() if facts["seconds"] is None]
     return {
-        "name": recipe.name, "out": str(out), "jobs": at_once, "phases": phases, "stages": kinds,
+        "name": recipe.name, "out": str(out), "jobs": at_once, "plans": listed,
+        "phases": list(_phases(recipe, design, seconds)), "stages": kinds,
         "seconds": None if unknown else _wall(to_do, seconds, at_once), "unknown": unknown,
         "notes": notes + list(_notes(recipe, design)),
     }  # fmt: skip
+
+
+def _phases(recipe: Recipe, design: Design, seconds: Mapping[str, float | None]) -> Iterator[Plain]:
+    """Every training of the whole runs: its ``phase`` (from 0) and ``arms``, of which it is one; then for one run its
+    ``steps``, ``batch_size``, ``length``, ``tokens`` at most and ``flops``; at last its ``runs``, how many of them are
+    ``to_do``, and their ``seconds`` of work (None where no like stage was timed).
+    """
+    shared: dict[tuple[int, str], list[Run]] = {}
+    for run in design.runs:
+        for number, stage in enumerate(run.trainings if run.fraction == 1 else ()):
+            shared.setdefault((number, stage.name), []).append(run)
+    alike: dict[tuple[int, tuple[str, ...]], list[Stage]] = {}
+    for (number, name), runs in shared.items():
+        stage = next(stage for stage in runs[0].trainings if stage.name == name)
+        alike.setdefault((number, tuple(run.arm for run in runs)), []).append(stage)
+    for (number, arms), stages in sorted(alike.items(), key=lambda entry: entry[0][0]):
+        own = recipe.arm(arms[0], seed=0, more=design.settings[arms[0]])
+        link, how = own.links()[number], stages[0].what["training"]
+        settings = link.training.model_copy(update={"steps": how["steps"]})
+        cost = expected(link.model_copy(update={"training": settings}), empty_model(start_of(own)[1]))
+        left = [seconds[stage.name] for stage in stages if stage.name in seconds]
+        yield {
+            "phase": number, "arms": list(arms), "steps": how["steps"], "batch_size": how["batch_size"],
+            "length": link.corpus.length, **cost, "runs": len(stages), "to_do": len(left),
+            "seconds": None if None in left else round(sum(s for s in left if s is not None), 1),
+        }  # fmt: skip
 
 
 @contextmanager

@@ -150,8 +150,8 @@ class LiveTable:
             f"{speed:,.0f} tokens/s" if speed else "",
             f"{'about' if sure else 'more than'} {_clock(left)} left" if left else "",
         ]
-        phase = "" if self.plan.phase == "main" else f"{self.plan.phase}: "
-        return Text(phase + ", ".join(part for part in parts if part), no_wrap=True)
+        purpose = "" if self.plan.purpose == "main" else f"{self.plan.purpose}: "
+        return Text(purpose + ", ".join(part for part in parts if part), no_wrap=True)
 
     def _left(self, lines: Mapping[str, Plain], errors: Mapping[str, str]) -> tuple[float, bool]:
         """Seconds until the end with as many stages at once as now, and whether every kind of stage has been seen."""

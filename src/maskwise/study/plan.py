@@ -101,11 +101,11 @@ class Plan:
     """Runs that can be done together, in the order of their start: one of every arm before the second of any.
 
     Attributes:
-        phase: what they are for: texts, search, main or companions.
+        purpose: what they are for: texts, search, main or companions.
     """
 
     runs: tuple[Run, ...]
-    phase: str = "main"
+    purpose: str = "main"
 
     def stages(self) -> list[Stage]:
         """Every stage once, those that others need first; texts before all that need not come before them."""

@@ -37,7 +37,7 @@ from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
 from maskwise.show import show_masks
 from maskwise.study.checks import LOCK, check_inputs, notes_of_texts, require_study_folder, say
-from maskwise.study.phases import Design
+from maskwise.study.design import Design
 from maskwise.study.plan import Plan, Run, arms_of, reference_words
 from maskwise.study.scheduler import RETRIES, execute
 from maskwise.study.stages import DONE, Stage, prepare_stage, tokenizer_of
@@ -95,7 +95,7 @@ def run_study(
         before = _so_far(out, study)
         worked = False
         try:
-            for plan in design.phases():
+            for plan in design.plans():
                 link_shared(plan.stages(), stages, shared)
                 todo = unfinished(plan, stages)
                 worked = worked or bool(todo)
@@ -274,11 +274,11 @@ def answers(runs: Iterable[Run], stages: Path) -> list[Plain]:
 def timings(design: Design, stages: Path) -> list[Plain]:
     """Seconds of every stage, once for every run that stands on it."""
     lines = []
-    for phase, runs in (("main", design.runs), ("choice", design.others)):
+    for purpose, runs in (("main", design.runs), ("choice", design.others)):
         for run in runs:
             for stage in run.stages:
                 if result := stage.result(stages):
-                    facts = {"phase": phase, "kind": stage.kind, "stage": stage.name}
+                    facts = {"purpose": purpose, "kind": stage.kind, "stage": stage.name}
                     lines.append({**run.who, "fraction": run.fraction, **facts, "seconds": result["seconds"]})
     return lines
 

@@ -29,6 +29,10 @@ WAIT_SECONDS = 3600.0
 """How long other ranks wait for rank 0's file: preparing can outlast a collective's time limit."""
 
 
+FIRST, PHASE = "first", "phase-{}"
+"""Folders inside a run's: the first training of two, and of a recipe with ``phases`` each but the last, from 0."""
+
+
 def run_pretrain(recipe: Recipe, out: Path, *, quiet: bool = False) -> Plain:
     """Pre-train one model into ``out``: ``checkpoint/``, ``metrics.jsonl``, ``recipe.yaml``, ``done.json``.
 
@@ -83,7 +87,7 @@ def _prepare(recipe: Recipe, texts: list[Stage], out: Path) -> None:
     if not _begun(out):
         names = [text.name for text in texts]
         stale = [path for path in (out / "stages").glob("prepare-*") if path.name not in names]
-        for left in (*stale, out / "first"):
+        for left in (*stale, *_earlier(out)):
             shutil.rmtree(left, ignore_errors=True)
     write_whole(out / "recipe.yaml", recipe.to_yaml())
     for text in texts:
@@ -91,15 +95,14 @@ def _prepare(recipe: Recipe, texts: list[Stage], out: Path) -> None:
 
 
 def _train(recipe: Recipe, texts: list[Stage], out: Path, *, quiet: bool) -> Plain:
-    """One training after the other; the result of the last."""
+    """One phase after the other; the result of the last."""
     links = recipe.links()
     facts = {"recipe": recipe.name, "corpus": recipe.corpus.source}
     result: Plain = {}
     before: Path | None = None
-    for link, text in zip(links, texts):
+    for link, text, folder in zip(links, texts, _folders(recipe, out)):
         _wait_for(text.folder(out / "stages") / DONE)
-        folder = out if link is links[-1] else out / "first"
-        # A first stage that is done is not done again.
+        # A phase that is done is not done again.
         if folder == out or not (folder / "checkpoint").is_dir():
             data = Prepared.open(text.folder(out / "stages") / "data")
             start = starting_from(before, link) if before else link
@@ -167,7 +170,19 @@ def _recipe_in(path: Path) -> Recipe:
 def _begun(out: Path) -> bool:
     """Whether a run is there that another recipe must not replace: its result, or a state to go on from."""
     kept = (DONE, "checkpoint", "resume/step-*")
-    return any(any(folder.glob(name)) for folder in (out, out / "first") for name in kept)
+    return any(any(folder.glob(name)) for folder in (out, *_earlier(out)) for name in kept)
+
+
+def _earlier(out: Path) -> list[Path]:
+    """The folders of all trainings but the last."""
+    return [*out.glob(FIRST), *out.glob(PHASE.format("*"))]
+
+
+def _folders(recipe: Recipe, out: Path) -> list[Path]:
+    """Where each training of a run writes: the last one into the run's own folder."""
+    before = len(recipe.links()) - 1
+    names = [FIRST] if recipe.intermediate is not None else [PHASE.format(n) for n in range(before)]
+    return [*(out / name for name in names), out]
 
 
 def _wait_for(path: Path) -> None:

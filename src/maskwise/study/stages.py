@@ -200,7 +200,7 @@ def finetune_stage(
     if pretrained is not None:
         return Stage("finetune", what, (prepared.name, pretrained.name))
     start = _start(recipe) | {
-        "length": recipe.corpus.length,
+        "length": recipe.links()[0].corpus.length,
         "seed": recipe.training.seed,
         "kind": recipe.kind,
     }

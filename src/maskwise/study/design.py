@@ -1,15 +1,15 @@
-"""What a study runs, phase by phase: each is planned when those before it are done.
+"""What a study runs, plan by plan: each is made when those before it are done.
 
     texts → search → main → companions
 
-A study without a search or matching has one phase, or two with companions. Everything that was decided on the way is a
+A study without a search or matching has one plan, or two with companions. Everything that was decided on the way is a
 record; nothing is kept but in the folders of stages, so a study that goes on decides the same again.
 
 **Matching.** Matched by steps (the usual way), a higher ratio buys more targets for nothing; matched by targets, it
 pays for them with steps; FLOPs lie between. A run spends its number of steps times the mean of a step, and that mean
 is measured on batches from the whole run, masked with the ratio, policy and budget of the arm. A schedule of the ratio
-runs over a run's own length, so its mean does not depend on the length. Where there is an intermediate stage, its
-length stays and the first stage's is set.
+runs over a run's own length, so its mean does not depend on the length. Where there are several phases of
+training, the first one's length is set and the others stay as they are.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Spending = dict[str, float]
 
 
 class Design:
-    """A study's phases, and what was decided between them.
+    """A study's plans, and what was decided between them.
 
     Attributes:
         runs: the runs to be reported that are planned so far.
@@ -64,8 +64,8 @@ class Design:
         self.planned: dict[str, Spending] = {}
         self.budget: float | None = None
 
-    def phases(self) -> Iterator[Plan]:
-        """Plans, to be done one after the other."""
+    def plans(self) -> Iterator[Plan]:
+        """The plans, to be done one after the other."""
         if self.recipe.study.match != "steps":
             yield self._texts()
             self.budget = self._spent(self._baseline, {})
@@ -113,14 +113,15 @@ class Design:
 
     def _length(self, arm: str, setting: Plain, fraction: float = 1.0) -> Plain:
         """The steps of an arm's run, as overrides: those that spend the budget, and a share of them."""
-        first, *further = (link.training.steps for link in self.recipe.arm(arm, seed=0, more=setting).links())
+        own = self.recipe.arm(arm, seed=0, more=setting)
+        steps = [link.training.steps for link in own.links()]
         spending = self._spending(arm, setting) if self.budget is not None else None
         if spending is not None and self.budget is not None:
-            first = matched_steps(spending, self.recipe.study.match, self.budget, arm=arm)
-        lengths = {"training.steps": first}
-        if further:
-            lengths["intermediate.training.steps"] = further[0]
-        return {key: max(1, round(steps * fraction)) for key, steps in lengths.items()}
+            steps[0] = matched_steps(spending, self.recipe.study.match, self.budget, arm=arm)
+        return {
+            key: max(1, round(count * fraction))
+            for key, count in zip(own.settings_of("training.steps"), steps)
+        }
 
     def _spent(self, arm: str, more: Plain) -> float | None:
         spending = self._spending(arm, more)
@@ -267,13 +268,13 @@ def matched_steps(
     20
 
     Raises:
-        MaskwiseError: the stages behind the first spend more than that already, or a step spends nothing.
+        MaskwiseError: the phases behind the first spend more than that already, or a step spends nothing.
     """
     first, *further = spending
     left, each = budget - sum(link[by] for link in further), first[by] / first["steps"]
     if left <= 0 or each <= 0:
         what = f"arm {arm!r} cannot spend as much as the baseline by {by}"
-        raise MaskwiseError(what, got=f"{budget:.4g} in all, {budget - left:.4g} in its intermediate stage")
+        raise MaskwiseError(what, got=f"{budget:.4g} in all, {budget - left:.4g} behind its first phase")
     return max(1, round(left / each))
 
 

@@ -1,0 +1,196 @@
+"""Several phases of training: one chain of stages, shared as far as arms agree, and never hurt by a stop."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from maskwise.errors import MaskwiseError
+from maskwise.folders import file_hash
+from maskwise.keys import fold
+from maskwise.recipe import Recipe, read_recipe
+from maskwise.study import dry_run, make_plan, run_stage, run_study
+from maskwise.study.design import Design
+from maskwise.study.single import run_pretrain
+from maskwise.training.engine import Engine
+from tiny import maskwise, write_inputs
+
+SMALL = ["tasks=[]", "study.seeds=1", "training.steps=10", "training.eval_every=0", "training.log_every=2",
+         "training.save_every=2", "model.settings.max_position_embeddings=64"]  # fmt: skip
+PHASES = [
+    {"masking.ratio": 0.3},
+    {"training": {"steps": 6, "decay": "constant"}, "training.batch_size": 4},
+    {"corpus.length": 64, "training.steps": 4, "masking.ratio": 0.1},
+]
+THREE = f"phases={json.dumps(PHASES)}"
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory) -> Path:
+    return write_inputs(tmp_path_factory.mktemp("inputs"))
+
+
+def test_every_phase_differs_from_the_recipe_in_its_own_settings(recipe):
+    whole = read_recipe(recipe, [*SMALL, THREE])
+    links = whole.arm("token-15", seed=5).links()
+    assert [link.masking.ratio for link in links] == [0.3, 0.15, 0.1]
+    assert [link.training.steps for link in links] == [10, 6, 4]
+    assert [link.training.batch_size for link in links] == [8, 4, 8]
+    assert [link.corpus.length for link in links] == [32, 32, 64]
+    assert [link.training.seed for link in links] == [5, fold(5, 1), fold(5, 2)]
+    assert all(link.phases is None and link.links() == (link,) for link in links)
+    again = Recipe.model_validate(json.loads(whole.model_dump_json()))
+    assert again == whole
+
+
+def test_the_short_form_is_two_phases(recipe):
+    change = {"masking.ratio": 0.4, "training.steps": 7}
+    short = read_recipe(recipe, [*SMALL, f"intermediate={json.dumps(change)}"]).arm("words-30", seed=3)
+    long = read_recipe(recipe, [*SMALL, f"phases={json.dumps([None, change])}"]).arm("words-30", seed=3)
+    assert [link.model_dump(exclude={"tasks"}) for link in short.links()] == [
+        link.model_dump(exclude={"tasks"}) for link in long.links()
+    ]
+
+
+def test_arms_change_a_phase_all_phases_or_the_list(recipe):
+    arms = {
+        "plain": {}, "last": {"phases.2.masking.ratio": 0.5}, "nested": {"phases": {2: {"masking.ratio": 0.5}}},
+        "whole": {"phases": [{}, {"training.steps": 3}]}, "none": {"phases": "none"},
+        "policy": {"masking.policy": "whole-word"},
+    }  # fmt: skip
+    read = read_recipe(recipe, [*SMALL, THREE, f"study.arms={json.dumps(arms)}"])
+    links = {name: read.arm(name, seed=0).links() for name in arms}
+    assert [len(links[name]) for name in arms] == [3, 3, 3, 2, 1, 3]
+    assert links["last"] == links["nested"] and links["last"][:2] == links["plain"][:2]
+    assert links["last"][2].masking.ratio == 0.5 and links["whole"][1].training.steps == 3
+    assert {link.masking.policy for link in links["policy"]} == {"whole-word"}
+    onward = read_recipe(
+        recipe, [*SMALL, THREE, "phases.0.training.steps=2", "phases.1={masking.ratio: 0.2}"]
+    )
+    assert [link.training.steps for link in onward.links()] == [2, 10, 4]
+
+
+def test_arms_that_differ_in_the_third_phase_share_the_first_two(recipe, tmp_path):
+    arms = "study.arms={a: {}, b: {phases.2.masking.ratio: 0.5}}"
+    read = read_recipe(recipe, [*SMALL, THREE, arms])
+    plan = make_plan(read)
+    a, b = (run.trainings for run in plan.runs[:2])
+    assert len(a) == len(b) == 3 and a[:2] == b[:2] and a[2] != b[2]
+    assert [stage.needs[1:] for stage in a] == [(), (a[0].name,), (a[1].name,)]
+    assert sum(stage.kind == "pretrain" for stage in plan.stages()) == 4
+    assert sum(stage.kind == "prepare" for stage in plan.stages()) == 2  # rows of 32 and of 64
+    planned = dry_run(read, tmp_path / "out")["phases"]
+    assert [(p["phase"], p["arms"]) for p in planned] == [
+        (0, ["a", "b"]),
+        (1, ["a", "b"]),
+        (2, ["a"]),
+        (2, ["b"]),
+    ]
+    assert [p["tokens"] for p in planned] == [10 * 8 * 32, 6 * 4 * 32, 4 * 8 * 64, 4 * 8 * 64]
+    assert planned[2]["flops"] < planned[3]["flops"] and all(p["to_do"] == p["runs"] == 1 for p in planned)
+
+
+def test_the_first_phase_is_matched_and_companions_shorten_all(recipe, tmp_path):
+    arms = "study.arms={a: {}, b: {phases.0.masking.ratio: 0.6}}"
+    search = (
+        "study.search={grid: {phases.1.training.learning_rate: [0.001, 0.005]}, seeds: [50], by: held-out}"
+    )
+    more = [*SMALL, THREE, search, arms, "study.match=targets", "study.companions=[0.5]"]
+    design = Design(read_recipe(recipe, more), tmp_path)
+    for plan in design.plans():
+        for stage in plan.stages() if plan.purpose == "texts" else ():
+            run_stage(stage, tmp_path)
+    steps = {
+        (run.arm, run.fraction): [stage.what["training"]["steps"] for stage in run.trainings]
+        for run in design.runs
+    }
+    assert steps == {("a", 1): [10, 6, 4], ("a", 0.5): [5, 3, 2], ("b", 1): [5, 6, 4], ("b", 0.5): [2, 3, 2]}
+    tried = {stage.what["training"]["learning_rate"] for run in design.others for stage in run.trainings[1:2]}
+    assert tried == {0.001, 0.005}
+
+
+def trained(recipe: Recipe, out: Path) -> dict[str, str]:
+    """The hashes of the weights after each phase."""
+    run_pretrain(recipe, out, quiet=True)
+    return {
+        str(path.relative_to(out)): file_hash(path)
+        for path in sorted(out.glob("**/checkpoint/*.safetensors"))
+    }
+
+
+def test_stopped_in_its_second_phase_a_run_ends_as_one_that_was_not(recipe, tmp_path, monkeypatch):
+    read = read_recipe(recipe, [*SMALL, THREE])
+    whole = trained(read, tmp_path / "whole")
+    assert [name.split("/")[0] for name in whole] == ["checkpoint", "phase-0", "phase-1"]
+    update, stops = Engine.update, 0
+
+    def stopping(self: Engine, step: Any, observe: Any) -> Any:
+        nonlocal stops
+        if self.settings.batch_size == 4 and step.number == 5 and not stops:
+            stops += 1
+            raise KeyboardInterrupt
+        return update(self, step, observe)
+
+    monkeypatch.setattr(Engine, "update", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        trained(read, tmp_path / "stopped")
+    assert (tmp_path / "stopped" / "phase-0" / "checkpoint").is_dir()
+    first = (tmp_path / "stopped" / "phase-0" / "checkpoint" / "model.safetensors").stat().st_mtime_ns
+    assert list((tmp_path / "stopped" / "phase-1" / "resume").glob("step-*"))
+    assert trained(read, tmp_path / "stopped") == whole and stops == 1
+    assert first == (tmp_path / "stopped" / "phase-0" / "checkpoint" / "model.safetensors").stat().st_mtime_ns
+    assert json.loads((tmp_path / "stopped" / "done.json").read_text())["steps"] == 4
+
+
+@pytest.mark.parametrize(
+    "override, said",
+    [
+        ("phases=[]", "phases: the list is empty; got []; allowed: ≥ 1 phase"),
+        ("phases=3", "phases; got 3; allowed: a list"),
+        ("phases=[{}, 3]", "phases.1; got 3; allowed: names with values"),
+        ("phases=[{}, {training.stepz: 3}]", "did you mean 'training.steps'"),
+        ("phases=[{}, {training.steps: 0}]", "phases.1: training.steps; got 0; allowed: ≥ 1"),
+        ("phases=[{}, {tokenizer.vocab_size: 99}]", "phases.1 cannot change tokenizer.vocab_size"),
+        ("phases=[{}, {model.architecture: bert}]", "phases.1 cannot change model.architecture"),
+        ("phases=[{training.seed: 3}]", "phases.0 cannot change training.seed"),
+        ("phases=[{}, {evaluation.rows: 3}]", "phases.1 cannot change evaluation.rows"),
+        ("phases=[{}, {corpus.length: 64}]", "phases.1.corpus.length is more than the positions that a new model has"),
+        ("phases=[{}, {objective: denoise, masking.corruption: t5}]", "trains an encoder-decoder"),
+        ("phases=[{}, {objective: rtd}]", "phases.1: objective: objective; got rtd"),
+        ("study.arms.x.phases.0.masking.ratio=0.4", "allowed: a list"),
+    ],
+)  # fmt: skip
+def test_bad_phases_are_refused_when_they_are_read(recipe, override, said, tmp_path, capfd):
+    with pytest.raises(MaskwiseError) as caught:
+        read_recipe(recipe, [override])
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+    assert maskwise("study", recipe, override, "--out", tmp_path / "out") == 2
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "more, said",
+    [
+        (["intermediate={training.steps: 3}"], "intermediate is the short form of two phases"),
+        (["study.arms={a: {intermediate: {training.steps: 3}}}"], "intermediate is the short form of two phases"),
+        (["study.arms={a: {phases.3.training.steps: 3}}"], "counted from 0; got 3; allowed: 0 to 2"),
+        (["study.arms={a: {phases.last.training.steps: 3}}"], "counted from 0; got last; allowed: 0 to 2"),
+        (["study.arms={a: {phases: []}}"], "arm 'a': phases: the list is empty"),
+    ],
+)  # fmt: skip
+def test_phases_and_what_does_not_go_with_them(recipe, more, said):
+    with pytest.raises(MaskwiseError) as caught:
+        read_recipe(recipe, [*SMALL, THREE, *more])
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_phase_longer_than_the_model_is_refused_before_any_work(recipe, tmp_path):
+    three = [*SMALL, THREE, "model.settings.max_position_embeddings=63"]
+    with pytest.raises(
+        MaskwiseError, match=r"phases\.2\.corpus\.length is more than the model's positions; got 64"
+    ):
+        run_study(read_recipe(recipe, three), tmp_path / "out", quiet=True)
+    assert not (tmp_path / "out").exists()
