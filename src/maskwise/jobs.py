@@ -36,10 +36,11 @@ from functools import cache
 from itertools import islice
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from types import FrameType, ModuleType
+from types import ModuleType
 from typing import Any, Generic, NamedTuple, NoReturn, TypeVar
 
 from maskwise.errors import MaskwiseError, unknown_name
+from maskwise.signals import leave_when_asked
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -47,8 +48,8 @@ Probe = Callable[[], str | None]
 
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 """Libraries read these when they are imported, so they are set before a worker is born."""
-PATIENCE_SECONDS = 5.0
-"""How long a worker may take to end before it is killed: it may still be importing."""
+PATIENCE_SECONDS = 20.0
+"""How long a worker may take to end before it is killed: it may finish a step and save its state, or still import."""
 WATCH_SECONDS = 0.2
 PROBE_SECONDS = 120.0
 STORE_BYTES = 100 * 2**20
@@ -276,7 +277,7 @@ class _Worker(Generic[Task]):
 
 def _serve(descriptor: int, parent: int) -> NoReturn:
     """What a local worker does, all its life. The watch comes first: the function's imports take seconds."""
-    signal.signal(signal.SIGTERM, _leave)
+    leave_when_asked()
     threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
     pipe, code = Connection(descriptor), 0
     try:
@@ -293,10 +294,6 @@ def _serve(descriptor: int, parent: int) -> NoReturn:
         pass
     sys.stdout.flush()
     os._exit(code)  # at once: taking torch down takes seconds
-
-
-def _leave(number: int, frame: FrameType | None) -> None:
-    sys.exit(128 + number)  # an exception, so that half-written folders are removed
 
 
 def _leave_with(parent: int) -> None:

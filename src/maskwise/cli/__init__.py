@@ -17,7 +17,9 @@ import typer
 
 from maskwise.cli import runs, views
 from maskwise.cli.terminal import err_console
+from maskwise.constants import rank_here
 from maskwise.errors import MaskwiseError
+from maskwise.signals import CODES, leave_when_asked
 
 app = typer.Typer(
     name="maskwise",
@@ -37,7 +39,8 @@ INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command; exit code 2 and one line for bad input, 130 after Ctrl-C."""
+    """Run a command; exit code 2 and one line for bad input, 130 after Ctrl-C, 143 after SIGTERM, 138 after SIGUSR1."""
+    leave_when_asked()
     warnings.formatwarning = lambda message, *_, **__: f"{message}\n"  # without the line of code that gave it
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # or each vain attempt is a line before ours
@@ -45,6 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = app(args=list(arguments) if arguments is not None else None, standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED  # with some versions of typer; others return it
+    except SystemExit as end:
+        code = end.code
     except MaskwiseError as error:
         _fail(str(error))
     except BrokenPipeError:
@@ -60,12 +65,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(error.format_message())
     if code == INTERRUPTED:
         err_console.print("\ninterrupted; the same command goes on where it stopped")
+    if code in CODES and not rank_here():
+        err_console.print(f"ended by {CODES[code]}; the same command goes on where it stopped")
     sys.exit(code if isinstance(code, int) else 0)
 
 
 def _fail(line: str) -> NoReturn:
-    from maskwise.constants import rank_here
-
     if rank_here():  # under torchrun one process speaks for all
         sys.exit(2)
     err_console.print(

@@ -24,6 +24,7 @@ from maskwise.study.stages import DONE, Stage, prepare_stage
 from maskwise.study.work import pretrain, run_stage, starting_from
 from maskwise.tasks import FinetuneSettings, TaskRecord, evaluate_tasks
 from maskwise.text import Prepared
+from maskwise.training.engine import FREE
 
 WAIT_SECONDS = 3600.0
 """How long other ranks wait for rank 0's file: preparing can outlast a collective's time limit."""
@@ -144,8 +145,9 @@ def _require_same_run(out: Path, recipe: Recipe) -> None:
     require_own(out, "recipe.yaml", what="a run of this recipe")
     if not _begun(out):
         return
-    before = _recipe_in(out / "recipe.yaml").model_dump(mode="json")  # with what a newer version can set
-    now = recipe.model_dump(mode="json")
+    free = {"training": FREE}  # a run goes on with another of these
+    before = _recipe_in(out / "recipe.yaml").model_dump(mode="json", exclude=free)  # with what is new in this version
+    now = recipe.model_dump(mode="json", exclude=free)
     changed = [key for key in now if now[key] != before[key]]
     if changed:
         what = f"a change in {', '.join(changed)}"

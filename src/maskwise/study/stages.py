@@ -37,8 +37,9 @@ from maskwise.training.engine import fast_bf16
 
 DONE = "done.json"
 
-_CHANGE_NO_WEIGHT = ("log_every", "eval_every", "save_every", "trackers")
-"""Settings of training that are no part of a stage's name."""
+_CHANGE_NO_WEIGHT = ("log_every", "eval_every", "save_every", "keep", "keep_best", "on_nan", "trackers")
+"""Settings of training that are no part of a stage's name. A stage that was finished with one ``on_nan`` either met
+nothing that is not finite, and is the same with every other, or could not be finished with ``stop``."""
 
 
 @dataclass(frozen=True)

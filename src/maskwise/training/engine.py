@@ -4,17 +4,14 @@ Distribution, precision and trackers are Accelerate's. The order in ``Engine`` m
 plain module, the module is wrapped, and only then are there optimisers, because FSDP2 replaces the parameters when it
 wraps them.
 
-States to resume from hold weights and optimisers as safetensors and the rest as JSON; nothing is pickled. Random state
-is not saved, for there is none: masks, order and dropout are functions of (seed, step, rank).
+Random state is not saved, for there is none: masks, order and dropout are functions of (seed, step, rank).
 """
 
 from __future__ import annotations
 
 import contextlib
 import gc
-import json
 import math
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +20,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, LoggerType, broadcast
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -32,7 +28,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from maskwise.constants import ranks_here
 from maskwise.errors import MaskwiseError, unknown_name
 from maskwise.families import encoder_of
-from maskwise.folders import damage, sweep, write_folder
+from maskwise.folders import sweep, write_folder
 from maskwise.keys import fold
 from maskwise.models import without_advice
 from maskwise.objectives import Objective, Outcome
@@ -41,46 +37,18 @@ from maskwise.training.data import Step
 from maskwise.training.learners import Agree
 from maskwise.training.optim import Optimizers
 from maskwise.training.settings import TrainingSettings
+from maskwise.training.states import State, States, Totals
 
+WEIGHTS, OPTIMIZERS = "model.safetensors", "optimizers.safetensors"
 LEARNED = "learners.safetensors"
 
 ROUND = 2.0**24
 """Sums over ranks are rounded to multiples of 1 / ROUND: another order of addition then shows only at a border."""
 
-FREE = {"log_every", "eval_every", "save_every", "trackers", "accumulate", "precision"}
-"""Settings that change no result, or its last bits only."""
-
-
-class Totals(BaseModel):
-    """What a run has done so far, over all ranks.
-
-    Attributes:
-        tokens, targets: trained on.
-        loss: mean of the last window that had targets; None before the first.
-        seconds: spent, those before a stop included.
-        lines: of ``metrics.jsonl``; None in states that were written before this was counted.
-    """
-
-    tokens: int = 0
-    targets: int = 0
-    loss: float | None = None
-    seconds: float = 0.0
-    lines: int | None = None
-
-
-class State(Totals):
-    """``state.json`` of a state to resume from, after ``step`` updates.
-
-    Attributes:
-        settings: those that the run's result depends on.
-        bits: what its last bits depend on, such as the number of threads.
-    """
-
-    model_config = ConfigDict(strict=True)
-
-    step: int = Field(ge=1)
-    settings: dict[str, Any]
-    bits: dict[str, Any]
+FREE = {
+    "log_every", "eval_every", "save_every", "keep", "keep_best", "on_nan", "trackers", "accumulate", "precision",
+}  # fmt: skip
+"""Settings that change no result, or its last bits only; and what to do where a run cannot go on."""
 
 
 class Update(NamedTuple):
@@ -89,14 +57,16 @@ class Update(NamedTuple):
     Attributes:
         losses: the sum of losses of each micro-batch; they stay on the device until a line is logged.
         targets: their number.
-        norm: of the gradient, before clipping.
+        norm: of the gradient, before clipping; it stays on the device too.
         rate: the learning rate.
+        asked: whether any rank was asked to end.
     """
 
     losses: list[Tensor]
     targets: int
     norm: Tensor
     rate: float
+    asked: bool
 
 
 class Engine:
@@ -111,6 +81,8 @@ class Engine:
         rank, ranks, device: of this process.
         start: updates done before; 0 for a new run.
         totals: of these updates.
+        learned: tensors of what learns beside the model, after these updates.
+        states: the states to resume from; None where none are kept.
 
     Raises:
         MaskwiseError: a batch size that ranks and micro-batches do not divide; nothing to train; states of another
@@ -137,36 +109,37 @@ class Engine:
                 raise MaskwiseError("nothing is left to train", got=got, do="set training.freeze: none")
         if folder and self.first:
             sweep(folder)
-        state = self._newest_state()
+        kept = folder and settings.save_every
+        self.states = States(folder / "resume", keep=settings.keep) if folder and kept else None
+        state = self.states.newest(self.say) if self.states else None
+        if state is not None:
+            self._load_weights(state)
         self.wrapped: Any = self.accelerator.prepare(objective)
         self.optimizers = Optimizers(objective, settings)
-        self.start, self.totals, self.learned = 0, Totals(), {}
+        self.start, self.totals, self.learned = 0, Totals(), dict[str, Tensor]()
         if state is not None:
-            path = self._states / f"step-{state.step:08d}"
-            self.optimizers.load_state(load_file(path / "optimizers.safetensors"))
-            self.learned = load_file(path / LEARNED) if (path / LEARNED).is_file() else {}
-            self.start = state.step
-            self.totals = Totals(**state.model_dump(include=set(Totals.model_fields)))
-
-    @property
-    def _states(self) -> Path:
-        assert self.folder
-        return self.folder / "resume"
+            self._load_rest(state)
 
     # Steps ------------------------------------------------------------------------------------------------------
 
-    def update(self, step: Step, observe: Callable[[Any, Outcome], None]) -> Update:
+    def update(
+        self, step: Step, observe: Callable[[Any, Outcome], None], *, asked: bool = False
+    ) -> Update:
         """One update: gradients of (losses of all ranks and micro-batches) / (number of targets).
 
         Args:
             observe: is shown each micro-batch, with what it cost.
+            asked: whether this rank was asked to end. All ranks must hear of it at the same step.
         """
+        if self.states:
+            self.states.check()
         torch.manual_seed(fold(self.settings.seed, step.number, self.rank, 0xD0))
         self.objective.train()
         if self.settings.freeze == "encoder":
             # Dropout protects no frozen weight, and the head would learn to read states that it never sees again.
             encoder_of(self.objective.model).eval()
-        targets = self.summed({"targets": float(step.targets)})["targets"]  # before any backward pass
+        sums = self.summed({"targets": step.targets, "asked": asked})  # before any backward pass
+        targets = sums["targets"]
         rate = self.optimizers.set_rate(step.number)
         losses = []
         for number, batch in enumerate(step.batches):
@@ -181,9 +154,16 @@ class Engine:
         norm = self.accelerator.clip_grad_norm_(self.objective.parameters(), self.settings.clip or math.inf)
         assert norm is not None
         if targets > 0:  # a step without any target counts as a step and changes nothing
-            self.optimizers.step()
+            self.optimizers.step(self._sound(norm, losses) if self.settings.on_nan == "skip" else None)
         self.optimizers.zero_grad()
-        return Update(losses, step.targets, norm, rate)
+        return Update(losses, step.targets, norm, rate, sums["asked"] > 0)
+
+    def _sound(self, norm: Tensor, losses: list[Tensor]) -> Tensor:
+        """Whether the gradient and the losses of all ranks are finite: a scalar bool on the device."""
+        sound = torch.isfinite(torch.stack([norm, *losses])).all()
+        if self.ranks > 1:
+            sound = self.accelerator.reduce(sound.float()) == self.ranks
+        return sound
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -207,64 +187,77 @@ class Engine:
             Console(stderr=True, soft_wrap=True, highlight=False).print(text, markup=False)
 
     def finish(self) -> None:
-        """Wait for all ranks, and close the trackers."""
-        self.accelerator.wait_for_everyone()
+        """Wait for all ranks and for what is being written, and close the trackers."""
+        self.wait()
         for tracker in self.accelerator.trackers:
             tracker.finish()
 
     # States to resume from --------------------------------------------------------------------------------------
 
     def save(self, step: int, totals: Totals, learned: Mapping[str, Tensor]) -> None:
-        """Write a state, and drop all but the two newest: the newest may turn out damaged.
+        """Write a state in the background.
 
         Args:
             step: updates done.
             learned: tensors of what learns beside the model.
-        """
-
-        def fill(target: Path) -> None:
-            weights = {name: tensor.cpu().contiguous() for name, tensor in _distinct(self.objective).items()}
-            save_file(weights, target / "model.safetensors")
-            optimizers = self.optimizers.state().items()
-            save_file({name: t.contiguous() for name, t in optimizers}, target / "optimizers.safetensors")
-            if learned:
-                save_file({name: t.cpu().contiguous() for name, t in learned.items()}, target / LEARNED)
-            state = State(step=step, settings=self._settings(), bits=self._bits(), **totals.model_dump())
-            (target / "state.json").write_text(json.dumps(state.model_dump()))
-
-        if self.first:
-            write_folder(self._states / f"step-{step:08d}", fill)
-            for old in sorted(self._states.glob("step-*"))[:-2]:
-                shutil.rmtree(old, ignore_errors=True)
-        self.accelerator.wait_for_everyone()
-
-    def _newest_state(self) -> State | None:
-        """The newest state that is whole, with its weights loaded; damaged ones are skipped with a message.
 
         Raises:
-            MaskwiseError: it is of a run with other settings, or of another model.
+            MaskwiseError: the state before could not be written.
         """
-        if not (self.folder and self.settings.save_every):
-            return None
-        for path in sorted(self._states.glob("step-*"), reverse=True):
-            wrong = damage(path)
-            if wrong is None:
-                try:
-                    state = State.model_validate_json((path / "state.json").read_bytes())
-                except (OSError, ValidationError):
-                    wrong = "state.json is damaged"
-            if wrong is not None:
-                self.say(f"skipping {path}: {wrong}")
-                continue
-            self._check(path, state)
-            weights = load_file(path / "model.safetensors")
-            if _shapes(weights) != _shapes(_distinct(self.objective)):
-                raise MaskwiseError(f"{path} is of another model", do="give a new folder")
-            self.objective.load_state_dict(
-                weights, strict=False
-            )  # second names of tied weights are not there
-            return state
-        return None
+        assert self.states
+        files = {WEIGHTS: _distinct(self.objective), OPTIMIZERS: self.optimizers.state()}
+        if learned:
+            files[LEARNED] = dict(learned)
+        if self.first:
+            state = State(step=step, settings=self._settings(), bits=self._bits(), **totals.model_dump())
+            self.states.save(state, files)
+
+    def rewind(self) -> int:
+        """Go back to the newest state; returns its step, 0 where there is none and nothing has changed."""
+        assert self.states
+        self.wait()
+        state = self.states.newest(self.say)
+        if state is None:
+            return 0
+        self._load_weights(state)
+        self._load_rest(state)
+        return state.step
+
+    def wait(self) -> None:
+        """Every rank waits until the states are written.
+
+        Raises:
+            MaskwiseError: one could not be written.
+        """
+        if self.states:
+            self.states.wait()
+        self.accelerator.wait_for_everyone()
+
+    def close(self) -> None:
+        """Let a state that is being written become whole, however the training ended."""
+        if self.states:
+            self.states.close()
+
+    def _load_weights(self, state: State) -> None:
+        """
+        Raises:
+            MaskwiseError: a state of a run with other settings, or of another model.
+        """
+        assert self.states
+        path = self.states.path(state.step)
+        self._check(path, state)
+        weights = load_file(path / WEIGHTS)
+        if _shapes(weights) != _shapes(_distinct(self.objective)):
+            raise MaskwiseError(f"{path} is of another model", do="give a new folder")
+        self.objective.load_state_dict(weights, strict=False)  # second names of tied weights are not there
+
+    def _load_rest(self, state: State) -> None:
+        assert self.states
+        path = self.states.path(state.step)
+        self.optimizers.load_state(load_file(path / OPTIMIZERS))
+        self.learned = load_file(path / LEARNED) if (path / LEARNED).is_file() else {}
+        self.start = state.step
+        self.totals = Totals(**state.model_dump(include=set(Totals.model_fields)))
 
     def _check(self, path: Path, state: State) -> None:
         """Refuse a state of another run; say so where it is the same in all but the last bits."""

@@ -18,13 +18,29 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
-from torch import Tensor
 
 from maskwise.errors import MaskwiseError
-from maskwise.folders import read_lines, write_lines, writing
+from maskwise.folders import finite, read_lines, write_lines, writing
 from maskwise.training.data import Source
-from maskwise.training.engine import Engine, Totals, Update
+from maskwise.training.engine import Engine, Update
 from maskwise.training.learners import Learner
+from maskwise.training.states import Totals
+
+
+MOST_SKIPPED = 20
+"""So many updates in a row may be left out; a model that gives nothing finite for longer does not come back."""
+
+
+class NotFinite(MaskwiseError):
+    """A loss or gradient that is not a finite number.
+
+    Attributes:
+        step: whose update it is.
+    """
+
+    def __init__(self, step: int, what: str, value: float, *, do: str):
+        super().__init__(f"the {what} is not finite at step {step}", got=value, do=do)
+        self.step = step
 
 
 class Log:
@@ -44,9 +60,11 @@ class Log:
         self.engine, self.source, self.learners = engine, source, learners
         self.totals = engine.totals.model_copy()
         self.began = time.perf_counter() - self.totals.seconds
-        self.losses: list[Tensor] = []
-        self.sums: dict[str, float] = {}
-        self.last: Update | None = None
+        self.window: list[Update] = []
+        self.losses, self.sums = [], dict[str, float]()
+        self.skipped_in_a_row = 0
+        if engine.first:  # what was summed up before a stop between two lines
+            self.losses, self.sums = list(self.totals.losses), dict(self.totals.sums)
         path = engine.folder / "metrics.jsonl" if engine.folder and engine.first else None
         self.metrics = Metrics(path, keep_until=engine.start)
         if path and self.totals.lines is not None and self.metrics.lines < self.totals.lines:
@@ -66,28 +84,21 @@ class Log:
 
     def add(self, update: Update, facts: Mapping[str, float]) -> None:
         """Take in one update and what its source says of its batches. Does not wait for the device."""
-        self.losses += update.losses
+        self.window.append(update)
         for name, value in {"targets": update.targets, **facts}.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
-        self.last = update
 
     def line(self, done: int) -> None:
         """Write what was summed up since the last line; every rank calls this.
 
         Raises:
-            MaskwiseError: a loss or gradient that is not finite, on any rank.
+            NotFinite: a loss or gradient that is not, on any rank, unless its update was skipped.
         """
-        assert self.last is not None
-        own = math.fsum(torch.stack(self.losses).tolist()) if self.losses else 0.0
-        sums = self.engine.summed({"loss": own, **self.sums})
-        self.losses, self.sums = [], dict.fromkeys(self.sums, 0.0)
-        norm = float(self.last.norm)
-        for name, value in (("loss", sums["loss"]), ("gradient", norm)):
-            if not math.isfinite(value):
-                what = f"the {name} is not finite at step {done}"
-                raise MaskwiseError(what, got=value, do="lower the learning rate")
+        last = self.window[-1]
+        losses, sums = self._read(done)
+        self.window, self.losses, self.sums = [], [], dict.fromkeys(self.sums, 0.0)
         # Where the ratio has fallen to 0 there may be nothing to predict: no loss, which is not 0.
-        mean = sums["loss"] / sums["targets"] if sums["targets"] else None
+        mean = math.fsum(losses) / sums["targets"] if sums["targets"] else None
         facts, targets = self.source.summarise(sums), int(sums["targets"])
         line = {"loss": mean, "targets": targets, **facts}
         totals = self.totals
@@ -95,12 +106,55 @@ class Log:
         totals.tokens += int(facts.get("tokens", 0))
         totals.targets += targets
         totals.seconds = time.perf_counter() - self.began
-        line |= {"tokens": totals.tokens, "lr": self.last.rate, "grad_norm": norm}
+        line |= {"tokens": totals.tokens, "lr": last.rate, "grad_norm": finite(float(last.norm))}
+        if self.engine.settings.on_nan == "skip":
+            line["skipped"] = totals.skipped
         learnt = {k: v for learner in self.learners.values() for k, v in learner.facts().items()}
         self._write({"kind": "train", "step": done, **line, **learnt, "seconds": round(totals.seconds, 3)})
         tracked = {f"train/{k}": v for k, v in line.items() if v is not None}
         self.engine.accelerator.log(tracked, step=done)
         self.progress.note(loss=totals.loss, ratio=facts.get("ratio"))
+
+    def _read(self, done: int) -> tuple[list[float], dict[str, float]]:
+        """Losses and sums of facts since the last line, over all ranks; here the host waits for the device.
+
+        Raises:
+            NotFinite: see ``line``.
+        """
+        sums, losses, sizes = dict(self.sums), list(self.losses), [len(u.losses) for u in self.window]
+        values = [v.double() for update in self.window for v in (*update.losses, update.norm)]
+        own = [part.tolist() for part in torch.stack(values).split([size + 1 for size in sizes])]
+        wrong = [float(not all(map(math.isfinite, each))) for each in own]
+        wrong = list(self.engine.summed({f"{n:09}": bad for n, bad in enumerate(wrong)}).values())
+        for number, (update, bad) in enumerate(zip(self.window, wrong, strict=True)):
+            *parts, norm = own[number]
+            self.skipped_in_a_row = self.skipped_in_a_row + 1 if bad else 0
+            if not bad:
+                losses += parts
+                continue
+            if self.engine.settings.on_nan != "skip" or self.skipped_in_a_row > MOST_SKIPPED:
+                unsound = next((part for part in parts if not math.isfinite(part)), None)
+                step = done - len(self.window) + number + 1
+                do = f"lower the learning rate ({update.rate:.3g} at this step)"
+                do += ", or set training.on_nan: skip or rewind" if self.engine.states else ""
+                raise NotFinite(step, "gradient" if unsound is None else "loss", unsound or norm, do=do)
+            sums["targets"] -= update.targets
+            self.totals.skipped += 1
+        if self.engine.ranks > 1:
+            losses = [self.engine.summed({"loss": math.fsum(losses)})["loss"]]
+        return losses, self.engine.summed(sums)
+
+    def rewound(self, wrong: int, to: int) -> None:
+        """Take up the totals of an earlier state, and write a line that says so.
+
+        Args:
+            wrong: the step that is not finite.
+            to: the step of the state.
+        """
+        rewinds, skipped = self.totals.rewinds + 1, self.totals.skipped
+        self.totals = self.engine.totals.model_copy(update={"rewinds": rewinds, "skipped": skipped})
+        self.window, self.losses, self.sums = [], [], {}
+        self._write({"kind": "rewind", "step": wrong, "to": to})
 
     def evaluation(self, done: int, line: Mapping[str, object]) -> None:
         """Write one line of an evaluation."""
@@ -109,8 +163,18 @@ class Log:
         self.engine.accelerator.log(tracked, step=done)
 
     def so_far(self) -> Totals:
-        """The totals of this moment."""
-        return self.totals.model_copy(update={"seconds": time.perf_counter() - self.began})
+        """The totals of this moment, without what came after the last line."""
+        now = {"seconds": time.perf_counter() - self.began, "losses": [], "sums": {}}
+        return self.totals.model_copy(update=now)
+
+    def between_lines(self, done: int) -> Totals:
+        """The totals of this moment, with what came after the last line; every rank calls this.
+
+        Raises:
+            NotFinite: see ``line``.
+        """
+        losses, sums = self._read(done) if self.window else ([], {})
+        return self.so_far().model_copy(update={"losses": losses, "sums": sums})
 
     def _write(self, line: Mapping[str, object]) -> None:
         self.metrics.write(line)
@@ -135,13 +199,16 @@ class Metrics:
             return
         kept = [line for line in read_lines(path) if _step(line) <= keep_until] if keep_until else []
         write_lines(path, kept)
-        self.file, self.lines = path.open("a", encoding="utf-8"), len(kept)
+        with writing(path):  # without a buffer, which would be written again where the disk is full
+            self.file = path.open("ab", buffering=0)
+        self.lines = len(kept)
 
     def write(self, line: Mapping[str, object]) -> None:
         if self.path:
             with writing(self.path):
-                self.file.write(json.dumps(line, ensure_ascii=False) + "\n")
-                self.file.flush()
+                rest = (json.dumps(line, ensure_ascii=False) + "\n").encode()
+                while rest:  # on a disk that is nearly full only a part is written, and the next try fails
+                    rest = rest[self.file.write(rest) :]
             self.lines += 1
 
     def close(self) -> None:

@@ -32,11 +32,16 @@ class BatchedMuon(torch.optim.Muon):
             self._init_group(group, weights, grads, momenta)
             if not weights:
                 continue
+            skipped = getattr(self, "found_inf", None)  # a scalar: 1 where nothing may change, as for torch's AdamW
+            before = [] if skipped is None else [tensor.clone() for tensor in (*weights, *momenta)]
             torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
             updates = torch._foreach_lerp(grads, momenta, group["momentum"]) if group["nesterov"] else momenta
             torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
             for indices in of_one_shape(weights):
                 self._update([weights[i] for i in indices], [updates[i] for i in indices], group)
+            for tensor, old in zip((*weights, *momenta), before):
+                assert skipped is not None
+                tensor.copy_(torch.where(skipped > 0, old, tensor))
 
     def _update(self, weights: list[Tensor], updates: list[Tensor], group: dict[str, Any]) -> None:
         wide = [u if u.shape[0] <= u.shape[1] else u.T for u in updates]

@@ -95,8 +95,15 @@ class Optimizers:
                 group["lr"] = peak * factor
         return self.peaks[0] * factor
 
-    def step(self) -> None:
+    def step(self, sound: Tensor | None = None) -> None:
+        """Update the weights.
+
+        Args:
+            sound: a bool on the device; where it is false, nothing changes. The host does not wait for it.
+        """
         for member in self.members:
+            # What a gradient scaler sets, too: torch's fused AdamW and our Muon read it on the device.
+            member.found_inf = None if sound is None else (~sound).float()  # type: ignore[attr-defined]
             member.step()
 
     def zero_grad(self) -> None:

@@ -73,6 +73,16 @@ class TrainingSettings(BaseModel):
     save_every: int = Field(0, ge=0)
     """Steps between states to resume from; 0: none. A multiple of ``log_every``: no line is cut in two."""
 
+    keep: int = Field(2, ge=1)
+    """How many of the newest states are kept; the newest may turn out damaged."""
+
+    keep_best: bool = False
+    """Also keep the checkpoint with the lowest held-out loss (the mean over its masks), as ``best/``."""
+
+    on_nan: Literal["stop", "skip", "rewind"] = "stop"
+    """What a loss or gradient that is not finite does. ``stop``: an error that names the step. ``skip``: its update is
+    left out. ``rewind``: training goes back to the last state, and on behind the batches that led there."""
+
     trackers: tuple[str, ...] = ()
     """Accelerate's trackers, such as ``tensorboard`` or ``wandb``; each must be installed."""
 
@@ -82,6 +92,8 @@ class TrainingSettings(BaseModel):
             raise ValueError(
                 f"save_every must be a multiple of log_every ({self.log_every}), got {self.save_every}"
             )
+        if self.on_nan == "rewind" and not self.save_every:
+            raise ValueError("on_nan: rewind needs states to go back to: set save_every")
         return self
 
     def micro_rows(self, ranks: int) -> int:

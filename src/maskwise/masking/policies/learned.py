@@ -68,7 +68,7 @@ class GroupLosses:
         """Learn from (2, C) float64: sums of the losses of each group and numbers of targets, of all ranks."""
         self._to(sums_2C.device)
         total_C, count_C = sums_2C
-        m, present_C = self.kept(total_steps), count_C > 0
+        m, present_C = self.kept(total_steps), (count_C > 0) & total_C.isfinite()
         new_C = m * self.average_C + (1 - m) * total_C / count_C.clamp(min=1)
         self.average_C = torch.where(present_C, new_C, self.average_C)
         self.unseen_C = torch.where(present_C, m * self.unseen_C, self.unseen_C)
