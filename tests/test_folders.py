@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 from pathlib import Path
 
 import pytest
@@ -95,7 +96,9 @@ def test_a_second_process_is_kept_out_until_the_first_is_done(tmp_path: Path) ->
     with claim(tmp_path, "another study runs in"):
         second = context.Process(target=_second, args=(tmp_path, answers))
         second.start()
-        assert answers.get(timeout=60).startswith(f"another study runs in {tmp_path}; wait")
+        assert answers.get(timeout=60).startswith(
+            f"another study runs in {tmp_path}; got process {os.getpid()} on "
+        )
         second.join()
     _second(tmp_path, answers)
     assert answers.get(timeout=60) == "claimed"

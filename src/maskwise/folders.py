@@ -10,12 +10,14 @@ Hashing costs about a second for a gigabyte.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
 import math
 import os
 import shutil
+import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,6 +27,8 @@ from maskwise.errors import MaskwiseError
 
 MANIFEST = "manifest.json"
 CARD = "README.md"
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
+"""What file systems without locks answer."""
 
 
 @contextmanager
@@ -150,26 +154,45 @@ def file_hash(path: Path) -> str:
 
 
 @contextmanager
-def claim(folder: Path, what: str, *, lock: str = ".lock") -> Iterator[None]:
-    """Keep other processes out of a folder for as long as the context lasts; the lock ends with the process.
+def claim(folder: Path, what: str, *, lock: str = ".lock", stays: bool = True) -> Iterator[None]:
+    """Keep other processes out of a folder for as long as the context lasts.
+
+    The operating system holds the lock and frees it when the process dies, however that ends: what stays is a file
+    with nothing behind it. On a file system without locks nobody is kept out.
 
     Args:
         what: what the folder is used for, as the second process hears it: "another study runs in".
         lock: the name of the lock's file in the folder.
+        stays: whether that file is left at the end.
 
     Raises:
         MaskwiseError: another process has the folder, or it cannot be written.
     """
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / lock).open("w")
-    with file:
+    path, file = folder / lock, None
+    while file is None:
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            file = path.open("ab+", buffering=0)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            file.seek(0)
             do = "wait for it, or give another folder"
-            raise MaskwiseError(f"{what} {folder}", do=do) from None
-        yield
+            raise MaskwiseError(f"{what} {folder}", got=file.read().decode() or None, do=do) from None
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+        if not (path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())):
+            file = None  # whoever had it has just removed it
+    with file:
+        with suppress(OSError):  # a full disk: whoever comes second hears less
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
+        try:
+            yield
+        finally:
+            if not stays:
+                path.unlink(missing_ok=True)
 
 
 def require_own(folder: Path, *marks: str, what: str) -> None:

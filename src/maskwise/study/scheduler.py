@@ -7,7 +7,6 @@ of the stages: whatever ends this loop, the same command goes on.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import time
 import uuid
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from maskwise.errors import MaskwiseError
+from maskwise.folders import NO_LOCKS
 from maskwise.jobs import Failure, open_pool, require_engine
 from maskwise.recipe.overrides import Plain
 from maskwise.study.live import LiveTable
@@ -147,7 +147,7 @@ def only_copy(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
         except OSError as error:  # a file system without locks: names hold the process, renames are whole
-            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+            if error.errno not in NO_LOCKS:
                 raise
         yield
 

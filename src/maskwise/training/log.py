@@ -26,7 +26,6 @@ from maskwise.training.engine import Engine, Update
 from maskwise.training.learners import Learner
 from maskwise.training.states import Totals
 
-
 MOST_SKIPPED = 20
 """So many updates in a row may be left out; a model that gives nothing finite for longer does not come back."""
 

@@ -71,7 +71,8 @@ def train(
             finite; a folder with states of another run, in which another process trains, or that cannot be written.
         SystemExit: after SIGTERM or SIGUSR1, with a state saved; see ``signals``.
     """
-    held = claim(folder, "another run trains into", lock=LOCK) if folder and not rank_here() else nullcontext()
+    alone = folder and not rank_here()
+    held = claim(folder, "another run trains into", lock=LOCK, stays=False) if folder and alone else nullcontext()
     with held, Asked() as asked:
         engine = Engine(objective, settings, folder)
         try:

@@ -1,0 +1,434 @@
+"""What can go wrong while a model trains: signals, damaged files, a full disk, losses that are not finite, two runs."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import resource
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from maskwise.errors import MaskwiseError
+from maskwise.folders import claim, damage, write_folder
+from maskwise.masking import Masker
+from maskwise.objectives import MaskedLanguageModelling
+from maskwise.signals import Asked, leave_when_asked
+from maskwise.training import MaskedSource, loop, train
+from maskwise.training import log as log_file
+from maskwise.training import states as states_file
+from processes import forked, two_ranks, wait_for
+from test_training import DATA, Unmasked, lines, run, same, settings
+from training_tools import model, tokenizer
+
+HOW: dict[str, Any] = {"log_every": 3, "save_every": 3}
+
+
+def states(folder: Path) -> list[int]:
+    return [int(path.name[5:]) for path in sorted((folder / "resume").glob("step-*"))]
+
+
+# --- signals
+
+
+def signalled(folder: Path, step: int, number: int, **more: Any) -> int:
+    """Train, and get a signal in the evaluation of a step; returns the exit code."""
+
+    def evaluate(done: int) -> list[dict[str, Any]]:
+        if done == step:
+            signal.raise_signal(number)
+        return []
+
+    chosen = settings(**{**HOW, "eval_every": 1, **more})
+    objective = MaskedLanguageModelling(model("bert"))
+    source = MaskedSource(DATA, Masker(tokenizer(), ratio=0.3), chosen)
+    with pytest.raises(SystemExit) as end:
+        train(objective, source, chosen, folder=folder, evaluate=evaluate, quiet=True)
+    assert isinstance(end.value.code, int)
+    return end.value.code
+
+
+def trained(folder: Path, **more: Any) -> tuple[Any, dict[str, Any]]:
+    chosen = settings(**{**HOW, "eval_every": 1, **more})
+    objective = MaskedLanguageModelling(model("bert"))
+    source = MaskedSource(DATA, Masker(tokenizer(), ratio=0.3), chosen)
+    asked: list[int] = []
+    done = train(
+        objective, source, chosen, folder=folder, evaluate=lambda step: asked.append(step) or [], quiet=True
+    )
+    return objective.model, {**done, "evaluated": asked}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_saves_a_state_at_the_end_of_the_step(
+    number: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """After every step in turn, also between two lines of metrics and after the last: it goes on bit for bit."""
+    before = signal.getsignal(number)
+    whole, facts = trained(tmp_path / "whole")
+    for step in range(1, 13) if number == signal.SIGTERM else (4,):
+        folder = tmp_path / str(step)
+        assert signalled(folder, step, number) == 128 + number
+        assert states(folder)[-1] == step
+        said = capsys.readouterr().err
+        assert f"{signal.Signals(number).name}: saved the state of step {step} in {folder}/resume" in said
+        assert said.count("\n") == 1
+        resumed, again = trained(folder)
+        assert again["resumed_at"] == step and same(whole, resumed), step
+        assert again["evaluated"] == ([12] if step == 12 else list(range(step + 1, 13)))
+        assert lines(folder) == lines(tmp_path / "whole"), step
+        assert {k: again[k] for k in ("loss", "tokens", "targets")} == {
+            k: facts[k] for k in ("loss", "tokens", "targets")
+        }
+    assert signal.getsignal(number) == before
+
+
+def test_a_signal_where_no_states_are_kept_ends_the_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert signalled(tmp_path, 2, signal.SIGTERM, save_every=0) == 143
+    assert "SIGTERM: ended at step 2; nothing is saved" in capsys.readouterr().err
+    assert not (tmp_path / "resume").exists()
+
+
+def test_a_signal_while_a_state_is_written_leaves_whole_states(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, _ = trained(tmp_path / "whole")
+
+    def kill_and_write(folder: Path, fill: Callable[[Path], object]) -> None:
+        def interrupted(target: Path) -> None:
+            fill(target)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        write_folder(folder, interrupted if folder.name.endswith("6") else fill)
+
+    monkeypatch.setattr(states_file, "write_folder", kill_and_write)
+    with pytest.raises(SystemExit) as end:
+        trained(tmp_path / "cut")
+    assert end.value.code == 143 and states(tmp_path / "cut")[0] in (3, 6)
+    assert all(damage(path) is None for path in (tmp_path / "cut" / "resume").iterdir())
+    monkeypatch.undo()
+    assert same(whole, trained(tmp_path / "cut")[0]) and lines(tmp_path / "cut") == lines(tmp_path / "whole")
+
+
+def test_a_signal_while_a_checkpoint_is_written_leaves_the_old_one(tmp_path: Path) -> None:
+    def leaving() -> None:
+        leave_when_asked()
+        write_folder(tmp_path / "checkpoint", lambda target: (target / "new").write_text("2"))
+
+        def fill(target: Path) -> None:
+            (target / "newer").write_text("3")
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        try:
+            write_folder(tmp_path / "checkpoint", fill)
+        except SystemExit as end:
+            assert end.code == 143
+            return
+        raise AssertionError("it did not end")
+
+    forked(leaving)()
+    assert damage(tmp_path / "checkpoint") is None and (tmp_path / "checkpoint" / "new").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+
+
+def test_a_signal_that_nobody_served_comes_again() -> None:
+    heard: list[int] = []
+    before = signal.signal(signal.SIGUSR1, lambda number, frame: heard.append(number))
+    try:
+        with Asked() as asked:
+            signal.raise_signal(signal.SIGUSR1)
+            assert asked.number == signal.SIGUSR1 and not heard
+        assert heard == [signal.SIGUSR1]
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+# --- states
+
+
+@pytest.mark.parametrize("keep", [1, 3])
+def test_the_newest_states_are_kept(keep: int, tmp_path: Path) -> None:
+    run(tmp_path, save_every=2, eval_every=0, keep=keep)
+    assert states(tmp_path) == [2, 4, 6, 8, 10][-keep:]
+
+
+def test_training_goes_on_while_a_state_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The state of step 3 is not written before step 5 is done, and holds the weights of step 3."""
+    whole, _ = run(tmp_path / "whole", **HOW)
+    go_on, writing = threading.Event(), []
+
+    def late(folder: Path, fill: Callable[[Path], object]) -> None:
+        writing.append(folder.name)
+        assert len(writing) == 1, "one at a time"
+        assert go_on.wait(60)
+        write_folder(folder, fill)
+        writing.remove(folder.name)
+
+    class Watched(Masker):
+        def __call__(self, rows: Any, *, step: int = 0, **more: Any) -> Any:
+            if step == 5:
+                go_on.set()
+            return super().__call__(rows, step=step, **more)
+
+    monkeypatch.setattr(states_file, "write_folder", late)
+    watched = Watched(tokenizer(), policy="whole-word", ratio="linear(0.4, 0.2)", seed=3)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut", stop=8, masker=watched, **HOW)
+    assert states(tmp_path / "cut") == [3, 6]  # the end waits for what is being written
+    monkeypatch.undo()
+    (tmp_path / "cut" / "resume" / "step-00000006" / "model.safetensors").unlink()
+    resumed, facts = run(tmp_path / "cut", **HOW)
+    assert facts["resumed_at"] == 3 and same(whole, resumed)
+
+
+def test_what_goes_wrong_in_the_background_is_raised_in_the_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, _ = run(tmp_path / "whole", **HOW)
+
+    def full(folder: Path, fill: Callable[[Path], object]) -> None:
+        def fails(target: Path) -> None:
+            fill(target)
+            raise OSError(28, "No space left on device")
+
+        write_folder(folder, fails if folder.name.endswith("6") else fill)
+
+    monkeypatch.setattr(states_file, "write_folder", full)
+    with pytest.raises(MaskwiseError, match=r"^cannot write .*step-00000006; got No space left on device"):
+        run(tmp_path / "cut", **HOW)
+    assert states(tmp_path / "cut") == [3] and not list(tmp_path.rglob("*.partial"))
+    monkeypatch.undo()
+    resumed, facts = run(tmp_path / "cut", **HOW)
+    assert facts["resumed_at"] == 3 and same(whole, resumed)
+
+
+FILES = ("model.safetensors", "optimizers.safetensors", "state.json", "manifest.json")
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("how", ["cut", "flipped", "gone"])
+def test_damaged_files_of_a_state_are_seen(
+    how: str, file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, stop=7, **HOW)
+    path = tmp_path / "resume" / "step-00000006" / file
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0x40
+    path.write_bytes(content[: len(content) // 2] if how == "cut" else content)
+    if how == "gone":
+        path.unlink()
+    assert run(tmp_path, **HOW)[1]["resumed_at"] == 3
+    said = capsys.readouterr().err
+    assert re.search(r"skipping .*step-00000006: (\S+ is (damaged|missing)|no readable manifest)", said)
+
+
+# --- not finite
+
+
+class Poisonous(Masker):
+    """A masker of whose batches some spoil the loss."""
+
+    poisoned: tuple[int, ...] = ()
+
+    def __call__(self, rows: Any, *, step: int = 0, **more: Any) -> Any:
+        batch = super().__call__(rows, step=step, **more)
+        batch.spoils = step in self.poisoned
+        return batch
+
+
+class Spoiled(MaskedLanguageModelling):
+    def forward(self, batch: Any) -> Any:
+        outcome = super().forward(batch)
+        return outcome._replace(loss=outcome.loss * math.nan) if batch.spoils else outcome
+
+
+def poisoned(folder: Path | None, spoiled: tuple[int, ...], **more: Any) -> tuple[Any, dict[str, Any]]:
+    """Train; the loss of the batches of some steps (counted from 0) is not finite."""
+    masker = Poisonous(tokenizer(), ratio=0.3)
+    masker.poisoned = spoiled
+    chosen = settings(**{"log_every": 4, **more})
+    objective = Spoiled(model("bert", hidden_dropout_prob=0.1))
+    found = train(objective, MaskedSource(DATA, masker, chosen), chosen, folder=folder, quiet=True)
+    return objective.model, found
+
+
+def without(left_out: tuple[int, ...], **more: Any) -> Any:
+    """The model after training in which some steps have no target, and so change nothing."""
+    chosen = settings(**{"log_every": 4, **more})
+    objective = MaskedLanguageModelling(model("bert", hidden_dropout_prob=0.1))
+    source = MaskedSource(DATA, Unmasked(lambda step: step in left_out), chosen)
+    train(objective, source, chosen, quiet=True)
+    return objective.model
+
+
+def test_stop_names_the_step_and_what_to_lower(tmp_path: Path) -> None:
+    """Also where it is seen some steps later."""
+    says = "the loss is not finite at step 6; got nan; lower the learning rate (0.00175 at this step), "
+    says += "or set training.on_nan: skip or rewind"
+    with pytest.raises(MaskwiseError, match=rf"^{re.escape(says)}$"):
+        poisoned(tmp_path, (5,), save_every=4)
+    assert states(tmp_path) == [4]
+    with pytest.raises(MaskwiseError, match=r"at step 6; got nan; lower the learning rate \(.* at this step\)$"):
+        poisoned(None, (5,))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_skip_leaves_updates_out_and_counts_them(optimizer: str, tmp_path: Path) -> None:
+    found, done = poisoned(tmp_path, (0, 5, 6), on_nan="skip", optimizer=optimizer)
+    assert same(found, without((0, 5, 6), optimizer=optimizer))
+    written = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["skipped"] for line in written] == [1, 3, 3] and math.isfinite(done["loss"])
+    plain = poisoned(None, (), optimizer=optimizer)[0]
+    assert same(plain, poisoned(None, (), on_nan="skip", optimizer=optimizer)[0])
+
+
+def test_a_model_that_gives_nothing_finite_any_more_is_not_skipped_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(log_file, "MOST_SKIPPED", 3)
+    poisoned(None, (1, 2, 3, 5, 6, 7), on_nan="skip")
+    with pytest.raises(MaskwiseError, match="not finite at step 8"):
+        poisoned(None, (4, 5, 6, 7), on_nan="skip")
+
+
+@pytest.mark.parametrize(("save_every", "out"), [(4, (4, 5, 6)), (8, (4, 5, 6))])
+def test_rewind_goes_back_and_on_behind_the_batches(
+    save_every: int, out: tuple[int, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    how: dict[str, Any] = {"on_nan": "rewind", "save_every": save_every}
+    if save_every == 8:
+        with pytest.raises(MaskwiseError, match=r"at step 7; .*; there is no state to go back to yet"):
+            poisoned(tmp_path, (6,), **how)
+        return
+    found, done = poisoned(tmp_path, (6,), **how)
+    assert same(found, without(out)) and done["steps"] == 12
+    assert "not finite at step 7: back to the state of step 4, and on with step 8" in capsys.readouterr().err
+    written = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in written] == [4, 7, 8, 12]
+    assert written[1] == {"kind": "rewind", "step": 7, "to": 4}
+
+
+def test_rewind_at_the_last_steps_and_killed_afterwards(tmp_path: Path) -> None:
+    how: dict[str, Any] = {"on_nan": "rewind", "save_every": 4}
+    found, _ = poisoned(tmp_path / "a", (11,), **how)
+    assert same(found, without((8, 9, 10, 11)))
+    whole, _ = poisoned(tmp_path / "b", (5,), steps=16, **how)
+    for state in (tmp_path / "b" / "resume").glob("step-0000001*"):
+        (state / "state.json").unlink()
+    again, facts = poisoned(tmp_path / "b", (5,), steps=16, **how)
+    assert facts["resumed_at"] == 8 and same(whole, again)
+
+
+def test_rewinding_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "MOST_REWINDS", 2)
+    with pytest.raises(MaskwiseError, match=r"at step 11; .*; training went back 2 times already"):
+        poisoned(tmp_path, (5, 8, 10), on_nan="rewind", save_every=4)
+
+
+def test_rewind_needs_states() -> None:
+    with pytest.raises(ValueError, match="on_nan: rewind needs states to go back to: set save_every"):
+        settings(on_nan="rewind")
+
+
+# --- two runs in one folder
+
+
+def test_two_runs_in_one_folder_are_refused_and_a_dead_one_s_lock_is_taken_over(tmp_path: Path) -> None:
+    def hold() -> None:
+        with claim(tmp_path, "another run trains into", lock=loop.LOCK):
+            (tmp_path / "held").touch()
+            signal.pause()
+
+    holder = os.fork()
+    if not holder:
+        hold()
+        os._exit(0)
+    try:
+        wait_for((tmp_path / "held").exists)
+        with pytest.raises(MaskwiseError, match=rf"^another run trains into {tmp_path}; got process {holder} on "):
+            run(tmp_path)
+        assert not (tmp_path / "metrics.jsonl").exists()
+    finally:
+        os.kill(holder, signal.SIGKILL)
+        os.waitpid(holder, 0)
+    assert run(tmp_path)[1]["steps"] == 12
+
+
+# --- a full disk
+
+
+def on_a_full_disk(folder: Path, size: int, more: dict[str, Any]) -> str:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+    try:
+        run(folder, **more)
+    except MaskwiseError as error:
+        return str(error)
+    return "written"
+
+
+@pytest.mark.parametrize("size", [0, 100, 700, 1400])
+def test_metrics_on_a_full_disk_are_one_line(size: int, tmp_path: Path) -> None:
+    """The limit is met in the middle of a line, which a resumed run drops."""
+    said = forked(on_a_full_disk, tmp_path, size, {"eval_every": 0, "log_every": 1})()
+    assert said.startswith("cannot write") and "metrics.jsonl; got File too large" in said and "\n" not in said
+    assert run(tmp_path, log_every=1)[1]["steps"] == 12 and len(lines(tmp_path)) == 24
+
+
+# --- another number of processes
+
+
+def on_two_ranks(folder: Path, stop: int | None) -> None:
+    how = {"dropout": 0.0, "masker": Masker(tokenizer(), ratio=0.3), "log_every": 2, "save_every": 2}
+    try:
+        run(folder, stop=stop, **how)
+    except KeyboardInterrupt:
+        assert stop
+
+
+@pytest.mark.slow
+def test_from_two_processes_to_one_and_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    how: dict[str, Any] = {"dropout": 0.0, "masker": Masker(tokenizer(), ratio=0.3), "log_every": 2, "save_every": 2}
+    run(tmp_path / "one", **how)
+    two_ranks(on_two_ranks, tmp_path / "moved", 5)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "moved", stop=9, **how)
+    assert "with processes 1 (was 2): the same run but for rounding and dropout" in capsys.readouterr().err
+    two_ranks(on_two_ranks, tmp_path / "moved", None)
+    one, moved = lines(tmp_path / "one"), lines(tmp_path / "moved")
+    for a, b in zip(one, moved, strict=True):
+        for key, value in a.items():  # counts, which the masks make, are the same; losses are, to rounding
+            assert value == (pytest.approx(b[key], rel=1e-4) if isinstance(value, float) else b[key]), (key, a, b)
+
+
+def signalled_rank(folder: Path) -> None:
+    """Rank 1 alone gets the signal; both end at the same step."""
+
+    def evaluate(done: int) -> list[dict[str, Any]]:
+        if done == 4 and torch.distributed.get_rank():
+            signal.raise_signal(signal.SIGTERM)
+        return []
+
+    chosen = settings(**{**HOW, "eval_every": 1})
+    objective = MaskedLanguageModelling(model("bert"))
+    source = MaskedSource(DATA, Masker(tokenizer(), ratio=0.3), chosen)
+    loop.leave = lambda: None  # the test does it
+    with pytest.raises(SystemExit) as end:
+        train(objective, source, chosen, folder=folder, evaluate=evaluate, quiet=True)
+    assert end.value.code == 143
+
+
+@pytest.mark.slow
+def test_all_ranks_end_at_the_same_step(tmp_path: Path) -> None:
+    two_ranks(signalled_rank, tmp_path)
+    assert states(tmp_path) == [3, 5]
+    assert trained(tmp_path)[1]["resumed_at"] == 5
