@@ -278,7 +278,9 @@ def test_stop_names_the_step_and_what_to_lower(tmp_path: Path) -> None:
     with pytest.raises(MaskwiseError, match=rf"^{re.escape(says)}$"):
         poisoned(tmp_path, (5,), save_every=4)
     assert states(tmp_path) == [4]
-    with pytest.raises(MaskwiseError, match=r"at step 6; got nan; lower the learning rate \(.* at this step\)$"):
+    with pytest.raises(
+        MaskwiseError, match=r"at step 6; got nan; lower the learning rate \(.* at this step\)$"
+    ):
         poisoned(None, (5,))
 
 
@@ -355,7 +357,9 @@ def test_two_runs_in_one_folder_are_refused_and_a_dead_one_s_lock_is_taken_over(
         os._exit(0)
     try:
         wait_for((tmp_path / "held").exists)
-        with pytest.raises(MaskwiseError, match=rf"^another run trains into {tmp_path}; got process {holder} on "):
+        with pytest.raises(
+            MaskwiseError, match=rf"^another run trains into {tmp_path}; got process {holder} on "
+        ):
             run(tmp_path)
         assert not (tmp_path / "metrics.jsonl").exists()
     finally:
@@ -380,7 +384,9 @@ def on_a_full_disk(folder: Path, size: int, more: dict[str, Any]) -> str:
 def test_metrics_on_a_full_disk_are_one_line(size: int, tmp_path: Path) -> None:
     """The limit is met in the middle of a line, which a resumed run drops."""
     said = forked(on_a_full_disk, tmp_path, size, {"eval_every": 0, "log_every": 1})()
-    assert said.startswith("cannot write") and "metrics.jsonl; got File too large" in said and "\n" not in said
+    assert (
+        said.startswith("cannot write") and "metrics.jsonl; got File too large" in said and "\n" not in said
+    )
     assert run(tmp_path, log_every=1)[1]["steps"] == 12 and len(lines(tmp_path)) == 24
 
 
@@ -397,7 +403,12 @@ def on_two_ranks(folder: Path, stop: int | None) -> None:
 
 @pytest.mark.slow
 def test_from_two_processes_to_one_and_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    how: dict[str, Any] = {"dropout": 0.0, "masker": Masker(tokenizer(), ratio=0.3), "log_every": 2, "save_every": 2}
+    how: dict[str, Any] = {
+        "dropout": 0.0,
+        "masker": Masker(tokenizer(), ratio=0.3),
+        "log_every": 2,
+        "save_every": 2,
+    }
     run(tmp_path / "one", **how)
     two_ranks(on_two_ranks, tmp_path / "moved", 5)
     with pytest.raises(KeyboardInterrupt):
@@ -407,7 +418,11 @@ def test_from_two_processes_to_one_and_back(tmp_path: Path, capsys: pytest.Captu
     one, moved = lines(tmp_path / "one"), lines(tmp_path / "moved")
     for a, b in zip(one, moved, strict=True):
         for key, value in a.items():  # counts, which the masks make, are the same; losses are, to rounding
-            assert value == (pytest.approx(b[key], rel=1e-4) if isinstance(value, float) else b[key]), (key, a, b)
+            assert value == (pytest.approx(b[key], rel=1e-4) if isinstance(value, float) else b[key]), (
+                key,
+                a,
+                b,
+            )
 
 
 def signalled_rank(folder: Path) -> None:

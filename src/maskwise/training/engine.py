@@ -122,9 +122,7 @@ class Engine:
 
     # Steps ------------------------------------------------------------------------------------------------------
 
-    def update(
-        self, step: Step, observe: Callable[[Any, Outcome], None], *, asked: bool = False
-    ) -> Update:
+    def update(self, step: Step, observe: Callable[[Any, Outcome], None], *, asked: bool = False) -> Update:
         """One update: gradients of (losses of all ranks and micro-batches) / (number of targets).
 
         Args:

@@ -72,7 +72,11 @@ def train(
         SystemExit: after SIGTERM or SIGUSR1, with a state saved; see ``signals``.
     """
     alone = folder and not rank_here()
-    held = claim(folder, "another run trains into", lock=LOCK, stays=False) if folder and alone else nullcontext()
+    held = (
+        claim(folder, "another run trains into", lock=LOCK, stays=False)
+        if folder and alone
+        else nullcontext()
+    )
     with held, Asked() as asked:
         engine = Engine(objective, settings, folder)
         try:
@@ -160,7 +164,9 @@ def _stop(engine: Engine, log: Log, learners: Mapping[str, Learner], asked: Aske
     if engine.states:
         engine.save(done, log.between_lines(done), states(learners))
         engine.wait()
-        engine.say(f"{name}: saved the state of step {done} in {engine.states.folder}; the same call goes on from it")
+        engine.say(
+            f"{name}: saved the state of step {done} in {engine.states.folder}; the same call goes on from it"
+        )
     else:
         engine.say(f"{name}: ended at step {done}; nothing is saved, because training.save_every is 0")
     engine.finish()
@@ -184,8 +190,10 @@ def _rewind(engine: Engine, log: Log, learners: Mapping[str, Learner], error: No
         raise MaskwiseError(f"{error}; there is no state to go back to yet")
     restore(learners, engine.learned)
     log.rewound(error.step, to)
-    engine.say(f"the loss or gradient is not finite at step {error.step}: back to the state of step {to}, "
-               f"and on with step {error.step + 1}")
+    engine.say(
+        f"the loss or gradient is not finite at step {error.step}: back to the state of step {to}, "
+        f"and on with step {error.step + 1}"
+    )
     return error.step
 
 

@@ -32,7 +32,9 @@ class BatchedMuon(torch.optim.Muon):
             self._init_group(group, weights, grads, momenta)
             if not weights:
                 continue
-            skipped = getattr(self, "found_inf", None)  # a scalar: 1 where nothing may change, as for torch's AdamW
+            skipped = getattr(
+                self, "found_inf", None
+            )  # a scalar: 1 where nothing may change, as for torch's AdamW
             before = [] if skipped is None else [tensor.clone() for tensor in (*weights, *momenta)]
             torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
             updates = torch._foreach_lerp(grads, momenta, group["momentum"]) if group["nesterov"] else momenta
