@@ -88,14 +88,14 @@ def by_name(some: Pieces) -> dict[int, tuple[list[int], list[int]]]:
 # ---- pieces
 
 
-def test_packed_rows_in_full() -> None:
+def test_joined_rows_in_full() -> None:
     documents = [
         document("a", 1, 2, 1),
         document("b", 3, 3, first=200),
         document("c", 1, first=300),
         document("d"),
     ]
-    some = planned(documents, length=8)
+    some = planned(documents, length=8, layout="joined")
     a, c, b = (text_id(f"{name}\0000") for name in "acb")
     assert laid(some) == {
         "input_ids": [[2, 100, 101, 102, 103, 3, 300, 3], [2, 200, 201, 202, 203, 204, 205, 3]],
@@ -112,6 +112,20 @@ def test_packed_rows_in_full() -> None:
     assert batch.rows.tolist() == [0, 1, 1] and (batch.length, batch.frame) == (8, (2, 3, 0))
     assert some.tensors([1])["example_id"].tolist() == [b]
     assert all(tensor.dtype == torch.int64 for tensor in some.tensors([0, 1]).values())
+
+
+def test_packed_rows_in_full() -> None:
+    """Each piece is a text of its own, with both of its special tokens."""
+    documents = [document("a", 1, 2, 1), document("b", 2, first=200), document("c", 1, first=300)]
+    some = planned(documents, length=9)
+    a, b, c = (text_id(f"{name}\0000") for name in "abc")
+    assert laid(some) == {
+        "input_ids": [[2, 100, 101, 102, 103, 3, 2, 300, 3], [2, 200, 201, 3, 0, 0, 0, 0, 0]],
+        "word_ids": [[-1, 0, 1, 1, 2, -1, -1, 3, -1], [-1, 0, 0, -1, -1, -1, -1, -1, -1]],
+        "attention_mask": [[True] * 9, [True] * 4 + [False] * 5],
+        "example_id": [[-1, a, a, a, a, -1, -1, c, -1], [-1, b, b, *[-1] * 6]],
+    }
+    assert len(some) == 2 and some.tokens == 13
 
 
 def test_document_rows_in_full() -> None:
@@ -175,7 +189,7 @@ words_of_documents = st.lists(
 
 
 @settings(max_examples=150, deadline=None)
-@given(words_of_documents, st.integers(4, 14), st.sampled_from(["packed", "document"]))
+@given(words_of_documents, st.integers(4, 14), st.sampled_from(["packed", "joined", "document"]))
 def test_pieces_lose_nothing_and_are_cut_between_words(
     lengths: list[list[int]], length: int, layout: str
 ) -> None:
@@ -191,9 +205,10 @@ def test_pieces_lose_nothing_and_are_cut_between_words(
         ids, words, size = (table[name][row] for name in ("input_ids", "word_ids", "attention_mask"))
         size = int(size.sum())
         held = some.order[some.first[row] : some.first[row + 1]]
-        expected = [2]
+        expected: list[int] = []
         for piece in held.tolist():
             begin, end = some.pieces.offsets[piece : piece + 2]
+            expected += [2] * (layout == "packed" or not expected)
             expected += [*some.pieces.columns["input_ids"][begin:end].tolist(), 3]
         assert ids.tolist() == expected + [0] * (length - size) and len(expected) == size
         assert (words[np.isin(ids, [0, 2, 3])] == -1).all()
@@ -230,9 +245,9 @@ def test_layers_ride_along(tmp_path: Path) -> None:
     )
     some = Pieces.load(read_pieces([one, two], tokenizer=Frames(), length=8).save(tmp_path / "p.arrow"))
     batch = Rows.of(some).tensors([0])
-    assert batch["pos"].tolist() == [[-1, 5, 5, 7, -1, 9, -1, -1]]
-    assert batch["score"].tolist() == [[0, 0.5, 0, 1, 0, 0.25, 0, 0]]
-    assert batch["on"].tolist() == [[-1, 1, 0, 1, -1, 1, -1, -1]]
+    assert batch["pos"].tolist() == [[-1, 5, 5, 7, -1, -1, 9, -1]]
+    assert batch["score"].tolist() == [[0, 0.5, 0, 1, 0, 0, 0.25, 0]]
+    assert batch["on"].tolist() == [[-1, 1, 0, 1, -1, -1, 1, -1]]
     with pytest.raises(MaskwiseError, match="same layers"):
         read_pieces([one, document("c", 1)], tokenizer=Frames(), length=8)
 

@@ -21,7 +21,9 @@ SMALL = {
     "eos_token_id": SEP, "sep_token_id": SEP,
 }  # fmt: skip
 MORE: dict[str, dict[str, Any]] = {
-    "bert": {}, "roberta": {}, "xlm-roberta": {}, "mpnet": {}, "deberta-v2": {},
+    "bert": {}, "roberta": {}, "xlm-roberta": {}, "camembert": {}, "mpnet": {}, "deberta-v2": {},
+    "nomic_bert": {}, "eurobert": {"num_key_value_heads": 1}, "esmc": {},
+    "esm": {"mask_token_id": 4, "token_dropout": False, "position_embedding_type": "rotary"},
     "albert": {"embedding_size": 8, "num_hidden_groups": 1},
     "electra": {"embedding_size": 8},
     "distilbert": {

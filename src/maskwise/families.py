@@ -8,15 +8,17 @@ and gives the same loss.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from maskwise.attention import Documents, separate
 from maskwise.errors import MaskwiseError
 
 Head = Callable[[Any, Tensor], Tensor]
@@ -35,12 +37,14 @@ class Adapter:
     Attributes:
         head: the prediction head; None where it is not known, and the model's own logits are taken.
         counts_from_pad: the first position has the number pad + 1, as in RoBERTa.
+        separates: whether its attention can keep the documents of a packed row apart (``attention``).
     """
 
     kind: ClassVar[Kind] = "encoder"
 
     head: Head | None = None
     counts_from_pad: bool = False
+    separates: bool = False
 
     def encoder(self, model: PreTrainedModel) -> nn.Module:
         """The part of a model that reads: what is frozen, evaluated, and saved for others."""
@@ -50,9 +54,39 @@ class Adapter:
         """(B, L, H): what the prediction head reads, at the places of the labels."""
         return self.encoder(model)(**inputs).last_hidden_state
 
+    def apart(self, model: PreTrainedModel, inputs: Mapping[str, Tensor], documents: Tensor) -> dict[str, Any]:
+        """The inputs (B, L) of packed rows whose ``documents`` (B, L) are read one by one; see ``attention``."""
+        separate(model)
+        read = Documents(documents)
+        positions = read.positions + self.first_position(model.config.pad_token_id)
+        return {**without(inputs, "attention_mask"), "position_ids": positions, "documents": read}
+
     def first_position(self, pad: int | None) -> int:
         """The number of a row's first position."""
         return (pad or 0) + 1 if self.counts_from_pad else 0
+
+
+@contextlib.contextmanager
+def _positions(part: nn.Module, documents: Documents | None) -> Iterator[None]:
+    """Let the table of positions of an encoder or decoder start over with every document.
+
+    BART counts positions by itself, in a table that takes those of one row alone: here of all rows, one behind the
+    other. T5 has no such table: its attention knows distances alone.
+    """
+    table = getattr(part, "embed_positions", None)
+    if documents is None or table is None:
+        yield
+        return
+    shape, line = documents.ids.shape, {"position_ids": documents.positions.flatten()}
+    hooks = (
+        table.register_forward_pre_hook(lambda _, inputs, named: (inputs, named | line), with_kwargs=True),
+        table.register_forward_hook(lambda _, _inputs, output: output.view(*shape, -1)),
+    )
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @dataclass(frozen=True)
@@ -70,14 +104,30 @@ class EncoderDecoder(Adapter):
     def encoder(self, model: PreTrainedModel) -> nn.Module:
         return model.get_encoder()
 
-    def states(self, model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Tensor:
-        """(B, L', H) of the decoder; ``inputs`` hold ``decoder_input_ids`` (B, L')."""
-        read = {name: value for name, value in inputs.items() if name != "decoder_input_ids"}
-        encoded = self.encoder(model)(**read).last_hidden_state
-        return model.get_decoder()(
-            input_ids=inputs["decoder_input_ids"], encoder_hidden_states=encoded,
-            encoder_attention_mask=inputs.get("attention_mask"), use_cache=False,
-        ).last_hidden_state  # fmt: skip
+    def states(self, model: PreTrainedModel, inputs: Mapping[str, Any]) -> Tensor:
+        """(B, L', H) of the decoder; ``inputs`` hold ``decoder_input_ids`` (B, L').
+
+        Where they also hold ``documents`` and ``decoder_documents``, every document is read, and written, by itself.
+        """
+        read, written = inputs.get("documents"), inputs.get("decoder_documents")
+        texts = without(inputs, "decoder_input_ids", "decoder_documents")
+        with _positions(self.encoder(model), read):
+            encoded = self.encoder(model)(**texts).last_hidden_state
+        apart = {} if written is None else {"documents": written}
+        with _positions(model.get_decoder(), written):
+            return model.get_decoder()(
+                input_ids=inputs["decoder_input_ids"], encoder_hidden_states=encoded,
+                encoder_attention_mask=inputs.get("attention_mask"), use_cache=False, **apart,
+            ).last_hidden_state  # fmt: skip
+
+    def apart(self, model: PreTrainedModel, inputs: Mapping[str, Tensor], documents: Tensor) -> dict[str, Any]:
+        separate(model)
+        return {**without(inputs, "attention_mask"), "documents": Documents(documents)}
+
+
+def without(inputs: Mapping[str, Tensor], *names: str) -> dict[str, Tensor]:
+    """The inputs but for those with some names."""
+    return {name: value for name, value in inputs.items() if name not in names}
 
 
 def _scaled(model: Any, states: Tensor) -> Tensor:
@@ -86,24 +136,28 @@ def _scaled(model: Any, states: Tensor) -> Tensor:
 
 
 ENCODERS: Mapping[str, Adapter] = {
-    "bert": Adapter(lambda m, h: m.cls(h)),
+    "bert": Adapter(lambda m, h: m.cls(h), separates=True),
     "deberta-v2": Adapter(lambda m, h: m.cls(h)),
-    "roberta": Adapter(lambda m, h: m.lm_head(h), counts_from_pad=True),
-    "xlm-roberta": Adapter(lambda m, h: m.lm_head(h), counts_from_pad=True),
-    "camembert": Adapter(counts_from_pad=True),
+    "roberta": Adapter(lambda m, h: m.lm_head(h), counts_from_pad=True, separates=True),
+    "xlm-roberta": Adapter(lambda m, h: m.lm_head(h), counts_from_pad=True, separates=True),
+    "camembert": Adapter(lambda m, h: m.lm_head(h), counts_from_pad=True, separates=True),
     "mpnet": Adapter(lambda m, h: m.lm_head(h), counts_from_pad=True),
-    "albert": Adapter(lambda m, h: m.predictions(h)),
+    "albert": Adapter(lambda m, h: m.predictions(h), separates=True),
     "distilbert": Adapter(
         lambda m, h: m.vocab_projector(m.vocab_layer_norm(m.activation(m.vocab_transform(h))))
     ),
-    "electra": Adapter(lambda m, h: m.generator_lm_head(m.generator_predictions(h))),
-    "modernbert": Adapter(lambda m, h: m.decoder(m.head(h))),
+    "electra": Adapter(lambda m, h: m.generator_lm_head(m.generator_predictions(h)), separates=True),
+    "modernbert": Adapter(lambda m, h: m.decoder(m.head(h)), separates=True),
+    "eurobert": Adapter(lambda m, h: m.lm_head(h), separates=True),
+    "nomic_bert": Adapter(lambda m, h: m.cls(h), separates=True),
+    "esm": Adapter(lambda m, h: m.lm_head(h)),
+    "esmc": Adapter(lambda m, h: m.lm_head(h)),
 }
 """The encoders that differ from ``Adapter()``, by ``config.model_type``."""
 
 ENCODER_DECODERS: Mapping[str, EncoderDecoder] = {
-    "bart": EncoderDecoder(lambda m, h: m.lm_head(h) + m.final_logits_bias, starts_with="eos"),
-    "t5": EncoderDecoder(_scaled),
+    "bart": EncoderDecoder(lambda m, h: m.lm_head(h) + m.final_logits_bias, starts_with="eos", separates=True),
+    "t5": EncoderDecoder(_scaled, separates=True),
 }
 """Those whose head maskwise knows, by ``config.model_type``; the others give their own logits."""
 
@@ -139,19 +193,26 @@ def start_token(config: PreTrainedConfig) -> int:
     return int(start)
 
 
-def decoder_inputs(config: PreTrainedConfig, labels: Tensor) -> Tensor:
+def decoder_inputs(config: PreTrainedConfig, labels: Tensor, documents: Tensor | None = None) -> Tensor:
     """(B, L') int64: what the decoder reads, which is its targets one place later, behind its start token.
+
+    Args:
+        documents: (B, L') int64, the document of each target, where a row has several: each begins with that token.
 
     Raises:
         MaskwiseError: the configuration names no start token; targets longer than the decoder's positions.
     """
-    start, room = start_token(config), most_tokens(config)
-    if labels.shape[1] > room:
+    start, room, longest = start_token(config), most_tokens(config), labels.shape[1]
+    if documents is not None and longest > room:  # looked at only here: on an accelerator the host has to wait for it
+        longest = int(Documents(documents).positions.max()) + 1
+    if longest > room:
         do = "lower corpus.length, or take targets of masked spans only"
-        raise MaskwiseError("targets are longer than the decoder's positions", got=labels.shape[1],
+        raise MaskwiseError("targets are longer than the decoder's positions", got=longest,
                             allowed=f"≤ {room}", do=do)  # fmt: skip
     shifted = labels.new_full(labels.shape, start)
     shifted[:, 1:] = labels[:, :-1]
+    if documents is not None:
+        shifted[:, 1:].masked_fill_(documents[:, 1:] != documents[:, :-1], start)
     return shifted.masked_fill_(shifted < 0, config.pad_token_id or 0)
 
 

@@ -201,7 +201,7 @@ def _held_out(
         counts = torch.from_numpy(data.training.unigram_counts(len(data.tokenizer)))
         log_unigram = log_frequencies(counts)
     records: list[HeldOutRecord | Measurement] = []
-    rows = data.held_out if objective.layout == "any" else data.held_out.laid(objective.layout)
+    rows = data.held_out.laid(objective.reads(data.held_out.layout, model.config))
     for ratio in settings.ratios:
         maskers = fixed_maskers(
             data.tokenizer, masks=settings.masks, ratio=ratio, kind=objective.kind, length=rows.length
@@ -209,7 +209,8 @@ def _held_out(
         held_out = HeldOut(rows, maskers, log_unigram, rows=settings.rows, tokenizer=data.tokenizer)
         records += [{"kind": "heldout", **line} for line in held_out(objective)]
     if settings.pseudo_perplexity:
-        some = data.held_out.tensors(spread(settings.pseudo_perplexity, of=len(data.held_out)))
+        alone = data.held_out.laid("document" if data.held_out.layout == "packed" else data.held_out.layout)
+        some = alone.tensors(spread(settings.pseudo_perplexity, of=len(alone)))
         records += pseudo_perplexity(model, data.tokenizer, some, log_unigram)
     return records
 

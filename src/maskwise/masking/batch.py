@@ -40,6 +40,7 @@ class AnnotatedBatch:
         layers: (T,) arrays by name, such as ``word_ids``; negative where a token belongs to nothing.
         extras: (T,) arrays that only the model reads, such as ``token_type_ids``.
         plan: the most tokens that a row may have, where rows hold several pieces; None: as many as it gets.
+        apart: whether each piece is a text of its own, which a model is to read by itself.
     """
 
     shape: tuple[int, int]
@@ -52,6 +53,7 @@ class AnnotatedBatch:
     layers: dict[str, Array] = field(default_factory=dict)
     extras: dict[str, Array] = field(default_factory=dict)
     plan: int | None = None
+    apart: bool = False
 
     @cached_property
     def edges(self) -> Array:
@@ -172,6 +174,7 @@ class MaskedBatch:
             diffusion: 1/ratio).
         choice: units, weights and order of the selection, for policies that learn; None where nothing was chosen.
         laid: (B, L') int64, the piece of each token, −1 for padding; None: where the source has it.
+        laid_labels: (B, L'') int64, the piece of each target that a decoder writes; None: targets stand at tokens.
         cut: how many tokens were cut off because a packed row had grown past its plan.
         writes: whether the labels are a text of their own, which a decoder writes.
         targets: how many positions are to be predicted; counted on the host when the batch is made.
@@ -188,6 +191,7 @@ class MaskedBatch:
     laid: Array | None = field(default=None, repr=False)
     cut: int = 0
     writes: bool = False
+    laid_labels: Array | None = field(default=None, repr=False)
     targets: int = field(kw_only=True)
 
     @cached_property
@@ -207,8 +211,23 @@ class MaskedBatch:
         source, laid = self.source, self.laid
         if laid is None:
             laid = np.where(source.present, source.piece, -1).reshape(source.shape)
-        opening_B = np.searchsorted(source.row, np.arange(source.shape[0]))
-        return torch.from_numpy(np.where(laid < 0, -1, laid - opening_B[:, None]))
+        return self._in_rows(laid)
+
+    def _in_rows(self, piece: Array) -> Tensor:
+        """Numbers of pieces (B, W), −1 for none, counted from 0 in every row."""
+        opening_B = np.searchsorted(self.source.row, np.arange(self.source.shape[0]))
+        return torch.from_numpy(np.where(piece < 0, -1, piece - opening_B[:, None]))
+
+    @cached_property
+    def documents(self) -> Tensor | None:
+        """(B, L') int64: ``segment_ids`` where a row holds several texts, each to be read by itself; else None."""
+        return self.segment_ids if self.source.apart and self.source.packed else None
+
+    @cached_property
+    def written(self) -> Tensor | None:
+        """(B, L'') int64: as ``documents``, of the targets that a decoder writes."""
+        apart = self.documents is not None and self.laid_labels is not None
+        return self._in_rows(self.laid_labels) if apart else None
 
     @cached_property
     def where(self) -> Tensor:
@@ -230,6 +249,9 @@ class MaskedBatch:
         if there.labels.device != self.labels.device:
             # Found on the host: an accelerator would make the host wait until it had counted them.
             there.where = self.where.to(device, non_blocking=True)
+            for name in ("documents", "written"):
+                ids = getattr(self, name)
+                setattr(there, name, None if ids is None else ids.to(device, non_blocking=True))
         return there
 
     def keys(self) -> Iterator[str]:

@@ -46,7 +46,8 @@ class Pieces(Protocol):
         example_ids: (P,) int64, the permanent name of each piece.
         rows: (P,) ascending from 0: the row of the batch that each piece goes into.
         length: tokens of a row.
-        frame: (first, last, pad) ids: ``first`` opens every row, ``last`` closes every piece; −1 for none.
+        frame: (first, last, pad) ids: ``first`` opens a text, ``last`` closes every piece; −1 for none.
+        apart: whether each piece is a text of its own, opened by ``first``, or a row is one text.
     """
 
     @property
@@ -61,6 +62,8 @@ class Pieces(Protocol):
     def length(self) -> int: ...
     @property
     def frame(self) -> tuple[int, int, int]: ...
+    @property
+    def apart(self) -> bool: ...
 
 
 def gather(rows: Rows | Pieces | AnnotatedBatch, vocabulary: Vocabulary) -> AnnotatedBatch:
@@ -158,7 +161,7 @@ def _pieces(name: Array, content: Array, shape: tuple[int, int]) -> tuple[Array,
 
 
 def _laid(pieces: Pieces, vocabulary: Vocabulary) -> AnnotatedBatch:
-    """Pieces in their places: [first] piece [last] piece [last] … padding."""
+    """Pieces in their places: [first] piece [last] [first] piece [last] … padding, or with the first [first] alone."""
     first, last, pad = pieces.frame
     lengths, row = np.asarray(pieces.lengths, np.int64), np.asarray(pieces.rows, np.int64)
     if not len(row):
@@ -166,11 +169,12 @@ def _laid(pieces: Pieces, vocabulary: Vocabulary) -> AnnotatedBatch:
     shape = (int(row[-1]) + 1, pieces.length)
     opens = np.ones(len(row), bool)
     opens[1:] = row[1:] != row[:-1]
-    cost = lengths + (last >= 0) + opens * (first >= 0)
+    opened = (opens | pieces.apart) & (first >= 0)
+    cost = lengths + (last >= 0) + opened
     end = cost.cumsum()
     start = end - cost
     begin = start - np.maximum.accumulate(start * opens) + row * pieces.length  # its frame is part of a piece
-    text = begin + opens * (first >= 0)
+    text = begin + opened
     if int((begin + cost - row * pieces.length).max()) > pieces.length:
         raise MaskwiseError("pieces do not fit into their rows", allowed=f"{pieces.length} tokens a row")
     at = np.arange(int(lengths.sum())) + np.repeat(text - (lengths.cumsum() - lengths), lengths)
@@ -180,13 +184,14 @@ def _laid(pieces: Pieces, vocabulary: Vocabulary) -> AnnotatedBatch:
     kind[at] = _kinds(np.asarray(pieces.columns["input_ids"]), vocabulary)
     present = np.zeros(len(ids), np.int64)
     present[at] = 1
-    for token, places in ((first, begin[opens]), (last, text + lengths)):
+    for token, places in ((first, begin[opened]), (last, text + lengths)):
         if token >= 0:
             ids[places], present[places] = token, 1
     attention = None if present.all() else present
     ids_P = np.asarray(pieces.example_ids, np.int64)
-    plan = pieces.length
-    return AnnotatedBatch(shape, ids, attention, kind > 0, kind > 1, begin, ids_P, layers, plan=plan)
+    return AnnotatedBatch(
+        shape, ids, attention, kind > 0, kind > 1, begin, ids_P, layers, plan=pieces.length, apart=pieces.apart
+    )  # fmt: skip
 
 
 def _placed(column: Array, at: Array, shape: tuple[int, int], fill: int | None = None) -> Array:

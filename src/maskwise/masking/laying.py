@@ -102,6 +102,7 @@ def _laid_anew(
         tensors.pop("input_ids"), tensors.pop("labels"), torch.from_numpy((piece >= 0).astype(np.int64)),
         batch, ratio, tensors, None if weight is None else torch.from_numpy(weight), choice, piece, cut,
         writes=shown.label_lengths is not None,
+        laid_labels=None if shown.label_lengths is None else of_label,
         targets=int(np.count_nonzero(laid["labels"] != IGNORE)),
     )  # fmt: skip
 

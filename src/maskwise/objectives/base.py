@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from maskwise.errors import MaskwiseError
-from maskwise.families import Kind, encoder_of, encoder_weights, multiplied_weights
+from maskwise.families import Kind, adapter_of, encoder_of, encoder_weights, multiplied_weights
 from maskwise.masking import IGNORE, MaskedBatch, Masker
 from maskwise.masking.gather import Rows
 from maskwise.masking.schedules import schedule
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,16 @@ class Objective(nn.Module, ABC):
     """The rows it wants: "any", or "document": one text a row, with [CLS] before it."""
 
     @classmethod
+    def reads(cls, layout: str, config: PreTrainedConfig) -> str:
+        """The layout in which it reads rows that were prepared in another, with a model of this configuration.
+
+        Packed rows are read one document a row by families whose attention cannot keep documents apart.
+        """
+        if cls.layout != "any":
+            return cls.layout
+        return "document" if layout == "packed" and not adapter_of(config).separates else layout
+
+    @classmethod
     def settings(cls, common: Masking, own: Masking) -> dict[str, Any]:
         """The masking of an arm: its own, before what the objective wants, before what is common to all."""
         return {**(common if cls.inherits else {}), **cls.masking, **own}
@@ -183,7 +193,13 @@ def target_places(batch: MaskedBatch | Mapping[str, Tensor]) -> Tensor:
     return batch.where if isinstance(batch, MaskedBatch) else (batch["labels"] != IGNORE).nonzero()
 
 
+def model_inputs(model: PreTrainedModel, batch: MaskedBatch | Mapping[str, Tensor]) -> dict[str, Any]:
+    """What of a batch the model reads, by the names of its forward pass; documents of packed rows are kept apart."""
+    inputs = {name: batch[name] for name in batch.keys() if name != "labels"}  # noqa: SIM118 (no dict)
+    documents = getattr(batch, "documents", None)
+    return inputs if documents is None else adapter_of(model.config).apart(model, inputs, documents)
+
+
 def encoded(model: PreTrainedModel, batch: MaskedBatch | Mapping[str, Tensor]) -> Tensor:
     """(B, L, H): the encoder's hidden states of a batch, without any head."""
-    inputs = {name: batch[name] for name in batch.keys() if name != "labels"}  # noqa: SIM118 (no dict)
-    return encoder_of(model)(**inputs).last_hidden_state
+    return encoder_of(model)(**model_inputs(model, batch)).last_hidden_state

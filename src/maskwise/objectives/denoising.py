@@ -10,8 +10,9 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
+from maskwise.attention import Documents
 from maskwise.errors import MaskwiseError
 from maskwise.families import (
     Kind,
@@ -23,7 +24,7 @@ from maskwise.families import (
 )
 from maskwise.masking import MaskedBatch
 from maskwise.masking.corruptions import corruption
-from maskwise.objectives.base import Masking, Work
+from maskwise.objectives.base import Masking, Work, model_inputs
 from maskwise.objectives.mlm import MaskedLanguageModelling
 
 
@@ -48,7 +49,6 @@ class Denoising(MaskedLanguageModelling):
 
     kind: ClassVar[Kind] = "encoder-decoder"
     in_place: ClassVar[bool] = False
-    layout: ClassVar[str] = "document"
 
     @classmethod
     def check(cls, masking: Masking) -> str | None:
@@ -59,9 +59,16 @@ class Denoising(MaskedLanguageModelling):
             raise MaskwiseError(what, got=f"corruption {shown}", allowed=allowed)
         return None
 
-    def inputs(self, batch: MaskedBatch | dict[str, Tensor]) -> dict[str, Tensor]:
-        read = {name: batch[name] for name in ("input_ids", "attention_mask") if name in batch.keys()}  # noqa: SIM118
-        return {**read, "decoder_input_ids": decoder_inputs(self.model.config, batch["labels"])}
+    @classmethod
+    def reads(cls, layout: str, config: PreTrainedConfig) -> str:
+        return "document" if layout == "joined" else super().reads(layout, config)
+
+    def inputs(self, batch: MaskedBatch | dict[str, Tensor]) -> dict[str, Any]:
+        read, written = model_inputs(self.model, batch), getattr(batch, "written", None)
+        known = {name: read[name] for name in ("input_ids", "attention_mask", "documents") if name in read}
+        if written is not None:
+            known["decoder_documents"] = Documents(written, read=known["documents"].ids)
+        return {**known, "decoder_input_ids": decoder_inputs(self.model.config, batch["labels"], written)}
 
     def work(self, tokens: float, targets: float) -> Work:
         """The encoder for each token that it reads; decoder and head for each target; and the keys and values of

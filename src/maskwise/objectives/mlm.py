@@ -6,7 +6,7 @@ which is slower and gives the same loss.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -15,7 +15,16 @@ from transformers import PreTrainedModel
 
 from maskwise.families import encoder_weights, head_weights, masked_logits
 from maskwise.masking.batch import MaskedBatch
-from maskwise.objectives.base import Masking, Objective, Outcome, Work, target_places, unrounded, weighted
+from maskwise.objectives.base import (
+    Masking,
+    Objective,
+    Outcome,
+    Work,
+    model_inputs,
+    target_places,
+    unrounded,
+    weighted,
+)
 
 
 class MaskedLanguageModelling(Objective):
@@ -43,9 +52,9 @@ class MaskedLanguageModelling(Objective):
         logits = masked_logits(self.model, self.inputs(batch), row, column)
         return cross_entropy(unrounded(logits), batch["labels"][row, column], reduction="none"), where
 
-    def inputs(self, batch: MaskedBatch | dict[str, Tensor]) -> dict[str, Tensor]:
+    def inputs(self, batch: MaskedBatch | dict[str, Tensor]) -> dict[str, Any]:
         """What of a batch the model reads."""
-        return {name: batch[name] for name in batch.keys() if name != "labels"}  # noqa: SIM118 (no dict)
+        return model_inputs(self.model, batch)
 
     def work(self, tokens: float, targets: float) -> Work:
         own, tied = head_weights(self.model)

@@ -23,6 +23,7 @@ from maskwise.objectives.base import (
     Work,
     check_all_asked,
     encoded,
+    model_inputs,
     target_places,
 )
 from maskwise.objectives.mlm import MaskedLanguageModelling
@@ -69,19 +70,19 @@ class ReplacedTokenDetection(Objective):
         return Work(body * tokens, head * tokens + made.all)
 
     def forward(self, batch: MaskedBatch) -> Outcome:
-        labels, inputs = batch["labels"], {k: batch[k] for k in batch.keys() if k != "labels"}  # noqa: SIM118
+        labels = batch["labels"]
         where = target_places(batch)
         row, column = where.unbind(1)
-        logits = masked_logits(self.generator, inputs, row, column).float()
+        logits = masked_logits(self.generator, model_inputs(self.generator, batch), row, column).float()
         truth = labels[row, column]
         losses = cross_entropy(logits, truth, reduction="none")
-        ids, text = inputs["input_ids"].clone(), torch.from_numpy(np.flatnonzero(batch.source.content))
+        ids, text = batch["input_ids"].clone(), torch.from_numpy(np.flatnonzero(batch.source.content))
         at = text.to(labels.device, non_blocking=True)
         with torch.no_grad():
             ids[row, column] = sampled(logits)
         replaced = torch.zeros_like(ids, dtype=torch.bool)
         replaced[row, column] = ids[row, column] != truth
-        shown = {**inputs, "input_ids": ids}
+        shown = {**model_inputs(self.model, batch), "input_ids": ids}
         score = self.head(encoded(self.model, shown).flatten(0, 1)[at]).float().squeeze(-1)
         told = binary_cross_entropy_with_logits(score, replaced.flatten()[at].float(), reduction="sum")
         share = len(where) / max(1, len(text))

@@ -12,7 +12,7 @@ from maskwise.annotate.registry import annotator
 from maskwise.constants import ranks_here
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation import load_sets
-from maskwise.families import check_room, most_tokens
+from maskwise.families import adapter_of, check_room, most_tokens
 from maskwise.folders import require_own
 from maskwise.masking.policies import policy
 from maskwise.models import NO_HEAD, check_start, has_head
@@ -100,6 +100,9 @@ def _check_arm(arm: Recipe) -> list[str]:
         _check_rows(link)
         _check_probes(link, tokenizer if arm.tokenizer_name else None)
         notes += link.remarks()
+        if arm.kind == "encoder" and link.corpus.row_layout == "packed" and not adapter_of(config).separates:
+            what = f"{config.model_type}: its attention cannot keep the documents of a packed row apart"
+            notes.append(f"{what}, so that it reads one document a row; corpus.attention=row reads a row as one text")
     return notes
 
 

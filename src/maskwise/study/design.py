@@ -291,9 +291,8 @@ def _measured_step(settings: str, text: Path) -> Spending:
         return {"steps": 1}
     data = _load(text)
     config = link.model.config(data.tokenizer, link.corpus.length, kind=link.kind)
-    return per_step(
-        masked_source(data, link), empty_model(config)
-    )  # with the policy's weights of its beginning
+    # With the policy's weights of its beginning.
+    return per_step(masked_source(data, link, config), empty_model(config))
 
 
 @lru_cache(maxsize=4)

@@ -194,7 +194,7 @@ def make_run(
         chain += tuple(stage for stage in (learned, text, trained[-1]) if stage is not None)
     last = trained[-1] if trained else None
     # The yardstick is the study's last text, whatever an arm trains on; in rows as the arm's model knows them.
-    rows = links[-1].corpus.model_dump(include={"length", "layout"})
+    rows = links[-1].corpus.model_dump(include={"length", "layout", "attention"})
     last_text = recipe.links()[-1].unlearned().corpus.model_dump() | rows
     measured = own.model_copy(update={"corpus": CorpusSettings(**of_run(last_text, seed))})
     yardstick = prepare_stage(measured, after=prepared[0])

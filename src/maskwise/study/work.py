@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 import yaml
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from maskwise import __version__
 from maskwise.annotate.run import annotate_corpus
@@ -95,8 +95,10 @@ def _prepare(stage: Stage, stages: Path, quiet: bool) -> Plain:
     if len(stage.needs) > 1:
         corpus = scored_by(stages / stage.needs[1] / "policy", corpus)
     tokens = tokenise(documents, tokenizer, layers=_layers(corpus, stage.folder(stages) / "layers"))
-    settings = corpus.model_dump(include={"length", "layout", "held_out"})
-    data = Prepared.make(stage.folder(stages) / "data", tokens, tokenizer, **settings)
+    data = Prepared.make(
+        stage.folder(stages) / "data", tokens, tokenizer,
+        length=corpus.length, layout=corpus.row_layout, held_out=corpus.held_out,
+    )  # fmt: skip
     return {
         "documents": documents.read, "skipped": dict(documents.skipped),
         "rows": len(data.training), "tokens": data.training.tokens, "held_out_rows": len(data.held_out),
@@ -184,7 +186,7 @@ def pretrain(
     if isinstance(made.source, MaskedSource):
         require_targets(made.source, recipe.masking.policy)
     judged = predicting(network)
-    rows = _laid_out(data.held_out, type(judged))
+    rows = laid_out(data.held_out, judged, network.config)
     maskers = fixed_maskers(
         data.tokenizer,
         masks=evaluation.masks,
@@ -316,17 +318,18 @@ def learning(network: PreTrainedModel, data: Prepared, recipe: Recipe) -> Learni
     """
     if recipe.objectives:
         return _several_objectives(network, data, recipe)
-    source = masked_source(data, recipe)
+    source = masked_source(data, recipe, network.config)
     assert isinstance(source.masker, Masker)
     title = f"{recipe.masking.policy} {recipe.masking.ratio}"
     words = {"objective": recipe.objective, **source.masker.describe()}
     return Learning(objective(recipe.objective, network), source, source.learners(), title, words)
 
 
-def masked_source(data: Prepared, recipe: Recipe) -> MaskedSource:
-    """The batches of a recipe that trains one objective."""
+def masked_source(data: Prepared, recipe: Recipe, config: PreTrainedConfig) -> MaskedSource:
+    """The batches of a recipe that trains one objective; ``config`` of its model."""
     masker = recipe.masking.masker(data.tokenizer, seed=recipe.training.seed)
-    return MaskedSource(_laid_out(data.training, objective_class(recipe.objective)), masker, recipe.training)
+    rows = laid_out(data.training, objective_class(recipe.objective), config)
+    return MaskedSource(rows, masker, recipe.training)
 
 
 def _several_objectives(network: PreTrainedModel, data: Prepared, recipe: Recipe) -> Learning:
@@ -334,8 +337,10 @@ def _several_objectives(network: PreTrainedModel, data: Prepared, recipe: Recipe
     training, by = recipe.training, recipe.sampler
     common, objectives = recipe.masking.model_dump(), recipe.objectives
     classes = {name: arm.kind for name, arm in objectives.items()}
-    rows = {name: _laid_out(data.training, kind) for name, kind in classes.items()}
-    held_out = {name: _laid_out(data.held_out, kind) for name, kind in classes.items()}
+    rows, held_out = (
+        {name: laid_out(side, kind, network.config) for name, kind in classes.items()}
+        for side in (data.training, data.held_out)
+    )
     torch.manual_seed(fold(training.seed, 0x4EAD))  # new heads, also of a model that was only loaded
     joined = Arms({name: objective(arm.objective, network) for name, arm in objectives.items()})
     sources = {}
@@ -380,8 +385,9 @@ def rows_with(rows: Rows, judged: Rows, count: int) -> list[int]:
     return rows.holding(judged.batch(spread(count, of=len(judged))).example_ids).tolist()
 
 
-def _laid_out(rows: Rows, kind: type[Objective]) -> Rows:
-    return rows if kind.layout == "any" else rows.laid(kind.layout)
+def laid_out(rows: Rows, objective: type[Objective] | Objective, config: PreTrainedConfig) -> Rows:
+    """The rows as an objective reads them with a model of this configuration."""
+    return rows.laid(objective.reads(rows.layout, config))
 
 
 # Judging -------------------------------------------------------------------------------------------------------

@@ -50,7 +50,7 @@ UNKNOWN = "unknown tokens"
 
 
 class Frame(NamedTuple):
-    """Special tokens around pieces: `first` opens a row, `last` closes every piece; −1 for none."""
+    """Special tokens around pieces: `first` opens a text, `last` closes every piece; −1 for none."""
 
     first: int
     last: int
@@ -80,6 +80,7 @@ class PieceBatch(NamedTuple):
         rows: (P,) int64, ascending: the row of the batch that a piece goes into.
         length: L, tokens of a row.
         frame: the special tokens around the pieces.
+        apart: whether each piece is a text of its own, opened by ``frame.first``, or a row is one text.
     """
 
     columns: dict[str, Array]
@@ -88,9 +89,10 @@ class PieceBatch(NamedTuple):
     rows: Ints
     length: int
     frame: Frame
+    apart: bool = True
 
     def laid_out(self) -> dict[str, Array]:
-        """The rows as (B, L) arrays: [first] piece [last] piece [last] … padding.
+        """The rows as (B, L) arrays: [first] piece [last] [first] piece [last] … padding, or with the first [first] alone.
 
         Returns:
             "input_ids", "attention_mask" and the layers (−1, or 0 where they have no sign, on special tokens and
@@ -98,9 +100,11 @@ class PieceBatch(NamedTuple):
             (B, L), −1 on special tokens and padding.
         """
         frame, total = self.frame, int(self.rows[-1]) + 1 if len(self.rows) else 0
-        cost = self.lengths + (frame.last >= 0)
         opens = np.searchsorted(self.rows, np.arange(total))  # the first piece of each row
-        start = _in_groups(cost, opens, self.rows) + (frame.first >= 0)  # of a piece, in its row
+        opened = np.full(len(self.rows), self.apart and frame.first >= 0)
+        opened[opens] = frame.first >= 0
+        cost = self.lengths + opened + (frame.last >= 0)
+        start = _in_groups(cost, opens, self.rows) + opened  # of a piece, in its row
         at = ranges(self.rows * self.length + start, self.lengths)
         columns = dict(self.columns)
         words = columns["word_ids"].astype(np.int64) if "word_ids" in columns else None
@@ -113,11 +117,10 @@ class PieceBatch(NamedTuple):
             empty = frame.pad if name == "input_ids" else -int(np.issubdtype(values.dtype, np.signedinteger))
             laid[name] = np.full(total * self.length, empty, dtype=values.dtype)
             laid[name][at] = values
-        if frame.first >= 0:
-            laid["input_ids"][:: self.length] = frame.first
+        laid["input_ids"][(self.rows * self.length + start - 1)[opened]] = frame.first
         if frame.last >= 0:
             laid["input_ids"][self.rows * self.length + start + self.lengths] = frame.last
-        sizes = np.bincount(self.rows, weights=cost, minlength=total) + (frame.first >= 0)
+        sizes = np.bincount(self.rows, weights=cost, minlength=total)
         laid["attention_mask"] = np.arange(self.length) < sizes[:, None]
         names = self.example_ids
         if len(self.lengths) > total:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:  # torch and transformers take two seconds: reading documents 
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-LAYOUTS = ("packed", "document")
+LAYOUTS = ("packed", "joined", "document")
 SIDES = ("training", "held_out")
 
 
@@ -49,7 +49,7 @@ class Rows:
         pieces: those that may be in the rows.
         order: numbers of pieces, row by row.
         first: (N + 1,) int64; row r holds the pieces ``order[first[r]:first[r + 1]]``.
-        layout: "packed" or "document" (one piece in each row).
+        layout: "packed", "joined" or "document" (one piece in each row).
     """
 
     pieces: Pieces
@@ -62,7 +62,8 @@ class Rows:
         """Plan rows of all pieces, or of those whose numbers are ``chosen``.
 
         Args:
-            layout: "packed" fills rows with several pieces; "document" puts one piece in each row.
+            layout: "packed" fills rows with several pieces, each of them framed and read by itself; "joined" fills them
+                with pieces that are read as one text; "document" puts one piece in each row.
             chosen: (P',) ascending.
 
         Raises:
@@ -73,11 +74,13 @@ class Rows:
         chosen = np.arange(len(pieces)) if chosen is None else chosen
         if layout == "document":
             return cls(pieces, chosen, np.arange(len(chosen) + 1), layout)
-        cost = pieces.offsets[chosen + 1] - pieces.offsets[chosen] + (pieces.frame.last >= 0)
+        opened, closed = pieces.frame.first >= 0, pieces.frame.last >= 0
+        each, once = (opened + closed, 0) if layout == "packed" else (closed, int(opened))
+        cost = pieces.offsets[chosen + 1] - pieces.offsets[chosen] + each
         borders = np.flatnonzero(np.diff(np.cumsum(cost) // WINDOW_TOKENS)) + 1
         order, counts = [chosen[:0]], [np.zeros(1, np.int64)]
         for some, costs in zip(np.split(chosen, borders), np.split(cost, borders)):
-            row = _best_fit(costs, pieces.length - (pieces.frame.first >= 0))
+            row = _best_fit(costs, pieces.length - once)
             order.append(some[np.argsort(row, kind="stable")])  # in a row as in the corpus
             counts.append(np.bincount(row))
         return cls(pieces, np.concatenate(order), np.cumsum(np.concatenate(counts)), layout)
@@ -95,7 +98,8 @@ class Rows:
         """Tokens that are not padding, special ones included."""
         frame, offsets = self.pieces.frame, self.pieces.offsets
         total = int(sum((offsets[part + 1] - offsets[part]).sum() for part in self._windows()))
-        return total + len(self.order) * (frame.last >= 0) + len(self) * (frame.first >= 0)
+        opened = len(self) if self.layout == "joined" else len(self.order)
+        return total + len(self.order) * (frame.last >= 0) + opened * (frame.first >= 0)
 
     @property
     def lengths(self) -> Ints:
@@ -126,7 +130,8 @@ class Rows:
         tokens = ranges(begin, lengths)
         columns = {name: column[tokens] for name, column in source.columns.items()}
         owner = np.repeat(np.arange(len(at)), count)
-        return PieceBatch(columns, lengths, source.example_ids[piece], owner, source.length, source.frame)
+        apart = self.layout != "joined"
+        return PieceBatch(columns, lengths, source.example_ids[piece], owner, source.length, source.frame, apart)
 
     def tensors(self, rows: Sequence[int] | Array | Tensor) -> dict[str, Tensor]:
         """B rows as (B, L) tensors; see `PieceBatch.tensors`."""

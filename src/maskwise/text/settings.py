@@ -33,6 +33,8 @@ class CorpusSettings(BaseModel):
     """Positions in a row."""
     layout: Literal["packed", "document"] = "packed"
     """Rows filled with one document after another, or one piece of a document in each row."""
+    attention: Literal["document", "row"] = "document"
+    """In packed rows, whether each document is read by itself or all of a row as one text."""
     held_out: float = Field(0.02, gt=0, lt=0.5)
     """Share of the documents that is never trained on."""
     layers: tuple[str, ...] = ()
@@ -50,6 +52,11 @@ class CorpusSettings(BaseModel):
     def annotators(self) -> tuple[str, ...]:
         """What makes the layers: those of ``layers``, and a world, which brings its own."""
         return (*self.layers, self.source) if read_world(self.source) else self.layers
+
+    @property
+    def row_layout(self) -> str:
+        """The layout in the words of ``text.Rows``."""
+        return "joined" if (self.layout, self.attention) == ("packed", "row") else self.layout
 
     @property
     def title(self) -> str:

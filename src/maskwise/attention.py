@@ -1,0 +1,144 @@
+"""Attention within documents: packed rows mean what padded rows mean.
+
+A packed row holds several documents. Here each of them is read by itself: a token attends to the tokens of its own
+document, and positions start over with every document. This goes through transformers' registry of attention functions,
+so that models stay what they are: ``separate(model)`` names the function, and a forward pass that is given
+``documents=Documents(…)`` uses it. Without that argument, the function is transformers' own ``sdpa``.
+
+On accelerators documents of variable length are attended to by ``torch.nn.attention.varlen``, whose cost grows with
+Σ length² of the documents. Elsewhere one mask is made for a batch and serves all layers.
+
+>>> Documents(torch.tensor([[0, 0, 0, 1, 1, -1]])).positions.tolist()
+[[0, 1, 2, 0, 1, 0]]
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention.varlen import varlen_attn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+NAME = "documents"
+"""What this attention is called in transformers' registry."""
+
+REPLACED = ("sdpa", "eager")
+"""The kinds of attention in whose place it comes; a model with another (such as flash attention) keeps its own."""
+
+
+@dataclass(eq=False)
+class Documents:
+    """Which document of its row each token belongs to.
+
+    Attributes:
+        ids: (B, L) int64, numbers that rise along a row; −1 for padding.
+        read: (B, K) int64, the documents of the text that a decoder reads by cross-attention; None: it reads none.
+        causal: whether a token sees only what stands before it in its document.
+    """
+
+    ids: Tensor
+    read: Tensor | None = None
+    causal: bool = False
+    _masks: dict[tuple[bool, bool, int | None], Tensor] = field(default_factory=dict)
+
+    @cached_property
+    def positions(self) -> Tensor:
+        """(B, L) int64: the place of each token in its document, from 0."""
+        place = torch.arange(self.ids.shape[1], device=self.ids.device).expand_as(self.ids)
+        starts = torch.ones_like(self.ids, dtype=torch.bool)
+        starts[:, 1:] = self.ids[:, 1:] != self.ids[:, :-1]
+        return place - (place * starts).cummax(1).values
+
+    def mask(self, *, cross: bool = False, causal: bool = False, window: int | None = None) -> Tensor:
+        """(B, 1, L, K) bool: which tokens (K of them) each token (of L) attends to. Made once, whatever the layers.
+
+        Args:
+            cross: to the text that is read, instead of the tokens themselves.
+            causal: only to what stands before, and to itself.
+            window: only to what stands less than so many places away.
+        """
+        asked = (cross, causal, window)
+        if asked not in self._masks:
+            keys = self.read if cross else self.ids
+            assert keys is not None, "cross-attention needs the documents of the text that is read"
+            # Padding sees everything: a softmax over nothing is no number, and would spoil the gradient.
+            seen = (self.ids[:, :, None] == keys[:, None, :]) | (self.ids < 0)[:, :, None]
+            if causal or window is not None:
+                place = torch.arange(keys.shape[1], device=keys.device)
+                distance = place[:, None] - place
+                seen &= (distance >= 0) | (not causal)
+                seen &= (distance.abs() < window) if window is not None else True
+            self._masks[asked] = seen[:, None]
+        return self._masks[asked]
+
+    @cached_property
+    def lengths(self) -> Tensor:
+        """(D,) int32: the tokens of each document of the batch, padding as one more document of its row."""
+        starts = self.positions.flatten() == 0
+        starts[:: self.ids.shape[1]] = True
+        at = torch.cat((starts.nonzero().flatten(), starts.new_tensor([starts.numel()], dtype=torch.int64)))
+        return at.diff().int()
+
+
+def separate(model: PreTrainedModel) -> None:
+    """Let a model attend within documents wherever it is given ``documents``; without them nothing changes."""
+    if model.config._attn_implementation in REPLACED:
+        model.set_attn_implementation(NAME)
+
+
+def attend(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, *,
+    documents: Documents | None = None, sliding_window: int | None = None, **options: Any,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """Attention of transformers' ``sdpa``, within documents where they are given.
+
+    Args:
+        query: (B, H, L, D), as are key and value, with K tokens for L where a decoder reads another text.
+        attention_mask: what transformers made of the padding; documents take its place.
+        sliding_window: places to either side, itself included, as flash attention counts them.
+        options: dropout, scaling, position_bias, is_causal.
+
+    Returns:
+        (B, L, H, D), and no weights.
+    """
+    if documents is not None:
+        causal = documents.causal or bool(getattr(module, "is_causal", False))
+        cross = documents.read is not None and not causal
+        if not cross and _can_be_ragged(query, options):
+            return _ragged(module, query, key, value, documents, causal, sliding_window, options), None
+        attention_mask = documents.mask(cross=cross, causal=causal, window=sliding_window)
+    return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+
+
+def _can_be_ragged(query: Tensor, options: dict[str, Any]) -> bool:
+    """Whether torch's attention over documents of variable length can be used."""
+    half = query.dtype in (torch.float16, torch.bfloat16)
+    return query.device.type == "cuda" and half and not options.get("dropout") and options.get("position_bias") is None
+
+
+def _ragged(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, documents: Documents, causal: bool,
+    window: int | None, options: dict[str, Any],
+) -> Tensor:  # fmt: skip
+    """(B, L, H, D) by ``varlen_attn``: all rows are one line of documents, padding is a document of its own."""
+    groups = getattr(module, "num_key_value_groups", 1)
+    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+    shape = query.transpose(1, 2).shape
+    line = [x.transpose(1, 2).flatten(0, 1).contiguous() for x in (query, key, value)]
+    ends = torch.nn.functional.pad(documents.lengths.cumsum(0, dtype=torch.int32), (1, 0))
+    most = documents.ids.shape[1]  # an upper bound that needs no wait for the device
+    side = -1 if window is None else window - 1
+    out = varlen_attn(
+        *line, ends, ends, most, most, scale=options.get("scaling"), window_size=(side, 0 if causal else side)
+    )
+    return out.view(shape)
+
+
+AttentionInterface.register(NAME, attend)
+AttentionMaskInterface.register(NAME, sdpa_mask)

@@ -1,0 +1,210 @@
+"""Packed rows mean what padded rows mean: documents of a row are read, and written, as if each stood alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from maskwise import attention
+from maskwise.attention import Documents
+from maskwise.families import ENCODERS, adapter_of, masked_logits
+from maskwise.masking import Masker
+from maskwise.models import new_config, new_model
+from maskwise.objectives import Denoising, MaskedLanguageModelling
+from maskwise.objectives.base import model_inputs
+from maskwise.text import Rows, read_pieces, tokenise, train_tokenizer
+from maskwise.text.documents import Document
+
+WORDS = "the cat sat on a mat while two dogs ran after one red ball in our green garden".split()
+TEXTS = [" ".join(WORDS[(i * 5 + j * (i + 1)) % len(WORDS)] for j in range(3 + 4 * i % 17)) for i in range(12)]
+SIZES: dict[str, dict[str, Any]] = {
+    "modernbert": {
+        "layer_types": ["full_attention", "sliding_attention"], "local_attention": 8, "intermediate_size": 48,
+    },
+    "electra": {"embedding_size": 32}, "albert": {"embedding_size": 16, "intermediate_size": 48},
+    "eurobert": {"num_key_value_heads": 1},
+}  # fmt: skip
+PLAIN = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+SEQ2SEQ: dict[str, dict[str, Any]] = {
+    "bart": {
+        "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 2,
+        "decoder_attention_heads": 2, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "dropout": 0.0,
+    },
+    "t5": {"d_model": 32, "d_kv": 16, "d_ff": 48, "num_layers": 2, "num_heads": 2, "dropout_rate": 0.0},
+}  # fmt: skip
+SEPARATING = [name for name, family in ENCODERS.items() if family.separates]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return train_tokenizer(TEXTS * 3, vocab_size=120)
+
+
+@pytest.fixture(scope="module")
+def rows(tokenizer: Any) -> Rows:
+    documents = [Document(str(i), text) for i, text in enumerate(TEXTS)]
+    pieces = read_pieces(tokenise(documents, tokenizer), tokenizer=tokenizer, length=48)
+    return Rows.of(pieces, "packed")
+
+
+def build(family: str, tokenizer: Any) -> Any:
+    if family in SEQ2SEQ:
+        return new_model(new_config(family, tokenizer, 48, kind="encoder-decoder", **SEQ2SEQ[family]), seed=3).eval()
+    return new_model(new_config(family, tokenizer, 48, **PLAIN | SIZES.get(family, {})), seed=3).eval()
+
+
+def places(batch: Any) -> dict[tuple[int, int], tuple[int, int]]:
+    """Where each token stands: from (name of its piece, place in the piece) to (row, column)."""
+    source = batch.source
+    inside = torch.from_numpy(source.place(torch.arange(len(source.input_ids)).numpy(), source.lengths))
+    names = source.example_id[source.piece]
+    return {
+        (int(names[at]), int(inside[at])): divmod(at, source.shape[1])
+        for at in range(len(source.input_ids))
+        if source.content[at]
+    }
+
+
+def gradients(model: Any) -> dict[str, torch.Tensor]:
+    kept = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    return kept
+
+
+def test_a_packed_row_is_framed_texts(rows: Rows, tokenizer: Any) -> None:
+    batch = rows.batch(range(len(rows)))
+    laid = batch.laid_out()
+    ids, present = laid["input_ids"], laid["attention_mask"]
+    assert len(rows) < len(TEXTS)
+    assert (ids == tokenizer.cls_token_id).sum() == (ids == tokenizer.sep_token_id).sum() == len(TEXTS)
+    assert int(present.sum()) == rows.tokens
+    joined = rows.laid("joined").batch([0]).laid_out()["input_ids"]
+    assert (joined == tokenizer.cls_token_id).sum() == 1
+    masked = Masker(tokenizer, seed=0)(batch)
+    assert torch.equal(masked.source.tensor("input_ids"), torch.from_numpy(ids).long())
+    assert masked.documents is not None and masked.documents.max() > 0
+
+
+@pytest.mark.parametrize("family", SEPARATING)
+def test_documents_of_a_packed_row_are_read_as_if_alone(family: str, rows: Rows, tokenizer: Any) -> None:
+    model, mask = build(family, tokenizer), Masker(tokenizer, ratio=0.3, seed=1)
+    packed = mask(rows.batch(range(len(rows))), epoch=0)
+    alone = mask(rows.laid("document").batch(range(len(TEXTS))), epoch=0)
+    assert packed.source.packed and not alone.source.packed
+    with torch.no_grad():
+        logits = [model(**model_inputs(model, batch)).logits for batch in (packed, alone)]
+    here, there = places(packed), places(alone)
+    assert here.keys() == there.keys()
+    pairs = [(logits[0][here[key]], logits[1][there[key]]) for key in here]
+    assert max(float((a - b).abs().max()) for a, b in pairs) < 1e-5
+    objective = MaskedLanguageModelling(model)
+    outcomes = []
+    for batch in (packed, alone):
+        outcome = objective(batch)
+        outcome.loss.backward()
+        outcomes.append((outcome.loss.item(), int(outcome.targets), gradients(model)))
+    (loss, targets, own), (other, number, wanted) = outcomes
+    assert targets == number > 5 and loss == pytest.approx(other, rel=1e-5)
+    assert max(float((own[name] - wanted[name]).abs().max()) for name in wanted) < 1e-4
+
+
+@pytest.mark.parametrize("family", SEPARATING)
+def test_without_the_argument_nothing_changes(family: str, rows: Rows, tokenizer: Any) -> None:
+    """The packed row as one text, by transformers' own attention and by ours."""
+    model = build(family, tokenizer)
+    batch = Masker(tokenizer, seed=1)(rows.laid("joined").batch([0, 1]))
+    assert batch.documents is None
+    with torch.no_grad():
+        before = model(**batch).logits
+        attention.separate(model)
+        assert model.config._attn_implementation == attention.NAME
+        after = model(**batch).logits
+    assert torch.equal(before, after)
+
+
+@pytest.mark.parametrize("target", ["full", "spans"])
+@pytest.mark.parametrize("family", SEQ2SEQ)
+def test_documents_are_written_as_if_alone(family: str, target: str, rows: Rows, tokenizer: Any) -> None:
+    model = build(family, tokenizer)
+    mask = Masker(tokenizer, ratio=0.3, seed=1, corruption=f"infill(target='{target}')", policy="span")
+    packed = mask(rows.batch(range(len(rows))), epoch=0)
+    alone = mask(rows.laid("document").batch(range(len(TEXTS))), epoch=0)
+    assert packed.cut == 0 and packed.written is not None
+    objective, outcomes = Denoising(model), []
+    for batch in (packed, alone):
+        outcome = objective(batch)
+        outcome.loss.backward()
+        outcomes.append((outcome.losses.sort().values, gradients(model)))
+    (own, changed), (wanted, known) = outcomes
+    assert len(own) == len(wanted) > 20
+    assert torch.allclose(own, wanted, atol=1e-5)
+    assert max(float((changed[name] - known[name]).abs().max()) for name in known) < 1e-4
+
+
+def test_families_that_cannot_read_one_document_a_row(rows: Rows, tokenizer: Any) -> None:
+    config = new_config("distilbert", tokenizer, 48, dim=32, n_layers=1, n_heads=2, hidden_dim=48)
+    assert not adapter_of(config).separates
+    assert MaskedLanguageModelling.reads("packed", config) == "document"
+    assert MaskedLanguageModelling.reads("joined", config) == "joined"
+    assert MaskedLanguageModelling.reads("packed", new_config("bert", tokenizer, 48)) == "packed"
+    assert Denoising.reads("joined", new_config("t5", tokenizer, 48, kind="encoder-decoder")) == "document"
+
+
+def test_masks_and_positions() -> None:
+    documents = Documents(torch.tensor([[0, 0, 0, 1, 1, -1]]))
+    assert documents.lengths.tolist() == [3, 2, 1]
+    assert documents.mask()[0, 0].int().tolist() == [
+        [1, 1, 1, 0, 0, 0], [1, 1, 1, 0, 0, 0], [1, 1, 1, 0, 0, 0],
+        [0, 0, 0, 1, 1, 0], [0, 0, 0, 1, 1, 0], [1, 1, 1, 1, 1, 1],
+    ]  # fmt: skip
+    assert documents.mask(causal=True)[0, 0, :5].int().tolist() == [
+        [1, 0, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0], [0, 0, 0, 1, 0, 0], [0, 0, 0, 1, 1, 0],
+    ]  # fmt: skip
+    assert documents.mask(window=2)[0, 0, 0].int().tolist() == [1, 1, 0, 0, 0, 0]
+    two_rows = Documents(torch.tensor([[0, 0], [0, 0]]))
+    assert two_rows.lengths.tolist() == [2, 2], "a document does not reach into the next row"
+
+
+def test_causal_documents_see_only_what_stands_before(tokenizer: Any) -> None:
+    model = build("modernbert", tokenizer)
+    attention.separate(model)
+    ids = torch.randint(6, 40, (1, 12), generator=torch.manual_seed(0))
+    changed = ids.clone()
+    changed[0, 9] = 5
+    read = [Documents(torch.zeros(1, 12, dtype=torch.int64), causal=True) for _ in range(2)]
+    with torch.no_grad():
+        before, after = (
+            model(input_ids=x, position_ids=d.positions, documents=d).logits for x, d in zip((ids, changed), read)
+        )
+    assert torch.equal(before[0, :9], after[0, :9]) and not torch.equal(before[0, 9], after[0, 9])
+
+
+def test_attention_of_variable_length_is_the_masked_one(monkeypatch: pytest.MonkeyPatch, rows: Rows, tokenizer: Any) -> None:
+    """What is handed to torch's kernel for accelerators, by a stand-in that attends document by document."""
+    calls = []
+
+    def by_document(q: Any, k: Any, v: Any, ends: Any, _ends: Any, *_most: int, scale: Any, window_size: Any) -> Any:
+        calls.append(window_size)
+        out = torch.empty_like(q)
+        for begin, end in zip(ends[:-1].tolist(), ends[1:].tolist()):
+            score = torch.einsum("qhd,khd->hqk", q[begin:end], k[begin:end]) * (scale or q.shape[-1] ** -0.5)
+            distance = torch.arange(end - begin)[:, None] - torch.arange(end - begin)
+            for far, side in zip((distance, -distance), window_size):
+                score = score.masked_fill((far > side) & (side >= 0), -torch.inf)
+            out[begin:end] = torch.einsum("hqk,khd->qhd", score.softmax(-1), v[begin:end])
+        return out
+
+    for family in ("modernbert", "eurobert"):
+        model = build(family, tokenizer)
+        batch = Masker(tokenizer, ratio=0.3, seed=1)(rows.batch(range(len(rows))))
+        row, column = batch.where.unbind(1)
+        with torch.no_grad():
+            masked = masked_logits(model, model_inputs(model, batch), row, column)
+            monkeypatch.setattr(attention, "_can_be_ragged", lambda query, options: True)
+            monkeypatch.setattr(attention, "varlen_attn", by_document)
+            ragged = masked_logits(model, model_inputs(model, batch), row, column)
+            monkeypatch.undo()
+        assert torch.allclose(masked, ragged, atol=1e-5)
+    assert (7, 7) not in calls and (8, 8) not in calls[:1] and len(set(calls)) == 2
