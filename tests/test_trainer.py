@@ -238,6 +238,49 @@ def test_loss_weights_of_masked_diffusion(packed: bool, tmp_path: Path) -> None:
     assert logged(made)[0]["loss"] == pytest.approx((total / count).item(), rel=1e-5)
 
 
+@pytest.mark.parametrize("architecture", ["bert", "roberta"])
+def test_packed_rows_are_trained_on_as_single_ones(architecture: str, tmp_path: Path) -> None:
+    """Two documents in each row, or one: the same loss and the same weights after a step."""
+    masker = mw.Masker(tokenizer(), corruption="mask-only", ratio=0.3)
+    single = [{k: v for k, v in DATA[i].items() if k in ("input_ids", "example_id")} for i in range(16)]
+    packed = [
+        {
+            "input_ids": [*map(int, a["input_ids"]), *map(int, b["input_ids"])],
+            "example_id": [int(x["example_id"]) for x in (a, b) for _ in x["input_ids"]],
+        }
+        for a, b in zip(single[::2], single[1::2], strict=True)
+    ]
+    losses, weights = [], []
+    for rows in (single, packed):
+        args = arguments(tmp_path, per_device_train_batch_size=len(rows), max_steps=1, learning_rate=1e-2)
+        run = trainer(model(architecture), args, masker=masker, train_dataset=rows)
+        run.train()
+        losses.append(logged(run)[0]["loss"])
+        weights.append({name: p.detach().clone() for name, p in run.model.named_parameters()})
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    for name in weights[0]:
+        torch.testing.assert_close(weights[0][name], weights[1][name], rtol=1e-3, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("architecture", ["bert", "convbert"])
+def test_the_head_sees_the_targets_alone(architecture: str, tmp_path: Path) -> None:
+    """Where maskwise knows the head: the logits of a training step are those of the targets."""
+    more = {"embedding_size": 16} if architecture == "convbert" else {}
+    masker, rows = mw.Masker(tokenizer(), ratio=0.3), [DATA[i] for i in range(8)]
+    run = trainer(model(architecture, **more), arguments(tmp_path, max_steps=1), masker=masker, train_dataset=rows)
+    shapes = []
+    run.model.register_forward_hook(lambda _m, _i, output: shapes.append(tuple(output["logits"].shape)))
+    batch = masker(rows, epoch=0)
+    run.compute_loss(run.model, run._mask(masker, gathered(rows, masker), epoch=0))
+    run.compute_loss(run.model, run._mask(masker, gathered(rows, masker), epoch=0), return_outputs=True)
+    everywhere = (*batch.labels.shape, 45)
+    assert shapes == [(batch.targets, 45) if architecture == "bert" else everywhere, everywhere]
+
+
+def gathered(rows: Any, masker: Any) -> Any:
+    return RowCollator(masker.vocabulary)(rows)
+
+
 def test_denoising_with_a_decoder(tmp_path: Path) -> None:
     """BART infilling: the labels make the decoder's inputs; accumulation changes nothing there either."""
     small = BartConfig(

@@ -119,7 +119,12 @@ def attend(
 def _can_be_ragged(query: Tensor, options: dict[str, Any]) -> bool:
     """Whether torch's attention over documents of variable length can be used."""
     half = query.dtype in (torch.float16, torch.bfloat16)
-    return query.device.type == "cuda" and half and not options.get("dropout") and options.get("position_bias") is None
+    return (
+        query.device.type == "cuda"
+        and half
+        and not options.get("dropout")
+        and options.get("position_bias") is None
+    )
 
 
 def _ragged(

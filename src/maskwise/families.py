@@ -54,7 +54,9 @@ class Adapter:
         """(B, L, H): what the prediction head reads, at the places of the labels."""
         return self.encoder(model)(**inputs).last_hidden_state
 
-    def apart(self, model: PreTrainedModel, inputs: Mapping[str, Tensor], documents: Tensor) -> dict[str, Any]:
+    def apart(
+        self, model: PreTrainedModel, inputs: Mapping[str, Tensor], documents: Tensor
+    ) -> dict[str, Any]:
         """The inputs (B, L) of packed rows whose ``documents`` (B, L) are read one by one; see ``attention``."""
         separate(model)
         read = Documents(documents)
@@ -120,7 +122,9 @@ class EncoderDecoder(Adapter):
                 encoder_attention_mask=inputs.get("attention_mask"), use_cache=False, **apart,
             ).last_hidden_state  # fmt: skip
 
-    def apart(self, model: PreTrainedModel, inputs: Mapping[str, Tensor], documents: Tensor) -> dict[str, Any]:
+    def apart(
+        self, model: PreTrainedModel, inputs: Mapping[str, Tensor], documents: Tensor
+    ) -> dict[str, Any]:
         separate(model)
         return {**without(inputs, "attention_mask"), "documents": Documents(documents)}
 
@@ -156,7 +160,9 @@ ENCODERS: Mapping[str, Adapter] = {
 """The encoders that differ from ``Adapter()``, by ``config.model_type``."""
 
 ENCODER_DECODERS: Mapping[str, EncoderDecoder] = {
-    "bart": EncoderDecoder(lambda m, h: m.lm_head(h) + m.final_logits_bias, starts_with="eos", separates=True),
+    "bart": EncoderDecoder(
+        lambda m, h: m.lm_head(h) + m.final_logits_bias, starts_with="eos", separates=True
+    ),
     "t5": EncoderDecoder(_scaled, separates=True),
 }
 """Those whose head maskwise knows, by ``config.model_type``; the others give their own logits."""
@@ -203,7 +209,9 @@ def decoder_inputs(config: PreTrainedConfig, labels: Tensor, documents: Tensor |
         MaskwiseError: the configuration names no start token; targets longer than the decoder's positions.
     """
     start, room, longest = start_token(config), most_tokens(config), labels.shape[1]
-    if documents is not None and longest > room:  # looked at only here: on an accelerator the host has to wait for it
+    if (
+        documents is not None and longest > room
+    ):  # looked at only here: on an accelerator the host has to wait for it
         longest = int(Documents(documents).positions.max()) + 1
     if longest > room:
         do = "lower corpus.length, or take targets of masked spans only"

@@ -9,12 +9,13 @@ its loss by ``num_items_in_batch``. Most masked language models accept it and ig
 their loss and gradient come out 4 times too large, on 2 ranks twice. Here the loss is the sum over targets
 divided by the number of targets of all micro-batches and ranks: the same for 16 rows, 4 × 4, 2 ranks × 8.
 
-Cost: the vocabulary head runs on every position, as in the stock ``Trainer``; in ``maskwise.training`` it
-runs on the targets alone.
+Cost: the vocabulary head of an encoder runs on the targets alone, but for evaluations whose metrics want the logits of
+every position. Documents of packed rows (``example_id`` (B, L)) are read one by one where the model's family allows it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,12 +27,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from transformers import Trainer, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from maskwise.errors import MaskwiseError
+from maskwise.families import encoder_of, prediction_head
 from maskwise.masking import IGNORE, MaskedBatch, Masker, MaskingCollator, Vocabulary, gather
 from maskwise.objectives import Outcome
-from maskwise.objectives.base import weighted
+from maskwise.objectives.base import model_inputs, weighted
 from maskwise.training.engine import LEARNED, agreement
 from maskwise.training.learners import Point, learners_of, restore, states
 
@@ -121,7 +123,7 @@ class MaskingTrainer(Trainer):
 
         DDP averages over ranks; the factor makes a sum of it.
         """
-        losses, where, outputs = self._token_losses(model, inputs)
+        losses, where, outputs = self._token_losses(model, inputs, everywhere=return_outputs)
         if self._shown:
             batch = self._shown.popleft()
             outcome = Outcome(losses.sum(), torch.tensor(len(where)), losses.detach(), where)
@@ -141,7 +143,7 @@ class MaskingTrainer(Trainer):
         batch = self._mask(self.evaluation_masker, inputs, step=0, total_steps=1, epoch=0)
         labels = batch["labels"]
         with torch.no_grad(), self.compute_loss_context_manager():
-            losses, where, outputs = self._token_losses(model, batch)
+            losses, where, outputs = self._token_losses(model, batch, everywhere=not prediction_loss_only)
         row = where[:, 0]
         by_row = torch.zeros(len(labels), device=losses.device).index_add(0, row, losses)
         # Gathered so that rows repeated to fill the last batch count once.
@@ -200,22 +202,62 @@ class MaskingTrainer(Trainer):
         if self._learners and masker is self.masker and self.model is not None and self.model.training:
             self._shown.append(batch)
         weight = {} if batch.loss_weight is None else {"loss_weight": batch.loss_weight}
-        return {**batch, **weight}
+        inputs = dict(batch) if self._decodes else model_inputs(self.model, batch) | {"labels": batch.labels}
+        return {**inputs, **weight}
 
-    def _token_losses(self, model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor, Any]:
-        """Loss (M,) float32 and place (M, 2) of every target, and the model's outputs."""
+    @property
+    def _decodes(self) -> bool:
+        return bool(getattr(getattr(self.model, "config", None), "is_encoder_decoder", False))
+
+    def _token_losses(
+        self, model: nn.Module, inputs: Mapping[str, Any], *, everywhere: bool
+    ) -> tuple[Tensor, Tensor, Any]:
+        """Loss (M,) float32 and place (M, 2) of every target, and the model's outputs.
+
+        Args:
+            everywhere: whether logits of every position are wanted, or those of the targets will do.
+        """
         inputs = dict(inputs)
         weight, labels = inputs.pop("loss_weight", None), inputs["labels"]
-        if not getattr(getattr(self.model, "config", None), "is_encoder_decoder", False):
+        if not self._decodes:
             del inputs["labels"]  # a decoder reads them; any other model would only compute its own loss
-        outputs = model(**inputs)
         where = (labels != IGNORE).nonzero()
         row, column = where.unbind(1)
+        with (
+            contextlib.nullcontext()
+            if everywhere or self._decodes
+            else states_at(self.model, row, column) as few
+        ):
+            outputs = model(**inputs)
+        logits = outputs["logits"] if few else outputs["logits"][row, column]
         losses = cross_entropy(
-            outputs["logits"][row, column].float(), labels[row, column], reduction="none",
+            logits.float(), labels[row, column], reduction="none",
             label_smoothing=self.args.label_smoothing_factor,
         )  # fmt: skip
         return weighted(losses, weight, row, column), where, outputs
+
+
+@contextlib.contextmanager
+def states_at(model: Any, row: Tensor, column: Tensor) -> Iterator[bool]:
+    """Let a model's head see the hidden states (M, H) at some places alone, and give logits (M, V) for them.
+
+    The model is called as a whole, so that whatever distributes it sees one forward pass. Yields whether it is so: the
+    head of a family that maskwise does not know may do more than look at each place by itself.
+    """
+    known = isinstance(model, PreTrainedModel) and prediction_head(model) is not None
+    if not known:
+        yield False
+        return
+
+    def keep(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+        output.last_hidden_state = output.last_hidden_state[row, column]
+        return output
+
+    hook = encoder_of(model).register_forward_hook(keep)
+    try:
+        yield True
+    finally:
+        hook.remove()
 
 
 class RowCollator:
@@ -230,8 +272,9 @@ class RowCollator:
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         batch = gather(rows, self.vocabulary)
+        names = batch.example_id if batch.plan is None else batch.example_id[batch.piece].reshape(batch.shape)
         columns = {name: batch.tensor(name) for name in ("input_ids", *batch.layers, *batch.extras)}
         return {
             **columns, "attention_mask": batch.tensor("present").long(),
-            "example_id": torch.from_numpy(batch.example_id), "special_tokens_mask": (~batch.tensor("content")).long(),
+            "example_id": torch.from_numpy(names), "special_tokens_mask": (~batch.tensor("content")).long(),
         }  # fmt: skip

@@ -116,7 +116,19 @@ def _annotated(columns: dict[str, Array], vocabulary: Vocabulary) -> AnnotatedBa
         begin, example_id = _pieces(example_id.reshape(-1), content, shape)
         plan = shape[1]
     extras = {name: line.pop(name) for name in _EXTRAS if name in line}
-    return AnnotatedBatch(shape, ids, attention, content, eligible, begin, example_id, line, extras, plan)
+    return AnnotatedBatch(
+        shape,
+        ids,
+        attention,
+        content,
+        eligible,
+        begin,
+        example_id,
+        line,
+        extras,
+        plan,
+        apart=plan is not None,
+    )
 
 
 def _kinds(ids: Array, vocabulary: Vocabulary) -> Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -45,6 +46,9 @@ class Work:
     def all(self) -> float:
         return self.body + self.head + self.tied
 
+
+NO_DOCUMENTS = "its attention cannot keep documents apart"
+"""What is said of a family that ``attention`` does not reach."""
 
 Masking: TypeAlias = Mapping[str, Any]
 """How batches are masked: arguments of a ``Masker``, by name."""
@@ -197,7 +201,15 @@ def model_inputs(model: PreTrainedModel, batch: MaskedBatch | Mapping[str, Tenso
     """What of a batch the model reads, by the names of its forward pass; documents of packed rows are kept apart."""
     inputs = {name: batch[name] for name in batch.keys() if name != "labels"}  # noqa: SIM118 (no dict)
     documents = getattr(batch, "documents", None)
-    return inputs if documents is None else adapter_of(model.config).apart(model, inputs, documents)
+    if documents is None or "documents" in inputs:
+        return inputs
+    family = adapter_of(model.config)
+    if not family.separates:  # only rows that a user has packed: others are laid out anew
+        warnings.warn(
+            f"{model.config.model_type} reads packed rows as one text: {NO_DOCUMENTS}", stacklevel=2
+        )
+        return inputs
+    return family.apart(model, inputs, documents)
 
 
 def encoded(model: PreTrainedModel, batch: MaskedBatch | Mapping[str, Tensor]) -> Tensor:

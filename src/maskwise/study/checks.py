@@ -16,6 +16,7 @@ from maskwise.families import adapter_of, check_room, most_tokens
 from maskwise.folders import require_own
 from maskwise.masking.policies import policy
 from maskwise.models import NO_HEAD, check_start, has_head
+from maskwise.objectives.base import NO_DOCUMENTS
 from maskwise.recipe import Recipe
 from maskwise.samplers import sampler
 from maskwise.study.stages import Stage, prepare_stage, tokenizer_of
@@ -101,8 +102,8 @@ def _check_arm(arm: Recipe) -> list[str]:
         _check_probes(link, tokenizer if arm.tokenizer_name else None)
         notes += link.remarks()
         if arm.kind == "encoder" and link.corpus.row_layout == "packed" and not adapter_of(config).separates:
-            what = f"{config.model_type}: its attention cannot keep the documents of a packed row apart"
-            notes.append(f"{what}, so that it reads one document a row; corpus.attention=row reads a row as one text")
+            do = "it reads one document a row; with corpus.attention=row it reads packed rows as one text"
+            notes.append(f"{config.model_type}: {NO_DOCUMENTS}, so {do}")
     return notes
 
 

@@ -131,7 +131,9 @@ class Rows:
         columns = {name: column[tokens] for name, column in source.columns.items()}
         owner = np.repeat(np.arange(len(at)), count)
         apart = self.layout != "joined"
-        return PieceBatch(columns, lengths, source.example_ids[piece], owner, source.length, source.frame, apart)
+        return PieceBatch(
+            columns, lengths, source.example_ids[piece], owner, source.length, source.frame, apart
+        )
 
     def tensors(self, rows: Sequence[int] | Array | Tensor) -> dict[str, Tensor]:
         """B rows as (B, L) tensors; see `PieceBatch.tensors`."""
