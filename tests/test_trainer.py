@@ -267,7 +267,9 @@ def test_the_head_sees_the_targets_alone(architecture: str, tmp_path: Path) -> N
     """Where maskwise knows the head: the logits of a training step are those of the targets."""
     more = {"embedding_size": 16} if architecture == "convbert" else {}
     masker, rows = mw.Masker(tokenizer(), ratio=0.3), [DATA[i] for i in range(8)]
-    run = trainer(model(architecture, **more), arguments(tmp_path, max_steps=1), masker=masker, train_dataset=rows)
+    run = trainer(
+        model(architecture, **more), arguments(tmp_path, max_steps=1), masker=masker, train_dataset=rows
+    )
     shapes = []
     run.model.register_forward_hook(lambda _m, _i, output: shapes.append(tuple(output["logits"].shape)))
     batch = masker(rows, epoch=0)
