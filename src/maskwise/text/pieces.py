@@ -92,7 +92,7 @@ class PieceBatch(NamedTuple):
     apart: bool = True
 
     def laid_out(self) -> dict[str, Array]:
-        """The rows as (B, L) arrays: [first] piece [last] [first] piece [last] … padding; joined, with one [first] a row.
+        """The rows as (B, L) arrays: [first] piece [last] [first] piece [last] … padding; one [first] a row if joined.
 
         Returns:
             "input_ids", "attention_mask" and the layers (−1, or 0 where they have no sign, on special tokens and
