@@ -127,12 +127,12 @@ def test_stopped_in_its_second_phase_a_run_ends_as_one_that_was_not(recipe, tmp_
     assert [name.split("/")[0] for name in whole] == ["checkpoint", "phase-0", "phase-1"]
     update, stops = Engine.update, 0
 
-    def stopping(self: Engine, step: Any, observe: Any) -> Any:
+    def stopping(self: Engine, step: Any, observe: Any, **more: Any) -> Any:
         nonlocal stops
         if self.settings.batch_size == 4 and step.number == 5 and not stops:
             stops += 1
             raise KeyboardInterrupt
-        return update(self, step, observe)
+        return update(self, step, observe, **more)
 
     monkeypatch.setattr(Engine, "update", stopping)
     with pytest.raises(KeyboardInterrupt):

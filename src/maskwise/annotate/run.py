@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypedDict, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -51,6 +51,7 @@ from maskwise.text.documents import UNNAMED, Documents, read_documents, require_
 from maskwise.text.layers import Annotator, digest
 
 Item = TypeVar("Item")
+Corpus: TypeAlias = str | Path | Sequence[str | Mapping[str, object]] | Documents
 
 LOCK = ".lock"
 FIT = "annotator.json"
@@ -98,7 +99,7 @@ class _Wanted(NamedTuple):
 
 
 def annotate_corpus(
-    source: str | Path | Sequence[str | Mapping[str, object]], annotators: Sequence[str], out: str | Path, *,
+    source: Corpus, annotators: Sequence[str], out: str | Path, *,
     text_field: str = "text", limit: int | None = None, engine: str = "local", jobs: int | None = 1,
     functions: Sequence[str | Callable[..., object]] = (), quiet: bool = True,
 ) -> Summary:  # fmt: skip
@@ -113,7 +114,7 @@ def annotate_corpus(
     (7, 2)
 
     Args:
-        source: whatever `read_documents` takes; or a CoNLL-U file, for its texts.
+        source: whatever `read_documents` takes, or what it gave; or a CoNLL-U file, for its texts.
         annotators: strings such as ``words`` or ``pos(model="en_core_web_sm")``; registry.py has the names.
         text_field, limit: as for `read_documents`.
         engine: "local" or "ray".
@@ -194,12 +195,14 @@ def annotate_corpus(
 
 
 def open_corpus(
-    source: str | Path | Sequence[str | Mapping[str, object]],
+    source: Corpus,
     *,
     text_field: str = "text",
     limit: int | None = None,
 ) -> Documents:
     """The documents of a corpus; of a CoNLL-U file its texts."""
+    if isinstance(source, Documents):
+        return require_documents(source)
     if isinstance(source, str | Path) and str(source).endswith((".conllu", ".conllu.gz")):
         from maskwise.text.labelled import read_conllu
 
@@ -259,7 +262,7 @@ def _tasks(
         if number >= len(shards) or shard_key(shard) != shards[number].key:
             raise MaskwiseError(f"{documents.name} changed while it was read", do="annotate it again")
         if specs:
-            yield ShardTask(number, [(name, text) for name, text in shard], specs)
+            yield ShardTask(number, [(document.id, document.text) for document in shard], specs)
 
 
 # The folder ------------------------------------------------------------------------------------------------

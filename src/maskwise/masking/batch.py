@@ -177,6 +177,7 @@ class MaskedBatch:
         laid_labels: (B, L'') int64, the piece of each target that a decoder writes; None: targets stand at tokens.
         cut: how many tokens were cut off because a packed row had grown past its plan.
         writes: whether the labels are a text of their own, which a decoder writes.
+        sources: how many of its rows are of each source, where a corpus is a mix of several.
         targets: how many positions are to be predicted; counted on the host when the batch is made.
     """
 
@@ -192,6 +193,7 @@ class MaskedBatch:
     cut: int = 0
     writes: bool = False
     laid_labels: Array | None = field(default=None, repr=False)
+    sources: dict[str, int] = field(default_factory=dict)
     targets: int = field(kw_only=True)
 
     @cached_property

@@ -75,9 +75,12 @@ def nested(tree: Mapping[str, object]) -> Plain:
 
 
 def leaves(tree: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
-    """Nested settings as pairs of ``a.b.c`` and value: a dict changes only the keys that it names."""
+    """Nested settings as pairs of ``a.b.c`` and value: a dict changes only the keys that it names.
+
+    A mix of sources is one value: it is replaced as a whole, and the names in it hold dots.
+    """
     for key, value in tree.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and not f"{prefix}{key}".endswith("corpus.source"):
             yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value

@@ -175,6 +175,10 @@ class Recipe(Settings):
                 "intermediate is the short form of two phases, and this recipe has phases", do=do
             )
         first, *further = self.links()
+        if any(link.training.group_by_length and len(link.corpus.sources) > 1 for link in (first, *further)):
+            raise MaskwiseError(
+                "rows of a mix are not grouped by length", do="leave out training.group_by_length"
+            )
         for setting, link in zip(self.settings_of("corpus.length")[1:], further):
             if link.kind != first.kind:
                 what = f"the phases train one model, an {first.kind}"

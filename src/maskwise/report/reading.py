@@ -46,7 +46,7 @@ class Line(TypedDict, total=False):
 class Timing(TypedDict):
     """A line of timings.jsonl."""
 
-    phase: str
+    purpose: str
     kind: str
     arm: str
     seed: int

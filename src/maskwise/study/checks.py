@@ -129,7 +129,8 @@ def _check_choices(recipe: Recipe) -> None:
 
 def _check_text(link: Recipe) -> None:
     """The corpus of one training can be read, and has what its policy needs."""
-    require_documents(link.corpus.documents())
+    for part in link.corpus.parts():
+        require_documents(part)
     annotated = [name for spec in link.corpus.annotators for name in token_layers(annotator(spec).layers)]
     layers = (*CORPUS_LAYERS, *annotated)
     for name in link.policies:
@@ -192,7 +193,7 @@ def notes_of_texts(texts: Iterable[Stage], stages: Path) -> Iterator[str]:
         counts = (stage.result(stages) or {}).get("counts", {})
         share = counts.get(UNKNOWN, 0) / max(1, counts.get("tokens", 0))
         if share > MOST_UNKNOWN:
-            source = stage.what["corpus"]["source"]
+            source = CorpusSettings(**stage.what["corpus"]).title
             do = "take a tokenizer that knows its characters, or a larger tokenizer.vocab_size"
             yield f"{share:.1%} of the tokens of {source} are unknown to the tokenizer and are never masked: {do}"
 

@@ -163,7 +163,7 @@ def keep(
     """
     shown = show(policy, texts, before)
     choices = {
-        "task": spec, "method": settings.method, "corpus": recipe.corpus.source, "seed": recipe.training.seed,
+        "task": spec, "method": settings.method, "corpus": recipe.corpus.title, "seed": recipe.training.seed,
         "encoder": settings.policy.pretrained or settings.policy.architecture, "head": policy.config.head,
         "length": policy.config.length,
     }  # fmt: skip

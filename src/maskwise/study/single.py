@@ -98,7 +98,7 @@ def _prepare(recipe: Recipe, texts: list[Stage], out: Path) -> None:
 def _train(recipe: Recipe, texts: list[Stage], out: Path, *, quiet: bool) -> Plain:
     """One phase after the other; the result of the last."""
     links = recipe.links()
-    facts = {"recipe": recipe.name, "corpus": recipe.corpus.source}
+    facts = {"recipe": recipe.name, "corpus": recipe.corpus.title}
     result: Plain = {}
     before: Path | None = None
     for link, text, folder in zip(links, texts, _folders(recipe, out)):

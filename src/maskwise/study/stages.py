@@ -32,6 +32,7 @@ from maskwise.samplers import sampler
 from maskwise.starts import TOKENIZER_FILES, resolve_start
 from maskwise.tasks import load_task
 from maskwise.text import bundled_path
+from maskwise.text.settings import CorpusSettings
 from maskwise.text.worlds import read_world
 from maskwise.training.engine import fast_bf16
 
@@ -105,8 +106,8 @@ def prepare_stage(recipe: Recipe, *, after: Stage | None = None, learned: Stage 
         after: the text whose tokenizer is taken; it is returned itself if the text is the same.
         learned: the learning of the policy that scores this text.
     """
-    corpus = recipe.corpus.model_dump(mode="json")
-    what: Plain = {"corpus": corpus, "corpus_content": fingerprint(recipe.corpus.source)}
+    corpus = recipe.corpus.text.model_dump(mode="json", exclude={"temperature"})
+    what: Plain = {"corpus": corpus, "corpus_content": content_of(recipe.corpus)}
     if recipe.corpus.annotators:
         what["annotators"] = {spec: annotator(spec).version for spec in recipe.corpus.annotators}
     if after is not None:
@@ -138,6 +139,8 @@ def pretrain_stage(recipe: Recipe, prepared: Stage, *, after: Stage | None = Non
     what = recipe.model_dump(mode="json", include=parts) | {"arms": list(recipe.objectives)}  # in their order
     if recipe.objectives and sampler(recipe.sampler, list(recipe.objectives)).every:
         what["evaluated_rows"] = recipe.evaluation.rows  # the sampler's probe takes other rows
+    if len(recipe.corpus.sources) > 1:  # the weights of a mix, which its rows do not depend on
+        what["corpus"] = recipe.corpus.model_dump(mode="json", include={"source", "temperature"})
     how = {key: what["training"].pop(key) for key in _CHANGE_NO_WEIGHT}
     how["evaluation"] = recipe.evaluation.model_dump(mode="json")
     if after is not None:
@@ -155,7 +158,7 @@ def learn_stage(recipe: Recipe, task: str, prepared: Stage, *, after: Stage | No
     """
     what = recipe.unlearned().model_dump(mode="json", include={"learning", "objective", "training", "corpus"})
     what |= {"task": task, "task_content": load_task(task).fingerprint}
-    what |= {"corpus_content": fingerprint(recipe.corpus.source), "max_length": recipe.finetune.max_length}
+    what |= {"corpus_content": content_of(recipe.corpus), "max_length": recipe.finetune.max_length}
     for key in _CHANGE_NO_WEIGHT:
         del what["training"][key]
     if after is not None:
@@ -210,8 +213,8 @@ def finetune_stage(
 
 def overlap_stage(recipe: Recipe, task: str, content: str) -> Stage:
     """Whether the corpus of a training holds the test items of a task."""
-    corpus = recipe.corpus.model_dump(mode="json", include={"source", "text_field", "limit"})
-    what = {"corpus": corpus, "corpus_content": fingerprint(recipe.corpus.source)}
+    corpus = recipe.corpus.text.model_dump(mode="json", include={"source", "text_field", "limit"})
+    what = {"corpus": corpus, "corpus_content": content_of(recipe.corpus)}
     return Stage("overlap", {**what, "task": task, "task_content": content})
 
 
@@ -222,6 +225,12 @@ def _start(recipe: Recipe) -> Plain:
         "model": recipe.model.model_dump(mode="json"),
         "model_content": start_fingerprint(name) if name else None,
     }
+
+
+def content_of(corpus: CorpusSettings) -> str | list[str]:
+    """The ``fingerprint`` of a corpus, or of each source of a mix."""
+    contents = [fingerprint(source) for source in corpus.sources]
+    return contents[0] if len(contents) == 1 else contents
 
 
 def fingerprint(source: str) -> str:

@@ -118,7 +118,12 @@ def _layers(corpus: CorpusSettings, folder: Path) -> Store | None:
     if not corpus.annotators:
         return None
     made = annotate_corpus(
-        corpus.source, corpus.annotators, folder, text_field=corpus.text_field, limit=corpus.limit, jobs=1
+        corpus.documents(),
+        corpus.annotators,
+        folder,
+        text_field=corpus.text_field,
+        limit=corpus.limit,
+        jobs=1,
     )
     for spec, entry in made["annotators"].items():
         if entry["notice"]:  # an arm on an empty layer would be another policy under its name
@@ -329,7 +334,13 @@ def masked_source(data: Prepared, recipe: Recipe, config: PreTrainedConfig) -> M
     """The batches of a recipe that trains one objective; ``config`` of its model."""
     masker = recipe.masking.masker(data.tokenizer, seed=recipe.training.seed)
     rows = laid_out(data.training, objective_class(recipe.objective), config)
-    return MaskedSource(rows, masker, recipe.training)
+    return MaskedSource(rows, masker, recipe.training, shares=_shares(rows, recipe))
+
+
+def _shares(rows: Rows, recipe: Recipe) -> dict[str, float]:
+    """The shares of the sources of a mix, by name; none where there is one source."""
+    corpus = recipe.corpus
+    return corpus.shares(rows.by_source(len(corpus.sources))) if len(corpus.sources) > 1 else {}
 
 
 def _several_objectives(network: PreTrainedModel, data: Prepared, recipe: Recipe) -> Learning:
@@ -347,7 +358,7 @@ def _several_objectives(network: PreTrainedModel, data: Prepared, recipe: Recipe
     for name, kind in classes.items():
         own = kind.settings(common, objectives[name].masking)
         maker = kind.maker(data.tokenizer, seed=training.seed, length=data.training.length, **own)
-        sources[name] = MaskedSource(rows[name], maker, training)
+        sources[name] = MaskedSource(rows[name], maker, training, shares=_shares(rows[name], recipe))
     chance = {name: joined.arm(name).chance(len(data.tokenizer), training.batch_size) for name in objectives}
     chooser = read_sampler(by, list(objectives), seed=training.seed, chance=chance)
     source = ArmsSource(sources, chooser, training)

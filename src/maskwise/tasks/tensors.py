@@ -30,7 +30,8 @@ from maskwise.objectives import Classification, Objective
 from maskwise.tasks.metrics import LOST
 from maskwise.tasks.task import SPLITS, Answers, Task, Tuned
 from maskwise.training import TrainingSettings, permutation
-from maskwise.training.data import Order, by_width
+from maskwise.training.data import by_width
+from maskwise.training.order import Order
 
 WINDOW_STEPS = 16
 """The rows of so many steps are sorted by length together."""

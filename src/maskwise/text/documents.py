@@ -44,10 +44,14 @@ EMPTY, BINARY, NO_TEXT, REPEATED = "empty", "binary (NUL characters)", "no text 
 
 
 class Document(NamedTuple):
-    """A text and its name. Held-out splits and masks hang on the name, so it should be unique and stable."""
+    """A text and its name. Held-out splits and masks hang on the name, so it should be unique and stable.
+
+    ``source`` is the number of the corpus that it is from, where there are several (``Joined``).
+    """
 
     id: str
     text: str
+    source: int = 0
 
 
 class Documents:
@@ -106,6 +110,33 @@ class Documents:
         return Document(name, value) if is_utf8(value) and is_utf8(name) else Skip(NOT_UTF8)
 
 
+class Joined(Documents):
+    """Several corpora one after the other; a text that an earlier one holds is left out of a later one.
+
+    A document keeps its name, so that it stays on the same side of a held-out split as in its corpus alone.
+
+    >>> parts = [read_documents(["The cat sat.", "A dog ran."]), read_documents(["The cat sat.", "It rained."])]
+    >>> [(document.text, document.source) for document in Joined(parts)]
+    [('The cat sat.', 0), ('A dog ran.', 0), ('It rained.', 1)]
+    """
+
+    def __init__(self, parts: Sequence[Documents]):
+        self.parts = parts
+        super().__init__(tuple, name=" + ".join(part.name for part in parts), fields=parts[0].fields)
+
+    def __iter__(self) -> Iterator[Document]:
+        self.read, self.skipped = 0, Counter()
+        seen = _Seen()
+        for number, part in enumerate(self.parts):
+            for document in part:
+                if seen.before(text_id(document.text)):
+                    self.skipped[REPEATED] += 1
+                else:
+                    self.read += 1
+                    yield document._replace(source=number)
+            self.skipped += part.skipped
+
+
 class _Seen:
     """The numbers that were seen: recent ones in a set, the others in a sorted array, ten times smaller."""
 
@@ -127,7 +158,7 @@ class _Seen:
 
 def _parts(document: Document) -> Iterator[Document]:
     """The document, or the parts of one that is too long to be worked on whole, each cut before a blank."""
-    name, text = document
+    name, text, _ = document
     number = 0
     while len(text) > LONGEST_TEXT:
         number += 1

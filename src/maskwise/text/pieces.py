@@ -155,6 +155,7 @@ class Pieces:
         frame, length: the special tokens of a row, and its L tokens, for which the pieces were cut.
         counts: documents read, pieces and tokens made, unknown tokens, and what was left out or is not eligible.
         tokenizer: the key of the tokenizer that made the tokens (`tokenizer_key`); "" if it is not known.
+        sources: (P,) int16, ascending: the number of the corpus that each piece is from; None where there is only one.
     """
 
     columns: dict[str, Array]
@@ -165,6 +166,7 @@ class Pieces:
     length: int
     counts: Counter[str] = field(default_factory=Counter)
     tokenizer: str = ""
+    sources: Array | None = None
 
     def __len__(self) -> int:
         return len(self.example_ids)
@@ -176,6 +178,8 @@ class Pieces:
             for name, values in self.columns.items()
         }
         columns |= {"example_id": pa.array(self.example_ids), "document": pa.array(self.documents)}
+        if self.sources is not None:
+            columns["source"] = pa.array(self.sources)
         about = {"frame": self.frame._asdict(), "length": self.length, "counts": self.counts}
         return write_arrow(Path(path), columns, {**about, "tokenizer": self.tokenizer})
 
@@ -198,10 +202,11 @@ class Pieces:
                 what, got=made, allowed=key, do="prepare the corpus again, with this tokenizer"
             )
         names, documents = (columns.pop(name).to_numpy() for name in ("example_id", "document"))
+        sources = columns.pop("source").to_numpy() if "source" in columns else None
         offsets = columns["input_ids"].offsets.to_numpy()
         tokens = {name: column.values.to_numpy(zero_copy_only=True) for name, column in columns.items()}
         frame, counts = Frame(**about["frame"]), Counter(about["counts"])
-        return cls(tokens, offsets, names, documents, frame, about["length"], counts, made)
+        return cls(tokens, offsets, names, documents, frame, about["length"], counts, made, sources)
 
 
 def read_pieces(
@@ -253,7 +258,9 @@ def read_pieces(
         whole = columns.joined()
         sizes, names, documents = (whole.pop(name) for name in ("lengths", "example_ids", "documents"))
         offsets = np.concatenate(([0], np.cumsum(sizes, dtype=np.int64)))
-        pieces = Pieces(whole, offsets, names, documents, frame, length, counts, key)
+        sources = whole.pop("sources")
+        several = sources if len(sources) and sources[-1] else None
+        pieces = Pieces(whole, offsets, names, documents, frame, length, counts, key, several)
         return pieces if path is None else Pieces.load(pieces.save(path))
     finally:
         if scratch:
@@ -303,6 +310,7 @@ def _cut(
         "lengths": np.diff([*begins, total]).astype(np.int32),
         "example_ids": np.array(example_ids, dtype=np.int64),
         "documents": documents[owners],
+        "sources": np.array([document.source for document in window], dtype=np.int16)[owners],
     }
 
 

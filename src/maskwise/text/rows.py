@@ -78,6 +78,8 @@ class Rows:
         each, once = (opened + closed, 0) if layout == "packed" else (closed, int(opened))
         cost = pieces.offsets[chosen + 1] - pieces.offsets[chosen] + each
         borders = np.flatnonzero(np.diff(np.cumsum(cost) // WINDOW_TOKENS)) + 1
+        if pieces.sources is not None:  # a row is of one source, so that shares of sources are shares of rows
+            borders = np.union1d(borders, np.flatnonzero(np.diff(pieces.sources[chosen])) + 1)
         order, counts = [chosen[:0]], [np.zeros(1, np.int64)]
         for some, costs in zip(np.split(chosen, borders), np.split(cost, borders)):
             row = _best_fit(costs, pieces.length - once)
@@ -106,6 +108,13 @@ class Rows:
         """(N,) int64: the tokens of each row, without special ones."""
         costs = np.diff(self.pieces.offsets)[self.order]
         return np.diff(np.append(0, np.cumsum(costs))[self.first])
+
+    def by_source(self, count: int) -> list[int]:
+        """The number of rows of each of ``count`` sources; those of a source stand together, in their order."""
+        if self.pieces.sources is None:
+            return [len(self), *[0] * (count - 1)]
+        sources = self.pieces.sources[self.order[self.first[:-1]]]
+        return [int(number) for number in np.bincount(sources, minlength=count)]
 
     @property
     def documents(self) -> Ints:

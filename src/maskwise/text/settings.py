@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from tokenizers import AddedToken
 
-from maskwise.text.documents import Document, Documents, read_documents
+from maskwise.errors import MaskwiseError
+from maskwise.text.documents import Document, Documents, Joined, read_documents
 from maskwise.text.tokenizers import load_tokenizer, train_tokenizer
 from maskwise.text.worlds import read_world
 
@@ -19,16 +21,23 @@ class CorpusSettings(BaseModel):
 
     >>> CorpusSettings(source="./texts/a.txt", length=128).source
     'texts/a.txt'
+    >>> CorpusSettings(source={"a.txt": 2, "b.txt": 1}).shares([500, 500])
+    {'a.txt': 0.6666666666666666, 'b.txt': 0.3333333333333333}
+    >>> CorpusSettings(source=["a.txt", "b.txt"], temperature=2).shares([400, 100])
+    {'a.txt': 0.6666666666666666, 'b.txt': 0.3333333333333333}
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    source: str = "bundled:wikipedia"
+    source: str | dict[str, float] | tuple[str, ...] = "bundled:wikipedia"
     """A file or folder (.txt, .jsonl, .gz, .parquet), ``hf:NAME`` for a datasets id, the bundled sample, or an
-    invented world such as ``factworld(people=300)``."""
+    invented world such as ``factworld(people=300)``. Several are mixed: ``{FILE: 2, OTHER: 1}`` by weights, or
+    ``[FILE, OTHER]`` in proportion to their sizes."""
+    temperature: float | None = Field(None, gt=0)
+    """For a list of sources: shares in proportion to their sizes to the power 1/T. None: 1."""
     text_field: str = "text"
     limit: int | None = Field(None, ge=1)
-    """At most this many documents."""
+    """At most this many documents, of each source."""
     length: int = Field(64, ge=4)
     """Positions in a row."""
     layout: Literal["packed", "document"] = "packed"
@@ -40,18 +49,72 @@ class CorpusSettings(BaseModel):
     layers: tuple[str, ...] = ()
     """Annotators whose layers the rows carry, such as pos and salient; stored("FOLDER") takes finished ones."""
 
-    @field_validator("source")
+    @field_validator("source", mode="before")
     @classmethod
-    def _one_spelling(cls, value: str) -> str:
-        """``./a.txt`` is ``a.txt``, and so the same stage."""
-        if world := read_world(value):
-            return str(world)
-        return value if value.startswith(("hf:", "bundled:")) else os.path.normpath(value)
+    def _checked(cls, value: Any) -> Any:
+        """``./a.txt`` is ``a.txt``, and so the same stage; a mix of one source is that source."""
+        if isinstance(value, str):
+            return _one_spelling(value)
+        if not isinstance(value, Mapping | list | tuple):
+            return value
+        names = [_one_spelling(name) if isinstance(name, str) else name for name in value]
+        if not names:
+            raise MaskwiseError("a mix that names no source", got=value, allowed="{FILE: 2, OTHER: 1}")
+        if wrong := [name for name in names if not isinstance(name, str) or name == "."]:
+            raise MaskwiseError(
+                "a source is named by text", got=repr(wrong[0]), allowed="a file, bundled:wikipedia, …"
+            )
+        if len(set(names)) < len(names):
+            raise MaskwiseError("a mix names a source twice", got=", ".join(names))
+        weights = [*value.values()] if isinstance(value, Mapping) else [1.0]
+        for name, weight in zip(names, weights):
+            if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
+                raise MaskwiseError(
+                    f"the weight of {name} in a mix", got=repr(weight), allowed="a number ≥ 0"
+                )
+        if not sum(weights):
+            raise MaskwiseError(
+                "the weights of a mix sum to nothing", got=weights, allowed="at least one above 0"
+            )
+        if len(names) == 1:
+            return names[0]
+        return dict(zip(names, weights)) if isinstance(value, Mapping) else tuple(names)
+
+    @model_validator(mode="after")
+    def _weighed_once(self) -> CorpusSettings:
+        if self.temperature is not None and not isinstance(self.source, tuple):
+            do = "list the sources without weights: corpus.source: [FILE, OTHER]"
+            raise MaskwiseError("temperature is for a list of sources", got=self.source, do=do)
+        return self
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The names of the corpora, in order."""
+        return (self.source,) if isinstance(self.source, str) else tuple(self.source)
+
+    def shares(self, sizes: Sequence[int]) -> dict[str, float]:
+        """The share of each source among the rows that are trained on, by name.
+
+        Args:
+            sizes: of the sources, in rows.
+        """
+        if isinstance(self.source, dict):
+            weights = [*self.source.values()]
+        else:
+            weights = [size ** (1 / (self.temperature or 1)) for size in sizes]
+        return {name: weight / sum(weights) for name, weight in zip(self.sources, weights)}
+
+    @property
+    def text(self) -> CorpusSettings:
+        """The settings without the weights of a mix: all that the rows depend on."""
+        mixed = not isinstance(self.source, str)
+        return self.model_copy(update={"source": self.sources, "temperature": None}) if mixed else self
 
     @property
     def annotators(self) -> tuple[str, ...]:
-        """What makes the layers: those of ``layers``, and a world, which brings its own."""
-        return (*self.layers, self.source) if read_world(self.source) else self.layers
+        """What makes the layers: those of ``layers``, and a world, which brings its own unless it is in a mix."""
+        world = read_world(self.source) if isinstance(self.source, str) else None
+        return (*self.layers, str(world)) if world else self.layers
 
     @property
     def row_layout(self) -> str:
@@ -61,15 +124,34 @@ class CorpusSettings(BaseModel):
     @property
     def title(self) -> str:
         """What records call the text."""
-        return self.source if self.limit is None else f"{self.source}, first {self.limit}"
+        title = " + ".join(self.sources)
+        return title if self.limit is None else f"{title}, first {self.limit}"
 
-    def documents(self) -> Documents:
-        """The documents, to be read anew with each iteration.
+    def parts(self) -> list[Documents]:
+        """The documents of each source.
 
         Raises:
             MaskwiseError: no such source, or none that can be read.
         """
-        return read_documents(self.source, text_field=self.text_field, limit=self.limit)
+        return [
+            read_documents(source, text_field=self.text_field, limit=self.limit) for source in self.sources
+        ]
+
+    def documents(self) -> Documents:
+        """The documents of all sources, to be read anew with each iteration.
+
+        Raises:
+            MaskwiseError: no such source, or none that can be read.
+        """
+        parts = self.parts()
+        return Joined(parts) if len(parts) > 1 else parts[0]
+
+
+def _one_spelling(source: str) -> str:
+    """A source as it is written everywhere."""
+    if world := read_world(source):
+        return str(world)
+    return source if source.startswith(("hf:", "bundled:")) else os.path.normpath(source)
 
 
 class TokenizerSettings(BaseModel):

@@ -54,12 +54,14 @@ class Tokens(NamedTuple):
     Attributes:
         word_ids: (n,) the running number of each token's word, −1 for none; None where a slow tokenizer cannot tell.
         layers: other layers, (n,) each, which are carried into the pieces.
+        source: the number of the corpus that the document is from.
     """
 
     document_id: str
     input_ids: NDArray[np.int32]  # (n,)
     word_ids: NDArray[np.int32] | None
     layers: Mapping[str, Array] = MappingProxyType({})
+    source: int = 0
 
     def columns(self) -> dict[str, Array]:
         """Everything that is known of each token, by name."""
@@ -196,13 +198,13 @@ def tokenise(
         for document, encoding, start, end in zip(batch, encodings, [0, *ends], ends):
             ids = np.array(encoding.ids, dtype=np.int32)
             word_ids, *rest = (column[start:end] for column in columns.values())
-            yield Tokens(document.id, ids, word_ids, dict(zip([*columns][1:], rest)))
+            yield Tokens(document.id, ids, word_ids, dict(zip([*columns][1:], rest)), document.source)
 
 
 def _without_words(documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase) -> Iterator[Tokens]:
     for document in documents:
         ids = tokenizer(document.text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
-        yield Tokens(document.id, np.array(ids, dtype=np.int32), None)
+        yield Tokens(document.id, np.array(ids, dtype=np.int32), None, source=document.source)
 
 
 def _wordpiece(corpus: list[str], vocab_size: int, lowercase: bool) -> Tokenizer:

@@ -378,7 +378,7 @@ def of_run(settings: Any, seed: int) -> Any:
     {'source': 'factworld(people=40, seed=7)', 'limit': 9}
     """
     if isinstance(settings, Mapping):
-        return {key: of_run(value, seed) for key, value in settings.items()}
+        return {of_run(key, seed): of_run(value, seed) for key, value in settings.items()}
     if isinstance(settings, list | tuple):
         return type(settings)(of_run(value, seed) for value in settings)
     if isinstance(settings, str) and settings.partition("(")[0].strip() in WORLDS and RUN in settings:

@@ -15,21 +15,22 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from maskwise.errors import MaskwiseError
-from maskwise.keys import Array, fold, permutation
+from maskwise.keys import Array
 from maskwise.masking import MaskedBatch
 from maskwise.masking.batch import IGNORE
 from maskwise.objectives.base import Maker
 from maskwise.training.learners import Learner, learners_of
+from maskwise.training.order import Mix, Order
 from maskwise.training.settings import TrainingSettings
 
-WINDOW = 16
-"""Batches whose rows are sorted by length together: most of the padding goes, and batches stay mixed."""
+NO_SHARES: Mapping[str, float] = MappingProxyType({})
 
 
 class Source(Protocol):
@@ -52,8 +53,8 @@ class Source(Protocol):
         """What to log of these batches: sums, added up between two lines of metrics (see ``summarise``)."""
         ...
 
-    def summarise(self, sums: Mapping[str, float]) -> dict[str, float]:
-        """Metrics from the sums since the last line."""
+    def summarise(self, sums: Mapping[str, float]) -> dict[str, Any]:
+        """Metrics from the sums since the last line: numbers, or shares by name."""
         ...
 
 
@@ -65,6 +66,9 @@ class Rows(Protocol):
     def documents(self) -> Any: ...
     @property
     def lengths(self) -> Array: ...
+    def by_source(self, count: int) -> list[int]:
+        """The number of rows of each of ``count`` sources, which stand one behind the other."""
+
     def batch(self, rows: Tensor) -> Any:
         """Some rows, as a `Masker` takes them."""
 
@@ -123,41 +127,6 @@ def _copied(batch: Any, device: torch.device) -> Any:
     return {k: (v.pin_memory() if pin else v).to(device, non_blocking=True) for k, v in batch.items()}
 
 
-class Order:
-    """The order of ``size`` rows in an epoch, kept while the epoch lasts: drawing it takes .14 s for ten million rows.
-
-    Args:
-        lengths: (size,) of the rows, where batches of ``batch_size`` shall be of rows of similar length.
-
-    >>> sorted(Order(4, seed=0)(epoch=2).tolist())
-    [0, 1, 2, 3]
-    """
-
-    def __init__(self, size: int, *, seed: int, lengths: Tensor | None = None, batch_size: int = 1):
-        self.size, self.seed, self.lengths, self.batch_size = size, seed, lengths, batch_size
-        self._kept: tuple[int, Tensor] = (-1, torch.empty(0))
-
-    def __call__(self, epoch: int) -> Tensor:
-        """(size,) int64, a function of (size, seed, epoch)."""
-        if self._kept[0] != epoch:
-            order = permutation(self.size, seed=self.seed, epoch=epoch)
-            self._kept = epoch, order if self.lengths is None else self._grouped(order, epoch)
-        return self._kept[1]
-
-    def _grouped(self, order: Tensor, epoch: int) -> Tensor:
-        """Rows of similar length share a batch: within windows of ``WINDOW`` batches, whose order is random again."""
-        assert self.lengths is not None
-        batches = len(order) // self.batch_size
-        rows, rest = order[: batches * self.batch_size], order[batches * self.batch_size :]
-        window = torch.arange(len(rows)) // (WINDOW * self.batch_size)
-        sorted_rows = rows[(window * (int(self.lengths.max()) + 1) + self.lengths[rows]).argsort(stable=True)]
-        if not batches:
-            return order
-        places = permutation(batches, seed=fold(self.seed, WINDOW), epoch=epoch)
-        places = places[(places // WINDOW).argsort(stable=True)]
-        return torch.cat([sorted_rows.view(batches, -1)[places].flatten(), rest])
-
-
 class MaskedSource:
     """Masked batches from the rows of a corpus.
 
@@ -165,12 +134,20 @@ class MaskedSource:
         rows: the rows.
         masker: what masks them, or makes batches of them in another way.
         settings: batch size, steps, seed.
+        shares: of the sources of a mix, by name; none where all rows are of one source.
 
     Raises:
         MaskwiseError: fewer rows than one batch.
     """
 
-    def __init__(self, rows: Rows, masker: Maker, settings: TrainingSettings):
+    def __init__(
+        self,
+        rows: Rows,
+        masker: Maker,
+        settings: TrainingSettings,
+        *,
+        shares: Mapping[str, float] = NO_SHARES,
+    ):
         if len(rows) < settings.batch_size:
             raise MaskwiseError(
                 "the corpus is smaller than one batch", got=f"{len(rows)} rows",
@@ -181,6 +158,7 @@ class MaskedSource:
         self.per_epoch = len(rows) // settings.batch_size
         lengths = torch.from_numpy(rows.lengths) if settings.group_by_length else None
         self.order = Order(len(rows), seed=settings.seed, lengths=lengths, batch_size=settings.batch_size)
+        self.mix = Mix(shares, rows.by_source(len(shares)), settings) if shares else None
 
     @property
     def ahead(self) -> int:
@@ -189,20 +167,37 @@ class MaskedSource:
 
     def batches(self, step: int, *, rank: int, ranks: int) -> list[MaskedBatch]:
         """The micro-batches of ``step`` for ``rank``."""
+        numbers, epoch = self._drawn(step)
+        made = []
+        for part in numbers.view(self.settings.accumulate, ranks, -1)[:, rank]:
+            batch = self.masker(
+                self.rows.batch(part), step=step, total_steps=self.settings.steps, epoch=epoch
+            )
+            if self.mix:
+                batch.sources = self.mix.counts(part)
+            made.append(batch)
+        return made
+
+    def _drawn(self, step: int) -> tuple[Tensor, int | None]:
+        """(batch size,) int64: the rows of a step; and their epoch, None where each source of a mix has its own."""
+        if self.mix:
+            return self.mix(step), None
         epoch, place = divmod(step, self.per_epoch)
-        size, total = self.settings.batch_size, self.settings.steps
-        numbers = self.order(epoch)[place * size :][:size].view(self.settings.accumulate, ranks, -1)[:, rank]
-        return [
-            self.masker(self.rows.batch(part), step=step, total_steps=total, epoch=epoch) for part in numbers
-        ]
+        size = self.settings.batch_size
+        return self.order(epoch)[place * size :][:size], epoch
 
     def learners(self) -> dict[str, Learner]:
         """What of the masking learns from the losses; see ``learners_of``."""
         return learners_of(self.masker)
 
     def facts(self, batches: Sequence[MaskedBatch]) -> dict[str, float]:
-        """Sums to log: tokens read, tokens that could be chosen, that were, and the ratio asked for."""
+        """Sums to log: tokens read, tokens that could be chosen, that were, the ratio asked for, rows by source."""
+        by_source = {
+            f"rows of {name}": float(sum(b.sources.get(name, 0) for b in batches))
+            for name in (self.mix.names if self.mix else ())
+        }
         return {
+            **by_source,
             "tokens": float(sum(b.tokens for b in batches)),
             "eligible": float(sum(int(b.source.eligible.sum()) for b in batches)),
             "chosen": float(sum(int(b.selected.sum()) for b in batches)),
@@ -210,8 +205,12 @@ class MaskedSource:
             "rows": float(sum(len(b.ratio) for b in batches)),
         }
 
-    def summarise(self, sums: Mapping[str, float]) -> dict[str, float]:
+    def summarise(self, sums: Mapping[str, float]) -> dict[str, Any]:
+        names = self.mix.names if self.mix else ()
+        rows = {name: sums[f"rows of {name}"] for name in names}
+        shares = {name: round(count / max(1.0, sum(rows.values())), 6) for name, count in rows.items()}
         return {
+            **({"sources": shares} if shares else {}),
             "tokens": int(sums["tokens"]),
             "ratio": sums["chosen"] / max(1.0, sums["eligible"]),
             "scheduled_ratio": sums["asked"] / max(1.0, sums["rows"]),

@@ -110,7 +110,8 @@ class Log:
             line["skipped"] = totals.skipped
         learnt = {k: v for learner in self.learners.values() for k, v in learner.facts().items()}
         self._write({"kind": "train", "step": done, **line, **learnt, "seconds": round(totals.seconds, 3)})
-        tracked = {f"train/{k}": v for k, v in line.items() if v is not None}
+        tracked = {f"train/{k}": v for k, v in line.items() if isinstance(v, int | float)}
+        tracked |= {f"train/source/{name}": share for name, share in line.get("sources", {}).items()}
         self.engine.accelerator.log(tracked, step=done)
         self.progress.note(loss=totals.loss, ratio=facts.get("ratio"))
 
