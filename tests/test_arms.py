@@ -90,7 +90,9 @@ def run(
 def lines(folder: Path) -> list[dict[str, Any]]:
     found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [
-        {k: v for k, v in line.items() if "seconds" not in k} for line in found if line["kind"] == "train"
+        {k: v for k, v in line.items() if "seconds" not in k and k != "speed"}
+        for line in found
+        if line["kind"] == "train"
     ]
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -21,6 +22,7 @@ from maskwise.folders import claim, damage, write_folder
 from maskwise.masking import Masker
 from maskwise.objectives import MaskedLanguageModelling
 from maskwise.signals import Asked, leave_when_asked
+from maskwise.text.pieces import _Columns
 from maskwise.training import MaskedSource, loop, train
 from maskwise.training import log as log_file
 from maskwise.training import states as states_file
@@ -388,6 +390,21 @@ def test_metrics_on_a_full_disk_are_one_line(size: int, tmp_path: Path) -> None:
         said.startswith("cannot write") and "metrics.jsonl; got File too large" in said and "\n" not in said
     )
     assert run(tmp_path, log_every=1)[1]["steps"] == 12 and len(lines(tmp_path)) == 24
+
+
+def columns_on_a_full_disk(folder: Path) -> str:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
+    columns = _Columns(folder / "columns")
+    try:
+        for _ in range(3):
+            columns.append({"input_ids": np.arange(20, dtype=np.int32)})
+    except MaskwiseError as error:
+        return str(error)
+    return "written"
+
+
+def test_short_columns_on_a_full_disk_are_not_lost_in_silence(tmp_path: Path) -> None:
+    assert forked(columns_on_a_full_disk, tmp_path)().startswith(f"cannot write {tmp_path}; got File too large")
 
 
 # --- another number of processes

@@ -166,6 +166,19 @@ def test_a_single_run_has_a_smaller_page(tmp_path):
     assert ("Time", "26 seconds") in content["facts"] and not content["forests"] and not content["scores"]
 
 
+def test_a_page_says_how_fast_the_training_was(tmp_path):
+    metrics = make_metrics("constant(0.3)")
+    for number, line in enumerate(line for line in metrics if line["kind"] == "train"):
+        speed = {"tokens_per_second": 1000.0 * number, "mfu": 0.21, "memory_gib": 0.5 + number}
+        line |= {"padding": 0.04, "speed": ({}, "quick", {"tokens_per_second": "many"}, speed)[min(number, 3)]}
+    facts = dict(content_of(write_run(tmp_path, metrics))["facts"])
+    last = max(number for number, line in enumerate(line for line in metrics if line["kind"] == "train"))
+    assert facts["Training"] == (
+        f"{500 * (3 + last):,.0f} tokens a second in each run, 21 % of the hardware's measured matrix products (MFU), "
+        f"4 % of the positions padding, at most {0.5 + last:.1f} GiB of memory"
+    )
+
+
 @pytest.mark.parametrize("damaged", ["metrics.jsonl", "recipe.yaml", "done.json", "samples.json"])
 def test_a_damaged_file_of_a_run_makes_a_smaller_page(tmp_path, damaged):
     run = write_run(tmp_path / "run", make_metrics("constant(0.3)"))

@@ -286,6 +286,22 @@ def encoder_weights(model: PreTrainedModel) -> int:
     return multiplied_weights(encoder_of(model))
 
 
+def attention_work(config: PreTrainedConfig, tokens: float, squares: float) -> float:
+    """Multiplications of an encoder's attention in a forward pass, where tokens see their own document only.
+
+    2 · H for every layer and every pair of tokens of which one sees the other: the scores, and the sums that they weigh.
+    A sliding layer has at most its window for every token; of documents of mixed lengths that is a little too many.
+
+    Args:
+        tokens: that are read.
+        squares: Σ length² over their documents.
+    """
+    kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
+    window = tokens * (2 * (getattr(config, "sliding_window", None) or 0) + 1)
+    pairs = sum(min(squares, window) if kind == "sliding_attention" else squares for kind in kinds)
+    return 2.0 * config.hidden_size * pairs
+
+
 def head_weights(model: PreTrainedModel) -> tuple[int, int]:
     """Weights of the prediction head, which work for every target: (its own, those tied to the embeddings)."""
     inside = {id(p) for part in (encoder_of(model), decoder_of(model)) if part for p in part.parameters()}

@@ -50,6 +50,12 @@ class Work:
 NO_DOCUMENTS = "its attention cannot keep documents apart"
 """What is said of a family that ``attention`` does not reach."""
 
+
+def trained(work: Work, *, frozen: bool = False) -> int:
+    """FLOPs of a forward and a backward pass; ``frozen``: of the heads alone, on an encoder that stays as it is."""
+    return int(2 * work.body + 6 * work.head + 4 * work.tied) if frozen else int(6 * work.all)
+
+
 Masking: TypeAlias = Mapping[str, Any]
 """How batches are masked: arguments of a ``Masker``, by name."""
 

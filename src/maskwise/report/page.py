@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from functools import cache
 from pathlib import Path
-from statistics import stdev
+from statistics import median, stdev
 
 import jinja2
 import vl_convert
@@ -66,6 +66,7 @@ def write_report(folder: Path, html: Path | None = None) -> Path:
 def page_content(folder: Folder) -> View:
     """All that the template says, as plain data."""
     colours = arm_colours(folder.arms, folder.study["baseline"])
+    facts = _facts(folder)
     return {
         "kind": folder.kind,
         "name": folder.name,
@@ -91,7 +92,8 @@ def page_content(folder: Folder) -> View:
         "several": objectives_view(folder, colours),
         "samples": _samples(folder, colours),
         "failures": [record for record in folder.records if record["kind"] == "failure"],
-        "facts": _facts(folder),
+        "finished": bool(facts),
+        "facts": facts + _speed(folder),
         "recipe_yaml": folder.recipe_yaml,
     }
 
@@ -313,6 +315,26 @@ def _facts(folder: Folder) -> list[tuple[str, str]]:
         ("Versions", ", ".join(f"{name} {version}" for name, version in study["versions"].items())),
     ]
     return [(name, text) for name, text in facts if text]
+
+
+def _speed(folder: Folder) -> list[tuple[str, str]]:
+    """How fast trainings were, by their metrics: the middle of what the lines say, and the highest peak of memory."""
+    needed = {"tokens_per_second", "memory_gib"}
+    lines = [line for line in folder.curves if line["kind"] == "train" and needed <= line.get("speed", {}).keys()]
+    if not lines:
+        return []
+    middle = {
+        name: median(values)
+        for name in ("tokens_per_second", "mfu")
+        if (values := [line["speed"][name] for line in lines if name in line["speed"]])
+    }
+    parts = [f"{middle['tokens_per_second']:,.0f} tokens a second in each run"]
+    if "mfu" in middle:
+        parts.append(f"{100 * middle['mfu']:.0f} % of the hardware's measured matrix products (MFU)")
+    if paddings := [line["padding"] for line in lines if "padding" in line]:
+        parts.append(f"{100 * sum(paddings) / len(paddings):.0f} % of the positions padding")
+    parts.append(f"at most {max(line['speed']['memory_gib'] for line in lines):.1f} GiB of memory")
+    return [("Training", ", ".join(parts))]
 
 
 def _duration(seconds: float) -> str:

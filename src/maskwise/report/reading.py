@@ -29,6 +29,8 @@ class Line(TypedDict, total=False):
     step: int
     seconds: float
     loss: float
+    padding: float
+    speed: dict[str, float]
     tokens: int
     ratio: float
     scheduled_ratio: float
@@ -215,7 +217,11 @@ def _needed(path: Path) -> dict[str, Any]:
 
 
 def _curves(folder: Path, arm: str, seed: int) -> list[Line]:
-    lines = (_finite(line) for line in read_lines(folder / "metrics.jsonl"))
+    lines = [_finite(line) for line in read_lines(folder / "metrics.jsonl")]
+    for line in lines:
+        speed = line.get("speed")
+        if not isinstance(speed, dict) or not all(isinstance(value, int | float) for value in speed.values()):
+            line.pop("speed", None)
     return [cast(Line, line | {"arm": arm, "seed": seed}) for line in lines if "step" in line]
 
 

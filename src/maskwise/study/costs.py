@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from maskwise.masking.schedules import schedule
 from maskwise.objectives import predicting
-from maskwise.objectives.base import Work
+from maskwise.objectives.base import trained
 from maskwise.recipe import Recipe
 from maskwise.training import MaskedSource
 from maskwise.training.arms import Arms
@@ -32,11 +32,6 @@ SAMPLED_STEPS = 32
 def flops(tokens: float, targets: float, network: PreTrainedModel, *, frozen: bool = False) -> int:
     """FLOPs of masked language modelling on so many tokens and targets; ``frozen``: training the head alone."""
     return trained(predicting(network).work(tokens, targets), frozen=frozen)
-
-
-def trained(work: Work, *, frozen: bool = False) -> int:
-    """FLOPs of a forward and a backward pass."""
-    return int(2 * work.body + 6 * work.head + 4 * work.tied) if frozen else int(6 * work.all)
 
 
 def flops_of_arms(

@@ -222,10 +222,13 @@ class TaskSource:
         return torch.tensor([fold(self.settings.seed, epoch, row, CHOICE) for row, epoch in part.tolist()])
 
     def facts(self, batches: Sequence[dict[str, Tensor]]) -> dict[str, float]:
-        return {"tokens": float(sum(int(b["attention_mask"].sum()) for b in batches))}
+        lengths = torch.cat([b["attention_mask"].sum(1).double() for b in batches])
+        positions = sum(b["attention_mask"].numel() for b in batches)
+        squares = float((lengths**2).sum())
+        return {"tokens": float(lengths.sum()), "squares": squares, "positions": float(positions)}
 
     def summarise(self, sums: Mapping[str, float]) -> dict[str, Any]:
-        return {"tokens": int(sums["tokens"])}
+        return {"tokens": int(sums["tokens"]), "padding": 1 - sums["tokens"] / max(1.0, sums["positions"])}
 
 
 # Tokenising

@@ -352,7 +352,8 @@ class _Columns:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 for name, column in part.items():
                     with open(self.folder / str([*part].index(name)), "ab") as file:
-                        column.tofile(file)
+                        # Not tofile: a short column stays in C's buffer, and a full disk is never heard of.
+                        file.write(np.ascontiguousarray(column).data)
             part = {name: np.empty(0, column.dtype) for name, column in part.items()}  # a view would keep all
         self.parts.append(part)
 

@@ -191,7 +191,9 @@ class MaskedSource:
         return learners_of(self.masker)
 
     def facts(self, batches: Sequence[MaskedBatch]) -> dict[str, float]:
-        """Sums to log: tokens read, tokens that could be chosen, that were, the ratio asked for, rows by source."""
+        """Sums to log: tokens read, those that could be chosen, that were, the ratio asked for, rows by source; and for
+        the speed the positions with and without padding, and Σ length² of the pieces."""
+        present = [b.source.count(b.source.present) for b in batches]
         by_source = {
             f"rows of {name}": float(sum(b.sources.get(name, 0) for b in batches))
             for name in (self.mix.names if self.mix else ())
@@ -203,6 +205,9 @@ class MaskedSource:
             "chosen": float(sum(int(b.selected.sum()) for b in batches)),
             "asked": float(sum(float(b.ratio.sum()) for b in batches)),
             "rows": float(sum(len(b.ratio) for b in batches)),
+            "positions": float(sum(b.source.input_ids.size for b in batches)),
+            "present": float(sum(count_P.sum() for count_P in present)),
+            "squares": float(sum((count_P**2).sum() for count_P in present)),
         }
 
     def summarise(self, sums: Mapping[str, float]) -> dict[str, Any]:
@@ -214,6 +219,7 @@ class MaskedSource:
             "tokens": int(sums["tokens"]),
             "ratio": sums["chosen"] / max(1.0, sums["eligible"]),
             "scheduled_ratio": sums["asked"] / max(1.0, sums["rows"]),
+            "padding": 1 - sums["present"] / max(1.0, sums["positions"]),
         }
 
 

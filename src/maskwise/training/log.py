@@ -21,9 +21,10 @@ from rich.progress import Progress as Bar
 
 from maskwise.errors import MaskwiseError
 from maskwise.folders import finite, read_lines, write_lines, writing
-from maskwise.training.data import Source
+from maskwise.training.data import Source, Step
 from maskwise.training.engine import Engine, Update
 from maskwise.training.learners import Learner
+from maskwise.training.speed import Meter
 from maskwise.training.states import Totals
 
 MOST_SKIPPED = 20
@@ -69,6 +70,11 @@ class Log:
         if path and self.totals.lines is not None and self.metrics.lines < self.totals.lines:
             lost = self.totals.lines - self.metrics.lines
             engine.say(f"{path} has lost {lost} of {self.totals.lines} lines: curves will have a gap")
+        s = engine.settings
+        self.meter = Meter(
+            engine.objective, engine.device, engine.accelerator.mixed_precision, ranks=engine.ranks,
+            frozen=s.freeze == "encoder", known=path is not None,
+        )  # fmt: skip
         self.progress = Progress(title, engine.settings.steps, engine.start, hidden=quiet or not engine.first)
 
     def __enter__(self) -> Log:
@@ -81,10 +87,11 @@ class Log:
         self.progress.bar.stop()
         self.metrics.close()
 
-    def add(self, update: Update, facts: Mapping[str, float]) -> None:
+    def add(self, update: Update, step: Step) -> None:
         """Take in one update and what its source says of its batches. Does not wait for the device."""
         self.window.append(update)
-        for name, value in {"targets": update.targets, **facts}.items():
+        self.meter.add(step)
+        for name, value in {"targets": update.targets, **step.facts}.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
 
     def line(self, done: int) -> None:
@@ -109,11 +116,15 @@ class Log:
         if self.engine.settings.on_nan == "skip":
             line["skipped"] = totals.skipped
         learnt = {k: v for learner in self.learners.values() for k, v in learner.facts().items()}
-        self._write({"kind": "train", "step": done, **line, **learnt, "seconds": round(totals.seconds, 3)})
-        tracked = {f"train/{k}": v for k, v in line.items() if isinstance(v, int | float)}
+        speed = self.meter.read(left=self.engine.settings.steps - done)
+        late = {"speed": speed, "seconds": round(totals.seconds, 3)}
+        self._write({"kind": "train", "step": done, **line, **learnt, **late})
+        tracked = {f"train/{k}": v for k, v in {**line, **speed}.items() if isinstance(v, int | float)}
         tracked |= {f"train/source/{name}": share for name, share in line.get("sources", {}).items()}
         self.engine.accelerator.log(tracked, step=done)
-        self.progress.note(loss=totals.loss, ratio=facts.get("ratio"))
+        share = f", MFU {100 * speed['mfu']:.0f} %" if "mfu" in speed else ""
+        rate = f"{speed['tokens_per_second']:,.0f} tokens/s{share}, {speed['memory_gib']:.1f} GiB"
+        self.progress.note(rate, loss=totals.loss, ratio=facts.get("ratio"), padding=facts.get("padding"))
 
     def _read(self, done: int) -> tuple[list[float], dict[str, float]]:
         """Losses and sums of facts since the last line, over all ranks; here the host waits for the device.
@@ -237,11 +248,11 @@ class Progress:
     def advance(self) -> None:
         self.bar.advance(self.task)
 
-    def note(self, **values: float | None) -> None:
-        """Show a few numbers behind the bar, those that are known."""
+    def note(self, rate: str = "", **values: float | None) -> None:
+        """Show how fast it is (if not said, the steps per second) and behind the bar a few numbers that are known."""
         speed = self.bar.tasks[self.task].speed
         text = "  ".join(f"{name} {value:.3g}" for name, value in values.items() if value is not None)
-        self.bar.update(self.task, note=text, rate=f"{speed:.1f} steps/s" if speed else "")
+        self.bar.update(self.task, note=text, rate=rate or (f"{speed:.1f} steps/s" if speed else ""))
 
 
 def _step(line: Mapping[str, object]) -> float:

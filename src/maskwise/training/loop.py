@@ -105,7 +105,7 @@ def _train(
     def judge(done: int, *, write: bool = True) -> bool:
         """Whether it is enough."""
         assert evaluate
-        with engine.evaluating():
+        with log.meter.paused(), engine.evaluating():
             lines = list(evaluate(done))
         for line in lines if write else ():
             log.evaluation(done, line)
@@ -122,7 +122,7 @@ def _train(
             for step in look_ahead(source, left, **place):
                 update, done = engine.update(step, observe, asked=bool(asked.number)), step.number + 1
                 learn(done)
-                log.add(update, step.facts)
+                log.add(update, step)
                 try:
                     if done % settings.log_every == 0 or done == steps:
                         log.line(done)

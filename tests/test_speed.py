@@ -1,0 +1,122 @@
+"""What people see of the speed: FLOPs as torch counts them, shares that are known, a rate that is measured once."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from maskwise.families import attention_work
+from maskwise.masking import Masker
+from maskwise.objectives import MaskedLanguageModelling
+from maskwise.training import MaskedSource, speed, train
+from maskwise.training.data import Step
+from maskwise.training.speed import Meter, cache_folder, matmul_rate, measured_rate
+from test_training import DATA, settings
+from training_tools import config, model, tokenizer
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(speed, "MEASURE_SECONDS", 0.0)
+    monkeypatch.setattr(speed, "SIZES", {"cpu": 64})
+    return tmp_path / "cache" / "maskwise" / "matmul.json"
+
+
+def step_of(source: MaskedSource, number: int) -> Step:
+    batches = source.batches(number, rank=0, ranks=1)
+    return Step(number, batches, sum(batch.targets for batch in batches), source.facts(batches))
+
+
+def test_the_flops_of_a_step_are_what_torch_counts() -> None:
+    """Rows without padding, one document each: what is left out is the special tokens' share of the weights."""
+    net = model("bert", hidden_size=128, intermediate_size=512)
+    net.set_attn_implementation("eager")
+    chosen = settings()
+    step = step_of(MaskedSource(DATA, Masker(tokenizer(), ratio=0.3), chosen), 0)
+    objective = MaskedLanguageModelling(net)
+    with FlopCounterMode(display=False) as counter:
+        objective(step.batches[0]).loss.backward()
+    meter = Meter(objective, CPU, "no", ranks=1, frozen=False, known=False)
+    meter.add(step)
+    assert 0.85 < meter.flops / counter.get_total_flops() <= 1.0  # 14 of 16 tokens are no special tokens
+    with_specials = Step(0, step.batches, step.targets, {**step.facts, "tokens": step.facts["present"]})
+    meter.read(left=0)
+    meter.add(with_specials)
+    assert meter.flops == pytest.approx(counter.get_total_flops(), rel=0.03)
+    frozen = Meter(objective, CPU, "no", ranks=1, frozen=True, known=False)
+    frozen.add(step)
+    assert frozen.flops < meter.flops
+
+
+def test_attention_is_within_documents_and_windows() -> None:
+    bert = config("bert")
+    layer = 2 * bert.hidden_size
+    assert attention_work(bert, 16, 16**2) == bert.num_hidden_layers * layer * 16**2
+    assert attention_work(bert, 16, 4 * 4**2) == attention_work(bert, 16, 16**2) / 4
+    mixed = config("modernbert")
+    mixed.layer_types, mixed.sliding_window = ["full_attention", "sliding_attention"], 2
+    assert attention_work(mixed, 100, 100**2) == 2 * mixed.hidden_size * (100**2 + 100 * 5)
+    assert attention_work(mixed, 12, 4 * 3**2) == 2 * mixed.hidden_size * 2 * 4 * 3**2
+
+
+def test_a_meter_measures_between_readings_and_leaves_pauses_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    objective = MaskedLanguageModelling(model("bert"))
+    meter = Meter(objective, CPU, "no", ranks=2, frozen=False, known=False)
+    meter.rate = 1e6
+    for _ in range(4):
+        meter.add(Step(0, [], 3, {"tokens": 10.0, "squares": 100.0}))
+        now[0] += 0.5
+    with meter.paused():
+        now[0] += 100.0
+    flops, found = meter.flops, meter.read(left=6)
+    assert found["tokens_per_second"] == 40.0 and found["seconds_left"] == 3.0
+    assert found["mfu"] == pytest.approx(flops / 2.0 / 1e6, abs=1e-4) and 0.01 < found["memory_gib"] < 100
+    meter.add(Step(0, [], 0, {}))
+    now[0] += 1.0
+    assert meter.read(left=0)["tokens_per_second"] == 0.0
+
+
+def test_the_rate_is_measured_once_and_by_device_precision_and_threads(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cache_folder() == cache.parent
+    first = matmul_rate(CPU, "no")
+    assert first > 1e6
+    monkeypatch.setattr(speed, "measured_rate", lambda *_: 5.0)
+    assert matmul_rate(CPU, "no") == first and matmul_rate(CPU, "bf16") == 5.0
+    kept = json.loads(cache.read_text())
+    assert sorted(kept.values()) == [5.0, first] and all("1 threads" in key for key in kept)
+    cache.write_text("nonsense")
+    assert matmul_rate(CPU, "no") == 5.0
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")  # nothing can be kept there
+    assert matmul_rate(CPU, "no") == 5.0
+
+
+def test_measuring_takes_under_a_second() -> None:
+    began = time.perf_counter()
+    assert measured_rate(CPU, torch.float32, seconds=0.05) > 1e6
+    assert time.perf_counter() - began < 10  # a busy machine
+
+
+def test_lines_say_how_fast_and_how_full(tmp_path: Path) -> None:
+    chosen: Any = settings()
+    objective = MaskedLanguageModelling(model("bert"))
+    train(objective, MaskedSource(DATA, Masker(tokenizer()), chosen), chosen, folder=tmp_path / "run", quiet=True)
+    written = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    for line in written:
+        assert line["padding"] == 0.0 and line["speed"].keys() == {
+            "tokens_per_second", "mfu", "memory_gib", "seconds_left",
+        }  # fmt: skip
+        assert line["speed"]["tokens_per_second"] > 0 < line["speed"]["mfu"]
+    assert written[-1]["speed"]["seconds_left"] == 0.0 < written[0]["speed"]["seconds_left"]
