@@ -404,7 +404,9 @@ def columns_on_a_full_disk(folder: Path) -> str:
 
 
 def test_short_columns_on_a_full_disk_are_not_lost_in_silence(tmp_path: Path) -> None:
-    assert forked(columns_on_a_full_disk, tmp_path)().startswith(f"cannot write {tmp_path}; got File too large")
+    assert forked(columns_on_a_full_disk, tmp_path)().startswith(
+        f"cannot write {tmp_path}; got File too large"
+    )
 
 
 # --- another number of processes

@@ -170,7 +170,10 @@ def test_a_page_says_how_fast_the_training_was(tmp_path):
     metrics = make_metrics("constant(0.3)")
     for number, line in enumerate(line for line in metrics if line["kind"] == "train"):
         speed = {"tokens_per_second": 1000.0 * number, "mfu": 0.21, "memory_gib": 0.5 + number}
-        line |= {"padding": 0.04, "speed": ({}, "quick", {"tokens_per_second": "many"}, speed)[min(number, 3)]}
+        line |= {
+            "padding": 0.04,
+            "speed": ({}, "quick", {"tokens_per_second": "many"}, speed)[min(number, 3)],
+        }
     facts = dict(content_of(write_run(tmp_path, metrics))["facts"])
     last = max(number for number, line in enumerate(line for line in metrics if line["kind"] == "train"))
     assert facts["Training"] == (

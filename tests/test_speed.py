@@ -112,7 +112,13 @@ def test_measuring_takes_under_a_second() -> None:
 def test_lines_say_how_fast_and_how_full(tmp_path: Path) -> None:
     chosen: Any = settings()
     objective = MaskedLanguageModelling(model("bert"))
-    train(objective, MaskedSource(DATA, Masker(tokenizer()), chosen), chosen, folder=tmp_path / "run", quiet=True)
+    train(
+        objective,
+        MaskedSource(DATA, Masker(tokenizer()), chosen),
+        chosen,
+        folder=tmp_path / "run",
+        quiet=True,
+    )
     written = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     for line in written:
         assert line["padding"] == 0.0 and line["speed"].keys() == {

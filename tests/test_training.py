@@ -476,7 +476,9 @@ def test_metrics_have_the_documented_fields(tmp_path: Path) -> None:
         .split("```")[1]
     )
     train_keys, eval_keys = (set(re.findall(r'"(\w+)":', part)) for part in text.split('{"kind": "eval"'))
-    assert all(line.keys() | line["speed"].keys() == train_keys for line in found[:-1]) and [x["step"] for x in found] == [
+    assert all(line.keys() | line["speed"].keys() == train_keys for line in found[:-1]) and [
+        x["step"] for x in found
+    ] == [
         2,
         4,
         6,

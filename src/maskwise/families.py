@@ -289,7 +289,7 @@ def encoder_weights(model: PreTrainedModel) -> int:
 def attention_work(config: PreTrainedConfig, tokens: float, squares: float) -> float:
     """Multiplications of an encoder's attention in a forward pass, where tokens see their own document only.
 
-    2 · H for every layer and every pair of tokens of which one sees the other: the scores, and the sums that they weigh.
+    2 · H for every layer and every pair of tokens of which one sees the other: the scores, and the sums they weigh.
     A sliding layer has at most its window for every token; of documents of mixed lengths that is a little too many.
 
     Args:

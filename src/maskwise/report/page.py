@@ -320,7 +320,9 @@ def _facts(folder: Folder) -> list[tuple[str, str]]:
 def _speed(folder: Folder) -> list[tuple[str, str]]:
     """How fast trainings were, by their metrics: the middle of what the lines say, and the highest peak of memory."""
     needed = {"tokens_per_second", "memory_gib"}
-    lines = [line for line in folder.curves if line["kind"] == "train" and needed <= line.get("speed", {}).keys()]
+    lines = [
+        line for line in folder.curves if line["kind"] == "train" and needed <= line.get("speed", {}).keys()
+    ]
     if not lines:
         return []
     middle = {

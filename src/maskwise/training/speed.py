@@ -6,7 +6,7 @@ The FLOPs of the model are those of useful work alone: weights outside the embed
 for every target (``Objective.work``), and attention within documents (Σ length², ``families.attention_work``). Padding,
 attention across documents, heads where there is no target and what is computed twice count as waste. The denominator is
 measured and not read from a data sheet: once for each device, precision and number of threads, in under a second. It is
-kept in a file; delete ``matmul.json`` in the cache folder to measure again (on a machine that is busy it comes out low).
+kept in a file; delete ``matmul.json`` in the cache folder to measure again (on a busy machine it comes out low).
 """
 
 from __future__ import annotations
@@ -45,7 +45,14 @@ class Meter:
     """
 
     def __init__(
-        self, objective: Objective, device: torch.device, precision: str, *, ranks: int, frozen: bool, known: bool
+        self,
+        objective: Objective,
+        device: torch.device,
+        precision: str,
+        *,
+        ranks: int,
+        frozen: bool,
+        known: bool,
     ):
         self.objective, self.device, self.ranks, self.frozen = objective, device, ranks, frozen
         self.rate = matmul_rate(device, precision) if known else None
