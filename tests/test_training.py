@@ -476,17 +476,8 @@ def test_metrics_have_the_documented_fields(tmp_path: Path) -> None:
         .split("```")[1]
     )
     train_keys, eval_keys = (set(re.findall(r'"(\w+)":', part)) for part in text.split('{"kind": "eval"'))
-    assert all(line.keys() | line["speed"].keys() == train_keys for line in found[:-1]) and [
-        x["step"] for x in found
-    ] == [
-        2,
-        4,
-        6,
-        8,
-        10,
-        12,
-        12,
-    ]
+    assert all(line.keys() | line["speed"].keys() == train_keys for line in found[:-1])
+    assert [x["step"] for x in found] == [2, 4, 6, 8, 10, 12, 12]
     assert found[-1].keys() == eval_keys | {"kind"}
     # 8 rows of 14 words and 2 special tokens a step; the ratio falls from 0.4 in step 0.
     assert [x["tokens"] for x in found[:-1]] == [2 * 8 * 14 * n for n in range(1, 7)]
