@@ -6,6 +6,7 @@ import tracemalloc
 import warnings
 from collections import Counter
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import pytest
@@ -295,17 +296,19 @@ class Flat:
     rows: np.ndarray
     length: int
     frame: tuple[int, int, int]
+    apart: bool = False
 
 
 def flat(
-    rows: list[dict], in_row: list[int], *, length: int, frame: tuple[int, int, int] = (CLS, SEP, PAD)
-) -> Flat:
+    rows: list[dict], in_row: list[int], *, length: int, frame: tuple[int, int, int] = (CLS, SEP, PAD),
+    apart: bool = False,
+) -> Flat:  # fmt: skip
     names = rows[0].keys() - {"example_id"}
     columns = {name: np.concatenate([np.array(r[name]) for r in rows]) for name in names}
     lengths, ids = (
         np.array(x) for x in ([len(r["input_ids"]) for r in rows], [r["example_id"] for r in rows])
     )
-    return Flat(columns, lengths, ids, np.array(in_row), length, frame)
+    return Flat(columns, lengths, ids, np.array(in_row), length, frame, apart)
 
 
 @pytest.mark.parametrize("policy", ["token", "whole-word", "span", "t5-span", "weighted", "salient"])
@@ -314,13 +317,13 @@ def test_flat_pieces_are_masked_like_rows_of_their_own(policy: str, corruption: 
     rows = [row([2, 1, 3, 1, 1, 2], example_id=i, framed=False) for i in range(7)]
     made = masker(policy, corruption, ratio=0.4)
     alone = made([row([2, 1, 3, 1, 1, 2], example_id=i) for i in range(7)], epoch=3)
-    for in_row in ([0, 0, 0, 1, 1, 2, 2], list(range(7))):
-        out = made(flat(rows, in_row, length=36), epoch=3)
+    for in_row, apart in product(([0, 0, 0, 1, 1, 2, 2], list(range(7))), (True, False)):
+        out = made(flat(rows, in_row, length=36, apart=apart), epoch=3)
         shown = []
         for b in range(max(in_row) + 1):
             for segment in range(in_row.count(b)):
                 piece = out.input_ids[b][out.segment_ids[b] == segment].tolist()
-                shown.append(piece if segment == 0 else [CLS, *piece])
+                shown.append(piece if apart or segment == 0 else [CLS, *piece])
         attention = (
             alone.attention_mask if alone.attention_mask is not None else torch.ones_like(alone.input_ids)
         )

@@ -1,17 +1,22 @@
-"""What a training step costs: our loop beside the Hugging Face ``Trainer``, and what POS-weighted masking adds.
+"""What a training step costs: our loop beside transformers' ``Trainer`` as people run it, on the same models and text.
 
-All train the same small model on the same rows for the same number of steps, one thread, float32, in turn, several
-times; the cost of a step is the difference between a longer and a shorter run, so that start-up does not count.
-Processor time, medians over the rounds: on a small machine they differ by up to a tenth from run to run, so a
-difference below that is noise. The peer masks with ``DataCollatorForLanguageModeling`` in its loader and runs
-its head on every position; ours masks whole words on the device and runs the head on the targets.
+Both train BERT of one size from the same weights with AdamW and dropout on all cores, in turn, several times. The peer
+runs in single precision, and in bfloat16 where the processor multiplies it natively; ours at its default. Two kinds of
+text: *full* rows, and *varied* ones, where the peer pads documents of any length and ours packs them and reads each by
+itself. Wall-clock time of one step is the difference between a longer and a shorter run, so that start-up does not
+count; medians over the rounds. So the machine has to be quiet: neighbours cost the faster contestant more.
+
+Rates are tokens of the text, without padding. The share of the hardware is the FLOPs of a step (the weights' matrix
+products forward and backward, with the head on the targets alone) over the rate of a square matrix product that
+is measured in the same run.
 """
 
 from __future__ import annotations
 
 import gc
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from functools import partial
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -21,115 +26,169 @@ from rich.console import RenderableType
 from rich.table import Table
 from transformers import DataCollatorForLanguageModeling, PrinterCallback, Trainer, TrainingArguments
 
-from maskwise.annotate.registry import annotator
-from maskwise.bench.timing import processor_seconds, surroundings
+from maskwise.bench.timing import surroundings
 from maskwise.masking import Masker
 from maskwise.models import new_config, new_model
 from maskwise.objectives import MaskedLanguageModelling
+from maskwise.study.costs import trained
 from maskwise.text import Rows, read_documents, read_pieces, tokenise, train_tokenizer
 from maskwise.training import MaskedSource, TrainingSettings, train
+from maskwise.training.engine import best_device, fast_bf16
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-PEER = "transformers.Trainer"
-TINY: dict[str, Any] = {
-    "hidden_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 336,
-}
-OURS = {"whole words": "whole-word", "POS-weighted": "pos-weighted"}
+PEER, OURS = "transformers.Trainer", "maskwise"
+SIZES: dict[str, tuple[int, int, int]] = {"tiny": (2, 128, 20), "mini": (4, 256, 10), "small": (4, 512, 5)}
+"""Layers, width, and steps that are timed."""
+RATIO = 0.15
 
 
 def bench_train(
-    *, rounds: int = 5, steps: int = 40, batch_size: int = 32, length: int = 64
-) -> dict[str, Any]:
+    *, rounds: int = 3, batch_size: int = 32, length: int = 128, sizes: Sequence[str] = tuple(SIZES),
+    vocabulary: int = 8192, documents: int = 2000,
+) -> dict[str, Any]:  # fmt: skip
     """
     Args:
         rounds: how often each contestant is timed.
-        steps: that are timed, after as many that are not.
+        sizes: of ``SIZES``.
+        documents: of the bundled Wikipedia.
 
     Returns:
-        "contestants": dicts with ``ms_per_step``, ``tokens_per_second`` and ``rate_over_peer``; "pos_weighted_adds":
-        the share of a step; "hardware".
+        "contestants": for each size, text and contestant its ``ms_per_step``, ``tokens_per_second``, the last
+        ``loss``, its time per token over ours (``ours_over_it``), and for ours ``share_of_matmul``; "matmul_flops": a
+        second.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        tokenizer, corpus = _rows(length)
-        calls: dict[str, Callable[[int], None]] = {
-            name: partial(_ours, policy, tokenizer, corpus, batch_size) for name, policy in OURS.items()
-        }
-        calls[PEER] = partial(_peer, tokenizer, corpus, batch_size)
-        found: dict[str, list[float]] = {name: [] for name in calls}
-        for _ in range(rounds):
-            for name, call in calls.items():
-                short, long = (_seconds(call, count) for count in (steps, 2 * steps))
-                found[name].append((long - short) / steps)
-    finally:
-        torch.set_num_threads(threads)
-    seconds = {name: median(values) for name, values in found.items()}
+    found = list(read_documents("bundled:wikipedia", limit=documents))
+    tokenizer = train_tokenizer((document.text for document in found), vocab_size=vocabulary)
+    pieces = read_pieces(tokenise(found, tokenizer), tokenizer=tokenizer, length=length)
+    rate = matmul_rate(torch.bfloat16 if fast_bf16() else torch.float32)
+    contestants = []
+    for size in sizes:
+        # Joined rows are full, and both read them as one text.
+        for text, ours, theirs in (("full", "joined", "joined"), ("varied", "packed", "document")):
+            rows = {OURS: Rows.of(pieces, ours), PEER: Rows.of(pieces, theirs)}
+            contestants += _contest(size, text, rows, tokenizer, batch_size, rounds, rate)
     return {
-        "batch": f"{batch_size} x {length}",
-        "contestants": [
-            {
-                "name": name, "ms_per_step": round(1000 * value, 2),
-                "tokens_per_second": round(batch_size * length / value),
-                "rate_over_peer": round(seconds[PEER] / value, 3),
-            }
-            for name, value in seconds.items()
-        ],
-        "pos_weighted_adds": round(seconds["POS-weighted"] / seconds["whole words"] - 1, 4),
-        "hardware": surroundings(["torch", "transformers", "accelerate"]),
+        "batch": f"{batch_size} x {length}", "vocabulary": len(tokenizer), "contestants": contestants,
+        "matmul_flops": rate, "hardware": surroundings(["torch", "transformers", "accelerate"]),
     }  # fmt: skip
 
 
-def _rows(length: int) -> tuple[Any, Rows]:
-    documents = list(read_documents("bundled:wikipedia", limit=400))
-    tokenizer = train_tokenizer((document.text for document in documents), vocab_size=2048)
-    tokens = tokenise(documents, tokenizer, layers=annotator("pos"))
-    return tokenizer, Rows.of(read_pieces(tokens, tokenizer=tokenizer, length=length), "document")
+def matmul_rate(dtype: torch.dtype, *, size: int = 2048, calls: int = 5) -> float:
+    """FLOPs a second of a square matrix product, the best of several."""
+    device = best_device()
+    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+
+    def seconds() -> float:
+        start = time.perf_counter()
+        (left @ right).sum().item()
+        return time.perf_counter() - start
+
+    seconds()
+    return 2 * size**3 / min(seconds() for _ in range(calls))
 
 
-def _model(tokenizer: PreTrainedTokenizerBase, length: int) -> Any:
-    return new_model(new_config("bert", tokenizer, length, **TINY), seed=0)
+def _contest(
+    size: str, text: str, rows: dict[str, Rows], tokenizer: PreTrainedTokenizerBase, batch_size: int,
+    rounds: int, rate: float,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """The lines of one size and text."""
+    layers, width, steps = SIZES[size]
+
+    def model() -> Any:
+        fields = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": width // 64}
+        config = new_config("bert", tokenizer, rows[PEER].length, **fields, intermediate_size=4 * width)
+        return new_model(config, seed=0)
+
+    calls: dict[str, Callable[[int], float]] = {
+        OURS: partial(_ours, model, tokenizer, rows[OURS], batch_size)
+    }
+    for precision in ("fp32", "bf16") if fast_bf16() else ("fp32",):
+        calls[f"{PEER} {precision}"] = partial(
+            _peer, model, tokenizer, rows[PEER], batch_size, precision == "bf16"
+        )
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    losses: dict[str, float] = {}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            short, _loss = _timed(call, steps)
+            long, losses[name] = _timed(call, 2 * steps)
+            seconds[name].append((long - short) / steps)
+    per_step = {name: median(values) for name, values in seconds.items()}
+    tokens = {name: batch_size * rows[name.split()[0]].tokens / len(rows[name.split()[0]]) for name in calls}
+    per_token = {name: per_step[name] / tokens[name] for name in calls}
+    work = MaskedLanguageModelling(model()).work(tokens[OURS], RATIO * tokens[OURS])
+    lines = []
+    for name in calls:
+        line = {
+            "size": f"{size} ({layers} × {width})", "text": text, "name": name,
+            "ms_per_step": round(1000 * per_step[name], 1), "tokens_per_second": round(1 / per_token[name]),
+            "loss": round(losses[name], 3), "ours_over_it": round(per_token[name] / per_token[OURS], 2),
+        }  # fmt: skip
+        if name == OURS:
+            line["share_of_matmul"] = round(trained(work) / per_step[name] / rate, 3)
+        lines.append(line)
+    return lines
 
 
-def _ours(policy: str, tokenizer: PreTrainedTokenizerBase, corpus: Rows, batch_size: int, steps: int) -> None:
-    settings = TrainingSettings(steps=steps, batch_size=batch_size, precision="no", log_every=steps)
-    masker = Masker(tokenizer, policy=policy, ratio=0.15, budget="expected")
-    source = MaskedSource(corpus, masker, settings)
-    objective = MaskedLanguageModelling(_model(tokenizer, corpus.length))
-    train(objective, source, settings, learners=source.learners(), quiet=True)
+def _timed(call: Callable[[int], float], steps: int) -> tuple[float, float]:
+    """Seconds of a run, and its last loss."""
+    gc.collect()
+    start = time.perf_counter()
+    loss = call(steps)
+    return time.perf_counter() - start, loss
 
 
-def _peer(tokenizer: PreTrainedTokenizerBase, corpus: Rows, batch_size: int, steps: int) -> None:
-    laid = corpus.batch(range(len(corpus))).laid_out()
-    rows = [{"input_ids": ids[show].tolist()} for ids, show in zip(laid["input_ids"], laid["attention_mask"])]
+def _ours(
+    model: Callable[[], Any], tokenizer: PreTrainedTokenizerBase, rows: Rows, batch_size: int, steps: int
+) -> float:
+    settings = TrainingSettings(steps=steps, batch_size=batch_size, log_every=steps, learning_rate=5e-5)
+    source = MaskedSource(rows, Masker(tokenizer, ratio=RATIO), settings)
+    loss = train(MaskedLanguageModelling(model()), source, settings, quiet=True)["loss"]
+    assert loss is not None
+    return loss
+
+
+def _peer(
+    model: Callable[[], Any],
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Rows,
+    batch_size: int,
+    bf16: bool,
+    steps: int,
+) -> float:
+    laid = rows.batch(range(min(len(rows), batch_size * steps))).laid_out()
+    texts = [
+        {"input_ids": ids[show].tolist()} for ids, show in zip(laid["input_ids"], laid["attention_mask"])
+    ]
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             folder, max_steps=steps, per_device_train_batch_size=batch_size, report_to="none", save_strategy="no",
-            logging_steps=steps, disable_tqdm=True, use_cpu=True, dataloader_pin_memory=False,
+            logging_steps=steps, disable_tqdm=True, use_cpu=best_device().type == "cpu", bf16=bf16,
+            dataloader_pin_memory=False,
         )  # fmt: skip
-        collator = DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.15)
-        trainer = Trainer(
-            _model(tokenizer, corpus.length), arguments, data_collator=collator, train_dataset=rows
-        )
+        collator = DataCollatorForLanguageModeling(tokenizer, mlm_probability=RATIO)
+        trainer = Trainer(model(), arguments, data_collator=collator, train_dataset=texts)
         trainer.pop_callback(PrinterCallback)
-        trainer.train()
-
-
-def _seconds(call: Callable[[int], None], steps: int) -> float:
-    gc.collect()
-    return processor_seconds(partial(call, steps))
+        return float(trainer.train().training_loss)
 
 
 def render_train(result: dict[str, Any]) -> RenderableType:
-    """One table; the last line says what POS-weighted masking adds."""
-    added = f"POS-weighted masking adds {100 * result['pos_weighted_adds']:.1f} % to a step"
-    table = Table("contestant", "ms a step", "tokens a second", f"× {PEER}", caption=added)
+    """One table; the last line says what the hardware does."""
+    rate = result["matmul_flops"] / 1e12
+    caption = f"{result['batch']} tokens; a matrix product does {rate:.2f} TFLOP/s here"
+    table = Table(
+        "model",
+        "text",
+        "contestant",
+        "ms a step",
+        "tokens a second",
+        "ours is × faster",
+        "loss",
+        caption=caption,
+    )
     for row in result["contestants"]:
-        cells = (f"{row['ms_per_step']:.1f}", f"{row['tokens_per_second']:,}", f"{row['rate_over_peer']:.2f}")
-        table.add_row(row["name"], *cells)
+        cells = (f"{row['ms_per_step']:.1f}", f"{row['tokens_per_second']:,}", f"{row['ours_over_it']:.2f}")
+        table.add_row(row["size"], row["text"], row["name"], *cells, f"{row['loss']:.2f}")
     return table

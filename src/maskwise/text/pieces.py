@@ -237,7 +237,7 @@ def read_pieces(
     >>> documents = [Document("a", "the cat sat"), Document("b", "on the mat")]
     >>> pieces = read_pieces(tokenise(documents, tokenizer), tokenizer=tokenizer, length=10)
     >>> tokenizer.batch_decode(Rows.of(pieces, "packed").tensors([0])["input_ids"])
-    ['[CLS] the cat sat [SEP] on the mat [SEP] [PAD]']
+    ['[CLS] the cat sat [SEP] [CLS] on the mat [SEP]']
     """
     frame, key = Frame.of(tokenizer), tokenizer_key(tokenizer)
     if not 1 <= frame.room(length) <= MOST_TOKENS:

@@ -1,13 +1,15 @@
-"""The bench of masking runs, checks what it times, and shows it; its figures are not a test's business."""
+"""The benches run, check what they time, and show it; their figures are not a test's business."""
 
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 from rich.console import Console
 
 from maskwise import bench
+from maskwise.bench import train as bench_train_module
 from maskwise.errors import MaskwiseError
 from maskwise.masking import CORRUPTIONS, POLICIES
 
@@ -32,3 +34,17 @@ def test_bench_mask_times_every_member_beside_the_peer() -> None:
 def test_unknown_bench() -> None:
     with pytest.raises(MaskwiseError, match=r"unknown bench 'masks'; allowed: .*mask"):
         bench.run("masks")
+
+
+def test_bench_train_times_both_on_both_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In miniature: every line is there, all start from the same weights, and the shown table has them all."""
+    monkeypatch.setattr(bench_train_module, "SIZES", {"tiny": (1, 64, 2)})
+    result = bench.run("train", sizes=("tiny",), rounds=1, batch_size=8, length=32, vocabulary=512, documents=120)
+    names = {row["name"] for row in result["contestants"]}
+    assert {"maskwise", "transformers.Trainer fp32"} <= names and result["matmul_flops"] > 1e8
+    assert len(result["contestants"]) == 2 * len(names)
+    losses = [row["loss"] for row in result["contestants"]]
+    assert max(losses) - min(losses) < 0.5 and all(math.isfinite(loss) for loss in losses)
+    for row in result["contestants"]:
+        assert row["name"] != "maskwise" or (row["ours_over_it"] == 1 and row["share_of_matmul"] > 0)
+    assert bench.render(result).row_count == len(result["contestants"])
