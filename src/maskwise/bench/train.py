@@ -34,6 +34,7 @@ from maskwise.study.costs import trained
 from maskwise.text import Rows, read_documents, read_pieces, tokenise, train_tokenizer
 from maskwise.training import MaskedSource, TrainingSettings, train
 from maskwise.training.engine import best_device, fast_bf16
+from maskwise.training.speed import measured_rate
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -62,7 +63,7 @@ def bench_train(
     found = list(read_documents("bundled:wikipedia", limit=documents))
     tokenizer = train_tokenizer((document.text for document in found), vocab_size=vocabulary)
     pieces = read_pieces(tokenise(found, tokenizer), tokenizer=tokenizer, length=length)
-    rate = matmul_rate(torch.bfloat16 if fast_bf16() else torch.float32)
+    rate = measured_rate(best_device(), torch.bfloat16 if fast_bf16() else torch.float32)
     contestants = []
     for size in sizes:
         # Joined rows are full, and both read them as one text.
@@ -73,20 +74,6 @@ def bench_train(
         "batch": f"{batch_size} x {length}", "vocabulary": len(tokenizer), "contestants": contestants,
         "matmul_flops": rate, "hardware": surroundings(["torch", "transformers", "accelerate"]),
     }  # fmt: skip
-
-
-def matmul_rate(dtype: torch.dtype, *, size: int = 2048, calls: int = 5) -> float:
-    """FLOPs a second of a square matrix product, the best of several."""
-    device = best_device()
-    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-
-    def seconds() -> float:
-        start = time.perf_counter()
-        (left @ right).sum().item()
-        return time.perf_counter() - start
-
-    seconds()
-    return 2 * size**3 / min(seconds() for _ in range(calls))
 
 
 def _contest(
