@@ -39,7 +39,9 @@ def test_unknown_bench() -> None:
 def test_bench_train_times_both_on_both_texts(monkeypatch: pytest.MonkeyPatch) -> None:
     """In miniature: every line is there, all start from the same weights, and the shown table has them all."""
     monkeypatch.setattr(bench_train_module, "SIZES", {"tiny": (1, 64, 2)})
-    result = bench.run("train", sizes=("tiny",), rounds=1, batch_size=8, length=32, vocabulary=512, documents=120)
+    result = bench.run(
+        "train", sizes=("tiny",), rounds=1, batch_size=8, length=32, vocabulary=512, documents=120
+    )
     names = {row["name"] for row in result["contestants"]}
     assert {"maskwise", "transformers.Trainer fp32"} <= names and result["matmul_flops"] > 1e8
     assert len(result["contestants"]) == 2 * len(names)

@@ -712,7 +712,9 @@ def test_new_models_are_a_function_of_their_seed() -> None:
         load_model("/nowhere")
 
 
-@pytest.mark.parametrize("architecture", [name for name in ARCHITECTURES if name != "eurobert"])  # has no such bias
+@pytest.mark.parametrize(
+    "architecture", [name for name in ARCHITECTURES if name != "eurobert"]
+)  # has no such bias
 def test_the_output_bias_starts_at_the_log_frequencies(architecture: str) -> None:
     """In every architecture, and it survives tying: a fresh model's loss is about the unigram loss."""
     log_unigram = torch.linspace(-9.0, 0.0, FIRST + WORDS).log_softmax(0)
