@@ -262,6 +262,8 @@ def check_memory(config: PreTrainedConfig, auto: Any = None) -> None:
 
 def _start_bias(model: PreTrainedModel, log_unigram: Tensor | None) -> None:
     bias = getattr(model.get_output_embeddings(), "bias", None)
+    if bias is None:  # ESM keeps it beside the output embeddings
+        bias = getattr(getattr(model, "lm_head", None), "bias", None)
     if (
         log_unigram is not None and bias is None and hasattr(model, "final_logits_bias")
     ):  # BART's, (1, V), is fixed
