@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from maskwise.errors import unknown_name
 from maskwise.objectives.base import Objective, Outcome
 from maskwise.objectives.boundary import SpanBoundary
+from maskwise.objectives.clm import CausalLanguageModelling
 from maskwise.objectives.contrastive import ContrastiveSentences
 from maskwise.objectives.denoising import Denoising, predicting
 from maskwise.objectives.detection import AddedTokenDetection, DeletedTokenDetection
@@ -24,7 +25,7 @@ from maskwise.specs import Call, build, parse_call
 OBJECTIVES: dict[str, type[Objective]] = {
     "mlm": MaskedLanguageModelling, "emlm": EntityMaskedLanguageModelling, "atd": AddedTokenDetection,
     "dtd": DeletedTokenDetection, "cse": ContrastiveSentences, "rtd": ReplacedTokenDetection, "sbo": SpanBoundary,
-    "denoise": Denoising,
+    "clm": CausalLanguageModelling, "denoise": Denoising,
 }  # fmt: skip
 
 
@@ -47,7 +48,7 @@ def objective(spec: str | Call, model: PreTrainedModel) -> Objective:
 
 
 __all__ = [
-    "OBJECTIVES", "Classification", "ContrastiveSentences", "Denoising", "MaskedLanguageModelling",
-    "MultipleChoice", "Objective", "Outcome", "Regression", "SpanQuestionAnswering", "objective", "objective_class",
-    "predicting",
+    "OBJECTIVES", "CausalLanguageModelling", "Classification", "ContrastiveSentences", "Denoising",
+    "MaskedLanguageModelling", "MultipleChoice", "Objective", "Outcome", "Regression", "SpanQuestionAnswering",
+    "objective", "objective_class", "predicting",
 ]  # fmt: skip

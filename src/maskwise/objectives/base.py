@@ -146,6 +146,14 @@ class Objective(nn.Module, ABC):
         return None
 
     @classmethod
+    def check_model(cls, config: PreTrainedConfig) -> None:
+        """Refuse a model that it cannot train; known before there are weights.
+
+        Raises:
+            MaskwiseError: what it needs of the model.
+        """
+
+    @classmethod
     def maker(
         cls, tokenizer: PreTrainedTokenizerBase, *, seed: int, length: int | None = None, **masking: Any
     ) -> Maker:

@@ -25,8 +25,10 @@ MOST_VALUES = 100_000
 """Values in one YAML text, counting what its aliases repeat: "billion laughs" is 30 lines that unfold to 10⁹ values."""
 
 
-def put(settings: Plain, dotted: str, value: object) -> None:
+def put(settings: Plain, dotted: str, value: object, *, clear: bool = True) -> None:
     """Set ``a.b.c`` in nested dicts, or ``a.1.c`` in the second dict of a list.
+
+    ``clear=False``: an empty group leaves what stands in a group of its name.
 
     >>> settings = {"training": {"steps": 10}, "phases": [{}, {"masking.ratio": 0.3}]}
     >>> put(settings, "training.seed", 3); put(settings, "phases.1.masking.ratio", 0.1); settings
@@ -48,7 +50,7 @@ def put(settings: Plain, dotted: str, value: object) -> None:
         group = inside
     if isinstance(group, list):
         group[_place(group, last, dotted=dotted)] = value
-    else:
+    elif clear or value != {} or not isinstance(group.get(last), dict):
         group[last] = value
 
 
@@ -70,17 +72,18 @@ def nested(tree: Mapping[str, object]) -> Plain:
     """
     settings: Plain = {}
     for key, value in leaves(tree):
-        put(settings, key, value)
+        put(settings, key, value, clear=False)
     return settings
 
 
 def leaves(tree: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
     """Nested settings as pairs of ``a.b.c`` and value: a dict changes only the keys that it names.
 
-    A mix of sources is one value: it is replaced as a whole, and the names in it hold dots.
+    An empty dict is a value too: ``objectives: {mlm: {}}`` names an objective and says no more of it. A mix of sources
+    is one value: it is replaced as a whole, and the names in it hold dots.
     """
     for key, value in tree.items():
-        if isinstance(value, dict) and not f"{prefix}{key}".endswith("corpus.source"):
+        if isinstance(value, dict) and value and not f"{prefix}{key}".endswith("corpus.source"):
             yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
@@ -94,7 +97,7 @@ def merged(base: Plain, own: Plain) -> Plain:
     for tree, dropped in ((base, replaced), (own, ())):
         for key, value in leaves(tree):
             if not any(f"{key}.".startswith(f"{name}.") for name in ("study.arms", *dropped)):
-                put(settings, key, value)
+                put(settings, key, value, clear=False)
     if own_arms or base_arms:
         put(settings, "study.arms", own_arms or base_arms)
     return settings

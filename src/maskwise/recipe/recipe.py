@@ -42,7 +42,7 @@ ARM_PARTS = (
 PHASE_PARTS = ("corpus", "masking", "objective", "objectives", "sampler", "training")
 """What a phase of training may change of the recipe; all phases have one model and one tokenizer."""
 
-ALONE = ("mlm", "denoise")
+ALONE = ("mlm", "clm", "denoise")
 """Objectives that train a model alone: each makes a language model, of its kind."""
 
 
@@ -67,7 +67,7 @@ class Recipe(Settings):
     model: ModelSettings = ModelSettings()
     masking: MaskingSettings = MaskingSettings()
     objective: str = "mlm"
-    """What is learnt from masked text: ``mlm`` by encoders, ``denoise`` by encoder–decoders."""
+    """What is learnt: masked tokens (``mlm``) or next ones (``clm``) by encoders, ``denoise`` by encoder–decoders."""
     objectives: dict[str, ObjectiveSettings] = {}
     """Several objectives over one encoder, by the names of their arms; none: ``objective`` alone."""
     sampler: str = "uniform"
@@ -101,7 +101,9 @@ class Recipe(Settings):
         if value not in ALONE:
             objective_class(value)
             do = f"list it in objectives, with others: objectives: {{{value}: {{}}, mlm: {{}}}}"
-            raise MaskwiseError("objective", got=value, allowed=" or ".join(ALONE), do=do)
+            raise MaskwiseError(
+                "objective", got=value, allowed=f"{', '.join(ALONE[:-1])} or {ALONE[-1]}", do=do
+            )
         return value
 
     @field_validator("intermediate", mode="before")
@@ -355,5 +357,5 @@ def _validate_once(base: str, changes: str, origin: str) -> Recipe:
     """Each combination of settings is validated once; a validation costs some milliseconds."""
     settings: Plain = json.loads(base)
     for key, value in json.loads(changes):
-        put(settings, key, value)
+        put(settings, key, value, clear=False)
     return validate(settings, origin=origin)

@@ -16,6 +16,7 @@ from maskwise.families import adapter_of, check_room, most_tokens
 from maskwise.folders import require_own
 from maskwise.masking.policies import policy
 from maskwise.models import NO_HEAD, check_start, has_head
+from maskwise.objectives import objective_class
 from maskwise.objectives.base import NO_DOCUMENTS
 from maskwise.recipe import Recipe
 from maskwise.samplers import sampler
@@ -101,6 +102,8 @@ def _check_arm(arm: Recipe) -> list[str]:
         _check_rows(link)
         _check_probes(link, tokenizer if arm.tokenizer_name else None)
         notes += link.remarks()
+        for kind in [one.kind for one in link.objectives.values()] or [objective_class(link.objective)]:
+            kind.check_model(config)
         if arm.kind == "encoder" and link.corpus.row_layout == "packed" and not adapter_of(config).separates:
             do = "it reads one document a row; with corpus.attention=row it reads packed rows as one text"
             notes.append(f"{config.model_type}: {NO_DOCUMENTS}, so {do}")

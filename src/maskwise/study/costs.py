@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from transformers import PreTrainedModel
 
 from maskwise.masking.schedules import schedule
-from maskwise.objectives import predicting
+from maskwise.objectives import objective_class, predicting
 from maskwise.objectives.base import trained
 from maskwise.recipe import Recipe
 from maskwise.training import MaskedSource
@@ -64,8 +64,10 @@ def expected(recipe: Recipe, network: PreTrainedModel) -> dict[str, float | None
     tokens = how.steps * how.batch_size * recipe.corpus.length
     if recipe.objectives or recipe.kind != "encoder":
         return {"tokens": tokens, "flops": None}
-    ratio, numbers = schedule(recipe.masking.ratio), over_a_run(how.steps, SAMPLED_STEPS)
-    mean = sum(ratio(step, how.steps) for step in numbers) / len(numbers)
+    mean = 1.0  # next tokens are all targets
+    if objective_class(recipe.objective).inherits:
+        ratio, numbers = schedule(recipe.masking.ratio), over_a_run(how.steps, SAMPLED_STEPS)
+        mean = sum(ratio(step, how.steps) for step in numbers) / len(numbers)
     return {"tokens": tokens, "flops": flops(tokens, mean * tokens, network, frozen=how.freeze == "encoder")}
 
 

@@ -325,15 +325,18 @@ def learning(network: PreTrainedModel, data: Prepared, recipe: Recipe) -> Learni
         return _several_objectives(network, data, recipe)
     source = masked_source(data, recipe, network.config)
     assert isinstance(source.masker, Masker)
-    title = f"{recipe.masking.policy} {recipe.masking.ratio}"
+    masks = objective_class(recipe.objective).inherits
+    title = f"{recipe.masking.policy} {recipe.masking.ratio}" if masks else recipe.objective
     words = {"objective": recipe.objective, **source.masker.describe()}
     return Learning(objective(recipe.objective, network), source, source.learners(), title, words)
 
 
 def masked_source(data: Prepared, recipe: Recipe, config: PreTrainedConfig) -> MaskedSource:
     """The batches of a recipe that trains one objective; ``config`` of its model."""
-    masker = recipe.masking.masker(data.tokenizer, seed=recipe.training.seed)
-    rows = laid_out(data.training, objective_class(recipe.objective), config)
+    kind, length = objective_class(recipe.objective), data.training.length
+    own = kind.settings(recipe.masking.model_dump(), {})
+    masker = kind.maker(data.tokenizer, seed=recipe.training.seed, length=length, **own)
+    rows = laid_out(data.training, kind, config)
     return MaskedSource(rows, masker, recipe.training, shares=_shares(rows, recipe))
 
 
