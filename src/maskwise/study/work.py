@@ -47,6 +47,7 @@ from maskwise.text import Prepared, Rows, load_tokenizer, require_documents, tok
 from maskwise.text.settings import CorpusSettings, TokenizerSettings
 from maskwise.training import MaskedSource, Source, log_frequencies, train
 from maskwise.training.arms import Arms, ArmsSource, Probe, SamplerLearner, check_enough, probe_rows
+from maskwise.training.best import Best
 from maskwise.training.engine import save_checkpoint
 from maskwise.training.learners import Learner
 from maskwise.training.loop import Training
@@ -165,13 +166,8 @@ def starting_from(checkpoint: Path, recipe: Recipe) -> Recipe:
 
 
 def pretrain(
-    data: Prepared,
-    recipe: Recipe,
-    *,
-    folder: Path,
-    quiet: bool = False,
-    facts: Mapping[str, str] | None = None,
-) -> Plain:
+    data: Prepared, recipe: Recipe, *, folder: Path, quiet: bool = False, facts: Mapping[str, str] | None = None
+) -> Plain:  # fmt: skip
     """Pre-train one model into ``folder``: metrics, states to resume from, and at the end the checkpoint.
 
     Args:
@@ -193,17 +189,21 @@ def pretrain(
     judged = predicting(network)
     rows = laid_out(data.held_out, judged, network.config)
     maskers = fixed_maskers(
-        data.tokenizer,
-        masks=evaluation.masks,
-        ratio=evaluation.ratios[0],
-        kind=judged.kind,
-        length=rows.length,
-    )
+        data.tokenizer, masks=evaluation.masks, ratio=evaluation.ratios[0], kind=judged.kind, length=rows.length
+    )  # fmt: skip
     held_out = HeldOut(rows, maskers, log_unigram, rows=evaluation.rows)
     losses: list[Plain] = []
 
+    def save(target: Path) -> None:
+        card = model_card(recipe, {**made.words, **(facts or {})}, losses, rows=len(data.training))
+        save_checkpoint(target, network, data.tokenizer, card=card, heads=made.heads())
+
+    best = Best(folder, save) if training.keep_best and rank_here() == 0 else None
+
     def curve(step: int) -> list[Plain]:
         losses[:] = [dict(line) for line in held_out(judged)]
+        if best:
+            best.offer(step, losses)
         return losses
 
     done = train(
@@ -214,8 +214,7 @@ def pretrain(
         what = "not one target in the whole training: this checkpoint has learnt nothing, and is not kept"
         raise MaskwiseError(what, got=made.title, do="look at the masks: maskwise inspect")
     if rank_here() == 0:
-        card = model_card(recipe, {**made.words, **(facts or {})}, losses, rows=len(data.training))
-        save_checkpoint(folder / "checkpoint", network, data.tokenizer, card=card, heads=made.heads())
+        save(folder / "checkpoint")
         shutil.rmtree(folder / "resume", ignore_errors=True)
     return {
         "heldout": losses,

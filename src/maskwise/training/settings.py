@@ -77,7 +77,8 @@ class TrainingSettings(BaseModel):
     """How many of the newest states are kept; the newest may turn out damaged."""
 
     keep_best: bool = False
-    """Also keep the checkpoint with the lowest held-out loss (the mean over its masks), as ``best/``."""
+    """Also keep the checkpoint with the lowest held-out loss (the mean over its masks), as ``best/``. It is looked for
+    at every evaluation, so set ``eval_every`` too."""
 
     on_nan: Literal["stop", "skip", "rewind"] = "stop"
     """What a loss or gradient that is not finite does. ``stop``: an error that names the step. ``skip``: its update is
@@ -92,6 +93,8 @@ class TrainingSettings(BaseModel):
             raise ValueError(
                 f"save_every must be a multiple of log_every ({self.log_every}), got {self.save_every}"
             )
+        if self.keep_best and not self.eval_every:
+            raise ValueError("keep_best chooses among evaluations: set eval_every")
         if self.on_nan == "rewind" and not self.save_every:
             raise ValueError("on_nan: rewind needs states to go back to: set save_every")
         return self
