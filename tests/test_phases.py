@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import pytest
 from maskwise.errors import MaskwiseError
 from maskwise.folders import file_hash
 from maskwise.keys import fold
-from maskwise.recipe import Recipe, read_recipe
+from maskwise.recipe import Recipe, read_recipe, shipped
+from maskwise.starts import resolve_start
 from maskwise.study import dry_run, make_plan, run_stage, run_study
 from maskwise.study.design import Design
 from maskwise.study.single import run_pretrain
@@ -143,6 +145,39 @@ def test_stopped_in_its_second_phase_a_run_ends_as_one_that_was_not(recipe, tmp_
     assert trained(read, tmp_path / "stopped") == whole and stops == 1
     assert first == (tmp_path / "stopped" / "phase-0" / "checkpoint" / "model.safetensors").stat().st_mtime_ns
     assert json.loads((tmp_path / "stopped" / "done.json").read_text())["steps"] == 4
+
+
+PHASED = ["modernbert", "mmbert", "gpt-bert", "clm-detour"]
+
+
+@pytest.mark.parametrize("name", PHASED)
+def test_recipes_that_follow_papers_run_to_their_end(name, tmp_path):
+    """Two steps of every phase, on a little text."""
+    whole = read_recipe(name)
+    try:
+        resolve_start(whole.model.pretrained or "")
+    except MaskwiseError as missing:
+        pytest.skip(str(missing))
+    small = ["corpus.limit=150", "corpus.held_out=0.2", "tokenizer.vocab_size=300", "evaluation.rows=4",
+             "training.optimizer=adamw", "training.eval_every=0"]  # fmt: skip
+    short = [f"{key}=2" for key in whole.settings_of("training.steps")]
+    short += [f"{key}=3" for key in whole.settings_of("training.batch_size")]
+    recipe = read_recipe(name, small + short)
+    assert run_pretrain(recipe, tmp_path, quiet=True)["steps"] == 2
+    assert len([*tmp_path.glob("phase-*/checkpoint"), tmp_path / "checkpoint"]) == len(whole.links())
+
+
+@pytest.mark.parametrize("name, tokens", [("modernbert", 2.02e12), ("mmbert", 3.0e12)])
+def test_the_full_size_of_a_recipe_stands_in_its_header(name, tokens):
+    header = "".join(
+        line.removeprefix("#") for line in shipped()[name].read_text().splitlines() if line.startswith("#")
+    )
+    words = shlex.split(header.partition(f"study {name} --dry-run ")[2])
+    recipe = read_recipe(name, [word for word in words if not word.startswith("corpus.source=")])
+    planned = sum(
+        link.training.steps * link.training.batch_size * link.corpus.length for link in recipe.links()
+    )
+    assert planned == pytest.approx(tokens, rel=0.01)
 
 
 @pytest.mark.parametrize(

@@ -290,13 +290,13 @@ def print_plan(plan: dict[str, Any]) -> None:
     for kind, facts in plan["stages"].items():
         table.add_row(kind, str(facts["done"]), str(facts["to_do"]), _minutes(facts["seconds"]))
     out_console.print(table)
-    trainings = Table("phase", "arms", "runs", "steps", "rows × length", "tokens", "FLOPs", "minutes of work",
+    trainings = Table("phase", "arms", "runs", "steps", "rows × length", "tokens", "FLOPs", "minutes",
                       box=None, padding=(0, 2, 0, 0))  # fmt: skip
     for line in plan["phases"]:
         spent = "" if line["flops"] is None else f"{line['flops']:.1e}"
         trainings.add_row(
             str(line["phase"]), escape(", ".join(line["arms"])), f"{line['runs']}", f"{line['steps']:,}",
-            f"{line['batch_size']} × {line['length']}", f"{line['tokens']:,}", spent, _minutes(line["seconds"]),
+            f"{line['batch_size']} × {line['length']}", _short(line["tokens"]), spent, _minutes(line["seconds"]),
         )  # fmt: skip
     out_console.print(trainings)
     plans = ", ".join(f"{line['purpose']} ({line['runs']} runs)" for line in plan["plans"])
@@ -311,6 +311,12 @@ def print_plan(plan: dict[str, Any]) -> None:
     out_console.print(
         f"With {plan['jobs']} at once: {left}. Nothing was written.", highlight=False, soft_wrap=True
     )
+
+
+def _short(number: float) -> str:
+    """A count in three digits: 230 k, 1.72 T."""
+    sizes = ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)
+    return next((f"{number / size:.3g} {letter}" for letter, size in sizes if number >= size), f"{number:g}")
 
 
 def _minutes(seconds: float | None) -> str:
