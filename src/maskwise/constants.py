@@ -5,6 +5,10 @@ import os
 REFERENCE = "no-pretraining"
 """The arm of checkpoints that were never trained, or not further. No other arm may have this name."""
 
+OWN_TASK, OTHER_TASKS = "own-task", "other-tasks"
+"""What a study of transfer compares beside its arms: for every task the arm whose policy was learned from it, and the
+mean of those whose policies were learned from other tasks."""
+
 MOST_PRIMARY = 6
 """Primary contrasts of a study. With more, Holm's correction leaves nothing that ten runs could decide."""
 

@@ -79,6 +79,8 @@ class Study(TypedDict, total=False):
     companions: list[float]
     margin: NotRequired[float | None]
     search: Search | None
+    learned: NotRequired[dict[str, str]]
+    """By arm, the task that its policy was learned from; in studies of transfer."""
 
 
 class Candidate(TypedDict):
@@ -263,6 +265,18 @@ class TimeToQuality(TypedDict):
     sentence: str
 
 
+class TransferCell(TypedDict):
+    """What an arm's policy, learned from one task, adds to the baseline on a task, in plain scores."""
+
+    arm: str
+    learned_from: str
+    task: str
+    n: int
+    mean: float | None
+    low: float | None
+    high: float | None
+
+
 class Efficiency(TypedDict):
     points: list[Point]
     time_to_quality: list[TimeToQuality]
@@ -295,3 +309,4 @@ class Summary(TypedDict):
     advice: list[str]
     overlap: list[Record]
     efficiency: Efficiency
+    transfer: NotRequired[list[TransferCell]]

@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from maskwise.constants import MOST_PRIMARY, REFERENCE
+from maskwise.constants import MOST_PRIMARY, OTHER_TASKS, OWN_TASK, REFERENCE
 from maskwise.errors import MaskwiseError, unknown_name
 from maskwise.recipe.overrides import Plain, leaves
 
@@ -83,6 +83,9 @@ class StudySettings(Settings):
     """What every arm spends as much of as the baseline does: training.steps are set so (but for steps)."""
     margin: float | None = Field(None, gt=0, lt=1)
     """Arms are called equal whose difference has its 95 % interval within ± this, in scores (0.05: five points)."""
+    transfer: bool = False
+    """Arms learned their policies from the study's tasks: the primary contrasts are ``own-task`` (for each task the arm
+    that learned from it) and ``other-tasks`` (the mean of the others) with the baseline."""
     search: SearchSettings | None = None
     """A grid of settings, searched for every arm on dev seeds."""
     companions: tuple[float, ...] = ()
@@ -152,13 +155,15 @@ class StudySettings(Settings):
     def _consistent(self) -> StudySettings:
         if self.baseline is not None and self.baseline not in self.arms:
             raise unknown_name("baseline arm", self.baseline, self.arms)
-        if REFERENCE in self.arms:
-            raise MaskwiseError(f"an arm cannot be called {REFERENCE}: the reference of every study is")
+        for name in {REFERENCE, OWN_TASK, OTHER_TASKS} & self.arms.keys():
+            raise MaskwiseError(
+                "an arm cannot have the name of something else that studies compare", got=name
+            )
         shared = set(self.seed_list) & set(self.search.seeds if self.search else ())
         if shared:
             what = "study.search.seeds are seeds of the study: what chooses a setting must not judge it"
             raise MaskwiseError(what, got=sorted(shared), do="give search other seeds, such as 1000, 1001")
-        known = [*self.arms, REFERENCE]
+        known = [*self.arms, REFERENCE, *((OWN_TASK, OTHER_TASKS) if self.transfer else ())]
         for arm, baseline in self.contrasts or ():
             for name in (arm, baseline):
                 if name not in known:
@@ -181,4 +186,6 @@ class StudySettings(Settings):
     def pairs(self) -> list[tuple[str, str]]:
         """The primary contrasts as (arm, baseline)."""
         base = self.baseline or next(iter(self.arms), "")
+        if self.transfer and self.contrasts is None:
+            return [(OWN_TASK, base), (OTHER_TASKS, base)]
         return list(dict.fromkeys(self.contrasts or [(arm, base) for arm in self.arms if arm != base]))

@@ -26,6 +26,7 @@ from maskwise.report.drawing import (
     line_chart,
     outcome_label,
     probe_chart,
+    shade,
     share_chart,
 )
 from maskwise.report.reading import Folder, Line
@@ -113,6 +114,26 @@ def coverage_view(folder: Folder, colours: Colours) -> View | None:
         if rows
         else None
     )
+
+
+def transfer_view(folder: Folder) -> View | None:
+    """What every learned policy adds on every task: rows of cells, blue where it helps and orange where it harms.
+
+    None where no study of transfer was made.
+    """
+    cells = folder.summary.get("transfer", [])
+    if not cells:
+        return None
+    reach = max((abs(cell["mean"]) for cell in cells if cell["mean"] is not None), default=0) or 1.0
+    rows: dict[str, View] = {}
+    for cell in cells:
+        row = rows.setdefault(cell["arm"], {"arm": cell["arm"], "learned": cell["learned_from"], "cells": []})
+        points = [None if x is None else 100 * x for x in (cell["mean"], cell["low"], cell["high"])]
+        row["cells"].append({
+            "mean": points[0], "low": points[1], "high": points[2], "own": cell["task"] == cell["learned_from"],
+            "shade": shade((cell["mean"] or 0) / reach),
+        })  # fmt: skip
+    return {"tasks": list(dict.fromkeys(cell["task"] for cell in cells)), "rows": list(rows.values())}
 
 
 def heldout_charts(folder: Folder, colours: Colours) -> list[View]:

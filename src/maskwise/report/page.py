@@ -27,6 +27,7 @@ from maskwise.report.charts import (
     mean,
     objectives_view,
     score_charts,
+    transfer_view,
     weight_charts,
 )
 from maskwise.report.drawing import (
@@ -80,6 +81,7 @@ def page_content(folder: Folder) -> View:
         "task_table": task_table(folder),
         "score_table": _score_table(folder),
         "coverage": coverage_view(folder, colours),
+        "transfer": transfer_view(folder),
         "heldout": heldout_charts(folder, colours),
         "evaluations": _evaluation_table(folder),
         "choices": _choices(folder),

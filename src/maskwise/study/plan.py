@@ -219,3 +219,22 @@ def make_run(
         overlaps=tuple({stage.name: stage for stage in overlaps}.values()),
         fraction=fraction, setting=setting or {}, title=reference_words(recipe) if reference else "",
     )  # fmt: skip
+
+
+def learned_from(recipe: Recipe) -> dict[str, str]:
+    """By arm that learns its policy, the name of the task it is learned from.
+
+    Raises:
+        MaskwiseError: fewer than two of the study's tasks are learned from.
+    """
+    own = {spec: load_task(spec).name for spec in recipe.tasks}
+    links = {name: recipe.arm(name, seed=0).links()[-1] for name in recipe.study.arms}
+    tasks = {name: load_task(link.learned_task).name for name, link in links.items() if link.learns}
+    known = {name: task for name, task in tasks.items() if task in own.values()}
+    if len(set(known.values())) < 2:
+        raise MaskwiseError(
+            "study.transfer compares policies that were learned from two of the study's tasks, or more",
+            got=f"policies learned from {', '.join(sorted(set(tasks.values()))) or 'no task'}",
+            do=f"give arms masking.policy: learned and learning.task: one of {', '.join(own.values())}",
+        )
+    return known

@@ -38,7 +38,7 @@ from maskwise.recipe.overrides import Plain
 from maskwise.show import show_masks
 from maskwise.study.checks import LOCK, check_inputs, notes_of_texts, require_study_folder, say
 from maskwise.study.design import Design
-from maskwise.study.plan import Plan, Run, arms_of, reference_words
+from maskwise.study.plan import Plan, Run, arms_of, learned_from, reference_words
 from maskwise.study.scheduler import RETRIES, execute
 from maskwise.study.stages import DONE, Stage, prepare_stage, tokenizer_of
 from maskwise.tasks import load_task
@@ -305,8 +305,9 @@ def describe(recipe: Recipe, design: Design) -> Study:
     reference = reference_words(recipe) if REFERENCE in arms_of(recipe, design.contents) else None
     loaded, study = [load_task(spec) for spec in recipe.tasks], recipe.study
     search = study.search
+    learned = {"learned": learned_from(recipe)} if study.transfer else {}
     return {
-        "name": recipe.name, "description": recipe.description, "maskwise": __version__,
+        "name": recipe.name, "description": recipe.description, "maskwise": __version__, **learned,
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "versions": versions(),
         "hardware": hardware(), "recipe": recipe.model_dump(mode="json"), "recipe_yaml": recipe.to_yaml(),
         "baseline": recipe.baseline or "", "reference": reference, "seeds": list(study.seed_list),

@@ -6,20 +6,21 @@ that seeds × tasks are never pooled. Every verdict carries its reasons, as code
 terminal and a script say the same.
 
 Read in this order: ``table`` (the records, checked), ``contrasts`` (differences, tests, verdicts), ``reasons`` (why
-a verdict is what it is), ``words`` (sentences), ``efficiency`` (quality against compute). Cost: milliseconds to
-a second.
+a verdict is what it is), ``words`` (sentences), ``efficiency`` (quality against compute), ``transfer``. Cost:
+milliseconds to a second.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from maskwise.constants import REFERENCE
+from maskwise.constants import OTHER_TASKS, OWN_TASK, REFERENCE
 from maskwise.files import Record, Study, Summary
 from maskwise.study.verdict.contrasts import compare, decide, primary_pairs
 from maskwise.study.verdict.efficiency import efficiency
 from maskwise.study.verdict.reasons import Reasons
 from maskwise.study.verdict.table import Table
+from maskwise.study.verdict.transfer import cells
 from maskwise.study.verdict.words import (
     advice_of,
     contrast_sentence,
@@ -29,6 +30,12 @@ from maskwise.study.verdict.words import (
 )
 
 __all__ = ["primary_pairs", "summarise"]
+
+MADE_OF_ARMS = {
+    OWN_TASK: "the policy learned from the task itself",
+    OTHER_TASKS: "policies learned from other tasks",
+}
+"""What sentences call the two sides of a study of transfer."""
 
 
 def summarise(records: Iterable[Record], study: Study, *, alpha: float = 0.05) -> Summary:
@@ -54,7 +61,7 @@ def summarise(records: Iterable[Record], study: Study, *, alpha: float = 0.05) -
     pairs = primary_pairs(study)
     table = Table(list(records), study)
     words = describe_arms(study["arms"])
-    names = words | {REFERENCE: study.get("reference") or REFERENCE}
+    names = words | {REFERENCE: study.get("reference") or REFERENCE} | MADE_OF_ARMS
     comparisons = [comparison for pair in pairs for comparison in compare(table, *pair)]
     decide(comparisons, Reasons(table, names), alpha=alpha)
     rows = [comparison.row for comparison in comparisons]
@@ -63,7 +70,7 @@ def summarise(records: Iterable[Record], study: Study, *, alpha: float = 0.05) -
         row["sentence"] = contrast_sentence(row, names)
     primary = [row for row in rows if row["primary"]]
     head = headline_row(primary)
-    return {
+    summary: Summary = {
         "baseline": study["baseline"],
         "replicates": len(study["seeds"]),
         "matched_by": table.matched_by,
@@ -76,3 +83,6 @@ def summarise(records: Iterable[Record], study: Study, *, alpha: float = 0.05) -
         "overlap": table.overlap,
         "efficiency": efficiency(table, pairs, names),
     }
+    if learned := study.get("learned"):
+        summary["transfer"] = cells(table.outcomes, table.tasks, learned, study["baseline"])
+    return summary

@@ -21,9 +21,10 @@ from typing import TypeAlias
 
 import numpy as np
 
-from maskwise.constants import LOWER_IS_BETTER, PLATEAU_NATS, REFERENCE
+from maskwise.constants import LOWER_IS_BETTER, OTHER_TASKS, OWN_TASK, PLATEAU_NATS, REFERENCE
 from maskwise.errors import MaskwiseError, unknown_name
 from maskwise.files import ArmSummary, Record, Study, TaskFacts
+from maskwise.study.verdict.transfer import diagonal
 
 BySeed: TypeAlias = dict[int, float]
 ByArm: TypeAlias = dict[str, BySeed]
@@ -163,6 +164,11 @@ class Table(Measures):
             self._check_whole(names, arms)
         self.heldout = sorted(name for name in self.outcomes if name.startswith("heldout:"))
         self.scale = {task: self._pooled_sd(task) for task in self.tasks}
+        if learned := study.get("learned"):
+            lost = set().union(*(self.failed[arm] for arm in learned))
+            self.failed |= {OWN_TASK: lost, OTHER_TASKS: lost}
+            for task in self.tasks:
+                self.outcomes[task].update(diagonal(self.outcomes[task], task, learned))
         self.unit = "SDs" if all(self.scale.values()) else "score"
         scale = self.scale if self.unit == "SDs" else {}
         self.natural: ByArm = self.over_tasks({}) if self.tasks else {}
@@ -247,12 +253,14 @@ class Table(Measures):
         """What the arm masks together: the value of a ``maskwise.masking.UnitKind``."""
         if arm == REFERENCE:
             return "token"
-        facts = self.study["arms"][arm]
-        return facts.get("units", facts["policy"])
+        facts = self.study["arms"].get(arm)
+        return (
+            facts.get("units", facts["policy"]) if facts else "token"
+        )  # not an arm of its own: see ``transfer``
 
     def incomparable(self, arm: str, other: str) -> str | None:
         """Why a masked loss cannot compare two arms: "different-tokenizers", "different-units", or nothing."""
-        facts = [self.study["arms"][name] for name in (arm, other) if name != REFERENCE]
+        facts = [self.study["arms"][name] for name in (arm, other) if name in self.study["arms"]]
         tokenizers = {each["tokenizer"] for each in facts if "tokenizer" in each}
         if len(tokenizers) > 1:
             return "different-tokenizers"
