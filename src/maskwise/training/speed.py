@@ -55,7 +55,9 @@ class Meter:
         known: bool,
     ):
         self.objective, self.device, self.ranks, self.frozen = objective, device, ranks, frozen
-        self.rate = matmul_rate(device, precision) if known else None
+        # An objective over something else than a transformers model says nothing of its work.
+        counted = known and hasattr(objective, "model")
+        self.rate = matmul_rate(device, precision) if counted else None
         self._works: dict[str, tuple[Work, Work]] = {}
         self._start()
 
@@ -70,6 +72,8 @@ class Meter:
         self.flops += self._flops(step)
 
     def _flops(self, step: Step) -> float:
+        if self.rate is None:
+            return 0.0
         arm = step.batches[0].arm if isinstance(self.objective, Arms) else ""
         if arm not in self._works:  # counting weights takes as long as a small step
             one = self.objective.arm(arm) if isinstance(self.objective, Arms) else self.objective
