@@ -164,6 +164,18 @@ def test_a_training_on_a_mix_says_its_shares_and_goes_on_where_it_was_stopped(fo
     assert stops == [5] and hashes[0] == hashes[1]
 
 
+def test_each_of_several_objectives_reads_the_mix(folder, tmp_path):
+    more = [
+        mix(folder, corpus=1, backwards=1),
+        "objectives={mlm: {}, cse: {}}",
+        "sampler=sequential",
+        "training.steps=4",
+    ]
+    run_pretrain(read_recipe(folder / "recipe.yaml", [*SMALL, *more]), tmp_path, quiet=True)
+    lines = [line for line in read_lines(tmp_path / "metrics.jsonl") if line["kind"] == "train"]
+    assert [set(line["sources"].values()) for line in lines] == [{0.5}, {0.5}]
+
+
 def test_layers_of_a_mix(folder, tmp_path):
     more = [
         "corpus.layers=[salient]",
