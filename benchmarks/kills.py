@@ -4,8 +4,8 @@
 
 Every training is ``maskwise pretrain`` of a tiny recipe, text included. It is killed (SIGKILL) after a random share of
 the time that it takes, started again by the same command, and so on until it finishes. Then its checkpoint must be that
-of an uninterrupted run to the bit, its metrics must have the same losses, and no half-written file, state or lock may be
-left. It is done in three ways in turn:
+of an uninterrupted run to the bit, its metrics must have the same losses, and no half-written file, state or lock may
+be left. It is done in three ways in turn:
 
     plain   one process, states now and then
     saving  a state after every step, so that one is being written at almost any moment

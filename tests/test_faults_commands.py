@@ -54,6 +54,17 @@ def test_what_to_do_about_numbers_that_are_not_finite_can_change_when_a_run_goes
     assert "another recipe" not in said and "is not finite at step" in said
 
 
+@pytest.mark.parametrize("arguments", [("list", "policies"), ("list", "recipes", "--json")])
+def test_figures_that_cannot_be_printed_are_one_line(
+    arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert maskwise(*arguments) == 2
+    said = capfd.readouterr().err
+    assert said == "maskwise: what was to be written could not be: No space left on device\n"
+
+
 @pytest.mark.slow
 @pytest.mark.process
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 138)])

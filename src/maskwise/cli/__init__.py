@@ -7,6 +7,7 @@ its command runs, so that ``--help`` is quick.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import warnings
@@ -34,6 +35,9 @@ for command in (
     app.command()(command)
 app.command("list")(views.list_names)
 
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+"""What the operating system answers where nothing more can be written."""
+
 INTERRUPTED = 130
 """The exit code after Ctrl-C, as shells have it."""
 
@@ -46,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # or each vain attempt is a line before ours
     try:
         code = app(args=list(arguments) if arguments is not None else None, standalone_mode=False)
+        sys.stdout.flush()
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED  # with some versions of typer; others return it
     except SystemExit as end:
@@ -53,12 +58,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except MaskwiseError as error:
         _fail(str(error))
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _let_go_of_stdout()
         code = 0
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None and error.errno not in DISK:
             raise
-        _fail(f"{error.filename}: {error.strerror}")
+        if error.filename is None:
+            _let_go_of_stdout()
+        _fail(f"{error.filename or 'what was to be written could not be'}: {error.strerror}")
     except Exception as error:
         if not hasattr(error, "format_message"):  # a usage error; typer's class is public in no version
             raise
@@ -68,6 +75,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if code in CODES and not rank_here():
         err_console.print(f"ended by {CODES[code]}; the same command goes on where it stopped")
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _let_go_of_stdout() -> None:
+    """Nobody takes what is left: Python would try again at its end, and complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(line: str) -> NoReturn:
