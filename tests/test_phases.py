@@ -194,6 +194,7 @@ def test_the_full_size_of_a_recipe_stands_in_its_header(name, tokens):
         ("phases=[{}, {evaluation.rows: 3}]", "phases.1 cannot change evaluation.rows"),
         ("phases=[{}, {corpus.length: 64}]", "phases.1.corpus.length is more than the positions that a new model has"),
         ("phases=[{}, {objective: denoise, masking.corruption: t5}]", "trains an encoder-decoder"),
+        ("phases=[{objective: denoise, masking.corruption: t5}]", "all phases train one model, an encoder"),
         ("phases=[{}, {objective: rtd}]", "phases.1: objective: objective; got rtd"),
         ("study.arms.x.phases.0.masking.ratio=0.4", "allowed: a list"),
     ],

@@ -181,9 +181,9 @@ class Recipe(Settings):
             raise MaskwiseError(
                 "rows of a mix are not grouped by length", do="leave out training.group_by_length"
             )
-        for setting, link in zip(self.settings_of("corpus.length")[1:], further):
-            if link.kind != first.kind:
-                what = f"the phases train one model, an {first.kind}"
+        for setting, link in zip(self.settings_of("corpus.length"), (first, *further)):
+            if link.kind != self.kind:
+                what = f"all phases train one model, an {self.kind}"
                 raise MaskwiseError(what, got=f"objective {link.objective}, which trains an {link.kind}")
             if self.has_new_positions and link.corpus.length > first.corpus.length:
                 what = f"{setting} is more than the positions that a new model has"
