@@ -23,7 +23,7 @@ from maskwise.masking import Masker
 from maskwise.objectives import MaskedLanguageModelling
 from maskwise.signals import Asked, leave_when_asked
 from maskwise.text.pieces import _Columns
-from maskwise.training import MaskedSource, loop, train
+from maskwise.training import MaskedSource, faults, train
 from maskwise.training import log as log_file
 from maskwise.training import states as states_file
 from maskwise.training.best import Best
@@ -365,7 +365,7 @@ def test_rewind_at_the_last_steps_and_killed_afterwards(tmp_path: Path) -> None:
 
 
 def test_rewinding_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "MOST_REWINDS", 2)
+    monkeypatch.setattr(faults, "MOST_REWINDS", 2)
     with pytest.raises(MaskwiseError, match=r"at step 11; .*; training went back 2 times already"):
         poisoned(tmp_path, (5, 8, 10), on_nan="rewind", save_every=4)
 
@@ -380,7 +380,7 @@ def test_rewind_needs_states() -> None:
 
 def test_two_runs_in_one_folder_are_refused_and_a_dead_one_s_lock_is_taken_over(tmp_path: Path) -> None:
     def hold() -> None:
-        with claim(tmp_path, "another run trains into", lock=loop.LOCK):
+        with claim(tmp_path, "another run trains into", lock=faults.LOCK):
             (tmp_path / "held").touch()
             signal.pause()
 
@@ -486,7 +486,7 @@ def signalled_rank(folder: Path) -> None:
     chosen = settings(**{**HOW, "eval_every": 1})
     objective = MaskedLanguageModelling(model("bert"))
     source = MaskedSource(DATA, Masker(tokenizer(), ratio=0.3), chosen)
-    loop.leave = lambda: None  # the test does it
+    faults.leave = lambda: None  # the test does it
     with pytest.raises(SystemExit) as end:
         train(objective, source, chosen, folder=folder, evaluate=evaluate, quiet=True)
     assert end.value.code == 143

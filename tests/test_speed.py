@@ -45,14 +45,14 @@ def test_the_flops_of_a_step_are_what_torch_counts() -> None:
     objective = MaskedLanguageModelling(net)
     with FlopCounterMode(display=False) as counter:
         objective(step.batches[0]).loss.backward()
-    meter = Meter(objective, CPU, "no", ranks=1, frozen=False, known=False)
+    meter = Meter(objective, CPU, "no", ranks=1, frozen=False, known=True)
     meter.add(step)
     assert 0.85 < meter.flops / counter.get_total_flops() <= 1.0  # 14 of 16 tokens are no special tokens
     with_specials = Step(0, step.batches, step.targets, {**step.facts, "tokens": step.facts["present"]})
     meter.read(left=0)
     meter.add(with_specials)
     assert meter.flops == pytest.approx(counter.get_total_flops(), rel=0.03)
-    frozen = Meter(objective, CPU, "no", ranks=1, frozen=True, known=False)
+    frozen = Meter(objective, CPU, "no", ranks=1, frozen=True, known=True)
     frozen.add(step)
     assert frozen.flops < meter.flops
 
@@ -72,7 +72,7 @@ def test_a_meter_measures_between_readings_and_leaves_pauses_out(monkeypatch: py
     now = [0.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     objective = MaskedLanguageModelling(model("bert"))
-    meter = Meter(objective, CPU, "no", ranks=2, frozen=False, known=False)
+    meter = Meter(objective, CPU, "no", ranks=2, frozen=False, known=True)
     meter.rate = 1e6
     for _ in range(4):
         meter.add(Step(0, [], 3, {"tokens": 10.0, "squares": 100.0}))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -26,6 +26,9 @@ from maskwise.training.engine import Engine, Update
 from maskwise.training.learners import Learner
 from maskwise.training.speed import Meter
 from maskwise.training.states import Totals
+
+Evaluate = Callable[[int], Sequence[Mapping[str, object]]]
+"""From the number of updates done to lines of metrics."""
 
 MOST_SKIPPED = 20
 """So many updates in a row may be left out; a model that gives nothing finite for longer does not come back."""
@@ -166,6 +169,14 @@ class Log:
         self.totals = self.engine.totals.model_copy(update={"rewinds": rewinds, "skipped": skipped})
         self.window, self.losses, self.sums = [], [], {}
         self._write({"kind": "rewind", "step": wrong, "to": to})
+
+    def judged(self, done: int, evaluate: Evaluate, *, write: bool = True) -> bool:
+        """Evaluate after ``done`` updates, and write what comes out; whether it is enough."""
+        with self.meter.paused(), self.engine.evaluating():
+            lines = list(evaluate(done))
+        for line in lines if write else ():
+            self.evaluation(done, line)
+        return any(bool(line.get("enough")) for line in lines)
 
     def evaluation(self, done: int, line: Mapping[str, object]) -> None:
         """Write one line of an evaluation."""

@@ -10,31 +10,20 @@ Everything random is a function of (seed, step, rank), so a run that was stopped
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
-from signal import SIGTERM
 from types import MappingProxyType
 from typing import Any, TypedDict
 
-from maskwise.constants import rank_here
-from maskwise.errors import MaskwiseError
-from maskwise.folders import claim
 from maskwise.objectives import Objective, Outcome
-from maskwise.signals import CODES, Asked
-from maskwise.training.data import Source, look_ahead
-from maskwise.training.engine import Engine, agreement, leave
+from maskwise.signals import Asked
+from maskwise.training.data import Source
+from maskwise.training.engine import Engine, agreement
+from maskwise.training.faults import Steps, alone, rewind, stop
 from maskwise.training.learners import Learner, Point, restore, states
-from maskwise.training.log import Log, NotFinite
+from maskwise.training.log import Evaluate, Log, NotFinite
 from maskwise.training.settings import TrainingSettings
-
-LOCK = ".training.lock"
-"""In the folder of a run: held while it trains. The lock of a process that died is free."""
-
-MOST_REWINDS = 10
-"""How often a run may go back; where this is not enough, its settings are wrong."""
-
-Evaluate = Callable[[int], Sequence[Mapping[str, object]]]
 
 
 class Training(TypedDict):
@@ -71,130 +60,56 @@ def train(
             finite; a folder with states of another run, in which another process trains, or that cannot be written.
         SystemExit: after SIGTERM or SIGUSR1, with a state saved; see ``signals``.
     """
-    alone = folder and not rank_here()
-    held = (
-        claim(folder, "another run trains into", lock=LOCK, stays=False)
-        if folder and alone
-        else nullcontext()
-    )
-    with held, Asked() as asked:
-        engine = Engine(objective, settings, folder)
-        try:
-            return _train(engine, source, learners, evaluate, asked, title=title, quiet=quiet)
-        finally:
-            engine.close()
+    steps = settings.steps
+    with (
+        alone(folder), Asked() as asked, closing(Engine(objective, settings, folder)) as engine,
+        Log(engine, source, learners, title=title, quiet=quiet) as log,
+    ):  # fmt: skip
+        resumed_at, agree = engine.start, agreement(engine.accelerator)
 
+        def observe(batch: Any, outcome: Outcome) -> None:
+            for learner in learners.values():
+                learner.observe(batch, outcome)
 
-def _train(
-    engine: Engine, source: Source, learners: Mapping[str, Learner], evaluate: Evaluate | None, asked: Asked, *,
-    title: str, quiet: bool,
-) -> Training:  # fmt: skip
-    settings, steps, resumed_at = engine.settings, engine.settings.steps, engine.start
-    place = {"rank": engine.rank, "ranks": engine.ranks, "device": engine.device}
-    log = Log(engine, source, learners, title=title, quiet=quiet)
-    agree = agreement(engine.accelerator)
+        def learn(done: int) -> None:
+            for learner in learners.values():
+                learner.after(Point(done, steps, agree, objective, source))
 
-    def observe(batch: Any, outcome: Outcome) -> None:
-        for learner in learners.values():
-            learner.observe(batch, outcome)
-
-    def learn(done: int) -> None:
-        for learner in learners.values():
-            learner.after(Point(done, steps, agree, engine.objective, source))
-
-    def judge(done: int, *, write: bool = True) -> bool:
-        """Whether it is enough."""
-        assert evaluate
-        with log.meter.paused(), engine.evaluating():
-            lines = list(evaluate(done))
-        for line in lines if write else ():
-            log.evaluation(done, line)
-        return any(bool(line.get("enough")) for line in lines)
-
-    if engine.start:
-        restore(learners, engine.learned)
-    else:
-        learn(0)
-    done, judged, enough = engine.start, -1, False
-    left = range(engine.start, steps)
-    with log:
-        while left and not enough:
-            for step in look_ahead(source, left, **place):
-                update, done = engine.update(step, observe, asked=bool(asked.number)), step.number + 1
-                learn(done)
-                log.add(update, step)
-                try:
-                    if done % settings.log_every == 0 or done == steps:
-                        log.line(done)
-                except NotFinite as error:
-                    left = range(_rewind(engine, log, learners, error), steps)
-                    break
-                if evaluate and (done == steps or _due(done, settings.eval_every)):
-                    enough, judged = judge(done), done
-                if asked.number if engine.ranks == 1 else update.asked:
-                    _stop(engine, log, learners, asked, done)
-                if engine.states and _due(done, settings.save_every) and done < steps:
-                    engine.save(done, log.so_far(), states(learners))
-                log.progress.advance()
-                if enough:
-                    break
-            else:
+        if engine.start:
+            restore(learners, engine.learned)
+        else:
+            learn(0)
+        done, judged, enough = engine.start, -1, False
+        place = {"rank": engine.rank, "ranks": engine.ranks, "device": engine.device}
+        order = Steps(source, engine.start, steps, **place)
+        for step in order:
+            update, done = engine.update(step, observe, asked=bool(asked.number)), step.number + 1
+            learn(done)
+            log.add(update, step)
+            try:
+                if done % settings.log_every == 0 or done == steps:
+                    log.line(done)
+            except NotFinite as error:
+                order.next = rewind(engine, log, learners, error)
+                continue
+            if evaluate and (done == steps or _due(done, settings.eval_every)):
+                enough, judged = log.judged(done, evaluate), done
+            if asked.number if engine.ranks == 1 else update.asked:
+                stop(engine, log, learners, asked, done)
+            if engine.states and _due(done, settings.save_every) and done < steps:
+                engine.save(done, log.so_far(), states(learners))
+            log.progress.advance()
+            if enough:
                 break
         if evaluate and not enough and judged != steps:
             # A signal came at the last step, whose state is judged again; or the last steps were left out.
-            judge(steps, write=engine.start != steps)
-    engine.finish()
-    total = log.so_far()
+            log.judged(steps, evaluate, write=engine.start != steps)
+        engine.finish()
+        total = log.so_far()
     return {
         "steps": done, "seconds": total.seconds, "loss": total.loss, "resumed_at": resumed_at,
         "tokens": total.tokens, "targets": total.targets,
     }  # fmt: skip
-
-
-def _stop(engine: Engine, log: Log, learners: Mapping[str, Learner], asked: Asked, done: int) -> None:
-    """Save a state, say so, and end the program, as a signal asked for.
-
-    Raises:
-        SystemExit: 128 + the signal's number.
-        NotFinite: what would be saved is worth nothing.
-    """
-    number = asked.number or SIGTERM  # another rank's
-    asked.served = True
-    name = CODES[128 + number]
-    if engine.states:
-        engine.save(done, log.between_lines(done), states(learners))
-        engine.wait()
-        engine.say(
-            f"{name}: saved the state of step {done} in {engine.states.folder}; the same call goes on from it"
-        )
-    else:
-        engine.say(f"{name}: ended at step {done}; nothing is saved, because training.save_every is 0")
-    engine.finish()
-    engine.wrapped = None
-    leave()
-    raise SystemExit(128 + number)
-
-
-def _rewind(engine: Engine, log: Log, learners: Mapping[str, Learner], error: NotFinite) -> int:
-    """Go back to the last state; returns the step to go on with, which is the one behind the error.
-
-    Raises:
-        MaskwiseError: it was not asked for, there is no state, or it has been done too often.
-    """
-    if engine.settings.on_nan != "rewind":
-        raise error
-    if log.totals.rewinds >= MOST_REWINDS:
-        raise MaskwiseError(f"{error}; training went back {MOST_REWINDS} times already")
-    to = engine.rewind()
-    if not to:
-        raise MaskwiseError(f"{error}; there is no state to go back to yet")
-    restore(learners, engine.learned)
-    log.rewound(error.step, to)
-    engine.say(
-        f"the loss or gradient is not finite at step {error.step}: back to the state of step {to}, "
-        f"and on with step {error.step + 1}"
-    )
-    return error.step
 
 
 def _due(done: int, every: int) -> bool:
