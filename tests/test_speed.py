@@ -72,7 +72,7 @@ def test_a_meter_measures_between_readings_and_leaves_pauses_out(monkeypatch: py
     now = [0.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     objective = MaskedLanguageModelling(model("bert"))
-    meter = Meter(objective, CPU, "no", ranks=2, frozen=False, known=True)
+    meter = Meter(objective, CPU, "no", ranks=2, frozen=False, known=False)
     meter.rate = 1e6
     for _ in range(4):
         meter.add(Step(0, [], 3, {"tokens": 10.0, "squares": 100.0}))
