@@ -262,7 +262,7 @@ def _tasks(
         if number >= len(shards) or shard_key(shard) != shards[number].key:
             raise MaskwiseError(f"{documents.name} changed while it was read", do="annotate it again")
         if specs:
-            yield ShardTask(number, [(document.id, document.text) for document in shard], specs)
+            yield ShardTask(number, [(name, text) for name, text in shard], specs)
 
 
 # The folder ------------------------------------------------------------------------------------------------

@@ -44,14 +44,16 @@ EMPTY, BINARY, NO_TEXT, REPEATED = "empty", "binary (NUL characters)", "no text 
 
 
 class Document(NamedTuple):
-    """A text and its name. Held-out splits and masks hang on the name, so it should be unique and stable.
-
-    ``source`` is the number of the corpus that it is from, where there are several (``Joined``).
-    """
+    """A text and its name. Held-out splits and masks hang on the name, so it should be unique and stable."""
 
     id: str
     text: str
-    source: int = 0
+
+
+class JoinedDocument(Document):
+    """A document of one of several corpora; ``source`` is the number of its corpus."""
+
+    source: int
 
 
 class Documents:
@@ -116,7 +118,7 @@ class Joined(Documents):
     A document keeps its name, so that it stays on the same side of a held-out split as in its corpus alone.
 
     >>> parts = [read_documents(["The cat sat.", "A dog ran."]), read_documents(["The cat sat.", "It rained."])]
-    >>> [(document.text, document.source) for document in Joined(parts)]
+    >>> [(document.text, source_of(document)) for document in Joined(parts)]
     [('The cat sat.', 0), ('A dog ran.', 0), ('It rained.', 1)]
     """
 
@@ -133,8 +135,15 @@ class Joined(Documents):
                     self.skipped[REPEATED] += 1
                 else:
                     self.read += 1
-                    yield document._replace(source=number)
+                    joined = JoinedDocument(*document)
+                    joined.source = number
+                    yield joined
             self.skipped += part.skipped
+
+
+def source_of(document: Document) -> int:
+    """The number of the corpus that a document is from, where several are joined; 0 where there is one."""
+    return getattr(document, "source", 0)
 
 
 class _Seen:
@@ -158,7 +167,7 @@ class _Seen:
 
 def _parts(document: Document) -> Iterator[Document]:
     """The document, or the parts of one that is too long to be worked on whole, each cut before a blank."""
-    name, text, _ = document
+    name, text = document
     number = 0
     while len(text) > LONGEST_TEXT:
         number += 1

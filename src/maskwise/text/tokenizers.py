@@ -21,7 +21,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 
 from maskwise.errors import MaskwiseError, unknown_name
 from maskwise.starts import TOKENIZER_FILES, find_start
-from maskwise.text.documents import Document, batches
+from maskwise.text.documents import Document, batches, source_of
 from maskwise.text.layers import Layered, align
 from maskwise.text.words import (
     classify,
@@ -198,13 +198,13 @@ def tokenise(
         for document, encoding, start, end in zip(batch, encodings, [0, *ends], ends):
             ids = np.array(encoding.ids, dtype=np.int32)
             word_ids, *rest = (column[start:end] for column in columns.values())
-            yield Tokens(document.id, ids, word_ids, dict(zip([*columns][1:], rest)), document.source)
+            yield Tokens(document.id, ids, word_ids, dict(zip([*columns][1:], rest)), source_of(document))
 
 
 def _without_words(documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase) -> Iterator[Tokens]:
     for document in documents:
         ids = tokenizer(document.text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
-        yield Tokens(document.id, np.array(ids, dtype=np.int32), None, source=document.source)
+        yield Tokens(document.id, np.array(ids, dtype=np.int32), None, source=source_of(document))
 
 
 def _wordpiece(corpus: list[str], vocab_size: int, lowercase: bool) -> Tokenizer:
