@@ -387,3 +387,9 @@ def test_evaluations_of_different_units_share_no_axis():
     assert (facts["unit"], facts["rows"][0]["figure"]) == ("points", "+10.00")
     assert (perplexity["unit"], perplexity["rows"][0]["figure"]) == ("perplexity", "−5.00")
     assert heldout["rows"][0]["label"] == "token masks, 15 %"
+
+
+def test_timings_of_earlier_versions_say_phase_for_purpose(rich):
+    lines = [json.loads(line) for line in (rich / "timings.jsonl").read_text().splitlines()]
+    write_lines(rich / "timings.jsonl", [{"phase": line.pop("purpose"), **line} for line in lines])
+    assert {line["purpose"] for line in read_folder(rich).timings} == {"main"}

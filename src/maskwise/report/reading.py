@@ -189,7 +189,11 @@ def _read_study(folder: Path) -> Folder:
         summary=cast(Summary, NO_SUMMARY | cast(Summary, read_json(folder / "summary.json") or {})),
         samples=cast(dict[str, list[Sample]], read_json(folder / "samples.json") or {}),
         curves=curves,
-        timings=[cast(Timing, line) for line in read_lines(folder / "timings.jsonl") if "seconds" in line],
+        timings=[
+            cast(Timing, {"purpose": line.get("phase"), **line})  # as it was called until November 2026
+            for line in read_lines(folder / "timings.jsonl")
+            if "seconds" in line
+        ],
         seconds=study["seconds"],
         recipe_yaml=study["recipe_yaml"],
     )
