@@ -11,7 +11,8 @@ be left. It is done in three ways in turn:
     saving  a state after every step, so that one is being written at almost any moment
     ranks   two processes, of which one is killed, or both
 
-A run is a copy of this process, which has imported everything: no time goes into imports. About four seconds a kill on two cores.
+A run is a copy of this process, which has imported everything: no time goes into imports. About four seconds a kill on
+two cores.
 """
 
 from __future__ import annotations
@@ -61,14 +62,17 @@ def started(arguments: list[str], ranks: int) -> list[int]:
             except SystemExit as end:
                 os._exit(end.code if isinstance(end.code, int) else 1)
             finally:
-                os._exit(1)  # a rank whose peer is dead raises errors, and must not tidy up what is the parent's
+                os._exit(
+                    1
+                )  # a rank whose peer is dead raises errors, and must not tidy up what is the parent's
         pids.append(pid)
     return pids
 
 
 def ended(pids: list[int]) -> bool:
     """Wait for all; whether all of them finished."""
-    return all([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0 for pid in pids])
+    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+    return not any(codes)
 
 
 def losses(out: Path) -> list[tuple[object, ...]]:
@@ -135,7 +139,8 @@ def run() -> int:
         for number, way in enumerate(asked.ways):
             share = asked.kills // len(asked.ways) + (number < asked.kills % len(asked.ways))
             result = trial(way, Path(folder) / way, share, draw)
-            print(json.dumps(result), flush=True)
+            sys.stdout.write(f"{json.dumps(result)}\n")
+            sys.stdout.flush()
             bad = bad or bool(result["wrong"])
     return int(bad)
 

@@ -135,13 +135,15 @@ def _ragged(
     groups = getattr(module, "num_key_value_groups", 1)
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     shape = query.transpose(1, 2).shape
-    line = [x.transpose(1, 2).flatten(0, 1).contiguous() for x in (query, key, value)]
+    query, key, value = (x.transpose(1, 2).flatten(0, 1).contiguous() for x in (query, key, value))
     ends = torch.nn.functional.pad(documents.lengths.cumsum(0, dtype=torch.int32), (1, 0))
     most = documents.ids.shape[1]  # an upper bound that needs no wait for the device
     side = -1 if window is None else window - 1
+    sides = (side, 0 if causal else side)
     out = varlen_attn(
-        *line, ends, ends, most, most, scale=options.get("scaling"), window_size=(side, 0 if causal else side)
+        query, key, value, ends, ends, most, most, scale=options.get("scaling"), window_size=sides
     )
+    assert isinstance(out, Tensor)
     return out.view(shape)
 
 

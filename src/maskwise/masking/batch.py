@@ -228,8 +228,9 @@ class MaskedBatch:
     @cached_property
     def written(self) -> Tensor | None:
         """(B, L'') int64: as ``documents``, of the targets that a decoder writes."""
-        apart = self.documents is not None and self.laid_labels is not None
-        return self._in_rows(self.laid_labels) if apart else None
+        if self.documents is None or self.laid_labels is None:
+            return None
+        return self._in_rows(self.laid_labels)
 
     @cached_property
     def where(self) -> Tensor:

@@ -65,7 +65,9 @@ class Denoising(MaskedLanguageModelling):
 
     def inputs(self, batch: MaskedBatch | dict[str, Tensor]) -> dict[str, Any]:
         read, written = model_inputs(self.model, batch), getattr(batch, "written", None)
-        known = {name: read[name] for name in ("input_ids", "attention_mask", "documents") if name in read}
+        known: dict[str, Any] = {
+            name: read[name] for name in ("input_ids", "attention_mask", "documents") if name in read
+        }
         if written is not None:
             known["decoder_documents"] = Documents(written, read=known["documents"].ids)
         return {**known, "decoder_input_ids": decoder_inputs(self.model.config, batch["labels"], written)}

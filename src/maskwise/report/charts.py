@@ -7,7 +7,7 @@ objective had the steps, what became of each, what choosing cost.
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from typing import TypeVar
@@ -125,15 +125,15 @@ def transfer_view(folder: Folder) -> View | None:
     if not cells:
         return None
     reach = max((abs(cell["mean"]) for cell in cells if cell["mean"] is not None), default=0) or 1.0
-    rows: dict[str, View] = {}
+    by_arm: dict[str, list[View]] = defaultdict(list)
     for cell in cells:
-        row = rows.setdefault(cell["arm"], {"arm": cell["arm"], "learned": cell["learned_from"], "cells": []})
         points = [None if x is None else 100 * x for x in (cell["mean"], cell["low"], cell["high"])]
-        row["cells"].append({
+        by_arm[cell["arm"]].append({
             "mean": points[0], "low": points[1], "high": points[2], "own": cell["task"] == cell["learned_from"],
             "shade": shade((cell["mean"] or 0) / reach),
         })  # fmt: skip
-    return {"tasks": list(dict.fromkeys(cell["task"] for cell in cells)), "rows": list(rows.values())}
+    rows = [{"arm": arm, "cells": line} for arm, line in by_arm.items()]
+    return {"tasks": list(dict.fromkeys(cell["task"] for cell in cells)), "rows": rows}
 
 
 def heldout_charts(folder: Folder, colours: Colours) -> list[View]:
