@@ -202,8 +202,10 @@ class MaskingTrainer(Trainer):
         if self._learners and masker is self.masker and self.model is not None and self.model.training:
             self._shown.append(batch)
         weight = {} if batch.loss_weight is None else {"loss_weight": batch.loss_weight}
-        known = isinstance(self.model, PreTrainedModel) and not self._decodes
-        return {**(model_inputs(self.model, batch) if known else batch), "labels": batch.labels, **weight}
+        inputs: dict[str, Any] = {name: batch[name] for name in batch.keys()}  # noqa: SIM118 (no dict)
+        if isinstance(self.model, PreTrainedModel) and not self._decodes:
+            inputs = model_inputs(self.model, batch)
+        return {**inputs, "labels": batch.labels, **weight}
 
     @property
     def _decodes(self) -> bool:

@@ -84,7 +84,11 @@ def _contest(
     layers, width, steps = SIZES[size]
 
     def model() -> Any:
-        fields = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": width // 64}
+        fields: dict[str, Any] = {
+            "hidden_size": width,
+            "num_hidden_layers": layers,
+            "num_attention_heads": width // 64,
+        }
         config = new_config("bert", tokenizer, rows[PEER].length, **fields, intermediate_size=4 * width)
         return new_model(config, seed=0)
 

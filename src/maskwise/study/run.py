@@ -305,9 +305,8 @@ def describe(recipe: Recipe, design: Design) -> Study:
     reference = reference_words(recipe) if REFERENCE in arms_of(recipe, design.contents) else None
     loaded, study = [load_task(spec) for spec in recipe.tasks], recipe.study
     search = study.search
-    learned = {"learned": learned_from(recipe)} if study.transfer else {}
-    return {
-        "name": recipe.name, "description": recipe.description, "maskwise": __version__, **learned,
+    described: Study = {
+        "name": recipe.name, "description": recipe.description, "maskwise": __version__,
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "versions": versions(),
         "hardware": hardware(), "recipe": recipe.model_dump(mode="json"), "recipe_yaml": recipe.to_yaml(),
         "baseline": recipe.baseline or "", "reference": reference, "seeds": list(study.seed_list),
@@ -317,6 +316,9 @@ def describe(recipe: Recipe, design: Design) -> Study:
         "search": {"grid": search.grid, "seeds": list(search.seeds), "by": search.by} if search else None,
         "tasks": {task.name: {**task.facts(), "majority": task.majority} for task in loaded},
     }  # fmt: skip
+    if study.transfer:
+        described["learned"] = learned_from(recipe)
+    return described
 
 
 def versions() -> dict[str, str]:
