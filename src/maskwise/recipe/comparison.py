@@ -157,7 +157,7 @@ class StudySettings(Settings):
             raise unknown_name("baseline arm", self.baseline, self.arms)
         for name in {REFERENCE, OWN_TASK, OTHER_TASKS} & self.arms.keys():
             raise MaskwiseError(
-                "an arm cannot have the name of something else that studies compare", got=name
+                f"an arm cannot be called {name}: studies compare something else by that name"
             )
         shared = set(self.seed_list) & set(self.search.seeds if self.search else ())
         if shared:
