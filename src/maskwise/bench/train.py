@@ -22,7 +22,8 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import torch
-from rich.console import RenderableType
+from rich.console import Console, RenderableType
+from rich.progress import track
 from rich.table import Table
 from transformers import DataCollatorForLanguageModeling, PrinterCallback, Trainer, TrainingArguments
 
@@ -40,13 +41,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 PEER, OURS = "transformers.Trainer", "maskwise"
-SIZES: dict[str, tuple[int, int, int]] = {"tiny": (2, 128, 20), "mini": (4, 256, 10), "small": (4, 512, 5)}
+SIZES: dict[str, tuple[int, int, int]] = {"tiny": (2, 128, 10), "mini": (4, 256, 5), "small": (4, 512, 2)}
 """Layers, width, and steps that are timed."""
 RATIO = 0.15
 
 
 def bench_train(
-    *, rounds: int = 3, batch_size: int = 32, length: int = 128, sizes: Sequence[str] = tuple(SIZES),
+    *, rounds: int = 2, batch_size: int = 32, length: int = 128, sizes: Sequence[str] = tuple(SIZES),
     vocabulary: int = 8192, documents: int = 2000,
 ) -> dict[str, Any]:  # fmt: skip
     """
@@ -65,11 +66,13 @@ def bench_train(
     pieces = read_pieces(tokenise(found, tokenizer), tokenizer=tokenizer, length=length)
     rate = measured_rate(best_device(), torch.bfloat16 if fast_bf16() else torch.float32)
     contestants = []
-    for size in sizes:
-        # Joined rows are full, and both read them as one text.
-        for text, ours, theirs in (("full", "joined", "joined"), ("varied", "packed", "document")):
-            rows = {OURS: Rows.of(pieces, ours), PEER: Rows.of(pieces, theirs)}
-            contestants += _contest(size, text, rows, tokenizer, batch_size, rounds, rate)
+    # Joined rows are full, and both read them as one text.
+    texts = {"full": ("joined", "joined"), "varied": ("packed", "document")}
+    contests = [(size, text) for size in sizes for text in texts]
+    for size, text in track(contests, "timing models", console=Console(stderr=True)):
+        ours, theirs = texts[text]
+        rows = {OURS: Rows.of(pieces, ours), PEER: Rows.of(pieces, theirs)}
+        contestants += _contest(size, text, rows, tokenizer, batch_size, rounds, rate)
     return {
         "batch": f"{batch_size} x {length}", "vocabulary": len(tokenizer), "contestants": contestants,
         "matmul_flops": rate, "hardware": surroundings(["torch", "transformers", "accelerate"]),
