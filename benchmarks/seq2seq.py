@@ -13,10 +13,9 @@ and decoder together; a step of packed rows has more of them.
 from __future__ import annotations
 
 import argparse
-import gc
 import tempfile
 from functools import partial
-from statistics import mean, median
+from statistics import mean
 from typing import Any
 
 import torch
@@ -29,12 +28,12 @@ from transformers import (
     Seq2SeqTrainingArguments,
 )
 
-from maskwise.bench.timing import processor_seconds, surroundings
+from maskwise.bench.timing import seconds_per_step, surroundings
 from maskwise.families import decoder_weights, encoder_weights, head_weights
 from maskwise.masking import Masker
 from maskwise.models import new_config, new_model
 from maskwise.objectives import Denoising
-from maskwise.study.costs import trained
+from maskwise.objectives.base import trained
 from maskwise.text import Rows, read_documents, read_pieces, tokenise, train_tokenizer
 from maskwise.training import MaskedSource, TrainingSettings, train
 from maskwise.training.engine import fast_bf16
@@ -72,11 +71,7 @@ def bench_seq2seq(
             "maskwise": partial(ours, tokenizer, packed, masker, batch_size),
             PEER: partial(peer, tokenizer, length, examples, batch_size),
         }
-        seconds: dict[str, list[float]] = {who: [] for who in calls}
-        for _ in range(rounds):
-            for who, call in calls.items():
-                short, long = (timed(call, count) for count in (steps, 2 * steps))
-                seconds[who].append((long - short) / steps)
+        seconds, _ = seconds_per_step(calls, steps=steps, rounds=rounds)
         network = model(tokenizer, length)
         writes, crossed = decoder_weights(network)
         formats[name] = {
@@ -88,10 +83,10 @@ def bench_seq2seq(
         }  # fmt: skip
         # The same documents in fewer rows.
         tokens = {"maskwise": (read + written) * len(corpus) / len(packed), PEER: read + written}
-        rates = {who: tokens[who] / median(times) for who, times in seconds.items()}
+        rates = {who: tokens[who] / spent for who, spent in seconds.items()}
         contestants += [
             {
-                "format": name, "name": who, "ms_per_step": round(1000 * median(seconds[who]), 1),
+                "format": name, "name": who, "ms_per_step": round(1000 * seconds[who], 1),
                 "tokens_per_second": round(rate), "rate_over_peer": round(rate / rates[PEER], 3),
             }
             for who, rate in rates.items()
@@ -141,11 +136,6 @@ def peer(
         trainer = Seq2SeqTrainer(network, arguments, data_collator=collator, train_dataset=examples)
         trainer.pop_callback(PrinterCallback)
         trainer.train()
-
-
-def timed(call: Any, steps: int) -> float:
-    gc.collect()
-    return processor_seconds(partial(call, steps))
 
 
 def main() -> None:

@@ -12,31 +12,21 @@ from maskwise.learning.scorer import PolicyModel
 from maskwise.recipe import read_recipe
 from maskwise.study.plan import make_run, task_contents
 from maskwise.text import Prepared
-from tiny import maskwise, read_lines
+from tiny import learning_study, maskwise, read_lines
 
 WORLD = "factworld(people=40, facts=('work',), friends=false, fillers=1, biographies=2, seed='run')"
-RECIPE = f"""
-corpus: {{source: "{WORLD}", length: 32, layout: document}}
-tokenizer: {{vocab_size: 512}}
-model:
-  architecture: bert
-  settings: {{hidden_size: 32, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 32}}
-masking: {{corruption: mask-only, ratio: 0.15, fill: random}}
-training: {{steps: 4, batch_size: 8}}
-evaluation: {{ratios: [0.15], masks: [whole-word], rows: 8}}
-tasks: ["{WORLD}"]
-finetune: {{steps: 2, batch_size: 8, max_length: 16, seeds: 1}}
-learning:
+COMPARED = """learning:
   method: supervised
-  supervised: {{training: {{steps: 30, learning_rate: 1.0e-2}}}}
-  policy: {{settings: {{hidden_size: 8}}}}
+  supervised: {training: {steps: 30, learning_rate: 1.0e-2}}
+  policy: {settings: {hidden_size: 8}}
 study:
   seeds: 2
   arms:
-    random: {{}}
-    learned: {{masking.policy: learned}}
-    spans: {{masking.policy: "learned(take='top-1')"}}
+    random: {}
+    learned: {masking.policy: learned}
+    spans: {masking.policy: "learned(take='top-1')"}
 """
+RECIPE = learning_study(WORLD, WORLD, rest=COMPARED)
 
 
 @pytest.fixture(scope="module")

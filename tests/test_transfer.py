@@ -13,7 +13,7 @@ from maskwise.recipe import read_recipe
 from maskwise.report import write_report
 from maskwise.study.plan import learned_from
 from maskwise.study.verdict import summarise
-from tiny import maskwise, read_lines
+from tiny import learning_study, maskwise, read_lines
 
 LEARNED = {"from-a": "a", "from-b": "b", "from-c": "c"}
 # By arm, the scores on a, b and c: a and b are related, c stands alone.
@@ -92,19 +92,12 @@ def test_the_recipe_says_what_each_arm_learned_from() -> None:
         read_recipe("transfer", ["study.arms.own-task={}"])
 
 
-WORLD = "people=40, fillers=1, friends=false, biographies=2, seed='run'"
-RECIPE = f"""
-corpus: {{source: "factworld({WORLD})", length: 32, layout: document}}
-tokenizer: {{vocab_size: 512}}
-model:
-  architecture: bert
-  settings: {{hidden_size: 32, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 32}}
-masking: {{corruption: mask-only, ratio: 0.15, fill: random}}
-training: {{steps: 4, batch_size: 8}}
-evaluation: {{ratios: [0.15], masks: [whole-word], rows: 8}}
-tasks: ["factworld({WORLD})", "factworld({WORLD}, asked='university')"]
-finetune: {{steps: 2, batch_size: 8, max_length: 16, seeds: 1}}
-learning: {{method: supervised, supervised: {{training: {{steps: 5}}}}, policy: {{settings: {{hidden_size: 8}}}}}}
+WORLD = "factworld(people=40, fillers=1, friends=false, biographies=2, seed='run')"
+UNIVERSITIES = WORLD.replace("seed", "asked='university', seed")
+COMPARED = f"""learning:
+  method: supervised
+  supervised: {{training: {{steps: 5}}}}
+  policy: {{settings: {{hidden_size: 8}}}}
 study:
   seeds: 2
   transfer: true
@@ -112,8 +105,9 @@ study:
   arms:
     random: {{}}
     from-jobs: {{masking.policy: learned}}
-    from-universities: {{masking.policy: learned, learning.task: "factworld({WORLD}, asked='university')"}}
+    from-universities: {{masking.policy: learned, learning.task: "{UNIVERSITIES}"}}
 """
+RECIPE = learning_study(WORLD, WORLD, UNIVERSITIES, rest=COMPARED)
 
 
 def test_a_whole_study_in_miniature_draws_the_table(tmp_path: Path) -> None:

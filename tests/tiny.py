@@ -10,7 +10,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
+
+from maskwise.errors import MaskwiseError
+from maskwise.recipe import read_recipe
 
 SYLLABLES = "ba ke lo mi nu pra sto tri vel zun", "da fe gor lin mas pet rok sun tal wix"
 WORDS = [first + second for first in SYLLABLES[0].split() for second in SYLLABLES[1].split()]
@@ -111,3 +115,28 @@ def worker_task(what: Any) -> Any:
 
 def worker_length(text: Any) -> int:
     return len(text)
+
+
+def learning_study(world: str, *tasks: str, rest: str) -> str:
+    """A recipe of seconds on a text of a world, with ``rest`` for what is learned and compared."""
+    return f"""
+corpus: {{source: "{world}", length: 32, layout: document}}
+tokenizer: {{vocab_size: 512}}
+model:
+  architecture: bert
+  settings: {{hidden_size: 32, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 32}}
+masking: {{corruption: mask-only, ratio: 0.15, fill: random}}
+training: {{steps: 4, batch_size: 8}}
+evaluation: {{ratios: [0.15], masks: [whole-word], rows: 8}}
+tasks: {json.dumps(tasks)}
+finetune: {{steps: 2, batch_size: 8, max_length: 16, seeds: 1}}
+{rest}"""
+
+
+def check_refused(recipe: Path, override: str, said: str, out: Path) -> None:
+    """An override is refused in one line when the recipe is read, and by a study before it writes anything."""
+    with pytest.raises(MaskwiseError) as caught:
+        read_recipe(recipe, [override])
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+    assert maskwise("study", recipe, override, "--out", out) == 2
+    assert not out.exists()

@@ -72,8 +72,10 @@ class Documents:
             if causal or window is not None:
                 place = torch.arange(keys.shape[1], device=keys.device)
                 distance = place[:, None] - place
-                seen &= (distance >= 0) | (not causal)
-                seen &= (distance.abs() < window) if window is not None else True
+                if causal:
+                    seen &= distance >= 0
+                if window is not None:
+                    seen &= distance.abs() < window
             self._masks[asked] = seen[:, None]
         return self._masks[asked]
 
@@ -81,7 +83,6 @@ class Documents:
     def lengths(self) -> Tensor:
         """(D,) int32: the tokens of each document of the batch, padding as one more document of its row."""
         starts = self.positions.flatten() == 0
-        starts[:: self.ids.shape[1]] = True
         at = torch.cat((starts.nonzero().flatten(), starts.new_tensor([starts.numel()], dtype=torch.int64)))
         return at.diff().int()
 

@@ -122,12 +122,6 @@ class EncoderDecoder(Adapter):
                 encoder_attention_mask=inputs.get("attention_mask"), use_cache=False, **apart,
             ).last_hidden_state  # fmt: skip
 
-    def apart(
-        self, model: PreTrainedModel, inputs: Mapping[str, Tensor], documents: Tensor
-    ) -> dict[str, Any]:
-        separate(model)
-        return {**without(inputs, "attention_mask"), "documents": Documents(documents)}
-
 
 def without(inputs: Mapping[str, Tensor], *names: str) -> dict[str, Tensor]:
     """The inputs but for those with some names."""

@@ -7,16 +7,21 @@ batches each.
 
 from __future__ import annotations
 
+import gc
 import os
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
-from pathlib import Path
 from statistics import median
+from typing import TypeVar
 
 import torch
+
+from maskwise.training.speed import cpu_name
+
+Result = TypeVar("Result")
 
 
 def in_turn(
@@ -49,6 +54,32 @@ def in_turn(
     return {name: median(spent) for name, spent in seconds.items()}
 
 
+def seconds_per_step(
+    contestants: Mapping[str, Callable[[int], Result]], *, steps: int, rounds: int,
+    clock: Callable[[], float] = time.process_time,
+) -> tuple[dict[str, float], dict[str, Result]]:  # fmt: skip
+    """Median seconds of a step of each contestant, and what its last run gave.
+
+    A step is the difference between a run of twice as many steps and one of ``steps``, so that start-up does not count.
+
+    Args:
+        contestants: what to call with a number of steps, by name; they take turns.
+        clock: by default the processor's time.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    results: dict[str, Result] = {}
+    for _ in range(rounds):
+        for name, call in contestants.items():
+            spent = []
+            for count in (steps, 2 * steps):
+                gc.collect()
+                start = clock()
+                results[name] = call(count)
+                spent.append(clock() - start)
+            seconds[name].append((spent[1] - spent[0]) / steps)
+    return {name: median(values) for name, values in seconds.items()}, results
+
+
 def processor_seconds(call: Callable[[], object]) -> float:
     """What one call costs this process."""
     began = time.process_time()
@@ -60,7 +91,7 @@ def surroundings(packages: Sequence[str]) -> dict[str, object]:
     """What the figures depend on: processor, threads, versions, date."""
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "processor": _processor(),
+        "processor": cpu_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "vector_instructions": torch.backends.cpu.get_cpu_capability(),
@@ -68,11 +99,3 @@ def surroundings(packages: Sequence[str]) -> dict[str, object]:
         "python": platform.python_version(),
         "versions": {name: version(name) for name in packages},
     }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or "unknown"

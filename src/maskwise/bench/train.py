@@ -13,12 +13,10 @@ is measured in the same run.
 
 from __future__ import annotations
 
-import gc
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,11 +25,11 @@ from rich.progress import track
 from rich.table import Table
 from transformers import DataCollatorForLanguageModeling, PrinterCallback, Trainer, TrainingArguments
 
-from maskwise.bench.timing import surroundings
+from maskwise.bench.timing import seconds_per_step, surroundings
 from maskwise.masking import Masker
 from maskwise.models import new_config, new_model
 from maskwise.objectives import MaskedLanguageModelling
-from maskwise.study.costs import trained
+from maskwise.objectives.base import trained
 from maskwise.text import Rows, read_documents, read_pieces, tokenise, train_tokenizer
 from maskwise.training import MaskedSource, TrainingSettings, train
 from maskwise.training.engine import best_device, fast_bf16
@@ -102,14 +100,7 @@ def _contest(
         calls[f"{PEER} {precision}"] = partial(
             _peer, model, tokenizer, rows[PEER], batch_size, precision == "bf16"
         )
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    losses: dict[str, float] = {}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            short, _loss = _timed(call, steps)
-            long, losses[name] = _timed(call, 2 * steps)
-            seconds[name].append((long - short) / steps)
-    per_step = {name: median(values) for name, values in seconds.items()}
+    per_step, losses = seconds_per_step(calls, steps=steps, rounds=rounds, clock=time.perf_counter)
     tokens = {name: batch_size * rows[name.split()[0]].tokens / len(rows[name.split()[0]]) for name in calls}
     per_token = {name: per_step[name] / tokens[name] for name in calls}
     work = MaskedLanguageModelling(model()).work(tokens[OURS], RATIO * tokens[OURS])
@@ -124,14 +115,6 @@ def _contest(
             line["share_of_matmul"] = round(trained(work) / per_step[name] / rate, 3)
         lines.append(line)
     return lines
-
-
-def _timed(call: Callable[[int], float], steps: int) -> tuple[float, float]:
-    """Seconds of a run, and its last loss."""
-    gc.collect()
-    start = time.perf_counter()
-    loss = call(steps)
-    return time.perf_counter() - start, loss
 
 
 def _ours(
@@ -172,16 +155,8 @@ def render_train(result: dict[str, Any]) -> RenderableType:
     """One table; the last line says what the hardware does."""
     rate = result["matmul_flops"] / 1e12
     caption = f"{result['batch']} tokens; a matrix product does {rate:.2f} TFLOP/s here"
-    table = Table(
-        "model",
-        "text",
-        "contestant",
-        "ms a step",
-        "tokens a second",
-        "ours is × faster",
-        "loss",
-        caption=caption,
-    )
+    columns = ("model", "text", "contestant", "ms a step", "tokens a second", "ours is × faster", "loss")
+    table = Table(*columns, caption=caption)
     for row in result["contestants"]:
         cells = (f"{row['ms_per_step']:.1f}", f"{row['tokens_per_second']:,}", f"{row['ours_over_it']:.2f}")
         table.add_row(row["size"], row["text"], row["name"], *cells, f"{row['loss']:.2f}")

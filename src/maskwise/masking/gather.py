@@ -117,18 +117,8 @@ def _annotated(columns: dict[str, Array], vocabulary: Vocabulary) -> AnnotatedBa
         plan = shape[1]
     extras = {name: line.pop(name) for name in _EXTRAS if name in line}
     return AnnotatedBatch(
-        shape,
-        ids,
-        attention,
-        content,
-        eligible,
-        begin,
-        example_id,
-        line,
-        extras,
-        plan,
-        apart=plan is not None,
-    )
+        shape, ids, attention, content, eligible, begin, example_id, line, extras, plan, apart=plan is not None
+    )  # fmt: skip
 
 
 def _kinds(ids: Array, vocabulary: Vocabulary) -> Array:

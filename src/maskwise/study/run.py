@@ -45,6 +45,7 @@ from maskwise.tasks import load_task
 from maskwise.tasks.judge import PREDICTIONS
 from maskwise.text import Document, Prepared, tokenise
 from maskwise.text.worlds import of_run
+from maskwise.training.speed import cpu_name
 
 RESULTS = ("records.jsonl", PREDICTIONS, "timings.jsonl", "samples.json", "summary.json", "report.html")
 
@@ -334,10 +335,9 @@ def versions() -> dict[str, str]:
 
 def hardware() -> Plain:
     """The machine, in a few words."""
-    models = [line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
     memory = [int(line.split()[1]) for line in _lines("/proc/meminfo") if line.startswith("MemTotal")]
     return {
-        "cpu": models[0] if models else platform.processor() or platform.machine(), "cores": os.cpu_count(),
+        "cpu": cpu_name(), "cores": os.cpu_count(),
         "memory_gib": round(memory[0] / 2**20, 1) if memory else None,
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }  # fmt: skip

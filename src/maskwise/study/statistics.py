@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import special, stats
 
 from maskwise.errors import MaskwiseError
+from maskwise.files import Estimate
 
 EXACT_RUNS = 16  # up to here all 2^n sign patterns are enumerated
 BCA_FROM_RUNS = 20  # below, BCa covers too rarely (.71 at 3 runs, .90 at 10, nominal .95)
@@ -125,6 +126,12 @@ def interval_by_rule(differences: ArrayLike, *, confidence: float = 0.95, seed: 
         return paired_t_interval(differences, confidence=confidence)
     z = math.sqrt(n / (n - 1)) * stats.t.ppf(0.5 + confidence / 2, n - 1)
     return bca_interval(differences, confidence=float(1 - 2 * special.ndtr(-z)), seed=seed)
+
+
+def estimated(differences: NDArray[np.float64]) -> Estimate:
+    """A mean difference with its 95 % interval; None without differences, or with too few for an interval."""
+    low, high = interval_by_rule(differences)[:2] if len(differences) > 1 else (None, None)
+    return {"mean": float(differences.mean()) if len(differences) else None, "low": low, "high": high}
 
 
 def median_interval(values: ArrayLike, *, confidence: float = 0.95) -> Interval:

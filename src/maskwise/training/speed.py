@@ -12,6 +12,7 @@ kept in a file; delete ``matmul.json`` in the cache folder to measure again (on 
 from __future__ import annotations
 
 import os
+import platform
 import resource
 import sys
 import time
@@ -159,4 +160,4 @@ def cpu_name() -> str:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
-    return "cpu"
+    return platform.processor() or platform.machine() or "unknown"

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from maskwise.constants import NATS, REFERENCE
 from maskwise.errors import MaskwiseError
-from maskwise.files import Compute, Contrast, Detectable, Ends, Estimate, Reason, Study, Verdict
+from maskwise.files import Compute, Contrast, Detectable, Ends, Reason, Study, Verdict
 from maskwise.study.power import (
     P_FROM_RUNS,
     attainable_level,
@@ -27,8 +27,8 @@ from maskwise.study.power import (
     runs_to_decide,
 )
 from maskwise.study.statistics import (
+    estimated,
     holm,
-    interval_by_rule,
     paired_differences,
     sign_flip_test,
     standardised_effect,
@@ -88,7 +88,7 @@ def compare(table: Table, arm: str, baseline: str) -> list[Comparison]:
 def _comparison(table: Table, arm: str, baseline: str, outcome: str, *, primary: bool) -> Comparison:
     mine, other = _paired(table, arm, baseline, outcome)
     differences = plain = paired_differences(mine, other)
-    estimate = _estimate(differences)
+    estimate = estimated(differences)
     effect = standardised_effect(differences) if len(differences) else math.nan
     row: Contrast = {
         "arm": arm,
@@ -113,7 +113,7 @@ def _comparison(table: Table, arm: str, baseline: str, outcome: str, *, primary:
             *({seed: table.natural[a][seed] for seed in mine} for a in (arm, baseline))
         )
         if len({_unit(table, task) for task in table.tasks}) == 1:  # nats and points have no mean
-            row["natural"] = _estimate(plain)
+            row["natural"] = estimated(plain)
     row["items"] = _items_interval(table, row, float(plain.mean()) if len(plain) else 0.0)
     return Comparison(row, differences, plain)
 
@@ -151,11 +151,6 @@ def _paired(table: Table, arm: str, baseline: str, outcome: str) -> tuple[BySeed
             )
     shared = sorted(mine.keys() & other.keys())
     return {seed: mine[seed] for seed in shared}, {seed: other[seed] for seed in shared}
-
-
-def _estimate(differences: NDArray[np.float64]) -> Estimate:
-    low, high = interval_by_rule(differences)[:2] if len(differences) > 1 else (None, None)
-    return {"mean": float(differences.mean()) if len(differences) else None, "low": low, "high": high}
 
 
 def _matched(table: Table, arm: str, baseline: str) -> Compute:

@@ -14,12 +14,12 @@ import numpy as np
 
 from maskwise.constants import OTHER_TASKS, OWN_TASK
 from maskwise.files import TransferCell
-from maskwise.study.statistics import interval_by_rule, paired_differences
-
-BySeed = dict[int, float]
+from maskwise.study.statistics import estimated, paired_differences
 
 
-def diagonal(by_arm: Mapping[str, BySeed], task: str, learned: Mapping[str, str]) -> dict[str, BySeed]:
+def diagonal(
+    by_arm: Mapping[str, dict[int, float]], task: str, learned: Mapping[str, str]
+) -> dict[str, dict[int, float]]:
     """The scores on one task of ``OWN_TASK`` and of ``OTHER_TASKS``, on the seeds that all of their arms have.
 
     >>> learned = {"from-a": "a", "from-b": "b"}
@@ -43,7 +43,10 @@ def diagonal(by_arm: Mapping[str, BySeed], task: str, learned: Mapping[str, str]
 
 
 def cells(
-    outcomes: Mapping[str, Mapping[str, BySeed]], tasks: list[str], learned: Mapping[str, str], baseline: str
+    outcomes: Mapping[str, Mapping[str, dict[int, float]]],
+    tasks: list[str],
+    learned: Mapping[str, str],
+    baseline: str,
 ) -> list[TransferCell]:
     """What every learned policy adds to the baseline on every task, with its 95 % interval over pairs of runs."""
     table: list[TransferCell] = []
@@ -52,10 +55,8 @@ def cells(
             mine, other = outcomes[task].get(arm, {}), outcomes[task].get(baseline, {})
             shared = sorted(mine.keys() & other.keys())
             gains = paired_differences({s: mine[s] for s in shared}, {s: other[s] for s in shared})
-            low, high = interval_by_rule(gains)[:2] if len(gains) > 1 else (None, None)
-            mean = float(gains.mean()) if len(gains) else None
-            table.append({
-                "arm": arm, "learned_from": source, "task": task, "n": len(gains),
-                "mean": mean, "low": low, "high": high,
-            })  # fmt: skip
+            cell: TransferCell = {
+                "arm": arm, "learned_from": source, "task": task, "n": len(gains), **estimated(gains)
+            }  # fmt: skip
+            table.append(cell)
     return table
