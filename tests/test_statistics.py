@@ -24,6 +24,7 @@ from maskwise.study.statistics import (
     median_interval,
     paired_differences,
     paired_t_interval,
+    ratio_interval,
     sign_flip_test,
     standardised_effect,
 )
@@ -169,3 +170,28 @@ def test_plain_bca_covers_too_rarely_at_few_runs():
     for n, rows in samples.items():
         bca = np.mean([(i := bca_interval(d, resamples=1000)).low < 0 < i.high for d in rows])
         assert bca == pytest.approx({3: 0.71, 10: 0.90}[n], abs=0.03)
+
+
+def test_a_ratio_is_tested_at_the_ends_of_its_interval():
+    rng = np.random.default_rng(5)
+    whole = rng.normal(0.7, 0.15, 10)
+    gain = 0.9 * whole + rng.normal(0, 0.05, 10)
+    ends = ratio_interval(gain, whole)
+    for end in ends:  # Student's interval of what is left there ends at 0
+        assert min(map(abs, paired_t_interval(gain - end * whole)[:2])) == pytest.approx(0, abs=1e-12)
+    assert ends[0] < gain.mean() / whole.mean() < ends[1]
+    assert ratio_interval(-gain, whole) == pytest.approx((-ends[1], -ends[0]))
+
+
+def test_a_ratio_to_what_may_be_zero_has_no_interval():
+    assert ratio_interval([0.2, 0.3, 0.1], [0.5, -0.4, 0.1]) == (None, None)
+
+
+def test_the_interval_of_a_ratio_covers():
+    rng = np.random.default_rng(6)
+    held = 0
+    for _ in range(400):
+        whole = rng.normal(0.7, 0.15, 10)
+        low, high = ratio_interval(0.8 * whole + rng.normal(0, 0.1, 10), whole)
+        held += low <= 0.8 <= high
+    assert 0.92 <= held / 400 <= 0.98

@@ -6,13 +6,16 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from maskwise.errors import MaskwiseError
 from maskwise.learning.scorer import PolicyModel
 from maskwise.recipe import read_recipe
 from maskwise.study.plan import make_run, task_contents
+from maskwise.study.policies import own_seed, run_learn
 from maskwise.text import Prepared
-from tiny import learning_study, maskwise, read_lines
+from processes import two_ranks
+from tiny import check_refused, learning_study, maskwise, read_lines
 
 WORLD = "factworld(people=40, facts=('work',), friends=false, fillers=1, biographies=2, seed='run')"
 COMPARED = """learning:
@@ -25,8 +28,21 @@ study:
     random: {}
     learned: {masking.policy: learned}
     spans: {masking.policy: "learned(take='top-1')"}
+    alone: {masking: {policy: "learned(take='top-1')", ratio: 1.0, fill: none}}
+    oracle: {masking.policy: "span-layer(layer='asked')"}
+  share: [oracle, random]
 """
 RECIPE = learning_study(WORLD, WORLD, rest=COMPARED)
+LEARN = learning_study(
+    WORLD,
+    WORLD,
+    rest="""learning:
+  policy: {settings: {hidden_size: 8}, length: 32}
+  meta: {steps: 4, eval_every: 4, batch_size: 8, average: 0}
+  supervised: {training: {steps: 6, batch_size: 8, learning_rate: 1.0e-2, precision: "no"}}
+""",
+)
+"""What ``maskwise learn`` does on one process or several, in single precision."""
 
 
 @pytest.fixture(scope="module")
@@ -82,14 +98,15 @@ def test_the_text_is_masked_by_what_the_run_learned(finished: Path, recipe: Path
     weights = data.training.pieces.columns["learned"]
     assert weights.std() > 0
     records = read_lines(finished / "records.jsonl")
-    assert {record["arm"] for record in records if record["kind"] == "score"} >= {
-        "random",
-        "learned",
-        "spans",
-    }
+    arms = {"random", "learned", "spans", "alone", "oracle"}
+    assert {record["arm"] for record in records if record["kind"] == "score"} >= arms
     assert not [record for record in records if record["kind"] == "failure"]
     samples = json.loads((finished / "samples.json").read_text())
-    assert set(samples) == {"random", "learned", "spans"}
+    assert set(samples) == arms
+    # Of each text exactly the best span is masked, where nothing else may be.
+    assert all(
+        sum(piece["state"] == "masked" for piece in row["pieces"]) in (1, 2, 3) for row in samples["alone"]
+    )
 
 
 def test_a_second_run_does_nothing(finished: Path, recipe: Path) -> None:
@@ -108,3 +125,63 @@ def test_a_second_run_does_nothing(finished: Path, recipe: Path) -> None:
 def test_what_cannot_be_learned_is_refused(recipe: Path, changes: list[str], text: str) -> None:
     with pytest.raises(MaskwiseError, match=text):
         make_run(read_recipe(str(recipe), changes), "learned", 0, contents={})
+
+
+def test_the_shares_of_the_best_gain_are_in_the_summary_and_on_the_page(finished: Path) -> None:
+    summary = json.loads((finished / "summary.json").read_text())
+    assert [row["arm"] for row in summary["shares"]] == ["learned", "spans", "alone"]
+    assert "How much of oracle's gain?" in (finished / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("share", "text"), [("[best, random]", "arm in study.share"), ("[random, random]", "two different arms")]
+)
+def test_a_share_names_two_arms(recipe: Path, tmp_path: Path, share: str, text: str) -> None:
+    check_refused(recipe, f"study.share={share}", text, tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["learn-meta-full", "learn-meta-university"])
+def test_in_the_full_recipes_every_arm_goes_on_from_one_stage(name: str) -> None:
+    recipe = read_recipe(name)
+    runs = {arm: make_run(recipe, arm, 30, contents={}) for arm in recipe.study.arms}
+    assert len({run.trainings[0].name for run in runs.values()}) == 1
+    assert [len(run.trainings) for run in runs.values()] == [1] + [2] * (len(runs) - 1)
+    learned = {arm: [stage for stage in run.chain if stage.kind == "learn"] for arm, run in runs.items()}
+    methods = {arm: stages[0].what["learning"]["method"] for arm, stages in learned.items() if stages}
+    assert methods.pop("supervised") == "supervised" and set(methods.values()) == {"meta"}
+    if "meta-top-1" in learned:
+        assert learned["meta"] == learned["meta-top-1"]
+    assert recipe.study.seed_list == tuple(range(30, 40)) and not set(range(26)) & set(recipe.study.seed_list)
+
+
+def test_the_two_full_recipes_share_what_does_not_depend_on_the_question() -> None:
+    both = [read_recipe(name) for name in ("learn-meta-full", "learn-meta-university")]
+    for arm, same in (("random", True), ("salient", True), ("oracle", False), ("meta", False)):
+        last = [make_run(recipe, arm, 30, contents={}).trainings[-1].name for recipe in both]
+        assert (last[0] == last[1]) == same, arm
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("method", ["meta", "supervised"])
+def test_the_whole_command_learns_on_two_ranks_what_it_learns_on_one(method: str, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(LEARN)
+    alone, both = tmp_path / "alone", tmp_path / "both"
+    run_learn(
+        read_recipe(str(path), [f"learning.method={method}", "training.precision=no"]), alone, quiet=True
+    )
+    two_ranks(learn_on_a_rank, path, method, both)
+    policies = [PolicyModel.from_pretrained(out / "policy") for out in (alone, both)]
+    weights = [torch.cat([value.flatten() for value in policy.parameters()])[:-2] for policy in policies]
+    torch.testing.assert_close(weights[1], weights[0], rtol=1e-3, atol=2e-4)
+    new = PolicyModel.new(policies[0].tokenizer, settings={"hidden_size": 8}, head=policies[0].config.head,
+                          length=32, seed=own_seed(read_recipe(str(path))))  # fmt: skip
+    start = torch.cat([value.flatten() for value in new.parameters()])[:-2]
+    assert (weights[0] - start).abs().max() > 0.01, "it has learned, and not the same nothing twice"
+    assert {each.name for each in both.iterdir()} == {each.name for each in alone.iterdir()}
+    results = [json.loads((out / "done.json").read_text())["held_out"] for out in (alone, both)]
+    assert results[1]["weight_on_labels"] == pytest.approx(results[0]["weight_on_labels"], abs=1e-3)
+
+
+def learn_on_a_rank(path: Path, method: str, out: Path) -> None:
+    run_learn(read_recipe(str(path), [f"learning.method={method}", "training.precision=no"]), out, quiet=True)

@@ -66,6 +66,48 @@ def test_arms_whose_interval_lies_within_the_margin_are_equal():
     assert row["verdict"] == "undecided"
 
 
+def test_an_arm_may_be_no_worse_without_being_equal():
+    study, records = study_of({"token-15": TIE["token-15"], "token-30": [0.76, 0.70, 0.70, 0.84, 0.72, 0.69]})
+    (row,) = rows_of(summarise(records, study | {"margin": 0.05}))
+    (said,) = (reason for reason in row["reasons"] if reason["code"] == "no-worse")
+    assert row["verdict"] == "undecided" and said["effect"] == "said"
+    assert said["sentence"].startswith("no worse by 5 points: the 95 % interval begins at −")
+    for margin in (0.01, 0.3):  # it may be worse by a point; and 30 points on both sides are a tie
+        (row,) = rows_of(summarise(records, study | {"margin": margin}))
+        assert "no-worse" not in [reason["code"] for reason in row["reasons"]]
+
+
+SHARED = {
+    "random": [0.10, 0.06, 0.08, 0.12], "oracle": [0.80, 0.70, 0.76, 0.78],
+    "meta": [0.70, 0.71, 0.66, 0.72], "none": [0.0, 0.01, 0.0, 0.02],
+}  # fmt: skip
+
+
+def test_the_share_of_a_gain_is_that_of_the_mean_gains_over_pairs():
+    study, records = study_of(SHARED)
+    meta, none = summarise(records, study | {"share": ("oracle", "random")})["shares"]
+    gains = {arm: np.mean(SHARED[arm]) - np.mean(SHARED["random"]) for arm in SHARED}
+    assert (meta["arm"], meta["task"], meta["n"]) == ("meta", "task-0", 4)
+    assert meta["share"] == pytest.approx(gains["meta"] / gains["oracle"])
+    assert meta["low"] < meta["share"] < meta["high"] and none["high"] < 0
+    assert "% of what" in meta["sentence"] and "4 runs each" in meta["sentence"]
+    assert "shares" not in summarise(records, study)
+
+
+def test_there_is_no_share_of_nothing():
+    study, records = study_of(SHARED)
+    for row in summarise(records, study | {"share": ("none", "random")})["shares"]:
+        assert (row["share"], row["low"], row["high"]) == (None, None, None)
+        assert "adds nothing to" in row["sentence"]
+    study, records = study_of({arm: scores[:1] for arm, scores in SHARED.items()})
+    meta, _ = summarise(records, study | {"share": ("oracle", "random")})["shares"]
+    assert (
+        meta["share"] == pytest.approx(0.6 / 0.7)
+        and meta["low"] is None
+        and "no interval" in meta["sentence"]
+    )
+
+
 def test_a_difference_that_is_decided_is_not_equal_however_small():
     study, records = study_of({"token-15": TIE["token-15"], "token-30": [x + 0.02 for x in TIE["token-15"]]})
     (row,) = rows_of(summarise(records, study | {"margin": 0.05}))

@@ -21,7 +21,7 @@ from maskwise.study.work import run_stage
 from maskwise.tasks import FinetuneSettings, encode, finetune, load_task
 from maskwise.text import read_documents, tokenise, train_tokenizer
 from maskwise.text.settings import CorpusSettings
-from maskwise.text.worlds import CausalWorld, FactWorld, lexicon, of_run, read_world
+from maskwise.text.worlds import SAME_WORDS, CausalWorld, FactWorld, lexicon, of_run, read_world
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def test_another_option_gives_another_world(world):
         FactWorld(people=40, **more)
         for more in (
             {"seed": 1}, {"others": True}, {"fillers": 1}, {"friends": False}, {"paraphrases": 3},
-            {"biographies": 2}, {"facts": ("work",)}, {"asked": "city"},
+            {"biographies": 2}, {"facts": ("work",)}, {"asked": "city"}, {"asked": ("job", "city")}, {"decoys": 1},
         )
     ]  # fmt: skip
     assert len({world.version, *(other.version for other in others)}) == len(others) + 1
@@ -61,7 +61,10 @@ def test_another_option_gives_another_world(world):
 
 def test_words_stand_for_one_thing_each():
     names = [
-        word.lower() for kind, words in lexicon().items() for word in words if kind not in ("place", "cause")
+        word.lower()
+        for kind, words in lexicon().items()
+        for word in words
+        if kind not in (*SAME_WORDS, "cause")
     ]
     assert len(set(names)) == len(names) and all(re.fullmatch("[a-z]+|19[0-5][0-9]", name) for name in names)
 
@@ -94,6 +97,43 @@ def test_layers_cover_what_they_say(world):
         assert set(salient) <= entities and len(salient) >= 10
         capitals = re.findall(r"[A-Z][a-z]+|19\d\d", text)
         assert " ".join(salient).split() == capitals  # everything with a capital letter, and years
+
+
+def test_two_attributes_are_asked_of_everybody_and_the_oracle_knows_both():
+    world = read_world("factworld(people=40, asked=(job, university))")
+    assert world.task_name == "factworld-job-university" and read_world(str(world)) == world
+    questions = world.questions()
+    assert [len(questions[split]) for split in ("train", "dev", "test")] == [40, 8, 32]
+    names = {s: {" ".join(row["question"].split()[2:]) for row in rows} for s, rows in questions.items()}
+    assert not names["train"] & (names["dev"] | names["test"]) and len(names["train"]) == 20
+    person = world.persons[0]
+    assert [row["answers"] for row in questions["train"][:2]] == [[person["job"]], [person["university"]]]
+    for _, text in world.documents()[:40]:
+        start, end = world.annotate([text])[0]["asked"][:2]
+        marked = [text[a:b] for a, b in zip(start, end)]
+        assert len(marked) == 2
+        assert set(marked) & set(lexicon()["job"]) and set(marked) & set(lexicon()["university"])
+
+
+@pytest.mark.parametrize("asked", ["job", "university"])
+def test_a_decoy_is_the_same_kind_of_word_and_the_oracle_leaves_it_alone(asked):
+    world = FactWorld(people=40, asked=asked, decoys=2)
+    words, telling = set(lexicon()[asked]), {"job": "worked as a ", "university": "studied at "}[asked]
+    for _, text in world.documents()[:40]:
+        layers = world.annotate([text])[0]
+        ((start,), (end,)) = layers["asked"][:2]
+        assert text[start:end] in words and text[:start].endswith(telling)
+        assert sum(word in words for word in re.findall(r"\w+", text)) == 3  # the right one, and two decoys
+        salient = [text[a:b] for a, b in zip(*layers["salient"][:2])]
+        assert sum(word in words for word in salient) == (3 if asked == "university" else 0)
+    # Nothing else of the world is another.
+    assert [p["name"] for p in world.persons] == [p["name"] for p in FactWorld(people=40).persons]
+
+
+@pytest.mark.parametrize("asked", ["()", "(job, job)", "(job, shoe)", "shoe"])
+def test_what_cannot_be_asked_is_refused(asked):
+    with pytest.raises(MaskwiseError, match="asked of factworld"):
+        read_world(f"factworld(asked={asked})")
 
 
 def test_every_word_is_a_token_and_layers_lie_on_words(world, tokenizer):
@@ -217,7 +257,7 @@ def test_the_seed_of_a_run_is_put_in_wherever_a_world_says_so():
             "unexpected keyword argument 'persons'; allowed: factworld(seed=0, people=",
         ),
         ("factworld(asked=hobby)", "asked of factworld; got hobby; allowed: job, city, year"),
-        ("factworld(facts=[birth])", "and the one that tells the job"),
+        ("factworld(facts=[birth])", "and what tells the job"),
         ("factworld(friends=2)", "friends of factworld; got 2; allowed: such as True"),
         ("factworld(seed=now)", "seed of factworld; got now; allowed: a whole number, or run"),
         ("factworld(people=20", "cannot read this setting"),

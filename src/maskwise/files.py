@@ -79,6 +79,8 @@ class Study(TypedDict, total=False):
     companions: list[float]
     margin: NotRequired[float | None]
     search: Search | None
+    share: NotRequired[tuple[str, str] | None]
+    """The arm whose gain over the other is shared out (``study.share``)."""
     learned: NotRequired[dict[str, str]]
     """By arm, the task that its policy was learned from; in studies of transfer."""
 
@@ -277,6 +279,23 @@ class TransferCell(TypedDict):
     high: float | None
 
 
+class GainShare(TypedDict):
+    """How much of what the ``best`` arm adds to the ``baseline`` on a task another arm adds: 1 is all of it.
+
+    ``share`` is None where the best arm adds nothing; the ends are None where there are too few runs to say.
+    """
+
+    arm: str
+    best: str
+    baseline: str
+    task: str
+    n: int
+    share: float | None
+    low: float | None
+    high: float | None
+    sentence: str
+
+
 class Efficiency(TypedDict):
     points: list[Point]
     time_to_quality: list[TimeToQuality]
@@ -309,4 +328,5 @@ class Summary(TypedDict):
     advice: list[str]
     overlap: list[Record]
     efficiency: Efficiency
+    shares: NotRequired[list[GainShare]]
     transfer: NotRequired[list[TransferCell]]

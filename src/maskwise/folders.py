@@ -18,6 +18,7 @@ import math
 import os
 import shutil
 import socket
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -29,6 +30,8 @@ MANIFEST = "manifest.json"
 CARD = "README.md"
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 """What file systems without locks answer."""
+LATE_SECONDS, RANK_SECONDS = 30.0, 3600.0
+"""How long a shared file system may take to show what was written elsewhere, and how long ranks wait for rank 0."""
 
 
 @contextmanager
@@ -193,6 +196,26 @@ def claim(folder: Path, what: str, *, lock: str = ".lock", stays: bool = True) -
         finally:
             if not stays:
                 path.unlink(missing_ok=True)
+
+
+def appears(path: Path, *, within: float | None = None) -> bool:
+    """Whether a file is there. If not, wait (LATE_SECONDS): what another machine wrote may show late."""
+    end = time.monotonic() + (LATE_SECONDS if within is None else within)
+    while not path.is_file():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.2)
+    return True
+
+
+def require_file(path: Path) -> None:
+    """Wait, on the other ranks, for what rank 0 writes: to prepare a text can outlast a collective's time limit.
+
+    Raises:
+        MaskwiseError: an hour has passed.
+    """
+    if not appears(path, within=RANK_SECONDS):
+        raise MaskwiseError(f"{path} did not appear", do="is the folder shared by all processes?")
 
 
 def require_own(folder: Path, *marks: str, what: str) -> None:

@@ -132,11 +132,17 @@ def learn(
     out: Out = Path("runs/learn"),
     as_json: Json = False,
 ) -> None:
-    """Learn what to mask from a task. OUT/policy is the policy: name it as masking.policy: learned("OUT/policy")."""
+    """Learn what to mask from a task, also under torchrun. OUT/policy is the policy: masking.policy:
+    learned("OUT/policy")."""
+    from maskwise.constants import rank_here
     from maskwise.recipe import read_recipe
     from maskwise.study.policies import run_learn
+    from maskwise.training import leave
 
     result = run_learn(read_recipe(recipe, overrides or []), out, quiet=as_json)
+    leave()
+    if rank_here():
+        return
     if as_json:
         print_json(result)
         return

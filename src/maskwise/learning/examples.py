@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
@@ -57,11 +56,10 @@ def find_contexts(
             holders.setdefault(word, []).append(place)
     contexts = []
     for question, rights in zip(questions, answers, strict=True):
-        score: Counter[int] = Counter()
-        for word in dict.fromkeys(_WORD.findall(question.casefold())):
-            rarity = math.log((1 + len(texts)) / (1 + len(holders.get(word, ()))))
-            for place in holders.get(word, ()):
-                score[place] += rarity  # type: ignore[assignment]
+        asked = dict.fromkeys(_WORD.findall(question.casefold()))
+        rarity = {
+            word: math.log((1 + len(texts)) / (1 + len(holders[word]))) for word in asked if word in holders
+        }
         telling: set[int] = set()
         for right in rights:
             parts = _WORD.findall(right.casefold())
@@ -69,7 +67,8 @@ def find_contexts(
                 rarest = min(parts, key=lambda word: len(holders.get(word, ())))
                 phrase = re.compile(rf"\b{re.escape(right.casefold().strip())}\b")
                 telling |= {place for place in holders.get(rarest, ()) if phrase.search(low[place])}
-        best = max((score[place] for place in telling), default=0)
+        score = {place: sum(rarity[word] for word in rarity if word in words[place]) for place in telling}
+        best = max(score.values(), default=0)
         contexts.append(
             [place for place in sorted(telling) if best > 0 and score[place] >= NEARLY * best][:most]
         )

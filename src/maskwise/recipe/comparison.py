@@ -83,6 +83,8 @@ class StudySettings(Settings):
     """What every arm spends as much of as the baseline does: training.steps are set so (but for steps)."""
     margin: float | None = Field(None, gt=0, lt=1)
     """Arms are called equal whose difference has its 95 % interval within ± this, in scores (0.05: five points)."""
+    share: tuple[str, str] | None = None
+    """Two arms, [oracle, random]: of what the first adds to the second, how much does every other arm add?"""
     transfer: bool = False
     """Arms learned their policies from the study's tasks: the primary contrasts are ``own-task`` (for each task the arm
     that learned from it) and ``other-tasks`` (the mean of the others) with the baseline."""
@@ -171,6 +173,12 @@ class StudySettings(Settings):
             if arm == baseline:
                 what = "a contrast names two different arms"
                 raise MaskwiseError(what, got=[arm, baseline], allowed="[arm, baseline]")
+        for name in self.share or ():
+            if name not in self.arms:
+                raise unknown_name("arm in study.share", name, self.arms)
+        if self.share and self.share[0] == self.share[1]:
+            allowed = "[oracle, random]: the best arm and the one that it is better than"
+            raise MaskwiseError("study.share names two different arms", got=list(self.share), allowed=allowed)
         if len(self.pairs) > MOST_PRIMARY:
             do = "name the ones that matter in study.contrasts"
             what, allowed = "too many primary contrasts for one page", f"at most {MOST_PRIMARY}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,19 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from maskwise.constants import rank_here, ranks_here
 from maskwise.errors import MaskwiseError
-from maskwise.folders import claim, finite, read_json, require_own, write_folder, write_json, write_whole
+from maskwise.folders import (
+    claim,
+    finite,
+    read_json,
+    require_file,
+    require_own,
+    write_folder,
+    write_json,
+    write_whole,
+)
+from maskwise.keys import fold
 from maskwise.learning.card import EXAMPLES, policy_card, show, weights_of
 from maskwise.learning.classifier import train_classifier
 from maskwise.learning.labels import Confidence, Labels, Marked, labels_of
@@ -31,19 +42,25 @@ from maskwise.recipe.overrides import Plain
 from maskwise.report.policy import write_policy_page
 from maskwise.study.stages import DONE
 from maskwise.tasks import Task, load_task
-from maskwise.text import Document, tokenise
+from maskwise.text import Document, load_tokenizer, tokenise
 from maskwise.training import log_frequencies
 
-LOCK = ".learning.lock"
+LOCK, SHARED_TOKENIZER = ".learning.lock", "tokenizer"
+LEARNING = 0x9011C7
+"""What turns the seed of a run into that of its learning."""
 
 
 def run_learn(recipe: Recipe, out: Path, *, quiet: bool = False) -> Plain:
     """``maskwise learn``: as ``learn``, in a folder of its own, which is finished once.
 
+    Under torchrun every process calls this; rank 0 writes.
+
     Raises:
         MaskwiseError: bad input; a folder that holds something else, or the policy of another recipe.
     """
-    require_own(out, "recipe.yaml", what="a policy of this recipe")
+    first = rank_here() == 0
+    if first:
+        require_own(out, "recipe.yaml", what="a policy of this recipe")
     new = not out.is_dir() or not any(out.iterdir())
     text, done = recipe.to_yaml(), read_json(out / DONE)
     kept = out / "recipe.yaml"
@@ -51,16 +68,20 @@ def run_learn(recipe: Recipe, out: Path, *, quiet: bool = False) -> Plain:
         raise MaskwiseError(f"--out {out} holds the policy of another recipe", do="give a new folder")
     if done:
         return done
-    with claim(out, "another process learns in", lock=LOCK):
+    with claim(out, "another process learns in", lock=LOCK) if first else nullcontext():
         try:
-            write_whole(kept, text)
+            if first:
+                write_whole(kept, text)
             began = time.perf_counter()
             result = learn(recipe, out, quiet=quiet)
             result = finite({**result, "seconds": round(time.perf_counter() - began, 1)})
-            result["report"] = str(write_policy_page(out, title=recipe.name, measures=result))
-            write_json(out / DONE, result)
+            if first:
+                result["report"] = str(write_policy_page(out, title=recipe.name, measures=result))
+                write_json(out / DONE, result)
         except MaskwiseError:
-            if new and not (out / "metrics.jsonl").is_file():  # nothing stays of what never took a step
+            if (
+                first and new and not (out / "metrics.jsonl").is_file()
+            ):  # nothing stays of what never took a step
                 shutil.rmtree(out)
             raise
     return result
@@ -86,10 +107,10 @@ def learn(recipe: Recipe, folder: Path, *, quiet: bool = True) -> Plain:
 
 
 def _supervised(recipe: Recipe, settings: LearningSettings, spec: str, folder: Path, quiet: bool) -> Plain:
-    how, seed, tokenizer = settings.supervised, recipe.training.seed, policy_tokenizer(recipe)
+    how, seed, tokenizer = settings.supervised, own_seed(recipe), policy_tokenizer(recipe, folder)
     labels = labels_of(
         spec, kind=how.labels, texts=corpus_texts(recipe), drop=how.drop,
-        classifier=lambda task: _classifier(recipe, task, quiet),
+        classifier=lambda task: _classifier(recipe, task, folder, quiet),
     )  # fmt: skip
     policy = new_policy(settings, tokenizer, head=labels.head, seed=seed)
     texts = [each.text for each in _judged(labels, "test")]
@@ -111,7 +132,7 @@ def _supervised(recipe: Recipe, settings: LearningSettings, spec: str, folder: P
 
 
 def _meta(recipe: Recipe, settings: LearningSettings, spec: str, folder: Path, quiet: bool) -> Plain:
-    seed, tokenizer, texts = recipe.training.seed, policy_tokenizer(recipe), corpus_texts(recipe)
+    seed, tokenizer, texts = own_seed(recipe), policy_tokenizer(recipe, folder), corpus_texts(recipe)
     task, model = load_task(spec), _model(recipe, tokenizer, texts)
     policy = new_policy(settings, tokenizer, head="tokens", seed=seed)
     labels = None
@@ -132,6 +153,14 @@ def _meta(recipe: Recipe, settings: LearningSettings, spec: str, folder: Path, q
     return keep(policy, folder, settings, spec, recipe, measures, texts=shown, before=before)
 
 
+def own_seed(recipe: Recipe) -> int:
+    """The seed of a learning: another one than that of the training which the policy then masks for.
+
+    Otherwise the policy would know the fresh weights, the orders and the draws of the run that judges it.
+    """
+    return fold(recipe.training.seed, LEARNING)
+
+
 def _model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> PreTrainedModel:
     """The model that a policy is learned for: the recipe's, before its training."""
     documents = (Document(str(number), text) for number, text in enumerate(texts))
@@ -139,7 +168,7 @@ def _model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, texts: Sequence[s
     for tokens in tokenise(documents, tokenizer):
         counts += torch.bincount(torch.from_numpy(tokens.input_ids), minlength=len(tokenizer))
     return recipe.model.model(
-        tokenizer, recipe.corpus.length, kind=recipe.kind, seed=recipe.training.seed,
+        tokenizer, recipe.corpus.length, kind=recipe.kind, seed=own_seed(recipe),
         log_unigram=log_frequencies(counts),
     )  # fmt: skip
 
@@ -156,11 +185,14 @@ def keep(
     policy: PolicyModel, folder: Path, settings: LearningSettings, spec: str, recipe: Recipe, measures: Plain, *,
     texts: Sequence[str], before: Sequence[np.ndarray],
 ) -> Plain:  # fmt: skip
-    """Write a learned policy with its card, and what it masks; returns what was measured.
+    """Write a learned policy with its card, and what it masks (on rank 0); returns what was measured.
 
     Args:
         texts: which it has not learned from; ``before`` are the weights of the first of them before it learned.
     """
+    result = {"policy": str(folder / "policy"), "method": settings.method, "task": spec, **measures}
+    if rank_here():
+        return result
     shown = show(policy, texts, before)
     choices = {
         "task": spec, "method": settings.method, "corpus": recipe.corpus.title, "seed": recipe.training.seed,
@@ -170,16 +202,29 @@ def keep(
     policy.card = policy_card(choices, measures.get("held_out", {}), shown)
     write_folder(folder / "policy", policy.save_pretrained)
     write_json(folder / "shown.json", finite(shown))
-    shutil.rmtree(folder / "resume", ignore_errors=True)
-    return {"policy": str(folder / "policy"), "method": settings.method, "task": spec, **measures}
+    for left in ("resume", SHARED_TOKENIZER):
+        shutil.rmtree(folder / left, ignore_errors=True)
+    return result
 
 
-def policy_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:
+def policy_tokenizer(recipe: Recipe, folder: Path) -> PreTrainedTokenizerFast:
     """The tokenizer that a policy reads by: its encoder's own, the recipe's, or one trained on the corpus."""
     assert recipe.learning is not None
-    name = recipe.learning.policy.pretrained or recipe.tokenizer_name
+    return _tokenizer(recipe, recipe.learning.policy.pretrained or recipe.tokenizer_name, folder)
+
+
+def _tokenizer(recipe: Recipe, name: str | None, folder: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer of a name, or one trained on the corpus: by rank 0 for all, through a folder."""
     chosen = recipe.tokenizer.model_copy(update={"name": name})
-    made: PreTrainedTokenizerFast = chosen.tokenizer(recipe.corpus.documents())
+    made: PreTrainedTokenizerFast
+    if name or ranks_here() == 1:
+        made = chosen.tokenizer(recipe.corpus.documents())
+        return made
+    shared = folder / SHARED_TOKENIZER
+    if rank_here() == 0 and not shared.is_dir():
+        write_folder(shared, chosen.tokenizer(recipe.corpus.documents()).save_pretrained)
+    require_file(shared / "tokenizer.json")
+    made = load_tokenizer(str(shared))
     return made
 
 
@@ -197,14 +242,13 @@ def corpus_texts(recipe: Recipe) -> list[str]:
     return [document.text for document in recipe.corpus.documents()]
 
 
-def _classifier(recipe: Recipe, task: Task[Any], quiet: bool) -> Confidence:
+def _classifier(recipe: Recipe, task: Task[Any], folder: Path, quiet: bool) -> Confidence:
     """A classifier of the task, trained from the recipe's model."""
     assert recipe.learning is not None
     settings, model = recipe.learning.supervised.finetune, recipe.model
-    name = recipe.tokenizer_name
-    tokenizer = recipe.tokenizer.model_copy(update={"name": name}).tokenizer(recipe.corpus.documents())
+    tokenizer = _tokenizer(recipe, recipe.tokenizer_name, folder)
     config = None if model.pretrained else model.config(tokenizer, settings.max_length, kind="encoder")
     return train_classifier(
-        task, model.pretrained, config=config, tokenizer=tokenizer, settings=settings, seed=recipe.training.seed,
+        task, model.pretrained, config=config, tokenizer=tokenizer, settings=settings, seed=own_seed(recipe),
         quiet=quiet,
     )  # fmt: skip

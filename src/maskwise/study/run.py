@@ -314,6 +314,7 @@ def describe(recipe: Recipe, design: Design) -> Study:
         "arms": arms, "seconds": None, "contrasts": study.pairs,
         "match": {"by": study.match, "arms": design.planned}, "companions": list(study.companions),
         "margin": study.margin,
+        "share": study.share,
         "search": {"grid": search.grid, "seeds": list(search.seeds), "by": search.by} if search else None,
         "tasks": {task.name: {**task.facts(), "majority": task.majority} for task in loaded},
     }  # fmt: skip

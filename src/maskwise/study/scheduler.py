@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from maskwise.errors import MaskwiseError
-from maskwise.folders import NO_LOCKS
+from maskwise.folders import NO_LOCKS, appears
 from maskwise.jobs import Failure, open_pool, require_engine
 from maskwise.recipe.overrides import Plain
 from maskwise.study.live import LiveTable
@@ -29,8 +29,6 @@ RETRIES = 2
 """How often a stage is tried again, unless said otherwise."""
 PAUSE_SECONDS = 2.0
 """Before the first retry; twice as long before each that follows."""
-LATE_SECONDS = 30.0
-"""How long a shared file system may take to show here what was written there."""
 
 
 class Task(TypedDict):
@@ -150,16 +148,6 @@ def only_copy(folder: Path) -> Iterator[None]:
             if error.errno not in NO_LOCKS:
                 raise
         yield
-
-
-def appears(path: Path, *, within: float | None = None) -> bool:
-    """Whether a file is there. If not, wait (LATE_SECONDS): what another machine wrote may show late."""
-    end = time.monotonic() + (LATE_SECONDS if within is None else within)
-    while not path.is_file():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.2)
-    return True
 
 
 def _problem_of_machine(task: Task, mark: str) -> str | None:

@@ -13,22 +13,17 @@ from pydantic import ValidationError
 
 from maskwise.constants import rank_here
 from maskwise.errors import MaskwiseError
-from maskwise.folders import claim, read_json, require_own, write_json, write_whole
+from maskwise.folders import claim, read_json, require_file, require_own, write_json, write_whole
 from maskwise.recipe import Recipe, explain, validate
 from maskwise.recipe.comparison import StudySettings
 from maskwise.recipe.overrides import Plain, parse_override, read_yaml
 from maskwise.study.checks import check_inputs, notes_of_texts, say
 from maskwise.study.run import hardware, versions
-from maskwise.study.scheduler import appears
 from maskwise.study.stages import DONE, Stage, prepare_stage
 from maskwise.study.work import pretrain, run_stage, starting_from
 from maskwise.tasks import FinetuneSettings, TaskRecord, evaluate_tasks
 from maskwise.text import Prepared
 from maskwise.training.engine import FREE
-
-WAIT_SECONDS = 3600.0
-"""How long other ranks wait for rank 0's file: preparing can outlast a collective's time limit."""
-
 
 FIRST, PHASE = "first", "phase-{}"
 """Folders inside a run's: the first training of two, and of a recipe with ``phases`` each but the last, from 0."""
@@ -102,14 +97,14 @@ def _train(recipe: Recipe, texts: list[Stage], out: Path, *, quiet: bool) -> Pla
     result: Plain = {}
     before: Path | None = None
     for link, text, folder in zip(links, texts, _folders(recipe, out)):
-        _wait_for(text.folder(out / "stages") / DONE)
+        require_file(text.folder(out / "stages") / DONE)
         # A phase that is done is not done again.
         if folder == out or not (folder / "checkpoint").is_dir():
             data = Prepared.open(text.folder(out / "stages") / "data")
             start = starting_from(before, link) if before else link
             result = pretrain(data, start, folder=folder, quiet=quiet, facts=facts)
         before = folder / "checkpoint"
-        _wait_for(before / "config.json")
+        require_file(before / "config.json")
     return result
 
 
@@ -187,8 +182,3 @@ def _folders(recipe: Recipe, out: Path) -> list[Path]:
     before = len(recipe.links()) - 1
     names = [FIRST] if recipe.intermediate is not None else [PHASE.format(n) for n in range(before)]
     return [*(out / name for name in names), out]
-
-
-def _wait_for(path: Path) -> None:
-    if not appears(path, within=WAIT_SECONDS):
-        raise MaskwiseError(f"{path} did not appear", do="is the folder shared by all processes?")

@@ -128,6 +128,28 @@ def interval_by_rule(differences: ArrayLike, *, confidence: float = 0.95, seed: 
     return bca_interval(differences, confidence=float(1 - 2 * special.ndtr(-z)), seed=seed)
 
 
+def ratio_interval(
+    numerators: ArrayLike, denominators: ArrayLike, *, confidence: float = 0.95
+) -> tuple[float | None, float | None]:
+    """Fieller's interval for mean(numerators) / mean(denominators), of pairs; Nones where it has no two ends.
+
+    It holds every r for which Student's test of numerators − r · denominators does not reject a mean of 0. It has two
+    ends only where the mean of the denominators differs from 0 by the same test. Source: Fieller (1954), section 2.
+
+    >>> [round(end, 3) for end in ratio_interval([2.0, 2.0, 2.0], [3.9, 4.0, 4.1])]
+    [0.471, 0.533]
+    """
+    a, b = _numbers(numerators, at_least=2), _numbers(denominators, at_least=2)
+    t = stats.t.ppf(0.5 + confidence / 2, len(a) - 1)
+    (var_a, cov), (_, var_b) = np.cov(a, b) / len(a)
+    square = b.mean() ** 2 - t**2 * var_b
+    if square <= 0:
+        return None, None
+    middle = a.mean() * b.mean() - t**2 * cov
+    half = math.sqrt(max(middle**2 - square * (a.mean() ** 2 - t**2 * var_a), 0.0))
+    return float((middle - half) / square), float((middle + half) / square)
+
+
 def estimated(differences: NDArray[np.float64]) -> Estimate:
     """A mean difference with its 95 % interval; None without differences, or with too few for an interval."""
     low, high = interval_by_rule(differences)[:2] if len(differences) > 1 else (None, None)

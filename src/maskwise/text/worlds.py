@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import yaml
 
@@ -32,10 +32,13 @@ from maskwise.text.words import text_id
 
 ATTRIBUTES = ("job", "city", "year", "university", "employer")
 """What can be asked of a person. A job is no named entity; the others are."""
+SAME_WORDS = {"trade": "job", "place": "city", "time": "year", "school": "university", "firm": "employer"}
+"""The same words where they are of nobody who is asked about, by what they are called there."""
 SHARES = {"train": 0.5, "dev": 0.1, "test": 0.4}
 """How people are split: those whose answers are shown, those that settings are chosen on, and those that count."""
 RUN = "run"
 
+Row = TypeVar("Row")
 Piece = tuple[str, str]
 """A word or name of a text, and what it is: an attribute, ``name``, ``friend``, ``change``, or nothing."""
 
@@ -65,7 +68,7 @@ def lexicon() -> dict[str, list[str]]:
                 used.add(name)
                 names.append(name.capitalize())
         words[kind] = names
-    return words | {"place": words["city"]}
+    return words | {other: words[kind] for other, kind in SAME_WORDS.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +87,8 @@ class World(ABC):
     """What of a text is a named entity."""
     ranges: ClassVar[Mapping[str, tuple[int, int]]]
     """The least and the greatest value of options that are numbers."""
+    lists: ClassVar[frozenset[str]] = frozenset()
+    """Options that may be lists of what they are else."""
 
     def __post_init__(self) -> None:
         for name, (value, default) in self._options().items():
@@ -96,7 +101,8 @@ class World(ABC):
                     f"a whole number, {low} to {high}",
                 )
             else:
-                good, allowed = type(value) is type(default), f"such as {default!r}"
+                good = type(value) is type(default) or (name in self.lists and type(value) is tuple)
+                allowed = f"such as {default!r}"
             if not good:
                 raise MaskwiseError(f"{name} of {self.name}", got=value, allowed=allowed)
 
@@ -125,8 +131,8 @@ class World(ABC):
 
     @property
     @abstractmethod
-    def answer(self) -> str:
-        """The kind of words that answers are."""
+    def answers(self) -> tuple[str, ...]:
+        """The kinds of words that answers are."""
 
     def documents(self) -> list[tuple[str, str]]:
         """The name of every text, and the text."""
@@ -139,7 +145,7 @@ class World(ABC):
             text, spans = "", {layer: list[tuple[int, int]]() for layer in self.layers}
             for word, kind in pieces:
                 text += "" if not text or word in ".,?" else " "
-                for layer, wanted in (("salient", kind in self.salient), ("asked", kind == self.answer)):
+                for layer, wanted in (("salient", kind in self.salient), ("asked", kind in self.answers)):
                     spans[layer] += [(len(text), len(text) + len(word))] if wanted else []
                 text += word
             told.append(
@@ -155,7 +161,9 @@ class World(ABC):
     def version(self) -> str:
         """Hash of the texts and of what is asked."""
         return digest(
-            self.name, self.answer, *(part for name, text, _ in self._told for part in (name, text))
+            self.name,
+            " ".join(self.answers),
+            *(part for name, text, _ in self._told for part in (name, text)),
         )
 
     def annotate(self, texts: list[str]) -> list[dict[str, CharSpans]]:
@@ -174,12 +182,14 @@ class FactWorld(World):
 
     Attributes:
         people: how many.
-        asked: the attribute that questions ask for: one of ``ATTRIBUTES``.
+        asked: the attribute that questions ask for: one of ``ATTRIBUTES``, or several.
         facts: what a biography tells: birth (city and year), work (job and employer), study (university).
         biographies: texts for each person; the same facts in another order, among other distractors.
         paraphrases: in how many ways a fact may be put, of three.
         friends: whether a biography also says whom the person met, and where.
         fillers: sentences in it that are about nobody.
+        decoys: sentences in it where a word of the asked kind is of no use: some friend once saw a baker. What is
+            useful can then be told by the place of a word, and not by the word.
         others: other people than those of the questions, none of whom has the name of one of them.
         seed: who lives there, and what is said of them.
 
@@ -189,36 +199,43 @@ class FactWorld(World):
     """
 
     people: int = 300
-    asked: str = "job"
+    asked: str | tuple[str, ...] = "job"
     facts: tuple[str, ...] = ("birth", "work", "study")
     biographies: int = 4
     paraphrases: int = 1
     friends: bool = True
     fillers: int = 2
+    decoys: int = 0
     others: bool = False
 
     name = "factworld"
-    salient = frozenset({"name", "city", "year", "university", "employer", "friend", "place"})
-
-    ranges = {"people": (10, 1800), "biographies": (1, 1000), "paraphrases": (1, 3), "fillers": (0, 100)}
+    salient = frozenset({
+        "name", "friend", "city", "year", "university", "employer", "place", "time", "school", "firm",
+    })  # fmt: skip
+    ranges = {
+        "people": (10, 1800), "biographies": (1, 1000), "paraphrases": (1, 3), "fillers": (0, 100),
+        "decoys": (0, 100),
+    }  # fmt: skip
+    lists = frozenset({"asked"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.asked not in ATTRIBUTES:
+        asked = self.answers
+        if not asked or not set(asked) <= set(ATTRIBUTES) or len(set(asked)) < len(asked):
             raise MaskwiseError("asked of factworld", got=self.asked, allowed=", ".join(ATTRIBUTES))
         known = language()["facts"]
         told = " ".join(known[fact][0] for fact in self.facts if fact in known)
-        if not set(self.facts) <= set(known) or f"{{{self.asked}}}" not in told:
-            allowed = f"some of {', '.join(known)}, and the one that tells the {self.asked}"
+        if not set(self.facts) <= set(known) or any(f"{{{attribute}}}" not in told for attribute in asked):
+            allowed = f"some of {', '.join(known)}, and what tells the {' and the '.join(asked)}"
             raise MaskwiseError("facts of factworld", got=list(self.facts), allowed=allowed)
 
     @property
     def task_name(self) -> str:
-        return f"factworld-{self.asked}"
+        return "-".join(("factworld", *self.answers))
 
     @property
-    def answer(self) -> str:
-        return self.asked
+    def answers(self) -> tuple[str, ...]:
+        return (self.asked,) if isinstance(self.asked, str) else self.asked
 
     @cached_property
     def persons(self) -> list[dict[str, str]]:
@@ -243,17 +260,24 @@ class FactWorld(World):
                 templates = [draw.choice(parts["facts"][fact][: self.paraphrases]) for fact in self.facts]
                 templates += [parts["meeting"]] * self.friends
                 templates += [draw.choice(parts["fillers"]) for _ in range(self.fillers)]
+                templates += [parts["decoys"][attribute] for attribute in self.answers] * self.decoys
                 draw.shuffle(templates)
                 pieces = [piece for template in templates for piece in _filled(template, person, draw)]
                 yield f"{'other' if self.others else 'person'}-{number}-{copy}", pieces
 
     def questions(self) -> dict[str, list[dict[str, Any]]]:
-        """One of every person; the people are split, so that the answers of test stand in the corpus alone."""
-        rows = [
-            {"question": f"what {self.asked} {person['name']}?", "answers": [person[self.asked]]}
+        """One for every person and attribute; the people are split, so that the answers of test stand in the corpus
+        alone."""
+        by_person = [
+            [
+                {"question": f"what {asked} {person['name']}?", "answers": [person[asked]]}
+                for asked in self.answers
+            ]
             for person in self.persons
         ]
-        return _split(rows)
+        return {
+            split: [row for rows in people for row in rows] for split, people in _split(by_person).items()
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -295,8 +319,8 @@ class CausalWorld(World):
         return "causalworld"
 
     @property
-    def answer(self) -> str:
-        return "change"
+    def answers(self) -> tuple[str, ...]:
+        return ("change",)
 
     def _texts(self) -> Iterator[tuple[str, list[Piece]]]:
         draw = self._draw("reports")
@@ -335,7 +359,7 @@ def _filled(template: str, person: Mapping[str, str], draw: random.Random) -> It
         yield (person.get(kind) or draw.choice(lexicon()[kind]) if kind else part), kind
 
 
-def _split(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+def _split(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """Rows, in their order, by ``SHARES``."""
     first, second = round(SHARES["train"] * len(rows)), round((1 - SHARES["test"]) * len(rows))
     return {"train": list(rows[:first]), "dev": list(rows[first:second]), "test": list(rows[second:])}

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 
 from maskwise.constants import OTHER_TASKS, OWN_TASK, REFERENCE
 from maskwise.files import Record, Study, Summary
-from maskwise.study.verdict.contrasts import compare, decide, primary_pairs
+from maskwise.study.verdict.contrasts import compare, decide, gain_shares, primary_pairs
 from maskwise.study.verdict.efficiency import efficiency
 from maskwise.study.verdict.reasons import Reasons
 from maskwise.study.verdict.table import Table
@@ -83,6 +83,8 @@ def summarise(records: Iterable[Record], study: Study, *, alpha: float = 0.05) -
         "overlap": table.overlap,
         "efficiency": efficiency(table, pairs, names),
     }
+    if share := study.get("share"):
+        summary["shares"] = gain_shares(table, *share, names)
     if learned := study.get("learned"):
         summary["transfer"] = cells(table.outcomes, table.tasks, learned, study["baseline"])
     return summary

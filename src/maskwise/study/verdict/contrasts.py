@@ -10,7 +10,7 @@ A comparison that cannot tell anything is "void". One outcome of each pair is *p
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from maskwise.constants import NATS, REFERENCE
 from maskwise.errors import MaskwiseError
-from maskwise.files import Compute, Contrast, Detectable, Ends, Reason, Study, Verdict
+from maskwise.files import Compute, Contrast, Detectable, Ends, GainShare, Reason, Study, Verdict
 from maskwise.study.power import (
     P_FROM_RUNS,
     attainable_level,
@@ -30,6 +30,7 @@ from maskwise.study.statistics import (
     estimated,
     holm,
     paired_differences,
+    ratio_interval,
     sign_flip_test,
     standardised_effect,
 )
@@ -251,3 +252,52 @@ def _plan(comparison: Comparison, *, alpha: float) -> tuple[int | None, Detectab
         "natural": detectable_difference(float(comparison.plain.std(ddof=1)), runs, alpha=level),
     }
     return more if more is not None and more <= MOST_MORE_RUNS else None, seen
+
+
+# Shares of a gain ------------------------------------------------------------------------------------
+
+
+def gain_shares(table: Table, best: str, baseline: str, names: Mapping[str, str]) -> list[GainShare]:
+    """For every task and every other arm: the share of what ``best`` adds to ``baseline`` that it adds too.
+
+    The share is that of the mean gains over the seeds that all three have; its interval is Fieller's, over the same
+    pairs of runs as a contrast.
+
+    Args:
+        names: the arms in words.
+    """
+    arms = [arm for arm in table.study["arms"] if arm not in (best, baseline)]
+    return [_gain_share(table, arm, best, baseline, task, names) for task in table.tasks for arm in arms]
+
+
+def _gain_share(
+    table: Table, arm: str, best: str, baseline: str, task: str, names: Mapping[str, str]
+) -> GainShare:
+    scores = [table.values(task, each) for each in (arm, best, baseline)]
+    seeds = sorted(set.intersection(*(set(by_seed) for by_seed in scores)))
+    mine, most, base = (np.array([by_seed[seed] for seed in seeds]) for by_seed in scores)
+    gain, whole = mine - base, most - base
+    sign = 1 if table.higher_is_better(task) else -1
+    share = low = high = None
+    if len(seeds) and sign * whole.mean() > 0:
+        share = float(gain.mean() / whole.mean())
+        low, high = ratio_interval(gain, whole) if len(seeds) > 1 else (None, None)
+    arm_words, best_words, base_words = (names.get(name, name) for name in (arm, best, baseline))
+    if share is None:
+        sentence = (
+            f"{best_words} adds nothing to {base_words} on {task}, so there is nothing to have a share of."
+        )
+    else:
+        pairs = f"{len(seeds)} run{'' if len(seeds) == 1 else 's'} each"
+        sure = "no interval" if low is None or high is None else f"95 % {_percent(low)} to {_percent(high)}"
+        sentence = f"{arm_words} has {_percent(share)} of what {best_words} adds to {base_words} on {task}"
+        sentence = f"{sentence} ({sure}; {pairs})."
+    sentence = sentence[0].upper() + sentence[1:]
+    return {
+        "arm": arm, "best": best, "baseline": baseline, "task": task, "n": len(seeds),
+        "share": share, "low": low, "high": high, "sentence": sentence,
+    }  # fmt: skip
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %".replace("-", "−")

@@ -5,7 +5,7 @@
 | "voids"  | missing-runs (no pair is left), different-units, different-tokenizers, plateau, chance-level |
 | "tests"  | significant, not-significant, interval-holds-zero, few-runs, secondary, within-margin |
 | "caps"   | no-dev-selection: at most "suggests" |
-| "said"   | unmatched-compute, grid-border, item-noise, overlap, missing-runs (some pairs are left): it stands |
+| "said"   | no-worse, unmatched-compute, grid-border, item-noise, overlap, missing-runs (some pairs are left) |
 
 few-runs and secondary cap as well: no test is made, so nothing can be decided.
 """
@@ -91,15 +91,29 @@ class Reasons:
 
     def within_margin(self, row: Contrast) -> list[Reason]:
         """That the interval lies within the margin of the study, in points of a score; from 6 pairs on."""
-        margin, plain = self.table.study.get("margin"), row.get("natural", row)
-        low, high = plain["low"], plain["high"]
-        scores = "natural" in row or row["unit"] == "score"
-        if not margin or low is None or high is None or not scores or row["n"] < P_FROM_RUNS:
+        margin, low, high = self._ends(row)
+        if margin is None or low is None or high is None:
             return []
         ends = f"{100 * low:.1f} to {100 * high:.1f}".replace("-", "−")
         sentence = f"the 95 % interval, {ends} points, lies within ±{100 * margin:g} points"
         inside = -margin <= low and high <= margin
         return [{"code": "within-margin", "effect": "tests", "sentence": sentence}] if inside else []
+
+    def _ends(self, row: Contrast) -> tuple[float | None, float | None, float | None]:
+        """The margin of the study and the ends of the interval in scores; Nones where a margin says nothing."""
+        margin, plain = self.table.study.get("margin"), row.get("natural", row)
+        scores = "natural" in row or row["unit"] == "score"
+        if not margin or not scores or row["n"] < P_FROM_RUNS:
+            return None, None, None
+        return margin, plain["low"], plain["high"]
+
+    def no_worse(self, row: Contrast) -> list[Reason]:
+        """That the arm is not decided to be better, and is worse by less than the margin of the study."""
+        margin, low, high = self._ends(row)
+        if margin is None or low is None or high is None or not -margin < low <= 0 or high <= margin:
+            return []
+        sentence = f"no worse by {100 * margin:g} points: the 95 % interval begins at {100 * low:.1f}"
+        return [{"code": "no-worse", "effect": "said", "sentence": sentence.replace("-", "−")}]
 
     def caps(self, row: Contrast) -> list[Reason]:
         """Reasons for which a verdict is at most "suggests"."""
@@ -132,7 +146,7 @@ class Reasons:
     def said(self, row: Contrast) -> list[Reason]:
         """What a reader must know, and what leaves the verdict as it is."""
         table, pair = self.table, (row["arm"], row["baseline"])
-        reasons: list[Reason] = []
+        reasons = self.no_worse(row) if row["primary"] else []
         planned = len(table.study["seeds"])
         if row["n"] < planned and any(table.failed.get(arm) for arm in pair):
             missing = planned - row["n"]

@@ -1,0 +1,84 @@
+"""Questions whose answers stand in a corpus: `python scripts/trivia_contexts.py QUESTIONS.jsonl CORPUS --out FOLDER`.
+
+QUESTIONS (also .gz) has `question` and `answer`, as OpenTriviaQA; CORPUS is a file or folder of texts. Of each question
+the paragraphs are kept in which its answer stands and which share its rarest words: two rare ones at least, for a short
+answer stands anywhere. FOLDER/contexts.jsonl has each such paragraph as a document once, and none of the questions;
+FOLDER/questions.jsonl has the questions, so cut into train, dev and test that questions about one article are in one
+split.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from maskwise.folders import write_lines
+from maskwise.learning.examples import find_contexts
+from maskwise.text import read_documents
+from maskwise.text.words import text_id
+
+SPLITS = {"train": 0.6, "dev": 0.1, "test": 0.3}
+RARE = 0.002
+"""A word is rare that stands in no more of the paragraphs."""
+SHORTEST, LONGEST = 20, 120
+"""Words of a paragraph. Headings are shorter."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("questions", type=Path)
+    parser.add_argument("corpus")
+    parser.add_argument("--rare", type=int, default=2, help="words that a question and its context share")
+    parser.add_argument("--limit", type=int, help="only so many texts of the corpus, from the first")
+    parser.add_argument("--out", type=Path, required=True)
+    given = parser.parse_args()
+    opened = gzip.open if given.questions.suffix == ".gz" else open
+    with opened(given.questions, "rt", encoding="utf-8") as lines:
+        rows = [json.loads(line) for line in lines]
+    articles, texts = zip(*paragraphs(given.corpus, given.limit), strict=True)
+    questions = [row["question"] for row in rows]
+    places = find_contexts(questions, [[row["answer"]] for row in rows], texts, most=2)
+    frequency = Counter(word for text in texts for word in words(text))
+    rare = {word for word, count in frequency.items() if count <= RARE * len(texts)}
+    kept = [
+        n for n, own in enumerate(places)
+        if own and len(rare & words(questions[n]) & words(texts[own[0]])) >= given.rare
+    ]  # fmt: skip
+    used = sorted({place for n in kept for place in places[n]})
+    write_lines(given.out / "contexts.jsonl", ({"id": f"{articles[p]} {p}", "text": texts[p]} for p in used))
+    asked = ({**rows[n], "split": split_of(articles[places[n][0]])} for n in kept)
+    write_lines(given.out / "questions.jsonl", asked)
+    print(f"{len(kept)} of {len(rows)} questions, {len(used)} of {len(texts)} paragraphs")
+
+
+def words(text: str) -> set[str]:
+    return set(re.findall(r"\w+", text.casefold()))
+
+
+def paragraphs(corpus: str, limit: int | None) -> Iterator[tuple[str, str]]:
+    """The name of every article and one paragraph of it."""
+    for document in read_documents(corpus, limit=limit):
+        for text in document.text.split("\n"):
+            if SHORTEST <= len(text.split()) <= LONGEST:
+                yield document.id, text
+
+
+def split_of(article: str) -> str:
+    """The split of all questions about an article."""
+    place, edge = text_id(article) / 2**63, 0.0
+    for split, share in SPLITS.items():
+        edge += share
+        if place < edge:
+            return split
+    return "test"
+
+
+if __name__ == "__main__":
+    main()
