@@ -6,6 +6,7 @@ import json
 import math
 
 import pytest
+import torch
 from rich.console import Console
 
 from maskwise import bench
@@ -36,17 +37,41 @@ def test_unknown_bench() -> None:
         bench.run("masks")
 
 
-def test_bench_train_times_both_on_both_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bench_train_times_both_on_both_texts() -> None:
     """In miniature: every line is there, all start from the same weights, and the shown table has them all."""
-    monkeypatch.setattr(bench_train_module, "SIZES", {"tiny": (1, 64, 2)})
-    result = bench.run(
-        "train", sizes=("tiny",), rounds=1, batch_size=8, length=32, vocabulary=512, documents=120
-    )
+    small = bench_train_module._bert("tiny", 1, 64, 2)._replace(batch_size=8, length=32)
+    result = bench.run("train", shapes=[small], rounds=1, vocabulary=512, documents=120)
     names = {row["name"] for row in result["contestants"]}
     assert {"maskwise", "transformers.Trainer fp32"} <= names and result["matmul_flops"] > 1e8
     assert len(result["contestants"]) == 2 * len(names)
     losses = [row["loss"] for row in result["contestants"]]
     assert max(losses) - min(losses) < 0.5 and all(math.isfinite(loss) for loss in losses)
     for row in result["contestants"]:
-        assert ("share_of_matmul" in row) == (row["name"] == "maskwise")  # two steps are too few for a figure
-    assert bench.render(result).row_count == len(result["contestants"])
+        assert ("mfu" in row) == (row["name"] == "maskwise")  # two steps are too few for a figure
+        assert row["ms_per_step"] > 0 and row["memory_gib"] > 0
+        if row["name"] == "maskwise":
+            assert row["mfu"] > 0 and row["masking_share"] > 0 and row["sampler_share"] > 0
+    assert bench.render(result).row_count == len(result["contestants"]) and not result["left_out"]
+
+
+@pytest.mark.parametrize("architecture", ["bert", "modernbert"])
+def test_what_is_timed_on_a_gpu_is_built_and_trained_here_in_miniature(
+    architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shape = bench_train_module._base(architecture, 128)
+    assert shape.fields["hidden_size"] * shape.fields["vocab_size"] > 20e6 and shape.batch_size * 128 == 32768
+    small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    shape = shape._replace(fields={**shape.fields, **small}, batch_size=2, steps=1)
+    result = bench.run("train", shapes=[shape], rounds=1, vocabulary=300, documents=60, device="cpu")
+    assert {row["name"] for row in result["contestants"]} >= {"maskwise", "transformers.Trainer fp32"}
+    monkeypatch.setattr(bench_train_module, "fast_bf16", lambda: True)
+    monkeypatch.setattr(bench_train_module, "best_device", lambda: torch.device("cuda"))
+    names = [*bench_train_module.contestants(compiled=True)]
+    assert names == ["maskwise compiled", "transformers.Trainer bf16 compiled"]
+
+
+def test_a_device_that_is_not_there_is_refused() -> None:
+    with pytest.raises(MaskwiseError, match="the best device that there is; got tpu; allowed: cpu"):
+        bench.run("train", device="tpu")
+    with pytest.raises(MaskwiseError, match="bench mask runs on the CPU alone; got --device cuda"):
+        bench.run("mask", device="cuda")

@@ -40,11 +40,14 @@ class Documents:
         ids: (B, L) int64, numbers that rise along a row; −1 for padding.
         read: (B, K) int64, the documents of the text that a decoder reads by cross-attention; None: it reads none.
         causal: whether a token sees only what stands before it in its document.
+        ends: (D + 1,) int32, where documents begin in the line of all rows (padding as one more document of its row),
+            and where the last one ends; None: they are looked for, for which the host waits for an accelerator.
     """
 
     ids: Tensor
     read: Tensor | None = None
     causal: bool = False
+    ends: Tensor | None = None
     _masks: dict[tuple[bool, bool, int | None], Tensor] = field(default_factory=dict)
 
     @cached_property
@@ -79,12 +82,12 @@ class Documents:
             self._masks[asked] = seen[:, None]
         return self._masks[asked]
 
-    @cached_property
-    def lengths(self) -> Tensor:
-        """(D,) int32: the tokens of each document of the batch, padding as one more document of its row."""
-        starts = self.positions.flatten() == 0
-        at = torch.cat((starts.nonzero().flatten(), starts.new_tensor([starts.numel()], dtype=torch.int64)))
-        return at.diff().int()
+    def found_ends(self) -> Tensor:
+        """``ends``, looked for once where nobody gave them."""
+        if self.ends is None:
+            at = (self.positions.flatten() == 0).nonzero().flatten()
+            self.ends = torch.cat((at, at.new_tensor([self.ids.numel()]))).int()
+        return self.ends
 
 
 def separate(model: PreTrainedModel) -> None:
@@ -137,7 +140,7 @@ def _ragged(
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     shape = query.transpose(1, 2).shape
     query, key, value = (x.transpose(1, 2).flatten(0, 1).contiguous() for x in (query, key, value))
-    ends = torch.nn.functional.pad(documents.lengths.cumsum(0, dtype=torch.int32), (1, 0))
+    ends = documents.found_ends()
     most = documents.ids.shape[1]  # an upper bound that needs no wait for the device
     side = -1 if window is None else window - 1
     sides = (side, 0 if causal else side)
@@ -149,4 +152,15 @@ def _ragged(
 
 
 AttentionInterface.register(NAME, attend)
-AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
+def mask_of(*sizes: Any, **options: Any) -> Tensor | None:
+    """transformers' own mask, made without looking whether there is any padding, for which the host would wait;
+    rows without padding come without a mask."""
+    if options.get("attention_mask") is not None:
+        options |= {"allow_is_bidirectional_skip": False, "allow_is_causal_skip": False}
+    mask: Tensor | None = sdpa_mask(*sizes, **options)
+    return mask
+
+
+AttentionMaskInterface.register(NAME, mask_of)

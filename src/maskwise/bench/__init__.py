@@ -33,6 +33,10 @@ def run(name: str, **settings: Any) -> dict[str, Any]:
         raise MaskwiseError(f"bench {name} is not part of the package", do=do)
     if name not in BENCHES:
         raise unknown_name("bench", name, BENCHES)
+    if "device" in settings and name != "train":
+        raise MaskwiseError(
+            f"bench {name} runs on the CPU alone", got=f"--device {settings['device']}", do="leave it out"
+        )
     return {"bench": name, **BENCHES[name](**settings)}
 
 

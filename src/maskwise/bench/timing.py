@@ -18,7 +18,11 @@ from statistics import median
 from typing import TypeVar
 
 import torch
+from torch import Tensor
+from transformers import TrainerCallback, TrainerState
 
+from maskwise.training.engine import best_device
+from maskwise.training.learners import Point
 from maskwise.training.speed import cpu_name
 
 Result = TypeVar("Result")
@@ -78,6 +82,57 @@ def seconds_per_step(
                 spent.append(clock() - start)
             seconds[name].append((spent[1] - spent[0]) / steps)
     return {name: median(values) for name, values in seconds.items()}, results
+
+
+class Clock:
+    """The time of a step inside a training: a learner of our loop, and with ``PeerClock`` a callback of ``Trainer``.
+
+    Args:
+        warm, last: numbers of updates done, between which the time is taken.
+
+    Attributes:
+        device: that is waited for at both.
+    """
+
+    def __init__(self, warm: int, last: int):
+        self.warm, self.last, self.device = warm, last, best_device()
+        self.times: dict[int, float] = {}
+
+    def tick(self, done: int) -> None:
+        """Note the time, if it is one of the two."""
+        if done in (self.warm, self.last):
+            if self.device.type != "cpu":
+                torch.accelerator.synchronize()
+            self.times[done] = time.perf_counter()
+
+    @property
+    def seconds_per_step(self) -> float:
+        return (self.times[self.last] - self.times[self.warm]) / (self.last - self.warm)
+
+    def observe(self, batch: object, outcome: object) -> None:
+        """Nothing is learned from a batch."""
+
+    def after(self, now: Point) -> None:
+        self.tick(now.done)
+
+    def facts(self) -> Mapping[str, object]:
+        return {}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """There is no state."""
+
+
+class PeerClock(TrainerCallback):
+    """A ``Clock`` for ``Trainer``."""
+
+    def __init__(self, clock: Clock):
+        self.clock = clock
+
+    def on_step_end(self, arguments: object, state: TrainerState, control: object, **_: object) -> None:
+        self.clock.tick(state.global_step)
 
 
 def processor_seconds(call: Callable[[], object]) -> float:

@@ -1,23 +1,24 @@
 """What a training step costs: our loop beside transformers' ``Trainer`` as people run it, on the same models and text.
 
-Both train BERT of one size from the same weights with AdamW and dropout on all cores, in turn, several times. The peer
-runs in single precision, and in bfloat16 where the processor multiplies it natively; ours at its default. Two kinds of
-text: *full* rows, and *varied* ones, where the peer pads documents of any length and ours packs them and reads each by
-itself. Wall-clock time of one step is the difference between a longer and a shorter run, so that start-up does not
-count; medians over the rounds. So the machine has to be quiet: neighbours cost the faster contestant more.
+Both train from the same weights with AdamW and dropout on all cores or on one accelerator, in turn. The peer runs in
+single precision, and in bfloat16 where the hardware multiplies it natively; ours at its default. Two kinds of text:
+*full* rows, and *varied* ones, where the peer pads documents of any length and ours packs them and reads each by itself.
+On an accelerator rows are full, and both are also compiled. Wall-clock time of a step is taken inside a run, after its
+first steps; medians over the rounds. So the machine has to be quiet: neighbours cost the faster contestant more.
 
-Rates are tokens of the text, without padding. The share of the hardware is the FLOPs of a step (the weights' matrix
-products forward and backward, with the head on the targets alone) over the rate of a square matrix product that
-is measured in the same run.
+Rates are tokens of the text, without padding. The share of the hardware (MFU) is that of ``training.speed``: the FLOPs
+of a step (matrix products forward and backward, attention within documents, the head on the targets alone) over the
+rate of a square matrix product that is measured in the same run.
 """
 
 from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import TYPE_CHECKING, Any
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from statistics import median
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from rich.console import Console, RenderableType
@@ -25,139 +26,290 @@ from rich.progress import track
 from rich.table import Table
 from transformers import DataCollatorForLanguageModeling, PrinterCallback, Trainer, TrainingArguments
 
-from maskwise.bench.timing import seconds_per_step, surroundings
+from maskwise.bench.timing import Clock, PeerClock, surroundings
+from maskwise.errors import MaskwiseError
 from maskwise.masking import Masker
 from maskwise.models import new_config, new_model
 from maskwise.objectives import MaskedLanguageModelling
-from maskwise.objectives.base import trained
+from maskwise.samplers import sampler
 from maskwise.text import Rows, read_documents, read_pieces, tokenise, train_tokenizer
 from maskwise.training import MaskedSource, TrainingSettings, train
+from maskwise.training.data import Step
 from maskwise.training.engine import best_device, fast_bf16
-from maskwise.training.speed import measured_rate
+from maskwise.training.speed import Meter, measured_rate, peak_memory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 PEER, OURS = "transformers.Trainer", "maskwise"
-SIZES: dict[str, tuple[int, int, int]] = {"tiny": (2, 128, 10), "mini": (4, 256, 5), "small": (4, 512, 2)}
-"""Layers, width, and steps that are timed."""
-RATIO = 0.15
+RATIO, WARM = 0.15, 2
+"""The share of masked tokens; the steps before the clock starts (kernels are chosen, memory is asked for)."""
+
+
+class Shape(NamedTuple):
+    """A model and its batches.
+
+    Attributes:
+        fields: of the configuration.
+        steps: that are timed.
+    """
+
+    name: str
+    architecture: str
+    fields: dict[str, Any]
+    batch_size: int
+    length: int
+    steps: int
+
+
+def _bert(name: str, layers: int, width: int, steps: int) -> Shape:
+    fields = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": width // 64}
+    return Shape(
+        f"{name} ({layers} × {width})", "bert", {**fields, "intermediate_size": 4 * width}, 32, 128, steps
+    )
+
+
+def _base(architecture: str, length: int) -> Shape:
+    fields: dict[str, Any] = {
+        "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072,
+        "vocab_size": 30528,
+    }  # fmt: skip
+    if architecture == "modernbert":
+        fields |= {"num_hidden_layers": 22, "intermediate_size": 1152, "vocab_size": 50368}
+    return Shape(f"{architecture}-base, {length}", architecture, fields, 32768 // length, length, 20)
+
+
+ON_CPU = (_bert("tiny", 2, 128, 10), _bert("mini", 4, 256, 5), _bert("small", 4, 512, 3))
+ON_ACCELERATOR = tuple(_base(a, length) for length in (512, 128, 1024) for a in ("bert", "modernbert"))
+SECONDS = 540.0
+"""On an accelerator no contestant starts later than this: the whole bench takes ten minutes at the most."""
 
 
 def bench_train(
-    *, rounds: int = 2, batch_size: int = 32, length: int = 128, sizes: Sequence[str] = tuple(SIZES),
-    vocabulary: int = 8192, documents: int = 2000,
+    *, device: str | None = None, shapes: Sequence[Shape] | None = None, rounds: int | None = None,
+    vocabulary: int = 8192, documents: int = 2000, seconds: float = SECONDS,
 ) -> dict[str, Any]:  # fmt: skip
     """
     Args:
-        rounds: how often each contestant is timed.
-        sizes: of ``SIZES``.
+        device: "cpu" or "cuda"; None: the accelerator, if there is one. Ours runs on the best that there is.
+        shapes: what is trained; those of the device if not said.
+        rounds: how often each contestant is timed; on a CPU twice, on an accelerator once.
         documents: of the bundled Wikipedia.
+        seconds: after which no contestant starts, on an accelerator.
 
     Returns:
-        "contestants": for each size, text and contestant its ``ms_per_step``, ``tokens_per_second``, the last
-        ``loss``, its time per token over ours (``ours_over_it``), and for ours ``share_of_matmul``; "matmul_flops": a
-        second.
+        "contestants": for each shape, text and contestant its ``ms_per_step``, ``tokens_per_second``, ``memory_gib``,
+        the last ``loss``, its time per token over that of our fastest (``ours_over_it``), and for ours its ``mfu``, and
+        what masking (``masking_share``) and drawing an arm (``sampler_share``) take of a step's time, beside which
+        they are done; "left_out": contestants for which no time was left; "matmul_flops": a second;
+        "waits_in_a_step": how often the host waited for an accelerator in a step (None on a CPU).
+
+    Raises:
+        MaskwiseError: a device that is not there.
     """
+    best, began = best_device(), time.perf_counter()
+    if device not in (None, best.type):
+        do = "leave --device out, or start it where there is one"
+        raise MaskwiseError(
+            "bench train runs on the best device that there is", got=device, allowed=best.type, do=do
+        )
+    accelerated = best.type != "cpu"
+    shapes = shapes or (ON_ACCELERATOR if accelerated else ON_CPU)
     found = list(read_documents("bundled:wikipedia", limit=documents))
     tokenizer = train_tokenizer((document.text for document in found), vocab_size=vocabulary)
-    pieces = read_pieces(tokenise(found, tokenizer), tokenizer=tokenizer, length=length)
-    rate = measured_rate(best_device(), torch.bfloat16 if fast_bf16() else torch.float32)
-    contestants = []
-    # Joined rows are full, and both read them as one text.
-    texts = {"full": ("joined", "joined"), "varied": ("packed", "document")}
-    contests = [(size, text) for size in sizes for text in texts]
-    for size, text in track(contests, "timing models", console=Console(stderr=True)):
-        ours, theirs = texts[text]
-        rows = {OURS: Rows.of(pieces, ours), PEER: Rows.of(pieces, theirs)}
-        contestants += _contest(size, text, rows, tokenizer, batch_size, rounds, rate)
+    rate = measured_rate(best, torch.bfloat16 if fast_bf16() else torch.float32)
+    contests = [
+        Contest(shape, text, found, tokenizer, rate)
+        for shape in shapes
+        for text in (("full",) if accelerated else ("full", "varied"))
+    ]
+    turns = [(contest, name) for compiled in (False, True)[: 1 + accelerated] for contest in contests
+             for name in contestants(compiled=compiled)]  # fmt: skip
+    left_out = []
+    for contest, name in track(
+        turns * (rounds or 2 - accelerated), "timing models", console=Console(stderr=True)
+    ):
+        if accelerated and time.perf_counter() - began > seconds:
+            left_out.append(f"{contest.shape.name}: {name}")
+        else:
+            contest.time(name)
     return {
-        "batch": f"{batch_size} x {length}", "vocabulary": len(tokenizer), "contestants": contestants,
-        "matmul_flops": rate, "hardware": surroundings(["torch", "transformers", "accelerate"]),
+        "vocabulary": len(tokenizer), "contestants": [line for contest in contests for line in contest.lines()],
+        "left_out": left_out, "matmul_flops": rate, "waits_in_a_step": contests[0].waits() if accelerated else None,
+        "hardware": surroundings(["torch", "transformers", "accelerate"]) | {"device": _name_of(best)},
     }  # fmt: skip
 
 
-def _contest(
-    size: str, text: str, rows: dict[str, Rows], tokenizer: PreTrainedTokenizerBase, batch_size: int,
-    rounds: int, rate: float,
-) -> list[dict[str, Any]]:  # fmt: skip
-    """The lines of one size and text."""
-    layers, width, steps = SIZES[size]
+def contestants(*, compiled: bool) -> Iterator[str]:
+    """Ours, and the peer in every precision that is worth it here."""
+    end = " compiled" if compiled else ""
+    yield OURS + end
+    for precision in ("fp32", "bf16") if fast_bf16() else ("fp32",):
+        if precision == "bf16" or best_device().type == "cpu":  # nobody trains in single precision on a GPU
+            yield f"{PEER} {precision}{end}"
 
-    def model() -> Any:
-        fields: dict[str, Any] = {
-            "hidden_size": width,
-            "num_hidden_layers": layers,
-            "num_attention_heads": width // 64,
-        }
-        config = new_config("bert", tokenizer, rows[PEER].length, **fields, intermediate_size=4 * width)
+
+class Contest:
+    """One shape and text: all contestants train the same weights on it, one after the other.
+
+    Args:
+        text: "full" rows, which both read as one text, or "varied" ones.
+        rate: FLOPs per second of a matrix product.
+    """
+
+    def __init__(
+        self,
+        shape: Shape,
+        text: str,
+        documents: Sequence[Any],
+        tokenizer: PreTrainedTokenizerBase,
+        rate: float,
+    ):
+        self.shape, self.text, self.tokenizer, self.rate = shape, text, tokenizer, rate
+        pieces = read_pieces(tokenise(documents, tokenizer), tokenizer=tokenizer, length=shape.length)
+        ours, theirs = ("joined", "joined") if text == "full" else ("packed", "document")
+        self.rows = {OURS: Rows.of(pieces, ours), PEER: Rows.of(pieces, theirs)}
+        self.seconds: dict[str, list[float]] = {}
+        self.facts: dict[str, dict[str, float]] = {}
+
+    def model(self) -> Any:
+        """A model with the weights that all begin with."""
+        config = new_config(
+            self.shape.architecture, self.tokenizer, self.rows[PEER].length, **self.shape.fields
+        )
         return new_model(config, seed=0)
 
-    calls: dict[str, Callable[[int], float]] = {
-        OURS: partial(_ours, model, tokenizer, rows[OURS], batch_size)
-    }
-    for precision in ("fp32", "bf16") if fast_bf16() else ("fp32",):
-        calls[f"{PEER} {precision}"] = partial(
-            _peer, model, tokenizer, rows[PEER], batch_size, precision == "bf16"
+    def source(self, steps: int) -> tuple[MaskedSource, TrainingSettings]:
+        settings = TrainingSettings(
+            steps=steps, batch_size=self.shape.batch_size, log_every=steps, learning_rate=5e-5
         )
-    per_step, losses = seconds_per_step(calls, steps=steps, rounds=rounds, clock=time.perf_counter)
-    tokens = {name: batch_size * rows[name.split()[0]].tokens / len(rows[name.split()[0]]) for name in calls}
-    per_token = {name: per_step[name] / tokens[name] for name in calls}
-    work = MaskedLanguageModelling(model()).work(tokens[OURS], RATIO * tokens[OURS])
-    lines = []
-    for name in calls:
-        line = {
-            "size": f"{size} ({layers} × {width})", "text": text, "name": name,
-            "ms_per_step": round(1000 * per_step[name], 1), "tokens_per_second": round(1 / per_token[name]),
-            "loss": round(losses[name], 3), "ours_over_it": round(per_token[name] / per_token[OURS], 2),
+        return MaskedSource(self.rows[OURS], Masker(self.tokenizer, ratio=RATIO), settings), settings
+
+    def time(self, name: str) -> None:
+        """Let a contestant train, and keep its time of a step."""
+        clock = Clock(WARM, WARM + self.shape.steps)
+        if clock.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        loss = self._ours(clock, name) if name.startswith(OURS) else self._theirs(clock, name)
+        self.seconds.setdefault(name, []).append(clock.seconds_per_step)
+        self.facts[name] = {"loss": round(loss, 3), "memory_gib": round(peak_memory(clock.device) / 2**30, 3)}
+
+    def _ours(self, clock: Clock, name: str) -> float:
+        source, settings = self.source(clock.last)
+        settings = settings.model_copy(update={"compile": name.endswith("compiled")})
+        objective = MaskedLanguageModelling(self.model())
+        loss = train(objective, source, settings, learners={"clock": clock}, quiet=True)["loss"]
+        assert loss is not None
+        return loss
+
+    def _theirs(self, clock: Clock, name: str) -> float:
+        """``Trainer`` with what its users set for speed: fused AdamW, loading processes and pinned memory on a GPU."""
+        rows, size = self.rows[PEER], self.shape.batch_size
+        laid = rows.batch(range(min(len(rows), size * clock.last))).laid_out()
+        texts = [
+            {"input_ids": ids[show].tolist()} for ids, show in zip(laid["input_ids"], laid["attention_mask"])
+        ]
+        on_cpu = clock.device.type == "cpu"
+        with tempfile.TemporaryDirectory() as folder:
+            arguments = TrainingArguments(
+                folder, max_steps=clock.last, per_device_train_batch_size=size, report_to="none", save_strategy="no",
+                logging_steps=clock.last, disable_tqdm=True, use_cpu=on_cpu, bf16="bf16" in name,
+                dataloader_pin_memory=not on_cpu, dataloader_num_workers=0 if on_cpu else 4,
+                optim="adamw_torch_fused", torch_compile=name.endswith("compiled"),
+            )  # fmt: skip
+            collator = DataCollatorForLanguageModeling(self.tokenizer, mlm_probability=RATIO)
+            trainer = Trainer(self.model(), arguments, data_collator=collator, train_dataset=texts)
+            trainer.pop_callback(PrinterCallback)
+            trainer.add_callback(PeerClock(clock))
+            return float(trainer.train().training_loss)
+
+    def lines(self) -> Iterator[dict[str, Any]]:
+        """What was measured, contestant by contestant."""
+        tokens = {side: self.shape.batch_size * rows.tokens / len(rows) for side, rows in self.rows.items()}
+        per_step = {name: median(seconds) for name, seconds in self.seconds.items()}
+        per_token = {name: seconds / tokens[name.split()[0]] for name, seconds in per_step.items()}
+        ours = min(
+            (spent for name, spent in per_token.items() if name.startswith(OURS)), default=float("nan")
+        )
+        for name, seconds in per_step.items():
+            line = {
+                "size": self.shape.name, "batch": f"{self.shape.batch_size} × {self.shape.length}", "text": self.text,
+                "name": name, "ms_per_step": round(1000 * seconds, 2),
+                "tokens_per_second": round(1 / per_token[name]), **self.facts[name],
+                "ours_over_it": round(per_token[name] / ours, 2),
+            }  # fmt: skip
+            yield line | (self._shares(seconds) if name.startswith(OURS) else {})
+
+    def _shares(self, seconds: float, steps: int = 4) -> dict[str, float]:
+        """Shares of a step of ours: the hardware's multiplications, and what the host does beside it."""
+        source, _ = self.source(1000)
+        meter = Meter(
+            MaskedLanguageModelling(self.model()), best_device(), "no", ranks=1, frozen=False, known=False
+        )
+        meter.rate, began = self.rate, time.perf_counter()
+        made = [source.batches(number, rank=0, ranks=1) for number in range(steps)]
+        masking = (time.perf_counter() - began) / steps
+        for number, batches in enumerate(made):
+            meter.add(Step(number, batches, sum(b.targets for b in batches), source.facts(batches)))
+        arms, began = sampler("mometas", ("mlm", "atd", "cse", "rtd"), seed=0), time.perf_counter()
+        for number in range(100):
+            arms.draw(number, 100)
+        drawing = (time.perf_counter() - began) / 100
+        return {
+            "mfu": round(meter.flops / steps / seconds / self.rate, 4),
+            "masking_share": round(masking / seconds, 4), "sampler_share": round(drawing / seconds, 5),
         }  # fmt: skip
-        if name == OURS:
-            line["share_of_matmul"] = round(trained(work) / per_step[name] / rate, 3)
-        lines.append(line)
-    return lines
+
+    def waits(self, steps: int = 3) -> float:
+        """How often the host waits for the accelerator in a step of ours, as torch warns of it."""
+        source, settings = self.source(2 * steps)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            watch = _Watch(steps)
+            train(
+                MaskedLanguageModelling(self.model()), source, settings, learners={"watch": watch}, quiet=True
+            )
+        torch.cuda.set_sync_debug_mode("default")
+        return sum("synchroniz" in str(warning.message) for warning in caught) / (steps - 1)
 
 
-def _ours(
-    model: Callable[[], Any], tokenizer: PreTrainedTokenizerBase, rows: Rows, batch_size: int, steps: int
-) -> float:
-    settings = TrainingSettings(steps=steps, batch_size=batch_size, log_every=steps, learning_rate=5e-5)
-    source = MaskedSource(rows, Masker(tokenizer, ratio=RATIO), settings)
-    loss = train(MaskedLanguageModelling(model()), source, settings, quiet=True)["loss"]
-    assert loss is not None
-    return loss
+class _Watch(Clock):
+    """Lets torch warn of every wait between two steps, without the log's at the end."""
+
+    def __init__(self, steps: int):
+        super().__init__(steps, 2 * steps - 1)
+
+    def tick(self, done: int) -> None:
+        if done in (self.warm, self.last):
+            torch.cuda.set_sync_debug_mode("warn" if done == self.warm else "default")
 
 
-def _peer(
-    model: Callable[[], Any],
-    tokenizer: PreTrainedTokenizerBase,
-    rows: Rows,
-    batch_size: int,
-    bf16: bool,
-    steps: int,
-) -> float:
-    laid = rows.batch(range(min(len(rows), batch_size * steps))).laid_out()
-    texts = [
-        {"input_ids": ids[show].tolist()} for ids, show in zip(laid["input_ids"], laid["attention_mask"])
-    ]
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = TrainingArguments(
-            folder, max_steps=steps, per_device_train_batch_size=batch_size, report_to="none", save_strategy="no",
-            logging_steps=steps, disable_tqdm=True, use_cpu=best_device().type == "cpu", bf16=bf16,
-            dataloader_pin_memory=False,
-        )  # fmt: skip
-        collator = DataCollatorForLanguageModeling(tokenizer, mlm_probability=RATIO)
-        trainer = Trainer(model(), arguments, data_collator=collator, train_dataset=texts)
-        trainer.pop_callback(PrinterCallback)
-        return float(trainer.train().training_loss)
+def _name_of(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def render_train(result: dict[str, Any]) -> RenderableType:
+def render_train(result: Mapping[str, Any]) -> RenderableType:
     """One table; the last line says what the hardware does."""
     rate = result["matmul_flops"] / 1e12
-    caption = f"{result['batch']} tokens; a matrix product does {rate:.2f} TFLOP/s here"
-    columns = ("model", "text", "contestant", "ms a step", "tokens a second", "ours is × faster", "loss")
+    caption = f"a matrix product does {rate:.2f} TFLOP/s here"
+    columns = (
+        "model",
+        "batch",
+        "text",
+        "contestant",
+        "ms a step",
+        "tokens a second",
+        "ours is × faster",
+        "MFU",
+    )
     table = Table(*columns, caption=caption)
     for row in result["contestants"]:
-        cells = (f"{row['ms_per_step']:.1f}", f"{row['tokens_per_second']:,}", f"{row['ours_over_it']:.2f}")
-        table.add_row(row["size"], row["text"], row["name"], *cells, f"{row['loss']:.2f}")
+        share = f"{100 * row['mfu']:.0f} %" if "mfu" in row else ""
+        cells = (
+            f"{row['ms_per_step']:.1f}",
+            f"{row['tokens_per_second']:,}",
+            f"{row['ours_over_it']:.2f}",
+            share,
+        )
+        table.add_row(row["size"], row["batch"], row["text"], row["name"], *cells)
     return table

@@ -121,12 +121,15 @@ def report(
 
 def bench(
     name: Annotated[str, typer.Argument(help="mask or train.")] = "mask",
+    device: Annotated[
+        str | None, typer.Option(help="For train: cpu or cuda. Without it, the GPU if there is one.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure speed beside the peers, in one run on this machine."""
+    """Measure speed beside the peers, in one run on this machine; train takes at most ten minutes on a GPU."""
     from maskwise.bench import render, run
 
-    result = run(name)
+    result = run(name, **({"device": device} if device else {}))
     if as_json:
         print_json(result)
     else:

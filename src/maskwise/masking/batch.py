@@ -17,6 +17,7 @@ from torch import Tensor
 
 from maskwise.errors import MaskwiseError
 from maskwise.keys import Array, Keys, Purpose
+from maskwise.masking.devices import ends_of, moved
 
 if TYPE_CHECKING:  # made from batches, and kept in them
     from maskwise.masking.select import Selection
@@ -233,6 +234,11 @@ class MaskedBatch:
         return self._in_rows(self.laid_labels)
 
     @cached_property
+    def ends(self) -> tuple[Tensor | None, Tensor | None]:
+        """The ``ends_of`` ``documents`` and ``written``."""
+        return ends_of(self.documents), ends_of(self.written)
+
+    @cached_property
     def where(self) -> Tensor:
         """(M, 2) int64: row and column of every target, in the order of the rows."""
         return (self.labels != IGNORE).nonzero()
@@ -245,16 +251,11 @@ class MaskedBatch:
     def to(self, device: torch.device | str) -> MaskedBatch:
         """The same batch on a device, copied without blocking; its source and its choice stay on the host."""
         names = ("input_ids", "labels", "attention_mask", "loss_weight")
-        tensors = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-        moved = {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
-        extras = {name: tensor.to(device, non_blocking=True) for name, tensor in self.extras.items()}
-        there = replace(self, **moved, extras=extras)
+        there = replace(self, **{name: moved(getattr(self, name), device) for name in (*names, "extras")})
         if there.labels.device != self.labels.device:
             # Found on the host: an accelerator would make the host wait until it had counted them.
-            there.where = self.where.to(device, non_blocking=True)
-            for name in ("documents", "written"):
-                ids = getattr(self, name)
-                setattr(there, name, None if ids is None else ids.to(device, non_blocking=True))
+            for name in ("where", "documents", "written", "ends"):
+                setattr(there, name, moved(getattr(self, name), device))
         return there
 
     def keys(self) -> Iterator[str]:

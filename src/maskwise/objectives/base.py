@@ -206,6 +206,11 @@ def unrounded(logits: Tensor) -> Tensor:
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
+def counted(number: int, beside: Tensor) -> Tensor:
+    """A number that the host knows, as a scalar on a tensor's device; for a copy the host would have to wait."""
+    return torch.full((), number, device=beside.device)
+
+
 def target_places(batch: MaskedBatch | Mapping[str, Tensor]) -> Tensor:
     """(M, 2) int64: row and column of every target, also of a plain dict of model inputs."""
     return batch.where if isinstance(batch, MaskedBatch) else (batch["labels"] != IGNORE).nonzero()
@@ -223,7 +228,9 @@ def model_inputs(model: PreTrainedModel, batch: MaskedBatch | Mapping[str, Tenso
             f"{model.config.model_type} reads packed rows as one text: {NO_DOCUMENTS}", stacklevel=2
         )
         return inputs
-    return family.apart(model, inputs, documents)
+    apart = family.apart(model, inputs, documents)
+    apart["documents"].ends = getattr(batch, "ends", (None, None))[0]
+    return apart
 
 
 def encoded(model: PreTrainedModel, batch: MaskedBatch | Mapping[str, Tensor]) -> Tensor:

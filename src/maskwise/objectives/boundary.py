@@ -19,6 +19,7 @@ from maskwise.objectives.base import (
     Outcome,
     Work,
     check_all_asked,
+    counted,
     encoded,
     target_places,
 )
@@ -74,7 +75,7 @@ class SpanBoundary(Objective):
         spoken = self.spoken(self.model, self.head(torch.cat(around, 1)))
         plain = cross_entropy(self.spoken(self.model, hidden[row, column]).float(), truth, reduction="none")
         losses = plain + cross_entropy(spoken.float(), truth, reduction="none")
-        return Outcome(losses.sum(), torch.tensor(len(where), device=labels.device), plain.detach(), where)
+        return Outcome(losses.sum(), counted(len(where), labels), plain.detach(), where)
 
     def chance(self, vocabulary: int, rows: int) -> float:
         return 2 * super().chance(vocabulary, rows)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from maskwise.attention import NAME, Documents, separate
+from maskwise.attention import NAME, separate
 from maskwise.errors import MaskwiseError
 from maskwise.families import ENCODERS, adapter_of
 from maskwise.masking import IGNORE, MaskedBatch, Masker
@@ -92,4 +92,4 @@ class CausalLanguageModelling(MaskedLanguageModelling):
             present, ids = inputs.get("attention_mask"), inputs["input_ids"]
             one = torch.zeros_like(ids) if present is None else present.to(ids.dtype) - 1
             inputs = adapter_of(self.model.config).apart(self.model, inputs, one)
-        return {**inputs, "documents": Documents(inputs["documents"].ids, causal=True)}
+        return {**inputs, "documents": replace(inputs["documents"], causal=True)}

@@ -20,7 +20,7 @@ from maskwise.families import encoder_of, width_of
 from maskwise.keys import Array
 from maskwise.masking import MaskedBatch, Vocabulary
 from maskwise.masking.gather import Rows, device_of, gather
-from maskwise.objectives.base import Maker, Masking, Objective, Outcome, encoded
+from maskwise.objectives.base import Maker, Masking, Objective, Outcome, counted, encoded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -126,7 +126,7 @@ class ContrastiveSentences(Objective):
         itself = torch.zeros_like(similar, dtype=torch.bool)
         itself[place, place + offset] = True
         losses = cross_entropy(similar.masked_fill(itself, -torch.inf), labels + offset, reduction="none")
-        return Outcome(losses.sum(), torch.tensor(len(labels), device=labels.device))
+        return Outcome(losses.sum(), counted(len(labels), labels))
 
     @contextmanager
     def some_dropout(self) -> Iterator[None]:

@@ -69,7 +69,8 @@ class Denoising(MaskedLanguageModelling):
             name: read[name] for name in ("input_ids", "attention_mask", "documents") if name in read
         }
         if written is not None:
-            known["decoder_documents"] = Documents(written, read=known["documents"].ids)
+            ends = getattr(batch, "ends", (None, None))[1]
+            known["decoder_documents"] = Documents(written, read=known["documents"].ids, ends=ends)
         return {**known, "decoder_input_ids": decoder_inputs(self.model.config, batch["labels"], written)}
 
     def work(self, tokens: float, targets: float) -> Work:

@@ -5,14 +5,22 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
 from maskwise.families import width_of
 from maskwise.masking import MaskedBatch
 from maskwise.masking.corruptions import Insert
-from maskwise.objectives.base import Maker, Masking, Objective, Outcome, Work, encoded, target_places
+from maskwise.objectives.base import (
+    Maker,
+    Masking,
+    Objective,
+    Outcome,
+    Work,
+    counted,
+    encoded,
+    target_places,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -50,7 +58,7 @@ class Detection(Objective):
         where = target_places(batch)
         logits = self.head(encoded(self.model, batch)[where[:, 0], where[:, 1]])
         losses = cross_entropy(logits.float(), labels[where[:, 0], where[:, 1]], reduction="none")
-        return Outcome(losses.sum(), torch.tensor(len(where), device=labels.device), losses.detach(), where)
+        return Outcome(losses.sum(), counted(len(where), labels), losses.detach(), where)
 
 
 class AddedTokenDetection(Detection):

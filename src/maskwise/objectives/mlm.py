@@ -6,20 +6,23 @@ which is slower and gives the same loss.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, pad
 from transformers import PreTrainedModel
 
-from maskwise.families import encoder_weights, head_weights, masked_logits
+from maskwise.families import adapter_of, encoder_weights, head_weights, masked_logits, prediction_head
+from maskwise.masking import IGNORE
 from maskwise.masking.batch import MaskedBatch
 from maskwise.objectives.base import (
     Masking,
     Objective,
     Outcome,
     Work,
+    counted,
     model_inputs,
     target_places,
     unrounded,
@@ -40,17 +43,35 @@ class MaskedLanguageModelling(Objective):
         super().__init__()
         self.model = model
 
+    compiled: Callable[[PreTrainedModel, Tensor, Tensor], Tensor] | None = None
+    """``head_losses`` after ``torch.compile``; None: it is not compiled."""
+
     def forward(self, batch: MaskedBatch | dict[str, Tensor]) -> Outcome:
         losses, where = self.token_losses(batch)
         total = weighted(losses, getattr(batch, "loss_weight", None), *where.unbind(1)).sum()
-        return Outcome(total, torch.tensor(losses.numel(), device=losses.device), losses.detach(), where)
+        return Outcome(total, counted(losses.numel(), losses), losses.detach(), where)
 
     def token_losses(self, batch: MaskedBatch | dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Loss (M,) float32 and place (M, 2) of every target, in the order of the rows."""
         where = target_places(batch)
         row, column = where.unbind(1)
-        logits = masked_logits(self.model, self.inputs(batch), row, column)
-        return cross_entropy(unrounded(logits), batch["labels"][row, column], reduction="none"), where
+        truth, inputs = batch["labels"][row, column], self.inputs(batch)
+        if self.compiled is None:
+            logits = masked_logits(self.model, inputs, row, column)
+            return cross_entropy(unrounded(logits), truth, reduction="none"), where
+        states = adapter_of(self.model.config).states(self.model, inputs)
+        more = padded_count(len(where)) - len(where)
+        states_MH, truth = (
+            states[pad(row, (0, more)), pad(column, (0, more))],
+            pad(truth, (0, more), value=IGNORE),
+        )
+        return self.compiled(self.model, states_MH, truth)[: len(where)], where
+
+    def compile_head(self) -> None:
+        """Compile the head and the loss, unless the head is not known. Targets without a label are added to every
+        batch, up to a number that comes back, because each new number is compiled anew."""
+        if prediction_head(self.model) is not None:
+            self.compiled = torch.compile(head_losses, dynamic=False)
 
     def inputs(self, batch: MaskedBatch | dict[str, Tensor]) -> dict[str, Any]:
         """What of a batch the model reads."""
@@ -59,6 +80,25 @@ class MaskedLanguageModelling(Objective):
     def work(self, tokens: float, targets: float) -> Work:
         own, tied = head_weights(self.model)
         return Work(encoder_weights(self.model) * tokens, own * targets, tied * targets)
+
+
+def head_losses(model: PreTrainedModel, states_MH: Tensor, truth: Tensor) -> Tensor:
+    """(M,) float32: the losses of targets from the states at their places; 0 where there is no label."""
+    head = prediction_head(model)
+    assert head is not None
+    return cross_entropy(unrounded(head(model, states_MH)), truth, reduction="none", ignore_index=IGNORE)
+
+
+def padded_count(targets: int) -> int:
+    """The next number that has at most three bits behind its first one, and is at least 64.
+
+    There are four of them between a number and its double, so that a quarter at most is added, and few are compiled.
+
+    >>> [padded_count(targets) for targets in (0, 64, 65, 600, 1200)]
+    [64, 64, 80, 640, 1280]
+    """
+    step = max(16, 1 << max(0, targets.bit_length() - 3))
+    return max(64, -(-targets // step) * step)
 
 
 class EntityMaskedLanguageModelling(MaskedLanguageModelling):

@@ -22,6 +22,7 @@ from maskwise.objectives.base import (
     Outcome,
     Work,
     check_all_asked,
+    counted,
     encoded,
     model_inputs,
     target_places,
@@ -86,13 +87,15 @@ class ReplacedTokenDetection(Objective):
         score = self.head(encoded(self.model, shown).flatten(0, 1)[at]).float().squeeze(-1)
         told = binary_cross_entropy_with_logits(score, replaced.flatten()[at].float(), reduction="sum")
         share = len(where) / max(1, len(text))
-        count = torch.tensor(len(where), device=labels.device)
+        count = counted(len(where), labels)
         return Outcome(losses.sum() + self.weight * share * told, count, losses.detach(), where)
 
 
 def sampled(logits: Tensor) -> Tensor:
     """(M,) int64 ids drawn from (M, V) logits."""
-    return torch.distributions.Categorical(logits=logits).sample()
+    # The largest of p / e is that of token i with probability p_i, where all e are exponential (the Gumbel trick).
+    # torch's own draws look at the values first, and the host would wait for an accelerator.
+    return (logits.softmax(-1) / torch.empty_like(logits).exponential_()).argmax(-1)
 
 
 def smaller(config: PreTrainedConfig, share: float) -> PreTrainedConfig:

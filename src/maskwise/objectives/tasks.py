@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from maskwise.families import takes_token_types
 from maskwise.masking.batch import IGNORE
-from maskwise.objectives.base import Objective, Outcome, unrounded
+from maskwise.objectives.base import Objective, Outcome, counted, unrounded
 
 
 class Classification(Objective):
@@ -56,7 +56,7 @@ class Regression(Classification):
 
     def forward(self, batch: Mapping[str, Tensor]) -> Outcome:
         error = unrounded(self.logits(batch)).squeeze(-1) - batch["labels"]
-        return Outcome(error.square().sum(), error.new_tensor(len(error)))
+        return Outcome(error.square().sum(), counted(len(error), error))
 
 
 class MultipleChoice(Classification):
@@ -72,7 +72,7 @@ class MultipleChoice(Classification):
     def forward(self, batch: Mapping[str, Tensor]) -> Outcome:
         labels = batch["labels"]
         losses = cross_entropy(unrounded(self.logits(batch)), labels, reduction="sum")
-        return Outcome(losses, losses.new_tensor(len(labels)))
+        return Outcome(losses, counted(len(labels), losses))
 
     def logits(self, batch: Mapping[str, Tensor]) -> Tensor:
         """(B, C), −∞ where a question has no such choice."""
@@ -95,7 +95,7 @@ class SpanQuestionAnswering(Classification):
     def forward(self, batch: Mapping[str, Tensor]) -> Outcome:
         logits, labels = unrounded(self.logits(batch)), batch["labels"]
         losses = cross_entropy(logits.transpose(1, 2).flatten(0, 1), labels.flatten(), reduction="sum")
-        return Outcome(losses, losses.new_tensor(labels.numel()))
+        return Outcome(losses, counted(labels.numel(), losses))
 
     def logits(self, batch: Mapping[str, Tensor]) -> Tensor:
         """(B, L, 2) of start and end; −∞ at padding, so that a row does not depend on its batch."""

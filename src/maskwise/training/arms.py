@@ -27,6 +27,7 @@ from maskwise.keys import fold
 from maskwise.masking import MaskedBatch
 from maskwise.masking.batch import AnnotatedBatch
 from maskwise.objectives import Objective, Outcome
+from maskwise.objectives.base import counted
 from maskwise.samplers import Sampler
 from maskwise.training.data import MaskedSource, Rows
 from maskwise.training.learners import Learner, Point
@@ -321,8 +322,8 @@ class SamplerLearner:
 
 def _counted(batch: Any, outcome: Outcome) -> Tensor:
     """(3,) float64: losses, targets, and tokens of the text that were read."""
-    tokens = torch.tensor(batch.tokens, device=outcome.loss.device)
-    return torch.stack([outcome.loss.detach().double(), outcome.targets.double(), tokens.double()])
+    tokens = counted(batch.tokens, outcome.loss).double()
+    return torch.stack([outcome.loss.detach().double(), outcome.targets.double(), tokens])
 
 
 def check_enough(arm: str, free: int, *, of: int, size: int) -> None:

@@ -12,26 +12,28 @@ from __future__ import annotations
 import contextlib
 import gc
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, LoggerType, broadcast
 from rich.console import Console
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from maskwise.constants import ranks_here
+from maskwise.constants import rank_here, ranks_here
 from maskwise.errors import MaskwiseError, unknown_name
 from maskwise.families import encoder_of
 from maskwise.folders import sweep, write_folder
 from maskwise.keys import fold
 from maskwise.models import without_advice
 from maskwise.objectives import Objective, Outcome
+from maskwise.training import wrapping
 from maskwise.training.arms import Arms
 from maskwise.training.data import Step
 from maskwise.training.learners import Agree
@@ -39,6 +41,7 @@ from maskwise.training.optim import Optimizers
 from maskwise.training.settings import TrainingSettings
 from maskwise.training.states import State, States, Totals
 
+Result = TypeVar("Result")
 WEIGHTS, OPTIMIZERS = "model.safetensors", "optimizers.safetensors"
 LEARNED = "learners.safetensors"
 
@@ -47,6 +50,7 @@ ROUND = 2.0**24
 
 FREE = {
     "log_every", "eval_every", "save_every", "keep", "keep_best", "on_nan", "trackers", "accumulate", "precision",
+    "activation_checkpointing", "compile", "shard",
 }  # fmt: skip
 """Settings that change no result, or its last bits only; and what to do where a run cannot go on."""
 
@@ -91,13 +95,30 @@ class Engine:
 
     def __init__(self, objective: Objective, settings: TrainingSettings, folder: Path | None = None):
         self.objective, self.settings, self.folder = objective, settings, folder
-        self.accelerator = new_accelerator(settings, folder, partial=isinstance(objective, Arms))
+        several = isinstance(objective, Arms)
+        self.accelerator = new_accelerator(settings, folder, partial=several)
         self.rank, self.ranks = self.accelerator.process_index, self.accelerator.num_processes
         self.device, self.first = self.accelerator.device, self.accelerator.is_main_process
+        if settings.batch_size < self.ranks:
+            got = f"batch_size {settings.batch_size} for {self.ranks} processes"
+            what, do = (
+                "more processes than rows in a batch",
+                "raise training.batch_size, or start fewer processes",
+            )
+            raise MaskwiseError(what, got=got, do=do)
         if settings.batch_size % (settings.accumulate * self.ranks):
             raise MaskwiseError(
                 "batch_size must be a multiple of accumulate × processes",
                 got=f"{settings.batch_size} for {settings.accumulate} × {self.ranks}",
+            )
+        # What the hosts say to each other must not wait for their accelerators.
+        apart = self.ranks > 1 and self.device.type != "cpu"
+        self.hosts = dist.new_group(backend="gloo") if apart else None
+        self.sharded = wrapping.asked_to_shard(settings, self.ranks)
+        if self.sharded and several:
+            what = "training.shard takes one objective: probes of several would need all weights at once"
+            raise MaskwiseError(
+                what, got=f"{len(objective.names)}", do="leave it out (every process keeps a copy)"
             )
         objective.to(self.device)
         if settings.freeze == "encoder":
@@ -114,7 +135,13 @@ class Engine:
         state = self.states.newest(self.say) if self.states else None
         if state is not None:
             self._load_weights(state)
-        self.wrapped: Any = self.accelerator.prepare(objective)
+        if self.device.type != "cpu":
+            wrapping.never_wait(objective)
+        wrapping.wrap_blocks(objective, settings)
+        if self.sharded:
+            self.wrapped: Any = wrapping.Sharded(objective, self.device, self.ranks)
+        else:
+            self.wrapped = self.accelerator.prepare(objective)
         self.optimizers = Optimizers(objective, settings)
         self.start, self.totals, self.learned = 0, Totals(), dict[str, Tensor]()
         if state is not None:
@@ -142,7 +169,7 @@ class Engine:
         losses = []
         for number, batch in enumerate(step.batches):
             last = number == len(step.batches) - 1
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped):
+            with self._reduced(last):
                 with self.accelerator.autocast():
                     outcome: Outcome = self.wrapped(batch)
                 # DDP averages gradients over ranks, so a rank's sum is multiplied by their number first.
@@ -151,10 +178,17 @@ class Engine:
             losses.append(outcome.loss.detach())
         norm = self.accelerator.clip_grad_norm_(self.objective.parameters(), self.settings.clip or math.inf)
         assert norm is not None
+        norm = wrapping.whole(norm)
         if targets > 0:  # a step without any target counts as a step and changes nothing
             self.optimizers.step(self._sound(norm, losses) if self.settings.on_nan == "skip" else None)
         self.optimizers.zero_grad()
         return Update(losses, step.targets, norm, rate, sums["asked"] > 0)
+
+    def _reduced(self, last: bool) -> contextlib.AbstractContextManager[Any]:
+        """Gradients are added up over ranks with the last micro-batch of a step."""
+        if self.sharded:
+            self.wrapped.set_requires_gradient_sync(last)
+        return contextlib.nullcontext() if last or self.sharded else self.accelerator.no_sync(self.wrapped)
 
     def _sound(self, norm: Tensor, losses: list[Tensor]) -> Tensor:
         """Whether the gradient and the losses of all ranks are finite: a scalar bool on the device."""
@@ -163,21 +197,25 @@ class Engine:
             sound = self.accelerator.reduce(sound.float()) == self.ranks
         return sound
 
-    @contextlib.contextmanager
-    def evaluating(self) -> Iterator[None]:
-        """The objective in evaluation mode, without gradients, at the precision of training."""
+    def evaluated(self, function: Callable[[], Result]) -> Result:
+        """What a function gives with the objective in evaluation mode, without gradients, at the precision of
+        training; every rank calls this."""
         self.objective.eval()
         with torch.no_grad(), self.accelerator.autocast():
-            yield
+            result = self.wrapped.within(function) if self.sharded else function()
+        if self.sharded:  # what is in no block stays whole until it is told otherwise
+            self.wrapped.reshard()
         self.objective.train()
+        return result
 
     def summed(self, sums: Mapping[str, float]) -> dict[str, float]:
         """Sums added up over all ranks, in float64."""
         if self.ranks == 1:
             return dict(sums)
         names = sorted(sums)
-        tensor = torch.tensor([sums[n] for n in names], dtype=torch.float64, device=self.device)
-        return dict(zip(names, self.accelerator.reduce(tensor).tolist(), strict=True))
+        tensor = torch.tensor([sums[n] for n in names], dtype=torch.float64)
+        dist.all_reduce(tensor, group=self.hosts)
+        return dict(zip(names, tensor.tolist(), strict=True))
 
     def say(self, text: str) -> None:
         """A line on stderr, once for all ranks."""
@@ -203,7 +241,10 @@ class Engine:
             MaskwiseError: the state before could not be written.
         """
         assert self.states
-        files = {WEIGHTS: _distinct(self.objective), OPTIMIZERS: self.optimizers.state()}
+        files = {
+            WEIGHTS: wrapping.gathered(wrapping.distinct(self.objective), keep=self.first),
+            OPTIMIZERS: wrapping.gathered(self.optimizers.state(), keep=self.first),
+        }
         if learned:
             files[LEARNED] = dict(learned)
         if self.first:
@@ -232,7 +273,8 @@ class Engine:
         self.accelerator.wait_for_everyone()
 
     def close(self) -> None:
-        """Let a state that is being written become whole, however the training ended."""
+        """Let a state that is being written become whole, however the training ended, and the model be as it was."""
+        wrapping.unwrap_blocks(self.objective)
         if self.states:
             self.states.close()
 
@@ -245,9 +287,9 @@ class Engine:
         path = self.states.path(state.step)
         self._check(path, state)
         weights = load_file(path / WEIGHTS)
-        if _shapes(weights) != _shapes(_distinct(self.objective)):
+        if not wrapping.same_shapes(weights, wrapping.distinct(self.objective)):
             raise MaskwiseError(f"{path} is of another model", do="give a new folder")
-        self.objective.load_state_dict(weights, strict=False)  # second names of tied weights are not there
+        wrapping.load_weights(self.objective, weights)
 
     def _load_rest(self, state: State) -> None:
         assert self.states
@@ -278,6 +320,7 @@ class Engine:
             "threads": torch.get_num_threads(), "processes": self.ranks, "accumulate": self.settings.accumulate,
             "precision": self.accelerator.mixed_precision, "device": self.device.type,
             "attention": getattr(config, "_attn_implementation", None), "torch": torch.__version__,
+            "compile": self.settings.compile or None,
         }  # fmt: skip
 
 
@@ -287,6 +330,8 @@ def save_checkpoint(
 ) -> None:  # fmt: skip
     """Write an ordinary transformers folder, whole or not at all, with a manifest.
 
+    Where the weights are shared out among ranks, every rank calls this, and the first one writes.
+
     Args:
         card: the text of its README.md.
         heads: what was trained beside the model; they go into ``heads.safetensors``.
@@ -295,9 +340,15 @@ def save_checkpoint(
         MaskwiseError: it cannot be written.
     """
 
+    weights = None
+    if wrapping.any_sharded(model.parameters()):
+        weights = wrapping.gathered(model.state_dict(), keep=not rank_here())
+        if rank_here():
+            return
+
     def fill(target: Path) -> None:
         with without_advice():  # a bar for every file
-            model.save_pretrained(target)
+            model.save_pretrained(target, state_dict=weights)
         # How the tokenizer was loaded (with or without a network) is no part of it, and would change the bytes.
         for name in ("local_files_only", "is_local"):
             tokenizer.init_kwargs.pop(name, None)
@@ -333,10 +384,11 @@ def new_accelerator(settings: TrainingSettings, folder: Path | None, *, partial:
     AcceleratorState._reset_state()
     # Not told so, Accelerate does not distribute on CPUs: every rank would train alone, unnoticed.
     cpu = not torch.accelerator.is_available()
-    accelerator = Accelerator(
-        mixed_precision=precision, cpu=cpu, log_with=trackers or None, project_dir=folder,
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)] if partial else None,
-    )  # fmt: skip
+    with wrapping.without_fsdp_of_accelerate():
+        accelerator = Accelerator(
+            mixed_precision=precision, cpu=cpu, log_with=trackers or None, project_dir=folder,
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)] if partial else None,
+        )  # fmt: skip
     if accelerator.num_processes != ranks_here():
         got = f"WORLD_SIZE={ranks_here()}, {accelerator.num_processes} connected"
         raise MaskwiseError("the processes do not know each other", got=got, do="start them with torchrun")
@@ -380,25 +432,11 @@ def leave() -> None:
     A barrier lets the last messages arrive. A model that is still wrapped in DDP keeps the group's threads
     beyond the group, and they race with the interpreter's end: let go of it first (``del trainer``).
     """
-    if torch.distributed.is_initialized():
+    if dist.is_initialized():
+        wrapping.forget_meshes()
         gc.collect()
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
-
-
-def _distinct(module: nn.Module) -> dict[str, Tensor]:
-    """The state by name, tied weights once: safetensors stores no tensor under two names."""
-    seen: set[int] = set()
-    kept = {}
-    for name, tensor in module.state_dict().items():
-        if tensor.data_ptr() not in seen or not tensor.numel():
-            seen.add(tensor.data_ptr())
-            kept[name] = tensor.detach()
-    return kept
-
-
-def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
-    return {name: tensor.shape for name, tensor in tensors.items()}
+        dist.barrier()
+        dist.destroy_process_group()
 
 
 def _changes(before: Mapping[str, object], now: Mapping[str, object]) -> str:

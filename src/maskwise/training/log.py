@@ -172,8 +172,8 @@ class Log:
 
     def judged(self, done: int, evaluate: Evaluate, *, write: bool = True) -> bool:
         """Evaluate after ``done`` updates, and write what comes out; whether it is enough."""
-        with self.meter.paused(), self.engine.evaluating():
-            lines = list(evaluate(done))
+        with self.meter.paused():
+            lines = self.engine.evaluated(lambda: list(evaluate(done)))
         for line in lines if write else ():
             self.evaluation(done, line)
         return any(bool(line.get("enough")) for line in lines)

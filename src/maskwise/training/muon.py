@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from maskwise.training.wrapping import laid_out_as, whole
+
 
 class BatchedMuon(torch.optim.Muon):
     """torch.optim.Muon, faster: the matrices of one shape are orthogonalised together, on a CPU in single precision.
@@ -46,7 +48,8 @@ class BatchedMuon(torch.optim.Muon):
                 tensor.copy_(torch.where(skipped > 0, old, tensor))
 
     def _update(self, weights: list[Tensor], updates: list[Tensor], group: dict[str, Any]) -> None:
-        wide = [u if u.shape[0] <= u.shape[1] else u.T for u in updates]
+        # Where matrices are shared out among ranks, each rank needs all of a matrix and makes its part of the update.
+        wide = [u if u.shape[0] <= u.shape[1] else u.T for u in map(whole, updates)]
         steps, coefficients, eps = group["ns_steps"], group["ns_coefficients"], group["eps"]
         for weight, update in zip(
             weights, orthogonal(torch.stack(wide), coefficients, steps, eps), strict=True
@@ -56,7 +59,7 @@ class BatchedMuon(torch.optim.Muon):
             if group["adjust_lr_fn"] == "match_rms_adamw":
                 scale = 0.2 * max(rows, columns) ** 0.5
             turned = update if rows <= columns else update.T
-            weight.add_(turned.to(weight.dtype), alpha=-group["lr"] * scale)
+            weight.add_(laid_out_as(turned.to(weight.dtype), weight), alpha=-group["lr"] * scale)
 
 
 def of_one_shape(matrices: list[Tensor]) -> list[list[int]]:

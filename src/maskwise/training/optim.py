@@ -14,6 +14,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.families import encoder_of
 from maskwise.training.muon import BatchedMuon
 from maskwise.training.settings import TrainingSettings
+from maskwise.training.wrapping import laid_out_as
 
 COOLDOWN = 0.1
 """Share of the steps over which the rate of warm-up, stable, decay (``wsd``) falls unless it is said."""
@@ -123,10 +124,11 @@ class Optimizers:
         """The inverse of ``state``."""
         for m, member in enumerate(self.members):
             state: dict[int, dict[str, Tensor]] = {}
+            parameters = [p for group in member.param_groups for p in group["params"]]
             for key, value in flat.items():
                 number, index, name = key.split("/", 2)
                 if int(number) == m:
-                    state.setdefault(int(index), {})[name] = value
+                    state.setdefault(int(index), {})[name] = laid_out_as(value, parameters[int(index)])
             member.load_state_dict({"state": state, "param_groups": member.state_dict()["param_groups"]})
 
 

@@ -61,6 +61,17 @@ class TrainingSettings(BaseModel):
     precision: Literal["auto", "no", "bf16"] = "auto"
     """``auto``: bf16 autocast where the hardware multiplies it natively, else none."""
 
+    activation_checkpointing: bool = False
+    """Keep only what goes into each block of the model, and compute the rest again in the backward pass: a third more
+    work and much less memory. The result is the same."""
+
+    compile: bool = False
+    """Compile the blocks and the head with ``torch.compile``; the first steps take a minute longer."""
+
+    shard: bool = False
+    """On several processes: every one keeps a share of the weights, gradients and optimiser states (FSDP2), in place of
+    a copy of them (DDP). ``accelerate launch --use_fsdp`` asks for the same."""
+
     seed: int = 0
     """The seed of the initialisation, the order, dropout, and (in pre-training) the masks."""
 

@@ -1,0 +1,244 @@
+"""What is put around a model while it trains: activations that are computed twice, compiled blocks, shards.
+
+All three work on the *blocks* of a model, in which most of its weights and activations are. None of them changes what
+is computed, but for the last bits, and none is left on the model when the training has ended, except that sharded
+weights stay sharded: ``gathered`` makes whole tensors of them.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+
+from maskwise.attention import separate
+from maskwise.errors import MaskwiseError
+from maskwise.families import adapter_of
+from maskwise.objectives.mlm import MaskedLanguageModelling
+from maskwise.training.settings import TrainingSettings
+
+_meshes: list[DeviceMesh] = []
+Result = TypeVar("Result")
+Forward = Callable[..., Any]
+
+ACCELERATE = "ACCELERATE_USE_FSDP"
+"""The variable by which ``accelerate launch --use_fsdp`` says that weights shall be sharded."""
+
+
+def blocks_of(module: nn.Module) -> list[nn.Module]:
+    """The blocks of all encoders and decoders in a module: the members of the outermost lists of modules in them."""
+    models = [m for m in module.modules() if isinstance(m, PreTrainedModel)]
+    lists = {id(m): m for model in models for m in model.modules() if isinstance(m, nn.ModuleList)}
+    inside = {id(m) for members in lists.values() for block in members for m in block.modules()}
+    blocks = {id(b): b for key, members in lists.items() if key not in inside for b in members}
+    return list(blocks.values())
+
+
+# Blocks that are computed in another way ------------------------------------------------------------------------
+
+
+def wrap_blocks(objective: nn.Module, settings: TrainingSettings) -> None:
+    """Compile the blocks and the head, and compute activations twice, as the settings say; see ``unwrap_blocks``.
+
+    Raises:
+        MaskwiseError: there is no compiler; a model without blocks.
+    """
+    if not (settings.compile or settings.activation_checkpointing):
+        return
+    blocks = blocks_of(objective)
+    if not blocks:
+        got = type(getattr(objective, "model", objective)).__name__
+        what = "compile and activation_checkpointing work on the blocks of a model, and there are none"
+        raise MaskwiseError(what, got=got, do="set both to false")
+    if settings.compile:
+        require_compiler(next(objective.parameters()).device)
+    for block in blocks:
+        forward: Forward = block.forward
+        if settings.compile:
+            forward = torch.compile(forward)
+        if settings.activation_checkpointing:
+            forward = _recomputed(block, forward)
+        block.forward = forward
+    for part in objective.modules() if settings.compile else ():
+        if isinstance(part, MaskedLanguageModelling):
+            part.compile_head()
+
+
+def never_wait(objective: nn.Module) -> None:
+    """Let models make the mask of padding without looking at it, for which the host waits for an accelerator."""
+    for model in objective.modules():
+        if isinstance(model, PreTrainedModel) and adapter_of(model.config).separates:
+            separate(model)
+
+
+def unwrap_blocks(objective: nn.Module) -> None:
+    """Leave the model as it was before ``wrap_blocks``."""
+    for block in blocks_of(objective):
+        block.__dict__.pop("forward", None)
+    for part in objective.modules():
+        if isinstance(part, MaskedLanguageModelling):
+            part.compiled = None
+
+
+def _recomputed(block: nn.Module, forward: Forward) -> Forward:
+    """A forward pass that keeps its inputs alone, and is computed again in the backward pass, with the same dropout."""
+
+    def twice(*inputs: Any, **options: Any) -> Any:
+        if block.training and torch.is_grad_enabled():
+            return checkpoint(forward, *inputs, use_reentrant=False, **options)
+        return forward(*inputs, **options)
+
+    return twice
+
+
+def require_compiler(device: torch.device) -> None:
+    """
+    Raises:
+        MaskwiseError: what ``torch.compile`` needs for this device is not installed.
+    """
+    program = os.environ.get("CXX") or "g++"
+    if device.type != "cpu" and importlib.util.find_spec("triton") is None:
+        program = "triton"
+    elif shutil.which(program):
+        return
+    what = f"training.compile needs {program}, which is not installed"
+    raise MaskwiseError(what, do="install it, or set training.compile: false")
+
+
+# Shards ----------------------------------------------------------------------------------------------------------
+
+
+class Sharded(nn.Module):
+    """An objective whose weights, gradients and optimiser states are shared out among the ranks (FSDP2).
+
+    A block's weights are gathered before it computes and let go afterwards, forwards and backwards. What is not in a
+    block (embeddings, heads) is one more part, gathered for as long as a step takes.
+
+    Args:
+        objective: on its device, not yet with optimisers: its parameters are replaced.
+
+    Raises:
+        MaskwiseError: the weights are still whole on every rank.
+    """
+
+    def __init__(self, objective: nn.Module, device: torch.device, ranks: int):
+        super().__init__()
+        self.objective = objective
+        mesh = init_device_mesh(device.type, (ranks,))
+        _meshes.append(mesh)
+        for block in blocks_of(objective):
+            fully_shard(block, mesh=mesh)
+        fully_shard(self, mesh=mesh)
+        register_fsdp_forward_method(self, "within")
+        here = sum(local(p).numel() for p in self.parameters())
+        whole = sum(p.numel() for p in self.parameters())
+        if ranks > 1 and here > whole / 2 + whole / ranks:
+            raise MaskwiseError("the weights were not sharded", got=f"{here:,} of {whole:,} on one rank")
+
+    def forward(self, batch: Any) -> Any:
+        return self.objective(batch)
+
+    def within(self, function: Callable[[], Result]) -> Result:
+        """Call a function that computes with the model, and does not train it."""
+        return function()
+
+
+def forget_meshes() -> None:
+    """Let go of the process groups that sharded models used: torch's caches keep the meshes, and these the groups."""
+    while _meshes:
+        getattr(_meshes.pop(), "_pg_registry", {}).clear()
+
+
+def asked_to_shard(settings: TrainingSettings, ranks: int) -> bool:
+    """Whether weights shall be shared out: ``training.shard``, or ``accelerate launch --use_fsdp``."""
+    return ranks > 1 and (settings.shard or _by_accelerate())
+
+
+def _by_accelerate() -> bool:
+    return os.environ.get(ACCELERATE, "").lower() == "true"
+
+
+@contextmanager
+def without_fsdp_of_accelerate() -> Iterator[None]:
+    """Accelerate shards on accelerators alone, and on CPUs it says nothing and copies: here ``Sharded`` does it."""
+    before = os.environ.pop(ACCELERATE, None)
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ[ACCELERATE] = before
+
+
+def local(tensor: Tensor) -> Tensor:
+    """What of a tensor this rank has."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor; every rank calls this."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def gathered(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
+    """Whole tensors; every rank calls this, in the same order.
+
+    Args:
+        keep: whether this rank wants them. The others get none, so that one tensor at a time is whole on them.
+    """
+    found = {}
+    for name, tensor in tensors.items():
+        value = tensor.full_tensor().cpu() if isinstance(tensor, DTensor) else tensor
+        if keep:
+            found[name] = value.detach()
+    return found
+
+
+def laid_out_as(value: Tensor, other: Tensor) -> Tensor:
+    """A tensor that every rank has, shared out as another of its shape."""
+    if not isinstance(other, DTensor) or isinstance(value, DTensor) or value.shape != other.shape:
+        return value
+    return distribute_tensor(value.to(other.device), other.device_mesh, other.placements, src_data_rank=None)
+
+
+def distinct(module: nn.Module) -> dict[str, Tensor]:
+    """The state of a module by name, tied weights once: safetensors stores no tensor under two names."""
+    seen: set[int] = set()
+    kept = {}
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            kept[name] = tensor.detach()
+    return kept
+
+
+def load_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Copy whole tensors into a module, sharded or not; second names of tied weights need not be there."""
+    state = module.state_dict(keep_vars=True)
+    with torch.no_grad():
+        for name, value in weights.items():
+            state[name].copy_(laid_out_as(value, state[name]))
+
+
+def same_shapes(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    """Whether two states have tensors of the same names and shapes."""
+    return _shapes(one) == _shapes(other)
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in tensors.items()}
+
+
+def any_sharded(tensors: Iterable[Tensor]) -> bool:
+    """Whether some tensor is shared out among ranks."""
+    return any(isinstance(tensor, DTensor) for tensor in tensors)

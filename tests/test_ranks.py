@@ -1,0 +1,169 @@
+"""Several processes train as one does, with a copy of the weights in each (DDP) or a share of them (FSDP2)."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.distributed.tensor import DTensor
+from transformers import AutoModelForMaskedLM, AutoModelForSeq2SeqLM
+
+from maskwise.errors import MaskwiseError
+from maskwise.masking import Masker
+from maskwise.objectives import MaskedLanguageModelling, objective
+from maskwise.training import MaskedSource, train
+from maskwise.training.arms import Arms
+from maskwise.training.engine import Engine, save_checkpoint
+from maskwise.training.wrapping import ACCELERATE, distinct, gathered, local
+from processes import two_ranks
+from test_faults import Poisonous, Spoiled
+from test_training import DATA, close, lines, run, settings
+from test_wrapping import trained
+from training_tools import model, tokenizer
+
+
+def check_places(module: Any, *, sharded: bool) -> None:
+    """Every rank has one half of each tensor, or all of it."""
+    for parameter in module.parameters():
+        assert isinstance(parameter, DTensor) == sharded
+        size = parameter.shape[0]
+        mine = -(-size // 2) if not dist.get_rank() else size // 2
+        assert local(parameter).shape[0] == (mine if sharded else size)
+
+
+def rank_of_two(folder: Path) -> None:
+    """Both objectives, DDP and FSDP2, in micro-batches."""
+    for kind in ("mlm", "denoise"):
+        for shard in (False, True):
+            out = folder / f"{kind}-{'shard' if shard else 'ddp'}"
+            more: dict[str, Any] = {"shard": shard, "accumulate": 2, "save_every": 2, "steps": 5}
+            trainee = trained(kind, out, **more)
+            check_places(trainee, sharded=shard)
+            if shard or not dist.get_rank():
+                save_checkpoint(out / "checkpoint", trainee.model, tokenizer())
+
+
+def test_two_processes_with_unequal_targets_train_as_one(tmp_path: Path) -> None:
+    two_ranks(rank_of_two, tmp_path)
+    for kind, auto in (("mlm", AutoModelForMaskedLM), ("denoise", AutoModelForSeq2SeqLM)):
+        one = trained(kind, tmp_path / kind, steps=5)
+        for way in ("ddp", "shard"):
+            for a, b in zip(lines(tmp_path / kind), lines(tmp_path / f"{kind}-{way}"), strict=True):
+                close(a, b, rel=1e-4)
+            loaded, info = auto.from_pretrained(
+                tmp_path / f"{kind}-{way}" / "checkpoint", output_loading_info=True
+            )
+            assert not info["missing_keys"] and not info["unexpected_keys"]
+            for (name, mine), theirs in zip(one.model.named_parameters(), loaded.parameters(), strict=True):
+                torch.testing.assert_close(theirs, mine, rtol=1e-3, atol=2e-5, msg=name)
+
+
+def resumed_ranks(folder: Path) -> None:
+    """A sharded run that is stopped goes on bit for bit, also with Muon, and evaluates as it trains."""
+    for optimizer in ("adamw", "muon"):
+        more: dict[str, Any] = {
+            "dropout": 0.1, "optimizer": optimizer, "shard": True, "save_every": 2, "steps": 6, "log_every": 1,
+            "masker": Masker(tokenizer(), ratio=0.3), "activation_checkpointing": optimizer == "adamw",
+        }  # fmt: skip
+        whole, _ = run(folder / optimizer, **more)
+        with suppress(KeyboardInterrupt):
+            run(folder / f"{optimizer}-cut", stop=5, **more)
+        again, facts = run(folder / f"{optimizer}-cut", **more)
+        assert facts["resumed_at"] == 4
+        for one, other in zip(whole.parameters(), again.parameters(), strict=True):
+            assert torch.equal(local(one), local(other))
+
+
+@pytest.mark.slow
+def test_a_sharded_run_goes_on_bit_for_bit_and_muon_is_that_of_one_process(tmp_path: Path) -> None:
+    two_ranks(resumed_ranks, tmp_path)
+    for optimizer in ("adamw", "muon"):
+        assert lines(tmp_path / optimizer) == lines(tmp_path / f"{optimizer}-cut")
+        how: dict[str, Any] = {"optimizer": optimizer, "steps": 6, "log_every": 1}
+        run(tmp_path / "one" / optimizer, dropout=0.1, masker=Masker(tokenizer(), ratio=0.3), **how)
+        first = [line for line in lines(tmp_path / "one" / optimizer) if line["kind"] == "train"]
+        two = [line for line in lines(tmp_path / optimizer) if line["kind"] == "train"]
+        assert [line["targets"] for line in first] == [line["targets"] for line in two]
+
+
+def muon_ranks(folder: Path, shard: bool) -> None:
+    trained("mlm", folder, shard=shard, optimizer="muon", steps=5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shard", [False, True])
+def test_muon_of_two_processes_is_that_of_one(shard: bool, tmp_path: Path) -> None:
+    """On a CPU it computes in single precision."""
+    trained("mlm", tmp_path / "one", optimizer="muon", steps=5)
+    two_ranks(muon_ranks, tmp_path / "two", shard)
+    for a, b in zip(lines(tmp_path / "one"), lines(tmp_path / "two"), strict=True):
+        close(a, b, rel=1e-3)
+
+
+class SpoiledOnRank1(Spoiled):
+    """The losses of one rank alone are not finite."""
+
+    def forward(self, batch: Any) -> Any:
+        batch.spoils = batch.spoils and dist.get_rank() == 1
+        return super().forward(batch)
+
+
+def unsound_ranks(folder: Path) -> None:
+    for on_nan in ("skip", "rewind"):
+        for shard in (False, True):
+            masker = Poisonous(tokenizer(), ratio=0.3)
+            masker.poisoned = (5, 6)
+            chosen = settings(log_every=2, save_every=2, on_nan=on_nan, shard=shard)
+            trainee, source = SpoiledOnRank1(model("bert")), MaskedSource(DATA, masker, chosen)
+            out = folder / f"{on_nan}-{shard}"
+            done = train(trainee, source, chosen, folder=out, quiet=True)
+            assert done["steps"] == 12 and math.isfinite(done["loss"] or math.nan)
+            weights = gathered(distinct(trainee), keep=True)
+            norm = torch.tensor([sum(float(w.double().sum()) for w in weights.values())])
+            both = [torch.empty_like(norm) for _ in range(2)]
+            dist.all_gather(both, norm)
+            assert torch.equal(*both) and norm.isfinite().all(), "ranks differ"
+
+
+@pytest.mark.slow
+def test_all_ranks_skip_or_rewind_what_is_not_finite_on_one(tmp_path: Path) -> None:
+    two_ranks(unsound_ranks, tmp_path)
+    for shard in (False, True):
+        skipped = [line["skipped"] for line in lines(tmp_path / f"skip-{shard}") if line["kind"] == "train"]
+        assert skipped == [0, 0, 1, 2, 2, 2]
+        back = [line for line in lines(tmp_path / f"rewind-{shard}") if line["kind"] == "rewind"]
+        assert back == [{"kind": "rewind", "step": 6, "to": 4}, {"kind": "rewind", "step": 7, "to": 4}]
+
+
+def refused_ranks(folder: Path) -> None:
+    said = {}
+    for name, chosen, trainee in (
+        ("rows", settings(batch_size=1), MaskedLanguageModelling(model("bert"))),
+        ("arms", settings(shard=True), Arms({"mlm": objective("mlm", model("bert"))})),
+    ):
+        with pytest.raises(MaskwiseError) as caught:
+            Engine(trainee, chosen)
+        said[name] = str(caught.value)
+    os.environ[ACCELERATE] = "true"  # what accelerate launch --use_fsdp sets
+    engine = Engine(MaskedLanguageModelling(model("bert")), settings())
+    check_places(engine.objective, sharded=True)
+    (folder / f"said-{dist.get_rank()}.json").write_text(json.dumps(said))
+
+
+@pytest.mark.slow
+def test_what_two_processes_cannot_do_is_one_line(tmp_path: Path) -> None:
+    two_ranks(refused_ranks, tmp_path)
+    for rank in (0, 1):
+        said = json.loads((tmp_path / f"said-{rank}.json").read_text())
+        assert said["rows"].startswith(
+            "more processes than rows in a batch; got batch_size 1 for 2 processes"
+        )
+        assert said["arms"].startswith("training.shard takes one objective")
+        assert all("\n" not in line for line in said.values())

@@ -1,0 +1,224 @@
+"""What is put around a model changes nothing but its memory, its speed and where its weights are."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import BartConfig
+
+from maskwise.errors import MaskwiseError
+from maskwise.masking import Masker
+from maskwise.models import build_model
+from maskwise.objectives import MaskedLanguageModelling, objective
+from maskwise.objectives.denoising import Denoising
+from maskwise.objectives.mlm import padded_count
+from maskwise.training import MaskedSource, TrainingSettings, train
+from maskwise.training.arms import ArmBatch, Arms
+from maskwise.training.data import Step, look_ahead
+from maskwise.training.engine import Engine
+from maskwise.training.wrapping import blocks_of, never_wait
+from test_training import DATA, close, lines, settings
+from training_tools import ARCHITECTURES, FIRST, WORDS, model, tokenizer
+
+UNEVEN: dict[str, Any] = {"ratio": 0.3, "budget": "bernoulli", "min_targets": 0}
+"""Rows, and so ranks, with unequal numbers of targets."""
+
+
+def bart() -> Any:
+    """A tiny encoder–decoder without dropout."""
+    config = BartConfig(
+        vocab_size=FIRST + WORDS, d_model=16, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=24, decoder_ffn_dim=24, max_position_embeddings=64, dropout=0.0,
+        pad_token_id=0, bos_token_id=2, eos_token_id=3, decoder_start_token_id=3,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return build_model(config)
+
+
+def made(kind: str, **masking: Any) -> tuple[Any, Masker]:
+    """An objective and its masker."""
+    if kind == "denoise":
+        return Denoising(bart()), Masker(tokenizer(), corruption="infill", **{**UNEVEN, **masking})
+    return MaskedLanguageModelling(model("bert")), Masker(tokenizer(), **{**UNEVEN, **masking})
+
+
+def trained(kind: str, folder: Path | None = None, **more: Any) -> Any:
+    """The objective after some steps."""
+    chosen = settings(**{"log_every": 1, "steps": 6, **more})
+    trainee, masker = made(kind)
+    train(trainee, MaskedSource(DATA, masker, chosen), chosen, folder=folder, quiet=True)
+    return trainee
+
+
+# --- activations that are computed twice
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_blocks_are_the_layers_of_a_model(architecture: str) -> None:
+    net = model(architecture)
+    blocks = blocks_of(net)
+    assert len(blocks) == (1 if architecture == "albert" else 2)
+    inside = sum(p.numel() for block in blocks for p in block.parameters())
+    assert inside > 0.6 * sum(p.numel() for name, p in net.named_parameters() if "embed" not in name)
+
+
+def test_an_encoder_decoder_has_blocks_on_both_sides() -> None:
+    assert len(blocks_of(Denoising(bart()))) == 4
+
+
+@pytest.mark.parametrize("architecture", ["bert", "modernbert", "distilbert", "deberta-v2"])
+def test_activations_computed_twice_give_the_same_gradients(architecture: str) -> None:
+    """Dropout included; the model is as it was afterwards."""
+    found = []
+    for twice in (False, True):
+        chosen = settings(activation_checkpointing=twice, clip=0.0)
+        dropout = {"hidden_dropout_prob": 0.1, "mlp_dropout": 0.1, "dropout": 0.1, "embedding_dropout": 0.1}
+        trainee = MaskedLanguageModelling(model(architecture, **dropout))
+        calls = []
+        trainee.model.base_model.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        engine = Engine(trainee, chosen)
+        block = blocks_of(trainee)[0]
+        inner = next(m for m in block.modules() if isinstance(m, torch.nn.Linear))
+        inner.register_forward_hook(lambda *_, calls=calls: calls.append(2))
+        [step] = look_ahead(MaskedSource(DATA, Masker(tokenizer(), ratio=0.3), chosen), range(1))
+        engine.optimizers.zero_grad = lambda: None  # type: ignore[method-assign]
+        update = engine.update(step, lambda *_: None)
+        found.append((update.losses[0], update.norm, [p.grad for p in trainee.parameters()]))
+        assert calls.count(2) == 1 + twice and calls.count(1) == 1
+        engine.close()
+        assert "forward" not in vars(block)
+    (loss, norm, grads), (again, norm_again, grads_again) = found
+    torch.testing.assert_close(again, loss, rtol=1e-6, atol=0)
+    torch.testing.assert_close(norm_again, norm, rtol=1e-6, atol=0)
+    for one, other in zip(grads, grads_again, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None:
+            torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-6)
+
+
+class Kept(torch.autograd.graph.saved_tensors_hooks):
+    """Counts the bytes of what is kept for the backward pass."""
+
+    def __init__(self, parameters: Any):
+        self.bytes, self.seen = 0, {p.data_ptr() for p in parameters}
+        super().__init__(self.keep, lambda tensor: tensor)
+
+    def keep(self, tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.data_ptr() not in self.seen:
+            self.seen.add(tensor.data_ptr())
+            self.bytes += tensor.untyped_storage().nbytes()
+        return tensor
+
+
+def test_activations_computed_twice_keep_much_less() -> None:
+    kept = []
+    for twice in (False, True):
+        net = model("bert", num_hidden_layers=6, hidden_dropout_prob=0.1)
+        trainee = MaskedLanguageModelling(net)
+        chosen = settings(activation_checkpointing=twice)
+        engine = Engine(trainee, chosen)
+        [step] = look_ahead(MaskedSource(DATA, Masker(tokenizer(), ratio=0.3), chosen), range(1))
+        trainee.train()
+        counted = Kept(net.parameters())
+        with counted:
+            trainee(step.batches[0])
+        kept.append(counted.bytes)
+        engine.close()
+    assert kept[1] < 0.4 * kept[0]
+
+
+# --- compiled
+
+
+compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="there is no compiler here")
+
+
+def test_compile_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    says = "training.compile needs no-such-compiler, which is not installed; install it, or set training.compile: false"
+    with pytest.raises(MaskwiseError, match=says):
+        trained("mlm", compile=True)
+
+
+def test_targets_are_padded_to_numbers_that_come_back() -> None:
+    numbers = [padded_count(targets) for targets in range(1, 4000)]
+    assert all(n <= padded <= max(64, 1.25 * n) for n, padded in enumerate(numbers, 1))
+    assert len({padded for padded in numbers if 1000 < padded <= 2000}) == 4
+
+
+@compiler
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["mlm", "denoise"])
+def test_compiled_training_is_eager_training(kind: str, tmp_path: Path) -> None:
+    eager = trained(kind, tmp_path / "eager")
+    compiled = trained(kind, tmp_path / "compiled", compile=True)
+    assert compiled.compiled is None, "the model is as it was"
+    for a, b in zip(lines(tmp_path / "eager"), lines(tmp_path / "compiled"), strict=True):
+        close(a, b, rel=1e-5)
+    for one, other in zip(eager.parameters(), compiled.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+# --- nothing in a step waits for the device
+
+
+class NoWaiting(TorchDispatchMode):
+    """Fails where the host asks for a value, or for a shape that depends on values."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        asks = name in ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "equal")
+        masks = name.startswith("index") and any(
+            isinstance(i, torch.Tensor) and i.dtype == torch.bool
+            for i in (args[1] if len(args) > 1 else ()) or ()
+        )
+        assert not asks and not masks, f"the host waits for {func}"
+        return func(*args, **(kwargs or {}))
+
+
+def steps_of(kind: str, chosen: TrainingSettings) -> tuple[Any, Step]:
+    """An objective, and a step whose targets are found as they are on the way to an accelerator."""
+    if kind == "denoise":
+        trainee, masker = made("denoise")
+    elif kind == "arms":
+        net = model("bert")
+        trainee, masker = Arms({name: objective(name, net) for name in ("mlm", "atd")}), Masker(tokenizer())
+    else:
+        dropout = {"hidden_dropout_prob": 0.1}
+        trainee = objective(kind, model("bert", **dropout))
+        masker = type(trainee).maker(tokenizer(), seed=0, **type(trainee).settings({}, {}))
+    [step] = look_ahead(MaskedSource(DATA, masker, chosen), range(1))
+    for batch in step.batches:
+        assert batch.where is not None
+    if kind == "arms":
+        step = step._replace(batches=[ArmBatch("mlm", batch) for batch in step.batches])
+    return trainee, step
+
+
+@pytest.mark.parametrize("on_nan", ["stop", "skip"])
+@pytest.mark.parametrize("kind", ["mlm", "denoise", "clm", "arms", "rtd", "sbo", "atd", "dtd", "cse"])
+def test_the_host_waits_for_nothing_in_a_step(kind: str, on_nan: Any) -> None:
+    chosen = settings(on_nan=on_nan, accumulate=2)
+    trainee, step = steps_of(kind, chosen)
+    never_wait(trainee)  # as on an accelerator
+    engine = Engine(trainee, chosen)
+    engine.update(step, lambda *_: None)  # what is made once may wait once
+    with NoWaiting():
+        engine.update(step, lambda *_: None)
+
+
+def test_the_test_sees_who_waits() -> None:
+    values = torch.ones(3)
+    for wait in (
+        lambda: values[0].item(),
+        lambda: bool(values.sum()),
+        lambda: values.nonzero(),
+        lambda: values[values > 0],
+    ):
+        with pytest.raises(AssertionError, match="the host waits"), NoWaiting():
+            wait()
