@@ -61,6 +61,7 @@ def test_what_is_timed_on_a_gpu_is_built_and_trained_here_in_miniature(
     shape = bench_train_module._base(architecture, 128)
     assert shape.fields["hidden_size"] * shape.fields["vocab_size"] > 20e6 and shape.batch_size * 128 == 32768
     small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    small |= {"vocab_size": 512}
     shape = shape._replace(fields={**shape.fields, **small}, batch_size=2, steps=1)
     result = bench.run("train", shapes=[shape], rounds=1, vocabulary=300, documents=60, device="cpu")
     assert {row["name"] for row in result["contestants"]} >= {"maskwise", "transformers.Trainer fp32"}
