@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from maskwise.families import ENCODERS
-from maskwise.masking import IGNORE, Masker
-from maskwise.objectives import MaskedLanguageModelling
+from maskwise.masking import IGNORE, Noising
+from maskwise.objectives import MaskedDiffusion, MaskedLanguageModelling
 from training_tools import ARCHITECTURES, Language, model, tokenizer
 
 
@@ -116,34 +116,25 @@ def test_losses_come_in_the_order_of_the_rows_with_their_places() -> None:
     assert losses.dtype == torch.float32
 
 
-def test_loss_weight_multiplies_each_rows_loss() -> None:
-    """Masked diffusion: each row's loss by 1/ratio of that row; the count stays the number of targets."""
-    masker = Masker(
-        tokenizer(),
-        ratio="uniform(0.1, 1.0, inverse_weight=True)",
-        corruption="mask-only",
-        budget="bernoulli",
-    )
-    rows = Language(8).batch(torch.arange(8))
-    masked = masker(rows, epoch=0)
+def test_masked_diffusion_divides_weighted_losses_by_eligible_tokens() -> None:
+    noising, rows = Noising(tokenizer(), budget="bernoulli"), Language(8).batch(torch.arange(8))
+    masked = noising(rows, epoch=0)
     assert masked.loss_weight is not None
-    torch.testing.assert_close(masked.loss_weight.double(), 1 / masked.ratio, rtol=1e-6, atol=0)
-    objective = MaskedLanguageModelling(model("bert").eval())
+    objective = MaskedDiffusion(model("bert").eval())
     total, count, *_ = objective(masked)
-    by_row = torch.stack([objective({k: v[i : i + 1] for k, v in dict(masked).items()})[0] for i in range(8)])
+    plain = MaskedLanguageModelling(objective.model)
+    by_row = torch.stack([plain({k: v[i : i + 1] for k, v in dict(masked).items()})[0] for i in range(8)])
     torch.testing.assert_close(total.double(), (by_row.double() / masked.ratio).sum(), rtol=1e-5, atol=0)
-    assert int(count) == masked.targets
-    assert not torch.isclose(total, by_row.sum())
+    assert int(count) == masked.counted == int(masked.source.eligible.sum()) > masked.targets
 
 
 def test_loss_weight_of_packed_rows_goes_by_token() -> None:
     """Rows of one document each, and the same given as packed rows: the same sum."""
-    masker = Masker(tokenizer(), ratio="uniform(0.1, 1.0, inverse_weight=True)", corruption="mask-only")
-    rows, objective = Language(8).batch(torch.arange(8)), MaskedLanguageModelling(model("bert").eval())
+    noising = Noising(tokenizer(), budget="bernoulli")
+    rows, objective = Language(8).batch(torch.arange(8)), MaskedDiffusion(model("bert").eval())
     packed = {**rows, "example_id": rows["example_id"].unsqueeze(1).expand(rows["input_ids"].shape)}
-    one, other = masker(rows, epoch=0), masker(packed, epoch=0)
-    assert other.loss_weight is not None and other.loss_weight.dim() == 2
-    assert torch.equal(one.labels, other.labels)
+    one, other = noising(rows, epoch=0), noising(packed, epoch=0)
+    assert torch.equal(one.labels, other.labels) and torch.equal(one.loss_weight, other.loss_weight)
     torch.testing.assert_close(objective(one), objective(other))
 
 

@@ -53,7 +53,7 @@ def test_anything_that_says_how_much_is_a_schedule() -> None:
     assert schedule(0.2)(5) == schedule("0.2")(5, 10) == 0.2 and schedule(1) == schedule(1.0)
     assert schedule(schedules.linear(0.3, 0.1))(5, 10) == pytest.approx(0.2)
     own = schedule(lambda step, total: step / total)
-    assert own(3, 10) == 0.3 and own.rows(np.zeros(2), 3, 10)[0].tolist() == [0.3, 0.3]
+    assert own(3, 10) == 0.3 and own.rows(np.zeros(2), 3, 10).tolist() == [0.3, 0.3]
     assert schedule(own) is own and schedule(lambda s, t: 0.1) != schedule(lambda s, t: 0.2)
     with pytest.raises(MaskwiseError, match=r"gave no ratio at step 20; got 2.0"):
         own(20, 10)
@@ -103,7 +103,7 @@ def test_wrong_types_are_refused() -> None:
 
 def rows(spec: str, step: int = 0, count: int = 20_000) -> torch.Tensor:
     draw = (np.arange(count) + 0.5) / count
-    return torch.from_numpy(schedule(spec).rows(draw, step, 100)[0])
+    return torch.from_numpy(schedule(spec).rows(draw, step, 100))
 
 
 def test_distributions_have_their_moments() -> None:
@@ -128,11 +128,3 @@ def test_a_composition_draws_where_its_parts_do() -> None:
     spec = "then(scaled(uniform(0.2, 0.6), 0.5), 0.5, linear(0.3, 0.1))"
     assert (float(rows(spec).min()), float(rows(spec).max())) == pytest.approx((0.1, 0.3), abs=1e-4)
     assert rows(spec, step=75).unique().tolist() == pytest.approx([0.2])
-
-
-def test_masked_diffusion_weighs_rows_by_the_inverse_ratio() -> None:
-    draw = np.array([0.1, 0.5, 1e-9])
-    ratio, weight = schedule("uniform(0, 1, inverse_weight=True)").rows(draw, 0, None)
-    assert weight is not None and weight[:2].tolist() == pytest.approx([10, 2])
-    assert ratio.tolist() == draw.tolist() and weight[2] == 1000, "bounded where the ratio is next to nothing"
-    assert schedule("uniform(0, 1)").rows(draw, 0, None)[1] is None

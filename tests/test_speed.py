@@ -33,7 +33,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def step_of(source: MaskedSource, number: int) -> Step:
     batches = source.batches(number, rank=0, ranks=1)
-    return Step(number, batches, sum(batch.targets for batch in batches), source.facts(batches))
+    targets = sum(batch.targets for batch in batches)
+    return Step(number, batches, targets, source.facts(batches), targets)
 
 
 def test_the_flops_of_a_step_are_what_torch_counts() -> None:
@@ -48,7 +49,7 @@ def test_the_flops_of_a_step_are_what_torch_counts() -> None:
     meter = Meter(objective, CPU, "no", ranks=1, frozen=False, known=True)
     meter.add(step)
     assert 0.85 < meter.flops / counter.get_total_flops() <= 1.0  # 14 of 16 tokens are no special tokens
-    with_specials = Step(0, step.batches, step.targets, {**step.facts, "tokens": step.facts["present"]})
+    with_specials = Step(0, step.batches, step.targets, {**step.facts, "tokens": step.facts["present"]}, 0)
     meter.read(left=0)
     meter.add(with_specials)
     assert meter.flops == pytest.approx(counter.get_total_flops(), rel=0.03)
@@ -75,14 +76,14 @@ def test_a_meter_measures_between_readings_and_leaves_pauses_out(monkeypatch: py
     meter = Meter(objective, CPU, "no", ranks=2, frozen=False, known=False)
     meter.rate = 1e6
     for _ in range(4):
-        meter.add(Step(0, [], 3, {"tokens": 10.0, "squares": 100.0}))
+        meter.add(Step(0, [], 3, {"tokens": 10.0, "squares": 100.0}, 3))
         now[0] += 0.5
     with meter.paused():
         now[0] += 100.0
     flops, found = meter.flops, meter.read(left=6)
     assert found["tokens_per_second"] == 40.0 and found["seconds_left"] == 3.0
     assert found["mfu"] == pytest.approx(flops / 2.0 / 1e6, abs=1e-4) and 0.01 < found["memory_gib"] < 100
-    meter.add(Step(0, [], 0, {}))
+    meter.add(Step(0, [], 0, {}, 0))
     now[0] += 1.0
     assert meter.read(left=0)["tokens_per_second"] == 0.0
 

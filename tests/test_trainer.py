@@ -17,7 +17,7 @@ from transformers import BartConfig, BartForConditionalGeneration, PrinterCallba
 
 import maskwise as mw
 from maskwise.masking import IGNORE
-from maskwise.objectives import MaskedLanguageModelling
+from maskwise.objectives import MaskedDiffusion
 from maskwise.trainer import RowCollator
 from processes import two_ranks
 from test_training import close, same
@@ -226,14 +226,14 @@ def test_a_batch_without_targets_is_no_nan(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_loss_weights_of_masked_diffusion(packed: bool, tmp_path: Path) -> None:
-    """By row, or by token where rows are packed."""
-    masker = mw.Masker(tokenizer(), ratio="uniform(0.1, 1, inverse_weight=True)", corruption="mask-only")
+    """In the weights of the tokens, over the eligible ones, with packed rows and without."""
+    masker = mw.Noising(tokenizer(), budget="bernoulli")
     rows = [DATA[i] for i in range(48)]
     if packed:
         rows = [{**row, "example_id": [row["example_id"]] * len(row["input_ids"])} for row in rows]
     args = arguments(tmp_path, per_device_train_batch_size=48, max_steps=1)
     made = trainer(model("bert"), args, masker=masker, train_dataset=rows)
-    total, count, *_ = MaskedLanguageModelling(model("bert"))(masker(rows, total_steps=1, epoch=0))
+    total, count, *_ = MaskedDiffusion(model("bert"))(masker(rows, total_steps=1, epoch=0))
     made.train()
     assert logged(made)[0]["loss"] == pytest.approx((total / count).item(), rel=1e-5)
 

@@ -18,8 +18,10 @@ if TYPE_CHECKING:
         MaskedBatch,
         Masker,
         MaskingCollator,
+        Noising,
         StepBatchSampler,
         SteppedDataset,
+        corrupt,
         schedules,
     )
     from maskwise.text import encode
@@ -29,12 +31,12 @@ _HOMES = {
     "encode": "maskwise.text", "MaskwiseError": "maskwise.errors", "MaskedBatch": "maskwise.masking",
     "Masker": "maskwise.masking", "MaskingCollator": "maskwise.masking", "MaskingTrainer": "maskwise.trainer",
     "StepBatchSampler": "maskwise.masking", "SteppedDataset": "maskwise.masking", "schedules": "maskwise.masking",
-    "samplers": "maskwise.samplers",
+    "samplers": "maskwise.samplers", "Noising": "maskwise.masking", "corrupt": "maskwise.masking",
 }  # fmt: skip
 
 __all__ = [
-    "MaskedBatch", "Masker", "MaskingCollator", "MaskingTrainer", "MaskwiseError", "StepBatchSampler",
-    "SteppedDataset", "__version__", "encode", "samplers", "schedules",
+    "MaskedBatch", "Masker", "MaskingCollator", "MaskingTrainer", "MaskwiseError", "Noising", "StepBatchSampler",
+    "SteppedDataset", "__version__", "corrupt", "encode", "samplers", "schedules",
 ]  # fmt: skip
 
 

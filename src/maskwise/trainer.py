@@ -109,7 +109,7 @@ class MaskingTrainer(Trainer):
         batches = [self._mask(self.masker, rows, **when) for rows in islice(epoch_iterator, num_batches)]
         targets = torch.zeros((), dtype=torch.int64, device=device)
         for batch in batches:
-            targets += (batch["labels"] != IGNORE).sum()
+            targets += counted(batch).sum()
         return batches, self.accelerator.reduce(targets)
 
     def compute_loss(
@@ -147,7 +147,7 @@ class MaskingTrainer(Trainer):
         row = where[:, 0]
         by_row = torch.zeros(len(labels), device=losses.device).index_add(0, row, losses)
         # Gathered so that rows repeated to fill the last batch count once.
-        sums, counts = self.accelerator.gather_for_metrics((by_row, (labels != IGNORE).sum(1)))
+        sums, counts = self.accelerator.gather_for_metrics((by_row, counted(batch)))
         self._evaluated = (self._evaluated[0] + float(sums.sum()), self._evaluated[1] + int(counts.sum()))
         loss = losses.sum() / max(1, losses.numel())
         if prediction_loss_only:
@@ -201,7 +201,10 @@ class MaskingTrainer(Trainer):
         batch = masker(self._prepare_inputs(rows), **when)
         if self._learners and masker is self.masker and self.model is not None and self.model.training:
             self._shown.append(batch)
-        weight = {} if batch.loss_weight is None else {"loss_weight": batch.loss_weight}
+        weight = {}
+        if batch.loss_weight is not None:  # masked diffusion
+            eligible = batch.source.tensor("eligible").sum(1).to(batch.labels.device)
+            weight = {"loss_weight": batch.loss_weight, "counted": eligible}
         inputs: dict[str, Any] = {name: batch[name] for name in batch.keys()}  # noqa: SIM118 (no dict)
         if isinstance(self.model, PreTrainedModel) and not self._decodes:
             inputs = model_inputs(self.model, batch)
@@ -221,6 +224,7 @@ class MaskingTrainer(Trainer):
         """
         inputs = dict(inputs)
         weight, labels = inputs.pop("loss_weight", None), inputs["labels"]
+        inputs.pop("counted", None)
         if not self._decodes:
             del inputs["labels"]  # a decoder reads them; any other model would only compute its own loss
         where = (labels != IGNORE).nonzero()
@@ -237,6 +241,12 @@ class MaskingTrainer(Trainer):
             label_smoothing=self.args.label_smoothing_factor,
         )  # fmt: skip
         return weighted(losses, weight, row, column), where, outputs
+
+
+def counted(batch: Mapping[str, Any]) -> Tensor:
+    """(B,) int64: what the losses of each row are divided by: its targets; its eligible tokens in masked diffusion."""
+    own = batch.get("counted")
+    return (batch["labels"] != IGNORE).sum(1) if own is None else own
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from maskwise.errors import MaskwiseError, unknown_name
+from maskwise.evaluation.bound import DIFFUSION, Bound, BoundOfText, spread
 from maskwise.evaluation.cloze import Cloze
 from maskwise.evaluation.scoring import (
     DAMAGED,
@@ -28,7 +29,6 @@ from maskwise.evaluation.scoring import (
     Measurement,
     fixed_maskers,
     pseudo_perplexity,
-    spread,
 )
 from maskwise.evaluation.sets import Pairs, TestSet, load_set
 from maskwise.families import check_fit, most_tokens, require_kind
@@ -39,7 +39,10 @@ from maskwise.text import Rows, load_tokenizer, read_documents, read_pieces, req
 from maskwise.training import log_frequencies
 from maskwise.training.engine import best_device
 
-MEASURES = ("heldout", PSEUDO_PERPLEXITY, "cloze", "pairs")
+BOUND = "bound"
+MEASURES = ("heldout", PSEUDO_PERPLEXITY, BOUND, "cloze", "pairs")
+BOUND_DRAWS = 8
+"""How often each piece of the text is masked for the bound if it is not said how often."""
 PERPLEXITY_ROWS = 32
 """Rows for the pseudo-perplexity if it is not said how many."""
 LONGEST = 128
@@ -60,11 +63,13 @@ class EvaluationSettings(BaseModel):
     ratios: tuple[float, ...] = (0.15, 0.40)
     """Ratios of the fixed masks. The first one is also that of the curve during training."""
     masks: tuple[str, ...] = ("token", "whole-word")
-    """Kinds of fixed masks: names of policies."""
+    """Kinds of fixed masks: names of policies; and ``diffusion``, the bound of masked diffusion."""
     rows: int = Field(256, ge=1)
     """At most this many held-out rows for the loss."""
     pseudo_perplexity: int = Field(0, ge=0)
     """Held-out rows for the pseudo-perplexity, which costs a forward pass per token; 0: none."""
+    bound: int = Field(0, ge=0)
+    """How often each held-out row is masked for the bound in bits, per token and per byte; 0: none."""
     cloze: tuple[str, ...] = ()
     """Cloze sets: files in LAMA's format, with options behind: ``facts.jsonl(items=500)``."""
     pairs: tuple[str, ...] = ()
@@ -98,12 +103,13 @@ class EvaluationSettings(BaseModel):
     @classmethod
     def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for name in value:
-            policy(name)
+            if name != DIFFUSION:
+                policy(name)
         return value
 
 
 class Data(Protocol):
-    """What is known of a corpus: what a study prepares, or a text of the user's."""
+    """What is known of a corpus: what a study prepares, or a text of the user's (then also its length in bytes)."""
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase: ...
@@ -118,6 +124,7 @@ class _Text:
     tokenizer: PreTrainedTokenizerBase
     held_out: Rows | None
     training: None = None
+    bytes: int = 0
 
 
 class HeldOutRecord(HeldOutLoss):
@@ -138,7 +145,7 @@ def load_sets(settings: EvaluationSettings) -> dict[str, TestSet]:
     loaded = [load_set(spec, Cloze.read) for spec in settings.cloze]
     sets: dict[str, TestSet] = {}
     for test_set in (*loaded, *(load_set(spec, Pairs.read) for spec in settings.pairs)):
-        if test_set.name in (*sets, PSEUDO_PERPLEXITY):
+        if test_set.name in (*sets, PSEUDO_PERPLEXITY, BOUND):
             raise MaskwiseError(f"two evaluation sets are called {test_set.name!r}", do="rename a file")
         sets[test_set.name] = test_set
     return sets
@@ -170,7 +177,7 @@ def evaluate(
     else:
         model = load_model(checkpoint, kind=None)
         nn.Module.to(model, best_device())
-    if sets or settings.pseudo_perplexity:
+    if sets or settings.pseudo_perplexity or settings.bound:
         require_kind(model.config, "encoder", use="filling masks one at a time")
     check_fit(model.config, len(data.tokenizer), do="use the model's own tokenizer")
     was_training = model.training
@@ -202,12 +209,23 @@ def _held_out(
         log_unigram = log_frequencies(counts)
     records: list[HeldOutRecord | Measurement] = []
     rows = data.held_out.laid(objective.reads(data.held_out.layout, model.config))
+    bound = Bound.among(
+        settings.masks, rows, data.tokenizer, rows=settings.rows, log_unigram=log_unigram
+    )  # fmt: skip
     for ratio in settings.ratios:
         maskers = fixed_maskers(
             data.tokenizer, masks=settings.masks, ratio=ratio, kind=objective.kind, length=rows.length
         )
-        held_out = HeldOut(rows, maskers, log_unigram, rows=settings.rows, tokenizer=data.tokenizer)
+        held_out = HeldOut(
+            rows, maskers, log_unigram, rows=settings.rows, tokenizer=data.tokenizer, bound=bound
+        )
         records += [{"kind": "heldout", **line} for line in held_out(objective)]
+        bound = None  # one is enough: its rates are all of them
+    if settings.bound:
+        size = getattr(data, "bytes", 0)  # of the whole text
+        chosen = torch.arange(len(rows)) if size else spread(settings.rows, of=len(rows))
+        measured = Bound(rows, data.tokenizer, chosen, log_unigram=log_unigram, draws=settings.bound)(objective)
+        records += bound_records(measured, size)
     if settings.pseudo_perplexity:
         alone = data.held_out.laid("document" if data.held_out.layout == "packed" else data.held_out.layout)
         some = alone.tensors(spread(settings.pseudo_perplexity, of=len(alone)))
@@ -215,9 +233,27 @@ def _held_out(
     return records
 
 
+def bound_records(text: BoundOfText, size: int) -> list[Measurement]:
+    """Nats and bits for each token and, of a text of ``size`` bytes that holds no [UNK], bits for each byte."""
+    scales = {"nats per token": text.tokens, "bits per token": text.tokens * math.log(2)}
+    reason = {}
+    if text.unknown:
+        reason = {"skipped": {"[UNK] tokens, so no figure per byte": text.unknown}}
+    elif size:
+        scales["bits per byte"] = size * math.log(2)
+    return [
+        {
+            "kind": "evaluation", "name": BOUND, "metric": metric, "value": text.nats / scale, "items": text.tokens,
+            "chance": None if text.unigram is None else text.unigram / scale, "higher_is_better": False,
+            "error": text.error / scale, **reason,
+        }
+        for metric, scale in scales.items()
+    ]  # type: ignore[return-value]  # fmt: skip
+
+
 def settings_of(measures: Sequence[str]) -> EvaluationSettings:
     """Settings from words: ``pairs:FILE``, ``cloze:FILE``, ``pseudo-perplexity`` or ``pseudo-perplexity:ROWS``,
-    ``heldout``."""
+    ``bound`` or ``bound:DRAWS``, ``heldout``."""
     specs: dict[str, list[str]] = {name: [] for name in MEASURES}
     for measure in measures:
         name, _, spec = measure.partition(":")
@@ -227,12 +263,15 @@ def settings_of(measures: Sequence[str]) -> EvaluationSettings:
             raise MaskwiseError(f"{name} needs a file", do=f"say {name}:FILE, or pairs:bundled:pairs")
         if name == "heldout" and spec:
             raise MaskwiseError("heldout takes nothing behind it", got=repr(spec))
-        if name == PSEUDO_PERPLEXITY and spec and not (spec.isdecimal() and int(spec)):
-            raise MaskwiseError("pseudo-perplexity:ROWS takes a number of rows", got=spec, allowed="≥ 1")
+        if name in (PSEUDO_PERPLEXITY, BOUND) and spec and not (spec.isdecimal() and int(spec)):
+            counts = "ROWS takes a number of rows" if name != BOUND else "DRAWS takes a number of masks for each row"
+            raise MaskwiseError(f"{name}:{counts}", got=spec, allowed="≥ 1")
         specs[name].append(spec)
     rows = [int(spec or PERPLEXITY_ROWS) for spec in specs[PSEUDO_PERPLEXITY]]
+    draws = [int(spec or BOUND_DRAWS) for spec in specs[BOUND]]
     return EvaluationSettings(
-        pseudo_perplexity=max(rows, default=0), cloze=tuple(specs["cloze"]), pairs=tuple(specs["pairs"])
+        bound=max(draws, default=0), pseudo_perplexity=max(rows, default=0), cloze=tuple(specs["cloze"]),
+        pairs=tuple(specs["pairs"]),
     )
 
 
@@ -251,18 +290,19 @@ def evaluate_checkpoint(
     """
     settings = settings_of(measures)
     load_sets(settings)  # a bad file is said before a model is loaded
-    if text is None and (settings.pseudo_perplexity or "heldout" in measures):
-        raise MaskwiseError("held-out loss and pseudo-perplexity need a text", do="give --text FILE")
+    if text is None and (settings.pseudo_perplexity or settings.bound or "heldout" in measures):
+        what = "held-out loss, the bound and pseudo-perplexity need a text"
+        raise MaskwiseError(what, do="give --text FILE")
     if not measures and text is None:
         raise MaskwiseError("nothing to measure", do="give --with pairs:bundled:pairs, or --text FILE")
     logging.disable_progress_bar()
     network = load_model(model, kind=None)
     nn.Module.to(network, best_device())
     tokenizer = load_tokenizer(model, needs_mask=False)
-    held_out = None
+    held_out, size = None, 0
     if text is not None:
         documents = require_documents(read_documents(text, text_field=text_field))
         length = min(LONGEST, most_tokens(network.config))
         pieces = read_pieces(tokenise(documents, tokenizer), tokenizer=tokenizer, length=length)
-        held_out = Rows.of(pieces, "document")
-    return evaluate(network, _Text(tokenizer, held_out), settings)
+        held_out, size = Rows.of(pieces, "document"), sum(len(each.text.encode()) for each in documents)
+    return evaluate(network, _Text(tokenizer, held_out, bytes=size), settings)

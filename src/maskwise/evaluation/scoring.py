@@ -25,6 +25,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from maskwise.errors import MaskwiseError
+from maskwise.evaluation.bound import DIFFUSION, Bound, spread
 from maskwise.families import Kind, masked_logits
 from maskwise.masking import AnnotatedBatch, Masker
 from maskwise.masking.gather import gather
@@ -44,7 +45,7 @@ class Measurement(TypedDict):
     """One figure of one checkpoint; (name, metric) is unique among the records of an evaluation.
 
     ``chance`` is the figure of a model that ignores the text. ``of`` is how many items the file holds, ``items`` how
-    many were scored, ``skipped`` why others were not.
+    many were scored, ``skipped`` why others were not. ``error`` is a standard error, of the bound.
     """
 
     kind: Literal["evaluation"]
@@ -54,6 +55,7 @@ class Measurement(TypedDict):
     items: int
     chance: float | None
     higher_is_better: bool
+    error: NotRequired[float]
     of: NotRequired[int]
     skipped: NotRequired[dict[str, int]]
     ties: NotRequired[int]
@@ -162,7 +164,8 @@ class HeldOutLoss(TypedDict):
     """The loss of one kind of fixed mask at one ratio: ``loss`` and ``unigram`` in nats a target.
 
     ``masks`` is the policy, and of an encoder–decoder also what it writes. ``per_byte``: nats for each byte of the
-    original text, which compare between tokenizers and between the texts that decoders write.
+    original text, which compare between tokenizers and between the texts that decoders write. The masks ``diffusion``
+    are those of the bound (``bound``), in nats for each token of the text, with its standard ``error``.
     """
 
     masks: str
@@ -171,6 +174,7 @@ class HeldOutLoss(TypedDict):
     unigram: float | None
     targets: int
     per_byte: NotRequired[float]
+    error: NotRequired[float]
 
 
 def fixed_maskers(
@@ -198,14 +202,9 @@ def fixed_maskers(
             tokenizer, policy=policy, ratio=ratio, budget="expected", corruption=corruption, seed=EVALUATION_SEED
         )
         for policy in masks
+        if policy != DIFFUSION
         for writes, corruption in shown.items()
     }  # fmt: skip
-
-
-def spread(count: int, *, of: int) -> Tensor:
-    """(min(count, of),) the numbers of rows, evenly spread."""
-    count = min(count, of)
-    return torch.arange(count) * of // max(1, count)
 
 
 class HeldOut:
@@ -219,13 +218,14 @@ class HeldOut:
         rows: at most this many, evenly spread.
         batch_size: rows at once.
         tokenizer: tells how many bytes the text has; None: losses per byte are left out.
+        bound: measured too, where it is given.
     """
 
     def __init__(
         self, held_out: Rows, maskers: Mapping[str, Masker], log_unigram: Tensor | None, *, rows: int | None = None,
-        batch_size: int = 64, tokenizer: PreTrainedTokenizerBase | None = None,
+        batch_size: int = 64, tokenizer: PreTrainedTokenizerBase | None = None, bound: Bound | None = None,
     ):  # fmt: skip
-        self.log_unigram = log_unigram
+        self.log_unigram, self.bound = log_unigram, bound
         chosen = spread(rows or len(held_out), of=len(held_out))
         self.batches = {
             kind: [masker(held_out.batch(part), epoch=0) for part in chosen.split(batch_size)]
@@ -261,4 +261,9 @@ class HeldOut:
                 line: HeldOutLoss = {"masks": kind, "ratio": self.maskers[kind].ratio(0), "loss": loss / count,
                                      "unigram": known, "targets": count}  # fmt: skip
                 lines.append({**line, "per_byte": loss / self.bytes} if self.bytes else line)
+        if self.bound is not None:
+            text = self.bound(objective)
+            known = None if text.unigram is None else text.unigram / text.tokens
+            lines.append({"masks": DIFFUSION, "ratio": 0.5, "loss": text.per_token, "unigram": known,
+                          "targets": text.tokens, "error": text.error / text.tokens})  # fmt: skip
         return lines

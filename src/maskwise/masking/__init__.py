@@ -8,6 +8,7 @@ from maskwise.masking import schedules
 from maskwise.masking.batch import IGNORE, AnnotatedBatch, MaskedBatch
 from maskwise.masking.collator import MaskingCollator, StepBatchSampler, SteppedDataset
 from maskwise.masking.corruptions import CORRUPTIONS
+from maskwise.masking.diffusion import Noising, corrupt
 from maskwise.masking.gather import Pieces, Rows, gather
 from maskwise.masking.masker import Masker
 from maskwise.masking.policies import POLICIES, Policy, UnitKind
@@ -16,5 +17,6 @@ from maskwise.masking.vocabulary import Vocabulary
 
 __all__ = [
     "CORRUPTIONS", "IGNORE", "POLICIES", "SCHEDULES", "AnnotatedBatch", "MaskedBatch", "Masker", "MaskingCollator",
-    "Pieces", "Policy", "Rows", "StepBatchSampler", "SteppedDataset", "UnitKind", "Vocabulary", "gather", "schedules",
+    "Noising", "Pieces", "Policy", "Rows", "StepBatchSampler", "SteppedDataset", "UnitKind", "Vocabulary", "corrupt",
+    "gather", "schedules",
 ]  # fmt: skip

@@ -171,8 +171,7 @@ class MaskedBatch:
         source: the annotated batch that this was made from.
         ratio: (P,) float64, the ratio asked for, piece by piece.
         extras: further model inputs, such as ``token_type_ids``.
-        loss_weight: (B,) float64, (B, L'') in packed rows, or None: what each loss is multiplied by (masked
-            diffusion: 1/ratio).
+        loss_weight: (B, L) float64, or None: what the loss of each token is multiplied by (masked diffusion).
         choice: units, weights and order of the selection, for policies that learn; None where nothing was chosen.
         laid: (B, L') int64, the piece of each token, −1 for padding; None: where the source has it.
         laid_labels: (B, L'') int64, the piece of each target that a decoder writes; None: targets stand at tokens.
@@ -180,6 +179,7 @@ class MaskedBatch:
         writes: whether the labels are a text of their own, which a decoder writes.
         sources: how many of its rows are of each source, where a corpus is a mix of several.
         targets: how many positions are to be predicted; counted on the host when the batch is made.
+        counted: what the sum of its losses is divided by, where that is not ``targets`` (diffusion: eligible tokens).
     """
 
     input_ids: Tensor
@@ -196,6 +196,7 @@ class MaskedBatch:
     laid_labels: Array | None = field(default=None, repr=False)
     sources: dict[str, int] = field(default_factory=dict)
     targets: int = field(kw_only=True)
+    counted: int | None = field(default=None, kw_only=True)
 
     @cached_property
     def tokens(self) -> int:

@@ -35,25 +35,26 @@ def lay_out(
     shown: Corrupted,
     choice: Selection,
     ratio_P: Array,
-    weight_P: Array | None,
+    weight_T: Array | None,
     pad: int,
 ) -> MaskedBatch:
-    """Rows of what is shown and what must be produced; ``weight_P`` multiplies the losses of each piece."""
+    """Rows of what is shown and what must be produced; ``weight_T`` multiplies the loss of each token (diffusion)."""
     ratio = torch.from_numpy(ratio_P)
     if shown.lengths is not None:
-        return _laid_anew(batch, shown, choice, ratio, weight_P, pad)
+        return _laid_anew(batch, shown, choice, ratio, pad)
 
     def rows(line: Array) -> Tensor:
         return torch.from_numpy(line.reshape(batch.shape))
 
-    weight = None
-    if weight_P is not None:
-        weight = torch.from_numpy(weight_P) if batch.plan is None else rows(weight_P.take(batch.piece))
+    weight, counted = None, None
+    if weight_T is not None:
+        weight, counted = rows(weight_T), len(batch.eligible_at)
     attention = None if batch.attention_mask is None else rows(batch.attention_mask)
     extras = {name: rows(value) for name, value in batch.extras.items()}
     targets = int(np.count_nonzero(shown.labels != IGNORE))
     return MaskedBatch(
-        rows(shown.input_ids), rows(shown.labels), attention, batch, ratio, extras, weight, choice, targets=targets
+        rows(shown.input_ids), rows(shown.labels), attention, batch, ratio, extras, weight, choice, targets=targets,
+        counted=counted,
     )  # fmt: skip
 
 
@@ -62,7 +63,6 @@ def _laid_anew(
     shown: Corrupted,
     choice: Selection,
     ratio: Tensor,
-    weight_P: Array | None,
     pad: int,
 ) -> MaskedBatch:
     """Each row is its pieces one after the other, as long as they are now; and so are its targets."""
@@ -94,13 +94,10 @@ def _laid_anew(
         laid["labels"], of_label = (
             _padded(x, label_B, f) for x, f in ((shown.labels, IGNORE), (of_target, -1))
         )
-    weight = weight_P
-    if weight_P is not None and (batch.packed or batch.plan is not None):
-        weight = np.append(weight_P, 1.0).take(of_label, mode="wrap")  # −1, padding: the last one
     tensors = {name: torch.from_numpy(values) for name, values in laid.items()}
     return MaskedBatch(
         tensors.pop("input_ids"), tensors.pop("labels"), torch.from_numpy((piece >= 0).astype(np.int64)),
-        batch, ratio, tensors, None if weight is None else torch.from_numpy(weight), choice, piece, cut,
+        batch, ratio, tensors, None, choice, piece, cut,
         writes=shown.label_lengths is not None,
         laid_labels=None if shown.label_lengths is None else of_label,
         targets=int(np.count_nonzero(laid["labels"] != IGNORE)),

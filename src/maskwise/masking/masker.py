@@ -10,10 +10,11 @@ numpy, on the host, and costs O(B·L) memory; torch tensors are taken and given 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import ClassVar
 
 import numpy as np
 
-from maskwise.errors import MaskwiseError
+from maskwise.errors import MaskwiseError, unknown_name
 from maskwise.keys import Array, Keys, Purpose
 from maskwise.masking import corruptions, policies, schedules
 from maskwise.masking.batch import IGNORE, AnnotatedBatch, MaskedBatch
@@ -23,6 +24,7 @@ from maskwise.masking.laying import lay_out, some_labels
 from maskwise.masking.policies import Moment, Policy
 from maskwise.masking.schedules import Schedule
 from maskwise.masking.select import Selection, require_known, select
+from maskwise.masking.visits import VISITS, kept_visible, revisited
 from maskwise.masking.vocabulary import Tokenizer, Vocabulary
 from maskwise.specs import Call
 
@@ -42,6 +44,9 @@ class Masker:
         predict: the loss is taken on at most this share of each piece's *eligible* tokens, a random part of the
             corrupted ones (of all tokens of the text, where the corruption's labels say what was done): a number or a
             schedule. 1: on all that have labels. For corruptions that keep lengths.
+        keep: a layer whose tokens (those with a number ≥ 0) are never masked, such as the prompts of pairs.
+        visits: how the masks of a row in different epochs hang together: ``random``, ``complement`` or ``coverage``
+            (see ``visits``).
 
     Raises:
         MaskwiseError: an unknown name, a ratio outside 0 to 1, a tokenizer without what the corruption shows.
@@ -54,17 +59,24 @@ class Masker:
     True
     """
 
+    places: ClassVar[bool] = False
+    """Whether it is told the place of each row in the order of the epoch."""
+
     def __init__(
         self, tokenizer: Tokenizer, *, policy: Policy | str | Call = "token",
         ratio: Schedule | float | str | Call = 0.15, budget: str = "exact",
         corruption: Corruption | str | Call = "bert", seed: int = 0, fill: str = "none",
-        min_targets: int = 1, predict: Schedule | float | str | Call = 1.0,
+        min_targets: int = 1, predict: Schedule | float | str | Call = 1.0, keep: str | None = None,
+        visits: str = "random",
     ):  # fmt: skip
         self.vocabulary = tokenizer if isinstance(tokenizer, Vocabulary) else Vocabulary.of(tokenizer)
         self.policy = policies.policy(policy)
         self.ratio, self.predict = schedules.schedule(ratio), schedules.schedule(predict)
         self.corruption = corruptions.corruption(corruption)
         self.budget, self.fill, self.seed, self.min_targets = budget, fill, seed, min_targets
+        self.keep, self.visits = keep, visits
+        if visits not in VISITS:
+            raise unknown_name("visits", visits, VISITS)
         require_known("budget", budget)
         require_known("fill", fill)
         _require_whole("seed", seed)
@@ -77,7 +89,7 @@ class Masker:
 
     def __call__(
         self, rows: Rows | Pieces | AnnotatedBatch, *,
-        step: int = 0, total_steps: int | None = None, epoch: int | None = None,
+        step: int = 0, total_steps: int | None = None, epoch: int | None = None, place: Array | None = None,
     ) -> MaskedBatch:  # fmt: skip
         """Mask rows.
 
@@ -87,6 +99,7 @@ class Masker:
             step: the optimiser step the batch is for: where the schedule stands.
             total_steps: how many there will be; needed by schedules that change.
             epoch: the pass over the data; None mixes the step into the key.
+            place: (B,) the place of each row in the order of the epoch, which masked diffusion asks for.
 
         Returns:
             A batch on the device of the rows. A packed row that has grown past its plan loses the end of its text, but
@@ -99,33 +112,38 @@ class Masker:
             if value is not None or name == "step":
                 _require_whole(name, value)
         batch, device = gather(rows, self.vocabulary), device_of(rows)
-        moment = Moment(step, total_steps, epoch, min_targets=self.min_targets)
+        if self.keep is not None:
+            batch = kept_visible(batch, self.keep)
+        moment = Moment(step, total_steps, epoch, min_targets=self.min_targets, place=place)
         keys = Keys(batch.example_id, seed=self.seed, epoch=epoch, step=step)
-        choice, ratio_P, weight_P = self.choose(batch, keys, moment)
+        choice, ratio_P, weight_T = self.choose(batch, keys, moment)
         shown = self.corruption.corrupt(batch, choice.tokens, choice.units, keys, self.vocabulary)
         share = self.predict(step, total_steps)
         if share < 1:
             candidate = shown.labels != IGNORE if self.corruption.detects else choice.tokens
             shown.labels = some_labels(shown.labels, candidate, batch, share, keys)
-        masked = lay_out(batch, shown, choice, ratio_P, weight_P, self.vocabulary.pad)
+        masked = lay_out(batch, shown, choice, ratio_P, weight_T, self.vocabulary.pad)
         return masked if device is None else masked.to(device)
 
     def choose(
         self, batch: AnnotatedBatch, keys: Keys, moment: Moment
     ) -> tuple[Selection, Array, Array | None]:
-        """The first two choices alone: selection, ratios (P,) and loss weights (P,) or None."""
-        ratio, weight = self.ratio.rows(keys.per_piece(Purpose.RATIO), moment.step, moment.total_steps)
+        """The first two choices alone: selection, ratios (P,) and, in masked diffusion, loss weights (T,)."""
+        if self.visits != "random":
+            return revisited(self, batch, moment)
+        ratio = self.ratio.rows(keys.per_piece(Purpose.RATIO), moment.step, moment.total_steps)
         ratio = self.policy.ratios(ratio, keys, moment)
         units = self.policy.units(batch, keys, replace(moment, ratio=ratio))
         choice = select(units, ratio, keys, budget=self.budget, fill=self.fill, min_targets=self.min_targets)
-        return choice, ratio, weight
+        return choice, ratio, None
 
     def describe(self) -> dict[str, str | int]:
         """The choices as plain values, for cards and reports."""
+        own = {"keep": self.keep or "", "visits": self.visits if self.visits != "random" else ""}
         return {
             "policy": str(self.policy), "ratio": str(self.ratio), "budget": self.budget,
             "corruption": str(self.corruption), "fill": self.fill, "min_targets": self.min_targets,
-            "seed": self.seed, "predict": str(self.predict),
+            "seed": self.seed, "predict": str(self.predict), **{name: value for name, value in own.items() if value},
         }  # fmt: skip
 
     def __repr__(self) -> str:

@@ -1,8 +1,8 @@
 """How much to mask, at step t of T: every schedule is a pure function of (step, total steps).
 
-All published shapes depend on the progress f = t/T alone, so a schedule is a named curve over [0, 1]. A
-*distribution* is a schedule that gives each row a ratio of its own, drawn by the hash. Names are those of
-recipes: ``linear(0.30, 0.15)``; in Python ``schedules.linear(0.30, 0.15)``.
+All published shapes depend on the progress f = t/T alone, so a schedule is a named curve over [0, 1]; ``ratios`` has
+the classes, and distributions that give each row a ratio of its own. Names are those of recipes:
+``linear(0.30, 0.15)``; in Python ``schedules.linear(0.30, 0.15)``.
 
 Sources: time-variant masking (Yang et al. 2023, arXiv 2208.10806, section 3.1 and its released code), dynamic
 masking rate schedules (Ankner et al. 2023, arXiv 2305.15096).
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
@@ -20,122 +19,28 @@ import numpy as np
 
 from maskwise.errors import MaskwiseError
 from maskwise.keys import Array
+from maskwise.masking.ratios import (
+    Distribution,
+    FunctionSchedule,
+    Schedule,
+    bell,
+    beta,
+    cosine_rates,
+    mixture,
+    no_curve,
+    straight,
+    uniform,
+)
 from maskwise.specs import Call, build
 
-Curve: TypeAlias = Callable[[float], float]
 Number = TypeVar("Number", float, Array)
 Spec: TypeAlias = "Schedule | float | str | Call"
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """A masking ratio over training: ``schedule(step, total_steps)`` in [0, 1].
-
-    Attributes:
-        name: how a recipe writes it; equal names are equal schedules.
-        curve: progress in [0, 1] to ratio.
-        varies: False for a constant, which needs no total number of steps.
-
-    Raises:
-        MaskwiseError: a ratio outside 0 to 1 (NaN included) anywhere along the way, or arguments that are no
-            numbers.
-    """
-
-    name: str
-    curve: Curve = field(compare=False, repr=False)
-    varies: bool = field(default=True, compare=False, repr=False)
-
-    def __post_init__(self) -> None:
-        try:
-            ratios = [float(self.curve(i / 200)) for i in range(201)]
-        except (TypeError, ValueError, ArithmeticError) as error:
-            raise MaskwiseError(f"schedule {self.name} gives no ratio: {error}", allowed="numbers") from None
-        self._check(ratios)
-
-    def _check(self, ratios: list[float]) -> None:
-        # Sums such as 0.02 + 2 · 0.49 may pass 1 by a rounding error.
-        outside = [r for r in ratios if not -1e-9 <= r <= 1 + 1e-9]
-        if outside:
-            worst = max(outside, key=lambda r: abs(r - 0.5))
-            raise MaskwiseError(
-                f"schedule {self.name} leaves the range", got=round(worst, 4), allowed="0 to 1"
-            )
-
-    def __call__(self, step: int, total_steps: int | None = None) -> float:
-        """The ratio at ``step`` of ``total_steps``; steps past the end keep the last value."""
-        return min(max(self.curve(self.progress(step, total_steps)), 0.0), 1.0)
-
-    def progress(self, step: int, total_steps: int | None) -> float:
-        """The share of training that is over at ``step``, in [0, 1]."""
-        if not self.varies:
-            return 0.0
-        if not total_steps or total_steps < 0:
-            raise MaskwiseError(
-                f"schedule {self.name} changes over time", do="say total_steps (how many there will be)"
-            )
-        return min(max(step / total_steps, 0.0), 1.0)
-
-    def rows(self, draw_P: Array, step: int, total_steps: int | None) -> tuple[Array, Array | None]:
-        """Ratios (P,) float64 and loss weights (P,) or None, from one uniform draw in (0, 1) a document piece."""
-        return np.full_like(draw_P, self(step, total_steps)), None
-
-    def __str__(self) -> str:
-        return self.name
-
-
-@dataclass(frozen=True)
-class Distribution(Schedule):
-    """A ratio for each row, drawn from a distribution, which may change over time; as a plain schedule it is
-    the mean.
-
-    Attributes:
-        quantile: (progress, (B,) float64 draws in (0, 1)) to (B,) ratios.
-        inverse_weight: weigh each row's loss by 1/ratio, as masked diffusion does.
-    """
-
-    quantile: Callable[[float, Array], Array] = field(default=None, compare=False, repr=False)  # type: ignore[assignment]
-    inverse_weight: bool = field(default=False, compare=False, repr=False)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        ends = np.array([2.0**-33, 0.5, 1 - 2.0**-33])
-        self._check([r for i in range(21) for r in self.quantile(i / 20, ends).tolist()])
-
-    def rows(self, draw_P: Array, step: int, total_steps: int | None) -> tuple[Array, Array | None]:
-        ratio = self.quantile(self.progress(step, total_steps), draw_P).clip(0, 1)
-        return ratio, 1 / ratio.clip(min=1e-3) if self.inverse_weight else None
-
-
-@dataclass(frozen=True)
-class FunctionSchedule(Schedule):
-    """A user's own function of (step, total steps); it is given 0 where nobody said how many steps there will
-    be."""
-
-    function: Callable[[int, int], float] = field(default=None, repr=False)  # type: ignore[assignment]
-
-    def __post_init__(self) -> None:
-        pass  # nothing to check: a function is asked at whole steps only
-
-    def __call__(self, step: int, total_steps: int | None = None) -> float:
-        ratio = float(self.function(step, total_steps or 0))
-        if not 0 <= ratio <= 1:
-            raise MaskwiseError(f"{self.name} gave no ratio at step {step}", got=ratio, allowed="0 to 1")
-        return ratio
-
-
-def no_curve(f: float) -> float:
-    raise AssertionError("a function schedule has no curve")
 
 
 def named(name: str, curve: Callable[..., float], *args: object, varies: bool = True) -> Schedule:
     """A schedule of a curve whose first arguments are given, under the name that a recipe writes."""
     shown = ", ".join(str(a) for a in args)
     return Schedule(f"{name}({shown})" if shown else name, partial(curve, *args), varies)
-
-
-def straight(a: float, b: float, f: float) -> float:
-    """The curve from a to b in a straight line."""
-    return a + f * (b - a)
 
 
 def constant(p: float = 0.15) -> Schedule:
@@ -277,52 +182,6 @@ def piecewise(*points: float) -> Schedule:
     return Schedule(f"piecewise({inside})", partial(_piecewise, at, value))
 
 
-def uniform(low: float = 0.0, high: float = 1.0, inverse_weight: bool = False) -> Distribution:
-    """Each row's ratio is uniform; with ``inverse_weight`` over (0, 1) this is masked diffusion."""
-    name = f"uniform({low}, {high}{', inverse_weight=True' if inverse_weight else ''})"
-    mean = (low + high) / 2
-    return Distribution(
-        name, partial(straight, mean, mean), False, partial(_between, low, high), inverse_weight
-    )
-
-
-def beta(a: float, b: float) -> Distribution:
-    """Each row's ratio is Beta(a, b)."""
-    from scipy.special import betaincinv
-
-    if not (a > 0 and b > 0):
-        raise MaskwiseError("beta: both parameters must be positive", got=(a, b))
-    grid, mean = betaincinv(a, b, np.linspace(0, 1, 4097)), a / (a + b)
-    return Distribution(f"beta({a}, {b})", partial(straight, mean, mean), False, partial(_on_grid, grid))
-
-
-def mixture(*parts: float) -> Distribution:
-    """Each row's ratio is one of several: ``mixture(0.15, 0.5, 0.5, 0.5)`` is (ratio, share) in turn."""
-    ratios, shares = parts[::2], parts[1::2]
-    if len(parts) % 2 or not parts or not all(0 <= r <= 1 for r in ratios):
-        raise MaskwiseError("mixture takes pairs of ratio (0 to 1) and share", got=parts)
-    if not min(shares) >= 0 or not 0 < sum(shares) < math.inf:
-        raise MaskwiseError("mixture: shares are numbers ≥ 0, one of them above", got=shares)
-    mean = sum(r * s for r, s in zip(ratios, shares)) / sum(shares)
-    edges = np.cumsum(shares) / sum(shares)
-    quantile = partial(_choice, np.array(ratios, np.float64), edges[:-1])
-    return Distribution(
-        f"mixture({', '.join(map(str, parts))})", partial(straight, mean, mean), False, quantile
-    )
-
-
-def _between(low: float, high: float, f: float, draw_P: Array) -> Array:
-    return low + (high - low) * draw_P
-
-
-def _on_grid(grid: Array, f: float, draw_P: Array) -> Array:
-    return np.interp(draw_P * (len(grid) - 1), np.arange(len(grid)), grid)
-
-
-def _choice(ratios: Array, edges: Array, f: float, draw_P: Array) -> Array:
-    return ratios.take(np.searchsorted(edges, draw_P, side="right"))
-
-
 def _share_up(inner: Callable[[float], Number], share: float, f: float) -> Number:
     return inner(f) * min(1.0, f / share)
 
@@ -367,8 +226,7 @@ def _composed(name: str, combine: Callable[..., Any], *args: object, varies: boo
             label, partial(combine, *(a.curve if isinstance(a, Schedule) else a for a in args)), varies
         )
     quantile = partial(_drawn, combine, args)
-    inverse = any(isinstance(part, Distribution) and part.inverse_weight for part in parts)
-    return Distribution(label, partial(_mean, quantile), varies, quantile, inverse)
+    return Distribution(label, partial(_mean, quantile), varies, quantile)
 
 
 def warm_up(inner: Spec, share: float = 0.1) -> Schedule:
@@ -407,7 +265,7 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "square-above": square_above, "square-below": square_below, "triangle": triangle, "vee": vee,
     "warm-decay": warm_decay, "cosine-parabola": cosine_parabola, "elliptical": elliptical,
     "piecewise": piecewise, "warm-up": warm_up, "then": then, "scaled": scaled, "clipped": clipped,
-    "uniform": uniform, "beta": beta, "mixture": mixture,
+    "uniform": uniform, "beta": beta, "bell": bell, "cosine-rates": cosine_rates, "mixture": mixture,
 }  # fmt: skip
 
 

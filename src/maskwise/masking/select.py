@@ -102,7 +102,7 @@ def select(
     if fill == "skip-row" and units.weight is not None:
         usable_P = np.bincount(units.piece, units.length * (units.weight > 0), len(budget_P))
         budget_P *= usable_P >= budget_P
-    chosen = _up_to(units, budget_P, keys, may_fill=may_fill, exact=budget == "exact")
+    chosen = up_to(units, budget_P, keys, may_fill=may_fill, exact=budget == "exact")
     return Selection(units, chosen, budget_P, keys, may_fill)
 
 
@@ -156,7 +156,7 @@ def in_order(units: Units, keys: Keys, *, may_fill: bool = False, budget_P: Arra
     return order_within(units.piece, key, pieces=pieces)
 
 
-def _up_to(units: Units, budget_P: Array, keys: Keys, *, may_fill: bool, exact: bool) -> Array:
+def up_to(units: Units, budget_P: Array, keys: Keys, *, may_fill: bool = False, exact: bool = True) -> Array:
     """(U,) bool: units in their order, until the budget of their piece is used."""
     later = exact and not units.by_token  # units behind the border are tried, too
     order = in_order(units, keys, may_fill=may_fill, budget_P=None if later else budget_P)

@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
+from maskwise.errors import unknown_name
 from maskwise.masking.corruptions import corruption
 from maskwise.masking.masker import Masker
 from maskwise.masking.policies import policy
 from maskwise.masking.schedules import schedule
 from maskwise.masking.select import require_known
+from maskwise.masking.visits import VISITS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -33,6 +35,11 @@ class MaskingSettings(BaseModel):
     min_targets: int = Field(1, ge=0)
     predict: str | float = 1.0
     """The loss is taken on at most this share of each row's tokens."""
+    keep: str | None = None
+    """A layer whose tokens are never masked, such as ``prompt``."""
+    visits: str = "random"
+    """How a row's masks in different epochs hang together: random, complement (each second visit masks what the one
+    before it left) or coverage (over 1/ratio epochs every unit is masked once)."""
 
     @field_validator("policy", "ratio", "predict", "corruption")
     @classmethod
@@ -43,10 +50,14 @@ class MaskingSettings(BaseModel):
             (policy if info.field_name == "policy" else corruption)(str(value))
         return value
 
-    @field_validator("budget", "fill")
+    @field_validator("budget", "fill", "visits")
     @classmethod
     def _listed(cls, value: str, info: ValidationInfo) -> str:
-        require_known(str(info.field_name), value)
+        if info.field_name == "visits":
+            if value not in VISITS:
+                raise unknown_name("visits", value, VISITS)
+        else:
+            require_known(str(info.field_name), value)
         return value
 
     def masker(self, tokenizer: PreTrainedTokenizerBase, *, seed: int) -> Masker:

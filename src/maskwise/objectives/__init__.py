@@ -17,6 +17,7 @@ from maskwise.objectives.clm import CausalLanguageModelling
 from maskwise.objectives.contrastive import ContrastiveSentences
 from maskwise.objectives.denoising import Denoising, predicting
 from maskwise.objectives.detection import AddedTokenDetection, DeletedTokenDetection
+from maskwise.objectives.diffusion import MaskedDiffusion
 from maskwise.objectives.mlm import EntityMaskedLanguageModelling, MaskedLanguageModelling
 from maskwise.objectives.replaced import ReplacedTokenDetection
 from maskwise.objectives.tasks import Classification, MultipleChoice, Regression, SpanQuestionAnswering
@@ -25,7 +26,7 @@ from maskwise.specs import Call, build, parse_call
 OBJECTIVES: dict[str, type[Objective]] = {
     "mlm": MaskedLanguageModelling, "emlm": EntityMaskedLanguageModelling, "atd": AddedTokenDetection,
     "dtd": DeletedTokenDetection, "cse": ContrastiveSentences, "rtd": ReplacedTokenDetection, "sbo": SpanBoundary,
-    "clm": CausalLanguageModelling, "denoise": Denoising,
+    "clm": CausalLanguageModelling, "diffusion": MaskedDiffusion, "denoise": Denoising,
 }  # fmt: skip
 
 
@@ -49,6 +50,6 @@ def objective(spec: str | Call, model: PreTrainedModel) -> Objective:
 
 __all__ = [
     "OBJECTIVES", "CausalLanguageModelling", "Classification", "ContrastiveSentences", "Denoising",
-    "MaskedLanguageModelling", "MultipleChoice", "Objective", "Outcome", "Regression", "SpanQuestionAnswering",
-    "objective", "objective_class", "predicting",
+    "MaskedDiffusion", "MaskedLanguageModelling", "MultipleChoice", "Objective", "Outcome", "Regression",
+    "SpanQuestionAnswering", "objective", "objective_class", "predicting",
 ]  # fmt: skip

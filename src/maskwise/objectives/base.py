@@ -61,7 +61,7 @@ Masking: TypeAlias = Mapping[str, Any]
 
 
 class Maker(Protocol):
-    """Makes a batch of rows; see ``Masker.__call__``."""
+    """Makes a batch of rows; see ``Masker.__call__``. One that has ``places`` is also told the place of each row."""
 
     def __call__(
         self, rows: Rows, *, step: int = 0, total_steps: int | None = None, epoch: int | None = None
@@ -73,7 +73,7 @@ class Outcome(NamedTuple):
 
     Attributes:
         loss: sum of the losses of all targets, a scalar in nats, with its gradient.
-        targets: number of targets, a scalar.
+        targets: what the sum is divided by, a scalar: the number of targets (diffusion: of eligible tokens).
         losses: (M,) float32, the loss of every target, detached; None where an objective has no targets at places.
         where: (M, 2) int64, row and column of every target.
     """
@@ -195,10 +195,8 @@ def check_all_asked(objective: str, masking: Masking) -> None:
 
 
 def weighted(losses: Tensor, weight: Tensor | None, row: Tensor, column: Tensor) -> Tensor:
-    """Losses (M,) of the targets at (row, column), times the weights of their rows (B,) or tokens (B, L)."""
-    if weight is None:
-        return losses
-    return losses * (weight[row] if weight.dim() == 1 else weight[row, column]).to(losses.dtype)
+    """Losses (M,) of the targets at (row, column), times the weights (B, L) of the tokens."""
+    return losses if weight is None else losses * weight[row, column].to(losses.dtype)
 
 
 def unrounded(logits: Tensor) -> Tensor:

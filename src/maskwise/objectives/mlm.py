@@ -26,7 +26,6 @@ from maskwise.objectives.base import (
     model_inputs,
     target_places,
     unrounded,
-    weighted,
 )
 
 
@@ -48,8 +47,7 @@ class MaskedLanguageModelling(Objective):
 
     def forward(self, batch: MaskedBatch | dict[str, Tensor]) -> Outcome:
         losses, where = self.token_losses(batch)
-        total = weighted(losses, getattr(batch, "loss_weight", None), *where.unbind(1)).sum()
-        return Outcome(total, counted(losses.numel(), losses), losses.detach(), where)
+        return Outcome(losses.sum(), counted(losses.numel(), losses), losses.detach(), where)
 
     def token_losses(self, batch: MaskedBatch | dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Loss (M,) float32 and place (M, 2) of every target, in the order of the rows."""

@@ -15,7 +15,7 @@ from pydantic import ValidationError, field_validator, model_validator
 
 from maskwise.annotate.registry import annotator, check_names
 from maskwise.errors import MaskwiseError
-from maskwise.evaluation import EvaluationSettings
+from maskwise.evaluation import DIFFUSION, EvaluationSettings
 from maskwise.families import Kind
 from maskwise.keys import fold
 from maskwise.learning.settings import LearningSettings
@@ -23,7 +23,7 @@ from maskwise.masking.corruptions import corruption
 from maskwise.masking.policies import Learned, policy
 from maskwise.masking.settings import MaskingSettings
 from maskwise.models import ModelSettings
-from maskwise.objectives import objective_class
+from maskwise.objectives import MaskedDiffusion, objective_class
 from maskwise.objectives.settings import ObjectiveSettings, require_fit
 from maskwise.recipe.comparison import Settings, StudySettings
 from maskwise.recipe.overrides import Plain, explain, leaves, nested, put
@@ -42,7 +42,7 @@ ARM_PARTS = (
 PHASE_PARTS = ("corpus", "masking", "objective", "objectives", "sampler", "training")
 """What a phase of training may change of the recipe; all phases have one model and one tokenizer."""
 
-ALONE = ("mlm", "clm", "denoise")
+ALONE = ("mlm", "clm", "diffusion", "denoise")
 """Objectives that train a model alone: each makes a language model, of its kind."""
 
 
@@ -67,7 +67,8 @@ class Recipe(Settings):
     model: ModelSettings = ModelSettings()
     masking: MaskingSettings = MaskingSettings()
     objective: str = "mlm"
-    """What is learnt: masked tokens (``mlm``) or next ones (``clm``) by encoders, ``denoise`` by encoder–decoders."""
+    """What is learnt: masked tokens (``mlm``, at rates of their own ``diffusion``) or next ones (``clm``) by encoders,
+    ``denoise`` by encoder–decoders."""
     objectives: dict[str, ObjectiveSettings] = {}
     """Several objectives over one encoder, by the names of their arms; none: ``objective`` alone."""
     sampler: str = "uniform"
@@ -150,6 +151,18 @@ class Recipe(Settings):
         return self
 
     @model_validator(mode="after")
+    def _masked_for_diffusion(self) -> Recipe:
+        """What its masking leaves unsaid is what masked diffusion wants."""
+        if self._diffuses:
+            masking = MaskingSettings(**MaskedDiffusion.settings(self.masking.model_dump(), {}))
+            object.__setattr__(self, "masking", masking)  # settings are frozen for all others
+        arms = [arm.get("objective") for arm in self.study.arms.values()]
+        if (self._diffuses or "diffusion" in arms) and DIFFUSION not in self.evaluation.masks:
+            masks = {"masks": (*self.evaluation.masks, DIFFUSION)}  # by which all arms can be compared
+            object.__setattr__(self, "evaluation", self.evaluation.model_copy(update=masks))
+        return self
+
+    @model_validator(mode="after")
     def _learnable(self) -> Recipe:
         try:
             who = "masked language models" if self.objective == "mlm" else f"objective {self.objective}"
@@ -199,6 +212,8 @@ class Recipe(Settings):
             MaskwiseError: an objective that would learn nonsense from such batches.
         """
         common, remarks = self.masking.model_dump(), []
+        if self._diffuses and (remark := MaskedDiffusion.check(common)):
+            remarks.append(f"objective diffusion: {remark}")
         for name, arm in self.objectives.items():
             try:
                 remark = arm.kind.check(arm.kind.settings(common, arm.masking))
@@ -206,6 +221,10 @@ class Recipe(Settings):
                 raise MaskwiseError(f"objectives.{name}: {error}") from None
             remarks += [f"objectives.{name}: {remark}"] if remark else []
         return remarks
+
+    @property
+    def _diffuses(self) -> bool:
+        return not self.objectives and objective_class(self.objective) is MaskedDiffusion
 
     @property
     def has_new_positions(self) -> bool:
@@ -258,6 +277,8 @@ class Recipe(Settings):
 
     def judged_on(self) -> tuple[str, ...]:
         """The kinds of held-out masks that tell what a training has learnt: its own."""
+        if self._diffuses:
+            return (DIFFUSION,)
         units = policy(self.masking.policy).judged_on()
         if self.kind == "encoder":
             return tuple(units)

@@ -28,7 +28,7 @@ from maskwise.evaluation import (
     fixed_maskers,
     overlap_record,
 )
-from maskwise.evaluation.scoring import spread
+from maskwise.evaluation.bound import Bound, spread
 from maskwise.folders import finite, sweep, write_json, write_whole
 from maskwise.keys import fold
 from maskwise.masking import Masker
@@ -191,7 +191,8 @@ def pretrain(
     maskers = fixed_maskers(
         data.tokenizer, masks=evaluation.masks, ratio=evaluation.ratios[0], kind=judged.kind, length=rows.length
     )  # fmt: skip
-    held_out = HeldOut(rows, maskers, log_unigram, rows=evaluation.rows)
+    bound = Bound.among(evaluation.masks, rows, data.tokenizer, rows=evaluation.rows, log_unigram=log_unigram)
+    held_out = HeldOut(rows, maskers, log_unigram, rows=evaluation.rows, bound=bound)
     losses: list[Plain] = []
 
     def save(target: Path) -> None:

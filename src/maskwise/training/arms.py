@@ -57,6 +57,10 @@ class ArmBatch:
     def tokens(self) -> int:
         return self.batch.tokens
 
+    @property
+    def counted(self) -> int | None:
+        return self.batch.counted
+
 
 class Arms(Objective):
     """The losses of whichever arm a batch is for.

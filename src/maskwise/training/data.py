@@ -81,12 +81,14 @@ class Step(NamedTuple):
         batches: its micro-batches for this rank, on the device.
         targets: how many targets they have together.
         facts: ``Source.facts`` of them.
+        counted: what the sum of their losses is divided by: the targets, or in masked diffusion the eligible tokens.
     """
 
     number: int
     batches: list[Any]
     targets: int
     facts: dict[str, float]
+    counted: int
 
 
 def look_ahead(
@@ -101,8 +103,11 @@ def look_ahead(
 
     def make(number: int) -> Step:
         batches = source.batches(number, rank=rank, ranks=ranks)
-        targets = sum(int((batch["labels"] != IGNORE).sum()) for batch in batches)
-        return Step(number, [_copied(batch, device) for batch in batches], targets, source.facts(batches))
+        targets = [int((batch["labels"] != IGNORE).sum()) for batch in batches]
+        own = [getattr(batch, "counted", None) for batch in batches]
+        counted = sum(count if each is None else each for count, each in zip(targets, own, strict=True))
+        ready = [_copied(batch, device) for batch in batches]
+        return Step(number, ready, sum(targets), source.facts(batches), counted)
 
     if not source.ahead:
         yield from map(make, steps)
@@ -168,10 +173,14 @@ class MaskedSource:
     def batches(self, step: int, *, rank: int, ranks: int) -> list[MaskedBatch]:
         """The micro-batches of ``step`` for ``rank``."""
         numbers, epoch = self._drawn(step)
+        first = step if epoch is None else step % self.per_epoch
+        places = first * self.settings.batch_size + torch.arange(len(numbers))
+        mine = (self.settings.accumulate, ranks, -1)
         made = []
-        for part in numbers.view(self.settings.accumulate, ranks, -1)[:, rank]:
+        for part, place in zip(numbers.view(mine)[:, rank], places.view(mine)[:, rank], strict=True):
+            told = {"place": place.numpy()} if getattr(self.masker, "places", False) else {}
             batch = self.masker(
-                self.rows.batch(part), step=step, total_steps=self.settings.steps, epoch=epoch
+                self.rows.batch(part), step=step, total_steps=self.settings.steps, epoch=epoch, **told
             )
             if self.mix:
                 batch.sources = self.mix.counts(part)

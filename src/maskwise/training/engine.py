@@ -150,7 +150,7 @@ class Engine:
     # Steps ------------------------------------------------------------------------------------------------------
 
     def update(self, step: Step, observe: Callable[[Any, Outcome], None], *, asked: bool = False) -> Update:
-        """One update: gradients of (losses of all ranks and micro-batches) / (number of targets).
+        """One update: gradients of (losses of all ranks and micro-batches) / (number of targets, see ``Step.counted``).
 
         Args:
             observe: is shown each micro-batch, with what it cost.
@@ -163,8 +163,9 @@ class Engine:
         if self.settings.freeze == "encoder":
             # Dropout protects no frozen weight, and the head would learn to read states that it never sees again.
             encoder_of(self.objective.model).eval()
-        sums = self.summed({"targets": step.targets, "asked": asked})  # before any backward pass
-        targets = sums["targets"]
+        counts = {"targets": step.targets, "counted": step.counted}
+        sums = self.summed({**counts, "asked": asked})  # before any backward pass
+        counted = max(1.0, sums["counted"])
         rate = self.optimizers.set_rate(step.number)
         losses = []
         for number, batch in enumerate(step.batches):
@@ -173,13 +174,13 @@ class Engine:
                 with self.accelerator.autocast():
                     outcome: Outcome = self.wrapped(batch)
                 # DDP averages gradients over ranks, so a rank's sum is multiplied by their number first.
-                self.accelerator.backward(outcome.loss * (self.ranks / max(1.0, targets)))
+                self.accelerator.backward(outcome.loss * (self.ranks / counted))
             observe(batch, outcome)
             losses.append(outcome.loss.detach())
         norm = self.accelerator.clip_grad_norm_(self.objective.parameters(), self.settings.clip or math.inf)
         assert norm is not None
         norm = wrapping.whole(norm)
-        if targets > 0:  # a step without any target counts as a step and changes nothing
+        if sums["targets"] > 0:  # a step without any target counts as a step and changes nothing
             self.optimizers.step(self._sound(norm, losses) if self.settings.on_nan == "skip" else None)
         self.optimizers.zero_grad()
         return Update(losses, step.targets, norm, rate, sums["asked"] > 0)

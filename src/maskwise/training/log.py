@@ -94,7 +94,8 @@ class Log:
         """Take in one update and what its source says of its batches. Does not wait for the device."""
         self.window.append(update)
         self.meter.add(step)
-        for name, value in {"targets": update.targets, **step.facts}.items():
+        counts = {"targets": update.targets, "counted": step.counted}
+        for name, value in {**counts, **step.facts}.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
 
     def line(self, done: int) -> None:
@@ -107,7 +108,7 @@ class Log:
         losses, sums = self._read(done)
         self.window, self.losses, self.sums = [], [], dict.fromkeys(self.sums, 0.0)
         # Where the ratio has fallen to 0 there may be nothing to predict: no loss, which is not 0.
-        mean = math.fsum(losses) / sums["targets"] if sums["targets"] else None
+        mean = math.fsum(losses) / sums["counted"] if sums["targets"] else None
         facts, targets = self.source.summarise(sums), int(sums["targets"])
         line = {"loss": mean, "targets": targets, **facts}
         totals = self.totals

@@ -40,6 +40,7 @@ class Moment:
     Attributes:
         ratio: (P,) float64, the ratios in force; filled in by the masker, for policies whose partition
             depends on the budget (T5's).
+        place: (B,) int64, where each row stands in the order of its epoch, for rates of low discrepancy.
     """
 
     step: int = 0
@@ -47,6 +48,7 @@ class Moment:
     epoch: int | None = None
     ratio: Array | None = None
     min_targets: int = 1
+    place: Array | None = None
 
 
 class Learner(Protocol):
@@ -61,6 +63,11 @@ class Learner(Protocol):
 
 class Policy(ABC):
     """Base of all policies. Members are small frozen dataclasses, so that they can be compared and shown."""
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether units or weights depend on the text that is hidden: masked diffusion then has no likelihood."""
+        return True
 
     @property
     @abstractmethod

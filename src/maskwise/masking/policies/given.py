@@ -27,6 +27,7 @@ class Token(Policy):
     """
 
     unit_kind = UnitKind.TOKEN
+    reads_text = False
 
     def units(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
         return Units.single(batch)

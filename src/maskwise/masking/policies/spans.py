@@ -63,6 +63,10 @@ class Span(Policy):
     def unit_kind(self) -> UnitKind:
         return UnitKind.SPAN if self.over == "word" else UnitKind.TOKEN_SPAN
 
+    @property
+    def reads_text(self) -> bool:
+        return self.over == "word"
+
     def layers(self) -> tuple[str, ...]:
         return layer_of(self.over)
 

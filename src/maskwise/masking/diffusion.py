@@ -1,0 +1,262 @@
+"""Masking for masked diffusion: every row at a rate of its own, and for every masked token the weight of its loss.
+
+    noising = Noising(tokenizer, ratio="uniform(0, 1)", seed=0)
+    batch = noising(rows, epoch=0)
+    bound = (losses · batch.loss_weight).sum() / batch.counted        # an estimate, in nats for each eligible token
+
+A text is masked in one of two ways, and each has its own exact weights (``rates``):
+
+- budget ``exact``: a number of tokens is drawn, ⌈rate · L⌉, and so many are masked. The loss varies less, because the
+  number does not vary beside the rate. For single tokens that are all alike.
+- budget ``bernoulli``: each unit is masked by itself, as published. For units of any kind, with or without weights.
+
+**Weights say which units go first.** Unit i is reached by time τ with probability r_i = 1 − exp(−τ·w_i), and τ is such
+that the rate t of the row is the expected share of its masked tokens. A masked token of the unit weighs (dr_i/dt) / r_i
+over the density of t, which for equal weights is 1 / (t · p(t)). So the loss is that of an exact process for any
+weights; it bounds the likelihood where they do not depend on the text that they hide (``Policy.reads_text``).
+
+Cost: for single tokens that of the policy ``token``; with weights fifty passes over the units to find τ.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from maskwise.errors import MaskwiseError
+from maskwise.keys import Array, Keys, Purpose, content_ids, unit_interval
+from maskwise.masking.batch import AnnotatedBatch
+from maskwise.masking.corruptions.in_place import mask_only
+from maskwise.masking.masker import Masker
+from maskwise.masking.policies import Moment, Policy, UnitKind
+from maskwise.masking.policies.mixture import Mixture
+from maskwise.masking.policies.spans import Suffix, T5Span, Ul2
+from maskwise.masking.rates import Rates, spread
+from maskwise.masking.schedules import Spec, schedule
+from maskwise.masking.select import Selection, up_to
+from maskwise.masking.sorting import rank_within
+from maskwise.masking.units import Units
+from maskwise.masking.visits import visit_of
+
+LATE = 2.0**-20
+"""The weight of units that only fill what others leave, as a share of the least weight beside them."""
+
+
+class Noising(Masker):
+    """A masker for masked diffusion; see this module.
+
+    Args:
+        tokenizer, policy, seed, keep: as for ``Masker``.
+        ratio: a distribution of rates, such as ``uniform(0, 1)`` or ``bell``; a fixed ratio estimates no bound.
+        budget: ``exact`` or ``bernoulli``.
+        fill: ``none``, or ``random``: units of weight 0 are masked after all others.
+        visits: ``random``, or ``complement``: a row's second visit masks what its first left.
+        more: what other maskers take, and masked diffusion leaves as it is.
+
+    Raises:
+        MaskwiseError: anything that would make the weights wrong.
+
+    >>> from maskwise.text import encode, train_tokenizer
+    >>> tokenizer = train_tokenizer(["the cat sat on the mat"] * 3, vocab_size=80)
+    >>> batch = Noising(tokenizer, seed=1)(encode(tokenizer, ["the cat sat on the mat"]), epoch=0)
+    >>> batch.counted, bool((batch.loss_weight[batch.labels >= 0] * batch.targets).allclose(torch.tensor(6.0).double()))
+    (6, True)
+    """
+
+    places: ClassVar[bool] = True
+    """It is told the place of each row."""
+
+    def __init__(self, tokenizer: Any, *, ratio: Any = "uniform(0, 1)", **more: Any):
+        super().__init__(tokenizer, ratio=ratio, **{"corruption": "mask-only", "min_targets": 0, **more})
+        check(self.policy, budget=self.budget, fill=self.fill, visits=self.visits)
+        if self.corruption != mask_only() or self.predict.varies or self.predict(0) < 1:
+            got = f"corruption {self.corruption}, predict {self.predict}"
+            do = "take corruption mask-only and predict 1.0"
+            raise MaskwiseError("masked diffusion shows every chosen token as [MASK]", got=got, do=do)
+        self._rates: tuple[tuple[int, int | None], Rates] | None = None
+
+    def rates(self, step: int = 0, total_steps: int | None = None) -> Rates:
+        """The rates of a step, and what rows weigh that have them."""
+        when = (step, total_steps) if self.ratio.varies else (0, None)
+        if self._rates is None or self._rates[0] != when:
+            self._rates = when, Rates(self.ratio, *when, twice=self.visits == "complement")
+        return self._rates[1]
+
+    def choose(
+        self, batch: AnnotatedBatch, keys: Keys, moment: Moment
+    ) -> tuple[Selection, Array, Array | None]:
+        rates, second = self.rates(moment.step, moment.total_steps), False
+        if self.visits == "complement":
+            pair, second = visit_of(moment.epoch, self.visits)
+            keys = Keys(batch.example_id, seed=self.seed, epoch=pair)
+        if moment.place is None or self.visits == "complement":
+            u_P = keys.per_piece(Purpose.RATIO)
+        else:
+            place_P = np.asarray(moment.place, np.int64)[batch.row]
+            within_P = rank_within(np.bincount(batch.row, minlength=batch.shape[0]))
+            u_P = spread(place_P, within_P, seed=self.seed, epoch=moment.epoch)
+        units = self.policy.units(batch, keys, moment)
+        noise = noised(
+            units, rates, rates.draw(u_P), keys, exact=self.budget == "exact", second=second,
+            may_fill=self.fill == "random",
+        )  # fmt: skip
+        return noise.selection, noise.rate_P, noise.weight_T
+
+
+class Noise(NamedTuple):
+    """Which tokens are masked: the selection, the rates (P,) in force, and the weight (T,) of each token's loss."""
+
+    selection: Selection
+    rate_P: Array
+    weight_T: Array
+
+
+def noised(
+    units: Units, rates: Rates, rate_P: Array, keys: Keys, *, exact: bool, second: bool = False, may_fill: bool = False
+) -> Noise:  # fmt: skip
+    """Mask units at given rates.
+
+    Args:
+        rate_P: (P,) float64 in (0, 1].
+        exact: mask ⌈rate · L⌉ tokens; otherwise each unit by itself.
+        second: mask what would be left.
+        may_fill: units of weight 0 are masked after all others.
+
+    Raises:
+        MaskwiseError: ``exact`` or ``second`` with units that are not alike.
+    """
+    alike = units.weight is None
+    if (exact and not (alike and units.by_token)) or (second and not alike):
+        setting = "masking.budget: bernoulli" if exact else "masking.visits: random"
+        got = "units of several tokens" if alike else "units that have weights"
+        raise MaskwiseError("these weights need single tokens that are all alike", got=got, do=f"set {setting}")
+    piece = units.piece
+    if exact:
+        number_P = rates.number(rate_P, units.tokens_P)
+        chosen = up_to(units, number_P, keys)
+        if second:
+            chosen, number_P = ~chosen, units.tokens_P - number_P
+        weight_U = rates.number_weight(number_P, units.tokens_P)[piece]
+        rate_P = number_P / np.maximum(units.tokens_P, 1)
+    else:
+        u_U = unit_interval(units.draw(keys, Purpose.BERNOULLI))
+        if alike:
+            reach_U = rate_P[piece]
+            chosen = u_U >= reach_U if second else u_U < reach_U
+            rate_P = 1 - rate_P if second else rate_P
+            weight_U = rates.weight(rate_P)[piece]
+        else:
+            reach_U, slope_U = reached(units, rate_P, may_fill=may_fill)
+            chosen = u_U < reach_U
+            weight_U = (rates.weight(rate_P) * rate_P)[piece] * slope_U / np.maximum(reach_U, 1e-300)
+    weight_T = np.zeros(len(units.batch.input_ids))
+    weight_T[units.tokens] = weight_U if units.unit is None else weight_U[units.unit]
+    return Noise(Selection(units, chosen, None, keys, may_fill), rate_P, weight_T)
+
+
+def reached(units: Units, rate_P: Array, *, may_fill: bool = False) -> tuple[Array, Array]:
+    """How likely each unit is to be masked at the rate of its piece, and how fast that grows with the rate; both (U,).
+
+    Σ length · probability = rate · Σ length, over all units that may be masked.
+    """
+    assert units.weight is not None
+    pieces, length, weight = len(rate_P), units.length, units.weight.astype(np.float64)
+    if may_fill:
+        least_P = np.full(pieces, np.inf)
+        np.minimum.at(least_P, units.piece, np.where(weight > 0, weight, np.inf))
+        least_P[~np.isfinite(least_P)] = 1 / LATE
+        weight = np.where(weight > 0, weight, LATE * least_P[units.piece])
+
+    def total(values: Array) -> Array:
+        return np.bincount(units.piece, values, pieces)
+
+    length = length * (weight > 0)
+    whole_P = np.maximum(total(length), 1)
+    weight = weight / np.maximum(total(length * weight) / whole_P, 1e-300)[units.piece]
+    low_P, high_P = np.full(pieces, -45.0), np.full(pieces, 60.0)  # of log τ
+    for _ in range(56):
+        middle_P = (low_P + high_P) / 2
+        masked_P = total(length * -np.expm1(-np.exp(middle_P)[units.piece] * weight))
+        low_P = np.where(masked_P < rate_P * whole_P, middle_P, low_P)
+        high_P = np.where(masked_P < rate_P * whole_P, high_P, middle_P)
+    left = np.exp(-np.exp((low_P + high_P) / 2)[units.piece] * weight)
+    slope = weight * left
+    slope = slope * (whole_P / np.maximum(total(length * slope), 1e-300))[units.piece]
+    return np.where(weight > 0, 1 - left, 0.0), slope
+
+
+def check(policy: Policy, *, budget: str, fill: str, visits: str) -> None:
+    """Refuse what would make the weights of masked diffusion wrong.
+
+    Raises:
+        MaskwiseError: which setting, and what to take instead.
+    """
+    if budget not in ("exact", "bernoulli"):
+        allowed = "exact (a number of tokens is drawn) or bernoulli (each unit by itself)"
+        raise MaskwiseError("budget of masked diffusion", got=budget, allowed=allowed)
+    if fill == "skip-row":
+        raise MaskwiseError("fill of masked diffusion", got=fill, allowed="none or random")
+    if visits == "coverage":
+        raise MaskwiseError("visits of masked diffusion", got=visits, allowed="random or complement")
+    for member in policy.members if isinstance(policy, Mixture) else (policy,):
+        if isinstance(member, T5Span | Suffix | Ul2):
+            got, do = f"policy {member}", "take token, span, or any policy with words or weights"
+            raise MaskwiseError("masked diffusion needs units that do not depend on the rate", got=got, do=do)
+    if budget == "exact" and policy.unit_kind is not UnitKind.TOKEN:
+        what = f"policy {policy} masks units of several tokens, whose number cannot be drawn to the token"
+        raise MaskwiseError(what, got="budget exact", do="set masking.budget: bernoulli")
+
+
+def corrupt(
+    input_ids: Tensor, loss_mask: Tensor, mask_token_id: int, *, ratio: Spec = "uniform(0, 1)",
+    budget: str = "bernoulli", seed: int = 0, epoch: int | None = None, step: int = 0,
+    total_steps: int | None = None, example_id: Tensor | None = None, place: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Mask rows for somebody else's trainer of diffusion models.
+
+    The loss of a row is Σ mask · cross-entropy / rate, over the number of tokens that count (``loss_mask.sum()``). With
+    another distribution than ``uniform(0, 1)`` its weight is that of ``masking.rates.Rates``, and not 1 / rate.
+
+    Args:
+        input_ids: (B, L) int64.
+        loss_mask: (B, L), 1 or True where a token may be masked: no prompt, padding or special token.
+        mask_token_id: what masked tokens become.
+        ratio: the distribution of the rates.
+        budget: ``bernoulli`` (each token by itself) or ``exact`` (a number of tokens is drawn; the rate is its share).
+        seed, epoch, step: a mask is a function of these and of the row; without an epoch, of the step.
+        total_steps: for distributions that change over training.
+        example_id: (B,) int64, the permanent names of the rows; None: a hash of what they say.
+        place: (B,) the places of the rows in the order of the epoch, for rates of low discrepancy.
+
+    Returns:
+        ``noisy`` (B, L) int64, ``mask`` (B, L) bool and ``rate`` (B, L) float32, on the device of ``input_ids``.
+
+    Raises:
+        MaskwiseError: shapes that do not fit, or a distribution that is none.
+
+    >>> ids = torch.arange(10, 22).view(2, 6)
+    >>> noisy, mask, rate = corrupt(ids, torch.ones_like(ids), 3, seed=0, budget="exact")
+    >>> bool((noisy[mask] == 3).all() and (noisy[~mask] == ids[~mask]).all())
+    True
+    """
+    if input_ids.dim() != 2 or loss_mask.shape != input_ids.shape:
+        got = f"{tuple(input_ids.shape)} and {tuple(loss_mask.shape)}"
+        raise MaskwiseError("input_ids and loss_mask are of one shape (B, L)", got=got)
+    if budget not in ("exact", "bernoulli"):
+        raise MaskwiseError("budget of masked diffusion", got=budget, allowed="exact or bernoulli")
+    shape = (input_ids.shape[0], input_ids.shape[1])
+    ids, counts = input_ids.numpy(force=True).reshape(-1), loss_mask.numpy(force=True).reshape(-1) != 0
+    begin = np.arange(shape[0]) * shape[1]
+    names = content_ids(ids, counts, begin) if example_id is None else example_id.numpy(force=True)
+    batch = AnnotatedBatch(shape, ids, None, counts, counts, begin, names.astype(np.int64))
+    keys, rates = Keys(batch.example_id, seed=seed, epoch=epoch, step=step), Rates(schedule(ratio), step, total_steps)
+    u_P = keys.per_piece(Purpose.RATIO)
+    if place is not None:
+        u_P = spread(place.numpy(force=True), np.zeros(shape[0]), seed=seed, epoch=epoch)
+    noise = noised(Units.single(batch), rates, rates.draw(u_P), keys, exact=budget == "exact")
+    mask = torch.from_numpy(noise.selection.tokens.reshape(shape)).to(input_ids.device)
+    rate = torch.from_numpy(noise.rate_P.astype(np.float32)).to(input_ids.device)
+    return torch.where(mask, mask_token_id, input_ids), mask, rate.unsqueeze(1).expand(shape).contiguous()

@@ -1,0 +1,344 @@
+"""Masked diffusion: weights against enumeration, published formulas by hand, invariances, visits, refusals."""
+
+from __future__ import annotations
+
+import math
+from itertools import combinations, permutations
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import maskwise as mw
+from masking_tools import FIRST, MASK, masker, packed, padded, random_rows, row, vocabulary
+from maskwise.errors import MaskwiseError
+from maskwise.keys import Keys
+from maskwise.masking import IGNORE, Masker, Noising, Vocabulary
+from maskwise.masking.batch import AnnotatedBatch
+from maskwise.masking.diffusion import noised, reached
+from maskwise.masking.policies import policy
+from maskwise.masking.rates import Rates, spread
+from maskwise.masking.schedules import schedule
+from maskwise.masking.units import Units
+from maskwise.objectives import MaskedDiffusion, MaskedLanguageModelling
+from training_tools import ARCHITECTURES, Language, model, tokenizer
+
+L = 7
+COVERING = ["uniform(0, 1)", "cosine-rates", "bell", "bell(0.3, 0.1)", "beta(3, 2)", "beta(0.7, 0.7)"]
+RANGES = ["uniform(0.3, 0.8)", "clipped(uniform(0, 1), 0.2, 0.7)", "then(uniform(0, 1), 0.5, bell)"]
+DISTRIBUTIONS = COVERING + RANGES
+
+
+@pytest.fixture(scope="module")
+def losses() -> np.ndarray:
+    """(2^L, L) float64: −log p(token i | what a set of masked tokens leaves), for a model without any structure."""
+    return np.random.default_rng(0).gamma(2.0, size=(1 << L, L))
+
+
+def over_orders(losses: np.ndarray, weight: list[float] | None = None) -> float:
+    """The mean autoregressive loss over all orders; with weights, over the orders of weighted sampling.
+
+    An order says which token is masked first: with k masked, the last of them is predicted from what is still visible.
+    """
+    tokens = range(L if weight is None else len(weight))
+    total = 0.0
+    for order in permutations(tokens):
+        probability, masked, loss = 1.0, 0, 0.0
+        for place, token in enumerate(order):
+            rest = order[place:]
+            probability *= 1 / len(rest) if weight is None else weight[token] / sum(weight[i] for i in rest)
+            masked |= 1 << token
+            loss += losses[masked, token]
+        total += probability * loss
+    return total
+
+
+def test_the_mean_over_masks_and_rates_is_the_mean_over_orders(losses: np.ndarray) -> None:
+    wanted = over_orders(losses)
+    each = {n: [sum(1 << i for i in s) for s in combinations(range(L), n)] for n in range(1, L + 1)}
+    for name in DISTRIBUTIONS:
+        rates = Rates(schedule(name), 10, 100)
+        n = np.arange(1, L + 1)
+        share, weight = rates._probability(n, np.full(L, L)), rates.number_weight(n, np.full(L, L))
+        mean = sum(
+            share[k - 1] * weight[k - 1] * losses[s, i] / len(each[k])
+            for k in each
+            for s in each[k]
+            for i in range(L)
+            if s >> i & 1
+        )
+        assert share.sum() == pytest.approx(1, abs=1e-12) and mean == pytest.approx(wanted, abs=1e-9), name
+    # Each token by itself at rates t: Gauss' rule is exact for polynomials, and t^n (1 − t)^(L − n) / t is one.
+    node, part = np.polynomial.legendre.leggauss(12)
+    t, part = (node + 1) / 2, part / 2
+    rates = Rates(schedule("uniform(0, 1)"))
+    assert rates.density(t) == pytest.approx(1, abs=1e-9)
+    mean = sum(
+        float((part * rates.weight(t) * t**k * (1 - t) ** (L - k)).sum()) * losses[s, i]
+        for k in each
+        for s in each[k]
+        for i in range(L)
+        if s >> i & 1
+    )
+    assert mean == pytest.approx(wanted, abs=1e-9)
+
+
+def drawn(name: str, losses: np.ndarray, *, budget: str, count: int = 20_000, **more: Any) -> np.ndarray:
+    """(count,) the loss of as many rows of L tokens, in nats a row."""
+    noising = Noising(vocabulary(), ratio=name, budget=budget, seed=3, **more)
+    rows = {
+        "input_ids": torch.full((count, L), FIRST), "example_id": torch.arange(count),
+        "weight": torch.arange(L).expand(count, L) % 3 + 0.5,
+    }  # fmt: skip
+    batch = noising(rows, epoch=0, step=10, total_steps=100)
+    masked = (batch.labels != IGNORE).numpy()
+    assert batch.counted == count * L and batch.loss_weight is not None
+    assert (batch.input_ids.numpy() == np.where(masked, MASK, FIRST)).all()
+    number = (masked << np.arange(L)).sum(1)
+    return (losses[number] * batch.loss_weight.numpy() * masked).sum(1)
+
+
+@pytest.mark.parametrize("budget", ["exact", "bernoulli"])
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+def test_every_distribution_estimates_the_same_bound(name: str, budget: str, losses: np.ndarray) -> None:
+    values = drawn(name, losses, budget=budget)
+    z = (values.mean() - over_orders(losses)) / (values.std(ddof=1) / math.sqrt(len(values)))
+    assert abs(z) < 3, f"{name}, {budget}: {values.mean():.4f}, z {z:.2f}"
+
+
+def test_weights_are_those_of_weighted_orders(losses: np.ndarray) -> None:
+    """Which tokens go first is the policy's; the rate, and the weight of every token, follow exactly."""
+    wanted = over_orders(losses, weight=[i % 3 + 0.5 for i in range(L)])
+    assert abs(wanted - over_orders(losses)) > 0.1
+    for name in ("uniform(0, 1)", "bell"):
+        values = drawn(name, losses, budget="bernoulli", policy="weighted(units='token')")
+        z = (values.mean() - wanted) / (values.std(ddof=1) / math.sqrt(len(values)))
+        assert abs(z) < 3, (name, z)
+
+
+def test_rates_come_as_often_as_their_density_says() -> None:
+    u = (np.arange(400_000) + 0.5) / 400_000
+    for name in DISTRIBUTIONS:
+        rates = Rates(schedule(name), 10, 100)
+        t = np.sort(rates.draw(u))
+        edges = np.linspace(0, 1, 21)[1:-1]
+        seen = np.searchsorted(t, edges) / len(t)
+        middle = (np.arange(200_000) + 0.5) / 200_000
+        said = np.searchsorted(edges, middle)
+        mass = np.bincount(said, rates.density(middle), 20).cumsum()[:-1] / len(middle)
+        assert np.abs(seen - mass).max() < 2e-3, name
+        assert np.abs(seen - rates._below(edges)).max() < 1e-4, name
+        assert rates.weight(t).max() <= 1.001 / (0.1 * t[0]) and rates.complete
+
+
+def test_the_published_formulas_by_hand() -> None:
+    """MDLM, equation 10 with its log-linear schedule, and LLaDA, equation 3: −1/(t·L) Σ masked log p."""
+    noising, rows = Noising(tokenizer(), budget="bernoulli", seed=5), Language(6).batch(torch.arange(6))
+    batch = noising(rows, epoch=0)
+    net = model("bert").eval()
+    with torch.no_grad():
+        log_p = net(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits.log_softmax(-1)
+        outcome = MaskedDiffusion(net)(batch)
+    mdlm = llada = 0.0
+    for b in range(6):
+        t, ids = float(batch.ratio[b]), batch.input_ids[b]
+        masked = (ids == tokenizer().mask_token_id).nonzero().flatten().tolist()
+        nats = -sum(float(log_p[b, i, rows["input_ids"][b, i]]) for i in masked)
+        alpha, slope = 1 - t, -1.0  # α(t) = 1 − t
+        mdlm += slope / (1 - alpha) * -nats
+        llada += nats / t
+    assert float(outcome.loss) == pytest.approx(mdlm, rel=1e-5) == pytest.approx(llada, rel=1e-5)
+    assert int(outcome.targets) == int(batch.source.eligible.sum())
+
+
+@pytest.mark.parametrize(("rows_of_batch", "least"), [(8, 5), (32, 12)])
+def test_low_discrepancy_lowers_the_variance_of_a_batch(rows_of_batch: int, least: float) -> None:
+    """A loss that grows with the rate, 64 tokens a row: the variance over 400 batches is 6.7 and 14.8 times lower."""
+    batches, tokens = 400, 64
+    count = batches * rows_of_batch
+    noising = Noising(vocabulary(), seed=1)
+    rows = {"input_ids": torch.full((count, tokens), FIRST), "example_id": torch.arange(count)}
+    variance = []
+    for place in (None, np.arange(count)):
+        batch = noising(rows, epoch=0, place=place)
+        loss = 2 + 3 * batch.ratio
+        variance.append(float(loss.view(batches, -1).mean(1).var()))
+    factor = variance[0] / variance[1]
+    print(f"low discrepancy at {rows_of_batch} rows: variance lower by {factor:.0f}")
+    assert factor > least
+
+
+def test_places_are_uniform_for_every_row_and_the_same_on_any_number_of_ranks() -> None:
+    place, none = np.arange(512), np.zeros(512)
+    every = np.stack([spread(place, none, seed=seed, epoch=0) for seed in range(300)])
+    assert every.min() > 0 and every.max() < 1
+    assert np.abs(np.sort(every, 0) - (np.arange(300)[:, None] + 0.5) / 300).max() < 0.12
+    assert (spread(place[3::4], none[3::4], seed=7, epoch=0) == every[7][3::4]).all()
+    assert not (spread(place, none, seed=7, epoch=1) == every[7]).any()
+
+
+def test_masks_do_not_depend_on_batch_order_or_layout() -> None:
+    rows = random_rows(9, seed=2)
+    for more in ({"budget": "bernoulli"}, {"budget": "bernoulli", "policy": "whole-word"}, {}):
+        noising = Noising(vocabulary(), seed=4, **more)
+        whole = noising(padded(rows), epoch=1)
+        for part in ([8, 1, 4], [0]):
+            some = noising(padded([rows[i] for i in part]), epoch=1)
+            for b, i in enumerate(part):
+                n = len(rows[i]["input_ids"])
+                assert some.input_ids[b, :n].tolist() == whole.input_ids[i, :n].tolist()
+                assert torch.equal(some.loss_weight[b, :n], whole.loss_weight[i, :n])
+        dense = noising(packed(rows, width=90), epoch=1)
+        assert dense.input_ids[0, : len(rows[0]["input_ids"])].tolist() == whole.input_ids[
+            0, : len(rows[0]["input_ids"])
+        ].tolist()  # fmt: skip
+        assert dense.targets == whole.targets
+
+
+@pytest.mark.parametrize("budget", ["exact", "bernoulli"])
+def test_the_second_visit_masks_what_the_first_left(budget: str, losses: np.ndarray) -> None:
+    noising = Noising(vocabulary(), ratio="beta(2, 1)", visits="complement", budget=budget, seed=3)
+    rows = {"input_ids": torch.full((20_000, L), FIRST), "example_id": torch.arange(20_000)}
+    first, second = (noising(rows, epoch=epoch) for epoch in (6, 7))
+    assert (first.selected ^ second.selected).all() and first.loss_weight is not None
+    assert not torch.equal(first.selected, noising(rows, epoch=8).selected)
+    values = []
+    for batch in (first, second):
+        number = (batch.selected.numpy() << np.arange(L)).sum(1)
+        values.append((losses[number] * batch.loss_weight.numpy() * batch.selected.numpy()).sum(1))
+    both = np.mean(values, axis=0)
+    assert abs(both.mean() - over_orders(losses)) < 3 * both.std() / math.sqrt(len(both))
+
+
+@pytest.mark.parametrize("name", ["token", "whole-word", "span", "salient", "weighted"])
+def test_complement_and_coverage_by_enumeration(name: str) -> None:
+    rows = padded(random_rows(7, words=11))
+    pair = [masker(name, ratio=0.3, visits="complement", fill="random", seed=2)(rows, epoch=e) for e in (4, 5)]
+    reached_T = pair[0].choice.units.spread(np.ones(len(pair[0].choice.units.piece), bool))
+    both = pair[0].selected.int() + pair[1].selected.int()
+    assert (both.numpy().reshape(-1) == reached_T).all()
+    assert pair[0].realised_ratio == pytest.approx(0.3, abs=0.1)
+    for ratio, epochs in ((0.25, 4), (0.2, 5), (1 / 3, 3)):
+        made = masker(name, ratio=ratio, visits="coverage", fill="random", seed=2)
+        for first in (0, epochs, 3 * epochs):
+            times = sum(made(rows, epoch=first + e).selected.int() for e in range(epochs))
+            assert (times.numpy().reshape(-1) == reached_T).all(), (name, ratio, first)
+    if name == "token":  # where 1/ratio is no whole number, rounds end inside an epoch
+        made = masker(name, ratio=0.4, visits="coverage", seed=2)
+        times = sum(made(rows, epoch=e).selected.int() for e in range(5))
+        assert set(times[rows["input_ids"] >= FIRST].tolist()) <= {1, 2}
+
+
+def test_rates_of_units_with_weights_keep_the_share_of_the_row() -> None:
+    batch = AnnotatedBatch(
+        (2, 50), np.full(100, FIRST), None, np.ones(100, bool), np.ones(100, bool), np.array([0, 50]), np.array([1, 2])
+    )  # fmt: skip
+    weight = np.random.default_rng(1).gamma(0.5, size=100)
+    weight[[3, 60, 61]] = 0
+    for may_fill in (False, True):
+        units = Units.single(batch).weighted(weight)
+        share = np.array([0.2, 0.93])
+        got, slope = reached(units, share, may_fill=may_fill)
+        alive = (weight > 0) | may_fill
+        for p, part in enumerate((slice(0, 50), slice(50, 100))):
+            assert got[part][alive[part]].mean() == pytest.approx(share[p], abs=1e-9)
+            assert slope[part][alive[part]].mean() == pytest.approx(1, abs=1e-9)
+        later, _ = reached(units, share + 1e-6, may_fill=may_fill)
+        assert (later - got) / 1e-6 == pytest.approx(slope, abs=1e-3)
+        assert (got[[3, 60, 61]] == 0).all() or may_fill
+
+
+def test_prompts_stay_visible() -> None:
+    rows = random_rows(5, seed=3)
+    for one in rows:
+        one["prompt"] = [0 if i < 6 else -1 for i in range(len(one["input_ids"]))]
+    for made in (Noising(vocabulary(), keep="prompt", ratio="uniform(0.5, 1)"), masker(keep="prompt", ratio=0.6)):
+        batch = made(rows, epoch=0)
+        assert not batch.selected[:, :6].any() and batch.targets
+        assert all(batch.input_ids[b, :6].tolist() == rows[b]["input_ids"][:6] for b in range(5))
+    everything = [{**one, "prompt": [0] * len(one["input_ids"])} for one in rows]
+    assert Noising(vocabulary(), keep="prompt")(everything, epoch=0).targets == 0
+    with pytest.raises(MaskwiseError, match="'prompt'"):
+        Noising(vocabulary(), keep="prompt")(random_rows(2), epoch=0)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_it_works_on_every_family(architecture: str) -> None:
+    batch = Noising(tokenizer(), seed=1)(Language(4).batch(torch.arange(4)), epoch=0)
+    objective = MaskedDiffusion(model(architecture))
+    outcome = objective(batch)
+    outcome.loss.backward()
+    plain = MaskedLanguageModelling(objective.model)(batch)
+    assert torch.isfinite(outcome.loss) and torch.equal(plain.losses, outcome.losses)
+
+
+def test_corrupt_is_for_trainers_of_others() -> None:
+    ids = torch.randint(10, 90, (400, 30))
+    counts = torch.ones_like(ids)
+    counts[:, :5] = 0
+    noisy, mask, rate = mw.corrupt(ids, counts, 3, seed=1, epoch=0)
+    assert noisy.shape == mask.shape == rate.shape == ids.shape and mask.dtype == torch.bool
+    assert not mask[:, :5].any() and (noisy[mask] == 3).all() and torch.equal(noisy[~mask], ids[~mask])
+    assert (mask.float() / rate).sum() / counts.sum() == pytest.approx(1, abs=0.1)  # E[mask / rate] = 1 a token
+    again = mw.corrupt(ids[7:9], counts[7:9], 3, seed=1, epoch=0)
+    assert torch.equal(again[0], noisy[7:9]), "a mask is a function of the row"
+    exact, chosen, share = mw.corrupt(ids, counts.bool(), 3, seed=1, budget="exact", place=torch.arange(400))
+    assert torch.equal(chosen.sum(1), (share[:, 0] * 25).round().long()) and exact.shape == ids.shape
+    assert chosen.sum(1).min() >= 1 and abs(float(share[:, 0].mean()) - 0.52) < 0.01
+    with pytest.raises(MaskwiseError, match="one shape"):
+        mw.corrupt(ids, counts[:, :-1], 3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"ratio": 0.0}, "1/0"),
+        ({"ratio": "uniform(0, 0)"}, "1/0"),
+        ({"ratio": "mixture(0, 0.5, 0.5, 0.5)"}, "1/0"),
+        ({"budget": "expected"}, "budget"),
+        ({"corruption": "bert(mask=0.9)"}, "MASK"),
+        ({"corruption": "replace"}, "MASK"),
+        ({"predict": 0.5}, "target at every masked token"),
+        ({"policy": "whole-word"}, "bernoulli"),
+        ({"policy": "t5-span", "budget": "bernoulli"}, "rate"),
+        ({"policy": "mixture(token, suffix)", "budget": "bernoulli"}, "rate"),
+        ({"fill": "skip-row"}, "fill"),
+        ({"visits": "coverage"}, "visits"),
+    ],
+)
+def test_settings_that_would_make_the_weights_wrong_are_refused(settings: dict[str, Any], said: str) -> None:
+    whole = {"policy": "token", "predict": 1.0, **MaskedDiffusion.settings(settings, {})}
+    with pytest.raises(MaskwiseError, match=said):
+        MaskedDiffusion.check(whole)
+
+
+def test_what_is_no_likelihood_is_said() -> None:
+    def remark(**settings: Any) -> str | None:
+        return MaskedDiffusion.check({"policy": "token", "predict": 1.0, **MaskedDiffusion.settings(settings, {})})
+
+    assert remark() is None and remark(ratio="bell") is None
+    assert remark(policy="span(over='token')", budget="bernoulli") is None
+    assert "no bound" in str(remark(policy="whole-word", budget="bernoulli"))
+    assert "no bound" in str(remark(ratio="constant(0.3)")) and "no bound" in str(remark(ratio=0.3))
+    assert all(policy(name).reads_text for name in ("salient", "frequency", "whole-word", "span"))
+    with pytest.raises(MaskwiseError, match="mask token"):
+        Noising(Vocabulary(5, None, 0, np.ones(5, bool), np.ones(5, bool)))
+    with pytest.raises(MaskwiseError, match="weights"):
+        Noising(vocabulary(), policy="weighted(units='token')")([row([1, 2, 1])], epoch=0)
+    with pytest.raises(MaskwiseError, match="epoch"):
+        Masker(vocabulary(), visits="complement")([row([1, 2, 1])])
+    with pytest.raises(MaskwiseError, match="one ratio"):
+        Masker(vocabulary(), visits="coverage", ratio="linear(0.3, 0.1)")([row([1, 2])], epoch=0, total_steps=9)
+
+
+def test_a_fixed_rate_is_masked_language_modelling() -> None:
+    """Number drawn and weight L/n: over the eligible tokens, the mean of the masked ones of each row."""
+    batch = Noising(vocabulary(), ratio=0.3)(padded(random_rows(6)), epoch=0)
+    eligible, masked = batch.source.eligible_P, batch.source.count(batch.choice.tokens)
+    assert (masked == np.ceil(0.3 * eligible - 1e-9)).all()
+    weights = (batch.loss_weight.numpy() * batch.selected.numpy()).sum(1)
+    assert weights == pytest.approx(eligible)
+    units, keys = Units.single(batch.source), Keys(np.arange(6), seed=0, epoch=0)
+    noise = noised(units, Rates(schedule(0.3)), np.full(6, 0.3), keys, exact=False)
+    assert noise.weight_T.max() == pytest.approx(1 / 0.3)
