@@ -22,6 +22,10 @@ LOWER_IS_BETTER = (NATS,)
 """Metrics of tasks that are better when they are lower."""
 
 
+DIFFUSION = "diffusion"
+"""The held-out masks of the bound of masked diffusion, which compares arms whatever they mask together."""
+
+
 def rank_here() -> int:
     """The number of this process among those that torchrun started, else 0. Rank 0 prepares, writes and speaks."""
     return int(os.environ.get("RANK", "0"))

@@ -3,13 +3,12 @@ pseudo-perplexity, cloze facts and minimal pairs; and whether a corpus holds the
 right answers. Imports
 ``training`` and below, and the readers of ``tasks``."""
 
-from maskwise.evaluation.bound import DIFFUSION
 from maskwise.evaluation.coverage import answers_in, coverage_record, masked_answers
 from maskwise.evaluation.evaluate import Data, EvaluationSettings, evaluate, evaluate_checkpoint, load_sets
 from maskwise.evaluation.overlap import Overlap, overlap, overlap_record
 from maskwise.evaluation.scoring import HeldOut, fixed_maskers
 
 __all__ = [
-    "DIFFUSION", "Data", "EvaluationSettings", "HeldOut", "Overlap", "answers_in", "coverage_record", "evaluate",
+    "Data", "EvaluationSettings", "HeldOut", "Overlap", "answers_in", "coverage_record", "evaluate",
     "evaluate_checkpoint", "fixed_maskers", "load_sets", "masked_answers", "overlap", "overlap_record",
 ]  # fmt: skip

@@ -22,13 +22,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from maskwise.constants import DIFFUSION
 from maskwise.errors import MaskwiseError
 from maskwise.masking.diffusion import Noising
 from maskwise.objectives import MaskedLanguageModelling
 from maskwise.training.data import Rows
 
-DIFFUSION = "diffusion"
-"""What records call these masks among the held-out ones."""
 SEED = 0xB0DD
 
 
@@ -120,7 +119,7 @@ class Bound:
             losses, where = objective.token_losses(batch.to(device))
             row, column = where.cpu().unbind(1)
             assert batch.loss_weight is not None
-            weighted = (losses.double().cpu() * batch.loss_weight[row, column]).numpy()
+            weighted = (losses.detach().double().cpu() * batch.loss_weight[row, column]).numpy()
             piece = batch.source.piece.reshape(batch.source.shape)[row.numpy(), column.numpy()]
             first, last = self.first[number : number + 2]
             nats_P[first:last] += np.bincount(piece, weighted, last - first) / self.draws

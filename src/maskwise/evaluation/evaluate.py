@@ -18,8 +18,9 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from maskwise.constants import DIFFUSION
 from maskwise.errors import MaskwiseError, unknown_name
-from maskwise.evaluation.bound import DIFFUSION, Bound, BoundOfText, spread
+from maskwise.evaluation.bound import Bound, BoundOfText, spread
 from maskwise.evaluation.cloze import Cloze
 from maskwise.evaluation.scoring import (
     DAMAGED,
@@ -224,7 +225,9 @@ def _held_out(
     if settings.bound:
         size = getattr(data, "bytes", 0)  # of the whole text
         chosen = torch.arange(len(rows)) if size else spread(settings.rows, of=len(rows))
-        measured = Bound(rows, data.tokenizer, chosen, log_unigram=log_unigram, draws=settings.bound)(objective)
+        measured = Bound(rows, data.tokenizer, chosen, log_unigram=log_unigram, draws=settings.bound)(
+            objective
+        )
         records += bound_records(measured, size)
     if settings.pseudo_perplexity:
         alone = data.held_out.laid("document" if data.held_out.layout == "packed" else data.held_out.layout)
@@ -264,13 +267,19 @@ def settings_of(measures: Sequence[str]) -> EvaluationSettings:
         if name == "heldout" and spec:
             raise MaskwiseError("heldout takes nothing behind it", got=repr(spec))
         if name in (PSEUDO_PERPLEXITY, BOUND) and spec and not (spec.isdecimal() and int(spec)):
-            counts = "ROWS takes a number of rows" if name != BOUND else "DRAWS takes a number of masks for each row"
+            counts = (
+                "ROWS takes a number of rows"
+                if name != BOUND
+                else "DRAWS takes a number of masks for each row"
+            )
             raise MaskwiseError(f"{name}:{counts}", got=spec, allowed="≥ 1")
         specs[name].append(spec)
     rows = [int(spec or PERPLEXITY_ROWS) for spec in specs[PSEUDO_PERPLEXITY]]
     draws = [int(spec or BOUND_DRAWS) for spec in specs[BOUND]]
     return EvaluationSettings(
-        bound=max(draws, default=0), pseudo_perplexity=max(rows, default=0), cloze=tuple(specs["cloze"]),
+        bound=max(draws, default=0),
+        pseudo_perplexity=max(rows, default=0),
+        cloze=tuple(specs["cloze"]),
         pairs=tuple(specs["pairs"]),
     )
 

@@ -24,8 +24,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from maskwise.constants import DIFFUSION
 from maskwise.errors import MaskwiseError
-from maskwise.evaluation.bound import DIFFUSION, Bound, spread
+from maskwise.evaluation.bound import Bound, spread
 from maskwise.families import Kind, masked_logits
 from maskwise.masking import AnnotatedBatch, Masker
 from maskwise.masking.gather import gather

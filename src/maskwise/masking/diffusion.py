@@ -132,7 +132,9 @@ def noised(
     if (exact and not (alike and units.by_token)) or (second and not alike):
         setting = "masking.budget: bernoulli" if exact else "masking.visits: random"
         got = "units of several tokens" if alike else "units that have weights"
-        raise MaskwiseError("these weights need single tokens that are all alike", got=got, do=f"set {setting}")
+        raise MaskwiseError(
+            "these weights need single tokens that are all alike", got=got, do=f"set {setting}"
+        )
     piece = units.piece
     if exact:
         number_P = rates.number(rate_P, units.tokens_P)
@@ -252,7 +254,10 @@ def corrupt(
     begin = np.arange(shape[0]) * shape[1]
     names = content_ids(ids, counts, begin) if example_id is None else example_id.numpy(force=True)
     batch = AnnotatedBatch(shape, ids, None, counts, counts, begin, names.astype(np.int64))
-    keys, rates = Keys(batch.example_id, seed=seed, epoch=epoch, step=step), Rates(schedule(ratio), step, total_steps)
+    keys, rates = (
+        Keys(batch.example_id, seed=seed, epoch=epoch, step=step),
+        Rates(schedule(ratio), step, total_steps),
+    )
     u_P = keys.per_piece(Purpose.RATIO)
     if place is not None:
         u_P = spread(place.numpy(force=True), np.zeros(shape[0]), seed=seed, epoch=epoch)

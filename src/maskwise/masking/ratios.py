@@ -153,7 +153,9 @@ def bell(centre: float = 0.5, width: float = 0.15) -> Distribution:
     grid = (centre + width * ndtri(low + (high - low) * np.linspace(0, 1, 4097))).clip(0, 1)
     grid[0], grid[-1] = 0.0, 1.0
     mean = float((grid[:-1] + grid[1:]).mean() / 2)
-    return Distribution(f"bell({centre}, {width})", partial(straight, mean, mean), False, partial(_on_grid, grid))
+    return Distribution(
+        f"bell({centre}, {width})", partial(straight, mean, mean), False, partial(_on_grid, grid)
+    )
 
 
 def cosine_rates() -> Distribution:

@@ -45,7 +45,10 @@ class MaskedDiffusion(MaskedLanguageModelling):
     def settings(cls, common: Masking, own: Masking) -> dict[str, Any]:
         """As far as nobody says anything else: rates from ``uniform(0, 1)``, shown as [MASK]."""
         said = {**common, **own}
-        return {**said, **{name: cls.masking[name] for name, value in UNSAID.items() if said.get(name, value) == value}}
+        return {
+            **said,
+            **{name: cls.masking[name] for name, value in UNSAID.items() if said.get(name, value) == value},
+        }
 
     @classmethod
     def check(cls, masking: Masking) -> str | None:

@@ -14,8 +14,9 @@ import yaml
 from pydantic import ValidationError, field_validator, model_validator
 
 from maskwise.annotate.registry import annotator, check_names
+from maskwise.constants import DIFFUSION
 from maskwise.errors import MaskwiseError
-from maskwise.evaluation import DIFFUSION, EvaluationSettings
+from maskwise.evaluation import EvaluationSettings
 from maskwise.families import Kind
 from maskwise.keys import fold
 from maskwise.learning.settings import LearningSettings

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias, TypedDict
 
 import altair as alt
 
-from maskwise.constants import PLATEAU_NATS
+from maskwise.constants import DIFFUSION, PLATEAU_NATS
 from maskwise.files import Contrast
 
 SLATE, BROWN = "#565f6b", "#8a5a2b"
@@ -377,6 +377,8 @@ def outcome_label(outcome: str) -> str:
     kind, _, rest = outcome.partition(":")
     if kind == "heldout":
         masks, _, ratio = rest.partition("@")
+        if masks == DIFFUSION:
+            return "bound of masked diffusion"
         return f"{masks} masks" + (f", {100 * float(ratio):g} %" if ratio else "")
     if kind == "evaluation":
         name, _, metric = rest.rpartition(":")

@@ -80,7 +80,8 @@ def compare(table: Table, arm: str, baseline: str) -> list[Comparison]:
     ]
     own = [name for name in table.own_heldout(arm) if name in both]
     with_chance = [name for name in both if name in table.evaluations and _unit(table, name) == "score"]
-    order = [*with_chance, *own] if table.incomparable(arm, baseline) else [*own, *with_chance]
+    apart = table.incomparable(arm, baseline, next(iter(own), ""))
+    order = [*with_chance, *own] if apart else [*own, *with_chance]
     primary = next(iter(["tasks"] if table.tasks else order), None)
     outcomes = [*(["tasks"] if table.tasks else []), *table.tasks, *both]
     return [_comparison(table, arm, baseline, name, primary=name == primary) for name in outcomes]

@@ -53,7 +53,7 @@ class Reasons:
             )
         masked = outcome.startswith("heldout:") or "perplexity" in outcome
         by_token = masked or ":open-" in outcome
-        why = table.incomparable(*pair)
+        why = table.incomparable(*pair, outcome)
         if why and ((masked and why == "different-units") or (by_token and why == "different-tokenizers")):
             reasons.append({"code": why, "effect": "voids", "sentence": INCOMPARABLE[why]})
         if stuck := [arm for arm in pair if arm != REFERENCE and table.on_plateau(arm)]:

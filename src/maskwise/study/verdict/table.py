@@ -21,7 +21,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from maskwise.constants import LOWER_IS_BETTER, OTHER_TASKS, OWN_TASK, PLATEAU_NATS, REFERENCE
+from maskwise.constants import DIFFUSION, LOWER_IS_BETTER, OTHER_TASKS, OWN_TASK, PLATEAU_NATS, REFERENCE
 from maskwise.errors import MaskwiseError, unknown_name
 from maskwise.files import ArmSummary, Record, Study, TaskFacts
 from maskwise.study.verdict.transfer import diagonal
@@ -258,13 +258,17 @@ class Table(Measures):
             facts.get("units", facts["policy"]) if facts else "token"
         )  # not an arm of its own: see ``transfer``
 
-    def incomparable(self, arm: str, other: str) -> str | None:
-        """Why a masked loss cannot compare two arms: "different-tokenizers", "different-units", or nothing."""
+    def incomparable(self, arm: str, other: str, outcome: str = "") -> str | None:
+        """Why a masked loss cannot compare two arms: "different-tokenizers", "different-units", or nothing.
+
+        The order in which the bound of masked diffusion uncovers tokens is random, whatever the arms mask together.
+        """
         facts = [self.study["arms"][name] for name in (arm, other) if name in self.study["arms"]]
         tokenizers = {each["tokenizer"] for each in facts if "tokenizer" in each}
         if len(tokenizers) > 1:
             return "different-tokenizers"
-        return "different-units" if self.units(arm) != self.units(other) else None
+        own_masks = outcome != f"heldout:{DIFFUSION}"
+        return "different-units" if own_masks and self.units(arm) != self.units(other) else None
 
     def own_heldout(self, arm: str) -> list[str]:
         """The held-out losses on the arm's own kind of mask: on the other kind, a good model may lie above unigram."""

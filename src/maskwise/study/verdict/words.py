@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-from maskwise.constants import NATS
+from maskwise.constants import DIFFUSION, NATS
 from maskwise.files import ArmFacts, Contrast
 from maskwise.study.power import P_FROM_RUNS
 
@@ -74,6 +74,8 @@ def outcome_words(outcome: str) -> str:
         return "on the tasks"
     if outcome.startswith("heldout:"):
         masks, _, ratio = outcome[8:].partition("@")
+        if masks == DIFFUSION:
+            return "in the bound of masked diffusion"
         return f"in held-out loss ({masks} masks{f', {100 * float(ratio):g} %' if ratio else ''})"
     if outcome.startswith("evaluation:"):
         name, _, metric = outcome[11:].rpartition(":")

@@ -1,0 +1,188 @@
+"""The bound of masked diffusion on texts whose entropy is known, in a training, and in ``maskwise evaluate``."""
+
+from __future__ import annotations
+
+import json
+import math
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from maskwise.cli import main
+from maskwise.evaluation.bound import Bound
+from maskwise.evaluation.evaluate import bound_records
+from maskwise.masking.batch import IGNORE
+from maskwise.objectives import MaskedLanguageModelling
+from maskwise.recipe import validate
+from maskwise.study.single import run_pretrain
+from maskwise.text import Rows, read_pieces, tokenise
+from maskwise.text.documents import Document
+from tiny import write_inputs
+from training_tools import FIRST, model, tokenizer
+
+STATES = 4
+STEP = np.array([[0.7, 0.1, 0.1, 0.1], [0.1, 0.1, 0.7, 0.1], [0.25] * 4, [0.05, 0.05, 0.1, 0.8]])
+"""Of a Markov source over w0 … w3: the probability of each state behind each."""
+START = np.linalg.matrix_power(STEP, 200)[0]
+ENTROPY = -(START[:, None] * STEP * np.log(STEP)).sum()
+"""Nats for each token but the first of a text."""
+
+
+def sample(count: int, length: int, *, seed: int) -> list[str]:
+    draw = np.random.default_rng(seed)
+    state = draw.choice(STATES, size=count, p=START)
+    texts = [state]
+    for _ in range(length - 1):
+        state = (draw.random(count)[:, None] > STEP[state].cumsum(1)).sum(1).clip(max=STATES - 1)
+        texts.append(state)
+    return [" ".join(f"w{s}" for s in text) for text in np.stack(texts, 1).tolist()]
+
+
+def rows_of(texts: list[str], length: int = 26) -> Rows:
+    documents = [Document(str(number), text) for number, text in enumerate(texts)]
+    pieces = read_pieces(tokenise(documents, tokenizer()), tokenizer=tokenizer(), length=length)
+    return Rows.of(pieces, "document")
+
+
+def nats_of(texts: list[str]) -> float:
+    """−log p of the texts under the source."""
+    total = 0.0
+    for text in texts:
+        states = [int(word[1:]) for word in text.split()]
+        total -= math.log(START[states[0]]) + sum(math.log(STEP[a, b]) for a, b in pairwise(states))
+    return total
+
+
+class Source(nn.Module):
+    """Knows the source: the exact probability of a masked token, from the nearest visible ones on both sides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.nothing = nn.Parameter(torch.zeros(1))
+        self.power = [np.linalg.matrix_power(STEP, n) for n in range(64)]
+
+    def token_losses(self, batch: Any) -> tuple[Tensor, Tensor]:
+        where = (batch["labels"] != IGNORE).nonzero()
+        losses = []
+        for row, column in where.tolist():
+            ids = batch["input_ids"][row].numpy() - FIRST
+            visible = [i for i in range(len(ids)) if 0 <= ids[i] < STATES]
+            left = max((i for i in visible if i < column), default=None)
+            right = min((i for i in visible if i > column), default=None)
+            p = START if left is None else self.power[column - left][ids[left]]
+            if right is not None:
+                p = p * self.power[right - column][:, ids[right]]
+            losses.append(-math.log(p[int(batch["labels"][row, column]) - FIRST] / p.sum()))
+        return torch.tensor(losses), where
+
+
+def test_the_bound_of_the_source_itself_is_its_entropy() -> None:
+    """A model that is never wrong about probabilities has the bound −log p: the chain rule holds in every order."""
+    texts = sample(60, 20, seed=1)
+    rows = rows_of(texts)
+    text = Bound(rows, tokenizer(), torch.arange(len(rows)), draws=6)(Source())  # type: ignore[arg-type]
+    exact = nats_of(texts)
+    assert text.tokens == 60 * 20 and text.unknown == 0
+    assert abs(text.nats - exact) < 3 * text.error < 0.15 * exact
+    assert exact / text.tokens == pytest.approx(ENTROPY + (nats_first() - ENTROPY) / 20, rel=0.1)
+
+
+def nats_first() -> float:
+    return float(-(START * np.log(START)).sum())
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a model that was trained by masked diffusion on 600 texts of the source."""
+    folder = tmp_path_factory.mktemp("markov")
+    source = folder / "texts.jsonl"
+    texts = sample(600, 24, seed=2)
+    source.write_text(
+        "".join(json.dumps({"id": str(i), "text": text}) + "\n" for i, text in enumerate(texts))
+    )
+    tokenizer().save_pretrained(folder / "tokenizer")
+    settings = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+    recipe = validate({
+        "corpus": {"source": str(source), "length": 28, "layout": "document", "held_out": 0.1},
+        "tokenizer": {"name": str(folder / "tokenizer")}, "model": {"architecture": "bert", "settings": settings},
+        "objective": "diffusion", "evaluation": {"rows": 60, "ratios": [0.15]},
+        "training": {"steps": 250, "batch_size": 16, "learning_rate": 5e-3, "eval_every": 50, "precision": "no"},
+    }, origin="test")  # fmt: skip
+    result = run_pretrain(recipe, folder / "run", quiet=True)
+    (folder / "result.json").write_text(json.dumps(result))
+    (folder / "held_out.txt").write_text("\n\n".join(sample(80, 20, seed=3)))
+    return folder
+
+
+def test_a_trained_model_learns_and_stays_above_the_entropy(trained: Path) -> None:
+    lines = [json.loads(line) for line in (trained / "run" / "metrics.jsonl").read_text().splitlines()]
+    curve = [line for line in lines if line["kind"] == "eval" and line["masks"] == "diffusion"]
+    losses = [line["loss"] for line in curve]
+    assert len(curve) == 5 and losses[-1] < losses[0] - 0.02 and losses[-1] < curve[0]["unigram"] - 0.1
+    # Texts of 24 tokens: the first costs more than the others.
+    entropy = (nats_first() + 23 * ENTROPY) / 24
+    assert all(loss > entropy - 3 * line["error"] for loss, line in zip(losses, curve))
+    assert curve[-1]["unigram"] == pytest.approx(nats_first(), abs=0.1)
+    card = (trained / "run" / "checkpoint" / "README.md").read_text()
+    assert "diffusion" in card and "uniform(0" in card
+
+
+def test_evaluate_tells_the_bound(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint, text = str(trained / "run" / "checkpoint"), str(trained / "held_out.txt")
+    with pytest.raises(SystemExit) as end:
+        main(["evaluate", checkpoint, "--with", "bound:12", "--text", text, "--json"])
+    assert not end.value.code
+    records = {r["metric"]: r for r in json.loads(capsys.readouterr().out) if r["kind"] == "evaluation"}
+    nats, bits, of_bytes = (
+        records[f"{name}"] for name in ("nats per token", "bits per token", "bits per byte")
+    )
+    exact = nats_of((trained / "held_out.txt").read_text().split("\n\n")) / nats["items"]
+    assert exact - 3 * nats["error"] < nats["value"] < nats_first()
+    assert bits["value"] == pytest.approx(nats["value"] / math.log(2))
+    size = sum(len(part.encode()) for part in (trained / "held_out.txt").read_text().split("\n\n"))
+    assert of_bytes["value"] * size == pytest.approx(bits["value"] * bits["items"])
+    with pytest.raises(SystemExit) as end:
+        main(["evaluate", checkpoint, "--with", "bound:12", "--text", text])
+    assert "bound bits per byte" in capsys.readouterr().out and not end.value.code
+
+
+def test_no_figure_per_byte_where_the_text_holds_unknown_tokens() -> None:
+    rows = rows_of(["w1 w2 nobody w3", "w0 w0 w1"])
+    text = Bound(rows, tokenizer(), torch.arange(2), draws=2)(MaskedLanguageModelling(model("bert").eval()))
+    assert text.unknown == 1 and text.tokens == 6
+    records = bound_records(text, 30)
+    assert [r["metric"] for r in records] == ["nats per token", "bits per token"]
+    assert "no figure per byte" in str(records[0]["skipped"])
+
+
+def test_evaluate_refuses_what_has_no_bound(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint, text = str(trained / "run" / "checkpoint"), str(trained / "held_out.txt")
+    for arguments in (["--with", "bound:none", "--text", text], ["--with", "bound"]):
+        with pytest.raises(SystemExit) as end:
+            main(["evaluate", checkpoint, *arguments])
+        assert end.value.code == 2 and len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_a_study_compares_arms_by_the_bound(tmp_path: Path) -> None:
+    from maskwise.recipe import read_recipe
+    from maskwise.study import run_study
+
+    path = write_inputs(tmp_path)
+    overrides = [
+        "tasks=[]", "training.steps=10", "training.eval_every=0", "objective=diffusion", "evaluation.ratios=[0.15]",
+        "study.arms={uniform: {}, bell: {masking.ratio: bell}, words: {masking.policy: whole-word}}",
+        "masking.budget=bernoulli",
+    ]  # fmt: skip
+    recipe = read_recipe(str(path), overrides)
+    assert recipe.evaluation.masks == ("token", "whole-word", "diffusion")
+    assert recipe.arm("bell", seed=0).masking.ratio == "bell"
+    result = run_study(recipe, tmp_path / "study", jobs=1, quiet=True)
+    primary = [row for row in result["contrasts"] if row["primary"]]
+    assert {row["outcome"] for row in primary} == {"heldout:diffusion"} and not result["failures"]
+    reasons = {reason["code"] for row in primary for reason in row["reasons"]}
+    assert "different-units" not in reasons, "the bound is over random orders, whatever an arm masks"
