@@ -30,7 +30,7 @@ app = typer.Typer(
 )  # fmt: skip
 for command in (
     runs.study, runs.pretrain, runs.finetune, runs.learn, runs.annotate,
-    views.evaluate, views.inspect, views.report, views.bench,
+    views.evaluate, views.generate, views.inspect, views.report, views.bench,
 ):  # fmt: skip
     app.command()(command)
 app.command("list")(views.list_names)

@@ -1,4 +1,4 @@
-"""The commands that look, and write at most a page: evaluate, inspect, report, bench, list."""
+"""The commands that look, and write at most a page: evaluate, generate, inspect, report, bench, list."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def evaluate(
         typer.Option(
             "--with",
             help="pairs:FILE, cloze:FILE (options behind: cloze:FILE(items=500)), pseudo-perplexity[:ROWS], "
-            "heldout; separated by commas. pairs:bundled:pairs comes with maskwise.",
+            "bound[:DRAWS] (of masked diffusion), heldout; separated by commas. pairs:bundled:pairs comes along.",
         ),
     ] = "",
     text: Annotated[
@@ -32,7 +32,7 @@ def evaluate(
     text_field: Annotated[str, typer.Option(help="Where the text is, in files with fields.")] = "text",
     as_json: Json = False,
 ) -> None:
-    """Judge a checkpoint without fine-tuning: held-out loss, pseudo-perplexity, cloze facts, minimal pairs."""
+    """Judge a checkpoint without fine-tuning: held-out loss, bound, pseudo-perplexity, cloze facts, minimal pairs."""
     from maskwise.evaluation import evaluate_checkpoint
     from maskwise.specs import split_calls
 
@@ -44,14 +44,62 @@ def evaluate(
     for record in records:
         if record["kind"] == "heldout":
             name = f"held-out loss, {record['masks']} masks {record['ratio']:.0%}"
+            error = record.get("error")
             value, chance, items, left_out = record["loss"], record["unigram"], record["targets"], ""
         else:
-            name = f"{record['name']} {record['metric']}"
+            name, error = f"{record['name']} {record['metric']}", record.get("error")
             value, chance, items = record["value"], record["chance"], record["items"]
             left_out = "; ".join(f"{count} {reason}" for reason, count in record.get("skipped", {}).items())
         known = "" if chance is None else f"{chance:.3f}"
-        table.add_row(escape(name), f"{value:.3f}", known, str(items), left_out)
+        spread = "" if error is None else f" ± {error:.3f}"
+        table.add_row(escape(name), f"{value:.3f}{spread}", known, str(items), left_out)
     out_console.print(table)
+
+
+def generate(
+    model: Annotated[str, typer.Argument(help="A checkpoint folder or hub id of a masked language model.")],
+    prompt: Annotated[
+        str, typer.Option(help="What stays as it is. [MASK] and [MASK*5] are gaps of one and five tokens.")
+    ] = "",
+    length: Annotated[int, typer.Option(min=0, help="Tokens to write behind a prompt without gaps.")] = 32,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Steps; as many as tokens to write if not said.")
+    ] = None,
+    order: Annotated[str, typer.Option(help="Which gaps go first: confidence, random or block.")] = "confidence",
+    temperature: Annotated[
+        float, typer.Option(help="Above 1 bolder, below 1 surer, 0 always the likeliest token.")
+    ] = 1.0,
+    block: Annotated[int, typer.Option(min=1, help="Tokens of a block, for the order block.")] = 8,
+    seed: Annotated[int, typer.Option(help="Of the tokens that are drawn.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Write text by masked diffusion: the model fills gaps step by step, and the terminal shows how.
+
+    It takes models that objective diffusion has trained, and any other encoder with a masked-language-model head.
+    """
+    from rich.live import Live
+    from transformers.utils import logging
+
+    from maskwise.evaluation.generate import Writer
+
+    logging.disable_progress_bar()
+    writer = Writer(model)
+    told = {"length": length, "steps": steps, "order": order, "temperature": temperature, "block": block}
+    stages = writer.write(prompt, seed=seed, **told)
+    if as_json:
+        history = [stage.text for stage in stages]
+        made = {"text": history[-1], "order": order, "steps": len(history) - 1, "seed": seed, "history": history}
+        print_json(made)
+        return
+    text = ""
+    if not out_console.is_terminal:
+        for stage in stages:
+            text = stage.text
+        out_console.print(text, markup=False, highlight=False, soft_wrap=True)
+        return
+    with Live(console=out_console, refresh_per_second=12) as live:
+        for stage in stages:
+            live.update(Text(stage.text))
 
 
 def inspect(

@@ -1,0 +1,151 @@
+"""Text from a masked diffusion model: gaps are filled a few tokens at a time, in an order that one chooses.
+
+At each step the model says what may stand in every gap that is left, a token is drawn for each, and some of them stay:
+
+- ``confidence``: those that the model is surest of (Chang et al. 2022; the sampler of Nie et al. 2025, LLaDA);
+- ``random``: any, which is the process whose likelihood the training bounds;
+- ``block``: the surest of the leftmost block, block after block, nearly from left to right.
+
+What the prompt says is never changed. Any encoder with a masked-language-model head can be asked; one that was trained
+at 15 % has not learned to begin. Cost: a forward pass of the row for each step.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from maskwise.errors import MaskwiseError, unknown_name
+from maskwise.evaluation.scoring import predictions
+from maskwise.families import check_fit, most_tokens, require_kind
+from maskwise.masking.vocabulary import Vocabulary
+from maskwise.models import load_model
+from maskwise.text import load_tokenizer
+from maskwise.training.engine import best_device
+
+ORDERS = ("confidence", "random", "block")
+GAP = re.compile(r"\[MASK(?:\*(\d+))?\]")
+"""A gap of a prompt: [MASK] is one token, [MASK*5] five."""
+SHOWN = "▢"
+
+
+class Stage(NamedTuple):
+    """The text after a step: its tokens (L,), framed, and how it reads, with ``SHOWN`` in every gap."""
+
+    step: int
+    ids: Tensor
+    text: str
+
+
+class Writer:
+    """A model that fills gaps.
+
+    Args:
+        model: a folder or hub id of an encoder with a masked-language-model head.
+
+    Raises:
+        MaskwiseError: a model of another kind, or whose tokenizer has no mask token.
+    """
+
+    def __init__(self, model: str):
+        self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(model, needs_words=False)
+        self.model: PreTrainedModel = load_model(model, kind=None)
+        require_kind(self.model.config, "encoder", use="filling gaps")
+        check_fit(self.model.config, len(self.tokenizer), do="use the model's own tokenizer")
+        nn.Module.to(self.model, best_device())
+        self.model.eval()
+        self.vocabulary = Vocabulary.of(self.tokenizer)
+
+    def read(self, prompt: str, length: int) -> Tensor:
+        """(L,) int64: a prompt with its gaps as masks, or with ``length`` of them behind it, in the model's frame.
+
+        Raises:
+            MaskwiseError: no gap at all, or more tokens than the model reads.
+        """
+        mask, ids, end = self.vocabulary.require_mask(), list[int](), 0
+        for gap in GAP.finditer(prompt):
+            ids += [*self._tokens(prompt[end : gap.start()]), *[mask] * int(gap[1] or 1)]
+            end = gap.end()
+        ids += self._tokens(prompt[end:])
+        if not end:
+            ids += [mask] * length
+        if mask not in ids:
+            raise MaskwiseError("there is nothing to write", do="give --length, or gaps such as [MASK*5]")
+        first, last = self.vocabulary.bos, self.vocabulary.eos
+        framed = [*([] if first is None else [first]), *ids, *([] if last is None else [last])]
+        room = most_tokens(self.model.config)
+        if len(framed) > room:
+            what = "the text is longer than the model reads"
+            raise MaskwiseError(what, got=f"{len(framed)} tokens", allowed=f"≤ {room}", do="give a lower --length")
+        return torch.tensor(framed)
+
+    @torch.inference_mode()
+    def write(
+        self, prompt: str = "", *, length: int = 32, steps: int | None = None, order: str = "confidence",
+        temperature: float = 1.0, block: int = 8, seed: int = 0,
+    ) -> Iterator[Stage]:  # fmt: skip
+        """Fill the gaps; yields the text before the first step, and after each.
+
+        Args:
+            prompt: what stays as it is. Gaps are [MASK] or [MASK*5]; without any, ``length`` tokens follow it.
+            steps: how often the model is asked; as often as there are tokens to write if not said.
+            temperature: by which logits are divided before a token is drawn; 0 takes the likeliest.
+            block: tokens of a block, for the order ``block``.
+
+        Raises:
+            MaskwiseError: an unknown order, a temperature below 0, or see ``read``.
+        """
+        if order not in ORDERS:
+            raise unknown_name("order", order, ORDERS)
+        if not 0 <= temperature < math.inf:
+            raise MaskwiseError("temperature", got=temperature, allowed="≥ 0")
+        for name, value in (("steps", steps), ("block", block)):
+            if value is not None and value < 1:
+                raise MaskwiseError(name, got=value, allowed="≥ 1")
+        ids, draw = self.read(prompt, length), torch.Generator().manual_seed(seed)
+        gaps = (ids == self.vocabulary.mask).nonzero().flatten()
+        steps = min(steps or len(gaps), len(gaps))
+        turn = torch.rand(len(ids), generator=draw)  # of each place, for the order "random"
+        yield Stage(0, ids.clone(), self.text(ids))
+        for step in range(steps):
+            left = (ids == self.vocabulary.mask).nonzero().flatten()
+            count = -(-len(left) // (steps - step))
+            number = torch.searchsorted(gaps, left) // block
+            asked = left[number <= number[count - 1]] if order == "block" else left
+            token, sure = self._drawn(ids, asked, temperature, draw)
+            first = turn[asked] if order == "random" else sure
+            kept = first.argsort(descending=True, stable=True)[:count]
+            ids[asked[kept]] = token[kept]
+            yield Stage(step + 1, ids.clone(), self.text(ids))
+
+    def text(self, ids: Tensor) -> str:
+        """How a text reads, with ``SHOWN`` in its gaps and without its frame."""
+        frame = {self.vocabulary.bos, self.vocabulary.eos}
+        inner = [i for i in ids.tolist() if i not in frame]
+        decoded = self.tokenizer.decode(inner, clean_up_tokenization_spaces=False)
+        return str(decoded).replace(str(self.tokenizer.mask_token), SHOWN).strip()
+
+    def _tokens(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]) if text else []
+
+    def _drawn(
+        self, ids: Tensor, places: Tensor, temperature: float, draw: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """A token (M,) for each place, and how likely the model holds it (M,)."""
+        log_p = predictions(
+            self.model, ids[None], torch.ones(1, len(ids)), torch.zeros_like(places), places
+        ).cpu()
+        words = torch.zeros(log_p.shape[1], dtype=torch.bool)
+        words[: self.vocabulary.size] = torch.from_numpy(self.vocabulary.eligible)
+        log_p = log_p.masked_fill(~words, -math.inf).log_softmax(-1)
+        if temperature:
+            token = (log_p / temperature).softmax(-1).multinomial(1, generator=draw).squeeze(1)
+        else:
+            token = log_p.argmax(-1)
+        return token, log_p.gather(1, token[:, None]).squeeze(1)

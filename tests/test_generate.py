@@ -1,0 +1,98 @@
+"""Writing by masked diffusion: frozen prompts, gaps, orders, steps; and in the terminal."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from maskwise.cli import main
+from maskwise.errors import MaskwiseError
+from maskwise.evaluation.generate import SHOWN, Writer
+from training_tools import CLS, SEP, model, tokenizer
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of a tiny model without training."""
+    path = tmp_path_factory.mktemp("writer")
+    model("bert").save_pretrained(path)
+    tokenizer().save_pretrained(path)
+    return path
+
+
+@pytest.mark.parametrize("order", ["confidence", "random", "block"])
+def test_gaps_are_filled_and_the_prompt_stays(folder: Path, order: str) -> None:
+    writer = Writer(str(folder))
+    stages = list(writer.write("w1 [MASK*4] w2 [MASK] w3", order=order, steps=3, block=2, seed=1))
+    assert [stage.text.count(SHOWN) for stage in stages] == [5, 3, 1, 0]
+    assert stages[0].text == f"w1 {' '.join([SHOWN] * 4)} w2 {SHOWN} w3"
+    first, last = stages[0].ids, stages[-1].ids
+    assert (first[0], first[-1]) == (CLS, SEP) and len(first) == 10
+    kept = first != tokenizer().mask_token_id
+    for stage in stages:
+        assert torch.equal(stage.ids[kept], first[kept]), "what the prompt says never changes"
+    written = last[~kept]
+    assert bool((written >= 5).all()), "no special token is ever written"
+    again = list(writer.write("w1 [MASK*4] w2 [MASK] w3", order=order, steps=3, block=2, seed=1))
+    assert [a.text for a in again] == [s.text for s in stages]
+    if order == "block":  # the left block is full before the next begins
+        assert [stage.text.split()[1:3].count(SHOWN) for stage in stages] == [2, 0, 0, 0]
+
+
+def test_a_token_that_was_written_stays_and_the_likeliest_is_taken_at_temperature_0(folder: Path) -> None:
+    writer = Writer(str(folder))
+    stages = list(writer.write("w5 w6", length=6, temperature=0))
+    for before, after in pairwise(stages):
+        old = before.ids != tokenizer().mask_token_id
+        assert torch.equal(before.ids[old], after.ids[old])
+        (place,) = (before.ids != after.ids).nonzero().flatten().tolist()
+        with torch.no_grad():
+            logits = writer.model(input_ids=before.ids[None]).logits[0, place]
+        assert int(after.ids[place]) == 5 + int(logits[5:].argmax())
+    assert len(stages) == 7 and stages[-1].text.startswith("w5 w6 ")
+
+
+def test_the_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["generate", str(folder), "--prompt", "w1 w2", "--length", "5", "--steps", "2", "--json"])
+    made = json.loads(capsys.readouterr().out)
+    assert not end.value.code and made["steps"] == 2 and len(made["history"]) == 3
+    assert made["text"] == made["history"][-1] and SHOWN not in made["text"] and made["text"].startswith("w1 w2")
+    with pytest.raises(SystemExit) as end:
+        main(["generate", str(folder), "--prompt", "w1 w2", "--length", "5", "--steps", "2"])
+    assert not end.value.code and capsys.readouterr().out.strip() == made["text"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--length", "0"], "nothing to write"),
+        (["--length", "500"], "longer than the model reads"),
+        (["--order", "backwards"], "confidence"),
+        (["--temperature", "-1"], "temperature"),
+    ],
+)
+def test_bad_input_is_one_line(folder: Path, arguments: list[str], said: str, capsys: Any) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["generate", str(folder), *arguments])
+    error = capsys.readouterr().err.strip()
+    assert end.value.code == 2 and said in error and len(error.splitlines()) == 1
+
+
+def test_a_model_without_a_mask_token_is_refused(folder: Path, tmp_path: Path, capsys: Any) -> None:
+    model("bert").save_pretrained(tmp_path)
+    maskless = type(tokenizer())(
+        tokenizer_object=tokenizer().backend_tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]"
+    )
+    maskless.save_pretrained(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        main(["generate", str(tmp_path)])
+    error = capsys.readouterr().err.strip()
+    assert end.value.code == 2 and "no mask token" in error and len(error.splitlines()) == 1
+    with pytest.raises(MaskwiseError, match="nothing to write"):
+        list(Writer(str(folder)).write("w1", length=0))
