@@ -62,7 +62,9 @@ def test_the_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         main(["generate", str(folder), "--prompt", "w1 w2", "--length", "5", "--steps", "2", "--json"])
     made = json.loads(capsys.readouterr().out)
     assert not end.value.code and made["steps"] == 2 and len(made["history"]) == 3
-    assert made["text"] == made["history"][-1] and SHOWN not in made["text"] and made["text"].startswith("w1 w2")
+    assert (
+        made["text"] == made["history"][-1] and SHOWN not in made["text"] and made["text"].startswith("w1 w2")
+    )
     with pytest.raises(SystemExit) as end:
         main(["generate", str(folder), "--prompt", "w1 w2", "--length", "5", "--steps", "2"])
     assert not end.value.code and capsys.readouterr().out.strip() == made["text"]
@@ -87,7 +89,10 @@ def test_bad_input_is_one_line(folder: Path, arguments: list[str], said: str, ca
 def test_a_model_without_a_mask_token_is_refused(folder: Path, tmp_path: Path, capsys: Any) -> None:
     model("bert").save_pretrained(tmp_path)
     maskless = type(tokenizer())(
-        tokenizer_object=tokenizer().backend_tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]"
+        tokenizer_object=tokenizer().backend_tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
     )
     maskless.save_pretrained(tmp_path)
     with pytest.raises(SystemExit) as end:

@@ -65,7 +65,9 @@ def generate(
     steps: Annotated[
         int | None, typer.Option(min=1, help="Steps; as many as tokens to write if not said.")
     ] = None,
-    order: Annotated[str, typer.Option(help="Which gaps go first: confidence, random or block.")] = "confidence",
+    order: Annotated[
+        str, typer.Option(help="Which gaps go first: confidence, random or block.")
+    ] = "confidence",
     temperature: Annotated[
         float, typer.Option(help="Above 1 bolder, below 1 surer, 0 always the likeliest token.")
     ] = 1.0,
@@ -88,7 +90,13 @@ def generate(
     stages = writer.write(prompt, seed=seed, **told)
     if as_json:
         history = [stage.text for stage in stages]
-        made = {"text": history[-1], "order": order, "steps": len(history) - 1, "seed": seed, "history": history}
+        made = {
+            "text": history[-1],
+            "order": order,
+            "steps": len(history) - 1,
+            "seed": seed,
+            "history": history,
+        }
         print_json(made)
         return
     text = ""

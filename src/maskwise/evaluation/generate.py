@@ -82,7 +82,9 @@ class Writer:
         room = most_tokens(self.model.config)
         if len(framed) > room:
             what = "the text is longer than the model reads"
-            raise MaskwiseError(what, got=f"{len(framed)} tokens", allowed=f"≤ {room}", do="give a lower --length")
+            raise MaskwiseError(
+                what, got=f"{len(framed)} tokens", allowed=f"≤ {room}", do="give a lower --length"
+            )
         return torch.tensor(framed)
 
     @torch.inference_mode()
@@ -132,7 +134,9 @@ class Writer:
         return str(decoded).replace(str(self.tokenizer.mask_token), SHOWN).strip()
 
     def _tokens(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]) if text else []
+        return (
+            list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]) if text else []
+        )
 
     def _drawn(
         self, ids: Tensor, places: Tensor, temperature: float, draw: torch.Generator
