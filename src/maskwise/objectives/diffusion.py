@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-import torch
 from transformers import PreTrainedTokenizerBase
 
 from maskwise.errors import MaskwiseError
@@ -20,7 +19,7 @@ from maskwise.masking.diffusion import check as check_masking
 from maskwise.masking.policies import policy
 from maskwise.masking.rates import Rates
 from maskwise.masking.schedules import schedule
-from maskwise.objectives.base import Masking, Outcome, check_all_asked, weighted
+from maskwise.objectives.base import Masking, Outcome, check_all_asked, counted, weighted
 from maskwise.objectives.mlm import MaskedLanguageModelling
 
 UNSAID = {"ratio": 0.15, "corruption": "bert", "min_targets": 1}
@@ -80,8 +79,7 @@ class MaskedDiffusion(MaskedLanguageModelling):
     def forward(self, batch: MaskedBatch) -> Outcome:  # type: ignore[override]  # a dict has no weights
         losses, where = self.token_losses(batch)
         total = weighted(losses, batch.loss_weight, *where.unbind(1)).sum()
-        counted = torch.tensor(batch.counted or 0, device=losses.device)
-        return Outcome(total, counted, losses.detach(), where)
+        return Outcome(total, counted(batch.counted or 0, losses), losses.detach(), where)
 
 
 NAMED = {"budget": "exact", "fill": "none", "visits": "random"}
