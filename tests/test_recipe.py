@@ -126,7 +126,6 @@ def test_values_of_overrides(text, value):
         ("evaluation.masks=[word]", "whole-word"),
         ("training.steps=0", "training.steps"),
         ("training.steps=many", "training.steps"),
-        ("training.save_every=7", "multiple of log_every"),
         ("corpus.layout=loose", "packed"),
         ("study.baseline=tokn-15", "did you mean 'token-15'"),
         ("study.seeds=0", "study.seeds"),

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import PreTrainedTokenizerFast
 
 from maskwise.errors import MaskwiseError
-from maskwise.text import encode, train_tokenizer, word_ids
+from maskwise.text import annotate_rows, encode, train_tokenizer, word_ids
 from maskwise.text.words import classify, is_white, word_starts
 
 SENTENCES = [
@@ -339,3 +339,52 @@ def test_encode_refuses(tokenizer, call, message):
     with pytest.raises(MaskwiseError, match=message) as error:
         call(tokenizer)
     assert "\n" not in str(error.value)
+
+
+# Rows of tokens, for datasets.map ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+@pytest.mark.parametrize("text", SENTENCES)
+def test_rows_of_tokens_get_the_words_of_their_text(name, text):
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=FAMILIES[name], unk_token="[UNK]")
+    (row,) = encode(tokenizer, [text])
+    if tokenizer.unk_token_id not in row["input_ids"]:  # nobody knows what an unknown token covered
+        assert annotate_rows({"input_ids": row["input_ids"]}, tokenizer)["word_ids"] == row["word_ids"]
+
+
+def test_annotate_rows_is_what_map_and_a_masker_want():
+    tokenizer = train_tokenizer(SENTENCES * 4, vocab_size=200)
+    ids = tokenizer(SENTENCES[:2])["input_ids"]
+    both = annotate_rows({"input_ids": ids, "more": [1, 2]}, tokenizer)
+    assert both["more"] == [1, 2] and [len(row) for row in both["word_ids"]] == [len(row) for row in ids]
+    alone = annotate_rows({"input_ids": ids[0]}, tokenizer)
+    assert alone["word_ids"] == both["word_ids"][0] and alone["example_id"] == both["example_id"][0]
+    assert len(set(both["example_id"])) == 2 and all(0 <= name < 2**63 for name in both["example_id"])
+    texts = annotate_rows({"text": SENTENCES[:2]}, tokenizer, max_length=8)
+    assert texts["input_ids"] == [row["input_ids"] for row in encode(tokenizer, SENTENCES[:2], max_length=8)]
+    assert texts["text"] == SENTENCES[:2]
+    assert annotate_rows({"text": SENTENCES[0]}, tokenizer)["input_ids"] == ids[0]
+    assert annotate_rows({"input_ids": []}, tokenizer)["word_ids"] == []
+
+
+def test_blocks_that_begin_inside_a_character():
+    """Byte-level pieces cut "é" in two; group_texts of run_mlm may cut there."""
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=FAMILIES["bytes"], unk_token="[UNK]")
+    ids = tokenizer("ééé abc é", add_special_tokens=False)["input_ids"]
+    for cut in range(len(ids)):
+        words = annotate_rows({"input_ids": ids[cut:]}, tokenizer)["word_ids"]
+        assert len(words) == len(ids) - cut and words == sorted(words)
+
+
+@pytest.mark.parametrize(
+    ("batch", "said"),
+    [
+        ({"body": ["a"]}, "text_field"),
+        ({"input_ids": [["a"]]}, "token ids"),
+        ({"input_ids": [[1.5]]}, "token ids"),
+    ],
+)
+def test_annotate_rows_refuses_what_holds_no_rows(batch, said):
+    with pytest.raises(MaskwiseError, match=said):
+        annotate_rows(batch, train_tokenizer(SENTENCES, vocab_size=100))

@@ -24,19 +24,20 @@ if TYPE_CHECKING:
         corrupt,
         schedules,
     )
-    from maskwise.text import encode
+    from maskwise.text import annotate_rows, encode
     from maskwise.trainer import MaskingTrainer
 
 _HOMES = {
-    "encode": "maskwise.text", "MaskwiseError": "maskwise.errors", "MaskedBatch": "maskwise.masking",
-    "Masker": "maskwise.masking", "MaskingCollator": "maskwise.masking", "MaskingTrainer": "maskwise.trainer",
-    "StepBatchSampler": "maskwise.masking", "SteppedDataset": "maskwise.masking", "schedules": "maskwise.masking",
-    "samplers": "maskwise.samplers", "Noising": "maskwise.masking", "corrupt": "maskwise.masking",
+    "annotate_rows": "maskwise.text", "encode": "maskwise.text", "MaskwiseError": "maskwise.errors",
+    "MaskedBatch": "maskwise.masking", "Masker": "maskwise.masking", "MaskingCollator": "maskwise.masking",
+    "MaskingTrainer": "maskwise.trainer", "Noising": "maskwise.masking", "StepBatchSampler": "maskwise.masking",
+    "SteppedDataset": "maskwise.masking", "corrupt": "maskwise.masking", "schedules": "maskwise.masking",
+    "samplers": "maskwise.samplers",
 }  # fmt: skip
 
 __all__ = [
     "MaskedBatch", "Masker", "MaskingCollator", "MaskingTrainer", "MaskwiseError", "Noising", "StepBatchSampler",
-    "SteppedDataset", "__version__", "corrupt", "encode", "samplers", "schedules",
+    "SteppedDataset", "__version__", "annotate_rows", "corrupt", "encode", "samplers", "schedules",
 ]  # fmt: skip
 
 

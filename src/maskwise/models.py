@@ -216,6 +216,11 @@ def empty_model(config: PreTrainedConfig, auto: Any = None) -> PreTrainedModel:
         raise MaskwiseError(what) from None
 
 
+def weights_of(config: PreTrainedConfig) -> int:
+    """How many weights a language model of this configuration has; nothing is allocated."""
+    return sum(parameter.numel() for parameter in empty_model(config).parameters())
+
+
 def language_model(config: PreTrainedConfig) -> Any:
     """The class of transformers that pre-trains models of this kind."""
     return LANGUAGE_MODELS[adapter_of(config).kind]

@@ -1,8 +1,8 @@
 """The command line: every command is a function with typed arguments, and calls a room that does the work.
 
-This page knows all commands and turns bad input into one line and exit code 2; ``runs`` are the commands that write a
-folder, ``views`` those that look, and ``terminal`` is what both share. It sees every room and imports each only when
-its command runs, so that ``--help`` is quick.
+This page knows all commands and turns bad input into one line and exit code 2; ``begin`` is what a newcomer meets
+first, ``runs`` are the commands that write a folder, ``views`` those that look, and ``terminal`` is what all share. It
+sees every room and imports each only when its command runs, so that ``--help`` is quick.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import NoReturn
 
 import typer
 
-from maskwise.cli import runs, views
+from maskwise.cli import begin, runs, views
 from maskwise.cli.terminal import err_console
 from maskwise.constants import rank_here
 from maskwise.errors import MaskwiseError
@@ -25,11 +25,12 @@ from maskwise.signals import CODES, leave_when_asked
 app = typer.Typer(
     name="maskwise",
     help="Pre-train masked language models well: choose what to mask, and learn which choice is worth it.",
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich",
+    pretty_exceptions_enable=False, rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip
+app.callback(invoke_without_command=True)(begin.begin)
 for command in (
-    runs.study, runs.pretrain, runs.finetune, runs.learn, runs.annotate,
+    begin.check, runs.study, runs.pretrain, runs.finetune, runs.learn, runs.annotate,
     views.evaluate, views.generate, views.inspect, views.report, views.bench,
 ):  # fmt: skip
     app.command()(command)
@@ -49,7 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # or each vain attempt is a line before ours
     try:
-        code = app(args=list(arguments) if arguments is not None else None, standalone_mode=False)
+        given = list(arguments) if arguments is not None else None
+        code = app(args=given, standalone_mode=False, prog_name="maskwise")
         sys.stdout.flush()
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED  # with some versions of typer; others return it

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from maskwise.cli.begin import write_new_recipe
 from maskwise.cli.terminal import (
     Json,
     Out,
@@ -24,6 +25,13 @@ def study(
     recipe: Annotated[str, typer.Argument(help="A shipped recipe or a YAML file.")] = "quick-start",
     overrides: Overrides = None,
     out: Out = Path("runs/study"),
+    new: Annotated[
+        bool,
+        typer.Option(
+            "--new",
+            help="Run nothing: write a recipe for a file of texts and files of labels, FILE [LABELS …].",
+        ),
+    ] = False,
     engine: Annotated[str, typer.Option(help="Where stages run: local, or ray (a cluster).")] = "local",
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Stages at once; as many as cores (GPUs on Ray) if not said.")
@@ -44,6 +52,9 @@ def study(
     The same command goes on where an interrupted study stopped, and runs nothing twice. Exit code 1 says
     that a run failed.
     """
+    if new:
+        write_new_recipe(recipe, overrides or [])
+        return
     from maskwise import study as room
     from maskwise.recipe import read_recipe
 
@@ -311,7 +322,7 @@ def print_plan(plan: dict[str, Any]) -> None:
         out_console.print(f"Note: {note}", highlight=False, soft_wrap=True)
     if plan["seconds"] is None:
         kinds = ", ".join(plan["unknown"])
-        left = f"time unknown: no like stage was timed here yet ({kinds})"
+        left = f"time unknown: nothing like {kinds} was timed here yet; maskwise check times it"
     else:
         left = f"about {plan['seconds'] / 60:.0f} min"
     out_console.print(

@@ -35,7 +35,7 @@ def train_classifier(
     assert isinstance(kind, Tuned)
     network = load_network(checkpoint, task, tokenizer, config=config, max_length=length, seed=seed)
     objective, data = Classification(network), encode(task, tokenizer, max_length=length)
-    training = settings.training(task, seed=seed)
+    training = settings.fitting(network.num_parameters()).training(task, seed=seed)
     train(
         objective,
         TaskSource(data["train"], training),

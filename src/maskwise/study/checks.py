@@ -15,13 +15,14 @@ from maskwise.evaluation import load_sets
 from maskwise.families import adapter_of, check_room, most_tokens
 from maskwise.folders import require_own
 from maskwise.masking.policies import policy
-from maskwise.models import NO_HEAD, check_start, has_head
+from maskwise.models import NO_HEAD, check_start, has_head, weights_of
 from maskwise.objectives import objective_class
 from maskwise.objectives.base import NO_DOCUMENTS
 from maskwise.recipe import Recipe
 from maskwise.samplers import sampler
 from maskwise.study.stages import Stage, prepare_stage, tokenizer_of
-from maskwise.tasks import load_task
+from maskwise.tasks import FinetuneSettings, load_task
+from maskwise.tasks.judge import fitting_rate
 from maskwise.tasks.task import Tuned
 from maskwise.text import load_tokenizer, require_documents
 from maskwise.text.layers import token_layers
@@ -39,6 +40,9 @@ CORPUS_LAYERS = ("word_ids",)
 
 LOCK = ".lock"
 """In ``stages/``: held while a study runs, and the sign that the folder is one."""
+
+FAR = 8
+"""A learning rate that is so many times what suits the model, or less than a part of it, is spoken of."""
 
 MOST_UNKNOWN = 0.01
 """Above this share of unknown tokens a text is spoken of: they are never masked, and teach nothing."""
@@ -91,6 +95,8 @@ def _check_arm(arm: Recipe) -> list[str]:
         check_room(config, link.corpus.length, what=setting)
     if start and links[0].training.freeze == "none" and not has_head(start):
         notes.append(f"{start}: {NO_HEAD}")
+    if arm.tasks and arm.kind == "encoder":
+        notes += _rate_notes(arm.finetune, weights_of(config))
     if start and arm.tasks:
         check_room(config, arm.finetune.max_length, what="finetune.max_length")
     elif arm.tasks and arm.has_new_positions and arm.finetune.max_length > (room := most_tokens(config)):
@@ -108,6 +114,14 @@ def _check_arm(arm: Recipe) -> list[str]:
             do = "it reads one document a row; with corpus.attention=row it reads packed rows as one text"
             notes.append(f"{config.model_type}: {NO_DOCUMENTS}, so {do}")
     return notes
+
+
+def _rate_notes(finetune: FinetuneSettings, weights: int) -> Iterator[str]:
+    """A learning rate of fine-tuning that is far from what models of this size want."""
+    rate, wanted = finetune.learning_rate, fitting_rate(weights)
+    if rate is not None and finetune.optimizer == "adamw" and not wanted / FAR <= rate <= FAR * wanted:
+        what = f"finetune.learning_rate is {rate:g}, and models of {weights / 1e6:.1f} M weights want about {wanted:g}"
+        yield f"{what}: leave it out, or take that"
 
 
 def _check_choices(recipe: Recipe) -> None:

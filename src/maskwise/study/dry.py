@@ -1,8 +1,10 @@
 """What a study would do, and how long that may take; nothing is written and nothing is trained.
 
-Times come from like stages that are in the folders already (of this study, or shared; ``live.Pace``). Where there are
-none, that is said rather than guessed. What a search or a matching will decide is not known yet: such runs are counted
-at the first point of the grid, or at the steps as written.
+Times come from like stages that are in the folders already (of this study, or shared; ``live.Pace``), or from the few
+steps that ``maskwise check`` has timed here (``timing``). Where there are none, that is said rather than guessed.
+
+What a search or a matching will decide is not known yet: such runs are counted at the first point of the grid, or at
+the steps as written.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from maskwise.study.live import Pace
 from maskwise.study.plan import Run
 from maskwise.study.run import shared_folder
 from maskwise.study.stages import Stage
+from maskwise.study.timing import Timings, works_of
 
 
 def dry_run(
@@ -56,7 +59,8 @@ def dry_run(
         new = {stage.name for stage in plan.stages() if stage.name in to_do} - seen
         seen |= new
         listed.append({"purpose": plan.purpose, "runs": len(plan.runs), "to_do": len(new)})
-    seconds = {name: pace.seconds(stage) for name, stage in to_do.items()}
+    works, timings = works_of(recipe, [run for plan in plans for run in plan.runs]), Timings()
+    seconds = {name: pace.seconds(stage) or timings.seconds(works[name]) for name, stage in to_do.items()}
     kinds: dict[str, Plain] = {}
     for kind in dict.fromkeys(stage.kind for stage in named.values()):
         left = [seconds[name] for name, stage in to_do.items() if stage.kind == kind]
@@ -67,7 +71,7 @@ def dry_run(
     return {
         "name": recipe.name, "out": str(out), "jobs": at_once, "plans": listed,
         "phases": list(_phases(recipe, design, seconds)), "stages": kinds,
-        "seconds": None if unknown else _wall(to_do, seconds, at_once), "unknown": unknown,
+        "seconds": None if unknown else wall(to_do, seconds, at_once), "unknown": unknown,
         "notes": notes + list(_notes(recipe, design)),
     }  # fmt: skip
 
@@ -122,7 +126,7 @@ def _timed(stages: Path) -> Pace:
     return pace
 
 
-def _wall(to_do: Mapping[str, Stage], seconds: Mapping[str, float | None], jobs: int) -> float:
+def wall(to_do: Mapping[str, Stage], seconds: Mapping[str, float | None], jobs: int) -> float:
     """Seconds at best: all jobs are busy all the time, but never less than the longest chain of stages."""
     ends: dict[str, float] = {}
     for name, stage in to_do.items():  # needed ones come first

@@ -19,6 +19,7 @@ from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any, Literal, NotRequired, TypedDict
 
+import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
@@ -28,7 +29,7 @@ from maskwise.constants import LOWER_IS_BETTER
 from maskwise.errors import MaskwiseError
 from maskwise.families import check_fit, check_room
 from maskwise.folders import require_own, write_lines
-from maskwise.models import load_task_model, task_config
+from maskwise.models import load_task_model, task_config, weights_of
 from maskwise.objectives import Objective
 from maskwise.tasks.loading import load_task
 from maskwise.tasks.metrics import bootstrap_interval
@@ -43,23 +44,26 @@ PREDICTIONS = "predictions.jsonl"
 
 
 class FinetuneSettings(BaseModel):
-    """How every checkpoint of a study is fine-tuned. The defaults are for the quick start's tiny models.
+    """How every checkpoint of a study is fine-tuned. What is None is chosen by the size of the model (``fitting``).
 
     >>> FinetuneSettings(epochs=2, learning_rate=5e-5).max_length
     64
+    >>> FinetuneSettings(epochs=2).fitting(110_000_000).learning_rate
+    5e-05
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    epochs: float = Field(5.0, gt=0)
-    """Passes over the training rows; not used when ``steps`` is given."""
+    epochs: float | None = Field(None, gt=0)
+    """Passes over the training rows; not used when ``steps`` is given. None: 5, and up to 20 where a large model would
+    have fewer than 250 steps."""
 
     steps: int | None = Field(None, ge=1)
     """Optimiser updates, whatever the size of the task."""
 
     batch_size: int = Field(16, ge=1)
-    learning_rate: float = Field(3e-3, gt=0)
-    """Peak rate of AdamW. Base-sized models want 2e-5 to 5e-5."""
+    learning_rate: float | None = Field(None, gt=0)
+    """Peak rate of AdamW. None: what suits models of this size, from 3e-3 (a million weights) to 5e-5 (110 million)."""
 
     muon_learning_rate: float = Field(0.003, gt=0)
     """Peak rate of Muon; used with ``optimizer: muon`` only."""
@@ -82,12 +86,40 @@ class FinetuneSettings(BaseModel):
     seeds: int = Field(3, ge=1)
     """Fine-tunings for each checkpoint and task; their mean is one score."""
 
+    def fitting(self, weights: int) -> FinetuneSettings:
+        """The same settings with a learning rate for a model of so many weights, where none is given."""
+        if self.learning_rate is not None:
+            return self
+        return self.model_copy(update={"learning_rate": fitting_rate(weights)})
+
     def training(self, task: Task, *, seed: int) -> TrainingSettings:
-        """Settings of one fine-tuning."""
-        rows = len(task.splits["train"])
-        shared = self.model_dump(exclude={"epochs", "steps", "max_length", "seeds", "patience"})
-        steps = self.steps or max(1, round(self.epochs * rows / self.batch_size))
+        """Settings of one fine-tuning; a rate that is not known yet is that of a small model."""
+        rows, given = len(task.splits["train"]), self.fitting(0)
+        shared = given.model_dump(exclude={"epochs", "steps", "max_length", "seeds", "patience"})
+        epochs = self.epochs
+        if epochs is None:
+            assert given.learning_rate is not None
+            large = given.learning_rate < SMALL_RATE
+            epochs = min(20.0, max(5.0, FEWEST_STEPS * self.batch_size / rows)) if large else 5.0
+        steps = self.steps or max(1, round(epochs * rows / self.batch_size))
         return TrainingSettings(steps=steps, seed=seed, log_every=max(1, steps // 20), **shared)
+
+
+RATES = {1.5e6: 3e-3, 4e6: 1e-3, 22e6: 5e-4, 110e6: 5e-5, 340e6: 2e-5}
+"""Peak rates of AdamW that suited models of so many weights: the quick start's, the shipped encoder, MiniLM, and the
+published ones of BERT's two sizes (Devlin et al. 2019, appendix A.3)."""
+SMALL_RATE, FEWEST_STEPS = 1e-3, 250
+"""Below this rate a model is large, and gets so many steps at least if epochs are not given (Mosbach et al. 2021)."""
+
+
+def fitting_rate(weights: int) -> float:
+    """A learning rate for fine-tuning a model of so many weights, between those that are known of other sizes.
+
+    >>> [fitting_rate(weights) for weights in (600_000, 22_000_000, 340_000_000)]
+    [0.003, 0.0005, 2e-05]
+    """
+    sizes, rates = [math.log(size) for size in RATES], [math.log(rate) for rate in RATES.values()]
+    return float(f"{math.exp(np.interp(math.log(max(1, weights)), sizes, rates)):.2g}")
 
 
 class Score(TypedDict):
@@ -199,6 +231,9 @@ def task_record(
         checkpoints: False: of each, nothing but its predictions is kept.
     """
     seeds = list(seeds)[: 1 if task.frozen and checkpoint else None]
+    if settings.learning_rate is None and not task.frozen:
+        start = config if checkpoint is None else task_config(checkpoint, {})
+        settings = settings.fitting(weights_of(start)) if start is not None else settings
     scores = [
         finetune(
             checkpoint, task, tokenizer=tokenizer, settings=settings.training(task, seed=seed), seed=seed,

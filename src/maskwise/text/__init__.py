@@ -3,13 +3,14 @@
 May import ``errors``, ``folders``, ``keys``, ``specs`` and ``starts``; nothing else of maskwise."""
 
 from maskwise.text.documents import Document, Documents, bundled_path, read_documents, require_documents
+from maskwise.text.encoding import annotate_rows, encode
 from maskwise.text.pieces import PieceBatch, Pieces, read_pieces
 from maskwise.text.rows import Prepared, Rows, split
 from maskwise.text.tokenizers import Tokens, load_tokenizer, tokenise, train_tokenizer
-from maskwise.text.words import encode, word_ids
+from maskwise.text.words import word_ids
 
 __all__ = [
-    "Document", "Documents", "PieceBatch", "Pieces", "Prepared", "Rows", "Tokens", "bundled_path", "encode",
-    "load_tokenizer", "read_documents", "read_pieces", "require_documents", "split", "tokenise", "train_tokenizer",
-    "word_ids",
+    "Document", "Documents", "PieceBatch", "Pieces", "Prepared", "Rows", "Tokens", "annotate_rows", "bundled_path",
+    "encode", "load_tokenizer", "read_documents", "read_pieces", "require_documents", "split", "tokenise",
+    "train_tokenizer", "word_ids",
 ]  # fmt: skip

@@ -33,7 +33,7 @@ import hashlib
 import unicodedata
 from collections.abc import Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -260,66 +260,3 @@ def text_id(text: str) -> int:
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Ids that are no content wherever they stand. [UNK] is content: it stands for a word of the text."""
     return sorted(set(tokenizer.all_special_ids) - {tokenizer.unk_token_id})
-
-
-def encode(
-    tokenizer: PreTrainedTokenizerBase,
-    texts: Sequence[str],
-    *,
-    max_length: int | None = None,
-    ids: Sequence[int] | None = None,
-) -> list[dict[str, Any]]:
-    """Texts → rows for a `Masker`, special tokens added: lists under "input_ids", "attention_mask" and
-    "word_ids", and an int under "example_id".
-
-    Args:
-        tokenizer: a fast transformers tokenizer.
-        texts: one row each.
-        max_length: tokens per row, special ones included; longer rows are cut behind their text, and a word
-            that the cut goes through gets −1, for half a word is not to be masked.
-        ids: the example ids; without them each is a hash of its text (`text_id`).
-
-    Raises:
-        MaskwiseError: for a slow tokenizer, anything but texts, too few ids, or a `max_length` without room.
-
-    >>> from maskwise.text import train_tokenizer
-    >>> tokenizer = train_tokenizer(["the cat sat on the mat"] * 9, vocab_size=64)
-    >>> encode(tokenizer, ["the cat"], ids=[7])[0]["word_ids"]
-    [-1, 0, 1, -1]
-    """
-    if not getattr(tokenizer, "is_fast", False):
-        raise MaskwiseError(
-            "words need a fast tokenizer, for its character offsets", got=type(tokenizer).__name__
-        )
-    if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
-        raise MaskwiseError("texts must be a list of strings", got=type(texts).__name__)
-    if ids is not None and len(ids) != len(texts):
-        raise MaskwiseError("every text needs one id", got=f"{len(ids)} ids for {len(texts)} texts")
-    if not texts:
-        return []
-    encodings = tokenizer(list(texts), truncation=False, padding=False, verbose=False).encodings
-    offsets, lengths = flat_offsets(encodings)
-    tokens = [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
-    added = [np.array(encoding.special_tokens_mask, dtype=bool) for encoding in encodings]
-    special = np.concatenate(added) | np.isin(np.concatenate(tokens), special_ids(tokenizer))
-    words = np.split(word_ids_of_batch(texts, offsets, lengths, special=special), np.cumsum(lengths)[:-1])
-    names = [text_id(text) for text in texts] if ids is None else [int(name) for name in ids]
-    rows = []
-    for token, frame, word, name in zip(tokens, added, words, names):
-        keep, word = _cut(frame, word, max_length)
-        row = {"input_ids": token[keep].tolist(), "attention_mask": [1] * int(keep.sum())}
-        rows.append({**row, "word_ids": word[keep].tolist(), "example_id": name})
-    return rows
-
-
-def _cut(frame: Flags, word: NDArray[np.int32], limit: int | None) -> tuple[Flags, NDArray[np.int32]]:
-    """Which tokens a row of at most `limit` keeps (special ones and the first of the text), and its words."""
-    keep = np.ones(len(frame), dtype=bool)
-    if limit is None or len(frame) <= limit:
-        return keep, word
-    content, room = np.flatnonzero(~frame), limit - int(frame.sum())
-    if room < 1:
-        raise MaskwiseError("max_length leaves no room for text", got=limit, allowed=f"> {int(frame.sum())}")
-    keep[content[room:]] = False
-    lost = word[content[room]]
-    return keep, np.where((word == lost) & (lost >= 0), -1, word).astype(np.int32)

@@ -62,7 +62,8 @@ def stop(engine: Engine, log: Log, learners: Mapping[str, Learner], asked: Asked
     number = asked.number or SIGTERM  # another rank's
     asked.served, name = True, CODES[128 + number]
     if engine.states:
-        engine.save(done, log.between_lines(done), states(learners))
+        log.read(done)
+        engine.save(done, log.so_far(), states(learners))
         engine.wait()
         where = f"{name}: saved the state of step {done} in {engine.states.folder}"
         engine.say(f"{where}; the same call goes on from it")

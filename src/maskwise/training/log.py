@@ -186,18 +186,25 @@ class Log:
         self.engine.accelerator.log(tracked, step=done)
 
     def so_far(self) -> Totals:
-        """The totals of this moment, without what came after the last line."""
-        now = {"seconds": time.perf_counter() - self.began, "losses": [], "sums": {}}
+        """The totals of this moment, with what was read since the last line (``read``)."""
+        now = {
+            "seconds": time.perf_counter() - self.began,
+            "losses": list(self.losses),
+            "sums": dict(self.sums),
+        }
         return self.totals.model_copy(update=now)
 
-    def between_lines(self, done: int) -> Totals:
-        """The totals of this moment, with what came after the last line; every rank calls this.
+    def read(self, done: int) -> None:
+        """Read what came after the last line, so that ``so_far`` has it; every rank calls this.
 
         Raises:
             NotFinite: see ``line``.
         """
-        losses, sums = self._read(done) if self.window else ([], {})
-        return self.so_far().model_copy(update={"losses": losses, "sums": sums})
+        if self.window:
+            losses, sums = self._read(done)
+            # They are sums over all ranks now, so one rank keeps them for the next line.
+            kept = (losses, sums) if self.engine.first else ([], dict.fromkeys(sums, 0.0))
+            self.window, (self.losses, self.sums) = [], kept
 
     def _write(self, line: Mapping[str, object]) -> None:
         self.metrics.write(line)

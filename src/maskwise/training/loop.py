@@ -89,6 +89,8 @@ def train(
             try:
                 if done % settings.log_every == 0 or done == steps:
                     log.line(done)
+                elif engine.states and _due(done, settings.save_every):
+                    log.read(done)
             except NotFinite as error:
                 order.next = rewind(engine, log, learners, error)
                 continue

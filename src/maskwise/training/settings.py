@@ -82,7 +82,7 @@ class TrainingSettings(BaseModel):
     """Steps between evaluations; 0: only at the end."""
 
     save_every: int = Field(0, ge=0)
-    """Steps between states to resume from; 0: none. A multiple of ``log_every``: no line is cut in two."""
+    """Steps between states to resume from; 0: none. A state keeps what was summed up since the last line of metrics."""
 
     keep: int = Field(2, ge=1)
     """How many of the newest states are kept; the newest may turn out damaged."""
@@ -100,10 +100,6 @@ class TrainingSettings(BaseModel):
 
     @model_validator(mode="after")
     def _aligned(self) -> TrainingSettings:
-        if self.save_every % self.log_every:
-            raise ValueError(
-                f"save_every must be a multiple of log_every ({self.log_every}), got {self.save_every}"
-            )
         if self.keep_best and not self.eval_every:
             raise ValueError("keep_best chooses among evaluations: set eval_every")
         if self.on_nan == "rewind" and not self.save_every:

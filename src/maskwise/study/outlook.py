@@ -1,0 +1,426 @@
+"""What a recipe would do, before it does it: ``maskwise check``. Facts first, then every doubt with what to do.
+
+A sample of the text is prepared as a study prepares the whole, and everything is counted on it: tokens, [UNK], units,
+targets. Of the rest the recipe, the tasks and the model's configuration tell enough. Times are those of a few real
+steps (``timing``). Nothing is written but the cache of times.
+
+Cost: below 30 seconds; reading, some seconds for a megabyte of sample, and what is timed.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from transformers import PreTrainedConfig
+
+from maskwise.errors import MaskwiseError, counted
+from maskwise.keys import Keys
+from maskwise.masking import Masker
+from maskwise.masking.policies import Moment
+from maskwise.models import weights_of
+from maskwise.recipe import Recipe, read_recipe, shipped
+from maskwise.recipe.overrides import Plain
+from maskwise.study.checks import MOST_UNKNOWN, check_inputs, start_of
+from maskwise.study.costs import over_a_run
+from maskwise.study.design import Design
+from maskwise.study.dry import wall
+from maskwise.study.power import P_FROM_RUNS, attainable_level
+from maskwise.study.starter import look_at, starter
+from maskwise.study.timing import START_SECONDS, Timings, time_stages, works_of
+from maskwise.study.work import masked_source
+from maskwise.tasks import Task, load_task
+from maskwise.text import Document, Prepared, tokenise
+from maskwise.text.pieces import UNKNOWN
+
+SAMPLE_CHARACTERS = 600_000
+"""How much of a text is prepared to be counted."""
+COUNTED_STEPS = 4
+"""Steps, evenly over a run, whose batches are masked to count targets."""
+FEW_TARGETS = 32
+"""Targets of a step below which its gradient is mostly noise."""
+IMBALANCED = 0.6
+"""Above this share of one class, accuracy says little."""
+FEW_TEST_ITEMS = 200
+LEAST_ROWS = 8
+"""Passes over a text above which it is rather learned by heart."""
+
+PLATEAU_TARGETS = 30_000
+"""Targets after which a small new model with the quick start's settings leaves the loss of word frequencies by 0.3 nats
+(docs/decisions/0004-laboratory.md); larger vocabularies take more, in proportion to the square root."""
+PLATEAU_VOCABULARY = 1024
+
+
+class Look(NamedTuple):
+    """A sample of a recipe's text, prepared.
+
+    Attributes:
+        scale: how many times the sample the whole text is.
+        seconds: that preparing took, for each character.
+        documents, characters: of the whole text, or of what was seen of it.
+        whole: whether all of it was seen.
+    """
+
+    data: Prepared
+    scale: float
+    seconds: float
+    documents: int
+    characters: int
+    whole: bool
+    skipped: Mapping[str, int]
+
+
+def outlook_of(subject: str, overrides: Sequence[str] = (), *, timing: bool = True) -> Plain:
+    """What a recipe, or the recipe for a file, would do.
+
+    Args:
+        subject: a recipe by name or file; or a corpus or a file of labels, for which ``starter`` writes one.
+        overrides: ``key=value`` settings.
+        timing: whether to time what was not timed here before.
+
+    Returns:
+        ``corpus``, ``model``, ``training``, ``arms``, ``tasks``, ``time``, ``doubts`` (each with ``what`` and ``do``),
+        ``recipe`` (with every default filled in), and ``lines``: the same in words.
+
+    Raises:
+        MaskwiseError: what a study itself would refuse.
+    """
+    recipe = recipe_for(subject, overrides)
+    notes = check_inputs(recipe)
+    arms = {name: recipe.arm(name, seed=0).links()[-1] for name in recipe.study.arms}
+    first = next(iter(arms.values()), recipe.links()[-1])
+    _, config = start_of(first)
+    tasks = [load_task(spec) for spec in recipe.tasks]
+    doubts: list[Plain] = [{"what": note, "do": ""} for note in notes]
+    with tempfile.TemporaryDirectory(prefix="maskwise-") as name:
+        look = _look(first, Path(name) / "data")
+        corpus = _corpus(first, look)
+        model = _model(first, config)
+        counts: dict[str, Plain | None] = {}
+        for arm, link in (arms or {recipe.name: first}).items():
+            try:
+                counts[arm] = _targets(link, look.data, config)
+            except MaskwiseError as error:  # such as a text that is shorter than a batch
+                doubts.append({"what": f"arm {arm} cannot be trained: {error}", "do": ""})
+        times = _times(
+            recipe, look, Path(name) / "stages", timing=timing and len(counts) == max(1, len(arms))
+        )
+    facts: Plain = {
+        "name": recipe.name, "corpus": corpus, "model": model,
+        "arms": {arm: count for arm, count in counts.items() if count},
+        "tasks": {task.name: _task(task) for task in tasks}, "time": times, "recipe": recipe.to_yaml(),
+    }  # fmt: skip
+    facts["training"] = _training(recipe, first, facts)
+    doubts += _doubts(recipe, first, facts)
+    return facts | {"doubts": doubts, "lines": list(_lines(recipe, facts))}
+
+
+def recipe_for(subject: str, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe of that name or file; or the one that ``maskwise study --new`` would write for a file.
+
+    Raises:
+        MaskwiseError: neither a recipe nor a file that can be read.
+    """
+    path = Path(subject)
+    is_recipe = subject in shipped() or path.suffix.lower() in (".yaml", ".yml")
+    if is_recipe or not (path.exists() or subject.startswith(("hf:", "bundled:"))):
+        return read_recipe(subject, overrides)
+    with tempfile.TemporaryDirectory(prefix="maskwise-") as folder:
+        written = Path(folder) / f"{path.name.split('.')[0] or 'mine'}.yaml"
+        written.write_text(starter(subject), encoding="utf-8")
+        return read_recipe(written, overrides)
+
+
+# The text ------------------------------------------------------------------------------------------------------
+
+
+def _look(link: Recipe, folder: Path) -> Look:
+    """Prepare a sample of the text of a training."""
+    link = link.unlearned()
+    corpus, documents = link.corpus, link.corpus.documents()
+    sample, size = list[Document](), 0
+    for document in documents:
+        sample.append(document)
+        size += len(document.text)
+        if size >= SAMPLE_CHARACTERS:
+            break
+    skipped = dict(documents.skipped)
+    total, count, whole = size, len(sample), size < SAMPLE_CHARACTERS
+    if not whole:
+        seen = [look_at(source, text_field=corpus.text_field) for source in corpus.sources]
+        total, count = sum(each.characters for each in seen), sum(each.documents for each in seen)
+        whole = all(each.whole for each in seen)
+    began = time.process_time()
+    tokenizer = link.tokenizer.tokenizer(sample) if not link.tokenizer_name else _loaded(link)
+    store = None
+    if corpus.annotators:
+        from maskwise.annotate.run import annotate_corpus
+        from maskwise.annotate.store import Store
+
+        annotate_corpus(documents, corpus.annotators, folder / "layers", limit=len(sample), jobs=1)
+        store = Store(folder / "layers")
+    data = None
+    for share in (corpus.held_out, 0.2, 0.45):  # a sample of few documents may leave a side empty
+        with suppress(*(() if share == 0.45 or whole else (MaskwiseError,))):
+            data = Prepared.make(
+                folder / f"{share}", tokenise(sample, tokenizer, layers=store), tokenizer,
+                length=corpus.length, layout=corpus.row_layout, held_out=share,
+            )  # fmt: skip
+            break
+    assert data is not None
+    seconds = (time.process_time() - began) / max(1, size)
+    return Look(data, total / max(1, size), seconds, count, total, whole, skipped)
+
+
+def _loaded(link: Recipe):  # type: ignore[no-untyped-def]  # a tokenizer of transformers
+    from maskwise.text import load_tokenizer
+
+    assert link.tokenizer_name is not None
+    return load_tokenizer(link.tokenizer_name, needs_mask=link.kind == "encoder")
+
+
+def _corpus(link: Recipe, look: Look) -> Plain:
+    data, counts = look.data, look.data.training.pieces.counts
+    tokens = max(1, counts.get("tokens", data.training.tokens))
+    words = data.training.pieces.columns.get("word_ids")
+    number = None
+    if words is not None:
+        ids = np.asarray(words)
+        number = int((np.diff(ids, prepend=-1) != 0)[ids >= 0].sum())
+    scaled = lambda value: round(value * look.scale)  # noqa: E731
+    return {
+        "title": link.corpus.title, "documents": look.documents, "characters": look.characters, "whole": look.whole,
+        "skipped": dict(look.skipped), "rows": scaled(len(data.training)), "held_out_rows": scaled(len(data.held_out)),
+        "length": link.corpus.length, "tokens": scaled(tokens), "unknown": counts.get(UNKNOWN, 0) / tokens,
+        "words": None if number is None else scaled(number), "vocabulary": len(data.tokenizer),
+        "tokens_per_word": None if not number else round(tokens / number, 3),
+    }  # fmt: skip
+
+
+# What is trained, and on what ------------------------------------------------------------------------------------
+
+
+def _model(link: Recipe, config: PreTrainedConfig) -> Plain:
+    return {
+        "start": link.model.pretrained, "type": config.model_type, "weights": weights_of(config),
+        "vocabulary": config.vocab_size,
+    }  # fmt: skip
+
+
+def _targets(link: Recipe, data: Prepared, config: PreTrainedConfig) -> Plain | None:
+    """What one step of a training is, in the mean of some steps; None where several objectives take turns."""
+    if link.objectives or link.learns:
+        return None
+    source = masked_source(data, link, config)
+    steps = over_a_run(link.training.steps, COUNTED_STEPS)
+    targets = tokens = units = chosen = 0.0
+    for step in steps:
+        batches = source.batches(step, rank=0, ranks=1)
+        targets += sum(int((batch.labels >= 0).sum()) for batch in batches)
+        tokens += source.facts(batches)["tokens"]
+    masker = source.masker
+    if isinstance(masker, Masker) and len(data.training):
+        from maskwise.masking.gather import gather
+
+        pieces = data.training.batch(np.arange(min(16, len(data.training))))
+        batch = gather(pieces, masker.vocabulary)
+        keys = Keys(batch.example_id, seed=0, epoch=0, step=steps[0])
+        length = masker.policy.units(batch, keys, Moment(steps[0], link.training.steps, 0)).length
+        units, chosen = float(len(length)), float(length.sum())
+    count = len(steps)
+    return {
+        "masks": f"{link.masking.policy} {link.masking.ratio}", "targets_per_step": targets / count,
+        "tokens_per_step": tokens / count, "share": targets / max(1.0, tokens),
+        "tokens_per_unit": chosen / units if units else None,
+    }  # fmt: skip
+
+
+def _task(task: Task) -> Plain:
+    facts: Plain = dict(task.facts())
+    labels = Counter(name for row in task.splits["train"] for name in getattr(row, "classes", ()))
+    most = max(labels.values(), default=0) / max(1, labels.total())
+    return {
+        **facts, "rows": {split: len(rows) for split, rows in task.splits.items()},
+        "labels": dict(labels.most_common(12)),
+        "most": most, "majority": task.majority, "skipped": dict(task.skipped),
+    }  # fmt: skip
+
+
+def _training(recipe: Recipe, first: Recipe, facts: Plain) -> Plain:
+    """Passes over the text, and the steps after which a new model leaves the plateau."""
+    how, rows = first.training, max(1, facts["corpus"]["rows"])
+    training: Plain = {"steps": how.steps, "passes": how.steps * how.batch_size / rows, "plateau_steps": None}
+    each = [arm["targets_per_step"] for arm in facts["arms"].values()]
+    if first.model.pretrained is None and first.kind == "encoder" and each and min(each) > 0:
+        needed = PLATEAU_TARGETS * (facts["corpus"]["vocabulary"] / PLATEAU_VOCABULARY) ** 0.5
+        training["plateau_steps"] = round(needed / min(each))
+    return training
+
+
+# Time ------------------------------------------------------------------------------------------------------------
+
+
+def _times(recipe: Recipe, look: Look, stages: Path, *, timing: bool) -> Plain:
+    """Seconds of work by kind of stage, and until the end with as many stages at once as there are cores."""
+    jobs = os.cpu_count() or 1
+    if not recipe.study.arms:
+        recipe = recipe.model_copy(
+            update={"study": recipe.study.model_copy(update={"arms": {recipe.name: {}}, "seeds": 1})}
+        )
+    design = Design(recipe, stages)
+    plans = list(design.plans())
+    works = works_of(recipe, [run for plan in plans for run in plan.runs])
+    timings = Timings()
+    if timing and len(look.data.training):
+        time_stages(
+            list(works.values()), look.data, timings, characters=look.characters, prepared=look.seconds
+        )
+    seconds = {name: timings.seconds(work) for name, work in works.items()}
+    kinds: dict[str, Plain] = {}
+    for name, work in works.items():
+        entry = kinds.setdefault(work.stage.kind, {"stages": 0, "seconds": 0.0})
+        entry["stages"] += 1
+        each = seconds[name]
+        entry["seconds"] = None if each is None or entry["seconds"] is None else entry["seconds"] + each
+    unknown = [kind for kind, entry in kinds.items() if entry["seconds"] is None]
+    todo = {
+        name: work.stage
+        for plan in plans
+        for stage in plan.stages()
+        for name, work in [(stage.name, works[stage.name])]
+    }
+    return {
+        "jobs": jobs, "stages": kinds, "unknown": unknown,
+        "seconds": None if unknown else round(START_SECONDS + wall(todo, seconds, jobs), 1),
+        "memory_gib": timings.memory_gib(works.values()),
+    }  # fmt: skip
+
+
+# Words -----------------------------------------------------------------------------------------------------------
+
+
+def _doubts(recipe: Recipe, first: Recipe, facts: Plain) -> Iterator[Plain]:
+    """Everything that may make a study useless, with what to do."""
+    corpus, training, study = facts["corpus"], facts["training"], recipe.study
+
+    def doubt(what: str, do: str) -> Plain:
+        return {"what": what, "do": do}
+
+    if corpus["unknown"] > MOST_UNKNOWN:
+        do = (
+            "take a tokenizer that knows its characters: tokenizer.kind=bpe, or a larger tokenizer.vocab_size"
+        )
+        yield doubt(
+            f"{corpus['unknown']:.1%} of the tokens are unknown to the tokenizer, and are never masked", do
+        )
+    if corpus["skipped"]:
+        yield doubt(
+            f"left out of the text: {counted(corpus['skipped'])}", "look at these places if they are many"
+        )
+    for name, arm in facts["arms"].items():
+        if arm["targets_per_step"] < FEW_TARGETS:
+            what = f"arm {name} has {arm['targets_per_step']:.0f} targets a step"
+            yield doubt(what, "raise training.batch_size, corpus.length or the ratio")
+    if training["passes"] > LEAST_ROWS:
+        what = f"the text is read {training['passes']:.0f} times, and will rather be learned by heart"
+        yield doubt(what, "give more text, or lower training.steps")
+    if (needed := training["plateau_steps"]) and training["steps"] < needed:
+        what = f"{training['steps']} steps hardly leave the plateau of word frequencies: about {needed} are needed"
+        yield doubt(
+            what, f"training.steps={round(1.5 * needed, -1)}, or a start that is trained: model.pretrained"
+        )
+    for name, task in facts["tasks"].items():
+        if task["most"] > IMBALANCED and task["metric"] == "accuracy":
+            what = f"{task['most']:.0%} of the rows of {name} have one label: accuracy says little"
+            yield doubt(what, "take metric='macro-f1' behind the task's name")
+        if task["test_items"] < FEW_TEST_ITEMS:
+            error = 50 / task["test_items"] ** 0.5
+            what = f"{name} is judged on {task['test_items']} items: a score is ± {error:.0f} points from them alone"
+            yield doubt(what, "give more rows to test, or do not read small differences")
+        if task["skipped"]:
+            yield doubt(
+                f"left out of {name}: {counted(task['skipped'])}", "look at these rows if they are many"
+            )
+        for note in task.get("notes", []):
+            yield doubt(f"{name}: {note}", "")
+    runs, primary = len(study.seed_list), len(study.pairs)
+    if study.arms and primary:
+        if runs < P_FROM_RUNS or attainable_level(runs, 0.05 / primary) == 0:
+            fewest = next(n for n in range(P_FROM_RUNS, 60) if attainable_level(n, 0.05 / primary) > 0)
+            what = f"{runs} runs of each arm cannot decide {primary} contrast{'s' * (primary > 1)}"
+            yield doubt(what, f"study.seeds={fewest}, or fewer study.contrasts")
+        if study.search is None:
+            yield doubt(
+                "no settings are searched, so a verdict says at most *suggests*",
+                "add study.search (docs/studies.md)",
+            )
+
+
+def _lines(recipe: Recipe, facts: Plain) -> Iterator[tuple[str, str]]:
+    corpus, model, training, times = (facts[key] for key in ("corpus", "model", "training", "time"))
+    more = "" if corpus["whole"] else "at least "
+    yield (
+        "text",
+        f"{corpus['title']}: {more}{corpus['documents']:,} documents, {corpus['characters']:,} characters",
+    )
+    words = (
+        ""
+        if corpus["words"] is None
+        else f", {corpus['words']:,} words of {corpus['tokens_per_word']:.2f} tokens"
+    )
+    yield (
+        "rows",
+        (
+            f"{corpus['rows']:,} of {corpus['length']} tokens, {corpus['held_out_rows']:,} held out; "
+            f"about {corpus['tokens']:,} "
+            f"tokens{words}; {corpus['unknown']:.1%} [UNK]"
+        ),
+    )
+    start = f"goes on from {model['start']}" if model["start"] else "new"
+    yield (
+        "model",
+        f"{model['type']}, {start}: {model['weights'] / 1e6:.1f} M weights, vocabulary {model['vocabulary']:,}",
+    )
+    plateau = (
+        ""
+        if training["plateau_steps"] is None
+        else f"; about {training['plateau_steps']:,} to leave the plateau"
+    )
+    yield "training", f"{training['steps']:,} steps, {training['passes']:.1f} passes over the text{plateau}"
+    for name, task in facts["tasks"].items():
+        rows = ", ".join(f"{count:,} {split}" for split, count in task["rows"].items())
+        labels = f", {task['classes']} labels" if task["classes"] else ""
+        most = f", the commonest {task['most']:.0%}" if task["most"] else ""
+        majority = (
+            ""
+            if task["majority"] is None
+            else f"; knowing nothing gives {task['majority']:.3f} {task['metric']}"
+        )
+        yield f"task {name}", f"{task['kind']}: {rows}{labels}{most}{majority}"
+    runs = (
+        f"{len(recipe.study.arms) or 1} arms × {len(recipe.study.seed_list)} runs, "
+        if recipe.study.arms
+        else ""
+    )
+    if times["seconds"] is None:
+        yield "time", f"{runs}unknown: nothing like {', '.join(times['unknown'])} was timed here yet"
+    else:
+        memory = "" if times["memory_gib"] is None else f", {times['memory_gib']:.1f} GiB for each of them"
+        yield "time", f"{runs}about {_minutes(times['seconds'])} with {times['jobs']} stages at once{memory}"
+
+
+def _minutes(seconds: float) -> str:
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 90
+        else f"{seconds / 60:.0f} min"
+        if seconds < 5400
+        else f"{seconds / 3600:.1f} h"
+    )

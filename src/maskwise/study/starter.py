@@ -1,0 +1,201 @@
+"""A first recipe for somebody's own text and labels: short, with a comment for every choice, and ready to run.
+
+What is chosen depends on what the files show: English text goes on from the encoder that comes with maskwise, any other
+text trains a small model from nothing; text without blanks is cut into pieces of bytes and masked by tokens and spans.
+One primary contrast and six runs of each arm, because six pairs are the fewest that can decide anything
+(``power.fewest_runs``).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from maskwise.errors import MaskwiseError
+from maskwise.families import most_tokens
+from maskwise.models import load_config
+from maskwise.tasks import Task, load_task
+from maskwise.text import read_documents, require_documents
+
+LOOK_SECONDS = 5.0
+LOOK_DOCUMENTS = 200_000
+"""How long, and at how many documents, a corpus is looked at before a recipe is written for it."""
+
+ENGLISH = frozenset(
+    ("the", "of", "and", "to", "in", "is", "that", "for", "it", "was", "on", "with", "by", "this")
+)  # fmt: skip
+ENGLISH_SHARE = 0.15
+"""Share of such words among all: English prose has .2 to .35, other languages below .05."""
+
+BLANK_SHARE = 0.05
+"""Below this share of white space a text is not written in words."""
+
+MOST_TRAIN_ROWS = 1000
+"""Labelled rows that a first study learns from; more take longer and blur what pre-training is worth."""
+
+
+@dataclass(frozen=True)
+class TextFacts:
+    """What a look at a corpus shows.
+
+    Attributes:
+        documents: how many there are, or were seen until the time was over.
+        whole: whether all of the corpus was seen.
+        characters: of the documents that were seen.
+        blanks: share of white space.
+        english: share of the commonest English words.
+        sample: the beginning of the text.
+    """
+
+    documents: int
+    whole: bool
+    characters: int
+    blanks: float
+    english: float
+    sample: str
+
+    @property
+    def spaced(self) -> bool:
+        return self.blanks >= BLANK_SHARE
+
+    @property
+    def is_english(self) -> bool:
+        return self.english >= ENGLISH_SHARE
+
+
+def look_at(source: str, *, text_field: str = "text") -> TextFacts:
+    """Read a corpus for some seconds.
+
+    Raises:
+        MaskwiseError: it cannot be read, or holds no document.
+
+    >>> facts = look_at("bundled:wikipedia")
+    >>> facts.spaced, facts.is_english
+    (True, True)
+    """
+    documents = require_documents(read_documents(source, text_field=text_field))
+    end, seen, characters, sample, size = time.perf_counter() + LOOK_SECONDS, 0, 0, list[str](), 0
+    whole = True
+    for document in islice(documents, LOOK_DOCUMENTS):
+        seen, characters = seen + 1, characters + len(document.text)
+        if size < 200_000:
+            sample.append(document.text[:20_000])
+            size += len(sample[-1])
+        if time.perf_counter() > end:
+            whole = False
+            break
+    text = "\n".join(sample)
+    words = text.lower().split()
+    return TextFacts(
+        documents=seen, whole=whole and seen < LOOK_DOCUMENTS, characters=characters,
+        blanks=sum(char.isspace() for char in text) / max(1, len(text)),
+        english=sum(word in ENGLISH for word in words) / max(1, len(words)), sample=text[:2000],
+    )  # fmt: skip
+
+
+def is_task(spec: str) -> bool:
+    """Whether a file holds labelled rows; of a file that may be both text and labels, the labels count."""
+    try:
+        load_task(spec)
+    except MaskwiseError:
+        return False
+    return True
+
+
+def starter(source: str, tasks: Sequence[str] = ()) -> str:
+    """The text of a recipe for a corpus and tasks.
+
+    Args:
+        source: a corpus, as ``read_documents`` takes it; or a file of labels, whose model then comes from the shipped
+            encoder and whose corpus is the bundled one.
+        tasks: what judges the checkpoints, as ``load_task`` takes them.
+
+    Raises:
+        MaskwiseError: a corpus or a task that cannot be read.
+    """
+    if not tasks and Path(source).suffix.lower() not in (".txt", ".gz", ".parquet", "") and is_task(source):
+        return _written("bundled:wikipedia", [source], "the bundled text, for only labels were given")
+    return _written(source, tasks, "your text")
+
+
+def _written(source: str, specs: Sequence[str], comment: str) -> str:
+    facts, tasks = look_at(source), {spec: load_task(spec) for spec in specs}
+    start = "bundled:encoder" if facts.is_english and facts.spaced else None
+    needed = max([_tokens_needed(task) for task in tasks.values()], default=0)
+    length = max(128 if start else 64, needed)
+    if start:
+        length = min(length, most_tokens(load_config(start)))
+    arms = _arms(start)
+    base, other = [*arms][:2]
+    name = Path(source).name.split(".")[0] or "mine"
+    lines = [
+        f"# A study of {name}, by `maskwise study --new`. `maskwise check` says what it would do; every setting",
+        "# is explained in docs/studies.md, and can be changed here or behind the command, as in training.steps=500.",
+        "extends: quick-start",
+        f"description: Which way to mask is better for {name}?",
+        f"corpus: {{source: {_quoted(source)}, length: {length}}}   # {comment}; tokens in a row",
+    ]
+    if start:
+        lines += [
+            f'model: {{pretrained: "{start}"}}   # small, English; a hub id or a folder will do too',
+            "training: {steps: 300, learning_rate: 1.0e-3, muon_learning_rate: 5.0e-3, eval_every: 75, save_every: 75}",
+        ]
+    else:
+        vocabulary, lower = (1024, "true") if facts.spaced else (256, "false")
+        kind = "wordpiece" if facts.spaced else "bpe"
+        lines += [
+            f"tokenizer: {{kind: {kind}, vocab_size: {vocabulary}, lowercase: {lower}}}   # trained on this text",
+            "training: {steps: 700}   # maskwise check says how many steps leave the plateau",
+        ]
+    if tasks:
+        listed = ", ".join(_quoted(_limited(spec, task)) for spec, task in tasks.items())
+        lines.append(f"tasks: [{listed}]   # what a checkpoint is judged by, after fine-tuning")
+    else:
+        lines.append(
+            "tasks: []   # name a file of labels here: held-out loss alone says little of what a model is good for"
+        )
+    rate = "1.0e-3" if start else "3.0e-3"
+    lines += [
+        f"finetune: {{seeds: 1, learning_rate: {rate}, max_length: {min(length, max(needed, 32))}}}",
+        "study:",
+        "  seeds: 6   # runs of each arm; fewer than 6 pairs decide nothing",
+        f"  baseline: {base}",
+        "  arms:",
+        *(f"    {arm}: {{{settings}}}" for arm, settings in arms.items()),
+        f"  contrasts: [[{other}, {base}]]   # the one question; more of them need more runs",
+        "  # To be *decided*, settings must be searched for each arm alike (twice the time):",
+        "  # search: {seeds: [1000, 1001], grid: {training.learning_rate: [1.0e-3, 2.0e-3]}}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _arms(start: str | None) -> dict[str, str]:
+    """The baseline first, then the arm that is most likely to differ from it."""
+    if start:
+        words = "masking.policy: whole-word, masking.budget: expected, masking.ratio: 0.30"
+        return {"token-15": "masking.ratio: 0.15", "words-30": words}
+    return {"token-15": "masking.ratio: 0.15", "token-40": "masking.ratio: 0.40"}
+
+
+def _tokens_needed(task: Task) -> int:
+    """A length for 95 of 100 rows of a task: 1.5 tokens a word or a quarter of its characters, in steps of 32."""
+    rows = [" ".join(row.texts) for row in task.splits["train"]] or [
+        " ".join(row.texts) for row in task.splits["test"]
+    ]
+    sizes = sorted(max(1.5 * len(text.split()), len(text) / 4) + 3 for text in rows)
+    wanted = sizes[min(len(sizes) - 1, int(0.95 * len(sizes)))]
+    return int(min(512, 32 * -(-wanted // 32)))
+
+
+def _limited(spec: str, task: Task) -> str:
+    """The task with at most so many rows to learn from."""
+    if len(task.splits["train"]) <= MOST_TRAIN_ROWS or "(" in spec:
+        return spec
+    return f"{spec}(train_rows={MOST_TRAIN_ROWS})"
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'

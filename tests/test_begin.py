@@ -1,0 +1,139 @@
+"""First contact: the bare command, check, a recipe for one's own files."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from maskwise import __version__
+from maskwise.recipe import read_recipe
+from maskwise.study import dry_run
+from maskwise.study.outlook import recipe_for
+from maskwise.study.starter import look_at, starter
+from tiny import WORDS, maskwise, write_inputs
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    return write_inputs(tmp_path / "in")
+
+
+def test_a_bare_command_shows_where_to_begin(capsys: pytest.CaptureFixture[str]) -> None:
+    assert maskwise() == 0
+    said = capsys.readouterr().out
+    assert "Where to begin" in said and "maskwise check my_texts.txt" in said and "--help" in said
+    assert maskwise("--version") == 0
+    assert capsys.readouterr().out.strip() == f"maskwise {__version__}"
+    assert maskwise("--help") == 0
+    assert "--install-completion" in capsys.readouterr().out
+
+
+def test_the_shell_completes_commands(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = {"_MASKWISE_COMPLETE": "complete_bash", "COMP_WORDS": "maskwise st", "COMP_CWORD": "1"}
+    for name, value in asked.items():
+        monkeypatch.setenv(name, value)
+    assert maskwise() == 0
+    assert capsys.readouterr().out.split() == ["study"]
+
+
+# Check -----------------------------------------------------------------------------------------------------
+
+
+def test_check_counts_times_and_doubts(recipe: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert maskwise("check", recipe, "--json") == 0
+    facts = json.loads(capfd.readouterr().out)
+    assert facts["corpus"]["documents"] == 60 and facts["corpus"]["unknown"] < 0.01
+    assert facts["corpus"]["words"] < facts["corpus"]["tokens"] and facts["model"]["weights"] > 1000
+    token, word = facts["arms"]["token-15"], facts["arms"]["words-30"]
+    assert token["tokens_per_unit"] == 1 < word["tokens_per_unit"]
+    assert 0.1 < token["share"] < 0.2 < word["share"] < 0.4
+    assert facts["tasks"]["task"]["rows"] == {"train": 20, "dev": 10, "test": 10}
+    assert facts["tasks"]["task"]["labels"] == {"a": 10, "b": 10}
+    assert set(facts["time"]["stages"]) == {"prepare", "pretrain", "evaluate", "finetune", "overlap"}
+    assert facts["time"]["seconds"] > 1 and facts["time"]["memory_gib"] > 0.1
+    doubts = " ".join(doubt["what"] for doubt in facts["doubts"])
+    assert "2 runs of each arm cannot decide" in doubts and "judged on 10 items" in doubts
+    assert read_recipe_text(facts["recipe"]) == read_recipe(recipe)
+    # What was timed is known from now on, to a dry run too.
+    planned = dry_run(read_recipe(recipe), recipe.parent / "none", jobs=1)
+    assert planned["unknown"] == [] and planned["seconds"] > 1
+    assert maskwise("check", recipe, "--no-timing") == 0
+    assert "about" in capfd.readouterr().out
+
+
+def read_recipe_text(text: str) -> object:
+    path = Path("resolved.yaml")
+    path.write_text(text, encoding="utf-8")
+    return read_recipe(path)
+
+
+def test_check_says_what_is_wrong_before_anything_is_trained(
+    recipe: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert maskwise("check", recipe, "corpus.source=nowhere.txt") == 2
+    assert "does not exist" in capfd.readouterr().err
+    assert maskwise("check", "nowhere.yaml") == 2
+    assert "no such recipe file" in capfd.readouterr().err
+    proteins = Path("proteins.txt")
+    draw = random.Random(0)
+    proteins.write_text("\n\n".join("".join(draw.choices("ACDEFGHIKLMNPQRSTVWY", k=200)) for _ in range(80)))
+    asked = ["tokenizer.kind=wordpiece", "tasks=[]", "finetune.max_length=32"]
+    assert maskwise("check", recipe, f"corpus.source={proteins}", *asked, "--no-timing", "--json") == 0
+    facts = json.loads(capfd.readouterr().out)
+    assert facts["corpus"]["unknown"] > 0.5
+    assert any("unknown to the tokenizer" in doubt["what"] for doubt in facts["doubts"])
+
+
+# A recipe for one's own files ------------------------------------------------------------------------------
+
+
+def write_texts(path: Path, *, english: bool) -> Path:
+    draw = random.Random(1)
+    words = ["the", "of", "and", "is", "that"] if english else []
+    sentence = lambda: " ".join(draw.choice(WORDS + words * 20) for _ in range(12)) + "."  # noqa: E731
+    path.write_text("\n\n".join(" ".join(sentence() for _ in range(4)) for _ in range(120)), encoding="utf-8")
+    return path
+
+
+def write_labels(path: Path) -> Path:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", "label"])
+        writer.writerows(
+            [" ".join(WORDS[30 * (n % 2) :][n % 20 : n % 20 + 6]) + f" {n}", "ab"[n % 2]] for n in range(300)
+        )
+    return path
+
+
+@pytest.mark.parametrize("english", [True, False])
+def test_a_recipe_is_written_for_a_file_or_two(
+    english: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    texts = write_texts(tmp_path / "mine.txt", english=english)
+    write_labels(tmp_path / "labels.csv")
+    assert look_at(str(texts)).is_english == english
+    assert maskwise("study", "--new", "mine.txt", "labels.csv") == 0
+    assert "maskwise check mine.yaml" in capfd.readouterr().out
+    lines = Path("mine.yaml").read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 20 and sum("#" in line for line in lines) >= 5
+    written = read_recipe("mine.yaml")
+    assert written.tasks == ("labels.csv",) and written.study.seeds == 6 and len(written.study.pairs) == 1
+    assert (written.model.pretrained == "bundled:encoder") == english
+    assert recipe_for(str(texts)).corpus.source == str(texts)
+    assert maskwise("study", "--new", "mine.txt") == 2  # a recipe is never overwritten
+    assert "is there already" in capfd.readouterr().err
+    assert maskwise("study", "--new", "nowhere.txt") == 2
+
+
+def test_a_file_of_labels_alone_is_judged_on_the_bundled_text(tmp_path: Path) -> None:
+    written = starter(str(write_labels(tmp_path / "labels.csv")))
+    assert "bundled:wikipedia" in written and "labels.csv" in written
