@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 from functools import lru_cache
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from maskwise.objectives import MaskedLanguageModelling
 from maskwise.tasks import load_task
 from maskwise.text import read_documents, train_tokenizer
 from maskwise.text.settings import TokenizerSettings
-from maskwise.text.worlds import read_world
+from maskwise.text.worlds import lexicon, read_world
 from maskwise.training import TrainingSettings, log_frequencies
 from processes import two_ranks
 
@@ -272,7 +271,7 @@ def test_a_task_with_a_head_of_its_own_shares_the_encoder(tmp_path: Path) -> Non
         losses.denoising.model.get_output_embeddings().weight is model.bert.embeddings.word_embeddings.weight
     )
     policy = PolicyModel.new(tokenizer(), settings={"hidden_size": 8}, length=32)
-    end = learn_meta(
+    end, _ = learn_meta(
         MetaSettings(steps=2, batch_size=8, dev_examples=8), policy=policy, task=task, texts=(), model=small_model(),
         tokenizer=tokenizer(), training=TRAINING, length=32, max_length=32, folder=tmp_path, quiet=True,
     )  # fmt: skip
@@ -289,7 +288,7 @@ def test_an_encoder_decoder_learns_with_one_mask_a_token() -> None:
     task = load_task(WORLD.replace("seed=0", "seed=0, kind='generation', beams=1, max_target=4"))
     policy = PolicyModel.new(words, settings={"hidden_size": 8, "window": 1}, length=32)
     before = policy.head.weight.detach().clone()
-    end = learn_meta(
+    end, _ = learn_meta(
         MetaSettings(steps=2, batch_size=8, ratio=0.3, eval_every=1), policy=policy, task=task, texts=texts(),
         model=new_model(config, seed=0), tokenizer=words, training=TRAINING, length=32, max_length=16, quiet=True,
     )  # fmt: skip
@@ -351,53 +350,30 @@ def test_ranks_and_back_ends_that_do_not_fit_are_refused(monkeypatch: pytest.Mon
     assert issubclass(Diverged, Exception)
 
 
-COLOURS = ("red", "blue", "green", "brown", "black", "white")
-
-
-def colour_world(folder: Path) -> tuple[list[str], str]:
-    """Everybody likes a colour, which is asked for; and something else has another, of which nobody asks."""
-    draw = random.Random(0)
-    names = [
-        first + last
-        for first in ("an", "bo", "ci", "de", "ed", "fa")
-        for last in ("ka", "lu", "mo", "ni", "po")
-    ]
-    told, asked = [], []
-    for name in names:
-        liked, other = draw.sample(COLOURS, 2)
-        sentences = [
-            f"{name} likes {liked}.",
-            f"the {draw.choice(('cup', 'sky', 'door', 'hat'))} was {other}.",
-        ]
-        draw.shuffle(sentences)
-        told.append(" ".join(sentences))
-        asked.append({"question": f"what colour {name}?", "answers": [liked]})
-    path = folder / "colours.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in asked))
-    return told, f"{path}(kind=cloze-qa)"
+DECOYS = "factworld(people=60, facts=('work',), friends=false, fillers=0, biographies=2, decoys=2, seed=0)"
+"""Every text tells a person's job, and of two friends who once saw somebody of another job."""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("window", "finds"), [(1, False), (5, True)], ids=["table of words", "contextual"])
-def test_a_word_that_helps_in_some_contexts_only(window: int, finds: bool, tmp_path: Path) -> None:
-    """Batches are small: in a large one, liked colours and others are the same words, about equally often."""
-    told, spec = colour_world(tmp_path)
-    words, task = train_tokenizer(told * 3, vocab_size=400), load_task(spec)
+def test_a_word_that_helps_in_some_contexts_only(window: int, finds: bool) -> None:
+    """Batches are small: in a large one, jobs that are asked for and others are the same words, about equally often."""
+    told, task = [text for _, text in read_world(DECOYS).documents()], load_task(DECOYS)
+    words = train_tokenizer(told, vocab_size=2048)
     rows = {
-        split: Examples.of(task, split, words, texts=told, length=24, max_length=12)
+        split: Examples.of(task, split, words, texts=told, length=32, max_length=16)
         for split in ("train", "dev")
     }
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-    losses = losses_of(new_model(new_config("bert", words, 24, **sizes), seed=0), task, words, seed=0)
-    policy = PolicyModel.new(words, settings={"hidden_size": 32, "window": window}, length=24)
-    settings = MetaSettings(steps=120, batch_size=4, learning_rate=0.01, ratio=0.1)  # one word a text
+    losses = losses_of(new_model(new_config("bert", words, 32, **sizes), seed=0), task, words, seed=0)
+    policy = PolicyModel.new(words, settings={"hidden_size": 32, "window": window}, length=32)
+    settings = MetaSettings(steps=120, batch_size=4, learning_rate=0.01, ratio=0.06)  # one word a text
     learn_policy(MetaLearner(losses, policy, rows["train"], rows["dev"], settings, TRAINING), quiet=True)
-    ids = torch.tensor(words.convert_tokens_to_ids(list(COLOURS)))
+    ids = torch.tensor(words.convert_tokens_to_ids(lexicon()["job"]))
     with torch.no_grad():
         masked = masked_by(policy, rows["train"], np.arange(len(rows["train"])), settings, key=0)
     share_BL = masked.choice.spread(masked.choice.shares(masked.logit_U))
-    colour = torch.isin(masked.inputs["input_ids"], ids)
-    liked, other = (
-        float(share_BL[place].sum()) for place in (colour & masked.answer, colour & ~masked.answer)
-    )
-    assert (liked / (liked + other) > 0.9) == finds
+    job = torch.isin(masked.inputs["input_ids"], ids)
+    asked, decoy = (float(share_BL[place].sum()) for place in (job & masked.answer, job & ~masked.answer))
+    print(f"window {window}: {asked:.3f} of the weight on jobs that are asked for, {decoy:.3f} on others")
+    assert (asked / (asked + decoy) > 0.9) == finds

@@ -13,6 +13,7 @@ from maskwise.learning.scorer import PolicyModel
 from maskwise.recipe import read_recipe
 from maskwise.study.plan import make_run, task_contents
 from maskwise.study.policies import own_seed, run_learn
+from maskwise.study.work import run_stage
 from maskwise.text import Prepared
 from processes import two_ranks
 from tiny import check_refused, learning_study, maskwise, read_lines
@@ -185,3 +186,31 @@ def test_the_whole_command_learns_on_two_ranks_what_it_learns_on_one(method: str
 
 def learn_on_a_rank(path: Path, method: str, out: Path) -> None:
     run_learn(read_recipe(str(path), [f"learning.method={method}", "training.precision=no"]), out, quiet=True)
+
+
+SMALL_WORLD = "factworld(people=20, fillers=0, friends=false, biographies=2, seed='run')"
+SMALL_SEQ2SEQ = [
+    f"corpus.source={SMALL_WORLD.replace('seed', 'others=true, seed')}", "corpus.length=32", "training.steps=2",
+    "training.batch_size=4", "tokenizer.vocab_size=512", "evaluation.rows=8", "finetune.steps=2", "finetune.seeds=1",
+    f'intermediate={{corpus.source: "{SMALL_WORLD}", training.steps: 2}}', "finetune.batch_size=4",
+    f"tasks=[\"{SMALL_WORLD.replace('seed', 'kind=generation, beams=1, max_target=4, seed')}\"]",
+    "model.settings={d_model: 16, d_kv: 8, num_heads: 2, num_layers: 1, d_ff: 32, dropout_rate: 0.0}",
+    "learning.policy={settings: {hidden_size: 8}, length: 32}", "corpus.held_out=0.2",
+    "learning.supervised.training={steps: 2, batch_size: 4}", "learning.meta={steps: 2, eval_every: 2, batch_size: 4}",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("arm", "head"), [("meta-full", "tokens"), ("supervised", "spans")])
+def test_an_encoder_decoder_goes_from_a_learned_policy_to_written_answers(
+    arm: str, head: str, tmp_path: Path
+) -> None:
+    recipe = read_recipe("learn-meta-seq2seq", SMALL_SEQ2SEQ)
+    run = make_run(recipe, arm, 40, contents=task_contents(recipe))
+    results = {stage.name: run_stage(stage, tmp_path) for stage in run.stages}
+    (learned,) = (stage for stage in run.chain if stage.kind == "learn")
+    assert results[learned.name]["method"] == arm.partition("-")[0]
+    assert PolicyModel.from_pretrained(learned.folder(tmp_path) / "policy").config.head == head
+    (task,) = run.tasks.values()
+    assert results[task.name]["metric"] == "exact-match" and 0 <= results[task.name]["score"] <= 1
+    data = Prepared.open(run.prepared.folder(tmp_path) / "data")
+    assert (data.training.pieces.columns["learned"] > 0).any()

@@ -243,6 +243,7 @@ def test_the_command_makes_a_policy_that_masks(tmp_path, capsys):
     card = (out / "policy" / "README.md").read_text()
     assert "masking-policy" in card and "Heaviest words" in card and "exact_match" in card
     page = (out / "report.html").read_text()
+    assert "norm of the policy&#39;s gradient" in page and page.count("<polyline") >= 2
     assert page.count('<div class="when">before</div>') == 5 and "http" not in page.replace("http-equiv", "")
     weights = PolicyModel.from_pretrained(out / "policy").state_dict()
     assert maskwise(*command, "--out", out, "--json") == 0
@@ -334,4 +335,31 @@ def test_the_same_command_learns_by_the_meta_gradient(tmp_path, capsys):
     result = json.loads(capsys.readouterr().out)
     assert result["method"] == "meta" and result["best_step"] in (0, 2, 4)
     assert PolicyModel.from_pretrained(tmp_path / "out" / "policy").config.head == "tokens"
-    assert (tmp_path / "out" / "report.html").is_file()
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.count(">before</div>") == page.count(">after 2 steps</div>") == page.count(">after</div>") > 0
+    for drawn in (
+        "the task&#39;s loss after the inner steps",
+        "norm of the policy",
+        "agreement of the gradients",
+    ):
+        assert f"<figcaption>{drawn}" in page
+
+    # A learning that diverges ends, says so, and leaves the best policy: here the one of the beginning.
+    meta["mask_rate"] = 1e30
+    options[-1] = f"learning.meta={json.dumps(meta)}"
+    assert maskwise(*command, *options, "--out", tmp_path / "wild") == 0
+    assert "the learning diverged: outer loss" in capsys.readouterr().err
+    assert "The learning diverged" in (tmp_path / "wild" / "report.html").read_text()
+    policy = PolicyModel.from_pretrained(tmp_path / "wild" / "policy")
+    assert not policy.head.weight.any() and not policy.head.bias.any()
+
+
+@pytest.mark.parametrize("method", ["supervised", "meta"])
+def test_a_task_of_one_class_teaches_nothing(method, tmp_path, capsys):
+    command = recipe(tmp_path)
+    write_lines(tmp_path / "one.jsonl", [{"text": f"w{n}", "label": "a"} for n in range(20)])
+    options = [f"learning.task={tmp_path / 'one.jsonl'}", f"learning.method={method}"]
+    assert maskwise(*command, *options, "--out", tmp_path / "out") == 2
+    error = capsys.readouterr().err.strip()
+    assert "at least two classes; got only 'a'" in error and len(error.splitlines()) == 1
+    assert not (tmp_path / "out").exists()

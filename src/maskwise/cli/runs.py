@@ -167,6 +167,9 @@ def learn(
     out_console.print(table)
     for reason, count in result.get("left_out", {}).items():
         err_console.print(f"{count} {reason}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+    if result.get("stopped"):
+        said = f"the learning {result['stopped']}; the policy of step {result['best_step']} is kept"
+        err_console.print(said, style="yellow", markup=False, highlight=False, soft_wrap=True)
     line = f"Policy: {result['policy']}   Page: {result['report']}  ({result['seconds']:.0f} s)"
     out_console.print(line, markup=False, highlight=False, soft_wrap=True)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypedDict
 
 import numpy as np
@@ -62,6 +62,16 @@ def weights_of(policy: PolicyModel, texts: Sequence[str]) -> list[np.ndarray]:
     """The weights of the words of each text."""
     scores = score_words(policy, list(texts))
     return [scores.weight[scores.words(number)] for number in range(len(texts))]
+
+
+def watching(texts: Sequence[str]) -> Callable[[PolicyModel], list[list[float]]]:
+    """What a learning logs of its policy as it goes: the weights of the words of the first texts."""
+
+    def watch(policy: PolicyModel) -> list[list[float]]:
+        some = weights_of(policy, texts[:EXAMPLES])
+        return [[round(weight, 3) for weight in own[:EXAMPLE_WORDS].tolist()] for own in some]
+
+    return watch
 
 
 def _cut(texts: Sequence[str], scores: WordScores) -> list[list[str]]:

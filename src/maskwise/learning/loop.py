@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -26,12 +28,16 @@ from maskwise.training import TrainingSettings
 from maskwise.training.engine import new_accelerator
 from maskwise.training.log import Metrics, Progress
 
+NO_CONTEXT = "rows of train of which no text tells an answer"
+Watch: TypeAlias = Callable[[Any], list[list[float]]]
+"""From a policy to the weights that it gives the words of some texts."""
+
 
 def learn_meta(
     settings: MetaSettings, *, policy: PolicyModel, task: Task, texts: Sequence[str], model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase, training: TrainingSettings, length: int, max_length: int = 64,
-    folder: Path | None = None, quiet: bool = False,
-) -> Point:  # fmt: skip
+    folder: Path | None = None, quiet: bool = False, watch: Watch | None = None,
+) -> tuple[Point, Counter[str]]:  # fmt: skip
     """Learn a policy by the meta-gradient.
 
     Args:
@@ -42,7 +48,10 @@ def learn_meta(
         training: how the model moves on by itself, where it does.
         length: tokens of a context.
         max_length: tokens of a row of the task.
-        folder, quiet: as for ``learn_policy``.
+        folder, quiet, watch: as for ``learn_policy``.
+
+    Returns:
+        What ``learn_policy`` returns, and how many rows of train were left out, by reason.
 
     Raises:
         MaskwiseError: a task without a loss, or that does not fit the model; no context for any of its rows.
@@ -60,9 +69,9 @@ def learn_meta(
     accelerator = new_accelerator(training, None)
     losses.to(accelerator.device)
     policy.to(accelerator.device)
-    return learn_policy(
-        MetaLearner(losses, policy, rows["train"], rows["dev"], settings, training), folder, quiet=quiet
-    )
+    learner = MetaLearner(losses, policy, rows["train"], rows["dev"], settings, training)
+    left_out = Counter({NO_CONTEXT: rows["train"].without} if rows["train"].without else {})
+    return learn_policy(learner, folder, quiet=quiet, watch=watch), left_out
 
 
 def losses_of(model: PreTrainedModel, task: Task, tokenizer: PreTrainedTokenizerBase, *, seed: int) -> Losses:
@@ -96,7 +105,9 @@ def losses_of(model: PreTrainedModel, task: Task, tokenizer: PreTrainedTokenizer
     return Losses(RelaxedDenoising(model, mask), objective)
 
 
-def learn_policy(learner: MetaLearner, folder: Path | None = None, *, quiet: bool = False) -> Point:
+def learn_policy(
+    learner: MetaLearner, folder: Path | None = None, *, quiet: bool = False, watch: Watch | None = None
+) -> Point:
     """Learn until the steps are made, nothing gets better on dev, or the outer loss diverges.
 
     A learning that was stopped goes on from its last judgement.
@@ -105,6 +116,7 @@ def learn_policy(learner: MetaLearner, folder: Path | None = None, *, quiet: boo
         learner: its policy is the best average when this returns; the policy of the beginning where none was better.
         folder: where ``metrics.jsonl`` and the state to resume from go; None keeps nothing.
         quiet: no progress bar.
+        watch: what is logged of the average policy at every judgement, as ``weights``.
 
     Returns:
         Where the learning ended: the best step, what its policy was worth on dev, and why it stopped early, if so.
@@ -139,7 +151,8 @@ def learn_policy(learner: MetaLearner, folder: Path | None = None, *, quiet: boo
                     "best": now.best,
                     "agreement": agreement,
                 }
-                metrics.write(_known(judged))
+                shown = {"weights": watch(learner.average)} if watch and first else {}
+                metrics.write(_known({**judged, **shown}))
                 progress.note(outer=mean, gain=gain)
                 if resume and first:
                     learner.save(resume)

@@ -15,7 +15,7 @@ Source: Ye et al. 2021 (arXiv 2104.08840), section 3; the metrics of Rajpurkar e
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -164,12 +164,14 @@ def _flat(windows: Windows, targets_T: Array) -> tuple[Flat, Tensor, Tensor]:
 def learn_supervised(
     policy: PolicyModel, train_texts: Sequence[Marked], *, training: TrainingSettings,
     dev_texts: Sequence[Marked] = (), folder: Path | None = None, quiet: bool = True,
+    watch: Callable[[PolicyModel], list[list[float]]] | None = None,
 ) -> tuple[Training, Counter[str]]:  # fmt: skip
     """Train a policy, in place, to find what is labelled.
 
     Args:
         dev_texts: on which its loss is logged every ``training.eval_every`` steps.
         folder: of metrics, and of states to go on from.
+        watch: what is logged of the policy beside that loss, as ``weights``.
 
     Returns:
         What the training was, and the labels that were left out, by reason.
@@ -182,7 +184,8 @@ def learn_supervised(
     dev = LabelledWindows.of(dev_texts, policy) if any(each.spans for each in dev_texts) else None
 
     def curve(step: int) -> list[dict[str, object]]:
-        return [] if dev is None else [{"masks": "labels of dev", "loss": mean_loss(objective, dev)}]
+        shown = {"weights": watch(policy)} if watch else {}
+        return [] if dev is None else [{"masks": "labels of dev", "loss": mean_loss(objective, dev), **shown}]
 
     size = min(training.batch_size, len(data))
     settings = training.model_copy(

@@ -1,11 +1,13 @@
-"""The page of a learned policy: the same sentences before and after, what it masks, and how good it is."""
+"""The page of a learned policy: the same sentences before, while and after it learned, and how good it is."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, PackageLoader
 
 from maskwise.folders import read_json, write_whole
@@ -17,31 +19,83 @@ NAMES = {
     "weight_on_labels": "share of its weight on labelled words",
     "labelled_words": "share of the words that are labelled", "spans": "spans a text", "words": "words in them, a text",
 }  # fmt: skip
+CURVES = (
+    ("meta", "outer", "the task's loss after the inner steps, nats"),
+    ("dev", "gain", "better for dev than random masks, nats"),
+    ("meta", "answers", "share of the weight on right answers"),
+    ("meta", "entropy", "entropy of the weights, nats"),
+    ("meta", "grad_norm", "norm of the policy's gradient"),
+    ("dev", "agreement", "agreement of the gradients (1: all point one way; 1 / their number: noise)"),
+    ("train", "loss", "loss on the labels of train, nats"),
+    ("eval", "loss", "loss on the labels of dev, nats"),
+    ("train", "grad_norm", "norm of the policy's gradient"),
+)
+"""What is drawn of metrics.jsonl: the kind of line, its key, and what people read."""
+WIDTH, HEIGHT = 220, 60
+BETWEEN = 3
+"""So many states of a policy are shown between its beginning and its end."""
 FULL_WEIGHT = 6.0
 """A word of so many times the mean weight has the full colour."""
 
 
 def write_policy_page(folder: Path, *, title: str, measures: Mapping[str, Any]) -> Path:
-    """Draw ``report.html`` of a folder of ``maskwise learn`` from its ``shown.json``; every text is escaped.
+    """Draw ``report.html`` of a folder of ``maskwise learn`` from its ``shown.json`` and ``metrics.jsonl``.
+
+    Every text is escaped.
 
     Args:
         measures: what was measured, as ``done.json`` has it.
     """
-    shown = read_json(folder / "shown.json") or {}
+    shown, lines = read_json(folder / "shown.json") or {}, _read_lines(folder / "metrics.jsonl")
     held_out = measures.get("held_out") or {}
     salient = held_out.get("salient", {})
     rows = [(NAMES[key], held_out[key], salient.get(key)) for key in NAMES if held_out.get(key) is not None]
-    examples = [
-        [[(word, pair[side], _shade(pair[side])) for word, *pair in words] for side in (0, 1)]
-        for words in shown.get("examples", [])
-    ]
     environment = Environment(loader=PackageLoader("maskwise", "report"), autoescape=True)
     page = environment.get_template("policy.html.j2").render(
-        title=title, measures=measures, rows=rows, examples=examples, words=shown.get("words", {}),
-        tags=shown.get("tags", {}),
+        title=title, measures=measures, rows=rows, examples=_examples(shown.get("examples", []), lines),
+        words=shown.get("words", {}), tags=shown.get("tags", {}),
+        curves=[curve for kind, key, name in CURVES if (curve := _curve(lines, kind, key, name))],
     )  # fmt: skip
     write_whole(folder / "report.html", page)
     return folder / "report.html"
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    return (
+        [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    )
+
+
+def _examples(texts: list[list[Any]], lines: list[dict[str, Any]]) -> list[list[tuple[str, list[Any]]]]:
+    """Each text before the learning, at some judgements, and after it: words with their weights and colours."""
+    told = [line for line in lines if len(line.get("weights", ())) == len(texts)][:-1]
+    between = [told[round(place)] for place in np.linspace(0, len(told) - 1, min(len(told), BETWEEN))]
+    examples = []
+    for number, words in enumerate(texts):
+        versions = [("before", [old for _, old, _ in words])]
+        versions += [(f"after {line['step']} steps", line["weights"][number]) for line in between]
+        versions += [("after", [new for *_, new in words])]
+        names = [word for word, *_ in words]
+        examples.append(
+            [(when, [(w, x, _shade(x)) for w, x in zip(names, weights)]) for when, weights in versions]
+        )
+    return examples
+
+
+def _curve(lines: list[dict[str, Any]], kind: str, key: str, name: str) -> dict[str, Any] | None:
+    """One quantity over the steps as the points of a small drawing, with its mean and spread; None with too few."""
+    points = [(line["step"], line[key]) for line in lines if line["kind"] == kind and key in line]
+    if len(points) < 2:
+        return None
+    steps, values = np.array(points, dtype=float).T
+    low, high = float(values.min()), float(values.max())
+    x = WIDTH * (steps - steps[0]) / (steps[-1] - steps[0])
+    y = HEIGHT * (1 - (values - low) / ((high - low) or 1.0))
+    drawn = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y))
+    return {
+        "name": name, "points": drawn, "low": low, "high": high, "first": values[0], "last": values[-1],
+        "mean": values.mean(), "sd": values.std(ddof=1), "steps": (int(steps[0]), int(steps[-1])),
+    }  # fmt: skip
 
 
 def _shade(weight: float) -> str:

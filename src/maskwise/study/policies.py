@@ -30,7 +30,7 @@ from maskwise.folders import (
     write_whole,
 )
 from maskwise.keys import fold
-from maskwise.learning.card import EXAMPLES, policy_card, show, weights_of
+from maskwise.learning.card import EXAMPLES, policy_card, show, watching, weights_of
 from maskwise.learning.classifier import train_classifier
 from maskwise.learning.labels import Confidence, Labels, Marked, labels_of
 from maskwise.learning.loop import learn_meta
@@ -123,6 +123,7 @@ def _supervised(recipe: Recipe, settings: LearningSettings, spec: str, folder: P
         dev_texts=labels.splits["dev"],
         folder=folder,
         quiet=quiet,
+        watch=watching(texts),
     )
     measures: Plain = {"labels": labels.kind, "left_out": dict(labels.counts + counts), "loss": done["loss"]}
     measures |= {
@@ -140,13 +141,19 @@ def _meta(recipe: Recipe, settings: LearningSettings, spec: str, folder: Path, q
         labels = labels_of(spec, kind="answers", texts=texts)
     shown = [each.text for each in _judged(labels, "test")] if labels else texts
     before = weights_of(policy, shown[:EXAMPLES])
-    end = learn_meta(
+    end, left_out = learn_meta(
         settings.meta.model_copy(update={"seed": seed}), policy=policy, task=task, texts=texts, model=model,
         tokenizer=tokenizer, training=recipe.training, length=recipe.corpus.length,
         max_length=recipe.finetune.max_length, folder=folder, quiet=quiet,
+        watch=watching(shown),
     )  # fmt: skip
     policy.cpu()
-    measures: Plain = {"best_step": end.best, "gain": end.gain, "stopped": end.stopped}
+    measures: Plain = {
+        "best_step": end.best,
+        "gain": end.gain,
+        "stopped": end.stopped,
+        "left_out": dict(left_out),
+    }
     if labels:
         judged = (("dev", "dev"), ("held_out", "test"))
         measures |= {name: judge(policy, _judged(labels, split)) for name, split in judged}

@@ -140,6 +140,9 @@ def _learn(stage: Stage, stages: Path, quiet: bool) -> Plain:
     parts = {
         key: what[key] for key in ("learning", "objective", "training", "corpus", "model") if key in what
     }
+    # How a text is masked afterwards is no part of a learning: any corruption will do that fits the objective.
+    if objective_class(what["objective"]).kind == "encoder-decoder":
+        parts["masking"] = {"corruption": "t5"}
     recipe = Recipe.model_validate({
         **parts, "tasks": (what["task"],), "finetune": {"max_length": what["max_length"]},
         "tokenizer": {"name": str(stages / stage.needs[0] / "data" / "tokenizer")},
