@@ -257,3 +257,27 @@ def test_scores_that_are_not_finite_end_the_run(words, tmp_path):
 def test_options_that_mean_nothing_are_refused(spec, said):
     with pytest.raises(MaskwiseError, match=said):
         policy(spec)
+
+
+@pytest.mark.slow
+@pytest.mark.process
+def test_several_processes_and_ray_score_a_corpus_as_one_process_does(words, tmp_path):
+    import ray
+
+    texts = [" ".join(np.random.default_rng(n).permutation(WORDS)[:20]) for n in range(300)]
+    spec = f"learned({words!r})"
+    stores = {}
+    try:
+        ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, object_store_memory=100 * 2**20)
+        for name, how in {"one": {"jobs": 1}, "two": {"jobs": 2}, "ray": {"engine": "ray"}}.items():
+            annotate_corpus(texts, [spec], tmp_path / name, **how)
+            stores[name] = Store(tmp_path / name).annotate(texts)
+    finally:
+        ray.shutdown()
+    for name in ("two", "ray"):
+        for own, alone in zip(stores[name], stores["one"], strict=True):
+            assert own.keys() == alone.keys() == {"learned", "learned_span", "learned_score"}
+            for layer in own:
+                np.testing.assert_array_equal(own[layer].start, alone[layer].start)
+                if own[layer].value is not None:  # other threads may add in another order
+                    np.testing.assert_allclose(own[layer].value, alone[layer].value, rtol=1e-5)
