@@ -29,9 +29,10 @@ from maskwise.tasks import (
     task_record,
 )
 from maskwise.tasks.judge import answer
-from maskwise.tasks.labels import ScoredRow, TextRow
+from maskwise.tasks.labels import TextRow
 from maskwise.tasks.metrics import METRICS, entity_f1, normalise, pearson, spearman
 from maskwise.tasks.questions import MAX_ANSWER_TOKENS, best_spans
+from maskwise.tasks.scores import ScoredRow
 from maskwise.tasks.task import Row, Tuned, UsualColumns
 from maskwise.tasks.tensors import Data, batches, embed
 from maskwise.text import train_tokenizer

@@ -20,7 +20,13 @@ from maskwise.objectives.detection import AddedTokenDetection, DeletedTokenDetec
 from maskwise.objectives.diffusion import MaskedDiffusion
 from maskwise.objectives.mlm import EntityMaskedLanguageModelling, MaskedLanguageModelling
 from maskwise.objectives.replaced import ReplacedTokenDetection
-from maskwise.objectives.tasks import Classification, MultipleChoice, Regression, SpanQuestionAnswering
+from maskwise.objectives.tasks import (
+    Classification,
+    MultiLabel,
+    MultipleChoice,
+    Regression,
+    SpanQuestionAnswering,
+)
 from maskwise.specs import Call, build, parse_call
 
 OBJECTIVES: dict[str, type[Objective]] = {
@@ -50,6 +56,6 @@ def objective(spec: str | Call, model: PreTrainedModel) -> Objective:
 
 __all__ = [
     "OBJECTIVES", "CausalLanguageModelling", "Classification", "ContrastiveSentences", "Denoising",
-    "MaskedDiffusion", "MaskedLanguageModelling", "MultipleChoice", "Objective", "Outcome", "Regression",
-    "SpanQuestionAnswering", "objective", "objective_class", "predicting",
+    "MaskedDiffusion", "MaskedLanguageModelling", "MultiLabel", "MultipleChoice", "Objective", "Outcome",
+    "Regression", "SpanQuestionAnswering", "objective", "objective_class", "predicting",
 ]  # fmt: skip

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from transformers import PreTrainedModel
 
 from maskwise.families import takes_token_types
@@ -57,6 +57,21 @@ class Regression(Classification):
     def forward(self, batch: Mapping[str, Tensor]) -> Outcome:
         error = unrounded(self.logits(batch)).squeeze(-1) - batch["labels"]
         return Outcome(error.square().sum(), counted(len(error), error))
+
+
+class MultiLabel(Classification):
+    """Binary cross-entropy of each label of every row.
+
+    Formula: sum over rows of the mean over K labels of −log p(label is as it should be | row).
+    Inputs: a mapping of model inputs with ``labels``, (B, K) ones and zeros.
+    Requirements: ``models.load_task_model`` with a head for sequences and K labels.
+    Source: Goodfellow et al. 2016, section 6.2.2.2.
+    """
+
+    def forward(self, batch: Mapping[str, Tensor]) -> Outcome:
+        logits = unrounded(self.logits(batch))
+        losses = binary_cross_entropy_with_logits(logits, batch["labels"].to(logits.dtype), reduction="none")
+        return Outcome(losses.mean(-1).sum(), losses.new_tensor(len(losses)))
 
 
 class MultipleChoice(Classification):

@@ -25,6 +25,7 @@ from maskwise.tasks import FinetuneSettings, load_task
 from maskwise.tasks.judge import fitting_rate
 from maskwise.tasks.task import Tuned
 from maskwise.text import load_tokenizer, require_documents
+from maskwise.text.documents import lines_note
 from maskwise.text.layers import token_layers
 from maskwise.text.pieces import UNKNOWN
 from maskwise.text.rows import is_held_out
@@ -104,7 +105,7 @@ def _check_arm(arm: Recipe) -> list[str]:
         same = f"≤ corpus.length = {room}" if room == links[0].corpus.length else f"≤ {room}"
         raise MaskwiseError(what, got=arm.finetune.max_length, allowed=same)
     for link in links:
-        _check_text(link)
+        notes += _check_text(link)
         _check_rows(link)
         _check_probes(link, tokenizer if arm.tokenizer_name else None)
         notes += link.remarks()
@@ -144,10 +145,13 @@ def _check_choices(recipe: Recipe) -> None:
             raise MaskwiseError(f"{what}: {why}", got=f"grid {', '.join(search.points[0])}", do=do)
 
 
-def _check_text(link: Recipe) -> None:
-    """The corpus of one training can be read, and has what its policy needs."""
+def _check_text(link: Recipe) -> list[str]:
+    """The corpus of one training can be read, and has what its policy needs; returns warnings."""
+    notes: list[str] = []
     for part in link.corpus.parts():
         require_documents(part)
+    if link.corpus.text_per == "auto":
+        notes = [note for source in link.corpus.sources if (note := lines_note(source))]
     annotated = [name for spec in link.corpus.annotators for name in token_layers(annotator(spec).layers)]
     layers = (*CORPUS_LAYERS, *annotated)
     for name in link.policies:
@@ -156,6 +160,7 @@ def _check_text(link: Recipe) -> None:
             what = f"policy {name} needs the layer {missing[0]!r}, and this corpus has none"
             do = "name its annotator in corpus.layers (maskwise list annotators)"
             raise MaskwiseError(what, got=f"layers {', '.join(layers)}", do=do)
+    return notes
 
 
 def _check_rows(link: Recipe) -> None:

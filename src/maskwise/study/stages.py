@@ -106,7 +106,7 @@ def prepare_stage(recipe: Recipe, *, after: Stage | None = None, learned: Stage 
         after: the text whose tokenizer is taken; it is returned itself if the text is the same.
         learned: the learning of the policy that scores this text.
     """
-    corpus = recipe.corpus.text.model_dump(mode="json", exclude={"temperature"})
+    corpus = _without_default(recipe.corpus.text.model_dump(mode="json", exclude={"temperature"}))
     what: Plain = {"corpus": corpus, "corpus_content": content_of(recipe.corpus)}
     if recipe.corpus.annotators:
         what["annotators"] = {spec: annotator(spec).version for spec in recipe.corpus.annotators}
@@ -118,6 +118,11 @@ def prepare_stage(recipe: Recipe, *, after: Stage | None = None, learned: Stage 
     tokenizer = recipe.tokenizer.model_dump(mode="json") | {"name": recipe.tokenizer_name}
     content = start_fingerprint(recipe.tokenizer_name, TOKENIZER_FILES) if recipe.tokenizer_name else None
     return Stage("prepare", {**what, "tokenizer": tokenizer, "tokenizer_content": content})
+
+
+def _without_default(corpus: Plain) -> Plain:
+    """Without a setting that is newer than many finished stages, where it is as it always was."""
+    return {key: value for key, value in corpus.items() if (key, value) != ("text_per", "auto")}
 
 
 def tokenizer_of(first: Stage) -> str:
@@ -213,7 +218,8 @@ def finetune_stage(
 
 def overlap_stage(recipe: Recipe, task: str, content: str) -> Stage:
     """Whether the corpus of a training holds the test items of a task."""
-    corpus = recipe.corpus.text.model_dump(mode="json", include={"source", "text_field", "limit"})
+    kept = {"source", "text_field", "text_per", "limit"}
+    corpus = _without_default(recipe.corpus.text.model_dump(mode="json", include=kept))
     what = {"corpus": corpus, "corpus_content": content_of(recipe.corpus)}
     return Stage("overlap", {**what, "task": task, "task_content": content})
 

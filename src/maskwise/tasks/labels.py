@@ -1,16 +1,15 @@
-"""Kinds whose answer is a class or a score: of a text, of a pair of texts, of every word.
+"""Kinds whose answer is a class: of a text, of a pair of texts, of every word; or several classes of a text.
 
 Words of token classification are the words of the *data*, given to the tokenizer one by one; the tag stands on the
 first piece of each. A word whose first piece was cut off, or that has no piece at all, cannot be answered: it is
 counted in ``lost`` and scored as wrong, for leaving it out would reward short rows and coarse tokenizers.
 
-The last two kinds judge sentence embeddings by the same rows. They cost one forward pass over every text; the
-regressions are scikit-learn's.
+The last kind judges sentence embeddings by the same rows. It costs one forward pass over every text; the regression is
+scikit-learn's.
 """
 
 from __future__ import annotations
 
-import math
 import re
 import warnings
 from abc import abstractmethod
@@ -27,7 +26,7 @@ from torch import Tensor
 
 from maskwise.errors import MaskwiseError
 from maskwise.masking.batch import IGNORE
-from maskwise.objectives import Classification, Regression
+from maskwise.objectives import Classification, MultiLabel
 from maskwise.tasks.metrics import METRICS, UNSEEN, entity_f1
 from maskwise.tasks.task import (
     NO_LABEL,
@@ -41,18 +40,16 @@ from maskwise.tasks.task import (
     Tuned,
     UsualColumns,
     label_of,
-    pair_in,
     require_two,
 )
 from maskwise.tasks.tensors import Cutter, Encoded, Flat, edges
 from maskwise.text.labelled import Record
 
 CLASS_METRICS = ("accuracy", "macro-f1", "matthews")
-SCORE_COLUMNS = ("score", "similarity_score", "relatedness_score", "similarity")
-_TEXT = ("text", "sentence", "sentence1", "premise", "question1", "question", "utterance", "content")
-_SECOND = ("text_pair", "sentence2", "hypothesis", "question2")
-_LABEL = ("label", "labels", "category", "intent", "class", "gold_label", "is_duplicate", "Quality")
-_PAIRS = (
+TEXT = ("text", "sentence", "sentence1", "premise", "question1", "question", "utterance", "content")
+SECOND = ("text_pair", "sentence2", "hypothesis", "question2")
+LABEL = ("label", "labels", "category", "intent", "class", "gold_label", "is_duplicate", "Quality")
+PAIRS = (
     ("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"), ("question", "sentence"),
     ("question", "passage"), ("sentence_A", "sentence_B"), ("s1", "s2"), ("text_a", "text_b"),
     ("#1 String", "#2 String"),
@@ -96,19 +93,6 @@ class TextRow(ClassRow):
 
 
 @dataclass(frozen=True)
-class ScoredRow(Row):
-    """Two texts, and how similar they are."""
-
-    text: str
-    pair: str
-    score: float
-
-    @property
-    def texts(self) -> tuple[str, ...]:
-        return (self.text, self.pair)
-
-
-@dataclass(frozen=True)
 class TaggedRow(ClassRow):
     """Words, and a tag for each."""
 
@@ -139,7 +123,7 @@ def text_label(record: Record, columns: Columns, where: str) -> tuple[str, str |
         if not isinstance(value, str):
             raise MaskwiseError(f"{where}: the text is no text", got=type(value).__name__, allowed="a string")
     if isinstance(label, list | dict):
-        do = "tasks with several labels a row are not supported"
+        do = "name kind='multi-label', or another column"
         raise MaskwiseError(f"{where}: a row has one label", got=label, do=do)
     name = label_of(label)
     if name is None:
@@ -173,7 +157,7 @@ class Classes(Kind[C]):
 class TextClasses(Classes[TextRow]):
     """What fine-tuned and frozen classification of texts share."""
 
-    columns = UsualColumns(_TEXT, _SECOND, _LABEL, _PAIRS)
+    columns = UsualColumns(TEXT, SECOND, LABEL, PAIRS)
 
     def row(self, record: Record, columns: Columns, where: str) -> TextRow | str:
         parts = text_label(record, columns, where)
@@ -209,70 +193,88 @@ class SequenceClassification(TextClasses, Tuned[TextRow]):
         return Encoded(cutter.flat(one_or_two(task.splits[split])), torch.where(gold == UNSEEN, IGNORE, gold))
 
 
-class Scores(Kind[ScoredRow]):
-    """What fine-tuned and zero-shot similarity of two texts share."""
-
-    metrics = ("spearman", "pearson")
-    columns = UsualColumns(_TEXT, _SECOND, (*SCORE_COLUMNS, "label"), _PAIRS, needs_pair=True)
-
-    def row(self, record: Record, columns: Columns, where: str) -> ScoredRow | str:
-        parts = text_label(record, columns, where)
-        if isinstance(parts, str):
-            return parts
-        text, pair, label = parts
-        try:
-            score = float(label)
-        except ValueError:
-            score = math.nan
-        if not math.isfinite(score):
-            raise MaskwiseError(
-                f"{where}: the score is no number", got=label, do="check the label column"
-            ) from None
-        return ScoredRow(text, str(pair), score)
-
-    def labels(self, rows: Sequence[ScoredRow], where: str, skipped: Mapping[str, int]) -> tuple[str, ...]:
-        require_two(sorted({str(row.score) for row in rows}), "different scores", where, skipped)
-        return ()
-
-    def gold(self, task: Task[ScoredRow], split: str) -> NDArray[np.float64]:
-        return np.array([row.score for row in task.splits[split]], dtype=np.float64)
-
-    def majority(self, task: Task[ScoredRow]) -> float:
-        """A constant has no correlation."""
-        return 0.0
+SEVERAL = ("label-micro-f1", "label-macro-f1")
+_BETWEEN = re.compile(r"\s*[|;]\s*")
+MOST_LABELS = 200
+"""Different labels above which a column of texts with bars in it holds no labels."""
 
 
-class Similarity(Scores, Tuned[ScoredRow]):
-    """How similar two texts are, as a number.
+@dataclass(frozen=True)
+class LabelledRow(Row):
+    """A text, and the labels that it has: any number of them."""
 
-    Tuned by squared error on scores that are standardised by those of train.
-    Source: Devlin et al. 2019, appendix B.1 (STS-B).
+    text: str
+    names: tuple[str, ...]
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        return (self.text,)
+
+
+class SeveralLabels(Tuned[LabelledRow]):
+    """Which of several labels a text has: any number of them, in a list or with "|" or ";" between them.
+
+    Tuned with a linear layer over the pooled row and binary cross-entropy for each label. Majority: every row has the
+    labels that more than half of train has, or the commonest one. Source: as for classification, Devlin et al. 2019.
     """
 
-    name = "similarity"
-    head, objective = "sequence-classification", Regression
+    name = "multi-label"
+    head, objective = "sequence-classification", MultiLabel
+    metrics = SEVERAL
+    columns = UsualColumns(TEXT, (), (*LABEL, "tags", "categories", "genres"))
 
     def recognises(self, records: Sequence[Record], given: Columns) -> bool:
-        """A pair of texts with a score, or with labels of which some are fractions."""
-        record = records[0] if records else {}
-        _, pair = pair_in(record, given, _PAIRS)
-        if not pair or pair not in record:
+        """Lists of labels beside a text, or texts that few labels with bars or semicolons between them make up."""
+        names = (given.label,) if given.label else self.columns.label
+        label = next((name for name in names if records and name in records[0]), None)
+        text = next((name for name in self.columns.text if records and name in records[0]), given.text)
+        if label is None or not all(isinstance(record.get(text or ""), str) for record in records[1:2]):
             return False
-        usual = [name for name in ("label", *SCORE_COLUMNS) if name in record]
-        label = given.label or next(iter(usual), None)
-        fractions = (r.get(label) for r in records) if label in record else ()
-        return label in SCORE_COLUMNS or any(
-            isinstance(value, float) and math.isfinite(value) and not value.is_integer()
-            for value in fractions
+        values = [record.get(label) for record in records]
+        if any(isinstance(value, list) for value in values):
+            return True
+        whole = {value for value in values if isinstance(value, str)}
+        parts = {part for value in whole for part in _BETWEEN.split(value)}
+        return any(_BETWEEN.search(value) for value in whole) and len(parts) <= min(MOST_LABELS, len(whole))
+
+    def row(self, record: Record, columns: Columns, where: str) -> LabelledRow | str:
+        text, value = record.get(columns.text or ""), record.get(columns.label or "")
+        if not isinstance(text, str):
+            raise MaskwiseError(f"{where}: the text is no text", got=type(text).__name__, allowed="a string")
+        if value is None:
+            return NO_LABEL
+        parts = value if isinstance(value, list) else _BETWEEN.split(str(value))
+        names = [name for part in parts if (name := label_of(part)) is not None]
+        return LabelledRow(text, tuple(dict.fromkeys(names))) if text.strip() else NO_TEXT
+
+    def labels(self, rows: Sequence[LabelledRow], where: str, skipped: Mapping[str, int]) -> tuple[str, ...]:
+        labels = sorted({name for row in rows for name in row.names})
+        require_two(labels, "labels", where, skipped)
+        return tuple(labels)
+
+    def gold(self, task: Task[LabelledRow], split: str) -> NDArray[np.int64]:
+        """(N, K) ones and zeros; a label that train does not have is left out."""
+        place = {label: number for number, label in enumerate(task.labels)}
+        gold = np.zeros((len(task.splits[split]), len(place)), dtype=np.int64)
+        for number, row in enumerate(task.splits[split]):
+            gold[number, [place[name] for name in row.names if name in place]] = 1
+        return gold
+
+    def majority(self, task: Task[LabelledRow]) -> float:
+        share = self.gold(task, "train").mean(0)
+        answer = (share > 0.5) | (share == share.max())
+        return task.score("test", np.tile(answer, (task.test_items, 1)))
+
+    def config(self, task: Task[LabelledRow]) -> dict[str, object]:
+        return {**super().config(task), "problem_type": "multi_label_classification"}
+
+    def encode(self, task: Task[LabelledRow], split: str, cutter: Cutter) -> Encoded:
+        return Encoded(
+            cutter.flat(one_or_two(task.splits[split])), torch.from_numpy(self.gold(task, split)).float()
         )
 
-    def config(self, task: Task[ScoredRow]) -> dict[str, object]:
-        return {"num_labels": 1, "problem_type": "regression"}
-
-    def encode(self, task: Task[ScoredRow], split: str, cutter: Cutter) -> Encoded:
-        known, gold = (torch.from_numpy(self.gold(task, name)) for name in ("train", split))
-        targets = (gold - known.mean()) / known.std(correction=0)
-        return Encoded(cutter.flat(one_or_two(task.splits[split])), targets.float())
+    def group(self, row: LabelledRow) -> str:
+        return row.names[0] if row.names else ""
 
 
 class TokenClassification(Classes[TaggedRow], Tuned[TaggedRow]):
@@ -356,20 +358,6 @@ def one_or_two(rows: Sequence[Row]) -> list[str | tuple[str, ...]]:
 
 
 # Judged by embeddings: nothing is fine-tuned, nothing is random
-
-
-class ZeroShotSimilarity(Scores, Frozen[ScoredRow]):
-    """The cosine of two sentences' embeddings against people's scores (STS). Nothing is learned from train."""
-
-    name = "zero-shot-similarity"
-    suffix = "-zero-shot"
-    needs_train = False
-
-    def answers(self, task: Task[ScoredRow], vectors: Mapping[str, Tensor]) -> Mapping[str, ArrayLike]:
-        return {
-            split: torch.cosine_similarity(both[::2], both[1::2]).double().numpy()
-            for split, both in vectors.items()
-        }
 
 
 class SentenceEmbedding(TextClasses, Frozen[TextRow]):

@@ -22,7 +22,9 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
+from itertools import chain
 from pathlib import Path
+from statistics import fmean
 from types import MappingProxyType
 from typing import Any
 
@@ -34,12 +36,12 @@ from maskwise.tasks.generation import Generation
 from maskwise.tasks.labels import (
     SentenceEmbedding,
     SequenceClassification,
-    Similarity,
+    SeveralLabels,
     TokenClassification,
-    ZeroShotSimilarity,
 )
 from maskwise.tasks.metrics import METRICS
 from maskwise.tasks.questions import MultipleChoice, QuestionAnswering
+from maskwise.tasks.scores import Similarity, TextRegression, ZeroShotSimilarity
 from maskwise.tasks.task import NO_LABEL, SPLITS, Columns, Kind, Row, Task, find_columns, place_of
 from maskwise.text import bundled_path
 from maskwise.text.labelled import READERS, Record, ending_of, read_hub, read_records, read_text, read_tsv
@@ -54,6 +56,8 @@ KINDS: Mapping[str, Kind] = {
         QuestionAnswering(),
         Generation(),
         Similarity(),
+        TextRegression(),
+        SeveralLabels(),
         SequenceClassification(),
         # Only if the user names them.
         ClozeAnswers(),
@@ -205,6 +209,7 @@ def _load(
         records = {split: _only(part, where, place) for split, part in records.items()}
     first = next((part for part in records.values() if part), [])
     asked = [_whole(first), *first] if first else []
+    given, guessed = guess_columns(asked, given) if kind is None else (given, ())
     chosen = KINDS[kind] if kind else next(k for k in KINDS.values() if k.recognises(asked, given))
     chosen = chosen.with_settings(**settings) if settings else chosen
     if template := given.text if "{" in (given.text or "") else None:
@@ -243,9 +248,51 @@ def _load(
         metric = published if published in chosen.metrics else chosen.usual_metric(labels)
     chosen.check_metric(metric, labels)
     task = Task(
-        name or _short_name(spec) + chosen.suffix, chosen, metric, labels, splits, skipped, notes, pooling
+        name or _short_name(spec) + chosen.suffix,
+        chosen,
+        metric,
+        labels,
+        splits,
+        skipped,
+        (*guessed, *notes),
+        pooling,
     )
     return task.with_train_rows(train_rows)
+
+
+LEAST_WORDS = 3
+"""Words that a column of texts has in the mean at least, for it to be taken for the text unasked."""
+
+
+def guess_columns(records: Sequence[Record], given: Columns) -> tuple[Columns, tuple[str, ...]]:
+    """The text and the label of a table whose columns have names of their own, where only one reading is likely.
+
+    The text is the column with the longest texts, the label the only other column. What was guessed is said in notes.
+
+    >>> guess_columns([{"Kommentar": "ein schöner langer Tag", "Note": "2"}], Columns())[0]
+    Columns(text='Kommentar', pair=None, label='Note')
+    """
+    names = [str(name) for name in (records[0] if records else ()) if name not in ("id", "split")]
+    usual = [kind.columns for kind in KINDS.values()]
+    text_known = {
+        name for each in usual for name in (*each.text, *each.pair, *chain.from_iterable(each.pairs))
+    }
+    label_known = {name for each in usual for name in each.label}
+    notes = []
+    if given.text is None and not text_known & {*names}:
+        words = {
+            name: fmean(len(str(record.get(name) or "").split()) for record in records) for name in names
+        }
+        longest = max(words, key=words.__getitem__, default=None)
+        if longest is not None and words[longest] >= LEAST_WORDS:
+            given = given._replace(text=longest)
+            notes.append(f"the text is column {longest!r}")
+    text = given.text or next((name for name in names if name in text_known), None)
+    rest = [name for name in names if name != text]
+    if text is not None and given.label is None and not label_known & {*rest} and len(rest) == 1:
+        given = given._replace(label=rest[0])
+        notes.append(f"the label is column {rest[0]!r}")
+    return given, tuple(notes)
 
 
 def _whole(records: Sequence[Record]) -> Record:

@@ -41,6 +41,23 @@ def macro_f1(gold: ArrayLike, answer: ArrayLike) -> float:
     return float(np.mean(2 * hits / total))
 
 
+def label_micro_f1(gold: ArrayLike, answer: ArrayLike) -> float:
+    """F1 over all pairs of a row and a label, (N, K) ones and zeros; 0 without any hit."""
+    return float(np.mean(_label_f1(np.asarray(gold).ravel()[:, None], np.asarray(answer).ravel()[:, None])))
+
+
+def label_macro_f1(gold: ArrayLike, answer: ArrayLike) -> float:
+    """F1 averaged over the labels that occur in gold or answer, (N, K) ones and zeros."""
+    return float(np.mean(_label_f1(np.asarray(gold), np.asarray(answer))))
+
+
+def _label_f1(gold: NDArray[np.generic], answer: NDArray[np.generic]) -> NDArray[np.float64]:
+    right, given = gold.astype(bool), answer.astype(bool)
+    total = right.sum(0) + given.sum(0)
+    known = total > 0
+    return 2 * (right & given).sum(0)[known] / total[known] if known.any() else np.zeros(1)
+
+
 def matthews(gold: ArrayLike, answer: ArrayLike) -> float:
     """Matthews' correlation coefficient for any number of classes, in [−1, 1]; 0 where one side is constant.
 
@@ -233,6 +250,8 @@ METRICS: dict[str, Callable[..., float]] = {
     "accuracy": accuracy,
     "macro-f1": macro_f1,
     "matthews": matthews,
+    "label-micro-f1": label_micro_f1,
+    "label-macro-f1": label_macro_f1,
     "entity-f1": entity_f1,
     "spearman": spearman,
     "pearson": pearson,

@@ -378,8 +378,6 @@ def find_columns(kind: Kind, record: Record, given: Columns, where: str) -> Colu
     for what, column, names in [*needed, ("pair", pair, usual.pair)] if usual.needs_pair else needed:
         if column is None:
             do = f"name it with {what}=…; looked for {', '.join(names)}"
-            if len(record) == 1 and any(sign in str(*record) for sign in ";|\t"):
-                do = "cells are separated by commas in .csv files and by tabs in .tsv files: convert the file"
             raise MaskwiseError(f"{where} has no {what} column", got=", ".join(map(str, record)), do=do)
     return Columns(text, pair, label)
 
@@ -399,15 +397,19 @@ def pair_in(
     return next(((a, b) for a, b in pairs if a in record and b in record), (None, None))
 
 
+MISSING = frozenset(("", "-1", "nan", "na", "n/a", "#n/a", "<na>", "null"))
+"""How tables say that there is no label."""
+
+
 def label_of(value: object) -> str | None:
-    """A label as text; None for "not labelled": empty, or −1, which is how hidden labels are published.
+    """A label as text; None for "not labelled": empty, NA as tables write it, or −1 as hidden labels are published.
 
     3, "3" and 3.0 (as Parquet makes of integers beside missing ones) are one class.
     """
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     text = "" if value is None else str(value).strip()
-    return None if text in ("", "-1", "nan") else text
+    return None if text.lower() in MISSING else text
 
 
 def require_two(labels: Sequence[str], what: str, where: str, skipped: Mapping[str, int]) -> None:

@@ -131,8 +131,8 @@ class Encoded(Data[Classification]):
     """Classes of rows or of words, or scores of rows: N rows, T tokens in all, W words in all.
 
     Attributes:
-        targets: (N,) class of a row, or its standardised score, or (T,) class of a token; −100 where there is
-            nothing to predict.
+        targets: (N,) class of a row, or its standardised score, (N, K) its labels, or (T,) class of a token; −100
+            where there is nothing to predict.
         place: (W,) the token that answers for a word, −1 for a lost word; None if rows are answered.
     """
 
@@ -159,6 +159,8 @@ class Encoded(Data[Classification]):
         for rows, batch in batches(self, device):
             logits = objective.logits(batch).float().cpu()
             best = logits.squeeze(-1) if scores else logits.argmax(-1)
+            if self.targets.ndim == 2:  # a label is given where it is more probable than not
+                best = (logits > 0).to(answers.dtype)
             if self.place is None:
                 answers[rows] = best
             else:

@@ -32,6 +32,9 @@ from maskwise.text.readers import (
     read_file,
     saved_dataset,
 )
+from maskwise.text.readers import (
+    text_per as per_of,
+)
 from maskwise.text.words import text_id
 from maskwise.text.worlds import read_world
 
@@ -102,7 +105,7 @@ class Documents:
         name, value = record
         if isinstance(value, Mapping):
             own = value.get(self.fields.id)
-            name, value = name if own is None else str(own), value.get(self.fields.text)
+            name, value = name if own is None else str(own), inside(value, self.fields.text)
         if not isinstance(value, str):
             return Skip(NO_TEXT)
         if not value.strip():
@@ -139,6 +142,27 @@ class Joined(Documents):
                     joined.source = number
                     yield joined
             self.skipped += part.skipped
+
+
+def inside(record: Mapping[str, Any], field: str) -> Any:
+    """The value of a field, or of a path into nested objects.
+
+    >>> inside({"article": {"body": "It rained."}}, "article.body")
+    'It rained.'
+    """
+    if field in record or "." not in field:
+        return record.get(field)
+    first, _, rest = field.partition(".")
+    value = record.get(first)
+    return inside(value, rest) if isinstance(value, Mapping) else None
+
+
+def lines_note(source: str) -> str | None:
+    """What to tell of a plain text file whose lines are taken for texts, because it has no blank lines; else None."""
+    path = Path(source).expanduser()
+    if known_ending(path) not in (".txt", ".txt.gz") or not path.is_file() or per_of(path) != "line":
+        return None
+    return f"{source} has no blank lines, so each line is a text; corpus.text_per=block reads it as blocks"
 
 
 def source_of(document: Document) -> int:
@@ -184,6 +208,7 @@ def read_documents(
     *,
     text_field: str = "text",
     id_field: str = "id",
+    text_per: str = "auto",
     limit: int | None = None,
     keep_repeated: bool = False,
 ) -> Documents:
@@ -194,7 +219,8 @@ def read_documents(
 
             - ``"bundled:wikipedia"``, a sample that comes with maskwise;
             - ``"factworld(people=300)"`` or ``"causalworld"``, texts of an invented world (worlds.py);
-            - a ``.txt`` (or ``.txt.gz``) file: documents are the blocks between blank lines;
+            - a ``.txt`` (or ``.txt.gz``) file: documents are the blocks between blank lines, or the lines of a file
+              without blank lines (``text_per``);
             - a ``.jsonl``, ``.jsonl.gz`` or ``.json.gz`` file: one object (or string) per line;
             - a ``.parquet`` file;
             - a folder of such files, read in the order of their names, or one written by ``save_to_disk``;
@@ -203,7 +229,8 @@ def read_documents(
               (CONFIG may be empty; SPLIT is "train" unless given).
 
             A text of more than four million characters comes in parts, NAME~1, NAME~2, …
-        text_field: where the text is, in sources with fields.
+        text_field: where the text is, in sources with fields; "article.body" is a field of an object in a field.
+        text_per: what a document is in plain text: "line", "block", or "auto": the beginning of the file tells.
         id_field: where the name is. A document without one is called "FILE#PLACE", in a list by its place.
         limit: at most so many documents.
         keep_repeated: also yield a text that was yielded before, word for word.
@@ -218,7 +245,7 @@ def read_documents(
     """
     if limit is not None and limit < 1:
         raise MaskwiseError("limit must be a positive number of documents", got=limit)
-    fields = Fields(text_field, id_field)
+    fields = Fields(text_field, id_field, text_per)
     opener, name = _resolve(source, fields)
     return Documents(opener, name=name, fields=fields, limit=limit, keep_repeated=keep_repeated)
 

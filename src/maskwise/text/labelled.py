@@ -14,8 +14,6 @@ Cost: a Python step for each token of CoNLL, 1–2 µs; gold is small.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -26,8 +24,7 @@ from urllib.parse import unquote
 from maskwise.errors import MaskwiseError
 from maskwise.text.layers import CharSpans, Layer, check_spans
 from maskwise.text.readers import damaged, opened, parquet_rows
-
-Record = dict[str, Any]
+from maskwise.text.tables import Record, read_table
 
 UPOS = (
     "ADJ", "ADP", "ADV", "AUX", "CCONJ", "DET", "INTJ", "NOUN", "NUM", "PART", "PRON", "PROPN", "PUNCT", "SCONJ",
@@ -163,38 +160,12 @@ def _squad(articles: list[Any], path: Path) -> list[Record]:
 
 
 def _read_csv(path: Path, *, header: bool = True) -> list[Record]:
-    return _table(path, csv.reader(io.StringIO(read_text(path), newline=""), strict=True), header=header)
+    return read_table(read_text(path), path, usual=",", header=header)
 
 
 def read_tsv(path: Path, *, header: bool = True) -> list[Record]:
-    """No quoting: GLUE's files have lone quotation marks in them."""
-    lines = read_text(path).replace("\r\n", "\n").split("\n")
-    return _table(path, iter([line.split("\t") for line in lines]), header=header)
-
-
-def _table(path: Path, lines: Iterator[list[str]], *, header: bool) -> list[Record]:
-    """Rows by the names of columns. Without a header, rows may differ in length: STS-B's do, behind the texts."""
-    records: list[Record] = []
-    names: list[str] | None = None
-    try:
-        for number, cells in enumerate(lines, start=1):
-            if not any(cell.strip() for cell in cells):
-                continue
-            if not header:
-                records.append({str(place): cell for place, cell in enumerate(cells, start=1)})
-            elif names is None:
-                names = [cell.strip() for cell in cells]
-            elif len(cells) != len(names):
-                allowed = f"{len(names)} columns, as in the header"
-                do = "separate columns by commas in a .csv file, by tabs in a .tsv file"
-                raise MaskwiseError(
-                    f"row {number} of {path} has {len(cells)} columns", allowed=allowed, do=do
-                )
-            else:
-                records.append(dict(zip(names, cells, strict=True)))
-    except csv.Error as error:
-        raise MaskwiseError(f"{path} is not a table: {error}") from error
-    return records
+    """Cells between tabs, as they stand, unless nearly every row has quoted ones."""
+    return read_table(read_text(path), path, usual="\t", header=header)
 
 
 def _read_parquet(path: Path) -> list[Record]:

@@ -16,8 +16,20 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
 from maskwise.errors import MaskwiseError, unknown_name
+from maskwise.text.tables import read_table
 
-ENDINGS = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz", ".json.gz", ".parquet")
+ENDINGS = (
+    ".txt",
+    ".txt.gz",
+    ".csv",
+    ".csv.gz",
+    ".tsv",
+    ".tsv.gz",
+    ".jsonl",
+    ".jsonl.gz",
+    ".json.gz",
+    ".parquet",
+)
 NOT_JSON, NOT_UTF8 = "not JSON", "not valid UTF-8"
 _HEAD_BYTES = 1 << 16
 # Bad lines in the head of a file: a few are skipped; more than this share mean another encoding.
@@ -25,6 +37,7 @@ _MAX_BAD_SHARE = 0.35
 # Bytes: a longer line (a file without line breaks, an inflated archive) is not held in memory.
 LONGEST_LINE = 1 << 24
 LONG_LINE = "line of more than 16 MB"
+LEAST_LINES = 8  # of fewer lines nobody can tell whether each is a text
 LONGEST_TEXT = 1 << 22  # characters: about a million tokens, which take some 300 MB while they are read
 
 
@@ -35,10 +48,16 @@ class Skip(NamedTuple):
 
 
 class Fields(NamedTuple):
-    """Under which names a record holds its text and its own name."""
+    """Under which names a record holds its text and its own name, and what a text is in files without records.
+
+    Attributes:
+        text: may be a path into nested objects, such as "article.body".
+        per: "line" or "block" (between blank lines), or "auto": see ``text_per``.
+    """
 
     text: str = "text"
     id: str = "id"
+    per: str = "auto"
 
 
 Record = Skip | tuple[str, Any]
@@ -59,7 +78,18 @@ def read_file(path: Path, name: str, fields: Fields) -> Iterator[Record]:
             return
         with opened(path) as file:
             _refuse_unreadable(path, file)
-            yield from _read_blocks(file, name) if ending in (".txt", ".txt.gz") else _read_lines(file, name)
+            if ending and ending.startswith((".csv", ".tsv")):
+                text = file.read().decode("utf-8-sig", "replace")
+                usual = "," if ending.startswith(".csv") else "\t"
+                rows = read_table(text, path, usual=usual)
+                _wanted([*rows[0]] if rows else [fields.text], fields, str(path))
+                yield from _rows(rows, name)
+            elif ending not in (".txt", ".txt.gz"):
+                yield from _read_lines(file, name)
+            elif (text_per(path) if fields.per == "auto" else fields.per) == "line":
+                yield from _read_plain_lines(file, name)
+            else:
+                yield from _read_blocks(file, name)
 
 
 def opened(path: Path) -> IO[bytes]:
@@ -160,6 +190,36 @@ def _numbered(file: IO[bytes]) -> Iterator[tuple[int, bytes | None]]:
         yield number, None
 
 
+def text_per(path: Path) -> str:
+    """What a text is in a plain text file: a "line", or a "block" between blank lines. The head of the file tells.
+
+    Lines are texts where there are at least ``LEAST_LINES`` and not one is blank, unless they look like one text that
+    was wrapped: many of them begin with a small letter.
+    """
+    with damaged(path), opened(path) as file:
+        head = file.read(_HEAD_BYTES)
+    lines = head.decode("utf-8", "ignore").splitlines()
+    lines = lines[:-1] if len(head) == _HEAD_BYTES else lines
+    if len(lines) < LEAST_LINES or not all(line.strip() for line in lines):
+        return "block"
+    small = sum(line.lstrip()[0].islower() for line in lines)
+    ends = sum(line.rstrip()[-1] in '.!?…。»”"' for line in lines)
+    return "block" if small > len(lines) / 4 and ends < len(lines) / 2 else "line"
+
+
+def _read_plain_lines(file: IO[bytes], name: str) -> Iterator[Record]:
+    """Plain text with a document on every line."""
+    count = 0
+    for number, line in _numbered(file):
+        if line is None or not is_utf8(line):
+            yield Skip(LONG_LINE if line is None else NOT_UTF8)
+            continue
+        text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+        if text:
+            count += 1
+            yield f"{name}#{count}", text
+
+
 def _read_blocks(file: IO[bytes], name: str) -> Iterator[Record]:
     """Plain text: a document is what stands between blank lines, or as much of it as one text may have."""
     block: list[str] = []
@@ -207,9 +267,10 @@ def _with_columns(rows: Any, fields: Fields, where: str) -> Any:
 
 
 def _wanted(columns: list[str], fields: Fields, where: str) -> list[str]:
-    if fields.text not in columns:
+    text = fields.text if fields.text in columns else fields.text.split(".")[0]
+    if text not in columns:
         raise unknown_name(f"text field of {where}:", fields.text, columns)
-    return [column for column in (fields.id, fields.text) if column in columns]
+    return [column for column in (fields.id, text) if column in columns]
 
 
 def _rows(rows: Iterable[Any], name: str) -> Iterator[Record]:

@@ -36,6 +36,9 @@ class CorpusSettings(BaseModel):
     temperature: float | None = Field(None, gt=0)
     """For a list of sources: shares in proportion to their sizes to the power 1/T. None: 1."""
     text_field: str = "text"
+    """Where the text is, in files with fields; ``article.body`` is a field in an object."""
+    text_per: Literal["auto", "line", "block"] = "auto"
+    """What a document is in plain text: a line, or a block between blank lines. ``auto``: its beginning tells."""
     limit: int | None = Field(None, ge=1)
     """At most this many documents, of each source."""
     length: int = Field(64, ge=4)
@@ -134,7 +137,8 @@ class CorpusSettings(BaseModel):
             MaskwiseError: no such source, or none that can be read.
         """
         return [
-            read_documents(source, text_field=self.text_field, limit=self.limit) for source in self.sources
+            read_documents(source, text_field=self.text_field, text_per=self.text_per, limit=self.limit)
+            for source in self.sources
         ]
 
     def documents(self) -> Documents:

@@ -1,0 +1,169 @@
+"""Kinds whose answer is a number: of a text, or of two.
+
+Scores are standardised by those of train before anything is learned, so that one learning rate serves every scale.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from maskwise.errors import MaskwiseError
+from maskwise.objectives import Regression
+from maskwise.tasks.labels import PAIRS, SECOND, TEXT, one_or_two, text_label
+from maskwise.tasks.task import (
+    Columns,
+    Frozen,
+    Kind,
+    Row,
+    Task,
+    Tuned,
+    UsualColumns,
+    label_of,
+    pair_in,
+    require_two,
+)
+from maskwise.tasks.tensors import Cutter, Encoded
+from maskwise.text.labelled import Record
+
+SCORE_COLUMNS = ("score", "similarity_score", "relatedness_score", "similarity")
+NUMBER_COLUMNS = ("score", "rating", "value", "target", "number", "y")
+LEAST_VALUES = 20
+"""Different whole numbers from which on labels of single texts are taken for numbers to predict, not for classes."""
+_COMMA = re.compile(r"[-+]?\d+,\d+")
+
+
+def number_of(label: object) -> float | None:
+    """A label as a number, with a decimal point or comma; None where it is none.
+
+    >>> number_of("3,5"), number_of("-2"), number_of("good")
+    (3.5, -2.0, None)
+    """
+    text = str(label).strip()
+    try:
+        value = float(text.replace(",", ".") if _COMMA.fullmatch(text) else text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+@dataclass(frozen=True)
+class ScoredRow(Row):
+    """A text, or two, and its number: how similar they are, for instance."""
+
+    text: str
+    pair: str | None
+    score: float
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        return (self.text,) if self.pair is None else (self.text, self.pair)
+
+
+class Scores(Kind[ScoredRow]):
+    """What all kinds share whose answer is a number."""
+
+    metrics = ("spearman", "pearson")
+    columns = UsualColumns(TEXT, SECOND, (*SCORE_COLUMNS, "label"), PAIRS, needs_pair=True)
+
+    def row(self, record: Record, columns: Columns, where: str) -> ScoredRow | str:
+        parts = text_label(record, columns, where)
+        if isinstance(parts, str):
+            return parts
+        text, pair, label = parts
+        score = number_of(label)
+        if score is None:
+            raise MaskwiseError(f"{where}: the score is no number", got=label, do="check the label column")
+        return ScoredRow(text, pair, score)
+
+    def labels(self, rows: Sequence[ScoredRow], where: str, skipped: Mapping[str, int]) -> tuple[str, ...]:
+        require_two(sorted({str(row.score) for row in rows}), "different scores", where, skipped)
+        return ()
+
+    def gold(self, task: Task[ScoredRow], split: str) -> NDArray[np.float64]:
+        return np.array([row.score for row in task.splits[split]], dtype=np.float64)
+
+    def majority(self, task: Task[ScoredRow]) -> float:
+        """A constant has no correlation."""
+        return 0.0
+
+
+class Similarity(Scores, Tuned[ScoredRow]):
+    """How similar two texts are, as a number.
+
+    Tuned by squared error on scores that are standardised by those of train.
+    Source: Devlin et al. 2019, appendix B.1 (STS-B).
+    """
+
+    name = "similarity"
+    head, objective = "sequence-classification", Regression
+
+    def recognises(self, records: Sequence[Record], given: Columns) -> bool:
+        """A pair of texts with a score, or with labels of which some are fractions."""
+        record = records[0] if records else {}
+        _, pair = pair_in(record, given, PAIRS)
+        if not pair or pair not in record:
+            return False
+        usual = [name for name in ("label", *SCORE_COLUMNS) if name in record]
+        label = given.label or next(iter(usual), None)
+        fractions = (r.get(label) for r in records) if label in record else ()
+        return label in SCORE_COLUMNS or any(
+            isinstance(value, float) and math.isfinite(value) and not value.is_integer()
+            for value in fractions
+        )
+
+    def config(self, task: Task[ScoredRow]) -> dict[str, object]:
+        return {"num_labels": 1, "problem_type": "regression"}
+
+    def encode(self, task: Task[ScoredRow], split: str, cutter: Cutter) -> Encoded:
+        known, gold = (torch.from_numpy(self.gold(task, name)) for name in ("train", split))
+        targets = (gold - known.mean()) / known.std(correction=0)
+        return Encoded(cutter.flat(one_or_two(task.splits[split])), targets.float())
+
+
+class TextRegression(Similarity):
+    """A number for a text: a rating, a price, a value that was measured.
+
+    Tuned by squared error on scores that are standardised by those of train. Source: as for similarity.
+    """
+
+    name = "regression"
+    columns = UsualColumns(TEXT, (), (*NUMBER_COLUMNS, "label", "labels"))
+
+    def recognises(self, records: Sequence[Record], given: Columns) -> bool:
+        """One text, and labels that are numbers: some with fractions, or more than ``LEAST_VALUES`` different ones."""
+        record = records[0] if records else {}
+        if pair_in(record, given, PAIRS)[1] in record or not any(
+            name in record for name in (given.text, *TEXT)
+        ):
+            return False
+        names = (given.label,) if given.label else self.columns.label
+        label = next((name for name in names if name in record), None)
+        values = [r.get(label) for r in records if label_of(r.get(label)) is not None] if label else []
+        numbers = [number_of(value) for value in values]
+        if not numbers or any(number is None for number in numbers):
+            return False
+        return len(set(numbers)) > LEAST_VALUES or any(
+            not number.is_integer() for number in numbers if number
+        )
+
+
+class ZeroShotSimilarity(Scores, Frozen[ScoredRow]):
+    """The cosine of two sentences' embeddings against people's scores (STS). Nothing is learned from train."""
+
+    name = "zero-shot-similarity"
+    suffix = "-zero-shot"
+    needs_train = False
+
+    def answers(self, task: Task[ScoredRow], vectors: Mapping[str, Tensor]) -> Mapping[str, ArrayLike]:
+        return {
+            split: torch.cosine_similarity(both[::2], both[1::2]).double().numpy()
+            for split, both in vectors.items()
+        }
