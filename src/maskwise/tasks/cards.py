@@ -7,14 +7,18 @@ A card is data: what is read, how it is shown to a model, how answers are scored
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NotRequired, TypedDict
 
 import yaml
 
 from maskwise.errors import unknown_name
 from maskwise.tasks.questions import CHOICES, choices_of
+from maskwise.tasks.task import Columns, UsualColumns
+from maskwise.text.documents import inside
 from maskwise.text.labelled import Record
 
 
@@ -72,3 +76,48 @@ def flat(record: Record) -> Iterable[Record]:
             yield {"meeting": meeting, "query": asked["query"], "turns": said, "answer": asked["answer"]}
     else:
         yield {**inside, **record, "question": inside.get("stem", "")} if isinstance(inside, dict) else record
+
+
+def with_inside(record: Record, given: Columns) -> Record:
+    """The record with the columns that are given as paths into nested objects, such as "review.text"."""
+    paths = [name for name in given if name and "." in name and name not in record]
+    return {**record, **{name: value for name in paths if (value := inside(record, name)) is not None}}
+
+
+LEAST_WORDS = 3
+"""Words that a column of texts has in the mean at least, for it to be taken for the text unasked."""
+
+
+def guess_columns(
+    records: Sequence[Record], given: Columns, usual: Sequence[UsualColumns]
+) -> tuple[Columns, tuple[str, ...]]:
+    """The text and the label of a table whose columns have names of their own, where only one reading is likely.
+
+    The text is the column with the longest texts, the label the only other column. What was guessed is said in notes.
+
+    Args:
+        usual: the names that kinds of tasks look for; where one of them is there, nothing is guessed.
+
+    >>> guess_columns([{"Kommentar": "ein schöner langer Tag", "Note": "2"}], Columns(), [])[0]
+    Columns(text='Kommentar', pair=None, label='Note')
+    """
+    names = [str(name) for name in (records[0] if records else ()) if name not in ("id", "split")]
+    text_known = {
+        name for each in usual for name in (*each.text, *each.pair, *chain.from_iterable(each.pairs))
+    }
+    label_known = {name for each in usual for name in each.label}
+    notes = []
+    if given.text is None and not text_known & {*names}:
+        words = {
+            name: fmean(len(str(record.get(name) or "").split()) for record in records) for name in names
+        }
+        longest = max(words, key=words.__getitem__, default=None)
+        if longest is not None and words[longest] >= LEAST_WORDS:
+            given = given._replace(text=longest)
+            notes.append(f"the text is column {longest!r}")
+    text = given.text or next((name for name in names if name in text_known), None)
+    rest = [name for name in names if name != text]
+    if text is not None and given.label is None and not label_known & {*rest} and len(rest) == 1:
+        given = given._replace(label=rest[0])
+        notes.append(f"the label is column {rest[0]!r}")
+    return given, tuple(notes)

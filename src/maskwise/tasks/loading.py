@@ -22,15 +22,13 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
-from itertools import chain
 from pathlib import Path
-from statistics import fmean
 from types import MappingProxyType
 from typing import Any
 
 from maskwise.errors import MaskwiseError, counted, unknown_name
 from maskwise.specs import Call, parse_call, read_options
-from maskwise.tasks.cards import CARDS, TEMPLATE_TEXT, first_of, flat, with_text
+from maskwise.tasks.cards import CARDS, TEMPLATE_TEXT, first_of, flat, guess_columns, with_inside, with_text
 from maskwise.tasks.closedbook import ClozeAnswers
 from maskwise.tasks.generation import Generation
 from maskwise.tasks.labels import (
@@ -202,14 +200,15 @@ def _load(
     header = not any(isinstance(column, int) for column in columns)
     given = Columns(*(None if column is None else str(column) for column in columns))
     records = {
-        split: [one for record in part for one in flat(record)]
+        split: [with_inside(one, given) for record in part for one in flat(record)]
         for split, part in read_splits(spec, header=header, files=files).items()
     }
     if where is not None:
         records = {split: _only(part, where, place) for split, part in records.items()}
     first = next((part for part in records.values() if part), [])
     asked = [_whole(first), *first] if first else []
-    given, guessed = guess_columns(asked, given) if kind is None else (given, ())
+    usual = [known.columns for known in KINDS.values()]
+    given, guessed = guess_columns(asked, given, usual) if kind is None else (given, ())
     chosen = KINDS[kind] if kind else next(k for k in KINDS.values() if k.recognises(asked, given))
     chosen = chosen.with_settings(**settings) if settings else chosen
     if template := given.text if "{" in (given.text or "") else None:
@@ -258,41 +257,6 @@ def _load(
         pooling,
     )
     return task.with_train_rows(train_rows)
-
-
-LEAST_WORDS = 3
-"""Words that a column of texts has in the mean at least, for it to be taken for the text unasked."""
-
-
-def guess_columns(records: Sequence[Record], given: Columns) -> tuple[Columns, tuple[str, ...]]:
-    """The text and the label of a table whose columns have names of their own, where only one reading is likely.
-
-    The text is the column with the longest texts, the label the only other column. What was guessed is said in notes.
-
-    >>> guess_columns([{"Kommentar": "ein schöner langer Tag", "Note": "2"}], Columns())[0]
-    Columns(text='Kommentar', pair=None, label='Note')
-    """
-    names = [str(name) for name in (records[0] if records else ()) if name not in ("id", "split")]
-    usual = [kind.columns for kind in KINDS.values()]
-    text_known = {
-        name for each in usual for name in (*each.text, *each.pair, *chain.from_iterable(each.pairs))
-    }
-    label_known = {name for each in usual for name in each.label}
-    notes = []
-    if given.text is None and not text_known & {*names}:
-        words = {
-            name: fmean(len(str(record.get(name) or "").split()) for record in records) for name in names
-        }
-        longest = max(words, key=words.__getitem__, default=None)
-        if longest is not None and words[longest] >= LEAST_WORDS:
-            given = given._replace(text=longest)
-            notes.append(f"the text is column {longest!r}")
-    text = given.text or next((name for name in names if name in text_known), None)
-    rest = [name for name in names if name != text]
-    if text is not None and given.label is None and not label_known & {*rest} and len(rest) == 1:
-        given = given._replace(label=rest[0])
-        notes.append(f"the label is column {rest[0]!r}")
-    return given, tuple(notes)
 
 
 def _whole(records: Sequence[Record]) -> Record:

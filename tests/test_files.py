@@ -1,0 +1,138 @@
+"""Files as people have them: lines, any separator and quoting, nested fields, numbers, several labels, missing ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from maskwise.errors import MaskwiseError
+from maskwise.tasks import FinetuneSettings, evaluate_tasks, load_task
+from maskwise.text import read_documents
+from maskwise.text.documents import lines_note
+from maskwise.text.settings import CorpusSettings
+from maskwise.text.tables import read_table
+from tiny import write_lines
+
+SENTENCES = [f"Sentence number {n} says something of its own." for n in range(12)]
+MANY = [f"{sentence} {n}" for n in range(4) for sentence in SENTENCES]
+
+
+@pytest.mark.parametrize(
+    ("text", "documents"),
+    [
+        ("\n".join(SENTENCES), 12),
+        ("\n\n".join(SENTENCES), 12),
+        ("\n".join(SENTENCES[:5]) + "\n\n" + "\n".join(SENTENCES[5:]), 2),
+        ("\n".join(SENTENCES[:4]), 1),  # too few lines to tell
+        (
+            "\n".join(
+                ["It is one text that", "was wrapped at some", "width, so that its", "lines begin with"] * 3
+            ),
+            1,
+        ),
+    ],
+)
+def test_what_a_text_is_in_a_plain_file(text: str, documents: int, tmp_path: Path) -> None:
+    path = tmp_path / "texts.txt"
+    path.write_text(text, encoding="utf-8")
+    assert len(list(read_documents(path))) == documents
+    assert (lines_note(str(path)) is not None) == (documents == 12 and "\n\n" not in text)
+    assert len(list(read_documents(path, text_per="block"))) == (
+        12 if "\n\n" in text and documents == 12 else max(1, documents if "\n\n" in text else 1)
+    )
+    assert len(list(CorpusSettings(source=str(path), text_per="line").documents())) == len(
+        set(text.split("\n")) - {""}
+    )
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("ending", [".csv", ".tsv"])
+def test_any_separator(separator: str, ending: str, tmp_path: Path) -> None:
+    rows = [
+        ["text", "label"],
+        *(
+            [f'"{s} It has, marks; and | bars"' if separator != "\t" else s, "ab"[n % 2]]
+            for n, s in enumerate(MANY)
+        ),
+    ]
+    path = tmp_path / f"table{ending}"
+    path.write_text("\n".join(separator.join(row) for row in rows), encoding="utf-8")
+    task = load_task(path)
+    assert sum(map(len, task.splits.values())) == 48 and task.labels == ("a", "b")
+    assert len(list(read_documents(path))) == 48
+
+
+@pytest.mark.parametrize(
+    "line", ['"He said ""no"", twice",1', '"He said \\"no\\", twice",1', "'He said \"no\", twice',1"]
+)
+def test_any_quoting(line: str) -> None:
+    table = read_table(
+        "\n".join(["'text',label" if line[0] == "'" else "text,label", line, line]) + "\n",
+        Path("t"),
+        usual=",",
+    )
+    assert table == 2 * [{"text": 'He said "no", twice', "label": "1"}]
+
+
+def test_tabs_may_be_quoted_or_hold_lone_marks() -> None:
+    quoted = read_table('text\tlabel\n"a ""b"""\t1\n"c"\t2\n', Path("t"), usual="\t")
+    assert [row["text"] for row in quoted] == ['a "b"', "c"]
+    lone = read_table('text\tlabel\n"a lone mark\t1\nand " here\t2\n', Path("t"), usual="\t")
+    assert [row["text"] for row in lone] == ['"a lone mark', 'and " here']
+    with pytest.raises(MaskwiseError, match="row 3 of t has 3 columns; allowed: 2 columns"):
+        read_table("text;label\na;1\nb;c;2\n", Path("t"), usual=";")
+
+
+def test_nested_fields(tmp_path: Path) -> None:
+    lines = [{"article": {"body": {"text": s}}, "id": str(n)} for n, s in enumerate(SENTENCES)]
+    write_lines(tmp_path / "nested.jsonl", lines)
+    documents = list(read_documents(tmp_path / "nested.jsonl", text_field="article.body.text"))
+    assert [document.text for document in documents] == SENTENCES and documents[3].id == "3"
+    task_lines = [{"review": {"text": s}, "meta": {"stars": n % 3}} for n, s in enumerate(MANY)]
+    write_lines(tmp_path / "task.jsonl", task_lines)
+    task = load_task(f"{tmp_path}/task.jsonl", text="review.text", label="meta.stars")
+    assert task.labels == ("0", "1", "2")
+
+
+def _numbers(path: Path) -> Path:
+    lines = [f"{s} {'very ' * (n % 9)}good;{n % 9},5" for n, s in enumerate(MANY + MANY)]
+    path.write_text("Kommentar;Note\n" + "\n".join(lines), encoding="utf-8")
+    return path
+
+
+def test_numbers_to_predict_from_one_text(tmp_path: Path) -> None:
+    """A semicolon file with decimal commas and columns of its own: read, said, learned from."""
+    path = _numbers(tmp_path / "noten.csv")
+    task = load_task(path)
+    assert task.kind.name == "regression" and task.metric == "spearman" and task.majority == 0.0
+    assert {row.score % 1 for row in task.splits["train"]} == {0.5}
+    assert any("'Kommentar'" in note for note in task.notes) and any("'Note'" in note for note in task.notes)
+    settings = FinetuneSettings(steps=3, seeds=1, max_length=32, precision="no")
+    (record,) = evaluate_tasks("bundled:encoder", [str(path)], settings=settings)
+    assert (
+        record["task_kind"] == "regression" and -1 <= record["score"] <= 1 and "pearson" in record["others"]
+    )
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_several_labels_a_row(listed: bool, tmp_path: Path) -> None:
+    every = [["fun"], ["fun", "sad"], ["sad"], [], ["fun", "long"]]
+    lines = [{"text": f"{s} {n}", "labels": every[n % 5]} for n, s in enumerate(MANY + MANY)]
+    if not listed:
+        lines = [{**line, "labels": "|".join(line["labels"])} for line in lines]
+    write_lines(tmp_path / "several.jsonl", lines)
+    task = load_task(tmp_path / "several.jsonl")
+    assert task.kind.name == "multi-label" and task.labels == ("fun", "long", "sad")
+    assert sum(map(len, task.splits.values())) == 96 and 0 < task.majority < 1
+    settings = FinetuneSettings(steps=3, seeds=1, max_length=32, precision="no")
+    (record,) = evaluate_tasks("bundled:encoder", [str(tmp_path / "several.jsonl")], settings=settings)
+    assert record["metric"] == "label-micro-f1" and "label-macro-f1" in record["others"]
+
+
+def test_missing_labels_are_no_class(tmp_path: Path) -> None:
+    labels = ["a", "b", "NA", "", "n/a", "NaN", "a", "b", "null", "-1"]
+    lines = [f"{s} {n},{labels[n % 10]}" for n, s in enumerate(SENTENCES * 5)]
+    (tmp_path / "t.csv").write_text("text,label\n" + "\n".join(lines), encoding="utf-8")
+    task = load_task(tmp_path / "t.csv")
+    assert task.labels == ("a", "b") and sum(task.skipped.values()) == 36
