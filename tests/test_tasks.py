@@ -270,7 +270,7 @@ def test_bad_arguments(tmp_path):
     with pytest.raises(MaskwiseError, match="did you mean 'banking77'"):
         load_task("bankin77")
     with pytest.raises(MaskwiseError, match="unknown kind of task"):
-        load_task("banking77", kind="regression")
+        load_task("banking77", kind="regresion")
     with pytest.raises(MaskwiseError, match="unknown metric 'acuracy'"):
         load_task("banking77", metric="acuracy")
     with pytest.raises(MaskwiseError, match="entity-f1 needs tags"):
