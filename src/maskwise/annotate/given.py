@@ -24,7 +24,7 @@ import numpy as np
 from maskwise.errors import MaskwiseError
 from maskwise.specs import Call, parse_call
 from maskwise.text.layers import CharSpans, Kind, Layer, digest
-from maskwise.text.readers import Fields, Skip, known_ending, read_file
+from maskwise.text.readers import TEXT_ENDINGS, Fields, Skip, known_ending, read_file
 from maskwise.text.words import VERSION, classify, is_white, text_id, word_starts
 
 
@@ -103,7 +103,7 @@ def spans(
     Lists of [start, end], or with ``labels`` of [start, end, label], in characters, in the field ``field``.
     """
     path = _existing(file)
-    if not known_ending(path) or path.name.lower().endswith((".txt", ".txt.gz")):
+    if not known_ending(path) or path.name.lower().endswith(TEXT_ENDINGS):
         raise MaskwiseError(f"spans are not read from {path}", allowed="JSON lines or Parquet, with fields")
     known = []
     for record in read_file(path, path.name, Fields(text_field, field)):

@@ -76,17 +76,11 @@ def annotate_shard(task: ShardTask) -> list[bytes]:
         MaskwiseError: an annotator whose spans do not fit the text, or one that fails on everything.
     """
     shard = [Document(*document) for document in task.documents]
-    whole_cuts = [[(0, len(document.text))] for document in shard]
-    part_cuts = [_parts(document.text) for document in shard]
+    texts = [document.text for document in shard]
     files = []
     for spec in task.annotators:
         maker = _annotator(spec)
-        cuts = whole_cuts if getattr(maker, "whole_texts", False) else part_cuts
-        parts = [
-            document.text[start:end]
-            for document, cuts_of_text in zip(shard, cuts)
-            for start, end in cuts_of_text
-        ]
+        cuts, parts = _cut(maker, texts)
         failures: dict[str, int] = {}
         spans_of_parts = _annotate(maker, parts, failures)
         for text, spans in zip(parts, spans_of_parts, strict=True):
@@ -94,10 +88,36 @@ def annotate_shard(task: ShardTask) -> list[bytes]:
                 check_spans(spans[name], layer, len(text), name=f"{spec}: {name} of {text[:40]!r}…")
         facts = shard_facts(parts, spans_of_parts, maker.layers)
         facts["documents"], facts["failures"] = len(shard), failures
-        rest = iter(spans_of_parts)
-        whole = [_join([next(rest) for _ in cuts_of_text], cuts_of_text, maker) for cuts_of_text in cuts]
-        files.append(to_parquet(shard, whole, maker.layers, facts))
+        files.append(to_parquet(shard, _whole(maker, spans_of_parts, cuts), maker.layers, facts))
     return files
+
+
+def spans_of_texts(maker: Annotator, texts: Sequence[str]) -> list[dict[str, CharSpans]]:
+    """The spans of every text by layer; long texts are cut, and a text on which the annotator fails has none.
+
+    Raises:
+        MaskwiseError: an annotator that fails on everything.
+    """
+    cuts, parts = _cut(maker, texts)
+    return _whole(maker, _annotate(maker, parts, {}), cuts)
+
+
+Cuts = list[list[tuple[int, int]]]
+
+
+def _cut(maker: Annotator, texts: Sequence[str]) -> tuple[Cuts, list[str]]:
+    """Where each text is cut for an annotator, and the parts of all of them."""
+    whole = getattr(maker, "whole_texts", False)
+    cuts = [[(0, len(text))] if whole else _parts(text) for text in texts]
+    return cuts, [text[start:end] for text, own in zip(texts, cuts) for start, end in own]
+
+
+def _whole(
+    maker: Annotator, spans_of_parts: Iterable[dict[str, CharSpans]], cuts: Cuts
+) -> list[dict[str, CharSpans]]:
+    """The spans of whole texts."""
+    rest = iter(spans_of_parts)
+    return [_join([next(rest) for _ in own], own, maker) for own in cuts]
 
 
 _annotator = cache(partial(annotator, functions=True))  # whoever asked has said whether functions may run

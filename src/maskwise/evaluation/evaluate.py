@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -109,13 +111,19 @@ class EvaluationSettings(BaseModel):
         return value
 
 
+class Counted(Protocol):
+    """Text whose tokens were counted."""
+
+    def unigram_counts(self, vocab_size: int) -> NDArray[np.int64]: ...
+
+
 class Data(Protocol):
     """What is known of a corpus: what a study prepares, or a text of the user's (then also its length in bytes)."""
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase: ...
     @property
-    def training(self) -> Rows | None: ...
+    def training(self) -> Counted | None: ...
     @property
     def held_out(self) -> Rows | None: ...
 

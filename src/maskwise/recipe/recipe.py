@@ -195,6 +195,10 @@ class Recipe(Settings):
             raise MaskwiseError(
                 "rows of a mix are not grouped by length", do="leave out training.group_by_length"
             )
+        if any(link.training.group_by_length and link.corpus.stream for link in (first, *further)):
+            raise MaskwiseError(
+                "rows of a stream are not grouped by length", do="leave out training.group_by_length"
+            )
         for setting, link in zip(self.settings_of("corpus.length"), (first, *further)):
             if link.kind != self.kind:
                 what = f"all phases train one model, an {self.kind}"

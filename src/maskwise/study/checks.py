@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from maskwise.annotate.live import require_live
 from maskwise.annotate.registry import annotator
 from maskwise.constants import ranks_here
 from maskwise.errors import MaskwiseError
@@ -126,7 +127,11 @@ def _rate_notes(finetune: FinetuneSettings, weights: int) -> Iterator[str]:
 
 
 def _check_choices(recipe: Recipe) -> None:
-    """What a search goes by is there and can be compared."""
+    """What a search goes by, and what arms are matched by, is there and can be compared."""
+    links = [link for name in recipe.study.arms for link in recipe.arm(name, seed=0).links()]
+    if recipe.study.match != "steps" and any(link.corpus.stream for link in links):
+        what = "what a step on a stream spends is not counted beforehand, so arms are matched by steps"
+        raise MaskwiseError(what, got=f"study.match {recipe.study.match}", do="leave out study.match")
     search = recipe.study.search
     if search is None:
         return
@@ -152,6 +157,13 @@ def _check_text(link: Recipe) -> list[str]:
         require_documents(part)
     if link.corpus.text_per == "auto":
         notes = [note for source in link.corpus.sources if (note := lines_note(source))]
+    for spec in link.corpus.annotators if link.corpus.stream else ():
+        require_live(spec, annotator(spec))
+    if link.corpus.stream and link.learns:
+        do = "learn it from a part first (maskwise learn), and name its folder: learned('OUT/policy')"
+        raise MaskwiseError(
+            "a policy is learned from texts that are read whole, and this one is a stream", do=do
+        )
     annotated = [name for spec in link.corpus.annotators for name in token_layers(annotator(spec).layers)]
     layers = (*CORPUS_LAYERS, *annotated)
     for name in link.policies:
@@ -177,7 +189,7 @@ def _check_rows(link: Recipe) -> None:
 
 def _check_probes(link: Recipe, tokenizer: PreTrainedTokenizerBase | None) -> None:
     """Held-out rows enough for a sampler that learns, beside those that judge; as far as the text alone can tell."""
-    if not link.objectives or not sampler(link.sampler, list(link.objectives)).every:
+    if link.corpus.stream or not link.objectives or not sampler(link.sampler, list(link.objectives)).every:
         return
     judging, ranks = link.evaluation.rows, ranks_here()
     twins = any(arm.kind.twins for arm in link.objectives.values())

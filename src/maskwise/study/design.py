@@ -31,8 +31,9 @@ from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
 from maskwise.study.costs import per_step
 from maskwise.study.plan import Plan, Run, arms_of, make_run, require_arms, task_contents
+from maskwise.study.texts import open_text
 from maskwise.study.work import masked_source
-from maskwise.text import Prepared
+from maskwise.text import Prepared, Stream
 
 Scores = dict[str, list[float]]
 """By outcome, one number per seed; more is better."""
@@ -290,6 +291,8 @@ def _measured_step(settings: str, text: Path) -> Spending:
     if link.objectives:  # matched by steps alone: which objective will be drawn is not known before
         return {"steps": 1}
     data = _load(text)
+    if isinstance(data.training, Stream):  # nothing of it is counted beforehand
+        return {"steps": 1}
     config = link.model.config(data.tokenizer, link.corpus.length, kind=link.kind)
     # With the policy's weights of its beginning.
     return per_step(masked_source(data, link, config), empty_model(config))
@@ -297,4 +300,4 @@ def _measured_step(settings: str, text: Path) -> Spending:
 
 @lru_cache(maxsize=4)
 def _load(text: Path) -> Prepared:
-    return Prepared.open(text / "data")
+    return open_text(text)

@@ -137,5 +137,7 @@ def wall(to_do: Mapping[str, Stage], seconds: Mapping[str, float | None], jobs: 
 def _notes(recipe: Recipe, design: Design) -> Iterator[str]:
     if any(choice["chosen"] is None for choice in design.choices):
         yield "the search is not done: the settings of its arms are not known yet"
+    if any(run.prepared.what["corpus"].get("stream") for run in design.runs):
+        yield "the text is a stream: nothing of it is counted beforehand, and no more than its beginning is prepared"
     if recipe.study.match != "steps" and design.budget is None:
         yield f"steps will be matched by {recipe.study.match} when the texts are prepared; counted as written"

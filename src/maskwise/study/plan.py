@@ -209,6 +209,7 @@ def make_run(
         overlap_stage(link, spec, content)
         for spec, content in asked.values()
         for link in links[: len(trained)]
+        if not link.corpus.stream  # it is read once, by who trains on it
     ]
     return Run(
         arm, seed, chain=chain, prepared=prepared[-1], pretrained=last, evaluated=judged,

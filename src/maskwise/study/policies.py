@@ -245,7 +245,15 @@ def new_policy(
 
 
 def corpus_texts(recipe: Recipe) -> list[str]:
-    """The texts of the corpus, where contexts of questions that stand alone are looked for."""
+    """The texts of the corpus, where contexts of questions that stand alone are looked for.
+
+    Raises:
+        MaskwiseError: a stream, which may be larger than memory.
+    """
+    if recipe.corpus.stream:
+        raise MaskwiseError(
+            "a policy is learned from texts that are read whole", do="set corpus.stream: false"
+        )
     return [document.text for document in recipe.corpus.documents()]
 
 

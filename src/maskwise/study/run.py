@@ -22,6 +22,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from maskwise import __version__
+from maskwise.annotate.live import Live
 from maskwise.annotate.store import Store
 from maskwise.constants import REFERENCE
 from maskwise.errors import MaskwiseError
@@ -41,9 +42,11 @@ from maskwise.study.design import Design
 from maskwise.study.plan import Plan, Run, arms_of, learned_from, reference_words
 from maskwise.study.scheduler import RETRIES, execute
 from maskwise.study.stages import DONE, Stage, prepare_stage, tokenizer_of
+from maskwise.study.texts import open_text
 from maskwise.tasks import load_task
 from maskwise.tasks.judge import PREDICTIONS
-from maskwise.text import Document, Prepared, tokenise
+from maskwise.text import Document, Prepared, Stream, tokenise
+from maskwise.text.layers import Layered
 from maskwise.text.worlds import of_run
 from maskwise.training.speed import cpu_name
 
@@ -383,6 +386,8 @@ def masked_records(recipe: Recipe, runs: Sequence[Run], stages: Path) -> list[Re
     """How often each arm masks the right answers of each task that has texts for answers, in the middle of training."""
     records: list[Record] = []
     for run, link, data, masker in _maskers(recipe, runs, stages) if recipe.tasks else ():
+        if isinstance(data.training, Stream):  # it is not read again to be counted
+            continue
         for task in (load_task(of_run(spec, run.seed)) for spec in recipe.tasks):
             if rights := [*chain.from_iterable(task.rights())]:
                 steps = link.training.steps
@@ -411,7 +416,7 @@ def _maskers(
             first.setdefault(run.arm, run)
     for arm, run in first.items():
         link = recipe.arm(arm, seed=run.seed).links()[-1]
-        data = Prepared.open(run.prepared.folder(stages) / "data")
+        data = open_text(run.prepared.folder(stages))
         masker = link.masking.masker(data.tokenizer, seed=run.seed)
         if isinstance(masker.policy, GroupWeighted):
             metrics = run.pretrained.folder(stages) / "metrics.jsonl" if run.pretrained else None
@@ -430,8 +435,10 @@ def _beginnings(
     """The first long documents of a corpus, with its layers over their first ``length`` tokens."""
     long = (document for document in recipe.corpus.documents() if len(document.text) > SAMPLE_CHARACTERS)
     documents = list(islice(long, SAMPLES))
-    store = Store(layers) if recipe.corpus.annotators else None
-    for document, tokens in zip(documents, tokenise(documents, tokenizer, layers=store)):
+    made: Layered | None = None
+    if specs := recipe.corpus.annotators:
+        made = Live(specs) if recipe.corpus.stream else Store(layers)
+    for document, tokens in zip(documents, tokenise(documents, tokenizer, layers=made)):
         cut = tokenizer(document.text, return_special_tokens_mask=True, truncation=True, max_length=length)
         inside = np.array(cut["special_tokens_mask"]) == 0
         framed = {}

@@ -20,9 +20,9 @@ from maskwise.recipe.overrides import Plain, parse_override, read_yaml
 from maskwise.study.checks import check_inputs, notes_of_texts, say
 from maskwise.study.run import hardware, versions
 from maskwise.study.stages import DONE, Stage, prepare_stage
+from maskwise.study.texts import open_text
 from maskwise.study.work import pretrain, run_stage, starting_from
 from maskwise.tasks import FinetuneSettings, TaskRecord, evaluate_tasks
-from maskwise.text import Prepared
 from maskwise.training.engine import FREE
 
 FIRST, PHASE = "first", "phase-{}"
@@ -100,7 +100,7 @@ def _train(recipe: Recipe, texts: list[Stage], out: Path, *, quiet: bool) -> Pla
         require_file(text.folder(out / "stages") / DONE)
         # A phase that is done is not done again.
         if folder == out or not (folder / "checkpoint").is_dir():
-            data = Prepared.open(text.folder(out / "stages") / "data")
+            data = open_text(text.folder(out / "stages"))
             start = starting_from(before, link) if before else link
             result = pretrain(data, start, folder=folder, quiet=quiet, facts=facts)
         before = folder / "checkpoint"

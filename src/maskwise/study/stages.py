@@ -38,7 +38,16 @@ from maskwise.training.engine import fast_bf16
 
 DONE = "done.json"
 
-_CHANGE_NO_WEIGHT = ("log_every", "eval_every", "save_every", "keep", "keep_best", "on_nan", "trackers")
+_CHANGE_NO_WEIGHT = (
+    "log_every",
+    "eval_every",
+    "save_every",
+    "keep",
+    "keep_best",
+    "on_nan",
+    "trackers",
+    "workers",
+)
 """Settings of training that are no part of a stage's name. A stage that was finished with one ``on_nan`` either met
 nothing that is not finite, and is the same with every other, or could not be finished with ``stop``."""
 
@@ -106,7 +115,9 @@ def prepare_stage(recipe: Recipe, *, after: Stage | None = None, learned: Stage 
         after: the text whose tokenizer is taken; it is returned itself if the text is the same.
         learned: the learning of the policy that scores this text.
     """
-    corpus = _without_default(recipe.corpus.text.model_dump(mode="json", exclude={"temperature"}))
+    unsaid = () if recipe.corpus.stream else ("stream", "shuffle", "repeat")
+    corpus = recipe.corpus.text.model_dump(mode="json", exclude={"temperature", *unsaid})
+    corpus = _without_default(corpus)
     what: Plain = {"corpus": corpus, "corpus_content": content_of(recipe.corpus)}
     if recipe.corpus.annotators:
         what["annotators"] = {spec: annotator(spec).version for spec in recipe.corpus.annotators}
@@ -234,7 +245,11 @@ def _start(recipe: Recipe) -> Plain:
 
 
 def content_of(corpus: CorpusSettings) -> str | list[str]:
-    """The ``fingerprint`` of a corpus, or of each source of a mix."""
+    """The ``fingerprint`` of a corpus, or of each source of a mix; of a stream those of its shards."""
+    if corpus.stream:
+        return [
+            f"{shard.name} {shard.fingerprint()}" for shards in corpus.shards().values() for shard in shards
+        ]
     contents = [fingerprint(source) for source in corpus.sources]
     return contents[0] if len(contents) == 1 else contents
 

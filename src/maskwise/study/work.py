@@ -6,9 +6,9 @@ import shutil
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 import yaml
@@ -16,8 +16,6 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from maskwise import __version__
-from maskwise.annotate.run import annotate_corpus
-from maskwise.annotate.store import Store
 from maskwise.constants import rank_here, ranks_here
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation import (
@@ -32,25 +30,27 @@ from maskwise.evaluation.bound import Bound, spread
 from maskwise.folders import finite, sweep, write_json, write_whole
 from maskwise.keys import fold
 from maskwise.masking import Masker
-from maskwise.masking.policies.scored import Learned
 from maskwise.models import ModelSettings
 from maskwise.objectives import Objective, objective, objective_class, predicting
 from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
 from maskwise.samplers import sampler as read_sampler
-from maskwise.specs import Call
 from maskwise.study.costs import flops, flops_of_arms, over_a_run
 from maskwise.study.policies import learn
 from maskwise.study.stages import DONE, Stage, trained_recipe
+from maskwise.study.texts import open_text, prepare
 from maskwise.tasks import FinetuneSettings, load_task, task_record
-from maskwise.text import Prepared, Rows, load_tokenizer, require_documents, tokenise
-from maskwise.text.settings import CorpusSettings, TokenizerSettings
+from maskwise.text import Prepared, Rows, Stream, load_tokenizer
+from maskwise.text.settings import CorpusSettings
 from maskwise.training import MaskedSource, Source, log_frequencies, train
 from maskwise.training.arms import Arms, ArmsSource, Probe, SamplerLearner, check_enough, probe_rows
 from maskwise.training.best import Best
 from maskwise.training.engine import save_checkpoint
 from maskwise.training.learners import Learner
 from maskwise.training.loop import Training
+from maskwise.training.stream import StreamedRows
+
+Text = TypeVar("Text", Rows, Stream, Rows | Stream)
 
 FEW_STEPS = 8
 """Steps, evenly over a run, whose batches are masked before training to see that there is anything to learn from."""
@@ -82,56 +82,6 @@ def run_stage(stage: Stage, stages: Path, *, quiet: bool = True) -> Plain:
     return result
 
 
-# Preparing -----------------------------------------------------------------------------------------------------
-
-
-def _prepare(stage: Stage, stages: Path, quiet: bool) -> Plain:
-    corpus = CorpusSettings(**stage.what["corpus"])
-    documents = corpus.documents()
-    require_documents(documents)
-    if stage.needs:  # the tokenizer of an earlier text
-        tokenizer = load_tokenizer(str(stages / stage.needs[0] / "data" / "tokenizer"))
-    else:
-        tokenizer = TokenizerSettings(**stage.what["tokenizer"]).tokenizer(documents)
-    if len(stage.needs) > 1:
-        corpus = scored_by(stages / stage.needs[1] / "policy", corpus)
-    tokens = tokenise(documents, tokenizer, layers=_layers(corpus, stage.folder(stages) / "layers"))
-    data = Prepared.make(
-        stage.folder(stages) / "data", tokens, tokenizer,
-        length=corpus.length, layout=corpus.row_layout, held_out=corpus.held_out,
-    )  # fmt: skip
-    return {
-        "documents": documents.read, "skipped": dict(documents.skipped),
-        "rows": len(data.training), "tokens": data.training.tokens, "held_out_rows": len(data.held_out),
-        "vocabulary": len(tokenizer), "counts": dict(data.training.pieces.counts),
-    }  # fmt: skip
-
-
-def scored_by(policy: Path, corpus: CorpusSettings) -> CorpusSettings:
-    """The corpus with its layers of the run's own policy made by the policy in a folder."""
-    own = str(Call("learned", (str(policy),), {"layer": Learned().layer}))
-    layers = tuple(own if spec in Learned().annotators() else spec for spec in corpus.layers)
-    return corpus.model_copy(update={"layers": layers})
-
-
-def _layers(corpus: CorpusSettings, folder: Path) -> Store | None:
-    """The corpus annotated, as far as that is not done yet; in this process, which is one of several."""
-    if not corpus.annotators:
-        return None
-    made = annotate_corpus(
-        corpus.documents(),
-        corpus.annotators,
-        folder,
-        text_field=corpus.text_field,
-        limit=corpus.limit,
-        jobs=1,
-    )
-    for spec, entry in made["annotators"].items():
-        if entry["notice"]:  # an arm on an empty layer would be another policy under its name
-            raise MaskwiseError(f"corpus.layers: {spec}: {entry['notice']}")
-    return Store(folder)
-
-
 # Learning a policy ---------------------------------------------------------------------------------------------
 
 
@@ -159,7 +109,7 @@ def _pretrain(stage: Stage, stages: Path, quiet: bool) -> Plain:
     recipe = trained_recipe(stage)
     if len(stage.needs) > 1:  # a second stage of training starts from the checkpoint of the first
         recipe = starting_from(stages / stage.needs[1] / "checkpoint", recipe)
-    data, folder = Prepared.open(stages / stage.needs[0] / "data"), stage.folder(stages)
+    data, folder = open_text(stages / stage.needs[0]), stage.folder(stages)
     return pretrain(data, recipe, folder=folder, quiet=quiet, facts={"stage": stage.name})
 
 
@@ -188,7 +138,7 @@ def pretrain(
     )
     made = learning(network, data, recipe)
     if isinstance(made.source, MaskedSource):
-        require_targets(made.source, recipe.masking.policy)
+        require_targets(made.source, data.held_out, recipe.masking.policy)
     judged = predicting(network)
     rows = laid_out(data.held_out, judged, network.config)
     maskers = fixed_maskers(
@@ -199,7 +149,7 @@ def pretrain(
     losses: list[Plain] = []
 
     def save(target: Path) -> None:
-        card = model_card(recipe, {**made.words, **(facts or {})}, losses, rows=len(data.training))
+        card = model_card(recipe, {**made.words, **(facts or {})}, losses, text=_size(data.training))
         save_checkpoint(target, network, data.tokenizer, card=card, heads=made.heads())
 
     best = Best(folder, save) if training.keep_best and rank_here() == 0 else None
@@ -210,10 +160,11 @@ def pretrain(
             best.offer(step, losses)
         return losses
 
-    done = train(
-        made.objective, made.source, training, folder=folder, learners=made.learners, evaluate=curve,
-        title=made.title, quiet=quiet,
-    )  # fmt: skip
+    with closing(made):
+        done = train(
+            made.objective, made.source, training, folder=folder, learners=made.learners, evaluate=curve,
+            title=made.title, quiet=quiet,
+        )  # fmt: skip
     if not done["targets"]:
         what = "not one target in the whole training: this checkpoint has learnt nothing, and is not kept"
         raise MaskwiseError(what, got=made.title, do="look at the masks: maskwise inspect")
@@ -229,15 +180,25 @@ def pretrain(
     }
 
 
-def require_targets(source: MaskedSource, policy: str) -> None:
-    """Refuse to train on text in which the policy finds nothing to mask.
+def _size(text: Rows | Stream) -> str:
+    """What a model card says of the size of a text."""
+    return "a stream" if isinstance(text, Stream) else f"{len(text):,} rows"
+
+
+def require_targets(source: MaskedSource, held_out: Rows, policy: str) -> None:
+    """Refuse to train on text in which the policy finds nothing to mask: of a stream, on its held-out text.
 
     Raises:
         MaskwiseError: no target in batches from all over the run.
     """
     steps = over_a_run(source.settings.steps, FEW_STEPS)
     for step in steps:
-        batches = source.batches(step, rank=0, ranks=1)
+        if isinstance(source.rows, StreamedRows):
+            rows = held_out.laid(source.rows.layout)
+            some = rows.tensors(spread(source.settings.batch_size, of=len(rows)))
+            batches = [source.masker(some, step=step, total_steps=source.settings.steps, epoch=0)]
+        else:
+            batches = source.batches(step, rank=0, ranks=1)
         if any(bool((batch.labels >= 0).any()) for batch in batches):
             return
     what = f"policy {policy} masks nothing in this text: it has no units, or they are longer than the budget"
@@ -255,13 +216,13 @@ def _flops(made: Learning, done: Training, network: PreTrainedModel, *, frozen: 
     return {"flops": steps + probes, "probe_flops": probes, "objectives": spent}
 
 
-def model_card(recipe: Recipe, choices: Mapping[str, object], losses: list[Plain], *, rows: int) -> str:
+def model_card(recipe: Recipe, choices: Mapping[str, object], losses: list[Plain], *, text: str) -> str:
     """The model card of a checkpoint, in the hub's format: its choices, seeds, data and held-out losses.
 
     Args:
         choices: what was masked and how, and facts of the run, by name.
         losses: the last evaluation.
-        rows: how many rows the training text has.
+        text: how large the training text is.
     """
     front = yaml.safe_dump(
         {"library_name": "transformers", "tags": ["fill-mask", "maskwise"]}, sort_keys=False
@@ -282,7 +243,7 @@ def model_card(recipe: Recipe, choices: Mapping[str, object], losses: list[Plain
 |---|---|
 {table}
 
-Trained for {training.steps} steps of {training.batch_size} rows on {rows:,} rows (seed {training.seed}).
+Trained for {training.steps} steps of {training.batch_size} rows on {text} (seed {training.seed}).
 It loads with `AutoModelForMaskedLM.from_pretrained` and `AutoTokenizer.from_pretrained`, without maskwise.
 
 ## Loss on held-out text, fixed masks
@@ -313,6 +274,12 @@ class Learning(NamedTuple):
         chooser = self.learners.get("sampler")
         return chooser.spent() if isinstance(chooser, SamplerLearner) else None
 
+    def close(self) -> None:
+        """End the processes that read a stream."""
+        for learner in self.learners.values():
+            if isinstance(learner, StreamedRows):
+                learner.close()
+
     def heads(self) -> dict[str, Tensor]:
         """What is trained beside the model, by arm: what drops out when the checkpoint becomes an encoder."""
         return self.objective.heads() if isinstance(self.objective, Arms) else {}
@@ -331,7 +298,8 @@ def learning(network: PreTrainedModel, data: Prepared, recipe: Recipe) -> Learni
     masks = objective_class(recipe.objective).inherits
     title = f"{recipe.masking.policy} {recipe.masking.ratio}" if masks else recipe.objective
     words = {"objective": recipe.objective, **source.masker.describe()}
-    return Learning(objective(recipe.objective, network), source, source.learners(), title, words)
+    learners = source.learners() | source.places()
+    return Learning(objective(recipe.objective, network), source, learners, title, words)
 
 
 def masked_source(data: Prepared, recipe: Recipe, config: PreTrainedConfig) -> MaskedSource:
@@ -340,12 +308,21 @@ def masked_source(data: Prepared, recipe: Recipe, config: PreTrainedConfig) -> M
     own = kind.settings(recipe.masking.model_dump(), {})
     masker = kind.maker(data.tokenizer, seed=recipe.training.seed, length=length, **own)
     rows = laid_out(data.training, kind, config)
-    return MaskedSource(rows, masker, recipe.training, shares=_shares(rows, recipe))
+    return MaskedSource(_drawn(rows, recipe), masker, recipe.training, shares=_shares(rows, recipe))
 
 
-def _shares(rows: Rows, recipe: Recipe) -> dict[str, float]:
-    """The shares of the sources of a mix, by name; none where there is one source."""
+def _drawn(rows: Rows | Stream, recipe: Recipe) -> Rows | StreamedRows:
+    """The rows as they are drawn; those of a stream step by step."""
+    if isinstance(rows, Rows):
+        return rows
+    return StreamedRows(rows, recipe.training, shares=_shares(rows, recipe))
+
+
+def _shares(rows: Rows | Stream, recipe: Recipe) -> dict[str, float]:
+    """The shares of the sources of a mix, by name; none where there is one source, or a stream of several."""
     corpus = recipe.corpus
+    if isinstance(rows, Stream):
+        return corpus.shares(()) if isinstance(corpus.source, dict) else {}
     return corpus.shares(rows.by_source(len(corpus.sources))) if len(corpus.sources) > 1 else {}
 
 
@@ -354,17 +331,18 @@ def _several_objectives(network: PreTrainedModel, data: Prepared, recipe: Recipe
     training, by = recipe.training, recipe.sampler
     common, objectives = recipe.masking.model_dump(), recipe.objectives
     classes = {name: arm.kind for name, arm in objectives.items()}
-    rows, held_out = (
-        {name: laid_out(side, kind, network.config) for name, kind in classes.items()}
-        for side in (data.training, data.held_out)
-    )
+    rows = {name: laid_out(data.training, kind, network.config) for name, kind in classes.items()}
+    held_out = {name: laid_out(data.held_out, kind, network.config) for name, kind in classes.items()}
+    # A stream is read once for all arms that read the same rows.
+    drawn = {text.layout: _drawn(text, recipe) for text in rows.values()}
     torch.manual_seed(fold(training.seed, 0x4EAD))  # new heads, also of a model that was only loaded
     joined = Arms({name: objective(arm.objective, network) for name, arm in objectives.items()})
     sources = {}
     for name, kind in classes.items():
         own = kind.settings(common, objectives[name].masking)
         maker = kind.maker(data.tokenizer, seed=training.seed, length=data.training.length, **own)
-        sources[name] = MaskedSource(rows[name], maker, training, shares=_shares(rows[name], recipe))
+        shares = _shares(rows[name], recipe)
+        sources[name] = MaskedSource(drawn[rows[name].layout], maker, training, shares=shares)
     chance = {name: joined.arm(name).chance(len(data.tokenizer), training.batch_size) for name in objectives}
     chooser = read_sampler(by, list(objectives), seed=training.seed, chance=chance)
     source = ArmsSource(sources, chooser, training)
@@ -389,7 +367,7 @@ def _several_objectives(network: PreTrainedModel, data: Prepared, recipe: Recipe
     watched = SamplerLearner(
         chooser, probe if chooser.every or enough else None, watched_every=training.eval_every
     )
-    learners = {**source.learners(), "sampler": watched}
+    learners = {**source.learners(), **source.places(), "sampler": watched}
     words = {"sampler": by, "objectives": ", ".join(f"{n}: {a.objective}" for n, a in objectives.items())}
     return Learning(joined, source, learners, f"{by} over {', '.join(objectives)}", words)
 
@@ -402,7 +380,7 @@ def rows_with(rows: Rows, judged: Rows, count: int) -> list[int]:
     return rows.holding(judged.batch(spread(count, of=len(judged))).example_ids).tolist()
 
 
-def laid_out(rows: Rows, objective: type[Objective] | Objective, config: PreTrainedConfig) -> Rows:
+def laid_out(rows: Text, objective: type[Objective] | Objective, config: PreTrainedConfig) -> Text:
     """The rows as an objective reads them with a model of this configuration."""
     return rows.laid(objective.reads(rows.layout, config))
 
@@ -411,7 +389,7 @@ def laid_out(rows: Rows, objective: type[Objective] | Objective, config: PreTrai
 
 
 def _evaluate(stage: Stage, stages: Path, quiet: bool) -> Plain:
-    data = Prepared.open(stages / stage.needs[0] / "data")
+    data = open_text(stages / stage.needs[0])
     trained = len(stage.needs) > 1
     checkpoint = stages / stage.needs[1] / "checkpoint" if trained else stage.what["model"]["pretrained"]
     return {"records": evaluate(checkpoint, data, EvaluationSettings(**stage.what["evaluation"]))}
@@ -447,6 +425,6 @@ def _finetune(stage: Stage, stages: Path, quiet: bool) -> Plain:
 
 
 RUNNERS: dict[str, Callable[[Stage, Path, bool], Plain]] = {
-    "prepare": _prepare, "learn": _learn, "pretrain": _pretrain, "evaluate": _evaluate, "finetune": _finetune,
+    "prepare": prepare, "learn": _learn, "pretrain": _pretrain, "evaluate": _evaluate, "finetune": _finetune,
     "overlap": _overlap,
 }  # fmt: skip

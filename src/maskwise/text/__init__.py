@@ -5,12 +5,16 @@ May import ``errors``, ``folders``, ``keys``, ``specs`` and ``starts``; nothing 
 from maskwise.text.documents import Document, Documents, bundled_path, read_documents, require_documents
 from maskwise.text.encoding import annotate_rows, encode
 from maskwise.text.pieces import PieceBatch, Pieces, read_pieces
-from maskwise.text.rows import Prepared, Rows, split
+from maskwise.text.prepared import Prepared
+from maskwise.text.rows import Rows, split
+from maskwise.text.shards import shards_of
+from maskwise.text.stream import Stream
 from maskwise.text.tokenizers import Tokens, load_tokenizer, tokenise, train_tokenizer
 from maskwise.text.words import word_ids
 
 __all__ = [
-    "Document", "Documents", "PieceBatch", "Pieces", "Prepared", "Rows", "Tokens", "annotate_rows", "bundled_path",
-    "encode", "load_tokenizer", "read_documents", "read_pieces", "require_documents", "split", "tokenise",
+    "Document", "Documents", "PieceBatch", "Pieces", "Prepared", "Rows", "Stream", "Tokens", "annotate_rows",
+    "bundled_path", "encode", "load_tokenizer", "read_documents", "read_pieces", "require_documents", "shards_of", "split",
+    "tokenise",
     "train_tokenizer", "word_ids",
 ]  # fmt: skip

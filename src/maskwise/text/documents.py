@@ -23,6 +23,7 @@ from maskwise.text.readers import (
     ENDINGS,
     LONGEST_TEXT,
     NOT_UTF8,
+    TEXT_ENDINGS,
     Fields,
     Record,
     Skip,
@@ -160,7 +161,7 @@ def inside(record: Mapping[str, Any], field: str) -> Any:
 def lines_note(source: str) -> str | None:
     """What to tell of a plain text file whose lines are taken for texts, because it has no blank lines; else None."""
     path = Path(source).expanduser()
-    if known_ending(path) not in (".txt", ".txt.gz") or not path.is_file() or per_of(path) != "line":
+    if known_ending(path) not in TEXT_ENDINGS or not path.is_file() or per_of(path) != "line":
         return None
     return f"{source} has no blank lines, so each line is a text; corpus.text_per=block reads it as blocks"
 
@@ -219,9 +220,9 @@ def read_documents(
 
             - ``"bundled:wikipedia"``, a sample that comes with maskwise;
             - ``"factworld(people=300)"`` or ``"causalworld"``, texts of an invented world (worlds.py);
-            - a ``.txt`` (or ``.txt.gz``) file: documents are the blocks between blank lines, or the lines of a file
-              without blank lines (``text_per``);
-            - a ``.jsonl``, ``.jsonl.gz`` or ``.json.gz`` file: one object (or string) per line;
+            - a ``.txt`` (or ``.txt.gz``, ``.txt.zst``) file: documents are the blocks between blank lines, or the lines
+              of a file without blank lines (``text_per``);
+            - a ``.jsonl``, ``.jsonl.gz``, ``.jsonl.zst`` or ``.json.gz`` file: one object (or string) per line;
             - a ``.parquet`` file;
             - a folder of such files, read in the order of their names, or one written by ``save_to_disk``;
             - a list of strings or mappings;

@@ -8,6 +8,7 @@ A bad line is a `Skip`; a bad file (binary, mostly not UTF-8, damaged, without t
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -18,18 +19,10 @@ from typing import IO, Any, NamedTuple, cast
 from maskwise.errors import MaskwiseError, unknown_name
 from maskwise.text.tables import read_table
 
-ENDINGS = (
-    ".txt",
-    ".txt.gz",
-    ".csv",
-    ".csv.gz",
-    ".tsv",
-    ".tsv.gz",
-    ".jsonl",
-    ".jsonl.gz",
-    ".json.gz",
-    ".parquet",
-)
+TEXT_ENDINGS = (".txt", ".txt.gz", ".txt.zst")
+LINE_ENDINGS = (".jsonl", ".jsonl.gz", ".json.gz", ".jsonl.zst")
+TABLE_ENDINGS = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
+ENDINGS = (*TEXT_ENDINGS, *TABLE_ENDINGS, *LINE_ENDINGS, ".parquet")
 NOT_JSON, NOT_UTF8 = "not JSON", "not valid UTF-8"
 _HEAD_BYTES = 1 << 16
 # Bad lines in the head of a file: a few are skipped; more than this share mean another encoding.
@@ -71,30 +64,57 @@ def known_ending(path: Path) -> str | None:
 
 def read_file(path: Path, name: str, fields: Fields) -> Iterator[Record]:
     """The records of one file; those without a name of their own are called "NAME#place"."""
-    ending = known_ending(path)
+    ending = known_ending(path) or ""
     with damaged(path):
         if ending == ".parquet":
-            yield from _rows(parquet_rows(path, lambda columns: _wanted(columns, fields, str(path))), name)
+            yield from _rows(parquet_rows(path, lambda columns: wanted(columns, fields, str(path))), name)
             return
+        refuse_unreadable(path)
         with opened(path) as file:
-            _refuse_unreadable(path, file)
-            if ending and ending.startswith((".csv", ".tsv")):
+            if ending in TABLE_ENDINGS:
                 text = file.read().decode("utf-8-sig", "replace")
                 usual = "," if ending.startswith(".csv") else "\t"
                 rows = read_table(text, path, usual=usual)
-                _wanted([*rows[0]] if rows else [fields.text], fields, str(path))
+                wanted([*rows[0]] if rows else [fields.text], fields, str(path))
                 yield from _rows(rows, name)
-            elif ending not in (".txt", ".txt.gz"):
-                yield from _read_lines(file, name)
+            elif ending not in TEXT_ENDINGS:
+                yield from read_lines(file, name)
             elif (text_per(path) if fields.per == "auto" else fields.per) == "line":
-                yield from _read_plain_lines(file, name)
+                yield from read_plain_lines(file, name)
             else:
-                yield from _read_blocks(file, name)
+                yield from read_blocks(file, name)
 
 
 def opened(path: Path) -> IO[bytes]:
-    """The bytes of a file, inflated if its name says ``.gz``."""
-    return cast(IO[bytes], gzip.open(path)) if path.name.lower().endswith(".gz") else path.open("rb")
+    """The bytes of a file, inflated if its name says ``.gz`` or ``.zst``."""
+    name = path.name.lower()
+    if name.endswith(".zst"):
+        return io.BufferedReader(_Zstd(path))
+    return cast(IO[bytes], gzip.open(path)) if name.endswith(".gz") else path.open("rb")
+
+
+class _Zstd(io.RawIOBase):
+    """The inflated bytes of a zstd file, which Python's own library does not read yet."""
+
+    def __init__(self, path: Path):
+        import pyarrow as pa
+
+        self.file, self.place = pa.input_stream(str(path), compression="zstd"), 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        read: int = self.file.readinto(buffer)
+        self.place += read
+        return read
+
+    def tell(self) -> int:
+        return self.place
+
+    def close(self) -> None:
+        self.file.close()
+        super().close()
 
 
 @contextmanager
@@ -142,11 +162,10 @@ def hub_dataset(source: str, fields: Fields) -> Callable[[], Iterable[Record]]:
     return open_records
 
 
-def _refuse_unreadable(path: Path, file: IO[bytes]) -> None:
-    """Looks at the first 64 KiB, then goes back: another encoding is no reason to skip a whole file line by
-    line."""
-    head = file.read(_HEAD_BYTES)
-    file.seek(0)
+def refuse_unreadable(path: Path) -> None:
+    """Looks at the first 64 KiB: another encoding is no reason to skip a whole file line by line."""
+    with opened(path) as file:
+        head = file.read(_HEAD_BYTES)
     if b"\0" in head:
         do = "give UTF-8 text (convert UTF-16 first)"
         raise MaskwiseError(f"{path} is a binary file, or UTF-16: it has NUL bytes", do=do)
@@ -161,9 +180,9 @@ def _refuse_unreadable(path: Path, file: IO[bytes]) -> None:
         )
 
 
-def _read_lines(file: IO[bytes], name: str) -> Iterator[Record]:
-    """JSON lines."""
-    for number, line in _numbered(file):
+def read_lines(file: IO[bytes], name: str, *, first: int = 1) -> Iterator[Record]:
+    """JSON lines; ``first``: the number of the first one."""
+    for number, line in _numbered(file, first):
         if line is None:
             yield Skip(LONG_LINE)
             continue
@@ -177,9 +196,9 @@ def _read_lines(file: IO[bytes], name: str) -> Iterator[Record]:
             yield Skip(NOT_JSON)
 
 
-def _numbered(file: IO[bytes]) -> Iterator[tuple[int, bytes | None]]:
-    """The lines of a file, counted from 1; None in the place of one that is too long to be held."""
-    number = 0
+def _numbered(file: IO[bytes], first: int = 1) -> Iterator[tuple[int, bytes | None]]:
+    """The lines of a file, counted from ``first``; None in the place of one that is too long to be held."""
+    number = first - 1
     while line := file.readline(LONGEST_LINE):
         number += 1
         if len(line) < LONGEST_LINE or line.endswith(b"\n"):
@@ -207,9 +226,9 @@ def text_per(path: Path) -> str:
     return "block" if small > len(lines) / 4 and ends < len(lines) / 2 else "line"
 
 
-def _read_plain_lines(file: IO[bytes], name: str) -> Iterator[Record]:
-    """Plain text with a document on every line."""
-    count = 0
+def read_plain_lines(file: IO[bytes], name: str, *, first: int = 1) -> Iterator[Record]:
+    """Plain text with a document on every line; ``first``: the number of the first document."""
+    count = first - 1
     for number, line in _numbered(file):
         if line is None or not is_utf8(line):
             yield Skip(LONG_LINE if line is None else NOT_UTF8)
@@ -220,10 +239,14 @@ def _read_plain_lines(file: IO[bytes], name: str) -> Iterator[Record]:
             yield f"{name}#{count}", text
 
 
-def _read_blocks(file: IO[bytes], name: str) -> Iterator[Record]:
-    """Plain text: a document is what stands between blank lines, or as much of it as one text may have."""
+def read_blocks(file: IO[bytes], name: str, *, first: int = 1) -> Iterator[Record]:
+    """Plain text: a document is what stands between blank lines, or as much of it as one text may have.
+
+    Args:
+        first: the number of the first document.
+    """
     block: list[str] = []
-    count = size = 0
+    count, size = first - 1, 0
     for number, line in _numbered(file):
         if line is None or not is_utf8(line):
             yield Skip(LONG_LINE if line is None else NOT_UTF8)
@@ -263,10 +286,15 @@ def parquet_rows(
 
 def _with_columns(rows: Any, fields: Fields, where: str) -> Any:
     """Only the columns that are read: others may be images that are slow to decode."""
-    return rows.select_columns(_wanted(rows.column_names, fields, where))
+    return rows.select_columns(wanted(rows.column_names, fields, where))
 
 
-def _wanted(columns: list[str], fields: Fields, where: str) -> list[str]:
+def wanted(columns: list[str], fields: Fields, where: str) -> list[str]:
+    """The columns to be read.
+
+    Raises:
+        MaskwiseError: the text is not among them.
+    """
     text = fields.text if fields.text in columns else fields.text.split(".")[0]
     if text not in columns:
         raise unknown_name(f"text field of {where}:", fields.text, columns)

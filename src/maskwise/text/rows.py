@@ -1,24 +1,21 @@
-"""Rows: plans which pieces lie together, and a corpus that is prepared for training.
+"""Rows: plans which pieces lie together.
 
 A plan is two small columns of numbers over pieces that are stored once (pieces.py). So another layout is another plan,
 the two sides of a held-out split are two plans, and neither copies a token.
 
-Cost: a Python step of about 1 µs for each piece when a plan is made; a batch is one look-up for each column. A process
-that opens a prepared corpus checks it once against its manifest, which takes about a second for a gigabyte.
+Cost: a Python step of about 1 µs for each piece when a plan is made; a batch is one look-up for each column.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
-from maskwise import folders
 from maskwise.errors import MaskwiseError, unknown_name
 from maskwise.text.pieces import (
     WINDOW_TOKENS,
@@ -28,17 +25,13 @@ from maskwise.text.pieces import (
     Pieces,
     ranges,
     read_arrow,
-    read_pieces,
     write_arrow,
 )
-from maskwise.text.tokenizers import Tokens, load_tokenizer
 
-if TYPE_CHECKING:  # torch and transformers take two seconds: reading documents does not wait for them
+if TYPE_CHECKING:  # torch takes two seconds: reading documents does not wait for it
     from torch import Tensor
-    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 LAYOUTS = ("packed", "joined", "document")
-SIDES = ("training", "held_out")
 
 
 @dataclass(eq=False)
@@ -190,61 +183,6 @@ class Rows:
         """The numbers of the pieces, for about `WINDOW_TOKENS` tokens at a time."""
         step = max(1, WINDOW_TOKENS // self.length)
         return (self.order[start : start + step] for start in range(0, len(self.order), step))
-
-
-@dataclass(eq=False)
-class Prepared:
-    """A corpus that is ready to train on: a folder with a tokenizer, its pieces, and the plans of both sides."""
-
-    tokenizer: PreTrainedTokenizerFast
-    training: Rows
-    held_out: Rows
-
-    @classmethod
-    def make(
-        cls,
-        folder: Path,
-        tokens: Iterable[Tokens],
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        length: int,
-        layout: str,
-        held_out: float,
-    ) -> Prepared:
-        """Write the folder, window by window; a folder of that name is replaced.
-
-        Raises:
-            MaskwiseError: what `read_pieces` and `split` refuse, or a folder that cannot be written.
-        """
-
-        def fill(partial: Path) -> None:
-            pieces = read_pieces(tokens, tokenizer=tokenizer, length=length, out=partial / "pieces.arrow")
-            for name, rows in zip(SIDES, split(pieces, held_out=held_out, layout=layout)):
-                rows.save(partial / f"{name}.arrow")
-            tokenizer.save_pretrained(partial / "tokenizer")
-
-        folders.write_folder(folder, fill)
-        return cls.open(folder)
-
-    @classmethod
-    def open(cls, folder: Path) -> Prepared:
-        """Open the folder, memory-mapped. A process checks it against its manifest once.
-
-        Raises:
-            MaskwiseError: a folder that is damaged; prepare the corpus again.
-        """
-        if wrong := _damage(folder, (folder / folders.MANIFEST).stat().st_mtime_ns if folder.is_dir() else 0):
-            do = "run the same command again: it is prepared anew"
-            raise MaskwiseError(f"the prepared text in {folder} is damaged", got=wrong, do=do)
-        tokenizer = load_tokenizer(str(folder / "tokenizer"), needs_words=False)
-        pieces = Pieces.load(folder / "pieces.arrow", tokenizer=tokenizer)
-        training, held_out = (Rows.load(folder / f"{name}.arrow", pieces) for name in SIDES)
-        return cls(tokenizer, training, held_out)
-
-
-@cache
-def _damage(folder: Path, _written: int) -> str | None:
-    return folders.damage(folder)
 
 
 def split(pieces: Pieces, *, held_out: float, layout: str = "packed") -> tuple[Rows, Rows]:

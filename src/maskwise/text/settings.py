@@ -12,6 +12,9 @@ from tokenizers import AddedToken
 
 from maskwise.errors import MaskwiseError
 from maskwise.text.documents import Document, Documents, Joined, read_documents
+from maskwise.text.readers import Fields
+from maskwise.text.shards import Shard, rename_alike, shards_of
+from maskwise.text.stream import read_shards
 from maskwise.text.tokenizers import load_tokenizer, train_tokenizer
 from maskwise.text.worlds import read_world
 
@@ -49,6 +52,14 @@ class CorpusSettings(BaseModel):
     """In packed rows, whether each document is read by itself or all of a row as one text."""
     held_out: float = Field(0.02, gt=0, lt=0.5)
     """Share of the documents that is never trained on."""
+    stream: bool = False
+    """Read the text while it is trained on, and prepare no more of it than its beginning: for text that is too large
+    to be prepared, in files (a folder, or a pattern such as ``texts/*.parquet``) or behind ``hf:NAME``."""
+    shuffle: float = Field(4.0, ge=0, le=1024)
+    """In a stream, megabytes of text whose rows are shuffled together; the order of the files is random too. 0: rows
+    and files come in their order."""
+    repeat: bool = True
+    """Whether a stream begins again where it ends before the training does; false: that is an error."""
     layers: tuple[str, ...] = ()
     """Annotators whose layers the rows carry, such as pos and salient; stored("FOLDER") takes finished ones."""
 
@@ -88,6 +99,28 @@ class CorpusSettings(BaseModel):
         if self.temperature is not None and not isinstance(self.source, tuple):
             do = "list the sources without weights: corpus.source: [FILE, OTHER]"
             raise MaskwiseError("temperature is for a list of sources", got=self.source, do=do)
+        return self
+
+    @model_validator(mode="after")
+    def _streamed(self) -> CorpusSettings:
+        if not self.stream:
+            for name in ("shuffle", "repeat"):
+                if getattr(self, name) != type(self).model_fields[name].default:
+                    do = f"set corpus.stream: true, or leave out corpus.{name}"
+                    raise MaskwiseError(f"{name} is for streams", got=getattr(self, name), do=do)
+            return self
+        if self.limit is not None:
+            do = "leave out corpus.limit: training.steps says how much is read"
+            raise MaskwiseError("a stream is not counted, so it has no limit", got=self.limit, do=do)
+        if self.temperature is not None:
+            what = "the sources of a stream are not counted, so they have no temperature"
+            raise MaskwiseError(
+                what, got=self.temperature, do="give weights: corpus.source: {FILE: 2, OTHER: 1}"
+            )
+        for source in self.sources:
+            if read_world(source):
+                do = "leave out corpus.stream: its texts are few"
+                raise MaskwiseError("an invented world is no stream", got=source, do=do)
         return self
 
     @property
@@ -130,12 +163,31 @@ class CorpusSettings(BaseModel):
         title = " + ".join(self.sources)
         return title if self.limit is None else f"{title}, first {self.limit}"
 
+    @property
+    def record_fields(self) -> Fields:
+        """Under which names a record holds its text and its own name."""
+        return Fields(self.text_field, per=self.text_per)
+
+    def shards(self) -> dict[str, list[Shard]]:
+        """The shards of a stream, by source.
+
+        Raises:
+            MaskwiseError: no such source, or one that cannot be read bit by bit.
+        """
+        shards = {name: shards_of(name, self.record_fields) for name in self.sources}
+        rename_alike([shard for part in shards.values() for shard in part])
+        return shards
+
     def parts(self) -> list[Documents]:
         """The documents of each source.
 
         Raises:
             MaskwiseError: no such source, or none that can be read.
         """
+        if self.stream:
+            return [
+                read_shards(shards, self.record_fields, name=name) for name, shards in self.shards().items()
+            ]
         return [
             read_documents(source, text_field=self.text_field, text_per=self.text_per, limit=self.limit)
             for source in self.sources

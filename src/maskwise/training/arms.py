@@ -32,6 +32,7 @@ from maskwise.samplers import Sampler
 from maskwise.training.data import MaskedSource, Rows
 from maskwise.training.learners import Learner, Point
 from maskwise.training.settings import TrainingSettings
+from maskwise.training.stream import StreamedRows
 
 PROBE_SEED = 0x9208
 
@@ -129,6 +130,10 @@ class ArmsSource:
             for arm, source in self.sources.items()
             for name, learner in source.learners().items()
         }
+
+    def places(self) -> dict[str, Learner]:
+        """What remembers where streams stand; arms that read the same rows share one."""
+        return {name: place for source in self.sources.values() for name, place in source.places().items()}
 
     def facts(self, batches: Sequence[ArmBatch]) -> dict[str, float]:
         """Those of the masking, over all arms."""
@@ -342,7 +347,7 @@ def check_enough(arm: str, free: int, *, of: int, size: int) -> None:
         )  # fmt: skip
 
 
-def check_disjoint(arm: str, training: Rows, held_out: Rows) -> None:
+def check_disjoint(arm: str, training: Rows | StreamedRows, held_out: Rows) -> None:
     """
     Raises:
         MaskwiseError: a document in both.

@@ -21,14 +21,14 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from maskwise.errors import MaskwiseError
 from maskwise.keys import Array
 from maskwise.masking import MaskedBatch
 from maskwise.masking.batch import IGNORE
 from maskwise.objectives.base import Maker
 from maskwise.training.learners import Learner, learners_of
-from maskwise.training.order import Mix, Order
+from maskwise.training.order import Drawn, Epochs, Mix, require_batch
 from maskwise.training.settings import TrainingSettings
+from maskwise.training.stream import StreamedRows
 
 NO_SHARES: Mapping[str, float] = MappingProxyType({})
 
@@ -136,7 +136,7 @@ class MaskedSource:
     """Masked batches from the rows of a corpus.
 
     Args:
-        rows: the rows.
+        rows: those of a corpus, or of a stream, which bring their order and shares with them.
         masker: what masks them, or makes batches of them in another way.
         settings: batch size, steps, seed.
         shares: of the sources of a mix, by name; none where all rows are of one source.
@@ -147,23 +147,22 @@ class MaskedSource:
 
     def __init__(
         self,
-        rows: Rows,
+        rows: Rows | StreamedRows,
         masker: Maker,
         settings: TrainingSettings,
         *,
         shares: Mapping[str, float] = NO_SHARES,
     ):
-        if len(rows) < settings.batch_size:
-            raise MaskwiseError(
-                "the corpus is smaller than one batch", got=f"{len(rows)} rows",
-                allowed=f"at least batch_size = {settings.batch_size}",
-                do="use more text, or a smaller batch_size",
-            )  # fmt: skip
         self.rows, self.masker, self.settings = rows, masker, settings
-        self.per_epoch = len(rows) // settings.batch_size
-        lengths = torch.from_numpy(rows.lengths) if settings.group_by_length else None
-        self.order = Order(len(rows), seed=settings.seed, lengths=lengths, batch_size=settings.batch_size)
-        self.mix = Mix(shares, rows.by_source(len(shares)), settings) if shares else None
+        self.order: Drawn
+        if isinstance(rows, StreamedRows):
+            self.order = rows
+        elif shares:
+            require_batch(len(rows), settings)
+            self.order = Mix(shares, rows.by_source(len(shares)), settings)
+        else:
+            lengths = torch.from_numpy(rows.lengths) if settings.group_by_length else None
+            self.order = Epochs(len(rows), settings, lengths=lengths)
 
     @property
     def ahead(self) -> int:
@@ -172,32 +171,26 @@ class MaskedSource:
 
     def batches(self, step: int, *, rank: int, ranks: int) -> list[MaskedBatch]:
         """The micro-batches of ``step`` for ``rank``."""
-        numbers, epoch = self._drawn(step)
-        first = step if epoch is None else step % self.per_epoch
-        places = first * self.settings.batch_size + torch.arange(len(numbers))
+        numbers, epoch = self.order.draw(step)
+        places = self.order.place(step) + torch.arange(len(numbers))
         mine = (self.settings.accumulate, ranks, -1)
         made = []
         for part, place in zip(numbers.view(mine)[:, rank], places.view(mine)[:, rank], strict=True):
             told = {"place": place.numpy()} if getattr(self.masker, "places", False) else {}
-            batch = self.masker(
-                self.rows.batch(part), step=step, total_steps=self.settings.steps, epoch=epoch, **told
-            )
-            if self.mix:
-                batch.sources = self.mix.counts(part)
+            rows: Any = self.rows.batch(part)
+            batch = self.masker(rows, step=step, total_steps=self.settings.steps, epoch=epoch, **told)
+            if self.order.names:
+                batch.sources = self.order.counts(part)
             made.append(batch)
         return made
-
-    def _drawn(self, step: int) -> tuple[Tensor, int | None]:
-        """(batch size,) int64: the rows of a step; and their epoch, None where each source of a mix has its own."""
-        if self.mix:
-            return self.mix(step), None
-        epoch, place = divmod(step, self.per_epoch)
-        size = self.settings.batch_size
-        return self.order(epoch)[place * size :][:size], epoch
 
     def learners(self) -> dict[str, Learner]:
         """What of the masking learns from the losses; see ``learners_of``."""
         return learners_of(self.masker)
+
+    def places(self) -> dict[str, Learner]:
+        """What remembers where a stream stands, to be saved with the states of a run; nothing for a corpus."""
+        return {f"stream {self.rows.layout}": self.rows} if isinstance(self.rows, StreamedRows) else {}
 
     def facts(self, batches: Sequence[MaskedBatch]) -> dict[str, float]:
         """Sums to log: tokens read, those that could be chosen, that were, the ratio asked for, rows by source; and for
@@ -205,7 +198,7 @@ class MaskedSource:
         present = [b.source.count(b.source.present) for b in batches]
         by_source = {
             f"rows of {name}": float(sum(b.sources.get(name, 0) for b in batches))
-            for name in (self.mix.names if self.mix else ())
+            for name in self.order.names
         }
         return {
             **by_source,
@@ -220,8 +213,7 @@ class MaskedSource:
         }
 
     def summarise(self, sums: Mapping[str, float]) -> dict[str, Any]:
-        names = self.mix.names if self.mix else ()
-        rows = {name: sums[f"rows of {name}"] for name in names}
+        rows = {name: sums[f"rows of {name}"] for name in self.order.names}
         shares = {name: round(count / max(1.0, sum(rows.values())), 6) for name, count in rows.items()}
         return {
             **({"sources": shares} if shares else {}),

@@ -50,7 +50,7 @@ ROUND = 2.0**24
 
 FREE = {
     "log_every", "eval_every", "save_every", "keep", "keep_best", "on_nan", "trackers", "accumulate", "precision",
-    "activation_checkpointing", "compile", "shard",
+    "activation_checkpointing", "compile", "shard", "workers",
 }  # fmt: skip
 """Settings that change no result, or its last bits only; and what to do where a run cannot go on."""
 

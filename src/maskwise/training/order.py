@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -18,6 +19,27 @@ WHOLE = 1 << 40
 """Shares of a mix are kept as whole numbers of this many parts, so that counting never rounds."""
 
 SHUFFLE = 0x5A6E
+
+
+class Drawn(Protocol):
+    """Which rows a step trains on."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """The sources of a mix; none where all rows are of one source."""
+        ...
+
+    def draw(self, step: int) -> tuple[Tensor, int | None]:
+        """(batch size,) int64: the numbers of the rows; and their epoch, None where they have no common one."""
+        ...
+
+    def place(self, step: int) -> int:
+        """The place of the step's first row: in the order of its epoch, or, if need be, of the run."""
+        ...
+
+    def counts(self, rows: Tensor) -> dict[str, int]:
+        """How many of some rows, which were drawn, are of each source."""
+        ...
 
 
 class Order:
@@ -55,6 +77,48 @@ class Order:
         return torch.cat([sorted_rows.view(batches, -1)[places].flatten(), rest])
 
 
+class Epochs:
+    """The rows of one source, epoch by epoch; the last ones of an epoch, which fill no batch, are left out.
+
+    Args:
+        size: how many rows there are.
+        lengths: (size,) of the rows, where batches shall be of rows of similar length.
+
+    Raises:
+        MaskwiseError: fewer rows than one batch.
+    """
+
+    names: Sequence[str] = ()
+
+    def __init__(self, size: int, settings: TrainingSettings, *, lengths: Tensor | None = None):
+        require_batch(size, settings)
+        self.batch_size, self.per_epoch = settings.batch_size, size // settings.batch_size
+        self.order = Order(size, seed=settings.seed, lengths=lengths, batch_size=settings.batch_size)
+
+    def draw(self, step: int) -> tuple[Tensor, int | None]:
+        epoch, place = divmod(step, self.per_epoch)
+        return self.order(epoch)[place * self.batch_size :][: self.batch_size], epoch
+
+    def place(self, step: int) -> int:
+        return step % self.per_epoch * self.batch_size
+
+    def counts(self, rows: Tensor) -> dict[str, int]:
+        return {}
+
+
+def require_batch(size: int, settings: TrainingSettings) -> None:
+    """
+    Raises:
+        MaskwiseError: fewer rows than one batch.
+    """
+    if size < settings.batch_size:
+        raise MaskwiseError(
+            "the corpus is smaller than one batch", got=f"{size} rows",
+            allowed=f"at least batch_size = {settings.batch_size}",
+            do="use more text, or a smaller batch_size",
+        )  # fmt: skip
+
+
 class Mix:
     """The rows of several sources in given shares, each source in an order and with epochs of its own.
 
@@ -73,7 +137,7 @@ class Mix:
 
     def __init__(self, shares: Mapping[str, float], sizes: Sequence[int], settings: TrainingSettings):
         self.names, self.batch_size, self.seed = tuple(shares), settings.batch_size, settings.seed
-        self.parts = [round(share * WHOLE) for share in shares.values()]
+        self.parts = parts_of(shares)
         for (name, share), size in zip(shares.items(), sizes, strict=True):
             if size < share * settings.batch_size:
                 do = "use more text of it, a lower weight, or a smaller batch_size"
@@ -93,13 +157,30 @@ class Mix:
             for epoch in (place // max(1, order.size)).unique().tolist():
                 inside = place[place // order.size == epoch] % order.size
                 rows.append(self.begins[number] + order(epoch)[inside])
-        # Ranks and micro-batches take their parts of a batch in order.
-        return torch.cat(rows)[permutation(self.batch_size, seed=fold(self.seed, SHUFFLE), epoch=step)]
+        return torch.cat(rows)[mixed(self.batch_size, seed=self.seed, step=step)]
+
+    def draw(self, step: int) -> tuple[Tensor, int | None]:
+        """The rows of a step, which have no common epoch."""
+        return self(step), None
+
+    def place(self, step: int) -> int:
+        """The place of the step's first row in the order of the run."""
+        return step * self.batch_size
 
     def counts(self, rows: Tensor) -> dict[str, int]:
         """How many of some rows are of each source."""
         owner = torch.bucketize(rows, self.begins + self.sizes, right=True)
         return dict(zip(self.names, torch.bincount(owner, minlength=len(self.names)).tolist()))
+
+
+def mixed(size: int, *, seed: int, step: int) -> Tensor:
+    """The order of the rows in the batch of a mix: ranks and micro-batches take their parts of it in order."""
+    return permutation(size, seed=fold(seed, SHUFFLE), epoch=step)
+
+
+def parts_of(shares: Mapping[str, float]) -> list[int]:
+    """Shares as whole numbers, for `apportioned`."""
+    return [round(share * WHOLE) for share in shares.values()]
 
 
 def apportioned(rows: int, weights: Sequence[int]) -> list[int]:

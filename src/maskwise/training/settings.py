@@ -95,6 +95,10 @@ class TrainingSettings(BaseModel):
     """What a loss or gradient that is not finite does. ``stop``: an error that names the step. ``skip``: its update is
     left out. ``rewind``: training goes back to the last state, and on behind the batches that led there."""
 
+    workers: int = Field(1, ge=0)
+    """Processes that tokenise a stream ahead (``corpus.stream``), for each rank; 0: the training process does. Changes
+    no result."""
+
     trackers: tuple[str, ...] = ()
     """Accelerate's trackers, such as ``tensorboard`` or ``wandb``; each must be installed."""
 

@@ -1,0 +1,407 @@
+"""Streams: the same rows and masks whatever reads them, and found again at once after a stop."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+import re
+from collections import Counter
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from maskwise.annotate.live import Live
+from maskwise.errors import MaskwiseError
+from maskwise.masking import Masker
+from maskwise.text import Prepared, Stream, read_documents, shards_of, train_tokenizer
+from maskwise.text.prepared import HELD_OUT_CHARACTERS
+from maskwise.text.readers import Fields
+from maskwise.text.rows import is_held_out
+from maskwise.text.settings import CorpusSettings
+from maskwise.text.shards import BEGINNING
+from maskwise.text.stream import BlockMaker, documents_of
+from maskwise.text.words import text_id
+from maskwise.training import MaskedSource, TrainingSettings
+from maskwise.training.learners import Point
+from maskwise.training.stream import StreamedRows
+from tiny import WORDS, write_lines
+
+ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".txt", ".txt.gz", ".lines.txt", ".parquet")
+
+
+def texts(count: int, seed: int = 0) -> list[dict[str, str]]:
+    draw = random.Random(seed)
+    return [
+        {"id": f"{seed}-{n}", "text": " ".join(draw.choices(WORDS, k=draw.randint(3, 60)))}
+        for n in range(count)
+    ]
+
+
+def write_shard(path: Path, rows: list[dict[str, str]]) -> Path:
+    """The rows as a file whose ending says how; without names, so that they are called after their places."""
+    plain = [{"text": row["text"]} for row in rows]
+    if path.name.endswith(".parquet"):
+        pq.write_table(pa.table({"text": [row["text"] for row in rows]}), path, row_group_size=7)
+        return path
+    lines = "".join(json.dumps(row) + "\n" for row in plain)
+    between = "\n" if ".lines" in path.name else "\n\n"
+    content = (
+        between.join(row["text"].capitalize() for row in plain) if ".txt" in path.name else lines
+    ).encode()
+    if path.name.endswith(".gz"):
+        path.write_bytes(gzip.compress(content))
+    elif path.name.endswith(".zst"):
+        with pa.CompressedOutputStream(str(path), "zstd") as file:
+            file.write(content)
+    else:
+        path.write_bytes(content)
+    return path
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer(" ".join(WORDS) for _ in range(9))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three shards of forty documents, and one that is empty."""
+    (tmp_path / "texts").mkdir()
+    for number in range(3):
+        write_lines(tmp_path / "texts" / f"part-{number}.jsonl", texts(40, seed=number))
+    (tmp_path / "texts" / "part-3.jsonl").touch()
+    return tmp_path / "texts"
+
+
+def stream(folder: Path | str, tokenizer, *, held_out: float = 0.1, **more) -> Stream:
+    shards = shards_of(folder)
+    return Stream(
+        {"texts": shards}, BlockMaker(tokenizer, 32, held_out=held_out), **{"shuffle": 0.004, **more}
+    )
+
+
+def drawn(
+    stream: Stream, steps: int = 40, batch_size: int = 8, workers: int = 0, seed: int = 0, **more
+) -> StreamedRows:
+    how = TrainingSettings(steps=steps, batch_size=batch_size, workers=workers, seed=seed)
+    return StreamedRows(stream, how, **more)
+
+
+def ids_of(rows: StreamedRows, step: int) -> list[int]:
+    numbers, _ = rows.draw(step)
+    return rows.batch(numbers).example_ids.tolist()
+
+
+# Shards --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_chunks_hold_the_documents_of_the_file_under_their_names(tmp_path: Path, ending: str) -> None:
+    path = write_shard(tmp_path / f"a{ending}", texts(50))
+    whole = list(read_documents(path, keep_repeated=True))
+    assert len(whole) == 50
+    [shard] = shards_of(path)
+    for size in (1, 500, 10**6):
+        chunks = list(shard.chunks(BEGINNING, size))
+        read = [document for chunk, _ in chunks for document in documents_of(chunk, Fields())]
+        assert read == whole
+        assert (len(chunks) == 1) == (size == 10**6) and (len(chunks) >= 40 or size > 1)
+        for number in range(0, len(chunks), 7):  # from every place the rest is the same
+            assert [chunk for chunk, _ in shard.chunks(chunks[number][1], size)] == [
+                chunk for chunk, _ in chunks[number + 1 :]
+            ]
+
+
+def test_a_line_that_is_too_long_is_left_out_and_the_next_ones_keep_their_numbers(tmp_path, monkeypatch):
+    for name in ("readers", "shards"):
+        monkeypatch.setattr(f"maskwise.text.{name}.LONGEST_LINE", 100)
+    lines = [{"text": "one"}, {"text": "x" * 450}, {"text": "two"}, {"text": "y" * 95}, {"text": "three"}]
+    write_lines(tmp_path / "a.jsonl", lines)
+    for size in (1, 30, 400, 10**6):
+        [shard] = shards_of(tmp_path / "a.jsonl")
+        read = [d for chunk, _ in shard.chunks(BEGINNING, size) for d in documents_of(chunk, Fields())]
+        assert [(d.id, d.text) for d in read] == [
+            ("a.jsonl#1", "one"), ("a.jsonl#3", "two"), ("a.jsonl#5", "three"),
+        ]  # fmt: skip
+
+
+def test_a_dataset_is_read_shard_by_shard_and_goes_on_where_it_was(folder: Path) -> None:
+    import datasets
+
+    files = sorted(map(str, folder.glob("part-[012].jsonl")))
+    loaded = datasets.load_dataset("json", data_files=files, split="train", streaming=True)
+    shards = shards_of(loaded)
+    assert [shard.name for shard in shards] == ["json/0", "json/1", "json/2"]
+    plain = [document for path in files for document in read_documents(path)]
+    chunks = [list(shard.chunks(BEGINNING, 900)) for shard in shards]
+    read = [d for part in chunks for chunk, _ in part for d in documents_of(chunk, Fields())]
+    assert read == plain and len(chunks[1]) > 5
+    place = type(BEGINNING)(*json.loads(json.dumps(chunks[1][3][1])))  # as a state keeps it
+    assert [chunk for chunk, _ in shards[1].chunks(place, 900)] == [chunk for chunk, _ in chunks[1][4:]]
+
+
+def test_patterns_lists_and_folders_name_shards(folder: Path, tmp_path: Path) -> None:
+    names = [f"part-{n}.jsonl" for n in range(4)]
+    assert [s.name for s in shards_of(folder)] == names == [s.name for s in shards_of(f"{folder}/*.jsonl")]
+    (tmp_path / "more").mkdir()
+    write_lines(tmp_path / "more" / "part-1.jsonl", texts(3))
+    alike = shards_of([str(folder / "part-1.jsonl"), str(tmp_path / "more")])
+    assert [s.name for s in alike] == [str(folder / "part-1.jsonl"), str(tmp_path / "more" / "part-1.jsonl")]
+    for source, said in (
+        ("nowhere/*.jsonl", "no file is called so"),
+        (str(tmp_path / "x.csv"), "does not exist"),
+    ):
+        with pytest.raises(MaskwiseError, match=re.escape(said)):
+            shards_of(source)
+    (tmp_path / "x.bin").touch()
+    with pytest.raises(MaskwiseError, match="cannot be read from"):
+        shards_of(tmp_path / "x.bin")
+
+
+def test_a_fingerprint_changes_with_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    content = bytearray(b"x" * (1 << 18))
+    seen = set()
+    for place in (None, 0, len(content) - 1):
+        if place is not None:
+            content[place] ^= 1
+        path.write_bytes(bytes(content))
+        [shard] = shards_of(path)
+        seen.add(shard.fingerprint())
+    path.write_bytes(bytes(content) + b"\n")
+    assert len({*seen, shards_of(path)[0].fingerprint()}) == 4
+
+
+# Rows ----------------------------------------------------------------------------------------------------------
+
+
+def test_an_epoch_has_every_piece_once_and_nothing_that_is_held_out(folder: Path, tokenizer) -> None:
+    rows = drawn(stream(folder, tokenizer), batch_size=4)
+    batches: dict[int, list[int]] = {}
+    for step in range(60):
+        numbers, epoch = rows.draw(step)
+        batches.setdefault(epoch, []).extend(rows.batch(numbers).example_ids.tolist())
+    first, second, *_ = batches.values()
+    assert len(set(first)) == len(first) and first != second
+    pieces = Counter()
+    for shard in shards_of(folder):
+        for chunk, _ in shard.chunks(BEGINNING, rows.stream.chunk_size):
+            block = rows.stream.maker(chunk)
+            if block.rows:
+                pieces.update(block.rows.pieces.example_ids.tolist())
+    assert set(first) <= set(pieces) and len(pieces) - len(first) < 20  # those of less than a batch
+    held = [d for d in read_documents(folder, keep_repeated=True) if is_held_out(text_id(d.text), 0.1)]
+    assert held and not {text_id(f"{d.id}\0{0}") for d in held} & set(pieces)
+
+
+def test_rows_depend_neither_on_workers_nor_on_how_they_are_asked_for(folder: Path, tokenizer) -> None:
+    text = stream(folder, tokenizer)
+    alone, helped = drawn(text), drawn(text, workers=2)
+    try:
+        known = [ids_of(alone, step) for step in range(30)]
+        assert [ids_of(helped, step) for step in range(30)] == known
+    finally:
+        helped.close()
+    for step in (29, 3, 3, 17, 0, 25):  # in any order, and twice
+        assert ids_of(alone, step) == known[step]
+    assert ids_of(drawn(text, seed=1), 0) != known[0]
+    plain = drawn(stream(folder, tokenizer, shuffle=0.0))
+    first = next(iter(read_documents(folder)))
+    assert text_id(f"{first.id}\0{0}") in ids_of(plain, 0)
+
+
+def test_a_worker_that_dies_is_made_up_for(folder: Path, tokenizer) -> None:
+    text = stream(folder, tokenizer)
+    known = [ids_of(drawn(text), step) for step in range(12)]
+    helped = drawn(text, workers=1)
+    try:
+        assert ids_of(helped, 0) == known[0]
+        for step in range(1, 12):
+            for pool in helped.ahead._pools:
+                for worker in pool.workers:
+                    worker.process.kill()
+            assert ids_of(helped, step) == known[step]
+    finally:
+        helped.close()
+
+
+def test_batches_do_not_depend_on_ranks_and_masks_are_those_of_a_prepared_text(folder, tokenizer, tmp_path):
+    text = stream(folder, tokenizer)
+    how = TrainingSettings(steps=20, batch_size=8, workers=0)
+
+    def source(**more) -> MaskedSource:
+        return MaskedSource(StreamedRows(text, how.model_copy(update=more)), Masker(tokenizer), how)
+
+    whole, left, right = source(), source(), source()
+    for step in (0, 1, 13):
+        [all_rows] = whole.batches(step, rank=0, ranks=1)
+        [first], [second] = left.batches(step, rank=0, ranks=2), right.batches(step, rank=1, ranks=2)
+        assert torch.equal(all_rows.input_ids, torch.cat([first.input_ids, second.input_ids]))
+        assert torch.equal(all_rows.labels, torch.cat([first.labels, second.labels]))
+    corpus = CorpusSettings(source=str(folder), length=32, held_out=0.1)
+    from maskwise.text import tokenise
+
+    data = Prepared.make(
+        tmp_path / "data",
+        tokenise(corpus.documents(), tokenizer),
+        tokenizer,
+        length=32,
+        layout="document",
+        held_out=0.1,
+    )
+    rows = drawn(text.laid("document"))
+    numbers, epoch = rows.draw(2)
+    mine = rows.batch(numbers)
+    names = data.training.pieces.example_ids[data.training.order]
+    same = [row for row, name in enumerate(mine.example_ids) if name in names]
+    assert len(same) > 4
+    theirs = data.training.batch([int(np.flatnonzero(names == mine.example_ids[row])[0]) for row in same])
+    masker = Masker(tokenizer)
+    masked = [
+        masker(batch, step=9, total_steps=20, epoch=epoch) for batch in (rows.batch(numbers[same]), theirs)
+    ]
+    assert torch.equal(masked[0].input_ids, masked[1].input_ids)
+
+
+def test_a_mix_has_its_shares_and_its_sources_have_epochs_of_their_own(folder: Path, tokenizer) -> None:
+    sources = {name: shards_of(folder / f"part-{n}.jsonl") for n, name in enumerate("ab")}
+    text = Stream(sources, BlockMaker(tokenizer, 32, held_out=0.1), shuffle=0.004)
+    rows = drawn(text, shares={"a": 0.75, "b": 0.25})
+    counts: Counter[str] = Counter()
+    names = {text_id(f"{row['id']}\0{0}"): row["id"][0] for n in (0, 1) for row in texts(40, seed=n)}
+    for step in range(40):
+        numbers, epoch = rows.draw(step)
+        assert epoch is None and sorted(numbers.tolist()) == list(range(8))
+        half = rows.counts(numbers[:4])
+        counts.update(half)
+        counts.update(rows.counts(numbers[4:]))
+        for number in numbers.tolist():
+            [source] = [name for name, n in rows.counts(torch.tensor([number])).items() if n]
+            first = rows.batch(torch.tensor([number])).example_ids.tolist()
+            assert all(names[i] == "ab".index(source).__str__() for i in first if i in names)
+    assert counts == {"a": 240, "b": 80}
+    again = drawn(text, shares={"a": 0.75, "b": 0.25})
+    assert ids_of(again, 33) == ids_of(rows, 33)
+
+
+# Going on ------------------------------------------------------------------------------------------------------
+
+
+def point(done: int) -> Point:
+    return Point(done, 40, lambda sums: sums)
+
+
+def test_a_state_leads_to_the_next_step_without_reading_what_came_before(folder, tokenizer, monkeypatch):
+    text = stream(folder, tokenizer)
+    rows = drawn(text)
+    known = [ids_of(rows, step) for step in range(40)]
+    made = []
+    whole = BlockMaker.__call__
+
+    def count(self, chunk):
+        made.append(chunk)
+        return whole(self, chunk)
+
+    monkeypatch.setattr(BlockMaker, "__call__", count)
+    rows = drawn(text)
+    states = {}
+    for step in range(40):
+        ids_of(rows, min(step + 1, 39))  # as the look-ahead does
+        rows.after(point(step + 1))
+        states[step + 1] = rows.state_dict()
+    for done in (1, 7, 26, 39):
+        made.clear()
+        fresh = drawn(text)
+        fresh.load_state_dict(states[done])
+        assert ids_of(fresh, done) == known[done] and len(made) <= 3
+        assert [ids_of(fresh, step) for step in range(done, 40)] == known[done:]
+    fresh.load_state_dict(states[7])  # back, and on behind some batches
+    assert ids_of(fresh, 12) == known[12]
+
+
+def test_a_changed_shard_is_refused(folder: Path, tokenizer) -> None:
+    rows = drawn(stream(folder, tokenizer))
+    ids_of(rows, 0)
+    rows.after(point(1))
+    state = rows.state_dict()
+    write_lines(folder / "part-1.jsonl", texts(41, seed=1))
+    with pytest.raises(MaskwiseError, match=r"a shard of the stream changed .*part-1\.jsonl") as error:
+        drawn(stream(folder, tokenizer)).load_state_dict(state)
+    assert "\n" not in str(error.value)
+
+
+def test_the_end_of_a_stream_is_the_next_epoch_or_one_line(folder: Path, tokenizer) -> None:
+    rows = drawn(stream(folder, tokenizer, repeat=False))
+    steps = 0
+    with pytest.raises(MaskwiseError, match=r"the stream ends after \d+ of 40 steps.*repeat") as error:
+        for step in range(40):
+            ids_of(rows, step)
+            steps += 1
+    assert f"after {steps} of" in str(error.value) and steps > 5
+    again = drawn(stream(folder, tokenizer))
+    assert {again.draw(step)[1] for step in range(40)} >= {0, 1}
+
+
+def test_too_little_text_is_one_line(folder: Path, tokenizer) -> None:
+    with pytest.raises(MaskwiseError, match=r"the stream is smaller than one batch.*at least 1000 rows"):
+        drawn(stream(folder, tokenizer), batch_size=1000).draw(0)
+    with pytest.raises(MaskwiseError, match="smaller than one batch"):
+        drawn(stream(folder / "part-3.jsonl", tokenizer)).draw(0)
+
+
+# What is prepared -----------------------------------------------------------------------------------------------
+
+
+def test_held_out_text_is_the_beginning_of_what_the_hash_holds_out(folder: Path, tokenizer, tmp_path) -> None:
+    corpus = CorpusSettings(source=str(folder), length=32, held_out=0.2, stream=True)
+    facts = Prepared.begin(tmp_path / "data", corpus, tokenizer)
+    data = Prepared.open(tmp_path / "data")
+    documents = list(read_documents(folder, keep_repeated=True))
+    held = {text_id(d.id) for d in documents if is_held_out(text_id(d.text), 0.2)}
+    assert set(data.held_out.documents.tolist()) == held and facts["held_out_rows"] == len(data.held_out)
+    assert facts["read_characters"] == sum(len(d.text) for d in documents) < HELD_OUT_CHARACTERS
+    counts = data.training.unigram_counts(len(tokenizer))
+    ids = [
+        i
+        for d in documents
+        if text_id(d.id) not in held
+        for i in tokenizer(d.text, add_special_tokens=False)["input_ids"]
+    ]
+    assert np.array_equal(counts, np.bincount(ids, minlength=len(tokenizer)))
+    with pytest.raises(MaskwiseError, match="leaves the held-out side of the stream"):
+        Prepared.begin(tmp_path / "none", corpus.model_copy(update={"held_out": 1e-9}), tokenizer)
+
+
+def test_the_rows_of_a_step_may_be_read_in_any_parts(folder: Path, tokenizer) -> None:
+    rows = drawn(stream(folder, tokenizer, shuffle=0.001), batch_size=32)
+    numbers, _ = rows.draw(1)
+    whole = rows.batch(numbers)
+    assert len({id(part) for part, _ in rows._drawn}) > 1  # of several blocks
+    order = torch.randperm(32, generator=torch.Generator().manual_seed(0))
+    mixed, straight = rows.batch(order).laid_out()["input_ids"], whole.laid_out()["input_ids"]
+    assert np.array_equal(mixed, straight[order.numpy()])
+    assert [int(n) for n in islice(whole.rows, 3)] == sorted(whole.rows[:3].tolist())
+
+
+def test_layers_are_made_as_the_text_is_read(folder: Path, tokenizer) -> None:
+    text = stream(folder, tokenizer)
+    made = replace(text, maker=replace(text.maker, layers=Live(["sentences"])))
+    rows = drawn(made, workers=1)
+    try:
+        for step in (0, 9):
+            numbers, _ = rows.draw(step)
+            batch = rows.batch(numbers)
+            assert batch.example_ids.tolist() == ids_of(drawn(text), step)
+            inside = batch.columns["word_ids"] >= 0
+            assert (batch.columns["sentence"][inside] == 0).all()  # the texts are without full stops
+    finally:
+        rows.close()
+    with pytest.raises(MaskwiseError, match="need the whole corpus"):
+        Live(["words", "phrases"])

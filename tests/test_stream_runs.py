@@ -1,0 +1,106 @@
+"""Streams in recipes: trained on, stopped, gone on with, and refused where they cannot be."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from maskwise.training import engine
+from test_stream import texts
+from tiny import maskwise, read_lines, write_inputs, write_lines
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three shards of forty documents, and one that is empty."""
+    (tmp_path / "texts").mkdir()
+    for number in range(3):
+        write_lines(tmp_path / "texts" / f"part-{number}.jsonl", texts(40, seed=number))
+    (tmp_path / "texts" / "part-3.jsonl").touch()
+    return tmp_path / "texts"
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, folder: Path) -> Path:
+    """The tiny recipe on the stream, in windows of four kilobytes."""
+    path = write_inputs(tmp_path / "inputs")
+    settings = yaml.safe_load(path.read_text())
+    settings["corpus"] |= {"source": str(folder), "stream": True, "shuffle": 0.004}
+    settings["training"] |= {"workers": 0}
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+def losses(out: Path) -> list[tuple[object, ...]]:
+    return [(line["kind"], line["step"], line.get("loss")) for line in read_lines(out / "metrics.jsonl")]
+
+
+def test_a_stream_is_pretrained_on_and_goes_on_bit_for_bit(recipe: Path, tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert maskwise("pretrain", recipe, "--out", whole) == 0
+    line = [line for line in read_lines(whole / "metrics.jsonl") if line["kind"] == "train"][-1]
+    assert line["stream"]["epoch"] >= 1 and line["stream"]["shard"].startswith("part-")
+    [text] = (whole / "stages").glob("prepare-*")
+    assert (
+        not list(text.rglob("training.arrow"))
+        and "a stream" in (whole / "checkpoint" / "README.md").read_text()
+    )
+
+    taken = engine.Engine.update
+
+    def stop(self, step, *rest, **more):
+        if step.number == 23:
+            raise KeyboardInterrupt
+        return taken(self, step, *rest, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine.Engine, "update", stop)
+        assert maskwise("pretrain", recipe, "--out", parts) == 130
+    assert maskwise("pretrain", recipe, "training.workers=1", "--out", parts) == 0
+    assert losses(parts) == losses(whole)
+    name = "checkpoint/model.safetensors"
+    assert (parts / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_a_study_takes_streams_and_says_that_nothing_is_counted(recipe: Path, tmp_path: Path, capsys) -> None:
+    assert maskwise("study", recipe, "--dry-run", "--json", "--out", tmp_path / "dry") == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert any("nothing of it is counted beforehand" in note for note in plan["notes"])
+    arms = {"mlm": {}, "two": {"objectives": {"mlm": {}, "cse": {}}}}
+    settings = [f"study.arms={json.dumps(arms)}", "study.seeds=1", "tasks=[]", "training.steps=10"]
+    assert maskwise("study", recipe, *settings, "--json", "--out", tmp_path / "study") == 0
+    records = list(read_lines(tmp_path / "study" / "records.jsonl"))
+    assert {record["arm"] for record in records if record["kind"] == "heldout"} >= {"mlm", "two"}
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("corpus.limit=5", "a stream is not counted, so it has no limit"),
+        ("corpus.temperature=2", "temperature"),
+        ("corpus.source=factworld", "an invented world is no stream"),
+        ("corpus.layers=[phrases]", "need the whole corpus"),
+        ("corpus.layers=[frequency]", "need the whole corpus"),
+        ("training.group_by_length=true", "not grouped by length"),
+        ("corpus.source=nowhere", "does not exist"),
+        ("corpus.text_field=body", "body"),
+        ("training.batch_size=500", "the stream is smaller than one batch"),
+        ("corpus.repeat=false", "the stream ends after"),
+        ("corpus.stream=false", "shuffle is for streams"),
+    ],
+)
+def test_what_a_stream_cannot_do_is_refused_in_one_line(recipe, tmp_path, capsys, override, said) -> None:
+    assert maskwise("pretrain", recipe, override, "--out", tmp_path / "out") == 2
+    error = capsys.readouterr().err.strip()
+    assert said in error and len(error.splitlines()) == 1, error
+
+
+def test_a_changed_shard_ends_a_run_that_goes_on(recipe: Path, folder: Path, tmp_path: Path, capsys) -> None:
+    assert maskwise("pretrain", recipe, "training.steps=10", "--out", tmp_path / "out") == 0
+    (tmp_path / "out" / "done.json").unlink()
+    write_lines(folder / "part-2.jsonl", texts(30, seed=7))
+    assert maskwise("pretrain", recipe, "training.steps=10", "--out", tmp_path / "out") == 2
+    assert "the corpus, or the installed versions, changed" in capsys.readouterr().err
