@@ -22,12 +22,12 @@ import numpy as np
 MEGABYTE = 1 << 20
 
 
-def write_text(path: Path, megabytes: int) -> None:
+def write_text(path: Path, megabytes: float, *, seed: int = 0) -> None:
     """Distinct articles of about 2,000 letters; words follow Zipf's law over half a million made-up ones."""
-    draw, size = np.random.default_rng(0), 0
-    letters = draw.integers(97, 123, size=(1 << 19, 7), dtype=np.uint8).view("S7")[:, 0]
+    letters = np.random.default_rng(0).integers(97, 123, size=(1 << 19, 7), dtype=np.uint8).view("S7")[:, 0]
     rank = np.arange(1, len(letters) + 1)
     share = np.cumsum(1 / rank) / (1 / rank).sum()
+    draw, size = np.random.default_rng([0, seed]), 0
     with path.open("wb") as file:
         while size < megabytes * MEGABYTE:
             words = letters[np.searchsorted(share, draw.random(250))]

@@ -100,8 +100,7 @@ class Stream:
     >>> from maskwise.text import bundled_path, train_tokenizer
     >>> from maskwise.text.shards import shards_of
     >>> tokenizer = train_tokenizer(["the cat sat on the mat"] * 9, vocab_size=64)
-    >>> shards = shards_of(bundled_path("trivia"), Fields(text="question"))
-    >>> stream = Stream({"trivia": shards}, BlockMaker(tokenizer, length=32, fields=Fields(text="question")))
+    >>> stream = Stream({"trivia": shards_of(bundled_path("trivia"))}, BlockMaker(tokenizer, length=32))
     >>> stream.length, stream.layout
     (32, 'packed')
     """
