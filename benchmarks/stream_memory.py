@@ -2,12 +2,11 @@
 
     python benchmarks/stream_memory.py [SMALL_MB LARGE_MB]      # 2 and 20 without numbers; 20 and 2000 is the claim
 
-Each size is read in a process of its own, from eight shards of JSON lines with distinct documents. The process prepares
-the stream (tokenizer, held-out text), drains an epoch of masked batches into a model that computes nothing, and then
-trains a real model (BERT, 2 × 128) for 200 steps at the beginning, in the middle and at the end. Each of the three goes on
-from a saved state in a new reader; the seconds until its first batch are measured. A thread reads the anonymous memory of
-the process and its workers (RssAnon of /proc) every 20 ms; pages of files are not counted. Every part but the first
-begins after a garbage collection, and its peak is its own.
+Each size is read in a process of its own, from eight shards of JSON lines with distinct documents. The process
+prepares the stream (tokenizer, held-out text), drains an epoch of masked batches into a model that computes nothing,
+and then trains a real model (BERT, 2 × 128) for 200 steps at the beginning, in the middle and at the end. Each of the
+three goes on from a saved state in a new reader; the seconds until its first batch are measured. A thread reads the
+anonymous memory of the process and its workers (RssAnon of /proc) every 20 ms; pages of files are not counted.
 """
 
 from __future__ import annotations
@@ -88,16 +87,27 @@ def measure(folder: Path, out: Path, workers: int) -> dict[str, object]:
                 break
             tokens, step = tokens + batch.tokens, step + 1
         seconds = time.perf_counter() - began
-    facts |= {"steps": step, "tokens": tokens, "drain_seconds": round(seconds, 1), "tokens_per_second": round(tokens / seconds)}
+    facts |= {
+        "steps": step,
+        "tokens": tokens,
+        "drain_seconds": round(seconds, 1),
+        "tokens_per_second": round(tokens / seconds),
+    }
     facts["state_bytes"] = len(states[len(states) // 2][1]["place"])
     del source, batch
     few = how.model_copy(update={"steps": min(STEPS, max(1, step // 4)), "precision": "no", "log_every": 50})
-    for part, (at, state) in {"start": states[0], "middle": states[len(states) // 2], "end": states[-5:][0]}.items():
+    for part, (at, state) in {
+        "start": states[0],
+        "middle": states[len(states) // 2],
+        "end": states[-5:][0],
+    }.items():
         with watch.during(part), closing(StreamedRows(data.training, few)) as rows:
             # The training here counts its steps from 0.
             text = json.loads(state["place"].numpy().tobytes()) | {"step": 0}
             began = time.perf_counter()
-            rows.load_state_dict({"place": torch.frombuffer(bytearray(json.dumps(text).encode()), dtype=torch.uint8)})
+            rows.load_state_dict(
+                {"place": torch.frombuffer(bytearray(json.dumps(text).encode()), dtype=torch.uint8)}
+            )
             source = MaskedSource(rows, Masker(data.tokenizer), few)
             source.batches(0, rank=0, ranks=1)
             facts[f"{part}_first_batch_seconds"] = round(time.perf_counter() - began, 2)
@@ -122,7 +132,14 @@ def main(*sizes: str) -> None:
             folder.mkdir()
             for shard in range(SHARDS):
                 write_text(folder / f"{shard}.jsonl", int(size) / SHARDS, seed=shard)
-            command = [sys.executable, __file__, "--one", str(folder), str(Path(scratch) / "out"), str(workers)]
+            command = [
+                sys.executable,
+                __file__,
+                "--one",
+                str(folder),
+                str(Path(scratch) / "out"),
+                str(workers),
+            ]
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             facts = json.loads(done.stdout.splitlines()[-1])
             peaks.append(facts["peak_mb"])

@@ -283,7 +283,7 @@ class StreamedRows:
         return torch.arange(size), self.flows[0].position.epoch
 
     def place(self, step: int) -> int:
-        """The place of the step's first row in the order of the run: where an epoch began is not known of every step."""
+        """The place of the step's first row in the order of the run: nobody knows at which step an epoch began."""
         return step * self.settings.batch_size
 
     def _draw_next(self) -> None:
