@@ -2,7 +2,7 @@
 
     python benchmarks/stream_memory.py [SMALL_MB LARGE_MB]      # 2 and 20 without numbers; 20 and 2000 is the claim
 
-Each size is read in a process of its own, from eight shards of JSON lines with distinct documents. The process
+Each size is read in a process of its own, from four shards of JSON lines with distinct documents. The process
 prepares the stream (tokenizer, held-out text), drains an epoch of masked batches into a model that computes nothing,
 and then trains a real model (BERT, 2 × 128) for 200 steps at the beginning, in the middle and at the end. Each of the
 three goes on from a saved state in a new reader; the seconds until its first batch are measured. A thread reads the
@@ -23,7 +23,7 @@ from pathlib import Path
 
 from prepare_memory import MEGABYTE, _anonymous, write_text
 
-SHARDS, LENGTH, BATCH, STEPS = 8, 128, 32, 200
+SHARDS, LENGTH, BATCH, STEPS = 4, 128, 32, 200
 
 
 class Watch:
