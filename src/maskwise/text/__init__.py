@@ -14,7 +14,6 @@ from maskwise.text.words import word_ids
 
 __all__ = [
     "Document", "Documents", "PieceBatch", "Pieces", "Prepared", "Rows", "Stream", "Tokens", "annotate_rows",
-    "bundled_path", "encode", "load_tokenizer", "read_documents", "read_pieces", "require_documents", "shards_of", "split",
-    "tokenise",
-    "train_tokenizer", "word_ids",
+    "bundled_path", "encode", "load_tokenizer", "read_documents", "read_pieces", "require_documents", "shards_of",
+    "split", "tokenise", "train_tokenizer", "word_ids",
 ]  # fmt: skip
