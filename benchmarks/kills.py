@@ -5,11 +5,12 @@
 Every training is ``maskwise pretrain`` of a tiny recipe, text included. It is killed (SIGKILL) after a random share of
 the time that it takes, started again by the same command, and so on until it finishes. Then its checkpoint must be that
 of an uninterrupted run to the bit, its metrics must have the same losses, and no half-written file, state or lock may
-be left. It is done in three ways in turn:
+be left. It is done in four ways in turn:
 
     plain   one process, states now and then
     saving  a state after every step, so that one is being written at almost any moment
     ranks   two processes, of which one is killed, or both
+    stream  the text is read from three shards while it is trained on, and tokenised by a worker, which must end too
 
 A run is a copy of this process, which has imported everything: no time goes into imports. About four seconds a kill on
 two cores.
@@ -18,6 +19,7 @@ two cores.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -33,13 +35,14 @@ from maskwise.cli import main
 from maskwise.folders import damage
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-from tiny import read_lines, write_inputs
+from tiny import read_lines, write_inputs, write_lines
 
 SEEDS = "training.steps=120", "training.log_every=1", "training.eval_every=60"
 WAYS = {
     "plain": ("training.save_every=20", "training.keep=2"),
     "saving": ("training.save_every=1", "training.keep=1"),
     "ranks": ("training.save_every=10", "training.keep=3"),
+    "stream": ("training.save_every=5", "corpus.stream=true", "corpus.shuffle=0.004", "training.workers=1"),
 }
 
 
@@ -80,6 +83,29 @@ def losses(out: Path) -> list[tuple[object, ...]]:
     return [(line["kind"], line["step"], line.get("loss")) for line in read_lines(out / "metrics.jsonl")]
 
 
+def write_shards(inputs: Path) -> Path:
+    """The texts in three files."""
+    (inputs / "texts").mkdir()
+    texts = read_lines(inputs / "corpus.jsonl")
+    for number in range(3):
+        write_lines(inputs / "texts" / f"{number}.jsonl", texts[20 * number :][:20])
+    return inputs / "texts"
+
+
+def workers_left() -> int:
+    """How many workers outlive the processes that they worked for, a few seconds after these are gone."""
+    for _ in range(50):
+        left = 0
+        for path in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                ours = f"MASKWISE_KILLS={os.getpid()}".encode() in (path / "environ").read_bytes()
+                left += ours and b"maskwise.jobs" in (path / "cmdline").read_bytes()
+        if not left:
+            return 0
+        time.sleep(0.2)
+    return left
+
+
 def check(out: Path, whole: Path) -> list[str]:
     """What is wrong with a finished run."""
     wrong = []
@@ -99,6 +125,8 @@ def trial(way: str, folder: Path, kills: int, draw: random.Random) -> dict[str, 
     """Finish runs of one way until there were enough kills."""
     inputs, ranks = write_inputs(folder / "inputs"), 2 if way == "ranks" else 1
     command = ["pretrain", str(inputs), *SEEDS, *WAYS[way], "--json", "--out"]
+    if way == "stream":
+        command.insert(2, f"corpus.source={write_shards(inputs.parent)}")
     began = time.perf_counter()
     assert ended(started([*command, str(folder / "whole")], ranks)), "the uninterrupted run failed"
     seconds = time.perf_counter() - began
@@ -122,6 +150,8 @@ def trial(way: str, folder: Path, kills: int, draw: random.Random) -> dict[str, 
             wrong.append(f"run {runs} does not go on")
             break
         wrong += [f"run {runs}: {what}" for what in check(out, folder / "whole")]
+        if left := workers_left():
+            wrong.append(f"run {runs}: {left} workers outlive it")
         runs, starts = runs + 1, 0
     return {"way": way, "kills": killed, "runs": runs, "seconds_whole": round(seconds, 1), "wrong": wrong}
 
@@ -134,6 +164,7 @@ def run() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
     asked = parser.parse_args()
+    os.environ["MASKWISE_KILLS"] = str(os.getpid())  # by which our workers are told
     draw, bad = random.Random(asked.seed), False
     with tempfile.TemporaryDirectory(prefix="kills-") as folder:
         for number, way in enumerate(asked.ways):
