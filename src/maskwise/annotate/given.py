@@ -61,6 +61,30 @@ class Sentences:
         return [{"sentence": CharSpans.of(sentence_spans(text), layer)} for text in texts]
 
 
+class Prompt:
+    """What stands before the answer in texts that are pairs: everything up to the end of ``until``, which may come
+    several times (``last``: up to the last one). A text without it has no prompt.
+
+    ``masking.keep: prompt`` never masks it.
+    """
+
+    name = "prompt"
+    layers: ClassVar = {"prompt": Layer("spans")}
+
+    def __init__(self, until: str = "\n", *, last: bool = False):
+        if not until:
+            raise MaskwiseError("annotator prompt: until is a text", got=repr(until), do="say prompt(until='?')")
+        self.until, self.last = until, last
+        self.version = digest("prompt", 1, until, last)
+
+    def annotate(self, texts: list[str]) -> list[dict[str, CharSpans]]:
+        layer = self.layers["prompt"]
+        ends = [(text.rfind if self.last else text.find)(self.until) for text in texts]
+        return [
+            {"prompt": CharSpans.of([] if end < 0 else [(0, end + len(self.until))], layer)} for end in ends
+        ]
+
+
 class Known:
     """Layers that a file brings along, found again by their texts; a text that it does not have gets none.
 

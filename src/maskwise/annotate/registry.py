@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from maskwise.annotate.difference import Difference
-from maskwise.annotate.given import Function, Sentences, Words, gold, spans
+from maskwise.annotate.given import Function, Prompt, Sentences, Words, gold, spans
 from maskwise.annotate.learned import Learned
 from maskwise.annotate.phrases import Phrases
 from maskwise.annotate.store import Store
@@ -19,7 +19,7 @@ from maskwise.text.layers import Annotator
 from maskwise.text.worlds import WORLDS
 
 ANNOTATORS: dict[str, Callable[..., Annotator]] = {
-    "words": Words, "sentences": Sentences, "pos": pos, "salient": salient,
+    "words": Words, "sentences": Sentences, "prompt": Prompt, "pos": pos, "salient": salient,
     "phrases": Phrases, "frequency": Frequency, "informativeness": Informativeness, "difference": Difference,
     "learned": Learned, "gold": gold, "spans": spans, "stored": Store, **WORLDS,
 }  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,29 +10,34 @@ from rich.console import Console
 
 from maskwise.annotate.live import require_live
 from maskwise.annotate.registry import annotator
-from maskwise.constants import ranks_here
+from maskwise.constants import DIFFUSION, ranks_here
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation import load_sets
+from maskwise.evaluation.bound import spread
 from maskwise.families import adapter_of, check_room, most_tokens
 from maskwise.folders import require_own
-from maskwise.masking.policies import policy
+from maskwise.masking import Masker
+from maskwise.masking.policies import UnitKind, policy
 from maskwise.models import NO_HEAD, check_start, has_head, weights_of
 from maskwise.objectives import objective_class
 from maskwise.objectives.base import NO_DOCUMENTS
 from maskwise.recipe import Recipe
 from maskwise.samplers import sampler
+from maskwise.study.costs import over_a_run
 from maskwise.study.stages import Stage, prepare_stage, tokenizer_of
 from maskwise.tasks import FinetuneSettings, load_task
 from maskwise.tasks.judge import fitting_rate
 from maskwise.tasks.task import Tuned
-from maskwise.text import load_tokenizer, require_documents
+from maskwise.text import Rows, load_tokenizer, require_documents
 from maskwise.text.documents import lines_note
 from maskwise.text.layers import token_layers
 from maskwise.text.pieces import UNKNOWN
 from maskwise.text.rows import is_held_out
 from maskwise.text.settings import CorpusSettings, TokenizerSettings
 from maskwise.text.words import text_id
+from maskwise.training import MaskedSource
 from maskwise.training.arms import probe_rows
+from maskwise.training.stream import StreamedRows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -45,6 +50,9 @@ LOCK = ".lock"
 
 FAR = 8
 """A learning rate that is so many times what suits the model, or less than a part of it, is spoken of."""
+
+FEW_STEPS = 8
+"""Steps, evenly over a run, whose batches are masked before training to see that there is anything to learn from."""
 
 MOST_UNKNOWN = 0.01
 """Above this share of unknown tokens a text is spoken of: they are never masked, and teach nothing."""
@@ -80,7 +88,9 @@ def start_of(arm: Recipe) -> tuple[Any, PreTrainedConfig]:
     """The tokenizer of an arm, or what stands for one that is still to be trained; and its model's configuration."""
     given = arm.tokenizer_name
     tokenizer: Any = (
-        load_tokenizer(given, needs_mask=arm.kind == "encoder") if given else _Untrained(arm.tokenizer)
+        load_tokenizer(given, needs_mask=arm.kind == "encoder", needs_words=False)
+        if given
+        else _Untrained(arm.tokenizer)
     )
     return tokenizer, arm.model.config(tokenizer, arm.links()[0].corpus.length, kind=arm.kind)
 
@@ -107,6 +117,8 @@ def _check_arm(arm: Recipe) -> list[str]:
         raise MaskwiseError(what, got=arm.finetune.max_length, allowed=same)
     for link in links:
         notes += _check_text(link)
+        if arm.tokenizer_name:
+            _check_words(link, tokenizer)
         _check_rows(link)
         _check_probes(link, tokenizer if arm.tokenizer_name else None)
         notes += link.remarks()
@@ -166,6 +178,10 @@ def _check_text(link: Recipe) -> list[str]:
         )
     annotated = [name for spec in link.corpus.annotators for name in token_layers(annotator(spec).layers)]
     layers = (*CORPUS_LAYERS, *annotated)
+    if link.masking.keep and link.masking.keep not in layers:
+        do = "name its annotator in corpus.layers, such as prompt(until='?')"
+        what = f"masking.keep names the layer {link.masking.keep!r}, and this corpus has none"
+        raise MaskwiseError(what, got=f"layers {', '.join(layers)}", do=do)
     for name in link.policies:
         missing = [layer for layer in policy(name).layers() if layer not in layers]
         if missing:
@@ -173,6 +189,19 @@ def _check_text(link: Recipe) -> list[str]:
             do = "name its annotator in corpus.layers (maskwise list annotators)"
             raise MaskwiseError(what, got=f"layers {', '.join(layers)}", do=do)
     return notes
+
+
+def _check_words(link: Recipe, tokenizer: Any) -> None:
+    """A slow tokenizer has no words, unless each of its tokens is one."""
+    if getattr(tokenizer, "is_fast", False) or link.corpus.words == "token":
+        return
+    masks = [name for name in link.evaluation.masks if name != DIFFUSION]
+    for setting, names in (("masking.policy", link.policies), ("evaluation.masks", masks)):
+        for name in names:
+            if "word_ids" in policy(name).layers():
+                what = f"{setting} {name} needs words, and a slow tokenizer has no character offsets to find them"
+                do = "take token, say corpus.words: token, or convert it to a tokenizer.json"
+                raise MaskwiseError(what, got=type(tokenizer).__name__, do=do)
 
 
 def _check_rows(link: Recipe) -> None:
@@ -219,6 +248,56 @@ def most_held_out(corpus: CorpusSettings, tokenizer: PreTrainedTokenizerBase | N
             if most >= enough or len(document.text) > long:
                 return enough
     return most
+
+
+def require_targets(source: MaskedSource, held_out: Rows, masker: Masker) -> None:
+    """Refuse to train on text in which a policy finds nothing to mask, or no more than a unit a text.
+
+    Of a stream, its held-out text is looked at.
+
+    Raises:
+        MaskwiseError: no target in batches from all over the run; words where a text has none.
+    """
+    steps, targets = over_a_run(source.settings.steps, FEW_STEPS), 0
+    pieces, units, eligible = 0, 0, 0
+    for step in steps:
+        if isinstance(source.rows, StreamedRows):
+            rows = held_out.laid(source.rows.layout)
+            some = rows.tensors(spread(source.settings.batch_size, of=len(rows)))
+            batches = [masker(some, step=step, total_steps=source.settings.steps, epoch=0)]
+        else:
+            batches = source.batches(step, rank=0, ranks=1)
+        for batch in batches:
+            targets += batch.targets
+            if batch.choice is not None:
+                units += len(batch.choice.units.piece)
+                eligible += int(batch.choice.units.tokens_P.sum())
+                pieces += len(batch.ratio)
+    policy = masker.policy
+    if masker.keep and not eligible:
+        what = f"the layer {masker.keep!r} keeps every token visible"
+        raise MaskwiseError(what, got=f"nothing to mask in {len(steps)} batches", do="mark the prompts alone")
+    whole = policy.unit_kind in (UnitKind.WORD, UnitKind.SPAN) and eligible >= 8 * pieces
+    if whole and units <= 1.2 * pieces:
+        what = f"policy {policy} finds no words in this text: {units} units in {pieces} texts"
+        do = "take the policy token, or span(over='token'); or corpus.words: token, or regex:…"
+        raise MaskwiseError(what, got=f"{eligible / max(1, units):.0f} tokens a unit", do=do)
+    if not targets:
+        what = f"policy {policy} masks nothing in this text: it has no units, or they are longer than the budget"
+        do = "take the policy token, or text with spaces; maskwise inspect shows the masks"
+        raise MaskwiseError(what, got=f"no target in {len(steps)} batches", do=do)
+
+
+def require_known_tokens(counts: Mapping[str, int], title: str) -> None:
+    """
+    Raises:
+        MaskwiseError: most tokens of a text are unknown to its tokenizer.
+    """
+    share = counts.get(UNKNOWN, 0) / max(1, counts.get("tokens", 0))
+    if share > 0.5:
+        what = f"{share:.0%} of the tokens of {title} are unknown to the tokenizer"
+        do = "take a tokenizer that knows its letters, or a new one: tokenizer.kind: letter, or bpe"
+        raise MaskwiseError(what, got=f"{counts.get(UNKNOWN, 0):,} × [UNK]", allowed="at most half", do=do)
 
 
 def notes_of_texts(texts: Iterable[Stage], stages: Path) -> Iterator[str]:

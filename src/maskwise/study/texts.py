@@ -12,6 +12,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.masking.policies.scored import Learned
 from maskwise.recipe.overrides import Plain
 from maskwise.specs import Call
+from maskwise.study.checks import require_known_tokens
 from maskwise.study.stages import Stage
 from maskwise.text import Document, Prepared, Stream, load_tokenizer, require_documents, tokenise
 from maskwise.text.prepared import first_characters
@@ -27,7 +28,7 @@ def prepare(stage: Stage, stages: Path, quiet: bool) -> Plain:
     """
     corpus, tokenizer = CorpusSettings(**stage.what["corpus"]), None
     if stage.needs:  # the tokenizer of an earlier text
-        tokenizer = load_tokenizer(str(stages / stage.needs[0] / "data" / "tokenizer"))
+        tokenizer = load_tokenizer(str(stages / stage.needs[0] / "data" / "tokenizer"), needs_words=False)
     if len(stage.needs) > 1:
         corpus = scored_by(stages / stage.needs[1] / "policy", corpus)
     documents, folder = corpus.documents(), stage.folder(stages)
@@ -39,12 +40,14 @@ def prepare(stage: Stage, stages: Path, quiet: bool) -> Plain:
         layers = Live(corpus.annotators) if corpus.annotators else None
         facts = Prepared.begin(folder / "data", corpus, tokenizer, layers=layers)
         return {**facts, "stream": True, "vocabulary": len(tokenizer)}
-    tokens = tokenise(documents, tokenizer, layers=_layers(corpus, folder / "layers"))
+    layers = _layers(corpus, folder / "layers")
+    tokens = tokenise(documents, tokenizer, layers=layers, words=corpus.words)
     data = Prepared.make(
         folder / "data", tokens, tokenizer,
         length=corpus.length, layout=corpus.row_layout, held_out=corpus.held_out,
     )  # fmt: skip
     assert not isinstance(data.training, Stream)
+    require_known_tokens(data.training.pieces.counts, corpus.title)
     return {
         "documents": documents.read, "skipped": dict(documents.skipped),
         "rows": len(data.training), "tokens": data.training.tokens, "held_out_rows": len(data.held_out),

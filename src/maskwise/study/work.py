@@ -35,7 +35,8 @@ from maskwise.objectives import Objective, objective, objective_class, predictin
 from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
 from maskwise.samplers import sampler as read_sampler
-from maskwise.study.costs import flops, flops_of_arms, over_a_run
+from maskwise.study.checks import require_targets
+from maskwise.study.costs import flops, flops_of_arms
 from maskwise.study.policies import learn
 from maskwise.study.stages import DONE, Stage, trained_recipe
 from maskwise.study.texts import open_text, prepare
@@ -51,9 +52,6 @@ from maskwise.training.loop import Training
 from maskwise.training.stream import StreamedRows
 
 Text = TypeVar("Text", Rows, Stream, Rows | Stream)
-
-FEW_STEPS = 8
-"""Steps, evenly over a run, whose batches are masked before training to see that there is anything to learn from."""
 
 
 def run_stage(stage: Stage, stages: Path, *, quiet: bool = True) -> Plain:
@@ -137,8 +135,9 @@ def pretrain(
         data.tokenizer, data.training.length, kind=recipe.kind, seed=training.seed, log_unigram=log_unigram
     )
     made = learning(network, data, recipe)
-    if isinstance(made.source, MaskedSource):
-        require_targets(made.source, data.held_out, recipe.masking.policy)
+    for source in getattr(made.source, "sources", {"": made.source}).values():
+        if isinstance(source, MaskedSource) and isinstance(source.masker, Masker):
+            require_targets(source, data.held_out, source.masker)
     judged = predicting(network)
     rows = laid_out(data.held_out, judged, network.config)
     maskers = fixed_maskers(
@@ -183,27 +182,6 @@ def pretrain(
 def _size(text: Rows | Stream) -> str:
     """What a model card says of the size of a text."""
     return "a stream" if isinstance(text, Stream) else f"{len(text):,} rows"
-
-
-def require_targets(source: MaskedSource, held_out: Rows, policy: str) -> None:
-    """Refuse to train on text in which the policy finds nothing to mask: of a stream, on its held-out text.
-
-    Raises:
-        MaskwiseError: no target in batches from all over the run.
-    """
-    steps = over_a_run(source.settings.steps, FEW_STEPS)
-    for step in steps:
-        if isinstance(source.rows, StreamedRows):
-            rows = held_out.laid(source.rows.layout)
-            some = rows.tensors(spread(source.settings.batch_size, of=len(rows)))
-            batches = [source.masker(some, step=step, total_steps=source.settings.steps, epoch=0)]
-        else:
-            batches = source.batches(step, rank=0, ranks=1)
-        if any(bool((batch.labels >= 0).any()) for batch in batches):
-            return
-    what = f"policy {policy} masks nothing in this text: it has no units, or they are longer than the budget"
-    do = "take the policy token, or text with spaces; maskwise inspect shows the masks"
-    raise MaskwiseError(what, got=f"no target in {len(steps)} batches", do=do)
 
 
 def _flops(made: Learning, done: Training, network: PreTrainedModel, *, frozen: bool) -> Plain:

@@ -22,7 +22,8 @@ from maskwise.text.tables import read_table
 TEXT_ENDINGS = (".txt", ".txt.gz", ".txt.zst")
 LINE_ENDINGS = (".jsonl", ".jsonl.gz", ".json.gz", ".jsonl.zst")
 TABLE_ENDINGS = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
-ENDINGS = (*TEXT_ENDINGS, *TABLE_ENDINGS, *LINE_ENDINGS, ".parquet")
+FASTA = (".fasta", ".fa", ".faa", ".fna", ".fasta.gz", ".fa.gz", ".faa.gz", ".fna.gz")
+ENDINGS = (*TEXT_ENDINGS, *TABLE_ENDINGS, *LINE_ENDINGS, ".parquet", *FASTA)
 NOT_JSON, NOT_UTF8 = "not JSON", "not valid UTF-8"
 _HEAD_BYTES = 1 << 16
 # Bad lines in the head of a file: a few are skipped; more than this share mean another encoding.
@@ -77,6 +78,10 @@ def read_file(path: Path, name: str, fields: Fields) -> Iterator[Record]:
                 rows = read_table(text, path, usual=usual)
                 wanted([*rows[0]] if rows else [fields.text], fields, str(path))
                 yield from _rows(rows, name)
+            elif ending in FASTA:
+                from maskwise.text.sequences import read_fasta
+
+                yield from read_fasta(file, path, name)
             elif ending not in TEXT_ENDINGS:
                 yield from read_lines(file, name)
             elif (text_per(path) if fields.per == "auto" else fields.per) == "line":

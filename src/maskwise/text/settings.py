@@ -16,6 +16,7 @@ from maskwise.text.readers import Fields
 from maskwise.text.shards import Shard, rename_alike, shards_of
 from maskwise.text.stream import read_shards
 from maskwise.text.tokenizers import load_tokenizer, train_tokenizer
+from maskwise.text.words import word_rule
 from maskwise.text.worlds import read_world
 
 
@@ -60,6 +61,8 @@ class CorpusSettings(BaseModel):
     and files come in their order."""
     repeat: bool = True
     """Whether a stream begins again where it ends before the training does; false: that is an error."""
+    words: str = "auto"
+    """How words are found: ``auto`` (as BERT does), ``spaces``, ``token`` (each token is one) or ``regex:PATTERN``."""
     layers: tuple[str, ...] = ()
     """Annotators whose layers the rows carry, such as pos and salient; stored("FOLDER") takes finished ones."""
 
@@ -94,6 +97,11 @@ class CorpusSettings(BaseModel):
             return names[0]
         return dict(zip(names, weights)) if isinstance(value, Mapping) else tuple(names)
 
+    @field_validator("words")
+    @classmethod
+    def _word_rule(cls, value: str) -> str:
+        return word_rule(value)
+
     @model_validator(mode="after")
     def _weighed_once(self) -> CorpusSettings:
         if self.temperature is not None and not isinstance(self.source, tuple):
@@ -109,6 +117,9 @@ class CorpusSettings(BaseModel):
                     do = f"set corpus.stream: true, or leave out corpus.{name}"
                     raise MaskwiseError(f"{name} is for streams", got=getattr(self, name), do=do)
             return self
+        if self.words != "auto":
+            do = "leave out corpus.words, or corpus.stream"
+            raise MaskwiseError("a stream finds its words as auto does", got=f"words {self.words}", do=do)
         if self.limit is not None:
             do = "leave out corpus.limit: training.steps says how much is read"
             raise MaskwiseError("a stream is not counted, so it has no limit", got=self.limit, do=do)
@@ -217,7 +228,9 @@ class TokenizerSettings(BaseModel):
 
     name: str | None = None
     """A folder, hub id, ``bundled:encoder`` or ``package:NAME``. None: the pre-trained model's own, or a new one."""
-    kind: Literal["wordpiece", "bpe"] = "wordpiece"
+    kind: Literal["wordpiece", "bpe", "letter", "k-mer"] = "wordpiece"
+    """Of a new tokenizer: words and their pieces, bytes, letters, or parts of ``k`` letters."""
+    k: int = Field(3, ge=1, le=12)
     vocab_size: int = Field(2048, ge=64)
     lowercase: bool = True
     sentinels: int = Field(0, ge=0)
@@ -226,10 +239,11 @@ class TokenizerSettings(BaseModel):
     def tokenizer(self, documents: Iterable[Document]) -> Any:
         """The tokenizer: loaded where these settings name one, and otherwise trained on the documents."""
         if self.name:
-            return load_tokenizer(self.name, needs_mask=False)  # whoever shows masks asks for them
+            # Whoever shows masks asks for them, and whoever masks words asks for words.
+            return load_tokenizer(self.name, needs_mask=False, needs_words=False)
         texts = (document.text for document in documents)
         tokenizer = train_tokenizer(
-            texts, kind=self.kind, vocab_size=self.vocab_size, lowercase=self.lowercase
+            texts, kind=self.kind, vocab_size=self.vocab_size, lowercase=self.lowercase, k=self.k
         )
         tokenizer.add_tokens([AddedToken(f"<extra_id_{i}>", special=True) for i in range(self.sentinels)])
         return tokenizer

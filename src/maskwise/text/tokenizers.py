@@ -23,6 +23,7 @@ from maskwise.errors import MaskwiseError, unknown_name
 from maskwise.starts import TOKENIZER_FILES, find_start
 from maskwise.text.documents import Document, batches, source_of
 from maskwise.text.layers import Layered, align
+from maskwise.text.sequences import letter_tokenizer
 from maskwise.text.words import (
     classify,
     flat_offsets,
@@ -114,11 +115,13 @@ def load_tokenizer(
 def train_tokenizer(
     texts: Iterable[str],
     *,
-    kind: Literal["wordpiece", "bpe"] = "wordpiece",
+    kind: Literal["wordpiece", "bpe", "letter", "k-mer"] = "wordpiece",
     vocab_size: int = 2048,
     lowercase: bool = True,
+    k: int = 3,
 ) -> PreTrainedTokenizerFast:
-    """A tokenizer of our own: BERT's (WordPiece) or GPT-2's (byte-level BPE), framed as [CLS] … [SEP].
+    """A tokenizer of our own: BERT's (WordPiece) or GPT-2's (byte-level BPE), framed as [CLS] … [SEP]; or one for text
+    without words, whose tokens are letters, or k letters each (``sequences``).
 
     The same texts give the same tokenizer. A WordPiece vocabulary keeps only the commonest characters, a twelfth of
     itself or 100, since a rare character becomes [UNK] either way (with the trainer's defaults, 843 of 2,048 entries
@@ -136,16 +139,18 @@ def train_tokenizer(
     """
     from transformers import PreTrainedTokenizerFast
 
-    if kind not in ("wordpiece", "bpe"):
-        raise unknown_name("kind of tokenizer", kind, ("wordpiece", "bpe"))
-    least = 64 if kind == "wordpiece" else len(SPECIAL_TOKENS) + 256
+    if kind not in (kinds := ("wordpiece", "bpe", "letter", "k-mer")):
+        raise unknown_name("kind of tokenizer", kind, kinds)
+    least = {"wordpiece": 64, "bpe": len(SPECIAL_TOKENS) + 256}.get(kind, len(SPECIAL_TOKENS) + 1)
     if vocab_size < least:
         raise MaskwiseError(f"vocab_size is too small for {kind}", got=vocab_size, allowed=f"≥ {least}")
     corpus = _sample(texts)
     if not any(text.strip() for text in corpus):
         raise MaskwiseError("no text to train a tokenizer on", do="check the corpus and its text field")
-    train = _wordpiece if kind == "wordpiece" else _bpe
-    backend = train(corpus, vocab_size, lowercase)
+    if kind in ("letter", "k-mer"):
+        backend = letter_tokenizer(corpus, vocab_size, lowercase, k if kind == "k-mer" else 1, SPECIAL_TOKENS)
+    else:
+        backend = (_wordpiece if kind == "wordpiece" else _bpe)(corpus, vocab_size, lowercase)
     frame = [(token, backend.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
     template, pair = "[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1"
     backend.post_processor = processors.TemplateProcessing(single=template, pair=pair, special_tokens=frame)
@@ -160,6 +165,7 @@ def tokenise(
     batch_size: int = 256,
     layers: Layered | None = None,
     places: bool = False,
+    words: str = "auto",
 ) -> Iterator[Tokens]:
     """Every document's tokens and words, in order, without special tokens and uncut.
 
@@ -169,6 +175,7 @@ def tokenise(
         batch_size: at most so many documents go through the tokenizer together.
         layers: an annotator or a store of annotations: its layers are laid on the tokens (`layers.align`).
         places: add the layers "start" and "end", the visible characters of the document that each token covers.
+        words: how words are found: auto, spaces, token (each is a word, also with a slow tokenizer) or regex:PATTERN.
 
     Raises:
         MaskwiseError: layers for a slow tokenizer.
@@ -177,7 +184,10 @@ def tokenise(
         if layers is not None:
             what = "layers need a fast tokenizer, for its character offsets"
             raise MaskwiseError(what, got=type(tokenizer).__name__, do="convert it to a tokenizer.json")
-        yield from _without_words(documents, tokenizer)
+        if words not in ("auto", "token"):
+            what = f"corpus.words: {words} needs a fast tokenizer, for its character offsets"
+            raise MaskwiseError(what, got=type(tokenizer).__name__, do="take token, or convert it to a tokenizer.json")
+        yield from _without_words(documents, tokenizer, numbered=words == "token")
         return
     backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     backend.no_truncation()
@@ -189,6 +199,11 @@ def tokenise(
         offsets, lengths = flat_offsets(encodings)
         placed = place_tokens(texts, offsets, lengths, special=np.zeros(len(offsets), dtype=bool))
         columns: dict[str, Array] = {"word_ids": number_words(placed)}
+        if words == "token":
+            columns["word_ids"] = rank_of(lengths)
+        elif words != "auto":
+            none = np.zeros(len(offsets), dtype=bool)
+            columns["word_ids"] = number_words(place_tokens(texts, offsets, lengths, special=none, rule=words))
         if layers is not None:
             columns |= align(layers.annotate(texts), layers.layers, placed, columns["word_ids"])
         if places:
@@ -201,10 +216,19 @@ def tokenise(
             yield Tokens(document.id, ids, word_ids, dict(zip([*columns][1:], rest)), source_of(document))
 
 
-def _without_words(documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase) -> Iterator[Tokens]:
+def rank_of(lengths: NDArray[np.int64]) -> NDArray[np.int32]:
+    """(T,) the number of each token in its text, from the lengths (N,) of the texts."""
+    first = np.repeat(np.cumsum(lengths) - lengths, lengths)
+    return (np.arange(int(lengths.sum())) - first).astype(np.int32)
+
+
+def _without_words(
+    documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase, *, numbered: bool
+) -> Iterator[Tokens]:
     for document in documents:
         ids = tokenizer(document.text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
-        yield Tokens(document.id, np.array(ids, dtype=np.int32), None, source=source_of(document))
+        words = np.arange(len(ids), dtype=np.int32) if numbered else None
+        yield Tokens(document.id, np.array(ids, dtype=np.int32), words, source=source_of(document))
 
 
 def _wordpiece(corpus: list[str], vocab_size: int, lowercase: bool) -> Tokenizer:

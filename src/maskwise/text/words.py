@@ -30,6 +30,7 @@ Cost: numpy over all characters and tokens of a batch of texts at once, about 50
 from __future__ import annotations
 
 import hashlib
+import re
 import unicodedata
 from collections.abc import Sequence
 from itertools import chain
@@ -38,7 +39,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from maskwise.errors import MaskwiseError
+from maskwise.errors import MaskwiseError, unknown_name
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
@@ -80,6 +81,41 @@ def word_starts(kinds: Classes) -> Flags:
         last_other = np.maximum.accumulate(np.where(flag, -1, place))
         starts &= ~(flag & ((place - last_other) % 2 == 0))
     return starts
+
+
+def word_rule(value: str) -> str:
+    """Check how words are found: ``auto`` (the rule of this page), ``spaces``, ``token`` or ``regex:PATTERN``.
+
+    Raises:
+        MaskwiseError: another rule, or a pattern that is none or matches nothing at all.
+    """
+    if value in ("auto", "spaces", "token"):
+        return value
+    name, _, pattern = value.partition(":")
+    if name != "regex" or not pattern:
+        raise unknown_name("rule for words", value, ("auto", "spaces", "token", "regex:PATTERN"))
+    try:
+        empty = re.compile(pattern).fullmatch("")
+    except re.error as error:
+        raise MaskwiseError(f"corpus.words: the pattern is none: {error}", got=pattern) from None
+    if empty:
+        raise MaskwiseError("corpus.words: the pattern matches an empty word", got=pattern, do="use + instead of *")
+    return value
+
+
+def classified(text: str, rule: str) -> tuple[Classes, Flags]:
+    """The classes of all characters (C,), and where words begin (C,), by a rule for words."""
+    kinds = classify(text)
+    if rule == "spaces":
+        kinds = np.where(is_white(kinds), kinds, LETTER).astype(np.uint8)
+    if not rule.startswith("regex:"):
+        return kinds, word_starts(kinds)
+    found, starts = np.full(len(kinds), SPACE, np.uint8), np.zeros(len(kinds), bool)
+    for match in re.finditer(rule.removeprefix("regex:"), text):
+        found[match.start() : match.end()] = LETTER
+        starts[match.start()] = True
+    found[np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32) == ord("\n")] = SPACE
+    return found, starts
 
 
 def _class_before(kinds: Classes, extend: Flags) -> Classes:
@@ -188,8 +224,10 @@ class Placed(NamedTuple):
     word_of: Ints
 
 
-def place_tokens(texts: Sequence[str], offsets: Ints, lengths: Ints, *, special: Flags) -> Placed:
-    """Where the tokens of `word_ids_of_batch` stand, from its arguments."""
+def place_tokens(
+    texts: Sequence[str], offsets: Ints, lengths: Ints, *, special: Flags, rule: str = "auto"
+) -> Placed:
+    """Where the tokens of `word_ids_of_batch` stand, from its arguments; ``rule``: how words are found."""
     sizes = np.fromiter(map(len, texts), dtype=np.int64, count=len(texts))
     if len(offsets) != lengths.sum() or len(special) != len(offsets):
         got = f"{len(offsets)} offsets, {len(special)} flags, {lengths.sum()} tokens"
@@ -202,8 +240,8 @@ def place_tokens(texts: Sequence[str], offsets: Ints, lengths: Ints, *, special:
     # All texts as one, with a line break, which separates anything, behind each.
     base = np.cumsum(sizes + 1) - sizes - 1
     start, end = start + np.repeat(base, lengths), end + np.repeat(base, lengths)
-    kinds = classify("".join(text + "\n" for text in texts))
-    word_of = np.cumsum(word_starts(kinds), dtype=np.int64)  # of a character; of white space, the one before
+    kinds, starts = classified("".join(text + "\n" for text in texts), rule)
+    word_of = np.cumsum(starts, dtype=np.int64)  # of a character; of white space, the one before
     next_ink = _next_ink(kinds)
 
     first, last = next_ink[start], end - 1  # first visible character, last character

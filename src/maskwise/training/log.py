@@ -34,6 +34,10 @@ MOST_SKIPPED = 20
 """So many updates in a row may be left out; a model that gives nothing finite for longer does not come back."""
 
 
+EMPTY_STEPS = 50
+"""A run that has had no target by then is stopped."""
+
+
 class NotFinite(MaskwiseError):
     """A loss or gradient that is not a finite number.
 
@@ -115,6 +119,9 @@ class Log:
         totals.loss = totals.loss if mean is None else mean
         totals.tokens += int(facts.get("tokens", 0))
         totals.targets += targets
+        if done >= EMPTY_STEPS and not totals.targets:
+            what = f"not one target in the first {done} steps: there is nothing to learn from"
+            raise MaskwiseError(what, got="0 targets", do="look at the masks: maskwise inspect")
         totals.seconds = time.perf_counter() - self.began
         line |= {"tokens": totals.tokens, "lr": last.rate, "grad_norm": finite(float(last.norm))}
         if self.engine.settings.on_nan == "skip":

@@ -1,0 +1,189 @@
+"""Text without words: FASTA, tokenizers of letters, rules for words, slow tokenizers, prompts, and what is refused."""
+
+from __future__ import annotations
+
+import gzip
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from transformers import EsmTokenizer
+
+from maskwise.annotate.registry import annotator
+from maskwise.errors import MaskwiseError
+from maskwise.recipe import Recipe, validate
+from maskwise.study.checks import check_inputs
+from maskwise.study.single import run_pretrain
+from maskwise.text import read_documents, tokenise, train_tokenizer
+from maskwise.text.documents import Document
+from maskwise.text.words import word_rule
+
+AMINO = "ACDEFGHIKLMNPQRSTVWY"
+
+
+def fasta(path: Path, count: int, *, length: int = 300) -> Path:
+    draw = random.Random(1)
+    lines = []
+    for number in range(count):
+        text = "".join(draw.choices(AMINO, k=length))
+        lines += [f">sp|P{number:05}| a protein", *(text[i : i + 60] for i in range(0, length, 60))]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_fasta_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.fasta"
+    path.write_text(">one first\nMKV-L\nAA*\n; a comment\n>two\nACDEF\n\n>bad\nAC1F\n>empty\n>three\nGG\n")
+    documents = read_documents(str(path))
+    assert [document.text for document in documents] == ["MKVLAA", "ACDEF", "GG"]
+    assert dict(documents.skipped) == {"sequence with characters that are no letters": 1, "empty": 1}
+    with gzip.open(tmp_path / "b.fa.gz", "wt") as file:
+        file.write(">x\nACGT\n")
+    assert [document.text for document in read_documents(str(tmp_path / "b.fa.gz"))] == ["ACGT"]
+
+
+def test_fasta_without_headers_is_refused_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.fasta"
+    path.write_text("MKVLAA\nACDEF\n")
+    with pytest.raises(MaskwiseError, match="no header") as error:
+        list(read_documents(str(path)))
+    assert "\n" not in str(error.value)
+
+
+def test_ten_thousand_records_take_seconds(tmp_path: Path) -> None:
+    path = fasta(tmp_path / "many.faa", 10_000)
+    began = time.process_time()
+    documents = list(read_documents(str(path)))
+    tokenizer = train_tokenizer((d.text for d in documents), kind="letter", vocab_size=64, lowercase=False)
+    assert len(documents) == 10_000 and len(tokenizer) == 25
+    tokens = sum(len(each.input_ids) for each in tokenise(documents[:500], tokenizer))
+    assert tokens == 500 * 300 and time.process_time() - began < 8
+
+
+@pytest.mark.parametrize(("kind", "pieces"), [("letter", list("MKVLA")), ("k-mer", ["MKV", "LA"])])
+def test_letters_and_kmers(kind: Any, pieces: list[str]) -> None:
+    texts = ["MKVLA MKVMK", "LAMKV"]
+    tokenizer = train_tokenizer(texts, kind=kind, vocab_size=64, lowercase=False)
+    assert tokenizer.tokenize("MKVLA") == pieces
+    assert tokenizer.decode(tokenizer("MKVLA", add_special_tokens=False)["input_ids"]) == "MKVLA"
+    assert tokenizer.unk_token_id in tokenizer("mkv")["input_ids"]
+    assert train_tokenizer(texts, kind=kind, vocab_size=64).tokenize("MKVLA") == [p.lower() for p in pieces]
+
+
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        ("auto", [0, 1, 2, 3, 4]),
+        ("spaces", [0, 0, 0, 1, 1]),
+        ("token", [0, 1, 2, 3, 4]),
+        (r"regex:\w+'\w+|\w+", [0, 0, 0, 1, -1]),
+        ("regex:[d-t]+", [0, -1, 1, 2, -1]),
+    ],
+)
+def test_rules_for_words(rule: str, words: list[int]) -> None:
+    """don ' t go ! – by BERT's rule, by spaces, by tokens, by patterns."""
+    tokenizer = train_tokenizer(["don't go! go! don't"] * 9, vocab_size=64)
+    assert tokenizer.tokenize("don't go!") == ["don", "'", "t", "go", "!"]
+    (tokens,) = tokenise([Document("a", "don't go!")], tokenizer, words=word_rule(rule))
+    assert tokens.word_ids is not None and tokens.word_ids.tolist() == words
+
+
+@pytest.mark.parametrize("rule", ["letters", "regex:", "regex:(", "regex:a*"])
+def test_rules_that_are_none_are_refused(rule: str) -> None:
+    with pytest.raises(MaskwiseError):
+        word_rule(rule)
+
+
+def recipe(source: str, **more: Any) -> Recipe:
+    """A recipe on sequences, with a tiny model."""
+    settings = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+    base: dict[str, Any] = {
+        "corpus": {"source": source, "length": 64, "layout": "document", "held_out": 0.1},
+        "tokenizer": {"kind": "letter", "lowercase": False}, "model": {"architecture": "bert", "settings": settings},
+        "evaluation": {"masks": ["token"], "rows": 32, "ratios": [0.15]},
+        "training": {"steps": 20, "batch_size": 8, "precision": "no"},
+    }  # fmt: skip
+    for key, value in more.items():
+        base[key] = {**base.get(key, {}), **value} if isinstance(value, dict) else value
+    return validate(base, origin="test")
+
+
+@pytest.fixture(scope="module")
+def proteins(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(fasta(tmp_path_factory.mktemp("proteins") / "p.fasta", 120, length=58))
+
+
+@pytest.mark.parametrize("policy", ["whole-word", "span"])
+@pytest.mark.parametrize("budget", ["exact", "expected"])
+def test_words_are_refused_where_there_are_none(policy: str, budget: str, proteins: str, tmp_path: Path) -> None:
+    with pytest.raises(MaskwiseError, match=r"no words|masks nothing") as error:
+        run_pretrain(recipe(proteins, masking={"policy": policy, "budget": budget}), tmp_path / "run", quiet=True)
+    assert "token" in str(error.value) and "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("policy", ["token", "span(over='token')"])
+def test_letters_and_runs_train(policy: str, proteins: str, tmp_path: Path) -> None:
+    result = run_pretrain(recipe(proteins, masking={"policy": policy}), tmp_path / "run", quiet=True)
+    assert result["targets"] > 500 and result["heldout"][0]["masks"] == "token"
+
+
+def test_letters_outside_the_alphabet(proteins: str, tmp_path: Path) -> None:
+    """Most of a text unknown: an error before training; it names what to do."""
+    train_tokenizer(["acgt"] * 9, kind="letter", vocab_size=64).save_pretrained(tmp_path / "dna")
+    with pytest.raises(MaskwiseError, match="unknown to the tokenizer") as error:
+        run_pretrain(recipe(proteins, tokenizer={"name": str(tmp_path / "dna")}), tmp_path / "run", quiet=True)
+    assert "letter" in str(error.value)
+
+
+def slow_tokenizer(folder: Path) -> str:
+    """ESM's, which is a slow one."""
+    folder.mkdir()
+    names = ["<cls>", "<pad>", "<eos>", "<unk>", *AMINO, "<mask>"]
+    (folder / "vocab.txt").write_text("\n".join(names))
+    EsmTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
+    return str(folder)
+
+
+def test_slow_tokenizers_where_no_word_is_asked_for(proteins: str, tmp_path: Path) -> None:
+    name = slow_tokenizer(tmp_path / "esm")
+    plain = recipe(proteins, tokenizer={"name": name})
+    assert check_inputs(plain) == []
+    result = run_pretrain(plain, tmp_path / "run", quiet=True)
+    assert result["targets"] > 500
+    for changed in ({"masking": {"policy": "whole-word"}}, {"evaluation": {"masks": ["token", "whole-word"]}}):
+        with pytest.raises(MaskwiseError, match="slow tokenizer"):
+            check_inputs(recipe(proteins, tokenizer={"name": name}, **changed))
+    words = {"masking": {"policy": "whole-word", "budget": "expected"}, "corpus": {"words": "token"}}
+    each = recipe(proteins, tokenizer={"name": name}, **words)
+    assert run_pretrain(each, tmp_path / "words", quiet=True)["targets"] > 500
+
+
+def test_prompts_are_kept_and_must_leave_something(tmp_path: Path) -> None:
+    made = annotator("prompt(until='? ')").annotate(["Who? Ada did.", "Nobody asked."])
+    assert [spans["prompt"].start.tolist() for spans in made] == [[0], []]
+    assert made[0]["prompt"].end.tolist() == [5]
+    source = tmp_path / "pairs.txt"
+    source.write_text("\n\n".join(f"who is {n} ? it is {n} and {n}" for n in range(200)))
+    settings: dict[str, Any] = {
+        "tokenizer": {"kind": "wordpiece", "vocab_size": 80}, "masking": {"keep": "prompt"}, "objective": "diffusion",
+    }  # fmt: skip
+    fine = recipe(str(source), corpus={"layers": ["prompt(until='?')"]}, **settings)
+    assert run_pretrain(fine, tmp_path / "run", quiet=True)["targets"] > 100
+    everything = recipe(str(source), corpus={"layers": ["prompt(until='and', last=True)"]}, **settings)
+    assert run_pretrain(everything, tmp_path / "some", quiet=True)["targets"] > 0
+    source.write_text("\n\n".join(f"who is {n} or {n} ?" for n in range(200)))
+    with pytest.raises(MaskwiseError, match="keeps every token visible"):
+        run_pretrain(fine.model_copy(), tmp_path / "none", quiet=True)
+    with pytest.raises(MaskwiseError, match="'prompt'"):
+        check_inputs(recipe(str(source), **settings))
+
+
+def test_the_bundled_families_have_structure() -> None:
+    texts = [document.text for document in read_documents("bundled:families")]
+    assert len(texts) == 2560 and set("".join(texts)) == set(AMINO)
+    counts = np.array([sum(text.count(letter) for text in texts) for letter in AMINO])
+    assert 2.7 < -(counts / counts.sum() * np.log(counts / counts.sum())).sum() < 3.0
