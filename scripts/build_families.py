@@ -16,7 +16,28 @@ import random
 from pathlib import Path
 
 LETTERS = "ACDEFGHIKLMNPQRSTVWY"
-FREQUENCY = [8.3, 1.4, 5.5, 6.7, 3.9, 7.1, 2.3, 5.9, 5.8, 9.7, 2.4, 4.1, 4.7, 3.9, 5.5, 6.6, 5.3, 6.9, 1.1, 2.9]
+FREQUENCY = [
+    8.3,
+    1.4,
+    5.5,
+    6.7,
+    3.9,
+    7.1,
+    2.3,
+    5.9,
+    5.8,
+    9.7,
+    2.4,
+    4.1,
+    4.7,
+    3.9,
+    5.5,
+    6.6,
+    5.3,
+    6.9,
+    1.1,
+    2.9,
+]
 """Per cent of each letter in Swiss-Prot, rounded."""
 FAMILIES, SEQUENCES = 16, 160
 OUT = Path(__file__).resolve().parent.parent / "src" / "maskwise" / "data" / "families.jsonl.gz"

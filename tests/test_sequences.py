@@ -118,9 +118,13 @@ def proteins(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.mark.parametrize("policy", ["whole-word", "span"])
 @pytest.mark.parametrize("budget", ["exact", "expected"])
-def test_words_are_refused_where_there_are_none(policy: str, budget: str, proteins: str, tmp_path: Path) -> None:
+def test_words_are_refused_where_there_are_none(
+    policy: str, budget: str, proteins: str, tmp_path: Path
+) -> None:
     with pytest.raises(MaskwiseError, match=r"no words|masks nothing") as error:
-        run_pretrain(recipe(proteins, masking={"policy": policy, "budget": budget}), tmp_path / "run", quiet=True)
+        run_pretrain(
+            recipe(proteins, masking={"policy": policy, "budget": budget}), tmp_path / "run", quiet=True
+        )
     assert "token" in str(error.value) and "\n" not in str(error.value)
     assert not (tmp_path / "run").exists()
 
@@ -135,7 +139,9 @@ def test_letters_outside_the_alphabet(proteins: str, tmp_path: Path) -> None:
     """Most of a text unknown: an error before training; it names what to do."""
     train_tokenizer(["acgt"] * 9, kind="letter", vocab_size=64).save_pretrained(tmp_path / "dna")
     with pytest.raises(MaskwiseError, match="unknown to the tokenizer") as error:
-        run_pretrain(recipe(proteins, tokenizer={"name": str(tmp_path / "dna")}), tmp_path / "run", quiet=True)
+        run_pretrain(
+            recipe(proteins, tokenizer={"name": str(tmp_path / "dna")}), tmp_path / "run", quiet=True
+        )
     assert "letter" in str(error.value)
 
 
@@ -154,7 +160,10 @@ def test_slow_tokenizers_where_no_word_is_asked_for(proteins: str, tmp_path: Pat
     assert check_inputs(plain) == []
     result = run_pretrain(plain, tmp_path / "run", quiet=True)
     assert result["targets"] > 500
-    for changed in ({"masking": {"policy": "whole-word"}}, {"evaluation": {"masks": ["token", "whole-word"]}}):
+    for changed in (
+        {"masking": {"policy": "whole-word"}},
+        {"evaluation": {"masks": ["token", "whole-word"]}},
+    ):
         with pytest.raises(MaskwiseError, match="slow tokenizer"):
             check_inputs(recipe(proteins, tokenizer={"name": name}, **changed))
     words = {"masking": {"policy": "whole-word", "budget": "expected"}, "corpus": {"words": "token"}}

@@ -73,7 +73,9 @@ class Prompt:
 
     def __init__(self, until: str = "\n", *, last: bool = False):
         if not until:
-            raise MaskwiseError("annotator prompt: until is a text", got=repr(until), do="say prompt(until='?')")
+            raise MaskwiseError(
+                "annotator prompt: until is a text", got=repr(until), do="say prompt(until='?')"
+            )
         self.until, self.last = until, last
         self.version = digest("prompt", 1, until, last)
 

@@ -283,7 +283,9 @@ def require_targets(source: MaskedSource, held_out: Rows, masker: Masker) -> Non
         do = "take the policy token, or span(over='token'); or corpus.words: token, or regex:…"
         raise MaskwiseError(what, got=f"{eligible / max(1, units):.0f} tokens a unit", do=do)
     if not targets:
-        what = f"policy {policy} masks nothing in this text: it has no units, or they are longer than the budget"
+        what = (
+            f"policy {policy} masks nothing in this text: it has no units, or they are longer than the budget"
+        )
         do = "take the policy token, or text with spaces; maskwise inspect shows the masks"
         raise MaskwiseError(what, got=f"no target in {len(steps)} batches", do=do)
 

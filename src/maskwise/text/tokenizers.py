@@ -186,7 +186,9 @@ def tokenise(
             raise MaskwiseError(what, got=type(tokenizer).__name__, do="convert it to a tokenizer.json")
         if words not in ("auto", "token"):
             what = f"corpus.words: {words} needs a fast tokenizer, for its character offsets"
-            raise MaskwiseError(what, got=type(tokenizer).__name__, do="take token, or convert it to a tokenizer.json")
+            raise MaskwiseError(
+                what, got=type(tokenizer).__name__, do="take token, or convert it to a tokenizer.json"
+            )
         yield from _without_words(documents, tokenizer, numbered=words == "token")
         return
     backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
@@ -203,7 +205,9 @@ def tokenise(
             columns["word_ids"] = rank_of(lengths)
         elif words != "auto":
             none = np.zeros(len(offsets), dtype=bool)
-            columns["word_ids"] = number_words(place_tokens(texts, offsets, lengths, special=none, rule=words))
+            columns["word_ids"] = number_words(
+                place_tokens(texts, offsets, lengths, special=none, rule=words)
+            )
         if layers is not None:
             columns |= align(layers.annotate(texts), layers.layers, placed, columns["word_ids"])
         if places:

@@ -99,7 +99,9 @@ def word_rule(value: str) -> str:
     except re.error as error:
         raise MaskwiseError(f"corpus.words: the pattern is none: {error}", got=pattern) from None
     if empty:
-        raise MaskwiseError("corpus.words: the pattern matches an empty word", got=pattern, do="use + instead of *")
+        raise MaskwiseError(
+            "corpus.words: the pattern matches an empty word", got=pattern, do="use + instead of *"
+        )
     return value
 
 
