@@ -15,7 +15,7 @@ ROOT = Path(maskwise.__file__).parent
 
 # Below → above. A module may import its own room and what stands before it; a row does not see its own.
 ORDER = [
-    {"errors", "constants", "files", "signals"},
+    {"errors", "constants", "files", "signals", "dropout"},
     {"folders", "jobs", "specs", "keys", "attention"},
     {"starts", "families"},
     {"text", "report", "models"},

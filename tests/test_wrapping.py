@@ -11,6 +11,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import BartConfig
 
+from maskwise import attention
+from maskwise.attention import Documents, attend
+from maskwise.dropout import dropped
 from maskwise.errors import MaskwiseError
 from maskwise.masking import Masker
 from maskwise.models import build_model
@@ -21,7 +24,7 @@ from maskwise.training import MaskedSource, TrainingSettings, train
 from maskwise.training.arms import ArmBatch, Arms
 from maskwise.training.data import Step, look_ahead
 from maskwise.training.engine import Engine
-from maskwise.training.wrapping import blocks_of, never_wait
+from maskwise.training.wrapping import blocks_of
 from test_training import DATA, close, lines, settings
 from training_tools import ARCHITECTURES, FIRST, WORDS, model, tokenizer
 
@@ -205,7 +208,6 @@ def steps_of(kind: str, chosen: TrainingSettings) -> tuple[Any, Step]:
 def test_the_host_waits_for_nothing_in_a_step(kind: str, on_nan: Any) -> None:
     chosen = settings(on_nan=on_nan, accumulate=2)
     trainee, step = steps_of(kind, chosen)
-    never_wait(trainee)  # as on an accelerator
     engine = Engine(trainee, chosen)
     engine.update(step, lambda *_: None)  # what is made once may wait once
     with NoWaiting():
@@ -222,3 +224,43 @@ def test_the_test_sees_who_waits() -> None:
     ):
         with pytest.raises(AssertionError, match="the host waits"), NoWaiting():
             wait()
+
+
+# --- dropout on a processor
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.1, 0.5, 1.0])
+def test_dropout_drops_its_share_and_keeps_the_mean(rate: float) -> None:
+    values = torch.randn(1001, 333, generator=torch.manual_seed(1)).double().requires_grad_()
+    torch.manual_seed(0)
+    found = dropped(values, rate)
+    zeros = (found == 0).double().mean().item()
+    assert zeros == pytest.approx(rate, abs=4 * (rate * (1 - rate) / values.numel()) ** 0.5)
+    kept = found != 0
+    torch.testing.assert_close(found[kept], values[kept] / (1 - rate), rtol=1e-4, atol=0)
+    found.sum().backward()
+    assert values.grad is not None and torch.equal(values.grad == 0, ~kept)
+    torch.manual_seed(0)
+    again, other = dropped(values, rate), dropped(values, rate)
+    assert torch.equal(again, found) and torch.equal(other, found) == (rate in (0, 1))
+
+
+def test_neighbours_are_dropped_independently() -> None:
+    torch.manual_seed(1)
+    gone = (dropped(torch.ones(1 << 20), 0.5) == 0).double() - 0.5
+    for distance in (1, 2, 3, 4, 8, 64):
+        assert abs((gone[distance:] * gone[:-distance]).mean().item()) < 0.25 * 4 / 2**10
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_attention_with_dropout_is_that_of_torch(packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the same shares dropped, which a stand-in does; and the dropout is seen."""
+    query, key, value = torch.randn(3, 2, 2, 6, 8, generator=torch.manual_seed(0)).requires_grad_().unbind()
+    ids = torch.tensor([[0, 0, 0, 1, 1, -1], [0, 1, 1, 1, 2, 2]])
+    module, options = torch.nn.Module(), {"documents": Documents(ids) if packed else None}
+    module.is_causal = False
+    expected = attend(module, query, key, value, None, dropout=0.0, **options)[0]
+    assert not torch.allclose(attend(module, query, key, value, None, dropout=0.5, **options)[0], expected)
+    monkeypatch.setattr(attention, "dropped", lambda shares, rate: shares)
+    found = attend(module, query, key, value, None, dropout=0.5, **options)[0]
+    torch.testing.assert_close(found, expected)

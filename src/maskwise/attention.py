@@ -25,6 +25,8 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from maskwise.dropout import dropped
+
 NAME = "documents"
 """What this attention is called in transformers' registry."""
 
@@ -117,6 +119,8 @@ def attend(
         if not cross and _can_be_ragged(query, options):
             return _ragged(module, query, key, value, documents, causal, sliding_window, options), None
         attention_mask = documents.mask(cross=cross, causal=causal, window=sliding_window)
+    if _by_hand(module, query, attention_mask, documents, options):
+        return _dropping(module, query, key, value, attention_mask, options), None
     return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
 
 
@@ -149,6 +153,36 @@ def _ragged(
     )
     assert isinstance(out, Tensor)
     return out.view(shape)
+
+
+def _by_hand(
+    module: nn.Module,
+    query: Tensor,
+    mask: Tensor | None,
+    documents: Documents | None,
+    options: dict[str, Any],
+) -> bool:
+    """Whether attention with dropout on a CPU is computed here: torch has no kernel for it, and is slower."""
+    if query.device.type != "cpu" or not options.get("dropout") or torch.compiler.is_compiling():
+        return False
+    if mask is not None:  # another mask may leave a token that sees nothing
+        return documents is not None and options.get("position_bias") is None
+    causal = options.get("is_causal")
+    return not (getattr(module, "is_causal", True) if causal is None else causal)
+
+
+def _dropping(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, options: dict[str, Any]
+) -> Tensor:
+    """(B, L, H, D): softmax(query · key) with dropout, times value. Every token sees something, by the mask."""
+    groups = getattr(module, "num_key_value_groups", 1)
+    lines = [x.flatten(0, 1) for x in (query, repeat_kv(key, groups), repeat_kv(value, groups))]
+    scale = options.get("scaling") or query.shape[-1] ** -0.5
+    scores = torch.bmm(lines[0] * scale, lines[1].mT).view(*query.shape[:3], -1)
+    if mask is not None:
+        scores = scores.masked_fill_(~mask, -torch.inf)
+    shares = dropped(scores.softmax(-1), options["dropout"]).flatten(0, 1)
+    return torch.bmm(shares.to(lines[2].dtype), lines[2]).view(query.shape).transpose(1, 2)
 
 
 AttentionInterface.register(NAME, attend)

@@ -135,9 +135,7 @@ class Engine:
         state = self.states.newest(self.say) if self.states else None
         if state is not None:
             self._load_weights(state)
-        if self.device.type != "cpu":
-            wrapping.never_wait(objective)
-        wrapping.wrap_blocks(objective, settings)
+        wrapping.wrap(objective, settings)
         if self.sharded:
             self.wrapped: Any = wrapping.Sharded(objective, self.device, self.ranks)
         else:
@@ -275,7 +273,7 @@ class Engine:
 
     def close(self) -> None:
         """Let a state that is being written become whole, however the training ended, and the model be as it was."""
-        wrapping.unwrap_blocks(self.objective)
+        wrapping.unwrap(self.objective)
         if self.states:
             self.states.close()
 

@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from maskwise.attention import separate
+from maskwise.dropout import quicken, restore
 from maskwise.errors import MaskwiseError
 from maskwise.families import adapter_of
 from maskwise.objectives.mlm import MaskedLanguageModelling
@@ -48,12 +49,20 @@ def blocks_of(module: nn.Module) -> list[nn.Module]:
 # Blocks that are computed in another way ------------------------------------------------------------------------
 
 
-def wrap_blocks(objective: nn.Module, settings: TrainingSettings) -> None:
-    """Compile the blocks and the head, and compute activations twice, as the settings say; see ``unwrap_blocks``.
+def wrap(objective: nn.Module, settings: TrainingSettings) -> None:
+    """Compile the blocks and the head, and compute activations twice, as the settings say; and let nothing take longer
+    than it must on this device. ``unwrap`` undoes it.
 
     Raises:
         MaskwiseError: there is no compiler; a model without blocks.
     """
+    for (
+        model
+    ) in objective.modules():  # their attention makes masks without a look, and has its own way on a CPU
+        if isinstance(model, PreTrainedModel) and adapter_of(model.config).separates:
+            separate(model)
+    if next(objective.parameters()).device.type == "cpu" and not settings.compile:
+        quicken(objective)
     if not (settings.compile or settings.activation_checkpointing):
         return
     blocks = blocks_of(objective)
@@ -75,15 +84,9 @@ def wrap_blocks(objective: nn.Module, settings: TrainingSettings) -> None:
             part.compile_head()
 
 
-def never_wait(objective: nn.Module) -> None:
-    """Let models make the mask of padding without looking at it, for which the host waits for an accelerator."""
-    for model in objective.modules():
-        if isinstance(model, PreTrainedModel) and adapter_of(model.config).separates:
-            separate(model)
-
-
-def unwrap_blocks(objective: nn.Module) -> None:
-    """Leave the model as it was before ``wrap_blocks``."""
+def unwrap(objective: nn.Module) -> None:
+    """Leave the model as it was before ``wrap``."""
+    restore(objective)
     for block in blocks_of(objective):
         block.__dict__.pop("forward", None)
     for part in objective.modules():
