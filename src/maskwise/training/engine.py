@@ -128,6 +128,7 @@ class Engine:
             if not any(parameter.requires_grad for parameter in objective.parameters()):
                 got = type(objective.model).__name__
                 raise MaskwiseError("nothing is left to train", got=got, do="set training.freeze: none")
+        wrapping.wrap(objective, settings)
         if folder and self.first:
             sweep(folder)
         kept = folder and settings.save_every
@@ -135,7 +136,6 @@ class Engine:
         state = self.states.newest(self.say) if self.states else None
         if state is not None:
             self._load_weights(state)
-        wrapping.wrap(objective, settings)
         if self.sharded:
             self.wrapped: Any = wrapping.Sharded(objective, self.device, self.ranks)
         else:
