@@ -21,7 +21,8 @@ from training_tools import LENGTH, model, tokenizer
 
 @pytest.mark.parametrize("name", [name for name in OBJECTIVES if objective_class(name).kind == "encoder"])
 def test_the_work_of_every_objective_is_what_torch_counts(name: str) -> None:
-    """Beyond it are attention scores, special tokens and padding: up to a seventh of these rows of 16."""
+    """Beyond it are attention scores, special tokens and padding: up to a seventh of these rows of 16; more where six
+    tokens of ten are deleted, some rows keep more than others, and two special tokens stand beside six."""
     torch.manual_seed(0)
     one = objective(name, model("bert", hidden_dropout_prob=0.1))
     make = objective_class(name).maker(tokenizer(), seed=3, length=LENGTH + 8)
@@ -29,7 +30,8 @@ def test_the_work_of_every_objective_is_what_torch_counts(name: str) -> None:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         outcome = one(batch)
     work = one.work(int(batch.source.content.sum()), int(outcome.targets))
-    assert 2 * work.all <= counter.get_total_flops() < 1.17 * 2 * work.all
+    most = 1.4 if name == "tsdae" else 1.17
+    assert 2 * work.all <= counter.get_total_flops() < most * 2 * work.all
     assert trained(work) == 6 * work.all and trained(work, frozen=True) < trained(work)
 
 

@@ -27,12 +27,13 @@ from maskwise.objectives.tasks import (
     Regression,
     SpanQuestionAnswering,
 )
+from maskwise.objectives.tsdae import DenoisingAutoencoder
 from maskwise.specs import Call, build, parse_call
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "mlm": MaskedLanguageModelling, "emlm": EntityMaskedLanguageModelling, "atd": AddedTokenDetection,
     "dtd": DeletedTokenDetection, "cse": ContrastiveSentences, "rtd": ReplacedTokenDetection, "sbo": SpanBoundary,
-    "clm": CausalLanguageModelling, "diffusion": MaskedDiffusion, "denoise": Denoising,
+    "clm": CausalLanguageModelling, "diffusion": MaskedDiffusion, "tsdae": DenoisingAutoencoder, "denoise": Denoising,
 }  # fmt: skip
 
 
@@ -56,6 +57,6 @@ def objective(spec: str | Call, model: PreTrainedModel) -> Objective:
 
 __all__ = [
     "OBJECTIVES", "CausalLanguageModelling", "Classification", "ContrastiveSentences", "Denoising",
-    "MaskedDiffusion", "MaskedLanguageModelling", "MultiLabel", "MultipleChoice", "Objective", "Outcome",
-    "Regression", "SpanQuestionAnswering", "objective", "objective_class", "predicting",
+    "DenoisingAutoencoder", "MaskedDiffusion", "MaskedLanguageModelling", "MultiLabel", "MultipleChoice", "Objective",
+    "Outcome", "Regression", "SpanQuestionAnswering", "objective", "objective_class", "predicting",
 ]  # fmt: skip
