@@ -30,7 +30,7 @@ app = typer.Typer(
 )  # fmt: skip
 app.callback(invoke_without_command=True)(begin.begin)
 for command in (
-    begin.check, runs.study, runs.pretrain, runs.finetune, runs.learn, runs.annotate,
+    begin.check, begin.adapt, runs.study, runs.pretrain, runs.finetune, runs.learn, runs.annotate,
     views.evaluate, views.generate, views.inspect, views.report, views.bench,
 ):  # fmt: skip
     app.command()(command)

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from maskwise import __version__
-from maskwise.cli.terminal import Json, Overrides, escape, out_console, print_json
+from maskwise.cli.terminal import Json, Out, Overrides, escape, out_console, print_json
 from maskwise.errors import MaskwiseError
 
 FIRST_STEPS = {
@@ -19,6 +19,7 @@ FIRST_STEPS = {
     "maskwise check my_texts.txt": "what would be trained on your text, how long it takes, what is doubtful",
     "maskwise study --new my_texts.txt my_labels.csv": "write a recipe for your own text and labels",
     "maskwise study my_texts.yaml --out runs/mine": "compare ways to mask; ends with a verdict and a page",
+    "maskwise adapt bundled:encoder my_texts.txt --task my_labels.csv": "does it help to go on with a model?",
     "maskwise list recipes": "what else there is: recipes, policies, schedules, objectives, tasks",
 }
 """Commands for a beginning, and what each is for."""
@@ -67,6 +68,69 @@ def check(
         print_json(facts)
     else:
         print_outlook(facts)
+
+
+def adapt(
+    model: Annotated[
+        str, typer.Argument(help="An encoder: a folder, a hub id, bundled:encoder or package:NAME.")
+    ],
+    texts: Annotated[str, typer.Argument(help="Your text: a file, a folder, or hf:NAME.")],
+    overrides: Overrides = None,
+    task: Annotated[
+        list[str] | None,
+        typer.Option("--task", help="A file of labels to judge by. Repeatable."),
+    ] = None,
+    policy: Annotated[
+        str | None, typer.Option(help="A folder that maskwise learn made: one more arm masks by it.")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Of the further training.")] = 600,
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Runs of each arm; six pairs are the fewest that decide.")
+    ] = 6,
+    out: Out = Path("runs/adapt"),
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Stages at once; as many as cores if not said.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run; train nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Go on with a real encoder on your own text: does it help, by how much, at what cost?
+
+    The same command goes on where an interrupted one stopped. OUT/model is a folder for transformers, and
+    OUT/sentence-model one for sentence-transformers.
+    """
+    from maskwise import study as room
+    from maskwise.study.adapt import adapt_recipe, answer_of, best_arm, save_adapted
+
+    pairs = None if task else out.parent / f"{out.name}-pairs.jsonl"
+    recipe = adapt_recipe(
+        model,
+        texts,
+        task or (),
+        policy=policy,
+        steps=steps,
+        seeds=seeds,
+        pairs=pairs,
+        overrides=overrides or (),
+    )
+    if dry_run:
+        print_json(room.dry_run(recipe, out, jobs=jobs))
+        return
+    result = room.run_study(recipe, out, jobs=jobs, quiet=as_json)
+    best = best_arm(out, result)
+    folders = save_adapted(out, best) if best else ()
+    answer = answer_of(result, recipe)
+    if as_json:
+        print_json({**result, "answer": answer, "best": best, "folders": [str(folder) for folder in folders]})
+    else:
+        out_console.print(Text(answer, "bold"), soft_wrap=True)
+        kept = (
+            f"{best} is saved in {folders[0]} and {folders[1]}"
+            if best
+            else "Nothing beats the model as it is: keep it"
+        )
+        out_console.print(f"{kept}. Page: {result['report']}", markup=False, highlight=False, soft_wrap=True)
+    raise typer.Exit(bool(result["failures"]))
 
 
 def print_outlook(facts: dict[str, Any]) -> None:

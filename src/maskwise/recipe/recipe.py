@@ -281,7 +281,9 @@ class Recipe(Settings):
         return arms[0] if arms else objective_class(self.objective).kind
 
     def judged_on(self) -> tuple[str, ...]:
-        """The kinds of held-out masks that tell what a training has learnt: its own."""
+        """The kinds of held-out masks that tell what a training has learnt: its own; none where nothing is masked."""
+        if self.objectives and not any(arm.kind.inherits for arm in self.objectives.values()):
+            return ()
         if self._diffuses:
             return (DIFFUSION,)
         units = policy(self.masking.policy).judged_on()

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any, Literal, NotRequired, TypedDict
@@ -118,8 +118,13 @@ def fitting_rate(weights: int) -> float:
     >>> [fitting_rate(weights) for weights in (600_000, 22_000_000, 340_000_000)]
     [0.003, 0.0005, 2e-05]
     """
-    sizes, rates = [math.log(size) for size in RATES], [math.log(rate) for rate in RATES.values()]
-    return float(f"{math.exp(np.interp(math.log(max(1, weights)), sizes, rates)):.2g}")
+    return interpolated(weights, RATES)
+
+
+def interpolated(weights: int, rates: Mapping[float, float]) -> float:
+    """The rate for so many weights on the line between the next ones that are known, all of them in logarithms."""
+    sizes, known = [math.log(size) for size in rates], [math.log(rate) for rate in rates.values()]
+    return float(f"{math.exp(np.interp(math.log(max(1, weights)), sizes, known)):.2g}")
 
 
 class Score(TypedDict):

@@ -39,6 +39,7 @@ from maskwise.tasks.labels import (
 )
 from maskwise.tasks.metrics import METRICS
 from maskwise.tasks.questions import MultipleChoice, QuestionAnswering
+from maskwise.tasks.retrieval import Retrieval
 from maskwise.tasks.scores import Similarity, TextRegression, ZeroShotSimilarity
 from maskwise.tasks.task import NO_LABEL, SPLITS, Columns, Kind, Row, Task, find_columns, place_of
 from maskwise.text import bundled_path
@@ -61,6 +62,7 @@ KINDS: Mapping[str, Kind] = {
         ClozeAnswers(),
         ZeroShotSimilarity(),
         SentenceEmbedding(),
+        Retrieval(),
     )
 }
 """The kinds of tasks, one class each. A new kind is a class, and a line here."""

@@ -58,6 +58,17 @@ def _label_f1(gold: NDArray[np.generic], answer: NDArray[np.generic]) -> NDArray
     return 2 * (right & given).sum(0)[known] / total[known] if known.any() else np.zeros(1)
 
 
+def mean_reciprocal_rank(gold: ArrayLike, answer: ArrayLike) -> float:
+    """Mean of 1 / rank of the right text, 0 beyond rank 10. Ranks are the answers; ``gold`` is not looked at."""
+    ranks = np.asarray(answer, dtype=np.float64)
+    return float(np.mean(np.where(ranks <= 10, 1 / ranks, 0.0)))
+
+
+def recall_at_1(gold: ArrayLike, answer: ArrayLike) -> float:
+    """How often the right text has rank 1."""
+    return float(np.mean(np.asarray(answer) == 1))
+
+
 def matthews(gold: ArrayLike, answer: ArrayLike) -> float:
     """Matthews' correlation coefficient for any number of classes, in [−1, 1]; 0 where one side is constant.
 
@@ -251,6 +262,8 @@ METRICS: dict[str, Callable[..., float]] = {
     "macro-f1": macro_f1,
     "matthews": matthews,
     "label-micro-f1": label_micro_f1,
+    "mrr": mean_reciprocal_rank,
+    "recall-at-1": recall_at_1,
     "label-macro-f1": label_macro_f1,
     "entity-f1": entity_f1,
     "spearman": spearman,

@@ -374,7 +374,7 @@ def find_columns(kind: Kind, record: Record, given: Columns, where: str) -> Colu
     text = _pick("text", given.text or known[0], usual.text, record, where)
     pair = _pick("pair", given.pair or known[1], [name for name in usual.pair if name != text], record, where)
     label = _pick("label", given.label, [n for n in usual.label if n not in (text, pair)], record, where)
-    needed = [("text", text, usual.text), ("label", label, usual.label)]
+    needed = [("text", text, usual.text), *([("label", label, usual.label)] if usual.label else [])]
     for what, column, names in [*needed, ("pair", pair, usual.pair)] if usual.needs_pair else needed:
         if column is None:
             do = f"name it with {what}=…; looked for {', '.join(names)}"

@@ -277,7 +277,9 @@ class Table(Measures):
         own = facts.get("judged_on") if facts else None
         return [
             f"heldout:{masks}"
-            for masks in own or ["token" if self.units(arm).startswith("token") else "whole-word"]
+            for masks in (
+                own if own is not None else ["token" if self.units(arm).startswith("token") else "whole-word"]
+            )
         ]
 
     def gap_nats(self, arm: str) -> float | None:

@@ -1,0 +1,216 @@
+"""Going on with a real encoder on one's own text: does it help, by how much, at what cost?
+
+A study with sensible arms, and one primary contrast: ``words-30`` against the model as it is. It is judged on the
+user's tasks, or where there are none on which text belongs to which title. A model without a head for filling masks
+gets one, which is trained on the frozen encoder first, for all arms together.
+
+    no further training     the model as it is
+    token-15                single tokens at 15 %, as most people do it
+    words-30                whole words at 30 %: what did best in this house
+    tsdae                   a sentence vector from which the whole text is written again
+    learned                 the policy in a folder, if one is given
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+from maskwise.constants import REFERENCE
+from maskwise.errors import MaskwiseError
+from maskwise.families import most_tokens
+from maskwise.folders import read_json, write_json, write_whole
+from maskwise.models import has_head, load_config, load_model, load_task_model, weights_of
+from maskwise.recipe import Recipe, validate
+from maskwise.recipe.overrides import Plain, nested, parse_override, put
+from maskwise.study.starter import look_at
+from maskwise.tasks.judge import interpolated
+from maskwise.text import load_tokenizer, read_documents
+
+BEST = "words-30"
+STEPS, WARM_STEPS = 600, 600
+"""Steps of the further training, and of a new head before it."""
+MOST_PAIRS, LEAST_PAIRS = 500, 20
+"""Titles and texts that judge embeddings where there is no task."""
+RATES = {4e6: 1e-3, 22e6: 1e-4, 110e6: 5e-5, 340e6: 3e-5}
+"""Rates of AdamW for going on with an encoder of so many weights: the shipped one's, MiniLM's, and usual ones."""
+_SENTENCE = re.compile(r"(?<=[.!?…。])\s+")
+
+
+def adapt_recipe(
+    model: str, texts: str, tasks: Sequence[str] = (), *, policy: str | None = None, steps: int = STEPS,
+    seeds: int = 6, pairs: Path | None = None, overrides: Sequence[str] = (),
+) -> Recipe:  # fmt: skip
+    """The study of going on with a model.
+
+    Args:
+        model: a folder, a hub id, ``bundled:encoder`` or ``package:NAME``.
+        texts: a corpus, as ``read_documents`` takes it.
+        tasks: files of labels; none: titles and texts, which are written to ``pairs``.
+        policy: the folder of a learned policy; an arm masks by it.
+        overrides: ``key=value`` settings, which count more.
+
+    Raises:
+        MaskwiseError: a model, text or task that cannot be read, or neither tasks nor titles.
+    """
+    config, facts = load_config(model), look_at(texts)
+    weights, warm = weights_of(config), not has_head(model)
+    if not tasks:
+        if pairs is None:
+            raise MaskwiseError("there is nothing to judge by", do="give --task FILE")
+        write_pairs(texts, pairs)
+        tasks = [f"{pairs}(kind='retrieval', name='title-to-text')"]
+    small = weights < 15_000_000
+    training: Plain = {
+        "steps": steps, "batch_size": 16, "optimizer": "muon" if small else "adamw",
+        "learning_rate": interpolated(weights, RATES), "muon_learning_rate": 5e-3,
+        "eval_every": max(1, steps // 4), "save_every": max(1, steps // 4),
+    }  # fmt: skip
+    arms: dict[str, Plain] = {
+        "token-15": {"masking.ratio": 0.15},
+        BEST: {"masking.policy": "whole-word", "masking.budget": "expected", "masking.ratio": 0.30},
+        "tsdae": {"objectives": {"tsdae": {}}},
+    }
+    if not facts.spaced:  # no words to mask
+        arms[BEST] = {"masking.policy": "span", "masking.budget": "expected", "masking.ratio": 0.30}
+    if policy:
+        arms["learned"] = {"masking.policy": f"learned({policy!r})", "masking.ratio": 0.30}
+    settings: Plain = {
+        "name": "adapt", "description": f"Does it help {model} to go on with {texts}?",
+        "corpus": {"source": texts, "length": min(128, most_tokens(config))},
+        "model": {"pretrained": model}, "masking": {"corruption": "mask-only"}, "training": training,
+        "evaluation": {"rows": 128, "ratios": [0.15]}, "tasks": list(tasks),
+        "finetune": {"seeds": 1, "max_length": min(128, most_tokens(config))},
+        "study": {"seeds": seeds, "baseline": "token-15", "contrasts": [[BEST, REFERENCE]]},
+    }  # fmt: skip
+    if warm:
+        head = {"freeze": "encoder", "steps": WARM_STEPS, "optimizer": "muon"}
+        head |= {"learning_rate": 1e-2, "muon_learning_rate": 2e-2}  # as recipes/continual-minilm.yaml found
+        settings["phases"] = [{"training": head}, {}]
+        arms = {name: {f"phases.1.{key}": value for key, value in arm.items()} for name, arm in arms.items()}
+    settings["study"]["arms"] = arms
+    for override in overrides:
+        put(settings, *parse_override(override))
+    return validate(nested(settings) | {"study": settings["study"]}, origin="adapt")
+
+
+def write_pairs(texts: str, target: Path) -> None:
+    """Titles and texts of a corpus: its field ``title``, or the first sentence and the rest.
+
+    Raises:
+        MaskwiseError: too few texts of more than one sentence.
+    """
+    lines = [*islice(_pairs(texts), MOST_PAIRS)]
+    if len(lines) < LEAST_PAIRS:
+        what = "there is nothing to judge by: no task, and hardly a text with a title or two sentences"
+        raise MaskwiseError(
+            what, got=f"{len(lines)} texts", allowed=f"≥ {LEAST_PAIRS}", do="give --task FILE"
+        )
+    write_whole(target, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+
+def _pairs(texts: str) -> Iterator[Plain]:
+    titles = read_documents(texts, text_field="title", keep_repeated=True)
+    try:
+        named = {document.id: document.text for document in islice(titles, 20_000)}
+    except MaskwiseError:  # a table without such a column
+        named = {}
+    for document in read_documents(texts):
+        title, text = named.get(document.id, ""), document.text
+        if not title or title == text:
+            title, text = _first_sentence(text)
+        if len(title) > 5 and len(text) > 50:
+            yield {"query": title[:300], "passage": text[:1500]}
+
+
+def _first_sentence(text: str) -> tuple[str, str]:
+    parts = _SENTENCE.split(text.strip(), maxsplit=1)
+    return (parts[0], parts[1]) if len(parts) == 2 else ("", text)
+
+
+# The answer --------------------------------------------------------------------------------------------------------
+
+
+def answer_of(result: Plain, recipe: Recipe) -> str:
+    """Does it help, by how much, at what cost: one or two sentences from the primary contrast of the study."""
+    rows = [row for row in result["contrasts"] if row["primary"] and row["outcome"] == "tasks"]
+    rows = rows or [row for row in result["contrasts"] if row["primary"]]
+    if not rows:
+        return "Nothing was compared."
+    row = rows[0]
+    natural = row.get("natural") or row
+    points = 100 * (natural["mean"] or 0.0)
+    on = f"{len(recipe.tasks)} task{'s' * (len(recipe.tasks) != 1)}"
+    interval = ""
+    if natural.get("low") is not None:
+        interval = f" (95 %: {100 * natural['low']:+.1f} to {100 * natural['high']:+.1f})"
+    amount = f"{points:+.1f} points{interval} on {on}, in {row['n']} pairs of runs".replace("-", "−")
+    said = {
+        ("decided", "arm"): "Yes, going on helps", ("decided", "baseline"): "No, going on harms",
+        ("suggests", "arm"): "Perhaps: going on seems to help",
+        ("suggests", "baseline"): "Perhaps: going on seems to harm",
+        ("equal", None): "No: it makes no difference that matters",
+    }.get((row["verdict"], row["better"]))  # fmt: skip
+    if row["verdict"] == "void":
+        said = f"No verdict, because {row['reason'].replace('-', ' ')}"
+    said = said or "It cannot be told from these runs"
+    steps = sum(link.training.steps for link in recipe.arm(BEST, seed=0).links())
+    return f"{said}: {amount}. It costs {steps:,} steps a run; the study took {result['seconds'] / 60:.0f} minutes."
+
+
+def best_arm(out: Path, result: Plain) -> str | None:
+    """The arm with the highest mean over its tasks; None where the model as it was is not beaten."""
+    records = [
+        record for line in (out / "records.jsonl").read_text(encoding="utf-8").splitlines()
+        if (record := json.loads(line))["kind"] == "score" and record.get("fraction", 1) == 1
+    ]  # fmt: skip
+    by_arm: dict[str, list[float]] = {}
+    for record in records:
+        by_arm.setdefault(record["arm"], []).append(record["score"])
+    if not by_arm:
+        return None
+    best = max(by_arm, key=lambda arm: sum(by_arm[arm]) / len(by_arm[arm]))
+    return None if best == REFERENCE else best
+
+
+def save_adapted(out: Path, arm: str) -> tuple[Path, Path]:
+    """The checkpoint of an arm's first run as two folders: for transformers, and for sentence-transformers.
+
+    Returns:
+        ``out``/model and ``out``/sentence-model.
+    """
+    study = read_json(out / "study.json") or {}
+    runs = study["arms"][arm]["runs"]
+    checkpoint = out / runs[min(runs, key=int)] / "checkpoint"
+    whole, sentences = out / "model", out / "sentence-model"
+    tokenizer = load_tokenizer(str(checkpoint))
+    for folder, network in (
+        (whole, load_model(checkpoint, kind=None)),
+        (sentences, load_task_model(checkpoint, load_config(checkpoint), head="embedding", seed=0)),
+    ):
+        network.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    write_sentence_folder(
+        sentences, width=network.config.hidden_size, length=min(512, most_tokens(network.config))
+    )
+    return whole, sentences
+
+
+def write_sentence_folder(folder: Path, *, width: int, length: int) -> None:
+    """What sentence-transformers reads beside an encoder: its modules, and mean pooling."""
+    kinds = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens")
+    pooling = {f"pooling_mode_{kind}": kind == "mean_tokens" for kind in kinds}
+    module = "sentence_transformers.models"
+    modules = [("", "Transformer"), ("1_Pooling", "Pooling")]
+    listed = [
+        {"idx": n, "name": str(n), "path": path, "type": f"{module}.{kind}"}
+        for n, (path, kind) in enumerate(modules)
+    ]
+    write_whole(folder / "modules.json", json.dumps(listed, indent=1))
+    write_json(folder / "1_Pooling" / "config.json", {"word_embedding_dimension": width, **pooling})
+    write_json(folder / "sentence_bert_config.json", {"max_seq_length": length, "do_lower_case": False})
+    common = {"prompts": {}, "default_prompt_name": None, "similarity_fn_name": "cosine"}
+    write_json(folder / "config_sentence_transformers.json", common)
