@@ -161,7 +161,8 @@ def test_commands_that_only_show(command: list[str], capsys: pytest.CaptureFixtu
 def test_the_readme_shows_every_command() -> None:
     shown = {command[0] for page, command in COMMANDS if page.name == "README.md"}
     assert shown == {
-        "inspect", "check", "adapt", "study", "pretrain", "finetune", "learn", "annotate", "evaluate", "report", "bench", "list",
+        "inspect", "check", "adapt", "study", "pretrain", "finetune", "learn", "annotate", "evaluate",
+        "report", "bench", "list",
     }  # fmt: skip
 
 
