@@ -86,7 +86,7 @@ def train(cell: Cell) -> dict[str, float]:
     for number in range(WARM + STEPS):
         batch = batch_of(rows, cell.length, number)
         began, spent = time.perf_counter(), time.process_time()
-        engine.update(Step(number, [batch], batch.targets, {}), lambda *_: None)
+        engine.update(Step(number, [batch], batch.targets, {}, batch.targets), lambda *_: None)
         wall.append(time.perf_counter() - began)
         work.append(time.process_time() - spent)
     peak = _memory("VmHWM") - before

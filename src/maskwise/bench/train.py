@@ -34,7 +34,7 @@ from maskwise.objectives import MaskedLanguageModelling
 from maskwise.samplers import sampler
 from maskwise.text import Rows, read_documents, read_pieces, tokenise, train_tokenizer
 from maskwise.training import MaskedSource, TrainingSettings, train
-from maskwise.training.data import Step
+from maskwise.training.data import look_ahead
 from maskwise.training.engine import best_device, fast_bf16
 from maskwise.training.speed import Meter, measured_rate, peak_memory
 
@@ -247,10 +247,11 @@ class Contest:
             MaskedLanguageModelling(self.model()), best_device(), "no", ranks=1, frozen=False, known=False
         )
         meter.rate, began = self.rate, time.perf_counter()
-        made = [source.batches(number, rank=0, ranks=1) for number in range(steps)]
+        for number in range(steps):
+            source.batches(number, rank=0, ranks=1)
         masking = (time.perf_counter() - began) / steps
-        for number, batches in enumerate(made):
-            meter.add(Step(number, batches, sum(b.targets for b in batches), source.facts(batches)))
+        for step in look_ahead(source, range(steps)):
+            meter.add(step)
         arms, began = sampler("mometas", ("mlm", "atd", "cse", "rtd"), seed=0), time.perf_counter()
         for number in range(100):
             arms.draw(number, 100)
