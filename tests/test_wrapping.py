@@ -204,7 +204,9 @@ def steps_of(kind: str, chosen: TrainingSettings) -> tuple[Any, Step]:
 
 
 @pytest.mark.parametrize("on_nan", ["stop", "skip"])
-@pytest.mark.parametrize("kind", ["mlm", "denoise", "clm", "arms", "rtd", "sbo", "atd", "dtd", "cse", "diffusion"])
+@pytest.mark.parametrize(
+    "kind", ["mlm", "denoise", "clm", "arms", "rtd", "sbo", "atd", "dtd", "cse", "diffusion"]
+)
 def test_the_host_waits_for_nothing_in_a_step(kind: str, on_nan: Any) -> None:
     chosen = settings(on_nan=on_nan, accumulate=2)
     trainee, step = steps_of(kind, chosen)
