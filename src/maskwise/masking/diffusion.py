@@ -20,7 +20,7 @@ Cost: for single tokens that of the policy ``token``; with weights fifty passes 
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -66,7 +66,7 @@ class Noising(Masker):
     (6, True)
     """
 
-    places: ClassVar[bool] = True
+    places = True
     """It is told the place of each row."""
 
     def __init__(self, tokenizer: Any, *, ratio: Any = "uniform(0, 1)", **more: Any):

@@ -86,6 +86,12 @@ def gather(rows: Rows | Pieces | AnnotatedBatch, vocabulary: Vocabulary) -> Anno
     return _annotated(_padded(rows), vocabulary)
 
 
+def require_whole(name: str, value: object) -> None:
+    """Refuse what is no whole number."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise MaskwiseError(f"{name} is a whole number", got=repr(value))
+
+
 def device_of(rows: Rows | Pieces | AnnotatedBatch) -> torch.device | None:
     """The accelerator that rows lie on; None for the host."""
     ids = rows.get("input_ids") if isinstance(rows, Mapping) else None

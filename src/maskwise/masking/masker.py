@@ -10,21 +10,18 @@ numpy, on the host, and costs O(B·L) memory; torch tensors are taken and given 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import ClassVar
 
-import numpy as np
-
-from maskwise.errors import MaskwiseError, unknown_name
+from maskwise.errors import MaskwiseError
 from maskwise.keys import Array, Keys, Purpose
 from maskwise.masking import corruptions, policies, schedules
 from maskwise.masking.batch import IGNORE, AnnotatedBatch, MaskedBatch
 from maskwise.masking.corruptions import Corruption
-from maskwise.masking.gather import Pieces, Rows, device_of, gather
+from maskwise.masking.gather import Pieces, Rows, device_of, gather, require_whole
 from maskwise.masking.laying import lay_out, some_labels
 from maskwise.masking.policies import Moment, Policy
 from maskwise.masking.schedules import Schedule
 from maskwise.masking.select import Selection, require_known, select
-from maskwise.masking.visits import VISITS, kept_visible, revisited
+from maskwise.masking.visits import kept_visible, revisited
 from maskwise.masking.vocabulary import Tokenizer, Vocabulary
 from maskwise.specs import Call
 
@@ -45,8 +42,7 @@ class Masker:
             corrupted ones (of all tokens of the text, where the corruption's labels say what was done): a number or a
             schedule. 1: on all that have labels. For corruptions that keep lengths.
         keep: a layer whose tokens (those with a number ≥ 0) are never masked, such as the prompts of pairs.
-        visits: how the masks of a row in different epochs hang together: ``random``, ``complement`` or ``coverage``
-            (see ``visits``).
+        visits: how a row's masks in different epochs hang together: ``random``, ``complement``, ``coverage``.
 
     Raises:
         MaskwiseError: an unknown name, a ratio outside 0 to 1, a tokenizer without what the corruption shows.
@@ -59,8 +55,7 @@ class Masker:
     True
     """
 
-    places: ClassVar[bool] = False
-    """Whether it is told the place of each row in the order of the epoch."""
+    places = False  # whether it is told the place of each row in the order of the epoch
 
     def __init__(
         self, tokenizer: Tokenizer, *, policy: Policy | str | Call = "token",
@@ -75,11 +70,9 @@ class Masker:
         self.corruption = corruptions.corruption(corruption)
         self.budget, self.fill, self.seed, self.min_targets = budget, fill, seed, min_targets
         self.keep, self.visits = keep, visits
-        if visits not in VISITS:
-            raise unknown_name("visits", visits, VISITS)
-        require_known("budget", budget)
-        require_known("fill", fill)
-        _require_whole("seed", seed)
+        for setting in ("budget", "fill", "visits"):
+            require_known(setting, getattr(self, setting))
+        require_whole("seed", seed)
         if not isinstance(min_targets, int) or min_targets < 0:
             raise MaskwiseError("min_targets is a number of tokens", got=min_targets, allowed="0, 1, 2, …")
         self.corruption.check(self.vocabulary)
@@ -110,10 +103,8 @@ class Masker:
         """
         for name, value in {"step": step, "total_steps": total_steps, "epoch": epoch}.items():
             if value is not None or name == "step":
-                _require_whole(name, value)
-        batch, device = gather(rows, self.vocabulary), device_of(rows)
-        if self.keep is not None:
-            batch = kept_visible(batch, self.keep)
+                require_whole(name, value)
+        batch, device = kept_visible(gather(rows, self.vocabulary), self.keep), device_of(rows)
         moment = Moment(step, total_steps, epoch, min_targets=self.min_targets, place=place)
         keys = Keys(batch.example_id, seed=self.seed, epoch=epoch, step=step)
         choice, ratio_P, weight_T = self.choose(batch, keys, moment)
@@ -139,17 +130,12 @@ class Masker:
 
     def describe(self) -> dict[str, str | int]:
         """The choices as plain values, for cards and reports."""
-        own = {"keep": self.keep or "", "visits": self.visits if self.visits != "random" else ""}
+        more = {"keep": self.keep or "random", "visits": self.visits}  # where they differ from what is usual
         return {
             "policy": str(self.policy), "ratio": str(self.ratio), "budget": self.budget,
             "corruption": str(self.corruption), "fill": self.fill, "min_targets": self.min_targets,
-            "seed": self.seed, "predict": str(self.predict), **{name: value for name, value in own.items() if value},
+            "seed": self.seed, "predict": str(self.predict), **{n: v for n, v in more.items() if v != "random"},
         }  # fmt: skip
 
     def __repr__(self) -> str:
         return f"Masker({', '.join(f'{name}={value}' for name, value in self.describe().items())})"
-
-
-def _require_whole(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise MaskwiseError(f"{name} is a whole number", got=repr(value))

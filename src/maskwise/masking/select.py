@@ -107,8 +107,8 @@ def select(
 
 
 def require_known(setting: str, name: str) -> None:
-    """Refuse a ``budget`` or ``fill`` that there is not."""
-    known = {"budget": BUDGETS, "fill": FILLS}[setting]
+    """Refuse a ``budget``, ``fill`` or ``visits`` that there is not."""
+    known = {"budget": BUDGETS, "fill": FILLS, "visits": ("random", "complement", "coverage")}[setting]
     if name not in known:
         raise unknown_name(setting, name, known)
 

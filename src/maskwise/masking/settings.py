@@ -6,13 +6,11 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-from maskwise.errors import unknown_name
 from maskwise.masking.corruptions import corruption
 from maskwise.masking.masker import Masker
 from maskwise.masking.policies import policy
 from maskwise.masking.schedules import schedule
 from maskwise.masking.select import require_known
-from maskwise.masking.visits import VISITS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -53,11 +51,7 @@ class MaskingSettings(BaseModel):
     @field_validator("budget", "fill", "visits")
     @classmethod
     def _listed(cls, value: str, info: ValidationInfo) -> str:
-        if info.field_name == "visits":
-            if value not in VISITS:
-                raise unknown_name("visits", value, VISITS)
-        else:
-            require_known(str(info.field_name), value)
+        require_known(str(info.field_name), value)
         return value
 
     def masker(self, tokenizer: PreTrainedTokenizerBase, *, seed: int) -> Masker:

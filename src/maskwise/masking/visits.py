@@ -35,15 +35,15 @@ from maskwise.masking.units import Units
 if TYPE_CHECKING:
     from maskwise.masking.masker import Masker
 
-VISITS = ("random", "complement", "coverage")
 
-
-def kept_visible(batch: AnnotatedBatch, layer: str) -> AnnotatedBatch:
-    """The batch, in which no token with a number ≥ 0 in a layer may be masked.
+def kept_visible(batch: AnnotatedBatch, layer: str | None) -> AnnotatedBatch:
+    """The batch, in which no token with a number ≥ 0 in a layer may be masked (None: as it is).
 
     Raises:
         MaskwiseError: there is no such layer.
     """
+    if layer is None:
+        return batch
     shown = batch.layer(layer, policy=f"keep: {layer}") >= 0
     return replace(batch, eligible=batch.eligible & ~shown)
 

@@ -229,7 +229,7 @@ class TokenizerSettings(BaseModel):
     name: str | None = None
     """A folder, hub id, ``bundled:encoder`` or ``package:NAME``. None: the pre-trained model's own, or a new one."""
     kind: Literal["wordpiece", "bpe", "letter", "k-mer"] = "wordpiece"
-    """Of a new tokenizer: words and their pieces, bytes, letters, or parts of ``k`` letters."""
+    """The tokens of a new tokenizer: pieces of words, bytes, letters, or parts of ``k`` letters."""
     k: int = Field(3, ge=1, le=12)
     vocab_size: int = Field(2048, ge=64)
     lowercase: bool = True
