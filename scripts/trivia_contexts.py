@@ -19,10 +19,12 @@ from pathlib import Path
 
 from maskwise.folders import write_lines
 from maskwise.learning.examples import find_contexts
+from maskwise.learning.labels import FUNCTION_WORDS
 from maskwise.text import read_documents
 from maskwise.text.words import text_id
 
 SPLITS = {"train": 0.6, "dev": 0.1, "test": 0.3}
+NO_ANSWERS = FUNCTION_WORDS | {"true", "false", "yes", "none", "all", "all of these", "none of these"}
 RARE = 0.002
 """A word is rare that stands in no more of the paragraphs."""
 SHORTEST, LONGEST = 20, 120
@@ -48,9 +50,12 @@ def main() -> None:
     frequency = Counter(word for text in texts for word in words(text))
     rare = {word for word, count in frequency.items() if count <= RARE * len(texts)}
     kept = [
-        n for n, own in enumerate(places)
-        if own and len(rare & words(questions[n]) & words(texts[own[0]])) >= given.rare
-    ]  # fmt: skip
+        n
+        for n, own in enumerate(places)
+        if own
+        and rows[n]["answer"].casefold() not in NO_ANSWERS
+        and len(rare & words(questions[n]) & words(texts[own[0]])) >= given.rare
+    ]
     used = sorted({place for n in kept for place in places[n]})
     write_lines(given.out / "contexts.jsonl", ({"id": f"{articles[p]} {p}", "text": texts[p]} for p in used))
     asked = ({**rows[n], "split": split_of(articles[places[n][0]])} for n in kept)

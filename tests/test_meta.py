@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from maskwise.errors import MaskwiseError
-from maskwise.learning.examples import Examples, find_contexts, masked_by
+from maskwise.learning.examples import Examples, Masked, find_contexts, masked_by
 from maskwise.learning.gradients import Losses
 from maskwise.learning.loop import learn_meta, learn_policy, losses_of
 from maskwise.learning.meta import Diverged, MetaLearner, Slopes
@@ -350,15 +350,11 @@ def test_ranks_and_back_ends_that_do_not_fit_are_refused(monkeypatch: pytest.Mon
     assert issubclass(Diverged, Exception)
 
 
-DECOYS = "factworld(people=60, facts=('work',), friends=false, fillers=0, biographies=2, decoys=2, seed=0)"
-"""Every text tells a person's job, and of two friends who once saw somebody of another job."""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("window", "finds"), [(1, False), (5, True)], ids=["table of words", "contextual"])
-def test_a_word_that_helps_in_some_contexts_only(window: int, finds: bool) -> None:
-    """Batches are small: in a large one, jobs that are asked for and others are the same words, about equally often."""
-    told, task = [text for _, text in read_world(DECOYS).documents()], load_task(DECOYS)
+def learned_in(
+    world: str, *, window: int, steps: int, ratio: float
+) -> tuple[Masked, Tensor, dict[str, Tensor]]:
+    """What a light policy masks in the texts of a world after it has learned: the masks, (B, L) shares, places."""
+    told, task = [text for _, text in read_world(world).documents()], load_task(world)
     words = train_tokenizer(told, vocab_size=2048)
     rows = {
         split: Examples.of(task, split, words, texts=told, length=32, max_length=16)
@@ -367,13 +363,42 @@ def test_a_word_that_helps_in_some_contexts_only(window: int, finds: bool) -> No
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     losses = losses_of(new_model(new_config("bert", words, 32, **sizes), seed=0), task, words, seed=0)
     policy = PolicyModel.new(words, settings={"hidden_size": 32, "window": window}, length=32)
-    settings = MetaSettings(steps=120, batch_size=4, learning_rate=0.01, ratio=0.06)  # one word a text
+    settings = MetaSettings(steps=steps, batch_size=4, learning_rate=0.01, ratio=ratio)
     learn_policy(MetaLearner(losses, policy, rows["train"], rows["dev"], settings, TRAINING), quiet=True)
-    ids = torch.tensor(words.convert_tokens_to_ids(lexicon()["job"]))
     with torch.no_grad():
         masked = masked_by(policy, rows["train"], np.arange(len(rows["train"])), settings, key=0)
-    share_BL = masked.choice.spread(masked.choice.shares(masked.logit_U))
-    job = torch.isin(masked.inputs["input_ids"], ids)
-    asked, decoy = (float(share_BL[place].sum()) for place in (job & masked.answer, job & ~masked.answer))
-    print(f"window {window}: {asked:.3f} of the weight on jobs that are asked for, {decoy:.3f} on others")
-    assert (asked / (asked + decoy) > 0.9) == finds
+    shares_BL = masked.choice.spread(masked.choice.shares(masked.logit_U))
+    kinds = {
+        kind: torch.isin(masked.inputs["input_ids"], torch.tensor(words.convert_tokens_to_ids(names)))
+        for kind in ("job", "university")
+        if (names := [name.lower() for name in lexicon()[kind]])
+    }
+    return masked, shares_BL, kinds
+
+
+DECOYS = "factworld(people=60, facts=('work',), friends=false, fillers=0, biographies=2, decoys=2, seed=0)"
+"""Every text tells a person's job, and of two friends who once saw somebody of another job."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("window", "finds"), [(1, False), (5, True)], ids=["table of words", "contextual"])
+def test_a_word_that_helps_in_some_contexts_only(window: int, finds: bool) -> None:
+    """Batches are small: in a large one, jobs that are asked for and others are the same words, about equally often."""
+    masked, shares_BL, kinds = learned_in(DECOYS, window=window, steps=120, ratio=0.06)  # one word a text
+    asked, decoys = (
+        float(shares_BL[place].sum())
+        for place in (kinds["job"] & masked.answer, kinds["job"] & ~masked.answer)
+    )
+    assert (asked / (asked + decoys) > 0.9) == finds
+
+
+BOTH = "factworld(people=60, facts=(work, study), asked=(job, university), friends=false, fillers=1, biographies=2)"
+
+
+@pytest.mark.slow
+def test_both_attributes_that_are_asked_for_are_found() -> None:
+    """One of them may weigh much less than the other: the budget has room for both."""
+    masked, _, kinds = learned_in(BOTH, window=5, steps=160, ratio=0.1)  # two words a text
+    taken_BL = masked.choice.hard()
+    shares = {kind: float(taken_BL[place].mean()) for kind, place in kinds.items()}
+    assert min(shares.values()) > 0.7, shares  # by chance .1

@@ -23,6 +23,10 @@ from maskwise.specs import Call, arguments_of, build, parse_call
         ("layer('my-layer', on=True, off=None)", Call("layer", ("my-layer",), {"on": True, "off": None})),
         ('layer("it\'s a-b", -1, 1e-3)', Call("layer", ("it's a-b", -1, 1e-3))),
         ("m(shares=(1, [2, 3]))", Call("m", (), {"shares": (1, (2, 3))})),
+        (
+            "m(names=(job, city), one=(job,))",
+            Call("m", (), {"names": (Call("job"), Call("city")), "one": (Call("job"),)}),
+        ),
         ("f()", Call("f")),
     ],
 )

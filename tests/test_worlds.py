@@ -102,6 +102,8 @@ def test_layers_cover_what_they_say(world):
 def test_two_attributes_are_asked_of_everybody_and_the_oracle_knows_both():
     world = read_world("factworld(people=40, asked=(job, university))")
     assert world.task_name == "factworld-job-university" and read_world(str(world)) == world
+    task = load_task("factworld(people=40, asked=(job, university), train_rows=10)")
+    assert task.name == world.task_name and len(task.splits["train"]) == 10
     questions = world.questions()
     assert [len(questions[split]) for split in ("train", "dev", "test")] == [40, 8, 32]
     names = {s: {" ".join(row["question"].split()[2:]) for row in rows} for s, rows in questions.items()}

@@ -38,6 +38,8 @@ class Call:
 
 
 def _show(value: object) -> str:
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_show, value))}{',' if len(value) == 1 else ''})"
     return str(value) if isinstance(value, Call) else repr(value)
 
 

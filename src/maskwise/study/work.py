@@ -85,7 +85,7 @@ def run_stage(stage: Stage, stages: Path, *, quiet: bool = True) -> Plain:
 
 def _learn(stage: Stage, stages: Path, quiet: bool) -> Plain:
     what = stage.what
-    parts = {
+    parts: Plain = {
         key: what[key] for key in ("learning", "objective", "training", "corpus", "model") if key in what
     }
     # How a text is masked afterwards is no part of a learning: any corruption will do that fits the objective.
