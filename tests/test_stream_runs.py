@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
+from maskwise.study.outlook import outlook_of
 from maskwise.training import engine
 from test_stream import texts
 from tiny import maskwise, read_lines, write_inputs, write_lines
@@ -104,3 +107,22 @@ def test_a_changed_shard_ends_a_run_that_goes_on(recipe: Path, folder: Path, tmp
     write_lines(folder / "part-2.jsonl", texts(30, seed=7))
     assert maskwise("pretrain", recipe, "training.steps=10", "--out", tmp_path / "out") == 2
     assert "the corpus, or the installed versions, changed" in capsys.readouterr().err
+
+
+def test_the_outlook_of_a_stream_looks_at_its_beginning(recipe, folder, monkeypatch) -> None:
+    monkeypatch.setattr("maskwise.study.outlook.SAMPLE_CHARACTERS", 5000)
+    facts = outlook_of(str(recipe), [f"corpus.source={folder}/part-*.jsonl", "tasks=[]"], timing=False)
+    assert not facts["corpus"]["whole"] and 5000 <= facts["corpus"]["characters"] < 6000
+    assert facts["training"]["passes"] is None and facts["corpus"]["rows"] > 10
+    assert any("on a stream, which is not counted" in text for _, text in facts["lines"])
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_a_stream(tmp_path: Path) -> None:
+    """Scaled down from the claim, which is 20 and 2,000 MB: every part within 200 MB of what a quarter takes."""
+    script = Path(__file__).parent.parent / "benchmarks" / "stream_memory.py"
+    command = [sys.executable, str(script), "20", "80"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    more = json.loads(done.stdout.splitlines()[-1].partition(": ")[2])
+    assert {"prepare", "drain", "start", "middle", "end"} <= set(more)
+    assert max(more.values()) < 200, more

@@ -37,7 +37,7 @@ from maskwise.study.starter import look_at, starter
 from maskwise.study.timing import START_SECONDS, Timings, time_stages, works_of
 from maskwise.study.work import masked_source
 from maskwise.tasks import Task, load_task
-from maskwise.text import Document, Prepared, tokenise
+from maskwise.text import Document, Prepared, Rows, tokenise
 from maskwise.text.pieces import UNKNOWN
 
 SAMPLE_CHARACTERS = 600_000
@@ -76,6 +76,12 @@ class Look(NamedTuple):
     whole: bool
     skipped: Mapping[str, int]
 
+    @property
+    def rows(self) -> Rows:
+        """The rows of the sample that would be trained on; also a stream's, which is sampled as a corpus is."""
+        assert isinstance(self.data.training, Rows)
+        return self.data.training
+
 
 def outlook_of(subject: str, overrides: Sequence[str] = (), *, timing: bool = True) -> Plain:
     """What a recipe, or the recipe for a file, would do.
@@ -106,7 +112,7 @@ def outlook_of(subject: str, overrides: Sequence[str] = (), *, timing: bool = Tr
         counts: dict[str, Plain | None] = {}
         for arm, link in (arms or {recipe.name: first}).items():
             try:
-                counts[arm] = _targets(link, look.data, config)
+                counts[arm] = _targets(link, look, config)
             except MaskwiseError as error:  # such as a text that is shorter than a batch
                 doubts.append({"what": f"arm {arm} cannot be trained: {error}", "do": ""})
         times = _times(
@@ -153,7 +159,7 @@ def _look(link: Recipe, folder: Path) -> Look:
             break
     skipped = dict(documents.skipped)
     total, count, whole = size, len(sample), size < SAMPLE_CHARACTERS
-    if not whole:
+    if not whole and not corpus.stream:
         seen = [look_at(source, text_field=corpus.text_field) for source in corpus.sources]
         total, count = sum(each.characters for each in seen), sum(each.documents for each in seen)
         whole = all(each.whole for each in seen)
@@ -187,9 +193,9 @@ def _loaded(link: Recipe):  # type: ignore[no-untyped-def]  # a tokenizer of tra
 
 
 def _corpus(link: Recipe, look: Look) -> Plain:
-    data, counts = look.data, look.data.training.pieces.counts
-    tokens = max(1, counts.get("tokens", data.training.tokens))
-    words = data.training.pieces.columns.get("word_ids")
+    data, rows, counts = look.data, look.rows, look.rows.pieces.counts
+    tokens = max(1, counts.get("tokens", rows.tokens))
+    words = rows.pieces.columns.get("word_ids")
     number = None
     if words is not None:
         ids = np.asarray(words)
@@ -197,7 +203,7 @@ def _corpus(link: Recipe, look: Look) -> Plain:
     scaled = lambda value: round(value * look.scale)  # noqa: E731
     return {
         "title": link.corpus.title, "documents": look.documents, "characters": look.characters, "whole": look.whole,
-        "skipped": dict(look.skipped), "rows": scaled(len(data.training)), "held_out_rows": scaled(len(data.held_out)),
+        "skipped": dict(look.skipped), "rows": scaled(len(rows)), "held_out_rows": scaled(len(data.held_out)),
         "length": link.corpus.length, "tokens": scaled(tokens), "unknown": counts.get(UNKNOWN, 0) / tokens,
         "words": None if number is None else scaled(number), "vocabulary": len(data.tokenizer),
         "tokens_per_word": None if not number else round(tokens / number, 3),
@@ -214,11 +220,11 @@ def _model(link: Recipe, config: PreTrainedConfig) -> Plain:
     }  # fmt: skip
 
 
-def _targets(link: Recipe, data: Prepared, config: PreTrainedConfig) -> Plain | None:
+def _targets(link: Recipe, look: Look, config: PreTrainedConfig) -> Plain | None:
     """What one step of a training is, in the mean of some steps; None where several objectives take turns."""
     if link.objectives or link.learns:
         return None
-    source = masked_source(data, link, config)
+    source = masked_source(look.data, link, config)
     steps = over_a_run(link.training.steps, COUNTED_STEPS)
     targets = tokens = units = chosen = 0.0
     for step in steps:
@@ -226,10 +232,10 @@ def _targets(link: Recipe, data: Prepared, config: PreTrainedConfig) -> Plain | 
         targets += sum(int((batch.labels >= 0).sum()) for batch in batches)
         tokens += source.facts(batches)["tokens"]
     masker = source.masker
-    if isinstance(masker, Masker) and len(data.training):
+    if isinstance(masker, Masker) and len(look.rows):
         from maskwise.masking.gather import gather
 
-        pieces = data.training.batch(np.arange(min(16, len(data.training))))
+        pieces = look.rows.batch(np.arange(min(16, len(look.rows))))
         batch = gather(pieces, masker.vocabulary)
         keys = Keys(batch.example_id, seed=0, epoch=0, step=steps[0])
         length = masker.policy.units(batch, keys, Moment(steps[0], link.training.steps, 0)).length
@@ -256,7 +262,9 @@ def _task(task: Task) -> Plain:
 def _training(recipe: Recipe, first: Recipe, facts: Plain) -> Plain:
     """Passes over the text, and the steps after which a new model leaves the plateau."""
     how, rows = first.training, max(1, facts["corpus"]["rows"])
-    training: Plain = {"steps": how.steps, "passes": how.steps * how.batch_size / rows, "plateau_steps": None}
+    known = facts["corpus"]["whole"] or not first.corpus.stream
+    passes = how.steps * how.batch_size / rows if known else None
+    training: Plain = {"steps": how.steps, "passes": passes, "plateau_steps": None}
     each = [arm["targets_per_step"] for arm in facts["arms"].values()]
     if first.model.pretrained is None and first.kind == "encoder" and each and min(each) > 0:
         needed = PLATEAU_TARGETS * (facts["corpus"]["vocabulary"] / PLATEAU_VOCABULARY) ** 0.5
@@ -278,7 +286,7 @@ def _times(recipe: Recipe, look: Look, stages: Path, *, timing: bool) -> Plain:
     plans = list(design.plans())
     works = works_of(recipe, [run for plan in plans for run in plan.runs])
     timings = Timings()
-    if timing and len(look.data.training):
+    if timing and len(look.rows):
         time_stages(
             list(works.values()), look.data, timings, characters=look.characters, prepared=look.seconds
         )
@@ -328,7 +336,7 @@ def _doubts(recipe: Recipe, first: Recipe, facts: Plain) -> Iterator[Plain]:
         if arm["targets_per_step"] < FEW_TARGETS:
             what = f"arm {name} has {arm['targets_per_step']:.0f} targets a step"
             yield doubt(what, "raise training.batch_size, corpus.length or the ratio")
-    if training["passes"] > LEAST_ROWS:
+    if (training["passes"] or 0) > LEAST_ROWS:
         what = f"the text is read {training['passes']:.0f} times, and will rather be learned by heart"
         yield doubt(what, "give more text, or lower training.steps")
     if (needed := training["plateau_steps"]) and training["steps"] < needed:
@@ -393,7 +401,9 @@ def _lines(recipe: Recipe, facts: Plain) -> Iterator[tuple[str, str]]:
         if training["plateau_steps"] is None
         else f"; about {training['plateau_steps']:,} to leave the plateau"
     )
-    yield "training", f"{training['steps']:,} steps, {training['passes']:.1f} passes over the text{plateau}"
+    passes = training["passes"]
+    over = "on a stream, which is not counted" if passes is None else f"{passes:.1f} passes over the text"
+    yield "training", f"{training['steps']:,} steps, {over}{plateau}"
     for name, task in facts["tasks"].items():
         rows = ", ".join(f"{count:,} {split}" for split, count in task["rows"].items())
         labels = f", {task['classes']} labels" if task["classes"] else ""
