@@ -18,6 +18,8 @@ from transformers import AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 from maskwise.errors import MaskwiseError
 from maskwise.masking import Masker
 from maskwise.objectives import MaskedLanguageModelling, objective
+from maskwise.recipe import read_recipe
+from maskwise.study.single import run_pretrain
 from maskwise.training import MaskedSource, train
 from maskwise.training.arms import Arms
 from maskwise.training.engine import Engine, save_checkpoint
@@ -26,6 +28,7 @@ from processes import two_ranks
 from test_faults import Poisonous, Spoiled
 from test_training import DATA, close, lines, run, settings
 from test_wrapping import trained
+from tiny import write_inputs
 from training_tools import model, tokenizer
 
 
@@ -105,6 +108,26 @@ def test_muon_of_two_processes_is_that_of_one(shard: bool, tmp_path: Path) -> No
     two_ranks(muon_ranks, tmp_path / "two", shard)
     for a, b in zip(lines(tmp_path / "one"), lines(tmp_path / "two"), strict=True):
         close(a, b, rel=1e-3)
+
+
+def pretrained_ranks(recipe: Path, overrides: list[str], folder: Path) -> None:
+    run_pretrain(read_recipe(recipe, [*overrides, "training.shard=true"]), folder, quiet=True)
+
+
+@pytest.mark.slow
+def test_a_sharded_pretraining_writes_an_ordinary_checkpoint_and_the_best_one(tmp_path: Path) -> None:
+    recipe = write_inputs(tmp_path / "inputs")
+    overrides = ["training.steps=20", "training.eval_every=10", "training.keep_best=true",
+                 "model.settings.hidden_dropout_prob=0", "model.settings.attention_probs_dropout_prob=0"]  # fmt: skip
+    one = run_pretrain(read_recipe(recipe, overrides), tmp_path / "one", quiet=True)
+    two_ranks(pretrained_ranks, recipe, overrides, tmp_path / "two")
+    two = json.loads((tmp_path / "two" / "done.json").read_text())
+    for a, b in zip(one["heldout"], two["heldout"], strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+    for name in ("checkpoint", "best"):
+        found = [AutoModelForMaskedLM.from_pretrained(tmp_path / way / name) for way in ("one", "two")]
+        for mine, theirs in zip(*(net.parameters() for net in found), strict=True):
+            torch.testing.assert_close(theirs, mine, rtol=1e-2, atol=1e-4)
 
 
 class SpoiledOnRank1(Spoiled):

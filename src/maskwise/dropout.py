@@ -28,7 +28,7 @@ def dropped(values: Tensor, rate: float) -> Tensor:
     below = round(rate * STEPS)
     if values.device.type != "cpu" or not values.is_floating_point() or below == STEPS:
         return dropout(values, rate)
-    return _Dropped.apply(values, below) if below else values  # type: ignore[no-any-return]
+    return _Dropped.apply(values, below) if below else values
 
 
 class _Dropped(torch.autograd.Function):

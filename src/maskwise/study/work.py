@@ -151,7 +151,7 @@ def pretrain(
         card = model_card(recipe, {**made.words, **(facts or {})}, losses, text=_size(data.training))
         save_checkpoint(target, network, data.tokenizer, card=card, heads=made.heads())
 
-    best = Best(folder, save) if training.keep_best and rank_here() == 0 else None
+    best = Best(folder, save) if training.keep_best else None
 
     def curve(step: int) -> list[Plain]:
         losses[:] = [dict(line) for line in held_out(judged)]
@@ -167,8 +167,8 @@ def pretrain(
     if not done["targets"]:
         what = "not one target in the whole training: this checkpoint has learnt nothing, and is not kept"
         raise MaskwiseError(what, got=made.title, do="look at the masks: maskwise inspect")
+    save(folder / "checkpoint")
     if rank_here() == 0:
-        save(folder / "checkpoint")
         shutil.rmtree(folder / "resume", ignore_errors=True)
     return {
         "heldout": losses,

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 
+from maskwise.constants import rank_here
 from maskwise.folders import damage, read_json, write_json
 
 
@@ -19,7 +20,7 @@ class Best:
 
     Args:
         folder: of the run.
-        save: writes a checkpoint into a folder, whole or not at all.
+        save: writes a checkpoint into a folder, whole or not at all; every rank calls it, and the first one writes.
     """
 
     def __init__(self, folder: Path, save: Callable[[Path], None]):
@@ -42,5 +43,6 @@ class Best:
         loss = fmean(losses) if losses else math.nan
         if loss < self.loss:
             self.save(self.folder)
-            write_json(self.facts, {"step": step, "loss": loss})
+            if not rank_here():
+                write_json(self.facts, {"step": step, "loss": loss})
             self.loss = loss

@@ -329,7 +329,7 @@ def save_checkpoint(
 ) -> None:  # fmt: skip
     """Write an ordinary transformers folder, whole or not at all, with a manifest.
 
-    Where the weights are shared out among ranks, every rank calls this, and the first one writes.
+    The first rank writes; where the weights are shared out among ranks, every rank calls this.
 
     Args:
         card: the text of its README.md.
@@ -342,8 +342,8 @@ def save_checkpoint(
     weights = None
     if wrapping.any_sharded(model.parameters()):
         weights = wrapping.gathered(model.state_dict(), keep=not rank_here())
-        if rank_here():
-            return
+    if rank_here():
+        return
 
     def fill(target: Path) -> None:
         with without_advice():  # a bar for every file
