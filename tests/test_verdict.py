@@ -326,8 +326,8 @@ def test_the_headline_keeps_a_baseline_that_nothing_beats():
     (row,) = rows_of(summary)
     assert (
         row["better"] == "baseline"
-        and summary["headline"].endswith(row["brief"])
-        and summary["headline"] != row["brief"]
+        and summary["headline"].startswith("Keep masking 15 % of the tokens")
+        and len(summary["headline"].split()) <= 20
     )
     study, records = study_of({"token-15": [0.5, 0.6]})
     assert summarise(records, study)["contrasts"] == []
@@ -338,7 +338,7 @@ def test_with_several_baselines_the_headline_is_the_surest_difference():
     study, records = study_of(scores)
     study["contrasts"] = [("plus", "uniform"), ("plus", "mlm")]
     summary = summarise(records, study)
-    assert summary["headline"] == rows_of(summary)[1]["brief"] and rows_of(summary)[1]["baseline"] == "mlm"
+    assert "mlm" in summary["headline"] and rows_of(summary)[1]["baseline"] == "mlm"
 
 
 def test_a_sampler_is_not_described_by_its_masks():

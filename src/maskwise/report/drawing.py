@@ -16,7 +16,7 @@ import altair as alt
 from maskwise.constants import DIFFUSION, PLATEAU_NATS
 from maskwise.files import Contrast
 
-SLATE, BROWN = "#565f6b", "#8a5a2b"
+SLATE, BROWN, VOID = "#565f6b", "#8a5a2b", "#a5a29b"
 OKABE_ITO = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 MUTED = [
     "#882255",
@@ -309,6 +309,7 @@ def _forest(kind: str, rows: list[Contrast], colours: Colours, common: Sequence[
     points = kind == "task" or any(row["unit"] == "score" for row in rows)
     sign = (100 if points else 1) * (1 if rows[0]["higher_is_better"] else -1)
     drawn = [(row, row["mean"]) for row in rows if row["mean"] is not None and row["verdict"] != "void"]
+    drawn = drawn or [(row, row["mean"]) for row in rows if row["mean"] is not None]
     # With two runs an interval can be a hundred times the effect: such ends are cut, and marked as cut.
     largest = max((abs(at) for _, at in drawn), default=0)
     ends = [abs(end) for row, _ in drawn for end in (row["low"], row["high"]) if end is not None]
@@ -322,10 +323,10 @@ def _forest(kind: str, rows: list[Contrast], colours: Colours, common: Sequence[
         line: View = {
             "row": row,
             "label": outcome_label(row["outcome"]),
-            "colour": colours.get(row["arm"], SLATE),
+            "colour": VOID if row["verdict"] == "void" else colours.get(row["arm"], SLATE),
         }
         line["notes"] = [note for note in _notes(row) if note not in common]
-        line["drawn"] = row["mean"] is not None and row["verdict"] != "void"
+        line["drawn"] = row["mean"] is not None
         if row["mean"] is not None and line["drawn"]:
             line |= {
                 "at": place(sign * row["mean"]),

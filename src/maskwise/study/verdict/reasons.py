@@ -31,6 +31,9 @@ INCOMPARABLE = {
     "different-tokenizers": "the arms have different tokenizers, so a figure per token measures different things",
 }
 
+MOST_TIMES = 10
+"""No number of further steps is named that would be more than so many times those that were taken."""
+
 
 class Reasons:
     """Finds the reasons of rows. ``names`` are the arms in words."""
@@ -59,13 +62,25 @@ class Reasons:
         if stuck := [arm for arm in pair if arm != REFERENCE and table.on_plateau(arm)]:
             sentence = (
                 f"{self._named(stuck)} learnt little more than word frequencies (the plateau: a loss less than"
-                f" {PLATEAU_NATS} nats below that of word frequencies); train longer"
+                f" {PLATEAU_NATS} nats below that of word frequencies; {self._short(stuck)}); train longer"
             )
             reasons.append({"code": "plateau", "effect": "voids", "sentence": sentence, "arms": stuck})
         if all(table.at_chance(name, arm) for name in table.measured(outcome) for arm in pair):
             sentence = "neither arm scores better than guessing (chance level)"
             reasons.append({"code": "chance-level", "effect": "voids", "sentence": sentence})
         return reasons
+
+    def _short(self, stuck: Sequence[str]) -> str:
+        """How much is missing to leave the plateau, and after how many more steps it may be there at this rate."""
+        told = []
+        for arm in stuck:
+            gap, steps = self.table.gap_nats(arm) or 0.0, self.table.compute(arm).get("steps")
+            part = f"{PLATEAU_NATS - gap:.2f} nats short"
+            if steps and gap > PLATEAU_NATS / MOST_TIMES:
+                more = steps * (PLATEAU_NATS - gap) / gap
+                part += f", about {float(f'{more:.1g}'):,.0f} more steps at this rate"
+            told.append(part)
+        return "; ".join(dict.fromkeys(told))
 
     def tested(self, row: Contrast, *, apart: bool, alpha: float) -> Reason:
         """What the test says, or why there is none; ``apart``: the interval does not hold zero."""

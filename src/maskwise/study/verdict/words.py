@@ -187,20 +187,58 @@ def headline_row(rows: Sequence[Contrast]) -> Contrast | None:
     return max(judged, key=lambda row: (row["mean"] or 0) * (1 if row["higher_is_better"] else -1))
 
 
+MOST_WORDS = 20
+"""Of a headline."""
+
+
 def headline_sentence(rows: Sequence[Contrast], names: Names, baseline: str) -> str:
-    """The page in a sentence or two, from the primary rows: the best choice, by how much, how sure."""
+    """The page in one short sentence, from the primary rows: what to use, by how much, how sure."""
     row = headline_row(rows)
     if row is None and len(names) > 1:
         why = "nothing was measured that suits both: name tasks, or held-out masks"
         return f"The arms cannot be compared, because {why}."
     if row is None:
         return f"There is only one arm ({names.get(baseline, baseline)}), and nothing to compare it with."
-    sentence = contrast_sentence(row, names, brief=True)
     judged = [row for row in rows if row["verdict"] != "void"]
-    if judged and all((r["better"], r["baseline"]) == ("baseline", row["baseline"]) for r in judged):
-        kept = names.get(row["baseline"], row["baseline"])
-        return f"Keep {kept}: nothing that was tried did better. {sentence}"
+    keeps = all((r["better"], r["baseline"]) == ("baseline", row["baseline"]) for r in judged) and bool(
+        judged
+    )
+    sentence = ""
+    for known in (names, {}):  # the arms in words, and by their names where that would be too long
+        sentence = _capital(_headline(row, known, keeps=keeps))
+        if len(sentence.split()) <= MOST_WORDS:
+            break
     return sentence
+
+
+def _headline(row: Contrast, names: Names, *, keeps: bool) -> str:
+    """What to use, by how much, how sure."""
+    arm, baseline = (names.get(name, name) for name in (row["arm"], row["baseline"]))
+    where, mean = outcome_words(row["outcome"]), row["mean"]
+    if row["verdict"] == "void" or mean is None:
+        reason = row["reasons"][0] if row["reasons"] else None
+        stuck = " and ".join(names.get(name, name) for name in reason.get("arms", ())) if reason else ""
+        why = {
+            "plateau": f"{stuck} learnt little more than word frequencies",
+            "chance-level": "neither arm scores better than guessing",
+            "missing-runs": "too few runs finished",
+        }
+        told = why.get(reason["code"], reason["sentence"]) if reason else "nothing was measured"
+        return f"no verdict: {told}."
+    if keeps:
+        return f"keep {baseline}: nothing that was tried did better."
+    if row["verdict"] == "equal":
+        return f"use either: {arm} and {baseline} are equal {where}."
+    if not mean:
+        return f"not decided: {arm} and {baseline} were equal {where}."
+    first, second = (arm, baseline) if (mean > 0) == row["higher_is_better"] else (baseline, arm)
+    amount = _amount(row, mean, brief=True)
+    if row["verdict"] == "decided":
+        p = "" if row["p_adjusted"] is None else f" (p = {row['p_adjusted']:.2g})"
+        return f"use {first}: {amount} better than {second} {where}{p}."
+    if row["verdict"] == "suggests":
+        return f"perhaps {first}: {amount} better than {second} {where}, which {row['n']} runs suggest."
+    return f"not decided: {first} is {amount} ahead of {second} {where}."
 
 
 def advice_of(rows: Sequence[Contrast], names: Names) -> list[tuple[str, str]]:
