@@ -40,10 +40,7 @@ def test_ten_clear_runs_decide():
     assert clear["p"] == 2 / 1024 and clear["p_adjusted"] == 4 / 1024  # Holm over two
     assert clear["natural"]["mean"] == pytest.approx(0.03, abs=0.006) and clear["unit"] == "SDs"
     assert (null["verdict"], null["better"]) == ("undecided", None) and null["more_runs"] > 0
-    assert (
-        "token-30" in summary["headline"]
-        and summary["verdict"] == "decided"
-    )
+    assert "token-30" in summary["headline"] and summary["verdict"] == "decided"
     assert advice_in(summary)[0] == "use"
     json.dumps(summary, allow_nan=False)
 
