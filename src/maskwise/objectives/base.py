@@ -76,12 +76,14 @@ class Outcome(NamedTuple):
         targets: what the sum is divided by, a scalar: the number of targets (diffusion: of eligible tokens).
         losses: (M,) float32, the loss of every target, detached; None where an objective has no targets at places.
         where: (M, 2) int64, row and column of every target.
+        right: (M,) bool, whether the likeliest token is the right one; None unless somebody asked for it.
     """
 
     loss: Tensor
     targets: Tensor
     losses: Tensor | None = None
     where: Tensor | None = None
+    right: Tensor | None = None
 
 
 class Objective(nn.Module, ABC):

@@ -79,7 +79,7 @@ class MaskedDiffusion(MaskedLanguageModelling):
     def forward(self, batch: MaskedBatch) -> Outcome:  # type: ignore[override]  # a dict has no weights
         losses, where = self.token_losses(batch)
         total = weighted(losses, batch.loss_weight, *where.unbind(1)).sum()
-        return Outcome(total, counted(batch.counted or 0, losses), losses.detach(), where)
+        return Outcome(total, counted(batch.counted or 0, losses), losses.detach(), where, self._right)
 
 
 NAMED = {"budget": "exact", "fill": "none", "visits": "random"}

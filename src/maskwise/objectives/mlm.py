@@ -9,14 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, pad
 from transformers import PreTrainedModel
 
 from maskwise.families import adapter_of, encoder_weights, head_weights, masked_logits, prediction_head
+from maskwise.keys import Array
 from maskwise.masking import IGNORE
-from maskwise.masking.batch import MaskedBatch
+from maskwise.masking.batch import AnnotatedBatch, MaskedBatch
 from maskwise.objectives.base import (
     Masking,
     Objective,
@@ -45,17 +47,23 @@ class MaskedLanguageModelling(Objective):
     compiled: Callable[[PreTrainedModel, Tensor, Tensor], Tensor] | None = None
     """``head_losses`` after ``torch.compile``; None: it is not compiled."""
 
+    tells_right: bool = False
+    """Whether outcomes say which targets were predicted right; the head is then not compiled."""
+
+    _right: Tensor | None = None
+
     def forward(self, batch: MaskedBatch | dict[str, Tensor]) -> Outcome:
         losses, where = self.token_losses(batch)
-        return Outcome(losses.sum(), counted(losses.numel(), losses), losses.detach(), where)
+        return Outcome(losses.sum(), counted(losses.numel(), losses), losses.detach(), where, self._right)
 
     def token_losses(self, batch: MaskedBatch | dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Loss (M,) float32 and place (M, 2) of every target, in the order of the rows."""
         where = target_places(batch)
         row, column = where.unbind(1)
         truth, inputs = batch["labels"][row, column], self.inputs(batch)
-        if self.compiled is None:
+        if self.compiled is None or self.tells_right:
             logits = masked_logits(self.model, inputs, row, column)
+            self._right = logits.argmax(-1) == truth if self.tells_right else None
             return cross_entropy(unrounded(logits), truth, reduction="none"), where
         states = adapter_of(self.model.config).states(self.model, inputs)
         more = padded_count(len(where)) - len(where)
@@ -64,6 +72,28 @@ class MaskedLanguageModelling(Objective):
             pad(truth, (0, more), value=IGNORE),
         )
         return self.compiled(self.model, states_MH, truth)[: len(where)], where
+
+    @torch.no_grad()
+    def entropies(self, source: AnnotatedBatch, at: Array, mask: int) -> Array:
+        """(M,) float64, nats: how unsure the model is at some places (M,) of a line of pieces, while they are hidden.
+
+        Args:
+            mask: the id of [MASK].
+        """
+        ids = source.input_ids.copy()
+        ids[at] = mask
+        labels = np.full(len(ids), IGNORE)
+        labels[at] = source.input_ids[at]
+        tensors = [torch.from_numpy(line.reshape(source.shape)) for line in (ids, labels)]
+        attention = None if source.attention_mask is None else source.tensor("attention_mask")
+        batch = MaskedBatch(*tensors, attention, source, torch.zeros(len(source.begin)), targets=len(at))
+        device, training = next(self.parameters()).device, self.training
+        self.eval()
+        batch = batch.to(device)
+        logits = unrounded(masked_logits(self.model, self.inputs(batch), *batch.where.unbind(1)))
+        self.train(training)
+        log_p = logits.log_softmax(-1)
+        return -(log_p.exp() * log_p).sum(-1).double().numpy(force=True)
 
     def compile_head(self) -> None:
         """Compile the head and the loss, unless the head is not known. Targets without a label are added to every

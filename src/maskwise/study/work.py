@@ -47,7 +47,7 @@ from maskwise.training import MaskedSource, Source, log_frequencies, train
 from maskwise.training.arms import Arms, ArmsSource, Probe, SamplerLearner, check_enough, probe_rows
 from maskwise.training.best import Best
 from maskwise.training.engine import save_checkpoint
-from maskwise.training.learners import Learner
+from maskwise.training.learners import Learner, meet
 from maskwise.training.loop import Training
 from maskwise.training.stream import StreamedRows
 
@@ -160,7 +160,8 @@ def pretrain(
         return losses
 
     with closing(made):
-        done = train(
+        meet(made.learners, made.objective)
+    done = train(
             made.objective, made.source, training, folder=folder, learners=made.learners, evaluate=curve,
             title=made.title, quiet=quiet,
         )  # fmt: skip

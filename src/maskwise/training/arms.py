@@ -30,7 +30,7 @@ from maskwise.objectives import Objective, Outcome
 from maskwise.objectives.base import counted
 from maskwise.samplers import Sampler
 from maskwise.training.data import MaskedSource, Rows
-from maskwise.training.learners import Learner, Point
+from maskwise.training.learners import Learner, Point, meet
 from maskwise.training.settings import TrainingSettings
 from maskwise.training.stream import StreamedRows
 
@@ -153,6 +153,9 @@ class OfArm:
     def observe(self, batch: ArmBatch, outcome: Outcome) -> None:
         if batch.arm == self.arm:
             self.learner.observe(batch.batch, outcome)
+
+    def meet(self, objective: Arms) -> None:
+        meet({self.arm: self.learner}, objective.arm(self.arm))
 
     def after(self, now: Point) -> None:
         self.learner.after(now)

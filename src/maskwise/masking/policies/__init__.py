@@ -28,6 +28,7 @@ from maskwise.masking.policies.given import (
 )  # fmt: skip
 from maskwise.masking.policies.learned import GroupWeighted, group_weighted, pos_weighted
 from maskwise.masking.policies.mixture import Mixture, mixture
+from maskwise.masking.policies.online import EntropyWeighted, TypeWeighted, entropy_weighted, type_weighted
 from maskwise.masking.policies.scored import Learned
 from maskwise.masking.policies.spans import Span, Suffix, T5Span, Ul2
 from maskwise.specs import Call, build
@@ -37,7 +38,7 @@ POLICIES: dict[str, Callable[..., Policy]] = {
     "span-layer": SpanLayer, "guided": Guided, "salient": salient, "phrase": phrase, "sentence": sentence,
     "weighted": weighted, "frequency": frequency, "group-weighted": group_weighted,
     "pos-weighted": pos_weighted, "informative": informative, "difference": difference, "learned": Learned,
-    "mixture": mixture,
+    "type-weighted": type_weighted, "entropy-weighted": entropy_weighted, "mixture": mixture,
 }  # fmt: skip
 
 
@@ -51,6 +52,7 @@ def policy(spec: Policy | str | Call) -> Policy:
 
 
 __all__ = [
-    "POLICIES", "Frequency", "GroupWeighted", "Guided", "Learned", "Mixture", "Moment", "Policy", "Span", "SpanLayer",
-    "Suffix", "T5Span", "Token", "Ul2", "UnitKind", "Weighted", "WholeWord", "policy",
+    "POLICIES", "EntropyWeighted", "Frequency", "GroupWeighted", "Guided", "Learned", "Mixture", "Moment", "Policy",
+    "Span", "SpanLayer", "Suffix", "T5Span", "Token", "TypeWeighted", "Ul2", "UnitKind", "Weighted", "WholeWord",
+    "policy",
 ]  # fmt: skip

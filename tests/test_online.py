@@ -1,0 +1,131 @@
+"""Policies that the model teaches while it trains, on a text of which half of the types cannot be learned."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from maskwise.errors import MaskwiseError
+from maskwise.masking import Masker
+from maskwise.masking.policies import policy
+from maskwise.objectives import MaskedLanguageModelling, Outcome
+from maskwise.recipe import Recipe, validate
+from maskwise.study.single import run_pretrain
+from maskwise.training.data import MaskedSource
+from maskwise.training.learners import Point, learners_of, meet
+from maskwise.training.loop import train
+from maskwise.training.settings import TrainingSettings
+from training_tools import FIRST, Language, model, tokenizer
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Texts of two halves: w0 to w11, always in this order; and twelve words from w20 to w31 that nothing foretells."""
+    draw, folder = random.Random(3), tmp_path_factory.mktemp("online")
+    lines = []
+    for number in range(300):
+        noise = [f"w{draw.randrange(20, 32)}" for _ in range(12)]
+        lines.append(json.dumps({"id": str(number), "text": " ".join([f"w{i}" for i in range(12)] + noise)}))
+    (folder / "texts.jsonl").write_text("\n".join(lines) + "\n")
+    tokenizer().save_pretrained(folder / "tokenizer")
+    return folder
+
+
+def recipe(corpus: Path, name: str, *, steps: int = 110) -> Recipe:
+    settings = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+    return validate({
+        "corpus": {"source": str(corpus / "texts.jsonl"), "length": 28, "layout": "document", "held_out": 0.1},
+        "tokenizer": {"name": str(corpus / "tokenizer")}, "model": {"architecture": "bert", "settings": settings},
+        "masking": {"policy": name, "corruption": "mask-only", "ratio": 0.25},
+        "evaluation": {"rows": 16, "masks": ["token"], "ratios": [0.15]},
+        "training": {"steps": steps, "batch_size": 16, "learning_rate": 8e-3, "precision": "no", "log_every": 25},
+    }, origin="test")  # fmt: skip
+
+
+def shares(corpus: Path, name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The share of noise among the masked tokens, in the first and the last 30 steps in which the policy acts."""
+    seen: list[float] = []
+    whole = MaskedLanguageModelling.forward
+
+    def forward(self: Any, batch: Any) -> Outcome:
+        truth = batch["labels"][batch["labels"] >= 0]
+        if self.training and batch.choice.units.weight is not None:
+            seen.append(float((truth >= FIRST + 20).double().mean()))
+        return whole(self, batch)
+
+    monkeypatch.setattr(MaskedLanguageModelling, "forward", forward)
+    run_pretrain(recipe(corpus, name), folder / "run", quiet=True)
+    few = min(30, len(seen) // 3)
+    return [sum(seen[:few]) / few, sum(seen[-few:]) / few]
+
+
+@pytest.mark.parametrize(
+    ("name", "rises"),
+    [
+        ("type-weighted(every=10)", True),
+        ("type-weighted(by=loss, every=10)", True),
+        ("entropy-weighted(every=2)", True),
+        ("entropy-weighted(every=2, power=-1.0)", False),
+    ],
+)
+def test_the_share_of_noise_goes_as_the_method_says(
+    name: str, rises: bool, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, last = shares(corpus, name, tmp_path, monkeypatch)
+    assert abs(first - 0.5) < 0.2
+    assert last > 0.65 if rises else last < 0.3, (name, first, last)
+
+
+def test_weights_by_hand() -> None:
+    masker = Masker(tokenizer(), policy="type-weighted(every=2)", corruption="mask-only", ratio=0.5)
+    learner = learners_of(masker)["policy"]
+    batch = masker(Language(4).batch(torch.arange(4)), epoch=0)
+    losses = torch.ones(batch.targets)
+    right = torch.arange(batch.targets) % 2 == 0
+    outcome = Outcome(losses.sum(), torch.tensor(batch.targets), losses, batch.where, right)
+    for done in (1, 2):
+        learner.observe(batch, outcome)
+        learner.after(Point(done, 10, lambda sums: sums))
+    truth = batch.labels[batch.labels >= 0]
+    kind = int(truth[0])
+    asked, good = 2 * int((truth == kind).sum()), 2 * int(((truth == kind) & right).sum())
+    weights = masker.policy.types.weight_V
+    assert float(weights[kind]) == pytest.approx(0.2 + 0.8 * (1 - (good + 1) / (asked + 2)))
+    never = next(i for i in range(FIRST, 45) if i not in truth.tolist())
+    assert float(weights[never]) == 1
+    other = policy("type-weighted(every=2)")
+    assert other.types.weight_V is None, "another policy of the same name knows nothing"
+
+
+@pytest.mark.parametrize("name", ["type-weighted(every=3)", "entropy-weighted(every=2)"])
+def test_a_run_that_was_stopped_goes_on_bit_for_bit(name: str, tmp_path: Path) -> None:
+    def run(folder: Path | None, steps: list[int]) -> dict[str, torch.Tensor]:
+        for until in steps:
+            masker = Masker(tokenizer(), policy=name, corruption="mask-only", ratio=0.3)
+            settings = TrainingSettings(
+                steps=12, batch_size=4, learning_rate=1e-2, precision="no", save_every=6 if folder else 0, log_every=6
+            )
+            objective = MaskedLanguageModelling(model("bert", seed=1))
+            source = MaskedSource(Language(64), masker, settings)
+            learners = source.learners()
+            meet(learners, objective)
+            enough = (lambda done, until=until: [{"enough": done >= until}]) if until < 12 else None
+            if enough:
+                settings = settings.model_copy(update={"eval_every": until})
+            train(objective, source, settings, folder=folder, learners=learners, evaluate=enough, quiet=True)
+        return {key: value.clone() for key, value in objective.state_dict().items()}
+
+    whole = run(None, [12])
+    parts = run(tmp_path / "run", [7, 12])
+    assert all(torch.equal(whole[key], parts[key]) for key in whole)
+
+
+@pytest.mark.parametrize("name", ["type-weighted(by=size)", "type-weighted(every=0)", "entropy-weighted(every=0)"])
+def test_bad_arguments(name: str) -> None:
+    with pytest.raises(MaskwiseError):
+        policy(name)
