@@ -108,7 +108,12 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(name: str, tmp_path: Path) -
         for until in steps:
             masker = Masker(tokenizer(), policy=name, corruption="mask-only", ratio=0.3)
             settings = TrainingSettings(
-                steps=12, batch_size=4, learning_rate=1e-2, precision="no", save_every=6 if folder else 0, log_every=6
+                steps=12,
+                batch_size=4,
+                learning_rate=1e-2,
+                precision="no",
+                save_every=6 if folder else 0,
+                log_every=6,
             )
             objective = MaskedLanguageModelling(model("bert", seed=1))
             source = MaskedSource(Language(64), masker, settings)
@@ -125,7 +130,9 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(name: str, tmp_path: Path) -
     assert all(torch.equal(whole[key], parts[key]) for key in whole)
 
 
-@pytest.mark.parametrize("name", ["type-weighted(by=size)", "type-weighted(every=0)", "entropy-weighted(every=0)"])
+@pytest.mark.parametrize(
+    "name", ["type-weighted(by=size)", "type-weighted(every=0)", "entropy-weighted(every=0)"]
+)
 def test_bad_arguments(name: str) -> None:
     with pytest.raises(MaskwiseError):
         policy(name)
