@@ -8,7 +8,7 @@ import re
 import pytest
 
 from maskwise.errors import MaskwiseError
-from maskwise.report import summary_of, write_report
+from maskwise.report import compare_studies, summary_of, write_report
 from maskwise.report.drawing import NEAR, arm_colours, dot_chart, forest_groups
 from maskwise.report.page import page_content, vega_code
 from maskwise.report.reading import read_folder
@@ -23,6 +23,7 @@ from report_fixture import (
     write_run,
     write_study,
 )
+from tiny import maskwise
 
 ARMS = {"token-15": 0.0, "token-30": 0.03, "whole-word-15": 0.0}
 EVIL = '"><script>alert(1)</script>'
@@ -393,3 +394,22 @@ def test_timings_of_earlier_versions_say_phase_for_purpose(rich):
     lines = [json.loads(line) for line in (rich / "timings.jsonl").read_text().splitlines()]
     write_lines(rich / "timings.jsonl", [{"phase": line.pop("purpose"), **line} for line in lines])
     assert {line["purpose"] for line in read_folder(rich).timings} == {"main"}
+
+
+def test_two_studies_stand_side_by_side(folder, tmp_path, capsys):
+    other = tmp_path / "other"
+    other.mkdir()
+    study = make_study(runs=3, name=EVIL)
+    study["recipe"] = {"training": {"steps": 99}}
+    write_json(other / "study.json", study)
+    assert maskwise("report", folder, other, "--json", "--html", tmp_path / "both.html") == 0
+    compared = json.loads(capsys.readouterr().out)
+    assert [one["missing"] for one in compared["studies"]] == [[], ["records.jsonl", "summary.json"]]
+    assert {"setting": "training.steps", "values": [None, 99]} in compared["differences"]
+    assert all(row["studies"][0] and row["studies"][1] is None for row in compared["outcomes"])
+    page = (tmp_path / "both.html").read_text("utf-8")
+    assert "<script" not in page and "records.jsonl" in page
+    twice = compare_studies(folder, folder)
+    assert not twice["differences"] and {row["change"] for row in twice["outcomes"]} == {0.0}
+    assert maskwise("report", folder, tmp_path / "nowhere") == 2
+    assert "there is no such folder" in capsys.readouterr().err

@@ -155,6 +155,9 @@ def inspect(
 
 def report(
     folder: Annotated[Path, typer.Argument(help="A study or pre-training folder.")],
+    other: Annotated[
+        Path | None, typer.Argument(help="Another study: both are compared, side by side.")
+    ] = None,
     html: Annotated[
         Path | None, typer.Option(help="Where to write the page; FOLDER/report.html if not said.")
     ] = None,
@@ -162,10 +165,19 @@ def report(
 ) -> None:
     """Draw the page of a study (or of one run) anew, from its files.
 
-    --json prints its verdicts with all reasons instead; with --html there are both.
+    --json prints its verdicts with all reasons instead; with --html there are both. Of two studies, DIR DIR2, what
+    differs between them and what came of their arms; the page is DIR2/compared.html.
     """
-    from maskwise.report import summary_of, write_report
+    from maskwise.report import compare_studies, summary_of, write_comparison, write_report
 
+    if other is not None:
+        if as_json:
+            print_json(compare_studies(folder, other))
+        if html is not None or not as_json:
+            err_console.print(
+                f"wrote {write_comparison(folder, other, html)}", highlight=False, soft_wrap=True
+            )
+        return
     if as_json:
         summary = summary_of(folder)
         if html is not None:

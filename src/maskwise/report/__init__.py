@@ -8,7 +8,8 @@ code with it (about 0.9 MB) and forbids itself the network.
 
 from __future__ import annotations
 
+from maskwise.report.comparing import compare_studies, write_comparison
 from maskwise.report.page import write_report
 from maskwise.report.reading import summary_of
 
-__all__ = ["summary_of", "write_report"]
+__all__ = ["compare_studies", "summary_of", "write_comparison", "write_report"]

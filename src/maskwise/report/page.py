@@ -60,7 +60,7 @@ def write_report(folder: Path, html: Path | None = None) -> Path:
     folder = Path(folder)
     content = page_content(read_folder(folder))
     target = Path(html) if html is not None else folder / "report.html"
-    write_whole(target, _environment().get_template("page.html.j2").render(**content, vega=vega_code()))
+    write_whole(target, environment().get_template("page.html.j2").render(**content, vega=vega_code()))
     return target
 
 
@@ -362,7 +362,7 @@ def vega_code() -> str:
     return code.replace("</script", "<\\/script")
 
 
-def _environment() -> jinja2.Environment:
+def environment() -> jinja2.Environment:
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["figure"] = lambda x, digits=3: "–" if x is None else f"{x:.{digits}f}"
