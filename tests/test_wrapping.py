@@ -20,11 +20,14 @@ from maskwise.models import build_model
 from maskwise.objectives import MaskedLanguageModelling, objective
 from maskwise.objectives.denoising import Denoising
 from maskwise.objectives.mlm import padded_count
+from maskwise.text import Rows, read_pieces, tokenise, train_tokenizer
+from maskwise.text.documents import Document
 from maskwise.training import MaskedSource, TrainingSettings, train
 from maskwise.training.arms import ArmBatch, Arms
 from maskwise.training.data import Step, look_ahead
 from maskwise.training.engine import Engine
-from maskwise.training.wrapping import blocks_of
+from maskwise.training.wrapping import blocks_of, wrap
+from test_attention import TEXTS, build
 from test_training import DATA, close, lines, settings
 from training_tools import ARCHITECTURES, FIRST, WORDS, model, tokenizer
 
@@ -266,3 +269,34 @@ def test_attention_with_dropout_is_that_of_torch(packed: bool, monkeypatch: pyte
     monkeypatch.setattr(attention, "dropped", lambda shares, rate: shares)
     found = attend(module, query, key, value, None, dropout=0.5, **options)[0]
     torch.testing.assert_close(found, expected)
+
+
+# --- a device that has no values
+
+
+@pytest.fixture(scope="module")
+def packed() -> tuple[Any, Rows]:
+    """A tokenizer, and rows that hold several documents."""
+    own = train_tokenizer(TEXTS * 3, vocab_size=120)
+    documents = [Document(str(i), text) for i, text in enumerate(TEXTS)]
+    return own, Rows.of(read_pieces(tokenise(documents, own), tokenizer=own, length=48), "packed")
+
+
+@pytest.mark.parametrize("kind", ["mlm", "clm", "diffusion", "rtd", "sbo", "atd", "dtd", "cse", "denoise"])
+@pytest.mark.parametrize("architecture", ["bert", "modernbert"])
+def test_a_step_on_a_device_without_values(kind: str, architecture: str, packed: tuple[Any, Any]) -> None:
+    """Packed rows go to torch's meta device as they do to an accelerator: whoever asks for a value, or mixes devices,
+    fails there."""
+    architecture, (own, rows) = "t5" if kind == "denoise" else architecture, packed
+    with torch.device("meta"):
+        trainee = objective(kind, build_model(build(architecture, own).config))
+    chosen, made = settings(batch_size=4), type(trainee)
+    asked = {"corruption": "infill"} if kind == "denoise" else {}
+    wrap(trainee, chosen)
+    laid = rows.laid(made.layout) if made.layout != "any" else rows
+    masker = made.maker(own, seed=0, **({} if kind == "cse" else made.settings(asked, {})))
+    [step] = look_ahead(MaskedSource(laid, masker, chosen), range(1), device="meta")
+    outcome = trainee.train()(step.batches[0])
+    assert outcome.loss.is_meta and outcome.targets.is_meta
+    outcome.loss.backward()
+    assert torch.nn.utils.clip_grad_norm_(trainee.parameters(), 1.0).is_meta
