@@ -86,8 +86,9 @@ def generate(
 
     logging.disable_progress_bar()
     writer = Writer(model)
-    told = {"length": length, "steps": steps, "order": order, "temperature": temperature, "block": block}
-    stages = writer.write(prompt, seed=seed, **told)
+    stages = writer.write(
+        prompt, length=length, steps=steps, order=order, temperature=temperature, block=block, seed=seed
+    )
     if as_json:
         history = [stage.text for stage in stages]
         made = {

@@ -247,19 +247,19 @@ def _held_out(
 def bound_records(text: BoundOfText, size: int) -> list[Measurement]:
     """Nats and bits for each token and, of a text of ``size`` bytes that holds no [UNK], bits for each byte."""
     scales = {"nats per token": text.tokens, "bits per token": text.tokens * math.log(2)}
-    reason = {}
-    if text.unknown:
-        reason = {"skipped": {"[UNK] tokens, so no figure per byte": text.unknown}}
-    elif size:
+    if size and not text.unknown:
         scales["bits per byte"] = size * math.log(2)
-    return [
+    records: list[Measurement] = [
         {
             "kind": "evaluation", "name": BOUND, "metric": metric, "value": text.nats / scale, "items": text.tokens,
             "chance": None if text.unigram is None else text.unigram / scale, "higher_is_better": False,
-            "error": text.error / scale, **reason,
+            "error": text.error / scale,
         }
         for metric, scale in scales.items()
-    ]  # type: ignore[return-value]  # fmt: skip
+    ]  # fmt: skip
+    for record in records if text.unknown else ():
+        record["skipped"] = {"[UNK] tokens, so no figure per byte": text.unknown}
+    return records
 
 
 def settings_of(measures: Sequence[str]) -> EvaluationSettings:

@@ -111,12 +111,13 @@ class Writer:
             if value is not None and value < 1:
                 raise MaskwiseError(name, got=value, allowed="≥ 1")
         ids, draw = self.read(prompt, length), torch.Generator().manual_seed(seed)
-        gaps = (ids == self.vocabulary.mask).nonzero().flatten()
+        mask = self.vocabulary.require_mask()
+        gaps = (ids == mask).nonzero().flatten()
         steps = min(steps or len(gaps), len(gaps))
         turn = torch.rand(len(ids), generator=draw)  # of each place, for the order "random"
         yield Stage(0, ids.clone(), self.text(ids))
         for step in range(steps):
-            left = (ids == self.vocabulary.mask).nonzero().flatten()
+            left = (ids == mask).nonzero().flatten()
             count = -(-len(left) // (steps - step))
             number = torch.searchsorted(gaps, left) // block
             asked = left[number <= number[count - 1]] if order == "block" else left

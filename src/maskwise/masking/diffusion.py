@@ -15,7 +15,7 @@ that the rate t of the row is the expected share of its masked tokens. A masked 
 over the density of t, which for equal weights is 1 / (t · p(t)). So the loss is that of an exact process for any
 weights; it bounds the likelihood where they do not depend on the text that they hide (``Policy.reads_text``).
 
-Cost: for single tokens that of the policy ``token``; with weights fifty passes over the units to find τ.
+Cost: for single tokens that of the policy ``token``; with weights some six passes over the units to find τ.
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ from maskwise.masking.sorting import rank_within
 from maskwise.masking.units import Units
 from maskwise.masking.visits import visit_of
 
+STEPS = 80
+"""Newton's steps to find τ, at most; about six are needed, and more where nearly all is masked."""
 LATE = 2.0**-20
 """The weight of units that only fill what others leave, as a share of the least weight beside them."""
 
@@ -178,13 +180,15 @@ def reached(units: Units, rate_P: Array, *, may_fill: bool = False) -> tuple[Arr
     length = length * (weight > 0)
     whole_P = np.maximum(total(length), 1)
     weight = weight / np.maximum(total(length * weight) / whole_P, 1e-300)[units.piece]
-    low_P, high_P = np.full(pieces, -45.0), np.full(pieces, 60.0)  # of log τ
-    for _ in range(56):
-        middle_P = (low_P + high_P) / 2
-        masked_P = total(length * -np.expm1(-np.exp(middle_P)[units.piece] * weight))
-        low_P = np.where(masked_P < rate_P * whole_P, middle_P, low_P)
-        high_P = np.where(masked_P < rate_P * whole_P, high_P, middle_P)
-    left = np.exp(-np.exp((low_P + high_P) / 2)[units.piece] * weight)
+    # The masked share grows ever more slowly with τ, so Newton's steps come from the left and never pass the root.
+    tau_P, wanted_P = rate_P.copy(), rate_P * whole_P
+    for _ in range(STEPS):
+        left = np.exp(-tau_P[units.piece] * weight)
+        missing_P = wanted_P - total(length * (1 - left))
+        if (np.abs(missing_P) <= 1e-12 * whole_P).all():
+            break
+        tau_P += missing_P / np.maximum(total(length * weight * left), 1e-300)
+    left = np.exp(-tau_P[units.piece] * weight)
     slope = weight * left
     slope = slope * (whole_P / np.maximum(total(length * slope), 1e-300))[units.piece]
     return np.where(weight > 0, 1 - left, 0.0), slope

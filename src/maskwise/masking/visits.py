@@ -75,8 +75,8 @@ def revisited(masker: Masker, batch: AnnotatedBatch, moment: Moment) -> tuple[Se
         every, none = np.ones_like(ratio_P), np.zeros_like(ratio_P)
         low_P, high_P = (ratio_P, every) if second else (none, ratio_P)
         chosen = _between(units, keys, low_P, high_P, may_fill=masker.fill == "random")
-        selection = Selection(units, chosen, None, keys, masker.fill == "random")
-        return selection, 1 - ratio_P if second else ratio_P, None
+        choice = Selection(units, chosen, None, keys, masker.fill == "random")
+        return choice, 1 - ratio_P if second else ratio_P, None
     assert moment.epoch is not None
     ratio = masker.ratio(moment.step, moment.total_steps)
     if masker.ratio.varies or isinstance(masker.ratio, Distribution) or not ratio > 0:
@@ -84,7 +84,8 @@ def revisited(masker: Masker, batch: AnnotatedBatch, moment: Moment) -> tuple[Se
         raise MaskwiseError(what, got=masker.ratio, do="take a number, such as 0.25")
     share = Fraction(ratio).limit_denominator(1 << 20)
     rounds = _stretches(share, moment.epoch)
-    selection, tokens = None, np.zeros(len(batch.input_ids), bool)
+    selection: Selection | None = None
+    tokens = np.zeros(len(batch.input_ids), bool)
     for number, low, high in rounds:
         keys = Keys(batch.example_id, seed=masker.seed, epoch=number)
         ratio_P = np.full(len(batch.begin), ratio)

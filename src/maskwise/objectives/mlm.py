@@ -84,9 +84,9 @@ class MaskedLanguageModelling(Objective):
         ids[at] = mask
         labels = np.full(len(ids), IGNORE)
         labels[at] = source.input_ids[at]
-        tensors = [torch.from_numpy(line.reshape(source.shape)) for line in (ids, labels)]
+        shown, truth = (torch.from_numpy(line.reshape(source.shape)) for line in (ids, labels))
         attention = None if source.attention_mask is None else source.tensor("attention_mask")
-        batch = MaskedBatch(*tensors, attention, source, torch.zeros(len(source.begin)), targets=len(at))
+        batch = MaskedBatch(shown, truth, attention, source, torch.zeros(len(source.begin)), targets=len(at))
         device, training = next(self.parameters()).device, self.training
         self.eval()
         batch = batch.to(device)
