@@ -32,8 +32,6 @@ from maskwise.folders import write_whole
 from maskwise.masking import Masker
 from maskwise.masking.corruptions import corruption
 from maskwise.masking.policies import GroupWeighted, policy
-from maskwise.models import load_model
-from maskwise.objectives import Denoising
 from maskwise.show import Shown, show_masks
 from maskwise.specs import split_calls
 from maskwise.text import load_tokenizer, read_documents, require_documents, train_tokenizer
@@ -168,11 +166,12 @@ def inspect_text(
         MaskwiseError: no text, an unknown name, a policy whose layers a plain text does not have; a model that does not
             write, or a corruption that gives it nothing to write.
     """
-    network, tokenizer = (
-        load_model(model, kind="encoder-decoder").eval() if model else None,
-        tokenizer or model,
-    )
-    if network is not None:
+    network, tokenizer = None, tokenizer or model
+    if model:  # only then: models and objectives take seconds to import
+        from maskwise.models import load_model
+        from maskwise.objectives import Denoising
+
+        network = load_model(model, kind="encoder-decoder").eval()
         Denoising.check({"corruption": settings["corruption"]})
     texts, specs = [read_marks(each) for each in _texts(text)], split_calls(policies)
     needs = {layer: f"policy {spec}" for spec in specs for layer in policy(spec).layers()}

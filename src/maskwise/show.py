@@ -8,7 +8,6 @@ import torch
 
 from maskwise.masking import IGNORE, Masker
 from maskwise.masking.corruptions import PermuteSentences
-from maskwise.objectives.denoising import generated
 from maskwise.text import encode
 
 if TYPE_CHECKING:
@@ -102,6 +101,8 @@ def show_masks(
     if model is not None:
         read = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
         inputs = {name: value for name, value in read.items() if value is not None}
+        from maskwise.objectives.denoising import generated  # with a model only: it takes seconds to import
+
         (ids,) = generated(model, inputs, most=batch.labels.shape[1] + SOME_MORE)
         written = _decode(tokenizer, torch.tensor(ids))
     whole, parts = _words(torch.as_tensor(row["word_ids"]), batch.selected[0])

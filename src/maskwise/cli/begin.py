@@ -125,7 +125,7 @@ def adapt(
     else:
         out_console.print(Text(answer, "bold"), soft_wrap=True)
         kept = (
-            f"{best} is saved in {folders[0]} and {folders[1]}"
+            f"{best} is saved in {' and '.join(map(str, folders))}"
             if best
             else "Nothing beats the model as it is: keep it"
         )

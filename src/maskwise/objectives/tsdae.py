@@ -47,15 +47,21 @@ class DenoisingAutoencoder(Objective):
             got, allowed = f"layers {layers}, pooling {pooling}", "layers ≥ 1; pooling cls or mean"
             raise MaskwiseError("objective tsdae", got=got, allowed=allowed)
         self.model, self.pooling = model, pooling
-        width, vocabulary = width_of(model), model.get_input_embeddings().weight
+        width, narrow = width_of(model), int(self.embeddings.shape[1])
         self.start = nn.Parameter(torch.zeros(width))
         layer = nn.TransformerDecoderLayer(
             width, int(model.config.num_attention_heads), 2 * width, batch_first=True, norm_first=True
         )
         self.decoder = nn.TransformerDecoder(layer, layers, norm=nn.LayerNorm(width))
-        same = vocabulary.shape[1] == width
-        self.widen = nn.Identity() if same else nn.Linear(vocabulary.shape[1], width)
-        self.narrow = nn.Identity() if same else nn.Linear(width, vocabulary.shape[1])
+        self.widen = nn.Identity() if narrow == width else nn.Linear(narrow, width)
+        self.narrow = nn.Identity() if narrow == width else nn.Linear(width, narrow)
+
+    @property
+    def embeddings(self) -> Tensor:
+        """(V, E) the encoder's own embeddings of its vocabulary."""
+        table = self.model.get_input_embeddings().weight
+        assert isinstance(table, Tensor)
+        return table
 
     @classmethod
     def check(cls, masking: Masking) -> None:
@@ -72,7 +78,7 @@ class DenoisingAutoencoder(Objective):
         else:
             real = batch["attention_mask"].unsqueeze(-1).to(states_BLH.dtype)
             sentence_BH = (states_BLH * real).sum(1) / real.sum(1).clamp(min=1)
-        vocabulary = self.model.get_input_embeddings().weight
+        vocabulary = self.embeddings
         before = vocabulary[labels[:, :-1].clamp(min=0)]
         first = self.start.to(states_BLH.dtype).expand(len(labels), 1, -1)
         told_BLH = torch.cat([first, self.widen(before)], dim=1) + places(labels.shape[1], first)
@@ -91,8 +97,8 @@ class DenoisingAutoencoder(Objective):
         Keys and values of what the decoder attends to are made once for each text, and are left out.
         """
         own = sum(p.numel() for p in self.decoder.parameters() if p.ndim == 2)
-        once = sum(2 * layer.multihead_attn.embed_dim**2 for layer in self.decoder.layers)
-        vocabulary = self.model.get_input_embeddings().weight.numel()
+        once = sum(2 * self.start.numel() ** 2 for _ in self.decoder.layers)
+        vocabulary = self.embeddings.numel()
         left = 1 - float(self.masking["ratio"])
         return Work(round(encoder_weights(self.model) * left * tokens), (own - once + vocabulary) * targets)
 

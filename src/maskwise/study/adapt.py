@@ -212,5 +212,5 @@ def write_sentence_folder(folder: Path, *, width: int, length: int) -> None:
     write_whole(folder / "modules.json", json.dumps(listed, indent=1))
     write_json(folder / "1_Pooling" / "config.json", {"word_embedding_dimension": width, **pooling})
     write_json(folder / "sentence_bert_config.json", {"max_seq_length": length, "do_lower_case": False})
-    common = {"prompts": {}, "default_prompt_name": None, "similarity_fn_name": "cosine"}
+    common: Plain = {"prompts": {}, "default_prompt_name": None, "similarity_fn_name": "cosine"}
     write_json(folder / "config_sentence_transformers.json", common)

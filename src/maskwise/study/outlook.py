@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from transformers import PreTrainedConfig
@@ -185,7 +185,7 @@ def _look(link: Recipe, folder: Path) -> Look:
     return Look(data, total / max(1, size), seconds, count, total, whole, skipped)
 
 
-def _loaded(link: Recipe):  # type: ignore[no-untyped-def]  # a tokenizer of transformers
+def _loaded(link: Recipe) -> Any:
     from maskwise.text import load_tokenizer
 
     assert link.tokenizer_name is not None
@@ -248,7 +248,7 @@ def _targets(link: Recipe, look: Look, config: PreTrainedConfig) -> Plain | None
     }  # fmt: skip
 
 
-def _task(task: Task) -> Plain:
+def _task(task: Task[Any]) -> Plain:
     facts: Plain = dict(task.facts())
     labels = Counter(name for row in task.splits["train"] for name in getattr(row, "classes", ()))
     most = max(labels.values(), default=0) / max(1, labels.total())

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from maskwise.errors import MaskwiseError
 from maskwise.families import most_tokens
@@ -180,7 +181,7 @@ def _arms(start: str | None) -> dict[str, str]:
     return {"token-15": "masking.ratio: 0.15", "token-40": "masking.ratio: 0.40"}
 
 
-def _tokens_needed(task: Task) -> int:
+def _tokens_needed(task: Task[Any]) -> int:
     """A length for 95 of 100 rows of a task: 1.5 tokens a word or a quarter of its characters, in steps of 32."""
     rows = [" ".join(row.texts) for row in task.splits["train"]] or [
         " ".join(row.texts) for row in task.splits["test"]
@@ -190,7 +191,7 @@ def _tokens_needed(task: Task) -> int:
     return int(min(512, 32 * -(-wanted // 32)))
 
 
-def _limited(spec: str, task: Task) -> str:
+def _limited(spec: str, task: Task[Any]) -> str:
     """The task with at most so many rows to learn from."""
     if len(task.splits["train"]) <= MOST_TRAIN_ROWS or "(" in spec:
         return spec

@@ -23,7 +23,6 @@ import torch
 from maskwise.constants import REFERENCE
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation import evaluate
-from maskwise.families import encoder_of
 from maskwise.folders import read_json, write_json
 from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
@@ -203,7 +202,11 @@ def _time_training(work: Work, data: Prepared) -> dict[str, float]:
     began = _now()
     link, seed = work.link, work.link.training.seed
     network = link.model.model(
-        data.tokenizer, data.training.length, kind=link.kind, seed=seed, log_unigram=None
+        data.tokenizer,
+        data.training.length,
+        kind=link.kind,
+        seed=seed,
+        log_unigram=torch.zeros(len(data.tokenizer)),
     )
     made, clock = learning(network, data, link), _Clock()
     start = _now() - began
@@ -237,8 +240,14 @@ def _time_judging(work: Work, data: Prepared, network: Any, *, rows: int | None)
 
 def _time_evaluation(work: Work, data: Prepared) -> dict[str, float]:
     link = work.link
-    network = link.model.model(data.tokenizer, data.training.length, kind=link.kind, seed=0, log_unigram=None)
-    network.to(best_device())
+    network = link.model.model(
+        data.tokenizer,
+        data.training.length,
+        kind=link.kind,
+        seed=0,
+        log_unigram=torch.zeros(len(data.tokenizer)),
+    )
+    torch.nn.Module.to(network, best_device())
     each = _time_judging(work, data, network, rows=link.evaluation.rows)
     return {"seconds": 1.0 + len(link.evaluation.ratios) * each}
 
@@ -255,10 +264,10 @@ def _time_task(work: Work, data: Prepared) -> dict[str, float]:
     )
     start = _now() - began
     if isinstance(task.kind, Frozen):
-        network.to(best_device())
+        torch.nn.Module.to(network, best_device())
         texts = [text for row in small.splits["test"] for text in row.texts]
         began = _now()
-        embed(encoder_of(network), texts, tokenizer, max_length=settings.max_length, pooling=task.pooling)
+        embed(network, texts, tokenizer, max_length=settings.max_length, pooling=task.pooling)
         each = (_now() - began) / max(1, len(small.splits["test"]))
         return {"seconds": start + each * sum(map(len, task.splits.values()))}
     assert isinstance(task.kind, Tuned)
@@ -277,7 +286,7 @@ def _time_task(work: Work, data: Prepared) -> dict[str, float]:
     return {"seconds": settings.seeds * once, "memory_gib": peak_memory(best_device()) / 2**30}
 
 
-def _part(task: Task) -> Task:
+def _part(task: Task[Any]) -> Task[Any]:
     """The task with few rows; all classes stay known."""
     splits = {name: rows[: ITEMS * (4 if name == "train" else 1)] for name, rows in task.splits.items()}
     return replace(task, splits=splits)

@@ -184,7 +184,7 @@ class _Surfaces:
 
     def _shown(self, token: int) -> bytes:
         name = self.tokenizer.convert_ids_to_tokens(token)
-        if name is None or token == self.unknown:
+        if not isinstance(name, str) or token == self.unknown:
             return f" {self.UNKNOWN}".encode()
         if self.byte_level:
             table = _byte_table()
