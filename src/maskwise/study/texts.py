@@ -40,8 +40,8 @@ def prepare(stage: Stage, stages: Path, quiet: bool) -> Plain:
         layers = Live(corpus.annotators) if corpus.annotators else None
         facts = Prepared.begin(folder / "data", corpus, tokenizer, layers=layers)
         return {**facts, "stream": True, "vocabulary": len(tokenizer)}
-    layers = _layers(corpus, folder / "layers")
-    tokens = tokenise(documents, tokenizer, layers=layers, words=corpus.words)
+    stored = _layers(corpus, folder / "layers")
+    tokens = tokenise(documents, tokenizer, layers=stored, words=corpus.words)
     data = Prepared.make(
         folder / "data", tokens, tokenizer,
         length=corpus.length, layout=corpus.row_layout, held_out=corpus.held_out,

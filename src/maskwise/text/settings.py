@@ -56,7 +56,7 @@ class CorpusSettings(BaseModel):
     stream: bool = False
     """Read the text while it is trained on, and prepare no more of it than its beginning: for text that is too large
     to be prepared, in files (a folder, or a pattern such as ``texts/*.parquet``) or behind ``hf:NAME``."""
-    shuffle: float = Field(4.0, ge=0, le=1024)
+    shuffle: float = Field(1.0, ge=0, le=1024)
     """In a stream, megabytes of text whose rows are shuffled together; the order of the files is random too. 0: rows
     and files come in their order."""
     repeat: bool = True

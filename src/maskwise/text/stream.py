@@ -107,7 +107,7 @@ class Stream:
 
     sources: Mapping[str, Sequence[Shard]]
     maker: BlockMaker
-    shuffle: float = 4.0
+    shuffle: float = 1.0
     repeat: bool = True
     counts: Ints | None = None
 
