@@ -208,7 +208,7 @@ def steps_of(kind: str, chosen: TrainingSettings) -> tuple[Any, Step]:
 
 @pytest.mark.parametrize("on_nan", ["stop", "skip"])
 @pytest.mark.parametrize(
-    "kind", ["mlm", "denoise", "clm", "arms", "rtd", "sbo", "atd", "dtd", "cse", "diffusion"]
+    "kind", ["mlm", "denoise", "clm", "arms", "rtd", "sbo", "atd", "dtd", "cse", "diffusion", "tsdae"]
 )
 def test_the_host_waits_for_nothing_in_a_step(kind: str, on_nan: Any) -> None:
     chosen = settings(on_nan=on_nan, accumulate=2)
@@ -282,7 +282,9 @@ def packed() -> tuple[Any, Rows]:
     return own, Rows.of(read_pieces(tokenise(documents, own), tokenizer=own, length=48), "packed")
 
 
-@pytest.mark.parametrize("kind", ["mlm", "clm", "diffusion", "rtd", "sbo", "atd", "dtd", "cse", "denoise"])
+@pytest.mark.parametrize(
+    "kind", ["mlm", "clm", "diffusion", "tsdae", "rtd", "sbo", "atd", "dtd", "cse", "denoise"]
+)
 @pytest.mark.parametrize("architecture", ["bert", "modernbert"])
 def test_a_step_on_a_device_without_values(kind: str, architecture: str, packed: tuple[Any, Any]) -> None:
     """Packed rows go to torch's meta device as they do to an accelerator: whoever asks for a value, or mixes devices,

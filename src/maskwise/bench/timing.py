@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from statistics import median
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -131,7 +131,7 @@ class PeerClock(TrainerCallback):
     def __init__(self, clock: Clock):
         self.clock = clock
 
-    def on_step_end(self, arguments: object, state: TrainerState, control: object, **_: object) -> None:
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         self.clock.tick(state.global_step)
 
 

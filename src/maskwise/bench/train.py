@@ -39,7 +39,7 @@ from maskwise.training.engine import best_device, fast_bf16
 from maskwise.training.speed import Meter, measured_rate, peak_memory
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerFast
 
 PEER, OURS = "transformers.Trainer", "maskwise"
 RATIO, WARM = 0.15, 2
@@ -162,7 +162,7 @@ class Contest:
         shape: Shape,
         text: str,
         documents: Sequence[Any],
-        tokenizer: PreTrainedTokenizerBase,
+        tokenizer: PreTrainedTokenizerFast,
         rate: float,
     ):
         self.shape, self.text, self.tokenizer, self.rate = shape, text, tokenizer, rate

@@ -15,8 +15,16 @@ from torch.nn.functional import cross_entropy
 from maskwise.errors import MaskwiseError
 from maskwise.families import encoder_weights, width_of
 from maskwise.masking import MaskedBatch
-from maskwise.masking.batch import IGNORE
-from maskwise.objectives.base import Masking, Objective, Outcome, Work, counted, encoded, unrounded
+from maskwise.objectives.base import (
+    Masking,
+    Objective,
+    Outcome,
+    Work,
+    counted,
+    encoded,
+    target_places,
+    unrounded,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -86,9 +94,9 @@ class DenoisingAutoencoder(Objective):
         written = self.decoder(
             told_BLH, sentence_BH.unsqueeze(1), tgt_mask=mask.to(told_BLH.dtype), tgt_is_causal=True
         )
-        at = labels != IGNORE
-        logits_MV = unrounded(self.narrow(written[at]) @ vocabulary.T)
-        losses = cross_entropy(logits_MV, labels[at], reduction="none")
+        row, column = target_places(batch).unbind(1)
+        logits_MV = unrounded(self.narrow(written[row, column]) @ vocabulary.T)
+        losses = cross_entropy(logits_MV, labels[row, column], reduction="none")
         return Outcome(losses.sum(), counted(len(losses), labels))
 
     def work(self, tokens: float, targets: float) -> Work:

@@ -95,8 +95,8 @@ class Engine:
 
     def __init__(self, objective: Objective, settings: TrainingSettings, folder: Path | None = None):
         self.objective, self.settings, self.folder = objective, settings, folder
-        several = isinstance(objective, Arms)
-        self.accelerator = new_accelerator(settings, folder, partial=several)
+        arms = objective.names if isinstance(objective, Arms) else ()
+        self.accelerator = new_accelerator(settings, folder, partial=bool(arms))
         self.rank, self.ranks = self.accelerator.process_index, self.accelerator.num_processes
         self.device, self.first = self.accelerator.device, self.accelerator.is_main_process
         if settings.batch_size < self.ranks:
@@ -115,11 +115,9 @@ class Engine:
         apart = self.ranks > 1 and self.device.type != "cpu"
         self.hosts = dist.new_group(backend="gloo") if apart else None
         self.sharded = wrapping.asked_to_shard(settings, self.ranks)
-        if self.sharded and several:
+        if self.sharded and arms:
             what = "training.shard takes one objective: probes of several would need all weights at once"
-            raise MaskwiseError(
-                what, got=f"{len(objective.names)}", do="leave it out (every process keeps a copy)"
-            )
+            raise MaskwiseError(what, got=f"{len(arms)}", do="leave it out (every process keeps a copy)")
         objective.to(self.device)
         if settings.freeze == "encoder":
             # Before there are optimisers: what is frozen has no gradient, state or weight decay. An output matrix that
