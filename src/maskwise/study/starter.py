@@ -145,7 +145,7 @@ def _written(source: str, specs: Sequence[str], comment: str) -> str:
             "training: {steps: 300, learning_rate: 1.0e-3, muon_learning_rate: 5.0e-3, eval_every: 75, save_every: 75}",
         ]
     else:
-        vocabulary, lower = (1024, "true") if facts.spaced else (256, "false")
+        vocabulary, lower = (1024, "true") if facts.spaced else (512, "false")
         kind = "wordpiece" if facts.spaced else "bpe"
         lines += [
             f"tokenizer: {{kind: {kind}, vocab_size: {vocabulary}, lowercase: {lower}}}   # trained on this text",
