@@ -136,3 +136,11 @@ def test_missing_labels_are_no_class(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("text,label\n" + "\n".join(lines), encoding="utf-8")
     task = load_task(tmp_path / "t.csv")
     assert task.labels == ("a", "b") and sum(task.skipped.values()) == 36
+
+
+def test_a_label_that_other_kinds_know_by_another_meaning(tmp_path: Path) -> None:
+    lines = "\n".join(f"{s}\t{'yes' if n % 2 else 'no'}" for n, s in enumerate(MANY))
+    (tmp_path / "answers.tsv").write_text("sentence\tanswer\n" + lines, encoding="utf-8")
+    task = load_task(tmp_path / "answers.tsv")
+    assert task.kind.name == "sequence-classification" and task.labels == ("no", "yes")
+    assert task.notes[0] == "the label is column 'answer'"

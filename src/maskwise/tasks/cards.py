@@ -96,7 +96,8 @@ def guess_columns(
     The text is the column with the longest texts, the label the only other column. What was guessed is said in notes.
 
     Args:
-        usual: the names that kinds of tasks look for; where one of them is there, nothing is guessed.
+        usual: the names that kinds of tasks look for; where one of them is there, the text is not guessed. The label is
+            not where there is one that the last of these kinds looks for.
 
     >>> guess_columns([{"Kommentar": "ein schöner langer Tag", "Note": "2"}], Columns(), [])[0]
     Columns(text='Kommentar', pair=None, label='Note')
@@ -105,7 +106,7 @@ def guess_columns(
     text_known = {
         name for each in usual for name in (*each.text, *each.pair, *chain.from_iterable(each.pairs))
     }
-    label_known = {name for each in usual for name in each.label}
+    label_known = set(usual[-1].label) if usual else set[str]()
     notes = []
     if given.text is None and not text_known & {*names}:
         words = {

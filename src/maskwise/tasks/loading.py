@@ -209,9 +209,11 @@ def _load(
         records = {split: _only(part, where, place) for split, part in records.items()}
     first = next((part for part in records.values() if part), [])
     asked = [_whole(first), *first] if first else []
-    usual = [known.columns for known in KINDS.values()]
-    given, guessed = guess_columns(asked, given, usual) if kind is None else (given, ())
-    chosen = KINDS[kind] if kind else next(k for k in KINDS.values() if k.recognises(asked, given))
+    guessed: tuple[str, ...] = ()
+    if kind is None and isinstance(plain := _recognised(asked, given), SequenceClassification):
+        usual = [*(known.columns for known in KINDS.values()), plain.columns]
+        given, guessed = guess_columns(asked, given, usual)
+    chosen = KINDS[kind] if kind else _recognised(asked, given)
     chosen = chosen.with_settings(**settings) if settings else chosen
     if template := given.text if "{" in (given.text or "") else None:
         records = {
@@ -259,6 +261,11 @@ def _load(
         pooling,
     )
     return task.with_train_rows(train_rows)
+
+
+def _recognised(records: Sequence[Record], given: Columns) -> Kind:
+    """The first kind that recognises records; the last of them takes whatever there is."""
+    return next(kind for kind in KINDS.values() if kind.recognises(records, given))
 
 
 def _whole(records: Sequence[Record]) -> Record:
@@ -334,9 +341,6 @@ def _only_test(splits: Splits) -> tuple[Splits, tuple[str, ...]]:
 
 def _between(rows: Sequence[Row], low: float, high: float) -> list[Row]:
     return [row for row in rows if low <= place_of(row) < high]
-
-
-# Finding
 
 
 def read_splits(
