@@ -188,7 +188,7 @@ def headline_row(rows: Sequence[Contrast]) -> Contrast | None:
 
 
 MOST_WORDS = 20
-"""Of a headline."""
+"""How long a headline may be."""
 
 
 def headline_sentence(rows: Sequence[Contrast], names: Names, baseline: str) -> str:
