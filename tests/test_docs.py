@@ -162,7 +162,7 @@ def test_the_readme_shows_every_command() -> None:
     shown = {command[0] for page, command in COMMANDS if page.name == "README.md"}
     assert shown == {
         "inspect", "check", "adapt", "study", "pretrain", "finetune", "learn", "annotate", "evaluate",
-        "report", "bench", "list",
+        "generate", "report", "bench", "list",
     }  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from maskwise import jobs
+from maskwise import folders, jobs
 from maskwise.errors import MaskwiseError
 from maskwise.jobs import ENGINES, Failure, LocalPool, Outcome, Pool, open_pool
 from maskwise.study import Plan, Run, Stage, scheduler
@@ -131,7 +131,7 @@ def test_a_text_that_all_need_ends_the_study_in_one_line(plan, tmp_path, scripte
 
 
 def test_done_elsewhere_and_not_seen_here_is_a_failure(plan, tmp_path, scripted, monkeypatch):
-    monkeypatch.setattr(scheduler, "LATE_SECONDS", 0.0)
+    monkeypatch.setattr(folders, "LATE_SECONDS", 0.0)
     monkeypatch.setattr("test_engines.finish", lambda folder: None)
     with pytest.raises(MaskwiseError, match="its folder is not seen here"):
         do(plan, tmp_path, retries=0)
@@ -154,7 +154,7 @@ def test_a_copy_of_a_stage_waits_for_the_other(tmp_path):
 
 
 def test_a_machine_that_computes_otherwise_is_refused(plan, tmp_path, monkeypatch):
-    monkeypatch.setattr(scheduler, "LATE_SECONDS", 0.0)
+    monkeypatch.setattr(folders, "LATE_SECONDS", 0.0)
     with scheduler.machine_probe(plan.stages()[0], tmp_path) as look:
         assert look() is None
         monkeypatch.setattr("maskwise.study.stages._numerics", lambda: ("other versions",))

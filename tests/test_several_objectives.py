@@ -121,7 +121,7 @@ def test_what_ends_before_training_with_one_line(
 def test_an_unknown_objective_is_said_in_one_clear_line(path: Path, tmp_path: Path, capsys: Any) -> None:
     for over in ("objectives={foo: }", "objectives={foo: {masking: {ratio: 0.3}}}"):
         assert maskwise("pretrain", path, over, "--out", tmp_path / "out") == 2
-        end = "unknown objective 'foo'; allowed: atd, clm, cse, denoise, dtd, emlm, mlm, rtd, sbo"
+        end = "unknown objective 'foo'; allowed: atd, clm, cse, denoise, diffusion, dtd, emlm, mlm, rtd, sbo, tsdae"
         said = " ".join(capsys.readouterr().err.split())
         assert said == f"maskwise: {path}: objectives.foo.objective: {end}"
 

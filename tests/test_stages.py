@@ -61,7 +61,7 @@ def test_text_in_which_a_policy_finds_nothing_is_refused_before_training(tmp_pat
     lines = [{"id": str(n), "text": "".join(draw.choices("ACDEFGHIKLMNPQRSTVWY", k=90))} for n in range(99)]
     corpus.write_text("".join(json.dumps(line) + "\n" for line in lines))
     recipe = read_recipe(write_inputs(tmp_path), [*SHORT, f"corpus.source={corpus}", "corpus.length=128"])
-    for policy, do in (("token", None), ("whole-word", "masks nothing in this text")):
+    for policy, do in (("token", None), ("whole-word", "finds no words in this text")):
         one = recipe.model_copy(update={"masking": recipe.masking.model_copy(update={"policy": policy})})
         prepared = prepare_stage(one)
         run_stage(prepared, tmp_path)

@@ -15,6 +15,7 @@ from huggingface_hub import constants
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModel
 
+import tiny
 from maskwise import starts
 from maskwise.constants import REFERENCE
 from maskwise.errors import MaskwiseError
@@ -375,8 +376,8 @@ def test_a_start_brings_its_own_tokenizer(inputs, tmp_path):
 
 
 def test_another_tokenizer_is_taken_if_it_is_named_and_fits(inputs, tmp_path):
-    texts = ["nothing like it at all"] * 3
-    small, large = train_tokenizer(texts, vocab_size=64), train_tokenizer(texts, kind="bpe", vocab_size=270)
+    texts = [" ".join(tiny.WORDS)] * 3
+    small, large = train_tokenizer(texts, vocab_size=90), train_tokenizer(texts, kind="bpe", vocab_size=270)
     small.save_pretrained(tmp_path / "small")
     large.save_pretrained(tmp_path / "large")
     fits = start(inputs, "whole", f"tokenizer.name={tmp_path / 'small'}")

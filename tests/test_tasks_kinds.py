@@ -440,6 +440,19 @@ def made_up(kind, folder, count=160, seed=0):
             right = draw.randrange(3)
             choices = [colour if place == right else noise(1) for place in range(3)]
             rows.append({"question": f"what colour is {number}", "choices": choices, "answer": right})
+        elif kind == "regression":
+            reds = ["red"] * (number % 4) + draw.choices(WORDS[3:], k=4 - number % 4)
+            rows.append({"text": " ".join(reds), "score": 1.5 + number % 4})
+        elif kind == "multi-label":
+            rows.append(
+                {
+                    "text": f"{noise()} {colour} {WORDS[number % 2]}",
+                    "labels": sorted({colour, WORDS[number % 2]}),
+                }
+            )
+        elif kind == "retrieval":
+            words = draw.sample(WORDS, 8)
+            rows.append({"query": " ".join(words[:4]), "passage": " ".join(words[2:6])})
         else:
             rows += questions(1, 12, seed=seed * 1000 + number)
     return write(folder / f"{kind}.jsonl", [{**row, "id": i} for i, row in enumerate(rows)])
@@ -483,7 +496,7 @@ def test_every_architecture_runs_every_kind(tmp_path, tokenizer, architecture):
     assert [record["task_kind"] for record in records] == kinds
     assert [json.loads(line) for line in (tmp_path / "out/records.jsonl").read_text().splitlines()] == records
     for record in records:
-        frozen = record["task_kind"] in ("zero-shot-similarity", "sentence-embedding")
+        frozen = record["task_kind"] in ("zero-shot-similarity", "sentence-embedding", "retrieval")
         assert len(record["fine_tuning"]) == (1 if frozen else 2) and -1 <= record["score"] <= 1
         assert (tmp_path / "out" / record["task"] / "seed-1/checkpoint/config.json").is_file() != frozen
     assert {"exact-match"} == set(records[kinds.index("question-answering")]["others"])

@@ -161,7 +161,7 @@ def pretrain(
 
     with closing(made):
         meet(made.learners, made.objective)
-    done = train(
+        done = train(
             made.objective, made.source, training, folder=folder, learners=made.learners, evaluate=curve,
             title=made.title, quiet=quiet,
         )  # fmt: skip
