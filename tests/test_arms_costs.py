@@ -28,7 +28,7 @@ def test_the_work_of_every_objective_is_what_torch_counts(name: str) -> None:
     make = objective_class(name).maker(tokenizer(), seed=3, length=LENGTH + 8)
     batch = make(Documents(16).batch(torch.arange(16)), step=1, total_steps=10)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        outcome = one(batch)
+        one(batch)
     work = one.work(int(batch.source.content.sum()), batch.targets)
     most = 1.4 if name == "tsdae" else 1.17
     assert 2 * work.all <= counter.get_total_flops() < most * 2 * work.all

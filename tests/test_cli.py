@@ -105,7 +105,8 @@ def _one_document(folder: Path) -> list[str]:
 
 BAD = {
     _missing: "does not exist", _empty: "no document", _binary: "binary", _utf16: "UTF", _latin1: "UTF-8",
-    _broken_archive: "cut.jsonl.gz", _no_field: "'body'", _no_mask_token: "no mask token", _slow: "a slow tokenizer has no character offsets",
+    _broken_archive: "cut.jsonl.gz", _no_field: "'body'", _no_mask_token: "no mask token",
+    _slow: "a slow tokenizer has no character offsets",
     _no_tokenizer: "there is no model or tokenizer", _no_labels: "no label column", _empty_labels: "no label",
     _one_document: "corpus.held_out=0.2 leaves the ",
 }  # fmt: skip
