@@ -70,7 +70,7 @@ def shares(corpus: Path, name: str, folder: Path, monkeypatch: pytest.MonkeyPatc
         ("type-weighted(every=10)", True),
         ("type-weighted(by=loss, every=10)", True),
         ("entropy-weighted(every=2)", True),
-        ("entropy-weighted(every=2, power=-1.0)", False),
+        pytest.param("entropy-weighted(every=2, power=-1.0)", False, marks=pytest.mark.slow),
     ],
 )
 def test_the_share_of_noise_goes_as_the_method_says(

@@ -165,7 +165,7 @@ def test_the_two_full_recipes_share_what_does_not_depend_on_the_question() -> No
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("method", ["meta", "supervised"])
+@pytest.mark.parametrize("method", ["meta", pytest.param("supervised", marks=pytest.mark.slow)])
 def test_the_whole_command_learns_on_two_ranks_what_it_learns_on_one(method: str, tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(LEARN)
