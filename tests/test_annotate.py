@@ -704,7 +704,7 @@ def test_workers_leave_with_their_parent(tmp_path):
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("event", ["import", "shard"])
+@pytest.mark.parametrize("event", [pytest.param("import", marks=pytest.mark.slow), "shard"])
 def test_ctrl_c_pressed_twice_ends_all_in_one_line(event, tmp_path):
     """Early, while the workers import, or after the first shards."""
     out, marker = tmp_path / "out", str(tmp_path)

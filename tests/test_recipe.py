@@ -23,7 +23,13 @@ def recipe(tmp_path):
     return write_inputs(tmp_path)
 
 
-@pytest.mark.parametrize("name", list(shipped()))
+ALIKE = {"mometas-encoder", "learn-meta-university", "factworld-university", "continual-minilm"}
+"""Recipes that differ from another by a model or a task: they are run where time does not count."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in ALIKE else []) for name in shipped()]
+)
 def test_every_shipped_recipe_trains(name, tmp_path):
     """Each arm for two steps on a little of its own corpus; the tokenizer and the model made small."""
     whole = read_recipe(name)
