@@ -32,7 +32,7 @@ from maskwise.study.checks import MOST_UNKNOWN, check_inputs, start_of
 from maskwise.study.costs import over_a_run
 from maskwise.study.design import Design
 from maskwise.study.dry import wall
-from maskwise.study.power import P_FROM_RUNS, attainable_level
+from maskwise.study.power import fewest_runs
 from maskwise.study.starter import look_at, starter
 from maskwise.study.timing import START_SECONDS, Timings, time_stages, works_of
 from maskwise.study.work import masked_source
@@ -49,7 +49,7 @@ FEW_TARGETS = 32
 IMBALANCED = 0.6
 """Above this share of one class, accuracy says little."""
 FEW_TEST_ITEMS = 200
-LEAST_ROWS = 8
+MOST_PASSES = 8
 """Passes over a text above which it is rather learned by heart."""
 
 PLATEAU_TARGETS = 30_000
@@ -229,7 +229,7 @@ def _targets(link: Recipe, look: Look, config: PreTrainedConfig) -> Plain | None
     targets = tokens = units = chosen = 0.0
     for step in steps:
         batches = source.batches(step, rank=0, ranks=1)
-        targets += sum(int((batch.labels >= 0).sum()) for batch in batches)
+        targets += sum(batch.targets for batch in batches)
         tokens += source.facts(batches)["tokens"]
     masker = source.masker
     if isinstance(masker, Masker) and len(look.rows):
@@ -336,7 +336,7 @@ def _doubts(recipe: Recipe, first: Recipe, facts: Plain) -> Iterator[Plain]:
         if arm["targets_per_step"] < FEW_TARGETS:
             what = f"arm {name} has {arm['targets_per_step']:.0f} targets a step"
             yield doubt(what, "raise training.batch_size, corpus.length or the ratio")
-    if (training["passes"] or 0) > LEAST_ROWS:
+    if (training["passes"] or 0) > MOST_PASSES:
         what = f"the text is read {training['passes']:.0f} times, and will rather be learned by heart"
         yield doubt(what, "give more text, or lower training.steps")
     if (needed := training["plateau_steps"]) and training["steps"] < needed:
@@ -360,8 +360,7 @@ def _doubts(recipe: Recipe, first: Recipe, facts: Plain) -> Iterator[Plain]:
             yield doubt(f"{name}: {note}", "")
     runs, primary = len(study.seed_list), len(study.pairs)
     if study.arms and primary:
-        if runs < P_FROM_RUNS or attainable_level(runs, 0.05 / primary) == 0:
-            fewest = next(n for n in range(P_FROM_RUNS, 60) if attainable_level(n, 0.05 / primary) > 0)
+        if runs < (fewest := fewest_runs(0.05 / primary)):
             what = f"{runs} runs of each arm cannot decide {primary} contrast{'s' * (primary > 1)}"
             yield doubt(what, f"study.seeds={fewest}, or fewer study.contrasts")
         if study.search is None:

@@ -19,6 +19,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from maskwise.constants import REFERENCE
 from maskwise.errors import MaskwiseError
@@ -198,16 +199,18 @@ class _Clock:
         return median(each[1:] or each)
 
 
+def _network(link: Recipe, data: Prepared) -> PreTrainedModel:
+    """The model of a training, as it begins."""
+    unigram = torch.zeros(len(data.tokenizer))
+    return link.model.model(
+        data.tokenizer, data.training.length, kind=link.kind, seed=link.training.seed, log_unigram=unigram
+    )
+
+
 def _time_training(work: Work, data: Prepared) -> dict[str, float]:
     began = _now()
-    link, seed = work.link, work.link.training.seed
-    network = link.model.model(
-        data.tokenizer,
-        data.training.length,
-        kind=link.kind,
-        seed=seed,
-        log_unigram=torch.zeros(len(data.tokenizer)),
-    )
+    link = work.link
+    network = _network(link, data)
     made, clock = learning(network, data, link), _Clock()
     start = _now() - began
     few = {
@@ -240,13 +243,7 @@ def _time_judging(work: Work, data: Prepared, network: Any, *, rows: int | None)
 
 def _time_evaluation(work: Work, data: Prepared) -> dict[str, float]:
     link = work.link
-    network = link.model.model(
-        data.tokenizer,
-        data.training.length,
-        kind=link.kind,
-        seed=0,
-        log_unigram=torch.zeros(len(data.tokenizer)),
-    )
+    network = _network(link, data)
     torch.nn.Module.to(network, best_device())
     each = _time_judging(work, data, network, rows=link.evaluation.rows)
     return {"seconds": 1.0 + len(link.evaluation.ratios) * each}

@@ -107,16 +107,24 @@ class Policy(ABC):
         return None
 
 
+class CutPolicy(Policy):
+    """Base of the policies that weigh the units called ``units_of`` (see ``cut``), which is a field of theirs."""
+
+    units_of: str
+
+    @property
+    def unit_kind(self) -> UnitKind:
+        return {"token": UnitKind.TOKEN, "word": UnitKind.WORD}.get(self.units_of, UnitKind.LAYER)
+
+    def layers(self) -> tuple[str, ...]:
+        return layer_of(self.units_of)
+
+
 def cut(batch: AnnotatedBatch, name: str, *, policy: str) -> Units:
     """The units called ``token``, ``word``, or by the name of a layer, of whose runs they are."""
     if name == "token":
         return Units.single(batch)
     return runs(batch, batch.layer(layer_of(name)[0], policy=policy))
-
-
-def kind_of(name: str) -> UnitKind:
-    """The kind of the units that ``cut`` makes."""
-    return {"token": UnitKind.TOKEN, "word": UnitKind.WORD}.get(name, UnitKind.LAYER)
 
 
 def layer_of(name: str) -> tuple[str, ...]:

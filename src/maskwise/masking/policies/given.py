@@ -10,7 +10,7 @@ import numpy as np
 from maskwise.errors import MaskwiseError
 from maskwise.keys import Array, Keys
 from maskwise.masking.batch import AnnotatedBatch
-from maskwise.masking.policies.base import Moment, Policy, UnitKind, cut, kind_of, layer_of, weigh
+from maskwise.masking.policies.base import CutPolicy, Moment, Policy, UnitKind, cut, layer_of, weigh
 from maskwise.masking.runs import runs
 from maskwise.masking.units import Units
 
@@ -139,7 +139,7 @@ class Guided(Policy):
 
 
 @dataclass(frozen=True)
-class Weighted(Policy):
+class Weighted(CutPolicy):
     """Any score as a weight: a unit's weight is the mean of a layer over its tokens, to the power ``power``.
 
     Selects: ``token``, ``word``, or the runs of any layer, by weighted sampling without replacement. A power
@@ -156,12 +156,8 @@ class Weighted(Policy):
     units_of: str = "word"
     power: float = 1.0
 
-    @property
-    def unit_kind(self) -> UnitKind:
-        return kind_of(self.units_of)
-
     def layers(self) -> tuple[str, ...]:
-        return (self.layer, *layer_of(self.units_of))
+        return (self.layer, *super().layers())
 
     def units(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
         weight_T = batch.layer(self.layer, policy="weighted")
@@ -189,7 +185,7 @@ def difference(units: str = "word", power: float = 1.0) -> Weighted:
 
 
 @dataclass(frozen=True)
-class Frequency(Policy):
+class Frequency(CutPolicy):
     """Rare tokens more often (or less): a token weighs max(count, floor) to the power ``power``.
 
     A unit weighs the mean of its tokens. Counts come from ``counts`` (V,), numbers over ids given in Python, or else
@@ -211,12 +207,8 @@ class Frequency(Policy):
         if self.floor <= 0:
             raise MaskwiseError("policy frequency: the least count", got=self.floor, allowed="above 0")
 
-    @property
-    def unit_kind(self) -> UnitKind:
-        return kind_of(self.units_of)
-
     def layers(self) -> tuple[str, ...]:
-        return (*(("frequency",) if self.counts is None else ()), *layer_of(self.units_of))
+        return (*(("frequency",) if self.counts is None else ()), *super().layers())
 
     def units(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
         if self.counts is None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from maskwise.errors import MaskwiseError
 from maskwise.keys import Array, Keys, Purpose
 from maskwise.masking.batch import AnnotatedBatch, MaskedBatch
-from maskwise.masking.policies.base import Moment, Policy, UnitKind, cut, kind_of, layer_of, weigh
+from maskwise.masking.policies.base import CutPolicy, Moment, cut, weigh
 from maskwise.masking.select import Selection
 from maskwise.masking.sorting import sums_within
 from maskwise.masking.units import Units
@@ -108,7 +108,7 @@ UPOS = (
 
 
 @dataclass(frozen=True, eq=False)
-class GroupWeighted(Policy):
+class GroupWeighted(CutPolicy):
     """A unit weighs what its group weighs now; groups whose running loss is high weigh more.
 
     Selects: by weighted sampling without replacement, so that no row ends short. ``faithful``: as published,
@@ -129,12 +129,8 @@ class GroupWeighted(Policy):
     faithful: bool = False
     running: GroupLosses = field(default_factory=lambda: GroupLosses(0), repr=False)
 
-    @property
-    def unit_kind(self) -> UnitKind:
-        return kind_of(self.units_of)
-
     def layers(self) -> tuple[str, ...]:
-        return (self.layer, *layer_of(self.units_of))
+        return (self.layer, *super().layers())
 
     def units(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
         weight_G = np.append(self.running.weight_C.numpy(force=True), UNKNOWN)  # −1: the last one

@@ -18,7 +18,7 @@ from torch import Tensor
 from maskwise.errors import MaskwiseError
 from maskwise.keys import Array, Keys, Purpose
 from maskwise.masking.batch import AnnotatedBatch
-from maskwise.masking.policies.base import Moment, Policy, UnitKind, cut, kind_of, layer_of, weigh
+from maskwise.masking.policies.base import CutPolicy, Moment, cut, weigh
 from maskwise.masking.units import Units
 from maskwise.masking.vocabulary import Vocabulary
 
@@ -34,7 +34,7 @@ class Types:
 
 
 @dataclass(frozen=True, eq=False)
-class TypeWeighted(Policy):
+class TypeWeighted(CutPolicy):
     """Tokens of the types that the model gets wrong are masked more often (AMLM).
 
     Every ``every`` steps w ← λ·w + (1 − λ)·(1 − score) for the types that were targets since, from w = 1; the score is
@@ -60,13 +60,6 @@ class TypeWeighted(Policy):
         if self.every < 1 or not 0 <= self.kept < 1:
             got = f"every {self.every}, kept {self.kept}"
             raise MaskwiseError("policy type-weighted", got=got, allowed="every ≥ 1, 0 ≤ kept < 1")
-
-    @property
-    def unit_kind(self) -> UnitKind:
-        return kind_of(self.units_of)
-
-    def layers(self) -> tuple[str, ...]:
-        return layer_of(self.units_of)
 
     def units(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
         units = cut(batch, self.units_of, policy="type-weighted")
@@ -153,7 +146,7 @@ class Doubts:
 
 
 @dataclass(frozen=True, eq=False)
-class EntropyWeighted(Policy):
+class EntropyWeighted(CutPolicy):
     """Tokens of which the model is least sure are masked more often.
 
     At every ``every``-th step the model says, without a gradient, what it expects at each place of the very batch: half
@@ -176,13 +169,6 @@ class EntropyWeighted(Policy):
         if self.every < 1 or not math.isfinite(self.power):
             got = f"every {self.every}, power {self.power}"
             raise MaskwiseError("policy entropy-weighted", got=got, allowed="every ≥ 1, a finite power")
-
-    @property
-    def unit_kind(self) -> UnitKind:
-        return kind_of(self.units_of)
-
-    def layers(self) -> tuple[str, ...]:
-        return layer_of(self.units_of)
 
     def units(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
         units = cut(batch, self.units_of, policy="entropy-weighted")
