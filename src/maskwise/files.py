@@ -81,6 +81,8 @@ class Study(TypedDict, total=False):
     search: Search | None
     share: NotRequired[tuple[str, str] | None]
     """The arm whose gain over the other is shared out (``study.share``)."""
+    gate: NotRequired[tuple[str, str] | None]
+    """The arm of a positive control that must beat the other one, or nothing else is judged (``study.gate``)."""
     learned: NotRequired[dict[str, str]]
     """By arm, the task that its policy was learned from; in studies of transfer."""
 
@@ -207,6 +209,8 @@ class Contrast(TypedDict):
     baseline: str
     outcome: str
     primary: bool
+    gate: NotRequired[bool]
+    """There where it is true: the contrast that must be decided before any other is judged."""
     n: int
     higher_is_better: bool
     unit: str

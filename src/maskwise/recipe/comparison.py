@@ -85,6 +85,9 @@ class StudySettings(Settings):
     """Arms are called equal whose difference has its 95 % interval within ± this, in scores (0.05: five points)."""
     share: tuple[str, str] | None = None
     """Two arms, [oracle, random]: of what the first adds to the second, how much does every other arm add?"""
+    gate: tuple[str, str] | None = None
+    """Two arms, [oracle, baseline], of a positive control: unless the first is decided to beat the second, every other
+    verdict of the study is void. It is tested first, at the full level, and not corrected for the other contrasts."""
     transfer: bool = False
     """Arms learned their policies from the study's tasks: the primary contrasts are ``own-task`` (for each task the arm
     that learned from it) and ``other-tasks`` (the mean of the others) with the baseline."""
@@ -173,16 +176,17 @@ class StudySettings(Settings):
             if arm == baseline:
                 what = "a contrast names two different arms"
                 raise MaskwiseError(what, got=[arm, baseline], allowed="[arm, baseline]")
-        for name in self.share or ():
-            if name not in self.arms:
-                raise unknown_name("arm in study.share", name, self.arms)
-        if self.share and self.share[0] == self.share[1]:
-            allowed = "[oracle, random]: the best arm and the one that it is better than"
-            raise MaskwiseError("study.share names two different arms", got=list(self.share), allowed=allowed)
-        if len(self.pairs) > MOST_PRIMARY:
+        for setting, pair, names in (("share", self.share, [*self.arms]), ("gate", self.gate, known)):
+            for name in pair or ():
+                if name not in names:
+                    raise unknown_name(f"arm in study.{setting}", name, names)
+            if pair and pair[0] == pair[1]:
+                allowed = "[oracle, baseline]: the best arm and the one that it is better than"
+                raise MaskwiseError(f"study.{setting} names two different arms", got=list(pair), allowed=allowed)
+        if (contrasts := len(self.pairs) - (self.gate is not None)) > MOST_PRIMARY:
             do = "name the ones that matter in study.contrasts"
             what, allowed = "too many primary contrasts for one page", f"at most {MOST_PRIMARY}"
-            raise MaskwiseError(what, got=len(self.pairs), allowed=allowed, do=do)
+            raise MaskwiseError(what, got=contrasts, allowed=allowed, do=do)
         return self
 
     @property
@@ -192,8 +196,9 @@ class StudySettings(Settings):
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
-        """The primary contrasts as (arm, baseline)."""
+        """The primary contrasts as (arm, baseline); the gate first."""
         base = self.baseline or next(iter(self.arms), "")
+        pairs = self.contrasts or [(arm, base) for arm in self.arms if arm != base]
         if self.transfer and self.contrasts is None:
-            return [(OWN_TASK, base), (OTHER_TASKS, base)]
-        return list(dict.fromkeys(self.contrasts or [(arm, base) for arm in self.arms if arm != base]))
+            pairs = [(OWN_TASK, base), (OTHER_TASKS, base)]
+        return list(dict.fromkeys([*([self.gate] if self.gate else []), *pairs]))

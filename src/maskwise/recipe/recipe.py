@@ -47,6 +47,10 @@ ALONE = ("mlm", "clm", "diffusion", "denoise")
 """Objectives that train a model alone: each makes a language model, of its kind."""
 
 
+CONTROL = "-control"
+"""How the name of a positive control ends: a study that is void unless its oracle wins (``study.gate``)."""
+
+
 def require_changeable(key: str, parts: Sequence[str], *, who: str) -> None:
     """Refuse a setting outside some parts of the recipe; the seed of a training comes from its run."""
     if key.split(".")[0] not in parts or key == "training.seed":
@@ -149,6 +153,14 @@ class Recipe(Settings):
         if self.objectives and self.study.match != "steps":
             what = "trainings on several objectives are matched by steps"
             raise MaskwiseError(what, got=f"study.match {self.study.match}")
+        return self
+
+    @model_validator(mode="after")
+    def _gated(self) -> Recipe:
+        """A control that does not say what it must see proves nothing by seeing nothing."""
+        if self.name.endswith(CONTROL) and self.study.arms and self.study.gate is None:
+            do = "name the arm that must win and the one that it must beat: study.gate: [oracle, baseline]"
+            raise MaskwiseError(f"{self.name} is a positive control by its name, and has no gate", do=do)
         return self
 
     @model_validator(mode="after")

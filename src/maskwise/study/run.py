@@ -318,6 +318,7 @@ def describe(recipe: Recipe, design: Design) -> Study:
         "match": {"by": study.match, "arms": design.planned}, "companions": list(study.companions),
         "margin": study.margin,
         "share": study.share,
+        "gate": study.gate,
         "search": {"grid": search.grid, "seeds": list(search.seeds), "by": search.by} if search else None,
         "tasks": {task.name: {**task.facts(), "majority": task.majority} for task in loaded},
     }  # fmt: skip

@@ -63,13 +63,15 @@ def summarise(records: Iterable[Record], study: Study, *, alpha: float = 0.05) -
     words = describe_arms(study["arms"])
     names = words | {REFERENCE: study.get("reference") or REFERENCE} | MADE_OF_ARMS
     comparisons = [comparison for pair in pairs for comparison in compare(table, *pair)]
-    decide(comparisons, Reasons(table, names), alpha=alpha)
+    reasons = Reasons(table, names)
+    decide(comparisons, reasons, alpha=alpha)
     rows = [comparison.row for comparison in comparisons]
     for row in rows:
         row["brief"] = contrast_sentence(row, names, brief=True)
         row["sentence"] = contrast_sentence(row, names)
     primary = [row for row in rows if row["primary"]]
-    head = headline_row(primary)
+    asked = [row for row in primary if "gate" not in row] or primary
+    head = headline_row(asked)
     summary: Summary = {
         "baseline": study["baseline"],
         "replicates": len(study["seeds"]),
@@ -78,8 +80,8 @@ def summarise(records: Iterable[Record], study: Study, *, alpha: float = 0.05) -
         "arms": {arm: table.describe(arm, words[arm]) for arm in study["arms"]},
         "contrasts": rows,
         "verdict": head["verdict"] if head else None,
-        "headline": headline_sentence(primary, names if primary else words, study["baseline"]),
-        "advice": [sentence for _, sentence in advice_of(primary, names)],
+        "headline": headline_sentence(asked, names if primary else words, study["baseline"]),
+        "advice": [sentence for _, sentence in advice_of(asked if reasons.closed is None else primary, names)],
         "overlap": table.overlap,
         "efficiency": efficiency(table, pairs, names),
     }

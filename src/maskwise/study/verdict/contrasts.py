@@ -84,7 +84,10 @@ def compare(table: Table, arm: str, baseline: str) -> list[Comparison]:
     order = [*with_chance, *own] if apart else [*own, *with_chance]
     primary = next(iter(["tasks"] if table.tasks else order), None)
     outcomes = [*(["tasks"] if table.tasks else []), *table.tasks, *both]
-    return [_comparison(table, arm, baseline, name, primary=name == primary) for name in outcomes]
+    comparisons = [_comparison(table, arm, baseline, name, primary=name == primary) for name in outcomes]
+    for one in comparisons if table.is_gate(arm, baseline) else ():
+        one.row["gate"] = True
+    return comparisons
 
 
 def _comparison(table: Table, arm: str, baseline: str, outcome: str, *, primary: bool) -> Comparison:
@@ -184,8 +187,21 @@ def _items_interval(table: Table, row: Contrast, mean: float) -> Ends | None:
 def decide(comparisons: Sequence[Comparison], reasons: Reasons, *, alpha: float) -> None:
     """Write p, p_adjusted, verdict, reason, reasons, better, more_runs and detectable into the rows.
 
-    Holm's correction runs over the primary rows that are not void.
+    A gate is judged first, at the full level: nothing else is tested unless it opens, so it costs the others nothing
+    (a serial gatekeeper; Maurer, Hothorn and Lehmacher 1995).
     """
+    gate = [one for one in comparisons if "gate" in one.row]
+    _decide(gate, reasons, alpha=alpha)
+    reasons.closed = next((one.row for one in gate if one.row["primary"] and not _opens(one.row)), None)
+    _decide([one for one in comparisons if "gate" not in one.row], reasons, alpha=alpha)
+
+
+def _opens(row: Contrast) -> bool:
+    return row["verdict"] == "decided" and row["better"] == "arm"
+
+
+def _decide(comparisons: Sequence[Comparison], reasons: Reasons, *, alpha: float) -> None:
+    """Holm's correction runs over the primary rows that are not void."""
     voids = [reasons.void(comparison.row) for comparison in comparisons]
     family = [one for one, void in zip(comparisons, voids) if one.row["primary"] and not void]
     for one in family:

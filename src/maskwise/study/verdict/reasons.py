@@ -2,7 +2,7 @@
 
 | effect   | codes |
 |----------|-------|
-| "voids"  | missing-runs (no pair is left), different-units, different-tokenizers, plateau, chance-level |
+| "voids"  | gate-closed, missing-runs (no pair is left), different-units, different-tokenizers, plateau, chance-level |
 | "tests"  | significant, not-significant, interval-holds-zero, few-runs, secondary, within-margin |
 | "caps"   | no-dev-selection: at most "suggests" |
 | "said"   | no-worse, unmatched-compute, grid-border, item-noise, overlap, missing-runs (some pairs are left) |
@@ -36,10 +36,15 @@ MOST_TIMES = 10
 
 
 class Reasons:
-    """Finds the reasons of rows. ``names`` are the arms in words."""
+    """Finds the reasons of rows. ``names`` are the arms in words.
+
+    Attributes:
+        closed: the primary row of a gate that did not open; None where there is no gate, or it is open.
+    """
 
     def __init__(self, table: Table, names: Mapping[str, str]):
         self.table, self.names = table, names
+        self.closed: Contrast | None = None
 
     def _named(self, arms: Sequence[str]) -> str:
         return " and ".join(self.names.get(arm, arm) for arm in arms)
@@ -48,6 +53,11 @@ class Reasons:
         """Reasons for which nothing can be said."""
         table, pair, outcome = self.table, (row["arm"], row["baseline"]), row["outcome"]
         reasons: list[Reason] = []
+        if self.closed:
+            oracle, beaten = (self._named([self.closed[side]]) for side in ("arm", "baseline"))
+            sentence = f"the positive control failed: it is not decided that {oracle} beats {beaten}"
+            sentence += ", so this study could not have seen a smaller difference either"
+            reasons.append({"code": "gate-closed", "effect": "voids", "sentence": sentence})
         lost = any(table.failed.get(arm) for arm in pair)
         if row["n"] == 0 or (row["n"] == 1 and lost):
             sentence = "too few runs finished"
@@ -131,8 +141,13 @@ class Reasons:
         return [{"code": "no-worse", "effect": "said", "sentence": sentence.replace("-", "−")}]
 
     def caps(self, row: Contrast) -> list[Reason]:
-        """Reasons for which a verdict is at most "suggests"."""
+        """Reasons for which a verdict is at most "suggests".
+
+        A gate has none: it asks whether the study, set as it is, sees a difference that was built into it.
+        """
         reasons: list[Reason] = []
+        if "gate" in row:
+            return reasons
         arms = [arm for arm in (row["arm"], row["baseline"]) if arm != REFERENCE]
         if cause := self._unselected(arms):
             why, sentence = cause

@@ -235,6 +235,10 @@ class Table(Measures):
         match = self.study.get("match")
         return match["by"] if match else None
 
+    def is_gate(self, arm: str, baseline: str) -> bool:
+        """Whether this is the contrast that must be decided before any other is judged."""
+        return (arm, baseline) == tuple(self.study.get("gate") or ())
+
     def task_facts(self, task: str) -> TaskFacts:
         return self.study["tasks"].get(task, {})
 

@@ -21,6 +21,7 @@ DOUBTS = {
     "no-dev-selection": "a suggestion, not proof, because settings were not chosen in the same way for each arm",
 }
 ADVICE = {
+    "gate-closed": "Read no other comparison: first make the oracle win, by more runs, longer training or better probes.",
     "plateau": "Train longer, or at a higher ratio: a model that knows only word frequencies cannot be compared.",
     "chance-level": "Use easier tasks, or train longer: at chance level no choice can make a difference.",
     "no-dev-selection": "Search the same small grid of learning rates for every arm, on dev seeds (study.search).",
@@ -222,6 +223,7 @@ def _headline(row: Contrast, names: Names, *, keeps: bool) -> str:
             "plateau": f"{stuck} learnt little more than word frequencies",
             "chance-level": "neither arm scores better than guessing",
             "missing-runs": "too few runs finished",
+            "gate-closed": "the positive control failed, so this study could not have seen a difference",
         }
         told = why.get(reason["code"], reason["sentence"]) if reason else "nothing was measured"
         return f"no verdict: {told}."
