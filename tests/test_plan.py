@@ -216,7 +216,7 @@ GRID = [{"lr": 1}, {"lr": 2}, {"lr": 3}]
     [
         ([{"a": [1, 1]}, {"a": [3, 3]}, {"a": [2, 2]}], 1, False),
         ([{"a": [1, 1]}, {"a": [2, 2]}, {"a": [3, 3]}], 2, True),
-        ([{"a": [2, 2]}, {"a": [2, 2]}, {"a": [2, 2]}], 0, True),  # a tie: the first
+        ([{"a": [2, 2]}, {"a": [2, 2]}, {"a": [2, 2]}], 1, False),  # a tie: the first inside the grid
         ([None, {"a": [1, 1]}, {"a": [0, 0]}], 1, False),  # the first failed
         ([None, None, None], None, False),
         # A task with large numbers does not outvote the other: both are standardised.

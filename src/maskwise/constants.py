@@ -12,6 +12,9 @@ mean of those whose policies were learned from other tasks."""
 MOST_PRIMARY = 6
 """Primary contrasts of a study. With more, Holm's correction leaves nothing that ten runs could decide."""
 
+FEWEST_DEV_SEEDS = 2
+"""Dev seeds on which settings are chosen; what one of them chose is at most a suggestion."""
+
 PLATEAU_NATS = 0.3
 """A mean held-out loss less than this below the unigram loss: the model has learnt word frequencies and little else."""
 

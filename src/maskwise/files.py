@@ -57,6 +57,13 @@ class Search(TypedDict, total=False):
     by: str | None
 
 
+class Look(TypedDict):
+    """An earlier verdict of a study: its number of runs, and the looks that were planned then."""
+
+    runs: int
+    looks: list[int] | None
+
+
 class Study(TypedDict, total=False):
     """study.json."""
 
@@ -78,6 +85,9 @@ class Study(TypedDict, total=False):
     match: Matching | None
     companions: list[float]
     margin: NotRequired[float | None]
+    looks: NotRequired[list[int] | None]
+    looked: NotRequired[list[Look]]
+    helps: NotRequired[float]
     search: Search | None
     share: NotRequired[tuple[str, str] | None]
     """The arm whose gain over the other is shared out (``study.share``)."""
@@ -225,6 +235,8 @@ class Contrast(TypedDict):
     items: Ends | None
     p: float | None
     p_adjusted: float | None
+    q: NotRequired[float]
+    """The false discovery rate, of rows that are not primary."""
     verdict: Verdict
     better: Literal["arm", "baseline"] | None
     reason: str
@@ -300,6 +312,13 @@ class GainShare(TypedDict):
     sentence: str
 
 
+class TaskUse(TypedDict):
+    """Of a task: the share of runs in which pre-training helps on it (None: not known), and whether it counts."""
+
+    helped: float | None
+    counted: bool
+
+
 class Efficiency(TypedDict):
     points: list[Point]
     time_to_quality: list[TimeToQuality]
@@ -332,5 +351,6 @@ class Summary(TypedDict):
     advice: list[str]
     overlap: list[Record]
     efficiency: Efficiency
+    tasks: dict[str, TaskUse]
     shares: NotRequired[list[GainShare]]
     transfer: NotRequired[list[TransferCell]]

@@ -306,6 +306,8 @@ def _contrasts(result: dict[str, Any]) -> Table:
 
 def print_plan(plan: dict[str, Any]) -> None:
     """A dry run: stages by kind, what each phase of training costs, and the time until the end, if it is known."""
+    from maskwise.study.prospects import prospect_lines
+
     table = Table("stages", "done", "to do", "minutes of work", box=None, padding=(0, 2, 0, 0))
     for kind, facts in plan["stages"].items():
         table.add_row(kind, str(facts["done"]), str(facts["to_do"]), _minutes(facts["seconds"]))
@@ -321,6 +323,8 @@ def print_plan(plan: dict[str, Any]) -> None:
     out_console.print(trainings)
     plans = ", ".join(f"{line['purpose']} ({line['runs']} runs)" for line in plan["plans"])
     out_console.print(f"Plans: {plans}", highlight=False, soft_wrap=True)
+    for line in prospect_lines(plan["contrasts"]):
+        out_console.print(line, markup=False, highlight=False, soft_wrap=True)
     for note in plan["notes"]:
         out_console.print(f"Note: {note}", highlight=False, soft_wrap=True)
     if plan["seconds"] is None:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from itertools import product
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from maskwise.constants import MOST_PRIMARY, OTHER_TASKS, OWN_TASK, REFERENCE
+from maskwise.constants import FEWEST_DEV_SEEDS, MOST_PRIMARY, OTHER_TASKS, OWN_TASK, REFERENCE
 from maskwise.errors import MaskwiseError, unknown_name
 from maskwise.recipe.overrides import Plain, leaves
 
 MOST_SEEDS = 1000
 """Runs of an arm. A plan holds every stage of every run; thirty runs decide what is worth deciding."""
+
+
+def is_number(value: object) -> bool:
+    """Whether a setting has more and less; true and false have not."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 class Settings(BaseModel):
@@ -61,6 +67,20 @@ class SearchSettings(Settings):
         return self
 
     @property
+    def limits(self) -> list[str]:
+        """Why what is chosen cannot support more than a suggestion; nothing where it can."""
+        limits = []
+        if len(self.seeds) < FEWEST_DEV_SEEDS:
+            limits.append("settings are chosen on one dev seed: give study.search.seeds two or more")
+        for key in dict.fromkeys(key for point in self.points for key in point):
+            values = {point[key] for point in self.points if is_number(point.get(key))}
+            if len(values) == 2:
+                limits.append(
+                    f"the grid has two values of {key}, so the best is at its edge: give it three or more"
+                )
+        return limits
+
+    @property
     def points(self) -> list[Plain]:
         """The points that are tried, as settings by dotted name, in the order in which ties are settled."""
         if isinstance(self.grid, tuple):
@@ -81,8 +101,18 @@ class StudySettings(Settings):
     """The primary ones, as [arm, baseline]; None: every arm against the baseline. At most six."""
     match: Literal["steps", "targets", "flops"] = "steps"
     """What every arm spends as much of as the baseline does: training.steps are set so (but for steps)."""
+    looks: tuple[int, ...] | None = None
+    """Numbers of runs at which the study may be looked at, fixed beforehand: [10, 20]. ``seeds`` is one of them, and
+    may be raised to the next. Without a plan, seeds that are added after a verdict cap the next one at *suggests*."""
     margin: float | None = Field(None, gt=0, lt=1)
-    """Arms are called equal whose difference has its 95 % interval within ± this, in scores (0.05: five points)."""
+    """The smallest difference that matters, in scores (0.05: five points) or nats. Arms whose interval lies within ±
+    this have no difference that matters."""
+    noise: float | str | None = None
+    """The standard deviation of paired differences, as ``margin`` is measured; or the folder of an earlier study
+    that tells it. For what can be seen, which is said before any work; None: of an earlier study in the same folder."""
+    helps: float = Field(0.75, ge=0, le=1)
+    """A task counts in the primary outcome if pre-training helps on it in at least this share of the runs: the mean of
+    all arms on dev rows is above the untouched start. 0 leaves no task out."""
     share: tuple[str, str] | None = None
     """Two arms, [oracle, random]: of what the first adds to the second, how much does every other arm add?"""
     gate: tuple[str, str] | None = None
@@ -148,6 +178,26 @@ class StudySettings(Settings):
                 )
         return contrasts
 
+    @field_validator("looks")
+    @classmethod
+    def _rising(cls, looks: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if looks is not None and (len(looks) < 2 or looks[0] < 2 or sorted(set(looks)) != list(looks)):
+            raise MaskwiseError(
+                "study.looks: rising numbers of runs",
+                got=list(looks),
+                allowed="≥ 2 of them, such as [10, 20]",
+            )
+        return looks
+
+    @field_validator("noise")
+    @classmethod
+    def _positive(cls, noise: float | str | None) -> float | str | None:
+        if isinstance(noise, float) and not 0 < noise < math.inf:
+            raise MaskwiseError(
+                "study.noise: a standard deviation, or the folder of a study", got=noise, allowed="> 0"
+            )
+        return noise
+
     @field_validator("companions")
     @classmethod
     def _shares(cls, shares: tuple[float, ...]) -> tuple[float, ...]:
@@ -176,13 +226,18 @@ class StudySettings(Settings):
             if arm == baseline:
                 what = "a contrast names two different arms"
                 raise MaskwiseError(what, got=[arm, baseline], allowed="[arm, baseline]")
+        if self.looks and len(self.seed_list) not in self.looks:
+            what = "study.seeds is not one of the numbers of runs at which a look is planned"
+            raise MaskwiseError(what, got=len(self.seed_list), allowed=", ".join(map(str, self.looks)))
         for setting, pair, names in (("share", self.share, [*self.arms]), ("gate", self.gate, known)):
             for name in pair or ():
                 if name not in names:
                     raise unknown_name(f"arm in study.{setting}", name, names)
             if pair and pair[0] == pair[1]:
                 allowed = "[oracle, baseline]: the best arm and the one that it is better than"
-                raise MaskwiseError(f"study.{setting} names two different arms", got=list(pair), allowed=allowed)
+                raise MaskwiseError(
+                    f"study.{setting} names two different arms", got=list(pair), allowed=allowed
+                )
         if (contrasts := len(self.pairs) - (self.gate is not None)) > MOST_PRIMARY:
             do = "name the ones that matter in study.contrasts"
             what, allowed = "too many primary contrasts for one page", f"at most {MOST_PRIMARY}"

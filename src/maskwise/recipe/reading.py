@@ -112,3 +112,6 @@ def _forget_arms(study: Plain, *, changes: Mapping[str, object]) -> None:
         study.pop("contrasts", None)
     if "study.baseline" not in changes and study.get("baseline") not in study["arms"]:
         study.pop("baseline", None)
+    for key in ("gate", "share"):
+        if f"study.{key}" not in changes and not set(study.get(key) or ()) <= study["arms"].keys():
+            study.pop(key, None)

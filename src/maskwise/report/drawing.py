@@ -252,6 +252,10 @@ FORESTS = {
         "Task by task",
         "In points of the task's measure. They help to explain a verdict and do not decide it.",
     ),
+    "left-out": (
+        "Tasks that cannot tell",
+        "Pre-training does not help on them often enough, so they are not part of the primary outcome.",
+    ),
     "task-nats": (
         "Task by task, in nats",
         "For each token of the right answers, reversed so that right is better.",
@@ -302,11 +306,13 @@ def _kind_of(row: Contrast) -> str:
         return "evaluation" if row["unit"] == "score" else "perplexity"
     if outcome == "tasks" or outcome.startswith("heldout:"):
         return outcome.partition(":")[0]
+    if any(reason["code"] == "no-help" for reason in row["reasons"]):
+        return "left-out"
     return "task-nats" if row["unit"] == "nats" else "task"
 
 
 def _forest(kind: str, rows: list[Contrast], colours: Colours, common: Sequence[str]) -> View:
-    points = kind == "task" or any(row["unit"] == "score" for row in rows)
+    points = kind in ("task", "left-out") or any(row["unit"] == "score" for row in rows)
     sign = (100 if points else 1) * (1 if rows[0]["higher_is_better"] else -1)
     drawn = [(row, row["mean"]) for row in rows if row["mean"] is not None and row["verdict"] != "void"]
     drawn = drawn or [(row, row["mean"]) for row in rows if row["mean"] is not None]

@@ -78,7 +78,7 @@ NO_STUDY: Study = {
 }  # fmt: skip
 NO_SUMMARY: Summary = {
     "baseline": "", "replicates": 0, "matched_by": None, "references": {}, "arms": {}, "contrasts": [], "verdict": None,
-    "headline": "", "advice": [], "overlap": [], "efficiency": {"points": [], "time_to_quality": []},
+    "headline": "", "advice": [], "overlap": [], "tasks": {}, "efficiency": {"points": [], "time_to_quality": []},
 }  # fmt: skip
 REQUIRED = {
     "score": {"arm", "seed", "task", "score"},

@@ -15,7 +15,7 @@ training, the first one's length is set and the others stay as they are.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -28,6 +28,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.files import Record
 from maskwise.models import empty_model
 from maskwise.recipe import Recipe
+from maskwise.recipe.comparison import is_number
 from maskwise.recipe.overrides import Plain
 from maskwise.study.costs import per_step
 from maskwise.study.plan import Plan, Run, arms_of, make_run, require_arms, task_contents
@@ -225,6 +226,9 @@ class Choice(NamedTuple):
 def choose(points: Sequence[Plain], scores: Sequence[Scores | None]) -> Choice:
     """The point with the highest mean over outcomes, each standardised over all points and seeds.
 
+    If that lies on the border of the grid, the best inner point is taken that is within one standard error of it: noise
+    chooses borders as often as anything else, and a choice inside the grid leaves nothing better outside.
+
     >>> choose([{"lr": 1}, {"lr": 2}, {"lr": 3}], [{"a": [1.0]}, {"a": [3.0]}, None]).place
     1
 
@@ -249,12 +253,35 @@ def choose(points: Sequence[Plain], scores: Sequence[Scores | None]) -> Choice:
         return Choice(means, None, border=False)
     # Means that differ by rounding only are a tie, which the first wins.
     place = next(i for i, mean in enumerate(means) if mean is not None and mean >= best - 1e-9)
+    if _on_border(points, place):
+        near = best - _standard_error(known, spread) - 1e-9
+        inner = {
+            i: mean
+            for i, mean in enumerate(means)
+            if mean is not None and mean >= near and not _on_border(points, i)
+        }
+        place = max(inner, key=lambda i: inner[i], default=place)
     return Choice(means, place, _on_border(points, place))
+
+
+def _standard_error(scores: Sequence[Scores], spread: Mapping[str, tuple[float, float]]) -> float:
+    """That of the difference of two points, from what is left without the effects of points and of seeds; 0 where
+    that is nothing, as with one seed."""
+    each = [
+        np.mean([(np.array(score[o]) - centre) / sd for o, (centre, sd) in spread.items()], axis=0)
+        for score in scores
+    ]
+    table = np.array(each)
+    points, seeds = table.shape
+    if points < 2 or seeds < 2:
+        return 0.0
+    rest = table - table.mean(1, keepdims=True) - table.mean(0) + table.mean()
+    return math.sqrt(2 / seeds * float((rest**2).sum()) / ((points - 1) * (seeds - 1)))
 
 
 def _on_border(points: Sequence[Plain], place: int) -> bool:
     for key, value in points[place].items():
-        tried = {point[key] for point in points if isinstance(point.get(key), int | float)}
+        tried = {point[key] for point in points if is_number(point.get(key))}
         if len(tried) > 1 and value in (min(tried), max(tried)):
             return True
     return False

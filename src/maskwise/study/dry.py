@@ -39,11 +39,16 @@ def dry_run(
         ``plans``: of each, its purpose, runs, and stages to do. ``phases``: the trainings of a run in order, with the
         arms that share them, and what each costs (``_phases``). ``stages``: by kind ``done``, ``to_do`` and ``seconds``
         (of work, None where no like stage was timed). ``seconds``: until the end with ``jobs`` at once, None if not
-        known. ``unknown``: kinds without a time. ``notes``: what may still change.
+        known. ``unknown``: kinds without a time. ``contrasts``: what each can tell (``prospects``). ``notes``: what may
+        still change.
 
     Raises:
         MaskwiseError: bad input, as ``run_study`` itself raises it.
     """
+    from maskwise.study.prospects import (
+        prospects_of,
+    )  # here, because workers import this room and need no scipy
+
     require_engine(engine)
     require_study_folder(out)
     notes = check_inputs(recipe)
@@ -72,7 +77,7 @@ def dry_run(
         "name": recipe.name, "out": str(out), "jobs": at_once, "plans": listed,
         "phases": list(_phases(recipe, design, seconds)), "stages": kinds,
         "seconds": None if unknown else wall(to_do, seconds, at_once), "unknown": unknown,
-        "notes": notes + list(_notes(recipe, design)),
+        "contrasts": prospects_of(recipe, out), "notes": notes + list(_notes(recipe, design)),
     }  # fmt: skip
 
 

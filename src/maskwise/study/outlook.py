@@ -32,7 +32,7 @@ from maskwise.study.checks import MOST_UNKNOWN, check_inputs, start_of
 from maskwise.study.costs import over_a_run
 from maskwise.study.design import Design
 from maskwise.study.dry import wall
-from maskwise.study.power import fewest_runs
+from maskwise.study.prospects import prospect_lines, prospects_of
 from maskwise.study.starter import look_at, starter
 from maskwise.study.timing import START_SECONDS, Timings, time_stages, works_of
 from maskwise.study.work import masked_source
@@ -124,6 +124,7 @@ def outlook_of(subject: str, overrides: Sequence[str] = (), *, timing: bool = Tr
         "tasks": {task.name: _task(task) for task in tasks}, "time": times, "recipe": recipe.to_yaml(),
     }  # fmt: skip
     facts["training"] = _training(recipe, first, facts)
+    facts["contrasts"] = prospects_of(recipe) if recipe.study.arms else []
     doubts += _doubts(recipe, first, facts)
     return facts | {"doubts": doubts, "lines": list(_lines(recipe, facts))}
 
@@ -358,16 +359,13 @@ def _doubts(recipe: Recipe, first: Recipe, facts: Plain) -> Iterator[Plain]:
             )
         for note in task.get("notes", []):
             yield doubt(f"{name}: {note}", "")
-    runs, primary = len(study.seed_list), len(study.pairs)
-    if study.arms and primary:
-        if runs < (fewest := fewest_runs(0.05 / primary)):
-            what = f"{runs} runs of each arm cannot decide {primary} contrast{'s' * (primary > 1)}"
-            yield doubt(what, f"study.seeds={fewest}, or fewer study.contrasts")
-        if study.search is None:
-            yield doubt(
-                "no settings are searched, so a verdict says at most *suggests*",
-                "add study.search (docs/studies.md)",
-            )
+    runs, prospects = len(study.seed_list), facts["contrasts"]
+    if short := [prospect for prospect in prospects if not prospect["decidable"]]:
+        what = f"{runs} runs of each arm cannot decide {len(short)} contrast{'s' * (len(short) > 1)}"
+        fewest = max(prospect["fewest_runs"] for prospect in short)
+        yield doubt(what, f"study.seeds={fewest}, or fewer study.contrasts")
+    for limit in dict.fromkeys(limit for prospect in prospects for limit in prospect["limits"]):
+        yield doubt(f"a verdict says at most *suggests*: {limit}", "docs/studies.md")
 
 
 def _lines(recipe: Recipe, facts: Plain) -> Iterator[tuple[str, str]]:
@@ -413,6 +411,8 @@ def _lines(recipe: Recipe, facts: Plain) -> Iterator[tuple[str, str]]:
             else f"; knowing nothing gives {task['majority']:.3f} {task['metric']}"
         )
         yield f"task {name}", f"{task['kind']}: {rows}{labels}{most}{majority}"
+    for line in prospect_lines(facts["contrasts"]):
+        yield "contrasts", line
     runs = (
         f"{len(recipe.study.arms) or 1} arms × {len(recipe.study.seed_list)} runs, "
         if recipe.study.arms

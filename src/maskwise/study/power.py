@@ -9,7 +9,9 @@ interval without zero) the runs it asks for are right to one run in nine (docs/e
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 from scipy import optimize, special, stats
@@ -32,6 +34,31 @@ def attainable_level(runs: int, alpha: float = 0.05) -> float:
 def fewest_runs(alpha: float = 0.05) -> int:
     """The fewest runs that can decide anything at this level."""
     return next(n for n in range(P_FROM_RUNS, 60) if attainable_level(n, alpha) > 0)
+
+
+def can_decide(runs: int, contrasts: int = 1, alpha: float = 0.05) -> bool:
+    """Whether so many runs can give a p below alpha after Holm's correction over so many contrasts."""
+    return runs >= P_FROM_RUNS and attainable_level(runs, alpha / max(contrasts, 1)) > 0
+
+
+def look_weights(looks: Sequence[int], alpha: float = 0.05) -> list[float]:
+    """The shares of the error that planned looks at the runs may spend; they sum to 1, and the last has the most.
+
+    A p value at a look is divided by its weight, and the smallest over the looks so far is a p value of the whole plan
+    (Bonferroni with weights): that holds for the exact test, however the looks depend on each other. What it gives away
+    is little, because the early weights are small.
+
+    >>> [round(weight, 3) for weight in look_weights([10, 20])]
+    [0.112, 0.888]
+
+    Args:
+        looks: numbers of runs, rising.
+
+    Source: Lan and DeMets (1983), the spending function like O'Brien and Fleming's: 2 − 2 Φ(z / √t).
+    """
+    z = stats.norm.ppf(1 - alpha / 2)
+    spent = [0.0, *(2 * float(stats.norm.sf(z / math.sqrt(runs / looks[-1]))) for runs in looks)]
+    return [(after - before) / alpha for before, after in pairwise(spent)]
 
 
 def power_of(sd: float, difference: float, runs: int, *, alpha: float = 0.05) -> float:

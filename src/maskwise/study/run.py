@@ -27,7 +27,7 @@ from maskwise.annotate.store import Store
 from maskwise.constants import REFERENCE
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation import masked_answers
-from maskwise.files import ArmFacts, Record, Study
+from maskwise.files import ArmFacts, Look, Record, Study
 from maskwise.folders import claim, read_json, read_lines, write_json, write_lines
 from maskwise.jobs import require_engine
 from maskwise.masking import Masker
@@ -82,6 +82,7 @@ def run_study(
     """
     # Imported here because workers import this module too, and need neither scipy nor altair: 1.5 s each.
     from maskwise.report import write_report
+    from maskwise.study.prospects import prospect_lines, prospects_of
     from maskwise.study.verdict import primary_pairs, summarise
 
     began = time.perf_counter()
@@ -93,7 +94,7 @@ def run_study(
     design = Design(recipe, stages)
     study = describe(recipe, design)
     primary_pairs(study)
-    say(() if quiet else notes)
+    say(() if quiet else [*notes, *prospect_lines(prospects_of(recipe, out))])
     errors: dict[str, str] = {}
     with claim(stages, "another study is running in", lock=LOCK):
         before = _so_far(out, study)
@@ -172,13 +173,31 @@ def link_shared(wanted: Iterable[Stage], stages: Path, shared: Path | None) -> N
 
 
 def _so_far(out: Path, study: Study) -> Study:
-    """When this very study began, and how long it has run. Another one's results are removed."""
-    before = read_json(out / "study.json")
-    if before and before.get("recipe") == study["recipe"] and {"started", "seconds"} <= before.keys():
-        return {"started": before["started"], "seconds": before["seconds"]}
+    """When this very study began, how long it has run, and at how many runs it had a verdict.
+
+    Results of another study are removed.
+    """
+    before = read_json(out / "study.json") or {}
+    so_far: Study = {"started": study["started"], "seconds": None}
+    if _same_question(before, study):
+        looked: list[Look] = [*before.get("looked", [])]
+        look: Look = {"runs": len(before["seeds"]), "looks": before.get("looks")}
+        if (out / "summary.json").is_file() and look not in looked:
+            looked.append(look)
+        so_far |= {"looked": looked} if looked else {}
+    if before.get("recipe") == study["recipe"] and {"started", "seconds"} <= before.keys():
+        return so_far | {"started": before["started"], "seconds": before["seconds"]}
     for name in RESULTS if before else ():
         (out / name).unlink(missing_ok=True)
-    return {"started": study["started"], "seconds": None}
+    return so_far
+
+
+def _same_question(before: Mapping[str, Any], study: Study) -> bool:
+    """Whether an earlier study in the folder differs in seeds and comparisons alone."""
+    old, new = ({**recipe} for recipe in (before.get("recipe") or {}, study["recipe"]))
+    arms, others = ((recipe.pop("study", None) or {}).get("arms", {}) for recipe in (old, new))
+    same = all(old.get(part) == new.get(part) for part in new if part not in ("name", "description"))
+    return same and "seeds" in before and any(arms[name] == others.get(name) for name in arms)
 
 
 # Records -------------------------------------------------------------------------------------------------------
@@ -316,7 +335,7 @@ def describe(recipe: Recipe, design: Design) -> Study:
         "baseline": recipe.baseline or "", "reference": reference, "seeds": list(study.seed_list),
         "arms": arms, "seconds": None, "contrasts": study.pairs,
         "match": {"by": study.match, "arms": design.planned}, "companions": list(study.companions),
-        "margin": study.margin,
+        "margin": study.margin, "looks": list(study.looks) if study.looks else None, "helps": study.helps,
         "share": study.share,
         "gate": study.gate,
         "search": {"grid": search.grid, "seeds": list(search.seeds), "by": search.by} if search else None,

@@ -168,7 +168,7 @@ def _written(source: str, specs: Sequence[str], comment: str) -> str:
         *(f"    {arm}: {{{settings}}}" for arm, settings in arms.items()),
         f"  contrasts: [[{other}, {base}]]   # the one question; more of them need more runs",
         "  # To be *decided*, settings must be searched for each arm alike (twice the time):",
-        "  # search: {seeds: [1000, 1001], grid: {training.learning_rate: [1.0e-3, 2.0e-3]}}",
+        "  # search: {seeds: [1000, 1001], grid: {training.learning_rate: [1.0e-3, 2.0e-3, 4.0e-3]}}",
     ]
     return "\n".join(lines) + "\n"
 

@@ -81,8 +81,14 @@ def summarise(records: Iterable[Record], study: Study, *, alpha: float = 0.05) -
         "contrasts": rows,
         "verdict": head["verdict"] if head else None,
         "headline": headline_sentence(asked, names if primary else words, study["baseline"]),
-        "advice": [sentence for _, sentence in advice_of(asked if reasons.closed is None else primary, names)],
+        "advice": [
+            sentence
+            for _, sentence in advice_of(primary if reasons.closed else asked, names, study.get("looks"))
+        ],
         "overlap": table.overlap,
+        "tasks": {
+            task: {"helped": share, "counted": task in table.counted} for task, share in table.helped.items()
+        },
         "efficiency": efficiency(table, pairs, names),
     }
     if share := study.get("share"):

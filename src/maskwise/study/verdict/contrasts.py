@@ -3,7 +3,8 @@
 The verdict follows from the number of runs: below 6 there is no p value and it is at most "suggests"; from 6 on
 "decided" needs Holm's adjusted sign-flip p below alpha *and* an interval without zero, and no reason that caps it.
 "equal" is what is not decided and has an interval of at least 6 pairs within the margin that the recipe states.
-A comparison that cannot tell anything is "void". One outcome of each pair is *primary*: there the test is spent.
+A comparison that cannot tell anything is "void". One outcome of each pair is *primary*: there the test is spent. The
+others are at most "suggests", and only those that a false discovery rate of alpha leaves.
 ``reasons`` finds the reasons that every verdict has.
 """
 
@@ -24,12 +25,15 @@ from maskwise.study.power import (
     attainable_level,
     detectable_difference,
     fewest_runs,
+    look_weights,
     runs_to_decide,
 )
 from maskwise.study.statistics import (
+    benjamini_hochberg,
     estimated,
     holm,
     paired_differences,
+    paired_t_test,
     ratio_interval,
     sign_flip_test,
     standardised_effect,
@@ -48,6 +52,8 @@ class Comparison:
     differences: NDArray[np.float64]
     plain: NDArray[np.float64]
     """The same differences in plain scores, where ``differences`` are standardised."""
+    seeds: list[int]
+    """The seeds of the differences."""
 
 
 def primary_pairs(study: Study) -> list[tuple[str, str]]:
@@ -107,20 +113,21 @@ def _comparison(table: Table, arm: str, baseline: str, outcome: str, *, primary:
         "standardised": None if math.isnan(effect) else effect,
         "p": None,
         "p_adjusted": None,
-        "metric": _metric(table, outcome),
+        "metric": _metric(table, outcome, arm, baseline),
         "compute": _matched(table, arm, baseline),
         "items": None,
         "verdict": "void", "better": None, "reason": "", "reasons": [],
         "more_runs": None, "detectable": None, "brief": "", "sentence": "",
     }  # fmt: skip
     if outcome == "tasks":
-        plain = paired_differences(
-            *({seed: table.natural[a][seed] for seed in mine} for a in (arm, baseline))
-        )
-        if len({_unit(table, task) for task in table.tasks}) == 1:  # nats and points have no mean
+        natural = table.natural[table.judged_by(outcome, arm, baseline)]
+        plain = paired_differences(*({seed: natural[a][seed] for seed in mine} for a in (arm, baseline)))
+        if (
+            len({_unit(table, task) for task in table.measured(outcome, arm, baseline)}) == 1
+        ):  # nats and points have no mean
             row["natural"] = estimated(plain)
     row["items"] = _items_interval(table, row, float(plain.mean()) if len(plain) else 0.0)
-    return Comparison(row, differences, plain)
+    return Comparison(row, differences, plain, sorted(mine))
 
 
 def _unit(table: Table, outcome: str) -> str:
@@ -134,18 +141,18 @@ def _unit(table: Table, outcome: str) -> str:
     return "perplexity" if "perplexity" in outcome else _metric(table, outcome) or "score"
 
 
-def _metric(table: Table, outcome: str) -> str | None:
+def _metric(table: Table, outcome: str, *pair: str) -> str | None:
     if outcome.startswith("heldout:"):
         return None
     if outcome in table.evaluation_facts:
         return table.evaluation_facts[outcome]["metric"]
-    metrics = {table.task_facts(name).get("metric") for name in table.measured(outcome)}
+    metrics = {table.task_facts(name).get("metric") for name in table.measured(outcome, *pair)}
     return metrics.pop() if len(metrics) == 1 else None
 
 
 def _paired(table: Table, arm: str, baseline: str, outcome: str) -> tuple[BySeed, BySeed]:
     """Both sides on the seeds they share."""
-    mine, other = table.values(outcome, arm), table.values(outcome, baseline)
+    mine, other = (table.values(table.judged_by(outcome, arm, baseline), each) for each in (arm, baseline))
     for name, lost in ((arm, other.keys() - mine.keys()), (baseline, mine.keys() - other.keys())):
         missing = sorted(lost - table.failed.get(name, set()))
         if missing and name != REFERENCE:
@@ -172,9 +179,9 @@ def _items_interval(table: Table, row: Contrast, mean: float) -> Ends | None:
     Both arms answer the same items, and records do not say which: the answers are taken to correlate one half, so that
     a difference is as uncertain as one share.
     """
-    names = table.measured(row["outcome"])
+    names = table.measured(row["outcome"], row["arm"], row["baseline"])
     variances = [table.noise_of_items(name, (row["arm"], row["baseline"])) for name in names]
-    if None in variances or (row["outcome"] == "tasks" and "natural" not in row):
+    if not names or None in variances or (row["outcome"] == "tasks" and "natural" not in row):
         return None
     variance = sum(each for each in variances if each is not None)
     half = 1.96 * math.sqrt(variance) / len(names)
@@ -201,12 +208,20 @@ def _opens(row: Contrast) -> bool:
 
 
 def _decide(comparisons: Sequence[Comparison], reasons: Reasons, *, alpha: float) -> None:
-    """Holm's correction runs over the primary rows that are not void."""
+    """Holm's correction runs over the primary rows that are not void, Benjamini and Hochberg's over the others."""
     voids = [reasons.void(comparison.row) for comparison in comparisons]
     family = [one for one, void in zip(comparisons, voids) if one.row["primary"] and not void]
+    reasons.family = len(family)
     for one in family:
         if one.row["n"] >= P_FROM_RUNS:
-            one.row["p"] = sign_flip_test(one.differences)
+            one.row["p"] = _p_value(one, reasons.table.study)
+    others = [
+        one
+        for one, void in zip(comparisons, voids)
+        if not one.row["primary"] and not void and one.row["n"] > 1
+    ]
+    for one, rate in zip(others, benjamini_hochberg([paired_t_test(one.differences) for one in others])):
+        one.row["q"] = rate
     # Rows with too few runs for a p keep their place in the family, as p = 1.
     adjusted = holm([1.0 if one.row["p"] is None else one.row["p"] for one in family])
     for one, p in zip(family, adjusted):
@@ -218,15 +233,30 @@ def _decide(comparisons: Sequence[Comparison], reasons: Reasons, *, alpha: float
         if len(tasks) == 1 and row["outcome"] in tasks:  # the only task: the same test in other units
             twin = by_pair.get((row["arm"], row["baseline"]), row)
             row["p"], row["p_adjusted"] = twin["p"], twin["p_adjusted"]
-        _judge(row, void, reasons, alpha=alpha)
+            row.pop("q", None)
+        _judge(one, void, reasons, alpha=alpha)
         doubted = row["reason"] in ("few-runs", "not-significant", "interval-holds-zero")
         if row["primary"] and doubted and row["n"] > 1:
             row["more_runs"], row["detectable"] = _plan(one, alpha=alpha / max(len(family), 1))
 
 
-def _judge(row: Contrast, void: list[Reason], reasons: Reasons, *, alpha: float) -> None:
+def _p_value(one: Comparison, study: Study) -> float:
+    """That of the sign-flip test; with planned looks, of all looks so far together."""
+    looks = study.get("looks")
+    if not looks:
+        return sign_flip_test(one.differences)
+    tests = [
+        sign_flip_test(one.differences[np.isin(one.seeds, study["seeds"][:runs])]) / weight
+        for runs, weight in zip(looks, look_weights(looks))
+        if runs <= len(study["seeds"])
+    ]
+    return min(1.0, *tests)
+
+
+def _judge(one: Comparison, void: list[Reason], reasons: Reasons, *, alpha: float) -> None:
     """Write verdict, better, all reasons, and the reason that made the verdict, which is the first."""
-    within = reasons.within_margin(row)
+    row = one.row
+    within = reasons.within_margin(row, one.plain, alpha=alpha)
     if void or row["mean"] is None:
         # Arms at chance are not called equal, but that an interval is narrow can be said.
         for reason in within:
@@ -237,6 +267,7 @@ def _judge(row: Contrast, void: list[Reason], reasons: Reasons, *, alpha: float)
     tested = reasons.tested(row, apart=apart, alpha=alpha)
     caps = reasons.caps(row)
     significant = tested["code"] == "significant"
+    apart = apart and tested["code"] != "false-discovery"
     verdict: Verdict = "suggests" if apart else "undecided"
     row["verdict"] = "decided" if apart and significant and not caps else verdict
     first = caps[0] if caps and significant else tested

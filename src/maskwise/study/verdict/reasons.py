@@ -2,10 +2,11 @@
 
 | effect   | codes |
 |----------|-------|
-| "voids"  | gate-closed, missing-runs (no pair is left), different-units, different-tokenizers, plateau, chance-level |
-| "tests"  | significant, not-significant, interval-holds-zero, few-runs, secondary, within-margin |
-| "caps"   | no-dev-selection: at most "suggests" |
-| "said"   | no-worse, unmatched-compute, grid-border, item-noise, overlap, missing-runs (some pairs are left) |
+| "voids"  | gate-closed, no-task-tells, missing-runs (no pair is left), plateau, chance-level |
+| "voids"  | different-units, different-tokenizers |
+| "tests"  | significant, not-significant, interval-holds-zero, few-runs, secondary, false-discovery, within-margin |
+| "caps"   | runs-added, no-dev-selection, grid-border: at most "suggests" |
+| "said"   | no-worse, unmatched-compute, item-noise, overlap, no-help, missing-runs (some pairs are left) |
 
 few-runs and secondary cap as well: no test is made, so nothing can be decided.
 """
@@ -14,9 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from maskwise.constants import NATS, PLATEAU_NATS, REFERENCE
+import numpy as np
+from numpy.typing import NDArray
+
+from maskwise.constants import FEWEST_DEV_SEEDS, NATS, PLATEAU_NATS, REFERENCE
 from maskwise.files import Candidate, Contrast, Reason
-from maskwise.study.power import P_FROM_RUNS
+from maskwise.study.power import P_FROM_RUNS, can_decide, look_weights
+from maskwise.study.statistics import interval_by_rule
 from maskwise.study.verdict.table import TOLERANCE, Table
 
 COSTS = {
@@ -40,11 +45,13 @@ class Reasons:
 
     Attributes:
         closed: the primary row of a gate that did not open; None where there is no gate, or it is open.
+        family: how many tests share the error.
     """
 
     def __init__(self, table: Table, names: Mapping[str, str]):
         self.table, self.names = table, names
         self.closed: Contrast | None = None
+        self.family = 1
 
     def _named(self, arms: Sequence[str]) -> str:
         return " and ".join(self.names.get(arm, arm) for arm in arms)
@@ -58,6 +65,13 @@ class Reasons:
             sentence = f"the positive control failed: it is not decided that {oracle} beats {beaten}"
             sentence += ", so this study could not have seen a smaller difference either"
             reasons.append({"code": "gate-closed", "effect": "voids", "sentence": sentence})
+        names = table.measured(outcome, *pair)
+        if not names:
+            least = f"{100 * table.study.get('helps', 0):g} %"
+            sentence = (
+                f"pre-training helps on no task in {least} of the runs, so no task can tell the arms apart"
+            )
+            return [*reasons, {"code": "no-task-tells", "effect": "voids", "sentence": sentence}]
         lost = any(table.failed.get(arm) for arm in pair)
         if row["n"] == 0 or (row["n"] == 1 and lost):
             sentence = "too few runs finished"
@@ -75,7 +89,7 @@ class Reasons:
                 f" {PLATEAU_NATS} nats below that of word frequencies; {self._short(stuck)}); train longer"
             )
             reasons.append({"code": "plateau", "effect": "voids", "sentence": sentence, "arms": stuck})
-        if all(table.at_chance(name, arm) for name in table.measured(outcome) for arm in pair):
+        if all(table.at_chance(name, arm) for name in names for arm in pair):
             sentence = "neither arm scores better than guessing (chance level)"
             reasons.append({"code": "chance-level", "effect": "voids", "sentence": sentence})
         return reasons
@@ -94,7 +108,13 @@ class Reasons:
 
     def tested(self, row: Contrast, *, apart: bool, alpha: float) -> Reason:
         """What the test says, or why there is none; ``apart``: the interval does not hold zero."""
-        n, p = row["n"], row["p_adjusted"]
+        n, p, rate = row["n"], row["p_adjusted"], row.get("q")
+        if apart and rate is not None and rate >= alpha:
+            sentence = (
+                "the 95 % interval excludes zero, as those of some rows beside the primary ones do by chance:"
+            )
+            sentence += f" among all of this page, the false discovery rate here is {rate:.2g}"
+            return {"code": "false-discovery", "effect": "tests", "sentence": sentence}
         if n < P_FROM_RUNS:
             runs = "one run of each arm" if n == 1 else f"only {n} runs of each arm"
             sentence = f"{runs}: with fewer than {P_FROM_RUNS}, the exact test cannot give p < .05"
@@ -114,30 +134,51 @@ class Reasons:
             )
         return {"code": code, "effect": "tests", "sentence": sentence, "p": p}
 
-    def within_margin(self, row: Contrast) -> list[Reason]:
-        """That the interval lies within the margin of the study, in points of a score; from 6 pairs on."""
-        margin, low, high = self._ends(row)
-        if margin is None or low is None or high is None:
-            return []
-        ends = f"{100 * low:.1f} to {100 * high:.1f}".replace("-", "−")
-        sentence = f"the 95 % interval, {ends} points, lies within ±{100 * margin:g} points"
-        inside = -margin <= low and high <= margin
-        return [{"code": "within-margin", "effect": "tests", "sentence": sentence}] if inside else []
+    def within_margin(self, row: Contrast, plain: NDArray[np.float64], *, alpha: float) -> list[Reason]:
+        """That the interval lies within the margin of the study; from 6 pairs on.
 
-    def _ends(self, row: Contrast) -> tuple[float | None, float | None, float | None]:
-        """The margin of the study and the ends of the interval in scores; Nones where a margin says nothing."""
-        margin, plain = self.table.study.get("margin"), row.get("natural", row)
-        scores = "natural" in row or row["unit"] == "score"
-        if not margin or not scores or row["n"] < P_FROM_RUNS:
-            return None, None, None
-        return margin, plain["low"], plain["high"]
+        Two one-sided tests (Schuirmann 1987), each at alpha over the number of tests that share the error, and at
+        no more than half of alpha, so that the interval of 95 % that is printed suffices for two contrasts.
+
+        Args:
+            plain: the differences in scores or nats.
+        """
+        margin = self._margin(row)
+        if margin is None:
+            return []
+        looks, runs = self.table.study.get("looks"), len(self.table.study["seeds"])
+        weight = look_weights(looks)[looks.index(runs)] if looks else 1.0
+        confidence = 1 - alpha * min(1.0, 2 * weight / max(1, self.family))
+        low, high = interval_by_rule(plain, confidence=confidence)[:2]
+        if low < -margin or high > margin:
+            return []
+        scale, unit = _printed(row)
+        ends = f"{scale * low:.{1 if scale > 1 else 2}f} to {scale * high:.{1 if scale > 1 else 2}f}".replace(
+            "-", "−"
+        )
+        sentence = (
+            f"the {100 * confidence:.3g} % interval, {ends} {unit}, lies within ±{scale * margin:g} {unit}"
+        )
+        return [{"code": "within-margin", "effect": "tests", "sentence": sentence}]
+
+    def _margin(self, row: Contrast) -> float | None:
+        """The margin of the study, in scores or nats; None where it says nothing of the row."""
+        measured = "natural" in row or row["unit"] in ("score", "nats")
+        return self.table.study.get("margin") if measured and row["n"] >= P_FROM_RUNS else None
 
     def no_worse(self, row: Contrast) -> list[Reason]:
         """That the arm is not decided to be better, and is worse by less than the margin of the study."""
-        margin, low, high = self._ends(row)
-        if margin is None or low is None or high is None or not -margin < low <= 0 or high <= margin:
+        margin, plain = self._margin(row), row.get("natural", row)
+        low, high = plain["low"], plain["high"]
+        if margin is None or low is None or high is None:
             return []
-        sentence = f"no worse by {100 * margin:g} points: the 95 % interval begins at {100 * low:.1f}"
+        if not row["higher_is_better"]:
+            low, high = -high, -low
+        if not -margin < low <= 0 or high <= margin:
+            return []
+        scale, unit = _printed(row)
+        begins = f"{scale * low:.{1 if scale > 1 else 2}f}"
+        sentence = f"no worse by {scale * margin:g} {unit}: the 95 % interval begins at {begins}"
         return [{"code": "no-worse", "effect": "said", "sentence": sentence.replace("-", "−")}]
 
     def caps(self, row: Contrast) -> list[Reason]:
@@ -146,13 +187,32 @@ class Reasons:
         A gate has none: it asks whether the study, set as it is, sees a difference that was built into it.
         """
         reasons: list[Reason] = []
+        if again := self._looked_before():
+            sentence = (
+                f"the number of runs was changed after a verdict on {again}, without a plan (study.looks):"
+            )
+            sentence += " each look has its own chance of an error, and together they have more than 5 %"
+            reasons.append({"code": "runs-added", "effect": "caps", "sentence": sentence, "runs": again})
         if "gate" in row:
             return reasons
         arms = [arm for arm in (row["arm"], row["baseline"]) if arm != REFERENCE]
         if cause := self._unselected(arms):
             why, sentence = cause
             reasons.append({"code": "no-dev-selection", "effect": "caps", "sentence": sentence, "why": why})
+        if edge := [arm for arm in arms if self.table.selection.get(arm, {}).get("border")]:
+            sentence = f"the best setting of {self._named(edge)} is at the edge of the grid"
+            sentence += ": a better one may lie outside"
+            reasons.append({"code": "grid-border", "effect": "caps", "sentence": sentence, "arms": edge})
         return reasons
+
+    def _looked_before(self) -> int | None:
+        """The runs of an earlier verdict that could have decided, and was not planned; None without one."""
+        study = self.table.study
+        for look in study.get("looked") or ():
+            planned = bool(study.get("looks")) and look["looks"] == study.get("looks")
+            if look["runs"] != len(study["seeds"]) and not planned and can_decide(look["runs"], self.family):
+                return look["runs"]
+        return None
 
     def _unselected(self, arms: list[str]) -> tuple[str, str] | None:
         """Whether settings were chosen alike: on dev data, on dev seeds, and from the same grid for every arm."""
@@ -161,6 +221,11 @@ class Reasons:
             return (
                 "no-search",
                 "no settings were searched for each arm: with another learning rate the order might change",
+            )
+        if len(search["seeds"]) < FEWEST_DEV_SEEDS:
+            return (
+                "one-dev-seed",
+                "settings were chosen on one dev seed: on another, others might have been chosen",
             )
         if shared := sorted(set(search["seeds"]) & set(self.table.study["seeds"])):
             seeds = ", ".join(map(str, shared))
@@ -189,11 +254,8 @@ class Reasons:
                 "missing": missing,
             }
             reasons.append(counts | {"planned": planned})
+        reasons += self._without_help(row)
         reasons += self._unmatched(row)
-        if edge := [arm for arm in pair if arm in table.selection and table.selection[arm]["border"]]:
-            sentence = f"the best setting of {self._named(edge)} is at the edge of the grid"
-            sentence += ": a better one may lie outside"
-            reasons.append({"code": "grid-border", "effect": "said", "sentence": sentence, "arms": edge})
         items = row["items"]
         if items and items["low"] <= 0 <= items["high"] and row["mean"]:
             half = 100 * (items["high"] - items["low"]) / 2
@@ -202,7 +264,7 @@ class Reasons:
             sentence += f" difference uncertain by about {amount}"
             reasons.append({"code": "item-noise", "effect": "said", "sentence": sentence, "points": half})
         for line in table.overlap:
-            if line["task"] in table.measured(row["outcome"]) and line["overlapping"]:
+            if line["task"] in table.measured(row["outcome"], *pair) and line["overlapping"]:
                 task, items_shared = line["task"], line["overlapping"]
                 sentence = (
                     f"{items_shared:,} of {line['items']:,} test items of {task} also occur in the corpus"
@@ -210,6 +272,20 @@ class Reasons:
                 overlap: Reason = {"code": "overlap", "effect": "said", "sentence": sentence, "task": task}
                 reasons.append(overlap | {"items": line["items"], "overlapping": items_shared})
         return reasons
+
+    def _without_help(self, row: Contrast) -> list[Reason]:
+        """The tasks that the primary outcome leaves out; of a row of such a task, that it is one."""
+        table, least = self.table, f"{100 * self.table.study.get('helps', 0):g} %"
+        rule = f"pre-training helps there in less than {least} of the runs, on dev rows (study.helps)"
+        mine = table.measured(row["outcome"], row["arm"], row["baseline"])
+        left = [task for task in table.tasks if task not in table.counted]
+        if row["outcome"] in left:
+            sentence = f"{row['outcome']} is not part of the primary outcome: {rule}"
+        elif row["outcome"] == "tasks" and (left := [task for task in left if task not in mine]):
+            sentence = f"{', '.join(left)} {'is' if len(left) == 1 else 'are'} left out: {rule}"
+        else:
+            return []
+        return [{"code": "no-help", "effect": "said", "sentence": sentence}]
 
     def _unmatched(self, row: Contrast) -> list[Reason]:
         """Quantities by which the two differ by more than 5 %; the one that was to be matched first."""
@@ -229,6 +305,11 @@ class Reasons:
         else:
             sentence = (f"at equal {COSTS[by]} " if by else "") + f"{arm} used {others} of {baseline}"
         return [{"code": "unmatched-compute", "effect": "said", "sentence": sentence, "ratios": off}]
+
+
+def _printed(row: Contrast) -> tuple[float, str]:
+    """What the figures of a row are multiplied by for people, and their unit."""
+    return (1, NATS) if NATS in (row["metric"], row["unit"]) else (100, "points")
 
 
 def _grid(candidates: Sequence[Candidate]) -> list[str]:

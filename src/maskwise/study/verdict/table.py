@@ -29,6 +29,7 @@ from maskwise.study.verdict.transfer import diagonal
 BySeed: TypeAlias = dict[int, float]
 ByArm: TypeAlias = dict[str, BySeed]
 
+ALL_TASKS = "all tasks"  # as "tasks", also of those that cannot tell
 TOLERANCE = 0.05  # two arms count as matched in a quantity if they differ by no more
 SHARES = ("accuracy", "exact-match", "exact_match")  # of items, with binomial noise
 QUANTITIES = ("steps", "tokens", "targets", "flops", "seconds")
@@ -114,22 +115,16 @@ class Measures:
                     for seed in sorted(shared)
                 }
 
-    def over_tasks(self, scale: Mapping[str, float | None]) -> ByArm:
+    def over_tasks(self, scale: Mapping[str, float | None], tasks: Sequence[str]) -> ByArm:
         """The mean over tasks inside each run that has all of them; a task with a scale is divided by it."""
         means: ByArm = {}
-        for arm in {arm for task in self.tasks for arm in self.outcomes[task]}:
-            seeds = set.intersection(*(set(self.values(task, arm)) for task in self.tasks))
-            means[arm] = {
-                seed: float(
-                    np.mean(
-                        [
-                            self.sign[task] * self.values(task, arm)[seed] / (scale.get(task) or 1)
-                            for task in self.tasks
-                        ]
-                    )
-                )
-                for seed in sorted(seeds)
-            }
+        for arm in {arm for task in tasks for arm in self.outcomes[task]}:
+            seeds = sorted(set.intersection(*(set(self.values(task, arm)) for task in tasks)))
+            parts = [
+                [self.sign[task] * self.values(task, arm)[seed] / (scale.get(task) or 1) for seed in seeds]
+                for task in tasks
+            ]
+            means[arm] = dict(zip(seeds, np.mean(parts, axis=0).tolist()))
         return means
 
 
@@ -148,6 +143,7 @@ class Table(Measures):
         self.evaluation_facts: dict[str, Record] = {}
         self.majority: dict[str, float] = {}
         self.item_variance: dict[str, list[float]] = defaultdict(list)
+        self.dev: dict[str, ByArm] = defaultdict(lambda: defaultdict(dict))
         for record in records:
             self._note(record)
         super().__init__(
@@ -171,14 +167,20 @@ class Table(Measures):
                 self.outcomes[task].update(diagonal(self.outcomes[task], task, learned))
         self.unit = "SDs" if all(self.scale.values()) else "score"
         scale = self.scale if self.unit == "SDs" else {}
-        self.natural: ByArm = self.over_tasks({}) if self.tasks else {}
-        if self.tasks:
-            self.outcomes["tasks"] = self.over_tasks(scale)
+        self.helped = {task: self._helped(task) for task in self.tasks}
+        least = study.get("helps", 0.0)
+        self.counted = [task for task, share in self.helped.items() if share is None or share >= least]
+        self.natural: dict[str, ByArm] = {}
+        for name, tasks in (("tasks", self.counted), (ALL_TASKS, self.tasks)):
+            self.outcomes[name], self.natural[name] = (
+                self.over_tasks(scale, tasks),
+                self.over_tasks({}, tasks),
+            )
         self.companions: dict[float, Measures] = {}
         for fraction in sorted({r["fraction"] for r in records if r.get("fraction", 1.0) < 1}):
             shorter = Measures([r for r in records if r.get("fraction") == fraction], study["seeds"])
             if self.tasks and set(shorter.tasks) == set(self.tasks):
-                shorter.outcomes["tasks"] = shorter.over_tasks(scale)
+                shorter.outcomes["tasks"] = shorter.over_tasks(scale, self.counted)
             self.companions[fraction] = shorter
 
     def _note(self, record: Record) -> None:
@@ -196,6 +198,9 @@ class Table(Measures):
         elif kind == "score":
             if (majority := record.get("majority")) is not None:
                 self.majority.setdefault(record["task"], majority)
+            dev = [value for value in record.get("dev", ()) if value is not None]
+            if dev and record.get("fraction", 1.0) == 1:
+                self.dev[record["task"]][record["arm"]][record["seed"]] = float(np.mean(dev))
             if (spread := record.get("item_sd")) is not None:
                 self.item_variance[record["task"]].append(spread**2)
         elif kind == "evaluation":
@@ -242,9 +247,30 @@ class Table(Measures):
     def task_facts(self, task: str) -> TaskFacts:
         return self.study["tasks"].get(task, {})
 
-    def measured(self, outcome: str) -> list[str]:
-        """The outcomes that were measured for this one: every task, for "tasks"."""
-        return self.tasks if outcome == "tasks" else [outcome]
+    def _helped(self, task: str) -> float | None:
+        """The share of the runs in which pre-training helps on a task: the mean of all arms on dev is above the start.
+
+        The mean of all arms, so that it stays the same if two of them are exchanged: leaving tasks out by it takes
+        nothing from a test of their difference. None where dev rows or the start were not measured.
+        """
+        start = self.dev[task].get(REFERENCE, {})
+        arms = [by_seed for arm, by_seed in self.dev[task].items() if arm in self.study["arms"]]
+        gains = [
+            self.sign[task] * (np.mean([by_seed[seed] for by_seed in arms if seed in by_seed]) - start[seed])
+            for seed in start
+            if any(seed in by_seed for by_seed in arms)
+        ]
+        return float(np.mean([gain > 0 for gain in gains])) if gains else None
+
+    def judged_by(self, outcome: str, *pair: str) -> str:
+        """The outcome that compares two arms: against the start all tasks count, whether or not pre-training helps."""
+        return ALL_TASKS if outcome == "tasks" and REFERENCE in pair else outcome
+
+    def measured(self, outcome: str, *pair: str) -> list[str]:
+        """The outcomes that were measured for this one: the tasks that count, for "tasks"."""
+        if outcome != "tasks":
+            return [outcome]
+        return self.tasks if REFERENCE in pair else self.counted
 
     def higher_is_better(self, outcome: str) -> bool:
         if outcome.startswith("heldout:"):

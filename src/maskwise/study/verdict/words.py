@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from maskwise.constants import DIFFUSION, NATS
 from maskwise.files import ArmFacts, Contrast
-from maskwise.study.power import P_FROM_RUNS
+from maskwise.study.power import P_FROM_RUNS, can_decide
 
 Names = Mapping[str, str]
 """The arms in words."""
@@ -19,12 +19,15 @@ Names = Mapping[str, str]
 DOUBTS = {
     "secondary": "a suggestion, because this is not a primary test",
     "no-dev-selection": "a suggestion, not proof, because settings were not chosen in the same way for each arm",
+    "grid-border": "a suggestion, not proof, because a best setting is at the edge of what was tried",
+    "runs-added": "a suggestion, not proof, because runs were added after a verdict without a plan",
 }
 ADVICE = {
-    "gate-closed": "Read no other comparison: first make the oracle win, by more runs, longer training or better probes.",
+    "gate-closed": "First make the oracle win, by more runs, longer training or better probes: nothing else counts.",
     "plateau": "Train longer, or at a higher ratio: a model that knows only word frequencies cannot be compared.",
     "chance-level": "Use easier tasks, or train longer: at chance level no choice can make a difference.",
-    "no-dev-selection": "Search the same small grid of learning rates for every arm, on dev seeds (study.search).",
+    "no-task-tells": "Use tasks on which pre-training helps, or train longer: no other task can tell the arms apart.",
+    "no-dev-selection": "Search the same small grid of learning rates for every arm, on two dev seeds (study.search).",
     "missing-runs": "Repair what failed and give the same command again: it goes on where it stopped.",
     "unmatched-compute": "Consider the compute, too: look at quality by targets, FLOPs and seconds (study.match).",
     "grid-border": "Widen the grid: the best setting of an arm is at its edge (study.search.grid).",
@@ -101,14 +104,16 @@ def _contrast(row: Contrast, names: Names, *, brief: bool) -> str:
     first, second = (arm, baseline) if (mean > 0) == row["higher_is_better"] else (baseline, arm)
     facts, amount = "; ".join(_facts(row, mean, brief=brief)), _amount(row, mean, brief=brief)
     more = (
-        f"About {_count(row['more_runs'], 'more run')} of each arm would be enough to decide"
+        f"About {row['n'] + row['more_runs']} runs of each arm would be enough to decide"
         if row["more_runs"]
         else ""
     )
     if row["verdict"] == "decided":
         return f"{first} beats {second} {where} by {amount} ({facts})."
     if row["verdict"] == "equal":
-        return f"{arm} and {baseline} are equal {where}: {row['reasons'][0]['sentence']} ({facts.partition('; ')[0]})."
+        inside = row["reasons"][0]["sentence"]
+        both = f"no difference that matters between {arm} and {baseline} {where}"
+        return f"{both}: {inside} ({facts.partition('; ')[0]})."
     if row["verdict"] == "suggests":
         doubt = DOUBTS.get(row["reason"], "a suggestion, not proof")
         sentence = f"{first} did better than {second} {where} by {amount} ({facts}: {doubt})."
@@ -136,7 +141,7 @@ def _facts(row: Contrast, mean: float, *, brief: bool) -> Iterator[str]:
         low, high = sorted((1 if mean > 0 else -1) * scale * end for end in (row["low"], row["high"]))
         yield f"95 % interval {low:.2g} to {high:.2g} {unit}".replace("-", "−")
     if row["p_adjusted"] is not None:
-        yield f"p = {row['p_adjusted']:.2g}" + ("" if brief else " after Holm's correction")
+        yield f"p = {row['p_adjusted']:.2g}" + ("" if brief or "gate" in row else " after Holm's correction")
 
 
 def _amount(row: Contrast, mean: float, *, brief: bool) -> str:
@@ -230,7 +235,7 @@ def _headline(row: Contrast, names: Names, *, keeps: bool) -> str:
     if keeps:
         return f"keep {baseline}: nothing that was tried did better."
     if row["verdict"] == "equal":
-        return f"use either: {arm} and {baseline} are equal {where}."
+        return f"use either: no difference that matters between {arm} and {baseline} {where}."
     if not mean:
         return f"not decided: {arm} and {baseline} were equal {where}."
     first, second = (arm, baseline) if (mean > 0) == row["higher_is_better"] else (baseline, arm)
@@ -243,8 +248,14 @@ def _headline(row: Contrast, names: Names, *, keeps: bool) -> str:
     return f"not decided: {first} is {amount} ahead of {second} {where}."
 
 
-def advice_of(rows: Sequence[Contrast], names: Names) -> list[tuple[str, str]]:
-    """What to do next, from the primary rows, as (code, sentence); the most useful first, each thing once."""
+def advice_of(
+    rows: Sequence[Contrast], names: Names, looks: Sequence[int] | None = None
+) -> list[tuple[str, str]]:
+    """What to do next, from the primary rows, as (code, sentence); the most useful first, each thing once.
+
+    Args:
+        looks: the numbers of runs at which the study may be looked at, if that was planned.
+    """
     advice: list[tuple[str, str]] = []
     baselines = dict.fromkeys(row["baseline"] for row in rows)
     for baseline in baselines:
@@ -258,9 +269,7 @@ def advice_of(rows: Sequence[Contrast], names: Names) -> list[tuple[str, str]]:
             advice.append(("keep", f"Keep {base}: no arm is shown to be better, and {worse}."))
     if runs := [row["n"] + row["more_runs"] for row in rows if row["more_runs"]]:
         at = f"{min(runs)}" if len(set(runs)) == 1 else f"{min(runs)} to {max(runs)}"
-        enough = "would be enough to decide what looks different here"
-        sentence = f"Add seeds: {at} runs of each arm {enough} (study.seeds)."
-        advice.append(("add-seeds", sentence))
+        advice.append(_more_runs(at, rows, looks or ()))
     if any(row["n"] == 1 for row in rows):
         advice.append(
             ("three-seeds", "Start with three seeds: a single run cannot show what the next one would do.")
@@ -274,6 +283,23 @@ def advice_of(rows: Sequence[Contrast], names: Names) -> list[tuple[str, str]]:
         advice.append(("no-more-seeds", sentence))
     codes = {reason["code"] for row in rows for reason in row["reasons"] if reason.get("ratios") != {}}
     return advice + [(code, sentence) for code, sentence in ADVICE.items() if code in codes]
+
+
+def _more_runs(enough: str, rows: Sequence[Contrast], looks: Sequence[int]) -> tuple[str, str]:
+    """How to get more runs without more errors: at a planned look; where no test was made yet; or in a new study."""
+    runs, family = max(row["n"] for row in rows), sum(row["verdict"] != "void" for row in rows)
+    if following := [look for look in looks if look > runs]:
+        sentence = f"Go on to the next look, as planned: {following[0]} runs of each arm (study.seeds)."
+        return "next-look", sentence
+    if not looks and not can_decide(runs, family):
+        decides = f"{enough} runs of each arm would be enough to decide what looks different here"
+        return "add-seeds", f"Add seeds: {decides}, and {_count(runs, 'run')} could not have (study.seeds)."
+    sentence = "Add no runs to this study, because each look at more of them is one more chance of an error. A new one"
+    sentence += (
+        f" with other seeds and {enough} runs of each arm would be enough to decide. It may plan its looks"
+    )
+    sentence += " (study.looks)."
+    return "new-study", sentence
 
 
 def _count(number: int, what: str) -> str:

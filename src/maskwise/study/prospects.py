@@ -1,0 +1,206 @@
+"""What a study will be able to tell, before it runs: for every contrast whether so many runs can decide it, the
+smallest difference that they would see, and how many runs it takes.
+
+A study that can never decide is not refused, because it may be meant as a pilot; it is told so at once. How noisy
+paired differences are comes from ``study.noise``, or from the records of an earlier study in the same folder. Cost: a
+second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TypedDict
+
+import numpy as np
+
+from maskwise.constants import NATS, REFERENCE
+from maskwise.errors import MaskwiseError
+from maskwise.folders import read_json, read_lines
+from maskwise.recipe import Recipe
+from maskwise.study.power import (
+    P_FROM_RUNS,
+    attainable_level,
+    detectable_difference,
+    fewest_runs,
+    look_weights,
+    runs_to_decide,
+)
+from maskwise.study.verdict.contrasts import compare, primary_pairs
+from maskwise.study.verdict.table import Table
+
+POWER = 0.8
+"""The probability with which a difference is to be seen."""
+
+
+class Prospect(TypedDict):
+    """What a study can say of one primary contrast."""
+
+    arm: str
+    baseline: str
+    runs: int
+    smallest_p: float | None
+    """The smallest p that the exact test of so many runs can give, after Holm's correction; None where none is made."""
+    decidable: bool
+    fewest_runs: int
+    """With fewer of each arm nothing can be decided."""
+    limits: list[str]
+    """Why it would say at most *suggests*, however many runs there are."""
+    noise: float | None
+    """The standard deviation of the paired differences, in ``unit``."""
+    noise_from: str | None
+    unit: str
+    """Points or nats; spreads between paired runs where the noise is not known."""
+    detectable: float
+    """The smallest difference that ``max(runs, fewest_runs)`` would decide with probability .8, in ``unit``."""
+    margin_runs: int | None
+    """The runs that decide a difference of ``study.margin`` with probability .8; None without margin or noise."""
+
+
+class Noise(TypedDict):
+    """How noisy the paired differences of a contrast are."""
+
+    sd: float
+    unit: str
+    source: str
+
+
+def prospects_of(recipe: Recipe, folder: Path | None = None) -> list[Prospect]:
+    """What the study of a recipe can say, by primary contrast.
+
+    >>> from maskwise.recipe import read_recipe
+    >>> [(p["runs"], p["decidable"], p["fewest_runs"]) for p in prospects_of(read_recipe("quick-start"))]
+    [(3, False, 7), (3, False, 7), (3, False, 7)]
+
+    Args:
+        folder: where an earlier study may be, whose records tell the noise.
+
+    Raises:
+        MaskwiseError: ``study.noise`` names a folder without a study.
+    """
+    study = recipe.study
+    noise = _noise(recipe, folder)
+    runs, family = len(study.seed_list), len([pair for pair in study.pairs if pair != study.gate])
+    weight = look_weights(study.looks)[study.looks.index(runs)] if study.looks else 1.0
+    return [
+        _prospect(
+            recipe,
+            pair,
+            runs=runs,
+            tests=(1 if pair == study.gate else family) / weight,
+            noise=noise.get(pair),
+        )
+        for pair in study.pairs
+    ]
+
+
+def _prospect(
+    recipe: Recipe, pair: tuple[str, str], *, runs: int, tests: float, noise: Noise | None
+) -> Prospect:
+    """Args:
+    tests: among how many the error is shared: contrasts, times what planned looks leave for others.
+    """
+    alpha, study = 0.05 / tests, recipe.study
+    fewest = fewest_runs(alpha)
+    enough = max(runs, fewest)
+    scale, unit = (1.0, "spreads") if noise is None else (noise["sd"], noise["unit"])
+    margin_runs = None
+    if noise and study.margin:
+        margin = study.margin * (100 if unit == "points" else 1)
+        margin_runs = runs_to_decide(noise["sd"], margin, power=POWER, alpha=alpha)
+    return {
+        "arm": pair[0], "baseline": pair[1], "runs": runs,
+        "smallest_p": min(1.0, 2.0 ** (1 - runs) * tests) if runs >= P_FROM_RUNS else None,
+        "decidable": runs >= fewest, "fewest_runs": fewest,
+        "limits": [] if pair == study.gate or (REFERENCE in pair and len(study.arms) < 2) else _limits(recipe),
+        "noise": noise and noise["sd"], "noise_from": noise and noise["source"], "unit": unit,
+        "detectable": detectable_difference(scale, enough, POWER, attainable_level(enough, alpha)),
+        "margin_runs": margin_runs,
+    }  # fmt: skip
+
+
+def _limits(recipe: Recipe) -> list[str]:
+    if recipe.study.search is None:
+        return ["no settings are searched for each arm: add study.search"]
+    return recipe.study.search.limits
+
+
+# Noise -----------------------------------------------------------------------------------------------------------
+
+
+def _noise(recipe: Recipe, folder: Path | None) -> dict[tuple[str, str], Noise]:
+    """The noise of every contrast of which it is known."""
+    given = recipe.study.noise
+    if isinstance(given, float):
+        unit = "points" if recipe.tasks else NATS
+        sd = given * (100 if unit == "points" else 1)
+        return {pair: {"sd": sd, "unit": unit, "source": "study.noise"} for pair in recipe.study.pairs}
+    if given is not None:
+        return _measured(Path(given), recipe.study.pairs)
+    with suppress(MaskwiseError):  # what lies there is no study, or a damaged one: there is no pilot
+        return _measured(folder, recipe.study.pairs) if folder else {}
+    return {}
+
+
+def _measured(folder: Path, pairs: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Noise]:
+    """The noise in the records of a study; where it did not compare a pair, the mean noise of those that it did.
+
+    Raises:
+        MaskwiseError: no study with records is there.
+    """
+    study, records = read_json(folder / "study.json"), [*read_lines(folder / "records.jsonl")]
+    if not study or not records:
+        do = "give the folder of a finished study, or a standard deviation"
+        raise MaskwiseError("study.noise names a folder without a study", got=str(folder), do=do)
+    table, known = Table(records, study), dict[tuple[str, str], Noise]()
+    for pair in primary_pairs(study):
+        for one in compare(table, *pair):
+            if one.row["primary"] and len(one.plain) > 2 and (sd := float(one.plain.std(ddof=1))) > 0:
+                points = one.row["unit"] in ("SDs", "score") and one.row["metric"] != NATS
+                scale, unit = (100, "points") if points else (1, NATS)
+                known[pair] = {"sd": scale * sd, "unit": unit, "source": f"{folder}, {len(one.plain)} runs"}
+    if not known:
+        return {}
+    common = next(iter(known.values()))
+    mean = float(np.sqrt(np.mean([noise["sd"] ** 2 for noise in known.values()])))
+    return {pair: known.get(pair, {**common, "sd": mean}) for pair in pairs}
+
+
+# Words -----------------------------------------------------------------------------------------------------------
+
+
+def prospect_lines(prospects: Sequence[Prospect]) -> list[str]:
+    """The same in words; what holds for several contrasts is said once."""
+    said: dict[str, list[str]] = {}
+    for prospect in prospects:
+        for line in _lines(prospect):
+            said.setdefault(line, []).append(f"{prospect['arm']} against {prospect['baseline']}")
+    return [
+        line.format(which="every contrast" if len(pairs) == len(prospects) > 1 else ", ".join(pairs))
+        for line, pairs in said.items()
+    ]
+
+
+def _lines(prospect: Prospect) -> Iterator[str]:
+    runs, fewest = prospect["runs"], prospect["fewest_runs"]
+    unit = "spreads between paired runs (study.noise would say how much that is)"
+    if prospect["noise"] is not None:
+        unit = f"{prospect['unit']} (noise {prospect['noise']:.2g}, {prospect['noise_from']})"
+    see = f"{prospect['detectable']:.2g} {unit}"
+    if prospect["decidable"]:
+        yield f"{{which}}: {runs} runs can decide, and see {see} or more with probability {POWER:g}"
+    else:
+        why = (
+            f"their p is never below {prospect['smallest_p']:.2g}"
+            if prospect["smallest_p"]
+            else "too few for any p"
+        )
+        yield (
+            f"{{which}}: {runs} run{'s' * (runs != 1)} can never decide ({why}, after Holm's correction):"
+            f" study.seeds={fewest} can, and would see {see} or more with probability {POWER:g}"
+        )
+    for limit in prospect["limits"]:
+        yield f"{{which}}: at most *suggests*, because {limit}"
+    if prospect["margin_runs"] is not None and prospect["margin_runs"] != runs:
+        yield f"{{which}}: to see a difference of study.margin takes {prospect['margin_runs']:,} runs"
