@@ -12,10 +12,10 @@ from maskwise.errors import MaskwiseError
 from maskwise.recipe import Recipe
 from maskwise.recipe.comparison import SearchSettings
 from maskwise.recipe.recipe import validate
+from maskwise.study.description import so_far
 from maskwise.study.design import choose
 from maskwise.study.power import attainable_level, detectable_difference, look_weights, runs_to_decide
 from maskwise.study.prospects import prospect_lines, prospects_of
-from maskwise.study.run import _so_far
 from maskwise.study.statistics import benjamini_hochberg, paired_t_interval, paired_t_test, sign_flip_test
 from maskwise.study.verdict import summarise
 from maskwise.study.verdict.words import advice_of
@@ -271,14 +271,14 @@ def test_a_folder_remembers_at_how_many_runs_it_had_a_verdict(tmp_path):
         "recipe": {"training": {"steps": 10}, "study": {"arms": {"a": {}}, "seeds": 6}}
     }
     write_json(tmp_path / "study.json", before)
-    assert "looked" not in _so_far(tmp_path, study)  # it had no verdict yet
+    assert "looked" not in so_far(tmp_path, study)  # it had no verdict yet
     write_json(tmp_path / "summary.json", {})
-    so_far = _so_far(tmp_path, study)
-    assert so_far["looked"] == [{"runs": 6, "looks": None}] and not (tmp_path / "summary.json").exists()
-    write_json(tmp_path / "study.json", study | so_far)  # stopped, and begun again
-    assert _so_far(tmp_path, study)["looked"] == [{"runs": 6, "looks": None}]
+    memory = so_far(tmp_path, study)
+    assert memory["looked"] == [{"runs": 6, "looks": None}] and not (tmp_path / "summary.json").exists()
+    write_json(tmp_path / "study.json", study | memory)  # stopped, and begun again
+    assert so_far(tmp_path, study)["looked"] == [{"runs": 6, "looks": None}]
     other = study | {"recipe": {"training": {"steps": 20}, "study": {"arms": {"a": {}}, "seeds": 8}}}
-    assert "looked" not in _so_far(tmp_path, other)
+    assert "looked" not in so_far(tmp_path, other)
 
 
 @pytest.mark.parametrize(

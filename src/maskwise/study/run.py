@@ -7,50 +7,42 @@ from __future__ import annotations
 
 import math
 import os
-import platform
 import shutil
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from transformers import PreTrainedTokenizerFast
 
-from maskwise import __version__
 from maskwise.annotate.live import Live
 from maskwise.annotate.store import Store
 from maskwise.constants import REFERENCE
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation import masked_answers
-from maskwise.files import ArmFacts, Look, Record, Study
-from maskwise.folders import claim, read_json, read_lines, write_json, write_lines
+from maskwise.files import Record
+from maskwise.folders import claim, read_lines, write_json, write_lines
 from maskwise.jobs import require_engine
 from maskwise.masking import Masker
-from maskwise.masking.policies import policy
 from maskwise.masking.policies.learned import GroupWeighted
-from maskwise.masking.schedules import schedule
 from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
 from maskwise.show import show_masks
 from maskwise.study.checks import LOCK, check_inputs, notes_of_texts, require_study_folder, say
+from maskwise.study.description import describe, so_far
 from maskwise.study.design import Design
-from maskwise.study.plan import Plan, Run, arms_of, learned_from, reference_words
+from maskwise.study.plan import Plan, Run
 from maskwise.study.scheduler import RETRIES, execute
-from maskwise.study.stages import DONE, Stage, prepare_stage, tokenizer_of
+from maskwise.study.stages import DONE, Stage
 from maskwise.study.texts import open_text
 from maskwise.tasks import load_task
 from maskwise.tasks.judge import PREDICTIONS
 from maskwise.text import Document, Prepared, Stream, tokenise
 from maskwise.text.layers import Layered
 from maskwise.text.worlds import of_run
-from maskwise.training.speed import cpu_name
-
-RESULTS = ("records.jsonl", PREDICTIONS, "timings.jsonl", "samples.json", "summary.json", "report.html")
 
 
 def run_study(
@@ -97,7 +89,7 @@ def run_study(
     say(() if quiet else [*notes, *prospect_lines(prospects_of(recipe, out))])
     errors: dict[str, str] = {}
     with claim(stages, "another study is running in", lock=LOCK):
-        before = _so_far(out, study)
+        before = so_far(out, study)
         worked = False
         try:
             for plan in design.plans():
@@ -170,34 +162,6 @@ def link_shared(wanted: Iterable[Stage], stages: Path, shared: Path | None) -> N
             stage.folder(shared).mkdir(parents=True, exist_ok=True)
             stage.folder(stages).unlink(missing_ok=True)  # a link to nowhere
             stage.folder(stages).symlink_to(stage.folder(shared), target_is_directory=True)
-
-
-def _so_far(out: Path, study: Study) -> Study:
-    """When this very study began, how long it has run, and at how many runs it had a verdict.
-
-    Results of another study are removed.
-    """
-    before = read_json(out / "study.json") or {}
-    so_far: Study = {"started": study["started"], "seconds": None}
-    if _same_question(before, study):
-        looked: list[Look] = [*before.get("looked", [])]
-        look: Look = {"runs": len(before["seeds"]), "looks": before.get("looks")}
-        if (out / "summary.json").is_file() and look not in looked:
-            looked.append(look)
-        so_far |= {"looked": looked} if looked else {}
-    if before.get("recipe") == study["recipe"] and {"started", "seconds"} <= before.keys():
-        return so_far | {"started": before["started"], "seconds": before["seconds"]}
-    for name in RESULTS if before else ():
-        (out / name).unlink(missing_ok=True)
-    return so_far
-
-
-def _same_question(before: Mapping[str, Any], study: Study) -> bool:
-    """Whether an earlier study in the folder differs in seeds and comparisons alone."""
-    old, new = ({**recipe} for recipe in (before.get("recipe") or {}, study["recipe"]))
-    arms, others = ((recipe.pop("study", None) or {}).get("arms", {}) for recipe in (old, new))
-    same = all(old.get(part) == new.get(part) for part in new if part not in ("name", "description"))
-    return same and "seeds" in before and any(arms[name] == others.get(name) for name in arms)
 
 
 # Records -------------------------------------------------------------------------------------------------------
@@ -306,73 +270,7 @@ def timings(design: Design, stages: Path) -> list[Plain]:
     return lines
 
 
-# study.json and samples.json -----------------------------------------------------------------------------------
-
-
-def describe(recipe: Recipe, design: Design) -> Study:
-    """study.json, as far as it is known."""
-    arms: dict[str, ArmFacts] = {}
-    for name, overrides in recipe.study.arms.items():
-        links = recipe.arm(name, seed=0).links()
-        masking = links[-1].masking
-        trained = {str(r.seed): r.pretrained for r in design.runs if r.arm == name and r.fraction == 1}
-        arms[name] = {
-            "policy": masking.policy, "ratio": str(schedule(masking.ratio)), "overrides": overrides,
-            "units": policy(masking.policy).unit_kind, "tokenizer": tokenizer_of(prepare_stage(links[0])),
-            "judged_on": list(design.kinds(name)),
-            "setting": design.settings[name],
-            "runs": {seed: f"stages/{stage.name}" for seed, stage in trained.items() if stage},
-        }  # fmt: skip
-        if links[-1].objectives:
-            arms[name]["sampler"] = links[-1].sampler
-    reference = reference_words(recipe) if REFERENCE in arms_of(recipe, design.contents) else None
-    loaded, study = [load_task(spec) for spec in recipe.tasks], recipe.study
-    search = study.search
-    described: Study = {
-        "name": recipe.name, "description": recipe.description, "maskwise": __version__,
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "versions": versions(),
-        "hardware": hardware(), "recipe": recipe.model_dump(mode="json"), "recipe_yaml": recipe.to_yaml(),
-        "baseline": recipe.baseline or "", "reference": reference, "seeds": list(study.seed_list),
-        "arms": arms, "seconds": None, "contrasts": study.pairs,
-        "match": {"by": study.match, "arms": design.planned}, "companions": list(study.companions),
-        "margin": study.margin, "looks": list(study.looks) if study.looks else None, "helps": study.helps,
-        "share": study.share,
-        "gate": study.gate,
-        "search": {"grid": search.grid, "seeds": list(search.seeds), "by": search.by} if search else None,
-        "tasks": {task.name: {**task.facts(), "majority": task.majority} for task in loaded},
-    }  # fmt: skip
-    if study.transfer:
-        described["learned"] = learned_from(recipe)
-    return described
-
-
-def versions() -> dict[str, str]:
-    """What numbers may depend on: Python and the libraries."""
-    installed = {"python": platform.python_version()}
-    for name in ("torch", "transformers", "accelerate", "tokenizers", "datasets", "numpy"):
-        try:
-            installed[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return installed
-
-
-def hardware() -> Plain:
-    """The machine, in a few words."""
-    memory = [int(line.split()[1]) for line in _lines("/proc/meminfo") if line.startswith("MemTotal")]
-    return {
-        "cpu": cpu_name(), "cores": os.cpu_count(),
-        "memory_gib": round(memory[0] / 2**20, 1) if memory else None,
-        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    }  # fmt: skip
-
-
-def _lines(path: str) -> list[str]:
-    try:
-        return Path(path).read_text().splitlines()
-    except OSError:
-        return []
-
+# samples.json ------------------------------------------------------------------------------------------------
 
 SAMPLES, SAMPLE_TOKENS, SAMPLE_CHARACTERS = 4, 64, 100
 """Documents whose beginnings are shown in the report, how much of them, and how long they are at least."""
