@@ -313,7 +313,7 @@ class GainShare(TypedDict):
 
 
 class TaskUse(TypedDict):
-    """Of a task: the share of runs in which pre-training helps on it (None: not known), and whether it counts."""
+    """The share of runs in which pre-training helps on a task (None: not known), and whether the task counts."""
 
     helped: float | None
     counted: bool
