@@ -23,7 +23,10 @@ def recipe(tmp_path):
     return write_inputs(tmp_path)
 
 
-ALIKE = {"mometas-encoder", "learn-meta-university", "factworld-university", "continual-minilm"}
+ALIKE = {
+    "mometas-encoder", "learn-meta-university", "factworld-university", "continual-minilm", "decay-claim",
+    "decay-claim-flops", "decay-claim-targets", "ptw-claim", "mometas-claim", "policy-control",
+}  # fmt: skip
 """Recipes that differ from another by a model or a task: they are run where time does not count."""
 
 

@@ -30,7 +30,7 @@ def path(tmp_path: Path) -> Path:
     raw = yaml.safe_load(file.read_text())
     raw |= {"objectives": {"mlm": None, "low": {"objective": "mlm", "masking": {"ratio": 0.15}},
                            "atd": None, "cse": "cse(temperature=0.1)"},
-            "sampler": "mometas(every=8)", "masking": {"ratio": 0.3, "corruption": "mask-only"}}  # fmt: skip
+            "sampler": "mometas(every=8, rows=4)", "masking": {"ratio": 0.3, "corruption": "mask-only"}}  # fmt: skip
     raw["training"]["steps"] = 20
     raw["evaluation"]["rows"] = 8
     file.write_text(yaml.safe_dump(raw))
@@ -43,7 +43,7 @@ def test_a_training_on_several_objectives_leaves_an_ordinary_encoder(path: Path,
     AutoModelForMaskedLM.from_pretrained(checkpoint)
     heads = load_file(checkpoint / "heads.safetensors")
     assert set(heads) == {f"{arm}.head.{kind}" for arm in ("atd", "cse") for kind in ("weight", "bias")}
-    assert "mometas(every=8)" in (checkpoint / "README.md").read_text()
+    assert "mometas(every=8, rows=4)" in (checkpoint / "README.md").read_text()
     lines = [line for line in read_lines(tmp_path / "out" / "metrics.jsonl") if line["kind"] == "train"]
     assert sum(sum(line["arm_steps"].values()) for line in lines) == 20
     assert set(lines[-1]["probe_losses"]) == {"mlm", "low", "atd", "cse"} and lines[-1]["probe_seconds"] > 0
@@ -175,7 +175,7 @@ def test_a_tokenizer_that_is_given_tells_sooner(path: Path, tmp_path: Path) -> N
     given = f"tokenizer.name={prepare_stage(recipe).folder(tmp_path) / 'data' / 'tokenizer'}"
     check_inputs(read_recipe(path, [given]))
     check_inputs(read_recipe(path, [given, "evaluation.rows=100", "sampler=uniform"]))
-    for over in ([], ["sampler=uniform", "intermediate.sampler=mometas"]):
+    for over in ([], ["sampler=uniform", "intermediate.sampler=mometas(rows=4)"]):
         with pytest.raises(MaskwiseError, match=TOO_FEW):
             check_inputs(read_recipe(path, [given, "evaluation.rows=100", *over]))
 

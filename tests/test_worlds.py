@@ -21,7 +21,7 @@ from maskwise.study.work import run_stage
 from maskwise.tasks import FinetuneSettings, encode, finetune, load_task
 from maskwise.text import read_documents, tokenise, train_tokenizer
 from maskwise.text.settings import CorpusSettings
-from maskwise.text.worlds import SAME_WORDS, CausalWorld, FactWorld, lexicon, of_run, read_world
+from maskwise.text.worlds import SAME_WORDS, TAGS, CausalWorld, FactWorld, lexicon, of_run, read_world
 
 
 @pytest.fixture(scope="module")
@@ -48,12 +48,25 @@ def test_the_same_options_give_the_same_texts_in_every_process():
     assert printed == [here, here]
 
 
+def test_tags_say_what_every_word_is():
+    told = FactWorld(people=10, biographies=1, tags=True)
+    text = told.documents()[0][1]
+    spans = told.annotate([text])[0]["tag"]
+    said = {text[a:b]: TAGS[code - 1] for a, b, code in zip(spans.start, spans.end, spans.value, strict=True)}
+    person = told.persons[0]
+    assert {said[person[a]] for a in ("job", "employer", "university")} == {"job", "employer", "university"}
+    assert said[person["name"]] == "name" and said["."] == said["worked"] == "other"
+    assert "tag" not in FactWorld(people=10).annotate([text])[0]
+    assert FactWorld(people=10, biographies=1).documents()[0][1] == text
+
+
 def test_another_option_gives_another_world(world):
     others = [
         FactWorld(people=40, **more)
         for more in (
             {"seed": 1}, {"others": True}, {"fillers": 1}, {"friends": False}, {"paraphrases": 3},
             {"biographies": 2}, {"facts": ("work",)}, {"asked": "city"}, {"asked": ("job", "city")}, {"decoys": 1},
+            {"tags": True},
         )
     ]  # fmt: skip
     assert len({world.version, *(other.version for other in others)}) == len(others) + 1

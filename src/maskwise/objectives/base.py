@@ -6,6 +6,7 @@ import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TypeAlias
 
@@ -177,6 +178,10 @@ class Objective(nn.Module, ABC):
             encoder_weights(self.model) * tokens,
             (multiplied_weights(self) - multiplied_weights(self.model)) * targets,
         )
+
+    def without_dropout(self) -> AbstractContextManager[None]:
+        """Evaluation as the model's authors have it, also where ours drops out in evaluation (``cse``)."""
+        return nullcontext()
 
     @abstractmethod
     def forward(self, batch: Any) -> Outcome:

@@ -88,7 +88,7 @@ class ContrastiveSentences(Objective):
         super().__init__()
         size = width_of(model)
         self.model, self.head = model, nn.Linear(size, size)
-        self.temperature, self.dropout = temperature, dropout
+        self.temperature, self.dropout, self.drops = temperature, dropout, True
         if not temperature > 0 or not 0 < dropout < 1:
             got = f"temperature {temperature}, dropout {dropout}"
             raise MaskwiseError("objective cse", got=got, allowed="temperature > 0, 0 < dropout < 1")
@@ -129,8 +129,20 @@ class ContrastiveSentences(Objective):
         return Outcome(losses.sum(), counted(len(labels), labels))
 
     @contextmanager
+    def without_dropout(self) -> Iterator[None]:
+        """The released code probes in evaluation mode, where twins are the same."""
+        self.drops = False
+        try:
+            yield
+        finally:
+            self.drops = True
+
+    @contextmanager
     def some_dropout(self) -> Iterator[None]:
         """The encoder's own dropout, or ours in its layers if it has none; on in evaluation too, for probes."""
+        if not self.drops:
+            yield
+            return
         encoder = list(encoder_of(self.model).modules())
         layers = [m for m in encoder if isinstance(m, nn.Dropout)]
         modes, rates = [m.training for m in encoder], [layer.p for layer in layers]

@@ -28,6 +28,28 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+Grid = dict[str, tuple[object, ...]] | tuple[Plain, ...]
+
+
+def _as_grid(grid: object, name: str) -> object:
+    """Lists by dotted setting, or a list of points by dotted settings."""
+    if isinstance(grid, Mapping):
+        grid = dict(leaves(grid))
+        for key, values in grid.items():
+            if not isinstance(values, list | tuple) or not values:
+                raise MaskwiseError(f"{name}.{key} is a list of values", got=values)
+        return grid
+    if not isinstance(grid, list | tuple) or not all(isinstance(point, Mapping) for point in grid):
+        raise MaskwiseError(name, got=grid, allowed="lists by setting, or a list of points")
+    return [dict(leaves(point)) for point in grid]
+
+
+def _points(grid: Grid) -> list[Plain]:
+    if isinstance(grid, tuple):
+        return [dict(point) for point in grid]
+    return [dict(zip(grid, values)) for values in product(*grid.values())]
+
+
 class SearchSettings(Settings):
     """Settings chosen for every arm alike, on runs and data that are not reported.
 
@@ -35,27 +57,27 @@ class SearchSettings(Settings):
     4
     """
 
-    grid: dict[str, tuple[object, ...]] | tuple[Plain, ...]
+    grid: Grid
     """Values by setting (all combinations are tried), or a list of points, each a dict of settings."""
     seeds: tuple[int, ...] = (1000, 1001)
     """Seeds of the runs that choose; none may be a seed of the study."""
     by: Literal["dev", "held-out"] | None = None
     """``dev``: scores on the tasks' dev rows. ``held-out``: loss on the arm's own kind of mask.
     None: dev where there are tasks."""
+    own: dict[str, Grid] = {}
+    """By arm: a grid of what this arm alone may choose, such as fixed shares, at every point of the common one."""
 
     @field_validator("grid", mode="before")
     @classmethod
     def _dotted(cls, grid: object) -> object:
-        if isinstance(grid, Mapping):
-            grid = dict(leaves(grid))
-            for key, values in grid.items():
-                if not isinstance(values, list | tuple) or not values:
-                    raise MaskwiseError(f"study.search.grid.{key} is a list of values", got=values)
-            return grid
-        if not isinstance(grid, list | tuple) or not all(isinstance(point, Mapping) for point in grid):
-            allowed = "lists by setting, or a list of points"
-            raise MaskwiseError("study.search.grid", got=grid, allowed=allowed)
-        return [dict(leaves(point)) for point in grid]
+        return _as_grid(grid, "study.search.grid")
+
+    @field_validator("own", mode="before")
+    @classmethod
+    def _dotted_own(cls, own: object) -> object:
+        if not isinstance(own, Mapping):
+            raise MaskwiseError("study.search.own", got=own, allowed="a grid by arm")
+        return {arm: _as_grid(grid, f"study.search.own.{arm}") for arm, grid in own.items()}
 
     @model_validator(mode="after")
     def _offers_a_choice(self) -> SearchSettings:
@@ -83,9 +105,12 @@ class SearchSettings(Settings):
     @property
     def points(self) -> list[Plain]:
         """The points that are tried, as settings by dotted name, in the order in which ties are settled."""
-        if isinstance(self.grid, tuple):
-            return [dict(point) for point in self.grid]
-        return [dict(zip(self.grid, values)) for values in product(*self.grid.values())]
+        return _points(self.grid)
+
+    def points_of(self, arm: str) -> list[Plain]:
+        """The points that are tried of one arm: those of all arms, each with every point of its own grid."""
+        own = _points(self.own[arm]) if arm in self.own else [{}]
+        return [point | more for point in self.points for more in own]
 
 
 class StudySettings(Settings):
@@ -214,6 +239,9 @@ class StudySettings(Settings):
             raise MaskwiseError(
                 f"an arm cannot be called {name}: studies compare something else by that name"
             )
+        for name in self.search.own if self.search else ():
+            if name not in self.arms:
+                raise unknown_name("arm in study.search.own", name, self.arms)
         shared = set(self.seed_list) & set(self.search.seeds if self.search else ())
         if shared:
             what = "study.search.seeds are seeds of the study: what chooses a setting must not judge it"

@@ -36,7 +36,8 @@ def read_recipe(source: str | Path, overrides: Iterable[str] = ()) -> Recipe:
         _forget_arms(settings["study"], changes=changes)
     recipe = validate(settings, origin=str(source))
     search = recipe.study.search
-    for key in {key: None for point in search.points for key in point} if search else {}:
+    tried = [point for name in recipe.study.arms for point in search.points_of(name)] if search else []
+    for key in {key: None for point in [*(search.points if search else []), *tried] for key in point}:
         require_changeable(key, ARM_PARTS, who="study.search")
     if search and search.by == "dev" and not recipe.tasks:
         raise MaskwiseError("study.search.by: dev needs tasks", do="name tasks, or take held-out")
@@ -47,7 +48,7 @@ def read_recipe(source: str | Path, overrides: Iterable[str] = ()) -> Recipe:
 
 def _check_arm(recipe: Recipe, name: str) -> None:
     """The arm at every point of the search: now, and not after the first has been trained."""
-    for point in recipe.study.search.points if recipe.study.search else [{}]:
+    for point in recipe.study.search.points_of(name) if recipe.study.search else [{}]:
         arm = recipe.arm(name, seed=0, more=point)
         if recipe.study.match != "steps" and any(link.objectives for link in arm.links()):
             what = f"arm {name!r} trains on several objectives, and such trainings are matched by steps"

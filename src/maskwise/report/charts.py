@@ -34,6 +34,8 @@ from maskwise.report.reading import Folder, Line
 MOST_POINTS = 200  # per line: more is not seen
 MOST_SMALL = 60  # per line of a small chart
 MOST_NOTES = 5  # of a sampler, the most frequent first
+RELIABLE = 0.5
+"""Below this, more of a sampler's reward is chance than is not."""
 STARVED = " is starved"  # in the notes of samplers (``samplers.mometas``), behind the name of an objective
 # An objective is called starved if an even share would have been so many steps, and it had less than this share of it.
 # (Of five objectives drawn evenly, 25 steps leave a given one below that with probability .03, any of them .13.)
@@ -236,6 +238,7 @@ def objectives_view(folder: Folder, colours: Colours) -> View | None:
             {"name": name, "spec": probe_chart(points, mine)} for name, points in probes.items() if points
         ],
         "table": [_objective_row(folder, arm, arms[arm], names) for arm in mine],
+        "wanted": RELIABLE,
         "notes": {arm: notes for arm in mine if (notes := _notes(arms[arm]))},
     }
 
@@ -283,6 +286,7 @@ def _objective_row(folder: Folder, arm: str, runs: Runs, names: list[str]) -> Vi
         "steps": steps.total() / len(runs),
         "seconds": seconds / len(runs),
         "probing": sum(probing) / seconds if probing and seconds else None,
+        "reliability": mean([end["reliability"] for end in ends if "reliability" in end]),
         "flops": flops / len(costs) if costs else None,
         "probing_flops": sum(c.get("probe_flops", 0.0) for c in costs) / flops if probing and flops else None,
     }

@@ -42,6 +42,7 @@ class Line(TypedDict, total=False):
     probe_losses: dict[str, float]
     probe_step: int
     probe_seconds: float
+    reliability: float
     notes: list[str]
 
 

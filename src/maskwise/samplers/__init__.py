@@ -19,13 +19,26 @@ SAMPLERS: dict[str, Callable[..., Sampler]] = {
 }  # fmt: skip
 
 
-def sampler(spec: str | Call, arms: Sequence[str], *, seed: int = 0, chance: Losses | None = None) -> Sampler:
+LEARNING = ("loss-proportional", "mometas", "mometas-plus")
+"""Those that probe the arms, and are told how long the run is."""
+
+
+def sampler(
+    spec: str | Call,
+    arms: Sequence[str],
+    *,
+    seed: int = 0,
+    chance: Losses | None = None,
+    steps: int | None = None,
+) -> Sampler:
     """A sampler from its name with arguments, such as ``mometas(entropy=1.0)``, over these arms.
 
     Args:
         chance: the chance level of each arm, for samplers that divide by it.
+        steps: of the run; what is not said of a sampler that learns is scaled to it.
     """
     table = {name: partial(made, arms, seed=seed) for name, made in SAMPLERS.items()}
+    table |= {name: partial(table[name], steps=steps) for name in LEARNING}
     table["loss-proportional"] = partial(table["loss-proportional"], chance=chance)
     return build("sampler", spec, table)
 

@@ -33,6 +33,9 @@ class Sampler(ABC):
     every: int = 0
     """Steps between two probes; 0 for samplers that need none."""
 
+    rows: int = 64
+    """Held-out rows on which a probe measures an arm."""
+
     def __init__(self, arms: Sequence[str], *, seed: int = 0):
         self.arms, self.seed = tuple(arms), seed
         self.notes: list[str] = []
@@ -47,8 +50,12 @@ class Sampler(ABC):
     def draw(self, step: int, total_steps: int | None = None) -> str:
         """The arm of a step."""
         edges = self.probabilities(step, total_steps).cumsum(0)
-        place = (fold(self.seed, step, 0xA6) + 0.5) / 2**32 * float(edges[-1])
+        place = self.place(step) * float(edges[-1])
         return self.arms[int(torch.searchsorted(edges, torch.tensor(place, dtype=torch.float64), right=True))]
+
+    def place(self, step: int) -> float:
+        """Between 0 and 1: where a step's draw falls among the probabilities."""
+        return (fold(self.seed, step, 0xA6) + 0.5) / 2**32
 
     def update(self, before: Losses, after: Losses) -> Tensor:
         """Learn from the losses of the arms on the probe data before and after the last ``every`` steps.
@@ -57,6 +64,14 @@ class Sampler(ABC):
             (K,) what the probabilities follow from now: logits, or for rules the probabilities themselves.
         """
         return self.probabilities()
+
+    def reward(self, before: Losses, after: Losses) -> float | None:
+        """What it makes of the losses before and after a rollout, as one number; None for rules."""
+        return None
+
+    def probed_rows(self, *, twins: bool) -> int:
+        """Rows of a probe of an arm. One that reads half of them twice (cse) gets half again as many: 48 pairs."""
+        return self.rows * 3 // 2 if twins else self.rows
 
     def state_dict(self) -> dict[str, Tensor]:
         """What it has learned; empty for rules."""
@@ -81,12 +96,54 @@ class Sampler(ABC):
         return torch.as_tensor(losses, dtype=torch.float64)
 
 
-def check_interval(every: int) -> int:
-    """The steps between two probes.
+ROLLOUTS, PUBLISHED_EVERY = 60, 100
+"""Into how many rollouts a short run is cut, and the steps of a published one, which is the longest."""
+
+
+def interval(every: int | None, steps: int | None) -> int:
+    """The steps between two probes: those that are given, or a sixtieth of the run, or 100.
+
+    >>> interval(None, 600), interval(None, 50_000), interval(25, 600)
+    (10, 100, 25)
 
     Raises:
         MaskwiseError: anything but a whole number from 1 on.
     """
+    if every is None:
+        return PUBLISHED_EVERY if steps is None else min(PUBLISHED_EVERY, max(1, steps // ROLLOUTS))
     if not isinstance(every, int) or every < 1:
         raise MaskwiseError("steps between probes", got=every, allowed="1, 2, 3, …")
     return every
+
+
+def probe_size(rows: int) -> int:
+    """The rows of a probe.
+
+    Raises:
+        MaskwiseError: anything but a whole number from 4 on.
+    """
+    if not isinstance(rows, int) or rows < 4:
+        raise MaskwiseError("rows of a sampler's probe", got=rows, allowed="4, 5, 6, …")
+    return rows
+
+
+def reliability(halves: Tensor) -> float | None:
+    """The share of the variance of a reward that is no accident of the probe's rows.
+
+    The reward is measured on two halves of the probe. Where the halves agree, it is the model that changed; where they
+    do not, it is chance: 1 − var(A − B) / var(A + B) (Rulon 1939). The first quarter of the rollouts is left out, in
+    which every loss falls, so that any two halves agree. Chance alone gives 0, on average, and sometimes less.
+
+    Args:
+        halves: (T, 2), the rewards of T rollouts on either half.
+
+    Returns:
+        None where fewer than six rollouts are left, or the reward never changes.
+
+    >>> reliability(torch.tensor([[0.0, 0.0], [1.0, 1.2], [0.2, 0.0], [0.9, 1.0]] * 3).double())
+    0.9...
+    """
+    late = halves[len(halves) // 4 :].double()
+    if len(late) < 6 or not float(late.sum(1).var()) > 0:
+        return None
+    return float(1 - late.diff(dim=1).var() / late.sum(1).var())

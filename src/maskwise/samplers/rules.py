@@ -9,7 +9,7 @@ from torch import Tensor
 
 from maskwise.errors import MaskwiseError, unknown_name
 from maskwise.masking.schedules import Schedule, schedule
-from maskwise.samplers.base import Losses, Sampler, check_interval
+from maskwise.samplers.base import Losses, Sampler, interval, probe_size
 from maskwise.specs import Call
 
 
@@ -108,12 +108,17 @@ class LossProportional(Sampler):
     Args:
         chance: the loss of knowing nothing: ln V for masked words, ln 2 for detection, ln B for sentences. By arm;
             1 for all if not said.
-        every: steps between probes.
+        every: steps between probes; None: a sixtieth of the run, at most 100.
+        rows: of a probe.
+        steps: of the run.
     """
 
-    def __init__(self, arms: Sequence[str], *, chance: Losses | None = None, every: int = 100, seed: int = 0):
+    def __init__(
+        self, arms: Sequence[str], *, chance: Losses | None = None, every: int | None = None, rows: int = 64,
+        steps: int | None = None, seed: int = 0,
+    ):  # fmt: skip
         super().__init__(arms, seed=seed)
-        self.every = check_interval(every)
+        self.every, self.rows = interval(every, steps), probe_size(rows)
         self.chance = (
             torch.ones(len(self.arms), dtype=torch.float64) if chance is None else self.vector(chance)
         )

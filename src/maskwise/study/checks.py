@@ -68,8 +68,12 @@ def check_inputs(recipe: Recipe) -> list[str]:
         MaskwiseError: a text, tokenizer, model or task that cannot be read, or that do not fit each other.
     """
     notes: dict[str, None] = {}
-    points = recipe.study.search.points if recipe.study.search else [{}]
-    arms = [recipe.arm(name, seed=0, more=point) for name in recipe.study.arms for point in points]
+    search = recipe.study.search
+    arms = [
+        recipe.arm(name, seed=0, more=point)
+        for name in recipe.study.arms
+        for point in (search.points_of(name) if search else [{}])
+    ]
     for arm in arms or [recipe]:
         notes |= dict.fromkeys(_check_arm(arm))
     load_sets(recipe.evaluation)
@@ -154,7 +158,7 @@ def _check_choices(recipe: Recipe) -> None:
                 raise MaskwiseError(f"study.search goes by dev rows, and task {task} has none", do=do)
         return
     for name in recipe.study.arms:
-        firsts = [recipe.arm(name, seed=0, more=point).links()[0] for point in search.points]
+        firsts = [recipe.arm(name, seed=0, more=point).links()[0] for point in search.points_of(name)]
         if len({tokenizer_of(prepare_stage(first)) for first in firsts}) > 1:
             what = "study.search by held-out loss cannot choose between tokenizers"
             why = "losses per token of different vocabularies do not compare"
@@ -218,17 +222,23 @@ def _check_rows(link: Recipe) -> None:
 
 def _check_probes(link: Recipe, tokenizer: PreTrainedTokenizerBase | None) -> None:
     """Held-out rows enough for a sampler that learns, beside those that judge; as far as the text alone can tell."""
-    if link.corpus.stream or not link.objectives or not sampler(link.sampler, list(link.objectives)).every:
+    if link.corpus.stream or not link.objectives:
+        return
+    chooser = sampler(link.sampler, list(link.objectives))
+    if not chooser.every:
         return
     judging, ranks = link.evaluation.rows, ranks_here()
-    twins = any(arm.kind.twins for arm in link.objectives.values())
-    size = probe_rows(link.training.batch_size, ranks=ranks, twins=twins)
+    size = max(
+        probe_rows(chooser.probed_rows(twins=arm.kind.twins), ranks=ranks, twins=arm.kind.twins)
+        for arm in link.objectives.values()
+    )
     most = most_held_out(link.corpus, tokenizer, enough=judging + size)
     if most < judging + size:
         raise MaskwiseError(
             "the text that is held out is too little for the sampler's probes", got=f"at most {most} rows",
             allowed=f"≥ {judging + size}: {judging} that judge the model, and {size}",
-            do=f"raise corpus.held_out (now {link.corpus.held_out}), or lower evaluation.rows (now {judging})",
+            do=f"raise corpus.held_out (now {link.corpus.held_out}), or lower evaluation.rows (now {judging})"
+            f" or the sampler's rows (now {chooser.rows})",
         )  # fmt: skip
 
 

@@ -148,30 +148,31 @@ class Design:
         search = self.recipe.study.search
         assert search is not None
         by = search.by or ("dev" if self.contents else "held-out")
-        points, contents = search.points, self.contents if by == "dev" else {}
+        points = {arm: search.points_of(arm) for arm in self.arms}
+        contents = self.contents if by == "dev" else {}
         runs = {
             (arm, place, seed): make_run(
                 self.recipe, arm, seed, contents=contents, more=point | self._length(arm, point),
                 evaluated=by == "held-out", setting=point,
             )
             for seed in search.seeds
-            for place, point in enumerate(points)
             for arm in self.arms
+            for place, point in enumerate(points[arm])
         }  # fmt: skip
         self.others += runs.values()
         yield Plan(tuple(runs.values()), "search")
         for arm in self.arms:
+            mine = points[arm]
             scores = [
-                self._scores([runs[arm, place, seed] for seed in search.seeds])
-                for place in range(len(points))
+                self._scores([runs[arm, place, seed] for seed in search.seeds]) for place in range(len(mine))
             ]
-            choice = choose(points, scores)
-            chosen = None if choice.place is None else points[choice.place]
+            choice = choose(mine, scores)
+            chosen = None if choice.place is None else mine[choice.place]
             self.choices.append({
                 "kind": "selection", "arm": arm, "by": by, "seeds": list(search.seeds),
                 "candidates": [
                     {"setting": point, "scores": score, "mean": mean}
-                    for point, score, mean in zip(points, scores, choice.means)
+                    for point, score, mean in zip(mine, scores, choice.means)
                 ],
                 "chosen": chosen, "border": choice.border,
             })  # fmt: skip

@@ -316,6 +316,8 @@ def _several_objectives(network: PreTrainedModel, data: Prepared, recipe: Recipe
     drawn = {text.layout: _drawn(text, recipe) for text in rows.values()}
     torch.manual_seed(fold(training.seed, 0x4EAD))  # new heads, also of a model that was only loaded
     joined = Arms({name: objective(arm.objective, network) for name, arm in objectives.items()})
+    if (heads := Path(recipe.model.pretrained or "") / "heads.safetensors").is_file():  # of the phase before
+        joined.go_on(heads)
     sources = {}
     for name, kind in classes.items():
         own = kind.settings(common, objectives[name].masking)
@@ -323,23 +325,25 @@ def _several_objectives(network: PreTrainedModel, data: Prepared, recipe: Recipe
         shares = _shares(rows[name], recipe)
         sources[name] = MaskedSource(drawn[rows[name].layout], maker, training, shares=shares)
     chance = {name: joined.arm(name).chance(len(data.tokenizer), training.batch_size) for name in objectives}
-    chooser = read_sampler(by, list(objectives), seed=training.seed, chance=chance)
+    chooser = read_sampler(by, list(objectives), seed=training.seed, chance=chance, steps=training.steps)
     source = ArmsSource(sources, chooser, training)
     judging = recipe.evaluation.rows
     taken = {name: rows_with(blocks, data.held_out, judging) for name, blocks in held_out.items()}
     rank, ranks = rank_here(), ranks_here()
-    twins = any(kind.twins for kind in classes.values())
-    size = probe_rows(training.batch_size, ranks=ranks, twins=twins)
+    sizes = {
+        name: probe_rows(chooser.probed_rows(twins=kind.twins), ranks=ranks, twins=kind.twins)
+        for name, kind in classes.items()
+    }
     free = {name: len(held_out[name]) - len(rows) for name, rows in taken.items()}
-    enough = size >= 4 and min(free.values()) >= size
-    for name, rows_left in free.items() if chooser.every else ():  # now, and not when training has begun
-        check_enough(name, rows_left, of=len(held_out[name]), size=size)
+    enough = all(free[name] >= size for name, size in sizes.items())
+    for name, size in sizes.items() if chooser.every else ():  # now, and not when training has begun
+        check_enough(name, free[name], of=len(held_out[name]), size=size)
     fresh = getattr(chooser, "faithful", False)
 
     def probe() -> Probe:
         return Probe(
-            joined, sources, held_out, size=size, skip=taken, total_steps=training.steps, fresh=fresh,
-            rank=rank, ranks=ranks, maskers=None if fresh else source.untaught,
+            joined, sources, held_out, sizes=sizes, skip=taken, total_steps=training.steps, seed=training.seed,
+            fresh=fresh, rank=rank, ranks=ranks, maskers=None if fresh else source.untaught,
         )  # fmt: skip
 
     # A rule is only watched: no run of it fails for want of text to watch it on.

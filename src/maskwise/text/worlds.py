@@ -36,6 +36,8 @@ SAME_WORDS = {"trade": "job", "place": "city", "time": "year", "school": "univer
 """The same words where they are of nobody who is asked about, by what they are called there."""
 SHARES = {"train": 0.5, "dev": 0.1, "test": 0.4}
 """How people are split: those whose answers are shown, those that settings are chosen on, and those that count."""
+TAGS = (*ATTRIBUTES, *SAME_WORDS, "name", "friend", "adjective", "noun", "verb", "other")
+"""What a word of a biography is: of nobody but the person, of somebody else, or of the language."""
 RUN = "run"
 
 Row = TypeVar("Row")
@@ -81,7 +83,6 @@ class World(ABC):
     seed: int | str = 0
 
     name: ClassVar[str]
-    layers: ClassVar[Mapping[str, Layer]] = {"salient": Layer("spans"), "asked": Layer("spans")}
     whole_texts: ClassVar[bool] = True
     salient: ClassVar[frozenset[str]]
     """What of a text is a named entity."""
@@ -110,6 +111,11 @@ class World(ABC):
         """The world as one writes it: only what is not as usual."""
         options = self._options().items()
         return str(Call(self.name, (), {name: value for name, (value, usual) in options if value != usual}))
+
+    @property
+    def layers(self) -> Mapping[str, Layer]:
+        """The layers of its texts."""
+        return {"salient": Layer("spans"), "asked": Layer("spans")}
 
     def _options(self) -> dict[str, tuple[Any, Any]]:
         """Every option's value and its default; the seed comes last."""
@@ -140,17 +146,18 @@ class World(ABC):
 
     @cached_property
     def _told(self) -> list[tuple[str, str, dict[str, CharSpans]]]:
-        told = []
+        told, layers = [], self.layers
         for name, pieces in self._texts():
-            text, spans = "", {layer: list[tuple[int, int]]() for layer in self.layers}
+            text, spans = "", {layer: list[Any]() for layer in layers}
             for word, kind in pieces:
                 text += "" if not text or word in ".,?" else " "
+                place = len(text), len(text) + len(word)
                 for layer, wanted in (("salient", kind in self.salient), ("asked", kind in self.answers)):
-                    spans[layer] += [(len(text), len(text) + len(word))] if wanted else []
+                    spans[layer] += [place] if wanted else []
+                if "tag" in spans:
+                    spans["tag"].append((*place, 1 + TAGS.index(kind if kind in TAGS else "other")))
                 text += word
-            told.append(
-                (name, text, {layer: CharSpans.of(spans[layer], self.layers[layer]) for layer in spans})
-            )
+            told.append((name, text, {layer: CharSpans.of(spans[layer], layers[layer]) for layer in spans}))
         return told
 
     @cached_property
@@ -163,6 +170,7 @@ class World(ABC):
         return digest(
             self.name,
             " ".join(self.answers),
+            *(["tag"] if "tag" in self.layers else []),
             *(part for name, text, _ in self._told for part in (name, text)),
         )
 
@@ -191,6 +199,7 @@ class FactWorld(World):
         decoys: sentences in it where a word of the asked kind is of no use: some friend once saw a baker. What is
             useful can then be told by the place of a word, and not by the word.
         others: other people than those of the questions, none of whom has the name of one of them.
+        tags: whether the texts carry a third layer, ``tag``: what every word is, of ``TAGS``.
         seed: who lives there, and what is said of them.
 
     >>> world = FactWorld(people=20, fillers=0, friends=False)
@@ -207,6 +216,7 @@ class FactWorld(World):
     fillers: int = 2
     decoys: int = 0
     others: bool = False
+    tags: bool = False
 
     name = "factworld"
     salient = frozenset({
@@ -228,6 +238,10 @@ class FactWorld(World):
         if not set(self.facts) <= set(known) or any(f"{{{attribute}}}" not in told for attribute in asked):
             allowed = f"some of {', '.join(known)}, and what tells the {' and the '.join(asked)}"
             raise MaskwiseError("facts of factworld", got=list(self.facts), allowed=allowed)
+
+    @property
+    def layers(self) -> Mapping[str, Layer]:
+        return {**super().layers, **({"tag": Layer("categorical", TAGS)} if self.tags else {})}
 
     @property
     def task_name(self) -> str:

@@ -4,31 +4,37 @@ An arm is an objective with its masking, over the one shared model. Every arm ha
 its own rows (packed blocks, or a text a row) in its own order; at each step one of them gives the batch. The
 step is the run's, not the arm's: schedules run over all of training.
 
-A probe is held-out rows, masked once: the same examples and the same masks before and after. (MOMETAS as
-released measures fresh examples with fresh masks each time; that noise is larger than the change.) Its cost: a
-forward pass of half a batch for each arm, every ``sampler.every`` steps; it is logged. Rules are probed too, where
-there is room for it, so that a study can show what each did to every objective; that is evaluation, and no cost.
+A probe is held-out rows, masked once: the same examples and the same masks before and after; other rows for every run.
+(MOMETAS as released measures fresh examples with fresh masks each time; that noise is larger than the change.) It is
+measured in two halves, whose agreement says how much of the reward is no chance (``samplers.base.reliability``). Its
+cost: a forward pass of 64 rows for each arm (of 48 pairs for ``cse``), every ``sampler.every`` steps; it is logged.
+Rules are probed too, where there is room for it, so that a study can show what each did to every objective; that is
+evaluation, and no cost.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from maskwise.errors import MaskwiseError
-from maskwise.keys import fold
+from maskwise.keys import fold, permutation
 from maskwise.masking import MaskedBatch
 from maskwise.masking.batch import AnnotatedBatch
 from maskwise.objectives import Objective, Outcome
 from maskwise.objectives.base import counted
 from maskwise.samplers import Sampler
+from maskwise.samplers.base import reliability
 from maskwise.training.data import MaskedSource, Rows
 from maskwise.training.learners import Learner, Point, meet
 from maskwise.training.settings import TrainingSettings
@@ -94,6 +100,13 @@ class Arms(Objective):
             for key, value in member.named_parameters()
             if id(value) not in own
         }
+
+    def go_on(self, file: Path) -> None:
+        """Take over the heads that a training of arms of these names has left; new arms keep their new ones."""
+        saved = load_file(file)
+        for name, value in self.heads().items():
+            if name in saved and saved[name].shape == value.shape:
+                value.copy_(saved[name])
 
 
 class ArmsSource:
@@ -170,75 +183,83 @@ class OfArm:
         self.learner.load_state_dict(state)
 
 
-def probe_rows(batch_size: int, *, ranks: int = 1, twins: bool = False) -> int:
-    """Rows of a probe, over all ranks: half a batch, and one for each rank at the least.
+def probe_rows(wanted: int, *, ranks: int = 1, twins: bool = False) -> int:
+    """Rows of an arm's probe over all ranks: no fewer than are wanted, and two halves with as many on every rank.
 
-    With ``twins`` (an objective of that kind is among the arms) every rank has as many, an even number ≥ 4.
+    With ``twins`` (its objective reads half of the rows, each of them twice) every half has an even number on every
+    rank, and four at least.
     """
-    half, even = max(batch_size // 4 * 2, 2, ranks), 2 * ranks
-    return max(half // even * even, 2 * even) if twins else half
+    unit = (4 if twins else 2) * ranks
+    return max(-(-wanted // unit), 2 if twins else 1) * unit
 
 
 class Probe:
-    """The losses of all arms on held-out rows.
+    """The losses of all arms on held-out rows, by halves, which tell how much of a difference is chance.
 
     Args:
         objective: the arms.
         sources: by arm; what is trained on.
         maskers: by arm; those of ``sources`` if not said. See ``ArmsSource.untaught``.
         held_out: by arm, rows that are never trained on.
-        size: rows of each arm, over all ranks.
+        sizes: by arm, rows over all ranks (``probe_rows``).
         skip: by arm, the numbers of held-out rows that judge the model, and so are not used here.
         total_steps: of the run: masks are those of its middle.
-        fresh: other rows and other masks each time, as in the released code.
+        seed: of the run: every run has rows of its own.
+        fresh: other rows and other masks each time, and no dropout for ``cse`` either, as in the released code.
         rank, ranks: each rank measures its share of the rows.
 
     Raises:
-        MaskwiseError: fewer rows than ``size``, or documents that are in the training data too.
+        MaskwiseError: fewer rows than an arm's size, or documents that are in the training data too.
     """
 
     def __init__(
-        self, objective: Arms, sources: Mapping[str, MaskedSource], held_out: Mapping[str, Rows], *, size: int,
-        skip: Mapping[str, Iterable[int]], total_steps: int, fresh: bool = False, rank: int = 0, ranks: int = 1,
-        maskers: Mapping[str, Any] | None = None,
+        self, objective: Arms, sources: Mapping[str, MaskedSource], held_out: Mapping[str, Rows], *,
+        sizes: Mapping[str, int], skip: Mapping[str, Iterable[int]], total_steps: int, seed: int = 0,
+        fresh: bool = False, rank: int = 0, ranks: int = 1, maskers: Mapping[str, Any] | None = None,
     ):  # fmt: skip
         self.objective, self.sources, self.held_out = objective, sources, held_out
         self.maskers = maskers or {arm: source.masker for arm, source in sources.items()}
-        self.size, self.total_steps, self.fresh = size, total_steps, fresh
+        self.sizes, self.total_steps, self.fresh = sizes, total_steps, fresh
         self.rank, self.ranks = rank, ranks
-        self.rows = {arm: _others(len(held_out[arm]), skip.get(arm, ())) for arm in sources}
+        self.rows = {
+            arm: _shuffled(_others(len(held_out[arm]), skip.get(arm, ())), seed=seed) for arm in sources
+        }
         for arm, rows in self.rows.items():
-            check_enough(arm, len(rows), of=len(held_out[arm]), size=size)
+            check_enough(arm, len(rows), of=len(held_out[arm]), size=sizes[arm])
             check_disjoint(arm, sources[arm].rows, held_out[arm])
-        self.batches = {} if fresh else {arm: self._batch(arm, 0) for arm in sources}
+        self.batches = {} if fresh else {arm: self._batches(arm, 0) for arm in sources}
 
     def __call__(self, turn: int) -> Tensor:
-        """(3, K) float64: each arm's sum of losses, targets and tokens, of this rank's rows; in evaluation mode.
+        """(2, 3, K) float64: of either half each arm's sum of losses, targets and tokens, of this rank's rows.
 
         Args:
             turn: which probe of the run; it only matters for fresh ones.
         """
         device = next(self.objective.parameters()).device
-        found = []
+        parts = []
         training = self.objective.training
         self.objective.eval()
         with torch.no_grad(), torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
             for arm in self.sources:
                 # Dropout (cse) and replacements (rtd) are drawn alike, before and after.
                 torch.manual_seed(fold(PROBE_SEED, turn if self.fresh else 0))
-                batch = self._batch(arm, turn) if self.fresh else self.batches[arm]
-                outcome = self.objective.arm(arm)(batch)
-                found.append(_counted(batch, outcome))
+                halves = self._batches(arm, turn) if self.fresh else self.batches[arm]
+                one = self.objective.arm(arm)
+                with one.without_dropout() if self.fresh else nullcontext():
+                    parts.append(torch.stack([_counted(half, one(half)) for half in halves]))
         self.objective.train(training)
-        return torch.stack(found, 1)
+        return torch.stack(parts, 2)
 
-    def _batch(self, arm: str, turn: int) -> MaskedBatch:
+    def _batches(self, arm: str, turn: int) -> list[MaskedBatch]:
+        """The two halves of an arm's probe."""
         rows = self.rows[arm]
         start = fold(PROBE_SEED, turn) % len(rows) if self.fresh else 0
-        chosen = rows.roll(-start)[: self.size][self.rank :: self.ranks]
-        columns = self.held_out[arm].batch(chosen)
+        chosen = rows.roll(-start)[: self.sizes[arm]]
         middle = {"step": self.total_steps // 2, "total_steps": self.total_steps}
-        return self.maskers[arm](columns, **middle, epoch=turn)
+        return [
+            self.maskers[arm](self.held_out[arm].batch(half[self.rank :: self.ranks]), **middle, epoch=turn)
+            for half in (chosen[::2], chosen[1::2])
+        ]
 
 
 class SamplerLearner:
@@ -250,7 +271,7 @@ class SamplerLearner:
         watched_every: updates between two probes of a rule, which learns nothing from them; 0 for none.
     """
 
-    kept = ("before", "trained", "probed", "clock")
+    kept = ("before", "trained", "probed", "clock", "rewards")
 
     def __init__(self, sampler: Sampler, probe: Callable[[], Probe] | None, *, watched_every: int = 0):
         self.sampler, self._make = sampler, probe
@@ -258,9 +279,13 @@ class SamplerLearner:
         self.every = (sampler.every or watched_every) if probe else 0
         # Losses, targets, tokens, steps, by arm: of this step, since the last line, of the run, and of its probes.
         self.seen, self.window, self.trained, self.probed = torch.zeros(4, 4, len(sampler.arms)).double()
-        self.before = torch.full_like(self.seen[0], torch.nan)
-        # The step of the last probe; seconds spent on probes.
-        self.clock = torch.zeros(2, dtype=torch.float64)
+        # (3, K): the latest losses on the probe, and on its halves.
+        self.before = torch.full((3, len(sampler.arms)), torch.nan, dtype=torch.float64)
+        # (T, 2): what each rollout gained on either half.
+        self.rewards = torch.zeros(0, 2, dtype=torch.float64)
+        # The step of the last probe; seconds spent on probes, and on the run with them.
+        self.clock = torch.zeros(3, dtype=torch.float64)
+        self._since: float | None = None
         self.notes: list[str] = []
         self.step: tuple[int, int | None] = (0, None)
 
@@ -276,16 +301,26 @@ class SamplerLearner:
         both = torch.cat([now.agree(self.seen[:3]), self.seen[3:]])
         self.window, self.trained = self.window.to(both.device) + both, self.trained.to(both.device) + both
         self.seen = torch.zeros_like(both)
-        if not self.every or now.done % self.every:
-            return
+        if self.every and now.done % self.every == 0:
+            self._learn(now)
+        tick = time.perf_counter()
+        self.clock[2] += tick - (self._since or tick)
+        self._since = tick
+
+    def _learn(self, now: Point) -> None:
         assert self._make is not None
         began = time.perf_counter()
         self._probe = self._probe or self._make()
-        probed = now.agree(self._probe(now.done // self.every)).cpu()
-        losses = probed[0] / probed[1].clamp(min=1)
+        halves = now.agree(self._probe(now.done // self.every)).cpu()
+        probed = halves.sum(0)
+        sums = torch.cat([probed[None], halves])
+        losses = sums[:, 0] / sums[:, 1].clamp(min=1)
         if self.sampler.every:
             if now.done:
-                self.sampler.update(self.before, losses)
+                gained = [self.sampler.reward(a, b) for a, b in zip(self.before[1:], losses[1:])]
+                if None not in gained:
+                    self.rewards = torch.cat([self.rewards, torch.tensor([gained], dtype=torch.float64)])
+                self.sampler.update(self.before[0], losses[0])
                 # A line of metrics may cover several updates; each thing is said once.
                 self.notes += [note for note in self.sampler.notes if note not in self.notes]
             self.probed = self.probed + torch.cat([probed, torch.ones_like(probed[:1])])
@@ -294,7 +329,8 @@ class SamplerLearner:
 
     def facts(self) -> Mapping[str, object]:
         """By arm: ``probabilities``, and since the last line ``arm_losses`` and ``arm_steps``; then ``probe_losses``,
-        the ``probe_step`` they are of, ``probe_seconds`` so far (of samplers that learn), and ``notes``."""
+        the ``probe_step`` they are of, and ``notes``; of samplers that learn ``probe_seconds`` so far, the share of the
+        run that they are, and the ``reliability`` of the reward so far."""
         names, (total, targets, _, steps) = self.sampler.arms, self.window.cpu()
         found: dict[str, object] = {
             "probabilities": _named(names, self.sampler.probabilities(*self.step)),
@@ -302,9 +338,13 @@ class SamplerLearner:
             "arm_steps": {arm: int(n) for arm, n in zip(names, steps.tolist(), strict=True)},
         }
         if self.every:
-            found |= {"probe_losses": _named(names, self.before), "probe_step": int(self.clock[0])}
+            found |= {"probe_losses": _named(names, self.before[0]), "probe_step": int(self.clock[0])}
         if self.every and self.sampler.every:
             found["probe_seconds"] = round(float(self.clock[1]), 3)
+            if float(self.clock[2]) > 0:
+                found["probe_share"] = round(min(1.0, float(self.clock[1] / self.clock[2])), 4)
+            if (trust := reliability(self.rewards)) is not None:
+                found["reliability"] = round(trust, 3)
         if self.notes:
             found["notes"] = self.notes
         self.window, self.notes = torch.zeros_like(self.window), []
@@ -365,6 +405,10 @@ def _others(count: int, taken: Iterable[int]) -> Tensor:
     free = torch.ones(count, dtype=torch.bool)
     free[torch.as_tensor(list(taken), dtype=torch.int64)] = False
     return free.nonzero().view(-1)
+
+
+def _shuffled(rows: Tensor, *, seed: int) -> Tensor:
+    return rows[permutation(len(rows), seed=fold(seed, PROBE_SEED), epoch=0)]
 
 
 def _named(names: Iterable[str], values: Tensor) -> dict[str, float]:

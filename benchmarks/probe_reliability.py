@@ -1,0 +1,168 @@
+"""How much of a sampler's reward is chance: disjoint probes of one training, by their size and the way gains are taken.
+
+The recipe ``mometas`` in short: a small encoder learns masked words, and then goes on with its five objectives, drawn
+evenly. Every ten steps all arms are measured on disjoint sets of held-out rows: twenty of 6 rows (3 pairs for cse), as
+probes were until November 2026, and four of 64 (48 pairs). The reliability of the reward is the mean correlation of two
+sets over the rollouts behind the first quarter; ``split-half`` is what a run logs that probes two sets.
+
+    python benchmarks/probe_reliability.py [--seeds 2] [--json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Iterator, Mapping
+from itertools import combinations, pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from maskwise.bench.timing import surroundings
+from maskwise.recipe import read_recipe
+from maskwise.samplers.base import reliability
+from maskwise.samplers.mometas import LEAST, gains
+from maskwise.study.single import run_pretrain
+from maskwise.study.stages import prepare_stage
+from maskwise.study.texts import open_text
+from maskwise.study.work import laid_out, learning, rows_with, run_stage, starting_from
+from maskwise.training import train
+from maskwise.training.arms import Arms, ArmsSource, Probe
+from maskwise.training.learners import Point
+
+EVERY = 10
+SETS = {6: 20, 64: 4}
+"""Rows of a set, and how many sets there are. Sets of 64 rows have 96 for cse."""
+
+
+class Watch:
+    """Measures the arms on all sets, and learns nothing."""
+
+    def __init__(self, probes: Mapping[int, list[Probe]]):
+        self.probes = probes
+        self.losses: dict[int, list[Tensor]] = {rows: [] for rows in probes}
+
+    def observe(self, batch: Any, outcome: Any) -> None:
+        pass
+
+    def after(self, now: Point) -> None:
+        if now.done % EVERY == 0:
+            for rows, probes in self.probes.items():
+                halves = torch.cat([probe(0) for probe in probes])  # (sets, 3, K)
+                self.losses[rows].append(halves[:, 0] / halves[:, 1].clamp(min=1))
+
+    def facts(self) -> dict[str, object]:
+        return {}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        pass
+
+
+def measure(seed: int, *, first: int, steps: int, folder: Path) -> dict[int, Tensor]:
+    """By the rows of a set: (T, sets, K) losses, of a run of ``steps`` behind ``first`` of masked words alone."""
+    over = ["tasks=[]", "corpus.held_out=0.1", f"training.steps={first}", "training.save_every=0",
+            "evaluation.rows=64", f"training.seed={seed}"]  # fmt: skip
+    start = run_pretrain(read_recipe("mometas", [*over, "intermediate=none"]), folder / "start", quiet=True)
+    recipe = read_recipe("mometas", [*over, f"intermediate.training.steps={steps}"]).links()[1]
+    text = prepare_stage(recipe)
+    run_stage(text, folder)
+    data = open_text(folder / text.name)
+    recipe = starting_from(Path(start["checkpoint"]), recipe)
+    network = recipe.model.model(
+        data.tokenizer, data.training.length, kind="encoder", seed=seed, log_unigram=None
+    )
+    made = learning(network, data, recipe)
+    joined, source = made.objective, made.source
+    assert isinstance(joined, Arms) and isinstance(source, ArmsSource)
+    kinds = {name: arm.kind for name, arm in recipe.objectives.items()}
+    held_out = {name: laid_out(data.held_out, kind, network.config) for name, kind in kinds.items()}
+    taken = {name: rows_with(rows, data.held_out, 64) for name, rows in held_out.items()}
+    watch = Watch({rows: list(_probes(joined, source, held_out, taken, rows, steps)) for rows in SETS})
+    others = {name: one for name, one in made.learners.items() if name != "sampler"}
+    train(joined, source, recipe.training, folder=None, learners={**others, "sets": watch}, quiet=True)
+    return {rows: torch.stack(losses) for rows, losses in watch.losses.items()}
+
+
+def _probes(
+    joined: Arms, source: ArmsSource, held_out: Any, taken: dict[str, list[int]], rows: int, steps: int
+) -> Iterator[Probe]:
+    """Probes of two sets each, on rows that no other one has."""
+    skip = {name: set(numbers) for name, numbers in taken.items()}
+    for _ in range(SETS[rows] // 2):
+        sizes = {name: 2 * (rows * 3 // 2 if name == "cse" and rows > 6 else rows) for name in skip}
+        probe = Probe(
+            joined,
+            source.sources,
+            held_out,
+            sizes=sizes,
+            skip=skip,
+            total_steps=steps,
+            maskers=source.untaught,
+        )
+        for name, size in sizes.items():
+            skip[name] = skip[name] | set(probe.rows[name][:size].tolist())
+        yield probe
+
+
+def rewards(losses: Tensor, *, every: int, least: float) -> Tensor:
+    """(T, sets) rewards of rollouts of ``every`` steps, from losses (T, sets, K) every ``EVERY`` steps."""
+    some = losses[:: every // EVERY]
+    return torch.stack([gains(a, b, least=least).sum(-1) for a, b in pairwise(some)])
+
+
+def summarise(losses: Tensor, *, every: int, least: float) -> dict[str, float]:
+    """Mean correlation of two sets, the mean of split-half over pairs of sets, and the noise of one set's reward."""
+    reward_TS = rewards(losses, every=every, least=least)
+    late = reward_TS[len(reward_TS) // 4 :].numpy()
+    table = np.corrcoef(late.T)
+    pairs = list(combinations(range(late.shape[1]), 2))
+    halves = [reliability(reward_TS[:, [2 * i, 2 * i + 1]]) for i in range(late.shape[1] // 2)]
+    known = [half for half in halves if half is not None]
+    return {
+        "between_sets": round(float(np.nanmean([table[i, j] for i, j in pairs])), 3),
+        "split_half_of_two_sets": round(float(np.mean(known)), 3),
+        "noise": round(float(late.std(axis=1, ddof=1).mean()), 4),
+        "signal": round(float(late.mean(axis=1).std(ddof=1)), 4),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--first", type=int, default=300, help="steps of masked words alone")
+    parser.add_argument("--steps", type=int, default=300, help="steps of five objectives")
+    parser.add_argument("--json", action="store_true", help="print figures as JSON")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = []
+    for seed in range(given.seeds):
+        with tempfile.TemporaryDirectory() as folder:
+            losses = measure(seed, first=given.first, steps=given.steps, folder=Path(folder))
+        for size, measured in losses.items():
+            for every in (10, 20):
+                for name, least in (("published", 0.0), ("mometas-plus", LEAST)):
+                    figures = summarise(measured, every=every, least=least)
+                    rows.append({"seed": seed, "rows": size, "every": every, "gains": name, **figures})
+    result = {"bench": "probe_reliability", "first": given.first, "steps": given.steps, "rows": rows,
+              "hardware": surroundings(["torch", "transformers"])}  # fmt: skip
+    if given.json:
+        Console().print_json(data=result)
+        return
+    table = Table(*rows[0])
+    for row in rows:
+        table.add_row(*map(str, row.values()))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
