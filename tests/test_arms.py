@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from safetensors.torch import save_file
 from torch import Tensor
 
 from maskwise.errors import MaskwiseError
@@ -167,6 +168,18 @@ def test_each_arm_trains_its_own_head_and_the_shared_encoder() -> None:
     assert any("encoder.layer.0" in n for n in moved) and any(n.startswith("members.1.head") for n in moved)
     assert not any(n.startswith("members.2.head") or "cls.predictions.transform" in n for n in moved)
     assert set(trained.heads()) == {"atd.head.weight", "atd.head.bias", "dtd.head.weight", "dtd.head.bias"}
+
+
+def test_heads_go_on_from_phase_to_phase(tmp_path: Path) -> None:
+    trained, _ = run(spec="single(atd)", arms={"mlm": {}, "atd": {}}, steps=2)
+    save_file(
+        {name: value.contiguous() for name, value in trained.heads().items()}, tmp_path / "heads.safetensors"
+    )
+    further, _ = run(spec="single(mlm)", arms={"mlm": {}, "atd": {}, "dtd": {}}, steps=1)
+    new = further.heads()["dtd.head.weight"].clone()
+    further.go_on(tmp_path / "heads.safetensors")
+    assert torch.equal(further.heads()["atd.head.weight"], trained.heads()["atd.head.weight"])
+    assert torch.equal(further.heads()["dtd.head.weight"], new)
 
 
 def rank_of_two(folder: Path) -> None:

@@ -495,6 +495,11 @@ def test_a_dry_run_writes_nothing_and_knows_what_is_there(recipe, tmp_path, done
         ("study.search={grid: {training.learning_rate: [1, 2]}, seeds: [1, 7]}", "are seeds of the study"),
         ("study.search={grid: {training.learning_rte: [1, 2]}}", "did you mean 'training.learning_rate'"),
         ("study.search={gird: {}}", "did you mean 'study.search.grid'"),
+        (
+            "study.search={grid: {training.learning_rate: [1, 2]}, own: {c: {masking.ratio: [0.1]}}}",
+            "search.own 'c'",
+        ),
+        ("study.search={grid: {training.learning_rate: [1, 2]}, own: {a: 3}}", "study.search.own.a; got 3"),
         ("study.search={grid: {training.learning_rate: [1]}}", "nothing to choose from"),
         ("study.search={grid: {training.learning_rate: 1}}", "a list of values"),
         ("study.search={grid: {evaluation.rows: [1, 2]}}", "cannot change evaluation.rows"),

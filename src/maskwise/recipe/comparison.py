@@ -108,7 +108,13 @@ class SearchSettings(Settings):
         return _points(self.grid)
 
     def points_of(self, arm: str) -> list[Plain]:
-        """The points that are tried of one arm: those of all arms, each with every point of its own grid."""
+        """The points that are tried of one arm: those of all arms, each with every point of its own grid.
+
+        >>> own = {"shares": {"sampler": ["shares(1, 3)", "shares(3, 1)"]}}
+        >>> search = SearchSettings(grid={"training.learning_rate": [1e-3, 2e-3]}, own=own)
+        >>> len(search.points_of("shares")), len(search.points_of("uniform"))
+        (4, 2)
+        """
         own = _points(self.own[arm]) if arm in self.own else [{}]
         return [point | more for point in self.points for more in own]
 
