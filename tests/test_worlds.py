@@ -236,6 +236,16 @@ def test_answers_of_the_causal_world_follow_from_the_question():
     assert 0.4 < (answers > 0).mean() < 0.6
 
 
+def test_noise_turns_that_share_of_the_causal_answers_round_and_nothing_else():
+    clear, noisy = (
+        [row for rows in CausalWorld(asked=8000, noise=noise).questions().values() for row in rows]
+        for noise in (0.0, 0.25)
+    )
+    assert [row["question"] for row in clear] == [row["question"] for row in noisy]
+    turned = sum(a["answers"] != b["answers"] for a, b in zip(clear, noisy)) / len(clear)
+    assert abs(turned - 0.25) < 4 * (0.25 * 0.75 / len(clear)) ** 0.5
+
+
 # Names -----------------------------------------------------------------------------------------------------
 
 
@@ -277,6 +287,7 @@ def test_the_seed_of_a_run_is_put_in_wherever_a_world_says_so():
         ("factworld(seed=now)", "seed of factworld; got now; allowed: a whole number, or run"),
         ("factworld(people=20", "cannot read this setting"),
         ("factworld(train_rows=few)", "train_rows of task 'factworld'; got few; allowed: a whole number"),
+        ("causalworld(noise=.7)", "noise of causalworld; got 0.7; allowed: a number, 0.0 to 0.5"),
         ("causalworld(influences=2)", "influences of causalworld; got 2; allowed: an odd number"),
         ("causalworld(causes=3, influences=1, asked=1000)", "so many different questions cannot be asked"),
     ],

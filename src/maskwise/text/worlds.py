@@ -86,7 +86,7 @@ class World(ABC):
     whole_texts: ClassVar[bool] = True
     salient: ClassVar[frozenset[str]]
     """What of a text is a named entity."""
-    ranges: ClassVar[Mapping[str, tuple[int, int]]]
+    ranges: ClassVar[Mapping[str, tuple[float, float]]]
     """The least and the greatest value of options that are numbers."""
     lists: ClassVar[frozenset[str]] = frozenset()
     """Options that may be lists of what they are else."""
@@ -97,10 +97,9 @@ class World(ABC):
             if name == "seed":
                 good, allowed = value == RUN or type(value) is int, f"a whole number, or {RUN}"
             elif name in self.ranges:
-                good, allowed = (
-                    type(value) is int and low <= value <= high,
-                    f"a whole number, {low} to {high}",
-                )
+                whole = type(default) is int
+                good = type(value) in (int, type(default)) and low <= value <= high
+                allowed = f"a {'whole ' if whole else ''}number, {low} to {high}"
             else:
                 good = type(value) is type(default) or (name in self.lists and type(value) is tuple)
                 allowed = f"such as {default!r}"
@@ -306,6 +305,8 @@ class CausalWorld(World):
         influences: changes that a question names: an odd number, so that there is no tie.
         asked: how many questions there are, in all splits.
         texts: how many the corpus has.
+        noise: the share of all questions whose answer is the other one, by chance: nobody can be right about more than
+            the rest, so arms that have all learned the rule stand clear of the ceiling.
 
     >>> world = CausalWorld(asked=20)
     >>> world.questions()["train"][0]
@@ -316,11 +317,13 @@ class CausalWorld(World):
     influences: int = 3
     asked: int = 600
     texts: int = 1200
+    noise: float = 0.0
 
     name = "causalworld"
     salient = frozenset({"year", "place", "friend"})
 
-    ranges = {"causes": (3, 29), "influences": (1, 9), "asked": (10, 100_000), "texts": (1, 1_000_000)}
+    ranges = {"causes": (3, 29), "influences": (1, 9), "asked": (10, 100_000), "texts": (1, 1_000_000),
+              "noise": (0.0, 0.5)}  # fmt: skip
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -347,6 +350,7 @@ class CausalWorld(World):
         draw, causes = self._draw("questions"), lexicon()["cause"][: self.causes]
         helps = {cause: place % 2 == 0 for place, cause in enumerate(draw.sample(causes, len(causes)))}
         rows: dict[str, str] = {}
+        chance = self._draw("noise")
         for _ in range(20 * self.asked):
             if len(rows) == self.asked:
                 break
@@ -356,7 +360,8 @@ class CausalWorld(World):
             said = ", ".join(f"{change} {cause}" for change, cause in changes)
             good = sum((change == "more") == helps[cause] for change, cause in changes)
             question = f"{said}. what {draw.choice(lexicon()['crop'])}?"
-            rows[question] = "more" if 2 * good > self.influences else "less"
+            true = (2 * good > self.influences) != (chance.random() < self.noise)
+            rows[question] = "more" if true else "less"
         if len(rows) < self.asked:
             what = "so many different questions cannot be asked in this causalworld"
             raise MaskwiseError(what, got=self.asked, do="give it more causes or influences")
