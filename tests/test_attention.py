@@ -159,7 +159,7 @@ def test_families_that_cannot_read_one_document_a_row(rows: Rows, tokenizer: Any
 
 def test_masks_and_positions() -> None:
     documents = Documents(torch.tensor([[0, 0, 0, 1, 1, -1]]))
-    assert documents.found_ends().tolist() == [0, 3, 5, 6]
+    assert documents.boundaries().tolist() == [0, 3, 5, 6]
     assert documents.mask()[0, 0].int().tolist() == [
         [1, 1, 1, 0, 0, 0], [1, 1, 1, 0, 0, 0], [1, 1, 1, 0, 0, 0],
         [0, 0, 0, 1, 1, 0], [0, 0, 0, 1, 1, 0], [1, 1, 1, 1, 1, 1],
@@ -169,7 +169,7 @@ def test_masks_and_positions() -> None:
     ]  # fmt: skip
     assert documents.mask(window=2)[0, 0, 0].int().tolist() == [1, 1, 0, 0, 0, 0]
     two_rows = Documents(torch.tensor([[0, 0], [0, 0]]))
-    assert two_rows.found_ends().tolist() == [0, 2, 4], "a document does not reach into the next row"
+    assert two_rows.boundaries().tolist() == [0, 2, 4], "a document does not reach into the next row"
 
 
 def test_causal_documents_see_only_what_stands_before(tokenizer: Any) -> None:

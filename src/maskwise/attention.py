@@ -84,7 +84,7 @@ class Documents:
             self._masks[asked] = seen[:, None]
         return self._masks[asked]
 
-    def found_ends(self) -> Tensor:
+    def boundaries(self) -> Tensor:
         """``ends``, looked for once where nobody gave them."""
         if self.ends is None:
             at = (self.positions.flatten() == 0).nonzero().flatten()
@@ -144,7 +144,7 @@ def _ragged(
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     shape = query.transpose(1, 2).shape
     query, key, value = (x.transpose(1, 2).flatten(0, 1).contiguous() for x in (query, key, value))
-    ends = documents.found_ends()
+    ends = documents.boundaries()
     most = documents.ids.shape[1]  # an upper bound that needs no wait for the device
     side = -1 if window is None else window - 1
     sides = (side, 0 if causal else side)

@@ -18,9 +18,9 @@ from statistics import median
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
 from transformers import TrainerCallback, TrainerState
 
+from maskwise.masking.policies.base import Learner
 from maskwise.training.engine import best_device
 from maskwise.training.learners import Point
 from maskwise.training.speed import cpu_name
@@ -84,7 +84,7 @@ def seconds_per_step(
     return {name: median(values) for name, values in seconds.items()}, results
 
 
-class Clock:
+class Clock(Learner):
     """The time of a step inside a training: a learner of our loop, and with ``PeerClock`` a callback of ``Trainer``.
 
     Args:
@@ -109,20 +109,8 @@ class Clock:
     def seconds_per_step(self) -> float:
         return (self.times[self.last] - self.times[self.warm]) / (self.last - self.warm)
 
-    def observe(self, batch: object, outcome: object) -> None:
-        """Nothing is learned from a batch."""
-
     def after(self, now: Point) -> None:
         self.tick(now.done)
-
-    def facts(self) -> Mapping[str, object]:
-        return {}
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """There is no state."""
 
 
 class PeerClock(TrainerCallback):

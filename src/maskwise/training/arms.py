@@ -139,7 +139,7 @@ class ArmsSource:
     def learners(self) -> dict[str, Learner]:
         """The policies that learn, each from the batches of its own arm."""
         return {
-            f"{arm} {name}": OfArm(learner, arm)
+            f"{arm} {name}": ArmLearner(learner, arm)
             for arm, source in self.sources.items()
             for name, learner in source.learners().items()
         }
@@ -157,7 +157,7 @@ class ArmsSource:
         return next(iter(self.sources.values())).summarise(sums)
 
 
-class OfArm:
+class ArmLearner(Learner):
     """A learner that sees the batches of one arm only."""
 
     def __init__(self, learner: Learner, arm: str):
@@ -262,7 +262,7 @@ class Probe:
         ]
 
 
-class SamplerLearner:
+class SamplerLearner(Learner):
     """Teaches a sampler from probes, every ``sampler.every`` updates (``training.learners.Learner``).
 
     Args:

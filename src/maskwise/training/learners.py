@@ -21,13 +21,14 @@ and a source that masks nothing ahead (``Source.ahead = 0``), since step t + 1 t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
 from maskwise.errors import MaskwiseError
 from maskwise.masking import Masker
-from maskwise.objectives import Objective, Outcome
+from maskwise.masking.policies.base import Learner as Learner
+from maskwise.objectives import Objective
 
 if TYPE_CHECKING:
     from maskwise.training.data import Source
@@ -52,22 +53,6 @@ class Point(NamedTuple):
     agree: Agree
     objective: Objective | None = None
     source: Source | None = None
-
-
-class Learner(Protocol):
-    """Something that learns while the model trains."""
-
-    def observe(self, batch: Any, outcome: Outcome) -> None:
-        """Look at a micro-batch and at what it cost; called before the update."""
-
-    def after(self, now: Point) -> None:
-        """Learn, after an update; every rank calls this."""
-
-    def facts(self) -> Mapping[str, object]:
-        """What to log: numbers, or dicts of numbers by name, such as ``{"weights": {"NOUN": 0.7}}``."""
-
-    def state_dict(self) -> dict[str, Tensor]: ...
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None: ...
 
 
 def states(learners: Mapping[str, Learner]) -> dict[str, Tensor]:

@@ -34,7 +34,7 @@ from maskwise.text.pieces import Ints, PieceBatch
 from maskwise.text.rows import Rows
 from maskwise.text.shards import BEGINNING, Chunk, Place, Shard
 from maskwise.text.stream import Block, Stream, joined
-from maskwise.training.learners import Point
+from maskwise.training.learners import Learner, Point
 from maskwise.training.order import apportioned, mixed, parts_of
 from maskwise.training.settings import TrainingSettings
 
@@ -222,7 +222,7 @@ class Flow:
         return self.shards[order[min(position.shard, len(order) - 1)]].name
 
 
-class StreamedRows:
+class StreamedRows(Learner):
     """The rows of a stream, as a `MaskedSource` draws them (``training.order.Drawn``); it is saved as a learner is.
 
     Args:
@@ -336,9 +336,6 @@ class StreamedRows:
         self.ahead.close()
 
     # What is saved ----------------------------------------------------------------------------------------------
-
-    def observe(self, batch: object, outcome: object) -> None:
-        """A stream learns nothing from losses."""
 
     def after(self, now: Point) -> None:
         """Take note of how many updates were done."""

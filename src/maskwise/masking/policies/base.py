@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -51,14 +51,26 @@ class Moment:
     place: Array | None = None
 
 
-class Learner(Protocol):
-    """What of a policy learns from losses; the loop calls it (see ``training.learners``)."""
+class Learner:
+    """Something that learns while the model trains (see ``training.learners``). What a member does not define, does
+    nothing."""
 
-    def observe(self, batch: Any, outcome: Any) -> None: ...
-    def after(self, now: Any) -> None: ...
-    def facts(self) -> Mapping[str, object]: ...
-    def state_dict(self) -> dict[str, Tensor]: ...
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None: ...
+    def observe(self, batch: Any, outcome: Any) -> None:
+        """Look at a micro-batch and at its ``Outcome``; called before the update."""
+
+    def after(self, now: Any) -> None:
+        """Learn, after an update, at a ``training.learners.Point``; every rank calls this."""
+
+    def facts(self) -> Mapping[str, object]:
+        """What to log: numbers, or dicts of numbers by name, such as ``{"weights": {"NOUN": 0.7}}``."""
+        return {}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What a run needs to go on from here."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from a ``state_dict``."""
 
 
 class Policy(ABC):

@@ -17,7 +17,7 @@ from torch import Tensor
 from maskwise.errors import MaskwiseError
 from maskwise.keys import Array, Keys, Purpose
 from maskwise.masking.batch import AnnotatedBatch, MaskedBatch
-from maskwise.masking.policies.base import CutPolicy, Moment, cut, weigh
+from maskwise.masking.policies.base import CutPolicy, Learner, Moment, cut, weigh
 from maskwise.masking.select import Selection
 from maskwise.masking.sorting import sums_within
 from maskwise.masking.units import Units
@@ -158,7 +158,7 @@ class GroupWeighted(CutPolicy):
         return np.maximum(group_T, -1)
 
 
-class GroupLearner:
+class GroupLearner(Learner):
     """Sums the losses of each group over a step, and lets the averages take them in (``training.learners``)."""
 
     def __init__(self, policy: GroupWeighted):

@@ -18,7 +18,7 @@ from torch import Tensor
 from maskwise.errors import MaskwiseError
 from maskwise.keys import Array, Keys, Purpose
 from maskwise.masking.batch import AnnotatedBatch
-from maskwise.masking.policies.base import CutPolicy, Moment, cut, weigh
+from maskwise.masking.policies.base import CutPolicy, Learner, Moment, cut, weigh
 from maskwise.masking.units import Units
 from maskwise.masking.vocabulary import Vocabulary
 
@@ -71,7 +71,7 @@ class TypeWeighted(CutPolicy):
         return TypeLearner(self)
 
 
-class TypeLearner:
+class TypeLearner(Learner):
     """Counts right answers and losses by type of token, over all ranks, and sets the policy's weights."""
 
     def __init__(self, policy: TypeWeighted):
@@ -183,7 +183,7 @@ class EntropyWeighted(CutPolicy):
         return EntropyLearner(self)
 
 
-class EntropyLearner:
+class EntropyLearner(Learner):
     """Brings the policy together with the model; it remembers nothing."""
 
     def __init__(self, policy: EntropyWeighted):
@@ -206,21 +206,6 @@ class EntropyLearner:
             return entropy_T
 
         self.policy.doubts.measure = measure
-
-    def observe(self, batch: Any, outcome: Any) -> None:
-        pass
-
-    def after(self, now: Any) -> None:
-        pass
-
-    def facts(self) -> Mapping[str, object]:
-        return {}
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        pass
 
 
 def entropy_weighted(every: int = 4, power: float = 1.0, units: str = "token") -> EntropyWeighted:
