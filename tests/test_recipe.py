@@ -25,9 +25,9 @@ def recipe(tmp_path):
 
 ALIKE = {
     "mometas-encoder", "learn-meta-university", "factworld-university", "continual-minilm", "decay-claim",
-    "decay-claim-flops", "decay-claim-targets", "ptw-claim", "mometas-claim", "policy-control",
+    "decay-claim-flops", "decay-claim-targets", "ptw-claim", "mometas-claim", "policy-control", "ptw-control", "sampler-control",
 }  # fmt: skip
-"""Recipes that differ from another by a model or a task: they are run where time does not count."""
+"""Recipes that differ from another by a model, a task or a few arms: they are run where time does not count."""
 
 
 @pytest.mark.parametrize(
