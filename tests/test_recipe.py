@@ -25,7 +25,8 @@ def recipe(tmp_path):
 
 ALIKE = {
     "mometas-encoder", "learn-meta-university", "factworld-university", "continual-minilm", "decay-claim",
-    "decay-claim-flops", "decay-claim-targets", "ptw-claim", "mometas-claim", "policy-control", "ptw-control", "sampler-control",
+    "decay-claim-flops", "decay-claim-targets", "ptw-claim", "mometas-claim", "policy-control",
+    "ptw-control", "sampler-control",
 }  # fmt: skip
 """Recipes that differ from another by a model, a task or a few arms: they are run where time does not count."""
 
@@ -68,6 +69,15 @@ def test_every_shipped_recipe_trains(name, tmp_path):
             one.evaluation.masks
         )
         assert all(torch.isfinite(torch.tensor(line["loss"])) for line in found["heldout"])
+
+
+def test_other_arms_forget_what_names_the_old_ones(tmp_path):
+    """A gate, and grids of arms' own; on the command line, and in a recipe that extends another."""
+    one = read_recipe("mometas-claim", ["study.arms={a: {}, b: {masking.ratio: 0.2}}"])
+    assert one.study.gate is None and one.study.search.own == {}
+    file = tmp_path / "mine.yaml"
+    file.write_text("extends: sampler-control\nstudy: {arms: {a: {}, b: {masking.ratio: 0.2}}}\n")
+    assert read_recipe(file).study.gate is None
 
 
 def test_overrides_reach_their_places(recipe):

@@ -93,7 +93,8 @@ def merged(base: Plain, own: Plain) -> Plain:
     """``base`` with the settings of ``own``. Arms are replaced as a whole, and with them what names them."""
     settings: Plain = {}
     base_arms, own_arms = ((tree.get("study") or {}).get("arms") for tree in (base, own))
-    replaced = ("study.baseline", "study.contrasts", "study.search", "study.share") if own_arms else ()
+    named = ("baseline", "contrasts", "search", "share", "gate")
+    replaced = tuple(f"study.{name}" for name in named) if own_arms else ()
     for tree, dropped in ((base, replaced), (own, ())):
         for key, value in leaves(tree):
             if not any(f"{key}.".startswith(f"{name}.") for name in ("study.arms", *dropped)):

@@ -116,3 +116,6 @@ def _forget_arms(study: Plain, *, changes: Mapping[str, object]) -> None:
     for key in ("gate", "share"):
         if f"study.{key}" not in changes and not set(study.get(key) or ()) <= study["arms"].keys():
             study.pop(key, None)
+    search = study.get("search") or {}
+    if isinstance(search.get("own"), Mapping):
+        search["own"] = {arm: grid for arm, grid in search["own"].items() if arm in study["arms"]}
