@@ -31,7 +31,7 @@ LEAST = 0.05
 .02 to .04 and back again would count as −1 and +.5."""
 
 BLOCK, RECENT = 10, 5
-"""Of MometasPlus: the steps that an arm is drawn for at most, and the rollouts after which half of a mean is new."""
+"""For MometasPlus: the steps that an arm is drawn for at most, and the rollouts after which half of a mean is new."""
 GOLDEN = (5**0.5 - 1) / 2
 KEPT = ("level", "weight", "sums", "products")
 
