@@ -9,7 +9,13 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
+
+import pytest
+from huggingface_hub import constants
+
+from maskwise import starts
 
 COMMIT = "0" * 39 + "1"
 
@@ -98,3 +104,17 @@ def running_hub() -> Iterator[tuple[str, dict[str, dict[str, bytes]]]]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+@contextmanager
+def talking_to_a_hub(monkeypatch: pytest.MonkeyPatch, cache: Path) -> Iterator[dict[str, dict[str, bytes]]]:
+    """This process talks to a stand-in, whose files are given; what it brings lies in ``cache``."""
+    with running_hub() as (address, files):
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "ENDPOINT", address)
+        template = address + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+        starts._hub_answers.cache_clear()
+        yield files
+        starts._hub_answers.cache_clear()

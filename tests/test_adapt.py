@@ -57,6 +57,8 @@ def test_adapt_answers_and_saves_both_folders(
     if said["best"]:
         whole, sentences = map(Path, said["folders"])
         AutoModelForMaskedLM.from_pretrained(whole)
+        assert "held-out text" in (whole / "README.md").read_text()
+        assert "SentenceTransformer(FOLDER)" in (sentences / "README.md").read_text()
         AutoTokenizer.from_pretrained(sentences)
         width = AutoModel.from_pretrained(sentences).config.hidden_size
         assert (

@@ -303,7 +303,7 @@ def test_corrupt_is_for_trainers_of_others() -> None:
         ({"ratio": 0.0}, "1/0"),
         ({"ratio": "uniform(0, 0)"}, "1/0"),
         ({"ratio": "mixture(0, 0.5, 0.5, 0.5)"}, "1/0"),
-        ({"budget": "expected"}, "budget"),
+        ({"budget": "roughly"}, "budget"),
         ({"corruption": "bert(mask=0.9)"}, "MASK"),
         ({"corruption": "replace"}, "MASK"),
         ({"predict": 0.5}, "target at every masked token"),

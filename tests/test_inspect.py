@@ -11,15 +11,20 @@ import torch
 from rich.console import Console
 
 from maskwise import Masker
-from maskwise.cli.views import TABLES, names_in
+from maskwise.annotate.registry import annotator
+from maskwise.cli.views import TABLES, describe_table, names_in
 from maskwise.inspection import STYLES, inspect_text, render_masks, write_masks
+from maskwise.masking.corruptions import corruption
+from maskwise.masking.policies import policy
+from maskwise.masking.schedules import schedule
 from maskwise.models import new_config, new_model
 from maskwise.objectives import Denoising
+from maskwise.samplers import sampler
 from maskwise.text import encode, load_tokenizer, train_tokenizer
 from tiny import maskwise
 
 TEXT = "Unbelievably, hedgehogs photographed Wolverhampton: campaigns for endangered species"
-PLAIN = {"ratio": "0.3", "budget": "exact", "corruption": "bert", "fill": "none", "seed": 0}
+PLAIN = {"ratio": "0.3", "budget": "expected", "corruption": "bert", "fill": "none", "seed": 0}
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +52,7 @@ def test_the_pieces_are_the_text(tokenizer):
 def test_whole_words_are_masked_whole(tokenizer):
     tokens, words = (entry.shown for entry in look(TEXT, "token,whole-word", tokenizer))
     assert tokens.parts > 5 and words.parts == 0 and words.whole > 0
-    assert 0.2 < words.ratio <= 0.3 and 0.25 < tokens.ratio <= 0.3
+    assert 0.2 < words.ratio < 0.4 and 0.25 < tokens.ratio <= 0.3  # of words at most one unit more
 
 
 def test_the_ratio_follows_the_schedule(tokenizer):
@@ -202,8 +207,21 @@ def test_lists(what, capsys):
     rows = json.loads(capsys.readouterr().out)
     assert [row["name"] for row in rows] == list(names_in(what))
     assert all(row["what"] for row in rows), "everything listed says what it is"
+    for row in rows:
+        assert (row["name"] in row["example"] and row["what"][-1] in ".?!") or what in ("tasks", "cards")
     assert maskwise("list", what) == 0
     assert all(name in capsys.readouterr().out for name in list(names_in(what))[:1])
+
+
+def test_examples_of_the_catalogue_are_right():
+    """What an example writes is read as a recipe would read it."""
+    readers = {"policies": policy, "schedules": schedule, "corruptions": corruption, "annotators": annotator,
+               "samplers": lambda call: sampler(call, ["mlm", "atd"])}  # fmt: skip
+    for what, read in readers.items():
+        for name, _, _, example in describe_table(what):
+            call = re.search(rf"{re.escape(name)}(?:\(.*\))?(?=\"|$)", example)
+            if name not in ("learned", "gold", "spans", "stored", "difference"):  # these open a file
+                read(call[0])
 
 
 def test_lists_show_no_address(capsys):

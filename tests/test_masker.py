@@ -33,6 +33,7 @@ from masking_tools import (
 from maskwise.errors import MaskwiseError
 from maskwise.masking import IGNORE, Masker, Noising, Vocabulary, gather, schedules
 from maskwise.masking.policies.learned import log_probability
+from maskwise.text import encode, train_tokenizer
 
 
 def test_shares_of_mask_random_and_keep() -> None:
@@ -392,5 +393,35 @@ def test_a_batch_moves_and_says_what_it_is() -> None:
     assert torch.equal(moved.selected, out.selected)
     assert repr(out) == f"MaskedBatch(3 × {out.input_ids.shape[1]} on cpu, {out.targets} targets)"
     assert repr(masker("whole-word")).startswith(
-        "Masker(policy=WholeWord(), ratio=constant(0.15), budget=exact"
+        "Masker(policy=WholeWord(), ratio=constant(0.15), budget=expected"
     )
+
+
+def test_long_words_are_masked_as_often_as_short_ones_by_default() -> None:
+    """Budget ``exact`` skips words that no longer fit: long ones half as often as short ones (docs/masking.md)."""
+    lengths = [1] * 14 + [6] * 3
+    words = [number for number, length in enumerate(lengths) for _ in range(length)]
+    ids = torch.randint(FIRST, FIRST + 60, (2000, len(words)), generator=torch.Generator().manual_seed(0))
+    rows = {
+        "input_ids": ids,
+        "example_id": torch.arange(len(ids)),
+        "word_ids": torch.tensor(words).expand(len(ids), -1).contiguous(),
+    }
+    share = {}
+    for budget in ("expected", "exact"):
+        more = {} if budget == "expected" else {"budget": budget}
+        chosen = (
+            Masker(vocabulary(), policy="whole-word", ratio=0.2, **more)(rows, epoch=0)
+            .selected.float()
+            .mean(0)
+        )
+        share[budget] = float(chosen[14:].mean() / chosen[:14].mean())
+    assert share["expected"] > 0.75 > 0.6 > share["exact"]
+
+
+def test_a_notebook_shows_what_is_hidden() -> None:
+    text = train_tokenizer(["<b>the</b> cat sat"] * 9, vocab_size=80)
+    out = Masker(text, ratio=0.5, corruption="mask-only")(encode(text, ["<b>the</b> cat sat"] * 10), epoch=0)
+    shown = out._repr_html_()
+    hidden = int((out.labels[:8] != IGNORE).sum())
+    assert shown.count("<mark") == hidden > 0 and "<b>the" not in shown and "and 2 more rows" in shown

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from hub import running_hub
+from hub import talking_to_a_hub
 from maskwise.errors import MaskwiseError
 from maskwise.learning.scorer import PolicyModel
 from maskwise.text import train_tokenizer
@@ -157,19 +157,8 @@ def test_a_policy_that_cannot_be_made_is_refused_in_one_line(settings, said, tok
 @pytest.fixture
 def hub(monkeypatch, tmp_path) -> Iterator[dict[str, dict[str, bytes]]]:
     """The files of a stand-in for the hub, to which this process now talks."""
-    from huggingface_hub import constants
-
-    from maskwise import starts
-
-    with running_hub() as (address, files):
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "ENDPOINT", address)
-        template = address + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        starts._hub_answers.cache_clear()
+    with talking_to_a_hub(monkeypatch, tmp_path / "cache") as files:
         yield files
-        starts._hub_answers.cache_clear()
 
 
 def test_a_policy_goes_to_the_hub_and_comes_back(hub, tokenizer):

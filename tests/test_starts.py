@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModel
 
 import tiny
+from hub import talking_to_a_hub
 from maskwise import starts
 from maskwise.constants import REFERENCE
 from maskwise.errors import MaskwiseError
@@ -531,3 +532,23 @@ def test_the_encoder_in_a_package_gets_a_head(tmp_path):
     given = load_model(MINILM, seed=0).base_model.state_dict()
     state = load_model(stage.folder(tmp_path) / "checkpoint").base_model.state_dict()
     assert all(torch.equal(given[key], state[key]) for key in given)
+
+
+def test_a_checkpoint_goes_to_the_hub_with_its_card_and_without_states(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "checkpoint"
+    model("bert").save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    (folder / "optimizer.bin").write_bytes(b"a state")
+    (folder / "code.py").write_text("raise SystemExit")
+    with talking_to_a_hub(monkeypatch, tmp_path / "cache") as files:
+        with pytest.raises(MaskwiseError, match="needs a card"):
+            starts.push_to_hub(folder, "ada/encoder", token="hf_of_nobody")
+        (folder / "README.md").write_text("# A card")
+        starts.push_to_hub(folder, "ada/encoder", token="hf_of_nobody")
+        assert files["ada/encoder"]["README.md"] == b"# A card"
+        assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(files["ada/encoder"])
+        assert not {"optimizer.bin", "code.py"} & set(files["ada/encoder"])
+        with pytest.raises(MaskwiseError, match="the hub did not take 'no/such/id'"):
+            starts.push_to_hub(folder, "no/such/id", token="hf_of_nobody")

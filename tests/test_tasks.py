@@ -6,6 +6,7 @@ import gzip
 import json
 import re
 import sys
+from dataclasses import replace
 
 import datasets
 import numpy as np
@@ -30,7 +31,7 @@ from maskwise.tasks import (
     finetune,
     load_task,
 )
-from maskwise.tasks.judge import answer, load_network
+from maskwise.tasks.judge import answer, load_network, task_record
 from maskwise.tasks.labels import TaggedRow, TextRow
 from maskwise.tasks.metrics import METRICS, accuracy, entities, entity_f1, macro_f1, matthews
 from maskwise.text import train_tokenizer
@@ -606,3 +607,17 @@ def test_arguments_that_cannot_be_read_are_quoted_as_written(spec: str, words: s
 def test_relations_are_the_labels_of_ud_relations() -> None:
     task = load_task("ud-relations")
     assert {"nsubj", "root", "punct"} <= set(task.labels) and "NOUN" not in task.labels
+
+
+def test_a_rate_is_searched_on_dev_with_a_seed_of_its_own() -> None:
+    tokenizer = TOKENIZERS["wordpiece"]()
+    how = {"steps": 30, "batch_size": 8, "learning_rate": 1e-4, "precision": "no", "max_length": 32}
+    settings = FinetuneSettings(**how, search_rate=True)
+    task, how = topics(120), {"tokenizer": tokenizer, "config": tiny_config(tokenizer), "seeds": [0]}
+    record = task_record(None, task, settings=settings, **how)
+    tried = record["tried"]
+    assert list(tried) == ["3.3e-05", "0.0001", "0.0003"] and tried["0.0003"] == max(tried.values())
+    plain = settings.model_copy(update={"search_rate": False, "learning_rate": 3e-4})
+    assert task_record(None, task, settings=plain, **how)["score"] == record["score"]
+    with pytest.raises(MaskwiseError, match="searched on dev, and task topics has none"):
+        task_record(None, replace(task, splits={**task.splits, "dev": []}), settings=settings, **how)

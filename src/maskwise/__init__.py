@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         corrupt,
         schedules,
     )
+    from maskwise.starts import push_to_hub
     from maskwise.text import annotate_rows, encode
     from maskwise.trainer import MaskingTrainer
 
@@ -32,12 +33,13 @@ _HOMES = {
     "MaskedBatch": "maskwise.masking", "Masker": "maskwise.masking", "MaskingCollator": "maskwise.masking",
     "MaskingTrainer": "maskwise.trainer", "Noising": "maskwise.masking", "StepBatchSampler": "maskwise.masking",
     "SteppedDataset": "maskwise.masking", "corrupt": "maskwise.masking", "schedules": "maskwise.masking",
-    "samplers": "maskwise.samplers",
+    "push_to_hub": "maskwise.starts", "samplers": "maskwise.samplers",
 }  # fmt: skip
 
 __all__ = [
     "MaskedBatch", "Masker", "MaskingCollator", "MaskingTrainer", "MaskwiseError", "Noising", "StepBatchSampler",
-    "SteppedDataset", "__version__", "annotate_rows", "corrupt", "encode", "samplers", "schedules",
+    "SteppedDataset", "__version__", "annotate_rows", "corrupt", "encode", "push_to_hub", "samplers",
+    "schedules",
 ]  # fmt: skip
 
 

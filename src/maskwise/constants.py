@@ -21,6 +21,9 @@ PLATEAU_NATS = 0.3
 NATS = "nats"
 """The metric of tasks that are answered in words: mean nats for each token of the right answers."""
 
+IMBALANCED = 0.6
+"""Above this share of one class accuracy says little, and macro F1 stands beside it."""
+
 LOWER_IS_BETTER = (NATS,)
 """Metrics of tasks that are better when they are lower."""
 

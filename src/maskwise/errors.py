@@ -2,6 +2,7 @@
 
 The rule for every message: *what* is wrong, what we *got*, what is *allowed*, what to *do*: on one line.
 The command line prints the message and exits with code 2. Our own mistakes are ``assert``s and tracebacks.
+Beside them stand words that several rooms share.
 """
 
 from __future__ import annotations
@@ -46,6 +47,19 @@ def counted(reasons: Mapping[str, int]) -> str:
     """ "3 × no label, 1 × no text": why things were left out, the commonest reason first."""
     ordered = sorted(reasons.items(), key=lambda item: -item[1])
     return ", ".join(f"{count} × {reason}" for reason, count in ordered)
+
+
+def duration(seconds: float | None) -> str:
+    """A time in the same words everywhere.
+
+    >>> duration(35), duration(760), duration(9000), duration(None)
+    ('35 s', '13 min', '2.5 h', 'unknown')
+    """
+    if seconds is None:
+        return "unknown"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _short(value: object, limit: int = 600) -> str:

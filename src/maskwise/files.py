@@ -126,6 +126,8 @@ class Record(TypedDict, total=False):
     interval: list[float]
     """A 95 % bootstrap interval of the score over items."""
     dev: list[float | None]
+    others: dict[str, float]
+    """Further metrics on the same items, such as macro-f1 beside accuracy."""
     masks: str
     ratio: float
     loss: float

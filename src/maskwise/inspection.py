@@ -132,9 +132,7 @@ class Inspected:
         """Why there is nothing to see, and what to do; "" where there is something."""
         if any(piece.state != "shown" for piece in self.shown.pieces):
             return ""
-        return (
-            "nothing is chosen: no unit fits; a larger --ratio, --budget expected or a longer text would help"
-        )
+        return "nothing is chosen: no unit fits; a larger --ratio or a longer text would help"
 
     @property
     def headline(self) -> str:

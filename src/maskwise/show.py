@@ -57,7 +57,8 @@ class Shown(NamedTuple):
 
 def show_masks(
     masker: Masker, tokenizer: PreTrainedTokenizerBase, text: str, *, step: int = 0, total_steps: int | None = None,
-    max_length: int | None = None, layers: dict[str, list[Any]] | None = None, model: PreTrainedModel | None = None,
+    epoch: int = 0, max_length: int | None = None, layers: dict[str, list[Any]] | None = None,
+    model: PreTrainedModel | None = None,
 ) -> Shown:  # fmt: skip
     """Mask one text and say what happened to each of its tokens.
 
@@ -65,12 +66,13 @@ def show_masks(
         masker: what masks.
         tokenizer: a fast tokenizer.
         step, total_steps: where the schedule stands.
+        epoch: the pass over the text; each draws other masks.
         max_length: cut the text after so many tokens.
         layers: further layers of the tokens, by name.
         model: an encoder–decoder that shall write what it reads.
     """
     row = {**encode(tokenizer, [text], max_length=max_length)[0], **(layers or {})}
-    batch = masker([row], step=step, total_steps=total_steps, epoch=0)
+    batch = masker([row], step=step, total_steps=total_steps, epoch=epoch)
     offsets = tokenizer(
         text, return_offsets_mapping=True, truncation=max_length is not None, max_length=max_length
     )["offset_mapping"]

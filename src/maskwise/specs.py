@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar, get_args, get_type_hints
@@ -115,11 +115,12 @@ def build(kind: str, spec: str | Call, table: Mapping[str, Callable[..., T]]) ->
         raise MaskwiseError(f"{kind} {written}: an argument of the wrong type: {error}") from error
 
 
-def arguments_of(maker: Callable[..., object]) -> str:
-    """What a member of a table takes, as one writes it: ``layer, groups=2, units='word'``."""
+def arguments_of(maker: Callable[..., object], *, without: Collection[str] = ()) -> str:
+    """What a member of a table takes, as one writes it: ``layer, groups=2, units='word'``; but for some names."""
     return ", ".join(
         name if p.default is p.empty else f"{name}={getattr(p.default, '__name__', repr(p.default))}"
         for name, p in inspect.signature(maker).parameters.items()
+        if name not in without
     )
 
 

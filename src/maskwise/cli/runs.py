@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -19,6 +19,11 @@ from maskwise.cli.terminal import (
     out_console,
     print_json,
 )  # fmt: skip
+from maskwise.constants import IMBALANCED
+from maskwise.errors import duration
+
+if TYPE_CHECKING:
+    from maskwise.recipe import Recipe
 
 
 def study(
@@ -64,6 +69,8 @@ def study(
         plan = room.dry_run(whole, out, jobs=jobs, engine=engine, cache=stages)
         print_json(plan) if as_json else print_plan(plan)
         return
+    if not as_json:
+        print_outline(whole, room.dry_run(whole, out, jobs=jobs, engine=engine, cache=stages))
     result = room.run_study(
         whole, out, jobs=jobs, quiet=as_json, engine=engine, retries=retries, cache=stages
     )
@@ -134,6 +141,9 @@ def finetune(
         majority = "–" if line["majority"] is None else f"{line['majority']:.3f}"
         scores = f"{line['score']:.3f}", each, majority
         table.add_row(escape(line["task"]), line["metric"], *scores, str(line["test_items"]))
+        macro = line["others"].get("macro-f1")
+        if line["metric"] == "accuracy" and (line["majority"] or 0) > IMBALANCED and macro is not None:
+            table.add_row("", "macro-f1", f"{macro:.3f}", "", "", "")
     out_console.print(table)
 
 
@@ -304,21 +314,33 @@ def _contrasts(result: dict[str, Any]) -> Table:
     return table
 
 
+def print_outline(recipe: Recipe, plan: dict[str, Any]) -> None:
+    """What a study is about to do and how long it may take: check, in short."""
+    to_do = sum(facts["to_do"] for facts in plan["stages"].values())
+    if not to_do:
+        return
+    arms, runs = len(recipe.study.arms), len(recipe.study.seed_list)
+    known = plan["seconds"] is not None
+    time = f"about {duration(plan['seconds'])}" if known else "time unknown: maskwise check times it"
+    line = f"{recipe.name}: {arms} arms × {runs} runs, {to_do} stages to do, {plan['jobs']} at once; {time}"
+    out_console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
 def print_plan(plan: dict[str, Any]) -> None:
     """A dry run: stages by kind, what each phase of training costs, and the time until the end, if it is known."""
     from maskwise.study.prospects import prospect_lines
 
-    table = Table("stages", "done", "to do", "minutes of work", box=None, padding=(0, 2, 0, 0))
+    table = Table("stages", "done", "to do", "time of work", box=None, padding=(0, 2, 0, 0))
     for kind, facts in plan["stages"].items():
-        table.add_row(kind, str(facts["done"]), str(facts["to_do"]), _minutes(facts["seconds"]))
+        table.add_row(kind, str(facts["done"]), str(facts["to_do"]), duration(facts["seconds"]))
     out_console.print(table)
-    trainings = Table("phase", "arms", "runs", "steps", "rows × length", "tokens", "FLOPs", "minutes",
+    trainings = Table("phase", "arms", "runs", "steps", "rows × length", "tokens", "FLOPs", "time",
                       box=None, padding=(0, 2, 0, 0))  # fmt: skip
     for line in plan["phases"]:
         spent = "" if line["flops"] is None else f"{line['flops']:.1e}"
         trainings.add_row(
             str(line["phase"]), escape(", ".join(line["arms"])), f"{line['runs']}", f"{line['steps']:,}",
-            f"{line['batch_size']} × {line['length']}", _short(line["tokens"]), spent, _minutes(line["seconds"]),
+            f"{line['batch_size']} × {line['length']}", _short(line["tokens"]), spent, duration(line["seconds"]),
         )  # fmt: skip
     out_console.print(trainings)
     plans = ", ".join(f"{line['purpose']} ({line['runs']} runs)" for line in plan["plans"])
@@ -331,7 +353,7 @@ def print_plan(plan: dict[str, Any]) -> None:
         kinds = ", ".join(plan["unknown"])
         left = f"time unknown: nothing like {kinds} was timed here yet; maskwise check times it"
     else:
-        left = f"about {plan['seconds'] / 60:.0f} min"
+        left = f"about {duration(plan['seconds'])}"
     out_console.print(
         f"With {plan['jobs']} at once: {left}. Nothing was written.", highlight=False, soft_wrap=True
     )
@@ -341,10 +363,6 @@ def _short(number: float) -> str:
     """A count in three digits: 230 k, 1.72 T."""
     sizes = ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)
     return next((f"{number / size:.3g} {letter}" for letter, size in sizes if number >= size), f"{number:g}")
-
-
-def _minutes(seconds: float | None) -> str:
-    return "unknown" if seconds is None else f"{seconds / 60:.1f}"
 
 
 def _signed(number: float, digits: int) -> str:

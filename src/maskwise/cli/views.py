@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib
 import inspect as python_inspect
+import re
+from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import yaml
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -119,7 +122,7 @@ def inspect(
         str, typer.Option(help="One or more policies, separated by commas.")
     ] = "token,whole-word",
     ratio: Annotated[str, typer.Option(help="A number, or a schedule such as linear(0.3, 0.15).")] = "0.15",
-    budget: Annotated[str, typer.Option(help="exact, expected or bernoulli.")] = "exact",
+    budget: Annotated[str, typer.Option(help="expected, exact or bernoulli.")] = "expected",
     corruption: Annotated[str, typer.Option(help="How chosen tokens are shown.")] = "bert",
     fill: Annotated[str, typer.Option(help="none, random or skip-row.")] = "none",
     tokenizer: Annotated[
@@ -219,20 +222,50 @@ TABLES = {
 """Where the names of each list stand."""
 
 
+EXAMPLES = {
+    "policies": """maskwise inspect "born in [[Warsaw]]" --policy "{call}\"""",
+    "annotators": """maskwise annotate my_texts.jsonl --with "{call}\"""",
+    "schedules": """maskwise pretrain quick-start masking.ratio="{call}\"""",
+    "corruptions": """maskwise inspect "born in Warsaw" --corruption "{call}\"""",
+    "objectives": "objectives: {{{call}: }}",
+    "samplers": "sampler: {call}",
+    "tasks": "maskwise finetune runs/one/checkpoint --task {call}",
+    "cards": "tasks: [\"my_copy(card='{call}')\"]",
+    "recipes": "maskwise study {call} --out runs/{call}",
+}
+"""How a member of each list is used; {call} is its name, with what it cannot do without."""
+
+NEEDED = {
+    "start": "0.3", "end": "0.15", "p": "0.15", "ratio": "0.15", "low": "0.1", "high": "0.5", "a": "2", "b": "2",
+    "centre": "0.3", "width": "0.1", "points": "0, 0.3, 1, 0.15", "parts": "0.15, 0.5, 0.5, 0.5",
+    "schedule": "linear(0.3, 0.15)", "inner": "linear(0.3, 0.15)", "first": "0.3", "second": "linear(0.3, 0.15)",
+    "at": "0.5", "factor": "0.5", "layer": "pos", "policies": "token, span", "members": "token, span",
+    "folder": "'FOLDER'", "file": "'my_spans.jsonl'", "sizes": "2, 1", "shares": "2, 1", "until": "'?'",
+}  # fmt: skip
+"""What an example writes for an argument that has no default."""
+
+INTERNAL = ("model", "arms", "seed", "chance", "kwargs")
+"""Arguments that a study gives, and nobody writes."""
+
+
 def list_names(
     what: Annotated[str, typer.Argument(help=f"{', '.join([*TABLES][:-1])} or {[*TABLES][-1]}")],
     as_json: Json = False,
 ) -> None:
-    """List what there is, with a line on each."""
+    """List what there is: names, a sentence on each, and an example."""
     if what not in TABLES:
         raise unknown_name("list", what, TABLES)
     rows = describe_table(what)
     if as_json:
-        print_json([{"name": name, "arguments": arguments, "what": line} for name, arguments, line in rows])
+        names = ("name", "arguments", "what", "example")
+        print_json([dict(zip(names, row, strict=True)) for row in rows])
         return
-    for name, arguments, line in rows:
-        out_console.print(Text.assemble((name, "bold"), (f"({arguments})" if arguments else "", "dim")))
-        out_console.print(Padding(line, (0, 0, 0, 4)), markup=False, highlight=False)
+    for name, arguments, line, example in rows:
+        out_console.print(
+            Text.assemble((name, "bold"), (f"({arguments})" if arguments else "", "dim")), soft_wrap=True
+        )
+        out_console.print(Padding(Text(line), (0, 0, 0, 4)))
+        out_console.print(Text(f"    {example}", "cyan"), soft_wrap=True)
 
 
 def names_in(what: str) -> dict[str, Any]:
@@ -242,23 +275,47 @@ def names_in(what: str) -> dict[str, Any]:
     return dict(table() if callable(table) else table)
 
 
-def describe_table(what: str) -> list[tuple[str, str, str]]:
-    """(name, arguments, first line of the documentation) of every member."""
-    return [(name, *_describe(name, member, what)) for name, member in names_in(what).items()]
+def describe_table(what: str) -> list[tuple[str, str, str, str]]:
+    """(name, arguments, first sentence of the documentation, an example) of every member."""
+    rows = []
+    for name, member in names_in(what).items():
+        arguments, line, call = _describe(name, member, what)
+        rows.append((name, arguments, line, EXAMPLES[what].format(call=call)))
+    return rows
 
 
-def _describe(name: str, member: Any, what: str) -> tuple[str, str]:
+def _describe(name: str, member: Any, what: str) -> tuple[str, str, str]:
     if what == "tasks":
         from maskwise.tasks import load_task
 
         task = load_task(name)
         rows = f"{len(task.splits['train']):,} rows to learn from, {task.test_items:,} items to test"
-        return "", f"{task.kind.name}, {len(task.labels)} classes, {rows}"
+        return "", f"{task.kind.name}, {len(task.labels)} classes, {rows}", name
     if what == "cards":
-        return "", f"{member['title']}; {member['source']}; {member['licence']}"
+        return "", f"{member['title']}; {member['source']}; {member['licence']}", name
     if isinstance(member, Path):
-        lines = [line.lstrip("# ") for line in member.read_text().splitlines() if line.startswith("#")]
-        return "", lines[0] if lines else ""
+        return "", _sentence(_opening(member.read_text(encoding="utf-8"))), name
     from maskwise.specs import arguments_of
 
-    return arguments_of(member), (python_inspect.getdoc(member) or "").split("\n")[0]
+    parameters = python_inspect.signature(member).parameters.values()
+    needed = [
+        NEEDED.get(one.name, "…") for one in parameters
+        if one.default is one.empty and one.name not in INTERNAL and one.kind is not one.VAR_KEYWORD
+    ]  # fmt: skip
+    call = f"{name}({', '.join(needed)})" if needed else name
+    return arguments_of(member, without=INTERNAL), _sentence(python_inspect.getdoc(member) or ""), call
+
+
+def _opening(recipe: str) -> str:
+    """The comment with which a recipe begins; where there is none, its description."""
+    lines = recipe.splitlines()
+    comment = [line.lstrip("# ") for line in takewhile(lambda line: line.startswith("#"), lines)]
+    if comment:
+        return " ".join(comment)
+    return str((yaml.safe_load(recipe) or {}).get("description", ""))
+
+
+def _sentence(text: str) -> str:
+    """The first sentence of a text."""
+    paragraph = " ".join(text.split("\n\n")[0].split())
+    return re.split(r"(?<=[.?!])\s+(?=[A-Z])", paragraph)[0]

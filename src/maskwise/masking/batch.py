@@ -18,9 +18,11 @@ from torch import Tensor
 from maskwise.errors import MaskwiseError
 from maskwise.keys import Array, Keys, Purpose
 from maskwise.masking.devices import ends_of, moved
+from maskwise.masking.notebook import html_of
 
 if TYPE_CHECKING:  # made from batches, and kept in them
     from maskwise.masking.select import Selection
+    from maskwise.masking.vocabulary import Vocabulary
 
 IGNORE = -100
 """The label of a position where there is nothing to predict."""
@@ -100,9 +102,7 @@ class AnnotatedBatch:
     def first(self) -> Array:
         """(P,) int64: where the first content token of each piece stands; its beginning where there is none."""
         begin, content = self.begin, self.content
-        if len(
-            content
-        ):  # most pieces begin with text, or with one special token: seen in a fifth of the time
+        if len(content):  # most pieces begin with text, or one special token: a fifth of the time
             place = begin + ~content[begin]
             if (place < self.edges[1:]).all() and content[place].all():
                 return place
@@ -180,6 +180,7 @@ class MaskedBatch:
         sources: how many of its rows are of each source, where a corpus is a mix of several.
         targets: how many positions are to be predicted; counted on the host when the batch is made.
         counted: what the sum of its losses is divided by, where that is not ``targets`` (diffusion: eligible tokens).
+        vocabulary: what ids mean, for those who look at it.
     """
 
     input_ids: Tensor
@@ -197,6 +198,7 @@ class MaskedBatch:
     sources: dict[str, int] = field(default_factory=dict)
     targets: int = field(kw_only=True)
     counted: int | None = field(default=None, kw_only=True)
+    vocabulary: Vocabulary | None = field(default=None, repr=False, kw_only=True)
 
     @cached_property
     def tokens(self) -> int:
@@ -254,8 +256,7 @@ class MaskedBatch:
         names = ("input_ids", "labels", "attention_mask", "loss_weight")
         there = replace(self, **{name: moved(getattr(self, name), device) for name in (*names, "extras")})
         if there.labels.device != self.labels.device:
-            # Found on the host: an accelerator would make the host wait until it had counted them.
-            for name in ("where", "documents", "written", "ends"):
+            for name in ("where", "documents", "written", "ends"):  # found on the host: no waiting
                 setattr(there, name, moved(getattr(self, name), device))
         return there
 
@@ -271,3 +272,5 @@ class MaskedBatch:
     def __repr__(self) -> str:
         shape = " × ".join(map(str, self.input_ids.shape))
         return f"MaskedBatch({shape} on {self.input_ids.device}, {self.targets} targets)"
+
+    _repr_html_ = html_of

@@ -72,7 +72,8 @@ class Noising(Masker):
     """It is told the place of each row."""
 
     def __init__(self, tokenizer: Any, *, ratio: Any = "uniform(0, 1)", **more: Any):
-        super().__init__(tokenizer, ratio=ratio, **{"corruption": "mask-only", "min_targets": 0, **more})
+        usual = {"budget": "exact", "corruption": "mask-only", "min_targets": 0}
+        super().__init__(tokenizer, ratio=ratio, **{**usual, **more})
         check(self.policy, budget=self.budget, fill=self.fill, visits=self.visits)
         if self.corruption != mask_only() or self.predict.varies or self.predict(0) < 1:
             got = f"corruption {self.corruption}, predict {self.predict}"

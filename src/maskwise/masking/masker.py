@@ -1,8 +1,5 @@
 """policy × schedule × corruption → masked batches. The object that people import.
 
-    masker = Masker(tokenizer, policy="whole-word", ratio=schedules.linear(0.30, 0.15), seed=0)
-    batch = masker(rows, step=10, total_steps=1000)
-
 It holds no random state: a mask is a function of (seed, epoch, example id, ratio and weights in force). It works in
 numpy, on the host, and costs O(B·L) memory; torch tensors are taken and given here and nowhere deeper.
 """
@@ -33,14 +30,13 @@ class Masker:
         tokenizer: a Hugging Face tokenizer, or a ``Vocabulary``.
         policy: what may be masked together: a name such as ``"whole-word"``, or a ``Policy``.
         ratio: how much: a number, a schedule, its name, or a function of (step, total steps).
-        budget: ``exact`` (never over), ``expected`` (even inclusion, at most one unit over) or ``bernoulli``.
+        budget: ``expected`` (even inclusion, at most one unit over), ``exact`` (never over) or ``bernoulli``.
         corruption: how it is shown and what must be produced.
         seed: any integer.
         fill: what becomes of a budget that units of positive weight cannot use: ``none``, ``random``, ``skip-row``.
         min_targets: the least budget of a document piece while eligible × ratio ≥ 0.5.
-        predict: the loss is taken on at most this share of each piece's *eligible* tokens, a random part of the
-            corrupted ones (of all tokens of the text, where the corruption's labels say what was done): a number or a
-            schedule. 1: on all that have labels. For corruptions that keep lengths.
+        predict: the loss is taken on at most this share of each piece's *eligible* tokens, a random part of what is
+            corrupted (of all, where labels say what was done): a number or a schedule. Where lengths are kept.
         keep: a layer whose tokens (those with a number ≥ 0) are never masked, such as the prompts of pairs.
         visits: how a row's masks in different epochs hang together: ``random``, ``complement``, ``coverage``.
 
@@ -59,7 +55,7 @@ class Masker:
 
     def __init__(
         self, tokenizer: Tokenizer, *, policy: Policy | str | Call = "token",
-        ratio: Schedule | float | str | Call = 0.15, budget: str = "exact",
+        ratio: Schedule | float | str | Call = 0.15, budget: str = "expected",
         corruption: Corruption | str | Call = "bert", seed: int = 0, fill: str = "none",
         min_targets: int = 1, predict: Schedule | float | str | Call = 1.0, keep: str | None = None,
         visits: str = "random",
@@ -114,6 +110,7 @@ class Masker:
             candidate = shown.labels != IGNORE if self.corruption.detects else choice.tokens
             shown.labels = some_labels(shown.labels, candidate, batch, share, keys)
         masked = lay_out(batch, shown, choice, ratio_P, weight_T, self.vocabulary.pad)
+        masked.vocabulary = self.vocabulary
         return masked if device is None else masked.to(device)
 
     def choose(

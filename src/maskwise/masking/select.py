@@ -77,7 +77,7 @@ class Selection:
 
 def select(
     units: Units, ratio_P: Array, keys: Keys, *,
-    budget: str = "exact", fill: str = "none", min_targets: int = 1,
+    budget: str = "expected", fill: str = "none", min_targets: int = 1,
 ) -> Selection:  # fmt: skip
     """Choose units.
 

@@ -27,7 +27,7 @@ class MaskingSettings(BaseModel):
 
     policy: str = "token"
     ratio: str | float = 0.15
-    budget: str = "exact"
+    budget: str = "expected"
     fill: str = "none"
     corruption: str = "bert"
     min_targets: int = Field(1, ge=0)

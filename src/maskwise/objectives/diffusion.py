@@ -22,7 +22,7 @@ from maskwise.masking.schedules import schedule
 from maskwise.objectives.base import Masking, Outcome, check_all_asked, counted, weighted
 from maskwise.objectives.mlm import MaskedLanguageModelling
 
-UNSAID = {"ratio": 0.15, "corruption": "bert", "min_targets": 1}
+UNSAID = {"ratio": 0.15, "budget": "expected", "corruption": "bert", "min_targets": 1}
 """What a recipe's masking is where nobody says anything: settings of masked language modelling."""
 
 LEAKS = "looks at the text that it hides: its loss is no bound on the likelihood"
@@ -38,7 +38,9 @@ class MaskedDiffusion(MaskedLanguageModelling):
     Source: Sahoo et al. 2024 (MDLM, arXiv 2406.07524); Nie et al. 2025 (LLaDA, arXiv 2502.09992).
     """
 
-    masking: ClassVar[Masking] = {"ratio": "uniform(0, 1)", "corruption": "mask-only", "min_targets": 0}
+    masking: ClassVar[Masking] = {
+        "ratio": "uniform(0, 1)", "budget": "exact", "corruption": "mask-only", "min_targets": 0,
+    }  # fmt: skip
 
     @classmethod
     def settings(cls, common: Masking, own: Masking) -> dict[str, Any]:

@@ -425,5 +425,5 @@ def _finish(chart: Any, *, height: int) -> Spec:
             labelColor=INK, titleColor=INK, titleFontWeight="normal", gridColor=FAINT, titleFontSize=13,
             labelFontSize=12, titlePadding=10, labelPadding=6, labelLimit=190, domain=False, ticks=False,
         )
-        .to_dict()
+        .to_dict(validate=False)  # against its schema a page of many charts takes minutes
     )  # fmt: skip

@@ -13,11 +13,14 @@ from datetime import datetime
 from functools import cache
 from pathlib import Path
 from statistics import median, stdev
+from typing import Any
 
 import jinja2
 import vl_convert
 
-from maskwise.constants import LOWER_IS_BETTER, REFERENCE
+from maskwise import __version__
+from maskwise.constants import IMBALANCED, LOWER_IS_BETTER, REFERENCE
+from maskwise.errors import duration
 from maskwise.folders import write_whole
 from maskwise.report.charts import (
     compute_view,
@@ -75,6 +78,7 @@ def page_content(folder: Folder) -> View:
         "summary": folder.summary,
         "story": _story(folder),
         "warnings": _warnings(folder),
+        "missing": _missing(folder),
         "arms": [_arm(folder, arm, colours[arm]) for arm in folder.arms],
         "forests": forest_groups(folder.summary["contrasts"], colours),
         "scores": score_charts(folder, colours),
@@ -93,6 +97,10 @@ def page_content(folder: Folder) -> View:
         "reference": folder.reference,
         "several": objectives_view(folder, colours),
         "samples": _samples(folder, colours),
+        "sampled": list(folder.samples),
+        "moments": max(
+            (len(s.get("moments", ())) for arm in folder.samples.values() for s in arm), default=0
+        ),
         "failures": [record for record in folder.records if record["kind"] == "failure"],
         "finished": bool(facts),
         "facts": facts + _speed(folder),
@@ -149,6 +157,49 @@ def _warnings(folder: Folder) -> list[str]:
     ]
 
 
+MOST_NAMED = 6
+"""So many missing runs are named; of more it is said that there are more."""
+
+
+def _missing(folder: Folder) -> list[str]:
+    """What a whole study has and this folder lacks, in sentences; runs that failed have a section of their own."""
+    if folder.kind != "study":
+        return []
+    study, lines = folder.study, list[str]()
+    if not folder.summary["headline"]:
+        why = "the study is still running, or was stopped; the same command goes on"
+        lines.append(f"There are no verdicts yet (summary.json): {why}.")
+    failed = {(r["arm"], r["seed"]) for r in folder.records if r["kind"] == "failure"}
+    runs = [(arm, seed) for arm in folder.arms for seed in study["seeds"] if (arm, seed) not in failed]
+    scored = _scores(folder)
+    for task in study["tasks"]:
+        known = {(arm, seed) for arm, by_seed in scored.get(task, {}).items() for seed in by_seed}
+        lines += _lacking([run for run in runs if run not in known], len(runs), f"a score on {task}")
+    if any(record["kind"] == "heldout" for record in folder.records) or not study["tasks"]:
+        known = {(r["arm"], r["seed"]) for r in folder.whole if r["kind"] == "heldout"}
+        lines += _lacking([run for run in runs if run not in known], len(runs), "a held-out loss")
+    drawn = {(line["arm"], line["seed"]) for line in folder.curves}
+    lines += _lacking([run for run in runs if run not in drawn], len(runs), "curves (stages/…/metrics.jsonl)")
+    if not folder.samples:
+        lines.append("There are no masked sentences to look at (samples.json).")
+    if folder.unread:
+        lines.append(f"{folder.unread} line{'s' * (folder.unread > 1)} of records.jsonl cannot be used.")
+    if (made := study["maskwise"]) and made != __version__:
+        lines.append(f"The study was made by maskwise {made}, and this page by {__version__}.")
+    return lines
+
+
+def _lacking(runs: list[tuple[str, int]], total: int, what: str) -> list[str]:
+    """The sentence that so many runs do not have something; none where all have it."""
+    if not runs:
+        return []
+    if len(runs) == total:
+        return [f"No run has {what}."]
+    named = ", ".join(f"{arm} with seed {seed}" for arm, seed in runs[:MOST_NAMED])
+    more = ", …" if len(runs) > MOST_NAMED else ""
+    return [f"{len(runs)} of {total} runs {'has' if len(runs) == 1 else 'have'} not {what}: {named}{more}."]
+
+
 # Tables ----------------------------------------------------------------------------------------------
 
 
@@ -161,6 +212,11 @@ def task_table(folder: Folder) -> View | None:
     if not scores:
         return None
     tasks = {task: folder.study["tasks"].get(task, {}) for task in scores}
+    for task in [*tasks]:
+        if tasks[task].get("metric") == "accuracy" and (tasks[task].get("majority") or 0) > IMBALANCED:
+            beside = _scores(folder, "macro-f1")[task]
+            if beside:
+                scores[f"{task} "], tasks[f"{task} "] = beside, {"metric": "macro-f1"}
     runs = {
         folder.reference if arm == REFERENCE else arm: {
             task: list(scores[task].get(arm, {}).values()) for task in tasks
@@ -186,12 +242,14 @@ def task_table(folder: Folder) -> View | None:
     return {"tasks": {task: facts.get("metric", "score") for task, facts in tasks.items()}, "rows": rows}
 
 
-def _scores(folder: Folder) -> dict[str, dict[str, dict[int, float]]]:
-    """Task → arm → seed → score, of whole runs."""
+def _scores(folder: Folder, other: str = "") -> dict[str, dict[str, dict[int, float]]]:
+    """Task → arm → seed → score, of whole runs; or another metric on the same items, as far as it is known."""
     scores: dict[str, dict[str, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
     for record in folder.whole:
         if record["kind"] == "score":
-            scores[record["task"]][record["arm"]][record["seed"]] = record["score"]
+            value = record.get("others", {}).get(other) if other else record["score"]
+            if value is not None:
+                scores[record["task"]][record["arm"]][record["seed"]] = value
     return scores
 
 
@@ -263,19 +321,30 @@ def _setting(setting: Mapping[str, object]) -> str:
 
 
 def _samples(folder: Folder, colours: Colours) -> list[View]:
-    """By document, so that the same sentence stands side by side; arms that mask it alike are shown once."""
-    documents: dict[str, dict[tuple[tuple[str, ...], ...], View]] = defaultdict(dict)
-    for arm, samples in folder.samples.items():
+    """By document, so that the same sentence stands side by side; arms that mask it alike are shown once.
+
+    A version has the text at every moment that was written, the middle one of which is shown first.
+    """
+    documents: dict[str, dict[str, View]] = defaultdict(dict)
+    for number, (arm, samples) in enumerate(folder.samples.items()):
         for sample in samples:
-            pieces = [_piece(piece) for piece in sample["pieces"] if piece["text"]]
-            versions, key = documents[sample["document"]], tuple(tuple(piece.values()) for piece in pieces)
+            moments = [_moment(moment) for moment in sample.get("moments", [{"pieces": sample["pieces"]}])]
+            versions, key = documents[sample["document"]], repr([moment["pieces"] for moment in moments])
             if key in versions:
                 versions[key]["arm"] = f"{versions[key]['arm']}, {arm}"
-            elif pieces:
-                selected = sum(piece["state"] != "shown" for piece in sample["pieces"])
-                versions[key] = {"arm": arm, "colour": colours.get(arm, SLATE), "pieces": pieces}
-                versions[key] |= {"selected": selected, "learnt": sample.get("learnt", False)}
-    return [{"document": name, "versions": list(found.values())} for name, found in documents.items()]
+                versions[key]["arms"] = f"{versions[key]['arms']} {number}"
+            elif moments[0]["pieces"]:
+                versions[key] = {
+                    "arm": arm, "arms": f"{number}", "colour": colours.get(arm, SLATE), "moments": moments,
+                    "learnt": sample.get("learnt", False),
+                }  # fmt: skip
+    return [{"document": name, "versions": list(alike.values())} for name, alike in documents.items()]
+
+
+def _moment(moment: Mapping[str, Any]) -> View:
+    pieces = [_piece(piece) for piece in moment["pieces"] if piece["text"]]
+    selected = sum(piece["state"] != "shown" for piece in moment["pieces"])
+    return {"step": moment.get("step"), "pieces": pieces, "selected": selected}
 
 
 def _piece(piece: Piece) -> dict[str, str]:
@@ -309,7 +378,7 @@ def _facts(folder: Folder) -> list[tuple[str, str]]:
             "Started",
             f"{datetime.fromisoformat(study['started']):%-d %B %Y, %H:%M} UTC" if study["started"] else "",
         ),
-        ("Time", "" if folder.seconds is None else _duration(folder.seconds)),
+        ("Time", "" if folder.seconds is None else duration(folder.seconds)),
         ("Steps", "" if folder.steps is None else f"{folder.steps:,}"),
         ("Seeds", ", ".join(map(str, study["seeds"]))),
         ("Hardware", ", ".join(str(part) for part in machine if part)),
@@ -339,12 +408,6 @@ def _speed(folder: Folder) -> list[tuple[str, str]]:
         parts.append(f"{100 * sum(paddings) / len(paddings):.0f} % of the positions padding")
     parts.append(f"at most {max(line['speed']['memory_gib'] for line in lines):.1f} GiB of memory")
     return [("Training", ", ".join(parts))]
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} seconds"
-    return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
 
 
 def powers(x: float | None) -> str:

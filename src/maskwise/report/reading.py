@@ -65,9 +65,20 @@ class Piece(TypedDict, total=False):
     shown: str
 
 
+class Moment(TypedDict):
+    """A sample as it is masked at one step of the training."""
+
+    step: int
+    ratio: float
+    pieces: list[Piece]
+
+
 class Sample(TypedDict, total=False):
     document: str
     pieces: list[Piece]
+    """In the middle of the training."""
+    moments: list[Moment]
+    """Over the training; studies made before the end of November 2026 have none."""
     learnt: bool
     """Whether the policy masks with the weights that it had at the end of the run."""
 
@@ -109,6 +120,8 @@ class Folder:
     """The steps of a single run that has finished."""
     seconds: float | None = None
     recipe_yaml: str = ""
+    unread: int = 0
+    """Lines of records.jsonl that are cut, damaged or without what their kind needs."""
 
     @property
     def arms(self) -> list[str]:
@@ -182,11 +195,13 @@ def _read_study(folder: Path) -> Folder:
             # Stages may be links to a shared folder, so names are compared, not where they lead.
             if Path(os.path.normpath(folder / stage)).is_relative_to(os.path.normpath(folder)):
                 curves += _curves(folder / stage, arm, int(seed))
+    records = [record for line in read_lines(folder / "records.jsonl") if (record := _record(line))]
     return Folder(
         kind="study",
         name=study["name"] or folder.resolve().name,
         study=study,
-        records=[record for line in read_lines(folder / "records.jsonl") if (record := _record(line))],
+        records=records,
+        unread=_lines_in(folder / "records.jsonl") - len(records),
         summary=cast(Summary, NO_SUMMARY | cast(Summary, read_json(folder / "summary.json") or {})),
         samples=cast(dict[str, list[Sample]], read_json(folder / "samples.json") or {}),
         curves=curves,
@@ -212,6 +227,14 @@ def _read_run(folder: Path) -> Folder:
         seconds=done.get("seconds"),
         recipe_yaml=recipe.read_text("utf-8", errors="replace") if recipe.is_file() else "",
     )
+
+
+def _lines_in(path: Path) -> int:
+    """How many lines of a file say anything; 0 where there is no file."""
+    if not path.is_file():
+        return 0
+    with path.open("rb") as file:
+        return sum(1 for line in file if line.strip())
 
 
 def _needed(path: Path) -> dict[str, Any]:

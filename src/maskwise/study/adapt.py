@@ -20,9 +20,9 @@ from itertools import islice
 from pathlib import Path
 
 from maskwise.constants import REFERENCE
-from maskwise.errors import MaskwiseError
+from maskwise.errors import MaskwiseError, duration
 from maskwise.families import most_tokens
-from maskwise.folders import read_json, write_json, write_whole
+from maskwise.folders import CARD, read_json, write_json, write_whole
 from maskwise.models import has_head, load_config, load_model, load_task_model, weights_of
 from maskwise.recipe import Recipe, validate
 from maskwise.recipe.overrides import Plain, nested, parse_override, put
@@ -37,6 +37,15 @@ MOST_PAIRS, LEAST_PAIRS = 500, 20
 """Titles and texts that judge embeddings where there is no task."""
 RATES = {4e6: 1e-3, 22e6: 1e-4, 110e6: 5e-5, 340e6: 3e-5}
 """Rates of AdamW for going on with an encoder of so many weights: the shipped one's, MiniLM's, and usual ones."""
+SENTENCE_CARD = """---
+library_name: sentence-transformers
+pipeline_tag: sentence-similarity
+tags: [sentence-transformers, maskwise]
+---
+
+Vectors of sentences: the encoder below with the mean over its tokens. `SentenceTransformer(FOLDER)` loads it.
+
+"""
 _SENTENCE = re.compile(r"(?<=[.!?…。])\s+")
 
 
@@ -71,11 +80,11 @@ def adapt_recipe(
     }  # fmt: skip
     arms: dict[str, Plain] = {
         "token-15": {"masking.ratio": 0.15},
-        BEST: {"masking.policy": "whole-word", "masking.budget": "expected", "masking.ratio": 0.30},
+        BEST: {"masking.policy": "whole-word", "masking.ratio": 0.30},
         "tsdae": {"objectives": {"tsdae": {}}},
     }
     if not facts.spaced:  # no words to mask
-        arms[BEST] = {"masking.policy": "span", "masking.budget": "expected", "masking.ratio": 0.30}
+        arms[BEST] = {"masking.policy": "span", "masking.ratio": 0.30}
     if policy:
         arms["learned"] = {"masking.policy": f"learned({policy!r})", "masking.ratio": 0.30}
     settings: Plain = {
@@ -158,7 +167,7 @@ def answer_of(result: Plain, recipe: Recipe) -> str:
         said = f"No verdict, because {row['reason'].replace('-', ' ')}"
     said = said or "It cannot be told from these runs"
     steps = sum(link.training.steps for link in recipe.arm(BEST, seed=0).links())
-    return f"{said}: {amount}. It costs {steps:,} steps a run; the study took {result['seconds'] / 60:.0f} minutes."
+    return f"{said}: {amount}. It costs {steps:,} steps a run; the study took {duration(result['seconds'])}."
 
 
 def best_arm(out: Path, result: Plain) -> str | None:
@@ -193,6 +202,8 @@ def save_adapted(out: Path, arm: str) -> tuple[Path, Path]:
     ):
         network.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+        card = (checkpoint / CARD).read_text(encoding="utf-8")
+        write_whole(folder / CARD, card if folder == whole else SENTENCE_CARD + card.partition("---\n\n")[2])
     write_sentence_folder(
         sentences, width=network.config.hidden_size, length=min(512, most_tokens(network.config))
     )

@@ -21,7 +21,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from transformers import PreTrainedConfig
 
-from maskwise.errors import MaskwiseError, counted
+from maskwise.constants import IMBALANCED
+from maskwise.errors import MaskwiseError, counted, duration
 from maskwise.keys import Keys
 from maskwise.masking import Masker
 from maskwise.masking.policies import Moment
@@ -46,8 +47,6 @@ COUNTED_STEPS = 4
 """Steps, evenly over a run, whose batches are masked to count targets."""
 FEW_TARGETS = 32
 """Targets of a step below which its gradient is mostly noise."""
-IMBALANCED = 0.6
-"""Above this share of one class, accuracy says little."""
 FEW_TEST_ITEMS = 200
 MOST_PASSES = 8
 """Passes over a text above which it is rather learned by heart."""
@@ -317,7 +316,7 @@ def _times(recipe: Recipe, look: Look, stages: Path, *, timing: bool) -> Plain:
 
 def _doubts(recipe: Recipe, first: Recipe, facts: Plain) -> Iterator[Plain]:
     """Everything that may make a study useless, with what to do."""
-    corpus, training, study = facts["corpus"], facts["training"], recipe.study
+    corpus, training = facts["corpus"], facts["training"]
 
     def doubt(what: str, do: str) -> Plain:
         return {"what": what, "do": do}
@@ -348,7 +347,7 @@ def _doubts(recipe: Recipe, first: Recipe, facts: Plain) -> Iterator[Plain]:
     for name, task in facts["tasks"].items():
         if task["most"] > IMBALANCED and task["metric"] == "accuracy":
             what = f"{task['most']:.0%} of the rows of {name} have one label: accuracy says little"
-            yield doubt(what, "take metric='macro-f1' behind the task's name")
+            yield doubt(what, "macro F1 stands beside it on the page; to judge by it, metric='macro-f1'")
         if task["test_items"] < FEW_TEST_ITEMS:
             error = 50 / task["test_items"] ** 0.5
             what = f"{name} is judged on {task['test_items']} items: a score is ± {error:.0f} points from them alone"
@@ -359,7 +358,7 @@ def _doubts(recipe: Recipe, first: Recipe, facts: Plain) -> Iterator[Plain]:
             )
         for note in task.get("notes", []):
             yield doubt(f"{name}: {note}", "")
-    runs, prospects = len(study.seed_list), facts["contrasts"]
+    runs, prospects = len(recipe.study.seed_list), facts["contrasts"]
     if short := [prospect for prospect in prospects if not prospect["decidable"]]:
         what = f"{runs} runs of each arm cannot decide {len(short)} contrast{'s' * (len(short) > 1)}"
         fewest = max(prospect["fewest_runs"] for prospect in short)
@@ -422,14 +421,4 @@ def _lines(recipe: Recipe, facts: Plain) -> Iterator[tuple[str, str]]:
         yield "time", f"{runs}unknown: nothing like {', '.join(times['unknown'])} was timed here yet"
     else:
         memory = "" if times["memory_gib"] is None else f", {times['memory_gib']:.1f} GiB for each of them"
-        yield "time", f"{runs}about {_minutes(times['seconds'])} with {times['jobs']} stages at once{memory}"
-
-
-def _minutes(seconds: float) -> str:
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 90
-        else f"{seconds / 60:.0f} min"
-        if seconds < 5400
-        else f"{seconds / 3600:.1f} h"
-    )
+        yield "time", f"{runs}about {duration(times['seconds'])} with {times['jobs']} stages at once{memory}"

@@ -10,39 +10,35 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import chain, islice
+from collections.abc import Iterable, Mapping
+from html import escape
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from transformers import PreTrainedTokenizerFast
-
-from maskwise.annotate.live import Live
-from maskwise.annotate.store import Store
-from maskwise.constants import REFERENCE
 from maskwise.errors import MaskwiseError
-from maskwise.evaluation import masked_answers
 from maskwise.files import Record
 from maskwise.folders import claim, read_lines, write_json, write_lines
 from maskwise.jobs import require_engine
-from maskwise.masking import Masker
-from maskwise.masking.policies.learned import GroupWeighted
 from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
-from maskwise.show import show_masks
 from maskwise.study.checks import LOCK, check_inputs, notes_of_texts, require_study_folder, say
 from maskwise.study.description import describe, so_far
 from maskwise.study.design import Design
 from maskwise.study.plan import Plan, Run
 from maskwise.study.scheduler import RETRIES, execute
+from maskwise.study.shown import masked_records, samples
 from maskwise.study.stages import DONE, Stage
-from maskwise.study.texts import open_text
-from maskwise.tasks import load_task
 from maskwise.tasks.judge import PREDICTIONS
-from maskwise.text import Document, Prepared, Stream, tokenise
-from maskwise.text.layers import Layered
-from maskwise.text.worlds import of_run
+
+
+class Result(dict[str, Any]):
+    """summary.json of a study with ``seconds``, ``report`` and ``failures``; a notebook shows its verdicts."""
+
+    def _repr_html_(self) -> str:
+        rows = [row for row in self["contrasts"] if row["primary"]]
+        found = "".join(f"<li><b>{escape(row['verdict'])}</b> {escape(row['brief'])}</li>" for row in rows)
+        page = f"<p>The page: <code>{escape(self['report'])}</code></p>"
+        return f"<div><p><b>{escape(self['headline'])}</b></p><ul>{found}</ul>{page}</div>"
 
 
 def run_study(
@@ -54,7 +50,7 @@ def run_study(
     engine: str = "local",
     retries: int = RETRIES,
     cache: Path | None = None,
-) -> Plain:
+) -> Result:
     """Run every arm and seed of a recipe, compare them, write the report.
 
     Args:
@@ -123,7 +119,7 @@ def run_study(
         write_json(out / "summary.json", summary)
         report = write_report(out)
     failed = [record for record in records if record["kind"] == "failure"]
-    return {**summary, "seconds": study["seconds"], "report": str(report), "failures": failed}
+    return Result({**summary, "seconds": study["seconds"], "report": str(report), "failures": failed})
 
 
 def unfinished(plan: Plan, stages: Path) -> list[Stage]:
@@ -198,7 +194,7 @@ def collect(
             judged[run.evaluated.name] = result["records"]
         for stage in run.tasks.values():
             if result := results[stage.name]:
-                kept = ["task", "metric", "score", "fine_tuning", "dev"]
+                kept = ["task", "metric", "score", "fine_tuning", "dev", "others"]
                 if "item_sd" in result:
                     kept += ["majority", "interval", "item_sd"]
                 score: Any = {"kind": "score", **{key: result[key] for key in kept if key in result}}
@@ -268,99 +264,3 @@ def timings(design: Design, stages: Path) -> list[Plain]:
                     facts = {"purpose": purpose, "kind": stage.kind, "stage": stage.name}
                     lines.append({**run.who, "fraction": run.fraction, **facts, "seconds": result["seconds"]})
     return lines
-
-
-# samples.json ------------------------------------------------------------------------------------------------
-
-SAMPLES, SAMPLE_TOKENS, SAMPLE_CHARACTERS = 4, 64, 100
-"""Documents whose beginnings are shown in the report, how much of them, and how long they are at least."""
-
-
-def samples(recipe: Recipe, runs: Sequence[Run], stages: Path) -> dict[str, list[Plain]]:
-    """Beginnings of documents with what each arm masks in the middle of training (with its first seed).
-
-    A policy that learns has the weights of the end of that run; where they are not known, its arm is left out.
-    """
-    shown: dict[str, list[Plain]] = {}
-    for run, link, data, masker in _maskers(recipe, runs, stages):
-        tokenizer, learnt = (
-            data.tokenizer,
-            {"learnt": True} if isinstance(masker.policy, GroupWeighted) else {},
-        )
-        steps, length = link.training.steps, min(link.corpus.length, SAMPLE_TOKENS)
-        shown[run.arm] = []
-        for document, layers in _beginnings(link, tokenizer, run.prepared.folder(stages) / "layers", length):
-            pieces = show_masks(
-                masker, tokenizer, document.text, layers=layers, max_length=length,
-                step=steps // 2, total_steps=steps,
-            ).pieces  # fmt: skip
-            shown[run.arm].append(
-                {"document": document.id, "pieces": [p.as_dict() for p in pieces], **learnt}
-            )
-    return shown
-
-
-def masked_records(recipe: Recipe, runs: Sequence[Run], stages: Path) -> list[Record]:
-    """How often each arm masks the right answers of each task that has texts for answers, in the middle of training."""
-    records: list[Record] = []
-    for run, link, data, masker in _maskers(recipe, runs, stages) if recipe.tasks else ():
-        if isinstance(data.training, Stream):  # it is not read again to be counted
-            continue
-        for task in (load_task(of_run(spec, run.seed)) for spec in recipe.tasks):
-            if rights := [*chain.from_iterable(task.rights())]:
-                steps = link.training.steps
-                masked = masked_answers(
-                    data.training, masker, data.tokenizer, rights, step=steps // 2, total_steps=steps
-                )
-                who: Record = {
-                    "kind": "coverage",
-                    "arm": run.arm,
-                    "task": task.name,
-                    "corpus": link.corpus.title,
-                }
-                records.append(
-                    {**who, "occurrences": masked.occurrences, "whole": masked.whole, "part": masked.part}
-                )
-    return records
-
-
-def _maskers(
-    recipe: Recipe, runs: Sequence[Run], stages: Path
-) -> Iterator[tuple[Run, Recipe, Prepared, Masker]]:
-    """The first run of every arm, its last training, the text of that, and what masks it."""
-    first: dict[str, Run] = {}
-    for run in runs:
-        if run.arm != REFERENCE and run.prepared.result(stages):
-            first.setdefault(run.arm, run)
-    for arm, run in first.items():
-        link = recipe.arm(arm, seed=run.seed).links()[-1]
-        data = open_text(run.prepared.folder(stages))
-        masker = link.masking.masker(data.tokenizer, seed=run.seed)
-        if isinstance(masker.policy, GroupWeighted):
-            metrics = run.pretrained.folder(stages) / "metrics.jsonl" if run.pretrained else None
-            weights = (
-                [line["weights"] for line in read_lines(metrics) if "weights" in line] if metrics else []
-            )
-            if not weights:
-                continue
-            masker.policy.take(weights[-1])
-        yield run, link, data, masker
-
-
-def _beginnings(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerFast, layers: Path, length: int
-) -> Iterator[tuple[Document, dict[str, list[int]]]]:
-    """The first long documents of a corpus, with its layers over their first ``length`` tokens."""
-    long = (document for document in recipe.corpus.documents() if len(document.text) > SAMPLE_CHARACTERS)
-    documents = list(islice(long, SAMPLES))
-    made: Layered | None = None
-    if specs := recipe.corpus.annotators:
-        made = Live(specs) if recipe.corpus.stream else Store(layers)
-    for document, tokens in zip(documents, tokenise(documents, tokenizer, layers=made)):
-        cut = tokenizer(document.text, return_special_tokens_mask=True, truncation=True, max_length=length)
-        inside = np.array(cut["special_tokens_mask"]) == 0
-        framed = {}
-        for name, values in tokens.layers.items():
-            framed[name] = np.full(len(inside), -1, dtype=values.dtype)
-            framed[name][inside] = values[: inside.sum()]
-        yield document, {name: values.tolist() for name, values in framed.items()}

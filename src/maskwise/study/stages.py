@@ -131,6 +131,12 @@ def prepare_stage(recipe: Recipe, *, after: Stage | None = None, learned: Stage 
     return Stage("prepare", {**what, "tokenizer": tokenizer, "tokenizer_content": content})
 
 
+def _finetune(recipe: Recipe) -> Plain:
+    """The settings of fine-tuning; a search that is not asked for is no part of what a stage is."""
+    unsaid = set() if recipe.finetune.search_rate else {"search_rate"}
+    return recipe.finetune.model_dump(mode="json", exclude=unsaid)
+
+
 def _without_default(corpus: Plain) -> Plain:
     """Without a setting that is newer than many finished stages, where it is as it always was."""
     return {key: value for key, value in corpus.items() if (key, value) != ("text_per", "auto")}
@@ -216,7 +222,7 @@ def finetune_stage(
 
     ``pretrained=None``: the start of pre-training, as the run's seed makes it.
     """
-    what = {"task": task, "task_content": content, "finetune": recipe.finetune.model_dump(mode="json")}
+    what = {"task": task, "task_content": content, "finetune": _finetune(recipe)}
     if pretrained is not None:
         return Stage("finetune", what, (prepared.name, pretrained.name))
     start = _start(recipe) | {

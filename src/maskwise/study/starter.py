@@ -176,7 +176,7 @@ def _written(source: str, specs: Sequence[str], comment: str) -> str:
 def _arms(start: str | None) -> dict[str, str]:
     """The baseline first, then the arm that is most likely to differ from it."""
     if start:
-        words = "masking.policy: whole-word, masking.budget: expected, masking.ratio: 0.30"
+        words = "masking.policy: whole-word, masking.ratio: 0.30"
         return {"token-15": "masking.ratio: 0.15", "words-30": words}
     return {"token-15": "masking.ratio: 0.15", "token-40": "masking.ratio: 0.40"}
 

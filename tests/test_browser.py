@@ -1,0 +1,213 @@
+"""The page in a real browser, without a network: slider, sorting, copying, saving, dark mode, a phone, hostile text.
+
+Needs Playwright (in the dev extra) and a Chromium on the path (``apt-get install chromium``); skips without them.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from maskwise.report import write_report
+from maskwise.study.verdict import summarise
+from report_fixture import make_records, make_samples, make_study, write_json, write_study
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium: apt-get install chromium")
+
+ARMS = {"token-15": 0.0, "token-30": 0.03, "whole-word-15": 0.01}
+EVIL = "</p><script>window.evil = 1</script><img src=x onerror='window.evil = 2'>"
+PHONE = {"width": 390, "height": 844}
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+def moments(samples: dict[str, list[dict]]) -> dict[str, list[dict]]:
+    """Samples at three moments of a training: nothing is masked at the first, everything at the last."""
+    for arm in samples.values():
+        for sample in arm:
+            states = ("shown", None, "masked")
+            sample["moments"] = [
+                {
+                    "step": 100 * n,
+                    "ratio": 0.5 * n,
+                    "pieces": [piece | ({"state": state} if state else {}) for piece in sample["pieces"]],
+                }
+                for n, state in enumerate(states)
+            ]
+    return samples
+
+
+def make_page(folder: Path, *, words: list[str] | None = None, **changes: Any) -> Path:
+    study = make_study(runs=6, arms=ARMS, **changes)
+    records = make_records(study, ARMS)
+    samples = moments(make_samples(study, words=words))
+    return write_report(
+        write_study(folder, study, records, summary=summarise(records, study), samples=samples)
+    )
+
+
+@pytest.fixture(scope="module")
+def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_page(tmp_path_factory.mktemp("study"))
+
+
+class Tab:
+    """A page that is open, with what its console said and what it asked the network for."""
+
+    def __init__(self, browser: Any, file: Path, **context: Any):
+        self.context = browser.new_context(offline=True, accept_downloads=True, **context)
+        self.page = self.context.new_page()
+        self.page.set_default_timeout(30_000)
+        self.complaints: list[str] = []
+        self.requests: list[str] = []
+        self.page.on(
+            "console", lambda said: self.complaints.append(said.text) if said.type == "error" else None
+        )
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.goto(file.as_uri())
+        self.page.locator(".chart").first.scroll_into_view_if_needed()  # it is drawn when it comes near
+        self.page.wait_for_selector(".chart svg", state="attached")
+
+    def __enter__(self) -> Any:
+        return self.page
+
+    def __exit__(self, *_: object) -> None:
+        self.context.close()
+        assert not self.complaints
+        assert all(url.startswith(("file:", "blob:", "data:")) for url in self.requests), self.requests
+
+
+def chips(page: Any) -> int:
+    return page.locator(".version .chip:visible").count()
+
+
+def test_the_slider_moves_through_the_training_and_boxes_choose_arms(browser: Any, page_file: Path) -> None:
+    with Tab(browser, page_file) as page:
+        slider = page.locator("#moment")
+        middle = chips(page)
+        slider.focus()
+        page.keyboard.press("ArrowLeft")
+        assert chips(page) == 0 and page.locator(".explorer output").inner_text() == "beginning"
+        page.keyboard.press("End")
+        assert chips(page) > middle > 0 and slider.get_attribute("aria-valuetext") == "end"
+        assert "step 200" in page.locator(".version:visible").first.inner_text()
+        seen = page.locator(".version:visible").count()
+        page.locator(".explorer [type=checkbox]").first.uncheck()
+        assert page.locator(".version:visible").count() < seen
+        page.emulate_media(media="print")
+        assert not page.locator(".explorer").is_visible() and not page.locator(".theme").is_visible()
+
+
+def test_tables_are_sorted_copied_and_charts_saved(browser: Any, page_file: Path) -> None:
+    with Tab(browser, page_file) as page:
+        table = page.locator("table.scores").first
+        column = lambda: table.locator("tbody tr td:nth-child(2)").all_inner_texts()  # noqa: E731
+        numbers = lambda: [float(text.split()[0]) for text in column() if text[0].isdigit()]  # noqa: E731
+        head = table.locator("thead th:nth-child(2) button")
+        head.click()
+        assert numbers() == sorted(numbers(), reverse=True) and len(set(numbers())) > 1
+        head.press("Enter")
+        assert numbers() == sorted(numbers())
+        assert table.locator("thead th:nth-child(2)").get_attribute("aria-sort") == "ascending"
+        page.evaluate(
+            "navigator.clipboard.writeText = (text) => { window.taken = text; return Promise.resolve(); }"
+        )
+        for name, begins in (("Markdown", "| "), ("CSV", ","), ("LaTeX", "\\begin{tabular}")):
+            page.locator("table.scores").first.locator(
+                "xpath=ancestor::*[contains(@class, 'scroll')]/following-sibling::p[1]"
+            ).get_by_role("button", name=name).click()
+            taken = page.evaluate("window.taken")
+            assert taken.startswith(begins) and "token-30" in taken and len(taken.splitlines()) >= 4
+        with page.expect_download() as waiting:
+            page.locator(".save").first.click()
+        drawing = Path(waiting.value.path()).read_text(encoding="utf-8")
+        assert waiting.value.suggested_filename.endswith(".svg") and drawing.startswith("<svg")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_light_and_dark(scheme: str, browser: Any, page_file: Path) -> None:
+    with Tab(browser, page_file, color_scheme=scheme) as page:
+        paper = lambda: page.evaluate("getComputedStyle(document.body).backgroundColor")  # noqa: E731
+        bright = lambda: sum(map(int, paper()[4:-1].split(","))) > 384  # noqa: E731
+        assert bright() is (scheme == "light")
+        page.locator(".theme").click()
+        assert bright() is (scheme == "dark")
+
+
+def test_a_phone_never_scrolls_the_page_sideways(browser: Any, page_file: Path) -> None:
+    with Tab(browser, page_file, viewport=PHONE, has_touch=True) as page:
+        wide = page.evaluate("document.documentElement.scrollWidth")
+        assert wide <= PHONE["width"]
+        tables = page.locator(".scroll:visible")
+        assert (
+            tables.count() and tables.first.get_attribute("tabindex") == "0"
+        )  # a wide table scrolls by itself
+
+
+def test_hostile_text_is_text(browser: Any, tmp_path: Path) -> None:
+    file = make_page(tmp_path, words=["plain", EVIL, "'\"&"], name=EVIL, description=EVIL, recipe_yaml=EVIL)
+    with Tab(browser, file) as page:
+        page.locator("#moment").press("End")
+        for head in page.locator("thead th button:visible").all():
+            head.click()
+        assert page.evaluate("window.evil") is None and page.locator("main script, main img").count() == 0
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious(scheme: str, browser: Any, page_file: Path) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-core is not installed")
+    with Tab(browser, page_file, color_scheme=scheme) as page:
+        page.evaluate("document.querySelectorAll('details').forEach((fold) => { fold.open = true; })")
+        found = axe.Axe().run(page).response["violations"]
+        serious = [f for f in found if f["impact"] in ("serious", "critical")]
+        assert not serious, [(f["id"], [node["html"][:160] for node in f["nodes"]][:3]) for f in serious]
+
+
+def test_ten_thousand_records_open_in_two_seconds(browser: Any, tmp_path: Path) -> None:
+    study = make_study(runs=100, arms=ARMS)
+    study["tasks"] = {f"task-{n}": study["tasks"]["task-0"] for n in range(26)}
+    records = [
+        {"kind": "score", "arm": arm, "seed": seed, "task": task, "metric": "accuracy", "score": 0.5 + n / 100,
+         "fine_tuning": [0.5]}
+        for arm in (*ARMS, "no-pretraining") for n, task in enumerate(study["tasks"]) for seed in study["seeds"]
+    ]  # fmt: skip
+    assert len(records) > 10_000
+    file = write_report(write_study(tmp_path, study, records, summary=None, samples=None))
+    assert file.stat().st_size < 5e6
+    context = browser.new_context(offline=True)
+    page = context.new_page()
+    began = time.perf_counter()
+    page.goto(file.as_uri())
+    page.evaluate("1")  # answered when the page's own code is through
+    took = time.perf_counter() - began
+    context.close()
+    assert took < 2, f"{took:.1f} s"
+
+
+def test_a_half_finished_study_says_what_is_missing(browser: Any, tmp_path: Path) -> None:
+    study = make_study(runs=6, arms=ARMS)
+    records = [r for r in make_records(study, ARMS) if not (r["kind"] == "score" and r["seed"] == 5)]
+    folder = write_study(tmp_path, study, records, summary=None, samples=None)
+    write_json(folder / "study.json", study | {"maskwise": "0.0.9"})
+    with (folder / "records.jsonl").open("a") as file:
+        file.write('{"kind": "score", "arm": "tok')
+    with Tab(browser, write_report(folder)) as page:
+        said = page.locator(".missing").inner_text()
+        for part in ("no verdicts yet", "3 of 18 runs have not a score on task-0", "token-15 with seed 5",
+                     "samples.json", "1 line of records.jsonl", "maskwise 0.0.9"):  # fmt: skip
+            assert part in said
+        assert page.locator(".chart").count() > 2  # and the rest is shown
