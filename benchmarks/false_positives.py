@@ -93,7 +93,7 @@ MARGINS = tuple(
         tasks=("sees",),
     )
     for arms in (1, 3, 6)
-    for runs in (6, 10, 20)
+    for runs in (6, 10)
 )
 
 

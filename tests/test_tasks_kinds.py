@@ -30,7 +30,15 @@ from maskwise.tasks import (
 )
 from maskwise.tasks.judge import answer
 from maskwise.tasks.labels import TextRow
-from maskwise.tasks.metrics import METRICS, entity_f1, normalise, pearson, spearman
+from maskwise.tasks.metrics import (
+    METRICS,
+    entity_counts,
+    entity_f1,
+    error_of_items,
+    normalise,
+    pearson,
+    spearman,
+)
 from maskwise.tasks.questions import MAX_ANSWER_TOKENS, best_spans
 from maskwise.tasks.scores import ScoredRow
 from maskwise.tasks.task import Row, Tuned, UsualColumns
@@ -123,6 +131,36 @@ def test_squad_scores_are_means_and_normalise_is_idempotent():
 
 
 # Loading -------------------------------------------------------------------------------------------------
+
+
+def test_what_rows_add_makes_the_score():
+    """F1 of entities sentence by sentence, and the accuracy of words row by row: the quotient of the sums is the score."""
+    rng = np.random.default_rng(0)
+    gold, given = (rng.choice(["O", "B-x", "I-x", "B-y"], 90) for _ in range(2))
+    counts = entity_counts(gold, given, range(0, 90, 9))
+    assert counts.shape == (10, 2) and counts[:, 0].sum() / counts[:, 1].sum() == entity_f1(
+        gold, given, range(0, 90, 9)
+    )
+    task = load_task("ud-pos(train_rows=40)")
+    right = task.kind.gold(task, "test")
+    answers = np.where(rng.random(len(right)) < 0.3, 0, right)
+    above, below = task.kind.row_counts(task, "test", answers).sum(0)
+    assert above / below == pytest.approx(task.score("test", answers)) and below == task.test_items
+
+
+def test_the_error_of_items_is_that_of_sentences_and_not_of_words():
+    """Words of a sentence that are right or wrong together count as one; rows of one document likewise."""
+    rng = np.random.default_rng(0)
+    alone = [[right, 1] for right in rng.integers(0, 2, 400)]
+    together = [[20 * right, 20] for right in rng.integers(0, 2, 400)]
+    names = [str(n) for n in range(400)]
+    assert error_of_items(alone, names) == pytest.approx(0.5 / 20, rel=0.1)  # binomial
+    assert error_of_items(together, names) == pytest.approx(
+        0.5 / 20, rel=0.1
+    )  # 8,000 words say no more than 400
+    documents = [[right, 1] for right in rng.integers(0, 2, 100) for _ in range(4)]
+    assert error_of_items(documents, [str(n // 4) for n in range(400)]) == pytest.approx(0.5 / 10, rel=0.1)
+    assert error_of_items([[1, 1], [1, 1]], ["a", "b"]) == 0
 
 
 def test_known_folders_need_no_arguments(tmp_path):

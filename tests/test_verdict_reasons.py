@@ -213,6 +213,22 @@ def test_item_noise_is_another_interval_and_is_said():
     assert judged(close, tasks={"task-0": facts | {"metric": "macro-f1"}})["items"] is None
 
 
+def test_the_noise_of_items_is_that_of_resampled_sentences_and_of_shared_ones_twice():
+    """Two tasks on the same sentences are lucky together: half the independent tasks' gain in certainty is gone."""
+
+    def half(**facts: Any) -> float:
+        study = make_study(runs=8, tasks=2)
+        study["tasks"] = {task: {"metric": "entity-f1", "test_items": 9, **facts} for task in study["tasks"]}
+        lines = [score_record(arm, s, task, x, metric="entity-f1", item_error=0.03)
+                 for arm, runs in CLEAR.items() for s, x in enumerate(runs) for task in study["tasks"]]  # fmt: skip
+        rows = {row["outcome"]: row for row in summarise([*lines, *run_facts(study)], study)["contrasts"]}
+        assert rows["task-0"]["items"]["high"] - rows["task-0"]["mean"] == pytest.approx(1.96 * 0.03)
+        return rows["tasks"]["items"]["high"] - rows["tasks"]["natural"]["mean"]
+
+    assert half() == pytest.approx(1.96 * 0.03 / 2**0.5)
+    assert half(test_texts="ab12") == pytest.approx(1.96 * 0.03)
+
+
 def test_overlap_is_said():
     line = {"kind": "overlap", "task": "task-0", "corpus": "wiki", "items": 400, "overlapping": 12}
     row = judged(more=[line])

@@ -37,6 +37,8 @@ class TaskFacts(TypedDict, total=False):
     kind: str
     classes: int
     test_items: int
+    test_texts: str
+    """A hash of the texts of test: tasks that share it share the luck of their sentences."""
     majority: float | None
     """The score of always giving the commonest answer."""
     notes: list[str]
@@ -121,6 +123,8 @@ class Record(TypedDict, total=False):
     """The scores of the fine-tuning seeds, whose mean is the score."""
     majority: float | None
     """The task's majority; there where it depends on the tokenizer or on nothing."""
+    item_error: float
+    """The standard error of the score over test items, by resampling sentences and documents."""
     item_sd: float
     """The standard deviation of the items' scores, in tasks that are answered in words."""
     interval: list[float]

@@ -14,10 +14,11 @@ from functools import cache
 from itertools import pairwise
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import optimize, special, stats
 
 from maskwise.errors import MaskwiseError
-from maskwise.study.statistics import EXACT_RUNS
+from maskwise.study.statistics import EXACT_RUNS, t_quantile
 
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(200)  # of an integral over [−1, 1]; 20 ms, so made once
 P_FROM_RUNS = 6  # fewer, and no p is printed: the smallest one at 5 runs is .0625
@@ -67,9 +68,15 @@ def power_of(sd: float, difference: float, runs: int, *, alpha: float = 0.05) ->
     Integrated over the quantiles of the sample sd: scipy's noncentral t is nan at few runs and large shifts.
     """
     shift = abs(difference) / sd * math.sqrt(runs)
-    sample_sd = np.sqrt(stats.chi2.ppf((NODES + 1) / 2, runs - 1) / (runs - 1))
-    critical = stats.t.ppf(1 - alpha / 2, runs - 1) * sample_sd
+    critical = t_quantile(1 - alpha / 2, runs - 1) * _sample_sds(runs)
     return float(WEIGHTS @ (special.ndtr(shift - critical) + special.ndtr(-shift - critical)) / 2)
+
+
+@cache
+def _sample_sds(runs: int) -> NDArray[np.float64]:
+    """Quantiles of the sample SD where the true one is 1."""
+    quantiles = stats.chi2.ppf((NODES + 1) / 2, runs - 1)
+    return np.sqrt(quantiles / (runs - 1))
 
 
 def runs_needed(

@@ -197,6 +197,7 @@ def collect(
                 kept = ["task", "metric", "score", "fine_tuning", "dev", "others"]
                 if "item_sd" in result:
                     kept += ["majority", "interval", "item_sd"]
+                kept.append("item_error")
                 score: Any = {"kind": "score", **{key: result[key] for key in kept if key in result}}
                 judged[stage.name] = [score]
         for name, lines in judged.items():

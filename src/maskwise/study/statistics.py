@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -106,16 +107,22 @@ def paired_t_test(differences: ArrayLike) -> float:
     if np.ptp(d) == 0:
         return float(d[0] == 0)
     t = d.mean() / d.std(ddof=1) * math.sqrt(len(d))
-    return float(2 * stats.t.sf(abs(t), len(d) - 1))
+    return float(2 * special.stdtr(len(d) - 1, -abs(t)))
 
 
 # Intervals -------------------------------------------------------------------------------------------
 
 
+@cache
+def t_quantile(level: float, freedom: int) -> float:
+    """A quantile of Student's t; a page asks for few of them, hundreds of times."""
+    return float(stats.t.ppf(level, freedom))
+
+
 def paired_t_interval(differences: ArrayLike, *, confidence: float = 0.95) -> Interval:
     """Student's interval for the mean difference: mean ± t · sd / √n. Needs 2 differences."""
     d = _numbers(differences, at_least=2)
-    half = stats.t.ppf(0.5 + confidence / 2, len(d) - 1) * d.std(ddof=1) / math.sqrt(len(d))
+    half = t_quantile(0.5 + confidence / 2, len(d) - 1) * d.std(ddof=1) / math.sqrt(len(d))
     return Interval(float(d.mean() - half), float(d.mean() + half), "paired t")
 
 
@@ -152,7 +159,7 @@ def interval_by_rule(differences: ArrayLike, *, confidence: float = 0.95, seed: 
     n = np.size(differences)
     if n < BCA_FROM_RUNS:
         return paired_t_interval(differences, confidence=confidence)
-    z = math.sqrt(n / (n - 1)) * stats.t.ppf(0.5 + confidence / 2, n - 1)
+    z = math.sqrt(n / (n - 1)) * t_quantile(0.5 + confidence / 2, n - 1)
     return bca_interval(differences, confidence=float(1 - 2 * special.ndtr(-z)), seed=seed)
 
 
@@ -168,7 +175,7 @@ def ratio_interval(
     [0.471, 0.533]
     """
     a, b = _numbers(numerators, at_least=2), _numbers(denominators, at_least=2)
-    t = stats.t.ppf(0.5 + confidence / 2, len(a) - 1)
+    t = t_quantile(0.5 + confidence / 2, len(a) - 1)
     (var_a, cov), (_, var_b) = np.cov(a, b) / len(a)
     square = b.mean() ** 2 - t**2 * var_b
     if square <= 0:

@@ -32,7 +32,7 @@ from maskwise.folders import require_own, write_lines
 from maskwise.models import load_task_model, task_config, weights_of
 from maskwise.objectives import Objective
 from maskwise.tasks.loading import load_task
-from maskwise.tasks.metrics import bootstrap_interval
+from maskwise.tasks.metrics import bootstrap_interval, error_of_items
 from maskwise.tasks.task import Answers, Frozen, Task, Tuned
 from maskwise.tasks.tensors import Data, TaskSource, check_length, embed, encode
 from maskwise.text import load_tokenizer
@@ -152,6 +152,8 @@ class Score(TypedDict):
     notes: list[str]
     items: list[float] | None
     """The score of every test item, where the kind of task gives them (``Kind.item_scores``)."""
+    counts: list[list[float]] | None
+    """What every test row adds above and below the line of the score, where it has one (``Kind.row_counts``)."""
 
 
 class TaskRecord(TypedDict):
@@ -170,6 +172,8 @@ class TaskRecord(TypedDict):
     others: dict[str, float]
     interval: NotRequired[list[float]]
     """What the score could have been with other test items: a 95 % bootstrap interval over them."""
+    item_error: NotRequired[float]
+    """The standard error of the score over test items: whole sentences and documents are resampled."""
     item_sd: NotRequired[float]
     """The standard deviation over the test items of their scores (the means over seeds)."""
     tried: NotRequired[dict[str, float]]
@@ -282,6 +286,9 @@ def task_record(
     if items := [score["items"] for score in scores if score["items"] is not None]:
         means = [fmean(each) for each in zip(*items, strict=True)]
         record["interval"], record["item_sd"] = list(bootstrap_interval(means)), pstdev(means)
+    if counts := [score["counts"] for score in scores if score["counts"] is not None]:
+        clusters = [row.key for row in task.splits["test"]]
+        record["item_error"] = error_of_items(np.mean(counts, axis=0), clusters)
     return record
 
 
@@ -349,6 +356,7 @@ def finetune(
         if kept is not None:
             save_checkpoint(kept / "checkpoint", network, tokenizer)
     items = kind.item_scores(task, "test", answers["test"])
+    counts = kind.row_counts(task, "test", answers["test"])
     if folder is not None and (lines := kind.predictions(task, "test", answers["test"])):
         write_lines(folder / PREDICTIONS, lines)
     return {
@@ -357,7 +365,7 @@ def finetune(
         "others": {name: _finite(task, "test", answers["test"], name) for name in kind.further(task)},
         "majority": majority, "test_items": task.test_items, "lost_words": lost, "steps": steps,
         "seconds": time.perf_counter() - began, "seed": seed, "notes": notes,
-        "items": None if items is None else items.tolist(),
+        "items": None if items is None else items.tolist(), "counts": None if counts is None else counts.tolist(),
     }  # fmt: skip
 
 

@@ -27,7 +27,7 @@ from torch import Tensor
 from maskwise.errors import MaskwiseError
 from maskwise.masking.batch import IGNORE
 from maskwise.objectives import Classification, MultiLabel
-from maskwise.tasks.metrics import METRICS, UNSEEN, entity_f1
+from maskwise.tasks.metrics import METRICS, UNSEEN, entity_counts, entity_f1
 from maskwise.tasks.task import (
     NO_LABEL,
     NO_TEXT,
@@ -327,10 +327,21 @@ class TokenClassification(Classes[TaggedRow], Tuned[TaggedRow]):
         gold, answered = self.gold(task, split), np.asarray(answers)
         if metric != "entity-f1":
             return METRICS[metric](gold, answered)
+        return entity_f1(*self._tagged(task, split, answered))
+
+    def row_counts(self, task: Task[TaggedRow], split: str, answers: Answers) -> NDArray[np.float64] | None:
+        if task.metric != "entity-f1":
+            return super().row_counts(task, split, answers)
+        return entity_counts(*self._tagged(task, split, np.asarray(answers)))
+
+    def _tagged(
+        self, task: Task[TaggedRow], split: str, answered: NDArray[np.int64]
+    ) -> tuple[NDArray[np.str_], NDArray[np.str_], NDArray[np.int64]]:
+        """The right tags, the answered ones, and where sentences begin."""
         # −2, an answer that could not be given, is O; −1, a tag that train does not have, is an entity of its own.
         names = np.array([*task.labels, "O", "B-unseen by train"])
-        starts = edges([len(row.tags) for row in task.splits[split]])[:-1]
-        return entity_f1(names[gold], names[answered], starts)
+        starts = edges([len(row.tags) for row in task.splits[split]])[:-1].numpy()
+        return names[self.gold(task, split)], names[answered], starts
 
     def encode(self, task: Task[TaggedRow], split: str, cutter: Cutter) -> Encoded:
         rows, gold = task.splits[split], torch.from_numpy(self.gold(task, split))

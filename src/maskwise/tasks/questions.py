@@ -34,7 +34,7 @@ from torch import Tensor
 from maskwise.errors import MaskwiseError
 from maskwise.objectives import Classification, SpanQuestionAnswering
 from maskwise.objectives import MultipleChoice as ChoiceLoss
-from maskwise.tasks.task import NO_LABEL, Columns, Row, Task, Tuned, UsualColumns, label_of
+from maskwise.tasks.task import NO_LABEL, Answers, Columns, Row, Task, Tuned, UsualColumns, label_of
 from maskwise.tasks.tensors import Cutter, Data, Flat, batches, edges, places_of
 from maskwise.text.labelled import Record
 
@@ -116,6 +116,12 @@ class QuestionAnswering(Tuned[MarkedRow]):
     def majority(self, task: Task[MarkedRow]) -> float:
         most = Counter(row.answers[0] for row in task.splits["train"]).most_common(1)[0][0]
         return task.score("test", [most] * task.test_items)
+
+    def row_counts(self, task: Task[MarkedRow], split: str, answers: Answers) -> NDArray[np.float64]:
+        item = ITEMS[task.metric]
+        return np.array(
+            [[item(row.answers, text), 1] for row, text in zip(task.splits[split], answers, strict=True)]
+        )
 
     def least_tokens(self, task: Task[MarkedRow]) -> tuple[bool, int]:
         return True, 8  # a quarter of the room is shared by neighbouring windows, and must be a token

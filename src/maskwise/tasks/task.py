@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeAlias, TypeVar
 
+import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from maskwise.constants import LOWER_IS_BETTER
@@ -25,7 +26,6 @@ from maskwise.tasks.metrics import METRICS
 from maskwise.text.labelled import Record
 
 if TYPE_CHECKING:
-    import numpy as np
     from torch import Tensor
     from transformers import PreTrainedConfig
 
@@ -176,6 +176,18 @@ class Kind(ABC, Generic[R]):
         """The score of every item by the task's metric, whose mean is the score; None where nothing needs them."""
         return None
 
+    def row_counts(self, task: Task[R], split: str, answers: Answers) -> NDArray[np.float64] | None:
+        """(N, 2) what every row adds above and below the line of the score; None where no quotient of sums is the score."""
+        if (scores := self.item_scores(task, split, answers)) is not None:
+            return np.column_stack([scores, np.ones(len(scores))])
+        if task.metric != "accuracy":
+            return None
+        right = np.asarray(self.gold(task, split)) == np.asarray(answers)
+        items = np.array([row.items for row in task.splits[split]])
+        return np.column_stack(
+            [np.bincount(np.repeat(np.arange(len(items)), items), right, len(items)), items]
+        )
+
     def predictions(self, task: Task[R], split: str, answers: Answers) -> Sequence[Mapping[str, object]]:
         """A line for every item with input, gold, answer and score, for people to read; none where there is nothing to
         read."""
@@ -320,6 +332,8 @@ class Task(Generic[R]):
             "metric": self.metric, "kind": self.kind.name, "classes": len(self.labels),
             "test_items": self.test_items,
         }  # fmt: skip
+        texts = json.dumps(self.texts()).encode()
+        facts["test_texts"] = hashlib.blake2b(texts, digest_size=4).hexdigest()
         if self.notes:
             facts["notes"] = list(self.notes)
         if self.metric in LOWER_IS_BETTER:

@@ -11,6 +11,7 @@ others are at most "suggests", and only those that a false discovery rate of alp
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -175,15 +176,21 @@ def _matched(table: Table, arm: str, baseline: str) -> Compute:
 def _items_interval(table: Table, row: Contrast, mean: float) -> Ends | None:
     """The other interval: what other test items could have said, in natural units; never mixed with the first.
 
-    From the spread of the items' scores where records have it, else binomial, for metrics that are a share of items.
-    Both arms answer the same items, and records do not say which: the answers are taken to correlate one half, so that
-    a difference is as uncertain as one share.
+    From resampled sentences and documents, where records have that, else from the spread of the items' scores, else
+    binomial, for metrics that are a share of items. Both arms answer the same items, and records do not say which: the
+    answers are taken to correlate one half, so that a difference is as uncertain as one share. Tasks on the same texts
+    are taken to be lucky together, others independently.
     """
     names = table.measured(row["outcome"], row["arm"], row["baseline"])
-    variances = [table.noise_of_items(name, (row["arm"], row["baseline"])) for name in names]
-    if not names or None in variances or (row["outcome"] == "tasks" and "natural" not in row):
+    errors: dict[str, float] = defaultdict(float)
+    for name in names:
+        variance = table.noise_of_items(name, (row["arm"], row["baseline"]))
+        if variance is None or (row["outcome"] == "tasks" and "natural" not in row):
+            return None
+        errors[table.task_facts(name).get("test_texts", name)] += math.sqrt(variance)
+    if not errors:
         return None
-    variance = sum(each for each in variances if each is not None)
+    variance = sum(error**2 for error in errors.values())
     half = 1.96 * math.sqrt(variance) / len(names)
     return {"low": mean - half, "high": mean + half}
 

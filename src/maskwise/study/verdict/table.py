@@ -143,6 +143,7 @@ class Table(Measures):
         self.evaluation_facts: dict[str, Record] = {}
         self.majority: dict[str, float] = {}
         self.item_variance: dict[str, list[float]] = defaultdict(list)
+        self.item_error: dict[str, list[float]] = defaultdict(list)
         self.dev: dict[str, ByArm] = defaultdict(lambda: defaultdict(dict))
         for record in records:
             self._note(record)
@@ -200,7 +201,9 @@ class Table(Measures):
                 self.majority.setdefault(record["task"], majority)
             dev = [value for value in record.get("dev", ()) if value is not None]
             if dev and record.get("fraction", 1.0) == 1:
-                self.dev[record["task"]][record["arm"]][record["seed"]] = float(np.mean(dev))
+                self.dev[record["task"]][record["arm"]][record["seed"]] = sum(dev) / len(dev)
+            if (error := record.get("item_error")) is not None:
+                self.item_error[record["task"]].append(error**2)
             if (spread := record.get("item_sd")) is not None:
                 self.item_variance[record["task"]].append(spread**2)
         elif kind == "evaluation":
@@ -354,8 +357,10 @@ class Table(Measures):
         return mean <= chance + margin
 
     def noise_of_items(self, task: str, arms: Sequence[str]) -> float | None:
-        """The variance of a mean score over the test items; None where neither the items' spread is known nor the score
-        a share of them."""
+        """The variance of a mean score over the test items; None where neither their spread is known nor the score a share
+        of them. From resampled sentences and documents, where records have that."""
+        if task in self.item_error:
+            return float(np.mean(self.item_error[task]))
         items = self.chance(task)[1]
         scores = [score for arm in arms for score in self.values(task, arm).values()]
         if not items or not scores:
