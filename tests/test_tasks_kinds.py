@@ -134,7 +134,7 @@ def test_squad_scores_are_means_and_normalise_is_idempotent():
 
 
 def test_what_rows_add_makes_the_score():
-    """F1 of entities sentence by sentence, and the accuracy of words row by row: the quotient of the sums is the score."""
+    """F1 of entities by sentence, and the accuracy of words by row: the quotient of the sums is the score."""
     rng = np.random.default_rng(0)
     gold, given = (rng.choice(["O", "B-x", "I-x", "B-y"], 90) for _ in range(2))
     counts = entity_counts(gold, given, range(0, 90, 9))

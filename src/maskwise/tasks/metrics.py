@@ -96,7 +96,7 @@ def entity_f1(gold: ArrayLike, answer: ArrayLike, starts: ArrayLike = (0,)) -> f
 
 
 def entity_counts(gold: ArrayLike, answer: ArrayLike, starts: ArrayLike = (0,)) -> NDArray[np.float64]:
-    """(N, 2) for each sentence: twice its hits, and its entities in gold and answer. F1 is the quotient of their sums."""
+    """(N, 2) by sentence: twice its hits, and its entities in gold and answer; F1 is the quotient of the sums."""
     right, given = entities(gold, starts), entities(answer, starts)
     counts = np.zeros((np.size(starts), 2))
     for found, column, weight in ((right & given, 0, 2), (right, 1, 1), (given, 1, 1)):

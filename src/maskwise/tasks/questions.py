@@ -34,6 +34,7 @@ from torch import Tensor
 from maskwise.errors import MaskwiseError
 from maskwise.objectives import Classification, SpanQuestionAnswering
 from maskwise.objectives import MultipleChoice as ChoiceLoss
+from maskwise.tasks.metrics import ITEMS
 from maskwise.tasks.task import NO_LABEL, Answers, Columns, Row, Task, Tuned, UsualColumns, label_of
 from maskwise.tasks.tensors import Cutter, Data, Flat, batches, edges, places_of
 from maskwise.text.labelled import Record

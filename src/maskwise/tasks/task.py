@@ -177,7 +177,7 @@ class Kind(ABC, Generic[R]):
         return None
 
     def row_counts(self, task: Task[R], split: str, answers: Answers) -> NDArray[np.float64] | None:
-        """(N, 2) what every row adds above and below the line of the score; None where no quotient of sums is the score."""
+        """(N, 2) what every row adds above and below the line of the score; None where it is no quotient of sums."""
         if (scores := self.item_scores(task, split, answers)) is not None:
             return np.column_stack([scores, np.ones(len(scores))])
         if task.metric != "accuracy":

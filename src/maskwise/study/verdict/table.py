@@ -357,8 +357,9 @@ class Table(Measures):
         return mean <= chance + margin
 
     def noise_of_items(self, task: str, arms: Sequence[str]) -> float | None:
-        """The variance of a mean score over the test items; None where neither their spread is known nor the score a share
-        of them. From resampled sentences and documents, where records have that."""
+        """The variance of a mean score over the test items, from resampled sentences and documents where records have
+        that; None where neither their spread is known nor the score a share of them.
+        """
         if task in self.item_error:
             return float(np.mean(self.item_error[task]))
         items = self.chance(task)[1]
