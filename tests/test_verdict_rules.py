@@ -332,7 +332,7 @@ def test_against_the_start_every_task_counts():
 def test_where_no_task_can_tell_nothing_is_said():
     summary = helped({"a": [-0.1] * 8, "b": [0.1, -0.1] * 4}, helps=0.75)
     (row,) = primaries(summary).values()
-    assert (row["verdict"], row["reason"], row["n"]) == ("void", "no-task-tells", 0)
+    assert (row["verdict"], row["reason"], row["n"]) == ("void", "no-task-tells", 8)
 
 
 # The margin ----------------------------------------------------------------------------------------------------

@@ -66,12 +66,6 @@ class Reasons:
             sentence += ", so this study could not have seen a smaller difference either"
             reasons.append({"code": "gate-closed", "effect": "voids", "sentence": sentence})
         names = table.measured(outcome, *pair)
-        if not names:
-            least = f"{100 * table.study.get('helps', 0):g} %"
-            sentence = (
-                f"pre-training helps on no task in {least} of the runs, so no task can tell the arms apart"
-            )
-            return [*reasons, {"code": "no-task-tells", "effect": "voids", "sentence": sentence}]
         lost = any(table.failed.get(arm) for arm in pair)
         if row["n"] == 0 or (row["n"] == 1 and lost):
             sentence = "too few runs finished"
@@ -92,6 +86,12 @@ class Reasons:
         if all(table.at_chance(name, arm) for name in names for arm in pair):
             sentence = "neither arm scores better than guessing (chance level)"
             reasons.append({"code": "chance-level", "effect": "voids", "sentence": sentence})
+        if outcome == "tasks" and REFERENCE not in pair and not table.counted:
+            least = f"{100 * table.study.get('helps', 0):g} %"
+            sentence = (
+                f"pre-training helps on no task in {least} of the runs, so no task can tell the arms apart"
+            )
+            reasons.append({"code": "no-task-tells", "effect": "voids", "sentence": sentence})
         return reasons
 
     def _short(self, stuck: Sequence[str]) -> str:

@@ -172,7 +172,7 @@ class Table(Measures):
         least = study.get("helps", 0.0)
         self.counted = [task for task, share in self.helped.items() if share is None or share >= least]
         self.natural: dict[str, ByArm] = {}
-        for name, tasks in (("tasks", self.counted), (ALL_TASKS, self.tasks)):
+        for name, tasks in (("tasks", self.counted or self.tasks), (ALL_TASKS, self.tasks)):
             self.outcomes[name], self.natural[name] = (
                 self.over_tasks(scale, tasks),
                 self.over_tasks({}, tasks),
@@ -181,7 +181,7 @@ class Table(Measures):
         for fraction in sorted({r["fraction"] for r in records if r.get("fraction", 1.0) < 1}):
             shorter = Measures([r for r in records if r.get("fraction") == fraction], study["seeds"])
             if self.tasks and set(shorter.tasks) == set(self.tasks):
-                shorter.outcomes["tasks"] = shorter.over_tasks(scale, self.counted)
+                shorter.outcomes["tasks"] = shorter.over_tasks(scale, self.counted or self.tasks)
             self.companions[fraction] = shorter
 
     def _note(self, record: Record) -> None:
@@ -270,10 +270,10 @@ class Table(Measures):
         return ALL_TASKS if outcome == "tasks" and REFERENCE in pair else outcome
 
     def measured(self, outcome: str, *pair: str) -> list[str]:
-        """The outcomes that were measured for this one: the tasks that count, for "tasks"."""
+        """The outcomes that were measured for this one: for "tasks", those that count, or all where none does."""
         if outcome != "tasks":
             return [outcome]
-        return self.tasks if REFERENCE in pair else self.counted
+        return self.tasks if REFERENCE in pair else self.counted or self.tasks
 
     def higher_is_better(self, outcome: str) -> bool:
         if outcome.startswith("heldout:"):
