@@ -11,12 +11,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TypedDict
+from typing import TypedDict, cast
 
 import numpy as np
 
 from maskwise.constants import NATS, REFERENCE
 from maskwise.errors import MaskwiseError
+from maskwise.files import Record, Study
 from maskwise.folders import read_json, read_lines
 from maskwise.recipe import Recipe
 from maskwise.study.power import (
@@ -153,8 +154,9 @@ def _measured(folder: Path, pairs: Sequence[tuple[str, str]]) -> dict[tuple[str,
     if not study or not records:
         do = "give the folder of a finished study, or a standard deviation"
         raise MaskwiseError("study.noise names a folder without a study", got=str(folder), do=do)
-    table, known = Table(records, study), dict[tuple[str, str], Noise]()
-    for pair in primary_pairs(study):
+    described = cast(Study, study)
+    table, known = Table(cast(list[Record], records), described), dict[tuple[str, str], Noise]()
+    for pair in primary_pairs(described):
         for one in compare(table, *pair):
             if one.row["primary"] and len(one.plain) > 2 and (sd := float(one.plain.std(ddof=1))) > 0:
                 points = one.row["unit"] in ("SDs", "score") and one.row["metric"] != NATS

@@ -119,9 +119,9 @@ class QuestionAnswering(Tuned[MarkedRow]):
         return task.score("test", [most] * task.test_items)
 
     def row_counts(self, task: Task[MarkedRow], split: str, answers: Answers) -> NDArray[np.float64]:
-        item = ITEMS[task.metric]
+        item, texts = ITEMS[task.metric], np.asarray(answers, dtype=object).tolist()
         return np.array(
-            [[item(row.answers, text), 1] for row, text in zip(task.splits[split], answers, strict=True)]
+            [[item(row.answers, text), 1] for row, text in zip(task.splits[split], texts, strict=True)]
         )
 
     def least_tokens(self, task: Task[MarkedRow]) -> tuple[bool, int]:
