@@ -121,7 +121,7 @@ def make_plan(recipe: Recipe) -> Plan:
     >>> from maskwise.recipe import read_recipe
     >>> plan = make_plan(read_recipe("quick-start", ["study.seeds=1"]))
     >>> len(plan.runs), [stage.kind for stage in plan.stages()][:2]
-    (5, ['prepare', 'pretrain'])
+    (3, ['prepare', 'pretrain'])
 
     Raises:
         MaskwiseError: a study without arms.
