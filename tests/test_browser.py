@@ -177,6 +177,7 @@ def test_axe_finds_nothing_serious(scheme: str, browser: Any, page_file: Path) -
         assert not serious, [(f["id"], [node["html"][:160] for node in f["nodes"]][:3]) for f in serious]
 
 
+@pytest.mark.slow
 def test_ten_thousand_records_open_in_two_seconds(browser: Any, tmp_path: Path) -> None:
     study = make_study(runs=100, arms=ARMS)
     study["tasks"] = {f"task-{n}": study["tasks"]["task-0"] for n in range(26)}
