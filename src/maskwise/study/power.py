@@ -50,7 +50,7 @@ def look_weights(looks: Sequence[int], alpha: float = 0.05) -> list[float]:
     is little, because the early weights are small.
 
     >>> [round(weight, 3) for weight in look_weights([10, 20])]
-    [0.112, 0.888]
+    [0.111, 0.889]
 
     Args:
         looks: numbers of runs, rising.
