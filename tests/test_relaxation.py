@@ -145,7 +145,9 @@ def test_the_choice_is_that_of_the_masker() -> None:
     weights = logit_BL.view(3, -1).clone()
     weights[:, 1:-1] = weights[:, 1:-1].view(3, -1, 2).mean(-1).repeat_interleave(2, 1)
     rows["score"] = weights.exp()
-    masker = Masker(tools.tokenizer(), policy="weighted(layer='score', units='word')", ratio=0.3, seed=0)
+    masker = Masker(
+        tools.tokenizer(), policy="weighted(layer='score', units='word')", ratio=0.3, budget="exact", seed=0
+    )
     assert torch.equal(masker(rows, step=5).selected, choice.spread(choice.chosen_U.double()) > 0)
 
 

@@ -31,7 +31,7 @@ from processes import PATIENCE, SamePool, in_group, wait_for
 from tiny import maskwise, read_lines, start, write_inputs
 
 SCHEMA = {
-    "score": {"kind", "arm", "seed", "task", "metric", "score", "fine_tuning", "dev"},
+    "score": {"kind", "arm", "seed", "task", "metric", "score", "fine_tuning", "dev", "others", "item_error"},
     "cost": {"kind", "arm", "seed", "steps", "tokens", "targets", "flops"},
     "heldout": {"kind", "arm", "seed", "masks", "ratio", "loss", "unigram", "targets", "per_byte"},
     "failure": {"kind", "arm", "seed", "stage", "error"},

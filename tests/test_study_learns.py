@@ -16,7 +16,14 @@ SHORT = [
 def test_a_study_of_samplers_shows_what_each_spent_on_what(tmp_path: Path) -> None:
     out = tmp_path / "out"
     arms = "study.arms={even: {sampler: sequential}, plus: {sampler: 'mometas-plus(every=2)'}}"
-    more = ["objectives={mlm: , atd: , rtd: }", "sampler=uniform", arms, "study.baseline=even"]
+    more = [
+        "objectives={mlm: , atd: , rtd: }",
+        "sampler=uniform",
+        arms,
+        "study.baseline=even",
+        "corpus.held_out=0.49",
+        "corpus.length=16",
+    ]
     assert maskwise("study", write_inputs(tmp_path), *SHORT, *more, "--out", out, "--jobs", 1) == 0
     costs = {r["arm"]: r for r in read_lines(out / "records.jsonl") if r["kind"] == "cost"}
     assert costs["even"]["objectives"] == {"mlm": 3, "atd": 3, "rtd": 2} and costs["even"]["probe_flops"] == 0

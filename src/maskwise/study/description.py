@@ -106,7 +106,8 @@ def so_far(out: Path, study: Study) -> Study:
     if _same_question(before, study):
         looked: list[Look] = [*before.get("looked", [])]
         look: Look = {"runs": len(before["seeds"]), "looks": before.get("looks")}
-        if (out / "summary.json").is_file() and look not in looked:
+        now: Look = {"runs": len(study["seeds"]), "looks": study.get("looks")}
+        if (out / "summary.json").is_file() and look not in (*looked, now):
             looked.append(look)
         known |= {"looked": looked} if looked else {}
     if before.get("recipe") == study["recipe"] and {"started", "seconds"} <= before.keys():
