@@ -72,7 +72,7 @@ def prospects_of(recipe: Recipe, folder: Path | None = None) -> list[Prospect]:
 
     >>> from maskwise.recipe import read_recipe
     >>> [(p["runs"], p["decidable"], p["fewest_runs"]) for p in prospects_of(read_recipe("quick-start"))]
-    [(7, True, 6)]
+    [(6, True, 6)]
 
     Args:
         folder: where an earlier study may be, whose records tell the noise.
