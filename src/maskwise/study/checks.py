@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ from maskwise.study.costs import over_a_run
 from maskwise.study.stages import Stage, prepare_stage, tokenizer_of
 from maskwise.tasks import FinetuneSettings, load_task
 from maskwise.tasks.judge import fitting_rate
-from maskwise.tasks.task import Tuned
+from maskwise.tasks.task import Task, Tuned
 from maskwise.text import Rows, load_tokenizer, require_documents
 from maskwise.text.documents import lines_note
 from maskwise.text.layers import token_layers
@@ -68,6 +69,7 @@ def check_inputs(recipe: Recipe) -> list[str]:
         MaskwiseError: a text, tokenizer, model or task that cannot be read, or that do not fit each other.
     """
     notes: dict[str, None] = {}
+    load = cache(load_task)  # every arm, at every point of the search, asks for the same tasks
     search = recipe.study.search
     arms = [
         recipe.arm(name, seed=0, more=point)
@@ -75,12 +77,12 @@ def check_inputs(recipe: Recipe) -> list[str]:
         for point in (search.points_of(name) if search else [{}])
     ]
     for arm in arms or [recipe]:
-        notes |= dict.fromkeys(_check_arm(arm))
+        notes |= dict.fromkeys(_check_arm(arm, load))
     load_sets(recipe.evaluation)
-    _check_choices(recipe)
+    _check_choices(recipe, load)
     specs: dict[str, str] = {}
     for spec in recipe.tasks:
-        name = load_task(spec).name
+        name = load(spec).name
         if name in specs:
             do = f'give one another name: {spec.partition("(")[0]}(…, name="…")'
             raise MaskwiseError(f"two tasks are called {name!r}", got=f"{specs[name]} and {spec}", do=do)
@@ -99,13 +101,13 @@ def start_of(arm: Recipe) -> tuple[Any, PreTrainedConfig]:
     return tokenizer, arm.model.config(tokenizer, arm.links()[0].corpus.length, kind=arm.kind)
 
 
-def _check_arm(arm: Recipe) -> list[str]:
+def _check_arm(arm: Recipe, load: Callable[[str], Task[Any]]) -> list[str]:
     """The model, tokenizer and texts of one arm fit each other; returns warnings."""
     notes, links, start = [], arm.links(), arm.model.pretrained
     tokenizer, config = start_of(arm)
     check_start(config, len(tokenizer))
     for spec in arm.tasks:
-        if isinstance(task_kind := load_task(spec).kind, Tuned):
+        if isinstance(task_kind := load(spec).kind, Tuned):
             task_kind.check_model(config)
     for setting, link in zip(arm.settings_of("corpus.length"), links):
         check_room(config, link.corpus.length, what=setting)
@@ -142,7 +144,7 @@ def _rate_notes(finetune: FinetuneSettings, weights: int) -> Iterator[str]:
         yield f"{what}: leave it out, or take that"
 
 
-def _check_choices(recipe: Recipe) -> None:
+def _check_choices(recipe: Recipe, load: Callable[[str], Task[Any]]) -> None:
     """What a search goes by, and what arms are matched by, is there and can be compared."""
     links = [link for name in recipe.study.arms for link in recipe.arm(name, seed=0).links()]
     if recipe.study.match != "steps" and any(link.corpus.stream for link in links):
@@ -153,7 +155,7 @@ def _check_choices(recipe: Recipe) -> None:
         return
     if (search.by or ("dev" if recipe.tasks else "held-out")) == "dev":
         for task in recipe.tasks:
-            if not load_task(task).splits["dev"]:
+            if not load(task).splits["dev"]:
                 do = "give it a dev split; or study.search.by=held-out"
                 raise MaskwiseError(f"study.search goes by dev rows, and task {task} has none", do=do)
         return

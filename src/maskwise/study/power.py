@@ -62,6 +62,11 @@ def look_weights(looks: Sequence[int], alpha: float = 0.05) -> list[float]:
     return [(after - before) / alpha for before, after in pairwise(spent)]
 
 
+def look_weight(looks: Sequence[int] | None, runs: int) -> float:
+    """The share of the error that may be spent at this number of runs: all of it where no looks are planned."""
+    return look_weights(looks)[looks.index(runs)] if looks else 1.0
+
+
 def power_of(sd: float, difference: float, runs: int, *, alpha: float = 0.05) -> float:
     """Power of the two-sided paired t test (noncentral t); `sd` is that of the paired differences.
 

@@ -25,7 +25,7 @@ from maskwise.study.power import (
     attainable_level,
     detectable_difference,
     fewest_runs,
-    look_weights,
+    look_weight,
     runs_to_decide,
 )
 from maskwise.study.verdict.contrasts import compare, primary_pairs
@@ -83,7 +83,7 @@ def prospects_of(recipe: Recipe, folder: Path | None = None) -> list[Prospect]:
     study = recipe.study
     noise = _noise(recipe, folder)
     runs, family = len(study.seed_list), len([pair for pair in study.pairs if pair != study.gate])
-    weight = look_weights(study.looks)[study.looks.index(runs)] if study.looks else 1.0
+    weight = look_weight(study.looks, runs)
     return [
         _prospect(
             recipe,

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from maskwise.constants import FEWEST_DEV_SEEDS, NATS, PLATEAU_NATS, REFERENCE
 from maskwise.files import Candidate, Contrast, Reason
-from maskwise.study.power import P_FROM_RUNS, can_decide, look_weights
+from maskwise.study.power import P_FROM_RUNS, can_decide, look_weight
 from maskwise.study.statistics import interval_by_rule
 from maskwise.study.verdict.table import TOLERANCE, Table
 
@@ -146,8 +146,8 @@ class Reasons:
         margin = self._margin(row)
         if margin is None:
             return []
-        looks, runs = self.table.study.get("looks"), len(self.table.study["seeds"])
-        weight = look_weights(looks)[looks.index(runs)] if looks else 1.0
+        study = self.table.study
+        weight = look_weight(study.get("looks"), len(study["seeds"]))
         confidence = 1 - alpha * min(1.0, 2 * weight / max(1, self.family))
         low, high = interval_by_rule(plain, confidence=confidence)[:2]
         if low < -margin or high > margin:
