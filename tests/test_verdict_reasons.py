@@ -235,6 +235,9 @@ def test_overlap_is_said():
     assert row["verdict"] == "decided" and reason(row, "overlap")["overlapping"] == 12
     assert row["summary"]["overlap"] == [{k: v for k, v in line.items() if k != "kind"}]
     assert "overlap" not in codes(judged(more=[line | {"overlapping": 0}]))
+    few = judged(more=[line | {"overlapping": 3}])  # below a hundredth: said, but nothing need be done
+    assert "overlap" in codes(few)
+    assert ["Remove" in " ".join(each["summary"]["advice"]) for each in (row, few)] == [True, False]
 
 
 def test_an_interval_with_zero_is_not_decided_by_the_test():

@@ -24,6 +24,15 @@ NATS = "nats"
 IMBALANCED = 0.6
 """Above this share of one class accuracy says little, and macro F1 stands beside it."""
 
+
+def accuracy_misleads(metric: str | None, share: float | None) -> bool:
+    """Whether macro F1 must stand beside a score: accuracy, where so large a share of the rows has one label."""
+    return metric == "accuracy" and (share or 0) > IMBALANCED
+
+
+OVERLAP_SHARE = 0.01
+"""From this share of a task's test items in a corpus its score may be one of memory; below it is a note."""
+
 LOWER_IS_BETTER = (NATS,)
 """Metrics of tasks that are better when they are lower."""
 

@@ -19,7 +19,7 @@ from maskwise.cli.terminal import (
     out_console,
     print_json,
 )  # fmt: skip
-from maskwise.constants import IMBALANCED
+from maskwise.constants import accuracy_misleads
 from maskwise.errors import duration
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ def finetune(
         scores = f"{line['score']:.3f}", each, majority
         table.add_row(escape(line["task"]), line["metric"], *scores, str(line["test_items"]))
         macro = line["others"].get("macro-f1")
-        if line["metric"] == "accuracy" and (line["majority"] or 0) > IMBALANCED and macro is not None:
+        if macro is not None and accuracy_misleads(line["metric"], line["majority"]):
             table.add_row("", "macro-f1", f"{macro:.3f}", "", "", "")
     out_console.print(table)
 

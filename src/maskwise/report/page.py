@@ -19,7 +19,7 @@ import jinja2
 import vl_convert
 
 from maskwise import __version__
-from maskwise.constants import IMBALANCED, LOWER_IS_BETTER, REFERENCE
+from maskwise.constants import LOWER_IS_BETTER, OVERLAP_SHARE, REFERENCE, accuracy_misleads
 from maskwise.errors import duration
 from maskwise.folders import write_whole
 from maskwise.report.charts import (
@@ -151,7 +151,12 @@ def _warnings(folder: Folder) -> list[str]:
     """Corpora that hold test items."""
     return [
         f"{line['overlapping']:,} of {line['items']:,} test items of {line['task']} also occur in the corpus"
-        f" ({line['corpus']}): the scores may reflect memory."
+        f" ({line['corpus']})"
+        + (
+            ": the scores may reflect memory."
+            if line["overlapping"] >= OVERLAP_SHARE * line["items"]
+            else "."
+        )
         for line in folder.records
         if line["kind"] == "overlap" and line["overlapping"]
     ]
@@ -213,7 +218,7 @@ def task_table(folder: Folder) -> View | None:
         return None
     tasks = {task: folder.study["tasks"].get(task, {}) for task in scores}
     for task in [*tasks]:
-        if tasks[task].get("metric") == "accuracy" and (tasks[task].get("majority") or 0) > IMBALANCED:
+        if accuracy_misleads(tasks[task].get("metric"), tasks[task].get("majority")):
             beside = _scores(folder, "macro-f1")[task]
             if beside:
                 scores[f"{task} "], tasks[f"{task} "] = beside, {"metric": "macro-f1"}

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from transformers import PreTrainedConfig
 
-from maskwise.constants import IMBALANCED
+from maskwise.constants import accuracy_misleads
 from maskwise.errors import MaskwiseError, counted, duration
 from maskwise.keys import Keys
 from maskwise.masking import Masker
@@ -267,9 +267,13 @@ def _training(recipe: Recipe, first: Recipe, facts: Plain) -> Plain:
     training: Plain = {"steps": how.steps, "passes": passes, "plateau_steps": None}
     each = [arm["targets_per_step"] for arm in facts["arms"].values()]
     if first.model.pretrained is None and first.kind == "encoder" and each and min(each) > 0:
-        needed = PLATEAU_TARGETS * (facts["corpus"]["vocabulary"] / PLATEAU_VOCABULARY) ** 0.5
-        training["plateau_steps"] = round(needed / min(each))
+        training["plateau_steps"] = round(plateau_targets(facts["corpus"]["vocabulary"]) / min(each))
     return training
+
+
+def plateau_targets(vocabulary: int) -> float:
+    """Targets after which a small new model with so many words leaves the loss of word frequencies by 0.3 nats."""
+    return PLATEAU_TARGETS * (vocabulary / PLATEAU_VOCABULARY) ** 0.5
 
 
 # Time ------------------------------------------------------------------------------------------------------------
@@ -345,7 +349,7 @@ def _doubts(recipe: Recipe, first: Recipe, facts: Plain) -> Iterator[Plain]:
             what, f"training.steps={round(1.5 * needed, -1)}, or a start that is trained: model.pretrained"
         )
     for name, task in facts["tasks"].items():
-        if task["most"] > IMBALANCED and task["metric"] == "accuracy":
+        if accuracy_misleads(task["metric"], task["most"]):
             what = f"{task['most']:.0%} of the rows of {name} have one label: accuracy says little"
             yield doubt(what, "macro F1 stands beside it on the page; to judge by it, metric='macro-f1'")
         if task["test_items"] < FEW_TEST_ITEMS:
@@ -364,7 +368,7 @@ def _doubts(recipe: Recipe, first: Recipe, facts: Plain) -> Iterator[Plain]:
         fewest = max(prospect["fewest_runs"] for prospect in short)
         yield doubt(what, f"study.seeds={fewest}, or fewer study.contrasts")
     for limit in dict.fromkeys(limit for prospect in prospects for limit in prospect["limits"]):
-        yield doubt(f"a verdict says at most *suggests*: {limit}", "docs/studies.md")
+        yield doubt(f"a verdict says at most 'suggests': {limit}", "docs/studies.md")
 
 
 def _lines(recipe: Recipe, facts: Plain) -> Iterator[tuple[str, str]]:

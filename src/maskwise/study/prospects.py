@@ -203,6 +203,6 @@ def _lines(prospect: Prospect) -> Iterator[str]:
             f" study.seeds={fewest} can, and would see {see} or more with probability {POWER:g}"
         )
     for limit in prospect["limits"]:
-        yield f"{{which}}: at most *suggests*, because {limit}"
+        yield f"{{which}}: at most 'suggests', because {limit}"
     if prospect["margin_runs"] is not None and prospect["margin_runs"] != runs:
         yield f"{{which}}: to see a difference of study.margin takes {prospect['margin_runs']:,} runs"

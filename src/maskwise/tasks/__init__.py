@@ -2,6 +2,7 @@
 each, in labels, questions and generation), and the judging itself. Imports ``training`` and below, and ``text``."""
 
 from maskwise.tasks.cards import CARDS
+from maskwise.tasks.evaluators import evaluator_task
 from maskwise.tasks.judge import FinetuneSettings, Score, TaskRecord, evaluate_tasks, finetune, task_record
 from maskwise.tasks.loading import BUNDLED_TASKS, KINDS, load_task
 from maskwise.tasks.metrics import METRICS
@@ -10,5 +11,5 @@ from maskwise.tasks.tensors import TaskSource, encode
 
 __all__ = [
     "BUNDLED_TASKS", "CARDS", "KINDS", "METRICS", "FinetuneSettings", "Score", "Task", "TaskRecord", "TaskSource",
-    "encode", "evaluate_tasks", "finetune", "load_task", "task_record",
+    "encode", "evaluate_tasks", "evaluator_task", "finetune", "load_task", "task_record",
 ]  # fmt: skip

@@ -183,7 +183,7 @@ class TaskRecord(TypedDict):
 
 def evaluate_tasks(
     checkpoint: str | Path,
-    specs: Sequence[str],
+    specs: Sequence[str | Task],
     *,
     settings: FinetuneSettings | None = None,
     seeds: int | None = None,
@@ -194,7 +194,7 @@ def evaluate_tasks(
 
     Args:
         checkpoint: a folder or hub id with its tokenizer.
-        specs: as for ``load_task``. All are loaded and checked before the first is trained.
+        specs: as for ``load_task``, or tasks. All are loaded and checked before the first is trained.
         settings: of every fine-tuning.
         seeds: fine-tunings of each task; ``settings.seeds`` if not given. Frozen kinds run once: nothing is random.
         out: where ``records.jsonl`` is, whole after every task, and ``TASK/seed-N/checkpoint``; None keeps nothing.
@@ -213,11 +213,11 @@ def evaluate_tasks(
     settings = settings or FinetuneSettings()
     if out is not None:
         require_own(out, "records.jsonl", what="an earlier finetune")
-    tasks = [load_task(spec) for spec in specs]
+    tasks = [spec if isinstance(spec, Task) else load_task(spec) for spec in specs]
     for place, task in enumerate(tasks):
         if task.name in [other.name for other in tasks[:place]]:
             do = 'give one another name: …(name="…")'
-            raise MaskwiseError(f"two tasks are called {task.name!r}", got=specs[place], do=do)
+            raise MaskwiseError(f"two tasks are called {task.name!r}", got=str(specs[place]), do=do)
     tokenizer = load_tokenizer(str(checkpoint), needs_mask=False)
     for task in tasks:
         check_length(task, tokenizer, settings.max_length)

@@ -30,6 +30,7 @@ from maskwise.errors import MaskwiseError, counted, unknown_name
 from maskwise.specs import Call, parse_call, read_options
 from maskwise.tasks.cards import CARDS, TEMPLATE_TEXT, first_of, flat, guess_columns, with_inside, with_text
 from maskwise.tasks.closedbook import ClozeAnswers
+from maskwise.tasks.evaluators import Evaluator
 from maskwise.tasks.generation import Generation
 from maskwise.tasks.labels import (
     SentenceEmbedding,
@@ -63,6 +64,7 @@ KINDS: Mapping[str, Kind] = {
         ZeroShotSimilarity(),
         SentenceEmbedding(),
         Retrieval(),
+        Evaluator(),
     )
 }
 """The kinds of tasks, one class each. A new kind is a class, and a line here."""
@@ -111,6 +113,7 @@ def load_task(
     card: str | None = None,
     metric: str | None = None,
     pooling: str = "mean",
+    evaluator: str | None = None,
     beams: int | None = None,
     max_target: int | None = None,
     length_penalty: float | None = None,
@@ -131,8 +134,7 @@ def load_task(
             - a folder with files for train, dev (or validation) and/or test, or SentEval's with a file a class;
             - ``hf:ID`` or ``hf:ID:CONFIG`` for ``datasets.load_dataset``;
             - any of these with arguments of this function behind it: ``ud-pos(train_rows=300)``.
-        kind: a name in ``KINDS``; recognised from the columns if not given, but for cloze-qa and those that leave
-            the encoder as it is: zero-shot-similarity and sentence-embedding.
+        kind: a name in ``KINDS``; recognised from the columns if not given, but for cloze-qa and frozen kinds.
         text, pair, label: the columns (see ``Columns``), by name, or in tables without a header by place
             from 1; looked for among the usual names if not given. ``text`` may be a template of columns, such as
             "{question} {context}"; ``a|b`` is column a, or b where there is no a.
@@ -140,9 +142,8 @@ def load_task(
         card: the published task whose files these are. What else is given here counts more than the card.
         metric: one of the kind's metrics; else its usual one: the first, entity-f1 for BIO tags, matthews for CoLA.
         pooling: "mean" or "cls": see ``Task``.
-        beams, max_target, length_penalty, patterns: see ``Generation``.
-        train_rows: see ``Task.with_train_rows``.
-        name: what records call it; else made from ``spec``.
+        evaluator: see ``Evaluator``; beams, max_target, length_penalty, patterns: see ``Generation``.
+        train_rows, name: see ``Task.with_train_rows``; and what records call it, else made from ``spec``.
 
     Raises:
         MaskwiseError: there is nothing there, it cannot be read, has no labels or only one class, tokens and tags

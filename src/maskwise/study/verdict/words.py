@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-from maskwise.constants import DIFFUSION, NATS
-from maskwise.files import ArmFacts, Contrast
+from maskwise.constants import DIFFUSION, NATS, OVERLAP_SHARE
+from maskwise.files import ArmFacts, Contrast, Reason
 from maskwise.study.power import P_FROM_RUNS, can_decide
 
 Names = Mapping[str, str]
@@ -281,8 +281,14 @@ def advice_of(
         which = ", ".join(f"{arm} against {base}" if len(baselines) > 1 else arm for arm, base in pairs)
         sentence = f"Do not add runs for {which}: the difference is too small to detect with this much noise."
         advice.append(("no-more-seeds", sentence))
-    codes = {reason["code"] for row in rows for reason in row["reasons"] if reason.get("ratios") != {}}
+    codes = {reason["code"] for row in rows for reason in row["reasons"] if _matters(reason)}
     return advice + [(code, sentence) for code, sentence in ADVICE.items() if code in codes]
+
+
+def _matters(reason: Reason) -> bool:
+    """Whether something should be done: not where no ratio is unmatched, or where hardly an item is in the corpus."""
+    few = reason["code"] == "overlap" and reason["overlapping"] < OVERLAP_SHARE * reason["items"]
+    return not few and reason.get("ratios") != {}
 
 
 def _more_runs(enough: str, rows: Sequence[Contrast], looks: Sequence[int]) -> tuple[str, str]:
