@@ -654,6 +654,35 @@ def test_embeddings_are_means_of_real_tokens_whatever_the_batch(tokenizer):
         torch.testing.assert_close(first, states[0], rtol=1e-4, atol=1e-5)
 
 
+def test_dev_chooses_the_pooling_that_the_encoder_was_trained_in(tokenizer, tmp_path, monkeypatch):
+    """An encoder is judged by its first token where that tells the classes apart, and by its mean where that does."""
+    rows = [
+        {"text": f"the {'cat' if i % 2 else 'dog'} {i}", "label": i % 2, "split": split}
+        for split, count in (("train", 40), ("dev", 20), ("test", 20))
+        for i in range(count)
+    ]
+    path = write(tmp_path / "animals.jsonl", rows)
+    task = load_task(path, kind="sentence-embedding", pooling="dev")
+    for knows in ("mean", "cls"):
+
+        def told(network, texts, tokenizer, *, max_length, pooling, knows=knows):
+            generator = torch.Generator().manual_seed(len(texts))
+            noise = torch.randn(len(texts), 4, generator=generator)
+            if pooling == knows:
+                noise[:, 0] = torch.tensor([8.0 if "cat" in text else -8.0 for text in texts])
+            return noise
+
+        monkeypatch.setattr("maskwise.tasks.judge.embed", told)
+        settings = FinetuneSettings().training(task, seed=0)
+        score = finetune(
+            None, task, tokenizer=tokenizer, config=tiny(tokenizer), settings=settings, seed=0, max_length=16
+        )
+        assert score["score"] == 1.0 and score["notes"][0].startswith(f"pooling {knows}, chosen on dev (")
+    alone = write(tmp_path / "pairs.jsonl", [{"s1": f"a {i}", "s2": "b", "score": i % 5} for i in range(20)])
+    with pytest.raises(MaskwiseError, match="needs dev rows; got none; give it a dev split"):
+        load_task(alone, kind="zero-shot-similarity", pooling="dev")
+
+
 def test_losses_of_choices_are_softmaxes():
     scores = torch.tensor([[1.0, 2.0, -torch.inf], [0.5, 0.0, 3.0]])
     expected = -log_softmax(scores[0, :2], 0)[1] - log_softmax(scores[1], 0)[0]

@@ -14,7 +14,8 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any, Literal, NotRequired, TypedDict
@@ -328,12 +329,8 @@ def finetune(
     if isinstance(kind, Frozen):
         check_length(task, tokenizer, max_length)
         torch.nn.Module.to(network, best_device())
-        texts = {split: [text for row in rows for text in row.texts] for split, rows in task.splits.items()}
-        vectors = {
-            split: embed(network, each, tokenizer, max_length=max_length, pooling=task.pooling)
-            for split, each in texts.items() if each
-        }  # fmt: skip
-        answers = dict(kind.answers(task, vectors))
+        embedder = partial(embed, network, tokenizer=tokenizer, max_length=max_length)
+        answers, notes = _frozen_answers(kind, task, embedder)
     else:
         assert isinstance(kind, Tuned)
         settings = settings.model_copy(update={"seed": seed})
@@ -367,6 +364,25 @@ def finetune(
         "seconds": time.perf_counter() - began, "seed": seed, "notes": notes,
         "items": None if items is None else items.tolist(), "counts": None if counts is None else counts.tolist(),
     }  # fmt: skip
+
+
+def _frozen_answers(
+    kind: Frozen[Any], task: Task, embedder: Callable[..., Tensor]
+) -> tuple[dict[str, Answers], list[str]]:
+    """The answers by the task's pooling, or by the better one on dev, and a note that says which that was."""
+    texts = {split: [text for row in rows for text in row.texts] for split, rows in task.splits.items()}
+    tried: dict[str, dict[str, Answers]] = {}
+    for pooling in ("mean", "cls") if task.pooling == "dev" else (task.pooling,):
+        vectors = {split: embedder(each, pooling=pooling) for split, each in texts.items() if each}
+        tried[pooling] = dict(kind.answers(task, vectors))
+    if len(tried) == 1:
+        return tried[task.pooling], []
+    dev = {name: _finite(task, "dev", answers["dev"], task.metric) for name, answers in tried.items()}
+    best, scores = (
+        max(dev, key=dev.__getitem__),
+        ", ".join(f"{name} {score:.3f}" for name, score in dev.items()),
+    )
+    return tried[best], [f"pooling {best}, chosen on dev ({scores})"]
 
 
 class Best:

@@ -68,7 +68,7 @@ KINDS: Mapping[str, Kind] = {
     )
 }
 """The kinds of tasks, one class each. A new kind is a class, and a line here."""
-POOLINGS = ("mean", "cls")
+POOLINGS = ("mean", "cls", "dev")
 BUNDLED_TASKS = {
     "banking77": "banking77",
     "clinc150": "clinc150",
@@ -141,7 +141,7 @@ def load_task(
         where: "column=value": only rows that have it, such as "year=2014".
         card: the published task whose files these are. What else is given here counts more than the card.
         metric: one of the kind's metrics; else its usual one: the first, entity-f1 for BIO tags, matthews for CoLA.
-        pooling: "mean" or "cls": see ``Task``.
+        pooling: "mean", "cls" or "dev": see ``Task``.
         evaluator: see ``Evaluator``; beams, max_target, length_penalty, patterns: see ``Generation``.
         train_rows, name: see ``Task.with_train_rows``; and what records call it, else made from ``spec``.
 
@@ -246,6 +246,9 @@ def _load(
             do = "label more rows (empty and −1 mean: not labelled)" if skipped else "more rows are needed"
             got = f"skipped {counted(skipped)}" if skipped else None
             raise MaskwiseError(f"the {split} split of {place} is empty", got=got, do=do)
+    if pooling == "dev" and not splits["dev"]:
+        do = 'give it a dev split, or choose pooling="mean" or pooling="cls"'
+        raise MaskwiseError(f'pooling="dev" of {place} needs dev rows', got="none", do=do)
     labels = chosen.labels(splits["train" if chosen.needs_train else "test"], place, skipped)
     if metric is None:
         published = _USUAL_METRIC.get(Path(spec).name.lower())

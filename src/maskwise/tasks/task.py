@@ -265,7 +265,8 @@ class Task(Generic[R]):
         splits: train, dev and test.
         skipped: "split: reason" → rows left out.
         notes: how the splits were made, where the data did not have all three.
-        pooling: what stands for a sentence, in frozen kinds: "mean" or "cls".
+        pooling: what stands for a sentence, in frozen kinds: "mean", "cls", or "dev": whichever of them is better on
+            dev, since objectives differ in which of the two they train.
 
     >>> from maskwise.tasks import load_task
     >>> task = load_task("ud-pos(train_rows=40)")
