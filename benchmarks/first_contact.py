@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import sys
 import tempfile
 import time
@@ -57,18 +58,31 @@ def rates(model: str, *tasks: str) -> Any:
 
 
 def minutes(*recipes: str) -> Any:
-    """Seconds that check predicts for whole studies, and those that they take, with as many stages at once as cores."""
-    found = {}
+    """Seconds that check predicts for whole studies, and those that they take, with as many stages at once as cores.
+
+    ``work`` is the processor time of all stages: on a busy machine only this can be compared.
+    """
+    table = {}
     for words in recipes:
         name, *overrides = words.split()
-        predicted = outlook_of(name, overrides)["time"]["seconds"]
+        times = outlook_of(name, overrides)["time"]
+        predicted = sum(kind["seconds"] for kind in times["stages"].values())
         with tempfile.TemporaryDirectory() as folder:
-            began = time.perf_counter()
+            began, before = time.perf_counter(), _worked()
             run_study(read_recipe(name, overrides), Path(folder) / "out", quiet=True)
-            took = time.perf_counter() - began
-        found[words] = {"predicted": predicted, "took": round(took, 1), "ratio": round(took / predicted, 3)}
-        sys.stderr.write(f"{words}: {found[words]}\n")
-    return found
+            took, work = time.perf_counter() - began, _worked() - before
+        table[words] = {
+            "predicted": times["seconds"], "took": round(took, 1), "ratio": round(took / times["seconds"], 3),
+            "predicted_work": round(predicted, 1), "work": round(work, 1), "ratio_of_work": round(work / predicted, 3),
+        }  # fmt: skip
+        sys.stderr.write(f"{words}: {table[words]}\n")
+    return table
+
+
+def _worked() -> float:
+    """Processor seconds of this process and of all that it has waited for."""
+    each = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(use.ru_utime + use.ru_stime for use in each)
 
 
 CASES = [

@@ -19,7 +19,7 @@ from pathlib import Path
 from statistics import median
 
 ROOT = Path(__file__).resolve().parent.parent
-STARTS = 3
+STARTS = int(os.environ.get("STARTS", "3"))
 SENTENCE = "Marie Curie was born in Warsaw in 1867."
 COMMANDS = {
     "(bare)": [],

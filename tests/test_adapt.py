@@ -11,6 +11,7 @@ from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
 from maskwise.errors import MaskwiseError
 from maskwise.study.adapt import adapt_recipe, answer_of
+from maskwise.study.prospects import prospects_of
 from maskwise.tasks import load_task
 from tiny import WORDS, maskwise, write_lines
 
@@ -31,6 +32,7 @@ def test_the_recipe_fits_the_model(texts: Path, tmp_path: Path) -> None:
     recipe = adapt_recipe("bundled:encoder", str(texts), pairs=tmp_path / "pairs.jsonl")
     assert [*recipe.study.arms] == ["token-15", "words-30", "tsdae"] and recipe.study.seeds == 6
     assert recipe.study.pairs == [("words-30", "no-pretraining")]
+    assert not prospects_of(recipe)[0]["limits"]  # it can be decided without a search
     assert recipe.training.learning_rate == 1e-3 and recipe.arm("tsdae", seed=0).judged_on() == ()
     task = load_task(recipe.tasks[0])
     assert task.kind.name == "retrieval" and task.test_items == 60 and 0 < task.majority < 0.1

@@ -93,7 +93,8 @@ def adapt_recipe(
         "model": {"pretrained": model}, "masking": {"corruption": "mask-only"}, "training": training,
         "evaluation": {"rows": 128, "ratios": [0.15]}, "tasks": list(tasks),
         "finetune": {"seeds": 1, "max_length": min(128, most_tokens(config))},
-        "study": {"seeds": seeds, "baseline": "token-15", "contrasts": [[BEST, REFERENCE]]},
+        "study": {"seeds": seeds, "baseline": "token-15", "contrasts": [[BEST, REFERENCE]],
+                  "gate": [BEST, REFERENCE]},  # the model as it is has no settings to search: a plain test will do
     }  # fmt: skip
     if warm:
         head = {"freeze": "encoder", "steps": WARM_STEPS, "optimizer": "muon"}

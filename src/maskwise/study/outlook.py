@@ -51,9 +51,10 @@ FEW_TEST_ITEMS = 200
 MOST_PASSES = 8
 """Passes over a text above which it is rather learned by heart."""
 
-PLATEAU_TARGETS = 30_000
-"""Targets after which a small new model with the quick start's settings leaves the loss of word frequencies by 0.3 nats
-(docs/decisions/0004-laboratory.md); larger vocabularies take more, in proportion to the square root."""
+PLATEAU_TARGETS, PLATEAU_POWER = 72_000, 0.17
+"""Targets after which a small new model with the quick start's settings leaves the loss of word frequencies by 0.3 nats,
+with a vocabulary of ``PLATEAU_VOCABULARY``; larger ones take more, by this power. Fitted on the bundled Wikipedia with 512
+to 2,048 words (benchmarks/first_contact.py plateau)."""
 PLATEAU_VOCABULARY = 1024
 
 
@@ -273,7 +274,7 @@ def _training(recipe: Recipe, first: Recipe, facts: Plain) -> Plain:
 
 def plateau_targets(vocabulary: int) -> float:
     """Targets after which a small new model with so many words leaves the loss of word frequencies by 0.3 nats."""
-    return PLATEAU_TARGETS * (vocabulary / PLATEAU_VOCABULARY) ** 0.5
+    return PLATEAU_TARGETS * (vocabulary / PLATEAU_VOCABULARY) ** PLATEAU_POWER
 
 
 # Time ------------------------------------------------------------------------------------------------------------

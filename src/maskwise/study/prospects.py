@@ -186,12 +186,12 @@ def prospect_lines(prospects: Sequence[Prospect]) -> list[str]:
 
 def _lines(prospect: Prospect) -> Iterator[str]:
     runs, fewest = prospect["runs"], prospect["fewest_runs"]
-    unit = "spreads between paired runs (study.noise would say how much that is)"
+    unit = "times the spread between paired runs (study.noise would say how much that is)"
     if prospect["noise"] is not None:
         unit = f"{prospect['unit']} (noise {prospect['noise']:.2g}, {prospect['noise_from']})"
-    see = f"{prospect['detectable']:.2g} {unit}"
+    see = f"a difference of {prospect['detectable']:.2g} {unit} would be seen with probability {POWER:g}"
     if prospect["decidable"]:
-        yield f"{{which}}: {runs} runs can decide, and see {see} or more with probability {POWER:g}"
+        yield f"{{which}}: {runs} runs can decide; {see}"
     else:
         why = (
             f"their p is never below {prospect['smallest_p']:.2g}"
@@ -200,7 +200,7 @@ def _lines(prospect: Prospect) -> Iterator[str]:
         )
         yield (
             f"{{which}}: {runs} run{'s' * (runs != 1)} can never decide ({why}, after Holm's correction):"
-            f" study.seeds={fewest} can, and would see {see} or more with probability {POWER:g}"
+            f" study.seeds={fewest} can; {see}"
         )
     for limit in prospect["limits"]:
         yield f"{{which}}: at most 'suggests', because {limit}"

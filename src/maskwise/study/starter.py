@@ -145,7 +145,8 @@ def _written(source: str, specs: Sequence[str], comment: str) -> str:
             "training: {steps: 300, learning_rate: 1.0e-3, muon_learning_rate: 5.0e-3, eval_every: 75, save_every: 75}",
         ]
     else:
-        vocabulary, lower = (1024, "true") if facts.spaced else (512, "false")
+        vocabulary = 1024 if facts.spaced else 512
+        lower = "true" if facts.is_english else "false"  # which also takes away accents, as BERT does
         kind = "wordpiece" if facts.spaced else "bpe"
         lines += [
             f"tokenizer: {{kind: {kind}, vocab_size: {vocabulary}, lowercase: {lower}}}   # trained on this text",
