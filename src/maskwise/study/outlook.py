@@ -52,9 +52,9 @@ MOST_PASSES = 8
 """Passes over a text above which it is rather learned by heart."""
 
 PLATEAU_TARGETS, PLATEAU_POWER = 72_000, 0.17
-"""Targets after which a small new model with the quick start's settings leaves the loss of word frequencies by 0.3 nats,
-with a vocabulary of ``PLATEAU_VOCABULARY``; larger ones take more, by this power. Fitted on the bundled Wikipedia with 512
-to 2,048 words (benchmarks/first_contact.py plateau)."""
+"""Targets after which a small new model with the quick start's settings leaves the loss of word frequencies by 0.3
+nats, with a vocabulary of ``PLATEAU_VOCABULARY``; larger ones take more, by this power. Fitted on the bundled Wikipedia
+with 512 to 2,048 words (benchmarks/first_contact.py plateau)."""
 PLATEAU_VOCABULARY = 1024
 
 

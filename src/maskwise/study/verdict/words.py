@@ -23,7 +23,7 @@ DOUBTS = {
     "runs-added": "a suggestion, not proof, because runs were added after a verdict without a plan",
 }
 ADVICE = {
-    "gate-closed": "First make the arm of study.gate win, by more runs, longer training or other tasks: nothing else counts.",
+    "gate-closed": "First make the gate's arm win, by more runs, longer training or other tasks: nothing else counts.",
     "plateau": "Train longer, or at a higher ratio: a model that knows only word frequencies cannot be compared.",
     "chance-level": "Use easier tasks, or train longer: at chance level no choice can make a difference.",
     "no-task-tells": "Use tasks on which pre-training helps, or train longer: no other task can tell the arms apart.",
