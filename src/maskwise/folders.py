@@ -21,10 +21,11 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from maskwise.errors import MaskwiseError
+from maskwise.errors import MaskwiseError, unknown_name
 
 MANIFEST = "manifest.json"
 CARD = "README.md"
@@ -245,3 +246,23 @@ def sweep(folder: Path) -> None:
 
 def _partial(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.partial")
+
+
+def shipped() -> dict[str, Path]:
+    """The recipes that come with maskwise, by name."""
+    folder = Path(str(files("maskwise") / "recipes"))
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def recipe_path(source: str | Path) -> Path:
+    """The file of a recipe, or of a shipped one by name. It is here so that a typo is told before torch is imported.
+
+    Raises:
+        MaskwiseError: no such recipe.
+    """
+    path = shipped().get(str(source), Path(source))
+    if path.is_file():
+        return path
+    if path.suffix in (".yaml", ".yml") or "/" in str(source):
+        raise MaskwiseError("no such recipe file", got=str(source))
+    raise unknown_name("recipe", str(source), shipped(), do="or give the path of a YAML file")

@@ -13,6 +13,7 @@ from rich.text import Text
 from maskwise import __version__
 from maskwise.cli.terminal import Json, Out, Overrides, escape, out_console, print_json
 from maskwise.errors import MaskwiseError
+from maskwise.folders import recipe_path
 
 FIRST_STEPS = {
     'maskwise inspect "Marie Curie was born in Warsaw in 1867."': "see what is masked, before anything is trained",
@@ -61,6 +62,8 @@ def check(
 
     A file of texts or of labels is checked with the recipe that `maskwise study --new` would write for it.
     """
+    if not (Path(subject).exists() or subject.startswith(("hf:", "bundled:"))):
+        recipe_path(subject)  # a typo is told before anything large is imported
     from maskwise.study.outlook import outlook_of
 
     facts = outlook_of(subject, overrides or [], timing=timing)

@@ -21,6 +21,7 @@ from maskwise.cli.terminal import (
 )  # fmt: skip
 from maskwise.constants import accuracy_misleads
 from maskwise.errors import duration
+from maskwise.folders import recipe_path
 
 if TYPE_CHECKING:
     from maskwise.recipe import Recipe
@@ -60,10 +61,11 @@ def study(
     if new:
         write_new_recipe(recipe, overrides or [])
         return
+    recipe, overrides = _recipe_or_override(recipe, overrides)
+    recipe_path(recipe)  # a typo is told before anything large is imported
     from maskwise import study as room
     from maskwise.recipe import read_recipe
 
-    recipe, overrides = _recipe_or_override(recipe, overrides)
     whole = read_recipe(recipe, overrides)
     if dry_run:
         plan = room.dry_run(whole, out, jobs=jobs, engine=engine, cache=stages)
@@ -94,6 +96,7 @@ def pretrain(
     as_json: Json = False,
 ) -> None:
     """Pre-train one model. Also under torchrun, one process per device. The checkpoint is a plain folder."""
+    recipe_path(recipe)
     from maskwise.constants import rank_here
     from maskwise.recipe import read_recipe
     from maskwise.study.single import run_pretrain
@@ -155,6 +158,7 @@ def learn(
 ) -> None:
     """Learn what to mask from a task, also under torchrun. OUT/policy is the policy: masking.policy:
     learned("OUT/policy")."""
+    recipe_path(recipe)
     from maskwise.constants import rank_here
     from maskwise.recipe import read_recipe
     from maskwise.study.policies import run_learn

@@ -217,7 +217,7 @@ TABLES = {
     "samplers": "maskwise.samplers:SAMPLERS",
     "tasks": "maskwise.tasks:BUNDLED_TASKS",
     "cards": "maskwise.tasks:CARDS",
-    "recipes": "maskwise.recipe:shipped",
+    "recipes": "maskwise.folders:shipped",
 }
 """Where the names of each list stand."""
 

@@ -5,8 +5,9 @@ what everything else is; it may ``extends`` another one. Unknown keys name the n
 when the recipe is read, so that nothing fails after an hour.
 """
 
+from maskwise.folders import shipped
 from maskwise.recipe.overrides import explain, parse_value
-from maskwise.recipe.reading import read_recipe, shipped
+from maskwise.recipe.reading import read_recipe
 from maskwise.recipe.recipe import Recipe, validate
 
 __all__ = ["Recipe", "explain", "parse_value", "read_recipe", "shipped", "validate"]

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from importlib.resources import files
 from pathlib import Path
 
 import yaml
 
-from maskwise.errors import MaskwiseError, unknown_name
+from maskwise.errors import MaskwiseError
+from maskwise.folders import recipe_path
 from maskwise.recipe.overrides import Plain, merged, parse_override, put, read_yaml
 from maskwise.recipe.recipe import ARM_PARTS, Recipe, require_changeable, validate
-
-
-def shipped() -> dict[str, Path]:
-    """The recipes that come with maskwise, by name."""
-    folder = Path(str(files("maskwise") / "recipes"))
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
 def read_recipe(source: str | Path, overrides: Iterable[str] = ()) -> Recipe:
@@ -62,11 +56,7 @@ def _check_arm(recipe: Recipe, name: str) -> None:
 
 def _settings(source: str | Path, *, below: tuple[Path, ...] = ()) -> Plain:
     """The settings of a file, with those of the recipe that it extends under them."""
-    path = shipped().get(str(source), Path(source))
-    if not path.is_file():
-        if path.suffix in (".yaml", ".yml") or "/" in str(source):
-            raise MaskwiseError("no such recipe file", got=str(source))
-        raise unknown_name("recipe", str(source), shipped(), do="or give the path of a YAML file")
+    path = recipe_path(source)
     if path.resolve() in below:
         raise MaskwiseError(
             "recipes extend each other in a circle", got=" → ".join(p.name for p in (*below, path))

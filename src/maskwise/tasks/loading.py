@@ -254,16 +254,8 @@ def _load(
         published = _USUAL_METRIC.get(Path(spec).name.lower())
         metric = published if published in chosen.metrics else chosen.usual_metric(labels)
     chosen.check_metric(metric, labels)
-    task = Task(
-        name or _short_name(spec) + chosen.suffix,
-        chosen,
-        metric,
-        labels,
-        splits,
-        skipped,
-        (*guessed, *notes),
-        pooling,
-    )
+    name = name or _short_name(spec) + chosen.suffix
+    task = Task(name, chosen, metric, labels, splits, skipped, (*guessed, *notes), pooling)
     return task.with_train_rows(train_rows)
 
 
