@@ -24,6 +24,7 @@ from transformers import DataCollatorForLanguageModeling
 
 from maskwise.bench.timing import in_turn, surroundings
 from maskwise.masking import CORRUPTIONS, IGNORE, POLICIES, MaskedBatch, Masker, UnitKind, Vocabulary
+from maskwise.masking.diffusion import Noising
 from maskwise.text.documents import bundled_path, read_documents
 from maskwise.text.tokenizers import tokenise, train_tokenizer
 
@@ -46,6 +47,12 @@ def _piece_tokens(layout: str, length: int) -> int:
 _SPECS = {
     "mixture": "mixture(whole-word, span, token)",
     "group-weighted": "group-weighted(pos, 17)",
+}
+_DIFFUSION: dict[str, dict[str, Any]] = {
+    "diffusion": {},
+    "diffusion, bernoulli": {"budget": "bernoulli"},
+    "diffusion, weighted": {"policy": "weighted(units='token')", "budget": "bernoulli"},
+    "diffusion, salient first": {"policy": "salient", "fill": "random", "budget": "bernoulli"},
 }
 _POLICY_FOR = {"infill": "span(poisson=3.0)", "t5": "t5-span", "ul2": "ul2", "permute-sentences": "sentence"}
 
@@ -166,7 +173,8 @@ class _Contest:
         made["maskwise, whole-word, budget exact"] = self._masker("whole-word", "bert", budget="exact")
         for name in CORRUPTIONS:
             made.setdefault(f"maskwise, shown as {name}", self._masker(_POLICY_FOR.get(name, "token"), name))
-        return made
+        noisings = {f"maskwise, {name}": Noising(self.vocabulary, **more) for name, more in _DIFFUSION.items()}
+        return made | noisings
 
     def _masker(self, policy: str, corruption: str, *, budget: str = "expected") -> Masker:
         return Masker(self.vocabulary, policy=policy, corruption=corruption, budget=budget, ratio=RATIO)
@@ -233,7 +241,7 @@ class _Contest:
         eligible = table[ids]
         assert not (chosen & ~eligible).any(), f"{name}: a special token was chosen"
         share = float(chosen.sum() / eligible.sum())
-        if masker.budget == "exact":
+        if masker.budget == "exact" and not isinstance(masker, Noising):
             assert ((chosen.sum(1) - eligible.sum(1) * RATIO) < 1).all(), f"{name}: over the budget"
         if name.split(", ")[1] in ("token", "whole-word") and len(name.split(", ")) == 2:
             # Pieces round for themselves, so that a batch of many short ones strays a little.
