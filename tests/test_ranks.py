@@ -17,6 +17,7 @@ from transformers import AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 
 from maskwise.errors import MaskwiseError
 from maskwise.masking import Masker
+from maskwise.masking.diffusion import Noising
 from maskwise.objectives import MaskedLanguageModelling, objective
 from maskwise.recipe import read_recipe
 from maskwise.study.single import run_pretrain
@@ -66,6 +67,45 @@ def test_two_processes_with_unequal_targets_train_as_one(tmp_path: Path) -> None
             assert not info["missing_keys"] and not info["unexpected_keys"]
             for (name, mine), theirs in zip(one.model.named_parameters(), loaded.parameters(), strict=True):
                 torch.testing.assert_close(theirs, mine, rtol=1e-3, atol=2e-5, msg=name)
+
+
+class Kept(Noising):
+    """Keeps what it masks: (epoch, example id, greatest weight, masked places) of every row."""
+
+    def __call__(self, rows: Any, **more: Any) -> Any:
+        batch = super().__call__(rows, **more)
+        weights, chosen = batch.loss_weight.amax(1).tolist(), batch.selected.int().tolist()
+        self.rows = [*getattr(self, "rows", []), *zip([more["epoch"]] * len(weights), rows["example_id"].tolist(),
+                                                      weights, chosen, strict=True)]  # fmt: skip
+        return batch
+
+
+def diffusion(folder: Path, **more: Any) -> None:
+    """Train by masked diffusion, for more than one epoch, and write down the masks of this rank."""
+    chosen = settings(log_every=1, steps=7, **more)
+    for name, how in {
+        "exact": {},
+        "bell": {"ratio": "bell", "budget": "bernoulli", "visits": "complement"},
+    }.items():
+        masker = Kept(tokenizer(), seed=1, **how)
+        train(objective("diffusion", model("bert")), MaskedSource(DATA, masker, chosen), chosen,
+              folder=folder / name, quiet=True)  # fmt: skip
+        rank = int(os.environ.get("RANK", "0"))
+        (folder / name / f"masks-{rank}.json").write_text(json.dumps(masker.rows))
+
+
+@pytest.mark.slow
+def test_masked_diffusion_on_two_processes_is_that_of_one(tmp_path: Path) -> None:
+    """The same rates and masks for the same rows, and the same losses."""
+    diffusion(tmp_path / "one")
+    two_ranks(diffusion, tmp_path / "two")
+    for name in ("exact", "bell"):
+        one = json.loads((tmp_path / "one" / name / "masks-0.json").read_text())
+        halves = [json.loads((tmp_path / "two" / name / f"masks-{rank}.json").read_text()) for rank in (0, 1)]
+        assert len(halves[0]) == len(halves[1]) == len(one) // 2
+        assert sorted(one) == sorted(halves[0] + halves[1])
+        for a, b in zip(lines(tmp_path / "one" / name), lines(tmp_path / "two" / name), strict=True):
+            close(a, b, rel=1e-4)
 
 
 def resumed_ranks(folder: Path) -> None:

@@ -173,7 +173,9 @@ class _Contest:
         made["maskwise, whole-word, budget exact"] = self._masker("whole-word", "bert", budget="exact")
         for name in CORRUPTIONS:
             made.setdefault(f"maskwise, shown as {name}", self._masker(_POLICY_FOR.get(name, "token"), name))
-        noisings = {f"maskwise, {name}": Noising(self.vocabulary, **more) for name, more in _DIFFUSION.items()}
+        noisings = {
+            f"maskwise, {name}": Noising(self.vocabulary, **more) for name, more in _DIFFUSION.items()
+        }
         return made | noisings
 
     def _masker(self, policy: str, corruption: str, *, budget: str = "expected") -> Masker:

@@ -171,7 +171,9 @@ def reached(units: Units, rate_P: Array, *, may_fill: bool = False) -> tuple[Arr
     """
     assert units.weight is not None
     count_P, weight = units.count, units.weight.astype(np.float64)
-    tidy = units.in_order and count_P.all()  # then nothing is looked up: to repeat and to reduce take a third of the time
+    tidy = (
+        units.in_order and count_P.all()
+    )  # then nothing is looked up: to repeat and to reduce take a third of the time
 
     def total(values: Array) -> Array:
         if tidy:
@@ -189,8 +191,8 @@ def reached(units: Units, rate_P: Array, *, may_fill: bool = False) -> tuple[Arr
     length = units.length * (weight > 0.0)
     whole_P = np.maximum(total(length), 1)
     weight /= each(np.maximum(total(length * weight) / whole_P, 1e-300))
-    # The logarithm of the share that is left falls ever more slowly with τ, so Newton's steps come from the left and never
-    # pass the root; for equal weights it is a straight line, and for others nearly one.
+    # The logarithm of the share that is left falls ever more slowly with τ, so Newton's steps come from the left and
+    # never pass the root; for equal weights it is a straight line, and for others nearly one.
     left_P = np.maximum(1 - rate_P, EMPTY)
     wanted_P, tau_P = np.log(left_P), -np.log(left_P)
     for _ in range(STEPS):
