@@ -10,7 +10,7 @@ import pytest
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
 from maskwise.errors import MaskwiseError
-from maskwise.study.adapt import adapt_recipe, answer_of
+from maskwise.study.adapt import adapt_recipe, answer_of, kept_of
 from maskwise.study.prospects import prospects_of
 from maskwise.tasks import load_task
 from tiny import WORDS, maskwise, write_lines
@@ -83,3 +83,11 @@ def test_the_answer_is_a_sentence_for_every_verdict(texts: Path, tmp_path: Path)
     ):  # fmt: skip
         result = {"contrasts": [{**row, "verdict": verdict, "better": better}], "seconds": 600}
         assert answer_of(result, recipe).startswith(begins)
+
+
+def test_a_model_that_is_saved_is_not_praised_beyond_the_verdict() -> None:
+    folders = [Path("out/model"), Path("out/sentence-model")]
+    assert "may be chance" in kept_of("tsdae", folders, helps=False) and "nothing" in kept_of(
+        None, (), helps=False
+    )
+    assert kept_of("tsdae", folders, helps=True).endswith("saved in out/model and out/sentence-model.")

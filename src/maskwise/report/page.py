@@ -116,7 +116,7 @@ def _story(folder: Folder) -> View | None:
         return None
     runs = f"{len(study['seeds'])} run{'s' if len(study['seeds']) != 1 else ''}"
     judged = ", ".join(study["tasks"])
-    sentence = f"{len(folder.arms)} ways to pre-train, {runs} of each with the same seeds"
+    sentence = f"{len(folder.arms)} way{'s' * (len(folder.arms) != 1)} to pre-train, {runs} of each with the same seeds"
     sentence += (
         f", judged on {judged}" if judged else ", judged by held-out loss and what needs no fine-tuning"
     )

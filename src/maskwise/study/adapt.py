@@ -23,7 +23,7 @@ from maskwise.constants import REFERENCE
 from maskwise.errors import MaskwiseError, duration
 from maskwise.families import most_tokens
 from maskwise.folders import CARD, read_json, write_json, write_whole
-from maskwise.models import has_head, load_config, load_model, load_task_model, weights_of
+from maskwise.models import has_head, load_config, load_model, load_task_model, weights_of, without_advice
 from maskwise.recipe import Recipe, validate
 from maskwise.recipe.overrides import Plain, nested, parse_override, put
 from maskwise.study.starter import look_at
@@ -171,6 +171,20 @@ def answer_of(result: Plain, recipe: Recipe) -> str:
     return f"{said}: {amount}. It costs {steps:,} steps a run; the study took {duration(result['seconds'])}."
 
 
+def kept_of(best: str | None, folders: Sequence[Path], *, helps: bool) -> str:
+    """What was saved, and how sure it is that this is better than the model as it is.
+
+    Args:
+        helps: whether the study decided so.
+    """
+    if best is None:
+        return "No arm has a better mean than the model as it is: nothing is saved."
+    where = " and ".join(map(str, folders))
+    if helps:
+        return f"{best} has the best mean, and is saved in {where}."
+    return f"{best} has the best mean, which may be chance; it is saved in {where}. For now, keep the model as it is."
+
+
 def best_arm(out: Path, result: Plain) -> str | None:
     """The arm with the highest mean over its tasks; None where the model as it was is not beaten."""
     records = [
@@ -201,7 +215,8 @@ def save_adapted(out: Path, arm: str) -> tuple[Path, Path]:
         (whole, load_model(checkpoint, kind=None)),
         (sentences, load_task_model(checkpoint, load_config(checkpoint), head="embedding", seed=0)),
     ):
-        network.save_pretrained(folder)
+        with without_advice():
+            network.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         card = (checkpoint / CARD).read_text(encoding="utf-8")
         write_whole(folder / CARD, card if folder == whole else SENTENCE_CARD + card.partition("---\n\n")[2])
