@@ -75,6 +75,9 @@ def test_the_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["--length", "0"], "nothing to write"),
         (["--length", "500"], "longer than the model reads"),
+        (["--prompt", "w1 [MASK*99999999999]"], "longer than the model reads"),
+        (["--prompt", "w1 [MASK*" + "9" * 5000 + "]"], "longer than the model reads"),
+        (["--length", "99999999999"], "longer than the model reads"),
         (["--order", "backwards"], "confidence"),
         (["--temperature", "-1"], "temperature"),
     ],

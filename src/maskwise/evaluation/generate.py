@@ -35,6 +35,11 @@ GAP = re.compile(r"\[MASK(?:\*(\d+))?\]")
 SHOWN = "▢"
 
 
+def _size(gap: re.Match[str]) -> int:
+    """Tokens of a gap; more than twelve digits need not be read to know that it is too large."""
+    return int((gap[1] or "1")[:12])
+
+
 class Stage(NamedTuple):
     """The text after a step: its tokens (L,), framed, and how it reads, with ``SHOWN`` in every gap."""
 
@@ -69,8 +74,9 @@ class Writer:
             MaskwiseError: no gap at all, or more tokens than the model reads.
         """
         mask, ids, end = self.vocabulary.require_mask(), list[int](), 0
+        self._check_room(sum(_size(gap) for gap in GAP.finditer(prompt)) or length)  # before so many are made
         for gap in GAP.finditer(prompt):
-            ids += [*self._tokens(prompt[end : gap.start()]), *[mask] * int(gap[1] or 1)]
+            ids += [*self._tokens(prompt[end : gap.start()]), *[mask] * _size(gap)]
             end = gap.end()
         ids += self._tokens(prompt[end:])
         if not end:
@@ -79,13 +85,14 @@ class Writer:
             raise MaskwiseError("there is nothing to write", do="give --length, or gaps such as [MASK*5]")
         first, last = self.vocabulary.bos, self.vocabulary.eos
         framed = [*([] if first is None else [first]), *ids, *([] if last is None else [last])]
-        room = most_tokens(self.model.config)
-        if len(framed) > room:
-            what = "the text is longer than the model reads"
-            raise MaskwiseError(
-                what, got=f"{len(framed)} tokens", allowed=f"≤ {room}", do="give a lower --length"
-            )
+        self._check_room(len(framed))
         return torch.tensor(framed)
+
+    def _check_room(self, tokens: int) -> None:
+        room = most_tokens(self.model.config)
+        if tokens > room:
+            what, do = "the text is longer than the model reads", "give a lower --length, or smaller gaps"
+            raise MaskwiseError(what, got=f"{tokens} tokens", allowed=f"≤ {room}", do=do)
 
     @torch.inference_mode()
     def write(
