@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from maskwise.cli import main
+from maskwise.errors import MaskwiseError
 from maskwise.evaluation.bound import Bound
 from maskwise.evaluation.evaluate import bound_records
 from maskwise.masking.batch import IGNORE
@@ -158,6 +159,8 @@ def test_no_figure_per_byte_where_the_text_holds_unknown_tokens() -> None:
     records = bound_records(text, 30)
     assert [r["metric"] for r in records] == ["nats per token", "bits per token"]
     assert "no figure per byte" in str(records[0]["skipped"])
+    with pytest.raises(MaskwiseError, match=r"got 3 × \[UNK\]"):
+        Bound(rows_of(["nobody knows this"]), tokenizer(), torch.arange(1))
 
 
 def test_evaluate_refuses_what_has_no_bound(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -100,7 +100,8 @@ class Bound:
         self.tokens_P = np.concatenate(tokens) if tokens else np.zeros(0, np.int64)
         self.first = np.cumsum([0, *map(len, tokens)])
         if not self.tokens_P.sum():
-            raise MaskwiseError("no held-out token can be predicted", do="use more held-out text")
+            got, do = f"{self.unknown} × [UNK]", "give a text that the model's tokenizer knows, and more of it"
+            raise MaskwiseError("no held-out token can be predicted", got=got, do=do)
 
     @classmethod
     def among(
