@@ -62,12 +62,18 @@ def prepare(corpus: Path, folder: Path) -> dict[str, float]:
 
 
 def _anonymous() -> int:
-    """Bytes of anonymous memory of this process and its children."""
+    """Bytes of anonymous memory of this process and its children.
+
+    A child that still bears our command line is between fork and exec: its pages are ours, and would count twice.
+    """
+    ours = Path("/proc/self/cmdline").read_bytes()
     children = Path("/proc/self/task").glob("*/children")
     pids = ["self", *(pid for file in children for pid in file.read_text().split())]
     total = 0
     for pid in pids:
         try:
+            if pid != "self" and Path(f"/proc/{pid}/cmdline").read_bytes() == ours:
+                continue
             lines = Path(f"/proc/{pid}/status").read_text().splitlines()
         except OSError:
             continue
