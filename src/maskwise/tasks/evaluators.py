@@ -77,7 +77,7 @@ class Evaluator(Frozen[EvaluatedRow]):
     """
 
     evaluator: Any = "triplet"
-    name, suffix, needs_train, metrics = "evaluator", "-evaluator", False, ("evaluator",)  # type: ignore[misc]
+    name, suffix, needs_train, metrics = "evaluator", "-evaluator", False, ("evaluator",)
     columns = UsualColumns(("anchor", "sentence1"), (), ())
 
     @property
