@@ -1,7 +1,7 @@
 """Make the bundled data set ``echoes``: texts that say everything twice, so that what can be learned from them is known.
 
-A text is a sequence of invented words, drawn evenly, and then the same sequence again. Whoever has learned to look at the
-other copy knows every word that is whole there; nothing else can be known.
+A text is a sequence of invented words, drawn evenly, and then the same sequence again. Whoever has learned to look
+at the other copy knows every word that is whole there; nothing else can be known.
 
     python scripts/build_echoes.py        # writes src/maskwise/data/echoes.jsonl.gz, always the same bytes
 """

@@ -41,7 +41,17 @@ from maskwise.text.worlds import read_world
 
 Item = TypeVar("Item")
 
-BUNDLED = ("banking77", "clinc150", "echoes", "families", "trivia", "ud_ewt_pos", "wikigold", "wikipedia", "wnut17")
+BUNDLED = (
+    "banking77",
+    "clinc150",
+    "echoes",
+    "families",
+    "trivia",
+    "ud_ewt_pos",
+    "wikigold",
+    "wikipedia",
+    "wnut17",
+)
 UNNAMED = "the list of documents"
 """The name of a corpus that is given as a list."""
 EMPTY, BINARY, NO_TEXT, REPEATED = "empty", "binary (NUL characters)", "no text field", "repeated text"
