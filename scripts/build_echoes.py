@@ -1,4 +1,4 @@
-"""Make the bundled data set ``echoes``: texts that say everything twice, so that what can be learned from them is known.
+"""Make the bundled data set ``echoes``: texts that say everything twice, so that it is known what can be learned.
 
 A text is a sequence of invented words, drawn evenly, and then the same sequence again. Whoever has learned to look
 at the other copy knows every word that is whole there; nothing else can be known.
