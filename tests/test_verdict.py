@@ -88,6 +88,20 @@ def test_the_share_of_a_gain_is_that_of_the_mean_gains_over_pairs():
     assert "shares" not in summarise(records, study)
 
 
+def test_without_tasks_the_share_is_of_held_out_loss():
+    study, _ = study_of(SHARED)
+    records = [
+        heldout_record(arm, seed, "token", 5 - score)
+        for arm in SHARED
+        for seed, score in enumerate(SHARED[arm])
+    ]
+    meta, _ = summarise(records, study | {"share": ("oracle", "random")})["shares"]
+    gains = {arm: np.mean(SHARED[arm]) - np.mean(SHARED["random"]) for arm in SHARED}
+    assert meta["task"] == "held-out loss (token masks)" and meta["low"] < meta["share"] < meta["high"]
+    assert meta["share"] == pytest.approx(gains["meta"] / gains["oracle"])
+    assert "adds to random in held-out loss (token masks)" in meta["sentence"]
+
+
 def test_there_is_no_share_of_nothing():
     study, records = study_of(SHARED)
     for row in summarise(records, study | {"share": ("none", "random")})["shares"]:

@@ -41,6 +41,7 @@ from maskwise.study.statistics import (
 )
 from maskwise.study.verdict.reasons import Reasons
 from maskwise.study.verdict.table import TOLERANCE, BySeed, Table
+from maskwise.study.verdict.words import outcome_words
 
 MOST_MORE_RUNS = 50  # a longer way to a decision is no advice: the difference is too small to matter
 
@@ -313,7 +314,8 @@ def _plan(comparison: Comparison, *, alpha: float) -> tuple[int | None, Detectab
 
 
 def gain_shares(table: Table, best: str, baseline: str, names: Mapping[str, str]) -> list[GainShare]:
-    """For every task and every other arm: the share of what ``best`` adds to ``baseline`` that it adds too.
+    """For every other arm: the share of what ``best`` adds to ``baseline`` that it adds too, on every task, or in
+    held-out loss where there is none.
 
     The share is that of the mean gains over the seeds that all three have; its interval is Fieller's, over the same
     pairs of runs as a contrast.
@@ -322,35 +324,37 @@ def gain_shares(table: Table, best: str, baseline: str, names: Mapping[str, str]
         names: the arms in words.
     """
     arms = [arm for arm in table.study["arms"] if arm not in (best, baseline)]
-    return [_gain_share(table, arm, best, baseline, task, names) for task in table.tasks for arm in arms]
+    outcomes = table.tasks or table.heldout
+    return [_gain_share(table, arm, best, baseline, outcome, names) for outcome in outcomes for arm in arms]
 
 
 def _gain_share(
-    table: Table, arm: str, best: str, baseline: str, task: str, names: Mapping[str, str]
+    table: Table, arm: str, best: str, baseline: str, outcome: str, names: Mapping[str, str]
 ) -> GainShare:
-    scores = [table.values(task, each) for each in (arm, best, baseline)]
+    scores = [table.values(outcome, each) for each in (arm, best, baseline)]
     seeds = sorted(set.intersection(*(set(by_seed) for by_seed in scores)))
     mine, most, base = (np.array([by_seed[seed] for seed in seeds]) for by_seed in scores)
     gain, whole = mine - base, most - base
-    sign = 1 if table.higher_is_better(task) else -1
+    sign = 1 if table.higher_is_better(outcome) else -1
     share = low = high = None
+    where = outcome_words(outcome)
     if len(seeds) and sign * whole.mean() > 0:
         share = float(gain.mean() / whole.mean())
         low, high = ratio_interval(gain, whole) if len(seeds) > 1 else (None, None)
     arm_words, best_words, base_words = (names.get(name, name) for name in (arm, best, baseline))
     if share is None:
         sentence = (
-            f"{best_words} adds nothing to {base_words} on {task}, so there is nothing to have a share of."
+            f"{best_words} adds nothing to {base_words} {where}, so there is nothing to have a share of."
         )
     else:
         pairs = f"{len(seeds)} run{'' if len(seeds) == 1 else 's'} each"
         sure = "no interval" if low is None or high is None else f"95 % {_percent(low)} to {_percent(high)}"
-        sentence = f"{arm_words} has {_percent(share)} of what {best_words} adds to {base_words} on {task}"
+        sentence = f"{arm_words} has {_percent(share)} of what {best_words} adds to {base_words} {where}"
         sentence = f"{sentence} ({sure}; {pairs})."
     sentence = sentence[0].upper() + sentence[1:]
     return {
-        "arm": arm, "best": best, "baseline": baseline, "task": task, "n": len(seeds),
-        "share": share, "low": low, "high": high, "sentence": sentence,
+        "arm": arm, "best": best, "baseline": baseline, "task": where.removeprefix("on ").removeprefix("in "),
+        "n": len(seeds), "share": share, "low": low, "high": high, "sentence": sentence,
     }  # fmt: skip
 
 
