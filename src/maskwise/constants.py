@@ -33,6 +33,12 @@ def accuracy_misleads(metric: str | None, share: float | None) -> bool:
 OVERLAP_SHARE = 0.01
 """From this share of a task's test items in a corpus its score may be one of memory; below it is a note."""
 
+
+def overlap_matters(overlapping: int, items: int) -> bool:
+    """Whether so many of a task's test items stand in a corpus that its score may be one of memory."""
+    return overlapping >= OVERLAP_SHARE * items
+
+
 LOWER_IS_BETTER = (NATS,)
 """Metrics of tasks that are better when they are lower."""
 

@@ -100,11 +100,8 @@ class Bound:
         self.tokens_P = np.concatenate(tokens) if tokens else np.zeros(0, np.int64)
         self.first = np.cumsum([0, *map(len, tokens)])
         if not self.tokens_P.sum():
-            got, do = (
-                f"{self.unknown} × [UNK]",
-                "give a text that the model's tokenizer knows, and more of it",
-            )
-            raise MaskwiseError("no held-out token can be predicted", got=got, do=do)
+            do = "give a text that the model's tokenizer knows, and more of it"
+            raise MaskwiseError("no held-out token can be predicted", got=f"{self.unknown} × [UNK]", do=do)
 
     @classmethod
     def among(

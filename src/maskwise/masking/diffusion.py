@@ -171,9 +171,8 @@ def reached(units: Units, rate_P: Array, *, may_fill: bool = False) -> tuple[Arr
     """
     assert units.weight is not None
     count_P, weight = units.count, units.weight.astype(np.float64)
-    tidy = (
-        units.in_order and count_P.all()
-    )  # then nothing is looked up: to repeat and to reduce take a third of the time
+    # Where no unit need be looked up, to repeat and to reduce take a third of the time.
+    tidy = units.in_order and count_P.all()
 
     def total(values: Array) -> Array:
         if tidy:

@@ -19,7 +19,7 @@ import jinja2
 import vl_convert
 
 from maskwise import __version__
-from maskwise.constants import LOWER_IS_BETTER, OVERLAP_SHARE, REFERENCE, accuracy_misleads
+from maskwise.constants import LOWER_IS_BETTER, REFERENCE, accuracy_misleads, overlap_matters
 from maskwise.errors import duration
 from maskwise.folders import write_whole
 from maskwise.report.charts import (
@@ -77,7 +77,8 @@ def page_content(folder: Folder) -> View:
         "study": folder.study,
         "summary": folder.summary,
         "story": _story(folder),
-        "warnings": _warnings(folder),
+        "warnings": _overlaps(folder, matter=True),
+        "small_overlaps": _overlaps(folder, matter=False),
         "missing": _missing(folder),
         "arms": [_arm(folder, arm, colours[arm]) for arm in folder.arms],
         "forests": forest_groups(folder.summary["contrasts"], colours),
@@ -147,19 +148,15 @@ def _arm(folder: Folder, arm: str, colour: str) -> View:
     }
 
 
-def _warnings(folder: Folder) -> list[str]:
-    """Corpora that hold test items."""
+def _overlaps(folder: Folder, *, matter: bool) -> list[str]:
+    """Corpora that hold so many test items that scores may be of memory; or, in plain notes, those that hold fewer."""
     return [
         f"{line['overlapping']:,} of {line['items']:,} test items of {line['task']} also occur in the corpus"
-        f" ({line['corpus']})"
-        + (
-            ": the scores may reflect memory."
-            if line["overlapping"] >= OVERLAP_SHARE * line["items"]
-            else "."
-        )
+        f" ({line['corpus']}){': the scores may reflect memory' if matter else ''}."
         for line in folder.records
         if line["kind"] == "overlap" and line["overlapping"]
-    ]
+        and overlap_matters(line["overlapping"], line["items"]) == matter
+    ]  # fmt: skip
 
 
 MOST_NAMED = 6

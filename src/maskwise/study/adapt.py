@@ -146,11 +146,9 @@ def _first_sentence(text: str) -> tuple[str, str]:
 
 def answer_of(result: Plain, recipe: Recipe) -> str:
     """Does it help, by how much, at what cost: one or two sentences from the primary contrast of the study."""
-    rows = [row for row in result["contrasts"] if row["primary"] and row["outcome"] == "tasks"]
-    rows = rows or [row for row in result["contrasts"] if row["primary"]]
-    if not rows:
+    row = _primary(result)
+    if row is None:
         return "Nothing was compared."
-    row = rows[0]
     natural = row.get("natural") or row
     points = 100 * (natural["mean"] or 0.0)
     on = f"{len(recipe.tasks)} task{'s' * (len(recipe.tasks) != 1)}"
@@ -169,6 +167,18 @@ def answer_of(result: Plain, recipe: Recipe) -> str:
     said = said or "It cannot be told from these runs"
     steps = sum(link.training.steps for link in recipe.arm(BEST, seed=0).links())
     return f"{said}: {amount}. It costs {steps:,} steps a run; the study took {duration(result['seconds'])}."
+
+
+def going_on_helps(result: Plain) -> bool:
+    """Whether the study decided that going on helps."""
+    row = _primary(result)
+    return row is not None and (row["verdict"], row["better"]) == ("decided", "arm")
+
+
+def _primary(result: Plain) -> Plain | None:
+    """The primary contrast on the tasks, or else in whatever was measured."""
+    rows = [row for row in result["contrasts"] if row["primary"]]
+    return next((row for row in rows if row["outcome"] == "tasks"), rows[0] if rows else None)
 
 
 def kept_of(best: str | None, folders: Sequence[Path], *, helps: bool) -> str:

@@ -378,10 +378,8 @@ def _frozen_answers(
     if len(tried) == 1:
         return tried[task.pooling], []
     dev = {name: _finite(task, "dev", answers["dev"], task.metric) for name, answers in tried.items()}
-    best, scores = (
-        max(dev, key=dev.__getitem__),
-        ", ".join(f"{name} {score:.3f}" for name, score in dev.items()),
-    )
+    best = max(dev, key=dev.__getitem__)
+    scores = ", ".join(f"{name} {score:.3f}" for name, score in dev.items())
     return tried[best], [f"pooling {best}, chosen on dev ({scores})"]
 
 

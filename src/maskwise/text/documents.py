@@ -42,16 +42,8 @@ from maskwise.text.worlds import read_world
 Item = TypeVar("Item")
 
 BUNDLED = (
-    "banking77",
-    "clinc150",
-    "echoes",
-    "families",
-    "trivia",
-    "ud_ewt_pos",
-    "wikigold",
-    "wikipedia",
-    "wnut17",
-)
+    "banking77", "clinc150", "echoes", "families", "trivia", "ud_ewt_pos", "wikigold", "wikipedia", "wnut17",
+)  # fmt: skip
 UNNAMED = "the list of documents"
 """The name of a corpus that is given as a list."""
 EMPTY, BINARY, NO_TEXT, REPEATED = "empty", "binary (NUL characters)", "no text field", "repeated text"

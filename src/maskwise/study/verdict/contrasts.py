@@ -353,8 +353,9 @@ def _gain_share(
         sentence = f"{sentence} ({sure}; {pairs})."
     sentence = sentence[0].upper() + sentence[1:]
     return {
-        "arm": arm, "best": best, "baseline": baseline, "task": where.removeprefix("on ").removeprefix("in "),
-        "n": len(seeds), "share": share, "low": low, "high": high, "sentence": sentence,
+        "arm": arm, "best": best, "baseline": baseline, "n": len(seeds),
+        "task": outcome if outcome in table.tasks else where.removeprefix("in "),
+        "share": share, "low": low, "high": high, "sentence": sentence,
     }  # fmt: skip
 
 

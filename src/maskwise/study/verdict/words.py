@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-from maskwise.constants import DIFFUSION, NATS, OVERLAP_SHARE
+from maskwise.constants import DIFFUSION, NATS, overlap_matters
 from maskwise.files import ArmFacts, Contrast, Reason
 from maskwise.study.power import P_FROM_RUNS, can_decide
 
@@ -287,7 +287,7 @@ def advice_of(
 
 def _matters(reason: Reason) -> bool:
     """Whether something should be done: not where no ratio is unmatched, or where hardly an item is in the corpus."""
-    few = reason["code"] == "overlap" and reason["overlapping"] < OVERLAP_SHARE * reason["items"]
+    few = reason["code"] == "overlap" and not overlap_matters(reason["overlapping"], reason["items"])
     return not few and reason.get("ratios") != {}
 
 
