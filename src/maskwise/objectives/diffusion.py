@@ -79,9 +79,9 @@ class MaskedDiffusion(MaskedLanguageModelling):
         return Noising(tokenizer, **cls.settings(masking, {}), seed=seed)
 
     def forward(self, batch: MaskedBatch) -> Outcome:  # type: ignore[override]  # a dict has no weights
-        losses, where = self.token_losses(batch)
+        losses, where, right = self.answers(batch)
         total = weighted(losses, batch.loss_weight, *where.unbind(1)).sum()
-        return Outcome(total, counted(batch.counted or 0, losses), losses.detach(), where, self._right)
+        return Outcome(total, counted(batch.counted or 0, losses), losses.detach(), where, right)
 
 
 NAMED = {"budget": "exact", "fill": "none", "visits": "random"}

@@ -50,28 +50,31 @@ class MaskedLanguageModelling(Objective):
     tells_right: bool = False
     """Whether outcomes say which targets were predicted right; the head is then not compiled."""
 
-    _right: Tensor | None = None
-
     def forward(self, batch: MaskedBatch | dict[str, Tensor]) -> Outcome:
-        losses, where = self.token_losses(batch)
-        return Outcome(losses.sum(), counted(losses.numel(), losses), losses.detach(), where, self._right)
+        losses, where, right = self.answers(batch)
+        return Outcome(losses.sum(), counted(losses.numel(), losses), losses.detach(), where, right)
 
     def token_losses(self, batch: MaskedBatch | dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Loss (M,) float32 and place (M, 2) of every target, in the order of the rows."""
+        return self.answers(batch)[:2]
+
+    def answers(self, batch: MaskedBatch | dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Losses and places as in ``token_losses``, and whether the likeliest token is the right one: (M,) bool, or
+        None unless ``tells_right``."""
         where = target_places(batch)
         row, column = where.unbind(1)
         truth, inputs = batch["labels"][row, column], self.inputs(batch)
         if self.compiled is None or self.tells_right:
             logits = masked_logits(self.model, inputs, row, column)
-            self._right = logits.argmax(-1) == truth if self.tells_right else None
-            return cross_entropy(unrounded(logits), truth, reduction="none"), where
+            right = logits.argmax(-1) == truth if self.tells_right else None
+            return cross_entropy(unrounded(logits), truth, reduction="none"), where, right
         states = adapter_of(self.model.config).states(self.model, inputs)
         more = padded_count(len(where)) - len(where)
         states_MH, truth = (
             states[pad(row, (0, more)), pad(column, (0, more))],
             pad(truth, (0, more), value=IGNORE),
         )
-        return self.compiled(self.model, states_MH, truth)[: len(where)], where
+        return self.compiled(self.model, states_MH, truth)[: len(where)], where, None
 
     @torch.no_grad()
     def entropies(self, source: AnnotatedBatch, at: Array, mask: int) -> Array:

@@ -264,7 +264,8 @@ def _time_task(work: Work, data: Prepared) -> dict[str, float]:
         torch.nn.Module.to(network, best_device())
         texts = [text for row in small.splits["test"] for text in row.texts]
         began = _now()
-        embed(network, texts, tokenizer, max_length=settings.max_length, pooling=task.pooling)
+        for pooling in task.poolings:
+            embed(network, texts, tokenizer, max_length=settings.max_length, pooling=pooling)
         each = (_now() - began) / max(1, len(small.splits["test"]))
         return {"seconds": start + each * sum(map(len, task.splits.values()))}
     assert isinstance(task.kind, Tuned)

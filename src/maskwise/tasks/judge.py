@@ -372,7 +372,7 @@ def _frozen_answers(
     """The answers by the task's pooling, or by the better one on dev, and a note that says which that was."""
     texts = {split: [text for row in rows for text in row.texts] for split, rows in task.splits.items()}
     tried: dict[str, dict[str, Answers]] = {}
-    for pooling in ("mean", "cls") if task.pooling == "dev" else (task.pooling,):
+    for pooling in task.poolings:
         vectors = {split: embedder(each, pooling=pooling) for split, each in texts.items() if each}
         tried[pooling] = dict(kind.answers(task, vectors))
     if len(tried) == 1:

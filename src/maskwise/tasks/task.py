@@ -306,6 +306,11 @@ class Task(Generic[R]):
         return self.kind.frozen
 
     @property
+    def poolings(self) -> tuple[str, ...]:
+        """What is tried to stand for a sentence, in frozen kinds."""
+        return ("mean", "cls") if self.pooling == "dev" else (self.pooling,)
+
+    @property
     def test_items(self) -> int:
         """How many things the score is over: rows, or words."""
         return sum(row.items for row in self.splits["test"])
