@@ -39,6 +39,16 @@ def overlap_matters(overlapping: int, items: int) -> bool:
     return overlapping >= OVERLAP_SHARE * items
 
 
+def overlap_words(overlapping: int, items: int, task: str) -> str:
+    """How many test items of a task stand in a corpus.
+
+    >>> overlap_words(1, 600, "ud-pos")
+    '1 of 600 test items of ud-pos also occurs in the corpus'
+    """
+    occur = "occurs" if overlapping == 1 else "occur"
+    return f"{overlapping:,} of {items:,} test items of {task} also {occur} in the corpus"
+
+
 LOWER_IS_BETTER = (NATS,)
 """Metrics of tasks that are better when they are lower."""
 

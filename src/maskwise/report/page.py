@@ -19,7 +19,7 @@ import jinja2
 import vl_convert
 
 from maskwise import __version__
-from maskwise.constants import LOWER_IS_BETTER, REFERENCE, accuracy_misleads, overlap_matters
+from maskwise.constants import LOWER_IS_BETTER, REFERENCE, accuracy_misleads, overlap_matters, overlap_words
 from maskwise.errors import duration
 from maskwise.folders import write_whole
 from maskwise.report.charts import (
@@ -151,8 +151,8 @@ def _arm(folder: Folder, arm: str, colour: str) -> View:
 def _overlaps(folder: Folder, *, matter: bool) -> list[str]:
     """Corpora that hold so many test items that scores may be of memory; or, in plain notes, those that hold fewer."""
     return [
-        f"{line['overlapping']:,} of {line['items']:,} test items of {line['task']} also occur in the corpus"
-        f" ({line['corpus']}){': the scores may reflect memory' if matter else ''}."
+        overlap_words(line["overlapping"], line["items"], line["task"])
+        + f" ({line['corpus']}){': the scores may reflect memory' if matter else ''}."
         for line in folder.records
         if line["kind"] == "overlap" and line["overlapping"]
         and overlap_matters(line["overlapping"], line["items"]) == matter

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from maskwise.constants import FEWEST_DEV_SEEDS, NATS, PLATEAU_NATS, REFERENCE
+from maskwise.constants import FEWEST_DEV_SEEDS, NATS, PLATEAU_NATS, REFERENCE, overlap_words
 from maskwise.files import Candidate, Contrast, Reason
 from maskwise.study.power import P_FROM_RUNS, can_decide, look_weight
 from maskwise.study.statistics import interval_by_rule
@@ -266,9 +266,7 @@ class Reasons:
         for line in table.overlap:
             if line["task"] in table.measured(row["outcome"], *pair) and line["overlapping"]:
                 task, items_shared = line["task"], line["overlapping"]
-                sentence = (
-                    f"{items_shared:,} of {line['items']:,} test items of {task} also occur in the corpus"
-                )
+                sentence = overlap_words(items_shared, line["items"], task)
                 overlap: Reason = {"code": "overlap", "effect": "said", "sentence": sentence, "task": task}
                 reasons.append(overlap | {"items": line["items"], "overlapping": items_shared})
         return reasons

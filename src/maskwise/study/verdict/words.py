@@ -40,7 +40,13 @@ ADVICE = {
 
 
 def describe_arms(arms: Mapping[str, ArmFacts]) -> dict[str, str]:
-    """What each arm does, in words ("masking 30 % of the tokens"); its name where words fail, or would not differ."""
+    """What each arm does, in words ("masking 30 % of the tokens"); its name where words fail, or would not differ.
+
+    >>> arms = {"a": {"policy": "token", "ratio": "constant(0.3)", "overrides": {}},
+    ...     "b": {"policy": "type-weighted", "ratio": "linear(0.3, 0.1)", "overrides": {"masking.policy": "type-weighted"}}}
+    >>> describe_arms(arms)
+    {'a': 'masking 30 % of the tokens', 'b': 'masking by type-weighted (30 % falling to 10 %)'}
+    """
     words = {name: _describe(facts) or name for name, facts in arms.items()}
     return {name: text if list(words.values()).count(text) == 1 else name for name, text in words.items()}
 
@@ -62,7 +68,7 @@ def _describe(facts: ArmFacts) -> str | None:
         return None
     if facts["policy"] == "token":
         return f"masking {share} of the tokens"
-    what = "whole words" if facts["policy"] == "whole-word" else f"{facts['policy']} units"
+    what = "whole words" if facts["policy"] == "whole-word" else f"by {facts['policy']}"
     return f"masking {what} ({share})"
 
 
