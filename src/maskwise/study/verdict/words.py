@@ -43,7 +43,7 @@ def describe_arms(arms: Mapping[str, ArmFacts]) -> dict[str, str]:
     """What each arm does, in words ("masking 30 % of the tokens"); its name where words fail, or would not differ.
 
     >>> arms = {"a": {"policy": "token", "ratio": "constant(0.3)", "overrides": {}},
-    ...     "b": {"policy": "type-weighted", "ratio": "linear(0.3, 0.1)", "overrides": {"masking.policy": "type-weighted"}}}
+    ...     "b": {"policy": "type-weighted", "ratio": "linear(0.3, 0.1)", "overrides": {}}}
     >>> describe_arms(arms)
     {'a': 'masking 30 % of the tokens', 'b': 'masking by type-weighted (30 % falling to 10 %)'}
     """
