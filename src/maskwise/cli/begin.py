@@ -103,7 +103,7 @@ def adapt(
     OUT/sentence-model one for sentence-transformers.
     """
     from maskwise import study as room
-    from maskwise.study.adapt import adapt_recipe, answer_of, best_arm, going_on_helps, kept_of, save_adapted
+    from maskwise.study.adapt import adapt_recipe, answer_of, arm_that_helps, best_arm, kept_of, save_adapted
 
     pairs = None if task else out.parent / f"{out.name}-pairs.jsonl"
     recipe = adapt_recipe(
@@ -127,7 +127,7 @@ def adapt(
         print_json({**result, "answer": answer, "best": best, "folders": [str(folder) for folder in folders]})
     else:
         out_console.print(Text(answer, "bold"), soft_wrap=True)
-        kept = kept_of(best, folders, helps=going_on_helps(result))
+        kept = kept_of(best, folders, helps=arm_that_helps(result))
         out_console.print(f"{kept} Page: {result['report']}", markup=False, highlight=False, soft_wrap=True)
     raise typer.Exit(bool(result["failures"]))
 

@@ -169,10 +169,11 @@ def answer_of(result: Plain, recipe: Recipe) -> str:
     return f"{said}: {amount}. It costs {steps:,} steps a run; the study took {duration(result['seconds'])}."
 
 
-def going_on_helps(result: Plain) -> bool:
-    """Whether the study decided that going on helps."""
+def arm_that_helps(result: Plain) -> str | None:
+    """The arm of which the study decided that going on helps; None where it did not."""
     row = _primary(result)
-    return row is not None and (row["verdict"], row["better"]) == ("decided", "arm")
+    helps = row is not None and (row["verdict"], row["better"]) == ("decided", "arm")
+    return row["arm"] if row is not None and helps else None
 
 
 def _primary(result: Plain) -> Plain | None:
@@ -181,18 +182,24 @@ def _primary(result: Plain) -> Plain | None:
     return next((row for row in rows if row["outcome"] == "tasks"), rows[0] if rows else None)
 
 
-def kept_of(best: str | None, folders: Sequence[Path], *, helps: bool) -> str:
+def kept_of(best: str | None, folders: Sequence[Path], *, helps: str | None) -> str:
     """What was saved, and how sure it is that this is better than the model as it is.
 
     Args:
-        helps: whether the study decided so.
+        helps: the arm that is shown to help, if any is.
     """
     if best is None:
         return "No arm has a better mean than the model as it is: nothing is saved."
     where = " and ".join(map(str, folders))
-    if helps:
-        return f"{best} has the best mean, and is saved in {where}."
-    return f"{best} has the best mean, which may be chance; it is saved in {where}. For now, keep the model as it is."
+    if helps is None:
+        doubt = "which may be chance; it is saved in"
+        return f"{best} has the best mean, {doubt} {where}. For now, keep the model as it is."
+    other = (
+        ""
+        if helps == best
+        else f" It is {helps} that is shown to help; that {best} is better still may be chance."
+    )
+    return f"{best} has the best mean, and is saved in {where}.{other}"
 
 
 def best_arm(out: Path, result: Plain) -> str | None:
