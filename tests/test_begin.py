@@ -126,7 +126,11 @@ def test_a_recipe_is_written_for_a_file_or_two(
     lines = Path("mine.yaml").read_text(encoding="utf-8").splitlines()
     assert len(lines) <= 20 and sum("#" in line for line in lines) >= 5
     written = read_recipe("mine.yaml")
-    assert written.tasks == ("labels.csv",) and written.study.seeds == 6 and len(written.study.pairs) == 1
+    assert (
+        written.tasks == ("labels.csv(train_rows=200)",)
+        and written.study.seeds == 6
+        and len(written.study.pairs) == 1
+    )
     assert (written.model.pretrained == "bundled:encoder") == english
     assert recipe_for(str(texts)).corpus.source == str(texts)
     assert maskwise("study", "--new", "mine.txt") == 2  # a recipe is never overwritten
@@ -135,5 +139,7 @@ def test_a_recipe_is_written_for_a_file_or_two(
 
 
 def test_a_file_of_labels_alone_is_judged_on_the_bundled_text(tmp_path: Path) -> None:
-    written = starter(str(write_labels(tmp_path / "labels.csv")))
+    labels = write_labels(tmp_path / "labels.csv")
+    written = starter(str(labels))
     assert "bundled:wikipedia" in written and "labels.csv" in written
+    assert "labels.csv(label='label',train_rows=200)" in starter(str(labels), [f"{labels}(label='label')"])

@@ -162,9 +162,9 @@ def write_new_recipe(texts: str, tasks: list[str]) -> None:
         MaskwiseError: a file that cannot be read, or a recipe of that name that is there already.
     """
     from maskwise.folders import write_whole
-    from maskwise.study.starter import starter
+    from maskwise.study.starter import name_of, starter
 
-    target = Path(f"{Path(texts).name.split('.')[0] or 'mine'}.yaml")
+    target = Path(f"{name_of(texts)}.yaml")
     if target.exists():
         raise MaskwiseError(f"{target} is there already", do="move it away, or change it by hand")
     write_whole(target, starter(texts, tasks))

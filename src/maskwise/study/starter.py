@@ -34,8 +34,12 @@ ENGLISH_SHARE = 0.15
 BLANK_SHARE = 0.05
 """Below this share of white space a text is not written in words."""
 
-MOST_TRAIN_ROWS = 1000
-"""Labelled rows that a first study learns from; more take longer and blur what pre-training is worth."""
+MOST_TRAIN_ROWS, FEWEST_TRAIN_ROWS, TRAIN_TOKENS = 200, 100, 12_000
+"""Labelled rows that a first study learns from, fewer where they are long; more take longer, and blur what pre-training
+is worth. With these and ``STEP_TOKENS`` six pairs of the shipped encoder take some ten minutes on two cores."""
+
+STEP_TOKENS = 768
+"""Tokens that the shipped encoder reads in a step of a first study."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,15 @@ def is_task(spec: str) -> bool:
     return True
 
 
+def name_of(source: str) -> str:
+    """The name of the study of a corpus.
+
+    >>> [name_of(source) for source in ("texts/mine.jsonl.gz", "bundled:wikipedia")]
+    ['mine', 'wikipedia']
+    """
+    return Path(source.rpartition(":")[2]).name.split(".")[0] or "mine"
+
+
 def starter(source: str, tasks: Sequence[str] = ()) -> str:
     """The text of a recipe for a corpus and tasks.
 
@@ -126,12 +139,12 @@ def _written(source: str, specs: Sequence[str], comment: str) -> str:
     facts, tasks = look_at(source), {spec: load_task(spec) for spec in specs}
     start = "bundled:encoder" if facts.is_english and facts.spaced else None
     needed = max([_tokens_needed(task) for task in tasks.values()], default=0)
-    length = max(128 if start else 64, needed)
+    length = max(64, needed)
     if start:
         length = min(length, most_tokens(load_config(start)))
     arms = _arms(start)
     base, other = [*arms][:2]
-    name = Path(source).name.split(".")[0] or "mine"
+    name = name_of(source)
     lines = [
         f"# A study of {name}, by `maskwise study --new`. `maskwise check` says what it would do; every setting",
         "# is explained in docs/studies.md, and can be changed here or behind the command, as in training.steps=500.",
@@ -142,7 +155,8 @@ def _written(source: str, specs: Sequence[str], comment: str) -> str:
     if start:
         lines += [
             f'model: {{pretrained: "{start}"}}   # small, English; a hub id or a folder will do too',
-            "training: {steps: 300, learning_rate: 1.0e-3, muon_learning_rate: 5.0e-3, eval_every: 75, save_every: 75}",
+            f"training: {{steps: 80, batch_size: {max(4, STEP_TOKENS // length)}, learning_rate: 1.0e-3,"
+            " muon_learning_rate: 5.0e-3, eval_every: 40, save_every: 40}   # a first look; take more steps afterwards",
         ]
     else:
         vocabulary = 1024 if facts.spaced else 512
@@ -153,7 +167,8 @@ def _written(source: str, specs: Sequence[str], comment: str) -> str:
             "training: {steps: 700}   # maskwise check says how many steps leave the plateau",
         ]
     if tasks:
-        listed = ", ".join(_quoted(_limited(spec, task)) for spec, task in tasks.items())
+        rows = max(FEWEST_TRAIN_ROWS, min(MOST_TRAIN_ROWS, TRAIN_TOKENS // max(1, needed)))
+        listed = ", ".join(_quoted(_limited(spec, task, rows)) for spec, task in tasks.items())
         lines.append(f"tasks: [{listed}]   # what a checkpoint is judged by, after fine-tuning")
     else:
         lines.append(
@@ -161,6 +176,7 @@ def _written(source: str, specs: Sequence[str], comment: str) -> str:
         )
     rate = "1.0e-3" if start else "3.0e-3"
     lines += [
+        "evaluation: {rows: 96}",
         f"finetune: {{seeds: 1, learning_rate: {rate}, max_length: {min(length, max(needed, 32))}}}",
         "study:",
         "  seeds: 6   # runs of each arm; fewer than 6 pairs decide nothing",
@@ -192,11 +208,11 @@ def _tokens_needed(task: Task[Any]) -> int:
     return int(min(512, 32 * -(-wanted // 32)))
 
 
-def _limited(spec: str, task: Task[Any]) -> str:
+def _limited(spec: str, task: Task[Any], rows: int) -> str:
     """The task with at most so many rows to learn from."""
-    if len(task.splits["train"]) <= MOST_TRAIN_ROWS or "(" in spec:
+    if len(task.splits["train"]) <= rows or "train_rows" in spec:
         return spec
-    return f"{spec}(train_rows={MOST_TRAIN_ROWS})"
+    return f"{spec[:-1]},train_rows={rows})" if spec.endswith(")") else f"{spec}(train_rows={rows})"
 
 
 def _quoted(text: str) -> str:
