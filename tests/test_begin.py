@@ -61,6 +61,7 @@ def test_check_counts_times_and_doubts(recipe: Path, capfd: pytest.CaptureFixtur
     assert facts["time"]["seconds"] > 1 and facts["time"]["memory_gib"] > 0.1
     doubts = " ".join(doubt["what"] for doubt in facts["doubts"])
     assert "2 runs of each arm cannot decide" in doubts and "judged on 10 items" in doubts
+    assert ("and are cut" in doubts) == any(task["cut"] > 0.05 for task in facts["tasks"].values())
     assert read_recipe_text(facts["recipe"]) == read_recipe(recipe)
     # What was timed is known from now on, to a dry run too.
     planned = dry_run(read_recipe(recipe), recipe.parent / "none", jobs=1)
@@ -88,6 +89,9 @@ def test_check_says_what_is_wrong_before_anything_is_trained(
     asked = ["tokenizer.kind=wordpiece", "tasks=[]", "finetune.max_length=32"]
     assert maskwise("check", recipe, f"corpus.source={proteins}", *asked, "--no-timing", "--json") == 0
     facts = json.loads(capfd.readouterr().out)
+    assert maskwise("check", recipe, "finetune.max_length=3", "--no-timing", "--json") == 0
+    doubts = [doubt["what"] for doubt in json.loads(capfd.readouterr().out)["doubts"]]
+    assert any("longer than 3 tokens, and are cut" in doubt for doubt in doubts)
     assert facts["corpus"]["unknown"] > 0.5
     assert any("unknown to the tokenizer" in doubt["what"] for doubt in facts["doubts"])
 
@@ -136,6 +140,18 @@ def test_a_recipe_is_written_for_a_file_or_two(
     assert maskwise("study", "--new", "mine.txt") == 2  # a recipe is never overwritten
     assert "is there already" in capfd.readouterr().err
     assert maskwise("study", "--new", "nowhere.txt") == 2
+
+
+def test_a_text_of_letters_gets_a_tokenizer_of_letters_and_rows_that_hold_a_sequence(tmp_path: Path) -> None:
+    draw = random.Random(0)
+    chains = ["".join(draw.choices("ACDEFGHIKLMNPQRSTVWY", k=110)) for _ in range(40)]
+    (tmp_path / "some.fasta").write_text("".join(f">{n}\n{chain}\n" for n, chain in enumerate(chains)))
+    written = starter(str(tmp_path / "some.fasta"))
+    assert (
+        "kind: letter, lowercase: false" in written
+        and "length: 160" in written
+        and "masks: [token]" in written
+    )
 
 
 def test_a_file_of_labels_alone_is_judged_on_the_bundled_text(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from maskwise.constants import accuracy_misleads
 from maskwise.errors import MaskwiseError, counted, duration
@@ -48,6 +48,8 @@ COUNTED_STEPS = 4
 FEW_TARGETS = 32
 """Targets of a step below which its gradient is mostly noise."""
 FEW_TEST_ITEMS = 200
+LOOKED_AT, MOST_CUT = 200, 0.05
+"""Rows of a split that are measured, and the share of them that may be longer than what a model reads."""
 MOST_PASSES = 8
 """Passes over a text above which it is rather learned by heart."""
 
@@ -56,6 +58,8 @@ PLATEAU_TARGETS, PLATEAU_POWER = 72_000, 0.17
 nats, with a vocabulary of ``PLATEAU_VOCABULARY``; larger ones take more, by this power. Fitted on the bundled Wikipedia
 with 512 to 2,048 words (benchmarks/first_contact.py plateau)."""
 PLATEAU_VOCABULARY = 1024
+SAFE_TIMES = 1.5
+"""The rule above is right within a factor of 2, so that so many times its steps are wanted."""
 
 
 class Look(NamedTuple):
@@ -121,7 +125,8 @@ def outlook_of(subject: str, overrides: Sequence[str] = (), *, timing: bool = Tr
     facts: Plain = {
         "name": recipe.name, "corpus": corpus, "model": model,
         "arms": {arm: count for arm, count in counts.items() if count},
-        "tasks": {task.name: _task(task) for task in tasks}, "time": times, "recipe": recipe.to_yaml(),
+        "tasks": {task.name: _task(task, first, look.data.tokenizer) for task in tasks}, "time": times,
+        "recipe": recipe.to_yaml(),
     }  # fmt: skip
     facts["training"] = _training(recipe, first, facts)
     facts["contrasts"] = prospects_of(recipe) if recipe.study.arms else []
@@ -249,14 +254,23 @@ def _targets(link: Recipe, look: Look, config: PreTrainedConfig) -> Plain | None
     }  # fmt: skip
 
 
-def _task(task: Task[Any]) -> Plain:
+def _task(task: Task[Any], link: Recipe, tokenizer: PreTrainedTokenizerBase) -> Plain:
     facts: Plain = dict(task.facts())
+    texts = [row.texts for split in ("train", "test") for row in task.splits.get(split, ())[:LOOKED_AT]]
+    if task.frozen:  # every text by itself
+        texts = [(text,) for parts in texts for text in parts]
+    windows = task.kind.name == "question-answering"  # a context that is too long is read in several
+    sizes = (
+        [] if windows else [len(tokenizer(*parts)["input_ids"]) for parts in texts if 1 <= len(parts) <= 2]
+    )
+    cut = [size for size in sizes if size > link.finetune.max_length]
     labels = Counter(name for row in task.splits["train"] for name in getattr(row, "classes", ()))
     most = max(labels.values(), default=0) / max(1, labels.total())
     return {
         **facts, "rows": {split: len(rows) for split, rows in task.splits.items()},
         "labels": dict(labels.most_common(12)),
         "most": most, "majority": task.majority, "skipped": dict(task.skipped),
+        "cut": len(cut) / max(1, len(sizes)), "longest": max(sizes, default=0), "max_length": link.finetune.max_length,
     }  # fmt: skip
 
 
@@ -344,11 +358,11 @@ def _doubts(recipe: Recipe, first: Recipe, facts: Plain) -> Iterator[Plain]:
     if (training["passes"] or 0) > MOST_PASSES:
         what = f"the text is read {training['passes']:.0f} times, and will rather be learned by heart"
         yield doubt(what, "give more text, or lower training.steps")
-    if (needed := training["plateau_steps"]) and training["steps"] < needed:
-        what = f"{training['steps']} steps hardly leave the plateau of word frequencies: about {needed} are needed"
-        yield doubt(
-            what, f"training.steps={round(1.5 * needed, -1)}, or a start that is trained: model.pretrained"
-        )
+    if (needed := training["plateau_steps"]) and training["steps"] < SAFE_TIMES * needed:
+        hardly = "hardly" if training["steps"] < needed else "may not"
+        what = f"{training['steps']} steps {hardly} leave the plateau of word frequencies: about {needed} are needed"
+        do = f"training.steps={10 * round(SAFE_TIMES * needed / 10)}, or a start that is trained: model.pretrained"
+        yield doubt(what, do)
     for name, task in facts["tasks"].items():
         if accuracy_misleads(task["metric"], task["most"]):
             what = f"{task['most']:.0%} of the rows of {name} have one label: accuracy says little"
@@ -357,6 +371,9 @@ def _doubts(recipe: Recipe, first: Recipe, facts: Plain) -> Iterator[Plain]:
             error = 50 / task["test_items"] ** 0.5
             what = f"{name} is judged on {task['test_items']} items: a score is ± {error:.0f} points from them alone"
             yield doubt(what, "give more rows to test, or do not read small differences")
+        if task["cut"] > MOST_CUT:
+            what = f"{task['cut']:.0%} of the rows of {name} are longer than {task['max_length']} tokens, and are cut"
+            yield doubt(what, f"raise finetune.max_length: the longest has {task['longest']:,}")
         if task["skipped"]:
             yield doubt(
                 f"left out of {name}: {counted(task['skipped'])}", "look at these rows if they are many"

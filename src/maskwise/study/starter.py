@@ -39,7 +39,11 @@ MOST_TRAIN_ROWS, FEWEST_TRAIN_ROWS, TRAIN_TOKENS = 200, 100, 12_000
 is worth. With these and ``STEP_TOKENS`` six pairs of the shipped encoder take some ten minutes on two cores."""
 
 STEP_TOKENS = 768
-"""Tokens that the shipped encoder reads in a step of a first study."""
+"""Tokens that a model reads in a step of a first study."""
+
+MOST_LETTERS, LONGEST = 40, 256
+"""A text without blanks that has no more characters than this is a sequence of letters, such as a protein; and how
+many of them a row holds at most."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,10 @@ class TextFacts:
     @property
     def is_english(self) -> bool:
         return self.english >= ENGLISH_SHARE
+
+    @property
+    def is_alphabet(self) -> bool:
+        return not self.spaced and len({*"".join(self.sample.split())}) <= MOST_LETTERS
 
 
 def look_at(source: str, *, text_field: str = "text") -> TextFacts:
@@ -138,10 +146,12 @@ def starter(source: str, tasks: Sequence[str] = ()) -> str:
 def _written(source: str, specs: Sequence[str], comment: str) -> str:
     facts, tasks = look_at(source), {spec: load_task(spec) for spec in specs}
     start = "bundled:encoder" if facts.is_english and facts.spaced else None
-    needed = max([_tokens_needed(task) for task in tasks.values()], default=0)
+    needed = max([_tokens_needed(task, letters=facts.is_alphabet) for task in tasks.values()], default=0)
     length = max(64, needed)
     if start:
         length = min(length, most_tokens(load_config(start)))
+    if facts.is_alphabet:
+        length = max(length, min(LONGEST, _rounded(1.2 * facts.characters / max(1, facts.documents) + 2)))
     arms = _arms(start)
     base, other = [*arms][:2]
     name = name_of(source)
@@ -159,12 +169,13 @@ def _written(source: str, specs: Sequence[str], comment: str) -> str:
             " muon_learning_rate: 5.0e-3, eval_every: 40, save_every: 40}   # a first look; take more steps afterwards",
         ]
     else:
-        vocabulary = 1024 if facts.spaced else 512
         lower = "true" if facts.is_english else "false"  # which also takes away accents, as BERT does
-        kind = "wordpiece" if facts.spaced else "bpe"
+        kind = "wordpiece, vocab_size: 1024" if facts.spaced else "bpe, vocab_size: 512"
+        kind, lower = ("letter", "false") if facts.is_alphabet else (kind, lower)
         lines += [
-            f"tokenizer: {{kind: {kind}, vocab_size: {vocabulary}, lowercase: {lower}}}   # trained on this text",
-            "training: {steps: 700}   # maskwise check says how many steps leave the plateau",
+            f"tokenizer: {{kind: {kind}, lowercase: {lower}}}   # trained on this text",
+            f"training: {{steps: 1000, batch_size: {max(4, STEP_TOKENS // length)}}}"
+            "   # maskwise check says how many steps leave the plateau",
         ]
     if tasks:
         rows = max(FEWEST_TRAIN_ROWS, min(MOST_TRAIN_ROWS, TRAIN_TOKENS // max(1, needed)))
@@ -176,7 +187,7 @@ def _written(source: str, specs: Sequence[str], comment: str) -> str:
         )
     rate = "1.0e-3" if start else "3.0e-3"
     lines += [
-        "evaluation: {rows: 96}",
+        f"evaluation: {{rows: 96, masks: [{'token, whole-word' if facts.spaced else 'token'}]}}",
         f"finetune: {{seeds: 1, learning_rate: {rate}, max_length: {min(length, max(needed, 32))}}}",
         "study:",
         "  seeds: 6   # runs of each arm; fewer than 6 pairs decide nothing",
@@ -198,14 +209,21 @@ def _arms(start: str | None) -> dict[str, str]:
     return {"token-15": "masking.ratio: 0.15", "token-40": "masking.ratio: 0.40"}
 
 
-def _tokens_needed(task: Task[Any]) -> int:
-    """A length for 95 of 100 rows of a task: 1.5 tokens a word or a quarter of its characters, in steps of 32."""
+def _rounded(tokens: float) -> int:
+    """The next multiple of 32."""
+    return int(32 * -(-tokens // 32))
+
+
+def _tokens_needed(task: Task[Any], *, letters: bool) -> int:
+    """A length for 95 of 100 rows of a task, in steps of 32: 1.5 tokens a word or a quarter of its characters; or all
+    of them, where every letter is a token."""
     rows = [" ".join(row.texts) for row in task.splits["train"]] or [
         " ".join(row.texts) for row in task.splits["test"]
     ]
-    sizes = sorted(max(1.5 * len(text.split()), len(text) / 4) + 3 for text in rows)
+    each = 1 if letters else 0.25
+    sizes = sorted(max(1.5 * len(text.split()), each * len(text)) + 3 for text in rows)
     wanted = sizes[min(len(sizes) - 1, int(0.95 * len(sizes)))]
-    return int(min(512, 32 * -(-wanted // 32)))
+    return min(512, _rounded(wanted))
 
 
 def _limited(spec: str, task: Task[Any], rows: int) -> str:
