@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import random
+import sys
 from pathlib import Path
 
 import pytest
@@ -159,3 +160,69 @@ def test_a_file_of_labels_alone_is_judged_on_the_bundled_text(tmp_path: Path) ->
     written = starter(str(labels))
     assert "bundled:wikipedia" in written and "labels.csv" in written
     assert "labels.csv(label='label',train_rows=200)" in starter(str(labels), [f"{labels}(label='label')"])
+
+
+# The files of strangers ------------------------------------------------------------------------------------
+
+
+def test_the_text_is_in_the_longest_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    texts = write_texts(tmp_path / "mine.txt", english=True).read_text(encoding="utf-8").split("\n\n")
+    rows = [f'{number};a head;"{text}"' for number, text in enumerate(texts)]
+    Path("catalogue.csv").write_text("\n".join(["nr;headline;body of it", *rows]), encoding="utf-8")
+    written = starter("catalogue.csv")
+    assert (
+        'text_field: "body of it", length' in written
+        and "your text, its column with the longest texts" in written
+    )
+    assert recipe_for("catalogue.csv").corpus.text_field == "body of it"
+    records = [{"uid": "a" * 9, "data": {"text": text}, "meta": {"topic": "b"}} for text in texts]
+    Path("news.jsonl").write_text("\n".join(map(json.dumps, records)), encoding="utf-8")
+    assert look_at("news.jsonl").text_field == "data.text"
+    assert "text_field" not in starter("mine.txt") + starter("bundled:wikipedia")
+
+
+def test_what_is_left_out_is_counted_over_all_that_was_seen(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("maskwise.study.outlook.SAMPLE_CHARACTERS", 20_000)
+    texts = write_texts(Path("mine.txt"), english=True)
+    documents = texts.read_text(encoding="utf-8").split("\n\n")
+    texts.write_text("\n\n".join([*documents[:90], *documents[:50], *documents[90:]]), encoding="utf-8")
+    asked = ["check", recipe, f"corpus.source={texts}", "tasks=[]", "--no-timing", "--json"]
+    for most, said in (
+        (10_000, "50 × repeated text"),
+        (100, "50 × repeated text (in the first 100 documents)"),
+    ):
+        monkeypatch.setattr("maskwise.study.starter.LOOK_DOCUMENTS", most)
+        assert maskwise(*asked) == 0
+        doubts = [doubt["what"] for doubt in json.loads(capfd.readouterr().out)["doubts"]]
+        assert f"left out of the text: {said}" in doubts, doubts
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["check", "nowhere.txt"], "file 'nowhere.txt' does not exist"),
+        (["check", "texts/my"], "file 'texts/my' does not exist"),
+        (["check", "quick-strat"], "unknown recipe"),
+        (["study", "--new"], "--new wants a file of texts"),
+        (["study", "--new", "missing.txt", "labels.csv"], "file 'missing.txt' does not exist"),
+        (
+            ["study", "--new", "bundled:wikipedia", "labels.csv(text='a.b')"],
+            "file 'labels.csv' does not exist",
+        ),
+    ],
+)
+def test_a_missing_file_is_told_before_torch_is_imported(
+    arguments: list[str],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "maskwise.study.starter", None)
+    monkeypatch.setitem(sys.modules, "maskwise.study.outlook", None)
+    assert maskwise(*arguments) == 2
+    assert said in capfd.readouterr().err

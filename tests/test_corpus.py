@@ -138,7 +138,7 @@ def faulty(folder):
     (folder / "saved").mkdir()
     (folder / "saved" / "dataset_info.json").write_text("{}")
     (folder / "nothing.txt").write_text("\n \n")
-    (folder / "fields.jsonl").write_text('{"body": "x"}\n{"body": "y"}\n')
+    (folder / "fields.jsonl").write_text('{"body": "x", "meta": {"title": "z"}}\n{"body": "y"}\n')
     return {
         "utf16.txt": "binary file, or UTF-16",
         "binary.jsonl": "NUL bytes",
@@ -146,12 +146,12 @@ def faulty(folder):
         "cut.jsonl.gz": "cannot read",
         "no.jsonl.gz": "cannot read",
         "no.parquet": "not a Parquet file",
-        "column.parquet": "unknown text field .* 'text'; allowed: body",
+        "column.parquet": "unknown text field .* 'text'; allowed: body; set corpus.text_field",
         "x.docx": r"unknown ending .* allowed: \.txt",
         "empty": "no corpus file in folder",
         "saved": "cannot load the data set",
         "nothing.txt": "no document in .* got nothing at all",
-        "fields.jsonl": "got 2 × no text field; the text field is 'text'",
+        "fields.jsonl": "in its field 'text'; got 2 × no text field; allowed: body, meta, meta.title; set",
         "missing.jsonl": "does not exist",
     }
 

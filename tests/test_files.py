@@ -9,7 +9,7 @@ import pytest
 from maskwise.errors import MaskwiseError
 from maskwise.tasks import FinetuneSettings, evaluate_tasks, load_task
 from maskwise.text import read_documents
-from maskwise.text.documents import lines_note
+from maskwise.text.documents import lines_note, longest_field
 from maskwise.text.settings import CorpusSettings
 from maskwise.text.tables import read_table
 from tiny import write_lines
@@ -128,6 +128,21 @@ def test_several_labels_a_row(listed: bool, tmp_path: Path) -> None:
     settings = FinetuneSettings(steps=3, seeds=1, max_length=32, precision="no")
     (record,) = evaluate_tasks("bundled:encoder", [str(tmp_path / "several.jsonl")], settings=settings)
     assert record["metric"] == "label-micro-f1" and "label-macro-f1" in record["others"]
+
+
+def test_a_first_row_of_data_is_not_taken_for_names(tmp_path: Path) -> None:
+    lines = [f"it rained on day {number}\t{('good', 'bad')[number % 2]}" for number in range(60)]
+    path = tmp_path / "reviews.tsv"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    says = "the first row of .*reviews.tsv.* looks like data.*'good', which is also a value.*text=1,label=2"
+    for read in (load_task, longest_field):
+        with pytest.raises(MaskwiseError, match=says):
+            read(str(path))
+    assert sum(map(len, load_task(f"{path}(text=1,label=2)").splits.values())) == 60
+    path.write_text(
+        "\n".join(["comment\tgood", *lines]), encoding="utf-8"
+    )  # may be the name of a column, too
+    assert load_task(path).labels == ("bad", "good") and longest_field(str(path)) == "comment"
 
 
 def test_missing_labels_are_no_class(tmp_path: Path) -> None:

@@ -278,6 +278,10 @@ def test_bad_arguments(tmp_path):
         load_task("ud-pos", metric="entity-f1")
     with pytest.raises(MaskwiseError, match="unknown label column"):
         load_task("banking77", label="intnt")
+    nested = tmp_path / "nested.jsonl"
+    nested.write_text('{"text": "a b", "meta": {"topic": "x"}}\n' * 9)
+    with pytest.raises(MaskwiseError, match=r"allowed: meta, meta.topic, text; did you mean 'meta.topic'"):
+        load_task(nested, label="topic")
     with pytest.raises(MaskwiseError, match="train_rows is too small"):
         load_task("banking77", train_rows=3)
 

@@ -254,6 +254,15 @@ def shipped() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
+def refuse_missing(*names: str) -> None:
+    """Refuse what is spelt like a file and does not exist; a task may have its options in brackets behind it."""
+    for name in names:
+        file = name if Path(name).expanduser().exists() else name.partition("(")[0]
+        spelt = (Path(file).suffix or "/" in file) and not file.startswith(("hf:", "bundled:"))
+        if spelt and not Path(file).expanduser().exists():
+            raise MaskwiseError(f"file {file!r} does not exist")
+
+
 def recipe_path(source: str | Path) -> Path:
     """The file of a recipe, or of a shipped one by name. It is here so that a typo is told before torch is imported.
 
@@ -263,6 +272,7 @@ def recipe_path(source: str | Path) -> Path:
     path = shipped().get(str(source), Path(source))
     if path.is_file():
         return path
-    if path.suffix in (".yaml", ".yml") or "/" in str(source):
+    if path.suffix in (".yaml", ".yml") or path.exists():
         raise MaskwiseError("no such recipe file", got=str(source))
+    refuse_missing(str(source))
     raise unknown_name("recipe", str(source), shipped(), do="or give the path of a YAML file")

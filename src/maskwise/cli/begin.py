@@ -161,7 +161,12 @@ def write_new_recipe(texts: str, tasks: list[str]) -> None:
     Raises:
         MaskwiseError: a file that cannot be read, or a recipe of that name that is there already.
     """
-    from maskwise.folders import write_whole
+    from maskwise.folders import refuse_missing, shipped, write_whole
+
+    if texts in shipped() and not Path(texts).exists():
+        do = "maskwise study --new my_texts.txt my_labels.csv"
+        raise MaskwiseError("--new wants a file of texts", got=f"the recipe {texts}", do=do)
+    refuse_missing(texts, *tasks)
     from maskwise.study.starter import name_of, starter
 
     target = Path(f"{name_of(texts)}.yaml")

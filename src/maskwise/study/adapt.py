@@ -70,7 +70,7 @@ def adapt_recipe(
     if not tasks:
         if pairs is None:
             raise MaskwiseError("there is nothing to judge by", do="give --task FILE")
-        write_pairs(texts, pairs)
+        write_pairs(texts, pairs, text_field=facts.text_field)
         tasks = [f"{pairs}(kind='retrieval', name='title-to-text')"]
     small = weights < 15_000_000
     training: Plain = {
@@ -89,7 +89,7 @@ def adapt_recipe(
         arms["learned"] = {"masking.policy": f"learned({policy!r})", "masking.ratio": 0.30}
     settings: Plain = {
         "name": "adapt", "description": f"Does it help {model} to go on with {texts}?",
-        "corpus": {"source": texts, "length": min(128, most_tokens(config))},
+        "corpus": {"source": texts, "text_field": facts.text_field, "length": min(128, most_tokens(config))},
         "model": {"pretrained": model}, "masking": {"corruption": "mask-only"}, "training": training,
         "evaluation": {"rows": 128, "ratios": [0.15]}, "tasks": list(tasks),
         "finetune": {"seeds": 1, "max_length": min(128, most_tokens(config))},
@@ -107,13 +107,13 @@ def adapt_recipe(
     return validate(nested(settings) | {"study": settings["study"]}, origin="adapt")
 
 
-def write_pairs(texts: str, target: Path) -> None:
+def write_pairs(texts: str, target: Path, *, text_field: str = "text") -> None:
     """Titles and texts of a corpus: its field ``title``, or the first sentence and the rest.
 
     Raises:
         MaskwiseError: too few texts of more than one sentence.
     """
-    lines = [*islice(_pairs(texts), MOST_PAIRS)]
+    lines = [*islice(_pairs(texts, text_field), MOST_PAIRS)]
     if len(lines) < LEAST_PAIRS:
         what = "there is nothing to judge by: no task, and hardly a text with a title or two sentences"
         raise MaskwiseError(
@@ -122,13 +122,13 @@ def write_pairs(texts: str, target: Path) -> None:
     write_whole(target, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
 
-def _pairs(texts: str) -> Iterator[Plain]:
+def _pairs(texts: str, text_field: str) -> Iterator[Plain]:
     titles = read_documents(texts, text_field="title", keep_repeated=True)
     try:
         named = {document.id: document.text for document in islice(titles, 20_000)}
     except MaskwiseError:  # a table without such a column
         named = {}
-    for document in read_documents(texts):
+    for document in read_documents(texts, text_field=text_field):
         title, text = named.get(document.id, ""), document.text
         if not title or title == text:
             title, text = _first_sentence(text)

@@ -70,6 +70,7 @@ class Look(NamedTuple):
         seconds: that preparing took, for each character.
         documents, characters: of the whole text, or of what was seen of it.
         whole: whether all of it was seen.
+        skipped: reason → count of what was left out of that.
     """
 
     data: Prepared
@@ -166,9 +167,8 @@ def _look(link: Recipe, folder: Path) -> Look:
     skipped = dict(documents.skipped)
     total, count, whole = size, len(sample), size < SAMPLE_CHARACTERS
     if not whole and not corpus.stream:
-        seen = [look_at(source, text_field=corpus.text_field) for source in corpus.sources]
-        total, count = sum(each.characters for each in seen), sum(each.documents for each in seen)
-        whole = all(each.whole for each in seen)
+        seen = look_at(corpus.documents())
+        total, count, whole, skipped = seen.characters, seen.documents, seen.whole, dict(seen.skipped)
     began = time.process_time()
     tokenizer = link.tokenizer.tokenizer(sample) if not link.tokenizer_name else _loaded(link)
     store = None
@@ -348,8 +348,10 @@ def _doubts(recipe: Recipe, first: Recipe, facts: Plain) -> Iterator[Plain]:
             f"{corpus['unknown']:.1%} of the tokens are unknown to the tokenizer, and are never masked", do
         )
     if corpus["skipped"]:
+        seen = "" if corpus["whole"] else f" (in the first {corpus['documents']:,} documents)"
         yield doubt(
-            f"left out of the text: {counted(corpus['skipped'])}", "look at these places if they are many"
+            f"left out of the text: {counted(corpus['skipped'])}{seen}",
+            "look at these places if they are many",
         )
     for name, arm in facts["arms"].items():
         if arm["targets_per_step"] < FEW_TARGETS:

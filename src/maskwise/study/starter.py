@@ -9,7 +9,7 @@ One primary contrast and six runs of each arm, because six pairs are the fewest 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,7 +19,8 @@ from maskwise.errors import MaskwiseError
 from maskwise.families import most_tokens
 from maskwise.models import load_config
 from maskwise.tasks import Task, load_task
-from maskwise.text import read_documents, require_documents
+from maskwise.text import Documents, read_documents, require_documents
+from maskwise.text.documents import longest_field
 
 LOOK_SECONDS = 5.0
 LOOK_DOCUMENTS = 200_000
@@ -57,6 +58,8 @@ class TextFacts:
         blanks: share of white space.
         english: share of the commonest English words.
         sample: the beginning of the text.
+        text_field: where the text is: ``longest_field``.
+        skipped: reason → count of what was left out of what was seen.
     """
 
     documents: int
@@ -65,6 +68,8 @@ class TextFacts:
     blanks: float
     english: float
     sample: str
+    text_field: str
+    skipped: Mapping[str, int]
 
     @property
     def spaced(self) -> bool:
@@ -79,8 +84,8 @@ class TextFacts:
         return not self.spaced and len({*"".join(self.sample.split())}) <= MOST_LETTERS
 
 
-def look_at(source: str, *, text_field: str = "text") -> TextFacts:
-    """Read a corpus for some seconds.
+def look_at(source: str | Documents) -> TextFacts:
+    """Read a corpus for some seconds; of a source, the field with the longest texts.
 
     Raises:
         MaskwiseError: it cannot be read, or holds no document.
@@ -89,7 +94,9 @@ def look_at(source: str, *, text_field: str = "text") -> TextFacts:
     >>> facts.spaced, facts.is_english
     (True, True)
     """
-    documents = require_documents(read_documents(source, text_field=text_field))
+    if isinstance(source, str):
+        source = read_documents(source, text_field=longest_field(source))
+    documents = require_documents(source)
     end, seen, characters, sample, size = time.perf_counter() + LOOK_SECONDS, 0, 0, list[str](), 0
     whole = True
     for document in islice(documents, LOOK_DOCUMENTS):
@@ -106,6 +113,7 @@ def look_at(source: str, *, text_field: str = "text") -> TextFacts:
         documents=seen, whole=whole and seen < LOOK_DOCUMENTS, characters=characters,
         blanks=sum(char.isspace() for char in text) / max(1, len(text)),
         english=sum(word in ENGLISH for word in words) / max(1, len(words)), sample=text[:2000],
+        text_field=documents.fields.text, skipped=dict(documents.skipped),
     )  # fmt: skip
 
 
@@ -155,12 +163,14 @@ def _written(source: str, specs: Sequence[str], comment: str) -> str:
     arms = _arms(start)
     base, other = [*arms][:2]
     name = name_of(source)
+    field = "" if facts.text_field == "text" else f" text_field: {_quoted(facts.text_field)},"
+    comment += ", its column with the longest texts" if field else ""
     lines = [
         f"# A study of {name}, by `maskwise study --new`. `maskwise check` says what it would do; every setting",
         "# is explained in docs/studies.md, and can be changed here or behind the command, as in training.steps=500.",
         "extends: quick-start",
         f"description: Which way to mask is better for {name}?",
-        f"corpus: {{source: {_quoted(source)}, length: {length}}}   # {comment}; tokens in a row",
+        f"corpus: {{source: {_quoted(source)},{field} length: {length}}}   # {comment}; tokens in a row",
     ]
     if start:
         lines += [

@@ -20,6 +20,7 @@ from maskwise.tasks.questions import CHOICES, choices_of
 from maskwise.tasks.task import Columns, UsualColumns
 from maskwise.text.documents import inside
 from maskwise.text.labelled import Record
+from maskwise.text.tables import refuse_rows_as_names
 
 
 class Card(TypedDict):
@@ -89,7 +90,7 @@ LEAST_WORDS = 3
 
 
 def guess_columns(
-    records: Sequence[Record], given: Columns, usual: Sequence[UsualColumns]
+    records: Sequence[Record], given: Columns, usual: Sequence[UsualColumns], where: str = "the table"
 ) -> tuple[Columns, tuple[str, ...]]:
     """The text and the label of a table whose columns have names of their own, where only one reading is likely.
 
@@ -98,6 +99,7 @@ def guess_columns(
     Args:
         usual: the names that kinds of tasks look for; where one of them is there, the text is not guessed. The label is
             not where there is one that the last of these kinds looks for.
+        where: what the message calls a table whose first row is data.
 
     >>> guess_columns([{"Kommentar": "ein schöner langer Tag", "Note": "2"}], Columns(), [])[0]
     Columns(text='Kommentar', pair=None, label='Note')
@@ -114,6 +116,7 @@ def guess_columns(
         }
         longest = max(words, key=words.__getitem__, default=None)
         if longest is not None and words[longest] >= LEAST_WORDS:
+            refuse_rows_as_names(records, longest, where)
             given = given._replace(text=longest)
             notes.append(f"the text is column {longest!r}")
     text = given.text or next((name for name in names if name in text_known), None)

@@ -213,7 +213,7 @@ def _load(
     guessed: tuple[str, ...] = ()
     if kind is None and isinstance(plain := _recognised(asked, given), SequenceClassification):
         usual = [*(known.columns for known in KINDS.values()), plain.columns]
-        given, guessed = guess_columns(asked, given, usual)
+        given, guessed = guess_columns(asked, given, usual, place)
     chosen = KINDS[kind] if kind else _recognised(asked, given)
     chosen = chosen.with_settings(**settings) if settings else chosen
     if template := given.text if "{" in (given.text or "") else None:

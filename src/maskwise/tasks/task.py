@@ -23,6 +23,7 @@ from maskwise.constants import LOWER_IS_BETTER
 from maskwise.errors import MaskwiseError, counted, unknown_name
 from maskwise.files import TaskFacts
 from maskwise.tasks.metrics import METRICS
+from maskwise.text.documents import paths
 from maskwise.text.labelled import Record
 
 if TYPE_CHECKING:
@@ -398,13 +399,13 @@ def find_columns(kind: Kind, record: Record, given: Columns, where: str) -> Colu
     for what, column, names in [*needed, ("pair", pair, usual.pair)] if usual.needs_pair else needed:
         if column is None:
             do = f"name it with {what}=…; looked for {', '.join(names)}"
-            raise MaskwiseError(f"{where} has no {what} column", got=", ".join(map(str, record)), do=do)
+            raise MaskwiseError(f"{where} has no {what} column", got=", ".join(paths(record)), do=do)
     return Columns(text, pair, label)
 
 
 def _pick(what: str, given: str | None, usual: Iterable[str], record: Record, where: str) -> str | None:
     if given is not None and given not in record:
-        raise unknown_name(f"{what} column of {where}", given, map(str, record))
+        raise unknown_name(f"{what} column of {where}", given, paths(record))
     return given or next((name for name in usual if name in record), None)
 
 

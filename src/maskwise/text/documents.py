@@ -22,6 +22,7 @@ from maskwise.errors import MaskwiseError, counted, unknown_name
 from maskwise.text.readers import (
     ENDINGS,
     LONGEST_TEXT,
+    NAME_IT,
     NOT_UTF8,
     TEXT_ENDINGS,
     Fields,
@@ -36,6 +37,7 @@ from maskwise.text.readers import (
 from maskwise.text.readers import (
     text_per as per_of,
 )
+from maskwise.text.tables import refuse_rows_as_names
 from maskwise.text.words import text_id
 from maskwise.text.worlds import read_world
 
@@ -46,6 +48,8 @@ BUNDLED = (
 )  # fmt: skip
 UNNAMED = "the list of documents"
 """The name of a corpus that is given as a list."""
+HEAD_RECORDS = 200
+"""Records that tell where the text is."""
 EMPTY, BINARY, NO_TEXT, REPEATED = "empty", "binary (NUL characters)", "no text field", "repeated text"
 
 
@@ -160,6 +164,37 @@ def inside(record: Mapping[str, Any], field: str) -> Any:
     return inside(value, rest) if isinstance(value, Mapping) else None
 
 
+def paths(record: Mapping[str, Any]) -> Iterator[str]:
+    """The names of a record's fields, each followed by the paths to the fields in it.
+
+    >>> [*paths({"id": 1, "article": {"body": "It rained."}})]
+    ['id', 'article', 'article.body']
+    """
+    for name, value in record.items():
+        yield str(name)
+        if isinstance(value, Mapping):
+            yield from (f"{name}.{path}" for path in paths(value))
+
+
+def longest_field(source: str) -> str:
+    """The field with the longest texts, also one in an object; "text" where that is one, or where nothing has fields.
+
+    Raises:
+        MaskwiseError: a source that cannot be read, or a table whose first row is data.
+    """
+    values = (record[1] for record in _resolve(source, Fields(""))[0]() if not isinstance(record, Skip))
+    records = [value for value in islice(values, HEAD_RECORDS) if isinstance(value, Mapping)]
+    sizes = Counter[str]()
+    for record in records:
+        sizes += Counter(
+            {path: len(text) for path in paths(record) if isinstance(text := inside(record, path), str)}
+        )
+    if "text" in sizes or not sizes:
+        return "text"
+    refuse_rows_as_names(records, longest := max(sizes, key=sizes.__getitem__), source)
+    return longest
+
+
 def lines_note(source: str) -> str | None:
     """What to tell of a plain text file whose lines are taken for texts, because it has no blank lines; else None."""
     path = Path(source).expanduser()
@@ -258,8 +293,12 @@ def require_documents(documents: Documents) -> Documents:
     not."""
     if next(iter(documents), None) is None:
         why, named = counted(documents.skipped) or "nothing at all", documents.fields.text
-        hint = f"the text field is {named!r}: name another" if NO_TEXT in documents.skipped else None
-        raise MaskwiseError(f"no document in {documents.name}", got=why, do=hint)
+        if NO_TEXT not in documents.skipped:
+            raise MaskwiseError(f"no document in {documents.name}", got=why)
+        records = (record[1] for record in documents._open_records() if not isinstance(record, Skip))
+        names = ", ".join(paths(next((value for value in records if isinstance(value, Mapping)), {})))
+        what = f"no document in {documents.name} has a text in its field {named!r}"
+        raise MaskwiseError(what, got=why, allowed=names or None, do=NAME_IT)
     return documents
 
 

@@ -25,6 +25,7 @@ TABLE_ENDINGS = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
 FASTA = (".fasta", ".fa", ".faa", ".fna", ".fasta.gz", ".fa.gz", ".faa.gz", ".fna.gz")
 ENDINGS = (*TEXT_ENDINGS, *TABLE_ENDINGS, *LINE_ENDINGS, ".parquet", *FASTA)
 NOT_JSON, NOT_UTF8 = "not JSON", "not valid UTF-8"
+NAME_IT = "set corpus.text_field (annotate, evaluate: --text-field) to one of them"
 _HEAD_BYTES = 1 << 16
 # Bad lines in the head of a file: a few are skipped; more than this share mean another encoding.
 _MAX_BAD_SHARE = 0.35
@@ -45,7 +46,7 @@ class Fields(NamedTuple):
     """Under which names a record holds its text and its own name, and what a text is in files without records.
 
     Attributes:
-        text: may be a path into nested objects, such as "article.body".
+        text: may be a path into nested objects, such as "article.body"; "" keeps every column.
         per: "line" or "block" (between blank lines), or "auto": see ``text_per``.
     """
 
@@ -300,9 +301,11 @@ def wanted(columns: list[str], fields: Fields, where: str) -> list[str]:
     Raises:
         MaskwiseError: the text is not among them.
     """
+    if not fields.text:
+        return columns
     text = fields.text if fields.text in columns else fields.text.split(".")[0]
     if text not in columns:
-        raise unknown_name(f"text field of {where}:", fields.text, columns)
+        raise unknown_name(f"text field of {where}:", fields.text, columns, do=NAME_IT)
     return [column for column in (fields.id, text) if column in columns]
 
 

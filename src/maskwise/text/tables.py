@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,19 @@ def read_table(text: str, path: Path, *, usual: str, header: bool = True) -> lis
             return list(_records(path, escaped, separator, header=header))
         except csv.Error:
             raise MaskwiseError(f"{path} is not a table: {error}") from error
+
+
+def refuse_rows_as_names(records: Sequence[Mapping[str, Any]], text: str, where: str) -> None:
+    """Refuse a table without a header, whose first row was taken for the names of its columns.
+
+    Raises:
+        MaskwiseError: the column of texts has a name of several words, and that of another is one of its values.
+    """
+    for name in records[0] if len(text.split()) > 1 else ():
+        if name != text and any(str(record.get(name)) == name for record in records):
+            what = f"the first row of {where} looks like data, not like names of columns"
+            do = "put a row of names above it; labels can also be given by place: FILE(text=1,label=2)"
+            raise MaskwiseError(what, got=f"{name!r}, which is also a value in its column", do=do)
 
 
 def separator_of(text: str, *, usual: str) -> str:
