@@ -88,7 +88,9 @@ class Reasons:
             reasons.append({"code": "chance-level", "effect": "voids", "sentence": sentence})
         if outcome == "tasks" and REFERENCE not in pair and not table.counted:
             least = f"{100 * table.study.get('helps', 0):g} %"
-            sentence = f"no task shows in {least} of the runs that pre-training helps, so none can tell the arms apart"
+            sentence = (
+                f"pre-training helps in under {least} of the runs on each task, so none tells the arms apart"
+            )
             reasons.append({"code": "no-task-tells", "effect": "voids", "sentence": sentence})
         return reasons
 
