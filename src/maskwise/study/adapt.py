@@ -194,12 +194,10 @@ def kept_of(best: str | None, folders: Sequence[Path], *, helps: str | None) -> 
     if helps is None:
         doubt = "which may be chance; it is saved in"
         return f"{best} has the best mean, {doubt} {where}. For now, keep the model as it is."
-    other = (
-        ""
-        if helps == best
-        else f" It is {helps} that is shown to help; that {best} is better still may be chance."
-    )
-    return f"{best} has the best mean, and is saved in {where}.{other}"
+    saved = f"{best} has the best mean, and is saved in {where}."
+    if helps == best:
+        return saved
+    return f"{saved} It is {helps} that is shown to help; that {best} is better still may be chance."
 
 
 def best_arm(out: Path, result: Plain) -> str | None:

@@ -34,7 +34,7 @@ from maskwise.study.costs import over_a_run
 from maskwise.study.design import Design
 from maskwise.study.dry import wall
 from maskwise.study.prospects import prospect_lines, prospects_of
-from maskwise.study.starter import look_at, starter
+from maskwise.study.starter import look_at, name_of, starter
 from maskwise.study.timing import START_SECONDS, Timings, time_stages, works_of
 from maskwise.study.work import masked_source
 from maskwise.tasks import Task, load_task
@@ -146,7 +146,7 @@ def recipe_for(subject: str, overrides: Sequence[str] = ()) -> Recipe:
     if is_recipe or not (path.exists() or subject.startswith(("hf:", "bundled:"))):
         return read_recipe(subject, overrides)
     with tempfile.TemporaryDirectory(prefix="maskwise-") as folder:
-        written = Path(folder) / f"{path.name.split('.')[0] or 'mine'}.yaml"
+        written = Path(folder) / f"{name_of(subject)}.yaml"
         written.write_text(starter(subject), encoding="utf-8")
         return read_recipe(written, overrides)
 
