@@ -115,6 +115,46 @@ def test_numbers_to_predict_from_one_text(tmp_path: Path) -> None:
     )
 
 
+PROTEINS = ["MKT" + "ACDEFGHIKL"[n % 10] * 30 + "ACDEFG"[n // 10] for n in range(60)]
+PASSAGES = [f"{text} {n}" for n, text in enumerate(MANY + MANY)]
+
+
+@pytest.mark.parametrize(
+    ("table", "kind", "columns"),
+    [
+        ([{"passage": s, "speech": ("yes", "no")[n % 2]} for n, s in enumerate(PASSAGES)],
+         "sequence-classification", ("passage", "speech")),  # a passage is also what questions are about
+        ([{"sequence": s, "family": "ab"[n % 2]} for n, s in enumerate(PROTEINS)],
+         "sequence-classification", ("sequence", "family")),
+        ([{"Nr": str(n), "Anzeige": s, "Preis": f"{n % 37},50 €"} for n, s in enumerate(PASSAGES)],
+         "regression", ("Anzeige", "Preis")),
+    ],
+    ids=["passages", "proteins", "prices"],
+)  # fmt: skip
+def test_columns_with_names_of_their_own(
+    table: list[dict[str, str]], kind: str, columns: tuple[str, str], tmp_path: Path
+) -> None:
+    write_lines(tmp_path / "mine.jsonl", table)
+    task = load_task(tmp_path / "mine.jsonl")
+    assert task.kind.name == kind
+    assert [
+        f"the {what} is column {name!r}" for what, name in zip(("text", "label"), columns, strict=True)
+    ] == [note.partition(",")[0] for note in task.notes if "column" in note]
+
+
+@pytest.mark.parametrize("other", ["colour", "question"])
+def test_columns_that_can_be_read_in_two_ways_are_refused(other: str, tmp_path: Path) -> None:
+    """Two columns that may be labels; and a question, which asks for an answer, beside its text."""
+    first = {
+        "colour": lambda n: "red" if n % 3 else "blue",
+        "question": lambda n: f"is {n} more than it was?",
+    }[other]
+    rows = [{"passage": s, other: first(n), "taste": "ab"[n % 2]} for n, s in enumerate(PASSAGES)]
+    write_lines(tmp_path / "mine.jsonl", rows)
+    with pytest.raises(MaskwiseError, match=r"has no (text|label) column"):
+        load_task(tmp_path / "mine.jsonl")
+
+
 @pytest.mark.parametrize("listed", [True, False])
 def test_several_labels_a_row(listed: bool, tmp_path: Path) -> None:
     every = [["fun"], ["fun", "sad"], ["sad"], [], ["fun", "long"]]

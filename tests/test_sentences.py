@@ -168,6 +168,7 @@ SUMMARIES: dict[str, Callable[[], dict[str, Any]]] = {
     "two tasks": two_tasks,
     "opposite tasks": opposite_tasks,
     "plateau": lambda: summary_of(CLEAR, more=losses(0.1, level=6.1)),
+    "by-heart": lambda: summary_of(CLEAR, more=losses(0.1, level=7.1)),
     "chance-level": lambda: summary_of({"token-15": [0.05] * 8, "token-30": [0.06, 0.05] * 4}),
     "losses": lambda: without_tasks(losses(0.2)),
     "different-units": lambda: without_tasks([*losses(0.2), *evaluations()], units="whole-word"),

@@ -90,6 +90,9 @@ def test_plateau_at_the_arms_own_masks_and_any_ratio():
     stuck = judged(more=losses(6.1, 6.2))
     assert (stuck["verdict"], stuck["reason"]) == ("void", "plateau")
     assert reason(stuck, "plateau")["arms"] == ["token-30", "token-15"] and advice_in(stuck)[0] == "plateau"
+    learnt_by_heart = judged(more=losses(7.1, 6.9))  # prices of 1,200 small ads, read 34 times
+    assert (learnt_by_heart["verdict"], learnt_by_heart["reason"]) == ("void", "by-heart")
+    assert advice_in(learnt_by_heart)[0] == "by-heart"
     learnt = judged(more=losses(6.1, 5.5))  # context was learnt, as the harder ratio shows
     assert learnt["verdict"] == "decided"
     facts = learnt["summary"]["arms"]["token-15"]

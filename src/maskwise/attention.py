@@ -15,17 +15,16 @@ On accelerators documents of variable length are attended to by ``torch.nn.atten
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any
+from functools import cache, cached_property
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention.varlen import varlen_attn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
 from maskwise.dropout import dropped
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 NAME = "documents"
 """What this attention is called in transformers' registry."""
@@ -95,7 +94,17 @@ class Documents:
 def separate(model: PreTrainedModel) -> None:
     """Let a model attend within documents wherever it is given ``documents``; without them nothing changes."""
     if model.config._attn_implementation in REPLACED:
+        _register()
         model.set_attn_implementation(NAME)
+
+
+@cache
+def _register() -> None:
+    """Enter both functions in transformers' registry, whose import takes seconds: here, where a model is."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    AttentionInterface.register(NAME, attend)
+    AttentionMaskInterface.register(NAME, mask_of)
 
 
 def attend(
@@ -121,6 +130,8 @@ def attend(
         attention_mask = documents.mask(cross=cross, causal=causal, window=sliding_window)
     if _by_hand(module, query, attention_mask, documents, options):
         return _dropping(module, query, key, value, attention_mask, options), None
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
     return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
 
 
@@ -140,8 +151,10 @@ def _ragged(
     window: int | None, options: dict[str, Any],
 ) -> Tensor:  # fmt: skip
     """(B, L, H, D) by ``varlen_attn``: all rows are one line of documents, padding is a document of its own."""
+    from torch.nn.attention.varlen import varlen_attn
+
     groups = getattr(module, "num_key_value_groups", 1)
-    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+    key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
     shape = query.transpose(1, 2).shape
     query, key, value = (x.transpose(1, 2).flatten(0, 1).contiguous() for x in (query, key, value))
     ends = documents.boundaries()
@@ -176,7 +189,7 @@ def _dropping(
 ) -> Tensor:
     """(B, L, H, D): softmax(query · key) with dropout, times value. Every token sees something, by the mask."""
     groups = getattr(module, "num_key_value_groups", 1)
-    lines = [x.flatten(0, 1) for x in (query, repeat_kv(key, groups), repeat_kv(value, groups))]
+    lines = [x.flatten(0, 1) for x in (query, *(x.repeat_interleave(groups, dim=1) for x in (key, value)))]
     scale = options.get("scaling") or query.shape[-1] ** -0.5
     scores = torch.bmm(lines[0] * scale, lines[1].mT).view(*query.shape[:3], -1)
     if mask is not None:
@@ -185,16 +198,12 @@ def _dropping(
     return torch.bmm(shares.to(lines[2].dtype), lines[2]).view(query.shape).transpose(1, 2)
 
 
-AttentionInterface.register(NAME, attend)
-
-
 def mask_of(*sizes: Any, **options: Any) -> Tensor | None:
     """transformers' own mask, made without looking whether there is any padding, for which the host would wait;
     rows without padding come without a mask."""
     if options.get("attention_mask") is not None:
         options |= {"allow_is_bidirectional_skip": False, "allow_is_causal_skip": False}
+    from transformers.masking_utils import sdpa_mask
+
     mask: Tensor | None = sdpa_mask(*sizes, **options)
     return mask
-
-
-AttentionMaskInterface.register(NAME, mask_of)

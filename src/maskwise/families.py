@@ -13,13 +13,15 @@ import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
 
 from maskwise.attention import Documents, separate
 from maskwise.errors import MaskwiseError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 Head = Callable[[Any, Tensor], Tensor]
 """From a model and its hidden states (M, H) to logits (M, V)."""

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from jinja2 import Environment, PackageLoader
@@ -20,7 +20,6 @@ from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
-from transformers import PreTrainedTokenizerBase
 
 from maskwise.annotate.given import Span, read_marks, sentence_spans, span_layer
 from maskwise.annotate.registry import annotator
@@ -38,6 +37,9 @@ from maskwise.text import load_tokenizer, read_documents, require_documents, tra
 from maskwise.text.documents import Document
 from maskwise.text.layers import CharSpans, Layer, align
 from maskwise.text.words import flat_offsets, number_words, place_tokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class Stretch(NamedTuple):

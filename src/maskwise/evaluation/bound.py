@@ -15,18 +15,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from maskwise.constants import DIFFUSION
 from maskwise.errors import MaskwiseError
 from maskwise.masking.diffusion import Noising
 from maskwise.objectives import MaskedLanguageModelling
 from maskwise.training.data import Rows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 SEED = 0xB0DD
 

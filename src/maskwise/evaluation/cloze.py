@@ -27,11 +27,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation.scoring import TOKENS, Measurement, predictions
@@ -48,6 +47,9 @@ from maskwise.evaluation.sets import (
 from maskwise.families import most_tokens
 from maskwise.masking.vocabulary import Vocabulary
 from maskwise.text.labelled import Record, read_records
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 MASK = "[MASK]"
 TEMPLATES = "relations.jsonl"

@@ -10,14 +10,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from maskwise.constants import DIFFUSION
@@ -41,6 +40,9 @@ from maskwise.objectives import predicting
 from maskwise.text import Rows, load_tokenizer, read_documents, read_pieces, require_documents, tokenise
 from maskwise.training import log_frequencies
 from maskwise.training.engine import best_device
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 BOUND = "bound"
 MEASURES = ("heldout", PSEUDO_PERPLEXITY, BOUND, "cloze", "pairs")

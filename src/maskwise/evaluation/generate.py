@@ -15,11 +15,10 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from maskwise.errors import MaskwiseError, unknown_name
 from maskwise.evaluation.scoring import predictions
@@ -28,6 +27,9 @@ from maskwise.masking.vocabulary import Vocabulary
 from maskwise.models import load_model
 from maskwise.text import load_tokenizer
 from maskwise.training.engine import best_device
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 ORDERS = ("confidence", "random", "block")
 GAP = re.compile(r"\[MASK(?:\*(\d+))?\]")

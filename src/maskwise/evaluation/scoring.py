@@ -17,12 +17,11 @@ targets; beside each figure stands that of a model that knows only how frequent 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Literal, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Literal, NotRequired, TypedDict
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from maskwise.constants import DIFFUSION
 from maskwise.errors import MaskwiseError
@@ -33,6 +32,9 @@ from maskwise.masking.gather import gather
 from maskwise.masking.vocabulary import Vocabulary
 from maskwise.objectives import MaskedLanguageModelling
 from maskwise.training.data import Rows, by_width
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 TOKENS = 16384
 """Positions in one forward pass."""

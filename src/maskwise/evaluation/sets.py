@@ -15,10 +15,9 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from maskwise.errors import MaskwiseError, counted, unknown_name
 from maskwise.evaluation.scoring import Measurement, log_probabilities, spread
@@ -28,6 +27,9 @@ from maskwise.masking.vocabulary import Vocabulary
 from maskwise.specs import read_options
 from maskwise.text import encode
 from maskwise.text.labelled import Record, read_records
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 TIE = 1e-4
 """Nats below which two scores are equal: more than rounding, far less than any preference."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from maskwise.keys import Array
 from maskwise.learning.labels import Confidence
@@ -17,6 +17,9 @@ from maskwise.tasks.judge import load_network
 from maskwise.tasks.task import Task, Tuned
 from maskwise.tasks.tensors import Cutter, TaskSource, batches, encode, padding_id, tokenizer_state
 from maskwise.training import train
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 
 def train_classifier(

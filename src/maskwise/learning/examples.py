@@ -11,12 +11,11 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from maskwise.errors import MaskwiseError
 from maskwise.keys import Array, Keys, fold
@@ -26,6 +25,9 @@ from maskwise.masking import AnnotatedBatch, Vocabulary, gather
 from maskwise.tasks.task import Row, Task
 from maskwise.tasks.tensors import Data, encode
 from maskwise.text import encode as encode_texts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _WORD = re.compile(r"\w+")
 NEARLY = 0.8

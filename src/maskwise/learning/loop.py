@@ -7,10 +7,9 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from maskwise.errors import MaskwiseError
 from maskwise.families import adapter_of
@@ -27,6 +26,9 @@ from maskwise.tasks.task import Task, Tuned
 from maskwise.training import TrainingSettings
 from maskwise.training.engine import new_accelerator
 from maskwise.training.log import Metrics, Progress
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 NO_CONTEXT = "rows of train of which no text tells an answer"
 Watch: TypeAlias = Callable[[Any], list[list[float]]]

@@ -13,13 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from transformers import PreTrainedModel
 
 from maskwise.errors import MaskwiseError
 from maskwise.families import adapter_of, decoder_inputs, encoder_of
@@ -27,6 +26,9 @@ from maskwise.keys import Keys
 from maskwise.masking import AnnotatedBatch
 from maskwise.masking.policies.base import cut
 from maskwise.masking.select import Selection, select
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 SPREAD = 60.0
 """Logits further than this below the highest of their piece count as this: e⁻⁶⁰ is never chosen anyway."""

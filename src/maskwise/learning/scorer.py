@@ -15,14 +15,13 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
 from maskwise.errors import MaskwiseError, unknown_name
 from maskwise.families import check_fit, check_room, require_kind
@@ -31,6 +30,9 @@ from maskwise.keys import fold
 from maskwise.models import config_of, load_config, load_task_model, new_config, without_advice
 from maskwise.starts import find_policy
 from maskwise.text import load_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
 Head = Literal["tokens", "spans"]
 COLUMNS = {"tokens": 1, "spans": 2}

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-
-from transformers import PreTrainedModel
+from typing import TYPE_CHECKING
 
 from maskwise.errors import unknown_name
 from maskwise.objectives.base import Objective, Outcome
@@ -29,6 +28,9 @@ from maskwise.objectives.tasks import (
 )
 from maskwise.objectives.tsdae import DenoisingAutoencoder
 from maskwise.specs import Call, build, parse_call
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "mlm": MaskedLanguageModelling, "emlm": EntityMaskedLanguageModelling, "atd": AddedTokenDetection,

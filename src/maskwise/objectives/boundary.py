@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from transformers import PreTrainedModel
 
 from maskwise.errors import MaskwiseError
 from maskwise.families import head_weights, prediction_head, width_of
@@ -23,6 +22,9 @@ from maskwise.objectives.base import (
     encoded,
     target_places,
 )
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 LONGEST = 20
 """Places in a span that are told apart; later ones share the last."""

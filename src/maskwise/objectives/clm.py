@@ -7,12 +7,11 @@ The model stays what it is, with the head that it has; only in the passes of thi
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from maskwise.attention import NAME, separate
 from maskwise.errors import MaskwiseError
@@ -20,6 +19,9 @@ from maskwise.families import ENCODERS, adapter_of
 from maskwise.masking import IGNORE, MaskedBatch, Masker
 from maskwise.objectives.base import Masking, model_inputs
 from maskwise.objectives.mlm import MaskedLanguageModelling
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 class NextTokens(Masker):

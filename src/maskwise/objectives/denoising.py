@@ -6,11 +6,11 @@ The vocabulary head runs only where there is a target, and the losses of a batch
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers import GenerationConfig
 
 from maskwise.attention import Documents
 from maskwise.errors import MaskwiseError
@@ -26,6 +26,9 @@ from maskwise.masking import MaskedBatch
 from maskwise.masking.corruptions import corruption
 from maskwise.objectives.base import Masking, Work, model_inputs
 from maskwise.objectives.mlm import MaskedLanguageModelling
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 
 class Denoising(MaskedLanguageModelling):

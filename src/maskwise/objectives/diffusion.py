@@ -6,9 +6,7 @@ bound on −log p(text), in nats a token. ``masking.diffusion`` makes the batche
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from maskwise.errors import MaskwiseError
 from maskwise.masking import MaskedBatch
@@ -21,6 +19,9 @@ from maskwise.masking.rates import Rates
 from maskwise.masking.schedules import schedule
 from maskwise.objectives.base import Masking, Outcome, check_all_asked, counted, weighted
 from maskwise.objectives.mlm import MaskedLanguageModelling
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 UNSAID = {"ratio": 0.15, "budget": "expected", "corruption": "bert", "min_targets": 1}
 """What a recipe's masking is where nobody says anything: settings of masked language modelling."""

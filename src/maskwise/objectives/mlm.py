@@ -7,13 +7,12 @@ which is slower and gives the same loss.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, pad
-from transformers import PreTrainedModel
 
 from maskwise.families import adapter_of, encoder_weights, head_weights, masked_logits, prediction_head
 from maskwise.keys import Array
@@ -29,6 +28,9 @@ from maskwise.objectives.base import (
     target_places,
     unrounded,
 )
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class MaskedLanguageModelling(Objective):

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
-from transformers import PreTrainedConfig, PreTrainedModel
 
 from maskwise.errors import MaskwiseError
 from maskwise.families import encoder_weights, masked_logits, width_of
@@ -28,6 +27,9 @@ from maskwise.objectives.base import (
     target_places,
 )
 from maskwise.objectives.mlm import MaskedLanguageModelling
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 
 class ReplacedTokenDetection(Objective):

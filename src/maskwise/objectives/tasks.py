@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
-from transformers import PreTrainedModel
 
 from maskwise.families import takes_token_types
 from maskwise.masking.batch import IGNORE
 from maskwise.objectives.base import Objective, Outcome, counted, unrounded
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class Classification(Objective):

@@ -15,8 +15,7 @@ the lengths used here), padding, the optimiser, evaluation.
 from __future__ import annotations
 
 from collections.abc import Mapping
-
-from transformers import PreTrainedModel
+from typing import TYPE_CHECKING
 
 from maskwise.masking.schedules import schedule
 from maskwise.objectives import objective_class, predicting
@@ -24,6 +23,9 @@ from maskwise.objectives.base import trained
 from maskwise.recipe import Recipe
 from maskwise.training import MaskedSource
 from maskwise.training.arms import Arms
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 SAMPLED_STEPS = 32
 """Steps, evenly over a run, whose batches are masked to see what a run will spend."""

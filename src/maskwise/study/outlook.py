@@ -16,10 +16,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from maskwise.constants import accuracy_misleads
 from maskwise.errors import MaskwiseError, counted, duration
@@ -41,6 +40,9 @@ from maskwise.tasks import Task, load_task
 from maskwise.text import Document, Prepared, Rows, tokenise
 from maskwise.text.pieces import UNKNOWN
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
 SAMPLE_CHARACTERS = 600_000
 """How much of a text is prepared to be counted."""
 COUNTED_STEPS = 4
@@ -48,7 +50,7 @@ COUNTED_STEPS = 4
 FEW_TARGETS = 32
 """Targets of a step below which its gradient is mostly noise."""
 FEW_TEST_ITEMS = 200
-LOOKED_AT, MOST_CUT = 200, 0.05
+LOOKED_AT, MOST_CUT, MOST_TOKENS_A_WORD = 200, 0.05, 30
 """Rows of a split that are measured, and the share of them that may be longer than what a model reads."""
 MOST_PASSES = 8
 """Passes over a text above which it is rather learned by heart."""
@@ -206,6 +208,7 @@ def _corpus(link: Recipe, look: Look) -> Plain:
     if words is not None:
         ids = np.asarray(words)
         number = int((np.diff(ids, prepend=-1) != 0)[ids >= 0].sum())
+        number = number if tokens < MOST_TOKENS_A_WORD * number else None  # letters without blanks
     scaled = lambda value: round(value * look.scale)  # noqa: E731
     return {
         "title": link.corpus.title, "documents": look.documents, "characters": look.characters, "whole": look.whole,

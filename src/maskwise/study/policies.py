@@ -11,11 +11,10 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from maskwise.constants import rank_here, ranks_here
 from maskwise.errors import MaskwiseError
@@ -39,11 +38,13 @@ from maskwise.learning.settings import LearningSettings
 from maskwise.learning.supervised import judge, learn_supervised
 from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
-from maskwise.report.policy import write_policy_page
 from maskwise.study.stages import DONE
 from maskwise.tasks import Task, load_task
 from maskwise.text import Document, load_tokenizer, tokenise
 from maskwise.training import log_frequencies
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 LOCK, SHARED_TOKENIZER = ".learning.lock", "tokenizer"
 LEARNING = 0x9011C7
@@ -76,6 +77,8 @@ def run_learn(recipe: Recipe, out: Path, *, quiet: bool = False) -> Plain:
             result = learn(recipe, out, quiet=quiet)
             result = finite({**result, "seconds": round(time.perf_counter() - began, 1)})
             if first:
+                from maskwise.report.policy import write_policy_page  # not at the top: altair takes a second
+
                 result["report"] = str(write_policy_page(out, title=recipe.name, measures=result))
                 write_json(out / DONE, result)
         except MaskwiseError:

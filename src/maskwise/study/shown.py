@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from transformers import PreTrainedTokenizerFast
 
 from maskwise.annotate.live import Live
 from maskwise.annotate.store import Store
@@ -26,6 +26,9 @@ from maskwise.tasks import load_task
 from maskwise.text import Document, Prepared, Stream, tokenise
 from maskwise.text.layers import Layered
 from maskwise.text.worlds import of_run
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 SAMPLES, SAMPLE_TOKENS, SAMPLE_CHARACTERS = 4, 64, 100
 """Documents whose beginnings are shown in the report, how much of them, and how long they are at least."""

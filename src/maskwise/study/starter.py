@@ -19,6 +19,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.families import most_tokens
 from maskwise.models import load_config
 from maskwise.tasks import Task, load_task
+from maskwise.tasks.cards import AMONG_OTHERS
 from maskwise.text import Documents, read_documents, require_documents
 from maskwise.text.documents import longest_field
 
@@ -118,12 +119,12 @@ def look_at(source: str | Documents) -> TextFacts:
 
 
 def is_task(spec: str) -> bool:
-    """Whether a file holds labelled rows; of a file that may be both text and labels, the labels count."""
+    """Whether a file holds labelled rows; of a file that may be both text and labels, the labels count, unless they
+    would have to be guessed among several columns."""
     try:
-        load_task(spec)
+        return not any(note.endswith(AMONG_OTHERS) for note in load_task(spec).notes)
     except MaskwiseError:
         return False
-    return True
 
 
 def name_of(source: str) -> str:
@@ -152,7 +153,8 @@ def starter(source: str, tasks: Sequence[str] = ()) -> str:
 
 
 def _written(source: str, specs: Sequence[str], comment: str) -> str:
-    facts, tasks = look_at(source), {spec: load_task(spec) for spec in specs}
+    tasks = {spec: load_task(spec) for spec in specs}  # a bad table is told before the text is read
+    facts = look_at(source)
     start = "bundled:encoder" if facts.is_english and facts.spaced else None
     needed = max([_tokens_needed(task, letters=facts.is_alphabet) for task in tasks.values()], default=0)
     length = max(64, needed)

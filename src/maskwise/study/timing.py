@@ -16,10 +16,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import PreTrainedModel
 
 from maskwise.constants import REFERENCE
 from maskwise.errors import MaskwiseError
@@ -39,6 +38,9 @@ from maskwise.text.worlds import of_run
 from maskwise.training import train
 from maskwise.training.engine import best_device, fast_bf16
 from maskwise.training.speed import cache_folder, cpu_name, peak_memory
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 SECONDS = 25.0
 """After so long nothing more is timed; what is left is unknown."""

@@ -8,12 +8,11 @@ import traceback
 from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import torch
 import yaml
 from torch import Tensor
-from transformers import PreTrainedConfig, PreTrainedModel
 
 from maskwise import __version__
 from maskwise.constants import rank_here, ranks_here
@@ -50,6 +49,9 @@ from maskwise.training.engine import save_checkpoint
 from maskwise.training.learners import Learner, meet
 from maskwise.training.loop import Training
 from maskwise.training.stream import StreamedRows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 Text = TypeVar("Text", Rows, Stream, Rows | Stream)
 

@@ -17,6 +17,7 @@ import yaml
 
 from maskwise.errors import unknown_name
 from maskwise.tasks.questions import CHOICES, choices_of
+from maskwise.tasks.scores import number_of
 from maskwise.tasks.task import Columns, UsualColumns
 from maskwise.text.documents import inside
 from maskwise.text.labelled import Record
@@ -85,8 +86,13 @@ def with_inside(record: Record, given: Columns) -> Record:
     return {**record, **{name: value for name in paths if (value := inside(record, name)) is not None}}
 
 
-LEAST_WORDS = 3
-"""Words that a column of texts has in the mean at least, for it to be taken for the text unasked."""
+LEAST_WORDS, LEAST_LETTERS = 3, 30
+"""Words that a column of texts has in the mean at least, for it to be taken for the text unasked; or how many letters,
+where it holds nothing else, as proteins do."""
+
+
+AMONG_OTHERS = ", the only one whose values come again or are measured"
+"""How the note ends on a label that was guessed among several columns: such a file may be a text as well."""
 
 
 def guess_columns(
@@ -94,34 +100,58 @@ def guess_columns(
 ) -> tuple[Columns, tuple[str, ...]]:
     """The text and the label of a table whose columns have names of their own, where only one reading is likely.
 
-    The text is the column with the longest texts, the label the only other column. What was guessed is said in notes.
+    The text is the column with the longest texts. The label is the only other column, or the only one of them whose
+    values come again or are measured (``_may_be_label``), if no other is a second text. Notes say what was guessed.
 
     Args:
-        usual: the names that kinds of tasks look for; where one of them is there, the text is not guessed. The label is
-            not where there is one that the last of these kinds looks for.
+        usual: the names that kinds of tasks look for, of the kind that reads the table last. Where one of its names is
+            there, that is not guessed; where only names of other kinds are there, both columns must be plain.
         where: what the message calls a table whose first row is data.
 
     >>> guess_columns([{"Kommentar": "ein schöner langer Tag", "Note": "2"}], Columns(), [])[0]
     Columns(text='Kommentar', pair=None, label='Note')
     """
     names = [str(name) for name in (records[0] if records else ()) if name not in ("id", "split")]
-    text_known = {
-        name for each in usual for name in (*each.text, *each.pair, *chain.from_iterable(each.pairs))
-    }
-    label_known = set(usual[-1].label) if usual else set[str]()
+    plain = usual[-1] if usual else UsualColumns((), (), ())
+    strange = chain.from_iterable((*each.text, *each.pair, *chain(*each.pairs)) for each in usual)
     notes = []
-    if given.text is None and not text_known & {*names}:
-        words = {
-            name: fmean(len(str(record.get(name) or "").split()) for record in records) for name in names
-        }
-        longest = max(words, key=words.__getitem__, default=None)
-        if longest is not None and words[longest] >= LEAST_WORDS:
+    if (
+        given.text is None
+        and not {*plain.text} & {*names}
+        and not any({*both} <= {*names} for both in plain.pairs)
+    ):
+        sizes = {name: _size_of(records, name) for name in names}
+        longest = max(sizes, key=sizes.__getitem__, default="")
+        rest = [name for name in names if name != longest]
+        clear = len(rest) == 1 and _may_be_label(records, rest[0])
+        if sizes.get(longest, 0) >= LEAST_WORDS and (clear or not {*strange} & {*names}):
             refuse_rows_as_names(records, longest, where)
             given = given._replace(text=longest)
             notes.append(f"the text is column {longest!r}")
-    text = given.text or next((name for name in names if name in text_known), None)
+    text = given.text or next((name for name in plain.text if name in names), None)
     rest = [name for name in names if name != text]
-    if text is not None and given.label is None and not label_known & {*rest} and len(rest) == 1:
-        given = given._replace(label=rest[0])
-        notes.append(f"the label is column {rest[0]!r}")
+    if text is not None and given.label is None and not {*plain.label} & {*rest}:
+        likely = rest if len(rest) == 1 else [name for name in rest if _may_be_label(records, name)]
+        if len(likely) == 1 and all(_size_of(records, name) < LEAST_WORDS for name in {*rest} - {*likely}):
+            given = given._replace(label=likely[0])
+            notes.append(f"the label is column {likely[0]!r}{AMONG_OTHERS if len(rest) > 1 else ''}")
     return given, tuple(notes)
+
+
+def _size_of(records: Sequence[Record], name: str) -> float:
+    """Words of a column in the mean; of long words of letters alone, such as proteins, what makes a text of them."""
+    texts = [str(record.get(name) or "") for record in records]
+    letters = fmean(len(text) for text in texts) if all(text.isalpha() for text in texts) else 0.0
+    return max(fmean(len(text.split()) for text in texts), letters * LEAST_WORDS / LEAST_LETTERS)
+
+
+def _may_be_label(records: Sequence[Record], name: str) -> bool:
+    """Whether the values of a column come again, twice in the mean, or are measured; row numbers are neither."""
+    values = [str(value) for record in records if (value := record.get(name)) not in (None, "")]
+    different = {*values}
+    if len(different) < 2:
+        return False
+    measured = all(number_of(value) is not None for value in different) and not all(
+        map(str.isdigit, different)
+    )
+    return measured or len(different) <= len(values) / 2

@@ -18,14 +18,13 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from re import _parser  # type: ignore[attr-defined]  # it has no public name
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 from torch import Tensor
-from transformers import PreTrainedConfig
 
 from maskwise.constants import NATS
 from maskwise.errors import MaskwiseError
@@ -39,6 +38,9 @@ from maskwise.tasks.task import NO_TEXT, Answers, Columns, Row, Task, Tuned, Usu
 from maskwise.tasks.tensors import EVAL_TOKENS, Cutter, Data, Flat, edges
 from maskwise.text.labelled import Record
 from maskwise.training.data import by_width
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 _TEXT = ("input", "source", "question", "article", "document", "dialogue", "text", "claim", "query")
 _ANSWERS = (

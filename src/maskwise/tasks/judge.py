@@ -18,13 +18,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import fmean, pstdev
-from typing import Any, Literal, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypedDict
 
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from maskwise.constants import LOWER_IS_BETTER
 from maskwise.errors import MaskwiseError
@@ -39,6 +38,9 @@ from maskwise.tasks.tensors import Data, TaskSource, check_length, embed, encode
 from maskwise.text import load_tokenizer
 from maskwise.training import TrainingSettings, train
 from maskwise.training.engine import best_device, save_checkpoint
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 PREDICTIONS = "predictions.jsonl"
 """The file with what was answered to every test row."""

@@ -37,16 +37,17 @@ SCORE_COLUMNS = ("score", "similarity_score", "relatedness_score", "similarity")
 NUMBER_COLUMNS = ("score", "rating", "value", "target", "number", "y")
 LEAST_VALUES = 20
 """Different whole numbers from which on labels of single texts are taken for numbers to predict, not for classes."""
+_AROUND = "$€£¥% \t\n\u00a0"
 _COMMA = re.compile(r"[-+]?\d+,\d+")
 
 
 def number_of(label: object) -> float | None:
-    """A label as a number, with a decimal point or comma; None where it is none.
+    """A label as a number, with a decimal point or comma, and with or without a sign of money; None where it is none.
 
-    >>> number_of("3,5"), number_of("-2"), number_of("good")
-    (3.5, -2.0, None)
+    >>> number_of("3,5"), number_of("-2"), number_of("18,30 €"), number_of("good")
+    (3.5, -2.0, 18.3, None)
     """
-    text = str(label).strip()
+    text = str(label).strip(_AROUND)
     try:
         value = float(text.replace(",", ".") if _COMMA.fullmatch(text) else text)
     except ValueError:
@@ -120,7 +121,7 @@ class Similarity(Scores, Tuned[ScoredRow]):
         )
 
     def config(self, task: Task[ScoredRow]) -> dict[str, object]:
-        return {"num_labels": 1, "problem_type": "regression"}
+        return {"id2label": {0: "score"}, "label2id": {"score": 0}, "problem_type": "regression"}
 
     def encode(self, task: Task[ScoredRow], split: str, cutter: Cutter) -> Encoded:
         known, gold = (torch.from_numpy(self.gold(task, name)) for name in ("train", split))

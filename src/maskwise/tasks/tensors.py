@@ -15,13 +15,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
-from typing import Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
 from tokenizers import Encoding, Tokenizer
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from maskwise.errors import MaskwiseError
 from maskwise.keys import fold
@@ -32,6 +31,9 @@ from maskwise.tasks.task import SPLITS, Answers, Task, Tuned
 from maskwise.training import TrainingSettings, permutation
 from maskwise.training.data import by_width
 from maskwise.training.order import Order
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 WINDOW_STEPS = 16
 """The rows of so many steps are sorted by length together."""

@@ -14,7 +14,7 @@ import gc
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -24,7 +24,6 @@ from accelerate.utils import DistributedDataParallelKwargs, LoggerType, broadcas
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from maskwise.constants import rank_here, ranks_here
 from maskwise.errors import MaskwiseError, unknown_name
@@ -40,6 +39,9 @@ from maskwise.training.learners import Agree
 from maskwise.training.optim import Optimizers
 from maskwise.training.settings import TrainingSettings
 from maskwise.training.states import State, States, Totals
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Result = TypeVar("Result")
 WEIGHTS, OPTIMIZERS = "model.safetensors", "optimizers.safetensors"
@@ -338,7 +340,7 @@ def save_checkpoint(
     """
 
     weights = None
-    if wrapping.any_sharded(model.parameters()):
+    if any(map(wrapping.is_sharded, model.parameters())):
         weights = wrapping.gathered(model.state_dict(), keep=not rank_here())
     if rank_here():
         return

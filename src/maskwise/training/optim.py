@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from maskwise.errors import MaskwiseError
 from maskwise.families import encoder_of
@@ -142,6 +141,8 @@ def hidden_matrices(module: nn.Module) -> list[Tensor]:
     their widths goes wrong where a hidden size equals the number of positions (512, 128), or a task has more
     classes than the model is wide.
     """
+    from transformers import PreTrainedModel
+
     model: Any = module if isinstance(module, PreTrainedModel) else getattr(module, "model", module)
     output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     looked_up = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}

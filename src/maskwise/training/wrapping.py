@@ -10,17 +10,13 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel
 
 from maskwise.attention import separate
 from maskwise.dropout import quicken, restore
@@ -28,6 +24,10 @@ from maskwise.errors import MaskwiseError
 from maskwise.families import adapter_of
 from maskwise.objectives.mlm import MaskedLanguageModelling
 from maskwise.training.settings import TrainingSettings
+
+if TYPE_CHECKING:  # seconds to import: the functions below import them where they need them
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.tensor import DTensor
 
 _meshes: list[DeviceMesh] = []
 Result = TypeVar("Result")
@@ -39,6 +39,8 @@ ACCELERATE = "ACCELERATE_USE_FSDP"
 
 def blocks_of(module: nn.Module) -> list[nn.Module]:
     """The blocks of all encoders and decoders in a module: the members of the outermost lists of modules in them."""
+    from transformers import PreTrainedModel
+
     models = [m for m in module.modules() if isinstance(m, PreTrainedModel)]
     lists = {id(m): m for model in models for m in model.modules() if isinstance(m, nn.ModuleList)}
     inside = {id(m) for members in lists.values() for block in members for m in block.modules()}
@@ -56,9 +58,9 @@ def wrap(objective: nn.Module, settings: TrainingSettings) -> None:
     Raises:
         MaskwiseError: there is no compiler; a model without blocks.
     """
-    for (
-        model
-    ) in objective.modules():  # their attention makes masks without a look, and has its own way on a CPU
+    from transformers import PreTrainedModel
+
+    for model in objective.modules():  # makes masks without a look, and has its own attention on a CPU
         if isinstance(model, PreTrainedModel) and adapter_of(model.config).separates:
             separate(model)
     if next(objective.parameters()).device.type == "cpu" and not settings.compile:
@@ -136,6 +138,9 @@ class Sharded(nn.Module):
     """
 
     def __init__(self, objective: nn.Module, device: torch.device, ranks: int):
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
         super().__init__()
         self.objective = objective
         mesh = init_device_mesh(device.type, (ranks,))
@@ -183,14 +188,21 @@ def without_fsdp_of_accelerate() -> Iterator[None]:
             os.environ[ACCELERATE] = before
 
 
+def is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:
+    """Whether a tensor is shared out among ranks."""
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(tensor, DTensor)
+
+
 def local(tensor: Tensor) -> Tensor:
     """What of a tensor this rank has."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if is_sharded(tensor) else tensor
 
 
 def whole(tensor: Tensor) -> Tensor:
     """All of a tensor; every rank calls this."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if is_sharded(tensor) else tensor
 
 
 def gathered(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
@@ -201,7 +213,7 @@ def gathered(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
     """
     found = {}
     for name, tensor in tensors.items():
-        value = tensor.full_tensor().cpu() if isinstance(tensor, DTensor) else tensor
+        value = tensor.full_tensor().cpu() if is_sharded(tensor) else tensor
         if keep:
             found[name] = value.detach()
     return found
@@ -209,8 +221,10 @@ def gathered(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
 
 def laid_out_as(value: Tensor, other: Tensor) -> Tensor:
     """A tensor that every rank has, shared out as another of its shape."""
-    if not isinstance(other, DTensor) or isinstance(value, DTensor) or value.shape != other.shape:
+    if not is_sharded(other) or is_sharded(value) or value.shape != other.shape:
         return value
+    from torch.distributed.tensor import distribute_tensor
+
     return distribute_tensor(value.to(other.device), other.device_mesh, other.placements, src_data_rank=None)
 
 
@@ -240,8 +254,3 @@ def same_shapes(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in tensors.items()}
-
-
-def any_sharded(tensors: Iterable[Tensor]) -> bool:
-    """Whether some tensor is shared out among ranks."""
-    return any(isinstance(tensor, DTensor) for tensor in tensors)

@@ -2,7 +2,7 @@
 
 | effect   | codes |
 |----------|-------|
-| "voids"  | gate-closed, no-task-tells, missing-runs (no pair is left), plateau, chance-level |
+| "voids"  | gate-closed, no-task-tells, missing-runs (no pair is left), plateau, by-heart, chance-level |
 | "voids"  | different-units, different-tokenizers |
 | "tests"  | significant, not-significant, interval-holds-zero, few-runs, secondary, false-discovery, within-margin |
 | "caps"   | runs-added, no-dev-selection, grid-border: at most "suggests" |
@@ -77,7 +77,15 @@ class Reasons:
         why = table.incomparable(*pair, outcome)
         if why and ((masked and why == "different-units") or (by_token and why == "different-tokenizers")):
             reasons.append({"code": why, "effect": "voids", "sentence": INCOMPARABLE[why]})
-        if stuck := [arm for arm in pair if arm != REFERENCE and table.on_plateau(arm)]:
+        stuck = [arm for arm in pair if arm != REFERENCE and table.on_plateau(arm)]
+        if worse := [arm for arm in stuck if (table.gap_nats(arm) or 0) < -PLATEAU_NATS]:
+            gaps = " and ".join(f"{-(table.gap_nats(arm) or 0):.2f}" for arm in worse)
+            sentence = (
+                f"{self._named(worse)} predicted held-out text worse than word frequencies do, by {gaps} nats: the text"
+                " was learnt by heart, or the training diverged"
+            )
+            reasons.append({"code": "by-heart", "effect": "voids", "sentence": sentence, "arms": worse})
+        if stuck := [arm for arm in stuck if arm not in worse]:
             sentence = (
                 f"{self._named(stuck)} learnt little more than word frequencies (the plateau: a loss less than"
                 f" {PLATEAU_NATS} nats below that of word frequencies; {self._short(stuck)}); train longer"

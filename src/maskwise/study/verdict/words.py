@@ -25,6 +25,7 @@ DOUBTS = {
 ADVICE = {
     "gate-closed": "First make the gate's arm win, by more runs, longer training or other tasks: nothing else counts.",
     "plateau": "Train longer, or at a higher ratio: a model that knows only word frequencies cannot be compared.",
+    "by-heart": "Give more text, or take fewer steps: a text that is read too often is learnt by heart.",
     "chance-level": "Use easier tasks, or train longer: at chance level no choice can make a difference.",
     "no-task-tells": "Use tasks on which pre-training helps, or train longer: no other task can tell the arms apart.",
     "no-dev-selection": "Search the same small grid of learning rates for every arm, on two dev seeds (study.search).",
@@ -232,6 +233,7 @@ def _headline(row: Contrast, names: Names, *, keeps: bool) -> str:
         stuck = " and ".join(names.get(name, name) for name in reason.get("arms", ())) if reason else ""
         why = {
             "plateau": f"{stuck} learnt little more than word frequencies",
+            "by-heart": f"{stuck} predicted held-out text worse than word frequencies do",
             "chance-level": "neither arm scores better than guessing",
             "missing-runs": "too few runs finished",
             "gate-closed": "the positive control failed, so this study could not have seen a difference",
