@@ -61,9 +61,7 @@ NAMED: dict[str, tuple[str, int, int]] = {  # file, column of the token, column 
 Name = tuple[int, int]
 
 
-def bench_annotate(
-    *, data: Path = GOLD, batches: int = 10, batch_texts: int = 128, copies: int = 2
-) -> dict[str, Any]:
+def bench_annotate(*, data: Path = GOLD, batches: int = 10, batch_texts: int = 128, copies: int = 2) -> dict[str, Any]:
     """Accuracy of the shipped pipeline on the gold sets that ``data`` holds, and words per second.
 
     Args:
@@ -89,8 +87,7 @@ def bench_annotate(
         return {
             "pos": [{"data": name} | tag_accuracy(both, gold) for name, gold in tagged.items()],
             "salient": [
-                {"data": name, "spans": how}
-                | overlap_scores([text for text, _ in gold], [n for _, n in gold], find)
+                {"data": name, "spans": how} | overlap_scores([text for text, _ in gold], [n for _, n in gold], find)
                 for name, gold in named.items()
                 for how, find in (("salient", both.annotate), ("entities alone", partial(_entities, both)))
             ],
@@ -114,11 +111,7 @@ def tag_accuracy(pipeline: SpacyPipeline, gold: Sequence[GoldDocument]) -> dict[
     for document, spans in zip(gold, found):
         start, end, code = document.layers["pos"]
         at = np.searchsorted(spans.end, start, "right").clip(max=max(len(spans.end) - 1, 0))
-        same = (
-            (np.asarray(spans.value)[at] == code) & (spans.start[at] <= start)
-            if len(spans.end)
-            else start < 0
-        )
+        same = (np.asarray(spans.value)[at] == code) & (spans.start[at] <= start) if len(spans.end) else start < 0
         words, tokens, right = words + len(start), tokens + len(spans.start), right + int(same.sum())
         if len(spans.end):
             exact += int((same & (spans.start[at] == start) & (spans.end[at] == end)).sum())
@@ -262,9 +255,7 @@ def _through_files(annotators: list[str], folder: str, parts: list[list[str]], n
 def _processes(copies: int) -> list[dict[str, Any]]:
     """Wall seconds of the whole command for parts of speech, from its start to its end, with one process and two."""
     texts = [document.text for document in read_documents(bundled_path("wikipedia"))]
-    many = [
-        f"Copy {number}. {text}" for number in range(copies) for text in texts
-    ]  # a repeated text is left out
+    many = [f"Copy {number}. {text}" for number in range(copies) for text in texts]  # a repeated text is left out
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         corpus = Path(folder) / "corpus.jsonl"
@@ -306,9 +297,7 @@ def render_annotate(result: dict[str, Any]) -> RenderableType:
         for column in columns:
             table.add_column(column, justify="right")
     for r in result["pos"]:
-        pos.add_row(
-            r["data"], f"{r['words']:,}", *(f"{100 * r[k]:.1f}" for k in ("gold_tokens", "raw", "raw_f1"))
-        )
+        pos.add_row(r["data"], f"{r['words']:,}", *(f"{100 * r[k]:.1f}" for k in ("gold_tokens", "raw", "raw_f1")))
     for r in result["salient"]:
         shown = [r["names"][k] for k in ("recall", "precision", "exact_f1")]
         shown += [r["all"][k] for k in ("recall", "precision")]
@@ -321,21 +310,15 @@ def render_annotate(result: dict[str, Any]) -> RenderableType:
     for r in result["processes"]:
         row = f"{r['processes']}", f"{r['words']:,}", f"{r['seconds']:.1f}", f"{r['times_one']:.2f}"
         processes.add_row(*row)
-    missing = [f"not measured, as --data has no such file: {', '.join(result['missing'])}"] * bool(
-        result["missing"]
-    )
+    missing = [f"not measured, as --data has no such file: {', '.join(result['missing'])}"] * bool(result["missing"])
     return Group(pos, salient, speed, *[processes] * bool(result["processes"]), *missing)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=GOLD, help="folder of the gold sets")
     parser.add_argument("--batches", type=int, default=10, help="batches of texts that are timed")
-    parser.add_argument(
-        "--copies", type=int, default=2, help="of the text for one and two processes; 0: none"
-    )
+    parser.add_argument("--copies", type=int, default=2, help="of the text for one and two processes; 0: none")
     parser.add_argument("--json", action="store_true", help="print figures as JSON")
     given = parser.parse_args()
     result = {

@@ -100,9 +100,7 @@ def contest(sides: dict[str, Callable[[], int]], rounds: int, against: str) -> d
 
 def main() -> None:
     """Run the bench, and print its figures as JSON."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=60)
     rounds = parser.parse_args().rounds
     torch.set_num_threads(1)

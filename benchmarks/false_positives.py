@@ -144,9 +144,7 @@ def study_of(design: Design, runs: int, looked: list[int]) -> Study:
 
 def course(design: Design, rng: np.random.Generator) -> tuple[list[str], str, int]:
     """One study from its first run to its last verdict: the verdicts on the primary rows, the last advice, the runs."""
-    places, records = (
-        searched(design, rng) if design.searched else ([1] * len(design.names), unsearched(design))
-    )
+    places, records = searched(design, rng) if design.searched else ([1] * len(design.names), unsearched(design))
     drawn = scores(design, rng, MOST_RUNS, places)
     runs, looked = design.runs, list[int]()
     while True:
@@ -160,11 +158,7 @@ def course(design: Design, rng: np.random.Generator) -> tuple[list[str], str, in
         ]  # fmt: skip
         rows = [row for row in summarise([*lines, *records], study)["contrasts"] if row["primary"]]
         advice = next(
-            (
-                code
-                for code, _ in advice_of(rows, {}, design.looks)
-                if code in ("add-seeds", "next-look", "new-study")
-            ),
+            (code for code, _ in advice_of(rows, {}, design.looks) if code in ("add-seeds", "next-look", "new-study")),
             "",
         )
         wanted = min(row["n"] + row["more_runs"] for row in rows if row["more_runs"]) if advice else 0
@@ -218,9 +212,7 @@ def main() -> None:
         ("decided without a difference", "decided", DESIGNS),
         ("equal at the margin", "equal", MARGINS),
     ):
-        sys.stdout.write(
-            f"\n| {title} | share of {arguments.studies:,} studies | mean runs |\n|---|---|---|\n"
-        )
+        sys.stdout.write(f"\n| {title} | share of {arguments.studies:,} studies | mean runs |\n|---|---|---|\n")
         for design in (design for design in designs if arguments.only in design.name):
             line = share(design, verdict, studies=arguments.studies, seed=arguments.seed)
             results.setdefault(title, []).append(line)

@@ -145,6 +145,4 @@ def _leaves(corpus: str, vocabulary: int, ratio: float, steps: int) -> int | Non
 if __name__ == "__main__":
     part, *given = sys.argv[1:]
     result = {"rates": rates, "minutes": minutes, "plateau": plateau}[part](*given)
-    sys.stdout.write(
-        json.dumps({part: result, "load": os.getloadavg()[0], "cores": os.cpu_count()}, indent=1) + "\n"
-    )
+    sys.stdout.write(json.dumps({part: result, "load": os.getloadavg()[0], "cores": os.cpu_count()}, indent=1) + "\n")

@@ -65,9 +65,7 @@ def started(arguments: list[str], ranks: int) -> list[int]:
             except SystemExit as end:
                 os._exit(end.code if isinstance(end.code, int) else 1)
             finally:
-                os._exit(
-                    1
-                )  # a rank whose peer is dead raises errors, and must not tidy up what is the parent's
+                os._exit(1)  # a rank whose peer is dead raises errors, and must not tidy up what is the parent's
         pids.append(pid)
     return pids
 
@@ -157,9 +155,7 @@ def trial(way: str, folder: Path, kills: int, draw: random.Random) -> dict[str, 
 
 
 def run() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))

@@ -31,9 +31,7 @@ WANTED = {"light": 5.0, "the model's shape": 3.0}
 def main() -> None:
     """Measure, and print one JSON object."""
     torch.set_num_threads(1)
-    recipe = read_recipe(
-        "quick-start", [f"training.steps={STEPS}", "training.eval_every=0", "training.save_every=0"]
-    )
+    recipe = read_recipe("quick-start", [f"training.steps={STEPS}", "training.eval_every=0", "training.save_every=0"])
     documents = list(read_documents("bundled:wikipedia", limit=TEXTS))
     tokenizer = recipe.tokenizer.tokenizer(documents)
     texts = [document.text for document in documents]
@@ -77,9 +75,7 @@ def main() -> None:
     }
     training = {"tokens_per_second": round(best["training"])}
     sys.stdout.write(
-        json.dumps(
-            {**about, **machine, "tokens": tokens, "rounds": ROUNDS, "training": training, **lines}, indent=1
-        )
+        json.dumps({**about, **machine, "tokens": tokens, "rounds": ROUNDS, "training": training, **lines}, indent=1)
         + "\n"
     )
 

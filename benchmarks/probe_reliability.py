@@ -76,9 +76,7 @@ def measure(seed: int, *, first: int, steps: int, folder: Path) -> dict[int, Ten
     run_stage(text, folder)
     data = open_text(folder / text.name)
     recipe = starting_from(Path(start["checkpoint"]), recipe)
-    network = recipe.model.model(
-        data.tokenizer, data.training.length, kind="encoder", seed=seed, log_unigram=None
-    )
+    network = recipe.model.model(data.tokenizer, data.training.length, kind="encoder", seed=seed, log_unigram=None)
     made = learning(network, data, recipe)
     joined, source = made.objective, made.source
     assert isinstance(joined, Arms) and isinstance(source, ArmsSource)
@@ -135,9 +133,7 @@ def summarise(losses: Tensor, *, every: int, least: float) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--first", type=int, default=300, help="steps of masked words alone")
     parser.add_argument("--steps", type=int, default=300, help="steps of five objectives")

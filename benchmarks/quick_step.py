@@ -80,17 +80,13 @@ for line in sys.stdin:
 
 def main() -> None:
     """Run the bench, and print its figures as JSON."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("commit", nargs="?", default=BEFORE)
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--steps", type=int, default=5, help="of a turn")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        archive = subprocess.run(
-            ["git", "-C", ROOT, "archive", given.commit, "src"], check=True, capture_output=True
-        )
+        archive = subprocess.run(["git", "-C", ROOT, "archive", given.commit, "src"], check=True, capture_output=True)
         subprocess.run(["tar", "-x", "-C", folder], input=archive.stdout, check=True)
         sides = {
             "before": _start(Path(folder) / "src", given.steps),

@@ -28,9 +28,7 @@ EVERY = 10
 WORLDS: dict[str, Callable[[float], list[float]]] = {
     "no effect": lambda t: [0.1] * 5,
     "one arm is best": lambda t: [0.3, 0.05, 0.05, 0.05, 0.05],
-    "the best arm changes": lambda t: (
-        [0.3, 0.05, 0.05, 0.05, 0.05] if t < 0.5 else [0.05, 0.05, 0.3, 0.05, 0.05]
-    ),
+    "the best arm changes": lambda t: [0.3, 0.05, 0.05, 0.05, 0.05] if t < 0.5 else [0.05, 0.05, 0.3, 0.05, 0.05],
     "one arm harms": lambda t: [0.05, 0.05, 0.05, 0.05, -0.4],
 }
 """The reward of a rollout of each arm alone, by the share of the run that is over."""
@@ -81,9 +79,7 @@ def games(*, count: int) -> list[dict[str, Any]]:
         for rollouts in LENGTHS:
             for noise in NOISES:
                 found = {
-                    name: [
-                        play(name, world, noise=noise, rollouts=rollouts, seed=seed) for seed in range(count)
-                    ]
+                    name: [play(name, world, noise=noise, rollouts=rollouts, seed=seed) for seed in range(count)]
                     for name in PLAYERS
                 }
                 rows.append({
@@ -101,9 +97,7 @@ def _error(values: list[float]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--games", type=int, default=100, help="games of each player in each world")
     parser.add_argument("--json", action="store_true", help="print figures as JSON")
     given = parser.parse_args()

@@ -51,9 +51,7 @@ BANDITS: dict[str, Callable[[float], list[float]]] = {
 PLAYERS = ("uniform", "loss-proportional", "mometas", "mometas-plus")
 
 
-def bench_samplers(
-    *, batch_size: int = 16, length: int = 128, steps: int = 12, seeds: int = 5
-) -> dict[str, Any]:
+def bench_samplers(*, batch_size: int = 16, length: int = 128, steps: int = 12, seeds: int = 5) -> dict[str, Any]:
     """
     Args:
         batch_size, length: of the training batches.
@@ -77,9 +75,7 @@ def bench_samplers(
         torch.set_num_threads(threads)
 
 
-def play(
-    player: Sampler, world: Callable[[float], list[float]], *, seed: int, rollouts: int = ROLLOUTS
-) -> Any:
+def play(player: Sampler, world: Callable[[float], list[float]], *, seed: int, rollouts: int = ROLLOUTS) -> Any:
     """One game: regret in rollouts, and the mean probabilities (K,) of its second half."""
     generator, regret, seen = torch.Generator().manual_seed(seed), 0.0, []
     for turn in range(rollouts):
@@ -97,8 +93,7 @@ def play(
 def _regret(world: str, seeds: int) -> dict[str, Any]:
     arms = ["a", "b", "c", "d"]
     games = {
-        name: [play(sampler(name, arms, seed=s), BANDITS[world], seed=s) for s in range(seeds)]
-        for name in PLAYERS
+        name: [play(sampler(name, arms, seed=s), BANDITS[world], seed=s) for s in range(seeds)] for name in PLAYERS
     }
     fixed = torch.softmax(torch.tensor(BANDITS[world](1.0), dtype=torch.float64) / 2, 0)
     published = torch.stack([p for _, p in games["mometas"]]).mean(0)
@@ -122,9 +117,7 @@ def _maker(arm: str, tokenizer: Any, length: int) -> Any:
     return kind.maker(tokenizer, seed=0, length=length, **kind.settings({}, ARMS.get(arm, {})))
 
 
-def _overhead(
-    size: str, data: tuple[Any, Any, Any], batch_size: int, length: int, steps: int
-) -> dict[str, Any]:
+def _overhead(size: str, data: tuple[Any, Any, Any], batch_size: int, length: int, steps: int) -> dict[str, Any]:
     tokenizer, training, held_out = data
     settings = TrainingSettings(steps=steps * len(ARMS), batch_size=batch_size)
     model = new_model(new_config("bert", tokenizer, length, **SIZES[size]), seed=0)
@@ -142,9 +135,7 @@ def _overhead(
         optimizer.zero_grad()
 
     def probe(rows: int) -> Callable[[], Tensor]:
-        made = Probe(
-            arms, sources, dict.fromkeys(ARMS, held_out), size=rows, skip={}, total_steps=settings.steps
-        )
+        made = Probe(arms, sources, dict.fromkeys(ARMS, held_out), size=rows, skip={}, total_steps=settings.steps)
         return lambda: made(0)
 
     half, whole = probe(batch_size // 2), probe(batch_size)
@@ -186,9 +177,7 @@ def _batches(data: tuple[Any, Any, Any], batch_size: int, length: int) -> list[d
 
 def render_samplers(result: dict[str, Any]) -> RenderableType:
     """Three tables."""
-    cost = Table(
-        "model", "step, ms", "probe, ms", "overhead", "at equal batch", title="a probe every 100 steps"
-    )
+    cost = Table("model", "step, ms", "probe, ms", "overhead", "at equal batch", title="a probe every 100 steps")
     for row in result["overhead"]:
         shares = [f"{100 * row[key]:.2f} %" for key in ("overhead", "overhead_equal_batch")]
         cost.add_row(row["model"], f"{row['step_ms']:.1f}", f"{row['probe_ms']:.1f}", *shares)
@@ -202,9 +191,7 @@ def render_samplers(result: dict[str, Any]) -> RenderableType:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=12, help="training steps of each arm that are timed")
     parser.add_argument("--seeds", type=int, default=5, help="games of each player in each world")
     parser.add_argument("--json", action="store_true", help="print figures as JSON")

@@ -144,9 +144,7 @@ def table(lines: list[dict[str, Any]]) -> Iterator[str]:
     yield "| model | weights | rows of | processes | tokens/s | tokens/s of a processor | MiB of a process |"
     yield "|---|---|---|---|---|---|---|"
     for line in lines:
-        way = {"twice": "1, activations twice", "": "1"}.get(
-            line["way"], f"{line['processes']}, {line['way']}"
-        )
+        way = {"twice": "1, activations twice", "": "1"}.get(line["way"], f"{line['processes']}, {line['way']}")
         layers, width = SIZES[line["size"]]
         figures = (line["tokens_per_second"], line["tokens_per_processor_second"], line["mib_of_a_process"])
         cells = [
@@ -160,9 +158,7 @@ def table(lines: list[dict[str, Any]]) -> Iterator[str]:
 
 def main() -> None:
     """Measure every cell, and print the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--quick", action="store_true", help="the first cell alone")
     given = parser.parse_args()

@@ -48,9 +48,7 @@ TINY = {
 FORMATS = {"spans": "infill(target='spans')", "full text": "infill"}
 
 
-def bench_seq2seq(
-    *, rounds: int = 3, documents: int = 140, batch_size: int = 32, length: int = 128
-) -> dict[str, Any]:
+def bench_seq2seq(*, rounds: int = 3, documents: int = 140, batch_size: int = 32, length: int = 128) -> dict[str, Any]:
     """
     Returns:
         "contestants": a dict for each format and loop, with ``ms_per_step``, ``tokens_per_second`` (encoder and
@@ -66,9 +64,7 @@ def bench_seq2seq(
     for name, corruption in FORMATS.items():
         masker = Masker(tokenizer, policy="span", ratio=0.3, corruption=corruption)
         examples = masked_examples(corpus, masker)
-        read, written = (
-            batch_size * mean(len(row[key]) for row in examples) for key in ("input_ids", "labels")
-        )
+        read, written = (batch_size * mean(len(row[key]) for row in examples) for key in ("input_ids", "labels"))
         calls = {
             OURS: partial(ours, tokenizer, corpus, masker, batch_size),
             PACKED: partial(ours, tokenizer, packed, masker, batch_size),
@@ -85,9 +81,7 @@ def bench_seq2seq(
             "flops": trained(Denoising(network).work(read, written)),
         }  # fmt: skip
         documents_a_row = {PACKED: len(corpus) / len(packed)}
-        rates = {
-            who: (read + written) * documents_a_row.get(who, 1) / spent for who, spent in seconds.items()
-        }
+        rates = {who: (read + written) * documents_a_row.get(who, 1) / spent for who, spent in seconds.items()}
         contestants += [
             {
                 "format": name, "name": who, "ms_per_step": round(1000 * seconds[who], 1),
@@ -127,9 +121,7 @@ def ours(tokenizer: Any, corpus: Rows, masker: Masker, batch_size: int, steps: i
     )
 
 
-def peer(
-    tokenizer: Any, length: int, examples: list[dict[str, list[int]]], batch_size: int, steps: int
-) -> None:
+def peer(tokenizer: Any, length: int, examples: list[dict[str, list[int]]], batch_size: int, steps: int) -> None:
     network = model(tokenizer, length)
     with tempfile.TemporaryDirectory() as folder:
         arguments = Seq2SeqTrainingArguments(

@@ -48,9 +48,7 @@ def seconds(source: Path, arguments: list[str]) -> tuple[float, float, int]:
         environment = {**os.environ, "PYTHONPATH": str(source), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
         before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
         code = "import sys; from maskwise.cli import main; main()"
-        done = subprocess.run(
-            [sys.executable, "-c", code, *given], env=environment, capture_output=True, cwd=folder
-        )
+        done = subprocess.run([sys.executable, "-c", code, *given], env=environment, capture_output=True, cwd=folder)
         wall, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
     return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, done.returncode
 

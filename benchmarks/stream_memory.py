@@ -105,9 +105,7 @@ def measure(folder: Path, out: Path, workers: int) -> dict[str, object]:
             # The training here counts its steps from 0.
             text = json.loads(state["place"].numpy().tobytes()) | {"step": 0}
             began = time.perf_counter()
-            rows.load_state_dict(
-                {"place": torch.frombuffer(bytearray(json.dumps(text).encode()), dtype=torch.uint8)}
-            )
+            rows.load_state_dict({"place": torch.frombuffer(bytearray(json.dumps(text).encode()), dtype=torch.uint8)})
             source = MaskedSource(rows, Masker(data.tokenizer), few)
             source.batches(0, rank=0, ranks=1)
             facts[f"{part}_first_batch_seconds"] = round(time.perf_counter() - began, 2)

@@ -15,9 +15,7 @@ from maskwise.text.labelled import read_text
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path)
     parser.add_argument("--articles", type=int, help="only so many of the articles, from the first")
     parser.add_argument("--out", type=Path, required=True)

@@ -32,9 +32,7 @@ SHORTEST, LONGEST = 20, 120
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("questions", type=Path)
     parser.add_argument("corpus")
     parser.add_argument("--rare", type=int, default=2, help="words that a question and its context share")

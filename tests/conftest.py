@@ -38,8 +38,6 @@ def tasks_are_done_here() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def but_tests_of_processes_have_workers(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def but_tests_of_processes_have_workers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if "process" in request.keywords:
         monkeypatch.setitem(jobs.ENGINES, "local", jobs.LocalPool)

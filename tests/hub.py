@@ -63,18 +63,14 @@ class Hub(BaseHTTPRequestHandler):
                 facts = {"type": "file", "oid": COMMIT}
                 self._answer([{"path": p, "size": len(c), **facts} for p, c in self.files[name].items()])
                 return
-            siblings = [
-                {"rfilename": path, "size": len(content)} for path, content in self.files[name].items()
-            ]
+            siblings = [{"rfilename": path, "size": len(content)} for path, content in self.files[name].items()]
             self._answer({"id": name, "sha": COMMIT, "siblings": siblings, "private": False, "tags": []})
         elif (
             len(parts) > 4
             and parts[2] == "resolve"
             and (content := self.files.get("/".join(parts[:2]), {}).get("/".join(parts[4:])))
         ):
-            self._answer(
-                content, body=body, ETag=f'"{hashlib.sha1(content).hexdigest()}"', **{"X-Repo-Commit": COMMIT}
-            )
+            self._answer(content, body=body, ETag=f'"{hashlib.sha1(content).hexdigest()}"', **{"X-Repo-Commit": COMMIT})
         elif parts == [""]:
             self._answer(b"a hub", body=body)
         else:

@@ -40,9 +40,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
     """Sixty ordinary tokens behind five special ones; sentinels and mode tokens behind those."""
     names = SPECIAL + [f"w{i}" for i in range(WORDS)]
     made = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(
-            models.WordLevel({name: i for i, name in enumerate(names)}, unk_token="[UNK]")
-        ),
+        tokenizer_object=Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}, unk_token="[UNK]")),
         pad_token="[PAD]",
         unk_token="[UNK]",
         cls_token="[CLS]",
@@ -134,9 +132,7 @@ AWKWARD = {
 """Rows that break careless code, by what is odd about them."""
 
 
-def padded(
-    rows: Sequence[dict[str, Any]], *, width: int | None = None, left: bool = False
-) -> dict[str, Tensor]:
+def padded(rows: Sequence[dict[str, Any]], *, width: int | None = None, left: bool = False) -> dict[str, Tensor]:
     """Rows as one dict of (B, L) tensors with an attention mask; padding right or left."""
     width = max(len(r["input_ids"]) for r in rows) if width is None else width
     out: dict[str, Tensor] = {"example_id": torch.tensor([r["example_id"] for r in rows])}
@@ -144,9 +140,9 @@ def padded(
         fill = PAD if name == "input_ids" else -1
         out[name] = torch.tensor([_pad(r[name], width, fill, left) for r in rows]).view(len(rows), width)
     out["input_ids"] = out["input_ids"].long()
-    out["attention_mask"] = torch.tensor(
-        [_pad([1] * len(r["input_ids"]), width, 0, left) for r in rows]
-    ).view(len(rows), width)
+    out["attention_mask"] = torch.tensor([_pad([1] * len(r["input_ids"]), width, 0, left) for r in rows]).view(
+        len(rows), width
+    )
     return out
 
 

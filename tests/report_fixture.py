@@ -18,9 +18,7 @@ SENTENCE = [
 COST = {"steps": 400, "tokens": 819_200, "targets": 122_880, "flops": 2.1e12}
 
 
-def make_study(
-    *, runs: int = 3, arms: dict[str, float] | None = None, tasks: int = 2, **changes: Any
-) -> dict:
+def make_study(*, runs: int = 3, arms: dict[str, float] | None = None, tasks: int = 2, **changes: Any) -> dict:
     """study.json: token-15 as the baseline; the values of `arms` are only read by make_records."""
     names = list(arms or {"token-15": 0, "token-30": 0})
     return {
@@ -197,9 +195,7 @@ def make_samples(study: dict, *, seed: int = 0, words: list[str] | None = None) 
     return samples
 
 
-def write_study(
-    folder: Path, study: dict, records: list[dict], *, summary: dict | None, samples: dict | None
-) -> Path:
+def write_study(folder: Path, study: dict, records: list[dict], *, summary: dict | None, samples: dict | None) -> Path:
     """The folder as a finished study leaves it (without checkpoints)."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "study.json", study)
@@ -209,9 +205,7 @@ def write_study(
             write_json(folder / name, content)
     for i, arm in enumerate(study["arms"].values()):
         for seed, stage in arm["runs"].items():
-            write_run(
-                folder / stage, make_metrics(arm["ratio"], seed=100 * i + int(seed), loss=4.6 + 0.3 * i)
-            )
+            write_run(folder / stage, make_metrics(arm["ratio"], seed=100 * i + int(seed), loss=4.6 + 0.3 * i))
     return folder
 
 

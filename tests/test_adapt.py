@@ -43,18 +43,14 @@ def test_the_recipe_fits_the_model(texts: Path, tmp_path: Path) -> None:
         adapt_recipe("bundled:encoder", str(tmp_path / "short.txt"), pairs=tmp_path / "p.jsonl")
 
 
-def test_adapt_answers_and_saves_both_folders(
-    texts: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_adapt_answers_and_saves_both_folders(texts: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     small = ["training.batch_size=4", "evaluation.rows=4", "corpus.length=32", "corpus.held_out=0.2"]
     out = tmp_path / "out"
     command = ["adapt", "bundled:encoder", texts, *small, "--steps", 2, "--seeds", 1, "--out", out, "--json"]
     assert maskwise(*command) == 0
     said = json.loads(capfd.readouterr().out)
     assert "points" in said["answer"] and "steps a run" in said["answer"]
-    scores = {
-        line["arm"] for line in map(json.loads, (out / "records.jsonl").open()) if line["kind"] == "score"
-    }
+    scores = {line["arm"] for line in map(json.loads, (out / "records.jsonl").open()) if line["kind"] == "score"}
     assert scores == {"token-15", "words-30", "tsdae", "no-pretraining"}
     if said["best"]:
         whole, sentences = map(Path, said["folders"])
@@ -63,10 +59,7 @@ def test_adapt_answers_and_saves_both_folders(
         assert "SentenceTransformer(FOLDER)" in (sentences / "README.md").read_text()
         AutoTokenizer.from_pretrained(sentences)
         width = AutoModel.from_pretrained(sentences).config.hidden_size
-        assert (
-            json.loads((sentences / "1_Pooling" / "config.json").read_text())["word_embedding_dimension"]
-            == width
-        )
+        assert json.loads((sentences / "1_Pooling" / "config.json").read_text())["word_embedding_dimension"] == width
         assert [m["type"].rpartition(".")[2] for m in json.loads((sentences / "modules.json").read_text())] == [
             "Transformer", "Pooling",
         ]  # fmt: skip

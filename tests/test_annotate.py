@@ -117,9 +117,7 @@ def test_what_is_stored_comes_back(borders, seed, tmp_path):
         for name, layer in layers.items():
             check_spans(spans[name], layer, 80)
             for mine, given_ in zip(spans[name], found[at][name]):
-                assert mine is given_ is None or (
-                    mine.tolist() == given_.tolist() and mine.dtype == given_.dtype
-                )
+                assert mine is given_ is None or (mine.tolist() == given_.tolist() and mine.dtype == given_.dtype)
 
 
 def test_shards_are_cut_by_content():
@@ -162,13 +160,9 @@ def test_no_layer_is_lost_unasked(tmp_path):
     annotate_corpus(corpus(20), ["words", "sentences"], tmp_path, jobs=1)
     before = files(tmp_path)
     others = [{"id": one["id"], "text": one["text"].upper()} for one in corpus(20)]
-    with pytest.raises(
-        MaskwiseError, match=r"another corpus; got 20 documents of the list of documents; give a new"
-    ):
+    with pytest.raises(MaskwiseError, match=r"another corpus; got 20 documents of the list of documents; give a new"):
         annotate_corpus(others, ["words", "sentences"], tmp_path, jobs=1)
-    with pytest.raises(
-        MaskwiseError, match=r"has changed since .* got the layers words; ask for them too \(words\)"
-    ):
+    with pytest.raises(MaskwiseError, match=r"has changed since .* got the layers words; ask for them too \(words\)"):
         annotate_corpus(corpus(21), ["sentences"], tmp_path, jobs=1)
     assert files(tmp_path) == before
     annotate_corpus(corpus(21), ["sentences", "words"], tmp_path, jobs=1)
@@ -187,9 +181,7 @@ def test_a_changed_annotator_is_noticed(tmp_path, monkeypatch):
     shard._annotator.cache_clear()
     again = annotate_corpus(texts, ["words", "sentences"], tmp_path, jobs=1)
     assert again["made"] == again["shards"]
-    assert {n for n in before if n.startswith("words")} == {
-        n for n in files(tmp_path) if n.startswith("words")
-    }
+    assert {n for n in before if n.startswith("words")} == {n for n in files(tmp_path) if n.startswith("words")}
     assert Store(tmp_path).version != version
 
 
@@ -427,9 +419,7 @@ def test_two_runs_do_not_share_a_folder(tmp_path):
 def test_a_full_disk_loses_nothing(tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
-    if subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)], capture_output=True
-    ).returncode:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)], capture_output=True).returncode:
         pytest.skip("needs the right to mount a small disk")
     try:
         texts = [{"id": str(number), "text": one["text"] * 80} for number, one in enumerate(corpus(150))]
@@ -564,10 +554,7 @@ def test_command(tmp_path, capsys):
         main([*arguments, "--out", str(tmp_path), "--html", str(tmp_path / "page.html"), "--json"])
     assert not caught.value.code
     found = json.loads(capsys.readouterr().out)
-    assert (
-        found["documents"] == 40
-        and found["annotators"]["words"]["layers"]["words"]["spans"] == found["words"]
-    )
+    assert found["documents"] == 40 and found["annotators"]["words"]["layers"]["words"]["spans"] == found["words"]
     assert (tmp_path / "page.html").is_file()
     with pytest.raises(SystemExit):
         main([*arguments, "--out", str(tmp_path)])
@@ -772,9 +759,7 @@ def test_ray_gives_the_same_bytes(tmp_path):
 
 @pytest.mark.slow
 def test_ten_megabytes_in_one_document(tmp_path):
-    (tmp_path / "corpus.jsonl").write_text(
-        json.dumps({"text": "A long text, with no end. " * 400_000}) + "\n"
-    )
+    (tmp_path / "corpus.jsonl").write_text(json.dumps({"text": "A long text, with no end. " * 400_000}) + "\n")
     code = (
         "import resource, sys; from maskwise.annotate.run import annotate_corpus;"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024; before = peak();"

@@ -126,10 +126,7 @@ def laid_out(text, tokens, spans, layer, *, special=None):
     flags = np.zeros(len(offsets), dtype=bool) if special is None else np.array(special, dtype=bool)
     placed = place_tokens([text], np.array(offsets, dtype=np.int64).reshape(-1, 2), lengths, special=flags)
     found = [{"x": CharSpans.of(spans, layer)}]
-    return {
-        name: values.tolist()
-        for name, values in align(found, {"x": layer}, placed, number_words(placed)).items()
-    }
+    return {name: values.tolist() for name, values in align(found, {"x": layer}, placed, number_words(placed)).items()}
 
 
 @pytest.mark.parametrize(
@@ -170,9 +167,7 @@ class Capitals:
             words = annotator("words").annotate([text])[0]["words"]
             big = np.array([text[at].isupper() for at in words.start], dtype=bool)
             size = (words.end - words.start).astype(np.float32)
-            found.append(
-                {"capital": CharSpans(words.start[big], words.end[big]), "size": CharSpans(*words[:2], size)}
-            )
+            found.append({"capital": CharSpans(words.start[big], words.end[big]), "size": CharSpans(*words[:2], size)})
         return found
 
 
@@ -186,9 +181,7 @@ def test_layers_ride_through_tokenise_and_pieces():
     one_by_one = list(tokenise(documents, tokenizer, batch_size=1, layers=Capitals()))
     together = list(tokenise(documents, tokenizer, layers=Capitals()))
     for one, other in zip(one_by_one, together):  # a batch is not seen
-        assert {k: v.tolist() for k, v in one.layers.items()} == {
-            k: v.tolist() for k, v in other.layers.items()
-        }
+        assert {k: v.tolist() for k, v in one.layers.items()} == {k: v.tolist() for k, v in other.layers.items()}
     assert together[1].layers["capital"].max() == -1
     pieces = read_pieces(together, tokenizer=tokenizer, length=64)
     assert set(pieces.columns) == {"input_ids", "word_ids", "capital", "size"}
@@ -222,9 +215,7 @@ def _unigram(texts: list[str]) -> Tokenizer:
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.normalizer = normalizers.NFKC()
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    trainer = trainers.UnigramTrainer(
-        vocab_size=8000, special_tokens=["[UNK]"], unk_token="[UNK]", show_progress=False
-    )
+    trainer = trainers.UnigramTrainer(vocab_size=8000, special_tokens=["[UNK]"], unk_token="[UNK]", show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)
     return tokenizer
 

@@ -102,9 +102,7 @@ def same(a: Arms, b: Arms) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
 
 
-@pytest.mark.parametrize(
-    "spec", ["mometas(every=4)", "mometas(every=4, faithful=True)", "mometas-plus(every=2)"]
-)
+@pytest.mark.parametrize("spec", ["mometas(every=4)", "mometas(every=4, faithful=True)", "mometas-plus(every=2)"])
 def test_a_stopped_run_draws_the_same_arms_and_learns_the_same(spec: str, tmp_path: Path) -> None:
     whole, chooser = run(tmp_path / "whole", spec=spec, save_every=2)
     for stop in (3, 8, 11):
@@ -139,21 +137,14 @@ def test_the_same_probe_before_and_after_and_no_trace_of_it() -> None:
                for n in ("mlm", "cse")}  # fmt: skip
     two = Arms({"mlm": joined.arm("mlm"), "cse": joined.arm("cse")}).train()
     more: dict[str, Any] = {"sizes": {"mlm": 8, "cse": 16}, "skip": {"mlm": range(5)}, "total_steps": 10}
-    probe, fresh = (
-        Probe(two, sources, dict.fromkeys(sources, HELD_OUT), fresh=f, **more) for f in (False, True)
-    )
+    probe, fresh = (Probe(two, sources, dict.fromkeys(sources, HELD_OUT), fresh=f, **more) for f in (False, True))
     before = torch.get_rng_state()
     assert torch.equal(probe(0), probe(1)) and not torch.equal(fresh(0), fresh(1))
     assert torch.equal(before, torch.get_rng_state()) and two.training
-    assert (
-        sorted(probe.rows["mlm"].tolist()) == list(range(5, 24))
-        and len(set(probe.rows["cse"].tolist())) == 24
-    )
+    assert sorted(probe.rows["mlm"].tolist()) == list(range(5, 24)) and len(set(probe.rows["cse"].tolist())) == 24
     other = Probe(two, sources, dict.fromkeys(sources, HELD_OUT), seed=1, **more)
     assert other.rows["mlm"].tolist() != probe.rows["mlm"].tolist()  # every run has rows of its own
-    halves = [
-        Probe(two, sources, dict.fromkeys(sources, HELD_OUT), rank=r, ranks=2, **more)(0) for r in (0, 1)
-    ]
+    halves = [Probe(two, sources, dict.fromkeys(sources, HELD_OUT), rank=r, ranks=2, **more)(0) for r in (0, 1)]
     torch.testing.assert_close((halves[0] + halves[1])[..., 0], probe(0)[..., 0])
 
 
@@ -172,9 +163,7 @@ def test_each_arm_trains_its_own_head_and_the_shared_encoder() -> None:
 
 def test_heads_go_on_from_phase_to_phase(tmp_path: Path) -> None:
     trained, _ = run(spec="single(atd)", arms={"mlm": {}, "atd": {}}, steps=2)
-    save_file(
-        {name: value.contiguous() for name, value in trained.heads().items()}, tmp_path / "heads.safetensors"
-    )
+    save_file({name: value.contiguous() for name, value in trained.heads().items()}, tmp_path / "heads.safetensors")
     further, _ = run(spec="single(mlm)", arms={"mlm": {}, "atd": {}, "dtd": {}}, steps=1)
     new = further.heads()["dtd.head.weight"].clone()
     further.go_on(tmp_path / "heads.safetensors")
@@ -205,9 +194,7 @@ def test_two_ranks_draw_the_same_arms_and_learn_as_one(tmp_path: Path) -> None:
 def test_a_probe_needs_rows_of_its_own() -> None:
     with pytest.raises(MaskwiseError, match="the probe of arm 'mlm' has too few held-out rows; got 2"):
         run(held_out=Documents(2, first=500))
-    with pytest.raises(
-        MaskwiseError, match="the probe of arm 'mlm' and its training data share documents; got 24"
-    ):
+    with pytest.raises(MaskwiseError, match="the probe of arm 'mlm' and its training data share documents; got 24"):
         run(held_out=Documents(24, seed=1))
 
 

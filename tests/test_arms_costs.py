@@ -88,9 +88,7 @@ def test_guards_are_logged_each_once_though_a_line_covers_several_probes(
 
     def probed(self: Probe, turn: int) -> torch.Tensor:
         loss = torch.tensor([2.0 - 0.1 * turn, math.nan, 0.0, 1.0 + turn])
-        return torch.stack([loss, torch.ones(4), torch.ones(4)]).double()[None] / torch.tensor(
-            [[[2.0]], [[2.0]]]
-        )
+        return torch.stack([loss, torch.ones(4), torch.ones(4)]).double()[None] / torch.tensor([[[2.0]], [[2.0]]])
 
     monkeypatch.setattr(Probe, "__call__", probed)
     monkeypatch.setattr("maskwise.samplers.base.Sampler.draw", lambda self, step, total=None: "mlm")

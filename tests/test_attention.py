@@ -19,9 +19,7 @@ from maskwise.text.documents import Document
 
 SENTENCE = "the cat sat on a mat while two dogs ran after one red ball in our green garden"
 WORDS = SENTENCE.split()
-TEXTS = [
-    " ".join(WORDS[(i * 5 + j * (i + 1)) % len(WORDS)] for j in range(3 + 4 * i % 17)) for i in range(12)
-]
+TEXTS = [" ".join(WORDS[(i * 5 + j * (i + 1)) % len(WORDS)] for j in range(3 + 4 * i % 17)) for i in range(12)]
 SIZES: dict[str, dict[str, Any]] = {
     "modernbert": {
         "layer_types": ["full_attention", "sliding_attention"], "local_attention": 8, "intermediate_size": 48,
@@ -54,9 +52,7 @@ def rows(tokenizer: Any) -> Rows:
 
 def build(family: str, tokenizer: Any) -> Any:
     if family in SEQ2SEQ:
-        return new_model(
-            new_config(family, tokenizer, 48, kind="encoder-decoder", **SEQ2SEQ[family]), seed=3
-        ).eval()
+        return new_model(new_config(family, tokenizer, 48, kind="encoder-decoder", **SEQ2SEQ[family]), seed=3).eval()
     return new_model(new_config(family, tokenizer, 48, **PLAIN | SIZES.get(family, {})), seed=3).eval()
 
 
@@ -181,8 +177,7 @@ def test_causal_documents_see_only_what_stands_before(tokenizer: Any) -> None:
     read = [Documents(torch.zeros(1, 12, dtype=torch.int64), causal=True) for _ in range(2)]
     with torch.no_grad():
         before, after = (
-            model(input_ids=x, position_ids=d.positions, documents=d).logits
-            for x, d in zip((ids, changed), read)
+            model(input_ids=x, position_ids=d.positions, documents=d).logits for x, d in zip((ids, changed), read)
         )
     assert torch.equal(before[0, :9], after[0, :9]) and not torch.equal(before[0, 9], after[0, 9])
 
@@ -193,9 +188,7 @@ def test_attention_of_variable_length_is_the_masked_one(
     """What is handed to torch's kernel for accelerators, by a stand-in that attends document by document."""
     calls = []
 
-    def by_document(
-        q: Any, k: Any, v: Any, ends: Any, _ends: Any, *_most: int, scale: Any, window_size: Any
-    ) -> Any:
+    def by_document(q: Any, k: Any, v: Any, ends: Any, _ends: Any, *_most: int, scale: Any, window_size: Any) -> Any:
         calls.append(window_size)
         out = torch.empty_like(q)
         for begin, end in zip(ends[:-1].tolist(), ends[1:].tolist()):

@@ -35,9 +35,7 @@ def test_a_bare_command_shows_where_to_begin(capsys: pytest.CaptureFixture[str])
     assert "--install-completion" in capsys.readouterr().out
 
 
-def test_the_shell_completes_commands(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_shell_completes_commands(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     asked = {"_MASKWISE_COMPLETE": "complete_bash", "COMP_WORDS": "maskwise st", "COMP_CWORD": "1"}
     for name, value in asked.items():
         monkeypatch.setenv(name, value)
@@ -77,9 +75,7 @@ def read_recipe_text(text: str) -> object:
     return read_recipe(path)
 
 
-def test_check_says_what_is_wrong_before_anything_is_trained(
-    recipe: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_check_says_what_is_wrong_before_anything_is_trained(recipe: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert maskwise("check", recipe, "corpus.source=nowhere.txt") == 2
     assert "does not exist" in capfd.readouterr().err
     assert maskwise("check", "nowhere.yaml") == 2
@@ -132,9 +128,7 @@ def test_a_recipe_is_written_for_a_file_or_two(
     assert len(lines) <= 20 and sum("#" in line for line in lines) >= 5
     written = read_recipe("mine.yaml")
     assert (
-        written.tasks == ("labels.csv(train_rows=200)",)
-        and written.study.seeds == 6
-        and len(written.study.pairs) == 1
+        written.tasks == ("labels.csv(train_rows=200)",) and written.study.seeds == 6 and len(written.study.pairs) == 1
     )
     assert (written.model.pretrained == "bundled:encoder") == english
     assert recipe_for(str(texts)).corpus.source == str(texts)
@@ -148,11 +142,7 @@ def test_a_text_of_letters_gets_a_tokenizer_of_letters_and_rows_that_hold_a_sequ
     chains = ["".join(draw.choices("ACDEFGHIKLMNPQRSTVWY", k=110)) for _ in range(40)]
     (tmp_path / "some.fasta").write_text("".join(f">{n}\n{chain}\n" for n, chain in enumerate(chains)))
     written = starter(str(tmp_path / "some.fasta"))
-    assert (
-        "kind: letter, lowercase: false" in written
-        and "length: 160" in written
-        and "masks: [token]" in written
-    )
+    assert "kind: letter, lowercase: false" in written and "length: 160" in written and "masks: [token]" in written
 
 
 def test_a_file_of_labels_alone_is_judged_on_the_bundled_text(tmp_path: Path) -> None:
@@ -171,10 +161,7 @@ def test_the_text_is_in_the_longest_column(tmp_path: Path, monkeypatch: pytest.M
     rows = [f'{number};a head;"{text}"' for number, text in enumerate(texts)]
     Path("catalogue.csv").write_text("\n".join(["nr;headline;body of it", *rows]), encoding="utf-8")
     written = starter("catalogue.csv")
-    assert (
-        'text_field: "body of it", length' in written
-        and "your text, its column with the longest texts" in written
-    )
+    assert 'text_field: "body of it", length' in written and "your text, its column with the longest texts" in written
     assert recipe_for("catalogue.csv").corpus.text_field == "body of it"
     records = [{"uid": "a" * 9, "data": {"text": text}, "meta": {"topic": "b"}} for text in texts]
     Path("news.jsonl").write_text("\n".join(map(json.dumps, records)), encoding="utf-8")

@@ -103,9 +103,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("markov")
     source = folder / "texts.jsonl"
     texts = sample(600, 24, seed=2)
-    source.write_text(
-        "".join(json.dumps({"id": str(i), "text": text}) + "\n" for i, text in enumerate(texts))
-    )
+    source.write_text("".join(json.dumps({"id": str(i), "text": text}) + "\n" for i, text in enumerate(texts)))
     tokenizer().save_pretrained(folder / "tokenizer")
     settings = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
     recipe = validate({
@@ -139,9 +137,7 @@ def test_evaluate_tells_the_bound(trained: Path, capsys: pytest.CaptureFixture[s
         main(["evaluate", checkpoint, "--with", "bound:12", "--text", text, "--json"])
     assert not end.value.code
     records = {r["metric"]: r for r in json.loads(capsys.readouterr().out) if r["kind"] == "evaluation"}
-    nats, bits, of_bytes = (
-        records[f"{name}"] for name in ("nats per token", "bits per token", "bits per byte")
-    )
+    nats, bits, of_bytes = (records[f"{name}"] for name in ("nats per token", "bits per token", "bits per byte"))
     exact = nats_of((trained / "held_out.txt").read_text().split("\n\n")) / nats["items"]
     assert exact - 3 * nats["error"] < nats["value"] < nats_first()
     assert bits["value"] == pytest.approx(nats["value"] / math.log(2))

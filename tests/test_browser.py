@@ -54,9 +54,7 @@ def make_page(folder: Path, *, words: list[str] | None = None, **changes: Any) -
     study = make_study(runs=6, arms=ARMS, **changes)
     records = make_records(study, ARMS)
     samples = moments(make_samples(study, words=words))
-    return write_report(
-        write_study(folder, study, records, summary=summarise(records, study), samples=samples)
-    )
+    return write_report(write_study(folder, study, records, summary=summarise(records, study), samples=samples))
 
 
 @pytest.fixture(scope="module")
@@ -73,9 +71,7 @@ class Tab:
         self.page.set_default_timeout(30_000)
         self.complaints: list[str] = []
         self.requests: list[str] = []
-        self.page.on(
-            "console", lambda said: self.complaints.append(said.text) if said.type == "error" else None
-        )
+        self.page.on("console", lambda said: self.complaints.append(said.text) if said.type == "error" else None)
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.on("request", lambda request: self.requests.append(request.url))
         self.page.goto(file.as_uri())
@@ -123,9 +119,7 @@ def test_tables_are_sorted_copied_and_charts_saved(browser: Any, page_file: Path
         head.press("Enter")
         assert numbers() == sorted(numbers())
         assert table.locator("thead th:nth-child(2)").get_attribute("aria-sort") == "ascending"
-        page.evaluate(
-            "navigator.clipboard.writeText = (text) => { window.taken = text; return Promise.resolve(); }"
-        )
+        page.evaluate("navigator.clipboard.writeText = (text) => { window.taken = text; return Promise.resolve(); }")
         for name, begins in (("Markdown", "| "), ("CSV", ","), ("LaTeX", "\\begin{tabular}")):
             page.locator("table.scores").first.locator(
                 "xpath=ancestor::*[contains(@class, 'scroll')]/following-sibling::p[1]"
@@ -153,9 +147,7 @@ def test_a_phone_never_scrolls_the_page_sideways(browser: Any, page_file: Path) 
         wide = page.evaluate("document.documentElement.scrollWidth")
         assert wide <= PHONE["width"]
         tables = page.locator(".scroll:visible")
-        assert (
-            tables.count() and tables.first.get_attribute("tabindex") == "0"
-        )  # a wide table scrolls by itself
+        assert tables.count() and tables.first.get_attribute("tabindex") == "0"  # a wide table scrolls by itself
 
 
 def test_hostile_text_is_text(browser: Any, tmp_path: Path) -> None:

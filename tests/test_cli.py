@@ -117,9 +117,7 @@ CASES = [("study", bad) for bad in BAD if bad is not _one_document]
 CASES += [("pretrain", bad) for bad in BAD if bad not in (_no_labels, _empty_labels)]
 
 
-@pytest.mark.parametrize(
-    "command, bad", CASES, ids=lambda value: getattr(value, "__name__", value).strip("_")
-)
+@pytest.mark.parametrize("command, bad", CASES, ids=lambda value: getattr(value, "__name__", value).strip("_"))
 def test_bad_input_is_one_line_and_nothing_is_written(command, bad, inputs, tmp_path, capfd):
     overrides = bad(inputs)
     capfd.readouterr()
@@ -178,9 +176,7 @@ def test_a_folder_that_holds_something_else_is_left_alone(command, inputs, tmp_p
         assert maskwise(command, *what, "--out", place) == 2
         err = capfd.readouterr().err
         assert said in err and err.count("\n") == 1
-    assert [path.name for path in out.iterdir()] == ["thesis.tex"] and (
-        out / "thesis.tex"
-    ).read_text() == "precious"
+    assert [path.name for path in out.iterdir()] == ["thesis.tex"] and (out / "thesis.tex").read_text() == "precious"
 
 
 def test_the_process_ends_with_2_and_one_line(tmp_path):
@@ -251,9 +247,7 @@ def test_pretrain_goes_on_where_it_stopped(inputs, tmp_path, monkeypatch):
     assert list((parted / "resume").glob("step-*5")) and not (parted / "checkpoint").exists()
     assert maskwise("pretrain", recipe, *SHORT, "--out", parted) == 0
     names = ("model.safetensors", "config.json", "tokenizer.json")
-    assert all(
-        (parted / "checkpoint" / n).read_bytes() == (whole / "checkpoint" / n).read_bytes() for n in names
-    )
+    assert all((parted / "checkpoint" / n).read_bytes() == (whole / "checkpoint" / n).read_bytes() for n in names)
 
 
 def _fail(*arguments: object, **more: object) -> None:
@@ -265,9 +259,7 @@ def _diverge(*arguments: object, folder: Path, **more: object) -> None:
     _fail()
 
 
-def test_a_run_that_failed_before_its_first_state_gives_way_to_the_mended_recipe(
-    inputs, tmp_path, monkeypatch, capfd
-):
+def test_a_run_that_failed_before_its_first_state_gives_way_to_the_mended_recipe(inputs, tmp_path, monkeypatch, capfd):
     recipe, out = inputs / "recipe.yaml", tmp_path / "out"
     with monkeypatch.context() as patched:
         patched.setattr("maskwise.study.single.pretrain", _diverge)
@@ -331,9 +323,7 @@ def test_pretrain_under_torchrun(inputs, tmp_path):
     assert ran.returncode == 0, ran.stderr
     assert json.loads(ran.stdout)["steps"] == 10  # one process speaks
     assert damage(both / "checkpoint") is None
-    losses = [
-        [line["loss"] for line in json.loads((f / "done.json").read_text())["heldout"]] for f in (alone, both)
-    ]
+    losses = [[line["loss"] for line in json.loads((f / "done.json").read_text())["heldout"]] for f in (alone, both)]
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
     AutoModelForMaskedLM.from_pretrained(both / "checkpoint")
 
@@ -354,9 +344,7 @@ def test_recipes_of_people_are_found(inputs, tmp_path, capfd):
     ],
 )
 @pytest.mark.parametrize("command", ["pretrain", "study"])
-def test_a_model_that_cannot_be_is_refused_before_anything_is_written(
-    command, override, said, inputs, tmp_path, capfd
-):
+def test_a_model_that_cannot_be_is_refused_before_anything_is_written(command, override, said, inputs, tmp_path, capfd):
     out = tmp_path / "out"
     assert maskwise(command, inputs / "recipe.yaml", override, "--out", out) == 2
     err = capfd.readouterr().err

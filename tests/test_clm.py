@@ -75,9 +75,7 @@ def test_other_objectives_of_the_same_model_see_both_sides(tokenizer, rows):  # 
     plain = MaskedLanguageModelling(model)(batch).loss
     causal = CausalLanguageModelling(model)(batch)
     assert int(causal.targets) == batch.targets and causal.where is not None
-    assert torch.equal(MaskedLanguageModelling(model)(batch).loss, plain) and not torch.equal(
-        plain, causal.loss
-    )
+    assert torch.equal(MaskedLanguageModelling(model)(batch).loss, plain) and not torch.equal(plain, causal.loss)
 
 
 def test_a_dict_of_model_inputs_is_one_text_a_row(tokenizer, rows):  # noqa: F811
@@ -106,13 +104,9 @@ def test_it_learns_what_comes_next(tokenizer):  # noqa: F811
 
 def test_families_whose_attention_is_out_of_reach_are_refused(tokenizer, tmp_path):  # noqa: F811
     assert "deberta-v2" not in SEPARATING and "deberta-v2" in ENCODERS
-    with pytest.raises(
-        MaskwiseError, match="objective clm needs an attention that can be made causal; got deberta-v2"
-    ):
+    with pytest.raises(MaskwiseError, match="objective clm needs an attention that can be made causal; got deberta-v2"):
         CausalLanguageModelling(build("deberta-v2", tokenizer))
-    recipe = read_recipe(
-        write_inputs(tmp_path), ["objective=clm", "model.architecture=deberta-v2", "tasks=[]"]
-    )
+    recipe = read_recipe(write_inputs(tmp_path), ["objective=clm", "model.architecture=deberta-v2", "tasks=[]"])
     with pytest.raises(MaskwiseError, match="can be made causal"):
         run_study(recipe, tmp_path / "out", quiet=True)
     assert not (tmp_path / "out").exists()
@@ -137,9 +131,7 @@ def test_a_detour_over_next_tokens(tmp_path):
             f"phases={json.dumps(phases)}", f"study.arms={json.dumps(arms)}"]  # fmt: skip
     recipe = read_recipe(write_inputs(tmp_path), more)
     planned = {(p["phase"], *p["arms"]): p for p in dry_run(recipe, tmp_path / "out")["phases"]}
-    assert (
-        planned[0, "detour"]["flops"] > planned[0, "masked"]["flops"] and planned[0, "both"]["flops"] is None
-    )
+    assert planned[0, "detour"]["flops"] > planned[0, "masked"]["flops"] and planned[0, "both"]["flops"] is None
     plan = make_plan(recipe)
     for stage in plan.stages():
         run_stage(stage, tmp_path)

@@ -18,14 +18,10 @@ ROWS = [{k: v for k, v in r.items() if k in ("input_ids", "word_ids")} for r in 
 EVEN = [{"input_ids": row([1] * 40, example_id=i)["input_ids"]} for i in range(24)]  # rows of one length
 
 
-def load(
-    data: list, made: Masker, *, workers: int = 0, total_steps: int | None = None, **order: Any
-) -> list[dict]:
+def load(data: list, made: Masker, *, workers: int = 0, total_steps: int | None = None, **order: Any) -> list[dict]:
     sampler = StepBatchSampler(len(data), **order)
     collate = MaskingCollator(made, total_steps=total_steps)
-    return list(
-        DataLoader(SteppedDataset(data), batch_sampler=sampler, collate_fn=collate, num_workers=workers)
-    )
+    return list(DataLoader(SteppedDataset(data), batch_sampler=sampler, collate_fn=collate, num_workers=workers))
 
 
 def by_text(batches: list[dict]) -> dict[tuple, tuple]:
@@ -33,11 +29,7 @@ def by_text(batches: list[dict]) -> dict[tuple, tuple]:
     out = {}
     for batch in batches:
         for i in range(len(batch["input_ids"])):
-            n = (
-                int(batch["attention_mask"][i].sum())
-                if "attention_mask" in batch
-                else batch["input_ids"].shape[1]
-            )
+            n = int(batch["attention_mask"][i].sum()) if "attention_mask" in batch else batch["input_ids"].shape[1]
             shown, label = batch["input_ids"][i, :n], batch["labels"][i, :n]
             out[tuple(torch.where(label != IGNORE, label, shown).tolist())] = (
                 tuple(shown.tolist()),
@@ -109,9 +101,7 @@ def test_loaders_that_start_their_workers_anew_still_give_new_masks() -> None:
 def test_the_order_is_a_function_of_seed_and_epoch() -> None:
     for epoch in (0, 1):
         order = permutation(100, seed=3, epoch=epoch)
-        assert sorted(order.tolist()) == list(range(100)) and torch.equal(
-            order, permutation(100, seed=3, epoch=epoch)
-        )
+        assert sorted(order.tolist()) == list(range(100)) and torch.equal(order, permutation(100, seed=3, epoch=epoch))
     orders = [list(StepBatchSampler(24, batch_size=8, seed=s, epochs=2)) for s in (0, 1)]
     assert orders[0] != orders[1] and [step for b in orders[0] for _, step, _ in b[:1]] == list(range(6))
     assert [epoch for b in orders[0] for _, _, epoch in b[:1]] == [0, 0, 0, 1, 1, 1]

@@ -49,12 +49,8 @@ each_corruption = pytest.mark.parametrize("corruption", CORRUPTION_SPECS)
 each_budget = pytest.mark.parametrize("budget", BUDGETS)
 
 words = st.lists(st.sampled_from([0, 1, 1, 1, 2, 3, 5]), max_size=14)
-rows = st.lists(
-    st.tuples(words, st.sets(st.integers(0, 12), max_size=2), st.booleans()), min_size=1, max_size=4
-).map(
-    lambda made: [
-        row(w, unknown=sorted(u), framed=f, example_id=7 * i + len(w)) for i, (w, u, f) in enumerate(made)
-    ]
+rows = st.lists(st.tuples(words, st.sets(st.integers(0, 12), max_size=2), st.booleans()), min_size=1, max_size=4).map(
+    lambda made: [row(w, unknown=sorted(u), framed=f, example_id=7 * i + len(w)) for i, (w, u, f) in enumerate(made)]
 )
 few = settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
@@ -99,17 +95,13 @@ def check_shown(out, batch, corruption: str) -> None:
         left = shown[b][attention[b] == 1]
         chosen = selected[b][batch["attention_mask"][b] == 1]
         for special in (CLS, SEP, UNK):
-            assert (left == special).sum() == (real == special).sum(), (
-                "special tokens were added, lost or drawn"
-            )
+            assert (left == special).sum() == (real == special).sum(), "special tokens were added, lost or drawn"
         assert PAD not in left.tolist()
         if not chosen.any():
             assert left.tolist() == real.tolist() and (out.labels[b] == IGNORE).all()
             continue
         if corruption not in MOVING:
-            assert is_subsequence(real[~chosen].tolist(), left.tolist()), (
-                "tokens that were not chosen were touched"
-            )
+            assert is_subsequence(real[~chosen].tolist(), left.tolist()), "tokens that were not chosen were touched"
     if corruption in KEEPING and corruption not in MOVING:
         kept = ~selected
         assert torch.equal(shown[kept], ids[kept])
@@ -143,9 +135,7 @@ def test_whole_units_within_the_budget(policy: str, budget: str, made: list, rat
     taken = np.bincount(unit, chosen[units.tokens], len(length))
     assert ((taken == 0) | (taken == length)).all(), "half a unit"
     assert (batch.piece[units.tokens] == units.piece[unit]).all() and (length > 0).all()
-    assert len(set(zip(units.piece.tolist(), units.number.tolist(), strict=True))) == len(length), (
-        "one number twice"
-    )
+    assert len(set(zip(units.piece.tolist(), units.number.tolist(), strict=True))) == len(length), "one number twice"
     pieces = len(made)
     usable = np.bincount(units.piece, length if units.weight is None else length * (units.weight > 0), pieces)
     longest = np.zeros(pieces, np.int64)
@@ -178,9 +168,7 @@ def test_packed_like_padded(policy: str, budget: str, corruption: str) -> None:
         here = (blocks["example_id"] == one["example_id"]) & (blocks["attention_mask"] == 1)
         n = len(one["input_ids"])
         assert together.input_ids[here].tolist() == alone.input_ids[b, :n].tolist()
-        text = (
-            torch.tensor(one["word_ids"]) >= 0
-        )  # only the text is whose: frames belong to no document in a block
+        text = torch.tensor(one["word_ids"]) >= 0  # only the text is whose: frames belong to no document in a block
         assert together.labels[here][text].tolist() == alone.labels[b, :n][text].tolist()
         assert together.selected[here].tolist() == alone.selected[b, :n].tolist()
 
@@ -210,9 +198,7 @@ def test_packed_rows_are_their_pieces_one_after_the_other(policy: str, budget: s
 
 @each_corruption
 @few
-@given(
-    made=rows, ratio=st.sampled_from([0.0, 0.2, 1.0]), policy=st.sampled_from(["token", "whole-word", "span"])
-)
+@given(made=rows, ratio=st.sampled_from([0.0, 0.2, 1.0]), policy=st.sampled_from(["token", "whole-word", "span"]))
 def test_any_rows(corruption: str, made: list, ratio: float, policy: str) -> None:
     batch = padded(made)
     out = masker(policy, corruption, ratio=ratio, budget="expected")(batch, epoch=0)
@@ -273,7 +259,5 @@ def test_schedules(name: str) -> None:
             made(3)
     else:
         assert made(3) == made(0, 10)
-    out = Masker(vocabulary(), ratio=made, budget="bernoulli")(
-        padded(random_rows(4)), step=300, total_steps=1000
-    )
+    out = Masker(vocabulary(), ratio=made, budget="bernoulli")(padded(random_rows(4)), step=300, total_steps=1000)
     assert ((out.ratio >= 0) & (out.ratio <= 1)).all()

@@ -84,9 +84,7 @@ def test_json_lines_skip_and_count_bad_lines(tmp_path):
 
 
 def test_text_files_are_blocks(tmp_path):
-    (tmp_path / "x.txt").write_bytes(
-        b"\xef\xbb\xbfone\r\nstill one\r\n\r\n \r\ntwo\r\nbad \xff line\r\nstill two"
-    )
+    (tmp_path / "x.txt").write_bytes(b"\xef\xbb\xbfone\r\nstill one\r\n\r\n \r\ntwo\r\nbad \xff line\r\nstill two")
     documents = read_documents(tmp_path / "x.txt")
     assert list(documents) == [("x.txt#1", "one\nstill one"), ("x.txt#2", "two\nstill two")]
     assert documents.skipped == {"not valid UTF-8": 1}
@@ -201,12 +199,7 @@ def test_bundled_data():
             rows = [json.loads(line) for line in file]
         assert Counter(row["split"] for row in rows) == dict(zip(("train", "dev", "test"), sizes))
         assert len({row["label"] for row in rows}) == 20
-        assert (
-            len(
-                set(Counter((row["split"], row["label"]) for row in rows if row["split"] == "train").values())
-            )
-            == 1
-        )
+        assert len(set(Counter((row["split"], row["label"]) for row in rows if row["split"] == "train").values())) == 1
         assert len({row["text"].casefold() for row in rows}) == len(rows), "a text in two splits"
     with gzip.open(bundled_path("ud_ewt_pos"), "rt", encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]
@@ -268,9 +261,7 @@ def test_truncation_and_padding_of_a_tokenizer_file_are_left_out(tokenizer):
     backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     backend.enable_truncation(8)
     backend.enable_padding(length=16)
-    old = PreTrainedTokenizerFast(
-        tokenizer_object=backend, mask_token="[MASK]", cls_token="[CLS]", sep_token="[SEP]"
-    )
+    old = PreTrainedTokenizerFast(tokenizer_object=backend, mask_token="[MASK]", cls_token="[CLS]", sep_token="[SEP]")
     documents = [Document("x", " ".join(["the cat sat"] * 20)), Document("y", "the cat")]
     for one, two in zip(tokenise(documents, old), tokenise(documents, tokenizer)):
         assert one.input_ids.tolist() == two.input_ids.tolist()
@@ -321,9 +312,7 @@ def test_a_slow_tokenizer_gives_tokens_without_words():
 
 
 def test_a_slow_tokenizer_is_loaded_where_no_words_are_needed(tmp_path):
-    (tmp_path / "vocab.txt").write_text(
-        "\n".join(["<cls>", "<pad>", "<eos>", "<unk>", "M", "K", "V", "<mask>"])
-    )
+    (tmp_path / "vocab.txt").write_text("\n".join(["<cls>", "<pad>", "<eos>", "<unk>", "M", "K", "V", "<mask>"]))
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "EsmTokenizer"}))
     slow = load_tokenizer(str(tmp_path), needs_words=False)
     assert not slow.is_fast and next(tokenise([Document("x", "MKVM")], slow)).input_ids.tolist() == [
@@ -362,9 +351,7 @@ def test_of_a_large_corpus_a_sample_trains_the_tokenizer(monkeypatch):
         taken[size] = _sample(texts)
     small = taken[total // 10]
     assert taken[total] == texts
-    assert (
-        total // 10 - 40 < sum(map(len, small)) <= total // 10
-    )  # what is held does not grow with the corpus
+    assert total // 10 - 40 < sum(map(len, small)) <= total // 10  # what is held does not grow with the corpus
     assert small == sorted(small, key=texts.index) and {text in texts[1500:] for text in small} == {
         True,
         False,
@@ -375,14 +362,10 @@ def test_of_a_large_corpus_a_sample_trains_the_tokenizer(monkeypatch):
 def test_lines_without_end_are_skipped_and_counted(tmp_path, monkeypatch):
     monkeypatch.setattr("maskwise.text.readers.LONGEST_LINE", 50)
     (tmp_path / "a.jsonl").write_text(
-        "\n".join(
-            ['"short one"', json.dumps("x" * 50), json.dumps("y" * 200), '"short two"', json.dumps("z" * 99)]
-        )
+        "\n".join(['"short one"', json.dumps("x" * 50), json.dumps("y" * 200), '"short two"', json.dumps("z" * 99)])
     )
     documents = read_documents(tmp_path / "a.jsonl")
-    assert texts(documents) == ["short one", "short two"] and documents.skipped == {
-        "line of more than 16 MB": 3
-    }
+    assert texts(documents) == ["short one", "short two"] and documents.skipped == {"line of more than 16 MB": 3}
     (tmp_path / "b.txt").write_text("one\n" + "x" * 120 + "\ntwo\n")
     documents = read_documents(tmp_path / "b.txt")
     assert texts(documents) == ["one\ntwo"] and documents.skipped == {"line of more than 16 MB": 1}
@@ -391,9 +374,7 @@ def test_lines_without_end_are_skipped_and_counted(tmp_path, monkeypatch):
 def test_long_texts_come_in_parts(tmp_path, monkeypatch):
     for module in ("readers", "documents"):
         monkeypatch.setattr(f"maskwise.text.{module}.LONGEST_TEXT", 20)
-    found = list(
-        read_documents([{"id": "a", "text": "the cat sat on the mat and ran away"}, "x" * 45, "short"])
-    )
+    found = list(read_documents([{"id": "a", "text": "the cat sat on the mat and ran away"}, "x" * 45, "short"]))
     assert found == [
         ("a~1", "the cat sat on the"), ("a~2", " mat and ran away"),
         ("1~1", "x" * 20), ("1~3", "x" * 5), ("2", "short"),

@@ -160,9 +160,7 @@ def test_insertion_cuts_the_text_and_never_a_special_token() -> None:
     shown = corrupted("insert(cut=7)", batch, chosen)
     assert shown.input_ids.shape == batch.shape
     first = words(shown.input_ids[0]).split()
-    assert (
-        first[0] == "<s>" and first[-1] == "</s>" and first[1] == "a" and first[3] == "b" and first[5] == "c"
-    )
+    assert first[0] == "<s>" and first[-1] == "</s>" and first[1] == "a" and first[3] == "b" and first[5] == "c"
     assert words(shown.labels[0]) == "<s> a b c d e </s>"
     assert shown.attention_mask.sum(1).tolist() == [7, 5]
 
@@ -202,8 +200,7 @@ def test_sentences_with_a_chosen_token_change_places() -> None:
         "<s> b c . f . d e . a . </s>", "<s> f . a . d e . b c . </s>", "<s> f . b c . d e . a . </s>",
     }  # fmt: skip
     inner = {
-        show("permute-sentences(inner=infill(mean=None))", "<s> {a b} . c {d} . </s>", seed=s)[0]
-        for s in range(20)
+        show("permute-sentences(inner=infill(mean=None))", "<s> {a b} . c {d} . </s>", seed=s)[0] for s in range(20)
     }
     assert inner == {
         ("<s> <mask> . c <mask> . </s>", "<s> a b . c d . </s>"),
@@ -265,9 +262,7 @@ def masked_rows(draw: Any) -> tuple[AnnotatedBatch, torch.Tensor]:
     ratio = draw(st.sampled_from([0.0, 0.1, 0.3, 0.7, 1.0]))
     rows = []
     for number, length in enumerate(lengths):
-        ids = torch.from_numpy(vocabulary.ordinary)[
-            torch.randint(len(vocabulary.ordinary), (length,), generator=rng)
-        ]
+        ids = torch.from_numpy(vocabulary.ordinary)[torch.randint(len(vocabulary.ordinary), (length,), generator=rng)]
         ids[torch.rand(length, generator=rng) < 0.08] = 1
         ids[torch.rand(length, generator=rng) < 0.06] = 3
         frame = [2, *ids.tolist(), 3] if draw(st.booleans()) else [*ids.tolist(), 3]
@@ -351,9 +346,7 @@ def test_deletion_insertion_and_replacement_round_trip(case: tuple[AnnotatedBatc
     batch, chosen = case
     texts = source(batch)
     marks = [row[: len(text)].tolist() for row, text in zip(chosen, texts)]
-    for (inputs, target), text, mark in zip(
-        unpadded(corrupted("delete(target='spans')", batch, chosen)), texts, marks
-    ):
+    for (inputs, target), text, mark in zip(unpadded(corrupted("delete(target='spans')", batch, chosen)), texts, marks):
         left, gone = iter(inputs), iter(target)
         assert [next(gone) if m else next(left) for m in mark] == text
         assert list(left) == [] and list(gone) == ([3] if any(mark) else [])
@@ -430,9 +423,7 @@ def test_extras_move_with_their_tokens() -> None:
     assert corrupted("delete", batch, chosen).extras["token_type_ids"].tolist() == [[0, 0, 0, 0, 1, 1]]
     shown = corrupted("infill(mean=None)", batch, chosen)
     assert shown.extras["token_type_ids"].tolist() == [[0, 0, 0, 0, 0, 1, 1, 1]]
-    assert (
-        shown.input_ids.shape == shown.extras["token_type_ids"].shape and "position_ids" not in shown.extras
-    )
+    assert shown.input_ids.shape == shown.extras["token_type_ids"].shape and "position_ids" not in shown.extras
 
 
 @pytest.mark.parametrize(

@@ -90,9 +90,7 @@ def test_a_study_of_questions_records_it(tmp_path):
     (text,) = [line for line in lines if "standing" in line]
     assert (text["items"], text["standing"]) == (10, 10)
     by_arm = {line["arm"]: line for line in lines if "arm" in line}
-    assert set(by_arm) == {"token-15", "words-30"} and all(
-        line["occurrences"] > 10 for line in by_arm.values()
-    )
+    assert set(by_arm) == {"token-15", "words-30"} and all(line["occurrences"] > 10 for line in by_arm.values())
     assert by_arm["words-30"]["whole"] > by_arm["token-15"]["whole"] > 0
 
 
@@ -112,20 +110,14 @@ def test_a_study_of_encoder_decoders_with_a_task_in_nats(tmp_path):
     assert maskwise("study", recipe, "--out", tmp_path / "out", *small) == 0
     records = [json.loads(line) for line in (tmp_path / "out/records.jsonl").read_text().splitlines()]
     scores = [record for record in records if record["kind"] == "score"]
-    assert len(scores) == 6 and all(
-        r["metric"] == "nats" and r["majority"] > 0 and r["item_sd"] > 0 for r in scores
-    )
+    assert len(scores) == 6 and all(r["metric"] == "nats" and r["majority"] > 0 and r["item_sd"] > 0 for r in scores)
     lines = [json.loads(line) for line in (tmp_path / "out/predictions.jsonl").read_text().splitlines()]
     tested = [row for row in rows if row["split"] == "test"]
-    assert [(line["input"], line["gold"]) for line in lines] == [
-        (row["input"], [row["output"]]) for row in tested
-    ]
+    assert [(line["input"], line["gold"]) for line in lines] == [(row["input"], [row["output"]]) for row in tested]
     for line in lines:
         assert line["task"] == "write" and set(line["answers"]) == {"span", "token", "no-pretraining"}
         assert all(set(by_seed) == {"0", "1"} for by_seed in line["answers"].values())
-    whole = (
-        next((tmp_path / "out/stages").glob("finetune-*/seed-*/predictions.jsonl")).read_text().splitlines()
-    )
+    whole = next((tmp_path / "out/stages").glob("finetune-*/seed-*/predictions.jsonl")).read_text().splitlines()
     assert len(whole) == len(tested) and set(json.loads(whole[0])) == {
         "input",
         "gold",

@@ -53,9 +53,7 @@ def model(architecture: str, tokenizer: Any, **more: Any) -> PreTrainedModel:
 @pytest.mark.parametrize("architecture", SIZES)
 def test_the_loss_is_transformers_own(architecture: str, shown: str, tokenizer: Any) -> None:
     network = model(architecture, tokenizer)
-    batch = Masker(tokenizer, policy="span", ratio=0.3, corruption=shown, seed=0)(
-        encode(tokenizer, TEXTS), epoch=0
-    )
+    batch = Masker(tokenizer, policy="span", ratio=0.3, corruption=shown, seed=0)(encode(tokenizer, TEXTS), epoch=0)
     outcome = Denoising(network)(batch)
     own = network(input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=batch.labels)
     assert outcome.targets == batch.targets == (batch.labels >= 0).sum() > 0
@@ -83,9 +81,7 @@ def test_a_row_without_targets_and_padding_change_no_loss(architecture: str, tok
 
 
 @pytest.mark.parametrize("architecture", SIZES)
-def test_a_new_model_trains_writes_and_is_an_ordinary_folder(
-    architecture: str, tokenizer: Any, tmp_path: Any
-) -> None:
+def test_a_new_model_trains_writes_and_is_an_ordinary_folder(architecture: str, tokenizer: Any, tmp_path: Any) -> None:
     network = model(architecture, tokenizer).train()
     objective, optimizer = Denoising(network), torch.optim.AdamW(network.parameters(), lr=3e-3)
     masker = Masker(tokenizer, policy="span", ratio=0.3, corruption="infill(target='spans')", seed=0)
@@ -111,9 +107,7 @@ def test_a_new_model_trains_writes_and_is_an_ordinary_folder(
 
 def test_a_t5_with_a_head_of_its_own_keeps_it_and_its_scale(tokenizer: Any, tmp_path: Any) -> None:
     """T5 1.1 as it is published: gated, its head not tied to the embeddings, and states not scaled."""
-    model("t5", tokenizer, feed_forward_proj="gated-gelu", tie_word_embeddings=False).save_pretrained(
-        tmp_path
-    )
+    model("t5", tokenizer, feed_forward_proj="gated-gelu", tie_word_embeddings=False).save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text()) | {"tie_word_embeddings": False}
     del config["scale_decoder_outputs"]
     (tmp_path / "config.json").write_text(json.dumps(config))
@@ -123,9 +117,7 @@ def test_a_t5_with_a_head_of_its_own_keeps_it_and_its_scale(tokenizer: Any, tmp_
     network = load_model(tmp_path, kind="encoder-decoder")
     for number in range(2):  # as published, and as we saved it
         assert torch.equal(network.lm_head.weight, weights["lm_head.weight"])
-        batch = Masker(tokenizer, policy="span", ratio=0.3, corruption="t5", seed=0)(
-            encode(tokenizer, TEXTS), epoch=0
-        )
+        batch = Masker(tokenizer, policy="span", ratio=0.3, corruption="t5", seed=0)(encode(tokenizer, TEXTS), epoch=0)
         outcome = Denoising(network.eval())(batch)
         states = network(input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=batch.labels,
                          output_hidden_states=True).decoder_hidden_states[-1]  # fmt: skip
@@ -166,9 +158,7 @@ def test_models_of_published_shapes_take_two_steps_and_write(name: str, tokenize
     documents = [Document(str(number), text) for number, text in enumerate(TEXTS * 3)]
     rows = Rows.of(read_pieces(tokenise(documents, tokenizer), tokenizer=tokenizer, length=32), "document")
     settings = TrainingSettings(steps=2, batch_size=4, learning_rate=1e-4, warmup=0.0, precision="no")
-    source = MaskedSource(
-        rows, Masker(tokenizer, policy="span", ratio=0.3, corruption=shown, seed=0), settings
-    )
+    source = MaskedSource(rows, Masker(tokenizer, policy="span", ratio=0.3, corruption=shown, seed=0), settings)
     before = {key: value.clone() for key, value in network.state_dict().items()}
     done = train(Denoising(network), source, settings, folder=None, quiet=True)
     assert done["steps"] == 2 and done["targets"] > 0
@@ -188,9 +178,7 @@ def test_work_counts_every_multiplied_weight_once(architecture: str, tokenizer: 
     inner = heads.get("d_kv", 0) * heads.get("num_heads", 0) or wide
     bias = 2 * wide if architecture == "bart" else 0
     assert crossed == 2 * (2 * wide * inner + bias)  # keys and values, of two layers
-    looked_up = {
-        id(p): p.numel() for m in network.modules() if isinstance(m, torch.nn.Embedding) for p in [m.weight]
-    }
+    looked_up = {id(p): p.numel() for m in network.modules() if isinstance(m, torch.nn.Embedding) for p in [m.weight]}
     own, tied = head_weights(network)
     total = sum(p.numel() for p in network.parameters()) - sum(looked_up.values())
     assert encoder_weights(network) + writes + crossed + own == total
@@ -227,9 +215,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused_before_any_work(tmp_path: Any
         assert not (tmp_path / "out").exists()
         return " ".join(capsys.readouterr().err.split())
 
-    assert "corpus.length is more than the model's positions; got 96; allowed: ≤ 64" in refused(
-        "corpus.length=96"
-    )
+    assert "corpus.length is more than the model's positions; got 96; allowed: ≤ 64" in refused("corpus.length=96")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"decoder_start_token_id": None}))
     assert "this bart model has no start token for its decoder" in refused()
@@ -257,9 +243,7 @@ def test_a_recipe_says_which_kind_of_model_it_trains() -> None:
         Recipe(objective="atd")
 
 
-def test_denoising_from_recipe_to_checkpoint_and_judged_by_all_that_it_may_write(
-    tmp_path: Any, capsys: Any
-) -> None:
+def test_denoising_from_recipe_to_checkpoint_and_judged_by_all_that_it_may_write(tmp_path: Any, capsys: Any) -> None:
     path = write_inputs(tmp_path)
     small = [
         "objective=denoise", "tokenizer.sentinels=20", "training.steps=6", "training.eval_every=0",
@@ -282,9 +266,7 @@ def test_denoising_from_recipe_to_checkpoint_and_judged_by_all_that_it_may_write
     text.write_text("Bake lomi nupra.\n" * 30)
     assert maskwise("evaluate", checkpoint, "--text", text, "--json") == 0
     records = json.loads(capsys.readouterr().out)
-    assert all(
-        record["per_byte"] > 0 for record in (records if isinstance(records, list) else records["records"])
-    )
+    assert all(record["per_byte"] > 0 for record in (records if isinstance(records, list) else records["records"]))
     assert maskwise("evaluate", checkpoint, "--with", "pairs:bundled:pairs") == 2
     assert "needs an encoder; got t5" in " ".join(capsys.readouterr().err.split())
 

@@ -214,9 +214,7 @@ def test_the_second_visit_masks_what_the_first_left(budget: str, losses: np.ndar
 @pytest.mark.parametrize("name", ["token", "whole-word", "span", "salient", "weighted"])
 def test_complement_and_coverage_by_enumeration(name: str) -> None:
     rows = padded(random_rows(7, words=11))
-    pair = [
-        masker(name, ratio=0.3, visits="complement", fill="random", seed=2)(rows, epoch=e) for e in (4, 5)
-    ]
+    pair = [masker(name, ratio=0.3, visits="complement", fill="random", seed=2)(rows, epoch=e) for e in (4, 5)]
     reached_T = pair[0].choice.units.spread(np.ones(len(pair[0].choice.units.piece), bool))
     both = pair[0].selected.int() + pair[1].selected.int()
     assert (both.numpy().reshape(-1) == reached_T).all()
@@ -285,9 +283,7 @@ def test_corrupt_is_for_trainers_of_others() -> None:
     noisy, mask, rate = mw.corrupt(ids, counts, 3, seed=1, epoch=0)
     assert noisy.shape == mask.shape == rate.shape == ids.shape and mask.dtype == torch.bool
     assert not mask[:, :5].any() and (noisy[mask] == 3).all() and torch.equal(noisy[~mask], ids[~mask])
-    assert (mask.float() / rate).sum() / counts.sum() == pytest.approx(
-        1, abs=0.1
-    )  # E[mask / rate] = 1 a token
+    assert (mask.float() / rate).sum() / counts.sum() == pytest.approx(1, abs=0.1)  # E[mask / rate] = 1 a token
     again = mw.corrupt(ids[7:9], counts[7:9], 3, seed=1, epoch=0)
     assert torch.equal(again[0], noisy[7:9]), "a mask is a function of the row"
     exact, chosen, share = mw.corrupt(ids, counts.bool(), 3, seed=1, budget="exact", place=torch.arange(400))
@@ -322,9 +318,7 @@ def test_settings_that_would_make_the_weights_wrong_are_refused(settings: dict[s
 
 def test_what_is_no_likelihood_is_said() -> None:
     def remark(**settings: Any) -> str | None:
-        return MaskedDiffusion.check(
-            {"policy": "token", "predict": 1.0, **MaskedDiffusion.settings(settings, {})}
-        )
+        return MaskedDiffusion.check({"policy": "token", "predict": 1.0, **MaskedDiffusion.settings(settings, {})})
 
     assert remark() is None and remark(ratio="bell") is None
     assert remark(policy="span(over='token')", budget="bernoulli") is None
@@ -338,9 +332,7 @@ def test_what_is_no_likelihood_is_said() -> None:
     with pytest.raises(MaskwiseError, match="epoch"):
         Masker(vocabulary(), visits="complement")([row([1, 2, 1])])
     with pytest.raises(MaskwiseError, match="one ratio"):
-        Masker(vocabulary(), visits="coverage", ratio="linear(0.3, 0.1)")(
-            [row([1, 2])], epoch=0, total_steps=9
-        )
+        Masker(vocabulary(), visits="coverage", ratio="linear(0.3, 0.1)")([row([1, 2])], epoch=0, total_steps=9)
 
 
 def test_a_fixed_rate_is_masked_language_modelling() -> None:

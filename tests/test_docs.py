@@ -140,9 +140,7 @@ def test_the_recipes_of_the_readme_say_what_they_seem_to_say(tmp_path: Path) -> 
 
 def commands(page: Path) -> list[list[str]]:
     """The words of every ``maskwise …`` in the page's blocks of bash, without the program's name."""
-    lines = [
-        line for block in blocks_of(page) if block.language == "bash" for line in block.text.splitlines()
-    ]
+    lines = [line for block in blocks_of(page) if block.language == "bash" for line in block.text.splitlines()]
     words = [shlex.split(line, comments=True) for line in lines if re.search(r"\bmaskwise\b", line)]
     places = [(line, line.index("maskwise")) for line in words if "maskwise" in line]
     return [line[place + 1 :] for line, place in places]
@@ -219,9 +217,7 @@ def test_the_list_of_decisions_is_whole() -> None:
 
 def test_the_tour_names_every_room() -> None:
     """The tree in CONTRIBUTING.md, against src/maskwise: every folder is named, and nothing that is not there."""
-    (tour,) = [
-        block.text for block in blocks_of(ROOT / "CONTRIBUTING.md") if block.text.startswith("src/maskwise/")
-    ]
+    (tour,) = [block.text for block in blocks_of(ROOT / "CONTRIBUTING.md") if block.text.startswith("src/maskwise/")]
     rooms = {path.name + "/" * path.is_dir() for path in (ROOT / "src" / "maskwise").glob("[a-z]*")}
     named = set(re.findall(r"[a-z]+(?:/|\.py)(?=\s)", tour.partition("\n")[2]))
     assert [room for room in rooms - named if room.endswith("/")] == []

@@ -301,9 +301,7 @@ def test_the_time_left_is_what_like_stages_took(plan, tmp_path):
     table.since = {b.name: time.perf_counter()}
     found = {b.name: table._metrics(b.name)}
     assert table._left(found, {}) == (30.0, False)  # 75 steps; nothing is known of tasks
-    assert "2 of 5 stages" in str(table._summary(found, {})) and "10 tokens/s" in str(
-        table._summary(found, {})
-    )
+    assert "2 of 5 stages" in str(table._summary(found, {})) and "10 tokens/s" in str(table._summary(found, {}))
     finish(task_a.folder(tmp_path), 8.0)
     table.done(task_a.name)
     assert table._left(found, {}) == (38.0, True)

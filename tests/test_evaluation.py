@@ -119,9 +119,7 @@ def test_every_token_is_scored_as_if_alone(within_word: bool) -> None:
             same = words[number, : len(ids)] == words[number, place]
             hide = [at == place or (within_word and at > place and bool(same[at])) for at in range(len(ids))]
             shown = [MASK if hidden else token for token, hidden in zip(ids, hide)]
-            assert found[number, place].item() == pytest.approx(
-                log_p(model, shown, place)[truth].item(), abs=1e-5
-            )
+            assert found[number, place].item() == pytest.approx(log_p(model, shown, place)[truth].item(), abs=1e-5)
         assert not found[number, len(ids) :].any()
     assert TOKENIZER.convert_ids_to_tokens(TOKENIZER("london cats")["input_ids"])[1:5] == [
         "lon",
@@ -259,9 +257,7 @@ def test_cloze_by_hand() -> None:
     )  # fmt: skip
     found = by_metric(scored(Frequencies(dog=3, cat=2, bird=1), TOKENIZER, facts))
     # Ranks: cat 2, cat 2, dog 1, bird 2 (cat is right there too), cat 2. Chance (cat, dog, bird): 1, 1, 2, 2, 1.
-    assert found["hits@1"]["value"] == pytest.approx(1 / 5) and found["hits@1"]["chance"] == pytest.approx(
-        3 / 5
-    )
+    assert found["hits@1"]["value"] == pytest.approx(1 / 5) and found["hits@1"]["chance"] == pytest.approx(3 / 5)
     assert found["mrr"]["value"] == pytest.approx((1 + 4 / 2) / 5)
     assert found["mrr"]["chance"] == pytest.approx((3 + 2 / 2) / 5)
     assert found["hits@10"]["value"] == found["hits@10"]["chance"] == 1
@@ -269,9 +265,7 @@ def test_cloze_by_hand() -> None:
     assert found["open-mrr"]["value"] == found["mrr"]["value"] and found["open-hits@1"]["items"] == 5
     nothing = by_metric(scored(Frequencies(), TOKENIZER, facts))
     others = len(VOCABULARY) - 6  # neither the five special ones nor the answer
-    assert nothing["open-mrr"]["value"] == pytest.approx(
-        (3 / (1 + others / 2) + 2 / (1 + (others - 1) / 2)) / 5
-    )
+    assert nothing["open-mrr"]["value"] == pytest.approx((3 / (1 + others / 2) + 2 / (1 + (others - 1) / 2)) / 5)
 
 
 @torch.no_grad()
@@ -290,9 +284,7 @@ def test_facts_that_cannot_be_scored_are_counted() -> None:
         "not exactly one [MASK]": 2, "the only answer of its relation": 1, "unknown characters": 1,
         "longer than the model": 1,
     }  # fmt: skip
-    with pytest.raises(
-        MaskwiseError, match=r"no item of facts 'some' can be scored; got 1 × unknown characters"
-    ):
+    with pytest.raises(MaskwiseError, match=r"no item of facts 'some' can be scored; got 1 × unknown characters"):
         scored(Known(), TOKENIZER, facts_of(("s", "éé", "the [MASK]")))
 
 
@@ -546,9 +538,7 @@ def test_a_checkpoint_is_measured_on_the_accelerator_and_a_model_where_it_is(
     data: Any, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The device is asked for once, for a folder: "meta" stands for one on which this cannot go on."""
-    monkeypatch.setattr(
-        sys.modules["maskwise.evaluation.evaluate"], "best_device", lambda: torch.device("meta")
-    )
+    monkeypatch.setattr(sys.modules["maskwise.evaluation.evaluate"], "best_device", lambda: torch.device("meta"))
     settings = EvaluationSettings(rows=4, ratios=(0.15,), masks=("token",))
     assert evaluate(load_model(checkpoint), data, settings)[0]["loss"] > 0
     with pytest.raises((RuntimeError, NotImplementedError), match=r"(?i)meta"):

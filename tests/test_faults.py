@@ -63,9 +63,7 @@ def trained(folder: Path, **more: Any) -> tuple[Any, dict[str, Any]]:
     objective = MaskedLanguageModelling(model("bert"))
     source = MaskedSource(DATA, Masker(tokenizer(), ratio=0.3), chosen)
     asked: list[int] = []
-    done = train(
-        objective, source, chosen, folder=folder, evaluate=lambda step: asked.append(step) or [], quiet=True
-    )
+    done = train(objective, source, chosen, folder=folder, evaluate=lambda step: asked.append(step) or [], quiet=True)
     return objective.model, {**done, "evaluated": asked}
 
 
@@ -101,9 +99,7 @@ def test_a_signal_where_no_states_are_kept_ends_the_training(
     assert not (tmp_path / "resume").exists()
 
 
-def test_a_signal_while_a_state_is_written_leaves_whole_states(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_signal_while_a_state_is_written_leaves_whole_states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, _ = trained(tmp_path / "whole")
 
     def kill_and_write(folder: Path, fill: Callable[[Path], object]) -> None:
@@ -311,9 +307,7 @@ def test_stop_names_the_step_and_what_to_lower(tmp_path: Path) -> None:
     with pytest.raises(MaskwiseError, match=rf"^{re.escape(says)}$"):
         poisoned(tmp_path, (5,), save_every=4)
     assert states(tmp_path) == [4]
-    with pytest.raises(
-        MaskwiseError, match=r"at step 6; got nan; lower the learning rate \(.* at this step\)$"
-    ):
+    with pytest.raises(MaskwiseError, match=r"at step 6; got nan; lower the learning rate \(.* at this step\)$"):
         poisoned(None, (5,))
 
 
@@ -390,9 +384,7 @@ def test_two_runs_in_one_folder_are_refused_and_a_dead_one_s_lock_is_taken_over(
         os._exit(0)
     try:
         wait_for((tmp_path / "held").exists)
-        with pytest.raises(
-            MaskwiseError, match=rf"^another run trains into {tmp_path}; got process {holder} on "
-        ):
+        with pytest.raises(MaskwiseError, match=rf"^another run trains into {tmp_path}; got process {holder} on "):
             run(tmp_path)
         assert not (tmp_path / "metrics.jsonl").exists()
     finally:
@@ -417,9 +409,7 @@ def on_a_full_disk(folder: Path, size: int, more: dict[str, Any]) -> str:
 def test_metrics_on_a_full_disk_are_one_line(size: int, tmp_path: Path) -> None:
     """The limit is met in the middle of a line, which a resumed run drops."""
     said = forked(on_a_full_disk, tmp_path, size, {"eval_every": 0, "log_every": 1})()
-    assert (
-        said.startswith("cannot write") and "metrics.jsonl; got File too large" in said and "\n" not in said
-    )
+    assert said.startswith("cannot write") and "metrics.jsonl; got File too large" in said and "\n" not in said
     assert run(tmp_path, log_every=1)[1]["steps"] == 12 and len(lines(tmp_path)) == 24
 
 
@@ -435,9 +425,7 @@ def columns_on_a_full_disk(folder: Path) -> str:
 
 
 def test_short_columns_on_a_full_disk_are_not_lost_in_silence(tmp_path: Path) -> None:
-    assert forked(columns_on_a_full_disk, tmp_path)().startswith(
-        f"cannot write {tmp_path}; got File too large"
-    )
+    assert forked(columns_on_a_full_disk, tmp_path)().startswith(f"cannot write {tmp_path}; got File too large")
 
 
 # --- another number of processes

@@ -85,25 +85,19 @@ def test_a_run_that_is_told_to_end_saves_and_goes_on_bit_for_bit(
     assert list((out / "resume").iterdir()) and not list(out.rglob("*.partial"))
     assert maskwise(*arguments, "--out", out, "--json") == 0
     for file in ("model.safetensors", "manifest.json"):
-        assert (out / "checkpoint" / file).read_bytes() == (
-            tmp_path / "whole" / "checkpoint" / file
-        ).read_bytes()
+        assert (out / "checkpoint" / file).read_bytes() == (tmp_path / "whole" / "checkpoint" / file).read_bytes()
 
 
 @pytest.mark.slow
 @pytest.mark.process
 @pytest.mark.parametrize("everybody", [True, False], ids=["the group", "the study"])
-def test_a_study_that_is_told_to_end_saves_its_stage_and_goes_on(
-    everybody: bool, recipe: Path, tmp_path: Path
-) -> None:
+def test_a_study_that_is_told_to_end_saves_its_stage_and_goes_on(everybody: bool, recipe: Path, tmp_path: Path) -> None:
     """Slurm signals every process of a job; a process manager only the first."""
     arguments = ("study", recipe, *LONG, "study.seeds=1", "--jobs", 1)
     assert maskwise(*arguments, "--out", tmp_path / "whole", "--json") == 0
     out = tmp_path / "cut"
     study = start(*arguments, "--out", out)
-    wait_for(
-        lambda: any(len(path.read_bytes()) > 500 for path in out.glob("stages/pretrain-*/metrics.jsonl"))
-    )
+    wait_for(lambda: any(len(path.read_bytes()) > 500 for path in out.glob("stages/pretrain-*/metrics.jsonl")))
     (os.killpg if everybody else os.kill)(study.pid, signal.SIGTERM)
     _, err = study.communicate(timeout=PATIENCE)
     assert study.returncode == 143 and "Traceback" not in err, err
@@ -118,9 +112,7 @@ def torchrun(*arguments: Any) -> subprocess.Popen[str]:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [*launcher, "-m", "maskwise.cli", *map(str, arguments)]
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(
-        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True, **pipes
-    )
+    return subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True, **pipes)
 
 
 @pytest.mark.slow

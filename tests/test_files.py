@@ -26,9 +26,7 @@ MANY = [f"{sentence} {n}" for n in range(4) for sentence in SENTENCES]
         ("\n".join(SENTENCES[:5]) + "\n\n" + "\n".join(SENTENCES[5:]), 2),
         ("\n".join(SENTENCES[:4]), 1),  # too few lines to tell
         (
-            "\n".join(
-                ["It is one text that", "was wrapped at some", "width, so that its", "lines begin with"] * 3
-            ),
+            "\n".join(["It is one text that", "was wrapped at some", "width, so that its", "lines begin with"] * 3),
             1,
         ),
     ],
@@ -41,9 +39,7 @@ def test_what_a_text_is_in_a_plain_file(text: str, documents: int, tmp_path: Pat
     assert len(list(read_documents(path, text_per="block"))) == (
         12 if "\n\n" in text and documents == 12 else max(1, documents if "\n\n" in text else 1)
     )
-    assert len(list(CorpusSettings(source=str(path), text_per="line").documents())) == len(
-        set(text.split("\n")) - {""}
-    )
+    assert len(list(CorpusSettings(source=str(path), text_per="line").documents())) == len(set(text.split("\n")) - {""})
 
 
 @pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
@@ -51,10 +47,7 @@ def test_what_a_text_is_in_a_plain_file(text: str, documents: int, tmp_path: Pat
 def test_any_separator(separator: str, ending: str, tmp_path: Path) -> None:
     rows = [
         ["text", "label"],
-        *(
-            [f'"{s} It has, marks; and | bars"' if separator != "\t" else s, "ab"[n % 2]]
-            for n, s in enumerate(MANY)
-        ),
+        *([f'"{s} It has, marks; and | bars"' if separator != "\t" else s, "ab"[n % 2]] for n, s in enumerate(MANY)),
     ]
     path = tmp_path / f"table{ending}"
     path.write_text("\n".join(separator.join(row) for row in rows), encoding="utf-8")
@@ -110,9 +103,7 @@ def test_numbers_to_predict_from_one_text(tmp_path: Path) -> None:
     assert any("'Kommentar'" in note for note in task.notes) and any("'Note'" in note for note in task.notes)
     settings = FinetuneSettings(steps=3, seeds=1, max_length=32, precision="no")
     (record,) = evaluate_tasks("bundled:encoder", [str(path)], settings=settings)
-    assert (
-        record["task_kind"] == "regression" and -1 <= record["score"] <= 1 and "pearson" in record["others"]
-    )
+    assert record["task_kind"] == "regression" and -1 <= record["score"] <= 1 and "pearson" in record["others"]
 
 
 PROTEINS = ["MKT" + "ACDEFGHIKL"[n % 10] * 30 + "ACDEFG"[n // 10] for n in range(60)]
@@ -137,9 +128,9 @@ def test_columns_with_names_of_their_own(
     write_lines(tmp_path / "mine.jsonl", table)
     task = load_task(tmp_path / "mine.jsonl")
     assert task.kind.name == kind
-    assert [
-        f"the {what} is column {name!r}" for what, name in zip(("text", "label"), columns, strict=True)
-    ] == [note.partition(",")[0] for note in task.notes if "column" in note]
+    assert [f"the {what} is column {name!r}" for what, name in zip(("text", "label"), columns, strict=True)] == [
+        note.partition(",")[0] for note in task.notes if "column" in note
+    ]
 
 
 @pytest.mark.parametrize("other", ["colour", "question"])
@@ -179,9 +170,7 @@ def test_a_first_row_of_data_is_not_taken_for_names(tmp_path: Path) -> None:
         with pytest.raises(MaskwiseError, match=says):
             read(str(path))
     assert sum(map(len, load_task(f"{path}(text=1,label=2)").splits.values())) == 60
-    path.write_text(
-        "\n".join(["comment\tgood", *lines]), encoding="utf-8"
-    )  # may be the name of a column, too
+    path.write_text("\n".join(["comment\tgood", *lines]), encoding="utf-8")  # may be the name of a column, too
     assert load_task(path).labels == ("bad", "good") and longest_field(str(path)) == "comment"
 
 

@@ -96,9 +96,7 @@ def test_a_second_process_is_kept_out_until_the_first_is_done(tmp_path: Path) ->
     with claim(tmp_path, "another study runs in"):
         second = context.Process(target=_second, args=(tmp_path, answers))
         second.start()
-        assert answers.get(timeout=60).startswith(
-            f"another study runs in {tmp_path}; got process {os.getpid()} on "
-        )
+        assert answers.get(timeout=60).startswith(f"another study runs in {tmp_path}; got process {os.getpid()} on ")
         second.join()
     _second(tmp_path, answers)
     assert answers.get(timeout=60) == "claimed"

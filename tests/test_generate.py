@@ -62,9 +62,7 @@ def test_the_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         main(["generate", str(folder), "--prompt", "w1 w2", "--length", "5", "--steps", "2", "--json"])
     made = json.loads(capsys.readouterr().out)
     assert not end.value.code and made["steps"] == 2 and len(made["history"]) == 3
-    assert (
-        made["text"] == made["history"][-1] and SHOWN not in made["text"] and made["text"].startswith("w1 w2")
-    )
+    assert made["text"] == made["history"][-1] and SHOWN not in made["text"] and made["text"].startswith("w1 w2")
     with pytest.raises(SystemExit) as end:
         main(["generate", str(folder), "--prompt", "w1 w2", "--length", "5", "--steps", "2"])
     assert not end.value.code and capsys.readouterr().out.strip() == made["text"]

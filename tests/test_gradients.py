@@ -217,13 +217,8 @@ def test_to_forget_the_later_step_is_wrong() -> None:
     now = {name: value.requires_grad_() for name, value in theta.items()}
     for step in steps:
         mask = None if step.mask is None else step.mask.detach()
-        slope = torch.autograd.grad(
-            step.loss(now, mask), list(now.values()), allow_unused=True, materialize_grads=True
-        )
-        now = {
-            n: (t - step.rate * g).detach().requires_grad_()
-            for (n, t), g in zip(now.items(), slope, strict=True)
-        }
+        slope = torch.autograd.grad(step.loss(now, mask), list(now.values()), allow_unused=True, materialize_grads=True)
+        now = {n: (t - step.rate * g).detach().requires_grad_() for (n, t), g in zip(now.items(), slope, strict=True)}
     v = torch.autograd.grad(
         problem.losses.of(problem.outer)(now, None),
         list(now.values()),

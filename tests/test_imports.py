@@ -89,16 +89,12 @@ def test_a_module_imports_only_what_stands_below_it(path):
 
 def test_the_test_sees_what_is_imported(tmp_path):
     path = tmp_path / "x.py"
-    path.write_text(
-        "def f():\n    from maskwise.masking import Masker, schedules\n    import maskwise.study.plan\n"
-    )
+    path.write_text("def f():\n    from maskwise.masking import Masker, schedules\n    import maskwise.study.plan\n")
     assert imports(path) == {"masking", "masking.schedules", "study.plan"}
     assert room_of("masking.policies.given") == "masking"
 
 
-@pytest.mark.parametrize(
-    "code", ["import maskwise", "import maskwise.cli", "import maskwise.errors, maskwise.specs"]
-)
+@pytest.mark.parametrize("code", ["import maskwise", "import maskwise.cli", "import maskwise.errors, maskwise.specs"])
 def test_a_light_import_stays_light(code):
     heavy = "{'torch', 'transformers', 'datasets', 'scipy', 'altair', 'pyarrow', 'numpy', 'pydantic'}"
     _run(f"{code}; import sys; heavy = {heavy} & set(sys.modules); assert not heavy, heavy")
@@ -129,6 +125,4 @@ def _run(code: str) -> str:
 
 def test_annotating_waits_for_neither_torch_nor_transformers() -> None:
     """Its processes would pay for both, each."""
-    _run(
-        "import maskwise.annotate.run, sys; assert not {'torch', 'transformers', 'spacy'} & set(sys.modules)"
-    )
+    _run("import maskwise.annotate.run, sys; assert not {'torch', 'transformers', 'spacy'} & set(sys.modules)")

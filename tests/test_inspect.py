@@ -56,9 +56,7 @@ def test_whole_words_are_masked_whole(tokenizer):
 
 
 def test_the_ratio_follows_the_schedule(tokenizer):
-    start, end = (
-        look(TEXT, "token", tokenizer, ratio="linear(0.4, 0.1)", step=s)[0].shown.ratio for s in (0, 100)
-    )
+    start, end = (look(TEXT, "token", tokenizer, ratio="linear(0.4, 0.1)", step=s)[0].shown.ratio for s in (0, 100))
     assert start == pytest.approx(0.4, abs=0.02) and end == pytest.approx(0.1, abs=0.02)
 
 
@@ -76,9 +74,7 @@ def test_a_model_writes_what_it_reads(tokenizer, tmp_path, capsys):
     sizes = {"d_model": 32, "d_kv": 16, "num_heads": 2, "num_layers": 1, "d_ff": 64, "dropout_rate": 0.0}
     for shown in ("t5", "t5(target='full')"):
         network = new_model(new_config("t5", tools, 64, kind="encoder-decoder", **sizes), seed=0)
-        batch = Masker(tools, policy="whole-word", ratio=0.3, corruption=shown, seed=0)(
-            encode(tools, [TEXT]), epoch=0
-        )
+        batch = Masker(tools, policy="whole-word", ratio=0.3, corruption=shown, seed=0)(encode(tools, [TEXT]), epoch=0)
         optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2)
         for _ in range(80):
             optimizer.zero_grad()
@@ -86,9 +82,7 @@ def test_a_model_writes_what_it_reads(tokenizer, tmp_path, capsys):
             optimizer.step()
         network.save_pretrained(tmp_path / "model")
         tools.save_pretrained(tmp_path / "model")
-        [entry] = inspect_text(
-            TEXT, "whole-word", {**PLAIN, "corruption": shown}, model=str(tmp_path / "model")
-        )
+        [entry] = inspect_text(TEXT, "whole-word", {**PLAIN, "corruption": shown}, model=str(tmp_path / "model"))
         assert entry.shown.target in entry.shown.written and entry.as_dict()["written"] == entry.shown.written
         page = tmp_path / "page.html"
         asked = ["inspect", TEXT, "--policy", "whole-word", "--ratio", "0.3", "--corruption", shown]
@@ -193,9 +187,7 @@ def test_mistakes_are_one_line(arguments, said, capfd):
     assert said in err and err.count("\n") == 1 and not out
 
 
-@pytest.mark.parametrize(
-    "text, said", [("", "no text"), ("nowhere.txt", "does not exist"), (" \n", "no text")]
-)
+@pytest.mark.parametrize("text, said", [("", "no text"), ("nowhere.txt", "does not exist"), (" \n", "no text")])
 def test_no_text(text, said, capfd):
     assert maskwise("inspect", text) == 2
     assert said in capfd.readouterr().err
@@ -229,7 +221,5 @@ def test_lists_show_no_address(capsys):
         assert maskwise("list", what, "--json") == 0
         assert " at 0x" not in capsys.readouterr().out
     assert maskwise("list", "policies", "--json") == 0
-    [arguments] = [
-        m["arguments"] for m in json.loads(capsys.readouterr().out) if m["name"] == "group-weighted"
-    ]
+    [arguments] = [m["arguments"] for m in json.loads(capsys.readouterr().out) if m["name"] == "group-weighted"]
     assert arguments.endswith("weigh=standardised")

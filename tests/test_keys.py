@@ -81,9 +81,7 @@ def test_draws_depend_on_nothing_but_their_coordinates() -> None:
     ids = np.array([5, 1 << 40, -3, 0])
     whole = draws(keys(ids, seed=3, epoch=1), Purpose.SHOW, INDEX)
     for i in range(4):
-        assert (
-            draws(keys(ids[i : i + 1], seed=3, epoch=1), Purpose.SHOW, INDEX[:9])[0] == whole[i, :9]
-        ).all()
+        assert (draws(keys(ids[i : i + 1], seed=3, epoch=1), Purpose.SHOW, INDEX[:9])[0] == whole[i, :9]).all()
     reference = draws(keys(ids, seed=3, epoch=1), Purpose.SHOW, INDEX)
     for other in (
         {"seed": 4, "epoch": 1},

@@ -50,9 +50,7 @@ def test_frequency_is_the_count_in_the_corpus(tmp_path):
     text = "the Cat, a zebra."
     expected = [("the", 3), ("Cat", 2), (",", 1), ("a", 1), ("zebra", 0), (".", 1)]
     assert said(text, made.annotate([text])[0]["frequency"]) == expected
-    assert (
-        made.fitted and not annotator("frequency").fitted and made.version != annotator("frequency").version
-    )
+    assert made.fitted and not annotator("frequency").fitted and made.version != annotator("frequency").version
     other = fitted("frequency", ["The cat, the dog.", "A cat; THE end"], tmp_path / "g")
     assert other.version == made.version, "by content, not by path"
     assert fitted("frequency", ["more"], tmp_path / "h").version != made.version
@@ -79,13 +77,9 @@ def test_informativeness_by_hand(tmp_path):
         ("b", round(2 * math.log(3) / mean, 5)),
         ("a", ab),
     ]
-    assert said("c d. c", found[1]["informativeness"]) == [("c", cd), ("d", cd), ("c", 0.0)], (
-        "not across sentences"
-    )
+    assert said("c d. c", found[1]["informativeness"]) == [("c", cd), ("d", cd), ("c", 0.0)], "not across sentences"
     assert said("a d", found[2]["informativeness"]) == [("a", 0.0), ("d", 0.0)]
-    assert said("a zebra", found[3]["informativeness"]) == [("a", 0.0), ("zebra", 1.0)], (
-        "no evidence: the mean"
-    )
+    assert said("a zebra", found[3]["informativeness"]) == [("a", 0.0), ("zebra", 1.0)], "no evidence: the mean"
     word = Informativeness(table=str(tmp_path / "i"), per="word").annotate(["a d zebra", "d"])
     assert said("a d zebra", word[0]["informativeness"]) == [("a", ab), ("d", cd), ("zebra", 1.0)]
     assert word[1]["informativeness"].value[0] == word[0]["informativeness"].value[1]
@@ -117,9 +111,7 @@ def test_informativeness_equals_plain_python(tmp_path_factory, texts, window, le
 
     def pmi(one: str, other: str) -> float:
         met = pairs[one, other] // (2 if one == other else 1)
-        return (
-            math.log(pairs[one, other] * total / (marginal[one] * marginal[other])) if met >= least else 0.0
-        )
+        return math.log(pairs[one, other] * total / (marginal[one] * marginal[other])) if met >= least else 0.0
 
     sums: list[float] = []
     for sentence in sentences:
@@ -179,10 +171,7 @@ def test_difference_and_its_anchors(tmp_path):
     assert set(facts["anchors"]) <= {"enzyme", "binds", "kinase"} and len(facts["anchors"]) == 2
     text = "The kinase and, the cat"
     weights = dict(said(text, made.annotate([text])[0]["difference"]))
-    assert (
-        weights["kinase"] > 0 == weights["and"] == weights["The"] == weights["cat"] == 0
-        and "," not in weights
-    )
+    assert weights["kinase"] > 0 == weights["and"] == weights["The"] == weights["cat"] == 0 and "," not in weights
     with pytest.raises(MaskwiseError, match="sets this corpus apart"):
         Difference(general=str(general)).fit(["?!"], tmp_path / "d")
 
@@ -193,9 +182,7 @@ def test_difference_and_its_anchors(tmp_path):
     made = fitted(spec, [*target, "an inhibitor"], tmp_path / "v")
     weights = dict(said(text := "inhibitor and the kinase binds cat", made.annotate([text])[0]["difference"]))
     assert weights["inhibitor"] / weights["kinase"] == pytest.approx(0.8, abs=1e-4)
-    assert weights["and"] == weights["the"] == weights["binds"] == weights["cat"] == 0, (
-        "cat is not in the target"
-    )
+    assert weights["and"] == weights["the"] == weights["binds"] == weights["cat"] == 0, "cat is not in the target"
 
 
 def test_vectors_of_a_checkpoint_are_means_of_its_pieces(tmp_path):
@@ -241,9 +228,7 @@ def corpus() -> list[str]:
     plain = ["the", "a", "of", "in", "was", "and", "to", "he", "it", "on", "for", "is", "with", "as", "by"]
     return [
         " ".join(
-            str(part)
-            for i in range(30)
-            for part in (*rng.choice(plain, 3), names[rng.integers(4)] if i % 3 else ".")
+            str(part) for i in range(30) for part in (*rng.choice(plain, 3), names[rng.integers(4)] if i % 3 else ".")
         )
         for _ in range(40)
     ]
@@ -321,17 +306,12 @@ def test_salient_spans_fill_as_methods_say(budget):
     }  # fmt: skip
     ratio = 0.5  # 20 of 40 tokens
     made = {
-        fill: Masker(vocabulary(), policy="salient", ratio=ratio, budget=budget, fill=fill, seed=3)(
-            rows, epoch=0
-        )
+        fill: Masker(vocabulary(), policy="salient", ratio=ratio, budget=budget, fill=fill, seed=3)(rows, epoch=0)
         for fill in ("none", "random", "skip-row")
     }
     marked = salient >= 0
     assert torch.equal(made["none"].selected, marked), "all spans, and nothing else"
-    assert (
-        made["random"].selected.sum(1).tolist() == [20, 20, 20]
-        and (made["random"].selected & marked)[marked].all()
-    )
+    assert made["random"].selected.sum(1).tolist() == [20, 20, 20] and (made["random"].selected & marked)[marked].all()
     choice = made["random"].choice
     assert choice is not None and choice.filled is not None
     assert torch.equal(torch.from_numpy(choice.filled).view_as(marked), made["random"].selected & ~marked)

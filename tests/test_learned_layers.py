@@ -105,10 +105,7 @@ def test_the_weight_of_a_word_under_a_span_head_is_its_chance_to_be_inside(spans
     count = numbers.max() + 1
     sides = np.array([[logits[numbers == w][0, 0], logits[numbers == w][-1, 1]] for w in range(count)])
     start, end = (np.exp(side) / np.exp(side).sum() for side in sides.T)
-    inside = [
-        sum(start[i] * end[j] for i in range(w + 1) for j in range(w, count) if j - i < 4)
-        for w in range(count)
-    ]
+    inside = [sum(start[i] * end[j] for i in range(w + 1) for j in range(w, count) if j - i < 4) for w in range(count)]
     np.testing.assert_allclose(scores.weight, inside / np.mean(inside), rtol=1e-5)
 
 
@@ -133,9 +130,7 @@ def test_a_policy_of_another_tokenizer_is_mapped_through_characters(words):
     own = made.annotate([text])[0]["learned"]
     (tokens,) = tokenise([Document("a", text)], other, layers=made)
     for start, end, value in zip(*own):
-        (at,) = {
-            int(w) for w, (a, _) in zip(tokens.word_ids, _offsets(other, text)) if start <= a < end and w >= 0
-        }
+        (at,) = {int(w) for w, (a, _) in zip(tokens.word_ids, _offsets(other, text)) if start <= a < end and w >= 0}
         assert set(tokens.layers["learned"][tokens.word_ids == at]) == {value}, text[start:end]
 
 
@@ -171,9 +166,7 @@ def test_one_span_a_piece_is_masked_the_best_or_drawn_from_the_best(spans):
     pieces = rows.batch(np.arange(len(rows)))
 
     def chosen(take: str, *, epoch: int = 0) -> list[frozenset[int]]:
-        masker = Masker(
-            tokenizer, policy=f"learned({spans!r}, take={take!r})", ratio=1.0, corruption="mask-only"
-        )
+        masker = Masker(tokenizer, policy=f"learned({spans!r}, take={take!r})", ratio=1.0, corruption="mask-only")
         batch = masker(pieces, epoch=epoch)
         at = np.flatnonzero(batch.choice.tokens)
         return [frozenset(at[batch.source.piece[at] == piece].tolist()) for piece in range(len(rows))]
@@ -219,10 +212,7 @@ def test_pretraining_under_a_learned_policy_from_the_command_line(take, spans, t
 
 
 def test_a_learned_policy_can_be_inspected(words, capsys):
-    assert (
-        maskwise("inspect", "Bada kefe loninu", "--policy", f"learned({words!r})", "--ratio", "0.4", "--json")
-        == 0
-    )
+    assert maskwise("inspect", "Bada kefe loninu", "--policy", f"learned({words!r})", "--ratio", "0.4", "--json") == 0
     shown = json.loads(capsys.readouterr().out)
     assert any(piece["state"] != "shown" for piece in shown[0]["pieces"])
 

@@ -66,9 +66,7 @@ def test_one_draw_per_unit() -> None:
     rows = padded([row([4] * 10, example_id=i) for i in range(200)])
     out = masker("whole-word", "bert(per='unit')", ratio=0.5)(rows, epoch=0)
     words = (out.input_ids[:, 1:-1] == MASK).view(200, 10, 4)
-    assert (words.all(2) == words.any(2)).all() and 0.7 < float(
-        words.any(2).sum() / (out.selected.sum() / 4)
-    ) < 0.9
+    assert (words.all(2) == words.any(2)).all() and 0.7 < float(words.any(2).sum() / (out.selected.sum() / 4)) < 0.9
     tokens = masker("whole-word", ratio=0.5)(rows, epoch=0)
     words = (tokens.input_ids[:, 1:-1] == MASK).view(200, 10, 4)
     assert not (words.all(2) == words.any(2)).all()
@@ -120,9 +118,7 @@ def test_what_is_for_others_is_left_alone() -> None:
     out = masker()(rows, epoch=0)
     assert set(out.keys()) == {"input_ids", "labels", "attention_mask", "token_type_ids"}
     assert set(out.source.layers) == random_rows(1)[0].keys() - {"input_ids", "example_id"}
-    assert out["token_type_ids"].shape == out.input_ids.shape and out.targets == int(
-        (out.labels != IGNORE).sum()
-    )
+    assert out["token_type_ids"].shape == out.input_ids.shape and out.targets == int((out.labels != IGNORE).sum())
 
 
 def test_a_model_reads_the_batch() -> None:
@@ -159,9 +155,7 @@ def test_rows_without_example_ids_are_keyed_by_their_text_with_one_warning() -> 
             first = made(nameless, epoch=0)
     assert len(caught) == 1 and "example_id" in str(caught[0].message)
     with pytest.warns(UserWarning, match="example_id"):
-        alone = made(
-            padded([r | {"example_id": 0} for r in nameless[2:3]], width=60) | {"example_id": None}, epoch=0
-        )
+        alone = made(padded([r | {"example_id": 0} for r in nameless[2:3]], width=60) | {"example_id": None}, epoch=0)
     n = len(rows[2]["input_ids"])
     assert torch.equal(alone.input_ids[0, :n], first.input_ids[2, :n])
 
@@ -173,9 +167,7 @@ def test_packed_rows_of_one_document_each_and_none() -> None:
     blocks = packed([row([2, 0, 1], example_id=4), row([1, 1], example_id=5)], width=12)
     batch = gather(blocks, vocabulary())
     assert batch.example_id.tolist() == [4, 5], "a [SEP] inside parts no document"
-    assert batch.begin.tolist() == [0, 6] and batch.row.tolist() == [0, 0], (
-        "[CLS] is of the document behind it"
-    )
+    assert batch.begin.tolist() == [0, 6] and batch.row.tolist() == [0, 0], "[CLS] is of the document behind it"
 
 
 def test_packed_rows_carry_loss_weights_per_token() -> None:
@@ -192,9 +184,7 @@ def test_schedules_act_at_their_step() -> None:
     rows = padded([row([1] * 40, example_id=i) for i in range(50)])
     made = masker(ratio=schedules.linear(0.5, 0.1))
     for step, ratio in ((0, 0.5), (50, 0.3), (100, 0.1)):
-        assert made(rows, step=step, total_steps=100, epoch=0).realised_ratio == pytest.approx(
-            ratio, abs=0.01
-        )
+        assert made(rows, step=step, total_steps=100, epoch=0).realised_ratio == pytest.approx(ratio, abs=0.01)
     with pytest.raises(MaskwiseError, match="total_steps"):
         made(rows, step=3)
     dynamic = masker()
@@ -252,9 +242,7 @@ def test_missing_layers_and_bad_settings() -> None:
 
 def small_tokenizer(**more: str) -> PreTrainedTokenizerFast:
     names = {"[PAD]": 0, "[UNK]": 1, "a": 2, "b": 3, "c": 6}  # 4 and 5 are holes
-    return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(models.WordLevel(names, unk_token="[UNK]")), **more
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(names, unk_token="[UNK]")), **more)
 
 
 def test_vocabulary() -> None:
@@ -306,9 +294,7 @@ def flat(
 ) -> Flat:  # fmt: skip
     names = rows[0].keys() - {"example_id"}
     columns = {name: np.concatenate([np.array(r[name]) for r in rows]) for name in names}
-    lengths, ids = (
-        np.array(x) for x in ([len(r["input_ids"]) for r in rows], [r["example_id"] for r in rows])
-    )
+    lengths, ids = (np.array(x) for x in ([len(r["input_ids"]) for r in rows], [r["example_id"] for r in rows]))
     return Flat(columns, lengths, ids, np.array(in_row), length, frame, apart)
 
 
@@ -325,12 +311,8 @@ def test_flat_pieces_are_masked_like_rows_of_their_own(policy: str, corruption: 
             for segment in range(in_row.count(b)):
                 piece = out.input_ids[b][out.segment_ids[b] == segment].tolist()
                 shown.append(piece if apart or segment == 0 else [CLS, *piece])
-        attention = (
-            alone.attention_mask if alone.attention_mask is not None else torch.ones_like(alone.input_ids)
-        )
-        assert shown == [
-            ids[keep.bool()].tolist() for ids, keep in zip(alone.input_ids, attention, strict=True)
-        ]
+        attention = alone.attention_mask if alone.attention_mask is not None else torch.ones_like(alone.input_ids)
+        assert shown == [ids[keep.bool()].tolist() for ids, keep in zip(alone.input_ids, attention, strict=True)]
         assert out.targets == int((out.labels != IGNORE).sum()) > 0
     with pytest.raises(MaskwiseError, match="do not fit"):
         made(flat(rows, [0] * 7, length=36), epoch=3)
@@ -392,9 +374,7 @@ def test_a_batch_moves_and_says_what_it_is() -> None:
     assert torch.equal(out.where, (out.labels != IGNORE).nonzero())
     assert torch.equal(moved.selected, out.selected)
     assert repr(out) == f"MaskedBatch(3 × {out.input_ids.shape[1]} on cpu, {out.targets} targets)"
-    assert repr(masker("whole-word")).startswith(
-        "Masker(policy=WholeWord(), ratio=constant(0.15), budget=expected"
-    )
+    assert repr(masker("whole-word")).startswith("Masker(policy=WholeWord(), ratio=constant(0.15), budget=expected")
 
 
 def test_long_words_are_masked_as_often_as_short_ones_by_default() -> None:
@@ -410,11 +390,7 @@ def test_long_words_are_masked_as_often_as_short_ones_by_default() -> None:
     share = {}
     for budget in ("expected", "exact"):
         more = {} if budget == "expected" else {"budget": budget}
-        chosen = (
-            Masker(vocabulary(), policy="whole-word", ratio=0.2, **more)(rows, epoch=0)
-            .selected.float()
-            .mean(0)
-        )
+        chosen = Masker(vocabulary(), policy="whole-word", ratio=0.2, **more)(rows, epoch=0).selected.float().mean(0)
         share[budget] = float(chosen[14:].mean() / chosen[:14].mean())
     assert share["expected"] > 0.75 > 0.6 > share["exact"]
 

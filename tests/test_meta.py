@@ -57,17 +57,12 @@ def learner(**settings) -> MetaLearner:
         num_attention_heads=2,
         intermediate_size=16,
     )
-    counts = (
-        np.bincount(np.concatenate([row["input_ids"] for row in examples("train").contexts]), minlength=500)
-        + 1
-    )
+    counts = np.bincount(np.concatenate([row["input_ids"] for row in examples("train").contexts]), minlength=500) + 1
     model = new_model(config, seed=0, log_unigram=log_frequencies(torch.from_numpy(counts)))
     losses = Losses(RelaxedDenoising(model, tokenizer().mask_token_id), MaskedLanguageModelling(model))
     policy = PolicyModel.new(tokenizer(), settings={"hidden_size": 16, "window": 1}, length=32)
     small = {"steps": 6, "batch_size": 8, "eval_every": 3, "learning_rate": 0.05, "ratio": 0.3}
-    return MetaLearner(
-        losses, policy, examples("train"), examples("dev"), MetaSettings(**small | settings), TRAINING
-    )
+    return MetaLearner(losses, policy, examples("train"), examples("dev"), MetaSettings(**small | settings), TRAINING)
 
 
 def weights(learner: MetaLearner) -> Tensor:
@@ -104,9 +99,7 @@ def test_examples_know_their_contexts_and_answers() -> None:
 
 def test_a_task_that_no_text_tells_of_is_refused() -> None:
     with pytest.raises(MaskwiseError, match="no text tells an answer"):
-        Examples.of(
-            load_task(WORLD), "train", tokenizer(), texts=["nothing of that"], length=32, max_length=16
-        )
+        Examples.of(load_task(WORLD), "train", tokenizer(), texts=["nothing of that"], length=32, max_length=16)
 
 
 def test_rows_with_a_text_of_their_own_are_their_own_contexts() -> None:
@@ -127,9 +120,7 @@ def test_it_finds_the_words_that_are_asked_for(tmp_path: Path) -> None:
     assert mine.judge(mine.policy) == pytest.approx(end.gain)  # the best is what is kept
 
 
-def test_a_learning_that_was_stopped_goes_on_bit_for_bit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_learning_that_was_stopped_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     how = {"reset_every": 0, "learn_rates": True}
     whole = learner(**how)
     learn_policy(whole, tmp_path / "whole", quiet=True)
@@ -147,10 +138,7 @@ def test_a_learning_that_was_stopped_goes_on_bit_for_bit(
     end = learn_policy(second, tmp_path / "part", quiet=True)
     assert torch.equal(weights(second), weights(whole)) and end == whole.now
     plain = [
-        [
-            {**json.loads(line), "seconds": 0}
-            for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()
-        ]
+        [{**json.loads(line), "seconds": 0} for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
         for name in ("whole", "part")
     ]
     assert plain[0] == plain[1] and len(plain[0]) == 8
@@ -236,9 +224,7 @@ def test_learned_step_sizes_move_and_others_do_not() -> None:
     for mine in (fixed, learned):
         mine.step()
     assert (fixed.now.mask_rate, fixed.now.task_rate) == (0.5, 0.1)
-    assert (
-        learned.now.mask_rate != 0.5 and learned.now.task_rate > 0.1
-    )  # a longer step of the task helps at once
+    assert learned.now.mask_rate != 0.5 and learned.now.task_rate > 0.1  # a longer step of the task helps at once
 
 
 def test_entropy_is_rewarded() -> None:
@@ -267,18 +253,14 @@ def test_a_task_with_a_head_of_its_own_shares_the_encoder(tmp_path: Path) -> Non
     assert torch.equal(losses.task.model.bert.encoder.layer[0].output.dense.weight, weight)
     own = [name for name in losses.parameters_now() if name.startswith("task.")]
     assert own == ["task.model.classifier.weight", "task.model.classifier.bias"]
-    assert (
-        losses.denoising.model.get_output_embeddings().weight is model.bert.embeddings.word_embeddings.weight
-    )
+    assert losses.denoising.model.get_output_embeddings().weight is model.bert.embeddings.word_embeddings.weight
     policy = PolicyModel.new(tokenizer(), settings={"hidden_size": 8}, length=32)
     end, _ = learn_meta(
         MetaSettings(steps=2, batch_size=8, dev_examples=8), policy=policy, task=task, texts=(), model=small_model(),
         tokenizer=tokenizer(), training=TRAINING, length=32, max_length=32, folder=tmp_path, quiet=True,
     )  # fmt: skip
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert (
-        end.step == 2 and lines[0]["grad_norm"] > 0 and "answers" not in lines[0]
-    )  # classes have no answers
+    assert end.step == 2 and lines[0]["grad_norm"] > 0 and "answers" not in lines[0]  # classes have no answers
 
 
 def test_an_encoder_decoder_learns_with_one_mask_a_token() -> None:
@@ -350,16 +332,11 @@ def test_ranks_and_back_ends_that_do_not_fit_are_refused(monkeypatch: pytest.Mon
     assert issubclass(Diverged, Exception)
 
 
-def learned_in(
-    world: str, *, window: int, steps: int, ratio: float
-) -> tuple[Masked, Tensor, dict[str, Tensor]]:
+def learned_in(world: str, *, window: int, steps: int, ratio: float) -> tuple[Masked, Tensor, dict[str, Tensor]]:
     """What a light policy masks in the texts of a world after it has learned: the masks, (B, L) shares, places."""
     told, task = [text for _, text in read_world(world).documents()], load_task(world)
     words = train_tokenizer(told, vocab_size=2048)
-    rows = {
-        split: Examples.of(task, split, words, texts=told, length=32, max_length=16)
-        for split in ("train", "dev")
-    }
+    rows = {split: Examples.of(task, split, words, texts=told, length=32, max_length=16) for split in ("train", "dev")}
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     losses = losses_of(new_model(new_config("bert", words, 32, **sizes), seed=0), task, words, seed=0)
     policy = PolicyModel.new(words, settings={"hidden_size": 32, "window": window}, length=32)
@@ -386,8 +363,7 @@ def test_a_word_that_helps_in_some_contexts_only(window: int, finds: bool) -> No
     """Batches are small: in a large one, jobs that are asked for and others are the same words, about equally often."""
     masked, shares_BL, kinds = learned_in(DECOYS, window=window, steps=120, ratio=0.06)  # one word a text
     asked, decoys = (
-        float(shares_BL[place].sum())
-        for place in (kinds["job"] & masked.answer, kinds["job"] & ~masked.answer)
+        float(shares_BL[place].sum()) for place in (kinds["job"] & masked.answer, kinds["job"] & ~masked.answer)
     )
     assert (asked / (asked + decoys) > 0.9) == finds
 

@@ -82,13 +82,9 @@ def prepared(folder, tmp_path_factory):
 def test_a_row_is_of_one_source_and_a_text_of_one_too(prepared, folder):
     _, data = prepared
     sizes = data.training.by_source(3)
-    assert (
-        sizes[0] > sizes[1] > 0 and sizes[2] == 0 and sum(sizes) == len(data.training)
-    )  # the copies are left out
+    assert sizes[0] > sizes[1] > 0 and sizes[2] == 0 and sum(sizes) == len(data.training)  # the copies are left out
     names = {
-        text_id(row["id"]): name
-        for name in ("corpus", "backwards")
-        for row in read_lines(folder / f"{name}.jsonl")
+        text_id(row["id"]): name for name in ("corpus", "backwards") for row in read_lines(folder / f"{name}.jsonl")
     }
     for row in range(len(data.training)):
         pieces = data.training.order[data.training.first[row] : data.training.first[row + 1]]
@@ -158,9 +154,7 @@ def test_a_training_on_a_mix_says_its_shares_and_goes_on_where_it_was_stopped(fo
     with pytest.raises(KeyboardInterrupt):
         run_pretrain(recipe, tmp_path / "stopped", quiet=True)
     run_pretrain(recipe, tmp_path / "stopped", quiet=True)
-    hashes = [
-        file_hash(tmp_path / name / "checkpoint" / "model.safetensors") for name in ("whole", "stopped")
-    ]
+    hashes = [file_hash(tmp_path / name / "checkpoint" / "model.safetensors") for name in ("whole", "stopped")]
     assert stops == [5] and hashes[0] == hashes[1]
 
 
@@ -222,9 +216,7 @@ def test_bad_mixes_are_refused_in_one_line(folder, source, said, tmp_path, capfd
 def test_what_does_not_go_with_a_mix(folder, more, said, tmp_path):
     weighed = mix(folder, corpus=1, copies=1)
     with pytest.raises(MaskwiseError, match=said):
-        run_pretrain(
-            read_recipe(folder / "recipe.yaml", [*SMALL, weighed, *more]), tmp_path / "out", quiet=True
-        )
+        run_pretrain(read_recipe(folder / "recipe.yaml", [*SMALL, weighed, *more]), tmp_path / "out", quiet=True)
     with pytest.raises(MaskwiseError, match="temperature is for a list of sources"):
         read_recipe(folder / "recipe.yaml", ["corpus.temperature=2"])
 
@@ -235,8 +227,6 @@ def test_stages_of_a_mix_by_size(folder, tmp_path):
     [run, *_] = make_plan(read_recipe(folder / "recipe.yaml", [*SMALL, *more])).runs
     for stage in run.chain:
         run_stage(stage, tmp_path)
-    [line] = [
-        line for line in read_lines(run.trainings[0].folder(tmp_path) / "metrics.jsonl") if "sources" in line
-    ]
+    [line] = [line for line in read_lines(run.trainings[0].folder(tmp_path) / "metrics.jsonl") if "sources" in line]
     sizes = Prepared.open(run.prepared.folder(tmp_path) / "data").training.by_source(2)
     assert line["sources"][names[0]] == pytest.approx(sizes[0] / sum(sizes), abs=0.5 / 16)

@@ -55,9 +55,7 @@ def saved(folder: Path, architecture: str = "bert") -> Path:
 
 
 def for_task(folder: Path) -> Any:
-    return load_task_model(
-        folder, task_config(folder, {"num_labels": 3}), head="sequence-classification", seed=0
-    )
+    return load_task_model(folder, task_config(folder, {"num_labels": 3}), head="sequence-classification", seed=0)
 
 
 LOADERS: dict[str, Callable[[Path], Any]] = {
@@ -73,9 +71,7 @@ def rewrite(folder: Path, **fields: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
 
 
-def damage_weights(
-    folder: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
-) -> None:
+def damage_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> None:
     path = folder / "model.safetensors"
     save_file(change(load_file(path)), path, metadata={"format": "pt"})
 
@@ -111,9 +107,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 @pytest.mark.parametrize("loader", LOADERS)
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_a_checkpoint_that_is_not_whole_is_refused_in_one_line(
-    kind: str, loader: str, tmp_path: Path
-) -> None:
+def test_a_checkpoint_that_is_not_whole_is_refused_in_one_line(kind: str, loader: str, tmp_path: Path) -> None:
     folder = saved(tmp_path / "model")
     harm, words = DAMAGE[kind]
     harm(folder)
@@ -153,9 +147,7 @@ def test_nobody_is_asked_on_stdin_whether_a_checkpoint_may_run_its_code(tmp_path
 def test_a_tokenizer_with_code_is_refused_too(tmp_path: Path) -> None:
     folder = saved(tmp_path / "model")
     path = folder / "tokenizer_config.json"
-    path.write_text(
-        json.dumps({**json.loads(path.read_text()), "auto_map": {"AutoTokenizer": ["evil.T", None]}})
-    )
+    path.write_text(json.dumps({**json.loads(path.read_text()), "auto_map": {"AutoTokenizer": ["evil.T", None]}}))
     with pytest.raises(MaskwiseError, match=r"auto_map in tokenizer_config\.json"):
         load_tokenizer(str(folder))
 
@@ -163,9 +155,7 @@ def test_a_tokenizer_with_code_is_refused_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize("architecture", ["bart", "mbart", "t5"])
 def test_encoder_decoders_are_refused_by_name(architecture: str) -> None:
     """BART stands in transformers' table of masked language models, and trained on nonsense without a word."""
-    with pytest.raises(
-        MaskwiseError, match=rf"needs an encoder; got {architecture}, which is an encoder-decoder"
-    ):
+    with pytest.raises(MaskwiseError, match=rf"needs an encoder; got {architecture}, which is an encoder-decoder"):
         new_config(architecture, tokenizer(), 16)
 
 
@@ -180,9 +170,7 @@ SEQ2SEQ = {
 
 
 @pytest.mark.parametrize("name", SEQ2SEQ)
-def test_encoder_decoder_checkpoints_are_refused_where_their_decoder_would_be_read(
-    name: str, tmp_path: Path
-) -> None:
+def test_encoder_decoder_checkpoints_are_refused_where_their_decoder_would_be_read(name: str, tmp_path: Path) -> None:
     net = AutoModelForSeq2SeqLM.from_config(SEQ2SEQ[name])
     net.save_pretrained(tmp_path)
     for load in (
@@ -206,9 +194,7 @@ def test_the_adapter_knows_where_the_encoder_of_an_encoder_decoder_is(name: str)
 
 @pytest.mark.parametrize("architecture", ["bert", "roberta", "camembert"])
 def test_positions_of_a_new_model_are_enough_for_the_row(architecture: str) -> None:
-    made = new_config(
-        architecture, tokenizer(), 24, hidden_size=16, num_attention_heads=2, num_hidden_layers=1
-    )
+    made = new_config(architecture, tokenizer(), 24, hidden_size=16, num_attention_heads=2, num_hidden_layers=1)
     net = empty_model(made)
     assert net.config.max_position_embeddings == (24 if architecture == "bert" else 25)
 

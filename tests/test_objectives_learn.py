@@ -39,9 +39,7 @@ ROWS, SEED = 480, 1
 @pytest.fixture(scope="module")
 def laboratory(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Prepared]:
     """The quick start's recipe, with the layer that emlm needs, on 800 of its articles."""
-    recipe = read_recipe(
-        "quick-start", ["corpus.layers=[salient]", "corpus.limit=800", "corpus.held_out=0.06"]
-    )
+    recipe = read_recipe("quick-start", ["corpus.layers=[salient]", "corpus.limit=800", "corpus.held_out=0.06"])
     stage, folder = prepare_stage(recipe), tmp_path_factory.mktemp("laboratory")
     run_stage(stage, folder)
     return recipe, Prepared.open(stage.folder(folder) / "data")
@@ -56,13 +54,9 @@ def learnt(
         the model, and what ``judged`` says before and after.
     """
     recipe, data = laboratory
-    settings = TrainingSettings(
-        **{**recipe.training.model_dump(), "eval_every": 0, "save_every": 0, **training}
-    )
+    settings = TrainingSettings(**{**recipe.training.model_dump(), "eval_every": 0, "save_every": 0, **training})
     unigram = log_frequencies(torch.from_numpy(data.training.unigram_counts(len(data.tokenizer))))
-    shape = new_config(
-        recipe.model.architecture, data.tokenizer, data.training.length, **recipe.model.settings
-    )
+    shape = new_config(recipe.model.architecture, data.tokenizer, data.training.length, **recipe.model.settings)
     network = new_model(shape, seed=0, log_unigram=unigram)
     if start is not None:
         network.load_state_dict(start.state_dict())
@@ -108,9 +102,7 @@ def judged(arm: Any, batches: list[Any], learn: list[Any]) -> dict[str, float]:
             found = {"loss": (total / count - generator) / arm.weight, "generator": generator,
                      "unigram": unigram_loss(truth, learn)}  # fmt: skip
             text = [torch.where(b.labels == IGNORE, b.input_ids, b.labels) for b in batches]
-            truth = torch.cat(
-                [(ids != t)[b.source.content] for ids, t, b in zip(read, text, batches, strict=True)]
-            )
+            truth = torch.cat([(ids != t)[b.source.content] for ids, t, b in zip(read, text, batches, strict=True)])
         share = float(truth.double().mean())
         entropy = -share * math.log(share) - (1 - share) * math.log(1 - share)
         return {**found, "constant": entropy, "share": share, "auc": float(roc_auc_score(truth, score))}
@@ -155,18 +147,14 @@ def test_cse_finds_the_twin(laboratory: tuple[Any, Prepared]) -> None:
     assert after["loss"] < 0.3 < 1.5 < min(before["loss"], after["constant"])
 
 
-def test_dtd_misses_deleted_tokens(
-    laboratory: tuple[Any, Prepared], speaker: tuple[Any, dict[str, float]]
-) -> None:
+def test_dtd_misses_deleted_tokens(laboratory: tuple[Any, Prepared], speaker: tuple[Any, dict[str, float]]) -> None:
     """Seen, after 1,400 steps of mlm on all articles: .333 nats against .417 of the best constant, area .79."""
     _, before, after = learnt(laboratory, "dtd", start=speaker[0], steps=300)
     assert after["loss"] < after["constant"] - 0.03 and after["auc"] > 0.66
     assert 0.4 < before["auc"] < 0.6
 
 
-def test_rtd_tells_replaced_tokens(
-    laboratory: tuple[Any, Prepared], speaker: tuple[Any, dict[str, float]]
-) -> None:
+def test_rtd_tells_replaced_tokens(laboratory: tuple[Any, Prepared], speaker: tuple[Any, dict[str, float]]) -> None:
     """Seen, from the same start: the detector .298 nats against .421, area .85; its small generator, new and trained
     for these 300 steps alone, 6.10 against 6.15 of word frequencies. (From fresh weights, 200 steps: area .54.)"""
     _, before, after = learnt(laboratory, "rtd", start=speaker[0], steps=300)

@@ -453,9 +453,7 @@ def test_the_detector_reads_the_generators_words_at_every_target_however_it_was_
 def test_a_generator_that_knows_the_text_replaces_nothing() -> None:
     batch = masked_language()
     arm = objective("rtd", model("bert")).eval()
-    arm.generator = Generator(
-        torch.where(batch.labels == IGNORE, batch.input_ids, batch.labels), 45, sure=60.0
-    )
+    arm.generator = Generator(torch.where(batch.labels == IGNORE, batch.input_ids, batch.labels), 45, sure=60.0)
     with torch.no_grad():
         arm.head[2].weight.zero_()
         arm.head[2].bias.fill_(-30.0)  # "nothing is replaced", said with certainty
@@ -471,9 +469,7 @@ def test_each_part_of_rtd_is_taught_by_its_own_loss_alone() -> None:
         arm = ReplacedTokenDetection(model("bert"), weight=weight).eval()
         torch.manual_seed(1)
         arm(batch).loss.backward()
-        found = [
-            [p.grad for p in part.parameters() if p.grad is not None] for part in (arm.generator, arm.model)
-        ]
+        found = [[p.grad for p in part.parameters() if p.grad is not None] for part in (arm.generator, arm.model)]
         return found[0], found[1]
 
     (gen, det), (gen_more, det_more) = taught(1.0), taught(3.0)
@@ -549,9 +545,7 @@ def test_emlm_masks_guided_tokens_alone_each_with_probability_one_half() -> None
     guided, chosen = salient >= 0, batch.labels != IGNORE
     count = int(guided.sum())
     assert not chosen[~guided].any() and not chosen[7].any()
-    assert torch.equal(batch.input_ids[~chosen], ids[~chosen]) and torch.equal(
-        batch.labels[chosen], ids[chosen]
-    )
+    assert torch.equal(batch.input_ids[~chosen], ids[~chosen]) and torch.equal(batch.labels[chosen], ids[chosen])
     assert abs(int(chosen.sum()) - count / 2) < 5 * math.sqrt(count / 4)
     both = (chosen[:, 5:8] & chosen[:, 6:9]).double().mean()
     assert abs(float(both) - 0.25) < 5 * math.sqrt(0.25 * 0.75 / 6000) * 1.5
@@ -580,9 +574,7 @@ def family(architecture: str, *, pooler: bool) -> Any:
 @pytest.mark.parametrize("name", [name for name in OBJECTIVES if objective_class(name).kind == "encoder"])
 @pytest.mark.parametrize(("architecture", "pooler"), [(a, p) for a in FAMILIES for p in (False, True)
                                                       if not p or a in POOLED])  # fmt: skip
-def test_every_objective_teaches_every_family(
-    name: str, architecture: str, pooler: bool, tmp_path: Any
-) -> None:
+def test_every_objective_teaches_every_family(name: str, architecture: str, pooler: bool, tmp_path: Any) -> None:
     """A finite loss, gradient in every block, and an ordinary checkpoint: no keys but the model's own."""
     if name == "clm" and not ENCODERS[architecture].separates:
         with pytest.raises(MaskwiseError, match="made causal"):
@@ -618,10 +610,6 @@ def test_objectives_with_a_head_of_their_own_need_no_language_model(name: str, a
     torch.manual_seed(0)
     net = AutoModel.from_config(config(architecture))
     arm, kind = objective(name, net), objective_class(name)
-    outcome = arm(
-        kind.maker(language_tokenizer(), seed=0, length=24)(Language(8).batch(torch.arange(8)), epoch=0)
-    )
+    outcome = arm(kind.maker(language_tokenizer(), seed=0, length=24)(Language(8).batch(torch.arange(8)), epoch=0))
     outcome.loss.backward()
-    assert outcome.loss.isfinite() and any(
-        p.grad is not None and bool(p.grad.any()) for p in net.parameters()
-    )
+    assert outcome.loss.isfinite() and any(p.grad is not None and bool(p.grad.any()) for p in net.parameters())

@@ -130,9 +130,7 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(name: str, tmp_path: Path) -
     assert all(torch.equal(whole[key], parts[key]) for key in whole)
 
 
-@pytest.mark.parametrize(
-    "name", ["type-weighted(by=size)", "type-weighted(every=0)", "entropy-weighted(every=0)"]
-)
+@pytest.mark.parametrize("name", ["type-weighted(by=size)", "type-weighted(every=0)", "entropy-weighted(every=0)"])
 def test_bad_arguments(name: str) -> None:
     with pytest.raises(MaskwiseError):
         policy(name)

@@ -69,9 +69,7 @@ def test_arms_change_a_phase_all_phases_or_the_list(recipe):
     assert links["last"] == links["nested"] and links["last"][:2] == links["plain"][:2]
     assert links["last"][2].masking.ratio == 0.5 and links["whole"][1].training.steps == 3
     assert {link.masking.policy for link in links["policy"]} == {"whole-word"}
-    onward = read_recipe(
-        recipe, [*SMALL, THREE, "phases.0.training.steps=2", "phases.1={masking.ratio: 0.2}"]
-    )
+    onward = read_recipe(recipe, [*SMALL, THREE, "phases.0.training.steps=2", "phases.1={masking.ratio: 0.2}"])
     assert [link.training.steps for link in onward.links()] == [2, 10, 4]
 
 
@@ -97,17 +95,14 @@ def test_arms_that_differ_in_the_third_phase_share_the_first_two(recipe, tmp_pat
 
 def test_the_first_phase_is_matched_and_companions_shorten_all(recipe, tmp_path):
     arms = "study.arms={a: {}, b: {phases.0.masking.ratio: 0.6}}"
-    search = (
-        "study.search={grid: {phases.1.training.learning_rate: [0.001, 0.005]}, seeds: [50], by: held-out}"
-    )
+    search = "study.search={grid: {phases.1.training.learning_rate: [0.001, 0.005]}, seeds: [50], by: held-out}"
     more = [*SMALL, THREE, search, arms, "study.match=targets", "study.companions=[0.5]"]
     design = Design(read_recipe(recipe, more), tmp_path)
     for plan in design.plans():
         for stage in plan.stages() if plan.purpose == "texts" else ():
             run_stage(stage, tmp_path)
     steps = {
-        (run.arm, run.fraction): [stage.what["training"]["steps"] for stage in run.trainings]
-        for run in design.runs
+        (run.arm, run.fraction): [stage.what["training"]["steps"] for stage in run.trainings] for run in design.runs
     }
     assert steps == {("a", 1): [10, 6, 4], ("a", 0.5): [5, 3, 2], ("b", 1): [5, 6, 4], ("b", 0.5): [2, 3, 2]}
     tried = {stage.what["training"]["learning_rate"] for run in design.others for stage in run.trainings[1:2]}
@@ -117,10 +112,7 @@ def test_the_first_phase_is_matched_and_companions_shorten_all(recipe, tmp_path)
 def trained(recipe: Recipe, out: Path) -> dict[str, str]:
     """The hashes of the weights after each phase."""
     run_pretrain(recipe, out, quiet=True)
-    return {
-        str(path.relative_to(out)): file_hash(path)
-        for path in sorted(out.glob("**/checkpoint/*.safetensors"))
-    }
+    return {str(path.relative_to(out)): file_hash(path) for path in sorted(out.glob("**/checkpoint/*.safetensors"))}
 
 
 def test_stopped_in_its_second_phase_a_run_ends_as_one_that_was_not(recipe, tmp_path, monkeypatch):
@@ -174,9 +166,7 @@ def test_the_full_size_of_a_recipe_stands_in_its_header(name, tokens):
     )
     words = shlex.split(header.partition(f"study {name} --dry-run ")[2])
     recipe = read_recipe(name, [word for word in words if not word.startswith("corpus.source=")])
-    planned = sum(
-        link.training.steps * link.training.batch_size * link.corpus.length for link in recipe.links()
-    )
+    planned = sum(link.training.steps * link.training.batch_size * link.corpus.length for link in recipe.links())
     assert planned == pytest.approx(tokens, rel=0.01)
 
 
@@ -221,8 +211,6 @@ def test_phases_and_what_does_not_go_with_them(recipe, more, said):
 
 def test_a_phase_longer_than_the_model_is_refused_before_any_work(recipe, tmp_path):
     three = [*SMALL, THREE, "model.settings.max_position_embeddings=63"]
-    with pytest.raises(
-        MaskwiseError, match=r"phases\.2\.corpus\.length is more than the model's positions; got 64"
-    ):
+    with pytest.raises(MaskwiseError, match=r"phases\.2\.corpus\.length is more than the model's positions; got 64"):
         run_study(read_recipe(recipe, three), tmp_path / "out", quiet=True)
     assert not (tmp_path / "out").exists()

@@ -146,22 +146,16 @@ def test_a_table_counts_and_says_what_it_lost(keys, limit):
 
 @few
 @given(texts=texts, min_count=st.integers(0, 3), min_documents=st.integers(1, 2), paper=st.booleans())
-def test_counts_and_scores_equal_those_of_enumeration(
-    tmp_path_factory, texts, min_count, min_documents, paper
-):
+def test_counts_and_scores_equal_those_of_enumeration(tmp_path_factory, texts, min_count, min_documents, paper):
     counts, documents = brute_counts(texts)
-    counted = count_ngrams(
-        texts, tmp_path_factory.mktemp("c"), min_count=min_count, min_documents=min_documents
-    )
+    counted = count_ngrams(texts, tmp_path_factory.mktemp("c"), min_count=min_count, min_documents=min_documents)
     expected = {
         gram: (count, len(documents[gram]))
         for gram, count in counts.items()
         if count > min_count and len(documents[gram]) >= min_documents
     }
     assert counted_grams(counted) == expected
-    assert (
-        counted.total == sum(count for gram, count in counts.items() if len(gram) == 1) and not counted.lost
-    )
+    assert counted.total == sum(count for gram, count in counts.items() if len(gram) == 1) and not counted.lost
     for n, scores in score_ngrams(counted, paper=paper).items():
         for text, score in zip(counted.texts(n, np.arange(len(scores))), scores.tolist()):
             assert score == pytest.approx(
@@ -189,9 +183,7 @@ def test_the_vocabulary_has_the_best_of_each_length_without_fragments(tmp_path_f
     counts, _ = brute_counts(texts)
     counted = count_ngrams(texts, tmp_path_factory.mktemp("c"), min_count=1)
     frequent = {gram: count for gram, count in counts.items() if count > 1}
-    scores = {
-        gram: brute_score(gram, counts, counted.total, paper=False) for gram in frequent if len(gram) > 1
-    }
+    scores = {gram: brute_score(gram, counts, counted.total, paper=False) for gram in frequent if len(gram) > 1}
     chosen = choose_phrases(counted, size=size)
     inside: set[tuple[str, ...]] = set()
     for n in (5, 4, 3, 2):
@@ -201,9 +193,7 @@ def test_the_vocabulary_has_the_best_of_each_length_without_fragments(tmp_path_f
             for part in (longer[:-1], longer[1:]):
                 covered[part] = max(covered[part], frequent[longer])
         fragments = {gram for gram, most in covered.items() if most >= FRAGMENT * frequent[gram]}
-        rest = sorted((scores[gram] for gram in set(covered) - fragments), reverse=True)[
-            : round(size * SHARES[n])
-        ]
+        rest = sorted((scores[gram] for gram in set(covered) - fragments), reverse=True)[: round(size * SHARES[n])]
         assert [scores[gram] for gram in mine] == pytest.approx(rest, abs=1e-9) and not set(mine) & fragments
         inside = set(mine) | fragments
     for one in chosen:
@@ -322,9 +312,7 @@ def test_too_little_text_makes_an_empty_vocabulary_that_says_so(texts, tmp_path)
     made = annotator(Phrases(min_count=3).fit(texts, tmp_path))
     assert made.fitted and made.version == Phrases(vocabulary=str(tmp_path)).version
     number = len(" ".join(texts).split()) if texts == ["a b c"] else 0
-    assert re.match(
-        rf"no phrase among these {number} words .*more than 3 times in at least 5 doc", made.notice
-    )
+    assert re.match(rf"no phrase among these {number} words .*more than 3 times in at least 5 doc", made.notice)
     assert [len(found["phrase"].start) for found in made.annotate(["a b c", ""])] == [0, 0]
     (tmp_path / "none.txt").write_text("\n")
     assert "none.txt" in Phrases(vocabulary=str(tmp_path / "none.txt")).notice
@@ -336,9 +324,7 @@ def test_few_phrases_of_little_text_are_said_to_be_frequent_pairs(tmp_path):
     texts = [f"one of the birds in the woods, {n}" for n in range(8)]
     (tmp_path / "few").mkdir()
     made = annotator(Phrases(min_count=3, size=1000).fit(texts, tmp_path / "few"))
-    assert re.match(
-        r"only \d phrases among these 64 words .*mostly frequent pairs such as 'of the'", made.notice
-    )
+    assert re.match(r"only \d phrases among these 64 words .*mostly frequent pairs such as 'of the'", made.notice)
     (tmp_path / "enough").mkdir()
     assert annotator(Phrases(min_count=3, size=4).fit(texts, tmp_path / "enough")).notice is None
 
@@ -367,6 +353,4 @@ def test_nine_million_words_in_four_minutes_and_two_gigabytes(tmp_path):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 2e6, "KiB"
     assert json.loads((tmp_path / "facts.json").read_text())["counts_too_low_by_at_most"] == 0
     best = annotator(spec)._phrases[:300]
-    assert {"buenos aires", "hong kong", "los angeles", "bosnia and herzegovina", "vasco da gama"} <= set(
-        best
-    )
+    assert {"buenos aires", "hong kong", "los angeles", "bosnia and herzegovina", "vasco da gama"} <= set(best)

@@ -80,9 +80,7 @@ def laid(some: Rows) -> dict[str, list]:
 def by_name(some: Pieces) -> dict[int, tuple[list[int], list[int]]]:
     """Example id → ids and words of the piece."""
     ids, words = (np.split(some.columns[name], some.offsets[1:-1]) for name in ("input_ids", "word_ids"))
-    return {
-        n: (i.tolist(), w.tolist()) for n, i, w in zip(some.example_ids.tolist(), ids, words, strict=True)
-    }
+    return {n: (i.tolist(), w.tolist()) for n, i, w in zip(some.example_ids.tolist(), ids, words, strict=True)}
 
 
 # ---- pieces
@@ -183,22 +181,18 @@ def test_tokens_without_words(tmp_path: Path) -> None:
         read_pieces([slow, document("b", 1)], tokenizer=Frames(), length=7)
 
 
-words_of_documents = st.lists(
-    st.lists(st.integers(-3, 9).filter(bool), max_size=12), min_size=1, max_size=12
-).filter(any)
+words_of_documents = st.lists(st.lists(st.integers(-3, 9).filter(bool), max_size=12), min_size=1, max_size=12).filter(
+    any
+)
 
 
 @settings(max_examples=150, deadline=None)
 @given(words_of_documents, st.integers(4, 14), st.sampled_from(["packed", "joined", "document"]))
-def test_pieces_lose_nothing_and_are_cut_between_words(
-    lengths: list[list[int]], length: int, layout: str
-) -> None:
+def test_pieces_lose_nothing_and_are_cut_between_words(lengths: list[list[int]], length: int, layout: str) -> None:
     documents = [document(str(n), *words, first=1000 * (n + 1)) for n, words in enumerate(lengths)]
     some = planned(documents, length=length, layout=layout)
     word_of = {
-        i: (d.document_id, w)
-        for d in documents
-        for i, w in zip(d.input_ids.tolist(), d.word_ids.tolist(), strict=True)
+        i: (d.document_id, w) for d in documents for i, w in zip(d.input_ids.tolist(), d.word_ids.tolist(), strict=True)
     }
     table = some.batch(range(len(some))).laid_out()
     for row in range(len(some)):
@@ -289,10 +283,7 @@ def test_save_and_load(tokens: list[Tokens], tokenizer: PreTrainedTokenizerFast,
         assert (again == column).all() and again.dtype == column.dtype
         assert not again.flags.owndata and not again.flags.writeable  # mapped
     assert (loaded.frame, loaded.length, loaded.counts) == (some.frame, some.length, some.counts)
-    assert (
-        read_pieces(tokens, tokenizer=tokenizer, length=64).save(tmp_path / "b").read_bytes()
-        == path.read_bytes()
-    )
+    assert read_pieces(tokens, tokenizer=tokenizer, length=64).save(tmp_path / "b").read_bytes() == path.read_bytes()
 
 
 def test_memory_does_not_grow_with_what_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -325,9 +316,7 @@ def test_written_as_read_equals_held_in_memory(
     assert list(by_name(filed)) == list(by_name(whole))
 
 
-def test_files_that_hold_no_pieces(
-    tokens: list[Tokens], tokenizer: PreTrainedTokenizerFast, tmp_path: Path
-) -> None:
+def test_files_that_hold_no_pieces(tokens: list[Tokens], tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     path = read_pieces(tokens[:20], tokenizer=tokenizer, length=64).save(tmp_path / "whole.arrow")
     whole = path.read_bytes()
     (tmp_path / "cut.arrow").write_bytes(whole[: len(whole) // 2])
@@ -436,9 +425,7 @@ def test_split_refuses(tokens: list[Tokens], tokenizer: PreTrainedTokenizerFast)
             split(some, held_out=share)
 
 
-def test_a_split_that_fails_names_a_share_that_does(
-    tokens: list[Tokens], tokenizer: PreTrainedTokenizerFast
-) -> None:
+def test_a_split_that_fails_names_a_share_that_does(tokens: list[Tokens], tokenizer: PreTrainedTokenizerFast) -> None:
     some = read_pieces(tokens[:4], tokenizer=tokenizer, length=64)
     for share, side in ((1e-9, "held-out"), (1 - 1e-9, "training")):
         with pytest.raises(MaskwiseError, match=f"the {side} side empty; got 4 documents") as error:
@@ -466,9 +453,7 @@ def prepared(folder: Path, tokens: list[Tokens], tokenizer: Any) -> Prepared:
     return Prepared.make(folder, tokens, tokenizer, length=64, layout="packed", held_out=0.2)
 
 
-def test_a_prepared_corpus_comes_back(
-    tokens: list[Tokens], tokenizer: PreTrainedTokenizerFast, tmp_path: Path
-) -> None:
+def test_a_prepared_corpus_comes_back(tokens: list[Tokens], tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     data = prepared(tmp_path / "data", tokens, tokenizer)
     names = ["held_out.arrow", "manifest.json", "pieces.arrow", "tokenizer", "training.arrow"]
     assert sorted(path.name for path in (tmp_path / "data").iterdir()) == names

@@ -158,10 +158,7 @@ def test_a_second_stage_takes_what_it_leaves_out_from_the_first(recipe, tmp_path
     assert read_recipe(_written(whole, tmp_path)) == whole
     runs = {run.arm: run for run in make_plan(whole).runs}
     assert runs["both"].trainings[0] == runs["first only"].trainings[0] == runs["late"].trainings[0]
-    assert (
-        len(runs["both"].trainings) == 2
-        and runs["both"].trainings[1].needs[1] == runs["both"].trainings[0].name
-    )
+    assert len(runs["both"].trainings) == 2 and runs["both"].trainings[1].needs[1] == runs["both"].trainings[0].name
     # All are judged on the same text, with the tokenizer of the first.
     assert len({run.evaluated.needs[0] for run in runs.values() if run.evaluated}) == 1
     text = {stage.name: stage for stage in make_plan(whole).stages()}[runs["first only"].evaluated.needs[0]]
@@ -178,25 +175,19 @@ def test_a_chain_trains_on_from_its_checkpoint(recipe, tmp_path, done):
         "intermediate.training.steps=3",
     ]
     out = tmp_path / "out"
-    result = run_study(
-        read_recipe(recipe, [*more, "study.arms={a: {}, b: {intermediate: none}}"]), out, quiet=True
-    )
+    result = run_study(read_recipe(recipe, [*more, "study.arms={a: {}, b: {intermediate: none}}"]), out, quiet=True)
     assert not result["failures"]
     by_arm = {}
     for record in read_lines(out / "records.jsonl"):
         if record["kind"] == "heldout" and record["masks"] == "token":
             by_arm.setdefault(record["arm"], []).append(record["loss"])
-    assert by_arm["a"] == pytest.approx(
-        by_arm["b"], abs=1e-4
-    )  # it had learnt nothing, and learnt nothing more
+    assert by_arm["a"] == pytest.approx(by_arm["b"], abs=1e-4)  # it had learnt nothing, and learnt nothing more
     costs = {r["arm"]: r["steps"] for r in read_lines(out / "records.jsonl") if r["kind"] == "cost"}
     assert costs == {"a": 13, "b": 10}
 
 
 def test_pretrain_runs_both_stages(recipe, tmp_path):
-    assert (
-        maskwise("pretrain", recipe, *QUICK, "intermediate.training.steps=4", "--out", tmp_path / "out") == 0
-    )
+    assert maskwise("pretrain", recipe, *QUICK, "intermediate.training.steps=4", "--out", tmp_path / "out") == 0
     assert (tmp_path / "out" / "first" / "checkpoint" / "model.safetensors").is_file()
     assert json.loads((tmp_path / "out" / "done.json").read_text())["steps"] == 4
 
@@ -255,11 +246,7 @@ def test_every_arm_keeps_the_best_point_of_its_own_search(recipe, tmp_path, fake
     assert {record["seed"] for record in records if record["kind"] != "selection"} == {0, 1}
     arms = json.loads((out / "study.json").read_text())["arms"]
     stage = json.loads((out / arms["words-30"]["runs"]["0"] / "stage.json").read_text())
-    assert (
-        stage["what"]["training"]["learning_rate"]
-        == 0.01
-        == arms["words-30"]["setting"]["training.learning_rate"]
-    )
+    assert stage["what"]["training"]["learning_rate"] == 0.01 == arms["words-30"]["setting"]["training.learning_rate"]
     before = (out / "records.jsonl").read_bytes()
     run_study(read_recipe(recipe, more), out, quiet=True)
     assert (out / "records.jsonl").read_bytes() == before
@@ -279,9 +266,7 @@ def test_a_search_by_tasks_looks_at_dev(recipe, tmp_path, done):
 
 def test_what_cannot_be_chosen_by_is_refused_before_any_work(recipe, tmp_path, done):
     """Losses of different vocabularies, whichever setting makes them; and tasks without dev rows."""
-    rows = [
-        {"text": f"{a} b", "text_pair": f"b {a}", "score": s} for a, s in zip("abcd", (0.1, 0.4, 0.2, 0.9))
-    ]
+    rows = [{"text": f"{a} b", "text_pair": f"b {a}", "score": s} for a, s in zip("abcd", (0.1, 0.4, 0.2, 0.9))]
     pairs = tmp_path / "pairs.jsonl"
     pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
     frozen = f'tasks=["{pairs}(kind=\\"zero-shot-similarity\\")"]'
@@ -319,9 +304,7 @@ def test_a_score_that_is_no_number_costs_its_pair_only(recipe, tmp_path, done):
             result["records"][0]["loss"] = math.inf
         (folder / "done.json").write_text(json.dumps(result))
     found = run_study(read_recipe(recipe, more), out, quiet=True)
-    assert {(r["arm"], r["seed"]) for r in found["failures"]} == {("words-30", 1)} and len(
-        found["failures"]
-    ) == 2
+    assert {(r["arm"], r["seed"]) for r in found["failures"]} == {("words-30", 1)} and len(found["failures"]) == 2
     records = read_lines(out / "records.jsonl")
     assert not [r for r in records if r["kind"] == "score" and (r["arm"], r["seed"]) == ("words-30", 1)]
     assert "NaN" not in (out / "records.jsonl").read_text() + (out / "summary.json").read_text()
@@ -396,9 +379,7 @@ def test_weights_of_body_and_head():
 def test_companions_are_shorter_runs_of_their_own(recipe, tmp_path, done):
     more = [*QUICK, "tasks=[]", "study.seeds=2", "study.companions=[0.5, 0.2]", "training.steps=20"]
     out = tmp_path / "out"
-    run_study(
-        read_recipe(recipe, [*more, "study.arms={a: {masking.ratio: 'linear(0.4, 0.1)'}}"]), out, quiet=True
-    )
+    run_study(read_recipe(recipe, [*more, "study.arms={a: {masking.ratio: 'linear(0.4, 0.1)'}}"]), out, quiet=True)
     costs = [r for r in read_lines(out / "records.jsonl") if r["kind"] == "cost"]
     assert [(r["seed"], r.get("fraction"), r["steps"]) for r in costs] == [
         (0, None, 20), (0, 0.5, 10), (0, 0.2, 4), (1, None, 20), (1, 0.5, 10), (1, 0.2, 4)
@@ -471,12 +452,7 @@ def test_a_dry_run_writes_nothing_and_knows_what_is_there(recipe, tmp_path, done
     assert found["stages"]["pretrain"]["seconds"] == pytest.approx((4 + 6 / 2) * sum(timed) / 2, abs=0.2)
     assert found["seconds"] >= found["stages"]["pretrain"]["seconds"]
     capfd.readouterr()
-    assert (
-        maskwise(
-            "study", recipe, *twice, "--out", tmp_path / "new", "--stages", shared, "--dry-run", "--json"
-        )
-        == 0
-    )
+    assert maskwise("study", recipe, *twice, "--out", tmp_path / "new", "--stages", shared, "--dry-run", "--json") == 0
     assert json.loads(capfd.readouterr().out)["stages"] == found["stages"]
     assert maskwise("study", recipe, *twice, "--out", tmp_path / "new", "--stages", shared, "--dry-run") == 0
     assert "Nothing was written" in capfd.readouterr().out and not (tmp_path / "new").exists()

@@ -34,9 +34,7 @@ def single_words(count: int, words: int) -> dict[str, Tensor]:
     }  # fmt: skip
 
 
-def chosen(
-    spec: Any, rows: Any, *, ratio: Any = 0.15, budget: str = "expected", epoch: int = 0, **more: Any
-) -> Tensor:
+def chosen(spec: Any, rows: Any, *, ratio: Any = 0.15, budget: str = "expected", epoch: int = 0, **more: Any) -> Tensor:
     """(B, L) bool: what a policy chooses."""
     moment = {name: more.pop(name) for name in ("step", "total_steps") if name in more}
     made = Masker(vocabulary(), policy=spec, ratio=ratio, budget=budget, corruption="mask-only", **more)
@@ -76,9 +74,7 @@ def test_masks_do_not_depend_on_the_layout(name: str, budget: str) -> None:
         assert [x[: len(w)].tolist() for x, w in zip(got, want[start : start + 3])] == want[start : start + 3]
     blocks = one(packed(rows, width=100), epoch=1)
     flat = [
-        x
-        for ids, mask in zip(blocks.source.tensor("input_ids"), blocks.selected)
-        for x in mask[ids != PAD].tolist()
+        x for ids, mask in zip(blocks.source.tensor("input_ids"), blocks.selected) for x in mask[ids != PAD].tolist()
     ]
     assert flat == list(chain.from_iterable(want)) and any(flat)
 
@@ -87,9 +83,7 @@ def test_masks_do_not_depend_on_the_layout(name: str, budget: str) -> None:
 def test_masks_differ_between_epochs_and_examples(name: str) -> None:
     rows = padded([row([1, 2, 1, 3, 2, 1, 1, 2] * 5, example_id=i) for i in range(6)])
     rows["input_ids"][:] = rows["input_ids"][0]
-    rows = {
-        key: value[:1].expand(6, -1).clone() if value.dim() == 2 else value for key, value in rows.items()
-    }
+    rows = {key: value[:1].expand(6, -1).clone() if value.dim() == 2 else value for key, value in rows.items()}
     a, b = (chosen(ALL[name], rows, ratio=0.1, epoch=epoch) for epoch in (0, 1))
     assert not torch.equal(a, b) and len({tuple(x.tolist()) for x in a}) > 3
 
@@ -162,9 +156,7 @@ def test_spans_are_whole_words_and_leave_unknown_ones() -> None:
     ("tokens", "ratio", "mean", "noise", "spans"),
     [(40, 0.15, 3.0, 6, 2), (60, 0.5, 3.0, 30, 10), (20, 0.9, 3.0, 18, 2)],
 )
-def test_t5_spans_use_the_budget_to_the_token(
-    tokens: int, ratio: float, mean: float, noise: int, spans: int
-) -> None:
+def test_t5_spans_use_the_budget_to_the_token(tokens: int, ratio: float, mean: float, noise: int, spans: int) -> None:
     """round(n / 3) spans that do not touch; opened inside a span, the ring shows one more."""
     rows = single_words(3000, tokens)
     for budget in ("exact", "expected", "bernoulli"):
@@ -190,9 +182,7 @@ def test_t5_segmentations_are_uniform() -> None:
 
 
 def test_the_suffix_is_the_end_of_the_text() -> None:
-    rows = padded(
-        [row([2] * 10, example_id=0), row([1] * 10, example_id=1), row([1] * 10, unknown=[8], example_id=2)]
-    )
+    rows = padded([row([2] * 10, example_id=0), row([1] * 10, example_id=1), row([1] * 10, unknown=[8], example_id=2)])
     mask = chosen("suffix", rows, ratio=0.3)
     assert mask[0].nonzero().flatten().tolist() == [15, 16, 17, 18, 19, 20]
     assert mask[1].nonzero().flatten().tolist() == [8, 9, 10]
@@ -245,9 +235,7 @@ def test_salient_spans_and_what_fills_the_rest() -> None:
     # Only marked tokens: the ratio is a share of them.
     assert not chosen("salient(rest='none')", rows, ratio=0.5)[:, ~inside].any()
     assert abs(float(chosen("salient(rest='none')", rows, ratio=0.5).sum(1).double().mean()) - 3) < 0.15
-    tokens = chosen(
-        "span-layer('salient', rest='token', rest_weight=1.0)", rows, budget="bernoulli", min_targets=0
-    )
+    tokens = chosen("span-layer('salient', rest='token', rest_weight=1.0)", rows, budget="bernoulli", min_targets=0)
     assert abs(float(tokens.double().mean()) - 0.15) < 0.01
 
 
@@ -268,10 +256,7 @@ def test_weighted_sampling_is_without_replacement() -> None:
     for power in (1.0, 2.0, -1.0):
         w = torch.where(weight > 0, weight**power, 0.0)
         pairs = list(combinations(range(1, 5), 2))
-        law = [
-            sum(float(w[a] / w.sum() * w[b] / (w.sum() - w[a])) for a, b in permutations(pair))
-            for pair in pairs
-        ]
+        law = [sum(float(w[a] / w.sum() * w[b] / (w.sum() - w[a])) for a, b in permutations(pair)) for pair in pairs]
         mask = chosen(f"weighted('score', units='word', power={power})", rows, ratio=0.4)
         assert (mask.sum(1) == 2).all() and not mask[:, 0].any()
         seen = [int((mask[:, a] & mask[:, b]).sum()) for a, b in pairs]
@@ -337,9 +322,7 @@ def test_a_row_is_masked_as_its_member_alone_would() -> None:
 
 def test_members_may_bring_their_own_ratios() -> None:
     rows = single_words(3000, 40)
-    batch = masker('mixture("t5-span(ratio=0.5)", suffix(ratio=0.25), token)', "mask-only", ratio=0.1)(
-        rows, epoch=0
-    )
+    batch = masker('mixture("t5-span(ratio=0.5)", suffix(ratio=0.25), token)', "mask-only", ratio=0.1)(rows, epoch=0)
     ratios, counts = batch.ratio.unique(return_counts=True)
     assert ratios.tolist() == [0.1, 0.25, 0.5] and (counts > 900).all()
     assert torch.equal(batch.selected.sum(1).double(), batch.ratio * 40)

@@ -67,13 +67,9 @@ def test_weights_equal_a_recomputation(corrected: bool) -> None:
         group = torch.randint(0, 4, (count,), generator=generator)  # group 4 is never seen
         loss = torch.rand(count, generator=generator, dtype=torch.float64) * (group + 1)
         steps.append(list(zip(group.tolist(), loss.tolist(), strict=True)))
-        sums = torch.zeros(2, 5, dtype=torch.float64).index_add_(
-            1, group, torch.stack([loss, torch.ones(count)])
-        )
+        sums = torch.zeros(2, 5, dtype=torch.float64).index_add_(1, group, torch.stack([loss, torch.ones(count)]))
         running.update(sums, total_steps=30)
-        assert running.weight_C.tolist() == pytest.approx(
-            by_hand(steps, 5, 0.9, corrected=corrected), abs=1e-12
-        )
+        assert running.weight_C.tolist() == pytest.approx(by_hand(steps, 5, 0.9, corrected=corrected), abs=1e-12)
     assert (running.weight_C[4] == 0.5) == corrected
     assert running.weight_C[3] > running.weight_C[0]
 
@@ -129,9 +125,7 @@ def enumerated(weights: list[float], budget: int, *, faithful: bool) -> list[flo
     for order in permutations(range(n)):
         if faithful:
             for luck in product([True, False], repeat=n):
-                p = math.prod(
-                    w if yes else 1 - w for w, yes in zip(weights, luck, strict=True)
-                ) / math.factorial(n)
+                p = math.prod(w if yes else 1 - w for w, yes in zip(weights, luck, strict=True)) / math.factorial(n)
                 for word in [word for word in order if luck[word]][:budget]:
                     total[word] += p
         else:
@@ -166,9 +160,7 @@ def test_faithful_rows_may_end_short_and_ours_do_not() -> None:
     for faithful, low in ((True, 1), (False, 12)):
         made = with_weights((0.3, 0.1), faithful=faithful)
         masker = Masker(vocabulary(), policy=made, ratio=0.4, budget="exact", corruption="mask-only")
-        assert int(masker(rows, epoch=0).selected.sum(1).min()) in range(
-            0 if faithful else low, low + 1 + faithful
-        )
+        assert int(masker(rows, epoch=0).selected.sum(1).min()) in range(0 if faithful else low, low + 1 + faithful)
 
 
 @pytest.mark.parametrize("faithful", [True, False])
@@ -180,9 +172,7 @@ def test_whole_words_with_the_tag_of_their_word(faithful: bool) -> None:
     made = with_weights((0.0, 1.0), faithful=faithful)
     out = Masker(vocabulary(), policy=made, ratio=0.5, budget="expected")(batch, epoch=0)
     assert not out.selected[batch["pos"] == 0].any()
-    share = [
-        float(out.selected[(batch["word_ids"] >= 0) & (batch["pos"] == g)].double().mean()) for g in (-1, 1)
-    ]
+    share = [float(out.selected[(batch["word_ids"] >= 0) & (batch["pos"] == g)].double().mean()) for g in (-1, 1)]
     assert 0.2 < share[0] < share[1]
     for chosen, word in zip(out.selected, batch["word_ids"], strict=True):
         for w in word[word >= 0].unique():
@@ -229,9 +219,7 @@ def run(
         "eval_every": 1,
     }
     settings = TrainingSettings(**{**plain, **more})
-    masker = Masker(
-        tokenizer(), policy=spec, ratio="linear(0.4, 0.2)", budget="expected", corruption="mask-only"
-    )
+    masker = Masker(tokenizer(), policy=spec, ratio="linear(0.4, 0.2)", budget="expected", corruption="mask-only")
     objective, source = MaskedLanguageModelling(model("bert")), MaskedSource(DATA, masker, settings)
 
     def evaluate(step: int) -> list[dict[str, Any]]:
@@ -354,9 +342,7 @@ def test_in_the_hugging_face_trainer(stop: int, tmp_path: Path) -> None:
     resumed = made()
     resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{stop}"))
     assert torch.equal(resumed.masker.policy.running.weight_C, weights)
-    assert all(
-        torch.equal(a, b) for a, b in zip(whole.model.parameters(), resumed.model.parameters(), strict=True)
-    )
+    assert all(torch.equal(a, b) for a, b in zip(whole.model.parameters(), resumed.model.parameters(), strict=True))
     cut = made(gradient_accumulation_steps=2, per_device_train_batch_size=8)
     cut.train()
     torch.testing.assert_close(cut.masker.policy.running.weight_C, weights, atol=1e-4, rtol=0)

@@ -61,9 +61,7 @@ def test_two_processes_with_unequal_targets_train_as_one(tmp_path: Path) -> None
         for way in ("ddp", "shard"):
             for a, b in zip(lines(tmp_path / kind), lines(tmp_path / f"{kind}-{way}"), strict=True):
                 close(a, b, rel=1e-4)
-            loaded, info = auto.from_pretrained(
-                tmp_path / f"{kind}-{way}" / "checkpoint", output_loading_info=True
-            )
+            loaded, info = auto.from_pretrained(tmp_path / f"{kind}-{way}" / "checkpoint", output_loading_info=True)
             assert not info["missing_keys"] and not info["unexpected_keys"]
             for (name, mine), theirs in zip(one.model.named_parameters(), loaded.parameters(), strict=True):
                 torch.testing.assert_close(theirs, mine, rtol=1e-3, atol=2e-5, msg=name)
@@ -225,8 +223,6 @@ def test_what_two_processes_cannot_do_is_one_line(tmp_path: Path) -> None:
     two_ranks(refused_ranks, tmp_path)
     for rank in (0, 1):
         said = json.loads((tmp_path / f"said-{rank}.json").read_text())
-        assert said["rows"].startswith(
-            "more processes than rows in a batch; got batch_size 1 for 2 processes"
-        )
+        assert said["rows"].startswith("more processes than rows in a batch; got batch_size 1 for 2 processes")
         assert said["arms"].startswith("training.shard takes one objective")
         assert all("\n" not in line for line in said.values())

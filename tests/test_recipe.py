@@ -54,9 +54,7 @@ def test_every_shipped_recipe_trains(name, tmp_path):
     if not whole.model.pretrained and layers <= 4:
         small += ["tokenizer.vocab_size=300"]
     recipe = read_recipe(name, small)
-    quick = read_recipe(
-        name, [*small, "training.optimizer=adamw"]
-    )  # Muon takes most of the time: one arm is enough
+    quick = read_recipe(name, [*small, "training.optimizer=adamw"])  # Muon takes most of the time: one arm is enough
     for number, arm in enumerate(recipe.study.arms or [None]):
         one = (quick if number else recipe).arm(arm, seed=0) if arm else recipe
         if one.learns:  # it has a stage more: tests/test_study_learning.py

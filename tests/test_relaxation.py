@@ -74,9 +74,7 @@ def test_units_far_apart_in_weight_have_a_solution() -> None:
 
 
 def test_first_and_second_derivatives_are_those_of_the_exact_solution() -> None:
-    logit, length, piece = flat(
-        [(0.0, 1), (0.7, 2), (-1.2, 3), (2.0, 1)], [(0.3, 2), (-0.4, 2), (1.0, 1)], [(0.1, 1)]
-    )
+    logit, length, piece = flat([(0.0, 1), (0.7, 2), (-1.2, 3), (2.0, 1)], [(0.3, 2), (-0.4, 2), (1.0, 1)], [(0.1, 1)])
     budget = torch.tensor([2.5, 1.2, 1.0], dtype=F64)
     inputs = (logit.requires_grad_(),)
     assert torch.autograd.gradcheck(lambda x: inclusion(x, length, piece, budget), inputs)
@@ -117,9 +115,7 @@ def test_inclusion_is_that_of_the_race_at_its_stopping_time() -> None:
 
 def test_straight_through_shows_the_choice_and_moves_all_units() -> None:
     batch = text_batch()
-    logit_BL = torch.randn(
-        batch.shape, dtype=F64, generator=torch.Generator().manual_seed(1)
-    ).requires_grad_()
+    logit_BL = torch.randn(batch.shape, dtype=F64, generator=torch.Generator().manual_seed(1)).requires_grad_()
     choice = choose(batch, logit_BL, 0.3, keys_of(batch))
     logit_U = choice.unit_logits(logit_BL)
     mask = choice.mask(logit_U)
@@ -130,9 +126,7 @@ def test_straight_through_shows_the_choice_and_moves_all_units() -> None:
     value = torch.randn(mask.shape, dtype=F64, generator=torch.Generator().manual_seed(2))
     gradient = torch.autograd.grad((mask * value).sum(), logit_U)[0]
     assert (gradient != 0).all() and not choice.chosen_U.all()  # also units that were not chosen
-    smooth = torch.autograd.grad(
-        (choice.mask(choice.unit_logits(logit_BL), smooth=True) * value).sum(), logit_BL
-    )[0]
+    smooth = torch.autograd.grad((choice.mask(choice.unit_logits(logit_BL), smooth=True) * value).sum(), logit_BL)[0]
     hard = torch.autograd.grad((choice.mask(choice.unit_logits(logit_BL)) * value).sum(), logit_BL)[0]
     assert torch.equal(hard, smooth)
 
@@ -159,9 +153,7 @@ def test_a_score_that_is_not_finite_is_refused() -> None:
 
 def test_the_probability_of_the_order_is_that_of_the_masking_room() -> None:
     batch = text_batch(6)
-    logit_BL = torch.randn(
-        batch.shape, dtype=F64, generator=torch.Generator().manual_seed(3)
-    ).requires_grad_()
+    logit_BL = torch.randn(batch.shape, dtype=F64, generator=torch.Generator().manual_seed(3)).requires_grad_()
     choice = choose(batch, logit_BL, 0.4, keys_of(batch))
     logit_U = choice.unit_logits(logit_BL)
     parts = cut(batch, "word", policy="test").weighted(logit_U.detach().exp().numpy())

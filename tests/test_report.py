@@ -76,9 +76,7 @@ def test_every_run_is_a_dot(folder):
 def test_nothing_is_loaded_from_anywhere(folder):
     page = page_of(folder)
     assert not re.search(r"""(?:src|href|action|data)\s*=\s*["']?\s*(?:https?:)?//""", page, re.I)
-    assert not re.search(
-        r"@import|(?<!Object)url\(|<link(?![^>]*href=\"data:,)|<iframe|<img|<object", page, re.I
-    )
+    assert not re.search(r"@import|(?<!Object)url\(|<link(?![^>]*href=\"data:,)|<iframe|<img|<object", page, re.I)
     assert "default-src 'none'" in page and "unsafe-eval" not in page
     assert not re.search("https?://", page.replace("https://vega.github.io/schema/vega-lite/", ""))
 
@@ -214,9 +212,7 @@ def test_a_damaged_file_of_a_study_makes_a_smaller_page(folder, damaged):
 
 
 def test_other_folders_are_refused(tmp_path):
-    with pytest.raises(
-        MaskwiseError, match=r"neither a study nor a pre-training run.*study\.json or metrics\.jsonl"
-    ):
+    with pytest.raises(MaskwiseError, match=r"neither a study nor a pre-training run.*study\.json or metrics\.jsonl"):
         write_report(tmp_path)
     with pytest.raises(MaskwiseError, match="no such folder"):
         write_report(tmp_path / "nowhere")
@@ -244,9 +240,7 @@ def test_forest_right_is_better_for_the_arm_in_score_and_in_loss():
     better, wide, void = heldout["rows"]
     assert 50 < better["from"] < better["at"] < better["to"] and better["figure"] == "+0.30"
     assert better["interval"] == "0.20 to 0.40"
-    assert (
-        wide["at"] < 50 and wide["cut_left"] and wide["cut_right"] and (wide["from"], wide["to"]) == (0, 100)
-    )
+    assert wide["at"] < 50 and wide["cut_left"] and wide["cut_right"] and (wide["from"], wide["to"]) == (0, 100)
     assert not void["drawn"]
 
 
@@ -381,9 +375,7 @@ def test_the_summary_of_a_study(folder, tmp_path):
 def test_evaluations_of_different_units_share_no_axis():
     rows = [
         contrast_row(outcome="evaluation:facts:hits@1", unit="score", mean=0.1),
-        contrast_row(
-            outcome="evaluation:pseudo-perplexity:token", unit="perplexity", mean=5.0, higher_is_better=False
-        ),
+        contrast_row(outcome="evaluation:pseudo-perplexity:token", unit="perplexity", mean=5.0, higher_is_better=False),
         contrast_row(outcome="heldout:token@0.15", unit="nats", mean=5.0, higher_is_better=False),
     ]
     facts, perplexity, heldout = forest_groups(rows, {"a": "#000"})

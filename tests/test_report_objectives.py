@@ -118,9 +118,7 @@ def test_notes_that_say_the_same_are_one(view: dict[str, Any]) -> None:
 
 def test_a_folder_without_objectives_has_no_such_section() -> None:
     assert (
-        objectives_view(
-            Folder("study", "x", curves=[{"arm": "a", "seed": 0, "step": 1, "loss": 2.0}]), {"a": "#000"}
-        )
+        objectives_view(Folder("study", "x", curves=[{"arm": "a", "seed": 0, "step": 1, "loss": 2.0}]), {"a": "#000"})
         is None
     )
 
@@ -149,8 +147,7 @@ def test_task_scores_are_means_with_their_spread_and_references(tmp_path: Path) 
     records = [r for r in make_records(study, {}) if r["kind"] != "score"]
     for arm, scores in {"token-15": (0.5, 0.6), "token-30": (0.7, 0.7), "no-pretraining": (0.2, 0.2)}.items():
         records += [
-            {"kind": "score", "arm": arm, "seed": s, "task": "task-0", "score": x}
-            for s, x in enumerate(scores)
+            {"kind": "score", "arm": arm, "seed": s, "task": "task-0", "score": x} for s, x in enumerate(scores)
         ]
     table = task_table(read_folder(write_study(tmp_path / "s", study, records, summary=None, samples=None)))
     assert table and table["tasks"] == {"task-0": "accuracy"}

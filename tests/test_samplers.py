@@ -99,9 +99,7 @@ def test_check_values() -> None:
     st.floats(-2, 2), st.floats(0, 4),
 )  # fmt: skip
 @settings(max_examples=50, deadline=None)
-def test_the_gradient_is_autograds(
-    logits: list[float], drawn: list[int], reward: float, entropy: float
-) -> None:
+def test_the_gradient_is_autograds(logits: list[float], drawn: list[int], reward: float, entropy: float) -> None:
     leaf = torch.tensor(logits, dtype=torch.float64, requires_grad=True)
     arms = torch.tensor([arm % len(logits) for arm in drawn])
     log_p = torch.log_softmax(leaf, 0)
@@ -135,11 +133,7 @@ def test_losses_that_are_no_numbers_are_said_and_left_out(kind: type[Any]) -> No
 def test_the_published_update_has_no_guard_of_ours() -> None:
     """A loss from .0005 to .004 counts −1, as published; mometas-plus takes it as relative to .05 nats."""
     before, after = [1.0, 0.0005], [1.0, 0.004]
-    assert (
-        Mometas(["a", "b"], faithful=True).reward(before, after)
-        == Mometas(["a", "b"]).reward(before, after)
-        == -1
-    )
+    assert Mometas(["a", "b"], faithful=True).reward(before, after) == Mometas(["a", "b"]).reward(before, after) == -1
     assert MometasPlus(["a", "b"]).reward(before, after) == pytest.approx(-0.07, abs=1e-4)
 
 

@@ -39,9 +39,7 @@ TABLE = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("name", "ratios"), [(name, ratios) for name, *ratios in TABLE], ids=[r[0] for r in TABLE]
-)
+@pytest.mark.parametrize(("name", "ratios"), [(name, ratios) for name, *ratios in TABLE], ids=[r[0] for r in TABLE])
 def test_table(name: str, ratios: list[float]) -> None:
     made = schedule(name)
     assert [made(step, 400) for step in (0, 100, 200, 300, 400)] == pytest.approx(ratios, abs=1e-12)
@@ -119,9 +117,7 @@ def test_distributions_have_their_moments() -> None:
         "mixture(0.1, 3, 0.5, 1)",
         "clipped(beta(2, 6), 0.2, 0.3)",
     ):
-        assert schedule(spec)(0, 100) == pytest.approx(float(rows(spec).mean()), rel=2e-3), (
-            "its value is the mean"
-        )
+        assert schedule(spec)(0, 100) == pytest.approx(float(rows(spec).mean()), rel=2e-3), "its value is the mean"
 
 
 def test_a_composition_draws_where_its_parts_do() -> None:

@@ -35,9 +35,7 @@ def units_of(lengths: list[int], *, count: int = MANY, weight: list[float] | Non
     width, kinds = sum(lengths), len(lengths)
     every = np.ones(count * width, bool)
     ids = np.full(count * width, 9)
-    batch = AnnotatedBatch(
-        (count, width), ids, None, every, every, np.arange(count) * width, np.arange(count)
-    )
+    batch = AnnotatedBatch((count, width), ids, None, every, every, np.arange(count) * width, np.arange(count))
     unit = np.repeat(np.arange(kinds), lengths) + kinds * np.arange(count)[:, None]
     return Units(
         batch, np.arange(count * width), None if set(lengths) == {1} else unit.reshape(-1),
@@ -127,9 +125,7 @@ def border_rule(lengths: list[int], budget: int) -> dict[int, float]:
     return taken
 
 
-@pytest.mark.parametrize(
-    "lengths", [[1, 1, 1, 1, 1], [1, 2, 3, 1, 2], [4, 1, 1], [5, 5, 5], [3, 1, 2, 2, 6, 1], [7]]
-)
+@pytest.mark.parametrize("lengths", [[1, 1, 1, 1, 1], [1, 2, 3, 1, 2], [4, 1, 1], [5, 5, 5], [3, 1, 2, 2, 6, 1], [7]])
 @pytest.mark.parametrize("ratio", [0.15, 0.4, 0.77])
 def test_exact_and_expected_match_enumeration(lengths: list[int], ratio: float) -> None:
     units = units_of(lengths)
@@ -157,9 +153,7 @@ def test_expected_is_even_to_the_stated_bound() -> None:
 def test_bernoulli_matches_its_law(ratio: float) -> None:
     lengths, weight = [1, 2, 3, 1], [1.0, 0.5, 2.0, 0.0]
     plain, weighted = units_of(lengths), units_of(lengths, weight=weight)
-    assert_close(
-        frequencies(plain, choose(plain, ratio, budget="bernoulli", min_targets=0).tokens), [ratio] * 4
-    )
+    assert_close(frequencies(plain, choose(plain, ratio, budget="bernoulli", min_targets=0).tokens), [ratio] * 4)
     law = [min(1.0, ratio * w) for w in weight]
     chosen = choose(weighted, ratio, budget="bernoulli", min_targets=0).tokens
     assert_close(frequencies(weighted, chosen), law)
@@ -248,13 +242,9 @@ def test_ratio_zero_and_one(budget: str) -> None:
     ("tokens", "ratio", "floor", "least"),
     [(10, 0.049, 1, 0), (10, 0.05, 1, 1), (10, 0.05, 3, 3), (2, 0.4, 5, 2), (10, 0.05, 0, 0)],
 )
-def test_min_targets_applies_only_from_half_a_token(
-    tokens: int, ratio: float, floor: int, least: int
-) -> None:
+def test_min_targets_applies_only_from_half_a_token(tokens: int, ratio: float, floor: int, least: int) -> None:
     for budget in ("exact", "expected", "bernoulli"):
-        chosen = choose(
-            units_of([1] * tokens, count=2000), ratio, budget=budget, min_targets=floor
-        ).tokens.sum(1)
+        chosen = choose(units_of([1] * tokens, count=2000), ratio, budget=budget, min_targets=floor).tokens.sum(1)
         assert chosen.min() == least
 
 
@@ -264,20 +254,13 @@ def test_first_and_last_places_are_chosen_as_often_as_the_middle() -> None:
     assert_close(found, [0.15] * 30, count=8000)
     words = gather(same(row([2] * 15), 8000), vocabulary())
     for budget in ("exact", "expected"):
-        found = (
-            choose(runs(words, words.layers["word_ids"]), 0.2, budget=budget)
-            .tokens[:, 1:-1:2]
-            .double()
-            .mean(0)
-        )
+        found = choose(runs(words, words.layers["word_ids"]), 0.2, budget=budget).tokens[:, 1:-1:2].double().mean(0)
         assert_close(found, [0.2] * 15, count=8000)
 
 
 def test_runs_are_words_and_words_with_unknown_pieces_are_never_chosen() -> None:
     one = row([2, 3, 0, 1, 2], unknown=[3])
-    one["word_ids"][7] = (
-        0  # [CLS] a a b [UNK] b [SEP] c: the number of the first word again, behind a special token
-    )
+    one["word_ids"][7] = 0  # [CLS] a a b [UNK] b [SEP] c: the number of the first word again, behind a special token
     units = runs(batch := gather(padded([one]), vocabulary()), batch.layers["word_ids"])
     assert units.length.tolist() == [2, 1, 2] and units.number.tolist() == [0, 2, 3]
     assert units.tokens_P.tolist() == [5]

@@ -58,9 +58,7 @@ def summary_of(
     return summarise([*lines, *(run_facts(study) if facts is None else facts), *more], study)
 
 
-def without_tasks(
-    records: Sequence[dict], *, units: str = "token", runs: int = 8, **changes: Any
-) -> dict[str, Any]:
+def without_tasks(records: Sequence[dict], *, units: str = "token", runs: int = 8, **changes: Any) -> dict[str, Any]:
     """The summary of held-out losses and evaluations; ``units`` are those of the second arm."""
     study = make_study(runs=runs, arms=dict.fromkeys(CLEAR, 0), tasks=0) | changes
     study["arms"]["token-30"]["units"] = units
@@ -84,9 +82,7 @@ def evaluations() -> list[dict]:
             hits, perplexity = 0.4 + gain + rng.normal(0, 0.01), 90 - 50 * gain + rng.normal(0, 1)
             lines.append(evaluation_record(arm, seed, "facts", "hits@1", hits, chance=0.1))
             lines.append(evaluation_record(arm, seed, "pairs", "accuracy", 0.5, chance=0.5))
-            lines.append(
-                evaluation_record(arm, seed, "pseudo-perplexity", "token", perplexity, higher_is_better=False)
-            )
+            lines.append(evaluation_record(arm, seed, "pseudo-perplexity", "token", perplexity, higher_is_better=False))
     return lines
 
 
@@ -116,9 +112,7 @@ def two_tasks() -> dict[str, Any]:
 def other_costs(**changes: Any) -> dict[str, Any]:
     double = {"steps": 400, "tokens": 819_200, "targets": 2 * COST["targets"], "flops": 1.2 * COST["flops"]}
     facts = [r for r in run_facts(make_study(runs=8)) if (r["kind"], r["arm"]) != ("cost", "token-30")]
-    return summary_of(
-        CLEAR, facts=[*facts, *(cost_record("token-30", s, **double) for s in range(8))], **changes
-    )
+    return summary_of(CLEAR, facts=[*facts, *(cost_record("token-30", s, **double) for s in range(8))], **changes)
 
 
 def selections(**change: Any) -> list[dict]:
@@ -257,14 +251,10 @@ def text_of(page: str) -> list[str]:
     """What a reader sees, block by block, and the labels of charts; without numbers, which other tests check."""
     body = re.sub(r"<(script|style|svg|pre).*?</\1>", "", page[page.index("<body>") :], flags=re.S)
     labels = re.findall(r'(?:title|aria-label)="([^"]+)"', body)
-    blocks = re.split(
-        r"</?(?:p|h\d|li|td|th|tr|div|dt|dd|summary|figcaption|header|article|ul)\b[^>]*>", body
-    )
+    blocks = re.split(r"</?(?:p|h\d|li|td|th|tr|div|dt|dd|summary|figcaption|header|article|ul)\b[^>]*>", body)
     plain = (html.unescape(re.sub(r"<[^>]+>", "", block)) for block in [*blocks, *labels])
     found = (" ".join(text.replace("\u00a0", " ").split()) for text in plain)
-    return list(
-        dict.fromkeys(re.sub(r"[−+]?\d[\d.,]*", "0", text) for text in found if re.search("[a-z]{3}", text))
-    )
+    return list(dict.fromkeys(re.sub(r"[−+]?\d[\d.,]*", "0", text) for text in found if re.search("[a-z]{3}", text)))
 
 
 def said(name: str) -> list[str]:

@@ -118,13 +118,9 @@ def proteins(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.mark.parametrize("policy", ["whole-word", "span"])
 @pytest.mark.parametrize("budget", ["exact", "expected"])
-def test_words_are_refused_where_there_are_none(
-    policy: str, budget: str, proteins: str, tmp_path: Path
-) -> None:
+def test_words_are_refused_where_there_are_none(policy: str, budget: str, proteins: str, tmp_path: Path) -> None:
     with pytest.raises(MaskwiseError, match=r"no words|masks nothing") as error:
-        run_pretrain(
-            recipe(proteins, masking={"policy": policy, "budget": budget}), tmp_path / "run", quiet=True
-        )
+        run_pretrain(recipe(proteins, masking={"policy": policy, "budget": budget}), tmp_path / "run", quiet=True)
     assert "token" in str(error.value) and "\n" not in str(error.value)
     assert not (tmp_path / "run").exists()
 
@@ -139,9 +135,7 @@ def test_letters_outside_the_alphabet(proteins: str, tmp_path: Path) -> None:
     """Most of a text unknown: an error before training; it names what to do."""
     train_tokenizer(["acgt"] * 9, kind="letter", vocab_size=64).save_pretrained(tmp_path / "dna")
     with pytest.raises(MaskwiseError, match="unknown to the tokenizer") as error:
-        run_pretrain(
-            recipe(proteins, tokenizer={"name": str(tmp_path / "dna")}), tmp_path / "run", quiet=True
-        )
+        run_pretrain(recipe(proteins, tokenizer={"name": str(tmp_path / "dna")}), tmp_path / "run", quiet=True)
     assert "letter" in str(error.value)
 
 

@@ -130,9 +130,7 @@ def test_what_is_no_mistake_and_is_said(path: Path) -> None:
     """sbo without spans is a control. rtd takes 80/10/10: the generator's words stand at all of its targets."""
     more = ["objectives.sbo={masking: {policy: token}}", "objectives.rtd={masking: {corruption: bert}}"]
     [line] = check_inputs(read_recipe(path, more))
-    assert line.startswith(
-        "objectives.sbo: objective sbo with policy token has hardly any spans: each token is said"
-    )
+    assert line.startswith("objectives.sbo: objective sbo with policy token has hardly any spans: each token is said")
     words = ["objectives.sbo={masking: {policy: whole-word}}", "objectives.rtd=", "masking.policy=token"]
     assert check_inputs(read_recipe(path, words)) == []
 

@@ -53,9 +53,7 @@ def look(text: str, policies: str, **settings: Any) -> list[Any]:
 
 def test_marked_spans_are_masked_and_nothing_else() -> None:
     found = look("[[Marie Curie]] was born in [[Warsaw]] in 1867.", "salient", ratio=1.0)[0]
-    assert (
-        "".join(piece.text for piece in found.shown.pieces if piece.state == "masked") == "Marie Curie Warsaw"
-    )
+    assert "".join(piece.text for piece in found.shown.pieces if piece.state == "masked") == "Marie Curie Warsaw"
     assert found.text == "Marie Curie was born in Warsaw in 1867."
 
 

@@ -132,9 +132,7 @@ def test_builds_with_clear_errors() -> None:
 
 
 def test_names_with_digits_before_a_hyphen_stand_inside_calls() -> None:
-    assert (
-        str(parse_call("mixture(token, t5-span(mean_span=2.0))")) == "mixture(token, t5-span(mean_span=2.0))"
-    )
+    assert str(parse_call("mixture(token, t5-span(mean_span=2.0))")) == "mixture(token, t5-span(mean_span=2.0))"
     assert parse_call("f(-1, 2)").args == (-1, 2)
 
 

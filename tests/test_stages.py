@@ -128,9 +128,7 @@ def test_a_full_disk_is_one_line_and_hides_no_other_error(
 
 
 def test_a_stage_holds_the_settings_of_its_training(source: Path) -> None:
-    recipe = read_recipe(
-        source, ["objectives={atd: , mlm: {masking: {ratio: 0.3}}}", "masking.budget=expected"]
-    )
+    recipe = read_recipe(source, ["objectives={atd: , mlm: {masking: {ratio: 0.3}}}", "masking.budget=expected"])
     stage = pretrain_stage(recipe, prepare_stage(recipe))
     again = trained_recipe(Stage.from_dict(json.loads(json.dumps(stage.as_dict()))))
     parts = ("model", "masking", "objectives", "sampler", "training", "evaluation")

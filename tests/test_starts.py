@@ -117,9 +117,7 @@ def test_a_hub_that_does_not_answer_is_one_line_in_seconds(monkeypatch, tmp_path
     try:
         for name in ("nowhere", "some/nowhere", "not an id!"):
             for load in (load_tokenizer, load_model):
-                with pytest.raises(
-                    MaskwiseError, match=f"in '{name}'; got no such folder, the hub cannot be"
-                ):
+                with pytest.raises(MaskwiseError, match=f"in '{name}'; got no such folder, the hub cannot be"):
                     load(name)
     finally:
         starts._hub_answers.cache_clear()
@@ -132,9 +130,7 @@ def test_what_the_cache_holds_needs_no_hub(monkeypatch, tmp_path):
     (repo / "refs").mkdir()
     (repo / "refs" / "main").write_text("abc")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    assert (
-        load_config("some/encoder").hidden_size == 16 and len(load_tokenizer("some/encoder")) == FIRST + WORDS
-    )
+    assert load_config("some/encoder").hidden_size == 16 and len(load_tokenizer("some/encoder")) == FIRST + WORDS
     with pytest.raises(MaskwiseError, match="'some/other'; got no such folder, HF_HUB_OFFLINE is set"):
         load_tokenizer("some/other")
 
@@ -244,9 +240,7 @@ def bodies(network: Any) -> dict[str, torch.Tensor]:
 def test_a_frozen_encoder_stays_bit_for_bit_and_its_head_learns(architecture, optimizer):
     network = model(architecture)
     before, tied = bodies(network), network.get_output_embeddings().weight.clone()
-    head = {
-        n: p.clone() for n, p in network.named_parameters() if not n.startswith(network.base_model_prefix)
-    }
+    head = {n: p.clone() for n, p in network.named_parameters() if not n.startswith(network.base_model_prefix)}
     learn(network, steps=3, freeze="encoder", optimizer=optimizer, weight_decay=0.5)
     assert all(torch.equal(before[name], value) for name, value in network.base_model.state_dict().items())
     assert torch.equal(tied, network.get_output_embeddings().weight)  # the embeddings'
@@ -268,9 +262,7 @@ def test_optimisers_hold_nothing_of_a_frozen_encoder():
 def test_a_frozen_encoder_has_no_dropout_and_the_head_is_trained_on_what_it_will_see():
     network = model("bert", hidden_dropout_prob=0.5, attention_probs_dropout_prob=0.5)
     modes: list[tuple[bool, bool]] = []
-    network.base_model.register_forward_pre_hook(
-        lambda module, _: modes.append((module.training, network.training))
-    )
+    network.base_model.register_forward_pre_hook(lambda module, _: modes.append((module.training, network.training)))
     learn(network, steps=3, freeze="encoder")
     assert modes == [(False, True)] * 3
     modes.clear()
@@ -310,9 +302,7 @@ def test_nothing_left_to_train_is_said():
 def test_flops_of_a_frozen_encoder_are_those_that_torch_counts():
     """Matrix products alone; attention scores, which the formula leaves out, are other operators."""
     rows, targets = 8, 20
-    network = model(
-        "bert", hidden_size=64, intermediate_size=256, vocab_size=2000
-    )  # biases and norms hardly count
+    network = model("bert", hidden_size=64, intermediate_size=256, vocab_size=2000)  # biases and norms hardly count
     batch = Language(rows).batch(torch.arange(rows))["input_ids"]
     labels = torch.full_like(batch, -100)
     labels.view(-1)[torch.arange(targets) * 3] = 7
@@ -322,9 +312,7 @@ def test_flops_of_a_frozen_encoder_are_those_that_torch_counts():
         with FlopCounterMode(display=False) as counter:
             MaskedLanguageModelling(network)({"input_ids": batch, "labels": labels}).loss.backward()
         counted = sum(
-            n
-            for op, n in counter.get_flop_counts()["Global"].items()
-            if "mm" in str(op) and "bmm" not in str(op)
+            n for op, n in counter.get_flop_counts()["Global"].items() if "mm" in str(op) and "bmm" not in str(op)
         )
         assert counted == pytest.approx(flops(batch.numel(), targets, network, frozen=frozen), rel=0.03)
 
@@ -369,9 +357,7 @@ def test_a_start_brings_its_own_tokenizer(inputs, tmp_path):
     prepared = prepare_stage(recipe.arm("token-15", seed=0))
     run_stage(prepared, tmp_path)
     data = Prepared.open(prepared.folder(tmp_path) / "data")
-    assert (
-        data.tokenizer.get_vocab() == inputs["tools"].get_vocab()
-    )  # and not one of 120 tokens, trained anew
+    assert data.tokenizer.get_vocab() == inputs["tools"].get_vocab()  # and not one of 120 tokens, trained anew
     trained = prepare_stage(read_recipe(inputs["recipe"], QUICK).arm("token-15", seed=0))
     assert trained.name != prepared.name
 
@@ -431,18 +417,14 @@ def test_a_new_head_is_told_once_unless_it_is_warmed(inputs, tmp_path, capfd):
 def test_warming_then_training_shares_the_first_stage(inputs, tmp_path):
     arms = "study.arms={a: {intermediate.masking.ratio: 0.15}, b: {intermediate.masking.ratio: 0.3}}"
     second = ["intermediate.training.freeze=none", "intermediate.training.steps=3"]
-    recipe = start(
-        inputs, "headless", "training.freeze=encoder", *second, arms, "study.seeds=1", "study.baseline=a"
-    )
+    recipe = start(inputs, "headless", "training.freeze=encoder", *second, arms, "study.seeds=1", "study.baseline=a")
     plan = make_plan(recipe)
     first, *others = [run.trainings for run in plan.runs if run.pretrained]
     assert first[0].name == others[0][0].name and first[1].name != others[0][1].name
     for stage in plan.stages():
         run_stage(stage, tmp_path)
     given = AutoModel.from_pretrained(inputs["headless"], add_pooling_layer=False).state_dict()
-    warm, done = (
-        load_model(stage.folder(tmp_path) / "checkpoint").base_model.state_dict() for stage in first
-    )
+    warm, done = (load_model(stage.folder(tmp_path) / "checkpoint").base_model.state_dict() for stage in first)
     assert all(torch.equal(given[key], warm[key]) for key in given)
     assert not any(torch.equal(given[key], done[key]) for key in given if "dense.weight" in key)
     results = [stage.result(tmp_path) for stage in first]
@@ -519,9 +501,7 @@ def test_a_run_from_before_a_setting_was_known_goes_on(inputs, tmp_path):
 def test_the_encoder_in_a_package_gets_a_head(tmp_path):
     """MiniLM on the bundled text, 40 steps with the encoder frozen: it begins at word frequencies, and stays
     near them; a head without them begins at 10.3. It takes more steps to get below."""
-    recipe = read_recipe(
-        "continual-minilm", ["corpus.limit=200", "training.steps=40", "training.save_every=0"]
-    )
+    recipe = read_recipe("continual-minilm", ["corpus.limit=200", "training.steps=40", "training.save_every=0"])
     one = recipe.arm("token-30", seed=0)
     prepared = prepare_stage(one)
     stage = pretrain_stage(one.links()[0], prepared)

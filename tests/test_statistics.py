@@ -117,9 +117,7 @@ def test_standardised_effect_has_hedges_correction():
     d = np.array([1.0, 2.0, 4.0])
     assert standardised_effect(d) == pytest.approx(1 / math.sqrt(math.pi) * d.mean() / d.std(ddof=1))
     d = np.random.default_rng(0).normal(1, 1, 30)
-    assert standardised_effect(d) == pytest.approx(
-        (1 - 3 / (4 * 29 - 1)) * d.mean() / d.std(ddof=1), rel=1e-4
-    )
+    assert standardised_effect(d) == pytest.approx((1 - 3 / (4 * 29 - 1)) * d.mean() / d.std(ddof=1), rel=1e-4)
     assert math.isnan(standardised_effect([1.0, 2.0]))
     table = {2: 0.5642, 3: 0.7236, 4: 0.7979, 5: 0.8408, 6: 0.8686, 9: 0.9139}  # Hedges (1981), table 1: c(m)
     for m, c in table.items():

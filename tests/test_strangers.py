@@ -51,9 +51,7 @@ def long_documents_and_jsonl(folder: Path, draw: random.Random) -> tuple[Path, l
     for number in range(30):
         text = "\n\n".join(" ".join(sentence(draw, ENGLISH) for _ in range(20)) for _ in range(5))
         (folder / "books" / f"{number}.txt").write_text(text)
-    write_lines(
-        folder / "task.jsonl", [{"text": sentence(draw, ENGLISH), "label": n % 3} for n in range(200)]
-    )
+    write_lines(folder / "task.jsonl", [{"text": sentence(draw, ENGLISH), "label": n % 3} for n in range(200)])
     return folder / "books", [folder / "task.jsonl"]
 
 
@@ -62,9 +60,7 @@ def semicolons_and_numbers(folder: Path, draw: random.Random) -> tuple[Path, lis
     with (folder / "prices.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, delimiter=";")
         writer.writerow(["Beschreibung", "Preis"])
-        writer.writerows(
-            [sentence(draw, ENGLISH), f"{draw.uniform(1, 90):.2f}".replace(".", ",")] for _ in range(200)
-        )
+        writer.writerows([sentence(draw, ENGLISH), f"{draw.uniform(1, 90):.2f}".replace(".", ",")] for _ in range(200))
     return texts, [folder / "prices.csv"]
 
 
@@ -100,9 +96,7 @@ def test_from_own_files_to_an_estimate_and_a_verdict(
     assert maskwise("check", recipe, "--json") == 0
     facts = json.loads(capfd.readouterr().out)
     assert facts["corpus"]["unknown"] < 0.01 and facts["time"]["seconds"] > 0
-    assert facts["corpus"]["documents"] >= 30 and all(
-        arm["targets_per_step"] > 20 for arm in facts["arms"].values()
-    )
+    assert facts["corpus"]["documents"] >= 30 and all(arm["targets_per_step"] > 20 for arm in facts["arms"].values())
     short = [
         "training.steps=4",
         "training.eval_every=0",

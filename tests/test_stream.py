@@ -38,10 +38,7 @@ ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".txt", ".txt.gz", ".lines.txt",
 
 def texts(count: int, seed: int = 0) -> list[dict[str, str]]:
     draw = random.Random(seed)
-    return [
-        {"id": f"{seed}-{n}", "text": " ".join(draw.choices(WORDS, k=draw.randint(3, 60)))}
-        for n in range(count)
-    ]
+    return [{"id": f"{seed}-{n}", "text": " ".join(draw.choices(WORDS, k=draw.randint(3, 60)))} for n in range(count)]
 
 
 def write_shard(path: Path, rows: list[dict[str, str]]) -> Path:
@@ -52,9 +49,7 @@ def write_shard(path: Path, rows: list[dict[str, str]]) -> Path:
         return path
     lines = "".join(json.dumps(row) + "\n" for row in plain)
     between = "\n" if ".lines" in path.name else "\n\n"
-    content = (
-        between.join(row["text"].capitalize() for row in plain) if ".txt" in path.name else lines
-    ).encode()
+    content = (between.join(row["text"].capitalize() for row in plain) if ".txt" in path.name else lines).encode()
     if path.name.endswith(".gz"):
         path.write_bytes(gzip.compress(content))
     elif path.name.endswith(".zst"):
@@ -82,9 +77,7 @@ def folder(tmp_path: Path) -> Path:
 
 def stream(folder: Path | str, tokenizer, *, held_out: float = 0.1, **more) -> Stream:
     shards = shards_of(folder)
-    return Stream(
-        {"texts": shards}, BlockMaker(tokenizer, 32, held_out=held_out), **{"shuffle": 0.004, **more}
-    )
+    return Stream({"texts": shards}, BlockMaker(tokenizer, 32, held_out=held_out), **{"shuffle": 0.004, **more})
 
 
 def drawn(
@@ -264,9 +257,7 @@ def test_batches_do_not_depend_on_ranks_and_masks_are_those_of_a_prepared_text(f
     assert len(same) > 4
     theirs = data.training.batch([int(np.flatnonzero(names == mine.example_ids[row])[0]) for row in same])
     masker = Masker(tokenizer)
-    masked = [
-        masker(batch, step=9, total_steps=20, epoch=epoch) for batch in (rows.batch(numbers[same]), theirs)
-    ]
+    masked = [masker(batch, step=9, total_steps=20, epoch=epoch) for batch in (rows.batch(numbers[same]), theirs)]
     assert torch.equal(masked[0].input_ids, masked[1].input_ids)
 
 

@@ -47,10 +47,7 @@ def test_a_stream_is_pretrained_on_and_goes_on_bit_for_bit(recipe: Path, tmp_pat
     line = [line for line in read_lines(whole / "metrics.jsonl") if line["kind"] == "train"][-1]
     assert line["stream"]["epoch"] >= 1 and line["stream"]["shard"].startswith("part-")
     [text] = (whole / "stages").glob("prepare-*")
-    assert (
-        not list(text.rglob("training.arrow"))
-        and "a stream" in (whole / "checkpoint" / "README.md").read_text()
-    )
+    assert not list(text.rglob("training.arrow")) and "a stream" in (whole / "checkpoint" / "README.md").read_text()
 
     taken = engine.Engine.update
 

@@ -75,9 +75,7 @@ def test_a_study_leaves_the_files_that_the_documentation_names(finished):
     stages = {path.name for path in (finished / "stages").iterdir()} - {".lock"}
     timings = read_lines(finished / "timings.jsonl")
     assert {line["stage"] for line in timings} == stages
-    assert all(
-        line["seconds"] > 0 and line["fraction"] == 1 and line["purpose"] == "main" for line in timings
-    )
+    assert all(line["seconds"] > 0 and line["fraction"] == 1 and line["purpose"] == "main" for line in timings)
     samples = json.loads((finished / "samples.json").read_text())
     assert set(samples) == {"token-15", "words-30"}
     assert {piece["state"] for row in samples["token-15"] for piece in row["pieces"]} >= {"shown", "masked"}
@@ -91,9 +89,7 @@ def test_the_page_needs_nothing_else(finished):
 
 def test_a_second_run_does_nothing_and_finds_the_same(finished, recipe, monkeypatch):
     monkeypatch.setitem(jobs.ENGINES, "local", None)  # no worker is started
-    before = {
-        path: path.stat().st_mtime_ns for path in (finished / "stages").rglob("*") if path.name != ".lock"
-    }
+    before = {path: path.stat().st_mtime_ns for path in (finished / "stages").rglob("*") if path.name != ".lock"}
     files = {name: (finished / name).read_bytes() for name in ("records.jsonl", "study.json", "samples.json")}
     assert maskwise("study", recipe, "--out", finished) == 0
     assert before == {path: path.stat().st_mtime_ns for path in before}
@@ -159,13 +155,9 @@ for kind in ("token", "whole-word"):
 assert "maskwise" not in sys.modules
 print(json.dumps(losses))
 """
-    ran = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path
-    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
     found = json.loads(ran.stdout)
-    reported = {
-        line["masks"]: line["loss"] for line in json.loads((stage / "done.json").read_text())["heldout"]
-    }
+    reported = {line["masks"]: line["loss"] for line in json.loads((stage / "done.json").read_text())["heldout"]}
     assert found == pytest.approx(reported, abs=1e-5)
 
 
@@ -197,10 +189,7 @@ def test_a_name_stands_for_all_that_matters(recipe, tmp_path):
         assert names(other)[0] == prepared and names(other)[1] != pretrained, other
     assert names("corpus.length=33")[0] != prepared
     tasks = read_recipe(recipe).tasks
-    plans = [
-        make_plan(read_recipe(recipe, [f"tasks=[{t}]"])).stages()
-        for t in (*tasks, f"{tasks[0]}(train_rows=8)")
-    ]
+    plans = [make_plan(read_recipe(recipe, [f"tasks=[{t}]"])).stages() for t in (*tasks, f"{tasks[0]}(train_rows=8)")]
     shared = {stage.name for stage in plans[0]} & {stage.name for stage in plans[1]}
     assert {name.split("-")[0] for name in shared} == {"prepare", "pretrain", "evaluate"}
     copied = tmp_path / "inputs"
@@ -236,10 +225,7 @@ def test_a_changed_study_does_its_own_part_only(finished, recipe, tmp_path):
     shutil.copytree(finished, out)
     before = set((out / "stages").iterdir())
     assert (
-        maskwise(
-            "study", recipe, "tasks=[]", "study.arms.token-30.masking.ratio=0.3", "--out", out, "--jobs", 1
-        )
-        == 0
+        maskwise("study", recipe, "tasks=[]", "study.arms.token-30.masking.ratio=0.3", "--out", out, "--jobs", 1) == 0
     )
     new = {path.name.split("-")[0] for path in set((out / "stages").iterdir()) - before}
     assert new == {"pretrain", "evaluate"} and len(set((out / "stages").iterdir()) - before) == 4

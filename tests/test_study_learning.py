@@ -105,9 +105,7 @@ def test_the_text_is_masked_by_what_the_run_learned(finished: Path, recipe: Path
     samples = json.loads((finished / "samples.json").read_text())
     assert set(samples) == arms
     # Of each text exactly the best span is masked, where nothing else may be.
-    assert all(
-        sum(piece["state"] == "masked" for piece in row["pieces"]) in (1, 2, 3) for row in samples["alone"]
-    )
+    assert all(sum(piece["state"] == "masked" for piece in row["pieces"]) in (1, 2, 3) for row in samples["alone"])
 
 
 def test_a_second_run_does_nothing(finished: Path, recipe: Path) -> None:
@@ -131,9 +129,7 @@ def test_what_cannot_be_learned_is_refused(recipe: Path, changes: list[str], tex
 def test_the_shares_of_the_best_gain_are_in_the_summary_and_on_the_page(finished: Path) -> None:
     summary = json.loads((finished / "summary.json").read_text())
     assert [row["arm"] for row in summary["shares"]] == ["learned", "spans", "alone"]
-    assert "How much of oracle's gain do the others have?" in (finished / "report.html").read_text(
-        encoding="utf-8"
-    )
+    assert "How much of oracle's gain do the others have?" in (finished / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -170,9 +166,7 @@ def test_the_whole_command_learns_on_two_ranks_what_it_learns_on_one(method: str
     path = tmp_path / "recipe.yaml"
     path.write_text(LEARN)
     alone, both = tmp_path / "alone", tmp_path / "both"
-    run_learn(
-        read_recipe(str(path), [f"learning.method={method}", "training.precision=no"]), alone, quiet=True
-    )
+    run_learn(read_recipe(str(path), [f"learning.method={method}", "training.precision=no"]), alone, quiet=True)
     two_ranks(learn_on_a_rank, path, method, both)
     policies = [PolicyModel.from_pretrained(out / "policy") for out in (alone, both)]
     weights = [torch.cat([value.flatten() for value in policy.parameters()])[:-2] for policy in policies]
@@ -203,9 +197,7 @@ SMALL_SEQ2SEQ = [
 
 
 @pytest.mark.parametrize(("arm", "head"), [("meta-full", "tokens"), ("supervised", "spans")])
-def test_an_encoder_decoder_goes_from_a_learned_policy_to_written_answers(
-    arm: str, head: str, tmp_path: Path
-) -> None:
+def test_an_encoder_decoder_goes_from_a_learned_policy_to_written_answers(arm: str, head: str, tmp_path: Path) -> None:
     recipe = read_recipe("learn-meta-seq2seq", SMALL_SEQ2SEQ)
     run = make_run(recipe, arm, 40, contents=task_contents(recipe))
     results = {stage.name: run_stage(stage, tmp_path) for stage in run.stages}

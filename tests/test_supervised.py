@@ -98,18 +98,14 @@ def test_the_content_words_of_a_target_are_labelled_where_they_stand_in_the_sour
 
 
 def test_targets_that_share_no_word_with_their_sources_are_refused_and_meta_is_named(tmp_path):
-    rows = [
-        {"source": "rain falls on the hill", "target": "more", "split": s} for s in ("train", "dev", "test")
-    ]
+    rows = [{"source": "rain falls on the hill", "target": "more", "split": s} for s in ("train", "dev", "test")]
     write_lines(tmp_path / "wiqa.jsonl", rows)
     with pytest.raises(MaskwiseError, match=r"labels would teach nothing.*meta"):
         labels_of(f"{tmp_path / 'wiqa.jsonl'}(kind='generation', text='source', label='target')")
 
 
 def test_answers_that_stand_in_no_context_are_refused(tmp_path):
-    write_lines(
-        tmp_path / "qa.jsonl", [{"context": "x", "question": "?", "answers": ["y"], "split": "train"}]
-    )
+    write_lines(tmp_path / "qa.jsonl", [{"context": "x", "question": "?", "answers": ["y"], "split": "train"}])
     with pytest.raises(MaskwiseError, match=r"1 answers that do not stand.*learning.method: meta"):
         labels_of(str(tmp_path / "qa.jsonl"))
 
@@ -177,9 +173,7 @@ def test_a_policy_learns_to_find_answers_that_it_has_not_seen(head, tokenizer):
         row["answers"] = [row["answers"][0]]
     train = [row for row in rows if WORDS[30] not in row["answers"][0] and WORDS[31] not in row["answers"][0]]
     test = [row for row in rows if row not in train]
-    marked = [
-        answer_labels([(row["context"], row["answers"]) for row in part], Counter()) for part in (train, test)
-    ]
+    marked = [answer_labels([(row["context"], row["answers"]) for row in part], Counter()) for part in (train, test)]
     policy = PolicyModel.new(tokenizer, settings={"hidden_size": 16}, head=head, length=32)
     before = judge(policy, marked[1], salient=False)
     learn_supervised(policy, marked[0], training=training())
@@ -233,9 +227,7 @@ def test_the_command_makes_a_policy_that_masks(tmp_path, capsys):
     command, out = recipe(tmp_path), tmp_path / "out"
     assert maskwise(*command, "--out", out, "--json") == 0
     result = json.loads(capsys.readouterr().out)
-    assert {"exact_match", "f1", "recall", "salient"} <= set(result["held_out"]) and result[
-        "method"
-    ] == "supervised"
+    assert {"exact_match", "f1", "recall", "salient"} <= set(result["held_out"]) and result["method"] == "supervised"
     assert {"policy", "metrics.jsonl", "shown.json", "report.html", "recipe.yaml", "done.json"} <= {
         p.name for p in out.iterdir()
     }
@@ -248,12 +240,7 @@ def test_the_command_makes_a_policy_that_masks(tmp_path, capsys):
     weights = PolicyModel.from_pretrained(out / "policy").state_dict()
     assert maskwise(*command, "--out", out, "--json") == 0
     assert json.loads(capsys.readouterr().out) == result
-    assert (
-        maskwise(
-            "inspect", "bada is a kefe", "--policy", f"learned({str(out / 'policy')!r})", "--ratio", "0.5"
-        )
-        == 0
-    )
+    assert maskwise("inspect", "bada is a kefe", "--policy", f"learned({str(out / 'policy')!r})", "--ratio", "0.5") == 0
     assert maskwise(*command, "training.seed=1", "--out", out) == 2
     assert "policy of another recipe" in capsys.readouterr().err
     assert maskwise(*command, "--out", tmp_path / "again") == 0
@@ -276,9 +263,7 @@ def test_a_stopped_learning_goes_on_to_the_same_policy(tmp_path, monkeypatch):
     monkeypatch.setattr(policies, "judge", learned)
     assert (tmp_path / "part" / "resume").is_dir() and not (tmp_path / "part" / "policy").exists()
     assert maskwise(*command, "--out", tmp_path / "part") == 0
-    one, other = (
-        PolicyModel.from_pretrained(tmp_path / name / "policy").state_dict() for name in ("whole", "part")
-    )
+    one, other = (PolicyModel.from_pretrained(tmp_path / name / "policy").state_dict() for name in ("whole", "part"))
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
@@ -294,10 +279,7 @@ def test_a_classification_task_gives_a_policy_too(tmp_path, capsys):
     assert maskwise(*command, *options, "--out", tmp_path / "out", "--json") == 0
     result = json.loads(capsys.readouterr().out)
     held_out = result["held_out"]
-    assert (
-        result["labels"] == "classifier"
-        and held_out["weight_on_labels"] > 1.2 * held_out["labelled_words"] > 0
-    )
+    assert result["labels"] == "classifier" and held_out["weight_on_labels"] > 1.2 * held_out["labelled_words"] > 0
     words = json.loads((tmp_path / "out" / "shown.json").read_text())["words"]
     assert next(iter(words)) in ("good", "bad")
 

@@ -85,9 +85,7 @@ def test_salient_spans(tagger: SpacyPipeline, text: str, spans: list[tuple[str, 
 
 
 def test_names_go_on_over_joints_and_keep_small_words(tagger: SpacyPipeline) -> None:
-    names = [
-        span for span, _ in salient(tagger, "He was at the University of Oxford with Charles de Gaulle.")
-    ]
+    names = [span for span, _ in salient(tagger, "He was at the University of Oxford with Charles de Gaulle.")]
     assert names == ["University of Oxford", "Charles de Gaulle"]
 
 
@@ -143,9 +141,7 @@ def test_no_text_stops_it(tagger: SpacyPipeline, name: str) -> None:
     assert all(covered[i] for i, char in enumerate(text) if not char.isspace() and char.isalnum())
 
 
-def test_long_texts_are_cut_where_nothing_is_lost(
-    tagger: SpacyPipeline, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_long_texts_are_cut_where_nothing_is_lost(tagger: SpacyPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     text = "Anna went to Rome. She saw 12 cats.\n" * 40
     whole = tagger.annotate([text])[0]
     monkeypatch.setattr(tagger_module, "PIECE_CHARACTERS", 200)
@@ -275,9 +271,7 @@ def test_gold_tokens_are_scored_as_given(tagger: SpacyPipeline) -> None:
     document = _bundled()[0]
     words = [document.text[a:b] for a, b in zip(*document.layers["pos"][:2])]
     by_hand = [t.pos_ for t in tagger.nlp(Doc(tagger.nlp.vocab, words=words))]
-    right = np.mean(
-        np.array(by_hand) == [tag for _, tag in shown(document.text, document.layers["pos"], POS.labels)]
-    )
+    right = np.mean(np.array(by_hand) == [tag for _, tag in shown(document.text, document.layers["pos"], POS.labels)])
     assert abs(tag_accuracy(tagger, [document])["gold_tokens"] - right) < 0.1
 
 

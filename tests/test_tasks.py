@@ -94,9 +94,7 @@ def test_no_entity_goes_over_the_end_of_a_sentence():
 
 
 def rows_of(n, classes=3, **more):
-    return [
-        {"text": f"row {i} is about topic{i % classes}", "label": f"c{i % classes}", **more} for i in range(n)
-    ]
+    return [{"text": f"row {i} is about topic{i % classes}", "label": f"c{i % classes}", **more} for i in range(n)]
 
 
 def write_lines(path, rows):
@@ -128,17 +126,13 @@ def test_all_tables_give_the_same_task(tmp_path):
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "t.parquet")
     write_lines(tmp_path / "t.jsonl", rows)
     (tmp_path / "t.csv").write_text("text,label\n" + "".join(f'"{r["text"]}",{r["label"]}\n' for r in rows))
-    (tmp_path / "t.tsv").write_text(
-        "label\tsentence\n" + "".join(f"{r['label']}\t{r['text']}\n" for r in rows)
-    )
+    (tmp_path / "t.tsv").write_text("label\tsentence\n" + "".join(f"{r['label']}\t{r['text']}\n" for r in rows))
     tasks = [load_task(tmp_path / f"t.{ending}") for ending in ("parquet", "jsonl", "csv", "tsv")]
     assert len({task.fingerprint for task in tasks}) == 1
 
 
 def test_conll_files(tmp_path):
-    conllu = (
-        "# text = dogs bark\n1-2\tdogsbark\t_\t_\n1\tdogs\tdog\tNOUN\n2\tbark\tbark\tVERB\n2.1\tx\tx\tX\n\n"
-    )
+    conllu = "# text = dogs bark\n1-2\tdogsbark\t_\t_\n1\tdogs\tdog\tNOUN\n2\tbark\tbark\tVERB\n2.1\tx\tx\tX\n\n"
     conll = "-DOCSTART- O\n\n# O\nParis B-LOC\n\nis O\nit O\n"
     (tmp_path / "ner.conll").write_text(conll * 20)
     task = load_task(write_folder(tmp_path / "pos", train=conllu * 3, dev=conllu, test=conllu))
@@ -175,9 +169,7 @@ def test_data_sets_from_the_hub_get_class_names(monkeypatch):
     columns = {"sentence1": [f"a{i}" for i in range(50)], "sentence2": ["b"] * 50, "label": [0, 1] * 25}
     split = datasets.Dataset.from_dict(columns, features=features)
     asked = []
-    monkeypatch.setattr(
-        datasets, "load_dataset", lambda *args: asked.append(args) or {"train": split, "test": split}
-    )
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args: asked.append(args) or {"train": split, "test": split})
     task = load_task("hf:glue:rte")
     assert asked == [("glue", "rte")] and task.labels == ("no", "yes") and task.name == "glue-rte"
     assert task.splits["test"][0] == TextRow("a0", "b", "no")
@@ -294,9 +286,7 @@ def metaspace_tokenizer(scheme):
     backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
     backend.decoder = decoders.Metaspace()
     special = ["<s>", "</s>", "<pad>", "<unk>", "<mask>"]
-    trainer = trainers.UnigramTrainer(
-        vocab_size=60, special_tokens=special, unk_token="<unk>", show_progress=False
-    )
+    trainer = trainers.UnigramTrainer(vocab_size=60, special_tokens=special, unk_token="<unk>", show_progress=False)
     backend.train_from_iterator([TEXT], trainer)
     ends = [("<s>", 0), ("</s>", 1)]
     backend.post_processor = processors.TemplateProcessing(
@@ -321,9 +311,7 @@ TOKENIZERS = {
 
 
 def tagging_task(rows, labels=("ODD", "EVEN")):
-    return Task(
-        "tags", KINDS["token-classification"], "accuracy", labels, {"train": rows, "dev": rows, "test": rows}
-    )
+    return Task("tags", KINDS["token-classification"], "accuracy", labels, {"train": rows, "dev": rows, "test": rows})
 
 
 def tagged(*sentences):
@@ -444,9 +432,7 @@ def test_classification_is_the_models_own_loss():
     torch.manual_seed(0)
     model = AutoModelForTokenClassification.from_config(tiny_config(tokenizer, num_labels=2)).eval()
     batch = data.batch(torch.arange(2))
-    total, count, *_ = Classification(model)(
-        {**batch, "token_type_ids": torch.zeros_like(batch["input_ids"])}
-    )
+    total, count, *_ = Classification(model)({**batch, "token_type_ids": torch.zeros_like(batch["input_ids"])})
     assert int(count) == 5
     torch.testing.assert_close(total / count, model(**batch).loss)
     nothing = {**batch, "labels": torch.full_like(batch["labels"], -100)}
@@ -472,9 +458,7 @@ def test_a_whole_fine_tuning_learns_and_repeats(tmp_path):
     first = finetune(None, task, seed=1, config=config, folder=tmp_path, **same)
     again = finetune(None, task, seed=1, config=config, folder=tmp_path / "again", **same)
     other = finetune(None, task, seed=2, config=config, folder=tmp_path / "other", **same)
-    assert (
-        first["score"] > 0.9 > 0.4 > first["majority"] and first["test_items"] == 60 and first["steps"] == 45
-    )
+    assert first["score"] > 0.9 > 0.4 > first["majority"] and first["test_items"] == 60 and first["steps"] == 45
     timeless = [{k: v for k, v in result.items() if k != "seconds"} for result in (first, again)]
     assert timeless[0] == timeless[1]
     weights = [
@@ -505,9 +489,7 @@ def test_answers_do_not_depend_on_the_batches(monkeypatch):
     task = tagging_task(tagged("the cat sat on the mat", "water", "never again !"))
     data = encode(task, tokenizer, max_length=32)["test"]
     torch.manual_seed(0)
-    objective = Classification(
-        AutoModelForTokenClassification.from_config(tiny_config(tokenizer, num_labels=2))
-    )
+    objective = Classification(AutoModelForTokenClassification.from_config(tiny_config(tokenizer, num_labels=2)))
     together = answer(objective, data)
     monkeypatch.setattr(sys.modules["maskwise.tasks.tensors"], "EVAL_TOKENS", 1)
     assert answer(objective, data).tolist() == together.tolist() and len(together) == 10
@@ -570,9 +552,7 @@ def test_a_score_that_is_no_number_is_no_record(tmp_path):
     rows = [{"s1": f"the cat {i}", "s2": "sat", "score": i % 5} for i in range(30)]
     spec = f"{write_lines(tmp_path / 'sts.jsonl', rows)}(kind='zero-shot-similarity')"
     with pytest.raises(MaskwiseError, match="task 'sts-zero-shot' on test is no number; got nan"):
-        evaluate_tasks(
-            tmp_path / "model", [spec], settings=FinetuneSettings(max_length=8), out=tmp_path / "out"
-        )
+        evaluate_tasks(tmp_path / "model", [spec], settings=FinetuneSettings(max_length=8), out=tmp_path / "out")
     assert (tmp_path / "out" / "records.jsonl").read_text() == ""
 
 

@@ -84,9 +84,7 @@ def test_rouge_is_that_of_rouge_score_and_a_test_set_is_the_mean():
     names = {"rouge-1": "rouge1", "rouge-2": "rouge2", "rouge-l": "rougeL", "rouge-lsum": "rougeLsum"}
     for ours, theirs in names.items():
         scorer = RougeScorer([theirs], use_stemmer=True)
-        expected = [
-            scorer.score_multi(gold, answer)[theirs].fmeasure for gold, answer in zip(rights, answers)
-        ]
+        expected = [scorer.score_multi(gold, answer)[theirs].fmeasure for gold, answer in zip(rights, answers)]
         assert METRICS[ours](rights, answers) == pytest.approx(sum(expected) / 3)
 
 
@@ -112,9 +110,7 @@ def write(path, rows):
 
 def loaded(tmp_path, rows, options="", name="mine.jsonl"):
     """The test rows of a file in which every row is of the test, and one is there for the others."""
-    path = write(
-        tmp_path / name, [row | {"split": split} for split in ("train", "dev", "test") for row in rows]
-    )
+    path = write(tmp_path / name, [row | {"split": split} for split in ("train", "dev", "test") for row in rows])
     return load_task(f"{path}{options}").splits["test"]
 
 
@@ -152,9 +148,7 @@ def test_kilts_records_are_read_and_rows_without_an_answer_are_counted(tmp_path)
     for card, metric in (("kilt-aida", "accuracy"), ("kilt-wow", "f1"), ("kilt-zero-shot-re", "accuracy")):
         task = load_task(f"{path}(card='{card}')")
         assert [row.answers for row in task.splits["test"]] == [["baker", "cook"]]
-        assert task.metric == metric and task.skipped == {
-            f"{s}: no answer": 1 for s in ("train", "dev", "test")
-        }
+        assert task.metric == metric and task.skipped == {f"{s}: no answer": 1 for s in ("train", "dev", "test")}
 
 
 def test_reasoning_in_both_of_its_published_forms(tmp_path):
@@ -185,8 +179,7 @@ def test_triviaqas_own_file(tmp_path):
     (tmp_path / "qa").mkdir()
     for name in ("unfiltered-web-train.json", "unfiltered-web-dev.json"):
         rows = [
-            {"Question": f"q{n}", "Answer": {"Value": "V", "Aliases": ["W"], "NormalizedValue": "v"}}
-            for n in range(30)
+            {"Question": f"q{n}", "Answer": {"Value": "V", "Aliases": ["W"], "NormalizedValue": "v"}} for n in range(30)
         ]
         (tmp_path / "qa" / name).write_text(json.dumps({"Data": rows, "Version": 1.0}), encoding="utf-8")
     task = load_task(f"{tmp_path}/qa(card='trivia-qa')")
@@ -195,8 +188,7 @@ def test_triviaqas_own_file(tmp_path):
 
 def test_answer_patterns(tmp_path):
     lines = [
-        f"{n}\tfactoid\tquestion {n}?\t{p}"
-        for n, p in enumerate([r"Oct(.|ober)?\s* 10|1954", r"N\. ?Y|(?=x)"] * 20)
+        f"{n}\tfactoid\tquestion {n}?\t{p}" for n, p in enumerate([r"Oct(.|ober)?\s* 10|1954", r"N\. ?Y|(?=x)"] * 20)
     ]
     for split in ("train", "test"):
         (tmp_path / f"curated-{split}.tsv").write_text("\n".join(lines), encoding="utf-8")
@@ -209,9 +201,7 @@ def test_answer_patterns(tmp_path):
     assert task.kind.further(task) == ["nats"]
     answers = [Answer("october 10th") for _ in task.splits["test"]]
     assert task.score("test", answers) == 0.5
-    with pytest.raises(
-        MaskwiseError, match="no metric for these answers; got rouge-l; allowed: pattern-match, nats"
-    ):
+    with pytest.raises(MaskwiseError, match="no metric for these answers; got rouge-l; allowed: pattern-match, nats"):
         load_task(f"{tmp_path}(card='curated-trec', metric='rouge-l')")
     (tmp_path / "curated-test.tsv").write_text("1\tfactoid\twho?\t(x", encoding="utf-8")
     with pytest.raises(MaskwiseError, match=r"row 1 of test .* no regular expression: missing \)"):
@@ -315,9 +305,7 @@ def test_a_hub_that_does_not_answer_is_one_line(monkeypatch):
         raise ConnectionError("Couldn't reach the Hub\nand more")
 
     monkeypatch.setattr(datasets, "load_dataset", offline)
-    with pytest.raises(
-        MaskwiseError, match=r"^cannot load data set 'hf:EdinburghNLP/xsum': Couldn't reach the Hub$"
-    ):
+    with pytest.raises(MaskwiseError, match=r"^cannot load data set 'hf:EdinburghNLP/xsum': Couldn't reach the Hub$"):
         load_task("xsum")
 
 
@@ -386,9 +374,7 @@ def test_questions_none_of_which_has_an_answer_are_one_line(tmp_path):
 def test_a_row_with_other_columns_is_named_with_those_that_it_has(tmp_path):
     rows = [{"question": f"who {n}", "answer": "a"} for n in range(40)]
     path = write(tmp_path / "asked.jsonl", [*rows, {"query": "who", "reply": "a"}])
-    with pytest.raises(
-        MaskwiseError, match=r"row 41 of all of .* has no column 'question'; got query, reply"
-    ):
+    with pytest.raises(MaskwiseError, match=r"row 41 of all of .* has no column 'question'; got query, reply"):
         load_task(path)
     with pytest.raises(MaskwiseError, match=r"unknown column of .* 'question'; allowed: query, reply"):
         load_task(f"{path}(card=nq-open)")
@@ -433,9 +419,7 @@ def test_a_tiny_model_learns_to_write_and_its_predictions_are_kept(tmp_path, tok
     assert record["score"] == 1.0 > record["majority"] == pytest.approx(1 / 3)
     assert set(record["others"]) == {"f1", "accuracy", "nats"} and 0 < record["others"]["nats"] < 1
     assert record["interval"] == [1.0, 1.0] and record["item_sd"] == 0
-    lines = [
-        json.loads(line) for line in (tmp_path / "out/seed-0/predictions.jsonl").read_text().splitlines()
-    ]
+    lines = [json.loads(line) for line in (tmp_path / "out/seed-0/predictions.jsonl").read_text().splitlines()]
     assert [line["input"] for line in lines] == [row.text for row in copying.splits["test"]]
     assert sum(line["score"] for line in lines) / len(lines) == pytest.approx(record["score"])
     assert {line["answer"] for line in lines} <= set(WORDS[:3]) and lines[0]["gold"] == ["red", "the red"]
@@ -447,9 +431,7 @@ def network(tokenizer, task, config=None):
     return task.kind.objective(model)
 
 
-def test_answers_do_not_depend_on_the_batch_and_nats_are_those_of_the_first_answer(
-    tokenizer, copying, monkeypatch
-):
+def test_answers_do_not_depend_on_the_batch_and_nats_are_those_of_the_first_answer(tokenizer, copying, monkeypatch):
     objective, data = network(tokenizer, copying), encode(copying, tokenizer, max_length=16)["test"]
     together = answer(objective, data)
     monkeypatch.setattr("maskwise.tasks.generation.EVAL_TOKENS", 1)
@@ -476,9 +458,7 @@ def test_in_every_epoch_one_of_the_right_answers_is_learned(tmp_path, tokenizer)
     seen: dict[str, list[list[str]]] = {}
     for epoch in range(8):
         settings = FinetuneSettings(epochs=8, batch_size=len(data["train"])).training(task, seed=3)
-        (batch,) = TaskSource(data["train"], settings).batches(
-            epoch, rank=0, ranks=1
-        )  # made anew, as after a stop
+        (batch,) = TaskSource(data["train"], settings).batches(epoch, rank=0, ranks=1)  # made anew, as after a stop
         (again,) = TaskSource(data["train"], settings).batches(epoch, rank=0, ranks=1)
         assert torch.equal(batch["labels"], again["labels"])
         texts, written = (
@@ -494,9 +474,7 @@ def test_in_every_epoch_one_of_the_right_answers_is_learned(tmp_path, tokenizer)
     assert [len(counts[n]) for n in range(3)] == [1, 2, 3]
     for n, counter in counts.items():  # five standard errors
         share, total = 1 / (n + 1), counter.total()
-        assert all(
-            abs(c - total * share) <= 5 * (total * share * (1 - share)) ** 0.5 for c in counter.values()
-        )
+        assert all(abs(c - total * share) <= 5 * (total * share * (1 - share)) ** 0.5 for c in counter.values())
     assert len({tuple(answers) for answers in seen.values()}) > 50
     other = TaskSource(data["train"], settings.model_copy(update={"seed": 4})).batches(0, rank=0, ranks=1)
     assert not torch.equal(
@@ -523,9 +501,7 @@ def test_what_is_cut_is_counted_and_said(tmp_path, tokenizer):
     rows = [{"input": " ".join(WORDS * 2), "output": "red " * n, "split": split}
             for split in ("train", "dev", "test") for n in (1, 2, 9)]  # fmt: skip
     task = load_task(f"{write(tmp_path / 'long.jsonl', rows)}(max_target=6)")
-    with pytest.warns(
-        UserWarning, match="long: train: texts .*; train: answers cut at 6 tokens: 1 of 3; dev"
-    ):
+    with pytest.warns(UserWarning, match="long: train: texts .*; train: answers cut at 6 tokens: 1 of 3; dev"):
         record = task_record(
             None, task, tokenizer=tokenizer, settings=FinetuneSettings(steps=1, max_length=16), seeds=[0],
             config=bart(tokenizer),
@@ -570,16 +546,14 @@ def test_models_that_cannot_write_are_refused_in_one_line(tmp_path, tokenizer, c
 
 def test_texts_that_are_longer_than_the_model_are_refused(tokenizer, copying):
     short = BartConfig.from_dict(bart(tokenizer).to_dict() | {"max_position_embeddings": 8})
-    with pytest.raises(
-        MaskwiseError, match="max_length is more than the model's positions; got 16; allowed: ≤ 8"
-    ):
+    with pytest.raises(MaskwiseError, match="max_length is more than the model's positions; got 16; allowed: ≤ 8"):
         network(tokenizer, copying, short)
 
 
 def test_an_encoder_is_refused_before_the_first_task_is_trained(tmp_path, tokenizer, copying):
-    AutoModel.from_config(
-        new_config("bert", tokenizer, 32, hidden_size=16, num_attention_heads=2)
-    ).save_pretrained(tmp_path)
+    AutoModel.from_config(new_config("bert", tokenizer, 32, hidden_size=16, num_attention_heads=2)).save_pretrained(
+        tmp_path
+    )
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(MaskwiseError, match="needs an encoder-decoder; got bert"):
         evaluate_tasks(tmp_path, ["banking77", f"{tmp_path}/colours.jsonl"], out=tmp_path / "out")
@@ -704,9 +678,7 @@ CARD_OF = {
     "summarization/legal_plain_english/*": "plain-english", "summarization/qmsum/*": "qmsum",
     "summarization/scitldr_a/*": "scitldr", "summarization/wiki_split/*": "wiki-split",
 }  # fmt: skip
-REFUSED = {
-    "kilt_like/lama/relations.jsonl": "unknown column of task .* 'sub_label'; allowed: description, label, "
-}
+REFUSED = {"kilt_like/lama/relations.jsonl": "unknown column of task .* 'sub_label'; allowed: description, label, "}
 
 
 @pytest.mark.slow

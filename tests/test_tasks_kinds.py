@@ -83,9 +83,7 @@ def test_metrics_of_numbers_and_classes_are_scipys_and_scikit_learns(seed):
     f1 = sklearn_metrics.f1_score(classes, given, average="macro", zero_division=0)
     assert METRICS["macro-f1"](classes, given) == pytest.approx(f1)
     assert METRICS["accuracy"](classes, given) == sklearn_metrics.accuracy_score(classes, given)
-    assert METRICS["matthews"](classes, given) == pytest.approx(
-        sklearn_metrics.matthews_corrcoef(classes, given)
-    )
+    assert METRICS["matthews"](classes, given) == pytest.approx(sklearn_metrics.matthews_corrcoef(classes, given))
 
 
 def test_a_constant_has_no_correlation():
@@ -155,9 +153,7 @@ def test_the_error_of_items_is_that_of_sentences_and_not_of_words():
     together = [[20 * right, 20] for right in rng.integers(0, 2, 400)]
     names = [str(n) for n in range(400)]
     assert error_of_items(alone, names) == pytest.approx(0.5 / 20, rel=0.1)  # binomial
-    assert error_of_items(together, names) == pytest.approx(
-        0.5 / 20, rel=0.1
-    )  # 8,000 words say no more than 400
+    assert error_of_items(together, names) == pytest.approx(0.5 / 20, rel=0.1)  # 8,000 words say no more than 400
     documents = [[right, 1] for right in rng.integers(0, 2, 100) for _ in range(4)]
     assert error_of_items(documents, [str(n // 4) for n in range(400)]) == pytest.approx(0.5 / 10, rel=0.1)
     assert error_of_items([[1, 1], [1, 1]], ["a", "b"]) == 0
@@ -176,9 +172,7 @@ def test_known_folders_need_no_arguments(tmp_path):
         lines = [f"main\tMSR\t2012\t{i}\t{i % 6 / 2}\tleft {i}\tright {i}" for i in range(12)]
         (stsb / f"sts-{split}.csv").write_text("\n".join([*lines, lines[0] + "\tsource\tmore"]) + "\n")
     head = "pair_ID\tsentence_A\tsentence_B\trelatedness_score\tentailment_judgment\n"
-    body = "".join(
-        f"{i}\ta {i}\tb {i}\t{1 + i % 4}.5\t{('NEUTRAL', 'ENTAILMENT')[i % 2]}\n" for i in range(12)
-    )
+    body = "".join(f"{i}\ta {i}\tb {i}\t{1 + i % 4}.5\t{('NEUTRAL', 'ENTAILMENT')[i % 2]}\n" for i in range(12))
     for split in ("train", "trial", "test"):
         (sick / f"SICK_{split}.txt").write_text(head + body)
     pairs = "".join(f"{i}\tp {i}\th {i}\t{('entailment', 'not_entailment')[i % 2]}\n" for i in range(60))
@@ -186,9 +180,7 @@ def test_known_folders_need_no_arguments(tmp_path):
         (rte / f"{split}.tsv").write_text("index\tsentence1\tsentence2\tlabel\n" + pairs)
     (rte / "test.tsv").write_text("index\tsentence1\tsentence2\n0\ta\tb\n")
     for end in ("pos", "neg"):
-        (mr / f"rt-polarity.{end}").write_bytes(
-            "".join(f"{end} caf\xe9 {i}\n" for i in range(60)).encode("latin-1")
-        )
+        (mr / f"rt-polarity.{end}").write_bytes("".join(f"{end} caf\xe9 {i}\n" for i in range(60)).encode("latin-1"))
 
     task = load_task(cola)
     assert (task.kind.name, task.metric, task.labels) == ("sequence-classification", "matthews", ("0", "1"))
@@ -262,14 +254,10 @@ def squad(paragraphs):
 
 def test_squad_json_and_the_hubs_columns_are_the_same_task(tmp_path):
     contexts = [f"the cat {i} sits in park {i} ." for i in range(60)]
-    rows = [
-        (c, [("where ?", f"park {i}", c.index("park")), ("what ?", "cat", 4)]) for i, c in enumerate(contexts)
-    ]
+    rows = [(c, [("where ?", f"park {i}", c.index("park")), ("what ?", "cat", 4)]) for i, c in enumerate(contexts)]
     (tmp_path / "s.json").write_text(json.dumps(squad(rows), indent=1))
     flat = [
-        {"context": c, "question": q, "answers": {"text": [t], "answer_start": [s]}}
-        for c, qs in rows
-        for q, t, s in qs
+        {"context": c, "question": q, "answers": {"text": [t], "answer_start": [s]}} for c, qs in rows for q, t, s in qs
     ]
     tasks = [load_task(tmp_path / "s.json"), load_task(write(tmp_path / "s.jsonl", flat))]
     assert tasks[0].fingerprint == tasks[1].fingerprint and tasks[0].kind.name == "question-answering"
@@ -360,11 +348,7 @@ def test_windows_hold_every_answer(tmp_path, kind, max_length):
     backend = train_tokenizer([TEXT * 30], kind=kind, vocab_size=320)
     data = encode(task, backend, max_length=max_length)["train"]
     rows = task.splits["train"]
-    assert (
-        data.lost == 0
-        and int(data.lengths.max()) <= max_length
-        and (len(data) > len(rows)) == (max_length < 100)
-    )
+    assert data.lost == 0 and int(data.lengths.max()) <= max_length and (len(data) > len(rows)) == (max_length < 100)
     marked = data.targets.any(1)
     assert set(data.question[marked].tolist()) == set(range(len(rows)))
     for window in marked.nonzero().flatten().tolist():
@@ -428,9 +412,7 @@ def test_question_loss_is_the_models_own(tmp_path, tokenizer):
 
 
 def test_choice_loss_is_the_models_own_and_choices_may_differ_in_number(tmp_path, tokenizer):
-    rows = [
-        {"question": "what is red", "choices": WORDS[: 2 + i % 3], "answer": i % 2, "n": i} for i in range(4)
-    ]
+    rows = [{"question": "what is red", "choices": WORDS[: 2 + i % 3], "answer": i % 2, "n": i} for i in range(4)]
     (tmp_path / "c").mkdir()
     for split in ("train", "dev", "test"):
         write(tmp_path / "c" / f"{split}.jsonl", rows)
@@ -632,9 +614,7 @@ def test_a_kind_that_writes_its_answers_is_one_class(tmp_path, tokenizer, monkey
     ]  # fmt: skip
     task = load_task(write(tmp_path / "words.jsonl", rows), kind="next-word")
     settings = FinetuneSettings(steps=2, precision="no", max_length=16)
-    record = task_record(
-        None, task, tokenizer=tokenizer, settings=settings, seeds=range(1), config=tiny(tokenizer)
-    )
+    record = task_record(None, task, tokenizer=tokenizer, settings=settings, seeds=range(1), config=tiny(tokenizer))
     assert record["task_kind"] == "next-word" and record["metric"] == "exact-match"
     assert record["score"] == record["others"]["f1"] == 1.0 and record["majority"] == 0.0
 

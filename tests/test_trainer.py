@@ -44,13 +44,9 @@ def arguments(folder: Path, **more: Any) -> TrainingArguments:
     return TrainingArguments(output_dir=str(folder), **{**plain, **more})
 
 
-def trainer(
-    net: Any, args: TrainingArguments, *, masker: mw.Masker | None = None, **more: Any
-) -> mw.MaskingTrainer:
+def trainer(net: Any, args: TrainingArguments, *, masker: mw.Masker | None = None, **more: Any) -> mw.MaskingTrainer:
     # Bernoulli: micro-batches and ranks differ in their number of targets.
-    masker = masker or mw.Masker(
-        tokenizer(), policy="whole-word", ratio=0.3, budget="bernoulli", min_targets=0
-    )
+    masker = masker or mw.Masker(tokenizer(), policy="whole-word", ratio=0.3, budget="bernoulli", min_targets=0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         made = mw.MaskingTrainer(net, args, masker=masker, **{"train_dataset": DATA, **more})
@@ -96,9 +92,7 @@ class Watching(mw.MaskingTrainer):
     def __init__(self, *args: Any, **more: Any):
         super().__init__(*args, **more)
         self.steps: list[Any] = []
-        self.model.register_forward_pre_hook(
-            lambda _, args, kwargs: self.seen.append(set(kwargs)), with_kwargs=True
-        )
+        self.model.register_forward_pre_hook(lambda _, args, kwargs: self.seen.append(set(kwargs)), with_kwargs=True)
         self.seen: list[set[str]] = []
         self.raw: list[Any] = []
 
@@ -131,9 +125,7 @@ def test_masks_are_made_for_the_exact_step_with_layers_and_ids(workers: int, tmp
         again = masker(
             [DATA[int(i)] for i in rows["example_id"]], step=when["step"], total_steps=7, epoch=when["epoch"]
         )
-        assert torch.equal(inputs["input_ids"], again.input_ids) and torch.equal(
-            inputs["labels"], again.labels
-        )
+        assert torch.equal(inputs["input_ids"], again.input_ids) and torch.equal(inputs["labels"], again.labels)
         assert when["total_steps"] == 7
     for first, second in zip(made.steps[0::2], made.steps[1::2], strict=True):
         targets = sum(int((inputs["labels"] != IGNORE).sum()) for inputs, _ in (first, second))
@@ -145,16 +137,12 @@ def test_masks_are_made_for_the_exact_step_with_layers_and_ids(workers: int, tmp
 def test_evaluation_has_fixed_masks_and_weighs_every_target(tmp_path: Path) -> None:
     """The same masks and loss for any batch size and after training; the mean over all targets."""
     masker = mw.Masker(tokenizer(), ratio="linear(0.5, 0.1)", budget="bernoulli")
-    fixed = mw.Masker(
-        tokenizer(), ratio=0.3, corruption="mask-only", budget="bernoulli", min_targets=0, seed=9
-    )
+    fixed = mw.Masker(tokenizer(), ratio=0.3, corruption="mask-only", budget="bernoulli", min_targets=0, seed=9)
     net = model("bert")
     batch = fixed([HELD_OUT[i] for i in range(12)], epoch=0)
     expected = net.eval()(**batch)
     for size in (5, 12):
-        args = arguments(
-            tmp_path, per_device_eval_batch_size=size, eval_strategy="steps", eval_steps=1, max_steps=2
-        )
+        args = arguments(tmp_path, per_device_eval_batch_size=size, eval_strategy="steps", eval_steps=1, max_steps=2)
         made = trainer(net, args, masker=masker, evaluation_masker=fixed, eval_dataset=HELD_OUT)
         assert made.evaluate()["eval_loss"] == pytest.approx(expected.loss.item(), rel=1e-5)
     before = {name: p.clone() for name, p in net.state_dict().items()}
@@ -216,9 +204,7 @@ def test_streams_get_masks_by_step(tmp_path: Path) -> None:
 
 
 def test_a_batch_without_targets_is_no_nan(tmp_path: Path) -> None:
-    made = trainer(
-        model("bert"), arguments(tmp_path), masker=mw.Masker(tokenizer(), ratio=0.0), eval_dataset=HELD_OUT
-    )
+    made = trainer(model("bert"), arguments(tmp_path), masker=mw.Masker(tokenizer(), ratio=0.0), eval_dataset=HELD_OUT)
     made.train()
     assert logged(made) == [{"loss": 0.0, "grad_norm": 0.0}] * 3
     assert made.evaluate()["eval_loss"] == 0.0
@@ -267,9 +253,7 @@ def test_the_head_sees_the_targets_alone(architecture: str, tmp_path: Path) -> N
     """Where maskwise knows the head: the logits of a training step are those of the targets."""
     more = {"embedding_size": 16} if architecture == "convbert" else {}
     masker, rows = mw.Masker(tokenizer(), ratio=0.3), [DATA[i] for i in range(8)]
-    run = trainer(
-        model(architecture, **more), arguments(tmp_path, max_steps=1), masker=masker, train_dataset=rows
-    )
+    run = trainer(model(architecture, **more), arguments(tmp_path, max_steps=1), masker=masker, train_dataset=rows)
     shapes = []
     run.model.register_forward_hook(lambda _m, _i, output: shapes.append(tuple(output["logits"].shape)))
     batch = masker(rows, epoch=0)
@@ -332,9 +316,7 @@ def test_stepped_dataset_in_the_stock_trainer_is_reproducible(tmp_path: Path) ->
         def get_train_dataloader(self) -> Any:
             sampler = mw.StepBatchSampler(len(DATA), batch_size=16, epochs=2)
             collate = mw.MaskingCollator(masker, total_steps=len(sampler))
-            return torch.utils.data.DataLoader(
-                mw.SteppedDataset(DATA), batch_sampler=sampler, collate_fn=collate
-            )
+            return torch.utils.data.DataLoader(mw.SteppedDataset(DATA), batch_sampler=sampler, collate_fn=collate)
 
     args = arguments(tmp_path, remove_unused_columns=False, max_steps=6)
     targets = []

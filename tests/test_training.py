@@ -85,9 +85,7 @@ def close(a: dict[str, Any], b: dict[str, Any], *, rel: float) -> None:
 
 
 def same(a: Any, b: Any) -> bool:
-    return all(
-        torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True)
-    )
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
 
 
 # --- settings, the learning rate, optimisers
@@ -149,9 +147,7 @@ def test_the_rate_stays_at_its_peak_before_it_falls(step, decay, share, factor) 
 )
 def test_every_course_of_the_rate(decay: str, steps: int, warmup: float, share: float | None) -> None:
     """It is above 0 and at most 1, it makes no jump, and it falls once it has risen."""
-    course = [
-        rate_factor(step, steps, warmup=warmup, decay=decay, decay_share=share) for step in range(steps)
-    ]
+    course = [rate_factor(step, steps, warmup=warmup, decay=decay, decay_share=share) for step in range(steps)]
     assert min(course) > 0 and max(course) <= 1
     falls_over = (share or (COOLDOWN if decay == "wsd" else 1.0)) * steps
     most = 1 / max(1.0, warmup * steps) + max(2 / falls_over, math.sqrt(1 / falls_over)) + 1e-9
@@ -166,9 +162,7 @@ BLOCKS = {
     "distilbert": r"distilbert\.transformer\.layer\.\d\.(attention\.(q|k|v|out)_lin|ffn\.lin[12])",
     "modernbert": r"model\.layers\.\d\.(attn\.(Wqkv|Wo)|mlp\.(Wi|Wo))",
 }
-BLOCKS["roberta"], BLOCKS["electra"] = (
-    BLOCKS["bert"].replace("bert", name, 1) for name in ("roberta", "electra")
-)
+BLOCKS["roberta"], BLOCKS["electra"] = (BLOCKS["bert"].replace("bert", name, 1) for name in ("roberta", "electra"))
 BLOCKS["albert"] = (
     r"albert\.encoder\.albert_layer_groups\.0\.albert_layers\.0\.(attention\.(query|key|value|dense)|ffn|ffn_output)"
 )
@@ -221,9 +215,7 @@ def test_every_parameter_has_one_optimiser_and_vectors_no_decay() -> None:
 
 
 def test_muon_needs_blocks() -> None:
-    with pytest.raises(
-        MaskwiseError, match=r"optimizer muon is for the matrices .* got Linear; use optimizer: adamw"
-    ):
+    with pytest.raises(MaskwiseError, match=r"optimizer muon is for the matrices .* got Linear; use optimizer: adamw"):
         Optimizers(torch.nn.Linear(3, 3), settings(optimizer="muon"))
     frozen = model("bert")
     frozen.requires_grad_(False)
@@ -329,9 +321,7 @@ def test_states_need_not_stand_at_lines_of_metrics(more: dict[str, Any], tmp_pat
         resumed, again = run(tmp_path / str(stop), save_every=3, **every)
         assert again["resumed_at"] == (stop - 1) // 3 * 3
         assert same(whole, resumed) and lines(tmp_path / str(stop)) == lines(tmp_path / "whole")
-        assert [again[k] for k in ("loss", "tokens", "targets")] == [
-            facts[k] for k in ("loss", "tokens", "targets")
-        ]
+        assert [again[k] for k in ("loss", "tokens", "targets")] == [facts[k] for k in ("loss", "tokens", "targets")]
 
 
 def test_stopped_again_and_again(tmp_path: Path) -> None:
@@ -345,9 +335,7 @@ def test_stopped_again_and_again(tmp_path: Path) -> None:
     assert same(whole, resumed) and lines(tmp_path / "cut") == lines(tmp_path / "whole")
 
 
-def test_a_damaged_state_is_skipped_with_a_message(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_damaged_state_is_skipped_with_a_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     whole, _ = run(tmp_path / "whole", save_every=2)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "cut", stop=9, save_every=2)
@@ -365,9 +353,7 @@ def test_a_damaged_state_is_skipped_with_a_message(
 def test_states_of_another_run_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, stop=5, save_every=2)
-    wrong = (
-        r"resume/step-00000004 is of a run with other settings; got steps 14 \(was 12\); give a new folder"
-    )
+    wrong = r"resume/step-00000004 is of a run with other settings; got steps 14 \(was 12\); give a new folder"
     with pytest.raises(MaskwiseError, match=wrong):
         run(tmp_path, save_every=2, steps=14)
     run(tmp_path, save_every=2, accumulate=2)
@@ -467,9 +453,7 @@ def test_a_checkpoint_does_not_know_whether_there_was_a_network(tmp_path: Path) 
         tools[offline].init_kwargs |= {"local_files_only": offline}
         save_checkpoint(tmp_path / str(offline), model("bert"), tools[offline])
     assert damage(tmp_path / "True") is None
-    assert (tmp_path / "True" / "manifest.json").read_bytes() == (
-        tmp_path / "False" / "manifest.json"
-    ).read_bytes()
+    assert (tmp_path / "True" / "manifest.json").read_bytes() == (tmp_path / "False" / "manifest.json").read_bytes()
 
 
 def save_checkpoint_of(folder: Path) -> Path:
@@ -486,12 +470,7 @@ def test_without_states_a_run_starts_anew(tmp_path: Path) -> None:
 def test_metrics_have_the_documented_fields(tmp_path: Path) -> None:
     _, facts = run(tmp_path, eval_every=0)
     found = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    text = (
-        (Path(__file__).parents[1] / "docs" / "files.md")
-        .read_text()
-        .split("### metrics.jsonl")[1]
-        .split("```")[1]
-    )
+    text = (Path(__file__).parents[1] / "docs" / "files.md").read_text().split("### metrics.jsonl")[1].split("```")[1]
     train_keys, eval_keys = (set(re.findall(r'"(\w+)":', part)) for part in text.split('{"kind": "eval"'))
     assert all(line.keys() | line["speed"].keys() == train_keys for line in found[:-1])
     assert [x["step"] for x in found] == [2, 4, 6, 8, 10, 12, 12]
@@ -592,9 +571,7 @@ def test_what_is_not_finite_is_an_error_and_leaves_no_state(
     objective = Wrong(model("bert"))
     objective.loss, objective.slope = loss, slope
     chosen = settings(log_every=1, save_every=1)
-    with pytest.raises(
-        MaskwiseError, match=f"the {what} is not finite at step 1; got nan; lower the learning rate"
-    ):
+    with pytest.raises(MaskwiseError, match=f"the {what} is not finite at step 1; got nan; lower the learning rate"):
         train(objective, MaskedSource(DATA, Masker(tokenizer()), chosen), chosen, folder=tmp_path, quiet=True)
     assert not (tmp_path / "resume").exists()
 
@@ -606,9 +583,7 @@ def test_batch_size_must_be_divisible() -> None:
 
 
 def test_a_corpus_smaller_than_a_batch_is_refused() -> None:
-    with pytest.raises(
-        MaskwiseError, match="smaller than one batch; got 40 rows; allowed: at least batch_size = 64"
-    ):
+    with pytest.raises(MaskwiseError, match="smaller than one batch; got 40 rows; allowed: at least batch_size = 64"):
         run(batch_size=64)
 
 
@@ -633,18 +608,12 @@ def test_source_is_a_function_of_seed_and_step() -> None:
     assert ids(7) == first[7], "nothing before matters"
     for epoch in (first[:5], first[5:10]):
         assert sorted(i for step in epoch for part in step for i in part) == list(range(40))
-    assert (
-        first[:5] != first[5:10]
-        and first[0][0] + first[0][1] == permutation(40, seed=0, epoch=0)[:8].tolist()
-    )
+    assert first[:5] != first[5:10] and first[0][0] + first[0][1] == permutation(40, seed=0, epoch=0)[:8].tolist()
     halves = [ids(3, rank, 2) for rank in range(2)]
     for part in range(2):
         assert halves[0][part] + halves[1][part] == first[3][part]
     ratio = [float(source.batches(step, rank=0, ranks=1)[0].ratio[0]) for step in (0, 6, 11)]
-    assert (
-        ratio == pytest.approx([masker.ratio(step, 12) for step in (0, 6, 11)])
-        and ratio[0] > ratio[1] > ratio[2]
-    )
+    assert ratio == pytest.approx([masker.ratio(step, 12) for step in (0, 6, 11)]) and ratio[0] > ratio[1] > ratio[2]
 
 
 def test_held_out_has_fixed_masks_and_the_right_reference() -> None:
@@ -652,17 +621,14 @@ def test_held_out_has_fixed_masks_and_the_right_reference() -> None:
     torch.testing.assert_close(log_unigram.exp().sum(), torch.tensor(1.0))
     assert float(log_unigram[FIRST]) == pytest.approx(math.log(4 / (5 + 4 * 20 + 2 * 20)))
     maskers = {
-        kind: Masker(tokenizer(), policy=kind, ratio=0.3, corruption="mask-only")
-        for kind in ("token", "whole-word")
+        kind: Masker(tokenizer(), policy=kind, ratio=0.3, corruption="mask-only") for kind in ("token", "whole-word")
     }
     held_out = HeldOut(HELD_OUT, maskers, log_unigram, rows=20, batch_size=8)
     objective = MaskedLanguageModelling(model("bert").eval())
     with torch.no_grad():
         first, second = held_out(objective), held_out(objective)
         assert first == second
-        for a, b in zip(
-            first, HeldOut(HELD_OUT, maskers, log_unigram, rows=20, batch_size=3)(objective), strict=True
-        ):
+        for a, b in zip(first, HeldOut(HELD_OUT, maskers, log_unigram, rows=20, batch_size=3)(objective), strict=True):
             close(a, b, rel=1e-6)
         chosen = torch.arange(20) * 24 // 20
         for line, (kind, masker) in zip(first, maskers.items(), strict=True):
@@ -683,9 +649,7 @@ def test_a_tiny_model_learns_the_language(tmp_path: Path) -> None:
     )
     log_unigram = log_frequencies(counts(data))
     fields = {
-        k: v
-        for k, v in config("modernbert", hidden_size=32).to_dict().items()
-        if k in ("hidden_size", "layer_types")
+        k: v for k, v in config("modernbert", hidden_size=32).to_dict().items() if k in ("hidden_size", "layer_types")
     }
     fields |= {
         "num_hidden_layers": 2,
@@ -698,9 +662,7 @@ def test_a_tiny_model_learns_the_language(tmp_path: Path) -> None:
     held_out = HeldOut(HELD_OUT, {"token": Masker(tokenizer(), corruption="mask-only")}, log_unigram)
     with torch.no_grad():
         before = held_out(objective)[0]
-    assert before["loss"] == pytest.approx(before["unigram"], abs=0.25), (
-        "the output bias starts at the frequencies"
-    )
+    assert before["loss"] == pytest.approx(before["unigram"], abs=0.25), "the output bias starts at the frequencies"
     source = MaskedSource(data, Masker(tokenizer(), ratio=0.3, corruption="mask-only"), chosen)
     train(objective, source, chosen, folder=tmp_path, evaluate=lambda step: held_out(objective), quiet=True)
     after = lines(tmp_path)[-1]
@@ -721,17 +683,13 @@ def test_new_models_are_a_function_of_their_seed() -> None:
         assert fresh.max_position_embeddings == 17 and most_tokens(fresh) == 16
     with pytest.raises(MaskwiseError, match=r"unknown architecture 'bret'.*did you mean 'bert'"):
         new_config("bret", tokenizer(), 16)
-    with pytest.raises(
-        MaskwiseError, match=r"unknown bert model setting 'hiden_size'.*did you mean 'hidden_size'"
-    ):
+    with pytest.raises(MaskwiseError, match=r"unknown bert model setting 'hiden_size'.*did you mean 'hidden_size'"):
         new_config("bert", tokenizer(), 16, hiden_size=3)
     with pytest.raises(MaskwiseError, match="there is no model or tokenizer in '/nowhere'"):
         load_model("/nowhere")
 
 
-@pytest.mark.parametrize(
-    "architecture", [name for name in ARCHITECTURES if name != "eurobert"]
-)  # has no such bias
+@pytest.mark.parametrize("architecture", [name for name in ARCHITECTURES if name != "eurobert"])  # has no such bias
 def test_the_output_bias_starts_at_the_log_frequencies(architecture: str) -> None:
     """In every architecture, and it survives tying: a fresh model's loss is about the unigram loss."""
     log_unigram = torch.linspace(-9.0, 0.0, FIRST + WORDS).log_softmax(0)

@@ -43,9 +43,7 @@ def study(seeds: int, **more: Any) -> Study:
 
 
 def test_the_diagonal_and_the_rest_by_hand() -> None:
-    flat = [
-        {**record, "score": dict(zip("abc", SCORES[record["arm"]]))[record["task"]]} for record in records(2)
-    ]
+    flat = [{**record, "score": dict(zip("abc", SCORES[record["arm"]]))[record["task"]]} for record in records(2)]
     rows = {(row["arm"], row["outcome"]): row for row in summarise(flat, study(2))["contrasts"]}  # type: ignore[arg-type]
     assert rows["own-task", "tasks"]["natural"]["mean"] == pytest.approx((0.5 + 0.5 + 0.6) / 3)
     rest = ((0.4 + 0.1) / 2 - 0.1, (0.5 + 0.2) / 2 - 0.2, (0.3 + 0.3) / 2 - 0.3)
@@ -81,9 +79,7 @@ def test_a_run_that_failed_is_left_out_of_both_sides() -> None:
 def test_the_recipe_says_what_each_arm_learned_from() -> None:
     recipe = read_recipe("transfer")
     learned = learned_from(recipe)
-    assert (
-        list(learned) == ["from-jobs", "from-universities", "from-causes"] and len(set(learned.values())) == 3
-    )
+    assert list(learned) == ["from-jobs", "from-universities", "from-causes"] and len(set(learned.values())) == 3
     assert recipe.study.pairs == [("own-task", "random"), ("other-tasks", "random")]
     one = read_recipe("transfer", ["study.arms={random: {}, from-jobs: {masking.policy: learned}}"])
     with pytest.raises(MaskwiseError, match="two of the study's tasks"):

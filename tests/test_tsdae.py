@@ -34,16 +34,11 @@ def test_most_tokens_are_deleted_and_the_whole_text_is_written() -> None:
     whole = [len(row["input_ids"]) - 2 for row in encode(tokenizer, TEXTS)]
     assert sum(left) < 0.7 * sum(whole)
     for row, text in zip(batch.labels, TEXTS):
-        assert (
-            tokenizer.decode([token for token in row.tolist() if token >= 0], skip_special_tokens=True)
-            == text
-        )
+        assert tokenizer.decode([token for token in row.tolist() if token >= 0], skip_special_tokens=True) == text
     outcome = one(batch)
     assert int(outcome.targets) == int((batch.labels >= 0).sum())
     outcome.loss.backward()
-    assert all(
-        p.grad is not None for name, p in one.named_parameters() if "cls." not in name and p.requires_grad
-    )
+    assert all(p.grad is not None for name, p in one.named_parameters() if "cls." not in name and p.requires_grad)
 
 
 def test_no_token_is_told_itself() -> None:

@@ -91,9 +91,7 @@ def test_the_share_of_a_gain_is_that_of_the_mean_gains_over_pairs():
 def test_without_tasks_the_share_is_of_held_out_loss():
     study, _ = study_of(SHARED)
     records = [
-        heldout_record(arm, seed, "token", 5 - score)
-        for arm in SHARED
-        for seed, score in enumerate(SHARED[arm])
+        heldout_record(arm, seed, "token", 5 - score) for arm in SHARED for seed, score in enumerate(SHARED[arm])
     ]
     meta, _ = summarise(records, study | {"share": ("oracle", "random")})["shares"]
     gains = {arm: np.mean(SHARED[arm]) - np.mean(SHARED["random"]) for arm in SHARED}
@@ -109,11 +107,7 @@ def test_there_is_no_share_of_nothing():
         assert "adds nothing to" in row["sentence"]
     study, records = study_of({arm: scores[:1] for arm, scores in SHARED.items()})
     meta, _ = summarise(records, study | {"share": ("oracle", "random")})["shares"]
-    assert (
-        meta["share"] == pytest.approx(0.6 / 0.7)
-        and meta["low"] is None
-        and "no interval" in meta["sentence"]
-    )
+    assert meta["share"] == pytest.approx(0.6 / 0.7) and meta["low"] is None and "no interval" in meta["sentence"]
 
 
 def test_a_difference_that_is_decided_is_not_equal_however_small():
@@ -139,9 +133,7 @@ def test_equal_needs_six_pairs_settings_chosen_alike_and_more_than_chance():
 
 def test_below_six_runs_at_most_suggests_and_no_p():
     for runs in (2, 3, 5):
-        study, records = study_of(
-            {"token-15": [0.5 + 0.001 * i for i in range(runs)], "token-30": [0.9] * runs}
-        )
+        study, records = study_of({"token-15": [0.5 + 0.001 * i for i in range(runs)], "token-30": [0.9] * runs})
         (row,) = rows_of(summarise(records, study))
         assert (row["verdict"], row["reason"], row["p"]) == ("suggests", "few-runs", None)
         assert row["low"] > 0 and row["p_adjusted"] is None
@@ -225,9 +217,7 @@ def test_the_plateau_is_judged_on_the_arms_own_kind_of_mask():
         assert rows_of(summary, outcome)[0]["reason"] == "different-units"
     assert rows_of(summary)[0]["verdict"] != "void"
 
-    stuck = [
-        r | {"loss": 6.0} if r.get("masks") == "whole-word" and "whole" in r["arm"] else r for r in records
-    ]
+    stuck = [r | {"loss": 6.0} if r.get("masks") == "whole-word" and "whole" in r["arm"] else r for r in records]
     summary = summarise(stuck, study)
     assert summary["arms"]["whole-word-15"]["plateau"]
     assert {(row["verdict"], row["better"]) for row in summary["contrasts"]} == {("void", None)}
@@ -304,9 +294,7 @@ def test_pre_training_itself_can_be_a_contrast():
     study["contrasts"] = [["token-15", "no-pretraining"]]
     summary = summarise(make_records(study, {}), study)
     assert {row["outcome"] for row in summary["contrasts"]} == {"tasks", "task-0", "task-1"}
-    assert (
-        rows_of(summary)[0]["better"] == "arm" and len(summary["references"]["task-0"]["no-pretraining"]) == 3
-    )
+    assert rows_of(summary)[0]["better"] == "arm" and len(summary["references"]["task-0"]["no-pretraining"]) == 3
 
 
 def test_secondary_outcomes_never_decide_but_a_single_task_is_the_primary_one():

@@ -20,9 +20,7 @@ def test_the_first_crossing(goal, at):
     assert crossing([1, 2, 3, 4], [0.4, 0.5, 0.5, 0.6], goal) == pytest.approx(at)
 
 
-def summary_of(
-    rates: dict[str, list[float]], *, runs: int = 4, lost: tuple[str, int, float] | None = None
-) -> dict:
+def summary_of(rates: dict[str, list[float]], *, runs: int = 4, lost: tuple[str, int, float] | None = None) -> dict:
     """A run with a share f of the steps scores .2 + rate · f; `rates` by arm and seed; `lost` is a failed one."""
     study = make_study(runs=runs, arms=dict.fromkeys(rates, 0), tasks=1)
     records = run_facts(study)
@@ -31,9 +29,7 @@ def summary_of(
             for f in LENGTHS:
                 more = {} if f == 1 else {"fraction": f}
                 if (arm, seed, f) == lost:
-                    records.append(
-                        {"kind": "failure", "arm": arm, "seed": seed, "stage": "x", "error": "x", **more}
-                    )
+                    records.append({"kind": "failure", "arm": arm, "seed": seed, "stage": "x", "error": "x", **more})
                     continue
                 records.append(score_record(arm, seed, "task-0", 0.2 + rate * f, **more))
                 cost = {key: value * f for key, value in COST.items()}
@@ -42,9 +38,7 @@ def summary_of(
 
 
 def by_steps(summary: dict) -> dict:
-    (row,) = (
-        r for r in summary["efficiency"]["time_to_quality"] if r["by"] == "steps" and r["outcome"] == "tasks"
-    )
+    (row,) = (r for r in summary["efficiency"]["time_to_quality"] if r["by"] == "steps" and r["outcome"] == "tasks")
     return row
 
 
@@ -66,9 +60,7 @@ def test_time_to_quality_is_interpolated_per_seed():
 
 def test_seeds_that_never_get_there_stay_in():
     row = by_steps(summary_of({"token-15": [0.3] * 4, "token-30": [0.6, 0.4, 0.2, 0.1]}))
-    assert (row["n"], row["not_reached"]) == (4, 2) and row[
-        "share"
-    ] == "not reached"  # the middle of two and two
+    assert (row["n"], row["not_reached"]) == (4, 2) and row["share"] == "not reached"  # the middle of two and two
     assert row["low"] == pytest.approx(0.5) and row["high"] == "not reached"
     row = by_steps(summary_of({"token-15": [0.3] * 3, "token-30": [0.6, 0.4, 0.2]}, runs=3))
     assert row["share"] == pytest.approx(0.75) and row["high"] == "not reached" and "75 %" in row["method"]
@@ -90,9 +82,7 @@ def test_companions_are_never_pooled_with_full_runs():
     rates = {"token-15": [0.3, 0.32, 0.28, 0.3], "token-30": [0.4, 0.43, 0.38, 0.39]}
     with_companions = summary_of(rates)
     study = make_study(runs=4, arms=dict.fromkeys(rates, 0), tasks=1)
-    full = [
-        score_record(a, s, "task-0", 0.2 + r) for a, by_seed in rates.items() for s, r in enumerate(by_seed)
-    ]
+    full = [score_record(a, s, "task-0", 0.2 + r) for a, by_seed in rates.items() for s, r in enumerate(by_seed)]
     without = summarise(full + run_facts(study), study)
     assert with_companions["contrasts"] == without["contrasts"]
     assert without["efficiency"]["time_to_quality"] == []

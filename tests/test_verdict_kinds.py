@@ -48,9 +48,7 @@ def test_a_mixture_of_words_is_not_on_the_plateau_for_its_token_masks() -> None:
     }
     study = {"baseline": "a", "seeds": [0, 1], "arms": arms, "tasks": {}, "contrasts": [["b", "a"]]}
     losses = {"token": 6.8, "whole-word": 4.3}
-    records = [
-        heldout(arm, seed, masks, loss) for arm in "ab" for seed in (0, 1) for masks, loss in losses.items()
-    ]
+    records = [heldout(arm, seed, masks, loss) for arm in "ab" for seed in (0, 1) for masks, loss in losses.items()]
     summary = summarise(records, study)
     assert not summary["arms"]["a"]["plateau"] and summary["arms"]["a"]["gap_nats"] == pytest.approx(1.7)
     primary = [row["outcome"] for row in summary["contrasts"] if row["primary"]]
@@ -120,10 +118,7 @@ def test_a_study_of_points_and_nats_has_no_mean_in_either() -> None:
         "test_items": 400,
         "classes": 10,
     }
-    arms = {
-        name: {"policy": "token", "ratio": "0.3", "overrides": {}, "units": "token"}
-        for name in ("base", "arm")
-    }
+    arms = {name: {"policy": "token", "ratio": "0.3", "overrides": {}, "units": "token"} for name in ("base", "arm")}
     nats = facts | {"metric": "nats", "majority": None}
     study = {
         "baseline": "base",

@@ -130,9 +130,7 @@ def test_comparability_follows_from_units_and_not_from_the_name_of_the_policy(un
     study = make_study(runs=3, arms=dict.fromkeys(CLEAR, 0), tasks=0)
     for (name, facts), unit in zip(study["arms"].items(), units, strict=True):
         facts |= {"units": unit, "policy": "weighted" if not comparable else f"policy of {name}"}
-    records = [
-        heldout_record(a, s, "token", 4.0 + 0.1 * s * (a == "token-15")) for a in CLEAR for s in range(3)
-    ]
+    records = [heldout_record(a, s, "token", 4.0 + 0.1 * s * (a == "token-15")) for a in CLEAR for s in range(3)]
     (row,) = summarise([*records, *run_facts(study)], study)["contrasts"]
     assert (row["reason"] != "different-units") is comparable
 
@@ -143,9 +141,7 @@ def test_unmatched_compute_is_said_by_quantity_and_the_verdict_stands():
     facts += [cost_record("token-30", seed, **double) for seed in range(8)]
     row = judged(records=facts)
     assert row["verdict"] == "decided" and codes(row) == ["significant", "unmatched-compute"]
-    assert row["compute"]["matched"] and row["reasons"][1]["ratios"] == pytest.approx(
-        {"targets": 2, "flops": 1.2}
-    )
+    assert row["compute"]["matched"] and row["reasons"][1]["ratios"] == pytest.approx({"targets": 2, "flops": 1.2})
     row = judged(records=facts, match={"by": "targets", "arms": {}})
     assert reason(row, "unmatched-compute")["ratios"]["targets"] == 2 and not row["compute"]["matched"]
     within = [r | {"targets": 1.04 * r["targets"]} if r["kind"] == "cost" else r for r in facts]
@@ -189,9 +185,7 @@ def test_missing_runs():
     row = judged(seven, more=[failure])
     assert row["verdict"] == "decided" and codes(row) == ["significant", "missing-runs"]
     assert reason(row, "missing-runs")["missing"] == 1 and reason(row, "missing-runs")["planned"] == 8
-    none = judged(
-        {"token-15": CLEAR["token-15"], "token-30": []}, more=[failure | {"seed": s} for s in range(8)]
-    )
+    none = judged({"token-15": CLEAR["token-15"], "token-30": []}, more=[failure | {"seed": s} for s in range(8)])
     assert (none["verdict"], none["reason"]) == ("void", "missing-runs")
 
 
@@ -319,9 +313,6 @@ def test_evaluations_are_outcomes_with_their_own_chance_and_direction():
 def test_seeds_and_ratios_must_be_whole():
     with pytest.raises(MaskwiseError, match=r"seed.*; got 9"):
         judged(more=[score_record("token-15", 9, "task-0", 0.5)])
-    part = [
-        heldout_record("token-15", s, "token", 4.0) | {"ratio": r}
-        for s, r in ((0, 0.15), (0, 0.4), (1, 0.15))
-    ]
+    part = [heldout_record("token-15", s, "token", 4.0) | {"ratio": r} for s, r in ((0, 0.15), (0, 0.4), (1, 0.15))]
     with pytest.raises(MaskwiseError, match=r"held-out ratio was measured in some runs only.*seed 1"):
         judged(more=part)

@@ -35,9 +35,7 @@ ALIKE = [0.51, 0.51, 0.52, 0.52, 0.51, 0.51, 0.52, 0.51]
 GATED = {"random": BASE, "oracle": BETTER, "method": [x - 0.02 for x in BETTER]}
 
 
-def study_of(
-    scores: dict[str, list[float]], *, facts: bool = True, **changes: Any
-) -> tuple[dict, list[dict]]:
+def study_of(scores: dict[str, list[float]], *, facts: bool = True, **changes: Any) -> tuple[dict, list[dict]]:
     """One task, one line per run."""
     study = make_study(runs=max(map(len, scores.values())), arms=dict.fromkeys(scores, 0), tasks=1, **changes)
     records = [score_record(arm, s, "task-0", x) for arm, runs in scores.items() for s, x in enumerate(runs)]
@@ -207,17 +205,13 @@ def test_of_many_secondary_rows_only_those_are_shown_that_chance_does_not_explai
 
 def test_the_weights_of_looks_are_spent_once():
     assert sum(look_weights([6, 12, 18])) == pytest.approx(1)
-    assert look_weights([10, 20])[0] == pytest.approx(
-        0.1115, abs=1e-4
-    )  # 2 − 2 Φ(1.96 / √.5) = .00557, of .05
+    assert look_weights([10, 20])[0] == pytest.approx(0.1115, abs=1e-4)  # 2 − 2 Φ(1.96 / √.5) = .00557, of .05
 
 
 def test_planned_looks_share_one_error_whichever_of_them_decides():
     early = [0.1 + 0.001 * i for i in range(10)]  # clear at the first look, noise at the second
     late = [(-1) ** i * 0.2 + 0.003 * i for i in range(10)]
-    study, records = study_of(
-        {"token-15": [0.5] * 20, "token-30": [0.5 + x for x in early + late]}, looks=[10, 20]
-    )
+    study, records = study_of({"token-15": [0.5] * 20, "token-30": [0.5 + x for x in early + late]}, looks=[10, 20])
     (row,) = primaries(summarise(records, study)).values()
     first, last = sign_flip_test(early), sign_flip_test(early + late)
     weights = look_weights([10, 20])
@@ -264,12 +258,8 @@ def test_runs_that_are_added_without_a_plan_are_no_proof(looked, looks, verdict)
 
 
 def test_a_folder_remembers_at_how_many_runs_it_had_a_verdict(tmp_path):
-    study = make_study(runs=8) | {
-        "recipe": {"training": {"steps": 10}, "study": {"arms": {"a": {}}, "seeds": 8}}
-    }
-    before = make_study(runs=6) | {
-        "recipe": {"training": {"steps": 10}, "study": {"arms": {"a": {}}, "seeds": 6}}
-    }
+    study = make_study(runs=8) | {"recipe": {"training": {"steps": 10}, "study": {"arms": {"a": {}}, "seeds": 8}}}
+    before = make_study(runs=6) | {"recipe": {"training": {"steps": 10}, "study": {"arms": {"a": {}}, "seeds": 6}}}
     write_json(tmp_path / "study.json", before)
     assert "looked" not in so_far(tmp_path, study)  # it had no verdict yet
     write_json(tmp_path / "summary.json", {})
@@ -388,9 +378,7 @@ def test_a_study_that_can_never_decide_is_told_so_at_once():
 def test_with_noise_the_smallest_effect_and_the_runs_are_named():
     (one, _) = prospects_of(recipe_of(seeds=10, noise=0.02, margin=0.01))
     alpha = attainable_level(10, 0.025)
-    assert one["unit"] == "points" and one["detectable"] == pytest.approx(
-        detectable_difference(2.0, 10, 0.8, alpha)
-    )
+    assert one["unit"] == "points" and one["detectable"] == pytest.approx(detectable_difference(2.0, 10, 0.8, alpha))
     assert one["margin_runs"] == runs_to_decide(0.02, 0.01, alpha=0.025) > 30
     assert any("takes" in line for line in prospect_lines([one]))
 
@@ -402,9 +390,7 @@ def test_an_earlier_study_tells_the_noise(tmp_path):
     write_lines(tmp_path / "records.jsonl", make_records(study, arms))
     for recipe, folder in ((recipe_of(seeds=8), tmp_path), (recipe_of(seeds=8, noise=str(tmp_path)), None)):
         first, second = prospects_of(recipe, folder)
-        assert (
-            0 < first["noise"] < 2 and first["noise"] != second["noise"] and "5 runs" in first["noise_from"]
-        )
+        assert 0 < first["noise"] < 2 and first["noise"] != second["noise"] and "5 runs" in first["noise_from"]
     assert prospects_of(recipe_of(seeds=8), tmp_path / "nowhere")[0]["noise"] is None
     with pytest.raises(MaskwiseError, match="names a folder without a study"):
         prospects_of(recipe_of(seeds=8, noise=str(tmp_path / "nowhere")))

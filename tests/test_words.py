@@ -60,9 +60,7 @@ def _byte_level(*, prefix: bool, trim: bool) -> Tokenizer:
 
 
 def _unigram(normalizer=None) -> Tokenizer:
-    trainer = trainers.UnigramTrainer(
-        vocab_size=110, special_tokens=SPECIAL, unk_token="[UNK]", show_progress=False
-    )
+    trainer = trainers.UnigramTrainer(vocab_size=110, special_tokens=SPECIAL, unk_token="[UNK]", show_progress=False)
     return _trained(models.Unigram(), trainer, pre_tokenizers.Metaspace(), normalizer=normalizer)
 
 
@@ -199,9 +197,7 @@ def test_words_are_whole_in_every_family(family, text):
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.lists(
-        st.sampled_from(
-            [*"ab京はé €.'🏽👩🇩\u0301\u200d\ufe0f\u200b\u00a0\n ", "  ", "the", " mat", "ครับ", "½", "ﬁ"]
-        ),
+        st.sampled_from([*"ab京はé €.'🏽👩🇩\u0301\u200d\ufe0f\u200b\u00a0\n ", "  ", "the", " mat", "ครับ", "½", "ﬁ"]),
         max_size=14,
     ).map("".join)
 )
@@ -293,9 +289,7 @@ def test_encode(tokenizer):
     assert all(row["word_ids"][0] == row["word_ids"][-1] == -1 for row in rows)
     assert max(rows[0]["word_ids"]) == 3 and len(rows[0]["attention_mask"]) == len(rows[0]["input_ids"])
     assert rows[0]["example_id"] == encode(tokenizer, ["x", "The cat sat."])[1]["example_id"]
-    assert len({row["example_id"] for row in rows}) == 3 and all(
-        0 <= row["example_id"] < 2**63 for row in rows
-    )
+    assert len({row["example_id"] for row in rows}) == 3 and all(0 <= row["example_id"] < 2**63 for row in rows)
     assert [row["example_id"] for row in encode(tokenizer, ["a", "b"], ids=[7, 8])] == [7, 8]
     assert encode(tokenizer, []) == []
 

@@ -73,12 +73,7 @@ def test_another_option_gives_another_world(world):
 
 
 def test_words_stand_for_one_thing_each():
-    names = [
-        word.lower()
-        for kind, words in lexicon().items()
-        for word in words
-        if kind not in (*SAME_WORDS, "cause")
-    ]
+    names = [word.lower() for kind, words in lexicon().items() for word in words if kind not in (*SAME_WORDS, "cause")]
     assert len(set(names)) == len(names) and all(re.fullmatch("[a-z]+|19[0-5][0-9]", name) for name in names)
 
 
@@ -212,9 +207,7 @@ def test_no_text_of_the_causal_world_states_an_effect():
     world = CausalWorld(texts=50)
     for _, text in world.documents():
         for sentence in text.split(". "):
-            assert not (
-                set(lexicon()["crop"]) & set(sentence.split()) and {"more", "less"} & set(sentence.split())
-            )
+            assert not (set(lexicon()["crop"]) & set(sentence.split()) and {"more", "less"} & set(sentence.split()))
 
 
 def test_answers_of_the_causal_world_follow_from_the_question():
@@ -251,9 +244,7 @@ def test_noise_turns_that_share_of_the_causal_answers_round_and_nothing_else():
 
 def test_a_world_has_one_spelling():
     assert str(read_world("factworld(seed=0,  people=300)")) == "factworld"
-    assert CorpusSettings(source="factworld(others=true, people=40)").source == (
-        "factworld(people=40, others=True)"
-    )
+    assert CorpusSettings(source="factworld(others=true, people=40)").source == ("factworld(people=40, others=True)")
     assert read_world("texts.jsonl") is None and read_world(["a list"]) is None
 
 
@@ -331,9 +322,7 @@ def test_answers_of_several_tokens_end_with_a_separator(tmp_path):
 def test_an_encoder_learns_to_answer_at_the_mask(architecture, world, tokenizer, tmp_path):
     """It is asked again what it was told in training: the questions of test are those of train."""
     rows = world.questions()["train"][:8]
-    spec = qa_file(
-        tmp_path / "qa.jsonl", [{**row, "split": s} for s in ("train", "dev", "test") for row in rows]
-    )
+    spec = qa_file(tmp_path / "qa.jsonl", [{**row, "split": s} for s in ("train", "dev", "test") for row in rows])
     config = new_config(
         architecture, tokenizer, 16, hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
         intermediate_size=64,

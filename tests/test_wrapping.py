@@ -180,8 +180,7 @@ class NoWaiting(TorchDispatchMode):
         name = func.overloadpacket.__name__
         asks = name in ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "equal")
         masks = name.startswith("index") and any(
-            isinstance(i, torch.Tensor) and i.dtype == torch.bool
-            for i in (args[1] if len(args) > 1 else ()) or ()
+            isinstance(i, torch.Tensor) and i.dtype == torch.bool for i in (args[1] if len(args) > 1 else ()) or ()
         )
         assert not asks and not masks, f"the host waits for {func}"
         return func(*args, **(kwargs or {}))
@@ -282,9 +281,7 @@ def packed() -> tuple[Any, Rows]:
     return own, Rows.of(read_pieces(tokenise(documents, own), tokenizer=own, length=48), "packed")
 
 
-@pytest.mark.parametrize(
-    "kind", ["mlm", "clm", "diffusion", "tsdae", "rtd", "sbo", "atd", "dtd", "cse", "denoise"]
-)
+@pytest.mark.parametrize("kind", ["mlm", "clm", "diffusion", "tsdae", "rtd", "sbo", "atd", "dtd", "cse", "denoise"])
 @pytest.mark.parametrize("architecture", ["bert", "modernbert"])
 def test_a_step_on_a_device_without_values(kind: str, architecture: str, packed: tuple[Any, Any]) -> None:
     """Packed rows go to torch's meta device as they do to an accelerator: whoever asks for a value, or mixes devices,

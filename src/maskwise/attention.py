@@ -138,12 +138,7 @@ def attend(
 def _can_be_ragged(query: Tensor, options: dict[str, Any]) -> bool:
     """Whether torch's attention over documents of variable length can be used."""
     half = query.dtype in (torch.float16, torch.bfloat16)
-    return (
-        query.device.type == "cuda"
-        and half
-        and not options.get("dropout")
-        and options.get("position_bias") is None
-    )
+    return query.device.type == "cuda" and half and not options.get("dropout") and options.get("position_bias") is None
 
 
 def _ragged(
@@ -161,9 +156,7 @@ def _ragged(
     most = documents.ids.shape[1]  # an upper bound that needs no wait for the device
     side = -1 if window is None else window - 1
     sides = (side, 0 if causal else side)
-    out = varlen_attn(
-        query, key, value, ends, ends, most, most, scale=options.get("scaling"), window_size=sides
-    )
+    out = varlen_attn(query, key, value, ends, ends, most, most, scale=options.get("scaling"), window_size=sides)
     assert isinstance(out, Tensor)
     return out.view(shape)
 

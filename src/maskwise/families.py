@@ -56,9 +56,7 @@ class Adapter:
         """(B, L, H): what the prediction head reads, at the places of the labels."""
         return self.encoder(model)(**inputs).last_hidden_state
 
-    def apart(
-        self, model: PreTrainedModel, inputs: Mapping[str, Tensor], documents: Tensor
-    ) -> dict[str, Any]:
+    def apart(self, model: PreTrainedModel, inputs: Mapping[str, Tensor], documents: Tensor) -> dict[str, Any]:
         """The inputs (B, L) of packed rows whose ``documents`` (B, L) are read one by one; see ``attention``."""
         separate(model)
         read = Documents(documents)
@@ -143,9 +141,7 @@ ENCODERS: Mapping[str, Adapter] = {
     "camembert": Adapter(lambda m, h: m.lm_head(h), counts_from_pad=True, separates=True),
     "mpnet": Adapter(lambda m, h: m.lm_head(h), counts_from_pad=True),
     "albert": Adapter(lambda m, h: m.predictions(h), separates=True),
-    "distilbert": Adapter(
-        lambda m, h: m.vocab_projector(m.vocab_layer_norm(m.activation(m.vocab_transform(h))))
-    ),
+    "distilbert": Adapter(lambda m, h: m.vocab_projector(m.vocab_layer_norm(m.activation(m.vocab_transform(h))))),
     "electra": Adapter(lambda m, h: m.generator_lm_head(m.generator_predictions(h)), separates=True),
     "modernbert": Adapter(lambda m, h: m.decoder(m.head(h)), separates=True),
     "eurobert": Adapter(lambda m, h: m.lm_head(h), separates=True),
@@ -156,9 +152,7 @@ ENCODERS: Mapping[str, Adapter] = {
 """The encoders that differ from ``Adapter()``, by ``config.model_type``."""
 
 ENCODER_DECODERS: Mapping[str, EncoderDecoder] = {
-    "bart": EncoderDecoder(
-        lambda m, h: m.lm_head(h) + m.final_logits_bias, starts_with="eos", separates=True
-    ),
+    "bart": EncoderDecoder(lambda m, h: m.lm_head(h) + m.final_logits_bias, starts_with="eos", separates=True),
     "t5": EncoderDecoder(_scaled, separates=True),
 }
 """Those whose head maskwise knows, by ``config.model_type``; the others give their own logits."""
@@ -188,9 +182,7 @@ def start_token(config: PreTrainedConfig) -> int:
     """
     start = getattr(config, "decoder_start_token_id", None)
     if start is None:
-        do = (
-            "set decoder_start_token_id in its config.json (T5 starts with the padding token, BART with </s>)"
-        )
+        do = "set decoder_start_token_id in its config.json (T5 starts with the padding token, BART with </s>)"
         raise MaskwiseError(f"this {config.model_type} model has no start token for its decoder", do=do)
     return int(start)
 
@@ -205,9 +197,7 @@ def decoder_inputs(config: PreTrainedConfig, labels: Tensor, documents: Tensor |
         MaskwiseError: the configuration names no start token; targets longer than the decoder's positions.
     """
     start, room, longest = start_token(config), most_tokens(config), labels.shape[1]
-    if (
-        documents is not None and longest > room
-    ):  # looked at only here: on an accelerator the host has to wait for it
+    if documents is not None and longest > room:  # looked at only here: on an accelerator the host has to wait for it
         longest = int(Documents(documents).positions.max()) + 1
     if longest > room:
         do = "lower corpus.length, or take targets of masked spans only"

@@ -122,9 +122,7 @@ class Inspected:
 
     def as_dict(self) -> dict[str, Any]:
         pieces = [piece.as_dict() for piece in self.shown.pieces]
-        facts = {
-            name: text for name in ("source", "target", "written") if (text := getattr(self.shown, name))
-        }
+        facts = {name: text for name in ("source", "target", "written") if (text := getattr(self.shown, name))}
         counts = {"whole_words": self.shown.whole, "words_in_part": self.shown.parts}
         entry = {"policy": self.policy, "text": self.text, "ratio": self.shown.ratio}
         return {**entry, **counts, "pieces": pieces, **facts, **({"note": self.note} if self.note else {})}
@@ -178,10 +176,7 @@ def inspect_text(
     if layer := getattr(corruption(settings["corruption"]), "layer", None):
         needs.setdefault(layer, f"corruption {settings['corruption']}")
     made_for = {
-        layer: maker
-        for spec in specs
-        for maker in policy(spec).annotators()
-        for layer in annotator(maker).layers
+        layer: maker for spec in specs for maker in policy(spec).annotators() for layer in annotator(maker).layers
     }
     grouped = {made.layer for spec in specs if isinstance(made := policy(spec), GroupWeighted)}
     for layer, user in needs.items():
@@ -201,9 +196,7 @@ def inspect_text(
         for maker in dict.fromkeys(made_for.values()):
             layers |= _annotated_layers(maker, tools, plain)
         for spec, masker in maskers.items():
-            shown = show_masks(
-                masker, tools, plain, step=step, total_steps=total_steps, layers=layers, model=network
-            )
+            shown = show_masks(masker, tools, plain, step=step, total_steps=total_steps, layers=layers, model=network)
             inspected.append(Inspected(spec, plain, shown))
     return inspected
 
@@ -220,9 +213,7 @@ def text_layers(
             layers[name] = span_layer(text, sentence_spans(text), offsets)
         elif name == "frequency":
             texts = _bundled_texts()
-            counts = Counter(
-                token for ids in tokenizer(texts, add_special_tokens=False)["input_ids"] for token in ids
-            )
+            counts = Counter(token for ids in tokenizer(texts, add_special_tokens=False)["input_ids"] for token in ids)
             layers[name] = [counts[token] for token in encoded["input_ids"]]
         elif name in ANNOTATED and not spans:
             layers |= _annotated_layers(name, tokenizer, text)
@@ -283,9 +274,7 @@ def render_masks(inspected: Iterable[Inspected], *, colours: bool = True) -> Ren
             parts.append(Padding(Text.assemble(("reads   ", "dim"), reads), (0, 0, 0, 2)))
             parts.append(Padding(Text.assemble(("writes  ", "dim"), writes), (0, 0, 1, 2)))
         if entry.shown.written:
-            parts.append(
-                Padding(Text.assemble(("model   ", "dim"), visible(entry.shown.written)), (0, 0, 1, 2))
-            )
+            parts.append(Padding(Text.assemble(("model   ", "dim"), visible(entry.shown.written)), (0, 0, 1, 2)))
     return Group(*parts)
 
 

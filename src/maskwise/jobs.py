@@ -374,9 +374,7 @@ class RayPool(Pool[Task, Result]):
             if node["Alive"] and node["Resources"].get("CPU")
         }
         ready, _ = self.ray.wait(list(asked), num_returns=len(asked), timeout=PROBE_SECONDS)
-        failures = [
-            (asked[reference]["NodeManagerAddress"], self._outcome(reference)[1]) for reference in ready
-        ]
+        failures = [(asked[reference]["NodeManagerAddress"], self._outcome(reference)[1]) for reference in ready]
         for node, failure in failures:
             if failure and not failure.passing:
                 raise MaskwiseError(f"the Ray node {node} cannot do the work: {failure.error}")

@@ -261,18 +261,14 @@ def check_memory(config: PreTrainedConfig, auto: Any = None) -> None:
     here = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if 4 * weights > here:
         got, allowed = f"{weights:,} weights, {weights / 2.5e8:,.0f} GB", f"{here / 1e9:,.0f} GB"
-        raise MaskwiseError(
-            "the model does not fit into memory", got=got, allowed=allowed, do="make it smaller"
-        )
+        raise MaskwiseError("the model does not fit into memory", got=got, allowed=allowed, do="make it smaller")
 
 
 def _start_bias(model: PreTrainedModel, log_unigram: Tensor | None) -> None:
     bias = getattr(model.get_output_embeddings(), "bias", None)
     if bias is None:  # ESM keeps it beside the output embeddings
         bias = getattr(getattr(model, "lm_head", None), "bias", None)
-    if (
-        log_unigram is not None and bias is None and hasattr(model, "final_logits_bias")
-    ):  # BART's, (1, V), is fixed
+    if log_unigram is not None and bias is None and hasattr(model, "final_logits_bias"):  # BART's, (1, V), is fixed
         bias = model.get_buffer("final_logits_bias")[0]
         # The decoder also writes tokens that no text has, such as separators: they begin as an average word does.
         log_unigram = torch.where(log_unigram == log_unigram.min(), log_unigram.mean(), log_unigram)
@@ -343,9 +339,7 @@ def task_config(start: str | Path | PreTrainedConfig, labels: Mapping[str, Any])
     return config
 
 
-def load_task_model(
-    name: str | Path | None, config: PreTrainedConfig, *, head: str, seed: int
-) -> PreTrainedModel:
+def load_task_model(name: str | Path | None, config: PreTrainedConfig, *, head: str, seed: int) -> PreTrainedModel:
     """A checkpoint with a new head for a task (also in place of one of another size), in float32, or random weights.
 
     Args:

@@ -73,13 +73,11 @@ def show_masks(
     """
     row = {**encode(tokenizer, [text], max_length=max_length)[0], **(layers or {})}
     batch = masker([row], step=step, total_steps=total_steps, epoch=epoch)
-    offsets = tokenizer(
-        text, return_offsets_mapping=True, truncation=max_length is not None, max_length=max_length
-    )["offset_mapping"]
+    offsets = tokenizer(text, return_offsets_mapping=True, truncation=max_length is not None, max_length=max_length)[
+        "offset_mapping"
+    ]
     corruption: Any = masker.corruption
-    permutes = isinstance(
-        corruption, PermuteSentences
-    )  # a token's place then says nothing of how it is shown
+    permutes = isinstance(corruption, PermuteSentences)  # a token's place then says nothing of how it is shown
     keeps = corruption.keeps_length and not permutes
     chosen_state = "kept" if permutes and corruption.inner is None else "masked"
     pieces, end = [], 0

@@ -31,9 +31,7 @@ class Call:
     written: str = field(default="", compare=False, repr=False)
 
     def __str__(self) -> str:
-        inside = [_show(a) for a in self.args] + [
-            f"{key}={_show(value)}" for key, value in self.kwargs.items()
-        ]
+        inside = [_show(a) for a in self.args] + [f"{key}={_show(value)}" for key, value in self.kwargs.items()]
         return f"{self.name}({', '.join(inside)})" if inside else self.name
 
 
@@ -149,9 +147,7 @@ def split_calls(text: str) -> list[str]:
 _WITH_OPTIONS = re.compile(r"(?P<name>.+?)\((?P<options>.*)\)$")
 
 
-def read_options(
-    spec: str, reader: Callable[..., object], *, kind: str, example: str
-) -> tuple[str, dict[str, object]]:
+def read_options(spec: str, reader: Callable[..., object], *, kind: str, example: str) -> tuple[str, dict[str, object]]:
     """``"ud-pos(train_rows=300)"`` as a name and the options of ``reader``, a function of that name. The name may be a
     path, and a file that is called ``a(1).csv`` has no options.
 

@@ -167,9 +167,7 @@ class MaskingTrainer(Trainer):
     ) -> Any:
         """As in ``Trainer``, but the loss is the mean over targets, not over batches."""
         self._evaluated = (0.0, 0)
-        output = super().evaluation_loop(
-            dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
-        )
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         total, targets = self._evaluated
         means = {"loss": total / max(1, targets), "targets": targets}
         named = {f"{metric_key_prefix}_{name}": value for name, value in means.items()}
@@ -229,11 +227,7 @@ class MaskingTrainer(Trainer):
             del inputs["labels"]  # a decoder reads them; any other model would only compute its own loss
         where = (labels != IGNORE).nonzero()
         row, column = where.unbind(1)
-        with (
-            contextlib.nullcontext()
-            if everywhere or self._decodes
-            else states_at(self.model, row, column) as few
-        ):
+        with contextlib.nullcontext() if everywhere or self._decodes else states_at(self.model, row, column) as few:
             outputs = model(**inputs)
         logits = outputs["logits"] if few else outputs["logits"][row, column]
         losses = cross_entropy(

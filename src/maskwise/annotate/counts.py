@@ -75,9 +75,7 @@ def words_of(texts: Sequence[str]) -> Words:
     start = np.flatnonzero(word_starts(kinds))
     # A word ends at the first white space behind it, or where the next one begins.
     white = np.flatnonzero(is_white(kinds))
-    end = np.minimum(
-        np.append(start[1:], len(joined)), np.append(white, len(joined))[np.searchsorted(white, start)]
-    )
+    end = np.minimum(np.append(start[1:], len(joined)), np.append(white, len(joined))[np.searchsorted(white, start)])
     folded = fold(joined)
     codes = _codes(folded)
     text = np.searchsorted(base, start, side="right") - 1
@@ -203,9 +201,7 @@ class Table:
         if not self._waiting:
             return
         new, self._waiting = [(self._keys, self._counts), *self._waiting], []
-        self._keys, self._counts = summed(
-            np.concatenate([k for k, _ in new]), np.concatenate([n for _, n in new])
-        )
+        self._keys, self._counts = summed(np.concatenate([k for k, _ in new]), np.concatenate([n for _, n in new]))
         if len(self._keys) > self.limit:
             half = self.limit // 2  # so that pruning is rare
             least = int(np.partition(self._counts, len(self._counts) - half)[len(self._counts) - half])
@@ -226,11 +222,7 @@ def summed(keys: Keys, counts: Ints | None = None) -> tuple[Keys, Ints]:
 
 
 def _firsts(ordered: Keys) -> Ints:
-    return (
-        np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))
-        if len(ordered)
-        else np.zeros(0, dtype=np.int64)
-    )
+    return np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1])) if len(ordered) else np.zeros(0, dtype=np.int64)
 
 
 def find(keys: Keys, wanted: Keys) -> Ints:
@@ -277,9 +269,7 @@ def read_table(path: Path, *columns: str) -> dict[str, Any]:
         do = "give the folder that maskwise annotate has filled (OUT/fitted/NAME-…)"
         raise MaskwiseError(f"cannot read {path}: {error}", do=do) from None
     if missing := set(columns) - set(table.column_names):
-        raise MaskwiseError(
-            f"{path} lacks columns", got=", ".join(table.column_names), allowed=", ".join(missing)
-        )
+        raise MaskwiseError(f"{path} lacks columns", got=", ".join(table.column_names), allowed=", ".join(missing))
     return {
         name: column.to_pylist() if pa.types.is_string(column.type) else column.to_numpy()
         for name, column in zip(table.column_names, table.columns)

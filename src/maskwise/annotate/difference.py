@@ -73,9 +73,7 @@ class Difference(WordWeights):
         if anchors < 1 or min_documents < 1:
             got = f"anchors={anchors}, min_documents={min_documents}"
             raise MaskwiseError("difference: settings must be at least 1", got=got)
-        super().__init__(
-            table, general=general, anchors=anchors, min_documents=min_documents, vectors=vectors
-        )
+        super().__init__(table, general=general, anchors=anchors, min_documents=min_documents, vectors=vectors)
         self._general, self._anchors, self._min_documents, self._vectors = (
             general,
             anchors,
@@ -116,16 +114,12 @@ class Difference(WordWeights):
             weights = nearest(vectors_of(names, Path(self._vectors)), chosen)
         mean = float((weights * counts).sum() / counts.sum())
         if not mean > 0:
-            raise MaskwiseError(
-                f"no anchor has a vector in {self._vectors}", got=", ".join(names[i] for i in chosen)
-            )
+            raise MaskwiseError(f"no anchor has a vector in {self._vectors}", got=", ".join(names[i] for i in chosen))
         facts = {
             "words": target.table.total, "general_words": general.table.total, "general": self._general,
             "anchors": [names[i] for i in chosen], "vectors": self._vectors,
         }  # fmt: skip
-        return self._save(
-            folder, {"word": names, "weight": weights / mean, "score": scores, "count": counts}, facts
-        )
+        return self._save(folder, {"word": names, "weight": weights / mean, "score": scores, "count": counts}, facts)
 
 
 def _vocabulary(corpus: Iterable[Words]) -> Vocabulary:
@@ -200,9 +194,7 @@ def _from_text(words: Sequence[str], path: Path) -> Matrix:
         do = "give a UTF-8 text file with a word and its numbers on each line, or a checkpoint folder"
         raise MaskwiseError(f"cannot read vectors from {path}: {error}", do=do) from None
     if len({len(vector) for vector in vector_at.values()}) != 1:
-        raise MaskwiseError(
-            f"{path} has no vectors of one length for the words of the corpus", got=len(vector_at)
-        )
+        raise MaskwiseError(f"{path} has no vectors of one length for the words of the corpus", got=len(vector_at))
     vectors = np.zeros((len(words), len(next(iter(vector_at.values())))), dtype=np.float32)
     vectors[list(vector_at)] = np.stack(list(vector_at.values()))
     return vectors

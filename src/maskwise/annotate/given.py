@@ -73,18 +73,14 @@ class Prompt:
 
     def __init__(self, until: str = "\n", *, last: bool = False):
         if not until:
-            raise MaskwiseError(
-                "annotator prompt: until is a text", got=repr(until), do="say prompt(until='?')"
-            )
+            raise MaskwiseError("annotator prompt: until is a text", got=repr(until), do="say prompt(until='?')")
         self.until, self.last = until, last
         self.version = digest("prompt", 1, until, last)
 
     def annotate(self, texts: list[str]) -> list[dict[str, CharSpans]]:
         layer = self.layers["prompt"]
         ends = [(text.rfind if self.last else text.find)(self.until) for text in texts]
-        return [
-            {"prompt": CharSpans.of([] if end < 0 else [(0, end + len(self.until))], layer)} for end in ends
-        ]
+        return [{"prompt": CharSpans.of([] if end < 0 else [(0, end + len(self.until))], layer)} for end in ends]
 
 
 class Known:
@@ -183,9 +179,7 @@ class Function:
 
     name = "function"
 
-    def __init__(
-        self, place: str, *, kind: Kind = "spans", labels: tuple[str, ...] = (), layer: str | None = None
-    ):
+    def __init__(self, place: str, *, kind: Kind = "spans", labels: tuple[str, ...] = (), layer: str | None = None):
         if kind not in ("spans", "categorical", "weight") or (kind == "categorical") > bool(labels):
             allowed = "spans, categorical (with labels) or weight"
             raise MaskwiseError(f"function {place}: kind", got=f"{kind}, labels {labels}", allowed=allowed)
@@ -216,8 +210,7 @@ class Function:
                 raise MaskwiseError(f"function {self._place}: a label", got=span[2], allowed=allowed)
         if layer.labels:
             spans = [
-                (start, end, self._codes.get(label, 0) if isinstance(label, str) else 0)
-                for start, end, label in spans
+                (start, end, self._codes.get(label, 0) if isinstance(label, str) else 0) for start, end, label in spans
             ]
         return CharSpans.of(spans, layer)
 

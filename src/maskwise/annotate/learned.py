@@ -222,9 +222,7 @@ def score_words(policy: PolicyModel, texts: list[str], *, spans: int = 5) -> Wor
     piece_S, first_S, more_S, score_S = best_spans(chance, spans)
     first_S = first_S + np.searchsorted(piece_W, piece_S)
     span_edges = np.searchsorted(text_W[first_S], np.arange(len(texts) + 1))
-    return WordScores(
-        windows.start, windows.end, weight_W, first_S, first_S + more_S, score_S, edges, span_edges
-    )
+    return WordScores(windows.start, windows.end, weight_W, first_S, first_S + more_S, score_S, edges, span_edges)
 
 
 def span_chances(first_PW: Floats, last_PW: Floats, *, longest: int) -> Floats:

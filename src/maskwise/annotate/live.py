@@ -64,6 +64,4 @@ def require_live(spec: str, maker: Annotator) -> None:
         name, option = maker.name, "vocabulary" if maker.name == "phrases" else "table"
         do = f"count in a part of it (maskwise annotate PART --with {name} --out DIR) and name what was counted: "
         do += f'{name}({option}="DIR/fitted/{name}-…"); or leave out corpus.stream'
-        raise MaskwiseError(
-            f"layers of {spec} need the whole corpus, and a stream is not read beforehand", do=do
-        )
+        raise MaskwiseError(f"layers of {spec} need the whole corpus, and a stream is not read beforehand", do=do)

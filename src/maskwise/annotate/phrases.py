@@ -206,9 +206,7 @@ class Matcher:
             raise MaskwiseError("a phrase has no punctuation", got=words.name(int(np.argmin(words.plain))))
         lengths = np.bincount(words.text, minlength=len(phrases))
         first = np.cumsum(lengths) - lengths
-        self._keys = {
-            n: np.unique(_gram_keys(words.key, n)[first[lengths == n]]) for n in np.unique(lengths) if n > 1
-        }
+        self._keys = {n: np.unique(_gram_keys(words.key, n)[first[lengths == n]]) for n in np.unique(lengths) if n > 1}
 
     def find(self, texts: list[str]) -> list[CharSpans]:
         """The phrases of each text."""
@@ -236,8 +234,7 @@ class Matcher:
         at_phrases = words._replace(text=words.text[at])
         ends = words.end[at + length_at[at] - 1]
         return [
-            CharSpans(*spans)
-            for spans in at_phrases.split(words.start[at].astype(np.int32), ends.astype(np.int32))
+            CharSpans(*spans) for spans in at_phrases.split(words.start[at].astype(np.int32), ends.astype(np.int32))
         ]
 
 
@@ -363,9 +360,7 @@ def _pairs(ids: Ints) -> Keys:
     return np.where((ids >= 0) & (behind >= 0), keys, np.where(ids == -2, _DOCUMENT, _BORDER))
 
 
-def _identify(
-    corpus: Spill, table: Table, folder: Path, min_count: int, min_documents: int
-) -> tuple[Spill, Level]:
+def _identify(corpus: Spill, table: Table, folder: Path, min_count: int, min_documents: int) -> tuple[Spill, Level]:
     """The n-grams that are frequent, and the corpus with their ids in place of their keys."""
     frequent = table.counts > min_count
     keys, counts = table.keys[frequent], table.counts[frequent]
@@ -374,9 +369,7 @@ def _identify(
         # A document lies in one block, so distinct pairs of document and n-gram can be counted block by block.
         number, place = np.cumsum(block == _DOCUMENT), find(keys, block)
         frequent_here = place >= 0
-        pairs, _ = summed(
-            (number[frequent_here].astype(np.uint64) << _HALF) | place[frequent_here].astype(np.uint64)
-        )
+        pairs, _ = summed((number[frequent_here].astype(np.uint64) << _HALF) | place[frequent_here].astype(np.uint64))
         documents += np.bincount((pairs & _LOW).astype(np.int64), minlength=len(keys))
     kept = documents >= min_documents
     keys = keys[kept]

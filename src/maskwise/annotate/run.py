@@ -178,17 +178,13 @@ def annotate_corpus(
         for each in wanted:
             stored = [facts[number, each.asked] for number in range(len(shards))]
             notice = getattr(each.annotator, "notice", None)
-            entry, summary["words"] = add_up(
-                [part for part in stored if part], each.annotator.layers, notice=notice
-            )
+            entry, summary["words"] = add_up([part for part in stored if part], each.annotator.layers, notice=notice)
             summary["annotators"][each.asked] = entry
         write_json(out / "summary.json", summary)
         parts = [each.part for each in wanted]
         kept = _kept(before, parts) if before and before.corpus == corpus else []
         total = summary["documents"], summary["characters"]
-        manifest = Manifest(
-            documents.name, corpus, *total, (*kept, *parts), tuple(shard.key for shard in shards)
-        )
+        manifest = Manifest(documents.name, corpus, *total, (*kept, *parts), tuple(shard.key for shard in shards))
         write_whole(out / MANIFEST, manifest.to_json())
         _remove_unnamed(out, manifest)
     return summary
@@ -246,9 +242,7 @@ def _fitted(wanted: _Wanted, corpus: str, documents: Documents, out: Path, bar: 
             (partial / FIT).write_text(text, encoding="utf-8")
 
         write_folder(folder, fill)
-    spec = json.loads((folder / FIT).read_text(encoding="utf-8"))["spec"].replace(
-        "{folder}", repr(str(folder))
-    )
+    spec = json.loads((folder / FIT).read_text(encoding="utf-8"))["spec"].replace("{folder}", repr(str(folder)))
     return _Wanted(wanted.asked, spec, annotator(spec))
 
 
@@ -282,9 +276,7 @@ def _require_nothing_lost(
     same_source = documents.name == before.source != UNNAMED
     if not same_source and not {shard.key for shard in shards} & set(before.shards):
         got = f"{before.documents:,} documents of {before.source}"
-        raise MaskwiseError(
-            f"--out {out} holds the layers of another corpus", got=got, do="give a new folder"
-        )
+        raise MaskwiseError(f"--out {out} holds the layers of another corpus", got=got, do="give a new folder")
     lost = _kept(before, [each.part for each in wanted])
     if lost:
         layers = ", ".join(name for part in lost for name in part.layers)
@@ -303,9 +295,7 @@ def _kept(before: Manifest, new: Sequence[Part]) -> list[Part]:
 
 
 def _files_of(manifest: Manifest) -> set[str]:
-    return {
-        file_name(part.name, part.version, key) for part in manifest.annotators for key in manifest.shards
-    }
+    return {file_name(part.name, part.version, key) for part in manifest.annotators for key in manifest.shards}
 
 
 def _remove_unnamed(out: Path, manifest: Manifest) -> None:

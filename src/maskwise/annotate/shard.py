@@ -112,9 +112,7 @@ def _cut(maker: Annotator, texts: Sequence[str]) -> tuple[Cuts, list[str]]:
     return cuts, [text[start:end] for text, own in zip(texts, cuts) for start, end in own]
 
 
-def _whole(
-    maker: Annotator, spans_of_parts: Iterable[dict[str, CharSpans]], cuts: Cuts
-) -> list[dict[str, CharSpans]]:
+def _whole(maker: Annotator, spans_of_parts: Iterable[dict[str, CharSpans]], cuts: Cuts) -> list[dict[str, CharSpans]]:
     """The spans of whole texts."""
     rest = iter(spans_of_parts)
     return [_join([next(rest) for _ in own], own, maker) for own in cuts]
@@ -182,8 +180,7 @@ def _join(
     for name in maker.layers:
         sides = [[getattr(part[name], side) for part in parts] for side in CharSpans._fields]
         start, end = (
-            np.concatenate([side + np.int32(cut[0]) for side, cut in zip(arrays, cuts)])
-            for arrays in sides[:2]
+            np.concatenate([side + np.int32(cut[0]) for side, cut in zip(arrays, cuts)]) for arrays in sides[:2]
         )
         whole[name] = CharSpans(start, end, None if sides[2][0] is None else np.concatenate(sides[2]))
     return whole
@@ -205,9 +202,7 @@ def shard_facts(
     base = np.cumsum(sizes) - sizes
     joined = "".join(text + "\n" for text in texts)
     # Text by text: a dozen passes over the whole of a long document would take memory.
-    begins = _concatenate(
-        [np.flatnonzero(word_starts(classify(text))) + at for text, at in zip(texts, base)], np.int64
-    )
+    begins = _concatenate([np.flatnonzero(word_starts(classify(text))) + at for text, at in zip(texts, base)], np.int64)
     counted = {
         name: _layer_facts(joined, base, [spans[name] for spans in found], layer, begins)
         for name, layer in layers.items()
@@ -218,9 +213,7 @@ def shard_facts(
     }  # fmt: skip
 
 
-def _layer_facts(
-    joined: str, base: Ints, found: Sequence[CharSpans], layer: Layer, begins: Ints
-) -> LayerFacts:
+def _layer_facts(joined: str, base: Ints, found: Sequence[CharSpans], layer: Layer, begins: Ints) -> LayerFacts:
     """Count spans in N texts that stand in ``joined`` from ``base`` (N,) on, where words begin at ``begins`` (W,)."""
     counts = np.fromiter((len(spans.start) for spans in found), dtype=np.int64, count=len(found))
     origin = np.repeat(base, counts)

@@ -92,9 +92,7 @@ def file_name(annotator: str, version: str, shard: str) -> str:
     return f"{annotator}-{digest(version, shard)}.parquet"
 
 
-def to_parquet(
-    shard: Sequence[Document], spans: SpansOfTexts, layers: Mapping[str, Layer], facts: ShardFacts
-) -> bytes:
+def to_parquet(shard: Sequence[Document], spans: SpansOfTexts, layers: Mapping[str, Layer], facts: ShardFacts) -> bytes:
     """A shard's file. The same input gives the same bytes.
 
     Args:
@@ -112,13 +110,9 @@ def to_parquet(
         offsets = pa.array(np.cumsum([0, *(len(part.start) for part in parts)]), pa.int32())
         types = {"start": np.int32, "end": np.int32} | ({"value": layer.dtype} if layer.dtype else {})
         for side, dtype in types.items():
-            flat = np.concatenate([np.zeros(0, dtype), *(getattr(part, side) for part in parts)]).astype(
-                dtype
-            )
+            flat = np.concatenate([np.zeros(0, dtype), *(getattr(part, side) for part in parts)]).astype(dtype)
             columns[f"{name}.{side}"] = pa.ListArray.from_arrays(offsets, pa.array(flat))
-    schema = pa.schema(
-        [(name, column.type) for name, column in columns.items()], {"maskwise": json.dumps(facts)}
-    )
+    schema = pa.schema([(name, column.type) for name, column in columns.items()], {"maskwise": json.dumps(facts)})
     sink = pa.BufferOutputStream()
     table = pa.Table.from_arrays([*columns.values()], schema=schema)
     pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
@@ -223,9 +217,7 @@ class Store:
     @property
     def version(self) -> str:
         """Hash of the texts and of who annotated them."""
-        makers = [
-            (m.name, m.version) for m in self.manifest.annotators if m.layers.keys() & self.layers.keys()
-        ]
+        makers = [(m.name, m.version) for m in self.manifest.annotators if m.layers.keys() & self.layers.keys()]
         return digest(self.manifest.corpus, makers, [*self.layers])
 
     def annotate(self, texts: list[str]) -> list[dict[str, CharSpans]]:

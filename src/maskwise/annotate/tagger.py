@@ -187,9 +187,7 @@ class SpacyPipeline:
     @cached_property
     def version(self) -> str:
         """Changes with any file of the pipeline (but its card), with spaCy, and with the rules for salient spans."""
-        files = sorted(
-            path for path in self.folder.rglob("*") if path.is_file() and path.suffix not in NO_MODEL
-        )
+        files = sorted(path for path in self.folder.rglob("*") if path.is_file() and path.suffix not in NO_MODEL)
         named = [part for path in files for part in (path.relative_to(self.folder).as_posix(), path)]
         return digest("spacy", 2, version("spacy"), VERSION, sorted(self.layers), *named)
 
@@ -245,9 +243,7 @@ class SpacyPipeline:
             )  # fmt: skip
         return layers
 
-    def _coded(
-        self, symbols: NDArray[np.uint64], codes: Mapping[str, int], *, other: int = 0
-    ) -> NDArray[np.int16]:
+    def _coded(self, symbols: NDArray[np.uint64], codes: Mapping[str, int], *, other: int = 0) -> NDArray[np.int16]:
         """spaCy's numbers of names → codes of ours; 0 for the empty name."""
         numbers, place = np.unique(symbols, return_inverse=True)
         names = [self.nlp.vocab.strings[int(number)] for number in numbers]

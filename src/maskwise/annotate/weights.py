@@ -82,9 +82,7 @@ class WordWeights(ABC):
     def fit(self, texts: Iterable[str], folder: Path) -> str:
         """Read a corpus once, save what was learnt in ``folder``, and return the string that reads it."""
 
-    def _save(
-        self, folder: Path, columns: Mapping[str, object], facts: Mapping[str, object], **needed: object
-    ) -> str:
+    def _save(self, folder: Path, columns: Mapping[str, object], facts: Mapping[str, object], **needed: object) -> str:
         """The table and facts about it; the string of the annotator that reads them, with settings it needs."""
         write_table(folder / FILE, columns)
         (folder / "facts.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
@@ -251,9 +249,7 @@ class Informativeness(WordWeights):
         order = np.argsort(-seen.table.counts, kind="stable")[: self._most]
         order = np.sort(order[seen.table.counts[order] >= self._min_count])  # ids by ascending key
         if not len(order):
-            raise MaskwiseError(
-                f"no word occurs {self._min_count} times", do="give more text, or a lower min_count"
-            )
+            raise MaskwiseError(f"no word occurs {self._min_count} times", do="give more text, or a lower min_count")
         known, counts = seen.table.keys[order], seen.table.counts[order]
 
         pairs = Table()

@@ -160,9 +160,7 @@ class _Contest:
         offsets = torch.stack((end - (words >= 0).long(), end), 2)
         return [
             {"input_ids": i, "word_ids": w, "offset_mapping": o, "example_id": e}
-            for i, w, o, e in zip(
-                *(x.tolist() for x in (batch["input_ids"], words, offsets, batch["example_id"]))
-            )
+            for i, w, o, e in zip(*(x.tolist() for x in (batch["input_ids"], words, offsets, batch["example_id"])))
         ]
 
     def _maskers(self, only: tuple[str, ...] | None) -> dict[str, Masker]:
@@ -173,9 +171,7 @@ class _Contest:
         made["maskwise, whole-word, budget exact"] = self._masker("whole-word", "bert", budget="exact")
         for name in CORRUPTIONS:
             made.setdefault(f"maskwise, shown as {name}", self._masker(_POLICY_FOR.get(name, "token"), name))
-        noisings = {
-            f"maskwise, {name}": Noising(self.vocabulary, **more) for name, more in _DIFFUSION.items()
-        }
+        noisings = {f"maskwise, {name}": Noising(self.vocabulary, **more) for name, more in _DIFFUSION.items()}
         return made | noisings
 
     def _masker(self, policy: str, corruption: str, *, budget: str = "expected") -> Masker:
@@ -201,14 +197,10 @@ class _Contest:
         plain = DataCollatorForLanguageModeling(self.tokenizer, mlm_probability=RATIO)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it says that it will only mask, never replace or keep
-            words = DataCollatorForLanguageModeling(
-                self.tokenizer, mlm_probability=RATIO, whole_word_mask=True
-            )
+            words = DataCollatorForLanguageModeling(self.tokenizer, mlm_probability=RATIO, whole_word_mask=True)
         lists = self.lists
         bare = [[{"input_ids": row["input_ids"]} for row in batch] for batch in lists]
-        with_offsets = [
-            [{k: row[k] for k in ("input_ids", "offset_mapping")} for row in batch] for batch in lists
-        ]
+        with_offsets = [[{k: row[k] for k in ("input_ids", "offset_mapping")} for row in batch] for batch in lists]
         special = self.batches[0]["word_ids"] < 0
 
         def step(n: int) -> Any:
@@ -227,9 +219,7 @@ class _Contest:
             if f"maskwise, {policy}" in self.maskers:
                 columns = ("input_ids", "example_id", *more)
                 rows = [[{k: row[k] for k in columns} for row in batch] for batch in lists]
-                calls[f"maskwise, {policy}, from lists"] = partial(
-                    _mask, self.maskers[f"maskwise, {policy}"], rows
-                )
+                calls[f"maskwise, {policy}, from lists"] = partial(_mask, self.maskers[f"maskwise, {policy}"], rows)
         return calls
 
     def _check(self, name: str, number: int, out: Any) -> None:

@@ -64,9 +64,7 @@ class Shape(NamedTuple):
 
 def _bert(name: str, layers: int, width: int, steps: int) -> Shape:
     fields = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": width // 64}
-    return Shape(
-        f"{name} ({layers} × {width})", "bert", {**fields, "intermediate_size": 4 * width}, 32, 128, steps
-    )
+    return Shape(f"{name} ({layers} × {width})", "bert", {**fields, "intermediate_size": 4 * width}, 32, 128, steps)
 
 
 def _base(architecture: str, length: int) -> Shape:
@@ -110,9 +108,7 @@ def bench_train(
     best, began = best_device(), time.perf_counter()
     if device not in (None, best.type):
         do = "leave --device out, or start it where there is one"
-        raise MaskwiseError(
-            "bench train runs on the best device that there is", got=device, allowed=best.type, do=do
-        )
+        raise MaskwiseError("bench train runs on the best device that there is", got=device, allowed=best.type, do=do)
     accelerated = best.type != "cpu"
     shapes = shapes or (ON_ACCELERATOR if accelerated else ON_CPU)
     found = list(read_documents("bundled:wikipedia", limit=documents))
@@ -126,9 +122,7 @@ def bench_train(
     turns = [(contest, name) for compiled in (False, True)[: 1 + accelerated] for contest in contests
              for name in contestants(compiled=compiled)]  # fmt: skip
     left_out = []
-    for contest, name in track(
-        turns * (rounds or 2 - accelerated), "timing models", console=Console(stderr=True)
-    ):
+    for contest, name in track(turns * (rounds or 2 - accelerated), "timing models", console=Console(stderr=True)):
         if accelerated and time.perf_counter() - began > seconds:
             left_out.append(f"{contest.shape.name}: {name}")
         else:
@@ -174,15 +168,11 @@ class Contest:
 
     def model(self) -> Any:
         """A model with the weights that all begin with."""
-        config = new_config(
-            self.shape.architecture, self.tokenizer, self.rows[PEER].length, **self.shape.fields
-        )
+        config = new_config(self.shape.architecture, self.tokenizer, self.rows[PEER].length, **self.shape.fields)
         return new_model(config, seed=0)
 
     def source(self, steps: int) -> tuple[MaskedSource, TrainingSettings]:
-        settings = TrainingSettings(
-            steps=steps, batch_size=self.shape.batch_size, log_every=steps, learning_rate=5e-5
-        )
+        settings = TrainingSettings(steps=steps, batch_size=self.shape.batch_size, log_every=steps, learning_rate=5e-5)
         return MaskedSource(self.rows[OURS], Masker(self.tokenizer, ratio=RATIO), settings), settings
 
     def time(self, name: str) -> None:
@@ -206,9 +196,7 @@ class Contest:
         """``Trainer`` with what its users set for speed: fused AdamW, loading processes and pinned memory on a GPU."""
         rows, size = self.rows[PEER], self.shape.batch_size
         laid = rows.batch(range(min(len(rows), size * clock.last))).laid_out()
-        texts = [
-            {"input_ids": ids[show].tolist()} for ids, show in zip(laid["input_ids"], laid["attention_mask"])
-        ]
+        texts = [{"input_ids": ids[show].tolist()} for ids, show in zip(laid["input_ids"], laid["attention_mask"])]
         on_cpu = clock.device.type == "cpu"
         with tempfile.TemporaryDirectory() as folder:
             arguments = TrainingArguments(
@@ -228,9 +216,7 @@ class Contest:
         tokens = {side: self.shape.batch_size * rows.tokens / len(rows) for side, rows in self.rows.items()}
         per_step = {name: median(seconds) for name, seconds in self.seconds.items()}
         per_token = {name: seconds / tokens[name.split()[0]] for name, seconds in per_step.items()}
-        ours = min(
-            (spent for name, spent in per_token.items() if name.startswith(OURS)), default=float("nan")
-        )
+        ours = min((spent for name, spent in per_token.items() if name.startswith(OURS)), default=float("nan"))
         for name, seconds in per_step.items():
             line = {
                 "size": self.shape.name, "batch": f"{self.shape.batch_size} × {self.shape.length}", "text": self.text,
@@ -243,9 +229,7 @@ class Contest:
     def _shares(self, seconds: float, steps: int = 4) -> dict[str, float]:
         """Shares of a step of ours: the hardware's multiplications, and what the host does beside it."""
         source, _ = self.source(1000)
-        meter = Meter(
-            MaskedLanguageModelling(self.model()), best_device(), "no", ranks=1, frozen=False, known=False
-        )
+        meter = Meter(MaskedLanguageModelling(self.model()), best_device(), "no", ranks=1, frozen=False, known=False)
         meter.rate, began = self.rate, time.perf_counter()
         for number in range(steps):
             source.batches(number, rank=0, ranks=1)
@@ -267,9 +251,7 @@ class Contest:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             watch = _Watch(steps)
-            train(
-                MaskedLanguageModelling(self.model()), source, settings, learners={"watch": watch}, quiet=True
-            )
+            train(MaskedLanguageModelling(self.model()), source, settings, learners={"watch": watch}, quiet=True)
         torch.cuda.set_sync_debug_mode("default")
         return sum("synchroniz" in str(warning.message) for warning in caught) / (steps - 1)
 

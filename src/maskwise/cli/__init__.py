@@ -87,9 +87,7 @@ def _let_go_of_stdout() -> None:
 def _fail(line: str) -> NoReturn:
     if rank_here():  # under torchrun one process speaks for all
         sys.exit(2)
-    err_console.print(
-        f"maskwise: {' '.join(line.split())}", style="red", markup=False, highlight=False, soft_wrap=True
-    )
+    err_console.print(f"maskwise: {' '.join(line.split())}", style="red", markup=False, highlight=False, soft_wrap=True)
     sys.exit(2)
 
 

@@ -48,9 +48,7 @@ def begin(
 def check(
     subject: Annotated[
         str,
-        typer.Argument(
-            metavar="RECIPE|FILE", help="A recipe, a file or folder of texts, or a file of labels."
-        ),
+        typer.Argument(metavar="RECIPE|FILE", help="A recipe, a file or folder of texts, or a file of labels."),
     ],
     overrides: Overrides = None,
     timing: Annotated[
@@ -74,9 +72,7 @@ def check(
 
 
 def adapt(
-    model: Annotated[
-        str, typer.Argument(help="An encoder: a folder, a hub id, bundled:encoder or package:NAME.")
-    ],
+    model: Annotated[str, typer.Argument(help="An encoder: a folder, a hub id, bundled:encoder or package:NAME.")],
     texts: Annotated[str, typer.Argument(help="Your text: a file, a folder, or hf:NAME.")],
     overrides: Overrides = None,
     task: Annotated[
@@ -87,13 +83,9 @@ def adapt(
         str | None, typer.Option(help="A folder that maskwise learn made: one more arm masks by it.")
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Of the further training.")] = 600,
-    seeds: Annotated[
-        int, typer.Option(min=1, help="Runs of each arm; six pairs are the fewest that decide.")
-    ] = 6,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each arm; six pairs are the fewest that decide.")] = 6,
     out: Out = Path("runs/adapt"),
-    jobs: Annotated[
-        int | None, typer.Option(min=1, help="Stages at once; as many as cores if not said.")
-    ] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Stages at once; as many as cores if not said.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run; train nothing.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -141,9 +133,7 @@ def print_outlook(facts: dict[str, Any]) -> None:
     arms = Table("arm", "masks", "targets a step", "share", "tokens a unit", box=None, padding=(0, 2, 0, 0))
     for name, arm in facts["arms"].items():
         unit = "" if arm["tokens_per_unit"] is None else f"{arm['tokens_per_unit']:.2f}"
-        arms.add_row(
-            escape(name), escape(arm["masks"]), f"{arm['targets_per_step']:,.0f}", f"{arm['share']:.1%}", unit
-        )
+        arms.add_row(escape(name), escape(arm["masks"]), f"{arm['targets_per_step']:,.0f}", f"{arm['share']:.1%}", unit)
     if facts["arms"]:
         out_console.print(Padding(arms, (1, 0, 0, 0)))
     for doubt in facts["doubts"]:

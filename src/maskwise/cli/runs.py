@@ -73,9 +73,7 @@ def study(
         return
     if not as_json:
         print_outline(whole, room.dry_run(whole, out, jobs=jobs, engine=engine, cache=stages))
-    result = room.run_study(
-        whole, out, jobs=jobs, quiet=as_json, engine=engine, retries=retries, cache=stages
-    )
+    result = room.run_study(whole, out, jobs=jobs, quiet=as_json, engine=engine, retries=retries, cache=stages)
     if as_json:
         print_json(result)
         raise typer.Exit(bool(result["failures"]))
@@ -83,9 +81,7 @@ def study(
     for record in result["failures"]:
         who = f"failed: {record['arm']}, seed {record['seed']}: {record['error']}"
         err_console.print(who, style="red", markup=False, highlight=False, soft_wrap=True)
-    out_console.print(
-        f"Report: {result['report']}  ({result['seconds']:.0f} s)", highlight=False, soft_wrap=True
-    )
+    out_console.print(f"Report: {result['report']}  ({result['seconds']:.0f} s)", highlight=False, soft_wrap=True)
     raise typer.Exit(bool(result["failures"]))
 
 
@@ -121,12 +117,8 @@ def pretrain(
 
 def finetune(
     model: Annotated[str, typer.Argument(help="A checkpoint folder or hub id.")],
-    task: Annotated[
-        list[str], typer.Option("--task", help="A bundled task, a file, a folder, or hf:ID. Repeatable.")
-    ],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="Settings, such as learning_rate=1e-3 epochs=3")
-    ] = None,
+    task: Annotated[list[str], typer.Option("--task", help="A bundled task, a file, a folder, or hf:ID. Repeatable.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="Settings, such as learning_rate=1e-3 epochs=3")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Fine-tunings per task.")] = 3,
     out: Out = Path("runs/finetune"),
     as_json: Json = False,
@@ -199,16 +191,12 @@ def annotate(
     ] = "words,pos,salient,phrases",
     out: Out = Path("runs/annotate"),
     engine: Annotated[str, typer.Option(help="Where: local, or ray (a cluster).")] = "local",
-    jobs: Annotated[
-        int | None, typer.Option(min=1, help="Worker processes; as many as pay if not said.")
-    ] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Worker processes; as many as pay if not said.")] = None,
     text_field: Annotated[str, typer.Option(help="Where the text is, in files with fields.")] = "text",
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many documents.")] = None,
     function: Annotated[
         list[str] | None,
-        typer.Option(
-            help="Run code of yours: module:function, or module:function(kind='weight'). Repeatable."
-        ),
+        typer.Option(help="Run code of yours: module:function, or module:function(kind='weight'). Repeatable."),
     ] = None,
     html: Annotated[Path | None, typer.Option(help="Also write a page of what was found.")] = None,
     as_json: Json = False,
@@ -289,9 +277,7 @@ def _contrasts(result: dict[str, Any]) -> Table:
     """The primary contrasts, a line each: in points of a score, or nats; and the numbers the verdict rests on."""
     rows = [row for row in result["contrasts"] if row["primary"]]
     by = "all tasks" if any(row["outcome"] == "tasks" for row in rows) else "held-out loss"
-    spread = (
-        "in spreads between seeds, 95 %" if any(row["unit"] == "SDs" for row in rows) else "95 % interval"
-    )
+    spread = "in spreads between seeds, 95 %" if any(row["unit"] == "SDs" for row in rows) else "95 % interval"
     bases = dict.fromkeys(row["baseline"] for row in rows)
     named = len(bases) > 1
     heads = ("arm", "against", by) if named else ("arm", f"{by}, against {next(iter(bases), '')}")
@@ -301,9 +287,7 @@ def _contrasts(result: dict[str, Any]) -> Table:
         nats = "nats" in (row["unit"], row["metric"])
         scale, unit, digits = (1, "nats", 3) if nats else (100, "points", 1)
         mixed = row["unit"] == "SDs" and "natural" not in row  # points and nats have no mean
-        mean = (
-            "" if mixed or natural["mean"] is None else f"{_signed(scale * natural['mean'], digits)} {unit}"
-        )
+        mean = "" if mixed or natural["mean"] is None else f"{_signed(scale * natural['mean'], digits)} {unit}"
         if row["low"] is None:
             interval = "one run: none"
         elif row["unit"] == "SDs":
@@ -358,9 +342,7 @@ def print_plan(plan: dict[str, Any]) -> None:
         left = f"time unknown: nothing like {kinds} was timed here yet; maskwise check times it"
     else:
         left = f"about {duration(plan['seconds'])}"
-    out_console.print(
-        f"With {plan['jobs']} at once: {left}. Nothing was written.", highlight=False, soft_wrap=True
-    )
+    out_console.print(f"With {plan['jobs']} at once: {left}. Nothing was written.", highlight=False, soft_wrap=True)
 
 
 def _short(number: float) -> str:

@@ -65,12 +65,8 @@ def generate(
         str, typer.Option(help="What stays as it is. [MASK] and [MASK*5] are gaps of one and five tokens.")
     ] = "",
     length: Annotated[int, typer.Option(min=0, help="Tokens to write behind a prompt without gaps.")] = 32,
-    steps: Annotated[
-        int | None, typer.Option(min=1, help="Steps; as many as tokens to write if not said.")
-    ] = None,
-    order: Annotated[
-        str, typer.Option(help="Which gaps go first: confidence, random or block.")
-    ] = "confidence",
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps; as many as tokens to write if not said.")] = None,
+    order: Annotated[str, typer.Option(help="Which gaps go first: confidence, random or block.")] = "confidence",
     temperature: Annotated[
         float, typer.Option(help="Above 1 bolder, below 1 surer, 0 always the likeliest token.")
     ] = 1.0,
@@ -115,12 +111,8 @@ def generate(
 
 
 def inspect(
-    text: Annotated[
-        str, typer.Argument(help="A text, or a file of texts. Spans may be marked: [[Marie Curie]].")
-    ],
-    policy: Annotated[
-        str, typer.Option(help="One or more policies, separated by commas.")
-    ] = "token,whole-word",
+    text: Annotated[str, typer.Argument(help="A text, or a file of texts. Spans may be marked: [[Marie Curie]].")],
+    policy: Annotated[str, typer.Option(help="One or more policies, separated by commas.")] = "token,whole-word",
     ratio: Annotated[str, typer.Option(help="A number, or a schedule such as linear(0.3, 0.15).")] = "0.15",
     budget: Annotated[str, typer.Option(help="expected, exact or bernoulli.")] = "expected",
     corruption: Annotated[str, typer.Option(help="How chosen tokens are shown.")] = "bert",
@@ -131,9 +123,7 @@ def inspect(
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(
-            help="A checkpoint of an encoder–decoder, to see what it writes; take its --corruption."
-        ),
+        typer.Option(help="A checkpoint of an encoder–decoder, to see what it writes; take its --corruption."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the masks.")] = 0,
     step: Annotated[int, typer.Option(help="Where the schedule stands.")] = 0,
@@ -159,12 +149,8 @@ def inspect(
 
 def report(
     folder: Annotated[Path, typer.Argument(help="A study or pre-training folder.")],
-    other: Annotated[
-        Path | None, typer.Argument(help="Another study: both are compared, side by side.")
-    ] = None,
-    html: Annotated[
-        Path | None, typer.Option(help="Where to write the page; FOLDER/report.html if not said.")
-    ] = None,
+    other: Annotated[Path | None, typer.Argument(help="Another study: both are compared, side by side.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Where to write the page; FOLDER/report.html if not said.")] = None,
     as_json: Json = False,
 ) -> None:
     """Draw the page of a study (or of one run) anew, from its files.
@@ -178,9 +164,7 @@ def report(
         if as_json:
             print_json(compare_studies(folder, other))
         if html is not None or not as_json:
-            err_console.print(
-                f"wrote {write_comparison(folder, other, html)}", highlight=False, soft_wrap=True
-            )
+            err_console.print(f"wrote {write_comparison(folder, other, html)}", highlight=False, soft_wrap=True)
         return
     if as_json:
         summary = summary_of(folder)
@@ -261,9 +245,7 @@ def list_names(
         print_json([dict(zip(names, row, strict=True)) for row in rows])
         return
     for name, arguments, line, example in rows:
-        out_console.print(
-            Text.assemble((name, "bold"), (f"({arguments})" if arguments else "", "dim")), soft_wrap=True
-        )
+        out_console.print(Text.assemble((name, "bold"), (f"({arguments})" if arguments else "", "dim")), soft_wrap=True)
         out_console.print(Padding(Text(line), (0, 0, 0, 4)))
         out_console.print(Text(f"    {example}", "cyan"), soft_wrap=True)
 

@@ -153,9 +153,7 @@ class Cloze(TestSet):
             records += self._records("open-", torch.cat(open_ranks), torch.cat(open_chance), skipped)
         return records
 
-    def _records(
-        self, prefix: str, rank: Tensor, chance: Tensor, skipped: Mapping[str, int]
-    ) -> list[Measurement]:
+    def _records(self, prefix: str, rank: Tensor, chance: Tensor, skipped: Mapping[str, int]) -> list[Measurement]:
         metrics = {
             "hits@1": lambda rank: (rank <= 1).double().mean(),
             "hits@10": lambda rank: (rank <= 10).double().mean(),
@@ -180,9 +178,7 @@ def _templates(path: Path, given: str | None) -> dict[str, str]:
     lines = read_records(file)
     strange = next((line for line in lines if not {"relation", "template"} <= line.keys()), None)
     if strange is not None:
-        raise MaskwiseError(
-            f"{file} holds no templates", got=", ".join(strange), allowed="relation, template"
-        )
+        raise MaskwiseError(f"{file} holds no templates", got=", ".join(strange), allowed="relation, template")
     return {str(line["relation"]): str(line["template"]) for line in lines}
 
 
@@ -244,9 +240,7 @@ def questions_of(
     sides = [fact.text.partition(MASK)[::2] for fact in facts]
     spaced = [left.endswith(" ") for left, _ in sides]
     # Without the space before the mask: where spaces are parts of tokens, the answer brings its own.
-    rows = tokenizer([left.removesuffix(" ") + tokenizer.mask_token + right for left, right in sides])[
-        "input_ids"
-    ]
+    rows = tokenizer([left.removesuffix(" ") + tokenizer.mask_token + right for left, right in sides])["input_ids"]
     answers = _pieces([fact.answer for fact in facts], spaced, tokenizer)
     longest = max(map(len, answers))
     unusable = {tokenizer.unk_token_id, *tokenizer.all_special_ids}
@@ -281,9 +275,7 @@ def _questions(
     ids = _padded([row for _, row, _ in kept], tokenizer.pad_token_id)
     place = (ids == tokenizer.mask_token_id).long().argmax(1)
     size = torch.tensor([len(row) for _, row, _ in kept])
-    return Questions(
-        ids, size, place, _padded([list(answer) for answer in answers], -1), gold, answered[question]
-    )
+    return Questions(ids, size, place, _padded([list(answer) for answer in answers], -1), gold, answered[question])
 
 
 def _pieces(answers: list[str], spaced: list[bool], tokenizer: PreTrainedTokenizerBase) -> list[Pieces]:
@@ -301,9 +293,7 @@ def _padded(rows: list[list[int]], fill: int) -> Tensor:
     return torch.tensor([row + [fill] * (width - len(row)) for row in rows])
 
 
-def candidate_scores(
-    model: PreTrainedModel, questions: Questions, *, mask: int, tokens: int = TOKENS
-) -> Tensor:
+def candidate_scores(model: PreTrainedModel, questions: Questions, *, mask: int, tokens: int = TOKENS) -> Tensor:
     """(N, C) float64: log p of every candidate in every sentence, left to right; equal rows are run once."""
     candidate_E, piece_E = (questions.pieces >= 0).nonzero().unbind(1)
     whole = questions.pieces[candidate_E]
@@ -320,9 +310,7 @@ def candidate_scores(
         rows, real = _filled(questions, part, pattern_PK, extra_P, width)
         column = (questions.place[part].unsqueeze(1) + first_P).flatten()
         log_p = predictions(model, rows, real, torch.arange(len(rows)), column)
-        by_piece = log_p.view(len(part), len(pattern_PK), -1)[
-            :, of_E.to(log_p.device), truth_E.to(log_p.device)
-        ]
+        by_piece = log_p.view(len(part), len(pattern_PK), -1)[:, of_E.to(log_p.device), truth_E.to(log_p.device)]
         summed = torch.zeros(len(part), len(questions.pieces), dtype=torch.float64)
         scores.append(summed.index_add_(1, candidate_E, by_piece.double().cpu()))
     return torch.cat(scores)
@@ -345,15 +333,11 @@ def _filled(
     return rows.flatten(0, 1), real.flatten(0, 1)
 
 
-def _open_ranks(
-    model: PreTrainedModel, questions: Questions, chosen: Tensor, vocabulary: Vocabulary
-) -> Tensor:
+def _open_ranks(model: PreTrainedModel, questions: Questions, chosen: Tensor, vocabulary: Vocabulary) -> Tensor:
     """(n,) ranks of one-token answers among all tokens but special ones and [UNK]."""
     real = torch.arange(questions.ids.shape[1]) < questions.size[chosen].unsqueeze(1)
     row = torch.arange(len(real))
-    log_p = predictions(model, questions.ids[chosen], real, row, questions.place[chosen])[
-        :, : vocabulary.size
-    ].cpu()
+    log_p = predictions(model, questions.ids[chosen], real, row, questions.place[chosen])[:, : vocabulary.size].cpu()
     log_p = log_p.double().masked_fill(~torch.from_numpy(vocabulary.eligible), -torch.inf)
     single = ((questions.pieces >= 0).sum(1) == 1).nonzero().squeeze(1)
     right = torch.zeros(log_p.shape, dtype=torch.bool)

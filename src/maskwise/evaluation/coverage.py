@@ -82,9 +82,7 @@ def masked_answers(
     numbers = np.unique(np.linspace(0, len(rows) - 1, min(ROWS, len(rows))).astype(np.int64))
     total = np.zeros(3, dtype=np.int64)
     for first in range(0, len(numbers), _AT_ONCE):
-        batch = masker(
-            rows.batch(numbers[first : first + _AT_ONCE]), step=step, total_steps=total_steps, epoch=0
-        )
+        batch = masker(rows.batch(numbers[first : first + _AT_ONCE]), step=step, total_steps=total_steps, epoch=0)
         ids, words = batch.source.input_ids, batch.source.layers.get("word_ids")
         starts_T = np.ones(len(ids) + 1, dtype=bool)  # where a word begins, or the line ends
         if words is not None:

@@ -99,9 +99,7 @@ class EvaluationSettings(BaseModel):
     @classmethod
     def _in_range(cls, value: tuple[float, ...]) -> tuple[float, ...]:
         if not value or len(set(value)) < len(value) or not all(0 < ratio < 1 for ratio in value):
-            raise MaskwiseError(
-                "evaluation.ratios", got=list(value), allowed="different numbers in 0 < r < 1"
-            )
+            raise MaskwiseError("evaluation.ratios", got=list(value), allowed="different numbers in 0 < r < 1")
         return value
 
     @field_validator("masks")
@@ -210,9 +208,7 @@ def _name(record: Mapping[str, object]) -> str:
     return f"{record.get('masks') or record['name']} ({record.get('metric', 'held-out loss')})"
 
 
-def _held_out(
-    model: PreTrainedModel, data: Data, settings: EvaluationSettings
-) -> list[HeldOutRecord | Measurement]:
+def _held_out(model: PreTrainedModel, data: Data, settings: EvaluationSettings) -> list[HeldOutRecord | Measurement]:
     assert data.held_out is not None
     log_unigram, objective = None, predicting(model)
     if data.training is not None:
@@ -227,17 +223,13 @@ def _held_out(
         maskers = fixed_maskers(
             data.tokenizer, masks=settings.masks, ratio=ratio, kind=objective.kind, length=rows.length
         )
-        held_out = HeldOut(
-            rows, maskers, log_unigram, rows=settings.rows, tokenizer=data.tokenizer, bound=bound
-        )
+        held_out = HeldOut(rows, maskers, log_unigram, rows=settings.rows, tokenizer=data.tokenizer, bound=bound)
         records += [{"kind": "heldout", **line} for line in held_out(objective)]
         bound = None  # one is enough: its rates are all of them
     if settings.bound:
         size = getattr(data, "bytes", 0)  # of the whole text
         chosen = torch.arange(len(rows)) if size else spread(settings.rows, of=len(rows))
-        measured = Bound(rows, data.tokenizer, chosen, log_unigram=log_unigram, draws=settings.bound)(
-            objective
-        )
+        measured = Bound(rows, data.tokenizer, chosen, log_unigram=log_unigram, draws=settings.bound)(objective)
         records += bound_records(measured, size)
     if settings.pseudo_perplexity:
         alone = data.held_out.laid("document" if data.held_out.layout == "packed" else data.held_out.layout)
@@ -277,11 +269,7 @@ def settings_of(measures: Sequence[str]) -> EvaluationSettings:
         if name == "heldout" and spec:
             raise MaskwiseError("heldout takes nothing behind it", got=repr(spec))
         if name in (PSEUDO_PERPLEXITY, BOUND) and spec and not (spec.isdecimal() and int(spec)):
-            counts = (
-                "ROWS takes a number of rows"
-                if name != BOUND
-                else "DRAWS takes a number of masks for each row"
-            )
+            counts = "ROWS takes a number of rows" if name != BOUND else "DRAWS takes a number of masks for each row"
             raise MaskwiseError(f"{name}:{counts}", got=spec, allowed="≥ 1")
         specs[name].append(spec)
     rows = [int(spec or PERPLEXITY_ROWS) for spec in specs[PSEUDO_PERPLEXITY]]

@@ -144,17 +144,11 @@ class Writer:
         return str(decoded).replace(str(self.tokenizer.mask_token), SHOWN).strip()
 
     def _tokens(self, text: str) -> list[int]:
-        return (
-            list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]) if text else []
-        )
+        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]) if text else []
 
-    def _drawn(
-        self, ids: Tensor, places: Tensor, temperature: float, draw: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
+    def _drawn(self, ids: Tensor, places: Tensor, temperature: float, draw: torch.Generator) -> tuple[Tensor, Tensor]:
         """A token (M,) for each place, and how likely the model holds it (M,)."""
-        log_p = predictions(
-            self.model, ids[None], torch.ones(1, len(ids)), torch.zeros_like(places), places
-        ).cpu()
+        log_p = predictions(self.model, ids[None], torch.ones(1, len(ids)), torch.zeros_like(places), places).cpu()
         words = torch.zeros(log_p.shape[1], dtype=torch.bool)
         words[: self.vocabulary.size] = torch.from_numpy(self.vocabulary.eligible)
         log_p = log_p.masked_fill(~words, -math.inf).log_softmax(-1)

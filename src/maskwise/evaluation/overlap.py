@@ -78,9 +78,7 @@ class Overlap:
     places: tuple[int, ...]
 
 
-def overlap(
-    documents: Iterable[str | Document], items: Sequence[str | Sequence[str]], *, n: int = N
-) -> Overlap:
+def overlap(documents: Iterable[str | Document], items: Sequence[str | Sequence[str]], *, n: int = N) -> Overlap:
     """Which items share n words in a row with a document.
 
     Args:
@@ -124,9 +122,7 @@ def standing_in(
     return overlapping, count, longest
 
 
-def overlap_record(
-    documents: Iterable[str | Document], task: HasTexts, *, corpus: str, n: int = N
-) -> OverlapRecord:
+def overlap_record(documents: Iterable[str | Document], task: HasTexts, *, corpus: str, n: int = N) -> OverlapRecord:
     """The record of one corpus and one task.
 
     Args:

@@ -89,9 +89,7 @@ def log_probabilities(
     ids_BL, log_p_BL = batch.tensor("input_ids"), torch.zeros(batch.shape)
     words_BL = None
     if within_word:
-        words_BL = torch.from_numpy(
-            batch.layer("word_ids", policy="pseudo-log-likelihood").reshape(batch.shape)
-        )
+        words_BL = torch.from_numpy(batch.layer("word_ids", policy="pseudo-log-likelihood").reshape(batch.shape))
     for part in by_width(width_B[row_T], tokens):
         row, column = row_T[part], column_T[part]
         width = int(width_B[row].max())
@@ -109,9 +107,7 @@ def log_probabilities(
     return log_p_BL
 
 
-def predictions(
-    model: PreTrainedModel, ids: Tensor, attention: Tensor, row: Tensor, column: Tensor
-) -> Tensor:
+def predictions(model: PreTrainedModel, ids: Tensor, attention: Tensor, row: Tensor, column: Tensor) -> Tensor:
     """log p (M, V) float32 at the places (row, column), each (M,), of rows ``ids`` (N, L); on the model's device.
 
     Raises:
@@ -146,9 +142,7 @@ def pseudo_perplexity(
         raise MaskwiseError("no held-out token can be scored", do="use more held-out text")
     chance = None
     if log_unigram is not None:
-        chance = float(
-            (-log_unigram[torch.from_numpy(batch.input_ids[batch.eligible])].double().mean()).exp()
-        )
+        chance = float((-log_unigram[torch.from_numpy(batch.input_ids[batch.eligible])].double().mean()).exp())
     records: list[Measurement] = []
     for metric, within_word in (("token", False), ("within-word", True)):
         log_p = log_probabilities(model, batch, mask=tokenizer.mask_token_id, within_word=within_word)

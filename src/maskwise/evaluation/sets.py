@@ -91,9 +91,7 @@ def _path(source: str) -> Path:
         return Path(__file__).parent.parent / "data" / f"{name}.jsonl.gz"
     path = Path(source).expanduser()
     if not path.is_file():
-        raise MaskwiseError(
-            f"no evaluation file {source!r}", do="give a .jsonl or .tsv file, or bundled:pairs"
-        )
+        raise MaskwiseError(f"no evaluation file {source!r}", do="give a .jsonl or .tsv file, or bundled:pairs")
     return path
 
 
@@ -186,8 +184,7 @@ class Pairs(TestSet):
         rows = encode(tokenizer, [*self.good, *self.bad])
         room, unknown = most_tokens(model.config), tokenizer.unk_token_id
         why = [
-            LONG if len(row["input_ids"]) > room else UNKNOWN if unknown in row["input_ids"] else None
-            for row in rows
+            LONG if len(row["input_ids"]) > room else UNKNOWN if unknown in row["input_ids"] else None for row in rows
         ]
         count = len(self.good)
         reasons = [first or second for first, second in zip(why[:count], why[count:])]
@@ -204,8 +201,7 @@ class Pairs(TestSet):
         for place, number in enumerate(kept):
             places.setdefault(self.groups[number], []).append(place)
         groups = {
-            name: {"value": float(right[places[name]].mean()), "items": len(places[name])}
-            for name in sorted(places)
+            name: {"value": float(right[places[name]].mean()), "items": len(places[name])} for name in sorted(places)
         }
         return [
             {

@@ -59,9 +59,7 @@ def find_contexts(
     contexts = []
     for question, rights in zip(questions, answers, strict=True):
         asked = dict.fromkeys(_WORD.findall(question.casefold()))
-        rarity = {
-            word: math.log((1 + len(texts)) / (1 + len(holders[word]))) for word in asked if word in holders
-        }
+        rarity = {word: math.log((1 + len(texts)) / (1 + len(holders[word]))) for word in asked if word in holders}
         telling: set[int] = set()
         for right in rights:
             parts = _WORD.findall(right.casefold())
@@ -71,9 +69,7 @@ def find_contexts(
                 telling |= {place for place in holders.get(rarest, ()) if phrase.search(low[place])}
         score = {place: sum(rarity[word] for word in rarity if word in words[place]) for place in telling}
         best = max(score.values(), default=0)
-        contexts.append(
-            [place for place in sorted(telling) if best > 0 and score[place] >= NEARLY * best][:most]
-        )
+        contexts.append([place for place in sorted(telling) if best > 0 and score[place] >= NEARLY * best][:most])
     return contexts
 
 
@@ -187,9 +183,7 @@ def _rights(row: Row) -> list[str]:
     return list(getattr(row, "answers", ()))
 
 
-def _answers_in(
-    tokenizer: PreTrainedTokenizerBase, text: str, rights: list[str], word_ids: Sequence[int]
-) -> Array:
+def _answers_in(tokenizer: PreTrainedTokenizerBase, text: str, rights: list[str], word_ids: Sequence[int]) -> Array:
     """(L,) int8: 1 at tokens of the context that are part of a right answer."""
     inside = np.zeros(len(word_ids), np.int8)
     offsets = tokenizer(text, return_offsets_mapping=True, verbose=False)["offset_mapping"][: len(word_ids)]

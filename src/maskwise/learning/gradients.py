@@ -178,8 +178,7 @@ def _exact(theta: Parameters, steps: Sequence[InnerStep], outer: Loss) -> MetaGr
         inner.append(float(loss.detach()))
         slope = torch.autograd.grad(loss, list(now.values()), create_graph=True, allow_unused=True)
         now = {
-            name: value if g is None else value - rate * g
-            for (name, value), g in zip(now.items(), slope, strict=True)
+            name: value if g is None else value - rate * g for (name, value), g in zip(now.items(), slope, strict=True)
         }
     value = outer(now, None)
     wanted = [*(mask for mask in masks if mask is not None), *rates]
@@ -199,9 +198,7 @@ def _finite_difference(
         inner.append(loss)
         now = _moved(now, slope, -step.rate)
     value, v, _ = _slope(outer, now, None, agree)
-    by_mask: list[Tensor | None] = [
-        None if step.mask is None else torch.zeros_like(step.mask) for step in steps
-    ]
+    by_mask: list[Tensor | None] = [None if step.mask is None else torch.zeros_like(step.mask) for step in steps]
     by_rate = [0.0] * len(steps)
     for number in reversed(range(len(steps))):
         step, norm = steps[number], _dot(v, v) ** 0.5

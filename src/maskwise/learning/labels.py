@@ -105,9 +105,7 @@ def answer_labels(pairs: Iterable[tuple[str, Sequence[str]]], counts: Counter[st
     """
     found: dict[str, list[tuple[tuple[str, ...], list[tuple[int, int]]]]] = {}
     for context, answers in pairs:
-        there = {
-            answer: places for answer in dict.fromkeys(answers) if (places := occurrences(answer, context))
-        }
+        there = {answer: places for answer in dict.fromkeys(answers) if (places := occurrences(answer, context))}
         if not there:
             counts[NOT_THERE] += 1
             continue
@@ -152,9 +150,7 @@ Confidence = Callable[[Sequence[str], Sequence[int]], np.ndarray]
 """From texts and their classes to the probabilities (N,) that a classifier gives these classes."""
 
 
-def classifier_labels(
-    rows: Sequence[tuple[str, int]], confidence: Confidence, *, drop: float
-) -> list[Marked]:
+def classifier_labels(rows: Sequence[tuple[str, int]], confidence: Confidence, *, drop: float) -> list[Marked]:
     """(text, class) rows → the words without which the classifier is less sure of the class, by ``drop`` at least."""
     shown: list[str] = []
     classes: list[int] = []
@@ -166,9 +162,7 @@ def classifier_labels(
         edges.append(len(shown))
     sure = confidence(shown, classes)
     return [
-        Marked(
-            text, tuple(place for place, p in zip(places, sure[first + 1 : last]) if sure[first] - p >= drop)
-        )
+        Marked(text, tuple(place for place, p in zip(places, sure[first + 1 : last]) if sure[first] - p >= drop))
         for (text, _), places, first, last in zip(rows, every, edges, edges[1:])
     ]
 
@@ -210,8 +204,7 @@ def labels_of(
         splits = {split: answer_labels(pairs, counts) for split, pairs in found.items()}
         return _checked(Labels("answers", splits, counts), spec)
     splits = {
-        split: target_labels([(row.texts[0], rights_of(row)) for row in part], counts)
-        for split, part in rows.items()
+        split: target_labels([(row.texts[0], rights_of(row)) for row in part], counts) for split, part in rows.items()
     }
     return _checked(Labels("target-words", splits, counts), spec)
 
@@ -261,9 +254,7 @@ def _answers(records: Mapping[str, Sequence[Mapping[str, Any]]]) -> Labels:
 def _side(article: str) -> str:
     """The split that all contexts of an article belong to."""
     place = text_id(article) / 2**63
-    return (
-        "train" if place < SHARES["train"] else "dev" if place < SHARES["train"] + SHARES["dev"] else "test"
-    )
+    return "train" if place < SHARES["train"] else "dev" if place < SHARES["train"] + SHARES["dev"] else "test"
 
 
 def _told(rows: Sequence[Row], texts: Sequence[str]) -> list[tuple[str, Sequence[str]]]:

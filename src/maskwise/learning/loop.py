@@ -60,9 +60,7 @@ def learn_meta(
     """
     if policy.config.head != "tokens":
         do = "learn it with method: supervised, or take head: tokens"
-        raise MaskwiseError(
-            "the meta-gradient needs a policy that scores tokens", got=policy.config.head, do=do
-        )
+        raise MaskwiseError("the meta-gradient needs a policy that scores tokens", got=policy.config.head, do=do)
     losses = losses_of(model, task, tokenizer, seed=settings.seed)
     rows = {
         split: Examples.of(task, split, tokenizer, texts=texts, length=length, max_length=max_length)
@@ -100,9 +98,7 @@ def losses_of(model: PreTrainedModel, task: Task, tokenizer: PreTrainedTokenizer
     mask = vocabulary.mask if family == "encoder" or sentinel is None else sentinel
     if mask is None:
         do = "set tokenizer.sentinels, or take a tokenizer with [MASK]"
-        raise MaskwiseError(
-            "nothing can stand for a masked token", got="no mask token and no sentinel", do=do
-        )
+        raise MaskwiseError("nothing can stand for a masked token", got="no mask token and no sentinel", do=do)
     objective: Objective = kind.objective(judged)
     return Losses(RelaxedDenoising(model, mask), objective)
 

@@ -149,9 +149,7 @@ class MetaLearner:
         else:
             masks = [m.choice.mask(m.logit_U) for m in masked]
             steps = self._inner(parts, masked, budgets, masks)
-            result = meta_gradient(
-                self.losses.parameters_now(), steps, outer, backend=s.gradient, agree=self._agree
-            )
+            result = meta_gradient(self.losses.parameters_now(), steps, outer, backend=s.gradient, agree=self._agree)
             result.backward(steps, retain_graph=s.entropy > 0)
             line = {"outer": result.outer, "inner": result.inner[0]}
             if s.learn_rates:
@@ -181,20 +179,14 @@ class MetaLearner:
         size, batch_size = len(self.train), self.settings.batch_size
         place = np.arange(number * batch_size, (number + 1) * batch_size)
         seed = fold(self.settings.seed, order, 0xE0)
-        epochs = {
-            int(e): permutation(size, seed=seed, epoch=int(e)).numpy() for e in np.unique(place // size)
-        }
+        epochs = {int(e): permutation(size, seed=seed, epoch=int(e)).numpy() for e in np.unique(place // size)}
         rows = np.array([epochs[int(p) // size][int(p) % size] for p in place])
         return rows[self.rank :: self.ranks]
 
     def _task(self, rows: Array) -> Loss:
         """The task's loss over these rows and those of the other ranks."""
         batch = self.train.task(rows, self.device)
-        count = (
-            torch.count_nonzero(batch["labels"] != -100)
-            if batch["labels"].dim() > 1
-            else len(batch["labels"])
-        )
+        count = torch.count_nonzero(batch["labels"] != -100) if batch["labels"].dim() > 1 else len(batch["labels"])
         return self.losses.of(batch, self._total(torch.as_tensor(count)))
 
     def _inner(
@@ -287,12 +279,8 @@ class MetaLearner:
                 outer = self.losses.of(self.dev.task(rows, self.device))
                 for scorer, sign in ((policy, -1), (even, 1)):
                     with torch.no_grad():
-                        m = masked_by(
-                            scorer, self.dev, rows, self.settings, key=fold(0xDE, draw), device=self.device
-                        )
-                    step = InnerStep(
-                        self.losses.of(m.inputs, m.choice.budget), self.now.mask_rate, m.choice.hard()
-                    )
+                        m = masked_by(scorer, self.dev, rows, self.settings, key=fold(0xDE, draw), device=self.device)
+                    step = InnerStep(self.losses.of(m.inputs, m.choice.budget), self.now.mask_rate, m.choice.hard())
                     after, _ = _descended(self.start, [step])
                     with torch.no_grad():
                         gains += sign * float(outer(after, None)) * len(rows)
@@ -331,9 +319,7 @@ class MetaLearner:
             return
         before, asked = state["settings"], self.settings.model_dump(mode="json")
         changed = [
-            f"{name} {asked[name]} (was {before.get(name)})"
-            for name in asked
-            if asked[name] != before.get(name)
+            f"{name} {asked[name]} (was {before.get(name)})" for name in asked if asked[name] != before.get(name)
         ]
         if changed:
             what = f"{folder} is of a learning with other settings"

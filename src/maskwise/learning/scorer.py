@@ -62,9 +62,7 @@ class PolicyConfig:
         if self.head not in COLUMNS:
             raise unknown_name("head of a policy", self.head, COLUMNS)
         if min(self.length, self.longest) < 1:
-            raise MaskwiseError(
-                "length and longest of a policy are at least 1", got=(self.length, self.longest)
-            )
+            raise MaskwiseError("length and longest of a policy are at least 1", got=(self.length, self.longest))
 
 
 class LightEncoder(nn.Module):
@@ -224,9 +222,7 @@ def read_config(folder: Path) -> PolicyConfig:
     except TypeError as error:
         raise _damaged(folder, f"config.json: {error}") from None
     if code:
-        raise MaskwiseError(
-            f"{str(folder)!r} brings code of its own", got="auto_map", do="take another policy"
-        )
+        raise MaskwiseError(f"{str(folder)!r} brings code of its own", got="auto_map", do="take another policy")
     return config
 
 
@@ -252,9 +248,7 @@ def _width(config: PolicyConfig) -> int:
 
 
 def _damaged(folder: Path, what: str) -> MaskwiseError:
-    return MaskwiseError(
-        f"the policy in {folder} is damaged", got=what, do="take a whole copy, or learn it again"
-    )
+    return MaskwiseError(f"the policy in {folder} is damaged", got=what, do="take a whole copy, or learn it again")
 
 
 def _first_line(error: Exception) -> str:

@@ -142,9 +142,7 @@ def _flat(windows: Windows, targets_T: Array) -> tuple[Flat, Tensor, Tensor]:
     labelled = np.add.reduceat(targets_T.sum(1), pieces.offsets[:-1]) > 0
     kept = np.flatnonzero(labelled)
     if not len(kept):
-        raise MaskwiseError(
-            "not one label is left in the windows of the policy", do="raise learning.policy.length"
-        )
+        raise MaskwiseError("not one label is left in the windows of the policy", do="raise learning.policy.length")
     size = np.diff(pieces.offsets)[kept]
     lead, trail = int(frame.first >= 0), int(frame.last >= 0)
     starts = np.concatenate(([0], np.cumsum(size + lead + trail)))
@@ -188,9 +186,7 @@ def learn_supervised(
         return [] if dev is None else [{"masks": "labels of dev", "loss": mean_loss(objective, dev), **shown}]
 
     size = min(training.batch_size, len(data))
-    settings = training.model_copy(
-        update={"batch_size": size - size % training.accumulate or training.accumulate}
-    )
+    settings = training.model_copy(update={"batch_size": size - size % training.accumulate or training.accumulate})
     done = train(
         objective,
         TaskSource(data, settings),
@@ -250,9 +246,7 @@ def judge(policy: PolicyModel, marked: Sequence[Marked], *, salient: bool = True
             labelled |= (start < stop) & (end > begin)
         weight += float(scores.weight[own][labelled].sum())
         inside, words = inside + float(labelled.sum()), words + len(start)
-        order = (
-            np.argsort(-scores.score[spans], kind="stable")[: counts[number] if counts else 1] + spans.start
-        )
+        order = np.argsort(-scores.score[spans], kind="stable")[: counts[number] if counts else 1] + spans.start
         places = scores.start[scores.first[order]], scores.end[scores.last[order]]
         best.append(list(zip(places[0].tolist(), places[1].tolist())))
     measures: dict[str, Any] = {

@@ -78,9 +78,7 @@ class MaskingCollator:
             effects.append("not reproducible across workers")
         if step is None and self.masker.ratio.varies:
             effects.append("the schedule follows each worker's own count of batches")
-        text = "; ".join(
-            [f"rows carry no {missing}", ", ".join(effects), "use StepBatchSampler and SteppedDataset"]
-        )
+        text = "; ".join([f"rows carry no {missing}", ", ".join(effects), "use StepBatchSampler and SteppedDataset"])
         warnings.warn(text, stacklevel=3)
 
 
@@ -156,9 +154,7 @@ class StepBatchSampler(Sampler):
         self.per_epoch = size // (batch_size * ranks * accumulate)
         if not self.per_epoch:
             need = f"{batch_size} × {ranks} ranks × {accumulate} accumulated"
-            raise MaskwiseError(
-                "the dataset has fewer rows than one step needs", got=size, allowed=f"at least {need}"
-            )
+            raise MaskwiseError("the dataset has fewer rows than one step needs", got=size, allowed=f"at least {need}")
 
     def __len__(self) -> int:
         return max(0, self.per_epoch * self.epochs - self.first_step) * self.accumulate

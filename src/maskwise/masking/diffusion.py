@@ -90,9 +90,7 @@ class Noising(Masker):
             self._rates = when, Rates(self.ratio, *when, twice=self.visits == "complement")
         return self._rates[1]
 
-    def choose(
-        self, batch: AnnotatedBatch, keys: Keys, moment: Moment
-    ) -> tuple[Selection, Array, Array | None]:
+    def choose(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> tuple[Selection, Array, Array | None]:
         rates, second = self.rates(moment.step, moment.total_steps), False
         if self.visits == "complement":
             pair, second = visit_of(moment.epoch, self.visits)
@@ -137,9 +135,7 @@ def noised(
     if (exact and not (alike and units.by_token)) or (second and not alike):
         setting = "masking.budget: bernoulli" if exact else "masking.visits: random"
         got = "units of several tokens" if alike else "units that have weights"
-        raise MaskwiseError(
-            "these weights need single tokens that are all alike", got=got, do=f"set {setting}"
-        )
+        raise MaskwiseError("these weights need single tokens that are all alike", got=got, do=f"set {setting}")
     piece = units.piece
     if exact:
         number_P = rates.number(rate_P, units.tokens_P)

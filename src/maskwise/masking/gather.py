@@ -315,8 +315,6 @@ def _whole(name: str, values: Array) -> Array:
         raise MaskwiseError(f"column {name!r} must be whole numbers", got=str(values.dtype))
     if values.dtype == np.uint64 and len(values) and values.max() > np.iinfo(np.int64).max:
         if name != "example_id":
-            raise MaskwiseError(
-                f"column {name!r}: a number is too large", got=int(values.max()), allowed="below 2⁶³"
-            )
+            raise MaskwiseError(f"column {name!r}: a number is too large", got=int(values.max()), allowed="below 2⁶³")
         values = values.view(np.int64)  # a name of 64 bits, whatever its sign
     return values.astype(np.int64, copy=False)

@@ -91,9 +91,7 @@ def _laid_anew(
     of_label = piece = laid.pop("piece")
     if shown.label_lengths is not None:
         label_B, of_target = in_rows(shown.label_lengths)
-        laid["labels"], of_label = (
-            _padded(x, label_B, f) for x, f in ((shown.labels, IGNORE), (of_target, -1))
-        )
+        laid["labels"], of_label = (_padded(x, label_B, f) for x, f in ((shown.labels, IGNORE), (of_target, -1)))
     tensors = {name: torch.from_numpy(values) for name, values in laid.items()}
     return MaskedBatch(
         tensors.pop("input_ids"), tensors.pop("labels"), torch.from_numpy((piece >= 0).astype(np.int64)),

@@ -113,9 +113,7 @@ class Masker:
         masked.vocabulary = self.vocabulary
         return masked if device is None else masked.to(device)
 
-    def choose(
-        self, batch: AnnotatedBatch, keys: Keys, moment: Moment
-    ) -> tuple[Selection, Array, Array | None]:
+    def choose(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> tuple[Selection, Array, Array | None]:
         """The first two choices alone: selection, ratios (P,) and, in masked diffusion, loss weights (T,)."""
         if self.visits != "random":
             return revisited(self, batch, moment)

@@ -47,9 +47,7 @@ def html_of(batch: MaskedBatch) -> str:
     lines = []
     for inputs_L, labels_L in zip(batch.input_ids[:ROWS], batch.labels[:ROWS]):
         if batch.writes:
-            lines.append(
-                f"<p><small>reads</small> {words(inputs_L)}<br><small>writes</small> {words(labels_L)}</p>"
-            )
+            lines.append(f"<p><small>reads</small> {words(inputs_L)}<br><small>writes</small> {words(labels_L)}</p>")
         else:
             lines.append(f"<p>{words(inputs_L, labels_L)}</p>")
     more = len(batch.input_ids) - ROWS

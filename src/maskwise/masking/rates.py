@@ -58,9 +58,7 @@ class Rates:
     [4.0, 2.0]
     """
 
-    def __init__(
-        self, schedule: Schedule, step: int = 0, total_steps: int | None = None, *, twice: bool = False
-    ):
+    def __init__(self, schedule: Schedule, step: int = 0, total_steps: int | None = None, *, twice: bool = False):
         edges = np.arange(CELLS + 1) / CELLS
         grid = np.sort(schedule.rows(edges, step, total_steps).clip(0, 1))
         rises = np.diff(grid) > 1e-12
@@ -68,9 +66,7 @@ class Rates:
         if not self.complete and not grid.min() > 0:
             what = f"ratio {schedule}: at rate 0 nothing is masked, and the weight would be 1/0"
             raise MaskwiseError(what, got=0, allowed="rates above 0", do="take uniform(0, 1)")
-        if (
-            self.complete
-        ):  # rates that many rows share, at the ends of a clipped range, say nothing of the bound
+        if self.complete:  # rates that many rows share, at the ends of a clipped range, say nothing of the bound
             grid = np.append(grid[:-1][rises], grid[1:][rises][-1])
         self.schedule, self.step, self.total_steps, self.twice = schedule, step, total_steps, twice
         self.grid, self.edges = grid, np.linspace(0, 1, len(grid))
@@ -111,9 +107,7 @@ class Rates:
 
     def number(self, rate_P: Array, tokens_P: Array) -> Array:
         """(P,) int64: how many of L tokens are masked, ⌈t·L⌉: at least one where there is any."""
-        return (
-            np.ceil(rate_P * tokens_P - 1e-9).astype(np.int64).clip(min=np.minimum(tokens_P, 1), max=tokens_P)
-        )
+        return np.ceil(rate_P * tokens_P - 1e-9).astype(np.int64).clip(min=np.minimum(tokens_P, 1), max=tokens_P)
 
     def number_weight(self, number_P: Array, tokens_P: Array) -> Array:
         """(P,) float64: what the loss of a masked token weighs, where so many of L tokens are masked."""

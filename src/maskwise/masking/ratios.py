@@ -50,9 +50,7 @@ class Schedule:
         outside = [r for r in ratios if not -1e-9 <= r <= 1 + 1e-9]
         if outside:
             worst = max(outside, key=lambda r: abs(r - 0.5))
-            raise MaskwiseError(
-                f"schedule {self.name} leaves the range", got=round(worst, 4), allowed="0 to 1"
-            )
+            raise MaskwiseError(f"schedule {self.name} leaves the range", got=round(worst, 4), allowed="0 to 1")
 
     def __call__(self, step: int, total_steps: int | None = None) -> float:
         """The ratio at ``step`` of ``total_steps``; steps past the end keep the last value."""
@@ -153,9 +151,7 @@ def bell(centre: float = 0.5, width: float = 0.15) -> Distribution:
     grid = (centre + width * ndtri(low + (high - low) * np.linspace(0, 1, 4097))).clip(0, 1)
     grid[0], grid[-1] = 0.0, 1.0
     mean = float((grid[:-1] + grid[1:]).mean() / 2)
-    return Distribution(
-        f"bell({centre}, {width})", partial(straight, mean, mean), False, partial(_on_grid, grid)
-    )
+    return Distribution(f"bell({centre}, {width})", partial(straight, mean, mean), False, partial(_on_grid, grid))
 
 
 def cosine_rates() -> Distribution:
@@ -177,9 +173,7 @@ def mixture(*parts: float) -> Distribution:
     mean = sum(r * s for r, s in zip(ratios, shares)) / sum(shares)
     edges = np.cumsum(shares) / sum(shares)
     quantile = partial(_choice, np.array(ratios, np.float64), edges[:-1])
-    return Distribution(
-        f"mixture({', '.join(map(str, parts))})", partial(straight, mean, mean), False, quantile
-    )
+    return Distribution(f"mixture({', '.join(map(str, parts))})", partial(straight, mean, mean), False, quantile)
 
 
 def _between(low: float, high: float, f: float, draw_P: Array) -> Array:

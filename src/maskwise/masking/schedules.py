@@ -155,9 +155,7 @@ def vee(p: float = 0.15) -> Schedule:
 def warm_decay(p: float = 0.15, warm: float = 0.4) -> Schedule:
     """Up from 0 to 2p over the share ``warm`` of training, then down to 0."""
     if not 0 < warm < 1:
-        raise MaskwiseError(
-            "warm-decay: warm must be a share of training", got=warm, allowed="between 0 and 1"
-        )
+        raise MaskwiseError("warm-decay: warm must be a share of training", got=warm, allowed="between 0 and 1")
     return named("warm-decay", _warm_decay, p, warm)
 
 
@@ -222,9 +220,7 @@ def _composed(name: str, combine: Callable[..., Any], *args: object, varies: boo
         do = "do it inside the function"
         raise MaskwiseError("a function of your own cannot be part of another schedule", got=label, do=do)
     if not any(isinstance(part, Distribution) for part in parts):
-        return Schedule(
-            label, partial(combine, *(a.curve if isinstance(a, Schedule) else a for a in args)), varies
-        )
+        return Schedule(label, partial(combine, *(a.curve if isinstance(a, Schedule) else a for a in args)), varies)
     quantile = partial(_drawn, combine, args)
     return Distribution(label, partial(_mean, quantile), varies, quantile)
 
@@ -232,9 +228,7 @@ def _composed(name: str, combine: Callable[..., Any], *args: object, varies: boo
 def warm_up(inner: Spec, share: float = 0.1) -> Schedule:
     """Another schedule, scaled up from 0 over the first ``share`` of training."""
     if not 0 < share <= 1:
-        raise MaskwiseError(
-            "warm-up: share must be a share of training", got=share, allowed="above 0, at most 1"
-        )
+        raise MaskwiseError("warm-up: share must be a share of training", got=share, allowed="above 0, at most 1")
     return _composed("warm-up", _share_up, schedule(inner), share)
 
 
@@ -293,9 +287,5 @@ def schedule(spec: Schedule | float | str | Call | Callable[[int, int], float]) 
     if isinstance(spec, Call):
         return build("schedule", spec, SCHEDULES)
     if callable(spec):
-        return FunctionSchedule(
-            f"function {getattr(spec, '__name__', type(spec).__name__)}", no_curve, function=spec
-        )
-    raise MaskwiseError(
-        "not a masking ratio", got=spec, allowed="a number, a schedule, its name, or a function"
-    )
+        return FunctionSchedule(f"function {getattr(spec, '__name__', type(spec).__name__)}", no_curve, function=spec)
+    raise MaskwiseError("not a masking ratio", got=spec, allowed="a number, a schedule, its name, or a function")

@@ -196,9 +196,7 @@ def check_all_asked(objective: str, masking: Masking) -> None:
     predict = schedule(masking.get("predict", 1.0))
     if predict.varies or predict(0) < 1:
         what = f"objective {objective} needs a target at every masked token"
-        raise MaskwiseError(
-            what, got=f"predict {masking['predict']}", do="give its arm masking: {predict: 1.0}"
-        )
+        raise MaskwiseError(what, got=f"predict {masking['predict']}", do="give its arm masking: {predict: 1.0}")
 
 
 def weighted(losses: Tensor, weight: Tensor | None, row: Tensor, column: Tensor) -> Tensor:
@@ -229,9 +227,7 @@ def model_inputs(model: PreTrainedModel, batch: MaskedBatch | Mapping[str, Tenso
         return inputs
     family = adapter_of(model.config)
     if not family.separates:  # only rows that a user has packed: others are laid out anew
-        warnings.warn(
-            f"{model.config.model_type} reads packed rows as one text: {NO_DOCUMENTS}", stacklevel=2
-        )
+        warnings.warn(f"{model.config.model_type} reads packed rows as one text: {NO_DOCUMENTS}", stacklevel=2)
         return inputs
     apart = family.apart(model, inputs, documents)
     apart["documents"].ends = getattr(batch, "ends", (None, None))[0]

@@ -69,9 +69,7 @@ class CausalLanguageModelling(MaskedLanguageModelling):
     @classmethod
     def check(cls, masking: Masking) -> str | None:
         if own := [name for name, value in masking.items() if cls.masking.get(name) != value]:
-            raise MaskwiseError(
-                "objective clm masks nothing", got=", ".join(own), do="give its arm no masking"
-            )
+            raise MaskwiseError("objective clm masks nothing", got=", ".join(own), do="give its arm no masking")
         return None
 
     @classmethod

@@ -45,9 +45,7 @@ class Twins:
         every, device = gather(rows, self.vocabulary), device_of(rows)
         size = every.shape[0]
         if size % 2 or size < 4:
-            raise MaskwiseError(
-                "cse reads half of the rows twice", got=f"{size} rows", allowed="an even number ≥ 4"
-            )
+            raise MaskwiseError("cse reads half of the rows twice", got=f"{size} rows", allowed="an even number ≥ 4")
         if every.packed:
             raise MaskwiseError("cse wants one text a row", got="packed rows", do="use the layout 'document'")
         pair = 2 * (np.arange(size) % (size // 2))

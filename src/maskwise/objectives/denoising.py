@@ -121,6 +121,4 @@ def generated(
 
 def predicting(model: Any) -> MaskedLanguageModelling:
     """The objective by whose loss a language model is judged: it predicts what is masked."""
-    return (Denoising if adapter_of(model.config).kind == "encoder-decoder" else MaskedLanguageModelling)(
-        model
-    )
+    return (Denoising if adapter_of(model.config).kind == "encoder-decoder" else MaskedLanguageModelling)(model)

@@ -108,8 +108,6 @@ def smaller(config: PreTrainedConfig, share: float) -> PreTrainedConfig:
     heads = max(1, round(config.num_attention_heads * share))
     for name in names:
         value = getattr(config, name)
-        setattr(
-            config, name, heads * head if value == config.hidden_size else max(head, round(value * share))
-        )
+        setattr(config, name, heads * head if value == config.hidden_size else max(head, round(value * share)))
     config.num_attention_heads = heads
     return config

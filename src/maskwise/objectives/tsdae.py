@@ -91,9 +91,7 @@ class DenoisingAutoencoder(Objective):
         first = self.start.to(states_BLH.dtype).expand(len(labels), 1, -1)
         told_BLH = torch.cat([first, self.widen(before)], dim=1) + places(labels.shape[1], first)
         mask = nn.Transformer.generate_square_subsequent_mask(labels.shape[1], device=labels.device)
-        written = self.decoder(
-            told_BLH, sentence_BH.unsqueeze(1), tgt_mask=mask.to(told_BLH.dtype), tgt_is_causal=True
-        )
+        written = self.decoder(told_BLH, sentence_BH.unsqueeze(1), tgt_mask=mask.to(told_BLH.dtype), tgt_is_causal=True)
         row, column = target_places(batch).unbind(1)
         logits_MV = unrounded(self.narrow(written[row, column]) @ vocabulary.T)
         losses = cross_entropy(logits_MV, labels[row, column], reduction="none")

@@ -97,9 +97,7 @@ class SearchSettings(Settings):
         for key in dict.fromkeys(key for point in self.points for key in point):
             values = {point[key] for point in self.points if is_number(point.get(key))}
             if len(values) == 2:
-                limits.append(
-                    f"the grid has two values of {key}, so the best is at its edge: give it three or more"
-                )
+                limits.append(f"the grid has two values of {key}, so the best is at its edge: give it three or more")
         return limits
 
     @property
@@ -204,9 +202,7 @@ class StudySettings(Settings):
         pairs = contrasts if isinstance(contrasts, list | tuple) else [contrasts]
         for pair in pairs if contrasts is not None else ():
             if not isinstance(pair, list | tuple) or len(pair) != 2:
-                raise MaskwiseError(
-                    "study.contrasts holds pairs of arms", got=pair, allowed="[arm, baseline]"
-                )
+                raise MaskwiseError("study.contrasts holds pairs of arms", got=pair, allowed="[arm, baseline]")
         return contrasts
 
     @field_validator("looks")
@@ -224,9 +220,7 @@ class StudySettings(Settings):
     @classmethod
     def _positive(cls, noise: float | str | None) -> float | str | None:
         if isinstance(noise, float) and not 0 < noise < math.inf:
-            raise MaskwiseError(
-                "study.noise: a standard deviation, or the folder of a study", got=noise, allowed="> 0"
-            )
+            raise MaskwiseError("study.noise: a standard deviation, or the folder of a study", got=noise, allowed="> 0")
         return noise
 
     @field_validator("companions")
@@ -242,9 +236,7 @@ class StudySettings(Settings):
         if self.baseline is not None and self.baseline not in self.arms:
             raise unknown_name("baseline arm", self.baseline, self.arms)
         for name in {REFERENCE, OWN_TASK, OTHER_TASKS} & self.arms.keys():
-            raise MaskwiseError(
-                f"an arm cannot be called {name}: studies compare something else by that name"
-            )
+            raise MaskwiseError(f"an arm cannot be called {name}: studies compare something else by that name")
         for name in self.search.own if self.search else ():
             if name not in self.arms:
                 raise unknown_name("arm in study.search.own", name, self.arms)
@@ -269,9 +261,7 @@ class StudySettings(Settings):
                     raise unknown_name(f"arm in study.{setting}", name, names)
             if pair and pair[0] == pair[1]:
                 allowed = "[oracle, baseline]: the best arm and the one that it is better than"
-                raise MaskwiseError(
-                    f"study.{setting} names two different arms", got=list(pair), allowed=allowed
-                )
+                raise MaskwiseError(f"study.{setting} names two different arms", got=list(pair), allowed=allowed)
         if (contrasts := len(self.pairs) - (self.gate is not None)) > MOST_PRIMARY:
             do = "name the ones that matter in study.contrasts"
             what, allowed = "too many primary contrasts for one page", f"at most {MOST_PRIMARY}"

@@ -58,9 +58,7 @@ def _place(group: list[Any], part: str, *, dotted: str) -> int:
     """The place in a list that a part of a dotted name says."""
     if not part.isdecimal() or int(part) >= len(group):
         allowed = f"0 to {len(group) - 1}" if len(group) > 1 else "0" if group else "none, for it is empty"
-        raise MaskwiseError(
-            f"cannot set {dotted}: places in a list are counted from 0", got=part, allowed=allowed
-        )
+        raise MaskwiseError(f"cannot set {dotted}: places in a list are counted from 0", got=part, allowed=allowed)
     return int(part)
 
 
@@ -140,9 +138,7 @@ class Yaml(yaml.SafeLoader):
     }
 
 
-Yaml.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)
+Yaml.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
 Yaml.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9]*)?[eE][-+]?[0-9]+$"),

@@ -58,9 +58,7 @@ def _settings(source: str | Path, *, below: tuple[Path, ...] = ()) -> Plain:
     """The settings of a file, with those of the recipe that it extends under them."""
     path = recipe_path(source)
     if path.resolve() in below:
-        raise MaskwiseError(
-            "recipes extend each other in a circle", got=" → ".join(p.name for p in (*below, path))
-        )
+        raise MaskwiseError("recipes extend each other in a circle", got=" → ".join(p.name for p in (*below, path)))
     settings = _read(path)
     if settings is None:
         do = "write settings into it, or name a shipped recipe: maskwise list recipes"
@@ -73,9 +71,7 @@ def _settings(source: str | Path, *, below: tuple[Path, ...] = ()) -> Plain:
         return settings
     beside = path.parent / str(base)
     under = _settings(beside if beside.is_file() else str(base), below=(*below, path.resolve()))
-    return merged(
-        {key: value for key, value in under.items() if key not in ("name", "description")}, settings
-    )
+    return merged({key: value for key, value in under.items() if key not in ("name", "description")}, settings)
 
 
 def _read(path: Path) -> object:

@@ -107,9 +107,7 @@ class Recipe(Settings):
         if value not in ALONE:
             objective_class(value)
             do = f"list it in objectives, with others: objectives: {{{value}: {{}}, mlm: {{}}}}"
-            raise MaskwiseError(
-                "objective", got=value, allowed=f"{', '.join(ALONE[:-1])} or {ALONE[-1]}", do=do
-            )
+            raise MaskwiseError("objective", got=value, allowed=f"{', '.join(ALONE[:-1])} or {ALONE[-1]}", do=do)
         return value
 
     @field_validator("intermediate", mode="before")
@@ -199,18 +197,12 @@ class Recipe(Settings):
         """Each phase is a recipe of its own, and goes on with the model of the first."""
         if self.phases is not None and self.intermediate is not None:
             do = "make it the last of the phases"
-            raise MaskwiseError(
-                "intermediate is the short form of two phases, and this recipe has phases", do=do
-            )
+            raise MaskwiseError("intermediate is the short form of two phases, and this recipe has phases", do=do)
         first, *further = self.links()
         if any(link.training.group_by_length and len(link.corpus.sources) > 1 for link in (first, *further)):
-            raise MaskwiseError(
-                "rows of a mix are not grouped by length", do="leave out training.group_by_length"
-            )
+            raise MaskwiseError("rows of a mix are not grouped by length", do="leave out training.group_by_length")
         if any(link.training.group_by_length and link.corpus.stream for link in (first, *further)):
-            raise MaskwiseError(
-                "rows of a stream are not grouped by length", do="leave out training.group_by_length"
-            )
+            raise MaskwiseError("rows of a stream are not grouped by length", do="leave out training.group_by_length")
         for setting, link in zip(self.settings_of("corpus.length"), (first, *further)):
             if link.kind != self.kind:
                 what = f"all phases train one model, an {self.kind}"

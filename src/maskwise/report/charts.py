@@ -86,16 +86,10 @@ def coverage_view(folder: Folder, colours: Colours) -> View | None:
     for line in (line for line in lines if "arm" in line):
         task, arm = line["task"], line["arm"]
         texts = [other for other in lines if other["task"] == task and "standing" in other]
-        texts = [
-            other for other in texts if other["corpus"] == line["corpus"]
-        ] or texts  # a world for each run
+        texts = [other for other in texts if other["corpus"] == line["corpus"]] or texts  # a world for each run
         means = {
             name: mean(
-                [
-                    r["score"]
-                    for r in folder.whole
-                    if r["kind"] == "score" and (r["task"], r["arm"]) == (task, name)
-                ]
+                [r["score"] for r in folder.whole if r["kind"] == "score" and (r["task"], r["arm"]) == (task, name)]
             )
             for name in (arm, REFERENCE)
         }
@@ -112,9 +106,7 @@ def coverage_view(folder: Folder, colours: Colours) -> View | None:
             "standing": mean([other["standing"] / other["items"] for other in texts]),
         })  # fmt: skip
     return (
-        {"rows": rows, "spec": gain_chart(points, colours, over=folder.reference) if points else None}
-        if rows
-        else None
+        {"rows": rows, "spec": gain_chart(points, colours, over=folder.reference) if points else None} if rows else None
     )
 
 
@@ -171,9 +163,7 @@ def curve_charts(folder: Folder, colours: Colours) -> View:
         for point, line in zip(points, ratios):
             if "scheduled_ratio" in line:
                 point["scheduled"] = line["scheduled_ratio"]
-        charts["ratio"] = line_chart(
-            points, colours, x="step", x_title="step", y_title="masked", percent=True
-        )
+        charts["ratio"] = line_chart(points, colours, x="step", x_title="step", y_title="masked", percent=True)
     evaluated = [line for line in folder.curves if line["kind"] == "eval" and "loss" in line]
     views = []
     for masks, ratio, same in _by_masks(evaluated):
@@ -197,10 +187,7 @@ def weight_charts(folder: Folder) -> list[View]:
                     points.append({"arm": group, "seed": line["seed"], "step": line["step"], "value": weight})
             last = max(point["step"] for point in points)
             ends = [point for point in points if point["step"] == last]
-            final = {
-                p["arm"]: mean([end["value"] for end in ends if end["arm"] == p["arm"]]) or 0.0
-                for p in points
-            }
+            final = {p["arm"]: mean([end["value"] for end in ends if end["arm"] == p["arm"]]) or 0.0 for p in points}
             order = sorted(sorted(final), key=lambda group: -final[group])
             title = " ".join([arm, *key.split(" ")[:-1]])
             charts.append({"name": title, "spec": group_chart(points, order, "weight")})
@@ -231,12 +218,8 @@ def objectives_view(folder: Folder, colours: Colours) -> View | None:
     return {
         "objectives": painted,
         "watched": {arm: colour for arm, colour in mine.items() if arm in watched},
-        "shares": [
-            {"name": arm, "spec": share_chart(points, painted)} for arm, points in shares.items() if points
-        ],
-        "probes": [
-            {"name": name, "spec": probe_chart(points, mine)} for name, points in probes.items() if points
-        ],
+        "shares": [{"name": arm, "spec": share_chart(points, painted)} for arm, points in shares.items() if points],
+        "probes": [{"name": name, "spec": probe_chart(points, mine)} for name, points in probes.items() if points],
         "table": [_objective_row(folder, arm, arms[arm], names) for arm in mine],
         "wanted": RELIABLE,
         "notes": {arm: notes for arm in mine if (notes := _notes(arms[arm]))},
@@ -344,9 +327,7 @@ def compute_view(folder: Folder, colours: Colours) -> View | None:
     points: list[Point] = []
     for run in known["points"]:
         spent = seconds[run["arm"], run["seed"], run["fraction"]]
-        place = {key: value for key, value in run.items() if key != "values"} | (
-            {"seconds": spent} if spent else {}
-        )
+        place = {key: value for key, value in run.items() if key != "values"} | ({"seconds": spent} if spent else {})
         for name, value in run["values"].items():
             measure = outcome_label(name) + (" loss" if name.startswith("heldout:") else "")
             if run["arm"] in colours:

@@ -48,9 +48,7 @@ def compare_studies(first: Path, second: Path) -> Comparison:
         if folder.kind != "study":
             raise MaskwiseError("two studies are compared, and this is one run", got=str(path))
     recipes = [dict(_leaves(folder.study["recipe"])) for folder in folders]
-    changed = [
-        key for key in dict.fromkeys([*recipes[0], *recipes[1]]) if recipes[0].get(key) != recipes[1].get(key)
-    ]
+    changed = [key for key in dict.fromkeys([*recipes[0], *recipes[1]]) if recipes[0].get(key) != recipes[1].get(key)]
     outcomes = [_outcomes(folder) for folder in folders]
     names = dict.fromkeys([*outcomes[0], *outcomes[1]])
     rows: list[dict[str, object]] = []
@@ -62,8 +60,7 @@ def compare_studies(first: Path, second: Path) -> Comparison:
     return {
         "studies": [_about(path, folder) for path, folder in zip((first, second), folders)],
         "differences": [
-            {"setting": key, "values": [recipe.get(key) for recipe in recipes]}
-            for key in changed[:MOST_DIFFERENCES]
+            {"setting": key, "values": [recipe.get(key) for recipe in recipes]} for key in changed[:MOST_DIFFERENCES]
         ],
         "outcomes": sorted(rows, key=lambda row: row["change"] is None),
     }
@@ -76,18 +73,14 @@ def write_comparison(first: Path, second: Path, html: Path | None = None) -> Pat
         MaskwiseError: a folder that holds no study, or a page that cannot be written.
     """
     target = Path(html) if html is not None else Path(second) / "compared.html"
-    write_whole(
-        target, environment().get_template("compared.html.j2").render(**compare_studies(first, second))
-    )
+    write_whole(target, environment().get_template("compared.html.j2").render(**compare_studies(first, second)))
     return target
 
 
 def _about(path: Path, folder: Folder) -> dict[str, object]:
     summary = folder.summary
     missing = [
-        name
-        for name, there in (("records.jsonl", folder.records), ("summary.json", summary["headline"]))
-        if not there
+        name for name, there in (("records.jsonl", folder.records), ("summary.json", summary["headline"])) if not there
     ]
     return {
         "folder": str(path), "name": folder.name, "headline": summary["headline"] or "No verdict yet.",

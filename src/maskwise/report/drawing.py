@@ -109,9 +109,7 @@ def dot_chart(
     return _finish(alt.layer(*layers), height=max(46 * len(arms), 60))
 
 
-def _references(
-    lines: dict[str, float], plateau: float | None, *, left: float, right: float
-) -> list[alt.Chart]:
+def _references(lines: dict[str, float], plateau: float | None, *, left: float, right: float) -> list[alt.Chart]:
     layers = []
     if plateau is not None:
         # Vega draws what lies outside the domain too, and then shrinks the chart to make room for it.
@@ -188,9 +186,7 @@ def group_chart(rows: list[Point], order: Sequence[str], title: str) -> Spec:
     return _finish(alt.layer(runs, means), height=300)
 
 
-def choice_chart(
-    rows: list[Point], colours: Colours, *, measures: Sequence[str], quantities: Sequence[str]
-) -> Spec:
+def choice_chart(rows: list[Point], colours: Colours, *, measures: Sequence[str], quantities: Sequence[str]) -> Spec:
     """Quality against compute; two choices below the chart say which measure and which quantity.
 
     A thin line joins the lengths of a seed, a thick one is the mean of an arm.
@@ -363,20 +359,14 @@ def _forest(kind: str, rows: list[Contrast], colours: Colours, common: Sequence[
 
 def _notes(row: Contrast) -> list[str]:
     """Reasons that a reader must know beside the sentence; those of a void stand in it, an overlap on top."""
-    known = [
-        r["sentence"] for r in row["reasons"] if r["effect"] in ("caps", "said") and r["code"] != "overlap"
-    ]
+    known = [r["sentence"] for r in row["reasons"] if r["effect"] in ("caps", "said") and r["code"] != "overlap"]
     return [text[:1].upper() + text[1:] + "." for text in known] if row["primary"] else []
 
 
 def common_notes(contrasts: Sequence[Contrast]) -> list[str]:
     """What is to be known of every primary contrast: said once, in the plain words."""
     rows = [row for row in contrasts if row["primary"] and row["verdict"] != "void"]
-    return (
-        [note for note in _notes(rows[0]) if all(note in _notes(row) for row in rows)]
-        if len(rows) > 1
-        else []
-    )
+    return [note for note in _notes(rows[0]) if all(note in _notes(row) for row in rows)] if len(rows) > 1 else []
 
 
 def outcome_label(outcome: str) -> str:

@@ -99,9 +99,7 @@ def page_content(folder: Folder) -> View:
         "several": objectives_view(folder, colours),
         "samples": _samples(folder, colours),
         "sampled": list(folder.samples),
-        "moments": max(
-            (len(s.get("moments", ())) for arm in folder.samples.values() for s in arm), default=0
-        ),
+        "moments": max((len(s.get("moments", ())) for arm in folder.samples.values() for s in arm), default=0),
         "failures": [record for record in folder.records if record["kind"] == "failure"],
         "finished": bool(facts),
         "facts": facts + _speed(folder),
@@ -118,16 +116,10 @@ def _story(folder: Folder) -> View | None:
     runs = f"{len(study['seeds'])} run{'s' if len(study['seeds']) != 1 else ''}"
     judged = ", ".join(study["tasks"])
     sentence = f"{len(folder.arms)} way{'s' * (len(folder.arms) != 1)} to pre-train, {runs} of each with the same seeds"
-    sentence += (
-        f", judged on {judged}" if judged else ", judged by held-out loss and what needs no fine-tuning"
-    )
+    sentence += f", judged on {judged}" if judged else ", judged by held-out loss and what needs no fine-tuning"
     by = summary["matched_by"]
-    sentence += (
-        f". All arms spent equal {by}" if by and all(row["compute"]["matched"] for row in rows) else ""
-    )
-    sentence += (
-        ". Each arm has the settings that were best for it on other seeds." if study["search"] else "."
-    )
+    sentence += f". All arms spent equal {by}" if by and all(row["compute"]["matched"] for row in rows) else ""
+    sentence += ". Each arm has the settings that were best for it on other seeds." if study["search"] else "."
     lines = [{"verdict": row["verdict"], "sentence": row["brief"]} for row in rows]
     known = common_notes(summary["contrasts"])
     return {"compared": sentence, "lines": lines, "known": known, "advice": summary["advice"]}
@@ -135,9 +127,7 @@ def _story(folder: Folder) -> View | None:
 
 def _arm(folder: Folder, arm: str, colour: str) -> View:
     facts, known = folder.study["arms"].get(arm), folder.summary["arms"].get(arm)
-    recipe = (
-        (facts["sampler"] if "sampler" in facts else f"{facts['policy']} {facts['ratio']}") if facts else ""
-    )
+    recipe = (facts["sampler"] if "sampler" in facts else f"{facts['policy']} {facts['ratio']}") if facts else ""
     return {
         "name": arm,
         "colour": colour,
@@ -232,9 +222,7 @@ def task_table(folder: Folder) -> View | None:
         {
             "arm": arm,
             "cells": {
-                task: _cell(
-                    values, percent=top[task] <= 1 and tasks[task].get("metric") not in LOWER_IS_BETTER
-                )
+                task: _cell(values, percent=top[task] <= 1 and tasks[task].get("metric") not in LOWER_IS_BETTER)
                 for task, values in by_task.items()
             },
         }
@@ -280,9 +268,7 @@ def _evaluation_table(folder: Folder) -> View:
             key = record["name"], record["metric"]
             runs[key][record["arm"]].append(record["value"])
             lower = not record.get("higher_is_better", True)
-            facts.setdefault(
-                key, {"chance": record.get("chance"), "items": record.get("items"), "lower": lower}
-            )
+            facts.setdefault(key, {"chance": record.get("chance"), "items": record.get("items"), "lower": lower})
     rows = [
         {"name": key[0], "metric": key[1], **facts[key], "means": {arm: mean(x) for arm, x in by_arm.items()}}
         for key, by_arm in runs.items()
@@ -393,9 +379,7 @@ def _facts(folder: Folder) -> list[tuple[str, str]]:
 def _speed(folder: Folder) -> list[tuple[str, str]]:
     """How fast trainings were, by their metrics: the middle of what the lines say, and the highest peak of memory."""
     needed = {"tokens_per_second", "memory_gib"}
-    lines = [
-        line for line in folder.curves if line["kind"] == "train" and needed <= line.get("speed", {}).keys()
-    ]
+    lines = [line for line in folder.curves if line["kind"] == "train" and needed <= line.get("speed", {}).keys()]
     if not lines:
         return []
     middle = {
@@ -436,7 +420,5 @@ def environment() -> jinja2.Environment:
     environment.filters["percent"] = lambda x: f"{100 * x:.0f} %" if isinstance(x, float) else x or "–"
     environment.filters |= {"powers": powers, "outcome": outcome_label}
     # Numbers keep to their units at the end of a line.
-    environment.filters["figures"] = lambda text: (
-        str(text).replace(" %", "\u00a0%").replace("p = ", "p\u00a0=\u00a0")
-    )
+    environment.filters["figures"] = lambda text: str(text).replace(" %", "\u00a0%").replace("p = ", "p\u00a0=\u00a0")
     return environment

@@ -61,9 +61,7 @@ def write_policy_page(folder: Path, *, title: str, measures: Mapping[str, Any]) 
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
-    return (
-        [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
-    )
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
 
 
 def _examples(texts: list[list[Any]], lines: list[dict[str, Any]]) -> list[list[tuple[str, list[Any]]]]:
@@ -76,9 +74,7 @@ def _examples(texts: list[list[Any]], lines: list[dict[str, Any]]) -> list[list[
         versions += [(f"after {line['step']} steps", line["weights"][number]) for line in between]
         versions += [("after", [new for *_, new in words])]
         names = [word for word, *_ in words]
-        examples.append(
-            [(when, [(w, x, _shade(x)) for w, x in zip(names, weights)]) for when, weights in versions]
-        )
+        examples.append([(when, [(w, x, _shade(x)) for w, x in zip(names, weights)]) for when, weights in versions])
     return examples
 
 

@@ -183,12 +183,8 @@ def summary_of(folder: Path) -> Summary:
 
 def _read_study(folder: Path) -> Folder:
     study = cast(Study, NO_STUDY | cast(Study, _needed(folder / "study.json")))
-    if not isinstance(study["arms"], dict) or not all(
-        isinstance(arm, dict) for arm in study["arms"].values()
-    ):
-        raise MaskwiseError(
-            "study.json names no arms", got=str(folder / "study.json"), do="run the study again"
-        )
+    if not isinstance(study["arms"], dict) or not all(isinstance(arm, dict) for arm in study["arms"].values()):
+        raise MaskwiseError("study.json names no arms", got=str(folder / "study.json"), do="run the study again")
     curves = []
     for arm, facts in study["arms"].items():
         for seed, stage in facts.get("runs", {}).items():

@@ -105,9 +105,7 @@ class Learned(Sampler):
         better = [arm for arm, n, g in zip(self.arms, drawn, gain) if n and g > 0]
         for arm, n, g in zip(self.arms, drawn, gain):
             if not n and g < 0 and better:
-                self.notes.append(
-                    f"{arm} is starved: never drawn, it gets worse; better: {', '.join(better)}"
-                )
+                self.notes.append(f"{arm} is starved: never drawn, it gets worse; better: {', '.join(better)}")
         return gain
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -162,9 +160,7 @@ class Mometas(Learned):
         scale = 1.0 if published or faithful or steps is None else every / PUBLISHED_EVERY
         lr, entropy = 0.1 / scale**0.5 if lr is None else lr, 2.0 * scale if entropy is None else entropy
         if not lr > 0 or entropy < 0:
-            raise MaskwiseError(
-                "sampler mometas", got=f"lr {lr}, entropy {entropy}", allowed="lr > 0, entropy ≥ 0"
-            )
+            raise MaskwiseError("sampler mometas", got=f"lr {lr}, entropy {entropy}", allowed="lr > 0, entropy ≥ 0")
         self.lr, self.entropy, self.faithful = lr, entropy, faithful
 
     def probed_rows(self, *, twins: bool) -> int:

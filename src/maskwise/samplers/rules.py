@@ -41,9 +41,7 @@ class Sequential(Sampler):
     def __init__(self, arms: Sequence[str], block: int | None = 1, *, seed: int = 0):
         super().__init__(arms, seed=seed)
         if block is not None and block < 1:
-            raise MaskwiseError(
-                "sampler sequential: block, in steps", got=block, allowed="1 or more, or None"
-            )
+            raise MaskwiseError("sampler sequential: block, in steps", got=block, allowed="1 or more, or None")
         self.block = block
 
     def probabilities(self, step: int = 0, total_steps: int | None = None) -> Tensor:
@@ -119,9 +117,7 @@ class LossProportional(Sampler):
     ):  # fmt: skip
         super().__init__(arms, seed=seed)
         self.every, self.rows = interval(every, steps), probe_size(rows)
-        self.chance = (
-            torch.ones(len(self.arms), dtype=torch.float64) if chance is None else self.vector(chance)
-        )
+        self.chance = torch.ones(len(self.arms), dtype=torch.float64) if chance is None else self.vector(chance)
         if not bool((self.chance > 0).all()):
             raise MaskwiseError("sampler loss-proportional: chance levels", got=chance, allowed="above 0")
         self.share = Uniform(self.arms).probabilities()

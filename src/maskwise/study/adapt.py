@@ -116,9 +116,7 @@ def write_pairs(texts: str, target: Path, *, text_field: str = "text") -> None:
     lines = [*islice(_pairs(texts, text_field), MOST_PAIRS)]
     if len(lines) < LEAST_PAIRS:
         what = "there is nothing to judge by: no task, and hardly a text with a title or two sentences"
-        raise MaskwiseError(
-            what, got=f"{len(lines)} texts", allowed=f"≥ {LEAST_PAIRS}", do="give --task FILE"
-        )
+        raise MaskwiseError(what, got=f"{len(lines)} texts", allowed=f"≥ {LEAST_PAIRS}", do="give --task FILE")
     write_whole(target, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
 
@@ -235,9 +233,7 @@ def save_adapted(out: Path, arm: str) -> tuple[Path, Path]:
         tokenizer.save_pretrained(folder)
         card = (checkpoint / CARD).read_text(encoding="utf-8")
         write_whole(folder / CARD, card if folder == whole else SENTENCE_CARD + card.partition("---\n\n")[2])
-    write_sentence_folder(
-        sentences, width=network.config.hidden_size, length=min(512, most_tokens(network.config))
-    )
+    write_sentence_folder(sentences, width=network.config.hidden_size, length=min(512, most_tokens(network.config)))
     return whole, sentences
 
 
@@ -248,8 +244,7 @@ def write_sentence_folder(folder: Path, *, width: int, length: int) -> None:
     module = "sentence_transformers.models"
     modules = [("", "Transformer"), ("1_Pooling", "Pooling")]
     listed = [
-        {"idx": n, "name": str(n), "path": path, "type": f"{module}.{kind}"}
-        for n, (path, kind) in enumerate(modules)
+        {"idx": n, "name": str(n), "path": path, "type": f"{module}.{kind}"} for n, (path, kind) in enumerate(modules)
     ]
     write_whole(folder / "modules.json", json.dumps(listed, indent=1))
     write_json(folder / "1_Pooling" / "config.json", {"word_embedding_dimension": width, **pooling})

@@ -179,9 +179,7 @@ def _check_text(link: Recipe) -> list[str]:
         require_live(spec, annotator(spec))
     if link.corpus.stream and link.learns:
         do = "learn it from a part first (maskwise learn), and name its folder: learned('OUT/policy')"
-        raise MaskwiseError(
-            "a policy is learned from texts that are read whole, and this one is a stream", do=do
-        )
+        raise MaskwiseError("a policy is learned from texts that are read whole, and this one is a stream", do=do)
     annotated = [name for spec in link.corpus.annotators for name in token_layers(annotator(spec).layers)]
     layers = (*CORPUS_LAYERS, *annotated)
     if link.masking.keep and link.masking.keep not in layers:
@@ -295,9 +293,7 @@ def require_targets(source: MaskedSource, held_out: Rows, masker: Masker) -> Non
         do = "take the policy token, or span(over='token'); or corpus.words: token, or regex:…"
         raise MaskwiseError(what, got=f"{eligible / max(1, units):.0f} tokens a unit", do=do)
     if not targets:
-        what = (
-            f"policy {policy} masks nothing in this text: it has no units, or they are longer than the budget"
-        )
+        what = f"policy {policy} masks nothing in this text: it has no units, or they are longer than the budget"
         do = "take the policy token, or text with spaces; maskwise inspect shows the masks"
         raise MaskwiseError(what, got=f"no target in {len(steps)} batches", do=do)
 

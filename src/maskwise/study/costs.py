@@ -36,9 +36,7 @@ def flops(tokens: float, targets: float, network: PreTrainedModel, *, frozen: bo
     return trained(predicting(network).work(tokens, targets), frozen=frozen)
 
 
-def flops_of_arms(
-    arms: Arms, spent: Mapping[str, Mapping[str, float]], *, frozen: bool = False
-) -> tuple[int, int]:
+def flops_of_arms(arms: Arms, spent: Mapping[str, Mapping[str, float]], *, frozen: bool = False) -> tuple[int, int]:
     """(FLOPs of the steps, FLOPs of the probes), over all arms; ``spent`` as ``SamplerLearner.spent`` has it."""
     steps = probes = 0
     for name, counts in spent.items():

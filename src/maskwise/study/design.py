@@ -120,10 +120,7 @@ class Design:
         spending = self._spending(arm, setting) if self.budget is not None else None
         if spending is not None and self.budget is not None:
             steps[0] = matched_steps(spending, self.recipe.study.match, self.budget, arm=arm)
-        return {
-            key: max(1, round(count * fraction))
-            for key, count in zip(own.settings_of("training.steps"), steps)
-        }
+        return {key: max(1, round(count * fraction)) for key, count in zip(own.settings_of("training.steps"), steps)}
 
     def _spent(self, arm: str, more: Plain) -> float | None:
         spending = self._spending(arm, more)
@@ -163,9 +160,7 @@ class Design:
         yield Plan(tuple(runs.values()), "search")
         for arm in self.arms:
             mine = points[arm]
-            scores = [
-                self._scores([runs[arm, place, seed] for seed in search.seeds]) for place in range(len(mine))
-            ]
+            scores = [self._scores([runs[arm, place, seed] for seed in search.seeds]) for place in range(len(mine))]
             choice = choose(mine, scores)
             chosen = None if choice.place is None else mine[choice.place]
             self.choices.append({
@@ -257,9 +252,7 @@ def choose(points: Sequence[Plain], scores: Sequence[Scores | None]) -> Choice:
     if _on_border(points, place):
         near = best - _standard_error(known, spread) - 1e-9
         inner = {
-            i: mean
-            for i, mean in enumerate(means)
-            if mean is not None and mean >= near and not _on_border(points, i)
+            i: mean for i, mean in enumerate(means) if mean is not None and mean >= near and not _on_border(points, i)
         }
         place = max(inner, key=lambda i: inner[i], default=place)
     return Choice(means, place, _on_border(points, place))
@@ -269,8 +262,7 @@ def _standard_error(scores: Sequence[Scores], spread: Mapping[str, tuple[float, 
     """That of the difference of two points, from what is left without the effects of points and of seeds; 0 where
     that is nothing, as with one seed."""
     each = [
-        np.mean([(np.array(score[o]) - centre) / sd for o, (centre, sd) in spread.items()], axis=0)
-        for score in scores
+        np.mean([(np.array(score[o]) - centre) / sd for o, (centre, sd) in spread.items()], axis=0) for score in scores
     ]
     table = np.array(each)
     points, seeds = table.shape

@@ -189,9 +189,7 @@ class LiveTable:
             table.add_row(Text(row), *cells)
         return table
 
-    def _cell(
-        self, stages: Mapping[str, Stage], lines: Mapping[str, Plain], errors: Mapping[str, str]
-    ) -> Text:
+    def _cell(self, stages: Mapping[str, Stage], lines: Mapping[str, Plain], errors: Mapping[str, str]) -> Text:
         if any(name in errors for name in stages):
             return Text("failed", "red")
         for name, stage in stages.items():

@@ -122,9 +122,7 @@ def outlook_of(subject: str, overrides: Sequence[str] = (), *, timing: bool = Tr
                 counts[arm] = _targets(link, look, config)
             except MaskwiseError as error:  # such as a text that is shorter than a batch
                 doubts.append({"what": f"arm {arm} cannot be trained: {error}", "do": ""})
-        times = _times(
-            recipe, look, Path(name) / "stages", timing=timing and len(counts) == max(1, len(arms))
-        )
+        times = _times(recipe, look, Path(name) / "stages", timing=timing and len(counts) == max(1, len(arms)))
     facts: Plain = {
         "name": recipe.name, "corpus": corpus, "model": model,
         "arms": {arm: count for arm, count in counts.items() if count},
@@ -263,9 +261,7 @@ def _task(task: Task[Any], link: Recipe, tokenizer: PreTrainedTokenizerBase) -> 
     if task.frozen:  # every text by itself
         texts = [(text,) for parts in texts for text in parts]
     windows = task.kind.name == "question-answering"  # a context that is too long is read in several
-    sizes = (
-        [] if windows else [len(tokenizer(*parts)["input_ids"]) for parts in texts if 1 <= len(parts) <= 2]
-    )
+    sizes = [] if windows else [len(tokenizer(*parts)["input_ids"]) for parts in texts if 1 <= len(parts) <= 2]
     cut = [size for size in sizes if size > link.finetune.max_length]
     labels = Counter(name for row in task.splits["train"] for name in getattr(row, "classes", ()))
     most = max(labels.values(), default=0) / max(1, labels.total())
@@ -309,9 +305,7 @@ def _times(recipe: Recipe, look: Look, stages: Path, *, timing: bool) -> Plain:
     works = works_of(recipe, [run for plan in plans for run in plan.runs])
     timings = Timings()
     if timing and len(look.rows):
-        time_stages(
-            list(works.values()), look.data, timings, characters=look.characters, prepared=look.seconds
-        )
+        time_stages(list(works.values()), look.data, timings, characters=look.characters, prepared=look.seconds)
     seconds = {name: timings.seconds(work) for name, work in works.items()}
     kinds: dict[str, Plain] = {}
     for name, work in works.items():
@@ -344,12 +338,8 @@ def _doubts(recipe: Recipe, first: Recipe, facts: Plain) -> Iterator[Plain]:
         return {"what": what, "do": do}
 
     if corpus["unknown"] > MOST_UNKNOWN:
-        do = (
-            "take a tokenizer that knows its characters: tokenizer.kind=bpe, or a larger tokenizer.vocab_size"
-        )
-        yield doubt(
-            f"{corpus['unknown']:.1%} of the tokens are unknown to the tokenizer, and are never masked", do
-        )
+        do = "take a tokenizer that knows its characters: tokenizer.kind=bpe, or a larger tokenizer.vocab_size"
+        yield doubt(f"{corpus['unknown']:.1%} of the tokens are unknown to the tokenizer, and are never masked", do)
     if corpus["skipped"]:
         seen = "" if corpus["whole"] else f" (in the first {corpus['documents']:,} documents)"
         yield doubt(
@@ -380,9 +370,7 @@ def _doubts(recipe: Recipe, first: Recipe, facts: Plain) -> Iterator[Plain]:
             what = f"{task['cut']:.0%} of the rows of {name} are longer than {task['max_length']} tokens, and are cut"
             yield doubt(what, f"raise finetune.max_length: the longest has {task['longest']:,}")
         if task["skipped"]:
-            yield doubt(
-                f"left out of {name}: {counted(task['skipped'])}", "look at these rows if they are many"
-            )
+            yield doubt(f"left out of {name}: {counted(task['skipped'])}", "look at these rows if they are many")
         for note in task.get("notes", []):
             yield doubt(f"{name}: {note}", "")
     runs, prospects = len(recipe.study.seed_list), facts["contrasts"]
@@ -401,11 +389,7 @@ def _lines(recipe: Recipe, facts: Plain) -> Iterator[tuple[str, str]]:
         "text",
         f"{corpus['title']}: {more}{corpus['documents']:,} documents, {corpus['characters']:,} characters",
     )
-    words = (
-        ""
-        if corpus["words"] is None
-        else f", {corpus['words']:,} words of {corpus['tokens_per_word']:.2f} tokens"
-    )
+    words = "" if corpus["words"] is None else f", {corpus['words']:,} words of {corpus['tokens_per_word']:.2f} tokens"
     yield (
         "rows",
         (
@@ -419,11 +403,7 @@ def _lines(recipe: Recipe, facts: Plain) -> Iterator[tuple[str, str]]:
         "model",
         f"{model['type']}, {start}: {model['weights'] / 1e6:.1f} M weights, vocabulary {model['vocabulary']:,}",
     )
-    plateau = (
-        ""
-        if training["plateau_steps"] is None
-        else f"; about {training['plateau_steps']:,} to leave the plateau"
-    )
+    plateau = "" if training["plateau_steps"] is None else f"; about {training['plateau_steps']:,} to leave the plateau"
     passes = training["passes"]
     over = "on a stream, which is not counted" if passes is None else f"{passes:.1f} passes over the text"
     yield "training", f"{training['steps']:,} steps, {over}{plateau}"
@@ -432,18 +412,12 @@ def _lines(recipe: Recipe, facts: Plain) -> Iterator[tuple[str, str]]:
         labels = f", {task['classes']} labels" if task["classes"] else ""
         most = f", the commonest {task['most']:.0%}" if task["most"] else ""
         majority = (
-            ""
-            if task["majority"] is None
-            else f"; knowing nothing gives {task['majority']:.3f} {task['metric']}"
+            "" if task["majority"] is None else f"; knowing nothing gives {task['majority']:.3f} {task['metric']}"
         )
         yield f"task {name}", f"{task['kind']}: {rows}{labels}{most}{majority}"
     for line in prospect_lines(facts["contrasts"]):
         yield "contrasts", line
-    runs = (
-        f"{len(recipe.study.arms) or 1} arms × {len(recipe.study.seed_list)} runs, "
-        if recipe.study.arms
-        else ""
-    )
+    runs = f"{len(recipe.study.arms) or 1} arms × {len(recipe.study.seed_list)} runs, " if recipe.study.arms else ""
     if times["seconds"] is None:
         yield "time", f"{runs}unknown: nothing like {', '.join(times['unknown'])} was timed here yet"
     else:

@@ -110,9 +110,7 @@ class Plan:
     def stages(self) -> list[Stage]:
         """Every stage once, those that others need first; texts before all that need not come before them."""
         named = {stage.name: stage for run in self.runs for stage in run.stages}
-        return sorted(
-            named.values(), key=lambda stage: not (stage.kind == "prepare" and len(stage.needs) < 2)
-        )
+        return sorted(named.values(), key=lambda stage: not (stage.kind == "prepare" and len(stage.needs) < 2))
 
 
 def make_plan(recipe: Recipe) -> Plan:

@@ -82,9 +82,7 @@ def run_learn(recipe: Recipe, out: Path, *, quiet: bool = False) -> Plain:
                 result["report"] = str(write_policy_page(out, title=recipe.name, measures=result))
                 write_json(out / DONE, result)
         except MaskwiseError:
-            if (
-                first and new and not (out / "metrics.jsonl").is_file()
-            ):  # nothing stays of what never took a step
+            if first and new and not (out / "metrics.jsonl").is_file():  # nothing stays of what never took a step
                 shutil.rmtree(out)
             raise
     return result
@@ -129,9 +127,7 @@ def _supervised(recipe: Recipe, settings: LearningSettings, spec: str, folder: P
         watch=watching(texts),
     )
     measures: Plain = {"labels": labels.kind, "left_out": dict(labels.counts + counts), "loss": done["loss"]}
-    measures |= {
-        name: judge(policy, _judged(labels, split)) for name, split in (("dev", "dev"), ("held_out", "test"))
-    }
+    measures |= {name: judge(policy, _judged(labels, split)) for name, split in (("dev", "dev"), ("held_out", "test"))}
     return keep(policy, folder, settings, spec, recipe, measures, texts=texts, before=before)
 
 
@@ -238,9 +234,7 @@ def _tokenizer(recipe: Recipe, name: str | None, folder: Path) -> PreTrainedToke
     return made
 
 
-def new_policy(
-    settings: LearningSettings, tokenizer: PreTrainedTokenizerFast, *, head: str, seed: int
-) -> PolicyModel:
+def new_policy(settings: LearningSettings, tokenizer: PreTrainedTokenizerFast, *, head: str, seed: int) -> PolicyModel:
     """The policy before it has learned; ``head`` where the settings say none."""
     return PolicyModel.new(
         tokenizer, seed=seed, **{**settings.policy.model_dump(), "head": settings.policy.head or head}
@@ -254,9 +248,7 @@ def corpus_texts(recipe: Recipe) -> list[str]:
         MaskwiseError: a stream, which may be larger than memory.
     """
     if recipe.corpus.stream:
-        raise MaskwiseError(
-            "a policy is learned from texts that are read whole", do="set corpus.stream: false"
-        )
+        raise MaskwiseError("a policy is learned from texts that are read whole", do="set corpus.stream: false")
     return [document.text for document in recipe.corpus.documents()]
 
 

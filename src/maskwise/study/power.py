@@ -89,9 +89,7 @@ def runs_needed(
 ) -> int | None:
     """The fewest paired runs whose t test finds `difference` with this power; None if more than `most`."""
     if sd < 0 or not math.isfinite(sd) or not math.isfinite(difference):
-        raise MaskwiseError(
-            "runs_needed wants finite numbers, sd ≥ 0", got=f"sd {sd}, difference {difference}"
-        )
+        raise MaskwiseError("runs_needed wants finite numbers, sd ≥ 0", got=f"sd {sd}, difference {difference}")
     if sd == 0:
         return 2 if difference else None
     if difference == 0 or power_of(sd, difference, most, alpha=alpha) < power:
@@ -101,9 +99,7 @@ def runs_needed(
         low, high = high, min(2 * high, most)
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (
-            (low, middle) if power_of(sd, difference, middle, alpha=alpha) >= power else (middle, high)
-        )
+        low, high = (low, middle) if power_of(sd, difference, middle, alpha=alpha) >= power else (middle, high)
     return high
 
 

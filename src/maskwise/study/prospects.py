@@ -96,9 +96,7 @@ def prospects_of(recipe: Recipe, folder: Path | None = None) -> list[Prospect]:
     ]
 
 
-def _prospect(
-    recipe: Recipe, pair: tuple[str, str], *, runs: int, tests: float, noise: Noise | None
-) -> Prospect:
+def _prospect(recipe: Recipe, pair: tuple[str, str], *, runs: int, tests: float, noise: Noise | None) -> Prospect:
     """Args:
     tests: among how many the error is shared: contrasts, times what planned looks leave for others.
     """
@@ -193,11 +191,7 @@ def _lines(prospect: Prospect) -> Iterator[str]:
     if prospect["decidable"]:
         yield f"{{which}}: {runs} runs can decide; {see}"
     else:
-        why = (
-            f"their p is never below {prospect['smallest_p']:.2g}"
-            if prospect["smallest_p"]
-            else "too few for any p"
-        )
+        why = f"their p is never below {prospect['smallest_p']:.2g}" if prospect["smallest_p"] else "too few for any p"
         yield (
             f"{{which}}: {runs} run{'s' * (runs != 1)} can never decide ({why}, after Holm's correction):"
             f" study.seeds={fewest} can; {see}"

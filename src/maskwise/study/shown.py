@@ -81,15 +81,11 @@ def masked_records(recipe: Recipe, runs: Sequence[Run], stages: Path) -> list[Re
                     "task": task.name,
                     "corpus": link.corpus.title,
                 }
-                records.append(
-                    {**who, "occurrences": masked.occurrences, "whole": masked.whole, "part": masked.part}
-                )
+                records.append({**who, "occurrences": masked.occurrences, "whole": masked.whole, "part": masked.part})
     return records
 
 
-def _maskers(
-    recipe: Recipe, runs: Sequence[Run], stages: Path
-) -> Iterator[tuple[Run, Recipe, Prepared, Masker]]:
+def _maskers(recipe: Recipe, runs: Sequence[Run], stages: Path) -> Iterator[tuple[Run, Recipe, Prepared, Masker]]:
     """The first run of every arm, its last training, the text of that, and what masks it."""
     first: dict[str, Run] = {}
     for run in runs:
@@ -101,9 +97,7 @@ def _maskers(
         masker = link.masking.masker(data.tokenizer, seed=run.seed)
         if isinstance(masker.policy, GroupWeighted):
             metrics = run.pretrained.folder(stages) / "metrics.jsonl" if run.pretrained else None
-            weights = (
-                [line["weights"] for line in read_lines(metrics) if "weights" in line] if metrics else []
-            )
+            weights = [line["weights"] for line in read_lines(metrics) if "weights" in line] if metrics else []
             if not weights:
                 continue
             masker.policy.take(weights[-1])

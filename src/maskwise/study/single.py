@@ -141,9 +141,7 @@ def _require_same_run(out: Path, recipe: Recipe) -> None:
     if not _begun(out):
         return
     free = {"training": FREE}  # a run goes on with another of these
-    before = _recipe_in(out / "recipe.yaml").model_dump(
-        mode="json", exclude=free
-    )  # with what is new in this version
+    before = _recipe_in(out / "recipe.yaml").model_dump(mode="json", exclude=free)  # with what is new in this version
     now = recipe.model_dump(mode="json", exclude=free)
     changed = [key for key in now if now[key] != before[key]]
     if changed:

@@ -215,9 +215,7 @@ def _sets_content(settings: EvaluationSettings) -> dict[str, str]:
     return {name: items.content() for name, items in load_sets(settings).items()}
 
 
-def finetune_stage(
-    recipe: Recipe, task: str, content: str, *, prepared: Stage, pretrained: Stage | None
-) -> Stage:
+def finetune_stage(recipe: Recipe, task: str, content: str, *, prepared: Stage, pretrained: Stage | None) -> Stage:
     """All fine-tunings of one checkpoint on one task, whose rows have the hash ``content``.
 
     ``pretrained=None``: the start of pre-training, as the run's seed makes it.
@@ -253,9 +251,7 @@ def _start(recipe: Recipe) -> Plain:
 def content_of(corpus: CorpusSettings) -> str | list[str]:
     """The ``fingerprint`` of a corpus, or of each source of a mix; of a stream those of its shards."""
     if corpus.stream:
-        return [
-            f"{shard.name} {shard.fingerprint()}" for shards in corpus.shards().values() for shard in shards
-        ]
+        return [f"{shard.name} {shard.fingerprint()}" for shards in corpus.shards().values() for shard in shards]
     contents = [fingerprint(source) for source in corpus.sources]
     return contents[0] if len(contents) == 1 else contents
 

@@ -229,9 +229,7 @@ def _rounded(tokens: float) -> int:
 def _tokens_needed(task: Task[Any], *, letters: bool) -> int:
     """A length for 95 of 100 rows of a task, in steps of 32: 1.5 tokens a word or a quarter of its characters; or all
     of them, where every letter is a token."""
-    rows = [" ".join(row.texts) for row in task.splits["train"]] or [
-        " ".join(row.texts) for row in task.splits["test"]
-    ]
+    rows = [" ".join(row.texts) for row in task.splits["train"]] or [" ".join(row.texts) for row in task.splits["test"]]
     each = 1 if letters else 0.25
     sizes = sorted(max(1.5 * len(text.split()), each * len(text)) + 3 for text in rows)
     wanted = sizes[min(len(sizes) - 1, int(0.95 * len(sizes)))]

@@ -200,16 +200,12 @@ def median_interval(values: ArrayLike, *, confidence: float = 0.95) -> Interval:
     """
     x = np.sort(np.asarray(values, dtype=float))
     if len(x) < 2 or np.isnan(x).any():
-        raise MaskwiseError(
-            "a median's interval wants numbers", got=x.tolist(), allowed="2 or more, none nan"
-        )
+        raise MaskwiseError("a median's interval wants numbers", got=x.tolist(), allowed="2 or more, none nan")
     n = len(x)
     ranks = np.arange(1, n // 2 + 1)
     level = 1 - 2 * stats.binom.cdf(ranks - 1, n, 0.5)  # of the pair (rank, n + 1 − rank)
     rank = int(ranks[level >= confidence].max(initial=1))
-    return Interval(
-        float(x[rank - 1]), float(x[n - rank]), f"order statistics, {100 * level[rank - 1]:.3g} %"
-    )
+    return Interval(float(x[rank - 1]), float(x[n - rank]), f"order statistics, {100 * level[rank - 1]:.3g} %")
 
 
 # Effects ---------------------------------------------------------------------------------------------

@@ -153,9 +153,7 @@ def time_stages(
             todo.setdefault(work.key, work)
     for key, work in todo.items():
         if work.stage.kind in ("prepare", "overlap"):
-            share = (
-                prepared if work.stage.kind == "prepare" else prepared / 2
-            )  # words are counted, not tokenised
+            share = prepared if work.stage.kind == "prepare" else prepared / 2  # words are counted, not tokenised
             timings.keep(key, {"seconds": characters * share})
         elif time.perf_counter() < end:
             with _one_thread():
@@ -234,9 +232,7 @@ def _time_training(work: Work, data: Prepared) -> dict[str, float]:
 def _time_judging(work: Work, data: Prepared, network: Any, *, rows: int | None) -> float:
     """Seconds of one evaluation, from one on a few rows."""
     few = min(48, len(data.held_out), rows or 48)
-    settings = work.link.evaluation.model_copy(
-        update={"rows": few, "ratios": work.link.evaluation.ratios[:1]}
-    )
+    settings = work.link.evaluation.model_copy(update={"rows": few, "ratios": work.link.evaluation.ratios[:1]})
     settings = settings.model_copy(update={"pairs": (), "cloze": (), "pseudo_perplexity": 0})
     began = _now()
     evaluate(network, data, settings)
@@ -258,9 +254,7 @@ def _time_task(work: Work, data: Prepared) -> dict[str, float]:
     config = None if model.pretrained else model.config(tokenizer, data.training.length, kind=work.link.kind)
     small = _part(task)
     began = _now()
-    network = load_network(
-        model.pretrained, small, tokenizer, config=config, max_length=settings.max_length, seed=0
-    )
+    network = load_network(model.pretrained, small, tokenizer, config=config, max_length=settings.max_length, seed=0)
     start = _now() - began
     if isinstance(task.kind, Frozen):
         torch.nn.Module.to(network, best_device())
@@ -280,9 +274,7 @@ def _time_task(work: Work, data: Prepared) -> dict[str, float]:
     answer(objective, tensors["test"])
     each = (_now() - began) / len(small.splits["test"])
     items = each * (len(task.splits["dev"]) + len(task.splits["test"]))
-    once = (
-        start + how.steps * clock.step + items * (1 + (how.steps // how.eval_every if how.eval_every else 0))
-    )
+    once = start + how.steps * clock.step + items * (1 + (how.steps // how.eval_every if how.eval_every else 0))
     return {"seconds": settings.seeds * once, "memory_gib": peak_memory(best_device()) / 2**30}
 
 

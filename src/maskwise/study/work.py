@@ -87,9 +87,7 @@ def run_stage(stage: Stage, stages: Path, *, quiet: bool = True) -> Plain:
 
 def _learn(stage: Stage, stages: Path, quiet: bool) -> Plain:
     what = stage.what
-    parts: Plain = {
-        key: what[key] for key in ("learning", "objective", "training", "corpus", "model") if key in what
-    }
+    parts: Plain = {key: what[key] for key in ("learning", "objective", "training", "corpus", "model") if key in what}
     # How a text is masked afterwards is no part of a learning: any corruption will do that fits the objective.
     if objective_class(what["objective"]).kind == "encoder-decoder":
         parts["masking"] = {"corruption": "t5"}
@@ -205,9 +203,7 @@ def model_card(recipe: Recipe, choices: Mapping[str, object], losses: list[Plain
         losses: the last evaluation.
         text: how large the training text is.
     """
-    front = yaml.safe_dump(
-        {"library_name": "transformers", "tags": ["fill-mask", "maskwise"]}, sort_keys=False
-    )
+    front = yaml.safe_dump({"library_name": "transformers", "tags": ["fill-mask", "maskwise"]}, sort_keys=False)
     table = "\n".join(f"| {name} | `{value}` |" for name, value in choices.items())
     measured = "\n".join(
         f"- {line['masks']} masks at {line['ratio']:.0%}: {line['loss']:.3f} nats a target "
@@ -349,9 +345,7 @@ def _several_objectives(network: PreTrainedModel, data: Prepared, recipe: Recipe
         )  # fmt: skip
 
     # A rule is only watched: no run of it fails for want of text to watch it on.
-    watched = SamplerLearner(
-        chooser, probe if chooser.every or enough else None, watched_every=training.eval_every
-    )
+    watched = SamplerLearner(chooser, probe if chooser.every or enough else None, watched_every=training.eval_every)
     learners = {**source.learners(), **source.places(), "sampler": watched}
     words = {"sampler": by, "objectives": ", ".join(f"{n}: {a.objective}" for n, a in objectives.items())}
     return Learning(joined, source, learners, f"{by} over {', '.join(objectives)}", words)

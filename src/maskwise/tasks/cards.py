@@ -115,11 +115,7 @@ def guess_columns(
     plain = usual[-1] if usual else UsualColumns((), (), ())
     strange = chain.from_iterable((*each.text, *each.pair, *chain(*each.pairs)) for each in usual)
     notes = []
-    if (
-        given.text is None
-        and not {*plain.text} & {*names}
-        and not any({*both} <= {*names} for both in plain.pairs)
-    ):
+    if given.text is None and not {*plain.text} & {*names} and not any({*both} <= {*names} for both in plain.pairs):
         sizes = {name: _size_of(records, name) for name in names}
         longest = max(sizes, key=sizes.__getitem__, default="")
         rest = [name for name in names if name != longest]
@@ -151,7 +147,5 @@ def _may_be_label(records: Sequence[Record], name: str) -> bool:
     different = {*values}
     if len(different) < 2:
         return False
-    measured = all(number_of(value) is not None for value in different) and not all(
-        map(str.isdigit, different)
-    )
+    measured = all(number_of(value) is not None for value in different) and not all(map(str.isdigit, different))
     return measured or len(different) <= len(values) / 2

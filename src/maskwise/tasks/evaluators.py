@@ -144,6 +144,4 @@ def _room() -> Any:
         return import_module("sentence_transformers.evaluation")
     except ImportError as error:
         do = "pip install sentence-transformers"
-        raise MaskwiseError(
-            "tasks of kind evaluator need sentence-transformers", got=str(error), do=do
-        ) from error
+        raise MaskwiseError("tasks of kind evaluator need sentence-transformers", got=str(error), do=do) from error

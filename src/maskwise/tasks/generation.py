@@ -126,9 +126,7 @@ class Generation(Tuned[WrittenRow]):
         if self.beams < 1:
             raise MaskwiseError("beams of a task", got=self.beams, allowed="≥ 1")
         if self.max_target < 3:
-            raise MaskwiseError(
-                "max_target of a task leaves no room for an answer", got=self.max_target, allowed="≥ 3"
-            )
+            raise MaskwiseError("max_target of a task leaves no room for an answer", got=self.max_target, allowed="≥ 3")
         if not math.isfinite(self.length_penalty):
             raise MaskwiseError("length_penalty of a task", got=self.length_penalty, allowed="a number")
 
@@ -146,9 +144,7 @@ class Generation(Tuned[WrittenRow]):
 
     def row(self, record: Record, columns: Columns, where: str) -> WrittenRow | str:
         if columns.text not in record:
-            raise MaskwiseError(
-                f"{where} has no column {columns.text!r}", got=", ".join(record) or "no columns"
-            )
+            raise MaskwiseError(f"{where} has no column {columns.text!r}", got=", ".join(record) or "no columns")
         text, rights = _joined(record[columns.text]), list(self._rights(record, columns, where))
         if text is None:
             raise MaskwiseError(f"{where}: the text is no text", got=repr(record[columns.text]))
@@ -167,9 +163,7 @@ class Generation(Tuned[WrittenRow]):
         values = [record[name] for name in record if re.fullmatch(alike, name)]
         texts = [text for value in values for text in _texts(value, where)]
         names, choices = choices_of(record)
-        place = (
-            right_choice(texts[0], names, choices, may_be_text=True) if choices and len(texts) == 1 else None
-        )
+        place = right_choice(texts[0], names, choices, may_be_text=True) if choices and len(texts) == 1 else None
         if place is not None:
             texts = [str(choices[place])]
         return dict.fromkeys(texts)
@@ -210,15 +204,12 @@ class Generation(Tuned[WrittenRow]):
         if task.metric != NATS:
             return self._each(task, split, written, task.metric)
         nats, tokens = (
-            np.array(column, dtype=np.float64)
-            for column in ([a.nats for a in written], [a.tokens for a in written])
+            np.array(column, dtype=np.float64) for column in ([a.nats for a in written], [a.tokens for a in written])
         )
         ratio = nats.sum() / tokens.sum()
         return ratio + (nats - ratio * tokens) / tokens.mean()
 
-    def _each(
-        self, task: Task[WrittenRow], split: str, answers: Sequence[Answer], metric: str
-    ) -> NDArray[np.float64]:
+    def _each(self, task: Task[WrittenRow], split: str, answers: Sequence[Answer], metric: str) -> NDArray[np.float64]:
         if metric == NATS:
             return np.array([a.nats / max(1, a.tokens) for a in answers])
         return np.array(
@@ -295,9 +286,7 @@ def _texts(value: object, where: str) -> Iterable[str]:
         if text := value.strip() if isinstance(value, str) else label_of(value):
             yield text
     else:
-        raise MaskwiseError(
-            f"{where}: cannot read the answers", got=value, allowed="texts, or KILT's objects"
-        )
+        raise MaskwiseError(f"{where}: cannot read the answers", got=value, allowed="texts, or KILT's objects")
 
 
 def example_of(pattern: str, where: str) -> str | None:

@@ -102,9 +102,7 @@ class FinetuneSettings(BaseModel):
     def training(self, task: Task, *, seed: int) -> TrainingSettings:
         """Settings of one fine-tuning; a rate that is not known yet is that of a small model."""
         rows, given = len(task.splits["train"]), self.fitting(0)
-        shared = given.model_dump(
-            exclude={"epochs", "steps", "max_length", "seeds", "patience", "search_rate"}
-        )
+        shared = given.model_dump(exclude={"epochs", "steps", "max_length", "seeds", "patience", "search_rate"})
         epochs = self.epochs
         if epochs is None:
             assert given.learning_rate is not None
@@ -435,9 +433,7 @@ def load_network(
     """
     start = config if checkpoint is None else checkpoint
     if start is None or (checkpoint and config):
-        raise MaskwiseError(
-            "finetune needs a checkpoint, or a config to start from at random: one of the two"
-        )
+        raise MaskwiseError("finetune needs a checkpoint, or a config to start from at random: one of the two")
     kind = task.kind
     labels = kind.config(task) if isinstance(kind, Tuned) else {}
     config = task_config(start, labels)

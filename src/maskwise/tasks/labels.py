@@ -269,9 +269,7 @@ class SeveralLabels(Tuned[LabelledRow]):
         return {**super().config(task), "problem_type": "multi_label_classification"}
 
     def encode(self, task: Task[LabelledRow], split: str, cutter: Cutter) -> Encoded:
-        return Encoded(
-            cutter.flat(one_or_two(task.splits[split])), torch.from_numpy(self.gold(task, split)).float()
-        )
+        return Encoded(cutter.flat(one_or_two(task.splits[split])), torch.from_numpy(self.gold(task, split)).float())
 
     def group(self, row: LabelledRow) -> str:
         return row.names[0] if row.names else ""
@@ -287,9 +285,7 @@ class TokenClassification(Classes[TaggedRow], Tuned[TaggedRow]):
     name = "token-classification"
     head, objective = "token-classification", Classification
     metrics = (*CLASS_METRICS, "entity-f1")
-    columns = UsualColumns(
-        ("tokens", "words"), (), ("tags", "upos", "pos_tags", "ner_tags", "labels", "label")
-    )
+    columns = UsualColumns(("tokens", "words"), (), ("tags", "upos", "pos_tags", "ner_tags", "labels", "label"))
     words = True
 
     def recognises(self, records: Sequence[Record], given: Columns) -> bool:

@@ -155,9 +155,7 @@ def load_task(
     >>> task.splits["test"][0].label
     'activate_my_card'
     """
-    given = {
-        name: value for name, value in locals().items() if value is not None and name not in ("spec", "card")
-    }
+    given = {name: value for name, value in locals().items() if value is not None and name not in ("spec", "card")}
     source, options = _options(str(spec))
     if options:
         return load_task(source, **options)
@@ -217,9 +215,7 @@ def _load(
     chosen = KINDS[kind] if kind else _recognised(asked, given)
     chosen = chosen.with_settings(**settings) if settings else chosen
     if template := given.text if "{" in (given.text or "") else None:
-        records = {
-            split: [with_text(record, template, place) for record in part] for split, part in records.items()
-        }
+        records = {split: [with_text(record, template, place) for record in part] for split, part in records.items()}
         given = given._replace(text=TEMPLATE_TEXT)
     if first and given.label:
         given = given._replace(label=first_of(given.label, asked[0]) or given.label)
@@ -387,14 +383,10 @@ def _read_file(path: Path, *, header: bool) -> list[Record]:
     return read_records(path, header=header)
 
 
-def _read_folder(
-    spec: str, folder: Path, *, header: bool, files: Mapping[str, str]
-) -> dict[str, list[Record]]:
+def _read_folder(spec: str, folder: Path, *, header: bool, files: Mapping[str, str]) -> dict[str, list[Record]]:
     there = [path for path in sorted(folder.iterdir()) if path.is_file()]
     readable = [path for path in there if ending_of(path)]
-    named = {
-        split: [path for path in readable if fnmatch(path.name, pattern)] for split, pattern in files.items()
-    }
+    named = {split: [path for path in readable if fnmatch(path.name, pattern)] for split, pattern in files.items()}
     if any(named.values()):
         return {
             split: [record for path in paths for record in _read_file(path, header=header)]
@@ -403,9 +395,7 @@ def _read_folder(
     by_ending = {path.name.removesuffix(".gz").rpartition(".")[2].lower(): path for path in there}
     for classes in _CLASS_FILES:
         if classes <= set(by_ending):
-            lines = {
-                name: read_text(by_ending[name], or_latin1=True).splitlines() for name in sorted(classes)
-            }
+            lines = {name: read_text(by_ending[name], or_latin1=True).splitlines() for name in sorted(classes)}
             return {"all": [{"text": line, "label": name} for name, texts in lines.items() for line in texts]}
     split_files = _split_files(folder, there)
     if not split_files and len(readable) == 1:
@@ -439,7 +429,5 @@ def _by_split(spec: str, by_name: Mapping[str, list[Record]]) -> dict[str, list[
     splits = {_SPLIT_OF[name]: records for name, records in by_name.items() if name in _SPLIT_OF}
     if not splits:
         allowed = f"train with dev (validation) and/or test; of files: {', '.join(READERS)}"
-        raise MaskwiseError(
-            f"no training split in {spec}", got=", ".join(by_name) or "nothing", allowed=allowed
-        )
+        raise MaskwiseError(f"no training split in {spec}", got=", ".join(by_name) or "nothing", allowed=allowed)
     return {split: splits[split] for split in SPLITS if split in splits}

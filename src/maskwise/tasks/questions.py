@@ -90,9 +90,7 @@ class QuestionAnswering(Tuned[MarkedRow]):
     name = "question-answering"
     head, objective = "question-answering", SpanQuestionAnswering
     metrics = ("f1", "exact-match")
-    columns = UsualColumns(
-        ("context", "paragraph", "passage"), ("question",), ("answers", "answer"), needs_pair=True
-    )
+    columns = UsualColumns(("context", "paragraph", "passage"), ("question",), ("answers", "answer"), needs_pair=True)
 
     def recognises(self, records: Sequence[Record], given: Columns) -> bool:
         """A context, a question and answers."""
@@ -120,9 +118,7 @@ class QuestionAnswering(Tuned[MarkedRow]):
 
     def row_counts(self, task: Task[MarkedRow], split: str, answers: Answers) -> NDArray[np.float64]:
         item, texts = ITEMS[task.metric], np.asarray(answers, dtype=object).tolist()
-        return np.array(
-            [[item(row.answers, text), 1] for row, text in zip(task.splits[split], texts, strict=True)]
-        )
+        return np.array([[item(row.answers, text), 1] for row, text in zip(task.splits[split], texts, strict=True)])
 
     def least_tokens(self, task: Task[MarkedRow]) -> tuple[bool, int]:
         return True, 8  # a quarter of the room is shared by neighbouring windows, and must be a token
@@ -136,9 +132,7 @@ class QuestionAnswering(Tuned[MarkedRow]):
         backend.no_truncation()
         questions = _cut([row.question for row in rows], backend, min(MAX_QUESTION_TOKENS, room // 2))
         backend.enable_truncation(max_length, stride=room // 4, strategy="only_second")
-        first = backend.encode_batch(
-            [(question, row.context) for question, row in zip(questions, rows, strict=True)]
-        )
+        first = backend.encode_batch([(question, row.context) for question, row in zip(questions, rows, strict=True)])
         by_row = [[encoding, *encoding.overflowing] for encoding in first]
         encodings = list(chain.from_iterable(by_row))
         flat = Flat.of(encodings, cutter.pad)
@@ -219,9 +213,7 @@ def read_answers(value: object, where: str) -> list[tuple[str, int | None]]:
         pairs = list(zip(texts, starts))
     else:
         each = value if isinstance(value, list | tuple) else [] if value is None else [value]
-        pairs = [
-            (x.get("text"), x.get("answer_start")) if isinstance(x, Mapping) else (x, None) for x in each
-        ]
+        pairs = [(x.get("text"), x.get("answer_start")) if isinstance(x, Mapping) else (x, None) for x in each]
     for text, start in pairs:
         if not isinstance(text, str) or not isinstance(start, int | None):
             allowed = '{"text": […], "answer_start": […]}, or texts'
@@ -325,14 +317,10 @@ def best_spans(start: Tensor, end: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _cut(questions: list[str], backend: Tokenizer, limit: int) -> list[str]:
     """Questions of at most so many tokens."""
     encodings = backend.encode_batch(questions, add_special_tokens=False)
-    return [
-        text[: e.offsets[limit - 1][1]] if len(e) > limit else text for text, e in zip(questions, encodings)
-    ]
+    return [text[: e.offsets[limit - 1][1]] if len(e) > limit else text for text, e in zip(questions, encodings)]
 
 
-def _targets(
-    rows: Sequence[MarkedRow], flat: Flat, question_N: Tensor, begin_T: Tensor, end_T: Tensor
-) -> Tensor:
+def _targets(rows: Sequence[MarkedRow], flat: Flat, question_N: Tensor, begin_T: Tensor, end_T: Tensor) -> Tensor:
     """(N, 2) where a window has as much of the first right answer as any window of its question has."""
     windows, tokens = len(question_N), len(begin_T)
     window_T = torch.repeat_interleave(torch.arange(windows), flat.lengths)

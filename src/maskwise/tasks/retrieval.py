@@ -38,9 +38,7 @@ class Retrieval(Frozen[PairedRow]):
     suffix = "-retrieval"
     needs_train = False
     metrics = ("mrr", "recall-at-1")
-    columns = UsualColumns(
-        ("query", "title"), ("passage", "text"), (), (("query", "passage"), ("title", "text"))
-    )
+    columns = UsualColumns(("query", "title"), ("passage", "text"), (), (("query", "passage"), ("title", "text")))
 
     def row(self, record: Record, columns: Columns, where: str) -> PairedRow | str:
         query, passage = record.get(columns.text or ""), record.get(columns.pair or "")

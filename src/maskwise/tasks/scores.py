@@ -116,8 +116,7 @@ class Similarity(Scores, Tuned[ScoredRow]):
         label = given.label or next(iter(usual), None)
         fractions = (r.get(label) for r in records) if label in record else ()
         return label in SCORE_COLUMNS or any(
-            isinstance(value, float) and math.isfinite(value) and not value.is_integer()
-            for value in fractions
+            isinstance(value, float) and math.isfinite(value) and not value.is_integer() for value in fractions
         )
 
     def config(self, task: Task[ScoredRow]) -> dict[str, object]:
@@ -141,9 +140,7 @@ class TextRegression(Similarity):
     def recognises(self, records: Sequence[Record], given: Columns) -> bool:
         """One text, and labels that are numbers: some with fractions, or more than ``LEAST_VALUES`` different ones."""
         record = records[0] if records else {}
-        if pair_in(record, given, PAIRS)[1] in record or not any(
-            name in record for name in (given.text, *TEXT)
-        ):
+        if pair_in(record, given, PAIRS)[1] in record or not any(name in record for name in (given.text, *TEXT)):
             return False
         names = (given.label,) if given.label else self.columns.label
         label = next((name for name in names if name in record), None)
@@ -151,9 +148,7 @@ class TextRegression(Similarity):
         numbers = [number_of(value) for value in values]
         if not numbers or any(number is None for number in numbers):
             return False
-        return len(set(numbers)) > LEAST_VALUES or any(
-            not number.is_integer() for number in numbers if number
-        )
+        return len(set(numbers)) > LEAST_VALUES or any(not number.is_integer() for number in numbers if number)
 
 
 class ZeroShotSimilarity(Scores, Frozen[ScoredRow]):
@@ -165,6 +160,5 @@ class ZeroShotSimilarity(Scores, Frozen[ScoredRow]):
 
     def answers(self, task: Task[ScoredRow], vectors: Mapping[str, Tensor]) -> Mapping[str, ArrayLike]:
         return {
-            split: torch.cosine_similarity(both[::2], both[1::2]).double().numpy()
-            for split, both in vectors.items()
+            split: torch.cosine_similarity(both[::2], both[1::2]).double().numpy() for split, both in vectors.items()
         }

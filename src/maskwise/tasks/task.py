@@ -185,9 +185,7 @@ class Kind(ABC, Generic[R]):
             return None
         right = np.asarray(self.gold(task, split)) == np.asarray(answers)
         items = np.array([row.items for row in task.splits[split]])
-        return np.column_stack(
-            [np.bincount(np.repeat(np.arange(len(items)), items), right, len(items)), items]
-        )
+        return np.column_stack([np.bincount(np.repeat(np.arange(len(items)), items), right, len(items)), items])
 
     def predictions(self, task: Task[R], split: str, answers: Answers) -> Sequence[Mapping[str, object]]:
         """A line for every item with input, gold, answer and score, for people to read; none where there is nothing to
@@ -362,9 +360,7 @@ class Task(Generic[R]):
             return self
         least = len({self.kind.group(row) for row in rows})
         if count < least:
-            raise MaskwiseError(
-                "train_rows is too small", got=count, allowed=f"≥ {least}, one for each class"
-            )
+            raise MaskwiseError("train_rows is too small", got=count, allowed=f"≥ {least}, one for each class")
         seen: Counter[str] = Counter()
         ranked = []
         for place, row in enumerate(sorted(rows, key=place_of)):
@@ -409,9 +405,7 @@ def _pick(what: str, given: str | None, usual: Iterable[str], record: Record, wh
     return given or next((name for name in usual if name in record), None)
 
 
-def pair_in(
-    record: Record, given: Columns, pairs: Sequence[tuple[str, str]]
-) -> tuple[str | None, str | None]:
+def pair_in(record: Record, given: Columns, pairs: Sequence[tuple[str, str]]) -> tuple[str | None, str | None]:
     """The columns of a pair of texts: given, or two that are known to belong together."""
     if given.text or given.pair or not pairs:
         return given.text, given.pair

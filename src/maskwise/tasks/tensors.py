@@ -251,9 +251,7 @@ def encode(task: Task, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -
         MaskwiseError: a slow tokenizer, one without padding, or a length without room for text.
     """
     check_length(task, tokenizer, max_length)
-    return _encoded(
-        task, tokenizer_state(tokenizer, words=task.kind.words), padding_id(tokenizer), max_length
-    )
+    return _encoded(task, tokenizer_state(tokenizer, words=task.kind.words), padding_id(tokenizer), max_length)
 
 
 @dataclass(frozen=True)

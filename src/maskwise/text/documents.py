@@ -186,9 +186,7 @@ def longest_field(source: str) -> str:
     records = [value for value in islice(values, HEAD_RECORDS) if isinstance(value, Mapping)]
     sizes = Counter[str]()
     for record in records:
-        sizes += Counter(
-            {path: len(text) for path in paths(record) if isinstance(text := inside(record, path), str)}
-        )
+        sizes += Counter({path: len(text) for path in paths(record) if isinstance(text := inside(record, path), str)})
     if "text" in sizes or not sizes:
         return "text"
     refuse_rows_as_names(records, longest := max(sizes, key=sizes.__getitem__), source)

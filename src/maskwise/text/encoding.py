@@ -48,9 +48,7 @@ def encode(
     [-1, 0, 1, -1]
     """
     if not getattr(tokenizer, "is_fast", False):
-        raise MaskwiseError(
-            "words need a fast tokenizer, for its character offsets", got=type(tokenizer).__name__
-        )
+        raise MaskwiseError("words need a fast tokenizer, for its character offsets", got=type(tokenizer).__name__)
     if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
         raise MaskwiseError("texts must be a list of strings", got=type(texts).__name__)
     if ids is not None and len(ids) != len(texts):
@@ -124,9 +122,7 @@ def annotate_rows(
         texts = columns[text_field]
         rows = encode(tokenizer, [texts] if isinstance(texts, str) else texts, max_length=max_length)
         made = {name: [row[name] for row in rows] for name in (rows[0] if rows else ())}
-        return columns | (
-            {name: column[0] for name, column in made.items()} if isinstance(texts, str) else made
-        )
+        return columns | ({name: column[0] for name, column in made.items()} if isinstance(texts, str) else made)
     rows_of_ids = columns["input_ids"]
     alone = len(rows_of_ids) > 0 and not hasattr(rows_of_ids[0], "__len__")
     rows_of_ids = [rows_of_ids] if alone else rows_of_ids
@@ -135,9 +131,7 @@ def annotate_rows(
     for ids in rows_of_ids:
         ids_L = np.asarray(ids)
         if ids_L.ndim != 1 or (ids_L.size and ids_L.dtype.kind not in "iu"):
-            raise MaskwiseError(
-                "input_ids holds rows of token ids", got=str(ids)[:60], allowed="whole numbers"
-            )
+            raise MaskwiseError("input_ids holds rows of token ids", got=str(ids)[:60], allowed="whole numbers")
         words.append(surfaces.words(ids_L.tolist()))
         digest = hashlib.blake2b(ids_L.astype("<i8").tobytes(), digest_size=8).digest()
         names.append(int.from_bytes(digest, "little") >> 1)
@@ -164,9 +158,7 @@ class _Surfaces:
     def words(self, ids: Sequence[int]) -> list[int]:
         """The word of every token of a row; −1 for special ones."""
         parts = [b"\n" if token in self.special else self._bytes(token) for token in ids]
-        text = b"".join(parts).decode(
-            "utf-8", "surrogateescape"
-        )  # a row may begin in the middle of a character
+        text = b"".join(parts).decode("utf-8", "surrogateescape")  # a row may begin in the middle of a character
         codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
         escaped = (codes >= 0xDC80) & (codes <= 0xDCFF)
         bytes_of = np.where(escaped, 1, 1 + (codes >= 0x80) + (codes >= 0x800) + (codes >= 0x10000))
@@ -188,14 +180,10 @@ class _Surfaces:
             return f" {self.UNKNOWN}".encode()
         if self.byte_level:
             table = _byte_table()
-            return (
-                bytes(table[char] for char in name) if all(char in table for char in name) else name.encode()
-            )
+            return bytes(table[char] for char in name) if all(char in table for char in name) else name.encode()
         if self.continued is not None:
             return (
-                name.removeprefix(self.continued).encode()
-                if name.startswith(self.continued)
-                else f" {name}".encode()
+                name.removeprefix(self.continued).encode() if name.startswith(self.continued) else f" {name}".encode()
             )
         if len(name) == 6 and name.startswith("<0x") and name.endswith(">"):
             return bytes([int(name[3:5], 16)])

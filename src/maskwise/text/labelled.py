@@ -233,9 +233,7 @@ def _sentences(path: Path, *, columns: int) -> Iterator[tuple[list[str], list[li
         elif not line.startswith("-DOCSTART-"):
             cells = line.split("\t") if "\t" in line else line.split(" ")
             if len(cells) < columns:
-                wrong, form = (
-                    ("is not CoNLL-U", "10 columns") if columns == 10 else ("has no tag", "token<TAB>tag")
-                )
+                wrong, form = ("is not CoNLL-U", "10 columns") if columns == 10 else ("has no tag", "token<TAB>tag")
                 raise MaskwiseError(f"line {number} of {path} {wrong}", got=line[:60], allowed=form)
             rows.append(cells)
 

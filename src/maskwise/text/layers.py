@@ -160,16 +160,10 @@ def check_spans(spans: CharSpans, layer: Layer, size: int, *, name: str = "layer
     start, end, value = spans
     ordered = (start < end).all() and (start[1:] >= end[:-1]).all()
     if len(start) != len(end) or (len(start) and not (ordered and start[0] >= 0 and end[-1] <= size)):
-        raise MaskwiseError(
-            f"{name}: spans must be sorted, not overlap and lie in the text of {size} characters"
-        )
+        raise MaskwiseError(f"{name}: spans must be sorted, not overlap and lie in the text of {size} characters")
     if (value is None) != (layer.dtype is None) or (value is not None and len(value) != len(start)):
-        raise MaskwiseError(
-            f"{name}: a {layer.kind} layer needs one value per span", got=f"{len(start)} spans"
-        )
-    if value is not None and (
-        value.dtype != layer.dtype or (layer.kind == "weight" and not np.isfinite(value).all())
-    ):
+        raise MaskwiseError(f"{name}: a {layer.kind} layer needs one value per span", got=f"{len(start)} spans")
+    if value is not None and (value.dtype != layer.dtype or (layer.kind == "weight" and not np.isfinite(value).all())):
         raise MaskwiseError(f"{name}: values must be finite and {np.dtype(layer.dtype)}", got=value.dtype)
     if value is not None and layer.kind != "weight" and len(value):
         low, high = int(value.min()), int(value.max())
@@ -221,9 +215,7 @@ def align(
     return {
         part: values
         for name, layer in layers.items()
-        for part, values in _lay(
-            name, layer, [spans[name] for spans in found], placed, word_ids, opens
-        ).items()
+        for part, values in _lay(name, layer, [spans[name] for spans in found], placed, word_ids, opens).items()
     }
 
 

@@ -128,18 +128,14 @@ class PieceBatch(NamedTuple):
             names[at] = np.repeat(self.example_ids, self.lengths)
         laid["example_id"] = names
         flat = len(names) == total
-        return {
-            k: v if k == "example_id" and flat else v.reshape(total, self.length) for k, v in laid.items()
-        }
+        return {k: v if k == "example_id" and flat else v.reshape(total, self.length) for k, v in laid.items()}
 
     def tensors(self) -> dict[str, Tensor]:
         """`laid_out` as tensors, whole numbers as int64: for whatever wants rows rather than pieces."""
         import torch
 
         arrays = self.laid_out()
-        return {
-            k: torch.from_numpy(v if v.dtype.kind == "f" else v.astype(np.int64)) for k, v in arrays.items()
-        }
+        return {k: torch.from_numpy(v if v.dtype.kind == "f" else v.astype(np.int64)) for k, v in arrays.items()}
 
 
 @dataclass(eq=False)
@@ -198,9 +194,7 @@ class Pieces:
         made, key = about["tokenizer"], tokenizer_key(tokenizer)
         if made and key and made != key:
             what = f"the tokens and layers in {path} are another tokenizer's"
-            raise MaskwiseError(
-                what, got=made, allowed=key, do="prepare the corpus again, with this tokenizer"
-            )
+            raise MaskwiseError(what, got=made, allowed=key, do="prepare the corpus again, with this tokenizer")
         names, documents = (columns.pop(name).to_numpy() for name in ("example_id", "document"))
         sources = columns.pop("source").to_numpy() if "source" in columns else None
         offsets = columns["input_ids"].offsets.to_numpy()
@@ -322,9 +316,7 @@ def _flat(window: list[Tokens], names: list[str]) -> dict[str, Array]:
             raise MaskwiseError("every document needs the same layers", got=got, allowed=names)
     columns = {name: np.concatenate([document.columns()[name] for document in window]) for name in names}
     # Arrow keeps truth values as bits, which cannot be mapped.
-    return {
-        name: values.astype(np.int8) if values.dtype == bool else values for name, values in columns.items()
-    }
+    return {name: values.astype(np.int8) if values.dtype == bool else values for name, values in columns.items()}
 
 
 def _number_words(words: Array, begins: Ints) -> NDArray[np.int16]:
@@ -363,9 +355,7 @@ class _Columns:
         if self.folder is None:
             return {name: np.concatenate([part.pop(name) for part in self.parts]) for name in names}
         types = {name: column.dtype for name, column in self.parts[0].items()}
-        return {
-            name: np.memmap(self.folder / str(place), types[name], "r") for place, name in enumerate(names)
-        }
+        return {name: np.memmap(self.folder / str(place), types[name], "r") for place, name in enumerate(names)}
 
 
 def tokenizer_key(tokenizer: PreTrainedTokenizerBase | None) -> str:

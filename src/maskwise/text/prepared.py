@@ -100,9 +100,7 @@ class Prepared:
 
         def fill(partial: Path) -> None:
             held = tokenise(begun.held_out, tokenizer, layers=layers)
-            pieces = read_pieces(
-                held, tokenizer=tokenizer, length=corpus.length, out=partial / "pieces.arrow"
-            )
+            pieces = read_pieces(held, tokenizer=tokenizer, length=corpus.length, out=partial / "pieces.arrow")
             Rows.of(pieces, corpus.row_layout).save(partial / f"{SIDES[1]}.arrow")
             counts = np.zeros(len(tokenizer), np.int64)
             for tokens in tokenise(begun.training, tokenizer):
@@ -154,9 +152,7 @@ def first_characters(documents: Iterable[Document], most: int = SAMPLE_CHARACTER
 
 
 def _maker(corpus: CorpusSettings, tokenizer: PreTrainedTokenizerFast, layers: Layered | None) -> BlockMaker:
-    return BlockMaker(
-        tokenizer, corpus.length, corpus.row_layout, corpus.held_out, corpus.record_fields, layers
-    )
+    return BlockMaker(tokenizer, corpus.length, corpus.row_layout, corpus.held_out, corpus.record_fields, layers)
 
 
 class _Beginning:

@@ -181,9 +181,7 @@ def refuse_unreadable(path: Path) -> None:
     bad = sum(not is_utf8(line) for line in lines)
     if bad > _MAX_BAD_SHARE * len(lines):
         do = "convert it, for example with iconv -f LATIN1 -t UTF-8"
-        raise MaskwiseError(
-            f"{path} is not UTF-8 text", got=f"{bad} bad of its first {len(lines)} lines", do=do
-        )
+        raise MaskwiseError(f"{path} is not UTF-8 text", got=f"{bad} bad of its first {len(lines)} lines", do=do)
 
 
 def read_lines(file: IO[bytes], name: str, *, first: int = 1) -> Iterator[Record]:
@@ -269,9 +267,7 @@ def read_blocks(file: IO[bytes], name: str, *, first: int = 1) -> Iterator[Recor
         yield f"{name}#{count + 1}", "\n".join(block)
 
 
-def parquet_rows(
-    path: Path, choose: Callable[[list[str]], list[str]] | None = None
-) -> Iterator[dict[str, Any]]:
+def parquet_rows(path: Path, choose: Callable[[list[str]], list[str]] | None = None) -> Iterator[dict[str, Any]]:
     """The rows of a Parquet file, with all its columns or those that ``choose`` picks of their names.
 
     Raises:

@@ -133,9 +133,7 @@ class Rows:
         columns = {name: column[tokens] for name, column in source.columns.items()}
         owner = np.repeat(np.arange(len(at)), count)
         apart = self.layout != "joined"
-        return PieceBatch(
-            columns, lengths, source.example_ids[piece], owner, source.length, source.frame, apart
-        )
+        return PieceBatch(columns, lengths, source.example_ids[piece], owner, source.length, source.frame, apart)
 
     def tensors(self, rows: Sequence[int] | Array | Tensor) -> dict[str, Tensor]:
         """B rows as (B, L) tensors; see `PieceBatch.tensors`."""
@@ -202,9 +200,7 @@ def split(pieces: Pieces, *, held_out: float, layout: str = "packed") -> tuple[R
         if len(hashes) > 1:
             between = (float(hashes[0]) + float(hashes[-1])) / 2**64  # a document on either side
             do += f"; or take another share, such as {between:.3f}"
-        what = (
-            f"corpus.held_out={held_out} leaves the {'held-out' if len(sides[0]) else 'training'} side empty"
-        )
+        what = f"corpus.held_out={held_out} leaves the {'held-out' if len(sides[0]) else 'training'} side empty"
         raise MaskwiseError(what, got=f"{len(hashes)} document{'s' * (len(hashes) > 1)}", do=do)
     training, held = (Rows.of(pieces, layout, chosen=side) for side in sides)
     return training, held

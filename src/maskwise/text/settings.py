@@ -78,21 +78,15 @@ class CorpusSettings(BaseModel):
         if not names:
             raise MaskwiseError("a mix that names no source", got=value, allowed="{FILE: 2, OTHER: 1}")
         if wrong := [name for name in names if not isinstance(name, str) or name == "."]:
-            raise MaskwiseError(
-                "a source is named by text", got=repr(wrong[0]), allowed="a file, bundled:wikipedia, …"
-            )
+            raise MaskwiseError("a source is named by text", got=repr(wrong[0]), allowed="a file, bundled:wikipedia, …")
         if len(set(names)) < len(names):
             raise MaskwiseError("a mix names a source twice", got=", ".join(names))
         weights = [*value.values()] if isinstance(value, Mapping) else [1.0]
         for name, weight in zip(names, weights):
             if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
-                raise MaskwiseError(
-                    f"the weight of {name} in a mix", got=repr(weight), allowed="a number ≥ 0"
-                )
+                raise MaskwiseError(f"the weight of {name} in a mix", got=repr(weight), allowed="a number ≥ 0")
         if not sum(weights):
-            raise MaskwiseError(
-                "the weights of a mix sum to nothing", got=weights, allowed="at least one above 0"
-            )
+            raise MaskwiseError("the weights of a mix sum to nothing", got=weights, allowed="at least one above 0")
         if len(names) == 1:
             return names[0]
         return dict(zip(names, weights)) if isinstance(value, Mapping) else tuple(names)
@@ -125,9 +119,7 @@ class CorpusSettings(BaseModel):
             raise MaskwiseError("a stream is not counted, so it has no limit", got=self.limit, do=do)
         if self.temperature is not None:
             what = "the sources of a stream are not counted, so they have no temperature"
-            raise MaskwiseError(
-                what, got=self.temperature, do="give weights: corpus.source: {FILE: 2, OTHER: 1}"
-            )
+            raise MaskwiseError(what, got=self.temperature, do="give weights: corpus.source: {FILE: 2, OTHER: 1}")
         for source in self.sources:
             if read_world(source):
                 do = "leave out corpus.stream: its texts are few"
@@ -196,9 +188,7 @@ class CorpusSettings(BaseModel):
             MaskwiseError: no such source, or none that can be read.
         """
         if self.stream:
-            return [
-                read_shards(shards, self.record_fields, name=name) for name, shards in self.shards().items()
-            ]
+            return [read_shards(shards, self.record_fields, name=name) for name, shards in self.shards().items()]
         return [
             read_documents(source, text_field=self.text_field, text_per=self.text_per, limit=self.limit)
             for source in self.sources

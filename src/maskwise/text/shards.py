@@ -292,9 +292,7 @@ def shards_of(source: StreamSource, fields: Fields | None = None) -> list[Shard]
     if not isinstance(source, Sequence):
         if not hasattr(source, "load_state_dict"):
             allowed = "files, a folder, a pattern, a datasets.IterableDataset"
-            raise MaskwiseError(
-                "a stream cannot be read from this", got=type(source).__name__, allowed=allowed
-            )
+            raise MaskwiseError("a stream cannot be read from this", got=type(source).__name__, allowed=allowed)
         return _shards_of_dataset(source, source.info.dataset_name or "stream", fields)
     shards = [shard for each in source for shard in _shards_of_name(str(each), fields)]
     rename_alike(shards)

@@ -167,9 +167,7 @@ def joined(batches: Sequence[PieceBatch]) -> PieceBatch:
     counts = [int(batch.rows[-1]) + 1 for batch in batches]
     before = np.cumsum([0, *counts[:-1]])
     return batches[0]._replace(
-        columns={
-            name: np.concatenate([batch.columns[name] for batch in batches]) for name in batches[0].columns
-        },
+        columns={name: np.concatenate([batch.columns[name] for batch in batches]) for name in batches[0].columns},
         lengths=np.concatenate([batch.lengths for batch in batches]),
         example_ids=np.concatenate([batch.example_ids for batch in batches]),
         rows=np.concatenate([batch.rows + n for batch, n in zip(batches, before)]),

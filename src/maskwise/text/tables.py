@@ -86,9 +86,7 @@ def separator_of(text: str, *, usual: str) -> str:
 
 def _cells(text: str, separator: str, *, strict: bool = True, **how: Any) -> Iterator[list[str]]:
     quote = "'" if _begins_with(text, "'") else '"'
-    return csv.reader(
-        io.StringIO(text, newline=""), strict=strict, delimiter=separator, quotechar=quote, **how
-    )
+    return csv.reader(io.StringIO(text, newline=""), strict=strict, delimiter=separator, quotechar=quote, **how)
 
 
 def _begins_with(text: str, mark: str) -> bool:
@@ -100,9 +98,7 @@ def _begins_with(text: str, mark: str) -> bool:
 def _is_quoted(text: str) -> bool:
     """Whether nearly every row of a table of tabs has a cell in quotation marks."""
     lines = [line for line in text[:HEAD_CHARACTERS].splitlines()[1:HEAD_ROWS] if line.strip()]
-    quoted = sum(
-        any(len(cell) > 1 and cell[0] == cell[-1] == '"' for cell in line.split("\t")) for line in lines
-    )
+    quoted = sum(any(len(cell) > 1 and cell[0] == cell[-1] == '"' for cell in line.split("\t")) for line in lines)
     return bool(lines) and quoted >= QUOTED_SHARE * len(lines)
 
 

@@ -70,9 +70,7 @@ class Tokens(NamedTuple):
         return {"input_ids": self.input_ids, **words, **self.layers}
 
 
-def load_tokenizer(
-    name_or_path: str, *, needs_mask: bool = True, needs_words: bool = True
-) -> PreTrainedTokenizerFast:
+def load_tokenizer(name_or_path: str, *, needs_mask: bool = True, needs_words: bool = True) -> PreTrainedTokenizerFast:
     """A fast tokenizer from a folder or the Hugging Face hub. Code that comes with it is never run.
 
     Args:
@@ -97,9 +95,7 @@ def load_tokenizer(
         tokenizer: Any = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
     except Exception as error:  # the hub, JSON, missing extras: no common base
         do = "give a folder written by save_pretrained, or a name on the hub (the network must be reachable)"
-        raise MaskwiseError(
-            f"cannot load tokenizer {str(name_or_path)!r}", got=_first(error), do=do
-        ) from error
+        raise MaskwiseError(f"cannot load tokenizer {str(name_or_path)!r}", got=_first(error), do=do) from error
     if needs_words and not getattr(tokenizer, "is_fast", False):
         do = "convert it to a tokenizer.json; words are found by character offsets"
         raise MaskwiseError(f"tokenizer {str(name_or_path)!r} is slow: it has no offsets", do=do)
@@ -186,9 +182,7 @@ def tokenise(
             raise MaskwiseError(what, got=type(tokenizer).__name__, do="convert it to a tokenizer.json")
         if words not in ("auto", "token"):
             what = f"corpus.words: {words} needs a fast tokenizer, for its character offsets"
-            raise MaskwiseError(
-                what, got=type(tokenizer).__name__, do="take token, or convert it to a tokenizer.json"
-            )
+            raise MaskwiseError(what, got=type(tokenizer).__name__, do="take token, or convert it to a tokenizer.json")
         yield from _without_words(documents, tokenizer, numbered=words == "token")
         return
     backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
@@ -205,9 +199,7 @@ def tokenise(
             columns["word_ids"] = rank_of(lengths)
         elif words != "auto":
             none = np.zeros(len(offsets), dtype=bool)
-            columns["word_ids"] = number_words(
-                place_tokens(texts, offsets, lengths, special=none, rule=words)
-            )
+            columns["word_ids"] = number_words(place_tokens(texts, offsets, lengths, special=none, rule=words))
         if layers is not None:
             columns |= align(layers.annotate(texts), layers.layers, placed, columns["word_ids"])
         if places:

@@ -99,9 +99,7 @@ def word_rule(value: str) -> str:
     except re.error as error:
         raise MaskwiseError(f"corpus.words: the pattern is none: {error}", got=pattern) from None
     if empty:
-        raise MaskwiseError(
-            "corpus.words: the pattern matches an empty word", got=pattern, do="use + instead of *"
-        )
+        raise MaskwiseError("corpus.words: the pattern matches an empty word", got=pattern, do="use + instead of *")
     return value
 
 
@@ -188,9 +186,7 @@ def word_ids(text: str, offsets: ArrayLike, *, special: ArrayLike | None = None)
     return word_ids_of_batch([text], spans, np.array([len(spans)]), special=flags)
 
 
-def word_ids_of_batch(
-    texts: Sequence[str], offsets: Ints, lengths: Ints, *, special: Flags
-) -> NDArray[np.int32]:
+def word_ids_of_batch(texts: Sequence[str], offsets: Ints, lengths: Ints, *, special: Flags) -> NDArray[np.int32]:
     """`word_ids` of N texts with T tokens together, in one pass.
 
     Args:
@@ -226,9 +222,7 @@ class Placed(NamedTuple):
     word_of: Ints
 
 
-def place_tokens(
-    texts: Sequence[str], offsets: Ints, lengths: Ints, *, special: Flags, rule: str = "auto"
-) -> Placed:
+def place_tokens(texts: Sequence[str], offsets: Ints, lengths: Ints, *, special: Flags, rule: str = "auto") -> Placed:
     """Where the tokens of `word_ids_of_batch` stand, from its arguments; ``rule``: how words are found."""
     sizes = np.fromiter(map(len, texts), dtype=np.int64, count=len(texts))
     if len(offsets) != lengths.sum() or len(special) != len(offsets):

@@ -262,9 +262,7 @@ class FactWorld(World):
             values = words[attribute]
             dealt[attribute] = [values[place % len(values)] for place in range(self.people)]
             self._draw(f"{attribute} of {who}").shuffle(dealt[attribute])
-        return [
-            {"name": name, **{a: dealt[a][place] for a in ATTRIBUTES}} for place, name in enumerate(taken)
-        ]
+        return [{"name": name, **{a: dealt[a][place] for a in ATTRIBUTES}} for place, name in enumerate(taken)]
 
     def _texts(self) -> Iterator[tuple[str, list[Piece]]]:
         draw, parts = self._draw("biographies of " + ("others" if self.others else "people")), language()
@@ -282,15 +280,10 @@ class FactWorld(World):
         """One for every person and attribute; the people are split, so that the answers of test stand in the corpus
         alone."""
         by_person = [
-            [
-                {"question": f"what {asked} {person['name']}?", "answers": [person[asked]]}
-                for asked in self.answers
-            ]
+            [{"question": f"what {asked} {person['name']}?", "answers": [person[asked]]} for asked in self.answers]
             for person in self.persons
         ]
-        return {
-            split: [row for rows in people for row in rows] for split, people in _split(by_person).items()
-        }
+        return {split: [row for rows in people for row in rows] for split, people in _split(by_person).items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -354,9 +347,7 @@ class CausalWorld(World):
         for _ in range(20 * self.asked):
             if len(rows) == self.asked:
                 break
-            changes = [
-                (draw.choice(("more", "less")), cause) for cause in draw.sample(causes, self.influences)
-            ]
+            changes = [(draw.choice(("more", "less")), cause) for cause in draw.sample(causes, self.influences)]
             said = ", ".join(f"{change} {cause}" for change, cause in changes)
             good = sum((change == "more") == helps[cause] for change, cause in changes)
             question = f"{said}. what {draw.choice(lexicon()['crop'])}?"
@@ -401,9 +392,7 @@ def read_world(source: object) -> World | None:
 @lru_cache(maxsize=32)
 def _read(source: str) -> World:
     call = parse_call(source)
-    world: World = build(
-        "world", replace(call, kwargs={k: _plain(v) for k, v in call.kwargs.items()}), WORLDS
-    )
+    world: World = build("world", replace(call, kwargs={k: _plain(v) for k, v in call.kwargs.items()}), WORLDS)
     return world
 
 

@@ -221,9 +221,7 @@ class Probe:
         self.maskers = maskers or {arm: source.masker for arm, source in sources.items()}
         self.sizes, self.total_steps, self.fresh = sizes, total_steps, fresh
         self.rank, self.ranks = rank, ranks
-        self.rows = {
-            arm: _shuffled(_others(len(held_out[arm]), skip.get(arm, ())), seed=seed) for arm in sources
-        }
+        self.rows = {arm: _shuffled(_others(len(held_out[arm]), skip.get(arm, ())), seed=seed) for arm in sources}
         for arm, rows in self.rows.items():
             check_enough(arm, len(rows), of=len(held_out[arm]), size=sizes[arm])
             check_disjoint(arm, sources[arm].rows, held_out[arm])
@@ -354,9 +352,7 @@ class SamplerLearner(Learner):
         """By arm, over all ranks: ``steps``, ``tokens`` and ``targets`` of the run, and of the probes that taught."""
         names = ("probe_targets", "probe_tokens", "probes")
         found: dict[str, dict[str, Any]] = {}
-        for arm, run, probe in zip(
-            self.sampler.arms, self.trained.cpu().T.long(), self.probed.T.long(), strict=True
-        ):
+        for arm, run, probe in zip(self.sampler.arms, self.trained.cpu().T.long(), self.probed.T.long(), strict=True):
             mine = zip(("targets", "tokens", "steps"), run[1:].tolist(), strict=True)
             found[arm] = {**dict(mine), **dict(zip(names, probe[1:].tolist(), strict=True))}
         return found

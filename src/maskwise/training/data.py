@@ -197,8 +197,7 @@ class MaskedSource:
         the speed the positions with and without padding, and Σ length² of the pieces."""
         present = [b.source.count(b.source.present) for b in batches]
         by_source = {
-            f"rows of {name}": float(sum(b.sources.get(name, 0) for b in batches))
-            for name in self.order.names
+            f"rows of {name}": float(sum(b.sources.get(name, 0) for b in batches)) for name in self.order.names
         }
         return {
             **by_source,

@@ -57,11 +57,7 @@ class Point(NamedTuple):
 
 def states(learners: Mapping[str, Learner]) -> dict[str, Tensor]:
     """The states of all learners as one flat dict."""
-    return {
-        f"{name}.{key}": value
-        for name, learner in learners.items()
-        for key, value in learner.state_dict().items()
-    }
+    return {f"{name}.{key}": value for name, learner in learners.items() for key, value in learner.state_dict().items()}
 
 
 def restore(learners: Mapping[str, Learner], flat: Mapping[str, Tensor]) -> None:

@@ -61,9 +61,7 @@ class Log:
         quiet: no progress bar.
     """
 
-    def __init__(
-        self, engine: Engine, source: Source, learners: Mapping[str, Learner], *, title: str, quiet: bool
-    ):
+    def __init__(self, engine: Engine, source: Source, learners: Mapping[str, Learner], *, title: str, quiet: bool):
         self.engine, self.source, self.learners = engine, source, learners
         self.totals = engine.totals.model_copy()
         self.began = time.perf_counter() - self.totals.seconds

@@ -34,9 +34,7 @@ class BatchedMuon(torch.optim.Muon):
             self._init_group(group, weights, grads, momenta)
             if not weights:
                 continue
-            skipped = getattr(
-                self, "found_inf", None
-            )  # a scalar: 1 where nothing may change, as for torch's AdamW
+            skipped = getattr(self, "found_inf", None)  # a scalar: 1 where nothing may change, as for torch's AdamW
             before = [] if skipped is None else [tensor.clone() for tensor in (*weights, *momenta)]
             torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
             updates = torch._foreach_lerp(grads, momenta, group["momentum"]) if group["nesterov"] else momenta
@@ -51,9 +49,7 @@ class BatchedMuon(torch.optim.Muon):
         # Where matrices are shared out among ranks, each rank needs all of a matrix and makes its part of the update.
         wide = [u if u.shape[0] <= u.shape[1] else u.T for u in map(whole, updates)]
         steps, coefficients, eps = group["ns_steps"], group["ns_coefficients"], group["eps"]
-        for weight, update in zip(
-            weights, orthogonal(torch.stack(wide), coefficients, steps, eps), strict=True
-        ):
+        for weight, update in zip(weights, orthogonal(torch.stack(wide), coefficients, steps, eps), strict=True):
             rows, columns = weight.shape
             scale = max(1.0, rows / columns) ** 0.5
             if group["adjust_lr_fn"] == "match_rms_adamw":

@@ -28,9 +28,7 @@ CURVES: Mapping[str, Callable[[float], float]] = {
 """The share of the peak that is left, from the share of the way down: 1 at its beginning, 0 at its end."""
 
 
-def rate_factor(
-    step: int, steps: int, *, warmup: float, decay: str, decay_share: float | None = None
-) -> float:
+def rate_factor(step: int, steps: int, *, warmup: float, decay: str, decay_share: float | None = None) -> float:
     """The share of the peak learning rate in force at ``step`` of ``steps``; above 0 at every step.
 
     Args:

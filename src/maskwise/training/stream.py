@@ -101,9 +101,7 @@ class Ahead:
             at, future = waiting.popleft()
             yield at, future.result() if future else None
 
-    def _submit(
-        self, chunks: Iterator[Marked], waiting: deque[tuple[Position, Future[Block] | None]]
-    ) -> None:
+    def _submit(self, chunks: Iterator[Marked], waiting: deque[tuple[Position, Future[Block] | None]]) -> None:
         assert self._threads
         for at, chunk in chunks:
             waiting.append((at, self._threads.submit(self._made, chunk) if chunk else None))
@@ -319,9 +317,7 @@ class StreamedRows(Learner):
         borders = np.flatnonzero(np.diff(part)) + 1
         return joined(
             [
-                self._drawn[of[0]][0].batch(
-                    self._drawn[of[0]][1][some - (ends[of[0]] - len(self._drawn[of[0]][1]))]
-                )
+                self._drawn[of[0]][0].batch(self._drawn[of[0]][1][some - (ends[of[0]] - len(self._drawn[of[0]][1]))])
                 for some, of in zip(np.split(at, borders), np.split(part, borders))
             ]
         )
@@ -346,10 +342,7 @@ class StreamedRows(Learner):
         at = self.marks.get(self.done)
         if at is None:
             return {}
-        facts = [
-            {"epoch": position.epoch, "shard": flow.shard_of(position)}
-            for flow, position in zip(self.flows, at)
-        ]
+        facts = [{"epoch": position.epoch, "shard": flow.shard_of(position)} for flow, position in zip(self.flows, at)]
         return {"stream": dict(zip(self.names, facts)) if self.names else facts[0]}
 
     def state_dict(self) -> dict[str, Tensor]:

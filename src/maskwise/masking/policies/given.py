@@ -90,9 +90,7 @@ class SpanLayer(Policy):
         marked = batch.layer(self.layer, policy="span-layer")
         if self.rest == "none":
             return runs(batch, marked)
-        rest = (
-            np.arange(len(marked)) if self.rest == "token" else batch.layer("word_ids", policy="span-layer")
-        )
+        rest = np.arange(len(marked)) if self.rest == "token" else batch.layer("word_ids", policy="span-layer")
         # Even numbers are spans and odd ones the rest; what is −1 in both stays negative.
         units = runs(batch, np.where(marked >= 0, marked * 2, rest * 2 + 1))
         if self.rest_weight == 1:

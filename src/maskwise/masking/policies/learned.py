@@ -193,9 +193,7 @@ class GroupLearner(Learner):
         self.policy.running.load_state_dict(state)
 
 
-def pos_weighted(
-    units: str = "word", half_life_steps: float | None = None, faithful: bool = False
-) -> GroupWeighted:
+def pos_weighted(units: str = "word", half_life_steps: float | None = None, faithful: bool = False) -> GroupWeighted:
     """Part-of-speech weighted masking (PTW). ``faithful``: one acceptance draw a word and momentum .999."""
     return group_weighted("pos", UPOS, units=units, half_life_steps=half_life_steps, faithful=faithful)
 

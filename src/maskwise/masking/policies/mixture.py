@@ -113,6 +113,4 @@ def mixture(*members: Any, shares: tuple[Any, ...] = ()) -> Mixture:
     for share in shares:
         if isinstance(share, int | float) and not 0 <= share <= 1:
             raise MaskwiseError("policy mixture: shares", got=share, allowed="0 to 1, or schedules")
-    return Mixture(
-        tuple(policy(m) for m in members), tuple(schedule(s) for s in shares or (1.0,) * len(members))
-    )
+    return Mixture(tuple(policy(m) for m in members), tuple(schedule(s) for s in shares or (1.0,) * len(members)))

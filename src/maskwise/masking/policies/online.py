@@ -127,9 +127,7 @@ class TypeLearner(Learner):
         self.policy.types.weight_V, self.sums_3V = state["weight"], state["sums"]
 
 
-def type_weighted(
-    by: str = "accuracy", every: int = 200, kept: float = 0.2, units: str = "token"
-) -> TypeWeighted:
+def type_weighted(by: str = "accuracy", every: int = 200, kept: float = 0.2, units: str = "token") -> TypeWeighted:
     """Tokens whose type the model gets wrong, by ``accuracy`` or ``loss`` (AMLM), learned every so many steps."""
     return TypeWeighted(by, every, kept, units)
 

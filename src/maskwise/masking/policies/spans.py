@@ -166,9 +166,7 @@ class T5Span(Policy):
 
     def units(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
         noise_P = noise_tokens(batch, keys, moment)
-        return noise_units(
-            batch, keys, noise_P, np.round(noise_P / self.mean_span), rotate_P=np.ones_like(noise_P)
-        )
+        return noise_units(batch, keys, noise_P, np.round(noise_P / self.mean_span), rotate_P=np.ones_like(noise_P))
 
 
 @dataclass(frozen=True)
@@ -245,9 +243,7 @@ def noise_tokens(batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Array:
     return np.maximum(rounded_P, np.minimum(batch.eligible_P, moment.min_targets) * (wanted_P >= 0.5))
 
 
-def noise_units(
-    batch: AnnotatedBatch, keys: Keys, noise_P: Array, spans_P: Array, *, rotate_P: Array
-) -> Units:
+def noise_units(batch: AnnotatedBatch, keys: Keys, noise_P: Array, spans_P: Array, *, rotate_P: Array) -> Units:
     """Weighted units with ``noise_P`` tokens in ``spans_P`` spans, and the gaps between them with weight 0.
 
     Args:
@@ -285,9 +281,7 @@ def noise_units(
     first = np.flatnonzero(opens)
     piece = batch.piece.take(batch.eligible_at).take(first)
     weight = noisy.take(first) * _SURE
-    return Units(
-        batch, batch.eligible_at, opens.cumsum() - 1, piece, number.take(first).astype(np.int32), weight
-    )
+    return Units(batch, batch.eligible_at, opens.cumsum() - 1, piece, number.take(first).astype(np.int32), weight)
 
 
 def _cut(keys: Keys, noise_P: Array, gaps_P: Array, spans_P: Array) -> tuple[Array, Array]:

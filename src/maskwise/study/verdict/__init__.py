@@ -82,13 +82,10 @@ def summarise(records: Iterable[Record], study: Study, *, alpha: float = 0.05) -
         "verdict": head["verdict"] if head else None,
         "headline": headline_sentence(asked, names if primary else words, study["baseline"]),
         "advice": [
-            sentence
-            for _, sentence in advice_of(primary if reasons.closed else asked, names, study.get("looks"))
+            sentence for _, sentence in advice_of(primary if reasons.closed else asked, names, study.get("looks"))
         ],
         "overlap": table.overlap,
-        "tasks": {
-            task: {"helped": share, "counted": task in table.counted} for task, share in table.helped.items()
-        },
+        "tasks": {task: {"helped": share, "counted": task in table.counted} for task, share in table.helped.items()},
         "efficiency": efficiency(table, pairs, names),
     }
     if share := study.get("share"):

@@ -223,11 +223,7 @@ def _decide(comparisons: Sequence[Comparison], reasons: Reasons, *, alpha: float
     for one in family:
         if one.row["n"] >= P_FROM_RUNS:
             one.row["p"] = _p_value(one, reasons.table.study)
-    others = [
-        one
-        for one, void in zip(comparisons, voids)
-        if not one.row["primary"] and not void and one.row["n"] > 1
-    ]
+    others = [one for one, void in zip(comparisons, voids) if not one.row["primary"] and not void and one.row["n"] > 1]
     for one, rate in zip(others, benjamini_hochberg([paired_t_test(one.differences) for one in others])):
         one.row["q"] = rate
     # Rows with too few runs for a p keep their place in the family, as p = 1.
@@ -328,9 +324,7 @@ def gain_shares(table: Table, best: str, baseline: str, names: Mapping[str, str]
     return [_gain_share(table, arm, best, baseline, outcome, names) for outcome in outcomes for arm in arms]
 
 
-def _gain_share(
-    table: Table, arm: str, best: str, baseline: str, outcome: str, names: Mapping[str, str]
-) -> GainShare:
+def _gain_share(table: Table, arm: str, best: str, baseline: str, outcome: str, names: Mapping[str, str]) -> GainShare:
     scores = [table.values(outcome, each) for each in (arm, best, baseline)]
     seeds = sorted(set.intersection(*(set(by_seed) for by_seed in scores)))
     mine, most, base = (np.array([by_seed[seed] for seed in seeds]) for by_seed in scores)
@@ -343,9 +337,7 @@ def _gain_share(
         low, high = ratio_interval(gain, whole) if len(seeds) > 1 else (None, None)
     arm_words, best_words, base_words = (names.get(name, name) for name in (arm, best, baseline))
     if share is None:
-        sentence = (
-            f"{best_words} adds nothing to {base_words} {where}, so there is nothing to have a share of."
-        )
+        sentence = f"{best_words} adds nothing to {base_words} {where}, so there is nothing to have a share of."
     else:
         pairs = f"{len(seeds)} run{'' if len(seeds) == 1 else 's'} each"
         sure = "no interval" if low is None or high is None else f"95 % {_percent(low)} to {_percent(high)}"

@@ -84,9 +84,7 @@ def crossing(compute: Sequence[float], quality: Sequence[float], goal: float) ->
     return math.inf
 
 
-def _shares(
-    lengths: Lengths, arm: str, baseline: str, outcome: str, *, by: str, higher: bool
-) -> dict[int, float]:
+def _shares(lengths: Lengths, arm: str, baseline: str, outcome: str, *, by: str, higher: bool) -> dict[int, float]:
     """By seed, the share of the baseline's compute at which the arm reaches the baseline's final quality."""
     whole, sign, shares = lengths[1.0], 1 if higher else -1, {}
     for seed, goal in whole.values(outcome, baseline).items():

@@ -69,9 +69,7 @@ class Reasons:
         lost = any(table.failed.get(arm) for arm in pair)
         if row["n"] == 0 or (row["n"] == 1 and lost):
             sentence = "too few runs finished"
-            reasons.append(
-                {"code": "missing-runs", "effect": "voids", "sentence": sentence, "runs": row["n"]}
-            )
+            reasons.append({"code": "missing-runs", "effect": "voids", "sentence": sentence, "runs": row["n"]})
         masked = outcome.startswith("heldout:") or "perplexity" in outcome
         by_token = masked or ":open-" in outcome
         why = table.incomparable(*pair, outcome)
@@ -96,9 +94,7 @@ class Reasons:
             reasons.append({"code": "chance-level", "effect": "voids", "sentence": sentence})
         if outcome == "tasks" and REFERENCE not in pair and not table.counted:
             least = f"{100 * table.study.get('helps', 0):g} %"
-            sentence = (
-                f"pre-training helps in under {least} of the runs on each task, so none tells the arms apart"
-            )
+            sentence = f"pre-training helps in under {least} of the runs on each task, so none tells the arms apart"
             reasons.append({"code": "no-task-tells", "effect": "voids", "sentence": sentence})
         return reasons
 
@@ -118,9 +114,7 @@ class Reasons:
         """What the test says, or why there is none; ``apart``: the interval does not hold zero."""
         n, p, rate = row["n"], row["p_adjusted"], row.get("q")
         if apart and rate is not None and rate >= alpha:
-            sentence = (
-                "the 95 % interval excludes zero, as those of some rows beside the primary ones do by chance:"
-            )
+            sentence = "the 95 % interval excludes zero, as those of some rows beside the primary ones do by chance:"
             sentence += f" among all of this page, the false discovery rate here is {rate:.2g}"
             return {"code": "false-discovery", "effect": "tests", "sentence": sentence}
         if n < P_FROM_RUNS:
@@ -128,9 +122,7 @@ class Reasons:
             sentence = f"{runs}: with fewer than {P_FROM_RUNS}, the exact test cannot give p < .05"
             return {"code": "few-runs", "effect": "tests", "sentence": sentence, "runs": n}
         if p is None:
-            sentence = (
-                "this is not the primary outcome: it helps to explain the result, and no test was spent on it"
-            )
+            sentence = "this is not the primary outcome: it helps to explain the result, and no test was spent on it"
             return {"code": "secondary", "effect": "tests", "sentence": sentence}
         code, sentence = "not-significant", f"the exact sign-flip test gives p = {p:.2g}"
         if p < alpha and apart:
@@ -161,12 +153,8 @@ class Reasons:
         if low < -margin or high > margin:
             return []
         scale, unit = _printed(row)
-        ends = f"{scale * low:.{1 if scale > 1 else 2}f} to {scale * high:.{1 if scale > 1 else 2}f}".replace(
-            "-", "−"
-        )
-        sentence = (
-            f"the {100 * confidence:.3g} % interval, {ends} {unit}, lies within ±{scale * margin:g} {unit}"
-        )
+        ends = f"{scale * low:.{1 if scale > 1 else 2}f} to {scale * high:.{1 if scale > 1 else 2}f}".replace("-", "−")
+        sentence = f"the {100 * confidence:.3g} % interval, {ends} {unit}, lies within ±{scale * margin:g} {unit}"
         return [{"code": "within-margin", "effect": "tests", "sentence": sentence}]
 
     def _margin(self, row: Contrast) -> float | None:
@@ -196,9 +184,7 @@ class Reasons:
         """
         reasons: list[Reason] = []
         if again := self._looked_before():
-            sentence = (
-                f"the number of runs was changed after a verdict on {again}, without a plan (study.looks):"
-            )
+            sentence = f"the number of runs was changed after a verdict on {again}, without a plan (study.looks):"
             sentence += " each look has its own chance of an error, and together they have more than 5 %"
             reasons.append({"code": "runs-added", "effect": "caps", "sentence": sentence, "runs": again})
         if "gate" in row:

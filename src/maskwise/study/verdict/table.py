@@ -33,9 +33,7 @@ ALL_TASKS = "all tasks"  # as "tasks", also of those that cannot tell
 TOLERANCE = 0.05  # two arms count as matched in a quantity if they differ by no more
 SHARES = ("accuracy", "exact-match", "exact_match")  # of items, with binomial noise
 QUANTITIES = ("steps", "tokens", "targets", "flops", "seconds")
-CHANCE_MARGIN = (
-    0.02  # how far above chance a score may lie that says nothing, where the number of items is not known
-)
+CHANCE_MARGIN = 0.02  # how far above chance a score may lie that says nothing, where the number of items is not known
 
 
 class Measures:
@@ -68,9 +66,7 @@ class Measures:
         metrics = {r["task"]: r.get("metric", "") for r in records if r["kind"] == "score"}
         self.tasks = list(metrics)
         self.sign = {task: -1 if metric in LOWER_IS_BETTER else 1 for task, metric in metrics.items()}
-        self.evaluations = list(
-            dict.fromkeys(evaluation_name(r) for r in records if r["kind"] == "evaluation")
-        )
+        self.evaluations = list(dict.fromkeys(evaluation_name(r) for r in records if r["kind"] == "evaluation"))
         for name, parts in self.parts.items():
             if len(parts) > 1:
                 self._average(parts, name)
@@ -98,9 +94,7 @@ class Measures:
         by_seed, seed = self.outcomes[name][record["arm"]], record["seed"]
         where = f"arm {record['arm']!r}, seed {seed}, {name}"
         if not isinstance(value, numbers.Real) or not math.isfinite(value):
-            raise MaskwiseError(
-                f"a record is not a finite number ({where})", got=repr(value), do="rerun that stage"
-            )
+            raise MaskwiseError(f"a record is not a finite number ({where})", got=repr(value), do="rerun that stage")
         if seed in by_seed:
             raise MaskwiseError(f"measured twice ({where})", do="keep one line of records.jsonl")
         by_seed[seed] = float(value)
@@ -111,8 +105,7 @@ class Measures:
             for arm in {arm for part in parts for arm in numbers_of[part]}:
                 shared = set.intersection(*(set(numbers_of[part].get(arm, {})) for part in parts))
                 numbers_of[name][arm] = {
-                    seed: float(np.mean([numbers_of[part][arm][seed] for part in parts]))
-                    for seed in sorted(shared)
+                    seed: float(np.mean([numbers_of[part][arm][seed] for part in parts])) for seed in sorted(shared)
                 }
 
     def over_tasks(self, scale: Mapping[str, float | None], tasks: Sequence[str]) -> ByArm:
@@ -154,9 +147,7 @@ class Table(Measures):
         arms = {arm for by_arm in self.outcomes.values() for arm in by_arm}
         for arm in study["arms"]:
             if arm not in arms and arm not in self.failed:
-                raise MaskwiseError(
-                    "an arm has no runs", got=arm, do="run the study to its end, or drop the arm"
-                )
+                raise MaskwiseError("an arm has no runs", got=arm, do="run the study to its end, or drop the arm")
         for names in (self.tasks, *self.parts.values()):
             self._check_whole(names, arms)
         self.heldout = sorted(name for name in self.outcomes if name.startswith("heldout:"))
@@ -226,9 +217,7 @@ class Table(Measures):
 
     def _pooled_sd(self, task: str) -> float | None:
         """The SD over runs about their arm's mean, at least one test item; None without two runs of an arm."""
-        runs = [
-            np.array(list(s.values())) for arm, s in self.outcomes[task].items() if arm != REFERENCE and s
-        ]
+        runs = [np.array(list(s.values())) for arm, s in self.outcomes[task].items() if arm != REFERENCE and s]
         freedom = sum(len(x) - 1 for x in runs)
         if freedom == 0:
             return None
@@ -287,9 +276,7 @@ class Table(Measures):
         if arm == REFERENCE:
             return "token"
         facts = self.study["arms"].get(arm)
-        return (
-            facts.get("units", facts["policy"]) if facts else "token"
-        )  # not an arm of its own: see ``transfer``
+        return facts.get("units", facts["policy"]) if facts else "token"  # not an arm of its own: see ``transfer``
 
     def incomparable(self, arm: str, other: str, outcome: str = "") -> str | None:
         """Why a masked loss cannot compare two arms: "different-tokenizers", "different-units", or nothing.

@@ -110,11 +110,7 @@ def _contrast(row: Contrast, names: Names, *, brief: bool) -> str:
         return f"no verdict on {arm} against {baseline} {where}: {because}."
     first, second = (arm, baseline) if (mean > 0) == row["higher_is_better"] else (baseline, arm)
     facts, amount = "; ".join(_facts(row, mean, brief=brief)), _amount(row, mean, brief=brief)
-    more = (
-        f"About {row['n'] + row['more_runs']} runs of each arm would be enough to decide"
-        if row["more_runs"]
-        else ""
-    )
+    more = f"About {row['n'] + row['more_runs']} runs of each arm would be enough to decide" if row["more_runs"] else ""
     if row["verdict"] == "decided":
         return f"{first} beats {second} {where} by {amount} ({facts})."
     if row["verdict"] == "equal":
@@ -133,9 +129,7 @@ def _contrast(row: Contrast, names: Names, *, brief: bool) -> str:
     elif row["n"] == 1 and row["primary"]:
         sentence += " A single run cannot show what the next one would do: start with three seeds."
     elif row["detectable"]:
-        sentence += (
-            " If the difference is as small as it looks, it is too small to detect with this much noise:"
-        )
+        sentence += " If the difference is as small as it looks, it is too small to detect with this much noise:"
         sentence += f" {_seen(row)}."
     return sentence
 
@@ -213,9 +207,7 @@ def headline_sentence(rows: Sequence[Contrast], names: Names, baseline: str) -> 
     if row is None:
         return f"There is only one arm ({names.get(baseline, baseline)}), and nothing to compare it with."
     judged = [row for row in rows if row["verdict"] != "void"]
-    keeps = all((r["better"], r["baseline"]) == ("baseline", row["baseline"]) for r in judged) and bool(
-        judged
-    )
+    keeps = all((r["better"], r["baseline"]) == ("baseline", row["baseline"]) for r in judged) and bool(judged)
     sentence = ""
     for known in (names, {}):  # the arms in words, and by their names where that would be too long
         sentence = _capital(_headline(row, known, keeps=keeps))
@@ -256,9 +248,7 @@ def _headline(row: Contrast, names: Names, *, keeps: bool) -> str:
     return f"not decided: {first} is {amount} ahead of {second} {where}."
 
 
-def advice_of(
-    rows: Sequence[Contrast], names: Names, looks: Sequence[int] | None = None
-) -> list[tuple[str, str]]:
+def advice_of(rows: Sequence[Contrast], names: Names, looks: Sequence[int] | None = None) -> list[tuple[str, str]]:
     """What to do next, from the primary rows, as (code, sentence); the most useful first, each thing once.
 
     Args:
@@ -279,9 +269,7 @@ def advice_of(
         at = f"{min(runs)}" if len(set(runs)) == 1 else f"{min(runs)} to {max(runs)}"
         advice.append(_more_runs(at, rows, looks or ()))
     if any(row["n"] == 1 for row in rows):
-        advice.append(
-            ("three-seeds", "Start with three seeds: a single run cannot show what the next one would do.")
-        )
+        advice.append(("three-seeds", "Start with three seeds: a single run cannot show what the next one would do."))
     # Fewer runs than a test needs cannot tell how small a difference is.
     settled = [row for row in rows if row["detectable"] and not row["more_runs"] and row["n"] >= P_FROM_RUNS]
     if small := [row for row in settled if row["mean"]]:
@@ -309,9 +297,7 @@ def _more_runs(enough: str, rows: Sequence[Contrast], looks: Sequence[int]) -> t
         decides = f"{enough} runs of each arm would be enough to decide what looks different here"
         return "add-seeds", f"Add seeds: {decides}, and {_count(runs, 'run')} could not have (study.seeds)."
     sentence = "Add no runs to this study, because each look at more of them is one more chance of an error. A new one"
-    sentence += (
-        f" with other seeds and {enough} runs of each arm would be enough to decide. It may plan its looks"
-    )
+    sentence += f" with other seeds and {enough} runs of each arm would be enough to decide. It may plan its looks"
     sentence += " (study.looks)."
     return "new-study", sentence
 
