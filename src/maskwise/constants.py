@@ -50,6 +50,8 @@ def overlap_words(overlapping: int, items: int, task: str) -> str:
 
 
 LOWER_IS_BETTER = (NATS,)
+CORRELATIONS = ("spearman", "pearson", "matthews")
+"""Written times 100, as the field does, and not as shares: 90 % of a correlation is nothing."""
 """Metrics of tasks that are better when they are lower."""
 
 

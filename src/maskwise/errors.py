@@ -36,11 +36,15 @@ class MaskwiseError(ValueError):
 
 
 def unknown_name(kind: str, name: object, known: Iterable[str], *, do: str | None = None) -> MaskwiseError:
-    """The error for a name that is not in a table; it names the nearest one."""
+    """The error for a name that is not in a table; it names the nearest one.
+
+    >>> print(unknown_name("recipe", "quickstart", ["ptw", "quick-start"], do="or name a file"))
+    unknown recipe 'quickstart'; allowed: ptw, quick-start; did you mean 'quick-start'? or name a file
+    """
     names = sorted(known)
     near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else None
-    return MaskwiseError(f"unknown {kind} {name!r}", allowed=", ".join(names), do=do or hint)
+    hints = [*(f"did you mean {name!r}?" for name in near), *([do] if do else [])]
+    return MaskwiseError(f"unknown {kind} {name!r}", allowed=", ".join(names), do=" ".join(hints) or None)
 
 
 def counted(reasons: Mapping[str, int]) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from typing import TypeVar
 
-from maskwise.constants import LOWER_IS_BETTER, REFERENCE
+from maskwise.constants import CORRELATIONS, LOWER_IS_BETTER, REFERENCE
 from maskwise.files import Record, TimeToQuality
 from maskwise.report.drawing import (
     GROUPS,
@@ -53,16 +53,17 @@ def score_charts(folder: Folder, colours: Colours) -> list[View]:
     scores = [r for r in folder.whole if r["kind"] == "score"]
     for task in dict.fromkeys(r["task"] for r in scores):
         records = [r for r in scores if r["task"] == task]
-        points = [_point(r, r["score"]) for r in records if r["arm"] in colours]
+        facts = folder.study["tasks"].get(task, {})
+        metric = facts.get("metric", "score")
+        scale = 100 if metric in CORRELATIONS else 1
+        points = [_point(r, scale * r["score"]) for r in records if r["arm"] in colours]
         if not points:
             continue
-        facts = folder.study["tasks"].get(task, {})
         majority = facts.get("majority") or mean([chance for r in records if (chance := r.get("majority"))])
-        scratch = mean([r["score"] for r in records if r["arm"] == REFERENCE])
+        scratch = mean([scale * r["score"] for r in records if r["arm"] == REFERENCE])
         references = {"commonest answer": majority, folder.reference: scratch}
-        metric = facts.get("metric", "score")
         lower = metric in LOWER_IS_BETTER
-        percent = not lower and all(0 <= point["value"] <= 1 for point in points)
+        percent = not lower and scale == 1 and all(0 <= point["value"] <= 1 for point in points)
         spec = dot_chart(
             points,
             colours,

@@ -19,7 +19,14 @@ import jinja2
 import vl_convert
 
 from maskwise import __version__
-from maskwise.constants import LOWER_IS_BETTER, REFERENCE, accuracy_misleads, overlap_matters, overlap_words
+from maskwise.constants import (
+    LOWER_IS_BETTER,
+    PLATEAU_NATS,
+    REFERENCE,
+    accuracy_misleads,
+    overlap_matters,
+    overlap_words,
+)
 from maskwise.errors import duration
 from maskwise.folders import write_whole
 from maskwise.report.charts import (
@@ -134,6 +141,7 @@ def _arm(folder: Folder, arm: str, colour: str) -> View:
         "baseline": arm == folder.study["baseline"],
         "words": known["words"] if known and known["words"] != arm else recipe,
         "plateau": known["plateau"] if known else False,
+        "worse": bool(known and known["plateau"] and known["gap_nats"] < -PLATEAU_NATS),
         "failures": sum(r["kind"] == "failure" and r["arm"] == arm for r in folder.records),
     }
 
