@@ -13,7 +13,7 @@ import pytest
 from maskwise import __version__
 from maskwise.recipe import read_recipe
 from maskwise.study import dry_run
-from maskwise.study.outlook import recipe_for
+from maskwise.study.outlook import outlook_of, recipe_for
 from maskwise.study.starter import look_at, starter
 from tiny import WORDS, maskwise, write_inputs
 
@@ -143,6 +143,9 @@ def test_a_text_of_letters_gets_a_tokenizer_of_letters_and_rows_that_hold_a_sequ
     (tmp_path / "some.fasta").write_text("".join(f">{n}\n{chain}\n" for n, chain in enumerate(chains)))
     written = starter(str(tmp_path / "some.fasta"))
     assert "kind: letter, lowercase: false" in written and "length: 160" in written and "masks: [token]" in written
+    facts = outlook_of(str(tmp_path / "some.fasta"), timing=False)
+    assert facts["corpus"]["words"] is None and facts["model"]["vocabulary"] == facts["corpus"]["vocabulary"] < 64
+    assert facts["training"]["plateau_steps"] is None  # the rule was fitted on words
 
 
 def test_a_file_of_labels_alone_is_judged_on_the_bundled_text(tmp_path: Path) -> None:

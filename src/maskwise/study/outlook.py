@@ -58,8 +58,9 @@ MOST_PASSES = 8
 PLATEAU_TARGETS, PLATEAU_POWER = 72_000, 0.17
 """Targets after which a small new model with the quick start's settings leaves the loss of word frequencies by 0.3
 nats, with a vocabulary of ``PLATEAU_VOCABULARY``; larger ones take more, by this power. Fitted on the bundled Wikipedia
-with 512 to 2,048 words (benchmarks/first_contact.py plateau)."""
-PLATEAU_VOCABULARY = 1024
+with 512 to 2,048 words (benchmarks/first_contact.py plateau). Of letters nothing is known: some families of proteins
+left it in 1,000 steps, and others did not in twice what this rule says."""
+PLATEAU_VOCABULARY, LEAST_VOCABULARY = 1024, 256
 SAFE_TIMES = 1.5
 """The rule above is right within a factor of 2, so that so many times its steps are wanted."""
 
@@ -115,6 +116,8 @@ def outlook_of(subject: str, overrides: Sequence[str] = (), *, timing: bool = Tr
     with tempfile.TemporaryDirectory(prefix="maskwise-") as name:
         look = _look(first, Path(name) / "data")
         corpus = _corpus(first, look)
+        if first.model.pretrained is None:  # a tokenizer of letters knows fewer words than it may
+            config.vocab_size = corpus["vocabulary"]
         model = _model(first, config)
         counts: dict[str, Plain | None] = {}
         for arm, link in (arms or {recipe.name: first}).items():
@@ -280,8 +283,9 @@ def _training(recipe: Recipe, first: Recipe, facts: Plain) -> Plain:
     passes = how.steps * how.batch_size / rows if known else None
     training: Plain = {"steps": how.steps, "passes": passes, "plateau_steps": None}
     each = [arm["targets_per_step"] for arm in facts["arms"].values()]
-    if first.model.pretrained is None and first.kind == "encoder" and each and min(each) > 0:
-        training["plateau_steps"] = round(plateau_targets(facts["corpus"]["vocabulary"]) / min(each))
+    new, vocabulary = first.model.pretrained is None and first.kind == "encoder", facts["corpus"]["vocabulary"]
+    if new and vocabulary >= LEAST_VOCABULARY and each and min(each) > 0:
+        training["plateau_steps"] = round(plateau_targets(vocabulary) / min(each))
     return training
 
 

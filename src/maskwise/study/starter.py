@@ -184,10 +184,14 @@ def _written(source: str, specs: Sequence[str], comment: str) -> str:
         lower = "true" if facts.is_english else "false"  # which also takes away accents, as BERT does
         kind = "wordpiece, vocab_size: 1024" if facts.spaced else "bpe, vocab_size: 512"
         kind, lower = ("letter", "false") if facts.is_alphabet else (kind, lower)
+        why = (
+            "the page says if more are needed"
+            if facts.is_alphabet
+            else "maskwise check says how many leave the plateau"
+        )
         lines += [
             f"tokenizer: {{kind: {kind}, lowercase: {lower}}}   # trained on this text",
-            f"training: {{steps: 1000, batch_size: {max(4, STEP_TOKENS // length)}}}"
-            "   # maskwise check says how many steps leave the plateau",
+            f"training: {{steps: 1000, batch_size: {max(4, STEP_TOKENS // length)}}}   # {why}",
         ]
     if tasks:
         rows = max(FEWEST_TRAIN_ROWS, min(MOST_TRAIN_ROWS, TRAIN_TOKENS // max(1, needed)))
