@@ -141,7 +141,7 @@ def _arm(folder: Folder, arm: str, colour: str) -> View:
         "baseline": arm == folder.study["baseline"],
         "words": known["words"] if known and known["words"] != arm else recipe,
         "plateau": known["plateau"] if known else False,
-        "worse": bool(known and (known["gap_nats"] or 0) < -PLATEAU_NATS),
+        "worse": bool(known and (known.get("gap_nats") or 0) < -PLATEAU_NATS),
         "failures": sum(r["kind"] == "failure" and r["arm"] == arm for r in folder.records),
     }
 
