@@ -297,13 +297,16 @@ def test_tasks_and_policies_that_do_not_fit_are_refused() -> None:
 def test_two_ranks_do_what_one_does(tmp_path: Path) -> None:
     how = {"reset_every": 0, "steps": 3, "eval_every": 3, "entropy": 0.01}
     alone = learner(**how)
+    start = weights(alone)
     for _ in range(3):
         alone.step()
     two_ranks(_on_a_rank, tmp_path, how)
     both = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
     assert torch.equal(both[0], both[1])
-    # The last number is the head's bias, which changes no mask: its gradient is rounding, which Adam makes large.
-    torch.testing.assert_close(both[0][:-1], weights(alone)[:-1], rtol=1e-3, atol=1e-4)
+    # The last number is the head's bias, which changes no mask. Its gradient is rounding, which Adam makes large, as it
+    # does here and there with other weights, so the way as a whole is compared.
+    apart, way = (both[0] - weights(alone))[:-1], (weights(alone) - start)[:-1]
+    assert apart.norm() < 5e-3 * way.norm(), (apart.norm(), way.norm())
 
 
 def _on_a_rank(folder: Path, how: dict) -> None:

@@ -144,7 +144,7 @@ def in_order(units: Units, keys: Keys, *, may_fill: bool = False, budget_P: Arra
         most_P = np.minimum(wanted_P + 3 * np.sqrt(wanted_P) + 2, units.count)
         if most_P.sum() < 0.7 * len(key):
             share_P = most_P / np.maximum(units.count, 1)
-            edge_P = (share_P * 2.0**32 - 2.0**31 - 1).astype(np.int32)
+            edge_P = (np.maximum(share_P * 2.0**32, 1) - 2.0**31 - 1).astype(np.int32)  # a piece may have no units
             edge = np.repeat(edge_P, units.count) if units.in_order else edge_P[units.piece]
             first = key <= edge
             near = np.flatnonzero(first)
