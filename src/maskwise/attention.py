@@ -147,9 +147,10 @@ def _ragged(
 ) -> Tensor:  # fmt: skip
     """(B, L, H, D) by ``varlen_attn``: all rows are one line of documents, padding is a document of its own."""
     from torch.nn.attention.varlen import varlen_attn
+    from transformers.integrations.sdpa_attention import repeat_kv
 
     groups = getattr(module, "num_key_value_groups", 1)
-    key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
+    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     shape = query.transpose(1, 2).shape
     query, key, value = (x.transpose(1, 2).flatten(0, 1).contiguous() for x in (query, key, value))
     ends = documents.boundaries()
@@ -181,8 +182,10 @@ def _dropping(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, options: dict[str, Any]
 ) -> Tensor:
     """(B, L, H, D): softmax(query · key) with dropout, times value. Every token sees something, by the mask."""
+    from transformers.integrations.sdpa_attention import repeat_kv
+
     groups = getattr(module, "num_key_value_groups", 1)
-    lines = [x.flatten(0, 1) for x in (query, *(x.repeat_interleave(groups, dim=1) for x in (key, value)))]
+    lines = [x.flatten(0, 1) for x in (query, repeat_kv(key, groups), repeat_kv(value, groups))]
     scale = options.get("scaling") or query.shape[-1] ** -0.5
     scores = torch.bmm(lines[0] * scale, lines[1].mT).view(*query.shape[:3], -1)
     if mask is not None:

@@ -43,7 +43,7 @@ def unknown_name(kind: str, name: object, known: Iterable[str], *, do: str | Non
     """
     names = sorted(known)
     near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
-    hints = [*(f"did you mean {name!r}?" for name in near), *([do] if do else [])]
+    hints = [*(f"did you mean {other!r}?" for other in near), *([do] if do else [])]
     return MaskwiseError(f"unknown {kind} {name!r}", allowed=", ".join(names), do=" ".join(hints) or None)
 
 

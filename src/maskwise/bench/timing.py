@@ -15,18 +15,15 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from statistics import median
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState
 
 from maskwise.masking.policies.base import Learner
 from maskwise.training.engine import best_device
 from maskwise.training.learners import Point
 from maskwise.training.speed import cpu_name
-
-if TYPE_CHECKING:
-    from transformers import TrainerState
 
 Result = TypeVar("Result")
 

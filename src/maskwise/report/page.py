@@ -21,11 +21,11 @@ import vl_convert
 from maskwise import __version__
 from maskwise.constants import (
     LOWER_IS_BETTER,
-    PLATEAU_NATS,
     REFERENCE,
     accuracy_misleads,
     overlap_matters,
     overlap_words,
+    worse_than_frequencies,
 )
 from maskwise.errors import duration
 from maskwise.folders import write_whole
@@ -141,7 +141,7 @@ def _arm(folder: Folder, arm: str, colour: str) -> View:
         "baseline": arm == folder.study["baseline"],
         "words": known["words"] if known and known["words"] != arm else recipe,
         "plateau": known["plateau"] if known else False,
-        "worse": bool(known and (known.get("gap_nats") or 0) < -PLATEAU_NATS),
+        "worse": known is not None and worse_than_frequencies(known.get("gap_nats")),
         "failures": sum(r["kind"] == "failure" and r["arm"] == arm for r in folder.records),
     }
 

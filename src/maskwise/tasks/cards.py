@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache, partial
 from itertools import chain
 from pathlib import Path
 from statistics import fmean
@@ -89,8 +90,6 @@ def with_inside(record: Record, given: Columns) -> Record:
 LEAST_WORDS, LEAST_LETTERS = 3, 30
 """Words that a column of texts has in the mean at least, for it to be taken for the text unasked; or how many letters,
 where it holds nothing else, as proteins do."""
-
-
 AMONG_OTHERS = ", the only one whose values come again or are measured"
 """How the note ends on a label that was guessed among several columns: such a file may be a text as well."""
 
@@ -114,21 +113,21 @@ def guess_columns(
     names = [str(name) for name in (records[0] if records else ()) if name not in ("id", "split")]
     plain = usual[-1] if usual else UsualColumns((), (), ())
     strange = chain.from_iterable((*each.text, *each.pair, *chain(*each.pairs)) for each in usual)
+    size, may_be_label = cache(partial(_size_of, records)), cache(partial(_may_be_label, records))
     notes = []
     if given.text is None and not {*plain.text} & {*names} and not any({*both} <= {*names} for both in plain.pairs):
-        sizes = {name: _size_of(records, name) for name in names}
-        longest = max(sizes, key=sizes.__getitem__, default="")
+        longest = max(names, key=size, default=None)
         rest = [name for name in names if name != longest]
-        clear = len(rest) == 1 and _may_be_label(records, rest[0])
-        if sizes.get(longest, 0) >= LEAST_WORDS and (clear or not {*strange} & {*names}):
+        clear = len(rest) == 1 and may_be_label(rest[0])
+        if longest is not None and size(longest) >= LEAST_WORDS and (clear or not {*strange} & {*names}):
             refuse_rows_as_names(records, longest, where)
             given = given._replace(text=longest)
             notes.append(f"the text is column {longest!r}")
     text = given.text or next((name for name in plain.text if name in names), None)
     rest = [name for name in names if name != text]
     if text is not None and given.label is None and not {*plain.label} & {*rest}:
-        likely = rest if len(rest) == 1 else [name for name in rest if _may_be_label(records, name)]
-        if len(likely) == 1 and all(_size_of(records, name) < LEAST_WORDS for name in {*rest} - {*likely}):
+        likely = rest if len(rest) == 1 else [name for name in rest if may_be_label(name)]
+        if len(likely) == 1 and all(size(name) < LEAST_WORDS for name in {*rest} - {*likely}):
             given = given._replace(label=likely[0])
             notes.append(f"the label is column {likely[0]!r}{AMONG_OTHERS if len(rest) > 1 else ''}")
     return given, tuple(notes)

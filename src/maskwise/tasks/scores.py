@@ -37,7 +37,7 @@ SCORE_COLUMNS = ("score", "similarity_score", "relatedness_score", "similarity")
 NUMBER_COLUMNS = ("score", "rating", "value", "target", "number", "y")
 LEAST_VALUES = 20
 """Different whole numbers from which on labels of single texts are taken for numbers to predict, not for classes."""
-_AROUND = "$€£¥% \t\n\u00a0"
+_UNITS = "$€£¥%"
 _COMMA = re.compile(r"[-+]?\d+,\d+")
 
 
@@ -47,7 +47,7 @@ def number_of(label: object) -> float | None:
     >>> number_of("3,5"), number_of("-2"), number_of("18,30 €"), number_of("good")
     (3.5, -2.0, 18.3, None)
     """
-    text = str(label).strip(_AROUND)
+    text = str(label).strip().strip(_UNITS).strip()
     try:
         value = float(text.replace(",", ".") if _COMMA.fullmatch(text) else text)
     except ValueError:

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from maskwise.constants import FEWEST_DEV_SEEDS, NATS, PLATEAU_NATS, REFERENCE, overlap_words
+from maskwise.constants import FEWEST_DEV_SEEDS, NATS, PLATEAU_NATS, REFERENCE, overlap_words, worse_than_frequencies
 from maskwise.files import Candidate, Contrast, Reason
 from maskwise.study.power import P_FROM_RUNS, can_decide, look_weight
 from maskwise.study.statistics import interval_by_rule
@@ -76,7 +76,7 @@ class Reasons:
         if why and ((masked and why == "different-units") or (by_token and why == "different-tokenizers")):
             reasons.append({"code": why, "effect": "voids", "sentence": INCOMPARABLE[why]})
         stuck = [arm for arm in pair if arm != REFERENCE and table.on_plateau(arm)]
-        if worse := [arm for arm in stuck if (table.gap_nats(arm) or 0) < -PLATEAU_NATS]:
+        if worse := [arm for arm in stuck if worse_than_frequencies(table.gap_nats(arm))]:
             gaps = " and ".join(f"{-(table.gap_nats(arm) or 0):.2f}" for arm in worse)
             sentence = (
                 f"{self._named(worse)} predicted held-out text worse than word frequencies do, by {gaps} nats: the text"
