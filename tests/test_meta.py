@@ -121,7 +121,7 @@ def test_it_finds_the_words_that_are_asked_for(tmp_path: Path) -> None:
 
 
 def test_a_learning_that_was_stopped_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    how = {"reset_every": 0, "learn_rates": True}
+    how = {"reset_every": 0, "learn_rates": True, "warm": 2}
     whole = learner(**how)
     learn_policy(whole, tmp_path / "whole", quiet=True)
     step = MetaLearner.step
@@ -217,6 +217,19 @@ def test_the_model_moves_or_is_reset() -> None:
         assert any(not torch.equal(now[name], mine.start[name]) for name in now) == moves
     mine.step()  # the second of two
     assert all(torch.equal(value, mine.start[name]) for name, value in mine.losses.parameters_now().items())
+
+
+def test_a_warm_model_has_seen_the_task_and_nothing_else() -> None:
+    cold, warm = learner(), learner(warm=5)
+    rows = np.arange(len(warm.train))
+    before, after = (float(mine._task(rows)(mine.start, None)) for mine in (cold, warm))
+    assert after < before - 0.05
+    assert all(not member.state for member in warm.optimizers.members)
+    assert torch.equal(weights(warm), weights(cold)) and warm.now == cold.now
+    again = learner(warm=5)
+    assert all(torch.equal(value, again.start[name]) for name, value in warm.start.items())
+    warm.step()  # and it is reset to what it was when it was warm
+    assert all(torch.equal(value, warm.start[name]) for name, value in warm.losses.parameters_now().items())
 
 
 def test_learned_step_sizes_move_and_others_do_not() -> None:

@@ -110,7 +110,6 @@ class MetaLearner:
         policy.eval()
         self.device = next(losses.parameters()).device
         self.average, self.clip = copy.deepcopy(policy), training.clip or math.inf
-        self.start = losses.parameters_now()
         self.best = values_of(policy)
         constant = {"decay": "constant", "warmup": 0.0, "steps": settings.steps}
         self.optimizers = Optimizers(losses, training.model_copy(update=constant))
@@ -118,6 +117,10 @@ class MetaLearner:
         self.adam = torch.optim.Adam(policy.parameters(), lr=settings.learning_rate)
         self.slopes = Slopes()
         self.now = Point(mask_rate=settings.mask_rate, task_rate=settings.task_rate)
+        for number in range(settings.warm):
+            self._descend(self._task(self._rows(number, 2)), None)
+        self._forget()
+        self.start = losses.parameters_now()
 
     # One outer step -----------------------------------------------------------------------------------------------
 
@@ -235,18 +238,24 @@ class MetaLearner:
 
     def _move(self, parts: Sequence[Array], masked: Sequence[Masked], budgets: Sequence[Tensor]) -> None:
         """Ordinary steps of the model: of pre-training under the same masks, and of the task."""
-        theta: Parameters = dict(self.losses.named_parameters())
         for rows, m, budget in zip(parts, masked, budgets, strict=True):
-            loss = self.losses.of(m.inputs, budget)(theta, m.choice.hard()) + self._task(rows)(theta, None)
-            loss.backward()
-            if self._agree:
-                self._agree([p.grad for p in theta.values() if p.grad is not None])
-            nn.utils.clip_grad_norm_(theta.values(), self.clip)
-            self.optimizers.step()
-            self.optimizers.zero_grad()
+            denoising, task = self.losses.of(m.inputs, budget), self._task(rows)
+            self._descend(lambda theta, mask: denoising(theta, mask) + task(theta, None), m.choice.hard())
+
+    def _descend(self, loss: Loss, mask: Tensor | None) -> None:
+        theta: Parameters = dict(self.losses.named_parameters())
+        loss(theta, mask).backward()
+        if self._agree:
+            self._agree([p.grad for p in theta.values() if p.grad is not None])
+        nn.utils.clip_grad_norm_(theta.values(), self.clip)
+        self.optimizers.step()
+        self.optimizers.zero_grad()
 
     def _reset(self) -> None:
         set_values(self.losses, self.start)
+        self._forget()
+
+    def _forget(self) -> None:
         for member in self.optimizers.members:
             member.state.clear()
 

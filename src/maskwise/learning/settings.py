@@ -25,6 +25,10 @@ class MetaSettings(BaseModel):
     batch_size: int = Field(32, ge=1)
     """Examples of each inner step."""
 
+    warm: int = Field(0, ge=0)
+    """Ordinary steps of the task that the model takes before all others, so that it knows what an answer looks like, and
+    a mask is not rewarded for telling it that."""
+
     inner_steps: int = Field(1, ge=1, le=16)
     """Pairs of a step under a mask and a step of the task, one after the other, before the outer loss."""
 
