@@ -62,6 +62,7 @@ def learner(**settings) -> MetaLearner:
     losses = Losses(RelaxedDenoising(model, tokenizer().mask_token_id), MaskedLanguageModelling(model))
     policy = PolicyModel.new(tokenizer(), settings={"hidden_size": 16, "window": 1}, length=32)
     small = {"steps": 6, "batch_size": 8, "eval_every": 3, "learning_rate": 0.05, "ratio": 0.3}
+    small |= {"warm": 0, "mask_rate": 0.5, "task_rate": 0.1}
     return MetaLearner(losses, policy, examples("train"), examples("dev"), MetaSettings(**small | settings), TRAINING)
 
 
@@ -230,6 +231,18 @@ def test_a_warm_model_has_seen_the_task_and_nothing_else() -> None:
     assert all(torch.equal(value, again.start[name]) for name, value in warm.start.items())
     warm.step()  # and it is reset to what it was when it was warm
     assert all(torch.equal(value, warm.start[name]) for name, value in warm.losses.parameters_now().items())
+
+
+@pytest.mark.parametrize(("rates", "named"), [((0.01, 0.01), None), ((99.0, 0.01), "mask"), ((0.01, 999.0), "task")])
+def test_a_step_that_raises_its_own_loss_is_named(rates: tuple[float, float], named: str | None) -> None:
+    mine = learner(mask_rate=rates[0], task_rate=rates[1], steps=1)
+    end = learn_policy(mine, quiet=True)
+    if named is None:
+        assert end.doubt is None
+    else:
+        assert end.doubt.startswith(f"a step of {named}_rate {max(rates):g} raises its own loss, from ")
+        assert float(end.doubt.split()[-1]) > float(end.doubt.split()[-3])
+    assert all(torch.equal(value, mine.start[name]) for name, value in mine.losses.parameters_now().items())
 
 
 def test_learned_step_sizes_move_and_others_do_not() -> None:

@@ -150,7 +150,8 @@ def test_in_the_full_recipes_every_arm_goes_on_from_one_stage(name: str) -> None
     assert methods.pop("supervised") == "supervised" and set(methods.values()) == {"meta"}
     if "meta-top-1" in learned:
         assert learned["meta"] == learned["meta-top-1"]
-    assert recipe.study.seed_list == tuple(range(30, 40)) and not set(range(26)) & set(recipe.study.seed_list)
+    # No setting was chosen on these worlds, and none was looked at under other settings (0 to 25, 30 to 39).
+    assert recipe.study.seed_list == tuple(range(50, 60))
 
 
 def test_the_two_full_recipes_share_what_does_not_depend_on_the_question() -> None:

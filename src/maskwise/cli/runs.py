@@ -171,11 +171,13 @@ def learn(
             cells = ("" if figure is None else f"{figure:.3f}" for figure in (value, other))
             table.add_row(name.replace("_", " "), *cells)
     out_console.print(table)
-    for reason, count in result.get("left_out", {}).items():
-        err_console.print(f"{count} {reason}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+    remarks = [f"{count} {reason}" for reason, count in result.get("left_out", {}).items()]
     if result.get("stopped"):
-        said = f"the learning {result['stopped']}; the policy of step {result['best_step']} is kept"
-        err_console.print(said, style="yellow", markup=False, highlight=False, soft_wrap=True)
+        remarks.append(f"the learning {result['stopped']}; the policy of step {result['best_step']} is kept")
+    if result.get("doubt"):
+        remarks.append(f"{result['doubt']}: lower it under learning.meta, or the policy may learn something else")
+    for remark in remarks:
+        err_console.print(remark, style="yellow", markup=False, highlight=False, soft_wrap=True)
     line = f"Policy: {result['policy']}   Page: {result['report']}  ({result['seconds']:.0f} s)"
     out_console.print(line, markup=False, highlight=False, soft_wrap=True)
 

@@ -117,7 +117,8 @@ def learn_policy(
         watch: what is logged of the average policy at every judgement, as ``weights``.
 
     Returns:
-        Where the learning ended: the best step, what its policy was worth on dev, and why it stopped early, if so.
+        Where the learning ended: the best step, what its policy was worth on dev, why it stopped early, and which of
+        its inner steps was too long, if so.
     """
     s, resume = learner.settings, folder / "resume" if folder else None
     if resume:
@@ -126,6 +127,8 @@ def learn_policy(
     metrics = Metrics(folder / "metrics.jsonl" if folder and first else None, keep_until=learner.now.step)
     progress = Progress("learning a policy", s.steps, learner.now.step, hidden=quiet or not first)
     began, outers = time.perf_counter(), []
+    if learner.now.step == 0:
+        learner.now.doubt = learner.doubt()
     with progress.bar:
         while learner.now.step < s.steps and not learner.now.stopped:
             now = learner.now

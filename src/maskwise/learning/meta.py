@@ -50,6 +50,7 @@ class Point:
         first: mean outer loss between the first two judgements.
         mask_rate, task_rate: sizes of the inner steps.
         stopped: why the learning ended before its time; None where it did not.
+        doubt: which inner step is too long (``MetaLearner.doubt``); None where none is.
     """
 
     step: int = 0
@@ -60,6 +61,7 @@ class Point:
     mask_rate: float = 0.0
     task_rate: float = 0.0
     stopped: str | None = None
+    doubt: str | None = None
 
 
 class Slopes:
@@ -118,7 +120,7 @@ class MetaLearner:
         self.slopes = Slopes()
         self.now = Point(mask_rate=settings.mask_rate, task_rate=settings.task_rate)
         for number in range(settings.warm):
-            self._descend(self._task(self._rows(number, 2)), None)
+            self._descend(self._task(self._rows(number, 2))(dict(losses.named_parameters()), None))
         self._forget()
         self.start = losses.parameters_now()
 
@@ -238,16 +240,17 @@ class MetaLearner:
 
     def _move(self, parts: Sequence[Array], masked: Sequence[Masked], budgets: Sequence[Tensor]) -> None:
         """Ordinary steps of the model: of pre-training under the same masks, and of the task."""
-        for rows, m, budget in zip(parts, masked, budgets, strict=True):
-            denoising, task = self.losses.of(m.inputs, budget), self._task(rows)
-            self._descend(lambda theta, mask: denoising(theta, mask) + task(theta, None), m.choice.hard())
-
-    def _descend(self, loss: Loss, mask: Tensor | None) -> None:
         theta: Parameters = dict(self.losses.named_parameters())
-        loss(theta, mask).backward()
+        for rows, m, budget in zip(parts, masked, budgets, strict=True):
+            self._descend(self.losses.of(m.inputs, budget)(theta, m.choice.hard()) + self._task(rows)(theta, None))
+
+    def _descend(self, loss: Tensor) -> None:
+        """An ordinary step of the model."""
+        loss.backward()
+        parameters = list(self.losses.parameters())
         if self._agree:
-            self._agree([p.grad for p in theta.values() if p.grad is not None])
-        nn.utils.clip_grad_norm_(theta.values(), self.clip)
+            self._agree([p.grad for p in parameters if p.grad is not None])
+        nn.utils.clip_grad_norm_(parameters, self.clip)
         self.optimizers.step()
         self.optimizers.zero_grad()
 
@@ -294,6 +297,25 @@ class MetaLearner:
                     with torch.no_grad():
                         gains += sign * float(outer(after, None)) * len(rows)
         return gains / (draws * count)
+
+    def doubt(self) -> str | None:
+        """Which inner step raises the very loss that it should lower, on the first examples under random masks.
+
+        Such a step is so long that its gradient says nothing about where it ends: the policy would be rewarded for
+        masks that keep the model from running wild, whatever they teach.
+        """
+        rows, s = self._rows(0, 0), self.settings
+        with torch.no_grad():
+            m = masked_by(even, self.train, rows, s, key=fold(s.seed, 0xD0), device=self.device)
+        denoising = InnerStep(self.losses.of(m.inputs, m.choice.budget), s.mask_rate, m.choice.hard())
+        task = InnerStep(self.losses.of(self.train.task(rows, self.device)), s.task_rate)
+        for name, step in (("mask_rate", denoising), ("task_rate", task)):
+            theta, before = _descended(self.start, [step])
+            with torch.no_grad():
+                after = float(step.loss(theta, step.mask))
+            if not after <= before:
+                return f"a step of {name} {step.rate:g} raises its own loss, from {before:.2f} to {after:.2f}"
+        return None
 
     # States to resume from ----------------------------------------------------------------------------------------
 

@@ -25,17 +25,18 @@ class MetaSettings(BaseModel):
     batch_size: int = Field(32, ge=1)
     """Examples of each inner step."""
 
-    warm: int = Field(0, ge=0)
-    """Ordinary steps of the task that the model takes before all others, so that it knows what an answer looks like, and
-    a mask is not rewarded for telling it that."""
+    warm: int = Field(5, ge=0)
+    """Ordinary steps of the task that the model takes before all others. It then knows what an answer looks like, and
+    no mask is rewarded for telling it that."""
 
     inner_steps: int = Field(1, ge=1, le=16)
     """Pairs of a step under a mask and a step of the task, one after the other, before the outer loss."""
 
-    mask_rate: float = Field(0.5, ge=0)
-    """Size of an inner step of masked pre-training. 0 gives the policy no gradient at all."""
+    mask_rate: float = Field(0.02, ge=0)
+    """Size of an inner step of masked pre-training. 0 gives the policy no gradient at all. A step that is too long raises
+    the loss that it should lower, and the policy learns something else: a remark says so."""
 
-    task_rate: float = Field(0.1, ge=0)
+    task_rate: float = Field(0.05, ge=0)
     """Size of an inner step of the task; 0: there is none."""
 
     learn_rates: bool = False
