@@ -238,10 +238,10 @@ def test_a_step_that_raises_its_own_loss_is_named(rates: tuple[float, float], na
     mine = learner(mask_rate=rates[0], task_rate=rates[1], steps=1)
     end = learn_policy(mine, quiet=True)
     if named is None:
-        assert end.doubt is None
+        assert end.overshoot is None
     else:
-        assert end.doubt.startswith(f"a step of {named}_rate {max(rates):g} raises its own loss, from ")
-        assert float(end.doubt.split()[-1]) > float(end.doubt.split()[-3])
+        assert end.overshoot.startswith(f"a step of {named}_rate {max(rates):g} raises its own loss, from ")
+        assert float(end.overshoot.split()[-1]) > float(end.overshoot.split()[-3])
     assert all(torch.equal(value, mine.start[name]) for name, value in mine.losses.parameters_now().items())
 
 

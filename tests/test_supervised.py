@@ -330,8 +330,10 @@ def test_the_same_command_learns_by_the_meta_gradient(tmp_path, capsys):
     meta["mask_rate"] = 1e30
     options[-1] = f"learning.meta={json.dumps(meta)}"
     assert maskwise(*command, *options, "--out", tmp_path / "wild") == 0
-    assert "the learning diverged: outer loss" in capsys.readouterr().err
-    assert "The learning diverged" in (tmp_path / "wild" / "report.html").read_text()
+    said = capsys.readouterr().err
+    assert "the learning diverged: outer loss" in said and "a step of mask_rate 1e+30 raises its own loss" in said
+    page = (tmp_path / "wild" / "report.html").read_text()
+    assert "The learning diverged" in page and "a step of mask_rate 1e+30 raises its own loss" in page
     policy = PolicyModel.from_pretrained(tmp_path / "wild" / "policy")
     assert not policy.head.weight.any() and not policy.head.bias.any()
 

@@ -174,8 +174,8 @@ def learn(
     remarks = [f"{count} {reason}" for reason, count in result.get("left_out", {}).items()]
     if result.get("stopped"):
         remarks.append(f"the learning {result['stopped']}; the policy of step {result['best_step']} is kept")
-    if result.get("doubt"):
-        remarks.append(f"{result['doubt']}: lower it under learning.meta, or the policy may learn something else")
+    if result.get("overshoot"):
+        remarks.append(f"{result['overshoot']}: lower it under learning.meta, or the policy may learn something else")
     for remark in remarks:
         err_console.print(remark, style="yellow", markup=False, highlight=False, soft_wrap=True)
     line = f"Policy: {result['policy']}   Page: {result['report']}  ({result['seconds']:.0f} s)"

@@ -128,7 +128,7 @@ def learn_policy(
     progress = Progress("learning a policy", s.steps, learner.now.step, hidden=quiet or not first)
     began, outers = time.perf_counter(), []
     if learner.now.step == 0:
-        learner.now.doubt = learner.doubt()
+        learner.now.overshoot = learner.overshoot()
     with progress.bar:
         while learner.now.step < s.steps and not learner.now.stopped:
             now = learner.now

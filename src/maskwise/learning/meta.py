@@ -50,7 +50,7 @@ class Point:
         first: mean outer loss between the first two judgements.
         mask_rate, task_rate: sizes of the inner steps.
         stopped: why the learning ended before its time; None where it did not.
-        doubt: which inner step is too long (``MetaLearner.doubt``); None where none is.
+        overshoot: which inner step is too long (``MetaLearner.overshoot``); None where none is.
     """
 
     step: int = 0
@@ -61,7 +61,7 @@ class Point:
     mask_rate: float = 0.0
     task_rate: float = 0.0
     stopped: str | None = None
-    doubt: str | None = None
+    overshoot: str | None = None
 
 
 class Slopes:
@@ -298,7 +298,7 @@ class MetaLearner:
                         gains += sign * float(outer(after, None)) * len(rows)
         return gains / (draws * count)
 
-    def doubt(self) -> str | None:
+    def overshoot(self) -> str | None:
         """Which inner step raises the very loss that it should lower, on the first examples under random masks.
 
         Such a step is so long that its gradient says nothing about where it ends: the policy would be rewarded for

@@ -33,8 +33,8 @@ class MetaSettings(BaseModel):
     """Pairs of a step under a mask and a step of the task, one after the other, before the outer loss."""
 
     mask_rate: float = Field(0.02, ge=0)
-    """Size of an inner step of masked pre-training. 0 gives the policy no gradient at all. A step that is too long raises
-    the loss that it should lower, and the policy learns something else: a remark says so."""
+    """Size of an inner step of masked pre-training. 0 gives the policy no gradient at all. Where it is so long that it
+    raises the loss that it should lower, the policy learns something else; ``maskwise learn`` says so."""
 
     task_rate: float = Field(0.05, ge=0)
     """Size of an inner step of the task; 0: there is none."""

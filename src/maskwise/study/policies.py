@@ -151,7 +151,7 @@ def _meta(recipe: Recipe, settings: LearningSettings, spec: str, folder: Path, q
         "best_step": end.best,
         "gain": end.gain,
         "stopped": end.stopped,
-        "doubt": end.doubt,
+        "overshoot": end.overshoot,
         "left_out": dict(left_out),
     }
     if labels:
