@@ -48,6 +48,12 @@ def test_the_same_options_give_the_same_texts_in_every_process():
     assert printed == [here, here]
 
 
+def test_the_texts_of_equal_worlds_are_hashed_once(monkeypatch):
+    version = FactWorld(people=21).version
+    monkeypatch.delattr(FactWorld, "_texts")
+    assert FactWorld(people=21).version == version
+
+
 def test_tags_say_what_every_word_is():
     told = FactWorld(people=10, biographies=1, tags=True)
     text = told.documents()[0][1]

@@ -163,15 +163,10 @@ class World(ABC):
     def _known(self) -> dict[int, dict[str, CharSpans]]:
         return {text_id(text): spans for _, text, spans in self._told}
 
-    @cached_property
+    @property
     def version(self) -> str:
         """Hash of the texts and of what is asked."""
-        return digest(
-            self.name,
-            " ".join(self.answers),
-            *(["tag"] if "tag" in self.layers else []),
-            *(part for name, text, _ in self._told for part in (name, text)),
-        )
+        return _version(self)
 
     def annotate(self, texts: list[str]) -> list[dict[str, CharSpans]]:
         """The spans of its own texts; none for any other text."""
@@ -181,6 +176,16 @@ class World(ABC):
     def _draw(self, purpose: str) -> random.Random:
         """Random draws that depend on the world's seed and on what they are for."""
         return random.Random(f"{self.name} {0 if self.seed == RUN else self.seed} {purpose}")
+
+
+@cache  # a study asks for it again for each of its hundreds of stages
+def _version(world: World) -> str:
+    return digest(
+        world.name,
+        " ".join(world.answers),
+        *(["tag"] if "tag" in world.layers else []),
+        *(part for name, text in world.documents() for part in (name, text)),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
