@@ -11,6 +11,7 @@ import torch
 from maskwise.errors import MaskwiseError
 from maskwise.learning.scorer import PolicyModel
 from maskwise.recipe import read_recipe
+from maskwise.report import write_report
 from maskwise.study.plan import make_run, task_contents
 from maskwise.study.policies import own_seed, run_learn
 from maskwise.study.work import run_stage
@@ -88,6 +89,19 @@ def test_after_a_stage_of_training_the_policy_is_learned_for_its_checkpoint(reci
     assert last.needs == (scored.name, training.name)
 
 
+def test_the_page_says_what_the_policies_found(finished: Path, tmp_path: Path) -> None:
+    lines = read_lines(finished / "records.jsonl")
+    for line in lines:
+        if line["kind"] == "policy" and line["arm"] == "spans":
+            line["overshoot"] = "a step of mask_rate 5 raises its own loss, from 1.00 to 2.00"
+    for name in ("study.json", "summary.json"):
+        (tmp_path / name).write_bytes((finished / name).read_bytes())
+    (tmp_path / "records.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    page = write_report(tmp_path).read_text()
+    assert "What the learned policies found" in page and page.count("inner steps too long in 2 of 2") == 1
+    assert "stopped early" not in page
+
+
 def test_the_text_is_masked_by_what_the_run_learned(finished: Path, recipe: Path) -> None:
     plan = read_recipe(str(recipe))
     run = make_run(plan, "learned", 0, contents=task_contents(plan))
@@ -102,6 +116,10 @@ def test_the_text_is_masked_by_what_the_run_learned(finished: Path, recipe: Path
     arms = {"random", "learned", "spans", "alone", "oracle"}
     assert {record["arm"] for record in records if record["kind"] == "score"} >= arms
     assert not [record for record in records if record["kind"] == "failure"]
+    policies = {(record["arm"], record["seed"]): record for record in records if record["kind"] == "policy"}
+    assert set(policies) == {(arm, seed) for arm in ("learned", "spans", "alone") for seed in (0, 1)}
+    held_out = (learned.result(stages) or {})["held_out"]
+    assert policies["learned", 0]["weight_on_labels"] == held_out["weight_on_labels"] > held_out["labelled_words"]
     samples = json.loads((finished / "samples.json").read_text())
     assert set(samples) == arms
     # Of each text exactly the best span is masked, where nothing else may be.

@@ -164,6 +164,18 @@ class Record(TypedDict, total=False):
     ``whole`` times, some of them ``part`` times."""
     whole: int
     part: int
+    method: str
+    gain: float
+    """By how many nats of dev a step under a policy is better than one under even weights."""
+    best_step: int
+    stopped: str
+    """Why the learning of a policy ended early."""
+    overshoot: str
+    """Which inner step of the learning raises its own loss."""
+    weight_on_labels: float
+    """The share of a policy's weight that lies on answers, in texts that it has not learned from."""
+    labelled_words: float
+    """The answers' share of all words there, which even weights would have."""
     runs: int
     best: str
     mean: float

@@ -94,6 +94,7 @@ def page_content(folder: Folder) -> View:
         "score_table": _score_table(folder),
         "coverage": coverage_view(folder, colours),
         "transfer": transfer_view(folder),
+        "policies": _policies(folder),
         "heldout": heldout_charts(folder, colours),
         "evaluations": _evaluation_table(folder),
         "choices": _choices(folder),
@@ -155,6 +156,19 @@ def _overlaps(folder: Folder, *, matter: bool) -> list[str]:
         if line["kind"] == "overlap" and line["overlapping"]
         and overlap_matters(line["overlapping"], line["items"]) == matter
     ]  # fmt: skip
+
+
+def _policies(folder: Folder) -> list[View]:
+    """By arm that learned its policies: what they found, and in how many runs the learning was odd."""
+    lines = [line for line in folder.whole if line["kind"] == "policy"]
+    views = list[View]()
+    for arm in dict.fromkeys(line["arm"] for line in lines):
+        runs = [line for line in lines if line["arm"] == arm]
+        odd = {"stopped early": "stopped", "inner steps too long": "overshoot"}
+        counts = {what: sum(key in line for line in runs) for what, key in odd.items()}
+        remarks = [f"{what} in {count} of {len(runs)}" for what, count in counts.items() if count]
+        views.append({"arm": arm, "runs": runs, "even": runs[0].get("labelled_words"), "remarks": remarks})
+    return views
 
 
 MOST_NAMED = 6

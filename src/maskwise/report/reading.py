@@ -97,6 +97,7 @@ REQUIRED = {
     "heldout": {"arm", "seed", "masks", "ratio", "loss"},
     "evaluation": {"arm", "seed", "name", "metric", "value"},
     "cost": {"arm", "seed"},
+    "policy": {"arm", "seed"},
     "failure": {"arm", "seed", "stage", "error"},
     "selection": {"arm", "by", "seeds", "chosen", "candidates", "border"},
     "overlap": {"task", "corpus", "items", "overlapping"},

@@ -189,6 +189,8 @@ def collect(
         done = [result for stage in run.trainings if (result := results[stage.name])]
         if done and len(done) == len(run.trainings):
             records.append({"kind": "cost", **run.who, **_spent(done)})
+        learned = [result for stage in run.stages if stage.kind == "learn" and (result := results[stage.name])]
+        records += [{"kind": "policy", **run.who, **_learned(result)} for result in learned]
         judged: dict[str, list[Record]] = {}
         if run.evaluated and (result := results[run.evaluated.name]):
             judged[run.evaluated.name] = result["records"]
@@ -218,6 +220,14 @@ def _finite(record: Record) -> bool:
     measured += record.get("fine_tuning", [])
     measured += [value for value in record.get("dev", []) if value is not None]
     return all(value is not None and math.isfinite(value) for value in measured)
+
+
+def _learned(result: Plain) -> Record:
+    """How the learning of a policy went, and how much of its weight lies on answers, in texts not learned from."""
+    kept = ("method", "gain", "best_step", "stopped", "overshoot")
+    found = result.get("held_out") or {}
+    facts: Any = {key: result[key] for key in kept if result.get(key) is not None}
+    return facts | {key: found[key] for key in ("weight_on_labels", "labelled_words") if key in found}
 
 
 def _spent(done: Iterable[Plain]) -> Record:
