@@ -205,6 +205,15 @@ def test_other_arms_take_baseline_and_contrasts_with_them():
         read_recipe("quick-start", [arms, "study.baseline=token-15"])
 
 
+def test_arms_that_are_left_out_leave_the_contrasts_of_the_others():
+    fewer = "study.arms={random: {}, salient: {}, oracle: {}, supervised: {}}"
+    study = read_recipe("learn-meta-full", [fewer]).study
+    assert study.pairs == [("oracle", "random"), ("supervised", "salient"), ("supervised", "random")]
+    assert study.gate == ("oracle", "random")
+    study = read_recipe("learn-meta-full", ["study.arms={random: {}, salient: {}, oracle: {}}"]).study
+    assert study.pairs == [("oracle", "random"), ("salient", "random")]
+
+
 @pytest.mark.parametrize(
     "text, said",
     [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from pathlib import Path
 
 import yaml
@@ -24,10 +24,11 @@ def read_recipe(source: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     """
     settings = _settings(source)
     changes = dict(parse_override(override) for override in overrides)
+    known = set((settings.get("study") or {}).get("arms") or ())
     for key, value in changes.items():
         put(settings, key, value)
     if isinstance(changes.get("study.arms"), Mapping):
-        _forget_arms(settings["study"], changes=changes)
+        _forget_arms(settings["study"], known=known, changes=changes)
     recipe = validate(settings, origin=str(source))
     search = recipe.study.search
     tried = [point for name in recipe.study.arms for point in search.points_of(name)] if search else []
@@ -93,10 +94,16 @@ def _read(path: Path) -> object:
         raise MaskwiseError(f"{path} is not readable YAML", got=str(error)) from None
 
 
-def _forget_arms(study: Plain, *, changes: Mapping[str, object]) -> None:
-    """Other arms than the recipe's: they drop its contrasts, and a baseline that is none of them."""
+def _forget_arms(study: Plain, *, known: Set[str], changes: Mapping[str, object]) -> None:
+    """Other arms than the recipe's: they drop its contrasts, and a baseline that is none of them.
+
+    Where arms were only left out, the contrasts of the others stay: they are what the recipe asks.
+    """
+    arms = study["arms"].keys()
     if "study.contrasts" not in changes:
-        study.pop("contrasts", None)
+        pairs = study.pop("contrasts", None) or ()
+        if arms <= known and (left := [pair for pair in pairs if set(pair) <= arms]):
+            study["contrasts"] = left
     if "study.baseline" not in changes and study.get("baseline") not in study["arms"]:
         study.pop("baseline", None)
     for key in ("gate", "share"):
