@@ -160,6 +160,21 @@ def test_words_are_masked_by_their_weights(words):
     assert weight[chosen].mean() > 1.3 * weight[content].mean()
 
 
+def test_a_part_of_the_weight_is_spread_evenly(words):
+    """Of one draw, a word has (1 − explore) of its share of the weight, and explore / words."""
+    tokenizer, rows = rows_of(words, [" ".join(WORDS[:8])] * 2000, length=64)
+    pieces, drawn = rows.batch(np.arange(len(rows))), {}
+    for explore in (0.0, 0.5, 1.0):
+        masker = Masker(tokenizer, policy=f"learned({words!r}, power=3, explore={explore})", ratio=0.15)
+        batch = masker(pieces, epoch=0)
+        word, piece = batch.source.layer("word_ids", policy=""), batch.source.piece
+        chosen = np.flatnonzero(batch.choice.tokens)
+        first = np.unique(np.stack([piece[chosen], word[chosen]]), axis=1)[1]
+        drawn[explore] = np.bincount(first, minlength=8) / len(first)
+    assert drawn[0.0].max() > 0.2 and np.abs(drawn[1.0] - 1 / 8).max() < 0.03
+    assert drawn[0.5] == pytest.approx((drawn[0.0] + drawn[1.0]) / 2, abs=0.04)
+
+
 def test_one_span_a_piece_is_masked_the_best_or_drawn_from_the_best(spans):
     texts = [" ".join(np.random.default_rng(n).permutation(WORDS)[:5]) for n in range(300)]
     tokenizer, rows = rows_of(spans, texts)
@@ -241,7 +256,9 @@ def test_scores_that_are_not_finite_end_the_run(words, tmp_path):
     ("spec", "said"),
     [
         ("learned('x', take='top')", "weights, spans, top-1"),
-        ("learned('x', take='spans', power=2)", "power is for"),
+        ("learned('x', take='spans', power=2)", "power and explore are for"),
+        ("learned('x', take='top-1', explore=0.1)", "power and explore are for"),
+        ("learned('x', explore=1.5)", "explore; got 1.5; allowed: 0 to 1"),
     ],
 )
 def test_options_that_mean_nothing_are_refused(spec, said):

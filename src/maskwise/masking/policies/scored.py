@@ -28,7 +28,9 @@ _TAKE = re.compile(r"weights|spans|top-[1-9]\d*")
 class Learned(Policy):
     """What ``maskwise learn`` made: words by their weights, the best ``spans``, or one span a piece (``top-1``, …).
 
-    Selects: ``weights``: words, by weighted sampling without replacement up to any budget, sharpened by ``power``.
+    Selects: ``weights``: words, by weighted sampling without replacement up to any budget, sharpened by ``power``. Of
+        each piece's weight the part ``explore`` is spread evenly over its words: what the policy does not care about is
+        then masked at random, where it would otherwise be the same few words in every text.
         ``spans``: the best spans of each window, weighted by their scores. ``top-N``: one span of each piece, drawn
         from its N best by score (1: always the best). Words outside of spans weigh 0: they are for ``fill="random"``.
     Guarantee: as for words; never half a span. ``top-N``: one span at most, if it fits the budget (``expected``: or by
@@ -41,14 +43,17 @@ class Learned(Policy):
     folder: str = ""
     take: str = "weights"
     power: float = 1.0
+    explore: float = 0.0
 
     def __post_init__(self) -> None:
         if not _TAKE.fullmatch(self.take):
             allowed = "weights, spans, top-1, top-5, …"
             raise MaskwiseError("policy learned: take", got=self.take, allowed=allowed)
-        if self.power != 1 and self.take != "weights":
-            got = f"take={self.take}, power={self.power}"
-            raise MaskwiseError("policy learned: power is for take=weights", got=got)
+        if not 0 <= self.explore <= 1:
+            raise MaskwiseError("policy learned: explore", got=self.explore, allowed="0 to 1, a share of the weight")
+        if (self.power != 1 or self.explore) and self.take != "weights":
+            got = f"take={self.take}, power={self.power}, explore={self.explore}"
+            raise MaskwiseError("policy learned: power and explore are for take=weights", got=got)
 
     @property
     def unit_kind(self) -> UnitKind:
@@ -69,7 +74,7 @@ class Learned(Policy):
 
     def units(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
         if self.take == "weights":
-            return Weighted(self.layer, "word", self.power).units(batch, keys, moment)
+            return _evened(Weighted(self.layer, "word", self.power).units(batch, keys, moment), self.explore)
         marked, score, words = (batch.layer(name, policy="learned") for name in self.layers())
         # Even numbers are spans and odd ones the rest; what is −1 in both stays negative.
         units = runs(batch, np.where(marked >= 0, marked * 2, words * 2 + 1))
@@ -88,6 +93,15 @@ class Learned(Policy):
         weight = np.zeros(len(race))
         weight[winner] = np.isfinite(race[winner])
         return units.weighted(weight)
+
+
+def _evened(units: Units, part: float) -> Units:
+    """The same units, of whose weights a part is spread evenly over each piece."""
+    if not part or units.weight is None:
+        return units
+    total_U = np.bincount(units.piece, units.weight, len(units.count))[units.piece]
+    share_U = np.divide(units.weight, total_U, out=np.zeros(len(total_U)), where=total_U > 0)
+    return units.weighted((1 - part) * share_U + part / units.count[units.piece])
 
 
 def _first(units: Units, key: Array, count: int) -> Array:
