@@ -326,6 +326,18 @@ def test_the_same_command_learns_by_the_meta_gradient(tmp_path, capsys):
     ):
         assert f"<figcaption>{drawn}" in page
 
+    # Of several tries the best is kept, with its own measures; the first is the one that alone would have been made.
+    options[-1] = f"learning.meta={json.dumps(meta | {'learning_rate': 0.3, 'mask_rate': 0.3})}"
+    assert maskwise(*command, *options, "--out", tmp_path / "single", "--json") == 0
+    single = json.loads(capsys.readouterr().out)
+    assert maskwise(*command, *options, "learning.meta.tries=3", "--out", tmp_path / "tries", "--json") == 0
+    kept = json.loads(capsys.readouterr().out)
+    gains = kept["gain_of_each_try"]
+    assert gains[0] == single["gain"] and len(set(gains)) == 3 and kept["gain"] == max(gains), gains
+    of_best = tmp_path / "tries" / f"try-{gains.index(max(gains))}" / "metrics.jsonl"
+    assert (tmp_path / "tries" / "metrics.jsonl").read_text() == of_best.read_text()
+    assert not list((tmp_path / "tries").rglob("resume"))
+
     # A learning that diverges ends, says so, and leaves the best policy: here the one of the beginning.
     meta["mask_rate"] = 1e30
     options[-1] = f"learning.meta={json.dumps(meta)}"

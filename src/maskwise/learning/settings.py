@@ -22,6 +22,10 @@ class MetaSettings(BaseModel):
     steps: int = Field(60, ge=1)
     """Outer steps: updates of the policy."""
 
+    tries: int = Field(1, ge=1)
+    """So many times a policy is learned, each from other weights and in another order; the best on dev is kept. Where a
+    task tells little after one step, a learning may end at words that do not help, and another one does not."""
+
     batch_size: int = Field(32, ge=1)
     """Examples of each inner step."""
 

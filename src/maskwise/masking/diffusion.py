@@ -20,6 +20,7 @@ Cost: for single tokens that of the policy ``token``; with weights some five pas
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -101,9 +102,10 @@ class Noising(Masker):
             place_P = np.asarray(moment.place, np.int64)[batch.row]
             within_P = rank_within(np.bincount(batch.row, minlength=batch.shape[0]))
             u_P = spread(place_P, within_P, seed=self.seed, epoch=moment.epoch)
-        units = self.policy.units(batch, keys, moment)
+        rate_P = rates.draw(u_P)
+        units = self.policy.units(batch, keys, replace(moment, ratio=rate_P))
         noise = noised(
-            units, rates, rates.draw(u_P), keys, exact=self.budget == "exact", second=second,
+            units, rates, rate_P, keys, exact=self.budget == "exact", second=second,
             may_fill=self.fill == "random",
         )  # fmt: skip
         return noise.selection, noise.rate_P, noise.weight_T

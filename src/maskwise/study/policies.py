@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
@@ -33,6 +34,7 @@ from maskwise.learning.card import EXAMPLES, policy_card, show, watching, weight
 from maskwise.learning.classifier import train_classifier
 from maskwise.learning.labels import Confidence, Labels, Marked, labels_of
 from maskwise.learning.loop import learn_meta
+from maskwise.learning.meta import Point
 from maskwise.learning.scorer import PolicyModel
 from maskwise.learning.settings import LearningSettings
 from maskwise.learning.supervised import judge, learn_supervised
@@ -82,7 +84,7 @@ def run_learn(recipe: Recipe, out: Path, *, quiet: bool = False) -> Plain:
                 result["report"] = str(write_policy_page(out, title=recipe.name, measures=result))
                 write_json(out / DONE, result)
         except MaskwiseError:
-            if first and new and not (out / "metrics.jsonl").is_file():  # nothing stays of what never took a step
+            if first and new and not any(out.rglob("metrics.jsonl")):  # nothing stays of what never took a step
                 shutil.rmtree(out)
             raise
     return result
@@ -132,24 +134,36 @@ def _supervised(recipe: Recipe, settings: LearningSettings, spec: str, folder: P
 
 
 def _meta(recipe: Recipe, settings: LearningSettings, spec: str, folder: Path, quiet: bool) -> Plain:
-    seed, tokenizer, texts = own_seed(recipe), policy_tokenizer(recipe, folder), corpus_texts(recipe)
-    task, model = load_task(spec), _model(recipe, tokenizer, texts)
-    policy = new_policy(settings, tokenizer, head="tokens", seed=seed)
+    tokenizer, texts, task = policy_tokenizer(recipe, folder), corpus_texts(recipe), load_task(spec)
     labels = None
     with suppress(MaskwiseError):  # only to see what the policy finds: it learns from no label
         labels = labels_of(spec, kind="answers", texts=texts)
     shown = [each.text for each in _judged(labels, "test")] if labels else texts
-    before = weights_of(policy, shown[:EXAMPLES])
-    end, left_out = learn_meta(
-        settings.meta.model_copy(update={"seed": seed}), policy=policy, task=task, texts=texts, model=model,
-        tokenizer=tokenizer, training=recipe.training, length=recipe.corpus.length,
-        max_length=recipe.finetune.max_length, folder=folder, quiet=quiet,
-        watch=watching(shown),
-    )  # fmt: skip
+
+    def learned(number: int) -> tuple[PolicyModel, list[np.ndarray], Point, Counter[str]]:
+        seed, own = own_seed(recipe), folder if settings.meta.tries == 1 else folder / f"try-{number}"
+        seed = fold(seed, number) if number else seed
+        policy, model = new_policy(settings, tokenizer, head="tokens", seed=seed), _model(recipe, tokenizer, texts)
+        before = weights_of(policy, shown[:EXAMPLES])
+        end, left_out = learn_meta(
+            settings.meta.model_copy(update={"seed": seed}), policy=policy, task=task, texts=texts, model=model,
+            tokenizer=tokenizer, training=recipe.training, length=recipe.corpus.length,
+            max_length=recipe.finetune.max_length, folder=own, quiet=quiet,
+            watch=watching(shown),
+        )  # fmt: skip
+        return policy, before, end, left_out
+
+    every = [learned(number) for number in range(settings.meta.tries)]
+    gains = [end.gain for _, _, end, _ in every]
+    best = gains.index(max(gains))
+    policy, before, end, left_out = every[best]
+    if len(every) > 1 and rank_here() == 0:
+        shutil.copyfile(folder / f"try-{best}" / "metrics.jsonl", folder / "metrics.jsonl")
     policy.cpu()
     measures: Plain = {
         "best_step": end.best,
         "gain": end.gain,
+        "gain_of_each_try": gains,
         "stopped": end.stopped,
         "overshoot": end.overshoot,
         "left_out": dict(left_out),
@@ -209,8 +223,8 @@ def keep(
     policy.card = policy_card(choices, measures.get("held_out", {}), shown)
     write_folder(folder / "policy", policy.save_pretrained)
     write_json(folder / "shown.json", finite(shown))
-    for left in ("resume", SHARED_TOKENIZER):
-        shutil.rmtree(folder / left, ignore_errors=True)
+    for left in (folder / "resume", folder / SHARED_TOKENIZER, *folder.glob("try-*/resume")):
+        shutil.rmtree(left, ignore_errors=True)
     return result
 
 

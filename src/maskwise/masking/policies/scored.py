@@ -21,6 +21,9 @@ from maskwise.masking.sorting import first_of
 from maskwise.masking.units import Units
 from maskwise.specs import Call
 
+LAST = 1e-12
+"""A weight that comes after all of weight 1, whatever the draw."""
+
 _TAKE = re.compile(r"weights|spans|top-[1-9]\d*")
 
 
@@ -28,9 +31,9 @@ _TAKE = re.compile(r"weights|spans|top-[1-9]\d*")
 class Learned(Policy):
     """What ``maskwise learn`` made: words by their weights, the best ``spans``, or one span a piece (``top-1``, …).
 
-    Selects: ``weights``: words, by weighted sampling without replacement up to any budget, sharpened by ``power``. Of
-        each piece's weight the part ``explore`` is spread evenly over its words: what the policy does not care about is
-        then masked at random, where it would otherwise be the same few words in every text.
+    Selects: ``weights``: words, by weighted sampling without replacement up to any budget, sharpened by ``power``. The
+        share ``explore`` of each piece's budget is left to chance: the policy draws ⌈(1 − explore) × ratio × words⌉ of
+        the words, and what then remains is spent on any others, where it would be the same few words in every text.
         ``spans``: the best spans of each window, weighted by their scores. ``top-N``: one span of each piece, drawn
         from its N best by score (1: always the best). Words outside of spans weigh 0: they are for ``fill="random"``.
     Guarantee: as for words; never half a span. ``top-N``: one span at most, if it fits the budget (``expected``: or by
@@ -50,7 +53,7 @@ class Learned(Policy):
             allowed = "weights, spans, top-1, top-5, …"
             raise MaskwiseError("policy learned: take", got=self.take, allowed=allowed)
         if not 0 <= self.explore <= 1:
-            raise MaskwiseError("policy learned: explore", got=self.explore, allowed="0 to 1, a share of the weight")
+            raise MaskwiseError("policy learned: explore", got=self.explore, allowed="0 to 1, a share of the budget")
         if (self.power != 1 or self.explore) and self.take != "weights":
             got = f"take={self.take}, power={self.power}, explore={self.explore}"
             raise MaskwiseError("policy learned: power and explore are for take=weights", got=got)
@@ -74,7 +77,8 @@ class Learned(Policy):
 
     def units(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
         if self.take == "weights":
-            return _evened(Weighted(self.layer, "word", self.power).units(batch, keys, moment), self.explore)
+            units = Weighted(self.layer, "word", self.power).units(batch, keys, moment)
+            return self._shared(units, keys, moment) if self.explore else units
         marked, score, words = (batch.layer(name, policy="learned") for name in self.layers())
         # Even numbers are spans and odd ones the rest; what is −1 in both stays negative.
         units = runs(batch, np.where(marked >= 0, marked * 2, words * 2 + 1))
@@ -86,25 +90,33 @@ class Learned(Policy):
         assert units.weight is not None
         best = _first(units, -units.weight, int(self.take.removeprefix("top-")))
         best = best[units.weight[best] > 0]
-        draw = keys.uniform(Purpose.ACCEPT, units.piece[best], units.number[best])
         race = np.full(len(units.weight), np.inf)
-        race[best] = -np.log(draw) / units.weight[best]
+        race[best] = _race(units, best, keys)
         winner = _first(units, race, 1)
         weight = np.zeros(len(race))
         weight[winner] = np.isfinite(race[winner])
         return units.weighted(weight)
 
+    def _shared(self, units: Units, keys: Keys, moment: Moment) -> Units:
+        """The same units, of which so many as the policy's share of the budget come before all others."""
+        assert units.weight is not None and moment.ratio is not None, "words have weights, and the masker gives ratios"
+        share_P = np.ceil((1 - self.explore) * moment.ratio * units.count)
+        race = np.full(len(units.weight), np.inf)
+        able = np.flatnonzero(units.weight > 0)
+        race[able] = _race(units, able, keys)
+        drawn = _first(units, race, share_P.astype(np.int64))
+        weight = np.full(len(race), LAST)
+        weight[drawn[np.isfinite(race[drawn])]] = 1.0
+        return units.weighted(weight)
 
-def _evened(units: Units, part: float) -> Units:
-    """The same units, of whose weights a part is spread evenly over each piece."""
-    if not part or units.weight is None:
-        return units
-    total_U = np.bincount(units.piece, units.weight, len(units.count))[units.piece]
-    share_U = np.divide(units.weight, total_U, out=np.zeros(len(total_U)), where=total_U > 0)
-    return units.weighted((1 - part) * share_U + part / units.count[units.piece])
+
+def _race(units: Units, among: Array, keys: Keys) -> Array:
+    """When each of these units arrives: in the order of a weighted draw without replacement."""
+    assert units.weight is not None
+    return -np.log(keys.uniform(Purpose.ACCEPT, units.piece[among], units.number[among])) / units.weight[among]
 
 
-def _first(units: Units, key: Array, count: int) -> Array:
+def _first(units: Units, key: Array, count: int | Array) -> Array:
     """The ``count`` units of each piece with the smallest keys; ties by their order."""
     order = np.lexsort((units.number, key, units.piece))
-    return order[first_of(units.count, np.full(len(units.count), count))]
+    return order[first_of(units.count, np.broadcast_to(count, len(units.count)))]
