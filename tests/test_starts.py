@@ -32,7 +32,7 @@ from maskwise.study.costs import flops
 from maskwise.study.plan import arms_of, reference_words
 from maskwise.study.stages import prepare_stage, pretrain_stage, tokenizer_of
 from maskwise.tasks import FinetuneSettings, finetune, load_task
-from maskwise.text import Prepared, load_tokenizer, train_tokenizer
+from maskwise.text import Prepared, encode, load_tokenizer, read_documents, train_tokenizer
 from maskwise.training import MaskedSource, TrainingSettings, train
 from maskwise.training.optim import Optimizers
 from tiny import maskwise, read_lines, write_inputs
@@ -80,6 +80,20 @@ def test_every_kind_of_name_leads_to_a_folder(tmp_path, package, monkeypatch):
         assert len(load_tokenizer(name)) == FIRST + WORDS
         assert load_model(name, seed=0).config.model_type == "bert"
     assert resolve_start("google/some-model") == "google/some-model"
+
+
+def test_the_bundled_encoder_decoder_knows_more_than_frequencies():
+    """Of the words that it is to write, a nat more than their frequencies in these very texts tell."""
+    network, words = load_model("bundled:seq2seq", kind="encoder-decoder").eval(), load_tokenizer("bundled:seq2seq")
+    texts = [document.text[:400] for document in read_documents("bundled:wikipedia", limit=30)]
+    batch = Masker(words, policy="span", ratio=0.25, corruption="t5", seed=0)(encode(words, texts))
+    with torch.no_grad():
+        log_p = network(**batch).logits.log_softmax(-1)
+    first = words.convert_tokens_to_ids("<extra_id_0>")
+    asked = (batch.labels >= FIRST) & (batch.labels < first)  # neither sentinels nor the end
+    told = log_p[asked].gather(1, batch.labels[asked][:, None]).mean()
+    counts = torch.bincount(torch.cat([torch.tensor(ids) for ids in words(texts)["input_ids"]]), minlength=first) + 1.0
+    assert told > (counts / counts.sum()).log()[batch.labels[asked]].mean() + 1
 
 
 @pytest.mark.parametrize(
