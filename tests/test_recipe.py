@@ -24,9 +24,10 @@ def recipe(tmp_path):
 
 
 ALIKE = {
-    "mometas-encoder", "learn-meta-full", "learn-meta-seq2seq", "learn-meta-university", "factworld-university", "continual-minilm", "decay-claim",
-    "decay-claim-flops", "decay-claim-targets", "ptw-claim", "mometas-claim", "policy-control",
-    "ptw-control", "sampler-control", "schedule-control", "ratios", "mrd", "diffusion-policies", "online-policies",
+    "mometas-encoder", "learn-meta-full", "learn-meta-seq2seq", "learn-meta-university", "factworld-university",
+    "continual-minilm", "decay-claim", "decay-claim-flops", "decay-claim-targets", "ptw-claim", "mometas-claim",
+    "policy-control", "ptw-control", "sampler-control", "schedule-control", "ratios", "mrd", "diffusion-policies",
+    "online-policies",
 }  # fmt: skip
 """Recipes that differ from another by a model, a task or a few arms: they are run where time does not count."""
 
