@@ -269,6 +269,14 @@ def test_options_that_mean_nothing_are_refused(spec, said):
         policy(spec)
 
 
+def test_a_split_budget_is_not_drawn_unit_by_unit(words):
+    """Of weights 1 and nearly 0, bernoulli would mask a tenth of what was asked."""
+    tokenizer, _ = rows_of(words, [" ".join(WORDS[:8])])
+    for spec in (f"learned({words!r}, explore=0.5)", f"mixture(token, learned({words!r}, explore=0.5))"):
+        with pytest.raises(MaskwiseError, match="bernoulli draws each unit by itself"):
+            Masker(tokenizer, policy=spec, budget="bernoulli")
+
+
 @pytest.mark.slow
 @pytest.mark.process
 def test_several_processes_and_ray_score_a_corpus_as_one_process_does(words, tmp_path):

@@ -308,26 +308,18 @@ def test_the_same_command_learns_by_the_meta_gradient(tmp_path, capsys):
     command = recipe(tmp_path)
     write_lines(tmp_path / "task.jsonl", rows)
     meta = {"steps": 4, "eval_every": 2, "batch_size": 8}
-    options = [
-        f"learning.task={tmp_path / 'task.jsonl'}",
-        "learning.method=meta",
-        f"learning.meta={json.dumps(meta)}",
-    ]
+    options = [f"learning.task={tmp_path / 'task.jsonl'}", "learning.method=meta", f"learning.meta={json.dumps(meta)}"]
     assert maskwise(*command, *options, "--out", tmp_path / "out", "--json") == 0
     result = json.loads(capsys.readouterr().out)
     assert result["method"] == "meta" and result["best_step"] in (0, 2, 4)
     assert PolicyModel.from_pretrained(tmp_path / "out" / "policy").config.head == "tokens"
     page = (tmp_path / "out" / "report.html").read_text()
     assert page.count(">before</div>") == page.count(">after 2 steps</div>") == page.count(">after</div>") > 0
-    for drawn in (
-        "the task&#39;s loss after the inner steps",
-        "norm of the policy",
-        "agreement of the gradients",
-    ):
+    for drawn in ("the task&#39;s loss after the inner steps", "norm of the policy", "agreement of the gradients"):
         assert f"<figcaption>{drawn}" in page
 
     # Of several tries the best is kept, with its own measures; the first is the one that alone would have been made.
-    options[-1] = f"learning.meta={json.dumps(meta | {'learning_rate': 0.3, 'mask_rate': 0.3})}"
+    options += ["training.seed=1", "learning.meta.learning_rate=0.3", "learning.meta.mask_rate=0.3"]
     assert maskwise(*command, *options, "--out", tmp_path / "single", "--json") == 0
     single = json.loads(capsys.readouterr().out)
     assert maskwise(*command, *options, "learning.meta.tries=3", "--out", tmp_path / "tries", "--json") == 0
@@ -335,8 +327,10 @@ def test_the_same_command_learns_by_the_meta_gradient(tmp_path, capsys):
     gains = kept["gain_of_each_try"]
     assert gains[0] == single["gain"] and len(set(gains)) == 3 and kept["gain"] == max(gains), gains
     of_best = tmp_path / "tries" / f"try-{gains.index(max(gains))}" / "metrics.jsonl"
-    assert (tmp_path / "tries" / "metrics.jsonl").read_text() == of_best.read_text()
-    assert not list((tmp_path / "tries").rglob("resume"))
+    assert (tmp_path / "tries/metrics.jsonl").read_text() == of_best.read_text()
+    assert not list((tmp_path / "tries").rglob("resume")) and gains[0] < max(gains)
+    first, best = ((tmp_path / run / "policy/model.safetensors").read_bytes() for run in ("single", "tries"))
+    assert first != best
 
     # A learning that diverges ends, says so, and leaves the best policy: here the one of the beginning.
     meta["mask_rate"] = 1e30

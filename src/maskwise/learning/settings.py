@@ -23,8 +23,8 @@ class MetaSettings(BaseModel):
     """Outer steps: updates of the policy."""
 
     tries: int = Field(1, ge=1)
-    """So many times a policy is learned, each from other weights and in another order; the best on dev is kept. Where a
-    task tells little after one step, a learning may end at words that do not help, and another one does not."""
+    """How many policies are learned, from other weights and in other orders; the best on dev is kept. Where one step
+    tells little of a task, one learning may end at words that do not help, and the next one at those that do."""
 
     batch_size: int = Field(32, ge=1)
     """Examples of each inner step."""

@@ -20,7 +20,6 @@ Cost: for single tokens that of the policy ``token``; with weights some five pas
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -102,10 +101,9 @@ class Noising(Masker):
             place_P = np.asarray(moment.place, np.int64)[batch.row]
             within_P = rank_within(np.bincount(batch.row, minlength=batch.shape[0]))
             u_P = spread(place_P, within_P, seed=self.seed, epoch=moment.epoch)
-        rate_P = rates.draw(u_P)
-        units = self.policy.units(batch, keys, replace(moment, ratio=rate_P))
+        units = self.policy.units(batch, keys, moment)
         noise = noised(
-            units, rates, rate_P, keys, exact=self.budget == "exact", second=second,
+            units, rates, rates.draw(u_P), keys, exact=self.budget == "exact", second=second,
             may_fill=self.fill == "random",
         )  # fmt: skip
         return noise.selection, noise.rate_P, noise.weight_T
@@ -216,7 +214,7 @@ def check(policy: Policy, *, budget: str, fill: str, visits: str) -> None:
     if visits == "coverage":
         raise MaskwiseError("visits of masked diffusion", got=visits, allowed="random or complement")
     for member in policy.members if isinstance(policy, Mixture) else (policy,):
-        if isinstance(member, T5Span | Suffix | Ul2):
+        if isinstance(member, T5Span | Suffix | Ul2) or member.splits_budget:
             got, do = f"policy {member}", "take token, span, or any policy with words or weights"
             raise MaskwiseError("masked diffusion needs units that do not depend on the rate", got=got, do=do)
     if budget == "exact" and policy.unit_kind is not UnitKind.TOKEN:

@@ -68,6 +68,8 @@ class Masker:
         self.keep, self.visits = keep, visits
         for setting in ("budget", "fill", "visits"):
             require_known(setting, getattr(self, setting))
+        if budget == "bernoulli" and self.policy.splits_budget:
+            raise MaskwiseError("budget bernoulli draws each unit by itself", got=self.policy, do="leave explore at 0")
         require_whole("seed", seed)
         if not isinstance(min_targets, int) or min_targets < 0:
             raise MaskwiseError("min_targets is a number of tokens", got=min_targets, allowed="0, 1, 2, …")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import yaml
 
+from maskwise.constants import REFERENCE
 from maskwise.errors import MaskwiseError
 from maskwise.folders import recipe_path
 from maskwise.recipe.overrides import Plain, merged, parse_override, put, read_yaml
@@ -24,7 +25,9 @@ def read_recipe(source: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     """
     settings = _settings(source)
     changes = dict(parse_override(override) for override in overrides)
-    known = set((settings.get("study") or {}).get("arms") or ())
+    study = settings.get("study")
+    arms = study.get("arms") if isinstance(study, Mapping) else None
+    known = set(arms) if isinstance(arms, Mapping) else set()
     for key, value in changes.items():
         put(settings, key, value)
     if isinstance(changes.get("study.arms"), Mapping):
@@ -102,7 +105,8 @@ def _forget_arms(study: Plain, *, known: Set[str], changes: Mapping[str, object]
     arms = study["arms"].keys()
     if "study.contrasts" not in changes:
         pairs = study.pop("contrasts", None) or ()
-        if arms <= known and (left := [pair for pair in pairs if set(pair) <= arms]):
+        there = {*arms, REFERENCE}
+        if arms <= known and (left := [pair for pair in pairs if isinstance(pair, list) and {*pair} <= there]):
             study["contrasts"] = left
     if "study.baseline" not in changes and study.get("baseline") not in study["arms"]:
         study.pop("baseline", None)

@@ -1,7 +1,8 @@
 """Learning a policy: what ``maskwise learn`` does, and a study's stage ``learn``.
 
 A folder gets ``policy/`` (the model, with its card), ``metrics.jsonl``, ``shown.json`` (what it masks, before and
-after) and, of ``maskwise learn``, ``recipe.yaml``, ``done.json`` and ``report.html``. The same command goes on.
+after), ``try-N/`` of every try where there are several, and, of ``maskwise learn``, ``recipe.yaml``, ``done.json`` and
+``report.html``. The same command goes on.
 """
 
 from __future__ import annotations
@@ -19,16 +20,7 @@ import torch
 
 from maskwise.constants import rank_here, ranks_here
 from maskwise.errors import MaskwiseError
-from maskwise.folders import (
-    claim,
-    finite,
-    read_json,
-    require_file,
-    require_own,
-    write_folder,
-    write_json,
-    write_whole,
-)
+from maskwise.folders import claim, finite, read_json, require_file, require_own, write_folder, write_json, write_whole
 from maskwise.keys import fold
 from maskwise.learning.card import EXAMPLES, policy_card, show, watching, weights_of
 from maskwise.learning.classifier import train_classifier
@@ -46,7 +38,7 @@ from maskwise.text import Document, load_tokenizer, tokenise
 from maskwise.training import log_frequencies
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
 LOCK, SHARED_TOKENIZER = ".learning.lock", "tokenizer"
 LEARNING = 0x9011C7
@@ -139,17 +131,20 @@ def _meta(recipe: Recipe, settings: LearningSettings, spec: str, folder: Path, q
     with suppress(MaskwiseError):  # only to see what the policy finds: it learns from no label
         labels = labels_of(spec, kind="answers", texts=texts)
     shown = [each.text for each in _judged(labels, "test")] if labels else texts
+    log_unigram = _frequencies(tokenizer, texts)
 
     def learned(number: int) -> tuple[PolicyModel, list[np.ndarray], Point, Counter[str]]:
-        seed, own = own_seed(recipe), folder if settings.meta.tries == 1 else folder / f"try-{number}"
-        seed = fold(seed, number) if number else seed
-        policy, model = new_policy(settings, tokenizer, head="tokens", seed=seed), _model(recipe, tokenizer, texts)
+        own = folder if settings.meta.tries == 1 else folder / f"try-{number}"
+        seed = fold(own_seed(recipe), number) if number else own_seed(recipe)
+        policy = new_policy(settings, tokenizer, head="tokens", seed=seed)
+        model = recipe.model.model(
+            tokenizer, recipe.corpus.length, kind=recipe.kind, seed=own_seed(recipe), log_unigram=log_unigram
+        )
         before = weights_of(policy, shown[:EXAMPLES])
         end, left_out = learn_meta(
             settings.meta.model_copy(update={"seed": seed}), policy=policy, task=task, texts=texts, model=model,
             tokenizer=tokenizer, training=recipe.training, length=recipe.corpus.length,
-            max_length=recipe.finetune.max_length, folder=own, quiet=quiet,
-            watch=watching(shown),
+            max_length=recipe.finetune.max_length, folder=own, quiet=quiet, watch=watching(shown),
         )  # fmt: skip
         return policy, before, end, left_out
 
@@ -182,16 +177,13 @@ def own_seed(recipe: Recipe) -> int:
     return fold(recipe.training.seed, LEARNING)
 
 
-def _model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> PreTrainedModel:
-    """The model that a policy is learned for: the recipe's, before its training."""
+def _frequencies(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> torch.Tensor:
+    """(V,) log-frequencies of the tokens."""
     documents = (Document(str(number), text) for number, text in enumerate(texts))
     counts = torch.zeros(len(tokenizer), dtype=torch.int64)
     for tokens in tokenise(documents, tokenizer):
         counts += torch.bincount(torch.from_numpy(tokens.input_ids), minlength=len(tokenizer))
-    return recipe.model.model(
-        tokenizer, recipe.corpus.length, kind=recipe.kind, seed=own_seed(recipe),
-        log_unigram=log_frequencies(counts),
-    )  # fmt: skip
+    return log_frequencies(counts)
 
 
 def _judged(labels: Labels, split: str) -> list[Marked]:

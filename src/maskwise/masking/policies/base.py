@@ -77,6 +77,11 @@ class Policy(ABC):
     """Base of all policies. Members are small frozen dataclasses, so that they can be compared and shown."""
 
     @property
+    def splits_budget(self) -> bool:
+        """Whether weights depend on how much is masked, so that no unit can be drawn by itself."""
+        return False
+
+    @property
     def reads_text(self) -> bool:
         """Whether units or weights depend on the text that is hidden: masked diffusion then has no likelihood."""
         return True

@@ -39,6 +39,10 @@ class Mixture(Policy):
             raise MaskwiseError("policy mixture: every member needs a share", got=got)
 
     @property
+    def splits_budget(self) -> bool:
+        return any(member.splits_budget for member in self.members)
+
+    @property
     def unit_kind(self) -> UnitKind:
         kinds = {member.unit_kind for member in self.members}
         return kinds.pop() if len(kinds) == 1 else UnitKind.MIXTURE

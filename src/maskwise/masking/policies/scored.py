@@ -59,6 +59,10 @@ class Learned(Policy):
             raise MaskwiseError("policy learned: power and explore are for take=weights", got=got)
 
     @property
+    def splits_budget(self) -> bool:
+        return self.explore > 0
+
+    @property
     def unit_kind(self) -> UnitKind:
         return UnitKind.WORD if self.take == "weights" else UnitKind.LAYER
 
@@ -78,7 +82,7 @@ class Learned(Policy):
     def units(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
         if self.take == "weights":
             units = Weighted(self.layer, "word", self.power).units(batch, keys, moment)
-            return self._shared(units, keys, moment) if self.explore else units
+            return self._split_budget(units, keys, moment) if self.explore else units
         marked, score, words = (batch.layer(name, policy="learned") for name in self.layers())
         # Even numbers are spans and odd ones the rest; what is −1 in both stays negative.
         units = runs(batch, np.where(marked >= 0, marked * 2, words * 2 + 1))
@@ -97,10 +101,10 @@ class Learned(Policy):
         weight[winner] = np.isfinite(race[winner])
         return units.weighted(weight)
 
-    def _shared(self, units: Units, keys: Keys, moment: Moment) -> Units:
+    def _split_budget(self, units: Units, keys: Keys, moment: Moment) -> Units:
         """The same units, of which so many as the policy's share of the budget come before all others."""
         assert units.weight is not None and moment.ratio is not None, "words have weights, and the masker gives ratios"
-        share_P = np.ceil((1 - self.explore) * moment.ratio * units.count)
+        share_P = np.ceil((1 - self.explore) * moment.ratio * units.count - 1e-9)  # 3.0000000000000004 words are three
         race = np.full(len(units.weight), np.inf)
         able = np.flatnonzero(units.weight > 0)
         race[able] = _race(units, able, keys)
