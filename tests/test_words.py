@@ -148,14 +148,15 @@ def test_equals_bert_on_ordinary_text():
 @settings(max_examples=150, deadline=None)
 @given(st.text(st.characters(codec="utf-8", max_codepoint=0x2FFF), max_size=30))
 @example("20€ co\u200bop สวัสดี")
+@example(":\u0890")  # a format character that is newer than the tokenizer's tables, so that it is not cleaned away
 def test_never_joins_what_bert_parts(text):
-    """Finer than BERT or equal, never coarser; but for a mark behind punctuation, no word of its own."""
+    """Finer than BERT or equal, never coarser; but for a mark behind punctuation, no word by itself."""
     encoding = FAMILIES["wordpiece"].encode(text)
     ours = layer(FAMILIES["wordpiece"], text)[1]
     assert (ours >= 0).all()
     for token in range(1, len(ours)):
         apart = encoding.word_ids[token] != encoding.word_ids[token - 1]
-        mark = unicodedata.category(text[encoding.offsets[token][0]])[0] == "M"
+        mark = unicodedata.category(text[encoding.offsets[token][0]]) in ("Mn", "Mc", "Me", "Cf")
         assert ours[token] != ours[token - 1] or not apart or mark
 
 
