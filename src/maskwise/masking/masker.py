@@ -69,7 +69,7 @@ class Masker:
         for setting in ("budget", "fill", "visits"):
             require_known(setting, getattr(self, setting))
         if budget == "bernoulli" and self.policy.splits_budget:
-            raise MaskwiseError("budget bernoulli draws each unit by itself", got=self.policy, do="leave explore at 0")
+            raise MaskwiseError("budget bernoulli draws each unit by itself", got=self.policy, do="take budget exact")
         require_whole("seed", seed)
         if not isinstance(min_targets, int) or min_targets < 0:
             raise MaskwiseError("min_targets is a number of tokens", got=min_targets, allowed="0, 1, 2, …")

@@ -22,7 +22,7 @@ import numpy as np
 
 from maskwise.constants import accuracy_misleads
 from maskwise.errors import MaskwiseError, counted, duration
-from maskwise.keys import Keys, Purpose
+from maskwise.keys import Keys
 from maskwise.masking import Masker
 from maskwise.masking.policies import Moment
 from maskwise.models import weights_of
@@ -248,8 +248,7 @@ def _targets(link: Recipe, look: Look, config: PreTrainedConfig) -> Plain | None
         pieces = look.rows.batch(np.arange(min(16, len(look.rows))))
         batch = gather(pieces, masker.vocabulary)
         keys = Keys(batch.example_id, seed=0, epoch=0, step=steps[0])
-        ratio_P = masker.ratio.rows(keys.per_piece(Purpose.RATIO), steps[0], link.training.steps)
-        length = masker.policy.units(batch, keys, Moment(steps[0], link.training.steps, 0, ratio=ratio_P)).length
+        length = masker.choose(batch, keys, Moment(steps[0], link.training.steps, 0))[0].units.length
         units, chosen = float(len(length)), float(length.sum())
     count = len(steps)
     return {

@@ -17,7 +17,7 @@ from maskwise.masking.batch import AnnotatedBatch
 from maskwise.masking.policies.base import Moment, Policy, UnitKind, weigh
 from maskwise.masking.policies.given import Weighted
 from maskwise.masking.runs import runs
-from maskwise.masking.sorting import first_of
+from maskwise.masking.sorting import first_of, first_within
 from maskwise.masking.units import Units
 from maskwise.specs import Call
 
@@ -94,8 +94,7 @@ class Learned(Policy):
         assert units.weight is not None
         best = _first(units, -units.weight, int(self.take.removeprefix("top-")))
         best = best[units.weight[best] > 0]
-        race = np.full(len(units.weight), np.inf)
-        race[best] = _race(units, best, keys)
+        race = _race(units, best, keys)
         winner = _first(units, race, 1)
         weight = np.zeros(len(race))
         weight[winner] = np.isfinite(race[winner])
@@ -105,22 +104,20 @@ class Learned(Policy):
         """The same units, of which so many as the policy's share of the budget come before all others."""
         assert units.weight is not None and moment.ratio is not None, "words have weights, and the masker gives ratios"
         share_P = np.ceil((1 - self.explore) * moment.ratio * units.count - 1e-9)  # 3.0000000000000004 words are three
-        race = np.full(len(units.weight), np.inf)
-        able = np.flatnonzero(units.weight > 0)
-        race[able] = _race(units, able, keys)
-        drawn = _first(units, race, share_P.astype(np.int64))
-        weight = np.full(len(race), LAST)
-        weight[drawn[np.isfinite(race[drawn])]] = 1.0
-        return units.weighted(weight)
+        race = _race(units, np.flatnonzero(units.weight > 0), keys)
+        drawn = first_within(units.piece, race, share_P.astype(np.int64)) & np.isfinite(race)
+        return units.weighted(np.where(drawn, 1.0, LAST))
 
 
 def _race(units: Units, among: Array, keys: Keys) -> Array:
-    """When each of these units arrives: in the order of a weighted draw without replacement."""
+    """(U,) when each unit arrives, in the order of a weighted draw without replacement; the others never do."""
     assert units.weight is not None
-    return -np.log(keys.uniform(Purpose.ACCEPT, units.piece[among], units.number[among])) / units.weight[among]
+    race = np.full(len(units.weight), np.inf)
+    race[among] = -np.log(keys.uniform(Purpose.ACCEPT, units.piece[among], units.number[among])) / units.weight[among]
+    return race
 
 
-def _first(units: Units, key: Array, count: int | Array) -> Array:
+def _first(units: Units, key: Array, count: int) -> Array:
     """The ``count`` units of each piece with the smallest keys; ties by their order."""
     order = np.lexsort((units.number, key, units.piece))
-    return order[first_of(units.count, np.broadcast_to(count, len(units.count)))]
+    return order[first_of(units.count, np.full(len(units.count), count))]
