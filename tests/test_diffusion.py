@@ -306,7 +306,7 @@ def test_corrupt_is_for_trainers_of_others() -> None:
         ({"policy": "whole-word"}, "bernoulli"),
         ({"policy": "t5-span", "budget": "bernoulli"}, "rate"),
         ({"policy": "mixture(token, suffix)", "budget": "bernoulli"}, "rate"),
-        ({"policy": "mixture(token, learned('x', explore=0.5))", "budget": "bernoulli"}, "rate|by itself"),
+        ({"policy": "mixture(token, learned('x', explore=0.5))", "budget": "bernoulli"}, "rate"),
         ({"fill": "skip-row"}, "fill"),
         ({"visits": "coverage"}, "visits"),
     ],
