@@ -324,7 +324,10 @@ def test_the_same_command_learns_by_the_meta_gradient(tmp_path, capsys):
     single = json.loads(capsys.readouterr().out)
     assert maskwise(*command, *options, "learning.meta.tries=3", "--out", tmp_path / "tries", "--json") == 0
     kept = json.loads(capsys.readouterr().out)
-    gains = kept["gain_of_each_try"]
+    gains = [each["gain"] for each in kept["tries"]]
+    told = ", ".join(f"{gain:.4f}" for gain in gains)
+    page = (tmp_path / "tries/report.html").read_text()
+    assert f"The best of 3 tries; their gains on dev, in nats: {told}." in page
     assert gains[0] == single["gain"] and len(set(gains)) == 3 and kept["gain"] == max(gains), gains
     of_best = tmp_path / "tries" / f"try-{gains.index(max(gains))}" / "metrics.jsonl"
     assert (tmp_path / "tries/metrics.jsonl").read_text() == of_best.read_text()

@@ -38,7 +38,7 @@ Watch: TypeAlias = Callable[[Any], list[list[float]]]
 def learn_meta(
     settings: MetaSettings, *, policy: PolicyModel, task: Task, texts: Sequence[str], model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase, training: TrainingSettings, length: int, max_length: int = 64,
-    folder: Path | None = None, quiet: bool = False, watch: Watch | None = None,
+    folder: Path | None = None, quiet: bool = False, watch: Watch | None = None, title: str = "learning a policy",
 ) -> tuple[Point, Counter[str]]:  # fmt: skip
     """Learn a policy by the meta-gradient.
 
@@ -50,7 +50,7 @@ def learn_meta(
         training: how the model moves on by itself, where it does.
         length: tokens of a context.
         max_length: tokens of a row of the task.
-        folder, quiet, watch: as for ``learn_policy``.
+        folder, quiet, watch, title: as for ``learn_policy``.
 
     Returns:
         What ``learn_policy`` returns, and how many rows of train were left out, by reason.
@@ -71,7 +71,7 @@ def learn_meta(
     policy.to(accelerator.device)
     learner = MetaLearner(losses, policy, rows["train"], rows["dev"], settings, training)
     left_out = Counter({NO_CONTEXT: rows["train"].without} if rows["train"].without else {})
-    return learn_policy(learner, folder, quiet=quiet, watch=watch), left_out
+    return learn_policy(learner, folder, quiet=quiet, watch=watch, title=title), left_out
 
 
 def losses_of(model: PreTrainedModel, task: Task, tokenizer: PreTrainedTokenizerBase, *, seed: int) -> Losses:
@@ -104,8 +104,9 @@ def losses_of(model: PreTrainedModel, task: Task, tokenizer: PreTrainedTokenizer
 
 
 def learn_policy(
-    learner: MetaLearner, folder: Path | None = None, *, quiet: bool = False, watch: Watch | None = None
-) -> Point:
+    learner: MetaLearner, folder: Path | None = None, *, quiet: bool = False, watch: Watch | None = None,
+    title: str = "learning a policy",
+) -> Point:  # fmt: skip
     """Learn until the steps are made, nothing gets better on dev, or the outer loss diverges.
 
     A learning that was stopped goes on from its last judgement.
@@ -115,6 +116,7 @@ def learn_policy(
         folder: where ``metrics.jsonl`` and the state to resume from go; None keeps nothing.
         quiet: no progress bar.
         watch: what is logged of the average policy at every judgement, as ``weights``.
+        title: what the progress bar says.
 
     Returns:
         Where the learning ended: the best step, what its policy was worth on dev, why it stopped early, and which of
@@ -125,7 +127,7 @@ def learn_policy(
         learner.load(resume)
     first = learner.rank == 0
     metrics = Metrics(folder / "metrics.jsonl" if folder and first else None, keep_until=learner.now.step)
-    progress = Progress("learning a policy", s.steps, learner.now.step, hidden=quiet or not first)
+    progress = Progress(title, s.steps, learner.now.step, hidden=quiet or not first)
     began, outers = time.perf_counter(), []
     if learner.now.step == 0:
         learner.now.overshoot = learner.overshoot()
@@ -145,13 +147,7 @@ def learn_policy(
                 mean = float(np.mean(outers))
                 gain = _judge(learner, mean)
                 agreement, learner.slopes, outers = learner.slopes.agreement(), Slopes(), []
-                judged = {
-                    "kind": "dev",
-                    "step": now.step,
-                    "gain": gain,
-                    "best": now.best,
-                    "agreement": agreement,
-                }
+                judged = {"kind": "dev", "step": now.step, "gain": gain, "best": now.best, "agreement": agreement}
                 shown = {"weights": watch(learner.average)} if watch and first else {}
                 metrics.write(_known({**judged, **shown}))
                 progress.note(outer=mean, gain=gain)

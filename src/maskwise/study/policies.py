@@ -133,8 +133,11 @@ def _meta(recipe: Recipe, settings: LearningSettings, spec: str, folder: Path, q
     shown = [each.text for each in _judged(labels, "test")] if labels else texts
     log_unigram = _frequencies(tokenizer, texts)
 
+    tries = settings.meta.tries
+
     def learned(number: int) -> tuple[PolicyModel, list[np.ndarray], Point, Counter[str]]:
-        own = folder if settings.meta.tries == 1 else folder / f"try-{number}"
+        own = folder if tries == 1 else folder / f"try-{number}"
+        title = "learning a policy" + (f" ({number + 1} of {tries})" if tries > 1 else "")
         seed = fold(own_seed(recipe), number) if number else own_seed(recipe)
         policy = new_policy(settings, tokenizer, head="tokens", seed=seed)
         model = recipe.model.model(
@@ -144,25 +147,21 @@ def _meta(recipe: Recipe, settings: LearningSettings, spec: str, folder: Path, q
         end, left_out = learn_meta(
             settings.meta.model_copy(update={"seed": seed}), policy=policy, task=task, texts=texts, model=model,
             tokenizer=tokenizer, training=recipe.training, length=recipe.corpus.length,
-            max_length=recipe.finetune.max_length, folder=own, quiet=quiet, watch=watching(shown),
+            max_length=recipe.finetune.max_length, folder=own, quiet=quiet, watch=watching(shown), title=title,
         )  # fmt: skip
         return policy, before, end, left_out
 
-    every = [learned(number) for number in range(settings.meta.tries)]
-    gains = [end.gain for _, _, end, _ in every]
-    best = gains.index(max(gains))
-    policy, before, end, left_out = every[best]
-    if len(every) > 1 and rank_here() == 0:
+    every = [learned(number) for number in range(tries)]
+    best = max(range(tries), key=lambda number: every[number][2].gain)
+    policy, before, _, left_out = every[best]
+    if tries > 1 and rank_here() == 0:
         shutil.copyfile(folder / f"try-{best}" / "metrics.jsonl", folder / "metrics.jsonl")
     policy.cpu()
-    measures: Plain = {
-        "best_step": end.best,
-        "gain": end.gain,
-        "gain_of_each_try": gains,
-        "stopped": end.stopped,
-        "overshoot": end.overshoot,
-        "left_out": dict(left_out),
-    }
+    ends = [
+        {"best_step": end.best, "gain": end.gain, "stopped": end.stopped, "overshoot": end.overshoot}
+        for _, _, end, _ in every
+    ]
+    measures: Plain = {**ends[best], "tries": ends, "left_out": dict(left_out)}
     if labels:
         judged = (("dev", "dev"), ("held_out", "test"))
         measures |= {name: judge(policy, _judged(labels, split)) for name, split in judged}
