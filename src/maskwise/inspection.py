@@ -28,7 +28,7 @@ from maskwise.annotate.shard import LayerSummary
 from maskwise.annotate.store import Store
 from maskwise.errors import MaskwiseError
 from maskwise.folders import write_whole
-from maskwise.masking import Masker
+from maskwise.masking import Masker, Vocabulary
 from maskwise.masking.corruptions import corruption
 from maskwise.masking.policies import GroupWeighted, policy
 from maskwise.show import Shown, show_masks
@@ -156,7 +156,7 @@ def inspect_text(
     Args:
         text: a text, in which spans may be marked ([[Warsaw]], [[1867|3]]), or the name of a file.
         policies: separated by commas.
-        settings: the masker's.
+        settings: the masker's; a corruption of None is one that suits the model.
         tokenizer: a folder or hub id; None: the model's, or a small one of our own.
         model: an encoder–decoder, a folder or hub id, that shall write what it reads.
 
@@ -165,6 +165,9 @@ def inspect_text(
             write, or a corruption that gives it nothing to write.
     """
     network, tokenizer = None, tokenizer or model
+    if settings.get("corruption") is None:
+        named = Vocabulary.of(load_tokenizer(tokenizer, needs_mask=False)).sentinels if tokenizer and model else ()
+        settings = {**settings, "corruption": ("t5" if named else "infill") if model else "bert"}
     if model:  # only then: models and objectives take seconds to import
         from maskwise.models import load_model
         from maskwise.objectives import Denoising

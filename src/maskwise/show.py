@@ -104,7 +104,7 @@ def show_masks(
         from maskwise.objectives.denoising import generated  # with a model only: it takes seconds to import
 
         (ids,) = generated(model, inputs, most=batch.labels.shape[1] + SOME_MORE)
-        written = _decode(tokenizer, torch.tensor(ids))
+        written = _decode(tokenizer, torch.tensor(ids[1:]))  # the first starts the decoder, and is not written
     whole, parts = _words(torch.as_tensor(row["word_ids"]), batch.selected[0])
     return Shown([p for p in pieces if p.text], batch.realised_ratio, whole, parts, source, target, written)
 

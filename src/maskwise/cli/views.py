@@ -115,7 +115,10 @@ def inspect(
     policy: Annotated[str, typer.Option(help="One or more policies, separated by commas.")] = "token,whole-word",
     ratio: Annotated[str, typer.Option(help="A number, or a schedule such as linear(0.3, 0.15).")] = "0.15",
     budget: Annotated[str, typer.Option(help="expected, exact or bernoulli.")] = "expected",
-    corruption: Annotated[str, typer.Option(help="How chosen tokens are shown.")] = "bert",
+    corruption: Annotated[
+        str | None,
+        typer.Option(help="How chosen tokens are shown: bert if not said, or with --model t5 or infill."),
+    ] = None,
     fill: Annotated[str, typer.Option(help="none, random or skip-row.")] = "none",
     tokenizer: Annotated[
         str | None,
@@ -123,7 +126,7 @@ def inspect(
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(help="A checkpoint of an encoder–decoder, to see what it writes; take its --corruption."),
+        typer.Option(help="A checkpoint of an encoder–decoder, to see what it writes."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the masks.")] = 0,
     step: Annotated[int, typer.Option(help="Where the schedule stands.")] = 0,

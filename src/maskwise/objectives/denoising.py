@@ -90,12 +90,7 @@ class Denoising(MaskedLanguageModelling):
 
 @torch.inference_mode()
 def generated(
-    model: PreTrainedModel,
-    inputs: Mapping[str, Tensor],
-    *,
-    most: int,
-    beams: int = 1,
-    length_penalty: float = 1.0,
+    model: PreTrainedModel, inputs: Mapping[str, Tensor], *, most: int, beams: int = 1, length_penalty: float = 1.0
 ) -> list[list[int]]:
     """What an encoder–decoder writes for texts by beam search: their tokens, special ones and padding included.
 
