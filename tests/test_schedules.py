@@ -63,7 +63,7 @@ REFUSED = [
     ("1.5", "got 1.5"),
     ("-0.1", "0 to 1"),
     ("nan", "0 to 1"),
-    ('linear("a", 1)', "gives no ratio"),
+    ('linear("a", 1)', "got a; allowed: a number"),
     ("linear(0.3)", "missing"),
     ("liner(0.3, 0.1)", "'linear'"),
     ("uniform(-1, 1)", "got -1"),

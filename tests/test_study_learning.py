@@ -207,10 +207,10 @@ SMALL_WORLD = "factworld(people=20, fillers=0, friends=false, biographies=2, see
 SMALL_SEQ2SEQ = [
     f"corpus.source={SMALL_WORLD.replace('seed', 'others=true, seed')}", "corpus.length=32", "training.steps=2",
     "training.batch_size=4", "tokenizer.vocab_size=512", "evaluation.rows=8", "finetune.steps=2", "finetune.seeds=1",
-    f'intermediate={{corpus.source: "{SMALL_WORLD}", training.steps: 2, masking.corruption: t5}}', "finetune.batch_size=4",
+    f'intermediate={{corpus.source: "{SMALL_WORLD}", training.steps: 2, masking.corruption: t5}}',
     f"tasks=[\"{SMALL_WORLD.replace('seed', 'kind=generation, beams=1, max_target=4, seed')}\"]",
     "model.settings={d_model: 16, encoder_layers: 1, decoder_layers: 1, encoder_ffn_dim: 32, decoder_ffn_dim: 32}",
-    "learning.policy={settings: {hidden_size: 8}, length: 32}", "corpus.held_out=0.2",
+    "learning.policy={settings: {hidden_size: 8}, length: 32}", "corpus.held_out=0.2", "finetune.batch_size=4",
     "learning.supervised.training={steps: 2, batch_size: 4}", "learning.meta={steps: 2, eval_every: 2, batch_size: 4}",
 ]  # fmt: skip
 

@@ -286,11 +286,7 @@ def load_config(name: str | Path, *, kind: Kind | None = "encoder") -> PreTraine
 
 
 def load_model(
-    name: str | Path,
-    *,
-    kind: Kind | None = "encoder",
-    seed: int | None = None,
-    log_unigram: Tensor | None = None,
+    name: str | Path, *, kind: Kind | None = "encoder", seed: int | None = None, log_unigram: Tensor | None = None
 ) -> PreTrainedModel:
     """A pre-trained language model, in float32.
 

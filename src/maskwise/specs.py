@@ -83,6 +83,8 @@ def _value(node: ast.expr, text: str) -> object:
 
 _TEXT = ("str", "str | None", str)
 """Annotations of arguments that are text."""
+_NUMBER = ("int", "float", "int | None", "float | None", int, float)
+"""Annotations of arguments that are numbers."""
 
 
 def build(kind: str, spec: str | Call, table: Mapping[str, Callable[..., T]]) -> T:
@@ -104,9 +106,11 @@ def build(kind: str, spec: str | Call, table: Mapping[str, Callable[..., T]]) ->
         allowed = f"{call.name}({arguments_of(maker)})"
         raise MaskwiseError(f"{kind} {written}: {error}", allowed=allowed, do=_named(call, maker)) from None
     for name, value in bound.arguments.items():
-        # A bare word where text is wanted is that text.
-        if isinstance(value, Call) and signature.parameters[name].annotation in _TEXT:
+        wanted = signature.parameters[name].annotation
+        if isinstance(value, Call) and wanted in _TEXT:  # a bare word where text is wanted is that text
             bound.arguments[name] = value.written or str(value)
+        elif isinstance(value, str | Call) and wanted in _NUMBER:
+            raise MaskwiseError(f"{kind} {written}: {name}", got=str(value), allowed="a number")
     try:
         return maker(*bound.args, **bound.kwargs)
     except TypeError as error:
