@@ -68,26 +68,38 @@ def test_sequence_to_sequence_shows_what_is_read_and_written(tokenizer):
     assert "written" not in facts
 
 
+def learned_by_heart(architecture, tools, shown, folder, **sizes):
+    """A checkpoint of an encoder–decoder that has learned one sentence by heart."""
+    network = new_model(new_config(architecture, tools, 64, kind="encoder-decoder", **sizes), seed=0)
+    batch = Masker(tools, policy="whole-word", ratio=0.3, corruption=shown, seed=0)(encode(tools, [TEXT]), epoch=0)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2)
+    for _ in range(80):
+        optimizer.zero_grad()
+        Denoising(network)(batch).loss.backward()
+        optimizer.step()
+    network.save_pretrained(folder)
+    tools.save_pretrained(folder)
+
+
 def test_a_model_writes_what_it_reads(tokenizer, tmp_path, capsys):
-    """A model that has learned one sentence by heart writes what is masked in it, in either format."""
+    """In either format; without sentinels and a --corruption, in BART's."""
     tools = load_tokenizer(tokenizer)
     sizes = {"d_model": 32, "d_kv": 16, "num_heads": 2, "num_layers": 1, "d_ff": 64, "dropout_rate": 0.0}
     for shown in ("t5", "t5(target='full')"):
-        network = new_model(new_config("t5", tools, 64, kind="encoder-decoder", **sizes), seed=0)
-        batch = Masker(tools, policy="whole-word", ratio=0.3, corruption=shown, seed=0)(encode(tools, [TEXT]), epoch=0)
-        optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2)
-        for _ in range(80):
-            optimizer.zero_grad()
-            Denoising(network)(batch).loss.backward()
-            optimizer.step()
-        network.save_pretrained(tmp_path / "model")
-        tools.save_pretrained(tmp_path / "model")
+        learned_by_heart("t5", tools, shown, tmp_path / "model", **sizes)
         [entry] = inspect_text(TEXT, "whole-word", {**PLAIN, "corruption": shown}, model=str(tmp_path / "model"))
         assert entry.shown.written.startswith(entry.shown.target) and entry.as_dict()["written"] == entry.shown.written
         page = tmp_path / "page.html"
         asked = ["inspect", TEXT, "--policy", "whole-word", "--ratio", "0.3", "--corruption", shown]
         assert maskwise(*asked, "--model", tmp_path / "model", "--html", page) == 0
         assert "model " in capsys.readouterr().out and "the model writes" in page.read_text(encoding="utf-8")
+    plain = train_tokenizer([TEXT] * 3, vocab_size=64, lowercase=False)
+    sizes = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64}
+    learned_by_heart("bart", plain, "infill", tmp_path / "bart", dropout=0.0, **sizes)
+    [entry] = inspect_text(TEXT, "whole-word", {**PLAIN, "corruption": None}, model=str(tmp_path / "bart"))
+    assert "[MASK]" in entry.shown.source and entry.shown.written == entry.shown.target  # no start of the decoder
+    assert maskwise("inspect", TEXT, "--model", tmp_path / "bart", "--tokenizer", tokenizer) == 2
+    assert "tokenizer and model do not fit" in capsys.readouterr().err
     assert maskwise("inspect", TEXT, "--model", tmp_path / "model") == 0  # T5's format, since there are sentinels
     assert "writes  <extra_id_0>" in capsys.readouterr().out
     assert maskwise("inspect", TEXT, "--model", tmp_path / "model", "--corruption", "bert") == 2

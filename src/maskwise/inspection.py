@@ -164,16 +164,17 @@ def inspect_text(
         MaskwiseError: no text, an unknown name, a policy whose layers a plain text does not have; a model that does not
             write, or a corruption that gives it nothing to write.
     """
-    network, tokenizer = None, tokenizer or model
-    if settings.get("corruption") is None:
-        named = Vocabulary.of(load_tokenizer(tokenizer, needs_mask=False)).sentinels if tokenizer and model else ()
-        settings = {**settings, "corruption": ("t5" if named else "infill") if model else "bert"}
-    if model:  # only then: models and objectives take seconds to import
+    network, tokenizer, shown_as = None, tokenizer or model, settings.get("corruption")
+    if model and tokenizer:  # only then: models and objectives take seconds to import
+        from maskwise.families import check_fit
         from maskwise.models import load_model
         from maskwise.objectives import Denoising
 
-        network = load_model(model, kind="encoder-decoder").eval()
-        Denoising.check({"corruption": settings["corruption"]})
+        network, own = load_model(model, kind="encoder-decoder").eval(), load_tokenizer(tokenizer, needs_mask=False)
+        check_fit(network.config, len(own), do="leave --tokenizer out")
+        shown_as = shown_as or ("t5" if Vocabulary.of(own).sentinels else "infill")
+        Denoising.check({"corruption": shown_as})
+    settings = {**settings, "corruption": shown_as or "bert"}
     texts, specs = [read_marks(each) for each in _texts(text)], split_calls(policies)
     needs = {layer: f"policy {spec}" for spec in specs for layer in policy(spec).layers()}
     if layer := getattr(corruption(settings["corruption"]), "layer", None):

@@ -83,8 +83,9 @@ def _value(node: ast.expr, text: str) -> object:
 
 _TEXT = ("str", "str | None", str)
 """Annotations of arguments that are text."""
-_NUMBER = ("int", "float", "int | None", "float | None", int, float)
-"""Annotations of arguments that are numbers."""
+_NUMBERS = ("int", "float", "int | None", "float | None", int, float)
+_PLAIN = {**dict.fromkeys(_NUMBERS, "a number"), "bool": "True or False"}
+"""Annotations of arguments that are no text, and what is allowed."""
 
 
 def build(kind: str, spec: str | Call, table: Mapping[str, Callable[..., T]]) -> T:
@@ -106,11 +107,13 @@ def build(kind: str, spec: str | Call, table: Mapping[str, Callable[..., T]]) ->
         allowed = f"{call.name}({arguments_of(maker)})"
         raise MaskwiseError(f"{kind} {written}: {error}", allowed=allowed, do=_named(call, maker)) from None
     for name, value in bound.arguments.items():
-        wanted = signature.parameters[name].annotation
-        if isinstance(value, Call) and wanted in _TEXT:  # a bare word where text is wanted is that text
+        parameter = signature.parameters[name]
+        if isinstance(value, Call) and parameter.annotation in _TEXT:  # a bare word where text is wanted is that text
             bound.arguments[name] = value.written or str(value)
-        elif isinstance(value, str | Call) and wanted in _NUMBER:
-            raise MaskwiseError(f"{kind} {written}: {name}", got=str(value), allowed="a number")
+        for each in value if parameter.kind is parameter.VAR_POSITIONAL else (value,):
+            if isinstance(each, str | Call) and (plain := _PLAIN.get(parameter.annotation)):
+                got = repr(each) if isinstance(each, str) else str(each)
+                raise MaskwiseError(f"{kind} {written}: {name} is not of its type", got=got, allowed=plain)
     try:
         return maker(*bound.args, **bound.kwargs)
     except TypeError as error:

@@ -117,7 +117,7 @@ def inspect(
     budget: Annotated[str, typer.Option(help="expected, exact or bernoulli.")] = "expected",
     corruption: Annotated[
         str | None,
-        typer.Option(help="How chosen tokens are shown: bert if not said, or with --model t5 or infill."),
+        typer.Option(help="How chosen tokens are shown; bert if not said, or what suits the model."),
     ] = None,
     fill: Annotated[str, typer.Option(help="none, random or skip-row.")] = "none",
     tokenizer: Annotated[

@@ -67,7 +67,7 @@ def adapt_recipe(
     """
     config = load_config(model, kind=None)
     if adapter_of(config).kind != "encoder":
-        do = f"maskwise study intermediate model.pretrained={model} corpus.source={texts}"
+        do = "take the recipe intermediate, whose first lines say how (maskwise list recipes)"
         raise MaskwiseError("maskwise adapt is for encoders", got=f"{model}, an {adapter_of(config).kind}", do=do)
     facts = look_at(texts)
     weights, warm = weights_of(config), not has_head(model)
