@@ -83,8 +83,10 @@ def _value(node: ast.expr, text: str) -> object:
 
 _TEXT = ("str", "str | None", str)
 """Annotations of arguments that are text."""
-_NUMBERS = ("int", "float", "int | None", "float | None", int, float)
-_PLAIN = {**dict.fromkeys(_NUMBERS, "a number"), "bool": "True or False"}
+_PLAIN = {
+    **dict.fromkeys(("int", "int | None", int), "a whole number"), "bool": "True or False",
+    **dict.fromkeys(("float", "float | None", float), "a number"),
+}  # fmt: skip
 """Annotations of arguments that are no text, and what is allowed."""
 
 
