@@ -83,10 +83,8 @@ def _value(node: ast.expr, text: str) -> object:
 
 _TEXT = ("str", "str | None", str)
 """Annotations of arguments that are text."""
-_PLAIN = {
-    **dict.fromkeys(("int", "int | None", int), "a whole number"), "bool": "True or False",
-    **dict.fromkeys(("float", "float | None", float), "a number"),
-}  # fmt: skip
+_PLAIN: dict[object, str] = dict.fromkeys(("int", "int | None", int), "a whole number")
+_PLAIN |= dict.fromkeys(("float", "float | None", float), "a number") | {"bool": "True or False"}
 """Annotations of arguments that are no text, and what is allowed."""
 
 
