@@ -64,6 +64,7 @@ def test_cells_have_intervals_and_no_test() -> None:
     assert {row["arm"] for row in summary["contrasts"]} == {"own-task", "other-tasks"}
     own = summary["contrasts"][0]
     assert own["p"] == pytest.approx(2 / 64) and own["verdict"] == "suggests"  # no search
+    assert "unmatched-compute" not in [reason["code"] for reason in own["reasons"]]  # it is several arms
     assert "learned from the task itself" in own["sentence"]
 
 

@@ -140,11 +140,7 @@ class Frequency(WordWeights):
             seen.add(words, np.ones(len(words.key), dtype=bool))
         order = np.argsort(-seen.table.counts, kind="stable")
         keys, counts = seen.table.keys[order], seen.table.counts[order]
-        facts = {
-            "words": seen.table.total,
-            "distinct": len(keys),
-            "counts_too_low_by_at_most": seen.table.lost,
-        }
+        facts = {"words": seen.table.total, "distinct": len(keys), "counts_too_low_by_at_most": seen.table.lost}
         return self._save(folder, {"word": seen.names(keys), "weight": counts.astype(np.float64)}, facts)
 
     def kept(self, words: Words) -> Flags:

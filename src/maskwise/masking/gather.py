@@ -27,13 +27,7 @@ _IGNORED = {"step", "epoch", "labels", "label", "label_ids", "offset_mapping"}
 # Columns that only the model reads.
 _EXTRAS = ("position_ids", "token_type_ids")
 # What padding is; −1 in layers.
-_FILL = {
-    "input_ids": 0,
-    "attention_mask": 0,
-    "special_tokens_mask": 1,
-    "token_type_ids": 0,
-    "position_ids": 0,
-}
+_FILL = {"input_ids": 0, "attention_mask": 0, "special_tokens_mask": 1, "token_type_ids": 0, "position_ids": 0}
 
 
 @runtime_checkable

@@ -18,7 +18,16 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from maskwise.constants import FEWEST_DEV_SEEDS, NATS, PLATEAU_NATS, REFERENCE, overlap_words, worse_than_frequencies
+from maskwise.constants import (
+    FEWEST_DEV_SEEDS,
+    NATS,
+    OTHER_TASKS,
+    OWN_TASK,
+    PLATEAU_NATS,
+    REFERENCE,
+    overlap_words,
+    worse_than_frequencies,
+)
 from maskwise.files import Candidate, Contrast, Reason
 from maskwise.study.power import P_FROM_RUNS, can_decide, look_weight
 from maskwise.study.statistics import interval_by_rule
@@ -281,7 +290,7 @@ class Reasons:
 
     def _unmatched(self, row: Contrast) -> list[Reason]:
         """Quantities by which the two differ by more than 5 %; the one that was to be matched first."""
-        if REFERENCE in (row["arm"], row["baseline"]):
+        if {row["arm"], row["baseline"]} & {REFERENCE, OWN_TASK, OTHER_TASKS}:  # several arms, or none that was trained
             return []
         arm, baseline = self._named([row["arm"]]), self._named([row["baseline"]])
         by, ratios = row["compute"]["by"], row["compute"]["ratios"]
