@@ -164,15 +164,17 @@ def inspect_text(
         MaskwiseError: no text, an unknown name, a policy whose layers a plain text does not have; a model that does not
             write, or a corruption that gives it nothing to write.
     """
-    network, tokenizer, shown_as = None, tokenizer or model, settings.get("corruption")
-    if model and tokenizer:  # only then: models and objectives take seconds to import
+    network, shown_as = None, settings.get("corruption")
+    tools: PreTrainedTokenizerBase | None = None
+    if model:  # only then: models and objectives take seconds to import
         from maskwise.families import check_fit
         from maskwise.models import load_model
         from maskwise.objectives import Denoising
 
-        network, own = load_model(model, kind="encoder-decoder").eval(), load_tokenizer(tokenizer, needs_mask=False)
-        check_fit(network.config, len(own), do="leave --tokenizer out")
-        shown_as = shown_as or ("t5" if Vocabulary.of(own).sentinels else "infill")
+        network = load_model(model, kind="encoder-decoder").eval()
+        tools = load_tokenizer(tokenizer or model, needs_mask=False)
+        check_fit(network.config, len(tools), do="leave --tokenizer out")
+        shown_as = shown_as or ("t5" if Vocabulary.of(tools).sentinels else "infill")
         Denoising.check({"corruption": shown_as})
     settings = {**settings, "corruption": shown_as or "bert"}
     texts, specs = [read_marks(each) for each in _texts(text)], split_calls(policies)
@@ -192,7 +194,8 @@ def inspect_text(
         if ANNOTATED.get(layer) == "spans" and layer in grouped:
             what = f"{user} needs a layer of groups, and {layer!r} is one of spans"
             raise MaskwiseError(what, do="take layer='pos', or the policy salient for these spans")
-    tools = load_tokenizer(tokenizer, needs_mask=False) if tokenizer else _small_tokenizer()
+    if tools is None:
+        tools = load_tokenizer(tokenizer, needs_mask=False) if tokenizer else _small_tokenizer()
     maskers = {spec: Masker(tools, policy=spec, **settings) for spec in specs}
     inspected = []
     for plain, spans in texts:

@@ -131,9 +131,7 @@ def _meta(recipe: Recipe, settings: LearningSettings, spec: str, folder: Path, q
     with suppress(MaskwiseError):  # only to see what the policy finds: it learns from no label
         labels = labels_of(spec, kind="answers", texts=texts)
     shown = [each.text for each in _judged(labels, "test")] if labels else texts
-    log_unigram = _frequencies(tokenizer, texts)
-
-    tries = settings.meta.tries
+    log_unigram, tries = _frequencies(tokenizer, texts), settings.meta.tries
 
     def learned(number: int) -> tuple[PolicyModel, list[np.ndarray], Point, Counter[str]]:
         own = folder if tries == 1 else folder / f"try-{number}"
