@@ -12,6 +12,7 @@ import torch
 
 from maskwise.errors import MaskwiseError
 from maskwise.learning.labels import NO_WORD, NOT_THERE, Marked, answer_labels, classifier_labels, labels_of
+from maskwise.learning.meta import MetaLearner
 from maskwise.learning.scorer import PolicyModel
 from maskwise.learning.supervised import CUT, LONG, FindSpans, LabelledWindows, judge, learn_supervised
 from maskwise.text import train_tokenizer
@@ -302,7 +303,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(options, said, tmp_path, capsy
     assert not (tmp_path / "out").exists()
 
 
-def test_the_same_command_learns_by_the_meta_gradient(tmp_path, capsys):
+def test_the_same_command_learns_by_the_meta_gradient(tmp_path, capsys, monkeypatch):
     rows = [{"text": f"{WORDS[n % 7 + 20]} {'good' if n % 2 else 'bad'} {WORDS[n % 5 + 40]}", "label": "np"[n % 2],
              "split": ("train", "train", "dev", "test")[n // 2 % 4]} for n in range(80)]  # fmt: skip
     command = recipe(tmp_path)
@@ -334,6 +335,24 @@ def test_the_same_command_learns_by_the_meta_gradient(tmp_path, capsys):
     assert not list((tmp_path / "tries").rglob("resume")) and gains[0] < max(gains)
     first, best = ((tmp_path / run / "policy/model.safetensors").read_bytes() for run in ("single", "tries"))
     assert first != best
+
+    # Killed in the second try of three, the same command goes on there: its last two steps are left, and the third try.
+    steps, one_step = [], MetaLearner.step
+
+    def counted(learner: MetaLearner) -> dict[str, float]:
+        steps.append(learner)
+        if len(steps) == 8:
+            raise KeyboardInterrupt
+        return one_step(learner)
+
+    monkeypatch.setattr(MetaLearner, "step", counted)
+    again = [*command, *options, "learning.meta.tries=3", "--out", tmp_path / "killed", "--json"]
+    assert maskwise(*again) == 130
+    capsys.readouterr()
+    assert maskwise(*again) == 0
+    assert json.loads(capsys.readouterr().out)["tries"] == kept["tries"] and len(steps) == 8 + 2 + 4
+    killed = tmp_path / "killed/policy/model.safetensors"
+    assert killed.read_bytes() == (tmp_path / "tries/policy/model.safetensors").read_bytes()
 
     # A learning that diverges ends, says so, and leaves the best policy: here the one of the beginning.
     meta["mask_rate"] = 1e30
