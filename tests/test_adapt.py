@@ -31,7 +31,7 @@ def texts(tmp_path: Path) -> Path:
 def test_the_recipe_fits_the_model(texts: Path, tmp_path: Path) -> None:
     recipe = adapt_recipe("bundled:encoder", str(texts), pairs=tmp_path / "pairs.jsonl")
     assert [*recipe.study.arms] == ["token-15", "words-30", "tsdae"] and recipe.study.seeds == 6
-    with pytest.raises(MaskwiseError, match=r"for encoders; got bundled:seq2seq, .*; take the recipe intermediate"):
+    with pytest.raises(MaskwiseError, match=r"adapt needs an encoder; got bart, .*; take the recipe intermediate"):
         adapt_recipe("bundled:seq2seq", str(texts))
     assert recipe.study.pairs == [("words-30", "no-pretraining")]
     assert not prospects_of(recipe)[0]["limits"]  # it can be decided without a search

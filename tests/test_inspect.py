@@ -81,7 +81,7 @@ def learned_by_heart(architecture, tools, shown, folder, **sizes):
     tools.save_pretrained(folder)
 
 
-def test_a_model_writes_what_it_reads(tokenizer, tmp_path, capsys):
+def test_a_model_writes_what_it_reads(tokenizer, tmp_path, capsys, monkeypatch):
     """In either format; without sentinels and a --corruption, in BART's."""
     tools = load_tokenizer(tokenizer)
     sizes = {"d_model": 32, "d_kv": 16, "num_heads": 2, "num_layers": 1, "d_ff": 64, "dropout_rate": 0.0}
@@ -101,11 +101,16 @@ def test_a_model_writes_what_it_reads(tokenizer, tmp_path, capsys):
     assert maskwise("inspect", TEXT, "--model", tmp_path / "bart", "--tokenizer", tokenizer) == 2
     assert "tokenizer and model do not fit" in capsys.readouterr().err
     assert maskwise("inspect", TEXT, "--model", tmp_path / "model") == 0  # T5's format, since there are sentinels
-    assert "writes  <extra_id_0>" in capsys.readouterr().out
+    seen = capsys.readouterr().out
+    assert "writes  <extra_id_0>" in seen and "; corruption t5\n" in seen
     assert maskwise("inspect", TEXT, "--model", tmp_path / "model", "--corruption", "bert") == 2
     assert "needs a corruption whose targets are a text" in " ".join(capsys.readouterr().err.split())
     assert maskwise("inspect", TEXT, "--model", "bundled:encoder", "--corruption", "t5") == 2
     assert "needs an encoder-decoder; got modernbert" in " ".join(capsys.readouterr().err.split())
+    pads = [tools.pad_token_id] * 3
+    monkeypatch.setattr("maskwise.objectives.denoising.generated", lambda model, inputs, *, most: [pads])
+    assert maskwise("inspect", TEXT, "--model", tmp_path / "model", "--html", tmp_path / "page.html") == 0
+    assert "model   (nothing)" in capsys.readouterr().out and "(nothing)" in (tmp_path / "page.html").read_text()
 
 
 def test_permuted_sentences_are_seen():

@@ -14,6 +14,7 @@ from maskwise.recipe import read_recipe
 from maskwise.report import write_report
 from maskwise.study.plan import make_run, task_contents
 from maskwise.study.policies import own_seed, run_learn
+from maskwise.study.run import collect
 from maskwise.study.work import run_stage
 from maskwise.text import Prepared
 from processes import two_ranks
@@ -94,12 +95,13 @@ def test_the_page_says_what_the_policies_found(finished: Path, tmp_path: Path) -
     for line in lines:
         if line["kind"] == "policy" and line["arm"] == "spans":
             line["overshoot"] = "a step of mask_rate 5 raises its own loss, from 1.00 to 2.00"
+            line["tries"] = [{"gain": 0.1}, {"gain": 0.2}, {"gain": 0.1}]
     for name in ("study.json", "summary.json"):
         (tmp_path / name).write_bytes((finished / name).read_bytes())
     (tmp_path / "records.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     page = write_report(tmp_path).read_text()
     assert "What the learned policies found" in page and page.count("inner steps too long in 2 of 2") == 1
-    assert "stopped early" not in page
+    assert "stopped early" not in page and page.count("each the best of 3 tries") == 1
 
 
 def test_the_text_is_masked_by_what_the_run_learned(finished: Path, recipe: Path) -> None:
@@ -211,7 +213,8 @@ SMALL_SEQ2SEQ = [
     f"tasks=[\"{SMALL_WORLD.replace('seed', 'kind=generation, beams=1, max_target=4, seed')}\"]",
     "model.settings={d_model: 16, encoder_layers: 1, decoder_layers: 1, encoder_ffn_dim: 32, decoder_ffn_dim: 32}",
     "learning.policy={settings: {hidden_size: 8}, length: 32}", "corpus.held_out=0.2", "finetune.batch_size=4",
-    "learning.supervised.training={steps: 2, batch_size: 4}", "learning.meta={steps: 2, eval_every: 2, batch_size: 4}",
+    "learning.meta={steps: 2, tries: 2, eval_every: 2, batch_size: 4}",
+    "learning.supervised.training={steps: 2, batch_size: 4}",
 ]  # fmt: skip
 
 
@@ -227,3 +230,5 @@ def test_an_encoder_decoder_goes_from_a_learned_policy_to_written_answers(arm: s
     assert results[task.name]["metric"] == "exact-match" and 0 <= results[task.name]["score"] <= 1
     data = Prepared.open(run.prepared.folder(tmp_path) / "data")
     assert (data.training.pieces.columns["learned"] > 0).any()
+    (record,) = (each for each in collect([run], tmp_path, {}) if each["kind"] == "policy")
+    assert len(record.get("tries", [])) == (2 if head == "tokens" else 0)

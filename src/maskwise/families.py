@@ -165,13 +165,13 @@ def adapter_of(config: PreTrainedConfig) -> Adapter:
     return ENCODERS.get(config.model_type, Adapter())
 
 
-def require_kind(config: PreTrainedConfig, kind: Kind, *, use: str) -> None:
-    """Refuse a model of another kind than ``use`` works with."""
+def require_kind(config: PreTrainedConfig, kind: Kind, *, use: str, do: str | None = None) -> None:
+    """Refuse a model of another kind than ``use`` works with; ``do`` is what to do then, if not the usual."""
     if adapter_of(config).kind != kind:
         got = f"{config.model_type}, which is an {adapter_of(config).kind}"
-        do = {"encoder": "take bert or modernbert, for example, or objective: denoise",
-              "encoder-decoder": "take bart or t5, for example, or objective: mlm"}  # fmt: skip
-        raise MaskwiseError(f"{use} needs an {kind}", got=got, do=do[kind])
+        usual = {"encoder": "take bert or modernbert, for example, or objective: denoise",
+                 "encoder-decoder": "take bart or t5, for example, or objective: mlm"}  # fmt: skip
+        raise MaskwiseError(f"{use} needs an {kind}", got=got, do=do or usual[kind])
 
 
 def start_token(config: PreTrainedConfig) -> int:

@@ -117,14 +117,16 @@ class Inspected:
     """One text under one policy."""
 
     policy: str
+    corruption: str
     text: str
     shown: Shown
 
     def as_dict(self) -> dict[str, Any]:
         pieces = [piece.as_dict() for piece in self.shown.pieces]
-        facts = {name: text for name in ("source", "target", "written") if (text := getattr(self.shown, name))}
+        facts = {name: text for name in ("source", "target") if (text := getattr(self.shown, name))}
+        facts |= {} if self.shown.written is None else {"written": self.shown.written}
         counts = {"whole_words": self.shown.whole, "words_in_part": self.shown.parts}
-        entry = {"policy": self.policy, "text": self.text, "ratio": self.shown.ratio}
+        entry = {"policy": self.policy, "corruption": self.corruption, "text": self.text, "ratio": self.shown.ratio}
         return {**entry, **counts, "pieces": pieces, **facts, **({"note": self.note} if self.note else {})}
 
     @property
@@ -137,7 +139,7 @@ class Inspected:
     @property
     def headline(self) -> str:
         words = f"words: {self.shown.whole} whole, {self.shown.parts} in part"
-        return f"{100 * self.shown.ratio:.1f} % of the tokens; {words}"
+        return f"{100 * self.shown.ratio:.1f} % of the tokens; {words}; corruption {self.corruption}"
 
     @property
     def stretches(self) -> list[Stretch]:
@@ -204,7 +206,7 @@ def inspect_text(
             layers |= _annotated_layers(maker, tools, plain)
         for spec, masker in maskers.items():
             shown = show_masks(masker, tools, plain, step=step, total_steps=total_steps, layers=layers, model=network)
-            inspected.append(Inspected(spec, plain, shown))
+            inspected.append(Inspected(spec, settings["corruption"], plain, shown))
     return inspected
 
 
@@ -276,12 +278,10 @@ def render_masks(inspected: Iterable[Inspected], *, colours: bool = True) -> Ren
         parts.append(Padding(draw(entry.stretches, colours=colours), (0, 0, 1, 2)))
         if entry.note:
             parts.append(Padding(Text(entry.note, style="dim"), (0, 0, 1, 2)))
-        if entry.shown.target:
-            reads, writes = visible(entry.shown.source), visible(entry.shown.target)
-            parts.append(Padding(Text.assemble(("reads   ", "dim"), reads), (0, 0, 0, 2)))
-            parts.append(Padding(Text.assemble(("writes  ", "dim"), writes), (0, 0, 1, 2)))
-        if entry.shown.written:
-            parts.append(Padding(Text.assemble(("model   ", "dim"), visible(entry.shown.written)), (0, 0, 1, 2)))
+        told = {"reads": entry.shown.source, "writes": entry.shown.target} if entry.shown.target else {}
+        told |= {} if entry.shown.written is None else {"model": entry.shown.written or "(nothing)"}
+        lines = [Text.assemble((f"{who:8}", "dim"), visible(words)) for who, words in told.items()]
+        parts.append(Padding(Group(*lines), (0, 0, int(bool(lines)), 2)))
     return Group(*parts)
 
 

@@ -43,7 +43,7 @@ class Shown(NamedTuple):
         ratio: the share of its tokens that were chosen.
         whole, parts: how many words were chosen as a whole, and how many only in part.
         source, target: what a sequence-to-sequence model would read and write ("" otherwise).
-        written: what a given one writes ("" without one).
+        written: what a given one writes; None without one.
     """
 
     pieces: list[Piece]
@@ -52,7 +52,7 @@ class Shown(NamedTuple):
     parts: int
     source: str = ""
     target: str = ""
-    written: str = ""
+    written: str | None = None
 
 
 def show_masks(
@@ -94,17 +94,17 @@ def show_masks(
                 state, shown = "random", str(tokenizer.convert_ids_to_tokens(now))
         pieces.append(Piece(text[min(end, start) : stop] if stop > end else "", state, shown))
         end = max(end, stop)
-    source, target, written = "", "", ""
+    source, target, written = "", "", None
     if not keeps:
-        source = _decode(tokenizer, batch.input_ids[0])
-        target = _decode(tokenizer, batch.labels[0][batch.labels[0] != IGNORE])
+        source = _decode(tokenizer, batch.input_ids[0].tolist())
+        target = _decode(tokenizer, batch.labels[0][batch.labels[0] != IGNORE].tolist())
     if model is not None:
         read = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
         inputs = {name: value for name, value in read.items() if value is not None}
         from maskwise.objectives.denoising import generated  # with a model only: it takes seconds to import
 
         (ids,) = generated(model, inputs, most=batch.labels.shape[1] + SOME_MORE)
-        written = _decode(tokenizer, torch.tensor(ids[1:]))  # the first starts the decoder, and is not written
+        written = _decode(tokenizer, ids[1:])  # the first starts the decoder, and is not written
     whole, parts = _words(torch.as_tensor(row["word_ids"]), batch.selected[0])
     return Shown([p for p in pieces if p.text], batch.realised_ratio, whole, parts, source, target, written)
 
@@ -117,6 +117,6 @@ def _words(word_ids_L: torch.Tensor, chosen_L: torch.Tensor) -> tuple[int, int]:
     return int((taken == tokens).sum()), int(((taken > 0) & (taken < tokens)).sum())
 
 
-def _decode(tokenizer: PreTrainedTokenizerBase, ids: torch.Tensor) -> str:
-    kept = [i for i in ids.tolist() if i != tokenizer.pad_token_id]
+def _decode(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
+    kept = [i for i in ids if i != tokenizer.pad_token_id]
     return str(tokenizer.decode(kept, clean_up_tokenization_spaces=False))

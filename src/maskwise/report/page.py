@@ -163,10 +163,11 @@ def _policies(folder: Folder) -> list[View]:
     lines = [line for line in folder.whole if line["kind"] == "policy"]
     views = list[View]()
     for arm in dict.fromkeys(line["arm"] for line in lines):
-        runs = [line for line in lines if line["arm"] == arm]
+        runs: list[Any] = [line for line in lines if line["arm"] == arm]
         odd = {"stopped early": "stopped", "inner steps too long": "overshoot"}
         counts = {what: sum(key in line for line in runs) for what, key in odd.items()}
         remarks = [f"{what} in {count} of {len(runs)}" for what, count in counts.items() if count]
+        remarks += [f"each the best of {tries} tries"] if (tries := len(runs[0].get("tries") or [])) > 1 else []
         views.append({"arm": arm, "runs": runs, "even": runs[0].get("labelled_words"), "remarks": remarks})
     return views
 

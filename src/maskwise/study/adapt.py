@@ -21,7 +21,7 @@ from pathlib import Path
 
 from maskwise.constants import REFERENCE
 from maskwise.errors import MaskwiseError, duration
-from maskwise.families import adapter_of, most_tokens
+from maskwise.families import most_tokens, require_kind
 from maskwise.folders import CARD, read_json, write_json, write_whole
 from maskwise.models import has_head, load_config, load_model, load_task_model, weights_of, without_advice
 from maskwise.recipe import Recipe, validate
@@ -66,9 +66,8 @@ def adapt_recipe(
         MaskwiseError: a model, text or task that cannot be read, or neither tasks nor titles.
     """
     config = load_config(model, kind=None)
-    if adapter_of(config).kind != "encoder":
-        do = "take the recipe intermediate, whose first lines say how (maskwise list recipes)"
-        raise MaskwiseError("maskwise adapt is for encoders", got=f"{model}, an {adapter_of(config).kind}", do=do)
+    do = "take the recipe intermediate, whose first lines say how (maskwise list recipes)"
+    require_kind(config, "encoder", use="maskwise adapt", do=do)
     facts = look_at(texts)
     weights, warm = weights_of(config), not has_head(model)
     if not tasks:

@@ -224,7 +224,7 @@ def _finite(record: Record) -> bool:
 
 def _learned(result: Plain) -> Record:
     """How the learning of a policy went, and how much of its weight lies on answers, in texts not learned from."""
-    kept = ("method", "gain", "best_step", "stopped", "overshoot")
+    kept = ("method", "gain", "best_step", "stopped", "overshoot", "tries")
     found = result.get("held_out") or {}
     facts: Any = {key: result[key] for key in kept if result.get(key) is not None}
     return facts | {key: found[key] for key in ("weight_on_labels", "labelled_words") if key in found}
