@@ -43,6 +43,7 @@ LOW = [0.50, 0.52, 0.51, 0.53, 0.50, 0.52, 0.51, 0.52]
 HIGH = [x + 0.2 + 0.001 * i for i, x in enumerate(LOW)]
 CLOSE = [x + 0.02 + 1e-4 * i for i, x in enumerate(LOW)]
 CLEAR = {"token-15": LOW, "token-30": HIGH}
+STARTS = [heldout_record("no-pretraining", seed, "token", 5.5) for seed in range(8)]
 
 
 def summary_of(
@@ -162,6 +163,7 @@ SUMMARIES: dict[str, Callable[[], dict[str, Any]]] = {
     "two tasks": two_tasks,
     "opposite tasks": opposite_tasks,
     "plateau": lambda: summary_of(CLEAR, more=losses(0.1, level=6.1)),
+    "forgotten": lambda: summary_of(CLEAR, more=[*losses(0.1, level=6.1), *STARTS]),
     "by-heart": lambda: summary_of(CLEAR, more=losses(0.1, level=7.1)),
     "chance-level": lambda: summary_of({"token-15": [0.05] * 8, "token-30": [0.06, 0.05] * 4}),
     "losses": lambda: without_tasks(losses(0.2)),

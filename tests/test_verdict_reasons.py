@@ -93,6 +93,11 @@ def test_plateau_at_the_arms_own_masks_and_any_ratio():
     learnt_by_heart = judged(more=losses(7.1, 6.9))  # prices of 1,200 small ads, read 34 times
     assert (learnt_by_heart["verdict"], learnt_by_heart["reason"]) == ("void", "by-heart")
     assert advice_in(learnt_by_heart)[0] == "by-heart"
+    start = [heldout_record("no-pretraining", s, "token", 5.5) | {"ratio": r} for s in range(8) for r in (0.15, 0.4)]
+    forgotten = judged(more=[*losses(6.1, 6.2), *start])  # a stage of salient spans alone, judged by random words
+    assert (forgotten["verdict"], forgotten["reason"]) == ("void", "forgotten")
+    assert advice_in(forgotten)[0] == "forgotten" and "train longer" not in reason(forgotten, "forgotten")["sentence"]
+    assert judged(more=[*losses(7.1, 6.9), *start])["reason"] == "by-heart"
     learnt = judged(more=losses(6.1, 5.5))  # context was learnt, as the harder ratio shows
     assert learnt["verdict"] == "decided"
     facts = learnt["summary"]["arms"]["token-15"]

@@ -34,12 +34,6 @@ OVERLAP_SHARE = 0.01
 """From this share of a task's test items in a corpus its score may be one of memory; below it is a note."""
 
 
-def worse_than_frequencies(gap: float | None) -> bool:
-    """Whether a held-out loss lies clearly above that of word frequencies: no plateau, but a text learnt by heart, or a
-    training that diverged. ``gap`` is how far it lies below, in nats."""
-    return gap is not None and gap < -PLATEAU_NATS
-
-
 def overlap_matters(overlapping: int, items: int) -> bool:
     """Whether so many of a task's test items stand in a corpus that its score may be one of memory."""
     return overlapping >= OVERLAP_SHARE * items

@@ -347,6 +347,7 @@ class ArmSummary(TypedDict):
 
     units: str
     plateau: bool
+    stuck: str | None
     gap_nats: float | None
     failures: int
     chosen: dict[str, object] | None

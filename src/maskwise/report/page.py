@@ -25,7 +25,6 @@ from maskwise.constants import (
     accuracy_misleads,
     overlap_matters,
     overlap_words,
-    worse_than_frequencies,
 )
 from maskwise.errors import duration
 from maskwise.folders import write_whole
@@ -141,8 +140,7 @@ def _arm(folder: Folder, arm: str, colour: str) -> View:
         "colour": colour,
         "baseline": arm == folder.study["baseline"],
         "words": known["words"] if known and known["words"] != arm else recipe,
-        "plateau": known["plateau"] if known else False,
-        "worse": known is not None and worse_than_frequencies(known.get("gap_nats")),
+        "stuck": known.get("stuck") if known else None,
         "failures": sum(r["kind"] == "failure" and r["arm"] == arm for r in folder.records),
     }
 

@@ -2,7 +2,7 @@
 
 | effect   | codes |
 |----------|-------|
-| "voids"  | gate-closed, no-task-tells, missing-runs (no pair is left), plateau, by-heart, chance-level |
+| "voids"  | gate-closed, no-task-tells, missing-runs (no pair is left), plateau, forgotten, by-heart, chance-level |
 | "voids"  | different-units, different-tokenizers |
 | "tests"  | significant, not-significant, interval-holds-zero, few-runs, secondary, false-discovery, within-margin |
 | "caps"   | runs-added, no-dev-selection, grid-border: at most "suggests" |
@@ -26,7 +26,6 @@ from maskwise.constants import (
     PLATEAU_NATS,
     REFERENCE,
     overlap_words,
-    worse_than_frequencies,
 )
 from maskwise.files import Candidate, Contrast, Reason
 from maskwise.study.power import P_FROM_RUNS, can_decide, look_weight
@@ -44,6 +43,15 @@ INCOMPARABLE = {
     "different-units": "the arms mask different units, so the result would depend on the mask of the evaluation",
     "different-tokenizers": "the arms have different tokenizers, so a figure per token measures different things",
 }
+SHORT = f"a loss less than {PLATEAU_NATS} nats below that of word frequencies"
+STUCK = {
+    "by-heart": "predicted held-out text worse than word frequencies do, by {gap} nats: the text was learnt by heart,"
+    " or the training diverged",
+    "forgotten": f"lost on these held-out masks what the start knew ({SHORT}; {{short}}): it learnt other masks"
+    " alone, or the training diverged",
+    "plateau": f"learnt little more than word frequencies (the plateau: {SHORT}; {{short}}); train longer",
+}
+"""Why a model cannot be compared (``Table.why_stuck``)."""
 
 MOST_TIMES = 10
 """No number of further steps is named that would be more than so many times those that were taken."""
@@ -84,20 +92,10 @@ class Reasons:
         why = table.incomparable(*pair, outcome)
         if why and ((masked and why == "different-units") or (by_token and why == "different-tokenizers")):
             reasons.append({"code": why, "effect": "voids", "sentence": INCOMPARABLE[why]})
-        stuck = [arm for arm in pair if arm != REFERENCE and table.on_plateau(arm)]
-        if worse := [arm for arm in stuck if worse_than_frequencies(table.gap_nats(arm))]:
-            gaps = " and ".join(f"{-(table.gap_nats(arm) or 0):.2f}" for arm in worse)
-            sentence = (
-                f"{self._named(worse)} predicted held-out text worse than word frequencies do, by {gaps} nats: the text"
-                " was learnt by heart, or the training diverged"
-            )
-            reasons.append({"code": "by-heart", "effect": "voids", "sentence": sentence, "arms": worse})
-        if stuck := [arm for arm in stuck if arm not in worse]:
-            sentence = (
-                f"{self._named(stuck)} learnt little more than word frequencies (the plateau: a loss less than"
-                f" {PLATEAU_NATS} nats below that of word frequencies; {self._short(stuck)}); train longer"
-            )
-            reasons.append({"code": "plateau", "effect": "voids", "sentence": sentence, "arms": stuck})
+        for code, told in STUCK.items():
+            if stuck := [arm for arm in pair if arm != REFERENCE and table.why_stuck(arm) == code]:
+                sentence = f"{self._named(stuck)} {told.format(gap=self._gaps(stuck), short=self._short(stuck, code))}"
+                reasons.append({"code": code, "effect": "voids", "sentence": sentence, "arms": stuck})
         if all(table.at_chance(name, arm) for name in names for arm in pair):
             sentence = "neither arm scores better than guessing (chance level)"
             reasons.append({"code": "chance-level", "effect": "voids", "sentence": sentence})
@@ -107,13 +105,16 @@ class Reasons:
             reasons.append({"code": "no-task-tells", "effect": "voids", "sentence": sentence})
         return reasons
 
-    def _short(self, stuck: Sequence[str]) -> str:
+    def _gaps(self, stuck: Sequence[str]) -> str:
+        return " and ".join(f"{-(self.table.gap_nats(arm) or 0):.2f}" for arm in stuck)
+
+    def _short(self, stuck: Sequence[str], code: str) -> str:
         """How much is missing to leave the plateau, and after how many more steps it may be there at this rate."""
         told = []
         for arm in stuck:
             gap, steps = self.table.gap_nats(arm) or 0.0, self.table.compute(arm).get("steps")
             part = f"{PLATEAU_NATS - gap:.2f} nats short"
-            if steps and gap > PLATEAU_NATS / MOST_TIMES:
+            if steps and gap > PLATEAU_NATS / MOST_TIMES and code == "plateau":
                 more = steps * (PLATEAU_NATS - gap) / gap
                 part += f", about {float(f'{more:.1g}'):,.0f} more steps at this rate"
             told.append(part)

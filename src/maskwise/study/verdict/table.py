@@ -302,18 +302,22 @@ class Table(Measures):
             )
         ]
 
-    def gap_nats(self, arm: str) -> float | None:
-        """Mean of unigram − loss on the arm's own kind of mask, at the ratio (and kind) where it is largest."""
+    def gap_nats(self, arm: str, *, of: str | None = None) -> float | None:
+        """Mean of unigram − loss (``of`` another arm) on the arm's own kind of mask, at the ratio of the largest."""
         gaps = []
         for name in (part for own in self.own_heldout(arm) for part in self.parts.get(own, [])):
-            losses, unigram = self.values(name, arm), self.unigram.get(name, {}).get(arm, {})
+            losses, unigram = self.values(name, of or arm), self.unigram.get(name, {}).get(of or arm, {})
             known = [unigram[seed] - losses[seed] for seed in losses if seed in unigram]
             gaps += [float(np.mean(known))] if known else []
         return max(gaps, default=None)
 
-    def on_plateau(self, arm: str) -> bool:
-        gap = self.gap_nats(arm)
-        return gap is not None and gap < PLATEAU_NATS
+    def why_stuck(self, arm: str) -> str | None:
+        """Why nothing can be said of its model: "by-heart", "forgotten" or "plateau"; None: it has learned."""
+        gap, start = self.gap_nats(arm), self.gap_nats(arm, of=REFERENCE)
+        if gap is None or gap >= PLATEAU_NATS:
+            return None
+        knew = start is not None and start >= PLATEAU_NATS
+        return "by-heart" if gap < -PLATEAU_NATS else "forgotten" if knew else "plateau"
 
     def chance(self, outcome: str) -> tuple[float | None, int | None]:
         """The score of a model that knows nothing, and the number of items; None where it is not known."""
@@ -376,7 +380,8 @@ class Table(Measures):
         selection = self.selection.get(arm)
         return {
             "units": self.units(arm),
-            "plateau": self.on_plateau(arm),
+            "plateau": (stuck := self.why_stuck(arm)) is not None,
+            "stuck": stuck,
             "gap_nats": self.gap_nats(arm),
             "failures": len(self.failed.get(arm, ())),
             "chosen": selection["chosen"] if selection else None,

@@ -25,6 +25,7 @@ DOUBTS = {
 ADVICE = {
     "gate-closed": "First make the gate's arm win, by more runs, longer training or other tasks: nothing else counts.",
     "plateau": "Train longer, or at a higher ratio: a model that knows only word frequencies cannot be compared.",
+    "forgotten": "Measure the masks that the arm learns from, too (evaluation.masks), or take a lower rate.",
     "by-heart": "Give more text, or take fewer steps: a text that is read too often is learnt by heart.",
     "chance-level": "Use easier tasks, or train longer: at chance level no choice can make a difference.",
     "no-task-tells": "Use tasks on which pre-training helps, or train longer: no other task can tell the arms apart.",
@@ -225,6 +226,7 @@ def _headline(row: Contrast, names: Names, *, keeps: bool) -> str:
         stuck = " and ".join(names.get(name, name) for name in reason.get("arms", ())) if reason else ""
         why = {
             "plateau": f"{stuck} learnt little more than word frequencies",
+            "forgotten": f"{stuck} lost on held-out text what the start knew",
             "by-heart": f"{stuck} predicted held-out text worse than word frequencies do",
             "chance-level": "neither arm scores better than guessing",
             "missing-runs": "too few runs finished",
