@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from functools import lru_cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ import torch
 from torch import Tensor
 
 from maskwise.errors import MaskwiseError
-from maskwise.learning.examples import Examples, Masked, find_contexts, masked_by
+from maskwise.learning.examples import Examples, Masked, answers_in, find_contexts, masked_by
 from maskwise.learning.gradients import Losses
 from maskwise.learning.loop import learn_meta, learn_policy, losses_of
 from maskwise.learning.meta import Diverged, MetaLearner, Slopes
@@ -22,7 +24,7 @@ from maskwise.learning.settings import MetaSettings
 from maskwise.models import new_config, new_model
 from maskwise.objectives import MaskedLanguageModelling
 from maskwise.tasks import load_task
-from maskwise.text import read_documents, train_tokenizer
+from maskwise.text import encode, read_documents, train_tokenizer
 from maskwise.text.settings import TokenizerSettings
 from maskwise.text.worlds import lexicon, read_world
 from maskwise.training import TrainingSettings, log_frequencies
@@ -77,6 +79,17 @@ def test_contexts_of_closed_book_questions() -> None:
     rights = [["baker", "farmer"], ["BAKER"], ["pilot"], ["bak"]]
     assert find_contexts(asked, rights, told) == [[0, 3], [2], [], []]
     assert find_contexts(asked, rights, told, most=1) == [[0], [2], [], []]
+
+
+def test_answers_that_begin_or_end_in_a_sign_are_found() -> None:
+    told = ["Straße: it cost $5 in Washington, D.C. and C++ was 50%.", "It rained."]
+    tools = train_tokenizer(told * 3, vocab_size=200)
+    for right in ("$5", "Washington, D.C.", "C++", "50%"):
+        assert find_contexts(["what did it cost?"], [[right]], told) == [[0]]
+    row = encode(tools, told)[0]
+    inside = answers_in(tools, told[0], ["$5"], row["word_ids"])
+    shown = [token for token, yes in zip(row["input_ids"], inside, strict=True) if yes]
+    assert tools.decode(shown).replace(" ", "") == "$5"  # nothing moved by ß, which is two letters where case is folded
 
 
 def test_examples_know_their_contexts_and_answers() -> None:
@@ -153,6 +166,25 @@ def test_a_loss_that_is_not_finite_ends_the_learning_and_keeps_the_best() -> Non
     end = learn_policy(mine, quiet=True)
     assert end.stopped.startswith("diverged: outer loss") and end.best == 0
     assert torch.equal(weights(mine), before)
+
+
+def test_scores_that_overflow_end_the_learning_and_keep_the_best() -> None:
+    mine = learner(steps=4, eval_every=1)
+    with torch.no_grad():
+        next(iter(mine.policy.parameters())).fill_(math.nan)
+    end = learn_policy(mine, quiet=True)
+    assert "a score of the policy is not finite" in (end.stopped or "") and end.step == 0
+    assert all(value.isfinite().all() for value in mine.policy.parameters())
+
+
+def test_a_row_with_several_labels_counts_once() -> None:
+    """Its loss is a mean over labels; counted by labels, the inner step was so many times too short."""
+    mine, totals = learner(), list[int]()
+    mine.losses = SimpleNamespace(of=lambda batch, total: totals.append(int(total)))
+    for labels in (torch.ones(8, 3), torch.ones(8), torch.tensor([[1, -100], [2, 3]])):
+        mine.train = SimpleNamespace(task=lambda rows, device, labels=labels: {"labels": labels})
+        mine._task(np.arange(8))
+    assert totals == [8, 8, 3]
 
 
 def test_an_outer_loss_that_rises_ends_the_learning(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -287,6 +319,17 @@ def test_a_task_with_a_head_of_its_own_shares_the_encoder(tmp_path: Path) -> Non
     )  # fmt: skip
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert end.step == 2 and lines[0]["grad_norm"] > 0 and "answers" not in lines[0]  # classes have no answers
+
+
+def test_contexts_are_no_longer_than_what_the_policy_reads() -> None:
+    """A policy with 12 positions was given contexts of 32 tokens, and torch said what did not match."""
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    policy = PolicyModel.new(tokenizer(), architecture="bert", settings=sizes, length=12)
+    end, _ = learn_meta(
+        MetaSettings(steps=1, batch_size=4, dev_examples=4), policy=policy, task=load_task(WORLD), texts=texts(),
+        model=small_model(), tokenizer=tokenizer(), training=TRAINING, length=32, max_length=16, quiet=True,
+    )  # fmt: skip
+    assert end.step == 1
 
 
 def test_an_encoder_decoder_learns_with_one_mask_a_token() -> None:

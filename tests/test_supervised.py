@@ -15,6 +15,7 @@ from maskwise.learning.labels import NO_WORD, NOT_THERE, Marked, answer_labels, 
 from maskwise.learning.meta import MetaLearner
 from maskwise.learning.scorer import PolicyModel
 from maskwise.learning.supervised import CUT, LONG, FindSpans, LabelledWindows, judge, learn_supervised
+from maskwise.tasks import load_task
 from maskwise.text import train_tokenizer
 from maskwise.training import TrainingSettings
 from tiny import WORDS, maskwise, read_lines, write_lines
@@ -85,6 +86,48 @@ def test_files_with_contexts_are_cut_by_article(tmp_path):
     assert len(of["train"] | of["dev"] | of["test"]) == sum(map(len, of.values())) == 40
     assert len(of["train"]) > 20 and of["test"] and labels.kind == "answers" and labels.head == "spans"
     assert labels.counts[NOT_THERE] == 120
+
+
+def asked(count: int) -> list[dict]:
+    """One file without splits: a question about each of so many contexts."""
+    rows = biographies(2 * count)[:count]
+    return [{"question": f"q{n}", "context": row["context"], "answers": row["answers"]} for n, row in enumerate(rows)]
+
+
+@pytest.mark.parametrize("kind", ["question-answering", "generation"])
+def test_no_policy_learns_from_what_a_task_of_the_same_file_is_tested_by(kind, tmp_path):
+    """Each cut the file by a hash of its own: 26 of 34 contexts of the task's test were in the policy's train."""
+    write_lines(tmp_path / "qa.jsonl", rows := asked(200))
+    labels, task = labels_of(str(tmp_path / "qa.jsonl")), load_task(tmp_path / "qa.jsonl", kind=kind)
+    context = {row["question"]: row["context"] for row in rows}
+    for split, marked in labels.splits.items():
+        questions = [row.texts[-1] for row in task.splits[split]]
+        assert {each.text for each in marked} == {context[question] for question in questions} and len(marked) > 15
+
+
+def test_a_policy_that_has_labels_in_train_alone_is_judged_by_a_part_of_it_that_it_has_not_learned_from(tmp_path):
+    """It was judged by all of train, "on texts that it has not learned from"."""
+    (tmp_path / "only").mkdir()
+    write_lines(tmp_path / "only/train.jsonl", asked(60))
+    splits = labels_of(str(tmp_path / "only")).splits
+    learned, judged = ({each.text for each in splits[name]} for name in ("train", "test"))
+    assert len(learned) > 30 and judged and not learned & judged
+
+
+def test_a_task_with_arguments_brings_its_contexts(tmp_path):
+    """They were thrown away, and looked for in the corpus."""
+    write_lines(tmp_path / "qa.jsonl", asked(60))
+    labels = labels_of(f"{tmp_path / 'qa.jsonl'}(kind='question-answering')", texts=["some other text is a thing."])
+    assert labels.kind == "answers" and labels.splits == labels_of(str(tmp_path / "qa.jsonl")).splits
+
+
+def test_targets_of_summaries_are_labelled_whatever_the_corpus(tmp_path):
+    rows = [{"source": f"The owl {n} hunts mice at night.", "target": f"Owl hunts {n}"} for n in range(60)]
+    write_lines(tmp_path / "rows.jsonl", rows)
+    spec = f"{tmp_path / 'rows.jsonl'}(kind='generation', text='source', label='target')"
+    assert labels_of(spec, texts=["The owl 1 hunts mice at night."]).kind == "target-words"
+    with pytest.raises(MaskwiseError, match=r"which no text tells an answer; .*learning.supervised.labels"):
+        labels_of(spec, kind="answers", texts=["The owl 1 hunts mice at night."])
 
 
 def test_the_content_words_of_a_target_are_labelled_where_they_stand_in_the_source(tmp_path):
@@ -316,6 +359,7 @@ def test_the_same_command_learns_by_the_meta_gradient(tmp_path, capsys, monkeypa
     assert PolicyModel.from_pretrained(tmp_path / "out" / "policy").config.head == "tokens"
     page = (tmp_path / "out" / "report.html").read_text()
     assert page.count(">before</div>") == page.count(">after 2 steps</div>") == page.count(">after</div>") > 0
+    assert "gain" in result and "held_out" not in result
     for drawn in ("the task&#39;s loss after the inner steps", "norm of the policy", "agreement of the gradients"):
         assert f"<figcaption>{drawn}" in page
 

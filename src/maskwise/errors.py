@@ -47,6 +47,11 @@ def unknown_name(kind: str, name: object, known: Iterable[str], *, do: str | Non
     return MaskwiseError(f"unknown {kind} {name!r}", allowed=", ".join(names), do=" ".join(hints) or None)
 
 
+def first_line(error: Exception) -> str:
+    """The first line of an error of some library, whose other lines are advice; its type where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def counted(reasons: Mapping[str, int]) -> str:
     """ "3 × no label, 1 × no text": why things were left out, the commonest reason first."""
     ordered = sorted(reasons.items(), key=lambda item: -item[1])

@@ -333,7 +333,7 @@ def _stretches(text: str, spans: CharSpans, layer: Layer) -> list[Stretch]:
             break
         colour, label, value = "", "", values[number] if values else 0
         if layer.kind == "weight":
-            colour, label = _shade(max(0.0, value) / greatest), f"{value:.3g}"
+            colour, label = shade(value / greatest), f"{value:.3g}"
         elif spans.value is None:
             colour = PALETTE[number % 2]
         elif value:
@@ -345,8 +345,9 @@ def _stretches(text: str, spans: CharSpans, layer: Layer) -> list[Stretch]:
     return [stretch for stretch in [*stretches, Stretch(tail)] if stretch.text]
 
 
-def _shade(share: float) -> str:
-    """From white to orange."""
+def shade(share: float) -> str:
+    """From white at 0 to orange at 1."""
+    share = min(1.0, max(0.0, share))
     red, green, blue = (round(255 - share * (255 - full)) for full in (0xE6, 0x9F, 0x00))
     return f"#{red:02x}{green:02x}{blue:02x}"
 

@@ -36,7 +36,7 @@ from transformers.models.auto.modeling_auto import (
 )
 from transformers.utils import logging
 
-from maskwise.errors import MaskwiseError, unknown_name
+from maskwise.errors import MaskwiseError, first_line, unknown_name
 from maskwise.families import (
     EncoderDecoder,
     Kind,
@@ -213,7 +213,7 @@ def empty_model(config: PreTrainedConfig, auto: Any = None) -> PreTrainedModel:
         with torch.device("meta"):
             return (auto or language_model(config)).from_config(config, trust_remote_code=False)
     except Exception as error:  # assertions, divisions, look-ups: whatever an architecture checks itself by
-        what = f"these model settings make no {config.model_type} model: {_first_line(error)}"
+        what = f"these model settings make no {config.model_type} model: {first_line(error)}"
         raise MaskwiseError(what) from None
 
 
@@ -403,11 +403,7 @@ def _load(auto: Any, name: str | Path, *, find: Callable[[str | Path], str] = fi
     try:
         return auto.from_pretrained(where, trust_remote_code=False, **how)
     except Exception as error:  # a damaged file raises those of json, safetensors and transformers
-        raise MaskwiseError(f"cannot load a model from {str(name)!r}: {_first_line(error)}") from None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise MaskwiseError(f"cannot load a model from {str(name)!r}: {first_line(error)}") from None
 
 
 def _quieten(model: PreTrainedModel, lacking: list[str]) -> None:

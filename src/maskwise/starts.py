@@ -20,7 +20,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
 
-from maskwise.errors import MaskwiseError, unknown_name
+from maskwise.errors import MaskwiseError, first_line, unknown_name
 from maskwise.folders import CARD, MANIFEST, damage, read_json
 
 BUNDLED = {"encoder": "encoder-en", "seq2seq": "seq2seq-en"}
@@ -106,8 +106,7 @@ def find_policy(name: str | Path) -> Path:
         try:
             where = snapshot_download(where, allow_patterns=SHARED)
         except Exception as error:  # of the network, the hub, or no such id: no common base
-            first = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise MaskwiseError(f"cannot bring the policy {str(name)!r} from the hub", got=first) from None
+            raise MaskwiseError(f"cannot bring the policy {str(name)!r} from the hub", got=first_line(error)) from None
         where = find_weights(where)
     return Path(where)
 
@@ -141,8 +140,7 @@ def push_to_hub(folder: str | Path, name: str, *, private: bool = False, token: 
         made = hub.create_repo(name, private=private, exist_ok=True)
         hub.upload_folder(repo_id=made.repo_id, folder_path=where, allow_patterns=SHARED)
     except Exception as error:  # of the network, the hub, or of an id that is none: no common base
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise MaskwiseError(f"the hub did not take {name!r}", got=first) from None
+        raise MaskwiseError(f"the hub did not take {name!r}", got=first_line(error)) from None
     return str(made)
 
 
@@ -178,7 +176,7 @@ def _hub_answers() -> bool:
 
 
 def _nothing(name: str | Path, got: str) -> NoReturn:
-    do = "give a folder written by save_pretrained, or an id on the hub"
+    do = "give a folder written by save_pretrained (maskwise learn writes OUT/policy), or an id on the hub"
     raise MaskwiseError(f"there is no model or tokenizer in {str(name)!r}", got=got, do=do)
 
 

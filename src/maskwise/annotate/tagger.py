@@ -26,7 +26,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from maskwise.errors import MaskwiseError
+from maskwise.errors import MaskwiseError, first_line
 from maskwise.specs import Call, parse_call
 from maskwise.text.labelled import POS, UPOS
 from maskwise.text.layers import CharSpans, Layer, digest
@@ -257,8 +257,7 @@ class SpacyPipeline:
         try:
             nlp = spacy.load(self.folder, exclude=_UNUSED + _ENTITIES * ("salient" not in self.layers))
         except Exception as error:  # whatever its components raise
-            first = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise MaskwiseError(f"cannot load the spaCy pipeline in {self.folder}: {first}") from error
+            raise MaskwiseError(f"cannot load the spaCy pipeline in {self.folder}: {first_line(error)}") from error
         self._words_at_load = len(nlp.vocab)
         _multiply_by_numpy(nlp)
         return nlp

@@ -164,14 +164,16 @@ def learn(
         print_json(result)
         return
     held_out = result.get("held_out") or {}
+    salient = held_out.get("salient", {})
     table = Table("on texts that it has not learned from", "policy", "salient spans", box=None)
-    for name, value in held_out.items():
-        if not isinstance(value, dict):
-            other = held_out.get("salient", {}).get(name)
-            cells = ("" if figure is None else f"{figure:.3f}" for figure in (value, other))
+    for name, value in {**held_out, "gain over random masks on dev, nats": result.get("gain")}.items():
+        cells = (f"{n:.4g}" if isinstance(n, float) else str(n) for n in (value, salient.get(name, "")))
+        if isinstance(value, int | float):
             table.add_row(name.replace("_", " "), *cells)
     out_console.print(table)
     remarks = [f"{count} {reason}" for reason, count in result.get("left_out", {}).items()]
+    if result.get("gain", 1) <= 0 or held_out.get("weight_on_labels", 1) <= held_out.get("labelled_words", 0):
+        remarks.append("the policy has learned nothing that helps: it is no better than even weights")
     if result.get("stopped"):
         remarks.append(f"the learning {result['stopped']}; the policy of step {result['best_step']} is kept")
     if result.get("overshoot"):

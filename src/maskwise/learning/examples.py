@@ -34,6 +34,18 @@ NEARLY = 0.8
 """Contexts of a question share rare words with it, at least this share of what the best one shares."""
 
 
+def occurrences(answer: str, text: str) -> list[tuple[int, int]]:
+    """Where an answer stands in a text as whole words, whatever its case.
+
+    >>> occurrences("Art", "The art of Bart: Art!")
+    [(4, 7), (17, 20)]
+    """
+    answer = answer.strip()
+    ends = (r"(?<!\w)" if answer[:1].isalnum() else "", r"(?!\w)" if answer[-1:].isalnum() else "")
+    pattern = re.compile(ends[0] + re.escape(answer) + ends[1], re.IGNORECASE)
+    return [match.span() for match in pattern.finditer(text)] if answer else []
+
+
 def find_contexts(
     questions: Sequence[str], answers: Sequence[Sequence[str]], texts: Sequence[str], *, most: int = 4
 ) -> list[list[int]]:
@@ -50,8 +62,7 @@ def find_contexts(
     >>> find_contexts(["what is Bob?", "who is Eve?"], [["baker"], ["a queen"]], texts)
     [[1], []]
     """
-    low = [text.casefold() for text in texts]
-    words = [set(_WORD.findall(text)) for text in low]
+    words = [set(_WORD.findall(text.casefold())) for text in texts]
     holders: dict[str, list[int]] = {}
     for place, own in enumerate(words):
         for word in own:
@@ -65,8 +76,7 @@ def find_contexts(
             parts = _WORD.findall(right.casefold())
             if parts:
                 rarest = min(parts, key=lambda word: len(holders.get(word, ())))
-                phrase = re.compile(rf"\b{re.escape(right.casefold().strip())}\b")
-                telling |= {place for place in holders.get(rarest, ()) if phrase.search(low[place])}
+                telling |= {place for place in holders.get(rarest, ()) if occurrences(right, texts[place])}
         score = {place: sum(rarity[word] for word in rarity if word in words[place]) for place in telling}
         best = max(score.values(), default=0)
         contexts.append([place for place in sorted(telling) if best > 0 and score[place] >= NEARLY * best][:most])
@@ -115,13 +125,7 @@ class Examples:
             MaskwiseError: no row has a context.
         """
         rows = task.splits[split]
-        if any(context_of(row) is None for row in rows):
-            questions = [row.texts[0] for row in rows]
-            places = find_contexts(questions, [_rights(row) for row in rows], texts, most=most)
-        else:
-            texts = list(dict.fromkeys(str(context_of(row)) for row in rows))
-            number = {text: place for place, text in enumerate(texts)}
-            places = [[number[str(context_of(row))]] for row in rows]
+        texts, places = told(rows, texts, most=most)
         kept = np.array([n for n, own in enumerate(places) if own], np.int64)
         if not len(kept):
             got = f"{len(rows)} rows of {task.name}, {len(texts)} texts"
@@ -133,9 +137,9 @@ class Examples:
         rights: list[list[str]] = [[] for _ in used]
         for n in kept:
             for place in places[n]:
-                rights[place_of[place]] += _rights(rows[n])
+                rights[place_of[place]] += rights_of(rows[n])
         answer = [
-            _answers_in(tokenizer, texts[place], own, row["word_ids"])
+            answers_in(tokenizer, texts[place], own, row["word_ids"])
             for place, own, row in zip(used, rights, contexts, strict=True)
         ]
         order = [place_of[place] for n in kept for place in places[n]]
@@ -179,19 +183,29 @@ def context_of(row: Row) -> str | None:
     return " ".join(row.texts)
 
 
-def _rights(row: Row) -> list[str]:
-    return list(getattr(row, "answers", ()))
+def rights_of(row: Row) -> Sequence[str]:
+    """The right answers of a row, where they are texts."""
+    answers: Sequence[str] = getattr(row, "answers", row.rights)
+    return answers
 
 
-def _answers_in(tokenizer: PreTrainedTokenizerBase, text: str, rights: list[str], word_ids: Sequence[int]) -> Array:
+def told(rows: Sequence[Row], texts: Sequence[str], *, most: int = 4) -> tuple[Sequence[str], list[list[int]]]:
+    """The contexts of rows, once each, and the places of every row's: its own, or those of ``texts`` that tell it."""
+    own = [context_of(row) for row in rows]
+    if None in own:
+        return texts, find_contexts([row.texts[0] for row in rows], [rights_of(row) for row in rows], texts, most=most)
+    number = {text: place for place, text in enumerate(dict.fromkeys(map(str, own)))}
+    return [*number], [[number[str(text)]] for text in own]
+
+
+def answers_in(tokenizer: PreTrainedTokenizerBase, text: str, rights: list[str], word_ids: Sequence[int]) -> Array:
     """(L,) int8: 1 at tokens of the context that are part of a right answer."""
     inside = np.zeros(len(word_ids), np.int8)
     offsets = tokenizer(text, return_offsets_mapping=True, verbose=False)["offset_mapping"][: len(word_ids)]
-    low = text.casefold()
     for right in dict.fromkeys(rights):
-        for match in re.finditer(rf"\b{re.escape(right.casefold().strip())}\b", low):
+        for start, stop in occurrences(right, text):
             for token, (begin, end) in enumerate(offsets):
-                inside[token] |= begin < match.end() and match.start() < end
+                inside[token] |= begin < stop and start < end
     return inside * (np.asarray(word_ids) >= 0)
 
 

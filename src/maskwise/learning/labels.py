@@ -11,7 +11,6 @@ words one by one where we leave one out: what a word does then depends on no ord
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,22 +19,23 @@ from typing import Any
 import numpy as np
 
 from maskwise.errors import MaskwiseError
-from maskwise.learning.examples import find_contexts
+from maskwise.learning.examples import context_of, occurrences, rights_of, told
 from maskwise.tasks import load_task
 from maskwise.tasks.labels import TextRow
-from maskwise.tasks.loading import read_splits
+from maskwise.tasks.loading import CONTEXT, cut_in_three, read_splits, shared_texts
 from maskwise.tasks.questions import read_answers
 from maskwise.tasks.task import SPLITS, Row, Task
-from maskwise.text.words import classify, text_id, word_starts
+from maskwise.text.words import classify, word_starts
 
-CONTEXT, ANSWERS = ("context", "paragraph", "passage"), ("answers", "answer")
-"""Columns of records that bring a context and what is to be found in it."""
+ANSWERS = ("answers", "answer")
+"""Columns of what is to be found in a context."""
 NOT_THERE = "answers that do not stand in their context"
 NO_WORD = "targets of which no content word stands in the source"
-SHARES = {"train": 0.7, "dev": 0.15, "test": 0.15}
-"""How one file of contexts is cut: by article, or by context where no article is named."""
+NOT_TOLD = "questions of which no text tells an answer"
 LEAST_TARGETS = 0.1
 """Labels of targets teach something if so many sources have one at least."""
+LEAST_TOLD = 0.01
+"""Answers that stand alone are questions', and no summaries, if the corpus tells so many at least."""
 
 _FUNCTION_WORDS = """
 a about above after again against all also am an and any are as at be because been before being below between
@@ -82,17 +82,9 @@ class Labels:
         """What a policy of such labels scores."""
         return "spans" if self.kind == "answers" else "tokens"
 
-
-def occurrences(answer: str, text: str) -> list[tuple[int, int]]:
-    """Where an answer stands in a text as whole words, whatever its case.
-
-    >>> occurrences("Art", "The art of Bart: Art!")
-    [(4, 7), (17, 20)]
-    """
-    answer = answer.strip()
-    ends = (r"(?<!\w)" if answer[:1].isalnum() else "", r"(?!\w)" if answer[-1:].isalnum() else "")
-    pattern = re.compile(ends[0] + re.escape(answer) + ends[1], re.IGNORECASE)
-    return [match.span() for match in pattern.finditer(text)] if answer else []
+    def marked(self, *splits: str) -> list[Marked]:
+        """The texts that have a label, of the first of these splits that has some."""
+        return next((kept for split in splits if (kept := [each for each in self.splits[split] if each.spans])), [])
 
 
 def answer_labels(pairs: Iterable[tuple[str, Sequence[str]]], counts: Counter[str]) -> list[Marked]:
@@ -188,7 +180,7 @@ def labels_of(
             classification task of one class, targets that share no word with their sources.
     """
     if kind in (None, "answers") and (records := _with_contexts(spec)):
-        return _checked(_answers(records), spec)
+        return _checked(_answers(records, spec), spec)
     task = load_task(spec)
     rows = {split: task.splits[split] for split in SPLITS}
     first = next(row for part in rows.values() for row in part)
@@ -198,15 +190,16 @@ def labels_of(
         what = f"task {task.name} gives no labels of this kind"
         do = "take learning.method: meta, which needs none"
         raise MaskwiseError(what, got=f"labels {kind}, kind of task {task.kind.name}", do=do)
-    counts: Counter[str] = Counter()
-    if kind != "target-words" and texts:
-        found = {split: _told(part, texts) for split, part in rows.items()}
-        splits = {split: answer_labels(pairs, counts) for split, pairs in found.items()}
-        return _checked(Labels("answers", splits, counts), spec)
-    splits = {
-        split: target_labels([(row.texts[0], rights_of(row)) for row in part], counts) for split, part in rows.items()
-    }
-    return _checked(Labels("target-words", splits, counts), spec)
+    if kind != "target-words" and (texts or context_of(first)):
+        counts: Counter[str] = Counter()
+        pairs = {split: _told(part, texts, counts) for split, part in rows.items()}
+        labels = Labels("answers", {split: answer_labels(part, counts) for split, part in pairs.items()}, counts)
+        if kind or len(labels.splits["train"]) >= LEAST_TOLD * len(rows["train"]):
+            return _checked(labels, spec)
+    counts = Counter()
+    words = {split: [(row.texts[0], rights_of(row)) for row in part] for split, part in rows.items()}
+    targets = Labels("target-words", {split: target_labels(part, counts) for split, part in words.items()}, counts)
+    return _checked(targets, spec)
 
 
 def _checked(labels: Labels, spec: str) -> Labels:
@@ -219,8 +212,8 @@ def _checked(labels: Labels, spec: str) -> Labels:
             do = "take learning.method: meta, which learns from what masking does to the task"
             raise MaskwiseError(what, got=f"{share:.0%} of the sources have a label", do=do)
     if not any(each.spans for each in labels.splits["train"]):
-        got = ", ".join(f"{count} {reason}" for reason, count in labels.counts.items()) or "no label"
-        do = "give contexts that hold their answers, or take learning.method: meta"
+        got = ", ".join(f"{count} {reason}" for reason, count in (+labels.counts).items()) or "no label"
+        do = "give contexts that hold their answers, set learning.supervised.labels, or take learning.method: meta"
         raise MaskwiseError(f"nothing in the training texts of task {spec} is to be found", got=got, do=do)
     return labels
 
@@ -235,38 +228,29 @@ def _with_contexts(spec: str) -> dict[str, list[Mapping[str, Any]]] | None:
     return {split: list(part) for split, part in records.items()} if has else None
 
 
-def _answers(records: Mapping[str, Sequence[Mapping[str, Any]]]) -> Labels:
+def _answers(records: Mapping[str, Sequence[Mapping[str, Any]]], spec: str) -> Labels:
+    """Cut as ``load_task`` cuts the same file, so that no policy learns from what a task is tested by."""
+    keyed = {split: [*zip(shared_texts(part), part)] for split, part in records.items()}
+    parts, _ = cut_in_three({"all": keyed["train"]} if keyed.keys() == {"train"} else keyed, f"task {spec!r}")
     counts: Counter[str] = Counter()
     pairs: dict[str, list[tuple[str, list[str]]]] = {split: [] for split in SPLITS}
-    for split, part in records.items():
+    for split, part in parts.items():
         for number, record in enumerate(part, start=1):
             context = next((record[name] for name in CONTEXT if isinstance(record.get(name), str)), "")
             value = next((record[name] for name in ANSWERS if name in record), None)
             answers = [text for text, _ in read_answers(value, f"row {number} of {split}") if text.strip()]
-            where = _side(str(record.get("article_title") or context)) if split == "all" else split
-            if answers and where in pairs:
-                pairs[where].append((context, answers))
-            elif not answers:
+            if answers:
+                pairs[split].append((context, answers))
+            else:
                 counts["questions without an answer"] += 1
     return Labels("answers", {split: answer_labels(part, counts) for split, part in pairs.items()}, counts)
 
 
-def _side(article: str) -> str:
-    """The split that all contexts of an article belong to."""
-    place = text_id(article) / 2**63
-    return "train" if place < SHARES["train"] else "dev" if place < SHARES["train"] + SHARES["dev"] else "test"
-
-
-def _told(rows: Sequence[Row], texts: Sequence[str]) -> list[tuple[str, Sequence[str]]]:
-    """(context, answers) pairs of questions that stand alone: the texts that tell an answer."""
-    places = find_contexts([row.texts[0] for row in rows], [rights_of(row) for row in rows], texts)
+def _told(rows: Sequence[Row], texts: Sequence[str], counts: Counter[str]) -> list[tuple[str, Sequence[str]]]:
+    """(context, answers) pairs of rows."""
+    texts, places = told(rows, texts)
+    counts[NOT_TOLD] += sum(not own for own in places)
     return [(texts[place], rights_of(row)) for row, own in zip(rows, places, strict=True) for place in own]
-
-
-def rights_of(row: Row) -> Sequence[str]:
-    """The right answers of a row, where they are texts."""
-    answers: Sequence[str] = getattr(row, "answers", row.rights)
-    return answers
 
 
 def _by_classifier(task: Task, classifier: Callable[[Task], Confidence] | None, drop: float) -> Labels:

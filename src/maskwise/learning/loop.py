@@ -15,8 +15,8 @@ from maskwise.errors import MaskwiseError
 from maskwise.families import adapter_of
 from maskwise.learning.examples import Examples
 from maskwise.learning.gradients import Losses
-from maskwise.learning.meta import Diverged, MetaLearner, Point, Slopes, set_values, values_of
-from maskwise.learning.relaxation import RelaxedDenoising
+from maskwise.learning.meta import MetaLearner, Point, Slopes, set_values, values_of
+from maskwise.learning.relaxation import Diverged, RelaxedDenoising
 from maskwise.learning.scorer import PolicyModel
 from maskwise.learning.settings import MetaSettings
 from maskwise.masking import Vocabulary
@@ -48,7 +48,7 @@ def learn_meta(
         texts: where contexts are looked for, if the rows have none of their own.
         model: what the policy is to help: a pre-trained model, or one with fresh weights. It is changed.
         training: how the model moves on by itself, where it does.
-        length: tokens of a context.
+        length: most tokens of a context.
         max_length: tokens of a row of the task.
         folder, quiet, watch, title: as for ``learn_policy``.
 
@@ -62,8 +62,9 @@ def learn_meta(
         do = "learn it with method: supervised, or take head: tokens"
         raise MaskwiseError("the meta-gradient needs a policy that scores tokens", got=policy.config.head, do=do)
     losses = losses_of(model, task, tokenizer, seed=settings.seed)
+    shorter = min(length, policy.config.length)  # what the policy reads at once, also when it is used
     rows = {
-        split: Examples.of(task, split, tokenizer, texts=texts, length=length, max_length=max_length)
+        split: Examples.of(task, split, tokenizer, texts=texts, length=shorter, max_length=max_length)
         for split in ("train", "dev")
     }
     accelerator = new_accelerator(training, None)
@@ -136,23 +137,23 @@ def learn_policy(
             now = learner.now
             try:
                 line = learner.step()
+                outers.append(line["outer"])
+                seconds = round(time.perf_counter() - began, 3)
+                metrics.write(_known({"kind": "meta", "step": now.step, **line, "seconds": seconds}))
+                progress.advance()
+                if now.step % s.eval_every == 0 or now.step == s.steps:
+                    mean = float(np.mean(outers))
+                    gain = _judge(learner, mean)
+                    agreement, learner.slopes, outers = learner.slopes.agreement(), Slopes(), []
+                    judged = {"kind": "dev", "step": now.step, "gain": gain, "best": now.best, "agreement": agreement}
+                    shown = {"weights": watch(learner.average)} if watch and first else {}
+                    metrics.write(_known({**judged, **shown}))
+                    progress.note(outer=mean, gain=gain)
+                    if resume and first:
+                        learner.save(resume)
             except Diverged as reason:
                 now.stopped = f"diverged: {reason}"
                 break
-            outers.append(line["outer"])
-            seconds = round(time.perf_counter() - began, 3)
-            metrics.write(_known({"kind": "meta", "step": now.step, **line, "seconds": seconds}))
-            progress.advance()
-            if now.step % s.eval_every == 0 or now.step == s.steps:
-                mean = float(np.mean(outers))
-                gain = _judge(learner, mean)
-                agreement, learner.slopes, outers = learner.slopes.agreement(), Slopes(), []
-                judged = {"kind": "dev", "step": now.step, "gain": gain, "best": now.best, "agreement": agreement}
-                shown = {"weights": watch(learner.average)} if watch and first else {}
-                metrics.write(_known({**judged, **shown}))
-                progress.note(outer=mean, gain=gain)
-                if resume and first:
-                    learner.save(resume)
     metrics.close()
     set_values(learner.policy, learner.best)
     return learner.now

@@ -31,6 +31,7 @@ from maskwise.folders import damage, read_json, write_folder
 from maskwise.keys import Array, fold, permutation
 from maskwise.learning.examples import Examples, Masked, even, masked_by
 from maskwise.learning.gradients import InnerStep, Loss, Losses, Parameters, meta_gradient, score_function
+from maskwise.learning.relaxation import Diverged
 from maskwise.learning.settings import MetaSettings
 from maskwise.training import TrainingSettings
 from maskwise.training.optim import Optimizers
@@ -104,7 +105,7 @@ class MetaLearner:
         self.rank, self.ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         if settings.batch_size % self.ranks:
             got = f"{settings.batch_size} for {self.ranks}"
-            raise MaskwiseError("learning.batch_size must be a multiple of the processes", got=got)
+            raise MaskwiseError("learning.meta.batch_size must be a multiple of the processes", got=got)
         if self.ranks > 1 and settings.gradient != "finite-difference":
             do = "take finite-difference, or one process"
             raise MaskwiseError("this gradient is for one process", got=settings.gradient, do=do)
@@ -191,7 +192,11 @@ class MetaLearner:
     def _task(self, rows: Array) -> Loss:
         """The task's loss over these rows and those of the other ranks."""
         batch = self.train.task(rows, self.device)
-        count = torch.count_nonzero(batch["labels"] != -100) if batch["labels"].dim() > 1 else len(batch["labels"])
+        labels = batch["labels"]
+        several = (
+            labels.dim() > 1 and not labels.is_floating_point()
+        )  # of rows with several labels the row is what counts
+        count = torch.count_nonzero(labels != -100) if several else len(labels)
         return self.losses.of(batch, self._total(torch.as_tensor(count)))
 
     def _inner(
@@ -370,10 +375,6 @@ class MetaLearner:
             adam.setdefault(int(number), {})[rest] = tensor
         self.adam.load_state_dict({"state": adam, "param_groups": self.adam.state_dict()["param_groups"]})
         self.now = Point(**{field.name: state["now"][field.name] for field in fields(Point)})
-
-
-class Diverged(Exception):
-    """The outer loop can learn nothing more; the text says why."""
 
 
 # Parameters -------------------------------------------------------------------------------------------------------

@@ -88,6 +88,10 @@ def inclusion(logit_U: Tensor, length_U: Tensor, piece_U: Tensor, budget_P: Tens
     return torch.where(solvable_P[piece_U], p_U, fixed_U).to(logit_U.dtype)
 
 
+class Diverged(MaskwiseError):
+    """The outer loop can learn nothing more; the text says why."""
+
+
 @dataclass(frozen=True, eq=False)
 class Choice:
     """A selection as tensors: what the relaxation and the score function need to know of it.
@@ -211,7 +215,7 @@ def choose(
         budget: ``exact`` or ``expected``.
 
     Raises:
-        MaskwiseError: a logit that is not finite.
+        Diverged: a logit that is not finite.
     """
     parts = cut(batch, units, policy="learned")
     logit_U = logit_BL.detach().double().cpu().numpy().reshape(-1)[parts.tokens]
@@ -219,7 +223,7 @@ def choose(
         logit_U = np.bincount(parts.unit, logit_U, len(parts.piece)) / parts.length
     if not np.isfinite(logit_U).all():
         got = float(logit_U[~np.isfinite(logit_U)][0])
-        raise MaskwiseError("a score of the policy is not finite", got=got, do="lower learning.rate")
+        raise Diverged("a score of the policy is not finite", got=got, do="lower learning.meta.learning_rate")
     top_P = np.full(len(batch.begin), -np.inf)
     np.maximum.at(top_P, parts.piece, logit_U)
     weight_U = np.exp(np.maximum(logit_U - top_P[parts.piece], -SPREAD))

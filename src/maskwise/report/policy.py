@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader
 
-from maskwise.folders import read_json, write_whole
+from maskwise.folders import read_json
+from maskwise.inspection import shade, write_page
 
 NAMES = {
     "exact_match": "its best span is an answer", "f1": "F1 of its best span", "recall": "an answer is among its spans",
@@ -50,14 +50,12 @@ def write_policy_page(folder: Path, *, title: str, measures: Mapping[str, Any]) 
     held_out = measures.get("held_out") or {}
     salient = held_out.get("salient", {})
     rows = [(NAMES[key], held_out[key], salient.get(key)) for key in NAMES if held_out.get(key) is not None]
-    environment = Environment(loader=PackageLoader("maskwise", "report"), autoescape=True)
-    page = environment.get_template("policy.html.j2").render(
-        title=title, measures=measures, rows=rows, examples=_examples(shown.get("examples", []), lines),
-        words=shown.get("words", {}), tags=shown.get("tags", {}),
+    write_page(
+        page := folder / "report.html", "policy.html.j2", title=title, measures=measures, rows=rows,
+        examples=_examples(shown.get("examples", []), lines), words=shown.get("words", {}), tags=shown.get("tags", {}),
         curves=[curve for kind, key, name in CURVES if (curve := _curve(lines, kind, key, name))],
     )  # fmt: skip
-    write_whole(folder / "report.html", page)
-    return folder / "report.html"
+    return page
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
@@ -74,7 +72,9 @@ def _examples(texts: list[list[Any]], lines: list[dict[str, Any]]) -> list[list[
         versions += [(f"after {line['step']} steps", line["weights"][number]) for line in between]
         versions += [("after", [new for *_, new in words])]
         names = [word for word, *_ in words]
-        examples.append([(when, [(w, x, _shade(x)) for w, x in zip(names, weights)]) for when, weights in versions])
+        examples.append(
+            [(when, [(w, x, shade(x / FULL_WEIGHT)) for w, x in zip(names, weights)]) for when, weights in versions]
+        )
     return examples
 
 
@@ -92,10 +92,3 @@ def _curve(lines: list[dict[str, Any]], kind: str, key: str, name: str) -> dict[
         "name": name, "points": drawn, "low": low, "high": high, "first": values[0], "last": values[-1],
         "mean": values.mean(), "sd": values.std(ddof=1), "steps": (int(steps[0]), int(steps[-1])),
     }  # fmt: skip
-
-
-def _shade(weight: float) -> str:
-    """From white to orange."""
-    share = min(1.0, max(0.0, weight) / FULL_WEIGHT)
-    red, green, blue = (round(255 - share * (255 - full)) for full in (0xE6, 0x9F, 0x00))
-    return f"#{red:02x}{green:02x}{blue:02x}"

@@ -24,7 +24,7 @@ from maskwise.folders import claim, finite, read_json, require_file, require_own
 from maskwise.keys import fold
 from maskwise.learning.card import EXAMPLES, policy_card, show, watching, weights_of
 from maskwise.learning.classifier import train_classifier
-from maskwise.learning.labels import Confidence, Labels, Marked, labels_of
+from maskwise.learning.labels import Confidence, Labels, labels_of
 from maskwise.learning.loop import learn_meta
 from maskwise.learning.meta import Point
 from maskwise.learning.scorer import PolicyModel
@@ -108,7 +108,7 @@ def _supervised(recipe: Recipe, settings: LearningSettings, spec: str, folder: P
         classifier=lambda task: _classifier(recipe, task, folder, quiet),
     )  # fmt: skip
     policy = new_policy(settings, tokenizer, head=labels.head, seed=seed)
-    texts = [each.text for each in _judged(labels, "test")]
+    texts = [each.text for each in labels.marked("test", "dev", "train")]
     before = weights_of(policy, texts[:EXAMPLES])
     training = how.training.model_copy(update={"seed": seed})
     done, counts = learn_supervised(
@@ -121,7 +121,7 @@ def _supervised(recipe: Recipe, settings: LearningSettings, spec: str, folder: P
         watch=watching(texts),
     )
     measures: Plain = {"labels": labels.kind, "left_out": dict(labels.counts + counts), "loss": done["loss"]}
-    measures |= {name: judge(policy, _judged(labels, split)) for name, split in (("dev", "dev"), ("held_out", "test"))}
+    measures |= _measured(policy, labels)
     return keep(policy, folder, settings, spec, recipe, measures, texts=texts, before=before)
 
 
@@ -130,7 +130,7 @@ def _meta(recipe: Recipe, settings: LearningSettings, spec: str, folder: Path, q
     labels = None
     with suppress(MaskwiseError):  # only to see what the policy finds: it learns from no label
         labels = labels_of(spec, kind="answers", texts=texts)
-    shown = [each.text for each in _judged(labels, "test")] if labels else texts
+    shown = [each.text for each in labels.marked("test", "dev", "train")] if labels else texts
     log_unigram, tries = _frequencies(tokenizer, texts), settings.meta.tries
 
     def learned(number: int) -> tuple[PolicyModel, list[np.ndarray], Point, Counter[str]]:
@@ -161,8 +161,7 @@ def _meta(recipe: Recipe, settings: LearningSettings, spec: str, folder: Path, q
     ]
     measures: Plain = {**ends[best], "tries": ends, "left_out": dict(left_out)}
     if labels:
-        judged = (("dev", "dev"), ("held_out", "test"))
-        measures |= {name: judge(policy, _judged(labels, split)) for name, split in judged}
+        measures |= _measured(policy, labels)
     return keep(policy, folder, settings, spec, recipe, measures, texts=shown, before=before)
 
 
@@ -183,12 +182,10 @@ def _frequencies(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> to
     return log_frequencies(counts)
 
 
-def _judged(labels: Labels, split: str) -> list[Marked]:
-    """The texts of a split that have a label; those of another where it has none."""
-    for name in (split, "dev", "test", "train"):
-        if marked := [each for each in labels.splits[name] if each.spans]:
-            return marked
-    raise AssertionError("labels were checked")
+def _measured(policy: PolicyModel, labels: Labels) -> Plain:
+    """How good a policy is on dev and on the texts of test, where these have labels."""
+    judged = (("dev", "dev"), ("held_out", "test"))
+    return {name: judge(policy, marked) for name, split in judged if (marked := labels.marked(split))}
 
 
 def keep(

@@ -6,8 +6,8 @@ A task says what a checkpoint is judged by, so whatever is left out or moved is 
 - a row without a label (empty, or −1) is skipped and counted;
 - without a test split, or with one that has no labels, dev is the test; without dev, 15 % of train is dev;
   without train, dev is train. ``Task.notes`` and study.json say which of these was done;
-- a single file is cut 70/15/15. All cuts go by a hash of the text (of questions: of the context), so equal texts
-  stay on one side, and a row stays where it is when others are added;
+- a single file is cut 70/15/15. All cuts go by a hash of the text (of questions: of article or context), so equal
+  texts stay on one side, and a row stays where it is when others are added;
 - a kind that learns nothing from train (zero-shot similarity) is judged on test, else dev, else all rows.
 
 A folder's files are told apart by the words of their names: ``train.tsv``, ``sts-dev.csv``, ``SICK_trial.txt``,
@@ -24,7 +24,7 @@ from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 from maskwise.errors import MaskwiseError, counted, unknown_name
 from maskwise.specs import Call, parse_call, read_options
@@ -99,7 +99,12 @@ _WITHOUT_HEADER = (
 _CLASS_FILES = ({"pos", "neg"}, {"objective", "subjective"})
 """SentEval: one file a class, one sentence a line."""
 
-Splits = dict[str, list[Row]]
+CONTEXT = ("context", "paragraph", "passage")
+"""Columns of a text that several rows may share."""
+MANY_ARTICLES = 20
+"""Fewer might all fall on one side of a cut."""
+T = TypeVar("T")
+Notes = tuple[str, ...]
 
 
 def load_task(
@@ -221,7 +226,7 @@ def _load(
         given = given._replace(label=first_of(given.label, asked[0]) or given.label)
 
     skipped: Counter[str] = Counter()
-    splits: Splits = {}
+    keyed: dict[str, list[tuple[str, Row]]] = {}
     fields = given
     for split, part in records.items():
         unlabelled = part and fields.label and not {fields.label, f"{fields.label}1"} & set(_whole(part))
@@ -234,9 +239,9 @@ def _load(
             for number, record in enumerate(part, start=1)
         ]
         skipped.update(f"{split}: {row}" for row in rows if isinstance(row, str))
-        splits[split] = [row for row in rows if not isinstance(row, str)]
+        keyed[split] = [(own or row.key, row) for own, row in zip(shared_texts(part), rows) if not isinstance(row, str)]
 
-    splits, notes = _three(splits, place) if chosen.needs_train else _only_test(splits)
+    splits, notes = (cut_in_three if chosen.needs_train else _only_test)(keyed, place)
     for split in SPLITS if chosen.needs_train else ("test",):
         if not splits[split]:
             do = "label more rows (empty and −1 mean: not labelled)" if skipped else "more rows are needed"
@@ -301,8 +306,16 @@ def _only(records: list[Record], where: str, place: str) -> list[Record]:
 # Cutting
 
 
-def _three(splits: Splits, place: str) -> tuple[Splits, tuple[str, ...]]:
-    """train, dev and test, by the rules at the top of this file, and what was done."""
+def shared_texts(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What keeps each record on one side of a cut: its article, if there are many; else its context, or ""."""
+    articles = [str(record.get("article_title", "")) for record in records]
+    if len(set(articles)) >= MANY_ARTICLES:
+        return articles
+    return [next((str(record[name]) for name in CONTEXT if record.get(name)), "") for record in records]
+
+
+def cut_in_three(splits: Mapping[str, Sequence[tuple[str, T]]], place: str) -> tuple[dict[str, list[T]], Notes]:
+    """train, dev and test of rows with their keys, by the rules at the top of this file, and what was done."""
     if "all" in splits:
         cuts = zip(SPLITS, ((0, 0.7), (0.7, 0.85), (0.85, 1)), strict=True)
         return {split: _between(splits["all"], *cut) for split, cut in cuts}, ("one file, cut 70/15/15",)
@@ -317,22 +330,23 @@ def _three(splits: Splits, place: str) -> tuple[Splits, tuple[str, ...]]:
     if not test:
         dev, test = [], dev
         notes.append("no labelled test: dev is test")
+    parts = {"train": _between(train), "dev": _between(dev), "test": _between(test)}
     if not dev:
-        train, dev = _between(train, 0, 0.85), _between(train, 0.85, 1)
+        parts |= {"train": _between(train, 0, 0.85), "dev": _between(train, 0.85, 1)}
         notes.append("dev is 15 % of train")
-    return {"train": train, "dev": dev, "test": test}, tuple(notes)
+    return parts, tuple(notes)
 
 
-def _only_test(splits: Splits) -> tuple[Splits, tuple[str, ...]]:
+def _only_test(splits: Mapping[str, Sequence[tuple[str, T]]], place: str) -> tuple[dict[str, list[T]], Notes]:
     """Nothing is learned, so nothing need be kept apart: the first of these that has rows is the test."""
     source = next((name for name in ("test", "dev", "all", "train") if splits.get(name)), "test")
     dev = splits.get("dev", []) if source == "test" else []
     notes = () if source == "test" else (f"test is {source}" + (" rows" if source == "all" else ""),)
-    return {"train": [], "dev": dev, "test": splits.get(source, [])}, notes
+    return {"train": [], "dev": _between(dev), "test": _between(splits.get(source, []))}, notes
 
 
-def _between(rows: Sequence[Row], low: float, high: float) -> list[Row]:
-    return [row for row in rows if low <= place_of(row) < high]
+def _between(keyed: Sequence[tuple[str, T]], low: float = 0, high: float = 1) -> list[T]:
+    return [row for key, row in keyed if low <= place_of(key) < high]
 
 
 def read_splits(

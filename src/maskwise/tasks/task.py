@@ -363,7 +363,7 @@ class Task(Generic[R]):
             raise MaskwiseError("train_rows is too small", got=count, allowed=f"≥ {least}, one for each class")
         seen: Counter[str] = Counter()
         ranked = []
-        for place, row in enumerate(sorted(rows, key=place_of)):
+        for place, row in enumerate(sorted(rows, key=lambda row: place_of(row.key))):
             group = self.kind.group(row)
             seen[group] += 1
             ranked.append((seen[group], place, row))
@@ -371,9 +371,9 @@ class Task(Generic[R]):
         return replace(self, splits={**self.splits, "train": chosen})
 
 
-def place_of(row: Row) -> float:
-    """A number in [0, 1) that is a function of the text: where the row stands in a cut."""
-    digest = hashlib.blake2b(row.key.encode("utf-8", "surrogatepass"), digest_size=6).digest()
+def place_of(key: str) -> float:
+    """A number in [0, 1) that is a function of the text: where the row with this key stands in a cut."""
+    digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=6).digest()
     return int.from_bytes(digest) / 2**48
 
 

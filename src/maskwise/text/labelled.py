@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
-from maskwise.errors import MaskwiseError
+from maskwise.errors import MaskwiseError, first_line
 from maskwise.text.layers import CharSpans, Layer, check_spans
 from maskwise.text.readers import damaged, opened, parquet_rows
 from maskwise.text.tables import Record, read_table
@@ -72,8 +72,7 @@ def read_hub(spec: str) -> dict[str, list[Record]]:
     try:
         loaded = datasets.load_dataset(name, config or None)
     except Exception as error:  # network, hub, builder and format errors have no common base
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise MaskwiseError(f"cannot load data set {spec!r}: {first}") from error
+        raise MaskwiseError(f"cannot load data set {spec!r}: {first_line(error)}") from error
     return {str(split): _with_class_names(rows) for split, rows in loaded.items()}
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from maskwise.errors import MaskwiseError, unknown_name
+from maskwise.errors import MaskwiseError, first_line, unknown_name
 from maskwise.starts import TOKENIZER_FILES, find_start
 from maskwise.text.documents import Document, batches, source_of
 from maskwise.text.layers import Layered, align
@@ -95,7 +95,7 @@ def load_tokenizer(name_or_path: str, *, needs_mask: bool = True, needs_words: b
         tokenizer: Any = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
     except Exception as error:  # the hub, JSON, missing extras: no common base
         do = "give a folder written by save_pretrained, or a name on the hub (the network must be reachable)"
-        raise MaskwiseError(f"cannot load tokenizer {str(name_or_path)!r}", got=_first(error), do=do) from error
+        raise MaskwiseError(f"cannot load tokenizer {str(name_or_path)!r}", got=first_line(error), do=do) from error
     if needs_words and not getattr(tokenizer, "is_fast", False):
         do = "convert it to a tokenizer.json; words are found by character offsets"
         raise MaskwiseError(f"tokenizer {str(name_or_path)!r} is slow: it has no offsets", do=do)
@@ -325,8 +325,3 @@ def _commonest_characters(texts: Iterable[str], *, count: int) -> list[str]:
     total[ord(" ")] = 0
     order = np.argsort(-total, kind="stable")[:count]
     return [chr(code) for code in order if total[code]]
-
-
-def _first(error: Exception) -> str:
-    """The first line of an error, without the advice that hubs and parsers add."""
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"

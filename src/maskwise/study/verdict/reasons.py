@@ -45,11 +45,11 @@ INCOMPARABLE = {
 }
 SHORT = f"a loss less than {PLATEAU_NATS} nats below that of word frequencies"
 STUCK = {
-    "by-heart": "predicted held-out text worse than word frequencies do, by {gap} nats: the text was learnt by heart,"
+    "by-heart": "predicted held-out text worse than word frequencies do ({}): the text was learnt by heart,"
     " or the training diverged",
-    "forgotten": f"lost on these held-out masks what the start knew ({SHORT}; {{short}}): it learnt other masks"
+    "forgotten": f"lost on these held-out masks what the start knew ({SHORT}; {{}}): it learnt other masks"
     " alone, or the training diverged",
-    "plateau": f"learnt little more than word frequencies (the plateau: {SHORT}; {{short}}); train longer",
+    "plateau": f"learnt little more than word frequencies (the plateau: {SHORT}; {{}}); train longer",
 }
 """Why a model cannot be compared (``Table.why_stuck``)."""
 
@@ -94,7 +94,7 @@ class Reasons:
             reasons.append({"code": why, "effect": "voids", "sentence": INCOMPARABLE[why]})
         for code, told in STUCK.items():
             if stuck := [arm for arm in pair if arm != REFERENCE and table.why_stuck(arm) == code]:
-                sentence = f"{self._named(stuck)} {told.format(gap=self._gaps(stuck), short=self._short(stuck, code))}"
+                sentence = f"{self._named(stuck)} {told.format(self._short(stuck, code))}"
                 reasons.append({"code": code, "effect": "voids", "sentence": sentence, "arms": stuck})
         if all(table.at_chance(name, arm) for name in names for arm in pair):
             sentence = "neither arm scores better than guessing (chance level)"
@@ -105,15 +105,12 @@ class Reasons:
             reasons.append({"code": "no-task-tells", "effect": "voids", "sentence": sentence})
         return reasons
 
-    def _gaps(self, stuck: Sequence[str]) -> str:
-        return " and ".join(f"{-(self.table.gap_nats(arm) or 0):.2f}" for arm in stuck)
-
     def _short(self, stuck: Sequence[str], code: str) -> str:
         """How much is missing to leave the plateau, and after how many more steps it may be there at this rate."""
         told = []
         for arm in stuck:
             gap, steps = self.table.gap_nats(arm) or 0.0, self.table.compute(arm).get("steps")
-            part = f"{PLATEAU_NATS - gap:.2f} nats short"
+            part = f"{-gap:.2f} nats" if code == "by-heart" else f"{PLATEAU_NATS - gap:.2f} nats short"
             if steps and gap > PLATEAU_NATS / MOST_TIMES and code == "plateau":
                 more = steps * (PLATEAU_NATS - gap) / gap
                 part += f", about {float(f'{more:.1g}'):,.0f} more steps at this rate"
