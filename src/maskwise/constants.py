@@ -67,3 +67,10 @@ def rank_here() -> int:
 def ranks_here() -> int:
     """How many processes torchrun started; 1 without it."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def shade(share: float) -> str:
+    """From white at 0 to orange at 1."""
+    share = min(1.0, max(0.0, share))
+    red, green, blue = (round(255 - share * (255 - full)) for full in (0xE6, 0x9F, 0x00))
+    return f"#{red:02x}{green:02x}{blue:02x}"

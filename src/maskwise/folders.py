@@ -276,3 +276,15 @@ def recipe_path(source: str | Path) -> Path:
         raise MaskwiseError("no such recipe file", got=str(source))
     refuse_missing(str(source))
     raise unknown_name("recipe", str(source), shipped(), do="or give the path of a YAML file")
+
+
+def write_page(path: Path, template: str, **values: object) -> None:
+    """Write one self-contained page; every text is escaped.
+
+    Raises:
+        MaskwiseError: a path that cannot be written.
+    """
+    from jinja2 import Environment, PackageLoader
+
+    environment = Environment(loader=PackageLoader("maskwise", "report"), autoescape=True)
+    write_whole(path, environment.get_template(template).render(**values))

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from jinja2 import Environment, PackageLoader
 from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
@@ -26,8 +25,9 @@ from maskwise.annotate.registry import annotator
 from maskwise.annotate.run import Summary
 from maskwise.annotate.shard import LayerSummary
 from maskwise.annotate.store import Store
+from maskwise.constants import shade
 from maskwise.errors import MaskwiseError
-from maskwise.folders import write_whole
+from maskwise.folders import write_page
 from maskwise.masking import Masker, Vocabulary
 from maskwise.masking.corruptions import corruption
 from maskwise.masking.policies import GroupWeighted, policy
@@ -82,16 +82,6 @@ def draw(stretches: Iterable[Stretch], *, colours: bool = True) -> Text:
 def visible(text: str) -> str:
     """A text without control characters: it must not steer the terminal that shows it."""
     return "".join(char if char.isprintable() or char in "\n\t" else "·" for char in text)
-
-
-def write_page(path: Path, template: str, **values: object) -> None:
-    """Write one self-contained page; every text is escaped.
-
-    Raises:
-        MaskwiseError: a path that cannot be written.
-    """
-    environment = Environment(loader=PackageLoader("maskwise", "report"), autoescape=True)
-    write_whole(path, environment.get_template(template).render(**values))
 
 
 # Masks -----------------------------------------------------------------------------------------------------
@@ -343,13 +333,6 @@ def _stretches(text: str, spans: CharSpans, layer: Layer) -> list[Stretch]:
         end = stop
     tail = text[end:size] + ("…" if size < len(text) else "")
     return [stretch for stretch in [*stretches, Stretch(tail)] if stretch.text]
-
-
-def shade(share: float) -> str:
-    """From white at 0 to orange at 1."""
-    share = min(1.0, max(0.0, share))
-    red, green, blue = (round(255 - share * (255 - full)) for full in (0xE6, 0x9F, 0x00))
-    return f"#{red:02x}{green:02x}{blue:02x}"
 
 
 def render_layers(summary: Summary, shown: Sequence[Example], *, colours: bool = True) -> RenderableType:

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from maskwise.folders import read_json
-from maskwise.inspection import shade, write_page
+from maskwise.constants import shade
+from maskwise.folders import read_json, write_page
 
 NAMES = {
     "exact_match": "its best span is an answer", "f1": "F1 of its best span", "recall": "an answer is among its spans",
@@ -34,7 +34,7 @@ CURVES = (
 WIDTH, HEIGHT = 220, 60
 BETWEEN = 3
 """So many states of a policy are shown between its beginning and its end."""
-FULL_WEIGHT = 6.0
+FULL = 6.0
 """A word of so many times the mean weight has the full colour."""
 
 
@@ -72,9 +72,7 @@ def _examples(texts: list[list[Any]], lines: list[dict[str, Any]]) -> list[list[
         versions += [(f"after {line['step']} steps", line["weights"][number]) for line in between]
         versions += [("after", [new for *_, new in words])]
         names = [word for word, *_ in words]
-        examples.append(
-            [(when, [(w, x, shade(x / FULL_WEIGHT)) for w, x in zip(names, weights)]) for when, weights in versions]
-        )
+        examples.append([(when, [(w, x, shade(x / FULL)) for w, x in zip(names, own)]) for when, own in versions])
     return examples
 
 

@@ -104,7 +104,6 @@ CONTEXT = ("context", "paragraph", "passage")
 MANY_ARTICLES = 20
 """Fewer might all fall on one side of a cut."""
 T = TypeVar("T")
-Notes = tuple[str, ...]
 
 
 def load_task(
@@ -314,7 +313,9 @@ def shared_texts(records: Sequence[Mapping[str, Any]]) -> list[str]:
     return [next((str(record[name]) for name in CONTEXT if record.get(name)), "") for record in records]
 
 
-def cut_in_three(splits: Mapping[str, Sequence[tuple[str, T]]], place: str) -> tuple[dict[str, list[T]], Notes]:
+def cut_in_three(
+    splits: Mapping[str, Sequence[tuple[str, T]]], place: str
+) -> tuple[dict[str, list[T]], tuple[str, ...]]:
     """train, dev and test of rows with their keys, by the rules at the top of this file, and what was done."""
     if "all" in splits:
         cuts = zip(SPLITS, ((0, 0.7), (0.7, 0.85), (0.85, 1)), strict=True)
@@ -337,7 +338,7 @@ def cut_in_three(splits: Mapping[str, Sequence[tuple[str, T]]], place: str) -> t
     return parts, tuple(notes)
 
 
-def _only_test(splits: Mapping[str, Sequence[tuple[str, T]]], place: str) -> tuple[dict[str, list[T]], Notes]:
+def _only_test(splits: Mapping[str, Sequence[tuple[str, T]]], place: str) -> tuple[dict[str, list[T]], tuple[str, ...]]:
     """Nothing is learned, so nothing need be kept apart: the first of these that has rows is the test."""
     source = next((name for name in ("test", "dev", "all", "train") if splits.get(name)), "test")
     dev = splits.get("dev", []) if source == "test" else []
