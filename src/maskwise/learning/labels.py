@@ -22,7 +22,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.learning.examples import context_of, occurrences, rights_of, told
 from maskwise.tasks import load_task
 from maskwise.tasks.labels import TextRow
-from maskwise.tasks.loading import CONTEXT, cut_in_three, read_splits, shared_texts
+from maskwise.tasks.loading import CONTEXT, read_splits, shared_texts, splits_of
 from maskwise.tasks.questions import read_answers
 from maskwise.tasks.task import SPLITS, Row, Task
 from maskwise.text.words import classify, word_starts
@@ -231,7 +231,7 @@ def _with_contexts(spec: str) -> dict[str, list[Mapping[str, Any]]] | None:
 def _answers(records: Mapping[str, Sequence[Mapping[str, Any]]], spec: str) -> Labels:
     """Cut as ``load_task`` cuts the same file, so that no policy learns from what a task is tested by."""
     keyed = {split: [*zip(shared_texts(part), part)] for split, part in records.items()}
-    parts, _ = cut_in_three({"all": keyed["train"]} if keyed.keys() == {"train"} else keyed, f"task {spec!r}")
+    parts, _ = splits_of({"all": keyed["train"]} if keyed.keys() == {"train"} else keyed, f"task {spec!r}")
     counts: Counter[str] = Counter()
     pairs: dict[str, list[tuple[str, list[str]]]] = {split: [] for split in SPLITS}
     for split, part in parts.items():

@@ -240,7 +240,7 @@ def _load(
         skipped.update(f"{split}: {row}" for row in rows if isinstance(row, str))
         keyed[split] = [(own or row.key, row) for own, row in zip(shared_texts(part), rows) if not isinstance(row, str)]
 
-    splits, notes = (cut_in_three if chosen.needs_train else _only_test)(keyed, place)
+    splits, notes = (splits_of if chosen.needs_train else _only_test)(keyed, place)
     for split in SPLITS if chosen.needs_train else ("test",):
         if not splits[split]:
             do = "label more rows (empty and −1 mean: not labelled)" if skipped else "more rows are needed"
@@ -313,9 +313,7 @@ def shared_texts(records: Sequence[Mapping[str, Any]]) -> list[str]:
     return [next((str(record[name]) for name in CONTEXT if record.get(name)), "") for record in records]
 
 
-def cut_in_three(
-    splits: Mapping[str, Sequence[tuple[str, T]]], place: str
-) -> tuple[dict[str, list[T]], tuple[str, ...]]:
+def splits_of(splits: Mapping[str, Sequence[tuple[str, T]]], place: str) -> tuple[dict[str, list[T]], tuple[str, ...]]:
     """train, dev and test of rows with their keys, by the rules at the top of this file, and what was done."""
     if "all" in splits:
         cuts = zip(SPLITS, ((0, 0.7), (0.7, 0.85), (0.85, 1)), strict=True)
