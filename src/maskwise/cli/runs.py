@@ -173,7 +173,7 @@ def learn(
     out_console.print(table)
     remarks = [f"{count} {reason}" for reason, count in result.get("left_out", {}).items()]
     if result.get("gain", 1) <= 0 or held_out.get("weight_on_labels", 1) <= held_out.get("labelled_words", 0):
-        remarks.append("the policy has learned nothing that helps: it is no better than even weights")
+        remarks.append("by these figures the policy is no better than even weights: it may have learned nothing")
     if result.get("stopped"):
         remarks.append(f"the learning {result['stopped']}; the policy of step {result['best_step']} is kept")
     if result.get("overshoot"):

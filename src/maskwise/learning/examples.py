@@ -125,7 +125,13 @@ class Examples:
             MaskwiseError: no row has a context.
         """
         rows = task.splits[split]
-        texts, places = told(rows, texts, most=most)
+        own = [context_of(row) for row in rows]
+        if None in own:
+            places = find_contexts([row.texts[0] for row in rows], [*map(rights_of, rows)], texts, most=most)
+        else:
+            texts = [*dict.fromkeys(map(str, own))]
+            number = {text: place for place, text in enumerate(texts)}
+            places = [[number[str(text)]] for text in own]
         kept = np.array([n for n, own in enumerate(places) if own], np.int64)
         if not len(kept):
             got = f"{len(rows)} rows of {task.name}, {len(texts)} texts"
@@ -187,15 +193,6 @@ def rights_of(row: Row) -> Sequence[str]:
     """The right answers of a row, where they are texts."""
     answers: Sequence[str] = getattr(row, "answers", row.rights)
     return answers
-
-
-def told(rows: Sequence[Row], texts: Sequence[str], *, most: int = 4) -> tuple[Sequence[str], list[list[int]]]:
-    """The contexts of rows, once each, and the places of every row's: its own, or those of ``texts`` that tell it."""
-    own = [context_of(row) for row in rows]
-    if None in own:
-        return texts, find_contexts([row.texts[0] for row in rows], [rights_of(row) for row in rows], texts, most=most)
-    number = {text: place for place, text in enumerate(dict.fromkeys(map(str, own)))}
-    return [*number], [[number[str(text)]] for text in own]
 
 
 def answers_in(tokenizer: PreTrainedTokenizerBase, text: str, rights: list[str], word_ids: Sequence[int]) -> Array:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from maskwise.errors import MaskwiseError
-from maskwise.learning.examples import context_of, occurrences, rights_of, told
+from maskwise.learning.examples import find_contexts, occurrences, rights_of
 from maskwise.tasks import load_task
 from maskwise.tasks.labels import TextRow
 from maskwise.tasks.loading import CONTEXT, read_splits, shared_texts, splits_of
@@ -190,7 +190,7 @@ def labels_of(
         what = f"task {task.name} gives no labels of this kind"
         do = "take learning.method: meta, which needs none"
         raise MaskwiseError(what, got=f"labels {kind}, kind of task {task.kind.name}", do=do)
-    if kind != "target-words" and (texts or context_of(first)):
+    if kind != "target-words" and (texts or getattr(first, "context", None)):
         counts: Counter[str] = Counter()
         pairs = {split: _told(part, texts, counts) for split, part in rows.items()}
         labels = Labels("answers", {split: answer_labels(part, counts) for split, part in pairs.items()}, counts)
@@ -247,8 +247,11 @@ def _answers(records: Mapping[str, Sequence[Mapping[str, Any]]], spec: str) -> L
 
 
 def _told(rows: Sequence[Row], texts: Sequence[str], counts: Counter[str]) -> list[tuple[str, Sequence[str]]]:
-    """(context, answers) pairs of rows."""
-    texts, places = told(rows, texts)
+    """(context, answers) pairs: the contexts of rows or, of questions that stand alone, texts that tell an answer."""
+    own = [getattr(row, "context", None) for row in rows]
+    if all(own):
+        return [(str(context), rights_of(row)) for context, row in zip(own, rows)]
+    places = find_contexts([row.texts[0] for row in rows], [rights_of(row) for row in rows], texts)
     counts[NOT_TOLD] += sum(not own for own in places)
     return [(texts[place], rights_of(row)) for row, own in zip(rows, places, strict=True) for place in own]
 

@@ -193,10 +193,8 @@ class MetaLearner:
         """The task's loss over these rows and those of the other ranks."""
         batch = self.train.task(rows, self.device)
         labels = batch["labels"]
-        several = (
-            labels.dim() > 1 and not labels.is_floating_point()
-        )  # of rows with several labels the row is what counts
-        count = torch.count_nonzero(labels != -100) if several else len(labels)
+        inside = labels.dim() > 1 and not labels.is_floating_point()  # a row of several labels (floats) counts once
+        count = torch.count_nonzero(labels != -100) if inside else len(labels)
         return self.losses.of(batch, self._total(torch.as_tensor(count)))
 
     def _inner(
