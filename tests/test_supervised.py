@@ -105,6 +105,34 @@ def test_no_policy_learns_from_what_a_task_of_the_same_file_is_tested_by(kind, t
         assert {each.text for each in marked} == {context[question] for question in questions} and len(marked) > 15
 
 
+def test_a_part_of_a_file_is_cut_as_the_whole_file_is(tmp_path):
+    """By article, of which the whole has forty and the part ten; rows whose article has no title go by context."""
+    rows = [{**row, "article_title": f"t{n // 4}" if n % 8 else None, "lang": "xyzw"[n // 4 % 4]}
+            for n, row in enumerate(asked(160))]  # fmt: skip
+    write_lines(tmp_path / "qa.jsonl", rows)
+    labels = labels_of(str(tmp_path / "qa.jsonl"))
+    task = load_task(tmp_path / "qa.jsonl", kind="question-answering", where="lang=x")
+    for split, part in task.splits.items():
+        assert part and {row.context for row in part} <= {each.text for each in labels.splits[split]}
+    assert max(len(part) for part in labels.splits.values()) < 130
+
+
+def test_a_column_that_is_called_context_cuts_questions_alone(tmp_path):
+    rows = [{"text": f"word {n}", "label": "ab"[n % 2], "context": "news"} for n in range(100)]
+    write_lines(tmp_path / "rows.jsonl", rows)
+    assert [len(part) > 5 for part in load_task(tmp_path / "rows.jsonl").splits.values()] == [True] * 3
+
+
+def test_many_questions_about_few_texts_are_questions(tmp_path):
+    rows = [
+        {"question": f"what is {n}?", "answer": f"w{n}", "split": ("train", "dev", "test")[n % 3]} for n in range(900)
+    ]
+    write_lines(tmp_path / "qa.jsonl", rows)
+    texts = [" ".join(f"{n} is w{n}." for n in range(900)), "none"]
+    labels = labels_of(f"{tmp_path / 'qa.jsonl'}(kind='generation')", texts=texts)
+    assert labels.kind == "answers" and len(labels.splits["train"]) == 1
+
+
 def test_a_policy_that_has_labels_in_train_alone_is_judged_by_a_part_of_it_that_it_has_not_learned_from(tmp_path):
     """It was judged by all of train, "on texts that it has not learned from"."""
     (tmp_path / "only").mkdir()

@@ -21,21 +21,20 @@ import numpy as np
 from maskwise.errors import MaskwiseError
 from maskwise.learning.examples import find_contexts, occurrences, rights_of
 from maskwise.tasks import load_task
+from maskwise.tasks.cutting import ANSWERS, CONTEXT, shared_names, shared_text, splits_of
 from maskwise.tasks.labels import TextRow
-from maskwise.tasks.loading import CONTEXT, read_splits, shared_texts, splits_of
+from maskwise.tasks.loading import read_splits
 from maskwise.tasks.questions import read_answers
 from maskwise.tasks.task import SPLITS, Row, Task
 from maskwise.text.words import classify, word_starts
 
-ANSWERS = ("answers", "answer")
-"""Columns of what is to be found in a context."""
 NOT_THERE = "answers that do not stand in their context"
 NO_WORD = "targets of which no content word stands in the source"
 NOT_TOLD = "questions of which no text tells an answer"
 LEAST_TARGETS = 0.1
 """Labels of targets teach something if so many sources have one at least."""
 LEAST_TOLD = 0.01
-"""Answers that stand alone are questions', and no summaries, if the corpus tells so many at least."""
+"""Rows without contexts are questions, and no summaries, if the corpus tells so many of their answers at least."""
 
 _FUNCTION_WORDS = """
 a about above after again against all also am an and any are as at be because been before being below between
@@ -194,7 +193,8 @@ def labels_of(
         counts: Counter[str] = Counter()
         pairs = {split: _told(part, texts, counts) for split, part in rows.items()}
         labels = Labels("answers", {split: answer_labels(part, counts) for split, part in pairs.items()}, counts)
-        if kind or len(labels.splits["train"]) >= LEAST_TOLD * len(rows["train"]):
+        told = sum(len(each.questions) for each in labels.splits["train"])
+        if kind or getattr(first, "context", None) or told >= LEAST_TOLD * len(rows["train"]):
             return _checked(labels, spec)
     counts = Counter()
     words = {split: [(row.texts[0], rights_of(row)) for row in part] for split, part in rows.items()}
@@ -230,7 +230,8 @@ def _with_contexts(spec: str) -> dict[str, list[Mapping[str, Any]]] | None:
 
 def _answers(records: Mapping[str, Sequence[Mapping[str, Any]]], spec: str) -> Labels:
     """Cut as ``load_task`` cuts the same file, so that no policy learns from what a task is tested by."""
-    keyed = {split: [*zip(shared_texts(part), part)] for split, part in records.items()}
+    names = {split: shared_names(part) for split, part in records.items()}
+    keyed = {split: [(shared_text(each, names[split]), each) for each in part] for split, part in records.items()}
     parts, _ = splits_of({"all": keyed["train"]} if keyed.keys() == {"train"} else keyed, f"task {spec!r}")
     counts: Counter[str] = Counter()
     pairs: dict[str, list[tuple[str, list[str]]]] = {split: [] for split in SPLITS}

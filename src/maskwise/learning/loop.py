@@ -15,8 +15,8 @@ from maskwise.errors import MaskwiseError
 from maskwise.families import adapter_of
 from maskwise.learning.examples import Examples
 from maskwise.learning.gradients import Losses
-from maskwise.learning.meta import MetaLearner, Point, Slopes, set_values, values_of
-from maskwise.learning.relaxation import Diverged, RelaxedDenoising
+from maskwise.learning.meta import Diverged, MetaLearner, Point, Slopes, set_values, values_of
+from maskwise.learning.relaxation import Overflow, RelaxedDenoising
 from maskwise.learning.scorer import PolicyModel
 from maskwise.learning.settings import MetaSettings
 from maskwise.masking import Vocabulary
@@ -151,7 +151,9 @@ def learn_policy(
                     progress.note(outer=mean, gain=gain)
                     if resume and first:
                         learner.save(resume)
-            except Diverged as reason:
+            except (Diverged, Overflow) as reason:
+                if isinstance(reason, Overflow) and learner.ranks > 1:
+                    raise  # the other ranks, whose rows may not overflow, wait for this one
                 now.stopped = f"diverged: {reason}"
                 break
     metrics.close()

@@ -31,7 +31,6 @@ from maskwise.folders import damage, read_json, write_folder
 from maskwise.keys import Array, fold, permutation
 from maskwise.learning.examples import Examples, Masked, even, masked_by
 from maskwise.learning.gradients import InnerStep, Loss, Losses, Parameters, meta_gradient, score_function
-from maskwise.learning.relaxation import Diverged
 from maskwise.learning.settings import MetaSettings
 from maskwise.training import TrainingSettings
 from maskwise.training.optim import Optimizers
@@ -373,6 +372,10 @@ class MetaLearner:
             adam.setdefault(int(number), {})[rest] = tensor
         self.adam.load_state_dict({"state": adam, "param_groups": self.adam.state_dict()["param_groups"]})
         self.now = Point(**{field.name: state["now"][field.name] for field in fields(Point)})
+
+
+class Diverged(Exception):
+    """The outer loop can learn nothing more; the text says why."""
 
 
 # Parameters -------------------------------------------------------------------------------------------------------

@@ -88,8 +88,8 @@ def inclusion(logit_U: Tensor, length_U: Tensor, piece_U: Tensor, budget_P: Tens
     return torch.where(solvable_P[piece_U], p_U, fixed_U).to(logit_U.dtype)
 
 
-class Diverged(MaskwiseError):
-    """The outer loop can learn nothing more; the text says why."""
+class Overflow(MaskwiseError):
+    """A score that is not finite."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,7 +215,7 @@ def choose(
         budget: ``exact`` or ``expected``.
 
     Raises:
-        Diverged: a logit that is not finite.
+        Overflow: a logit that is not finite.
     """
     parts = cut(batch, units, policy="learned")
     logit_U = logit_BL.detach().double().cpu().numpy().reshape(-1)[parts.tokens]
@@ -223,7 +223,7 @@ def choose(
         logit_U = np.bincount(parts.unit, logit_U, len(parts.piece)) / parts.length
     if not np.isfinite(logit_U).all():
         got = float(logit_U[~np.isfinite(logit_U)][0])
-        raise Diverged("a score of the policy is not finite", got=got, do="lower learning.meta.learning_rate")
+        raise Overflow("a score of the policy is not finite", got=got, do="lower learning.meta.learning_rate")
     top_P = np.full(len(batch.begin), -np.inf)
     np.maximum.at(top_P, parts.piece, logit_U)
     weight_U = np.exp(np.maximum(logit_U - top_P[parts.piece], -SPREAD))

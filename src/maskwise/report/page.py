@@ -140,7 +140,7 @@ def _arm(folder: Folder, arm: str, colour: str) -> View:
         "colour": colour,
         "baseline": arm == folder.study["baseline"],
         "words": known["words"] if known and known["words"] != arm else recipe,
-        "stuck": known.get("stuck") if known else None,
+        "stuck": (known.get("stuck") or ("plateau" if known["plateau"] else None)) if known else None,
         "failures": sum(r["kind"] == "failure" and r["arm"] == arm for r in folder.records),
     }
 

@@ -7,7 +7,7 @@ A task says what a checkpoint is judged by, so whatever is left out or moved is 
 - without a test split, or with one that has no labels, dev is the test; without dev, 15 % of train is dev;
   without train, dev is train. ``Task.notes`` and study.json say which of these was done;
 - a single file is cut 70/15/15. All cuts go by a hash of the text (of questions: of article or context), so equal
-  texts stay on one side, and a row stays where it is when others are added;
+  texts stay on one side, and a row stays where it is when others are added (but for the twentieth article);
 - a kind that learns nothing from train (zero-shot similarity) is judged on test, else dev, else all rows.
 
 A folder's files are told apart by the words of their names: ``train.tsv``, ``sts-dev.csv``, ``SICK_trial.txt``,
@@ -24,12 +24,13 @@ from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any
 
 from maskwise.errors import MaskwiseError, counted, unknown_name
 from maskwise.specs import Call, parse_call, read_options
 from maskwise.tasks.cards import CARDS, TEMPLATE_TEXT, first_of, flat, guess_columns, with_inside, with_text
 from maskwise.tasks.closedbook import ClozeAnswers
+from maskwise.tasks.cutting import only_test, shared_names, shared_text, splits_of
 from maskwise.tasks.evaluators import Evaluator
 from maskwise.tasks.generation import Generation
 from maskwise.tasks.labels import (
@@ -42,7 +43,7 @@ from maskwise.tasks.metrics import METRICS
 from maskwise.tasks.questions import MultipleChoice, QuestionAnswering
 from maskwise.tasks.retrieval import Retrieval
 from maskwise.tasks.scores import Similarity, TextRegression, ZeroShotSimilarity
-from maskwise.tasks.task import NO_LABEL, SPLITS, Columns, Kind, Row, Task, find_columns, place_of
+from maskwise.tasks.task import NO_LABEL, SPLITS, Columns, Kind, Row, Task, find_columns
 from maskwise.text import bundled_path
 from maskwise.text.labelled import READERS, Record, ending_of, read_hub, read_records, read_text, read_tsv
 from maskwise.text.worlds import WORLDS, read_world
@@ -98,12 +99,6 @@ _WITHOUT_HEADER = (
 """Tables without a header: which paths, and the names of their columns."""
 _CLASS_FILES = ({"pos", "neg"}, {"objective", "subjective"})
 """SentEval: one file a class, one sentence a line."""
-
-CONTEXT = ("context", "paragraph", "passage")
-"""Columns of a text that several rows may share."""
-MANY_ARTICLES = 20
-"""Fewer might all fall on one side of a cut."""
-T = TypeVar("T")
 
 
 def load_task(
@@ -208,6 +203,9 @@ def _load(
         split: [with_inside(one, given) for record in part for one in flat(record)]
         for split, part in read_splits(spec, header=header, files=files).items()
     }
+    names = {
+        split: shared_names(part) for split, part in records.items()
+    }  # of the whole file, as for a policy's labels
     if where is not None:
         records = {split: _only(part, where, place) for split, part in records.items()}
     first = next((part for part in records.values() if part), [])
@@ -238,9 +236,10 @@ def _load(
             for number, record in enumerate(part, start=1)
         ]
         skipped.update(f"{split}: {row}" for row in rows if isinstance(row, str))
-        keyed[split] = [(own or row.key, row) for own, row in zip(shared_texts(part), rows) if not isinstance(row, str)]
+        keys = [shared_text(record, names[split]) for record in part]
+        keyed[split] = [(key or row.key, row) for key, row in zip(keys, rows) if not isinstance(row, str)]
 
-    splits, notes = (splits_of if chosen.needs_train else _only_test)(keyed, place)
+    splits, notes = (splits_of if chosen.needs_train else only_test)(keyed, place)
     for split in SPLITS if chosen.needs_train else ("test",):
         if not splits[split]:
             do = "label more rows (empty and −1 mean: not labelled)" if skipped else "more rows are needed"
@@ -302,50 +301,7 @@ def _only(records: list[Record], where: str, place: str) -> list[Record]:
     return [record for record in records if str(record.get(column)) == value]
 
 
-# Cutting
-
-
-def shared_texts(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What keeps each record on one side of a cut: its article, if there are many; else its context, or ""."""
-    articles = [str(record.get("article_title", "")) for record in records]
-    if len(set(articles)) >= MANY_ARTICLES:
-        return articles
-    return [next((str(record[name]) for name in CONTEXT if record.get(name)), "") for record in records]
-
-
-def splits_of(splits: Mapping[str, Sequence[tuple[str, T]]], place: str) -> tuple[dict[str, list[T]], tuple[str, ...]]:
-    """train, dev and test of rows with their keys, by the rules at the top of this file, and what was done."""
-    if "all" in splits:
-        cuts = zip(SPLITS, ((0, 0.7), (0.7, 0.85), (0.85, 1)), strict=True)
-        return {split: _between(splits["all"], *cut) for split, cut in cuts}, ("one file, cut 70/15/15",)
-    train, dev, test = (splits.get(split, []) for split in SPLITS)
-    notes = []
-    if "train" not in splits:
-        if not (dev and test):
-            allowed = "train with dev (validation) and/or test, or dev with test"
-            raise MaskwiseError(f"no training split in {place}", got=", ".join(splits), allowed=allowed)
-        train, dev = dev, []
-        notes.append("no train: dev is train")
-    if not test:
-        dev, test = [], dev
-        notes.append("no labelled test: dev is test")
-    parts = {"train": _between(train), "dev": _between(dev), "test": _between(test)}
-    if not dev:
-        parts |= {"train": _between(train, 0, 0.85), "dev": _between(train, 0.85, 1)}
-        notes.append("dev is 15 % of train")
-    return parts, tuple(notes)
-
-
-def _only_test(splits: Mapping[str, Sequence[tuple[str, T]]], place: str) -> tuple[dict[str, list[T]], tuple[str, ...]]:
-    """Nothing is learned, so nothing need be kept apart: the first of these that has rows is the test."""
-    source = next((name for name in ("test", "dev", "all", "train") if splits.get(name)), "test")
-    dev = splits.get("dev", []) if source == "test" else []
-    notes = () if source == "test" else (f"test is {source}" + (" rows" if source == "all" else ""),)
-    return {"train": [], "dev": _between(dev), "test": _between(splits.get(source, []))}, notes
-
-
-def _between(keyed: Sequence[tuple[str, T]], low: float = 0, high: float = 1) -> list[T]:
-    return [row for key, row in keyed if low <= place_of(key) < high]
+# Reading
 
 
 def read_splits(

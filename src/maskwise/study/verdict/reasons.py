@@ -46,9 +46,9 @@ INCOMPARABLE = {
 SHORT = f"a loss less than {PLATEAU_NATS} nats below that of word frequencies"
 STUCK = {
     "by-heart": "predicted held-out text worse than word frequencies do ({}): the text was learnt by heart,"
-    " or the training diverged",
-    "forgotten": f"lost on these held-out masks what the start knew ({SHORT}; {{}}): it learnt other masks"
-    " alone, or the training diverged",
+    " or other masks alone, or the training diverged",
+    "forgotten": f"lost on these held-out masks what the start knew ({SHORT}; {{}}): only other masks were"
+    " learnt, or the training diverged",
     "plateau": f"learnt little more than word frequencies (the plateau: {SHORT}; {{}}); train longer",
 }
 """Why a model cannot be compared (``Table.why_stuck``)."""
