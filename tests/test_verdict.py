@@ -337,6 +337,19 @@ def test_with_several_baselines_the_headline_is_the_surest_difference():
     assert "mlm" in summary["headline"] and rows_of(summary)[1]["baseline"] == "mlm"
 
 
+def test_of_several_gains_the_headline_names_the_arm_that_is_behind_no_other():
+    # As in decay-claim: the largest gain is that over the worst constant ratio, by an arm that another leaves behind.
+    noise = [0.002, -0.001, 0.001, 0.0, -0.002, 0.001, -0.001, 0.002, 0.0, -0.002]
+    means = {"c30": 0.619, "c15": 0.599, "d30": 0.618, "d45": 0.627}
+    scores = {arm: [mean + 0.5 * noise[(i + j) % 10] for i in range(10)] for j, (arm, mean) in enumerate(means.items())}
+    study, records = study_of(scores)
+    study["contrasts"] = [("d30", "c15"), ("d30", "c30"), ("d45", "c15"), ("d45", "c30")]
+    headline = summarise(records, study)["headline"]
+    assert headline.startswith("Use d45: 0.8") and "than c30" in headline
+    study["contrasts"] = [("d30", "c15"), ("c15", "c30"), ("d30", "c30")]
+    assert summarise(records, study)["headline"].startswith("Use c30: 2")
+
+
 def test_a_sampler_is_not_described_by_its_masks():
     study, records = study_of({"uniform": [0.5], "token-30": [0.5]})
     study["arms"]["uniform"] |= {"sampler": "uniform", "ratio": "constant(0.3)", "overrides": {}}

@@ -71,7 +71,7 @@ def summarise(records: Iterable[Record], study: Study, *, alpha: float = 0.05) -
         row["sentence"] = contrast_sentence(row, names)
     primary = [row for row in rows if row["primary"]]
     asked = [row for row in primary if "gate" not in row] or primary
-    head = headline_row(asked)
+    head = headline_row(asked, study["baseline"])
     summary: Summary = {
         "baseline": study["baseline"],
         "replicates": len(study["seeds"]),

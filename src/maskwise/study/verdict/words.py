@@ -109,7 +109,7 @@ def _contrast(row: Contrast, names: Names, *, brief: bool) -> str:
     if row["verdict"] == "void" or mean is None:
         because = "; ".join(reason["sentence"] for reason in row["reasons"][: 1 if brief else None])
         return f"no verdict on {arm} against {baseline} {where}: {because}."
-    first, second = (arm, baseline) if (mean > 0) == row["higher_is_better"] else (baseline, arm)
+    first, second = (arm, baseline) if _ahead(row) else (baseline, arm)
     facts, amount = "; ".join(_facts(row, mean, brief=brief)), _amount(row, mean, brief=brief)
     more = f"About {row['n'] + row['more_runs']} runs of each arm would be enough to decide" if row["more_runs"] else ""
     if row["verdict"] == "decided":
@@ -180,19 +180,30 @@ def _seen(row: Contrast) -> str:
 # The page --------------------------------------------------------------------------------------------
 
 
-def headline_row(rows: Sequence[Contrast]) -> Contrast | None:
+def headline_row(rows: Sequence[Contrast], baseline: str) -> Contrast | None:
     """The primary row that a page is headed by.
 
-    The surest gain; else, with several baselines, the surest difference; else the arm nearest to the baseline.
+    The surest gain; with several baselines, the surest difference, and of equally sure ones that of an arm which is
+    behind no other, and the one from the study's ``baseline``. If nothing wins: the arm nearest to its baseline.
     """
     judged = [row for row in rows if row["verdict"] != "void"]
     if not judged:
         return rows[0] if rows else None
-    several = len({row["baseline"] for row in judged}) > 1
-    for sides in (("arm",), ("arm", "baseline") if several else ()):
-        if better := [row for row in judged if row["better"] in sides]:
-            return max(better, key=lambda row: (row["verdict"] == "decided", abs(row["mean"] or 0)))
+    sides = ("arm", "baseline") if len({row["baseline"] for row in judged}) > 1 else ("arm",)
+    behind = {row["baseline"] if _ahead(row) else row["arm"] for row in judged if row["mean"]}
+
+    def sureness(row: Contrast) -> tuple[bool, bool, bool, float]:
+        first, second = (row["arm"], row["baseline"]) if row["better"] == "arm" else (row["baseline"], row["arm"])
+        return row["verdict"] == "decided", first not in behind, second == baseline, abs(row["mean"] or 0)
+
+    if won := [row for row in judged if row["better"] in sides]:
+        return max(won, key=sureness)
     return max(judged, key=lambda row: (row["mean"] or 0) * (1 if row["higher_is_better"] else -1))
+
+
+def _ahead(row: Contrast) -> bool:
+    """Whether the arm of a row is the better one so far, decided or not."""
+    return ((row["mean"] or 0) > 0) == row["higher_is_better"]
 
 
 MOST_WORDS = 20
@@ -201,7 +212,7 @@ MOST_WORDS = 20
 
 def headline_sentence(rows: Sequence[Contrast], names: Names, baseline: str) -> str:
     """The page in one short sentence, from the primary rows: what to use, by how much, how sure."""
-    row = headline_row(rows)
+    row = headline_row(rows, baseline)
     if row is None and len(names) > 1:
         why = "nothing was measured that suits both: name tasks, or held-out masks"
         return f"The arms cannot be compared, because {why}."
@@ -240,7 +251,7 @@ def _headline(row: Contrast, names: Names, *, keeps: bool) -> str:
         return f"use either: no difference that matters between {arm} and {baseline} {where}."
     if not mean:
         return f"not decided: {arm} and {baseline} were equal {where}."
-    first, second = (arm, baseline) if (mean > 0) == row["higher_is_better"] else (baseline, arm)
+    first, second = (arm, baseline) if _ahead(row) else (baseline, arm)
     amount = _amount(row, mean, brief=True)
     if row["verdict"] == "decided":
         p = "" if row["p_adjusted"] is None else f" (p = {row['p_adjusted']:.2g})"
