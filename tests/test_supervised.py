@@ -318,6 +318,13 @@ def test_the_command_makes_a_policy_that_masks(tmp_path, capsys):
     assert maskwise(*command, "--out", tmp_path / "again") == 0
     again = PolicyModel.from_pretrained(tmp_path / "again" / "policy").state_dict()
     assert all(torch.equal(weights[name], again[name]) for name in weights)
+    for file in ("qa", "corpus"):  # the recipe names the same files, and they hold something else
+        before = (tmp_path / f"{file}.jsonl").read_text()
+        (tmp_path / f"{file}.jsonl").write_text(before + before.splitlines()[0].replace(" is ", " was ") + "\n")
+        assert maskwise(*command, "--out", out) == 2, file
+        assert "learned from other data" in " ".join(capsys.readouterr().err.split())
+        (tmp_path / f"{file}.jsonl").write_text(before)
+    assert maskwise(*command, "--out", out) == 0
 
 
 def test_a_stopped_learning_goes_on_to_the_same_policy(tmp_path, monkeypatch):

@@ -26,7 +26,7 @@ from maskwise.study.design import Design
 from maskwise.study.live import Pace
 from maskwise.study.plan import Run
 from maskwise.study.run import shared_folder
-from maskwise.study.stages import Stage
+from maskwise.study.stages import STAGE, Stage
 from maskwise.study.timing import Timings, works_of
 
 
@@ -123,7 +123,7 @@ def _timed(stages: Path) -> Pace:
     """What the stages in a folder took, as far as their files can be read."""
     pace = Pace()
     for folder in stages.iterdir():
-        plain = read_json(folder / "stage.json")
+        plain = read_json(folder / STAGE)
         with suppress(TypeError, KeyError):  # it is damaged, or another version wrote it
             stage = Stage.from_dict(plain or {})
             if result := stage.result(stages):

@@ -1,8 +1,8 @@
 """Learning a policy: what ``maskwise learn`` does, and a study's stage ``learn``.
 
 A folder gets ``policy/`` (the model, with its card), ``metrics.jsonl``, ``shown.json`` (what it masks, before and
-after), ``try-N/`` of every try where there are several, and, of ``maskwise learn``, ``recipe.yaml``, ``done.json`` and
-``report.html``. The same command goes on.
+after), ``try-N/`` of every try where there are several, and, of ``maskwise learn``, ``recipe.yaml``, ``stage.json``
+(what the policy depends on), ``done.json`` and ``report.html``. The same command goes on.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from maskwise.learning.settings import LearningSettings
 from maskwise.learning.supervised import judge, learn_supervised
 from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
-from maskwise.study.stages import DONE
+from maskwise.study.stages import DONE, STAGE, Stage, learn_stage, prepare_stage
 from maskwise.tasks import Task, load_task
 from maskwise.text import Document, load_tokenizer, tokenise
 from maskwise.training import log_frequencies
@@ -51,7 +51,7 @@ def run_learn(recipe: Recipe, out: Path, *, quiet: bool = False) -> Plain:
     Under torchrun every process calls this; rank 0 writes.
 
     Raises:
-        MaskwiseError: bad input; a folder that holds something else, or the policy of another recipe.
+        MaskwiseError: bad input; a folder that holds something else, or the policy of another recipe or of other data.
     """
     first = rank_here() == 0
     if first:
@@ -61,12 +61,17 @@ def run_learn(recipe: Recipe, out: Path, *, quiet: bool = False) -> Plain:
     kept = out / "recipe.yaml"
     if kept.is_file() and kept.read_text(encoding="utf-8", errors="replace") != text:
         raise MaskwiseError(f"--out {out} holds the policy of another recipe", do="give a new folder")
+    stage, before = learn_stage(recipe, recipe.learned_task, prepare_stage(recipe)), read_json(out / STAGE)
+    if before and Stage.from_dict(before).name != stage.name:  # the recipe is the same, and what it names is not
+        what = f"--out {out} holds a policy learned from other data: a file, or an installed version, changed"
+        raise MaskwiseError(what, do="give a new folder")
     if done:
         return done
     with claim(out, "another process learns in", lock=LOCK) if first else nullcontext():
         try:
             if first:
                 write_whole(kept, text)
+                write_json(out / STAGE, stage.as_dict())
             began = time.perf_counter()
             result = learn(recipe, out, quiet=quiet)
             result = finite({**result, "seconds": round(time.perf_counter() - began, 1)})

@@ -36,7 +36,7 @@ from maskwise.text.settings import CorpusSettings
 from maskwise.text.worlds import read_world
 from maskwise.training.engine import fast_bf16
 
-DONE = "done.json"
+DONE, STAGE = "done.json", "stage.json"
 
 _CHANGE_NO_WEIGHT = (
     "log_every",

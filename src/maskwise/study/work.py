@@ -37,7 +37,7 @@ from maskwise.samplers import sampler as read_sampler
 from maskwise.study.checks import require_targets
 from maskwise.study.costs import flops, flops_of_arms
 from maskwise.study.policies import learn
-from maskwise.study.stages import DONE, Stage, trained_recipe
+from maskwise.study.stages import DONE, STAGE, Stage, trained_recipe
 from maskwise.study.texts import open_text, prepare
 from maskwise.tasks import FinetuneSettings, load_task, task_record
 from maskwise.text import Prepared, Rows, Stream, load_tokenizer
@@ -67,7 +67,7 @@ def run_stage(stage: Stage, stages: Path, *, quiet: bool = True) -> Plain:
         return done
     folder = stage.folder(stages)
     sweep(folder)
-    write_json(folder / "stage.json", stage.as_dict())
+    write_json(folder / STAGE, stage.as_dict())
     began = time.perf_counter()
     try:
         result = RUNNERS[stage.kind](stage, stages, quiet)
