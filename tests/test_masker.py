@@ -32,7 +32,7 @@ from masking_tools import (
 )
 from maskwise.errors import MaskwiseError
 from maskwise.masking import IGNORE, Masker, Noising, Vocabulary, gather, schedules
-from maskwise.masking.policies.learned import log_probability
+from maskwise.masking.policies.groups import log_probability
 from maskwise.text import encode, train_tokenizer
 
 

@@ -18,7 +18,7 @@ from masking_tools import padded, random_rows, row, vocabulary
 from maskwise.errors import MaskwiseError
 from maskwise.masking import Masker, MaskingCollator
 from maskwise.masking.policies import GroupWeighted, group_weighted, policy
-from maskwise.masking.policies.learned import UNKNOWN, UPOS, GroupLosses, standardised
+from maskwise.masking.policies.groups import UNKNOWN, UPOS, GroupLosses, standardised
 from maskwise.objectives import MaskedLanguageModelling
 from maskwise.recipe import read_recipe
 from maskwise.study.single import run_pretrain

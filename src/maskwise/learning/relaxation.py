@@ -182,7 +182,7 @@ class Choice:
 
         Units that were skipped because they did not fit were tried too. Tries after the last unit that was chosen
         change nothing and do not count: any order of theirs gives the same choice. In numpy, and without a gradient,
-        this is ``masking.policies.learned.log_probability``.
+        this is ``masking.policies.groups.log_probability``.
         """
         order = self.order_A
         logit_A, piece_A = logit_U[order], self.piece_U[order]

@@ -26,10 +26,10 @@ from maskwise.masking.policies.given import (
     sentence,
     weighted,
 )  # fmt: skip
-from maskwise.masking.policies.learned import GroupWeighted, group_weighted, pos_weighted
+from maskwise.masking.policies.groups import GroupWeighted, group_weighted, pos_weighted
+from maskwise.masking.policies.learned import Learned
 from maskwise.masking.policies.mixture import Mixture, mixture
 from maskwise.masking.policies.online import EntropyWeighted, TypeWeighted, entropy_weighted, type_weighted
-from maskwise.masking.policies.scored import Learned
 from maskwise.masking.policies.spans import Span, Suffix, T5Span, Ul2
 from maskwise.specs import Call, build
 

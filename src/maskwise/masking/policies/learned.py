@@ -1,244 +1,123 @@
-"""Policies that learn from the losses of the run that they mask for, and the running losses that they learn from.
+"""The policy that was learned from a task before: units and weights come from the layers that such a policy has made.
 
-A group is a value of a categorical layer (a part of speech, an entity type, a frequency bucket). State is a few
-numbers per group on the training device, in torch; an update costs microseconds and never waits for the device.
+The model that scores texts is far from here: ``annotate.learned`` runs it once over a corpus. The policy names the
+annotator that its layers come from, so that a recipe needs to say no more than the policy.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+import re
+from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from maskwise.errors import MaskwiseError
 from maskwise.keys import Array, Keys, Purpose
-from maskwise.masking.batch import AnnotatedBatch, MaskedBatch
-from maskwise.masking.policies.base import CutPolicy, Learner, Moment, cut, weigh
-from maskwise.masking.select import Selection
-from maskwise.masking.sorting import sums_within
+from maskwise.masking.batch import AnnotatedBatch
+from maskwise.masking.policies.base import Moment, Policy, UnitKind, weigh
+from maskwise.masking.policies.given import Weighted
+from maskwise.masking.runs import runs
+from maskwise.masking.sorting import first_of, first_within
 from maskwise.masking.units import Units
+from maskwise.specs import Call
 
-Weigh = Callable[[Tensor, Tensor], Tensor]
+LAST = 1e-12
+"""A weight that comes after all of weight 1, whatever the draw."""
 
-UNKNOWN = 0.5
-"""The weight of a group of which nothing is known, and of tokens of no group."""
-
-
-def standardised(loss_C: Tensor, seen_C: Tensor) -> Tensor:
-    """(C,) weights: sigmoid(2 (s − mean) / SD) over the seen groups, SD with n − 1; unseen ones ``UNKNOWN``.
-
-    Fewer than two seen groups, or no spread between them: ``UNKNOWN`` for all. Source: Yang et al. 2023, section 3.
-    """
-    count = seen_C.sum()
-    centred = torch.where(seen_C, loss_C - (loss_C * seen_C).sum() / count.clamp(min=1), 0.0)
-    spread = ((centred**2).sum() / (count - 1).clamp(min=1)).sqrt()
-    # Equal losses may leave a spread of rounding errors, which would make weights of 0 and 1 out of nothing.
-    differ = spread > 1e-12 * loss_C.abs().max()
-    weight = torch.sigmoid(2 * centred / torch.where(differ, spread, 1.0))
-    return torch.where(seen_C & differ, weight, UNKNOWN)
+_TAKE = re.compile(r"weights|spans|top-[1-9]\d*")
 
 
-class GroupLosses:
-    """Mean losses of C groups, exponentially averaged over updates.
+@dataclass(frozen=True)
+class Learned(Policy):
+    """What ``maskwise learn`` made: words by their weights, the best ``spans``, or one span a piece (``top-1``, …).
 
-    Args:
-        groups: C.
-        momentum: what is kept of the average at every update of a group; None: by ``half_life_steps``.
-        half_life_steps: updates after which half of the average is new; None: a twentieth of the run.
-        corrected: divide by what the average has seen so far, and leave groups out that were never seen. False:
-            as published, where averages start at 0 and every group counts from the start.
-        weigh: from (losses (C,), seen (C,) bool) to weights (C,).
+    Selects: ``weights``: words, by weighted sampling without replacement up to any budget, sharpened by ``power``. The
+        share ``explore`` of each piece's budget is left to chance: the policy draws ⌈(1 − explore) × ratio × words⌉ of
+        the words, and what then remains is spent on any others, where it would be the same few words in every text.
+        ``spans``: the best spans of each window, weighted by their scores. ``top-N``: one span of each piece, drawn
+        from its N best by score (1: always the best). Words outside of spans weigh 0: they are for ``fill="random"``.
+    Guarantee: as for words; never half a span. ``top-N``: one span at most, if it fits the budget (``expected``: or by
+        chance). A ratio of 1 lets every span fit, and then ``fill="none"`` masks nothing else.
+    Cost: that of ``weighted``; the scores were made once, with the corpus.
+    Without a folder: the policy that a run of a study learns before it trains, as the recipe's ``learning`` says.
+    Source: Ye et al. 2021 (arXiv 2104.08840), section 3. Theirs may draw from five spans that overlap; these do not.
     """
 
-    def __init__(
-        self, groups: int, *, momentum: float | None = None, half_life_steps: float | None = None,
-        corrected: bool = True, weigh: Weigh = standardised,
-    ):  # fmt: skip
-        self.momentum, self.half_life_steps = momentum, half_life_steps
-        self.corrected, self.weigh = corrected, weigh
-        self.average_C = torch.zeros(groups, dtype=torch.float64)
-        self.unseen_C = torch.ones(groups, dtype=torch.float64)  # m to the power of the updates of each group
-        self.weight_C = torch.full((groups,), UNKNOWN, dtype=torch.float64)
+    folder: str = ""
+    take: str = "weights"
+    power: float = 1.0
+    explore: float = 0.0
 
-    def update(self, sums_2C: Tensor, total_steps: int) -> None:
-        """Learn from (2, C) float64: sums of the losses of each group and numbers of targets, of all ranks."""
-        self._to(sums_2C.device)
-        total_C, count_C = sums_2C
-        m, present_C = self.kept(total_steps), (count_C > 0) & total_C.isfinite()
-        new_C = m * self.average_C + (1 - m) * total_C / count_C.clamp(min=1)
-        self.average_C = torch.where(present_C, new_C, self.average_C)
-        self.unseen_C = torch.where(present_C, m * self.unseen_C, self.unseen_C)
-        self.weight_C = self.weigh(self.losses(), self.seen())
+    def __post_init__(self) -> None:
+        if not _TAKE.fullmatch(self.take):
+            allowed = "weights, spans, top-1, top-5, …"
+            raise MaskwiseError("policy learned: take", got=self.take, allowed=allowed)
+        if not 0 <= self.explore <= 1:
+            raise MaskwiseError("policy learned: explore", got=self.explore, allowed="0 to 1, a share of the budget")
+        if (self.power != 1 or self.explore) and self.take != "weights":
+            got = f"take={self.take}, power={self.power}, explore={self.explore}"
+            raise MaskwiseError("policy learned: power and explore are for take=weights", got=got)
 
-    def kept(self, total_steps: int) -> float:
-        """m: what an update keeps of the average."""
-        if self.momentum is not None:
-            return self.momentum
-        return 0.5 ** (1 / (self.half_life_steps or max(1.0, total_steps / 20)))
+    @property
+    def splits_budget(self) -> bool:
+        return self.explore > 0
 
-    def losses(self) -> Tensor:
-        """(C,) float64, nats."""
-        if not self.corrected:
-            return self.average_C
-        return self.average_C / torch.where(self.unseen_C < 1, 1 - self.unseen_C, 1.0)
+    @property
+    def unit_kind(self) -> UnitKind:
+        return UnitKind.WORD if self.take == "weights" else UnitKind.LAYER
 
-    def seen(self) -> Tensor:
-        """(C,) bool: groups whose losses count."""
-        return self.unseen_C < 1 if self.corrected else torch.ones_like(self.unseen_C, dtype=torch.bool)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return {"average": self.average_C, "unseen": self.unseen_C, "weight": self.weight_C}
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        self.average_C, self.unseen_C, self.weight_C = (state[k] for k in ("average", "unseen", "weight"))
-
-    def _to(self, device: torch.device) -> None:
-        self.average_C, self.unseen_C = self.average_C.to(device), self.unseen_C.to(device)
-
-
-UPOS = (
-    "ADJ", "ADP", "ADV", "AUX", "CCONJ", "DET", "INTJ", "NOUN", "NUM", "PART", "PRON", "PROPN", "PUNCT", "SCONJ",
-    "SYM", "VERB", "X",
-)  # fmt: skip
-"""The 17 universal parts of speech, in the order of the layer ``pos``."""
-
-
-@dataclass(frozen=True, eq=False)
-class GroupWeighted(CutPolicy):
-    """A unit weighs what its group weighs now; groups whose running loss is high weigh more.
-
-    Selects: by weighted sampling without replacement, so that no row ends short. ``faithful``: as published,
-        each word, in random order, is *accepted* once with the probability of its tag, and a row whose accepted
-        words are too few stays short (the budget is rounded by hash, as everywhere here; theirs to the nearest).
-        Weights are 0.5 for all until losses come in, and for words of no group.
-    Guarantee: as for its units. With half of the words at .88 and half at .12 and a ratio of .30, words are chosen
-        with probability .509 / .091, and .530 / .070 when faithful.
-    Cost: as ``weighted``; learning costs a few sums over the targets of a step and, on several ranks, one exchange
-        of 2C numbers.
-    Source: Yang, Zhang and Zhao 2023 (ACL, arXiv 2208.10806), section 3. Mended here: averages corrected for their
-        start, a half-life in steps, only seen groups standardised, sums (not means) added over ranks.
-    """
-
-    layer: str
-    names: tuple[str, ...]
-    units_of: str = "word"
-    faithful: bool = False
-    running: GroupLosses = field(default_factory=lambda: GroupLosses(0), repr=False)
+    @property
+    def layer(self) -> str:
+        """The name of the layer of weights; a corpus may carry the layers of several policies."""
+        return f"learned {self.folder}".rstrip()
 
     def layers(self) -> tuple[str, ...]:
-        return (self.layer, *super().layers())
+        if self.take == "weights":
+            return (self.layer, "word_ids")
+        return (f"{self.layer}_span", f"{self.layer}_score", "word_ids")
+
+    def annotators(self) -> tuple[str, ...]:
+        return (str(Call("learned", (self.folder,), {"layer": self.layer})),)
 
     def units(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
-        weight_G = np.append(self.running.weight_C.numpy(force=True), UNKNOWN)  # −1: the last one
-        units = cut(batch, self.units_of, policy=self.layer)
-        units = weigh(units, weight_G[self._groups(batch)], policy=self.layer)
-        if not self.faithful or units.weight is None:
-            return units
-        accepted = keys.uniform(Purpose.ACCEPT, units.piece, units.number) < units.weight
-        return units.weighted(accepted.astype(np.float64))
+        if self.take == "weights":
+            units = Weighted(self.layer, "word", self.power).units(batch, keys, moment)
+            return self._split_budget(units, keys, moment) if self.explore else units
+        marked, score, words = (batch.layer(name, policy="learned") for name in self.layers())
+        # Even numbers are spans and odd ones the rest; what is −1 in both stays negative.
+        units = runs(batch, np.where(marked >= 0, marked * 2, words * 2 + 1))
+        units = weigh(units, np.where(marked >= 0, score, 0.0), policy="learned")
+        return units if self.take == "spans" else self._drawn(units, keys)
 
-    def learner(self) -> GroupLearner:
-        return GroupLearner(self)
+    def _drawn(self, units: Units, keys: Keys) -> Units:
+        """The same units, of which one in each piece weighs 1 and all others 0."""
+        assert units.weight is not None
+        best = _first(units, -units.weight, int(self.take.removeprefix("top-")))
+        best = best[units.weight[best] > 0]
+        race = _race(units, best, keys)
+        winner = _first(units, race, 1)
+        weight = np.zeros(len(race))
+        weight[winner] = np.isfinite(race[winner])
+        return units.weighted(weight)
 
-    def take(self, weights: Mapping[str, float]) -> None:
-        """Weigh groups as a run did, by their names, as its metrics say; the others are not known."""
-        known = [weights.get(name, UNKNOWN) for name in self.names]
-        self.running.weight_C = torch.tensor(known, dtype=torch.float64)
-
-    def _groups(self, batch: AnnotatedBatch) -> Array:
-        """(T,) int64 in −1 … C − 1."""
-        group_T = batch.layer(self.layer, policy=f"weighted by {self.layer}").astype(np.int64)
-        if (largest := int(group_T.max(initial=-1))) >= len(self.names):
-            allowed = f"below {len(self.names)}"
-            raise MaskwiseError(f"layer {self.layer!r}: no such group", got=largest, allowed=allowed)
-        return np.maximum(group_T, -1)
-
-
-class GroupLearner(Learner):
-    """Sums the losses of each group over a step, and lets the averages take them in (``training.learners``)."""
-
-    def __init__(self, policy: GroupWeighted):
-        self.policy, self.sums_2C = policy, torch.zeros(2, len(policy.names), dtype=torch.float64)
-
-    def observe(self, batch: MaskedBatch, outcome: Any) -> None:
-        loss_M, groups = outcome.losses.double(), len(self.policy.names)
-        group_BL = batch.source.tensor(self.policy.layer).to(loss_M.device, non_blocking=True)
-        group_M = group_BL[outcome.where.unbind(1)].long()
-        # Losses of tokens of no group go into one more column, which is dropped.
-        group_M = torch.where(group_M < 0, groups, group_M)
-        sums = loss_M.new_zeros(2, groups + 1)
-        sums.index_add_(1, group_M, torch.stack([loss_M, torch.ones_like(loss_M)]))
-        self.sums_2C = self.sums_2C.to(sums.device) + sums[:, :-1]
-
-    def after(self, now: Any) -> None:
-        self.policy.running.update(now.agree(self.sums_2C), now.total_steps)
-        self.sums_2C = torch.zeros_like(self.sums_2C)
-
-    def facts(self) -> Mapping[str, object]:
-        """``weights`` and ``losses`` (nats) by the name of the group, of those seen."""
-        running, facts = self.policy.running, {}
-        for name, values in (("weights", running.weight_C), ("group_losses", running.losses())):
-            kept = zip(self.policy.names, values.tolist(), (running.unseen_C < 1).tolist(), strict=True)
-            facts[name] = {group: round(value, 6) for group, value, seen in kept if seen}
-        return facts
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return self.policy.running.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        self.policy.running.load_state_dict(state)
+    def _split_budget(self, units: Units, keys: Keys, moment: Moment) -> Units:
+        """The same units, of which so many as the policy's share of the budget come before all others."""
+        assert units.weight is not None and moment.ratio is not None, "words have weights, and the masker gives ratios"
+        share_P = np.ceil((1 - self.explore) * moment.ratio * units.count - 1e-9)  # 3.0000000000000004 words are three
+        race = _race(units, np.flatnonzero(units.weight > 0), keys)
+        drawn = first_within(units.piece, race, share_P.astype(np.int64)) & np.isfinite(race)
+        return units.weighted(np.where(drawn, 1.0, LAST))
 
 
-def pos_weighted(units: str = "word", half_life_steps: float | None = None, faithful: bool = False) -> GroupWeighted:
-    """Part-of-speech weighted masking (PTW). ``faithful``: one acceptance draw a word and momentum .999."""
-    return group_weighted("pos", UPOS, units=units, half_life_steps=half_life_steps, faithful=faithful)
+def _race(units: Units, among: Array, keys: Keys) -> Array:
+    """(U,) when each unit arrives, in the order of a weighted draw without replacement; the others never do."""
+    assert units.weight is not None
+    race = np.full(len(units.weight), np.inf)
+    race[among] = -np.log(keys.uniform(Purpose.ACCEPT, units.piece[among], units.number[among])) / units.weight[among]
+    return race
 
 
-def group_weighted(
-    layer: str, groups: int | tuple[str, ...] = 2, *, units: str = "word", half_life_steps: float | None = None,
-    faithful: bool = False, weigh: Callable[[Tensor, Tensor], Tensor] = standardised,
-) -> GroupWeighted:  # fmt: skip
-    """The same for any categorical layer: ``groups`` is how many it has, or their names.
-
-    Raises:
-        MaskwiseError: fewer than two groups; a half-life that is not above 0; a half-life beside ``faithful``.
-    """
-    layer, names = str(layer), tuple(map(str, range(groups) if isinstance(groups, int) else groups))
-    if len(names) < 2:
-        raise MaskwiseError(f"policy weighted by {layer}: groups", got=len(names), allowed="2 or more")
-    if half_life_steps is not None and (faithful or not half_life_steps > 0):
-        got = f"{half_life_steps}{', faithful' if faithful else ''}"
-        allowed = "above 0, and not beside faithful, which keeps .999"
-        raise MaskwiseError(f"policy weighted by {layer}: half_life_steps", got=got, allowed=allowed)
-    momentum = 0.999 if faithful else None
-    running = GroupLosses(
-        len(names), momentum=momentum, half_life_steps=half_life_steps, corrected=not faithful, weigh=weigh
-    )
-    return GroupWeighted(layer, names, units, faithful, running)
-
-
-def log_probability(choice: Selection) -> Array:
-    """(P,) float64: the log-probability of the order in which the units of each piece were tried.
-
-    Σ over tries of log(weight of the unit / weights of all that were not tried before), up to the last unit that
-    was chosen: units that were skipped because they did not fit are tries too. Units of weight 0 do not count.
-
-    Raises:
-        ValueError: budget ``bernoulli``, which tries units in no order.
-    """
-    if choice.order is None:
-        raise ValueError("budget bernoulli tries units in no order")
-    piece, count = choice.units.piece.take(choice.order), len(choice.units.batch.begin)
-    weight = np.ones(len(piece)) if choice.units.weight is None else choice.units.weight.take(choice.order)
-    counts_P = np.bincount(piece, minlength=count)
-    total_P = np.bincount(piece, weights=weight, minlength=count)
-    remaining = total_P.take(piece) - sums_within(weight, counts_P) + weight
-    place, last_P = np.arange(len(piece)), np.full(count, -1)
-    chosen = choice.chosen.take(choice.order)
-    np.maximum.at(last_P, piece[chosen], place[chosen])
-    tried = (place <= last_P.take(piece)) & (weight > 0)
-    return np.bincount(piece[tried], np.log(weight[tried] / remaining[tried]), minlength=count)
+def _first(units: Units, key: Array, count: int) -> Array:
+    """The ``count`` units of each piece with the smallest keys; ties by their order."""
+    order = np.lexsort((units.number, key, units.piece))
+    return order[first_of(units.count, np.full(len(units.count), count))]
