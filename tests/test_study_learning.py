@@ -232,3 +232,5 @@ def test_an_encoder_decoder_goes_from_a_learned_policy_to_written_answers(arm: s
     assert (data.training.pieces.columns["learned"] > 0).any()
     (record,) = (each for each in collect([run], tmp_path, {}) if each["kind"] == "policy")
     assert len(record.get("tries", [])) == (2 if head == "tokens" else 0)
+    card = (learned.folder(tmp_path) / "policy" / "README.md").read_text()
+    assert ("| tries | `2` |" in card) == ("| gain over random masks on dev, nats |" in card) == (head == "tokens")

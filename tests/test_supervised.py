@@ -306,6 +306,8 @@ def test_the_command_makes_a_policy_that_masks(tmp_path, capsys):
     assert not (out / "resume").exists() and len(read_lines(out / "metrics.jsonl")) == 5
     card = (out / "policy" / "README.md").read_text()
     assert "masking-policy" in card and "Heaviest words" in card and "exact_match" in card
+    policy, salient = result["held_out"], result["held_out"]["salient"]
+    assert f"| recall | {policy['recall']:.3f} | {salient['recall']:.3f} |" in card
     page = (out / "report.html").read_text()
     assert "norm of the policy&#39;s gradient" in page and page.count("<polyline") >= 2
     assert page.count('<div class="when">before</div>') == 5 and "http" not in page.replace("http-equiv", "")

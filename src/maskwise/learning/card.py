@@ -100,11 +100,18 @@ def _means(name: np.ndarray, weight: np.ndarray, *, least: int, most: int) -> di
     return {str(names[at]): (round(float(mean[at]), 3), int(count[at])) for at in order}
 
 
-def policy_card(choices: Mapping[str, object], measures: Mapping[str, object], shown: Shown) -> str:
-    """The card of a policy, in the hub's format: task, data and method, how good it is, and what it masks."""
+def policy_card(choices: Mapping[str, object], measures: Mapping[str, Any], shown: Shown) -> str:
+    """The card of a policy, in the hub's format: task, data and method, how good it is, and what it masks.
+
+    Args:
+        measures: of the policy, by name; ``salient`` holds those of salient spans.
+    """
+    salient = measures.get("salient", {})
     facts = "\n".join(f"| {name} | `{value}` |" for name, value in choices.items())
     figures = "\n".join(
-        f"| {name} | {_figure(value)} |" for name, value in measures.items() if not isinstance(value, dict)
+        f"| {name} | {_figure(value)} | {_figure(salient.get(name, ''))} |"
+        for name, value in measures.items()
+        if not isinstance(value, dict)
     )
     words = ", ".join(f"{word} ({mean:.1f})" for word, (mean, _) in shown["words"].items())
     tags = ", ".join(f"{tag} {mean:.2f}" for tag, (mean, _) in shown["tags"].items())
@@ -125,8 +132,8 @@ It weighs the words of a text: masking takes heavy ones more often. Name it in a
 
 ## On texts that it has not learned from
 
-| measure | value |
-|---|---|
+| measure | policy | salient spans |
+|---|---|---|
 {figures}
 
 ## What it masks

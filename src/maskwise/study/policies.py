@@ -209,9 +209,10 @@ def keep(
     choices = {
         "task": spec, "method": settings.method, "corpus": recipe.corpus.title, "seed": recipe.training.seed,
         "encoder": settings.policy.pretrained or settings.policy.architecture, "head": policy.config.head,
-        "length": policy.config.length,
+        "length": policy.config.length, **({"tries": len(measures["tries"])} if "tries" in measures else {}),
     }  # fmt: skip
-    policy.card = policy_card(choices, measures.get("held_out", {}), shown)
+    gain = {"gain over random masks on dev, nats": measures["gain"]} if "gain" in measures else {}
+    policy.card = policy_card(choices, gain | measures.get("held_out", {}), shown)
     write_folder(folder / "policy", policy.save_pretrained)
     write_json(folder / "shown.json", finite(shown))
     for left in (folder / "resume", folder / SHARED_TOKENIZER, *folder.glob("try-*/resume")):
