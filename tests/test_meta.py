@@ -404,7 +404,9 @@ def test_ranks_and_back_ends_that_do_not_fit_are_refused(monkeypatch: pytest.Mon
     assert issubclass(Diverged, Exception)
 
 
-def learned_in(world: str, *, window: int, steps: int, ratio: float) -> tuple[Masked, Tensor, dict[str, Tensor]]:
+def learned_in(
+    world: str, *, window: int, steps: int, ratio: float, batch_size: int
+) -> tuple[Masked, Tensor, dict[str, Tensor]]:
     """What a light policy masks in the texts of a world after it has learned: the masks, (B, L) shares, places."""
     told, task = [text for _, text in read_world(world).documents()], load_task(world)
     words = train_tokenizer(told, vocab_size=2048)
@@ -412,7 +414,7 @@ def learned_in(world: str, *, window: int, steps: int, ratio: float) -> tuple[Ma
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     losses = losses_of(new_model(new_config("bert", words, 32, **sizes), seed=0), task, words, seed=0)
     policy = PolicyModel.new(words, settings={"hidden_size": 32, "window": window}, length=32)
-    settings = MetaSettings(steps=steps, batch_size=4, learning_rate=0.01, ratio=ratio)
+    settings = MetaSettings(steps=steps, batch_size=batch_size, learning_rate=0.01, ratio=ratio)
     learn_policy(MetaLearner(losses, policy, rows["train"], rows["dev"], settings, TRAINING), quiet=True)
     with torch.no_grad():
         masked = masked_by(policy, rows["train"], np.arange(len(rows["train"])), settings, key=0)
@@ -433,7 +435,7 @@ DECOYS = "factworld(people=60, facts=('work',), friends=false, fillers=0, biogra
 @pytest.mark.parametrize(("window", "finds"), [(1, False), (5, True)], ids=["table of words", "contextual"])
 def test_a_word_that_helps_in_some_contexts_only(window: int, finds: bool) -> None:
     """Batches are small: in a large one, jobs that are asked for and others are the same words, about equally often."""
-    masked, shares_BL, kinds = learned_in(DECOYS, window=window, steps=120, ratio=0.06)  # one word a text
+    masked, shares_BL, kinds = learned_in(DECOYS, window=window, steps=120, ratio=0.06, batch_size=4)  # one word
     asked, decoys = (
         float(shares_BL[place].sum()) for place in (kinds["job"] & masked.answer, kinds["job"] & ~masked.answer)
     )
@@ -445,8 +447,11 @@ BOTH = "factworld(people=60, facts=(work, study), asked=(job, university), frien
 
 @pytest.mark.slow
 def test_both_attributes_that_are_asked_for_are_found() -> None:
-    """One of them may weigh much less than the other: the budget has room for both."""
-    masked, _, kinds = learned_in(BOTH, window=5, steps=160, ratio=0.1)  # two words a text
+    """One of them may weigh much less than the other: the budget has room for both.
+
+    With batches of 4 one of them is hardly found (.22 and .95 in 160 steps, .25 and .95 in 480).
+    """
+    masked, _, kinds = learned_in(BOTH, window=5, steps=160, ratio=0.1, batch_size=32)  # two words a text
     taken_BL = masked.choice.hard()
     shares = {kind: float(taken_BL[place].mean()) for kind, place in kinds.items()}
     assert min(shares.values()) > 0.7, shares  # by chance .1

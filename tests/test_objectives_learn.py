@@ -102,7 +102,9 @@ def judged(arm: Any, batches: list[Any], learn: list[Any]) -> dict[str, float]:
             found = {"loss": (total / count - generator) / arm.weight, "generator": generator,
                      "unigram": unigram_loss(truth, learn)}  # fmt: skip
             text = [torch.where(b.labels == IGNORE, b.input_ids, b.labels) for b in batches]
-            truth = torch.cat([(ids != t)[b.source.content] for ids, t, b in zip(read, text, batches, strict=True)])
+            truth = torch.cat(
+                [(ids != t).flatten()[b.source.content] for ids, t, b in zip(read, text, batches, strict=True)]
+            )
         share = float(truth.double().mean())
         entropy = -share * math.log(share) - (1 - share) * math.log(1 - share)
         return {**found, "constant": entropy, "share": share, "auc": float(roc_auc_score(truth, score))}

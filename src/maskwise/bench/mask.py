@@ -139,6 +139,7 @@ class _Contest:
             "salient": np.where(word % 10 < 2, word // 10, -1),
             "phrase": np.where(word % 6 < 3, word // 6, -1),
             "weight": (word * 7919 % 997 + 1) / 500,
+            "learned": (word * 6007 % 991 + 1) / 500,
             "frequency": ids * 31 % 1000 + 1.0,
             "pos": np.where(word >= 0, word % 17, -1),
             "informativeness": (word * 31 % 101 + 1) / 50,
@@ -265,10 +266,11 @@ def render_mask(result: dict[str, Any]) -> RenderableType:
     """The figures as a table."""
     hardware = result["hardware"]
     title = f"Masking on one core: {hardware['processor']}, torch {hardware['versions']['torch']}"
-    table = Table(title=title, title_justify="left")
-    table.add_column("contestant", overflow="fold")
-    table.add_column("rows", overflow="fold")
-    for column in ("shape", "ms a batch", "M tokens/s", "× random peer", "× whole-word peer"):
+    caption = "× random, × whole words: times as fast as the peer's random and whole-word masking"
+    table = Table(title=title, title_justify="left", caption=caption, box=None, padding=(0, 1, 0, 0))
+    table.add_column("contestant", min_width=22)
+    table.add_column("rows")
+    for column in ("shape", "ms a batch", "M tokens/s", "× random", "× whole words"):
         table.add_column(column, justify="right")
     for r in result["results"]:
         table.add_row(
