@@ -69,8 +69,9 @@ def ranks_here() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def shade(share: float) -> str:
-    """From white at 0 to orange at 1."""
-    share = min(1.0, max(0.0, share))
-    red, green, blue = (round(255 - share * (255 - full)) for full in (0xE6, 0x9F, 0x00))
-    return f"#{red:02x}{green:02x}{blue:02x}"
+ORANGE, BLUE = (0xE6, 0x9F, 0x00), (0x56, 0xB4, 0xE9)
+
+
+def shade(share: float, full: tuple[int, int, int] = ORANGE) -> str:
+    """From white at 0 to a full colour, orange, at 1."""
+    return "#" + "".join(f"{round(255 - min(1.0, max(0.0, share)) * (255 - part)):02x}" for part in full)

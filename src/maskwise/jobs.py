@@ -39,7 +39,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Generic, NamedTuple, NoReturn, TypeVar
 
-from maskwise.errors import MaskwiseError, unknown_name
+from maskwise.errors import MaskwiseError, first_line, unknown_name
 from maskwise.signals import leave_when_asked
 
 Task = TypeVar("Task")
@@ -359,9 +359,9 @@ class RayPool(Pool[Task, Result]):
         try:
             return self.ray.get(reference)
         except self.ray.exceptions.RayTaskError as error:  # maskwise could not even be loaded there
-            return None, Failure(_first_sentence(error), passing=False)
+            return None, Failure(first_line(error).split(". ")[0], passing=False)
         except self.ray.exceptions.RayError as error:
-            return None, Failure(f"a worker or its machine was lost: {_first_sentence(error)}", passing=True)
+            return None, Failure(f"a worker or its machine was lost: {first_line(error).split('. ')[0]}", passing=True)
 
     def _probe(self, probe: Probe, environment: dict[str, dict[str, str]]) -> None:
         """Ask every node, before any work, whether it can do it. Lost or busy ones do not count, if any answers."""
@@ -435,8 +435,3 @@ def _answer_there(function: bytes, folder: str, task: Any) -> tuple[Any, Failure
 def _answer_probe(probe: Probe) -> tuple[None, Failure | None]:
     problem = probe()
     return None, Failure(problem, passing=False) if problem else None
-
-
-def _first_sentence(error: Exception) -> str:
-    """What Ray says, without what is for its developers."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].split(". ")[0]

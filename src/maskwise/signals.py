@@ -9,7 +9,7 @@ from __future__ import annotations
 import signal
 import sys
 import threading
-from types import FrameType, TracebackType
+from types import FrameType
 
 ASKED = (signal.SIGTERM, signal.SIGUSR1)
 CODES = {128 + number: number.name for number in ASKED}
@@ -49,9 +49,7 @@ class Asked:
             self.before = {}
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler or signal.SIG_DFL)
         if self.number and not self.served and kind is None:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from maskwise.errors import MaskwiseError
 from maskwise.text.documents import batches
-from maskwise.text.words import classify, is_white, word_starts
+from maskwise.text.words import classify, is_white, words_in
 
 if TYPE_CHECKING:
     from maskwise.keys import Array
@@ -72,10 +72,7 @@ def words_of(texts: Sequence[str]) -> Words:
     base = np.cumsum(sizes) - sizes
     joined = "".join(text + "\n" for text in texts)
     kinds = classify(joined)
-    start = np.flatnonzero(word_starts(kinds))
-    # A word ends at the first white space behind it, or where the next one begins.
-    white = np.flatnonzero(is_white(kinds))
-    end = np.minimum(np.append(start[1:], len(joined)), np.append(white, len(joined))[np.searchsorted(white, start)])
+    start, end = words_in(kinds)
     folded = fold(joined)
     codes = _codes(folded)
     text = np.searchsorted(base, start, side="right") - 1

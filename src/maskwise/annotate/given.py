@@ -25,7 +25,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.specs import Call, parse_call
 from maskwise.text.layers import CharSpans, Kind, Layer, digest
 from maskwise.text.readers import TEXT_ENDINGS, Fields, Skip, known_ending, read_file
-from maskwise.text.words import VERSION, classify, is_white, text_id, word_starts
+from maskwise.text.words import VERSION, classify, text_id, words_in
 
 
 class Words:
@@ -40,13 +40,7 @@ class Words:
 
 
 def _words(text: str) -> CharSpans:
-    kinds = classify(text)
-    start = np.flatnonzero(word_starts(kinds))
-    # A word ends before the first white space behind it, or where the next word begins.
-    white = np.flatnonzero(is_white(kinds))
-    space = np.append(white, len(text))[np.searchsorted(white, start)]
-    end = np.minimum(np.append(start[1:], len(text)), space)
-    return CharSpans(start.astype(np.int32), end.astype(np.int32))
+    return CharSpans(*(edge.astype(np.int32) for edge in words_in(classify(text))))
 
 
 class Sentences:

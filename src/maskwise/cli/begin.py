@@ -112,7 +112,7 @@ def adapt(
         print_json(room.dry_run(recipe, out, jobs=jobs))
         return
     result = room.run_study(recipe, out, jobs=jobs, quiet=as_json)
-    best = best_arm(out, result)
+    best = best_arm(out)
     folders = save_adapted(out, best) if best else ()
     answer = answer_of(result, recipe)
     if as_json:

@@ -19,7 +19,7 @@ from maskwise.cli.terminal import (
     out_console,
     print_json,
 )  # fmt: skip
-from maskwise.constants import accuracy_misleads
+from maskwise.constants import accuracy_misleads, rank_here
 from maskwise.errors import duration
 from maskwise.folders import recipe_path
 
@@ -93,7 +93,6 @@ def pretrain(
 ) -> None:
     """Pre-train one model. Also under torchrun, one process per device. The checkpoint is a plain folder."""
     recipe_path(recipe)
-    from maskwise.constants import rank_here
     from maskwise.recipe import read_recipe
     from maskwise.study.single import run_pretrain
     from maskwise.training import leave
@@ -151,7 +150,6 @@ def learn(
     """Learn what to mask from a task, also under torchrun. OUT/policy is the policy: masking.policy:
     learned("OUT/policy")."""
     recipe_path(recipe)
-    from maskwise.constants import rank_here
     from maskwise.recipe import read_recipe
     from maskwise.study.policies import run_learn
     from maskwise.training import leave

@@ -99,11 +99,9 @@ def generate(
         }
         print_json(made)
         return
-    text = ""
     if not out_console.is_terminal:
-        for stage in stages:
-            text = stage.text
-        out_console.print(text, markup=False, highlight=False, soft_wrap=True)
+        *_, last = stages
+        out_console.print(last.text, markup=False, highlight=False, soft_wrap=True)
         return
     with Live(console=out_console, refresh_per_second=12) as live:
         for stage in stages:

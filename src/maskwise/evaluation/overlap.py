@@ -21,6 +21,7 @@ from typing import Literal, Protocol, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
+from maskwise.annotate.counts import mixed
 from maskwise.errors import MaskwiseError
 from maskwise.text import Document
 from maskwise.text.documents import batches
@@ -160,7 +161,7 @@ def _grams(
 ) -> Iterator[tuple[int, Hashes, NDArray[np.int64]]]:
     """For each of the rising ``lengths``: it, hashes of so many words in a row within one text, and which text."""
     text = np.repeat(np.arange(len(sizes)), sizes)
-    words, total = _mixed(words), np.zeros(len(words), dtype=np.uint64)
+    words, total = mixed(words), np.zeros(len(words), dtype=np.uint64)
     for length in range(1, max(lengths, default=0) + 1):  # a polynomial modulo 2⁶⁴ that grows by a word
         count = max(0, len(words) - length + 1)
         total = total[:count] * _BASE + words[length - 1 :][:count]
@@ -181,10 +182,3 @@ class _Wanted:
         """The items that have one of these n-grams."""
         likely = grams[self.bits[grams >> np.uint64(42)]]
         return self.owner[np.isin(self.grams, likely)]
-
-
-def _mixed(hashes: Hashes) -> Hashes:
-    """splitmix64's finish: neighbouring hashes become unlike."""
-    mixed = (hashes ^ (hashes >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return mixed ^ (mixed >> np.uint64(31))

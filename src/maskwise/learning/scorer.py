@@ -114,7 +114,7 @@ class PolicyModel(nn.Module, PyTorchModelHubMixin, library_name="maskwise", tags
         super().__init__()
         self.config, self.tokenizer, self.card = config, tokenizer, card
         self.encoder = _new_encoder(config) if encoder is None else encoder
-        self.head = nn.Linear(_width(config), COLUMNS[config.head])
+        self.head = nn.Linear(int(config.encoder["hidden_size"]), COLUMNS[config.head])
         nn.init.zeros_(self.head.weight)  # a policy begins by masking all words alike
         nn.init.zeros_(self.head.bias)
 
@@ -241,10 +241,6 @@ def _described(config: PreTrainedConfig) -> dict[str, Any]:
     """The fields of a configuration as JSON has them, without where it lay."""
     fields: dict[str, Any] = json.loads(json.dumps(config.to_dict(), default=str))
     return {name: value for name, value in fields.items() if name != "_name_or_path"}
-
-
-def _width(config: PolicyConfig) -> int:
-    return int(config.encoder["hidden_size"])
 
 
 def _damaged(folder: Path, what: str) -> MaskwiseError:

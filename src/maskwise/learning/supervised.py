@@ -33,7 +33,7 @@ from maskwise.learning.scorer import COLUMNS, PolicyModel
 from maskwise.masking.batch import IGNORE
 from maskwise.objectives import Objective, Outcome
 from maskwise.tasks.metrics import normalise, same_words, shared_words
-from maskwise.tasks.tensors import Flat, TaskSource
+from maskwise.tasks.tensors import Flat, TaskSource, Trainable
 from maskwise.text.pieces import ranges
 from maskwise.training import TrainingSettings, train
 from maskwise.training.loop import Training
@@ -63,28 +63,18 @@ class FindSpans(Objective):
 
 
 @dataclass(frozen=True, eq=False)
-class LabelledWindows:
+class LabelledWindows(Trainable):
     """N windows of texts with a label each at least: what a policy is trained on.
 
     Attributes:
-        flat: the windows.
         targets: (T, C) how many labelled spans begin (end) at each token; of a head for tokens, whether one covers it.
         inside: (T,) bool, the tokens of words.
         counts: labels that were left out, by reason.
     """
 
-    flat: Flat
     targets: Tensor
     inside: Tensor
     counts: Counter[str]
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    @property
-    def lengths(self) -> Tensor:
-        """(N,) tokens of every window."""
-        return self.flat.lengths
 
     def batch(self, rows: Tensor) -> dict[str, Tensor]:
         """The inputs of ``FindSpans``."""
@@ -92,10 +82,6 @@ class LabelledWindows:
         targets = torch.where(real.unsqueeze(-1), self.targets[at], 0.0)
         labels = torch.where(targets > 0, targets, float(IGNORE))
         return {**self.flat.batch(rows), "labels": labels, "inside": real & self.inside[at]}
-
-    def training_batch(self, rows: Tensor, draws: Tensor) -> dict[str, Tensor]:
-        """The same for a step of training; nothing is drawn."""
-        return self.batch(rows)
 
     @classmethod
     def of(cls, marked: Sequence[Marked], policy: PolicyModel) -> Self:
@@ -285,7 +271,8 @@ def found_among(marked: Sequence[Marked], spans: Sequence[Sequence[tuple[int, in
             words += len(each.text[start:end].split())
         for answers in each.questions:
             hits.append(bool(said & {normalise(answer) for answer in answers}))
-            lowered = [(s, e) for s, e in each.spans if each.text[s:e].casefold() in _folded(answers)]
+            folded = {answer.strip().casefold() for answer in answers}
+            lowered = [(s, e) for s, e in each.spans if each.text[s:e].casefold() in folded]
             covered.append(any(shown[s:e].all() for s, e in lowered))
     return {
         "recall": float(np.mean(hits)), "covered": float(np.mean(covered)),
@@ -302,7 +289,3 @@ def _within(text: str, spans: Sequence[tuple[int, int]], words: int) -> list[tup
             kept.append((start, end))
             words -= size
     return kept
-
-
-def _folded(answers: Sequence[str]) -> set[str]:
-    return {answer.strip().casefold() for answer in answers}

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from typing import TypeVar
 
-from maskwise.constants import CORRELATIONS, LOWER_IS_BETTER, REFERENCE
+from maskwise.constants import BLUE, CORRELATIONS, LOWER_IS_BETTER, ORANGE, REFERENCE, shade
 from maskwise.files import Record, TimeToQuality
 from maskwise.report.drawing import (
     GROUPS,
@@ -26,7 +26,6 @@ from maskwise.report.drawing import (
     line_chart,
     outcome_label,
     probe_chart,
-    shade,
     share_chart,
 )
 from maskwise.report.reading import Folder, Line
@@ -125,7 +124,7 @@ def transfer_view(folder: Folder) -> View | None:
         points = [None if x is None else 100 * x for x in (cell["mean"], cell["low"], cell["high"])]
         by_arm[cell["arm"]].append({
             "mean": points[0], "low": points[1], "high": points[2], "own": cell["task"] == cell["learned_from"],
-            "shade": shade((cell["mean"] or 0) / reach),
+            "shade": shade(abs(cell["mean"] or 0) / reach, BLUE if (cell["mean"] or 0) > 0 else ORANGE),
         })  # fmt: skip
     rows = [{"arm": arm, "cells": line} for arm, line in by_arm.items()]
     return {"tasks": list(dict.fromkeys(cell["task"] for cell in cells)), "rows": rows}

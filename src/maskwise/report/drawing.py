@@ -272,12 +272,6 @@ FORESTS = {
 UNITS = {"tasks": "spreads between seeds", "task-nats": "nats", "heldout": "nats", "perplexity": "perplexity"}
 
 
-def shade(share: float) -> str:
-    """From orange (−1) over white (0) to blue (1), light enough for dark letters."""
-    full = (0x56, 0xB4, 0xE9) if share > 0 else (0xE6, 0x9F, 0x00)
-    return "#" + "".join(f"{round(255 - min(1.0, abs(share)) * (255 - part)):02x}" for part in full)
-
-
 def forest_groups(contrasts: Sequence[Contrast], colours: Colours) -> list[View]:
     """The contrasts by kind, since numbers of different units share no axis; the kind with primary rows first.
 

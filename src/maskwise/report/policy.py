@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from maskwise.constants import shade
-from maskwise.folders import read_json, write_page
+from maskwise.folders import read_json, read_lines, write_page
 
 NAMES = {
     "exact_match": "its best span is an answer", "f1": "F1 of its best span", "recall": "an answer is among its spans",
@@ -46,7 +45,7 @@ def write_policy_page(folder: Path, *, title: str, measures: Mapping[str, Any]) 
     Args:
         measures: what was measured, as ``done.json`` has it.
     """
-    shown, lines = read_json(folder / "shown.json") or {}, _read_lines(folder / "metrics.jsonl")
+    shown, lines = read_json(folder / "shown.json") or {}, [*read_lines(folder / "metrics.jsonl")]
     held_out = measures.get("held_out") or {}
     salient = held_out.get("salient", {})
     rows = [(NAMES[key], held_out[key], salient.get(key)) for key in NAMES if held_out.get(key) is not None]
@@ -56,10 +55,6 @@ def write_policy_page(folder: Path, *, title: str, measures: Mapping[str, Any]) 
         curves=[curve for kind, key, name in CURVES if (curve := _curve(lines, kind, key, name))],
     )  # fmt: skip
     return page
-
-
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
 
 
 def _examples(texts: list[list[Any]], lines: list[dict[str, Any]]) -> list[list[tuple[str, list[Any]]]]:

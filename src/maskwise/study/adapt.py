@@ -13,7 +13,6 @@ gets one, which is trained on the frozen encoder first, for all arms together.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -22,7 +21,7 @@ from pathlib import Path
 from maskwise.constants import REFERENCE
 from maskwise.errors import MaskwiseError, duration
 from maskwise.families import most_tokens, require_kind
-from maskwise.folders import CARD, read_json, write_json, write_whole
+from maskwise.folders import CARD, read_json, read_lines, write_json, write_lines, write_whole
 from maskwise.models import has_head, load_config, load_model, load_task_model, weights_of, without_advice
 from maskwise.recipe import Recipe, validate
 from maskwise.recipe.overrides import Plain, nested, parse_override, put
@@ -120,7 +119,7 @@ def write_pairs(texts: str, target: Path, *, text_field: str = "text") -> None:
     if len(lines) < LEAST_PAIRS:
         what = "there is nothing to judge by: no task, and hardly a text with a title or two sentences"
         raise MaskwiseError(what, got=f"{len(lines)} texts", allowed=f"≥ {LEAST_PAIRS}", do="give --task FILE")
-    write_whole(target, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    write_lines(target, lines)
 
 
 def _pairs(texts: str, text_field: str) -> Iterator[Plain]:
@@ -201,15 +200,12 @@ def kept_of(best: str | None, folders: Sequence[Path], *, helps: str | None) -> 
     return f"{saved} It is {helps} that is shown to help; that {best} is better still may be chance."
 
 
-def best_arm(out: Path, result: Plain) -> str | None:
+def best_arm(out: Path) -> str | None:
     """The arm with the highest mean over its tasks; None where the model as it was is not beaten."""
-    records = [
-        record for line in (out / "records.jsonl").read_text(encoding="utf-8").splitlines()
-        if (record := json.loads(line))["kind"] == "score" and record.get("fraction", 1) == 1
-    ]  # fmt: skip
     by_arm: dict[str, list[float]] = {}
-    for record in records:
-        by_arm.setdefault(record["arm"], []).append(record["score"])
+    for record in read_lines(out / "records.jsonl"):
+        if record["kind"] == "score" and record.get("fraction", 1) == 1:
+            by_arm.setdefault(record["arm"], []).append(record["score"])
     if not by_arm:
         return None
     best = max(by_arm, key=lambda arm: sum(by_arm[arm]) / len(by_arm[arm]))
@@ -249,7 +245,7 @@ def write_sentence_folder(folder: Path, *, width: int, length: int) -> None:
     listed = [
         {"idx": n, "name": str(n), "path": path, "type": f"{module}.{kind}"} for n, (path, kind) in enumerate(modules)
     ]
-    write_whole(folder / "modules.json", json.dumps(listed, indent=1))
+    write_json(folder / "modules.json", listed)
     write_json(folder / "1_Pooling" / "config.json", {"word_embedding_dimension": width, **pooling})
     write_json(folder / "sentence_bert_config.json", {"max_seq_length": length, "do_lower_case": False})
     common: Plain = {"prompts": {}, "default_prompt_name": None, "similarity_fn_name": "cosine"}

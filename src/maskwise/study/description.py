@@ -6,7 +6,7 @@ import os
 import platform
 import time
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -70,30 +70,17 @@ def describe(recipe: Recipe, design: Design) -> Study:
 
 def versions() -> dict[str, str]:
     """What numbers may depend on: Python and the libraries."""
-    installed = {"python": platform.python_version()}
-    for name in ("torch", "transformers", "accelerate", "tokenizers", "datasets", "numpy"):
-        try:
-            installed[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return installed
+    libraries = ("torch", "transformers", "accelerate", "tokenizers", "datasets", "numpy")
+    return {"python": platform.python_version(), **{name: version(name) for name in libraries}}
 
 
 def hardware() -> Plain:
     """The machine, in a few words."""
-    memory = [int(line.split()[1]) for line in _lines("/proc/meminfo") if line.startswith("MemTotal")]
     return {
         "cpu": cpu_name(), "cores": os.cpu_count(),
-        "memory_gib": round(memory[0] / 2**20, 1) if memory else None,
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }  # fmt: skip
-
-
-def _lines(path: str) -> list[str]:
-    try:
-        return Path(path).read_text().splitlines()
-    except OSError:
-        return []
 
 
 def so_far(out: Path, study: Study) -> Study:

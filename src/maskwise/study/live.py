@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from statistics import median
-from types import TracebackType
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -99,9 +98,7 @@ class LiveTable:
             self.live.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self.shows:
             self.live.stop()
 

@@ -37,8 +37,9 @@ from maskwise.study.starter import look_at, name_of, starter
 from maskwise.study.timing import START_SECONDS, Timings, time_stages, works_of
 from maskwise.study.work import masked_source
 from maskwise.tasks import Task, load_task
-from maskwise.text import Document, Prepared, Rows, tokenise
+from maskwise.text import Prepared, Rows, load_tokenizer, tokenise
 from maskwise.text.pieces import UNKNOWN
+from maskwise.text.prepared import first_characters
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -118,7 +119,8 @@ def outlook_of(subject: str, overrides: Sequence[str] = (), *, timing: bool = Tr
         corpus = _corpus(first, look)
         if first.model.pretrained is None:  # a tokenizer of letters knows fewer words than it may
             config.vocab_size = corpus["vocabulary"]
-        model = _model(first, config)
+        model: Plain = {"start": first.model.pretrained, "type": config.model_type}
+        model |= {"weights": weights_of(config), "vocabulary": config.vocab_size}
         counts: dict[str, Plain | None] = {}
         for arm, link in (arms or {recipe.name: first}).items():
             try:
@@ -161,19 +163,16 @@ def _look(link: Recipe, folder: Path) -> Look:
     """Prepare a sample of the text of a training."""
     link = link.unlearned()
     corpus, documents = link.corpus, link.corpus.documents()
-    sample, size = list[Document](), 0
-    for document in documents:
-        sample.append(document)
-        size += len(document.text)
-        if size >= SAMPLE_CHARACTERS:
-            break
+    sample = [*first_characters(documents, SAMPLE_CHARACTERS)]
+    size = sum(len(document.text) for document in sample)
     skipped = dict(documents.skipped)
     total, count, whole = size, len(sample), size < SAMPLE_CHARACTERS
     if not whole and not corpus.stream:
         seen = look_at(corpus.documents())
         total, count, whole, skipped = seen.characters, seen.documents, seen.whole, dict(seen.skipped)
     began = time.process_time()
-    tokenizer = link.tokenizer.tokenizer(sample) if not link.tokenizer_name else _loaded(link)
+    name = link.tokenizer_name
+    tokenizer = load_tokenizer(name, needs_mask=link.kind == "encoder") if name else link.tokenizer.tokenizer(sample)
     store = None
     if corpus.annotators:
         from maskwise.annotate.run import annotate_corpus
@@ -192,13 +191,6 @@ def _look(link: Recipe, folder: Path) -> Look:
     assert data is not None
     seconds = (time.process_time() - began) / max(1, size)
     return Look(data, total / max(1, size), seconds, count, total, whole, skipped)
-
-
-def _loaded(link: Recipe) -> Any:
-    from maskwise.text import load_tokenizer
-
-    assert link.tokenizer_name is not None
-    return load_tokenizer(link.tokenizer_name, needs_mask=link.kind == "encoder")
 
 
 def _corpus(link: Recipe, look: Look) -> Plain:
@@ -221,13 +213,6 @@ def _corpus(link: Recipe, look: Look) -> Plain:
 
 
 # What is trained, and on what ------------------------------------------------------------------------------------
-
-
-def _model(link: Recipe, config: PreTrainedConfig) -> Plain:
-    return {
-        "start": link.model.pretrained, "type": config.model_type, "weights": weights_of(config),
-        "vocabulary": config.vocab_size,
-    }  # fmt: skip
 
 
 def _targets(link: Recipe, look: Look, config: PreTrainedConfig) -> Plain | None:
@@ -318,12 +303,7 @@ def _times(recipe: Recipe, look: Look, stages: Path, *, timing: bool) -> Plain:
         each = seconds[name]
         entry["seconds"] = None if each is None or entry["seconds"] is None else entry["seconds"] + each
     unknown = [kind for kind, entry in kinds.items() if entry["seconds"] is None]
-    todo = {
-        name: work.stage
-        for plan in plans
-        for stage in plan.stages()
-        for name, work in [(stage.name, works[stage.name])]
-    }
+    todo = {stage.name: stage for plan in plans for stage in plan.stages()}
     return {
         "jobs": jobs, "stages": kinds, "unknown": unknown,
         "seconds": None if unknown else round(START_SECONDS + wall(todo, seconds, jobs), 1),

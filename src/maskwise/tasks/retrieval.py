@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,9 +46,6 @@ class Retrieval(Frozen[PairedRow]):
             got = f"{type(query).__name__} and {type(passage).__name__}"
             raise MaskwiseError(f"{where}: a title and a text are texts", got=got)
         return PairedRow(query, passage) if query.strip() and passage.strip() else NO_TEXT
-
-    def labels(self, rows: Sequence[PairedRow], where: str, skipped: Mapping[str, int]) -> tuple[str, ...]:
-        return ()
 
     def gold(self, task: Task[PairedRow], split: str) -> NDArray[np.int64]:
         return np.ones(len(task.splits[split]), dtype=np.int64)

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -83,8 +83,8 @@ O = TypeVar("O", bound=Objective)
 
 
 @dataclass(frozen=True, eq=False)
-class Data(ABC, Generic[O]):
-    """One split as tensors: N rows to train on, and how an objective answers them.
+class Trainable(ABC):
+    """N rows that can be batched for training.
 
     Attributes:
         flat: the sequences.
@@ -100,6 +100,18 @@ class Data(ABC, Generic[O]):
         """(N,) tokens that a row costs."""
         return self.flat.lengths
 
+    @abstractmethod
+    def batch(self, rows: Tensor) -> dict[str, Tensor]:
+        """Model inputs and labels of rows."""
+
+    def training_batch(self, rows: Tensor, draws: Tensor) -> dict[str, Tensor]:
+        """The same for a step of training. ``draws`` (B,) are random integers ≥ 0, for kinds that choose something."""
+        return self.batch(rows)
+
+
+class Data(Trainable, Generic[O]):
+    """One split as tensors, and how an objective answers it."""
+
     @property
     def lost(self) -> int:
         """Items that cannot be answered, whatever a model says."""
@@ -108,14 +120,6 @@ class Data(ABC, Generic[O]):
     def notes(self) -> list[str]:
         """What was cut of this split, in lines, for records to say."""
         return []
-
-    @abstractmethod
-    def batch(self, rows: Tensor) -> dict[str, Tensor]:
-        """Model inputs and labels of rows."""
-
-    def training_batch(self, rows: Tensor, draws: Tensor) -> dict[str, Tensor]:
-        """The same for a step of training. ``draws`` (B,) are random integers ≥ 0, for kinds that choose something."""
-        return self.batch(rows)
 
     @abstractmethod
     def answers(self, objective: O, device: torch.device) -> Answers:
@@ -169,15 +173,6 @@ class Encoded(Data[Classification]):
                 at, real = self.flat.at(rows)
                 answers[at[real]] = best[real]
         return answers if self.place is None else torch.where(self.place < 0, LOST, answers[self.place])
-
-
-class Trainable(Protocol):
-    """N rows that can be batched for training."""
-
-    def __len__(self) -> int: ...
-    @property
-    def lengths(self) -> Tensor: ...
-    def training_batch(self, rows: Tensor, draws: Tensor) -> dict[str, Tensor]: ...
 
 
 class TaskSource:

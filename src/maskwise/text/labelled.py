@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
-from maskwise.errors import MaskwiseError, first_line
+from maskwise.errors import MaskwiseError
 from maskwise.text.layers import CharSpans, Layer, check_spans
-from maskwise.text.readers import damaged, opened, parquet_rows
+from maskwise.text.readers import damaged, load_hub, opened, parquet_rows
 from maskwise.text.tables import Record, read_table
 
 UPOS = (
@@ -66,14 +66,8 @@ def ending_of(path: Path) -> str | None:
 
 def read_hub(spec: str) -> dict[str, list[Record]]:
     """All splits of "hf:ID[:config]"; class numbers become class names where the data set knows them."""
-    import datasets
-
     name, _, config = spec.removeprefix("hf:").partition(":")
-    try:
-        loaded = datasets.load_dataset(name, config or None)
-    except Exception as error:  # network, hub, builder and format errors have no common base
-        raise MaskwiseError(f"cannot load data set {spec!r}: {first_line(error)}") from error
-    return {str(split): _with_class_names(rows) for split, rows in loaded.items()}
+    return {str(split): _with_class_names(rows) for split, rows in load_hub(spec, name, config).items()}
 
 
 def _with_class_names(rows: Any) -> list[Record]:

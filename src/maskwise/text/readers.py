@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
-from maskwise.errors import MaskwiseError, unknown_name
+from maskwise.errors import MaskwiseError, first_line, unknown_name
 from maskwise.text.tables import read_table
 
 TEXT_ENDINGS = (".txt", ".txt.gz", ".txt.zst")
@@ -151,21 +151,27 @@ def saved_dataset(path: Path, fields: Fields) -> Callable[[], Iterable[Record]]:
 
 def hub_dataset(source: str, fields: Fields) -> Callable[[], Iterable[Record]]:
     """Opens "hf:NAME[:CONFIG[:SPLIT]]", when it is first read."""
+    name, config, split = hub_parts(source)
+    return lambda: _rows(_with_columns(load_hub(source, name, config, split=split), fields, source), name)
+
+
+def hub_parts(source: str) -> tuple[str, str, str]:
+    """NAME, CONFIG and SPLIT of a data set on the hub."""
     name, *rest = source.removeprefix("hf:").split(":")
     if not name or len(rest) > 2:
         raise MaskwiseError("malformed data set name", got=source, allowed="hf:NAME, hf:NAME:CONFIG:SPLIT")
     config, split = [*rest, "", ""][:2]
+    return name, config, split or "train"
 
-    def open_records() -> Iterable[Record]:
-        import datasets
 
-        try:
-            loaded = datasets.load_dataset(name, config or None, split=split or "train")
-        except Exception as error:  # network, hub, builder and format errors have no common base
-            raise MaskwiseError(f"cannot load data set {source!r}: {error}") from error
-        return _rows(_with_columns(loaded, fields, source), name)
+def load_hub(source: str, name: str, config: str, **how: Any) -> Any:
+    """A data set of the hub, or one line that says why not."""
+    import datasets
 
-    return open_records
+    try:
+        return datasets.load_dataset(name, config or None, **how)
+    except Exception as error:  # network, hub, builder and format errors have no common base
+        raise MaskwiseError(f"cannot load data set {source!r}: {first_line(error)}") from error
 
 
 def refuse_unreadable(path: Path) -> None:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
-from maskwise.errors import MaskwiseError
+from maskwise.errors import MaskwiseError, first_line
 from maskwise.text.documents import bundled_path, inside
 from maskwise.text.readers import (
     LINE_ENDINGS,
@@ -29,7 +29,9 @@ from maskwise.text.readers import (
     Record,
     Skip,
     damaged,
+    hub_parts,
     known_ending,
+    load_hub,
     opened,
     read_blocks,
     read_lines,
@@ -205,8 +207,7 @@ class DatasetShard(Shard):
         except MaskwiseError:
             raise
         except Exception as error:  # network, hub, builder and format errors have no common base
-            line = str(error).strip().splitlines() or [type(error).__name__]
-            raise MaskwiseError(f"cannot read {self.name}: {line[0]}") from error
+            raise MaskwiseError(f"cannot read {self.name}: {first_line(error)}") from error
 
     def fingerprint(self) -> str:
         return f"{self.dataset.num_shards} shards"
@@ -332,17 +333,8 @@ def _shards_of_name(source: str, fields: Fields) -> list[Shard]:
 
 
 def _shards_on_the_hub(source: str, fields: Fields) -> list[Shard]:
-    import datasets
-
-    name, *rest = source.removeprefix("hf:").split(":")
-    if not name or len(rest) > 2:
-        raise MaskwiseError("malformed data set name", got=source, allowed="hf:NAME, hf:NAME:CONFIG:SPLIT")
-    config, split = [*rest, "", ""][:2]
-    try:
-        loaded = datasets.load_dataset(name, config or None, split=split or "train", streaming=True)
-    except Exception as error:  # network, hub, builder and format errors have no common base
-        raise MaskwiseError(f"cannot load data set {source!r}: {error}") from error
-    return _shards_of_dataset(loaded, name, fields)
+    name, config, split = hub_parts(source)
+    return _shards_of_dataset(load_hub(source, name, config, split=split, streaming=True), name, fields)
 
 
 def _shards_of_dataset(dataset: Any, name: str, fields: Fields) -> list[Shard]:

@@ -83,6 +83,12 @@ def word_starts(kinds: Classes) -> Flags:
     return starts
 
 
+def words_in(kinds: Classes) -> tuple[Ints, Ints]:
+    """Where words begin and end: before the first white space behind them, or where the next one begins."""
+    start, white, size = np.flatnonzero(word_starts(kinds)), np.flatnonzero(is_white(kinds)), len(kinds)
+    return start, np.minimum(np.append(start[1:], size), np.append(white, size)[np.searchsorted(white, start)])
+
+
 def word_rule(value: str) -> str:
     """Check how words are found: ``auto`` (the rule of this page), ``spaces``, ``token`` or ``regex:PATTERN``.
 

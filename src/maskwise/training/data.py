@@ -21,10 +21,10 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from maskwise.keys import Array
 from maskwise.masking import MaskedBatch
 from maskwise.masking.batch import IGNORE
 from maskwise.objectives.base import Maker
+from maskwise.text import Rows
 from maskwise.training.learners import Learner, learners_of
 from maskwise.training.order import Drawn, Epochs, Mix, require_batch
 from maskwise.training.settings import TrainingSettings
@@ -56,21 +56,6 @@ class Source(Protocol):
     def summarise(self, sums: Mapping[str, float]) -> dict[str, Any]:
         """Metrics from the sums since the last line: numbers, or shares by name."""
         ...
-
-
-class Rows(Protocol):
-    """Rows of tokens with their layers (``text.Rows``)."""
-
-    def __len__(self) -> int: ...
-    @property
-    def documents(self) -> Any: ...
-    @property
-    def lengths(self) -> Array: ...
-    def by_source(self, count: int) -> list[int]:
-        """The number of rows of each of ``count`` sources, which stand one behind the other."""
-
-    def batch(self, rows: Tensor) -> Any:
-        """Some rows, as a `Masker` takes them."""
 
 
 class Step(NamedTuple):

@@ -170,11 +170,7 @@ def forget_meshes() -> None:
 
 def asked_to_shard(settings: TrainingSettings, ranks: int) -> bool:
     """Whether weights shall be shared out: ``training.shard``, or ``accelerate launch --use_fsdp``."""
-    return ranks > 1 and (settings.shard or _by_accelerate())
-
-
-def _by_accelerate() -> bool:
-    return os.environ.get(ACCELERATE, "").lower() == "true"
+    return ranks > 1 and (settings.shard or os.environ.get(ACCELERATE, "").lower() == "true")
 
 
 @contextmanager
@@ -249,8 +245,4 @@ def load_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
 
 def same_shapes(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
     """Whether two states have tensors of the same names and shapes."""
-    return _shapes(one) == _shapes(other)
-
-
-def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
-    return {name: tensor.shape for name, tensor in tensors.items()}
+    return {name: tensor.shape for name, tensor in one.items()} == {name: t.shape for name, t in other.items()}
