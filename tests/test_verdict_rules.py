@@ -249,6 +249,9 @@ CLEAR = {"token-15": BASE, "token-30": BETTER}
         ([{"runs": 8, "looks": None}], None, "decided"),  # the same runs once more
         ([{"runs": 6, "looks": [6, 8]}], [6, 8], "decided"),
         ([{"runs": 6, "looks": None}], [6, 8], "suggests"),  # planned afterwards
+        ([{"runs": 8, "seeds": [*range(8)], "looks": None}], None, "decided"),
+        ([{"runs": 8, "seeds": [*range(10, 18)], "looks": None}], None, "suggests"),  # as many others
+        ([{"runs": 6, "seeds": [*range(10, 16)], "looks": [6, 8]}], [6, 8], "suggests"),  # others than were planned
     ],
 )
 def test_runs_that_are_added_without_a_plan_are_no_proof(looked, looks, verdict):
@@ -264,9 +267,15 @@ def test_a_folder_remembers_at_how_many_runs_it_had_a_verdict(tmp_path):
     assert "looked" not in so_far(tmp_path, study)  # it had no verdict yet
     write_json(tmp_path / "summary.json", {})
     memory = so_far(tmp_path, study)
-    assert memory["looked"] == [{"runs": 6, "looks": None}] and not (tmp_path / "summary.json").exists()
+    look = {"runs": 6, "seeds": [*range(6)], "looks": None}
+    assert memory["looked"] == [look] and not (tmp_path / "summary.json").exists()
     write_json(tmp_path / "study.json", study | memory)  # stopped, and begun again
-    assert so_far(tmp_path, study)["looked"] == [{"runs": 6, "looks": None}]
+    assert so_far(tmp_path, study)["looked"] == [look]
+    again = study | {"seeds": [*range(10, 18)]}
+    assert [each["seeds"][0] for each in so_far(tmp_path, again)["looked"]] == [0]  # nothing was judged on 0 to 7 yet
+    write_json(tmp_path / "summary.json", {})
+    write_json(tmp_path / "study.json", study | memory)
+    assert [each["runs"] for each in so_far(tmp_path, again)["looked"]] == [6, 8]
     other = study | {"recipe": {"training": {"steps": 20}, "study": {"arms": {"a": {}}, "seeds": 8}}}
     assert "looked" not in so_far(tmp_path, other)
 
@@ -283,15 +292,19 @@ def test_the_advice_on_runs_spends_no_error_twice(runs, looks, code):
 # Tasks that can tell -------------------------------------------------------------------------------------------
 
 
-def helped(gains: dict[str, list[float]], **changes: Any) -> dict:
-    """Tasks whose dev score is so much above the start's, by seed; on test token-30 is better on all of them."""
+def helped(gains: dict[str, list[float]], *, apart: float = 0.0, **changes: Any) -> dict:
+    """Tasks whose dev score is so much above the start's, by seed; on test token-30 is better on all of them.
+
+    On dev token-30 is so far ``apart`` above the mean of both arms.
+    """
     study = make_study(runs=8, tasks=len(gains), **changes)
     records = []
     for task, by_seed in zip(study["tasks"], gains.values(), strict=True):
         for s, gain in enumerate(by_seed):
             records.append(score_record("no-pretraining", s, task, 0.3 + 0.001 * s, dev=[0.3]))
-            for arm, more in (("token-15", 0.0), ("token-30", 0.02)):
-                records.append(score_record(arm, s, task, 0.5 + more + 0.001 * s, dev=[0.3 + gain, None]))
+            for arm, more, side in (("token-15", 0.0, -1), ("token-30", 0.02, 1)):
+                dev = [0.3 + gain + side * apart, None]
+                records.append(score_record(arm, s, task, 0.5 + more + 0.001 * s, dev=dev))
     return summarise(records + run_facts(study), study)
 
 
@@ -308,6 +321,8 @@ def test_a_task_that_ignores_pre_training_is_left_out_of_the_primary_outcome():
     assert rows["tasks"]["natural"]["mean"] == pytest.approx(rows["task-0"]["mean"])
     assert helped(gains, helps=0.0)["tasks"]["task-1"]["counted"]
     assert helped(gains)["tasks"]["task-1"]["counted"]  # a study.json without the rule
+    # By the mean of all arms and not by the best one, so that the rule is the same if two arms are exchanged.
+    assert helped(gains, helps=0.75, apart=0.15)["tasks"] == summary["tasks"]
 
 
 def test_against_the_start_every_task_counts():

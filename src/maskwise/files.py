@@ -60,9 +60,10 @@ class Search(TypedDict, total=False):
 
 
 class Look(TypedDict):
-    """An earlier verdict of a study: its number of runs, and the looks that were planned then."""
+    """An earlier verdict of a study: its number of runs, their seeds, and the looks that were planned then."""
 
     runs: int
+    seeds: NotRequired[list[int]]
     looks: list[int] | None
 
 

@@ -92,8 +92,8 @@ def so_far(out: Path, study: Study) -> Study:
     known: Study = {"started": study["started"], "seconds": None}
     if _same_question(before, study):
         looked: list[Look] = [*before.get("looked", [])]
-        look: Look = {"runs": len(before["seeds"]), "looks": before.get("looks")}
-        now: Look = {"runs": len(study["seeds"]), "looks": study.get("looks")}
+        look: Look = {"runs": len(before["seeds"]), "seeds": before["seeds"], "looks": before.get("looks")}
+        now: Look = {"runs": len(study["seeds"]), "seeds": study["seeds"], "looks": study.get("looks")}
         if (out / "summary.json").is_file() and look not in (*looked, now):
             looked.append(look)
         known |= {"looked": looked} if looked else {}

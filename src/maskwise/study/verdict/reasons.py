@@ -191,7 +191,7 @@ class Reasons:
         """
         reasons: list[Reason] = []
         if again := self._looked_before():
-            sentence = f"the number of runs was changed after a verdict on {again}, without a plan (study.looks):"
+            sentence = f"the runs were changed after a verdict on {again} of them, without a plan (study.looks):"
             sentence += " each look has its own chance of an error, and together they have more than 5 %"
             reasons.append({"code": "runs-added", "effect": "caps", "sentence": sentence, "runs": again})
         if "gate" in row:
@@ -209,9 +209,11 @@ class Reasons:
     def _looked_before(self) -> int | None:
         """The runs of an earlier verdict that could have decided, and was not planned; None without one."""
         study = self.table.study
+        now = study["seeds"]
         for look in study.get("looked") or ():
-            planned = bool(study.get("looks")) and look["looks"] == study.get("looks")
-            if look["runs"] != len(study["seeds"]) and not planned and can_decide(look["runs"], self.family):
+            then = look.get("seeds", now[: look["runs"]])
+            planned = bool(study.get("looks")) and look["looks"] == study.get("looks") and {*then} <= {*now}
+            if {*then} != {*now} and not planned and can_decide(look["runs"], self.family):
                 return look["runs"]
         return None
 
