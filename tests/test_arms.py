@@ -142,10 +142,18 @@ def test_the_same_probe_before_and_after_and_no_trace_of_it() -> None:
     assert torch.equal(probe(0), probe(1)) and not torch.equal(fresh(0), fresh(1))
     assert torch.equal(before, torch.get_rng_state()) and two.training
     assert sorted(probe.rows["mlm"].tolist()) == list(range(5, 24)) and len(set(probe.rows["cse"].tolist())) == 24
+    first, second = ({*half.source.example_id.tolist()} for half in probe.batches["mlm"])
+    assert first and second and not first & second  # else their agreement would say nothing
     other = Probe(two, sources, dict.fromkeys(sources, HELD_OUT), seed=1, **more)
     assert other.rows["mlm"].tolist() != probe.rows["mlm"].tolist()  # every run has rows of its own
     halves = [Probe(two, sources, dict.fromkeys(sources, HELD_OUT), rank=r, ranks=2, **more)(0) for r in (0, 1)]
     torch.testing.assert_close((halves[0] + halves[1])[..., 0], probe(0)[..., 0], rtol=1e-6, atol=0)
+
+
+def test_the_reliability_of_the_reward_is_logged(tmp_path: Path) -> None:
+    run(tmp_path, spec="mometas-plus(every=1)")
+    logged = [line.get("reliability") for line in lines(tmp_path)]
+    assert logged[0] is None and logged[-1] is not None and logged[-1] <= 1  # six rewards say something, fewer nothing
 
 
 def test_each_arm_trains_its_own_head_and_the_shared_encoder() -> None:

@@ -39,6 +39,7 @@ def view() -> dict[str, Any]:
         if one["arm"] == "plus":
             one |= {
                 "probe_seconds": one["step"] / 10,
+                "reliability": 0.1 * one["seed"] + one["step"] / 100,
                 "notes": [STARVED],
                 "arm_steps": {"mlm": 9, EVIL: 1},
             }
@@ -80,6 +81,7 @@ def test_the_table_adds_up_what_objectives_were_given_and_what_it_cost(view: dic
     assert plus["shares"] == {"mlm": 0.9, EVIL: 0.1} and plus["steps"] == 40
     assert uniform["shares"] == {"mlm": 0.6, EVIL: 0.4}
     assert (plus["seconds"], plus["probing"]) == (80, 0.05) and uniform["probing"] is None
+    assert plus["reliability"] == pytest.approx(0.45) and uniform["reliability"] is None  # at the ends of both runs
     assert plus["flops"] == 100.5 and plus["probing_flops"] == pytest.approx(4 / 201)
     assert plus["sampler"] == "mometas-plus(every=20)" and uniform["sampler"] == "uniform"
 
@@ -130,16 +132,19 @@ def test_long_runs_are_thinned_in_charts_and_counted_whole() -> None:
     assert len(json.dumps(found["shares"][0]["spec"])) < 80 * 2 * MOST_SMALL + 5000
 
 
-def test_the_page_of_a_study_over_objectives(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("reliability", "said"), [(0.2, True), (0.6, False)])
+def test_the_page_of_a_study_over_objectives(reliability: float, said: bool, tmp_path: Path) -> None:
     study = make_study(runs=2, arms={"token-15": 0, "token-30": 0.01})
     folder = write_study(tmp_path / "s", study, make_records(study, {}), summary=None, samples=None)
     for facts in study["arms"].values():
         for seed, stage in facts["runs"].items():
             given = {"mlm": 9, EVIL: 1}
-            lines = [line("plus", int(seed), step, notes=[STARVED], arm_steps=given) for step in (10, 20)]
+            more = {"notes": [STARVED], "arm_steps": given, "reliability": reliability}
+            lines = [line("plus", int(seed), step, **more) for step in (10, 20)]
             write_lines(folder / stage / "metrics.jsonl", lines)
     page = write_report(folder).read_text()
     assert "&lt;b&gt;cse&lt;/b&gt; is starved (4 times)" in page and EVIL not in page
+    assert ("was rewarded for is chance (reliability 0.20, 0.5 is wanted)" in page) == said
 
 
 def test_task_scores_are_means_with_their_spread_and_references(tmp_path: Path) -> None:

@@ -85,6 +85,11 @@ def test_an_oracle_that_is_decided_to_be_worse_opens_no_gate():
     assert rows["method", "random"]["reason"] == "gate-closed"
 
 
+def test_a_gate_is_not_opened_by_runs_that_were_added():
+    _, rows = gated(GATED, looked=[{"runs": 6, "looks": None}])
+    assert {row["reason"] for row in rows.values()} == {"runs-added", "gate-closed"}
+
+
 def test_a_gate_needs_six_runs_but_no_search():
     _, rows = gated({arm: runs[:5] for arm, runs in GATED.items()})
     assert rows["oracle", "random"]["reason"] == "few-runs" and rows["method", "random"]["verdict"] == "void"
