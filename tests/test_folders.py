@@ -123,3 +123,9 @@ def test_what_killed_processes_left_is_swept(tmp_path: Path) -> None:
     (tmp_path / "kept").write_text("")
     sweep(tmp_path)
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "kept"]
+
+
+def test_lines_below_a_file_are_no_lines(tmp_path):
+    """A stage whose place is taken by a file fails by itself, and takes no finished run with it."""
+    (tmp_path / "stage").write_text("in the way")
+    assert list(read_lines(tmp_path / "stage" / "metrics.jsonl")) == []

@@ -103,7 +103,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     """The JSON objects in a file of lines, those that are whole: the last line may have been cut by a power failure."""
-    with suppress(FileNotFoundError), path.open("rb") as file:
+    with suppress(FileNotFoundError, NotADirectoryError), path.open("rb") as file:
         for line in file:
             with suppress(ValueError, RecursionError):
                 value = json.loads(line)
