@@ -254,6 +254,7 @@ CLEAR = {"token-15": BASE, "token-30": BETTER}
         ([{"runs": 8, "looks": None}], None, "decided"),  # the same runs once more
         ([{"runs": 6, "looks": [6, 8]}], [6, 8], "decided"),
         ([{"runs": 6, "looks": None}], [6, 8], "suggests"),  # planned afterwards
+        ([{"runs": 10, "looks": None}], None, "suggests"),  # fewer than before
         ([{"runs": 8, "seeds": [*range(8)], "looks": None}], None, "decided"),
         ([{"runs": 8, "seeds": [*range(10, 18)], "looks": None}], None, "suggests"),  # as many others
         ([{"runs": 6, "seeds": [*range(10, 16)], "looks": [6, 8]}], [6, 8], "suggests"),  # others than were planned

@@ -7,6 +7,7 @@ after), ``try-N/`` of every try where there are several, and, of ``maskwise lear
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections import Counter
@@ -32,7 +33,7 @@ from maskwise.learning.settings import LearningSettings
 from maskwise.learning.supervised import judge, learn_supervised
 from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
-from maskwise.study.stages import DONE, STAGE, Stage, learn_stage, prepare_stage
+from maskwise.study.stages import DONE, STAGE, learn_stage, prepare_stage
 from maskwise.tasks import Task, load_task
 from maskwise.text import Document, load_tokenizer, tokenise
 from maskwise.training import log_frequencies
@@ -61,9 +62,10 @@ def run_learn(recipe: Recipe, out: Path, *, quiet: bool = False) -> Plain:
     kept = out / "recipe.yaml"
     if kept.is_file() and kept.read_text(encoding="utf-8", errors="replace") != text:
         raise MaskwiseError(f"--out {out} holds the policy of another recipe", do="give a new folder")
-    stage, before = learn_stage(recipe, recipe.learned_task, prepare_stage(recipe)), read_json(out / STAGE)
-    if before and Stage.from_dict(before).name != stage.name:  # the recipe is the same, and what it names is not
-        what = f"--out {out} holds a policy learned from other data: a file, or an installed version, changed"
+    stage = learn_stage(recipe, recipe.learned_task, prepare_stage(recipe)).as_dict()
+    before = read_json(out / STAGE)
+    if before and before != json.loads(json.dumps(stage)):  # the recipe is the same, and what it names is not
+        what = f"--out {out} holds a policy learned from other data: a file, a library or the machine changed"
         raise MaskwiseError(what, do="give a new folder")
     if done:
         return done
@@ -71,7 +73,7 @@ def run_learn(recipe: Recipe, out: Path, *, quiet: bool = False) -> Plain:
         try:
             if first:
                 write_whole(kept, text)
-                write_json(out / STAGE, stage.as_dict())
+                write_json(out / STAGE, stage)
             began = time.perf_counter()
             result = learn(recipe, out, quiet=quiet)
             result = finite({**result, "seconds": round(time.perf_counter() - began, 1)})

@@ -191,7 +191,7 @@ class Reasons:
         """
         reasons: list[Reason] = []
         if again := self._looked_before():
-            sentence = f"the runs were changed after a verdict on {again} of them, without a plan (study.looks):"
+            sentence = f"the runs were changed after a verdict on {again} runs, without a plan (study.looks):"
             sentence += " each look has its own chance of an error, and together they have more than 5 %"
             reasons.append({"code": "runs-added", "effect": "caps", "sentence": sentence, "runs": again})
         if "gate" in row:
@@ -213,7 +213,8 @@ class Reasons:
         for look in study.get("looked") or ():
             then = look.get("seeds", now[: look["runs"]])
             planned = bool(study.get("looks")) and look["looks"] == study.get("looks") and {*then} <= {*now}
-            if {*then} != {*now} and not planned and can_decide(look["runs"], self.family):
+            changed = (look["runs"], {*then}) != (len(now), {*now})
+            if changed and not planned and can_decide(look["runs"], self.family):
                 return look["runs"]
         return None
 

@@ -20,7 +20,7 @@ DOUBTS = {
     "secondary": "a suggestion, because this is not a primary test",
     "no-dev-selection": "a suggestion, not proof, because settings were not chosen in the same way for each arm",
     "grid-border": "a suggestion, not proof, because a best setting is at the edge of what was tried",
-    "runs-added": "a suggestion, not proof, because runs were added after a verdict without a plan",
+    "runs-added": "a suggestion, not proof, because the runs were changed after a verdict, without a plan",
 }
 ADVICE = {
     "gate-closed": "First make the gate's arm win, by more runs, longer training or other tasks: nothing else counts.",
