@@ -15,6 +15,7 @@ from typing import Any
 from mkdocs.structure.files import File, Files
 
 from maskwise.folders import read_lines
+from maskwise.recipe.comparison import StudySettings
 from maskwise.report import write_report
 from maskwise.study.verdict import summarise
 
@@ -37,8 +38,8 @@ def page_of(folder: Path) -> str:
         copy = Path(name)
         for file in ("study.json", "records.jsonl"):
             shutil.copy(folder / file, copy / file)
-        before = json.loads((copy / "study.json").read_text(encoding="utf-8"))
-        study = {"helps": 0.75} | before  # a rule that some studies are older than
+        recorded = json.loads((copy / "study.json").read_text(encoding="utf-8"))
+        study = {"helps": StudySettings().helps} | recorded  # a rule that some studies are older than
         summary = summarise(list(read_lines(copy / "records.jsonl")), study)
         (copy / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
         return write_report(copy).read_text(encoding="utf-8")

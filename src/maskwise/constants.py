@@ -55,6 +55,9 @@ CORRELATIONS = ("spearman", "pearson", "matthews")
 """Written times 100, as the field does, and not as shares: 90 % of a correlation is nothing."""
 
 
+GAIN = "gain over random masks on dev, nats"
+"""What the gain of a learned policy is called, on its card and by ``maskwise learn``."""
+
 DIFFUSION = "diffusion"
 """The held-out masks of the bound of masked diffusion, which compares arms whatever they mask together."""
 

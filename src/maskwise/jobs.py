@@ -359,9 +359,9 @@ class RayPool(Pool[Task, Result]):
         try:
             return self.ray.get(reference)
         except self.ray.exceptions.RayTaskError as error:  # maskwise could not even be loaded there
-            return None, Failure(first_line(error).split(". ")[0], passing=False)
+            return None, Failure(_first_sentence(error), passing=False)
         except self.ray.exceptions.RayError as error:
-            return None, Failure(f"a worker or its machine was lost: {first_line(error).split('. ')[0]}", passing=True)
+            return None, Failure(f"a worker or its machine was lost: {_first_sentence(error)}", passing=True)
 
     def _probe(self, probe: Probe, environment: dict[str, dict[str, str]]) -> None:
         """Ask every node, before any work, whether it can do it. Lost or busy ones do not count, if any answers."""
@@ -435,3 +435,8 @@ def _answer_there(function: bytes, folder: str, task: Any) -> tuple[Any, Failure
 def _answer_probe(probe: Probe) -> tuple[None, Failure | None]:
     problem = probe()
     return None, Failure(problem, passing=False) if problem else None
+
+
+def _first_sentence(error: Exception) -> str:
+    """What Ray says, without what is for its developers."""
+    return first_line(error).split(". ")[0]

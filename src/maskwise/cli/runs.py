@@ -19,7 +19,7 @@ from maskwise.cli.terminal import (
     out_console,
     print_json,
 )  # fmt: skip
-from maskwise.constants import accuracy_misleads, rank_here
+from maskwise.constants import GAIN, accuracy_misleads, rank_here
 from maskwise.errors import duration
 from maskwise.folders import recipe_path
 
@@ -164,7 +164,7 @@ def learn(
     held_out = result.get("held_out") or {}
     salient = held_out.get("salient", {})
     table = Table("on texts that it has not learned from", "policy", "salient spans", box=None)
-    for name, value in {**held_out, "gain over random masks on dev, nats": result.get("gain")}.items():
+    for name, value in {**held_out, GAIN: result.get("gain")}.items():
         cells = (f"{n:.4g}" if isinstance(n, float) else str(n) for n in (value, salient.get(name, "")))
         if isinstance(value, int | float):
             table.add_row(name.replace("_", " "), *cells)

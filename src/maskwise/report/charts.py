@@ -122,9 +122,10 @@ def transfer_view(folder: Folder) -> View | None:
     by_arm: dict[str, list[View]] = defaultdict(list)
     for cell in cells:
         points = [None if x is None else 100 * x for x in (cell["mean"], cell["low"], cell["high"])]
+        gain = cell["mean"] or 0.0
         by_arm[cell["arm"]].append({
             "mean": points[0], "low": points[1], "high": points[2], "own": cell["task"] == cell["learned_from"],
-            "shade": shade(abs(cell["mean"] or 0) / reach, BLUE if (cell["mean"] or 0) > 0 else ORANGE),
+            "shade": shade(abs(gain) / reach, BLUE if gain > 0 else ORANGE),
         })  # fmt: skip
     rows = [{"arm": arm, "cells": line} for arm, line in by_arm.items()]
     return {"tasks": list(dict.fromkeys(cell["task"] for cell in cells)), "rows": rows}

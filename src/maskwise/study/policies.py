@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from maskwise.constants import rank_here, ranks_here
+from maskwise.constants import GAIN, rank_here, ranks_here
 from maskwise.errors import MaskwiseError
 from maskwise.folders import claim, finite, read_json, require_file, require_own, write_folder, write_json, write_whole
 from maskwise.keys import fold
@@ -213,7 +213,7 @@ def keep(
         "encoder": settings.policy.pretrained or settings.policy.architecture, "head": policy.config.head,
         "length": policy.config.length, **({"tries": len(measures["tries"])} if "tries" in measures else {}),
     }  # fmt: skip
-    gain = {"gain over random masks on dev, nats": measures["gain"]} if "gain" in measures else {}
+    gain = {GAIN: measures["gain"]} if "gain" in measures else {}
     policy.card = policy_card(choices, gain | measures.get("held_out", {}), shown)
     write_folder(folder / "policy", policy.save_pretrained)
     write_json(folder / "shown.json", finite(shown))

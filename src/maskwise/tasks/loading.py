@@ -203,9 +203,7 @@ def _load(
         split: [with_inside(one, given) for record in part for one in flat(record)]
         for split, part in read_splits(spec, header=header, files=files).items()
     }
-    names = {
-        split: shared_names(part) for split, part in records.items()
-    }  # of the whole file, as for a policy's labels
+    names = {split: shared_names(part) for split, part in records.items()}  # by the whole file, as a policy's labels
     if where is not None:
         records = {split: _only(part, where, place) for split, part in records.items()}
     first = next((part for part in records.values() if part), [])

@@ -245,4 +245,4 @@ def load_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
 
 def same_shapes(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
     """Whether two states have tensors of the same names and shapes."""
-    return {name: tensor.shape for name, tensor in one.items()} == {name: t.shape for name, t in other.items()}
+    return one.keys() == other.keys() and all(tensor.shape == other[name].shape for name, tensor in one.items())

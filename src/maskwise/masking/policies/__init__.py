@@ -1,9 +1,9 @@
 """What may be masked together, and how likely. The table below is the only registry.
 
 A policy turns an annotated batch into units (a partition) with weights; ``masking.select`` does the rest. ``given``
-holds units that the text gives, ``spans`` those that are drawn, ``learned`` those whose weights follow the losses,
-``scored`` those that were learned from a task before. To add one, write a class like ``WholeWord`` and a line here; the
-contract suite tests it like the others.
+holds units that the text gives, ``spans`` those that are drawn, ``groups`` and ``online`` those whose weights follow
+the losses, ``learned`` those that were learned from a task before. To add one, write a class like ``WholeWord`` and a
+line here; the contract suite tests it like the others.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ from maskwise.study.statistics import (
 )
 from maskwise.study.verdict.reasons import Reasons
 from maskwise.study.verdict.table import TOLERANCE, BySeed, Table
-from maskwise.study.verdict.words import outcome_words
+from maskwise.study.verdict.words import ahead, outcome_words
 
 MOST_MORE_RUNS = 50  # a longer way to a decision is no advice: the difference is too small to matter
 
@@ -284,7 +284,7 @@ def _judge(one: Comparison, void: list[Reason], reasons: Reasons, *, alpha: floa
         *reasons.said(row),
     ]
     if apart and row["verdict"] != "equal":
-        row["better"] = "arm" if (row["mean"] > 0) == row["higher_is_better"] else "baseline"
+        row["better"] = "arm" if ahead(row) else "baseline"
 
 
 def _plan(comparison: Comparison, *, alpha: float) -> tuple[int | None, Detectable]:

@@ -109,7 +109,7 @@ def _contrast(row: Contrast, names: Names, *, brief: bool) -> str:
     if row["verdict"] == "void" or mean is None:
         because = "; ".join(reason["sentence"] for reason in row["reasons"][: 1 if brief else None])
         return f"no verdict on {arm} against {baseline} {where}: {because}."
-    first, second = (arm, baseline) if _ahead(row) else (baseline, arm)
+    first, second = (arm, baseline) if ahead(row) else (baseline, arm)
     facts, amount = "; ".join(_facts(row, mean, brief=brief)), _amount(row, mean, brief=brief)
     more = f"About {row['n'] + row['more_runs']} runs of each arm would be enough to decide" if row["more_runs"] else ""
     if row["verdict"] == "decided":
@@ -190,7 +190,7 @@ def headline_row(rows: Sequence[Contrast], baseline: str) -> Contrast | None:
     if not judged:
         return rows[0] if rows else None
     sides = ("arm", "baseline") if len({row["baseline"] for row in judged}) > 1 else ("arm",)
-    behind = {row["baseline"] if _ahead(row) else row["arm"] for row in judged if row["mean"]}
+    behind = {row["baseline"] if ahead(row) else row["arm"] for row in judged if row["mean"]}
 
     def sureness(row: Contrast) -> tuple[bool, bool, bool, float]:
         first, second = (row["arm"], row["baseline"]) if row["better"] == "arm" else (row["baseline"], row["arm"])
@@ -201,7 +201,7 @@ def headline_row(rows: Sequence[Contrast], baseline: str) -> Contrast | None:
     return max(judged, key=lambda row: (row["mean"] or 0) * (1 if row["higher_is_better"] else -1))
 
 
-def _ahead(row: Contrast) -> bool:
+def ahead(row: Contrast) -> bool:
     """Whether the arm of a row is the better one so far, decided or not."""
     return ((row["mean"] or 0) > 0) == row["higher_is_better"]
 
@@ -251,7 +251,7 @@ def _headline(row: Contrast, names: Names, *, keeps: bool) -> str:
         return f"use either: no difference that matters between {arm} and {baseline} {where}."
     if not mean:
         return f"not decided: {arm} and {baseline} were equal {where}."
-    first, second = (arm, baseline) if _ahead(row) else (baseline, arm)
+    first, second = (arm, baseline) if ahead(row) else (baseline, arm)
     amount = _amount(row, mean, brief=True)
     if row["verdict"] == "decided":
         p = "" if row["p_adjusted"] is None else f" (p = {row['p_adjusted']:.2g})"
