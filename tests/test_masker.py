@@ -22,6 +22,7 @@ from masking_tools import (
     SEP,
     UNK,
     WORDS,
+    log_probability,
     masker,
     packed,
     padded,
@@ -32,7 +33,6 @@ from masking_tools import (
 )
 from maskwise.errors import MaskwiseError
 from maskwise.masking import IGNORE, Masker, Noising, Vocabulary, gather, schedules
-from maskwise.masking.policies.groups import log_probability
 from maskwise.text import encode, train_tokenizer
 
 

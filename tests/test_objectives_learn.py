@@ -6,6 +6,8 @@ every token pays .39 nats, not ln 2 = .69; so the constant is the bar, and the a
 constant has .5, stands beside it. For cse any constant is at chance; its bar is the untrained encoder too, for dropout
 leaves twins somewhat alike.
 
+``PYTHONPATH=src:tests python tests/test_objectives_learn.py FILE`` measures the table of docs/objectives.md.
+
 dtd must know which two words stand side by side (a table of bigrams reaches an area of .89), and yes or no teaches that
 slowly: it stayed at the best constant for 400 steps from fresh weights (area .50), and for 300 after 500 steps of mlm
 (.51). So it goes on from a model that has left the plateau, as in the paper, which goes on from BERT.
@@ -13,7 +15,12 @@ slowly: it stayed at the best constant for 400 steps from fresh weights (area .5
 
 from __future__ import annotations
 
+import json
 import math
+import sys
+import tempfile
+from datetime import date
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -38,9 +45,13 @@ ROWS, SEED = 480, 1
 
 @pytest.fixture(scope="module")
 def laboratory(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Prepared]:
+    return laboratory_in(tmp_path_factory.mktemp("laboratory"))
+
+
+def laboratory_in(folder: Path) -> tuple[Any, Prepared]:
     """The quick start's recipe, with the layer that emlm needs, on 800 of its articles."""
     recipe = read_recipe("quick-start", ["corpus.layers=[salient]", "corpus.limit=800", "corpus.held_out=0.06"])
-    stage, folder = prepare_stage(recipe), tmp_path_factory.mktemp("laboratory")
+    stage = prepare_stage(recipe)
     run_stage(stage, folder)
     return recipe, Prepared.open(stage.folder(folder) / "data")
 
@@ -162,3 +173,27 @@ def test_rtd_tells_replaced_tokens(laboratory: tuple[Any, Prepared], speaker: tu
     _, before, after = learnt(laboratory, "rtd", start=speaker[0], steps=300)
     assert after["loss"] < after["constant"] - 0.04 and after["auc"] > 0.7
     assert after["generator"] < before["generator"] - 0.4
+
+
+FRESH = {"mlm": 500, "emlm": 300, "sbo": 300, "atd": 300, "cse": 150, "dtd": 400, "rtd": 300}
+SPOKEN = {"dtd": 300, "rtd": 300}
+"""Steps from fresh weights, and from the model that has left the plateau."""
+
+
+def measured(folder: Path) -> list[dict[str, Any]]:
+    """Every objective alone, before and after its steps."""
+    place = laboratory_in(folder)
+    start, *_ = learnt(place, "mlm", steps=1400)
+    runs = [(name, steps, None) for name, steps in FRESH.items()] + [(n, steps, start) for n, steps in SPOKEN.items()]
+    rows = []
+    for name, steps, begin in runs:
+        _, before, after = learnt(place, name, start=begin, steps=steps)
+        rows.append({"objective": name, "steps": steps, "fresh": begin is None, "before": before, "after": after})
+        print(json.dumps(rows[-1]), flush=True)
+    return rows
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder:
+        table = {"date": str(date.today()), "rows": measured(Path(folder))}
+    Path(sys.argv[1]).write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")

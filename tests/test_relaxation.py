@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from transformers import BartConfig, BartForConditionalGeneration, T5Config, T5ForConditionalGeneration
 
 import training_tools as tools
+from masking_tools import log_probability
 from maskwise import Masker
 from maskwise.errors import MaskwiseError
 from maskwise.families import decoder_inputs
 from maskwise.keys import Keys
 from maskwise.learning.relaxation import RelaxedDenoising, choose, inclusion
 from maskwise.masking import AnnotatedBatch, gather
-from maskwise.masking.policies import groups
 from maskwise.masking.policies.base import cut
 from maskwise.masking.select import select
 from maskwise.masking.vocabulary import Vocabulary
@@ -160,7 +160,7 @@ def test_the_probability_of_the_order_is_that_of_the_masking_room() -> None:
     selection = select(parts, np.full(len(batch.begin), 0.4), keys_of(batch))
     assert torch.equal(torch.from_numpy(selection.chosen), choice.chosen_U)
     log_p = choice.log_probability(logit_U)
-    np.testing.assert_allclose(log_p.detach().numpy(), groups.log_probability(selection), rtol=1e-12)
+    np.testing.assert_allclose(log_p.detach().numpy(), log_probability(selection), rtol=1e-12)
     assert torch.autograd.gradcheck(choice.log_probability, (logit_U.detach().requires_grad_(),))
 
 

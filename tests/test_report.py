@@ -56,6 +56,7 @@ def test_a_study_makes_one_file_with_everything(folder):
     assert page.count("VEGA") == 1 and page.count("vegaEmbed(") == 1  # the bundle once, not per chart
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["headline"].split(":")[0] in page.replace("\u00a0", " ")
+    assert "holds for this corpus, these tasks" in page and "says nothing of others" in page  # what an interval is of
     charts = specs_of(page)
     assert (
         len(charts) == page.count('id="chart-') == 2 + 2 + 1 + 1 + 1 + 1
@@ -242,6 +243,19 @@ def test_forest_right_is_better_for_the_arm_in_score_and_in_loss():
     assert better["interval"] == "0.20 to 0.40"
     assert wide["at"] < 50 and wide["cut_left"] and wide["cut_right"] and (wide["from"], wide["to"]) == (0, 100)
     assert not void["drawn"]
+
+
+def test_tasks_that_cannot_tell_are_drawn_apart_in_points():
+    reason = {"code": "no-help", "effect": "said", "sentence": "pre-training helps in 2 of 8 runs"}
+    rows = [
+        contrast_row(outcome="tasks", unit="SDs", mean=0.5, low=0.2, high=0.8, primary=True),
+        contrast_row(outcome="task:seen", unit="score", mean=0.02, low=0.01, high=0.03),
+        contrast_row(outcome="task:blind", unit="score", mean=-0.03, low=-0.04, high=-0.02, reasons=[reason]),
+    ]
+    views = {view["title"]: view for view in forest_groups(rows, {"a": "#000"})}
+    assert list(views) == ["On the tasks", "Task by task", "Tasks that cannot tell"]
+    assert [row["figure"] for row in views["Task by task"]["rows"]] == ["+2.00"]
+    assert [row["figure"] for row in views["Tasks that cannot tell"]["rows"]] == ["−3.00"]
 
 
 def test_references_are_drawn_where_they_do_not_squeeze_the_dots():

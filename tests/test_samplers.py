@@ -109,6 +109,13 @@ def test_the_gradient_is_autograds(logits: list[float], drawn: list[int], reward
     torch.testing.assert_close(meta_gradient(leaf.detach(), count, reward, entropy), expected)
 
 
+def test_a_faithful_sampler_has_no_guard_against_losses_that_are_no_numbers() -> None:
+    faithful = Mometas(["a", "b"], faithful=True)
+    faithful.draw(0)
+    with pytest.raises(MaskwiseError, match="faithful=True.*the probe loss of b is not finite"):
+        faithful.update([2.0, math.inf], [1.0, 1.0])
+
+
 def test_gains_are_bounded_and_still_below_a_thousandth() -> None:
     before = torch.tensor([1.0, 1.0, 1.0, 1e-9, 2.0], dtype=torch.float64)
     after = torch.tensor([0.9991, 9.0, 0.5, 1e-9, 1.0], dtype=torch.float64)

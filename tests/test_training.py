@@ -32,7 +32,7 @@ from maskwise.training import MaskedSource, TrainingSettings, log_frequencies, p
 from maskwise.training.arms import Arms
 from maskwise.training.engine import save_checkpoint
 from maskwise.training.muon import BatchedMuon
-from maskwise.training.optim import COOLDOWN, CURVES, Optimizers, hidden_matrices, rate_factor
+from maskwise.training.optim import COOLDOWN, CURVES, Optimizers, hidden_matrices, load_state, rate_factor, state_of
 from processes import forked, two_ranks
 from training_tools import ARCHITECTURES, FIRST, WORDS, Language, config, counts, model, tokenizer
 
@@ -262,11 +262,11 @@ def test_optimizer_state_round_trip(optimizer: str, tmp_path: Path) -> None:
     one, chosen = model("bert"), settings(optimizer=optimizer)
     first = Optimizers(one, chosen)
     steps(one, first, range(3))
-    save_file({k: v.contiguous() for k, v in first.state().items()}, tmp_path / "state")
+    save_file({k: v.contiguous() for k, v in state_of(first.members).items()}, tmp_path / "state")
     other = model("bert", seed=1)
     other.load_state_dict(one.state_dict())
     second = Optimizers(other, chosen)
-    second.load_state(load_file(tmp_path / "state"))
+    load_state(second.members, load_file(tmp_path / "state"))
     fresh = model("bert", seed=1)
     fresh.load_state_dict(one.state_dict())
     steps(one, first, range(3, 6))

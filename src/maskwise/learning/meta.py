@@ -33,7 +33,8 @@ from maskwise.learning.examples import Examples, Masked, even, masked_by
 from maskwise.learning.gradients import InnerStep, Loss, Losses, Parameters, meta_gradient, score_function
 from maskwise.learning.settings import MetaSettings
 from maskwise.training import TrainingSettings
-from maskwise.training.optim import Optimizers
+from maskwise.training.engine import changes
+from maskwise.training.optim import Optimizers, load_state, state_of
 
 STATE, STATE_TENSORS = "state.json", "state.safetensors"
 
@@ -323,14 +324,10 @@ class MetaLearner:
 
     def save(self, folder: Path) -> None:
         """Write all that the learning needs to go on."""
-        adam = {
-            f"{number}/{name}": torch.as_tensor(value)
-            for number, entry in self.adam.state_dict()["state"].items()
-            for name, value in entry.items()
-        }
         groups: dict[str, Mapping[str, Tensor]] = {
-            "policy": values_of(self.policy), "average": values_of(self.average), "best": self.best, "adam": adam,
-            "model": dict(self.losses.named_parameters()), "optimizers": self.optimizers.state(),
+            "policy": values_of(self.policy), "average": values_of(self.average), "best": self.best,
+            "model": dict(self.losses.named_parameters()), "adam": state_of([self.adam]),
+            "optimizers": state_of(self.optimizers.members),
         }  # fmt: skip
         tensors = {f"{group}/{name}": t for group, members in groups.items() for name, t in members.items()}
 
@@ -350,13 +347,9 @@ class MetaLearner:
         state = read_json(folder / STATE)
         if state is None or damage(folder):
             return
-        before, asked = state["settings"], self.settings.model_dump(mode="json")
-        changed = [
-            f"{name} {asked[name]} (was {before.get(name)})" for name in asked if asked[name] != before.get(name)
-        ]
-        if changed:
+        if changed := changes(state["settings"], self.settings.model_dump(mode="json")):
             what = f"{folder} is of a learning with other settings"
-            raise MaskwiseError(what, got=", ".join(changed), do="give a new folder")
+            raise MaskwiseError(what, got=changed, do="give a new folder")
         groups: dict[str, dict[str, Tensor]] = {}
         for name, tensor in load_file(folder / STATE_TENSORS).items():
             group, _, rest = name.partition("/")
@@ -365,12 +358,8 @@ class MetaLearner:
         set_values(self.policy, groups["policy"])
         set_values(self.average, groups["average"])
         set_values(self.losses, groups["model"])
-        self.optimizers.load_state(groups.get("optimizers", {}))
-        adam: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in groups.get("adam", {}).items():
-            number, _, rest = name.partition("/")
-            adam.setdefault(int(number), {})[rest] = tensor
-        self.adam.load_state_dict({"state": adam, "param_groups": self.adam.state_dict()["param_groups"]})
+        load_state(self.optimizers.members, groups.get("optimizers", {}))
+        load_state([self.adam], groups.get("adam", {}))
         self.now = Point(**{field.name: state["now"][field.name] for field in fields(Point)})
 
 

@@ -181,8 +181,7 @@ class Choice:
         """(P,) the log-probability of the order in which the units of each piece were tried, with its gradient.
 
         Units that were skipped because they did not fit were tried too. Tries after the last unit that was chosen
-        change nothing and do not count: any order of theirs gives the same choice. In numpy, and without a gradient,
-        this is ``masking.policies.groups.log_probability``.
+        change nothing and do not count: any order of theirs gives the same choice.
         """
         order = self.order_A
         logit_A, piece_A = logit_U[order], self.piece_U[order]

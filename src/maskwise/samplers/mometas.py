@@ -93,15 +93,16 @@ class Learned(Sampler):
         """(K,) gains; no number where a loss is none."""
         return gains(self.vector(before), self.vector(after), least=self.least)
 
+    def lost(self, before: Losses, after: Losses) -> list[str]:
+        """The arms that have a loss that is no number."""
+        finite = self.vector(before).isfinite() & self.vector(after).isfinite()
+        return [arm for arm, is_number in zip(self.arms, finite.tolist(), strict=True) if not is_number]
+
     def guarded(self, before: Losses, after: Losses) -> Tensor:
         """(K,) gains, 0 for arms whose losses are no numbers; why, and who is starved, goes into ``notes``."""
-        gain, drawn = self.gained(before, after), self.drawn()
-        lost = ~(self.vector(before).isfinite() & self.vector(after).isfinite())
-        gain[lost] = 0
-        self.notes = [
-            f"{arm}: the probe loss is not finite; it counts as no gain"
-            for arm, no in zip(self.arms, lost.tolist()) if no
-        ]  # fmt: skip
+        gain, drawn, lost = self.gained(before, after), self.drawn(), self.lost(before, after)
+        gain[[arm in lost for arm in self.arms]] = 0
+        self.notes = [f"{arm}: the probe loss is not finite; it counts as no gain" for arm in lost]
         better = [arm for arm, n, g in zip(self.arms, drawn, gain) if n and g > 0]
         for arm, n, g in zip(self.arms, drawn, gain):
             if not n and g < 0 and better:
@@ -142,7 +143,7 @@ class Mometas(Learned):
         published: k = 100, lr = 0.1, γ = 2, for any length of the run.
         faithful: as published, and probed as the released code does: 128 rows, other ones with fresh masks each time
             (that noise is larger than the change of 100 steps), and no dropout for ``cse``. Otherwise the same 64 rows
-            with the same masks. The update is the same.
+            with the same masks. The update is the same, but without our guard: a loss that is no number ends the run.
         rows: of a probe; None: 64, or 128 if faithful.
         steps: of the run; None: as published.
         seed: any integer.
@@ -168,6 +169,9 @@ class Mometas(Learned):
 
     def update(self, before: Losses, after: Losses) -> Tensor:
         gain = self.guarded(before, after)
+        if self.faithful and (lost := self.lost(before, after)):
+            what, do = f"the probe loss of {', '.join(lost)} is not finite", "lower the learning rate, or drop faithful"
+            raise MaskwiseError("sampler mometas(faithful=True) has no guard", got=what, do=do)
         gradient = meta_gradient(self.logits, self.drawn(), float(gain.sum()), self.entropy)
         self.logits, self.rollout = self.logits - self.lr * gradient, {}
         return self.logits

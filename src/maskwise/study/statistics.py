@@ -90,11 +90,7 @@ def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
 
     Source: Benjamini and Hochberg (1995); valid for tests that are independent or rise together.
     """
-    p = np.asarray(p_values, dtype=float)
-    order = np.argsort(-p, kind="stable")  # the largest first
-    rates = np.empty_like(p)
-    rates[order] = np.minimum(np.minimum.accumulate(p[order] * len(p) / np.arange(len(p), 0, -1)), 1.0)
-    return rates.tolist()
+    return stats.false_discovery_control(p_values).tolist()
 
 
 def paired_t_test(differences: ArrayLike) -> float:

@@ -7,7 +7,6 @@ of the answer, and with answers of one token there is one mask.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,8 +18,8 @@ from maskwise.errors import MaskwiseError
 from maskwise.families import masked_logits
 from maskwise.masking.batch import IGNORE
 from maskwise.objectives import MaskedLanguageModelling
-from maskwise.tasks.questions import NO_ANSWER, read_answers
-from maskwise.tasks.task import Columns, Row, Task, Tuned, UsualColumns
+from maskwise.tasks.questions import NO_ANSWER, Answered, read_answers
+from maskwise.tasks.task import Columns, Row, Task, UsualColumns
 from maskwise.tasks.tensors import Cutter, Data, Flat, batches, edges
 from maskwise.text.labelled import Record
 
@@ -41,7 +40,7 @@ class QARow(Row):
         return self.answers
 
 
-class ClozeAnswers(Tuned[QARow]):
+class ClozeAnswers(Answered[QARow]):
     """Which tokens stand at the masks behind a question; the loss is that of masked language modelling.
 
     Majority: the commonest answer of train. Source: the closed-book set-up of Roberts et al. 2020 (arXiv 2002.08910),
@@ -53,24 +52,12 @@ class ClozeAnswers(Tuned[QARow]):
     metrics = ("exact-match", "f1")
     columns = UsualColumns(("question", "input", "query"), (), ("answers", "answer", "output"))
 
-    def recognises(self, records: Sequence[Record], given: Columns) -> bool:
-        """Never: the same columns suit models that generate."""
-        return False
-
     def row(self, record: Record, columns: Columns, where: str) -> QARow | str:
         question = record.get(columns.text or "")
         if not isinstance(question, str) or not question.strip():
             raise MaskwiseError(f"{where}: the question is no text", got=repr(question), allowed="a string")
         answers = [text for text, _ in read_answers(record.get(columns.label or ""), where) if text.strip()]
         return QARow(question, answers) if answers else NO_ANSWER
-
-    def gold(self, task: Task[QARow], split: str) -> list[list[str]]:
-        """All right answers of every question."""
-        return [row.answers for row in task.splits[split]]
-
-    def majority(self, task: Task[QARow]) -> float:
-        most = Counter(row.answers[0] for row in task.splits["train"]).most_common(1)[0][0]
-        return task.score("test", [most] * task.test_items)
 
     def least_tokens(self, task: Task[QARow]) -> tuple[bool, int]:
         return False, 8  # the prompt, some words of the question, a mask

@@ -35,7 +35,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.objectives import Classification, SpanQuestionAnswering
 from maskwise.objectives import MultipleChoice as ChoiceLoss
 from maskwise.tasks.metrics import ITEMS
-from maskwise.tasks.task import NO_LABEL, Answers, Columns, Row, Task, Tuned, UsualColumns, label_of
+from maskwise.tasks.task import NO_LABEL, Answers, Columns, R, Row, Task, Tuned, UsualColumns, label_of
 from maskwise.tasks.tensors import Cutter, Data, Flat, batches, edges, places_of
 from maskwise.text.labelled import Record
 
@@ -80,7 +80,19 @@ class ChoiceRow(Row):
         return (self.question,) if self.context is None else (self.context, self.question)
 
 
-class QuestionAnswering(Tuned[MarkedRow]):
+class Answered(Tuned[R]):
+    """Kinds whose rows have answers as texts, each of which is right."""
+
+    def gold(self, task: Task[R], split: str) -> list[Sequence[str]]:
+        """All right answers of every question."""
+        return [row.rights for row in task.splits[split]]
+
+    def majority(self, task: Task[R]) -> float:
+        most = Counter(row.rights[0] for row in task.splits["train"]).most_common(1)[0][0]
+        return task.score("test", [most] * task.test_items)
+
+
+class QuestionAnswering(Answered[MarkedRow]):
     """Which span of a context answers a question.
 
     Tuned with a start and an end score for every token. Majority: the commonest answer of train.
@@ -107,14 +119,6 @@ class QuestionAnswering(Tuned[MarkedRow]):
             return NO_ANSWER
         starts = [_start(str(context), text, start, where) for text, start in pairs]
         return MarkedRow(str(context), str(question), [text for text, _ in pairs], starts)
-
-    def gold(self, task: Task[MarkedRow], split: str) -> list[list[str]]:
-        """All right answers of every question."""
-        return [row.answers for row in task.splits[split]]
-
-    def majority(self, task: Task[MarkedRow]) -> float:
-        most = Counter(row.answers[0] for row in task.splits["train"]).most_common(1)[0][0]
-        return task.score("test", [most] * task.test_items)
 
     def row_counts(self, task: Task[MarkedRow], split: str, answers: Answers) -> NDArray[np.float64]:
         item, texts = ITEMS[task.metric], np.asarray(answers, dtype=object).tolist()

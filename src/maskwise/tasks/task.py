@@ -111,9 +111,9 @@ class Kind(ABC, Generic[R]):
     words: ClassVar[bool] = False
     """Whether texts come as lists of words."""
 
-    @abstractmethod
     def recognises(self, records: Sequence[Record], given: Columns) -> bool:
         """Whether columns show by themselves that they are of this kind. Kinds are asked in the table's order."""
+        return False
 
     @abstractmethod
     def row(self, record: Record, columns: Columns, where: str) -> R | str:
@@ -233,10 +233,6 @@ class Frozen(Kind[R]):
     """A kind that reads embeddings off an encoder without a head."""
 
     frozen, head = True, "embedding"
-
-    def recognises(self, records: Sequence[Record], given: Columns) -> bool:
-        """Never: the same rows can be fine-tuned on."""
-        return False
 
     def least_tokens(self, task: Task[R]) -> tuple[bool, int]:
         return False, 1  # every text is embedded alone

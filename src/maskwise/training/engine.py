@@ -36,7 +36,7 @@ from maskwise.training import wrapping
 from maskwise.training.arms import Arms
 from maskwise.training.data import Step
 from maskwise.training.learners import Agree
-from maskwise.training.optim import Optimizers
+from maskwise.training.optim import Optimizers, load_state, state_of
 from maskwise.training.settings import TrainingSettings
 from maskwise.training.states import State, States, Totals
 
@@ -242,7 +242,7 @@ class Engine:
         assert self.states
         files = {
             WEIGHTS: wrapping.gathered(wrapping.distinct(self.objective), keep=self.first),
-            OPTIMIZERS: wrapping.gathered(self.optimizers.state(), keep=self.first),
+            OPTIMIZERS: wrapping.gathered(state_of(self.optimizers.members), keep=self.first),
         }
         if learned:
             files[LEARNED] = dict(learned)
@@ -293,7 +293,7 @@ class Engine:
     def _load_rest(self, state: State) -> None:
         assert self.states
         path = self.states.path(state.step)
-        self.optimizers.load_state(load_file(path / OPTIMIZERS))
+        load_state(self.optimizers.members, load_file(path / OPTIMIZERS))
         self.learned = load_file(path / LEARNED) if (path / LEARNED).is_file() else {}
         self.start = state.step
         self.totals = Totals(**state.model_dump(include=set(Totals.model_fields)))
@@ -302,11 +302,11 @@ class Engine:
         """Refuse a state of another run; say so where it is the same in all but the last bits."""
         # A setting that an older state does not know had its default.
         before = {**TrainingSettings().model_dump(mode="json"), **state.settings}
-        changed = _changes(before, self._settings())
+        changed = changes(before, self._settings())
         if changed:
             what = f"{path} is of a run with other settings"
             raise MaskwiseError(what, got=changed, do="give a new folder")
-        changed = _changes(state.bits, self._bits())
+        changed = changes(state.bits, self._bits())
         if changed:
             self.say(f"resuming from {path} with {changed}: the same run but for rounding and dropout")
 
@@ -438,5 +438,6 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
-def _changes(before: Mapping[str, object], now: Mapping[str, object]) -> str:
+def changes(before: Mapping[str, object], now: Mapping[str, object]) -> str:
+    """The settings that differ, each with what it was; empty if none does."""
     return ", ".join(f"{k} {v} (was {before.get(k)})" for k, v in now.items() if before.get(k) != v)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -108,25 +108,27 @@ class Optimizers:
         for member in self.members:
             member.zero_grad(set_to_none=True)
 
-    def state(self) -> dict[str, Tensor]:
-        """All state as flat names and tensors, so that it can be saved without pickle."""
-        return {
-            f"{m}/{index}/{name}": torch.as_tensor(value)
-            for m, member in enumerate(self.members)
-            for index, entry in member.state_dict()["state"].items()
-            for name, value in entry.items()
-        }
 
-    def load_state(self, flat: dict[str, Tensor]) -> None:
-        """The inverse of ``state``."""
-        for m, member in enumerate(self.members):
-            state: dict[int, dict[str, Tensor]] = {}
-            parameters = [p for group in member.param_groups for p in group["params"]]
-            for key, value in flat.items():
-                number, index, name = key.split("/", 2)
-                if int(number) == m:
-                    state.setdefault(int(index), {})[name] = laid_out_as(value, parameters[int(index)])
-            member.load_state_dict({"state": state, "param_groups": member.state_dict()["param_groups"]})
+def state_of(members: Sequence[torch.optim.Optimizer]) -> dict[str, Tensor]:
+    """All state of optimizers as flat names and tensors, so that it can be saved without pickle."""
+    return {
+        f"{m}/{index}/{name}": torch.as_tensor(value)
+        for m, member in enumerate(members)
+        for index, entry in member.state_dict()["state"].items()
+        for name, value in entry.items()
+    }
+
+
+def load_state(members: Sequence[torch.optim.Optimizer], flat: Mapping[str, Tensor]) -> None:
+    """The inverse of ``state_of``."""
+    for m, member in enumerate(members):
+        state: dict[int, dict[str, Tensor]] = {}
+        parameters = [p for group in member.param_groups for p in group["params"]]
+        for key, value in flat.items():
+            number, index, name = key.split("/", 2)
+            if int(number) == m:
+                state.setdefault(int(index), {})[name] = laid_out_as(value, parameters[int(index)])
+        member.load_state_dict({"state": state, "param_groups": member.state_dict()["param_groups"]})
 
 
 def hidden_matrices(module: nn.Module) -> list[Tensor]:

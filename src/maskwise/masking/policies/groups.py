@@ -18,8 +18,6 @@ from maskwise.errors import MaskwiseError
 from maskwise.keys import Array, Keys, Purpose
 from maskwise.masking.batch import AnnotatedBatch, MaskedBatch
 from maskwise.masking.policies.base import CutPolicy, Learner, Moment, cut, weigh
-from maskwise.masking.select import Selection
-from maskwise.masking.sorting import sums_within
 from maskwise.masking.units import Units
 
 Weigh = Callable[[Tensor, Tensor], Tensor]
@@ -219,26 +217,3 @@ def group_weighted(
         len(names), momentum=momentum, half_life_steps=half_life_steps, corrected=not faithful, weigh=weigh
     )
     return GroupWeighted(layer, names, units, faithful, running)
-
-
-def log_probability(choice: Selection) -> Array:
-    """(P,) float64: the log-probability of the order in which the units of each piece were tried.
-
-    Σ over tries of log(weight of the unit / weights of all that were not tried before), up to the last unit that
-    was chosen: units that were skipped because they did not fit are tries too. Units of weight 0 do not count.
-
-    Raises:
-        ValueError: budget ``bernoulli``, which tries units in no order.
-    """
-    if choice.order is None:
-        raise ValueError("budget bernoulli tries units in no order")
-    piece, count = choice.units.piece.take(choice.order), len(choice.units.batch.begin)
-    weight = np.ones(len(piece)) if choice.units.weight is None else choice.units.weight.take(choice.order)
-    counts_P = np.bincount(piece, minlength=count)
-    total_P = np.bincount(piece, weights=weight, minlength=count)
-    remaining = total_P.take(piece) - sums_within(weight, counts_P) + weight
-    place, last_P = np.arange(len(piece)), np.full(count, -1)
-    chosen = choice.chosen.take(choice.order)
-    np.maximum.at(last_P, piece[chosen], place[chosen])
-    tried = (place <= last_P.take(piece)) & (weight > 0)
-    return np.bincount(piece[tried], np.log(weight[tried] / remaining[tried]), minlength=count)
