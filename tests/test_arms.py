@@ -150,6 +150,32 @@ def test_the_same_probe_before_and_after_and_no_trace_of_it() -> None:
     torch.testing.assert_close((halves[0] + halves[1])[..., 0], probe(0)[..., 0], rtol=1e-6, atol=0)
 
 
+def test_a_probe_stands_where_the_model_is() -> None:
+    joined = Arms({"mlm": objective("mlm", model("bert"))}).to("meta")
+    source = {
+        "mlm": MaskedSource(DATA, objective_class("mlm").maker(tokenizer(), seed=3), TrainingSettings(batch_size=8))
+    }
+    for fresh in (False, True):
+        probe = Probe(joined, source, {"mlm": HELD_OUT}, sizes={"mlm": 8}, skip={}, total_steps=10, fresh=fresh)
+        halves = probe._batches("mlm", 0)
+        assert {half["input_ids"].device.type for half in halves} == {"meta"}
+
+
+def test_a_stop_between_two_lines_loses_nothing_of_them(tmp_path: Path) -> None:
+    run(tmp_path / "whole", save_every=3, log_every=4)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut", save_every=3, log_every=4, stop=7)
+    run(tmp_path / "cut", save_every=3, log_every=4)
+    assert lines(tmp_path / "cut") == lines(tmp_path / "whole")
+    assert [sum(line["arm_steps"].values()) for line in lines(tmp_path / "cut")] == [4, 4, 4]
+
+
+def test_shares_that_come_to_nothing_at_the_end_are_never_asked_for_there(tmp_path: Path) -> None:
+    down = "linear(1, 0)"
+    run(tmp_path, spec=f'shares("{down}", "{down}")', arms={"mlm": {}, "atd": {}})
+    assert lines(tmp_path)[-1]["probabilities"] == {"mlm": 0.5, "atd": 0.5}
+
+
 def test_the_reliability_of_the_reward_is_logged(tmp_path: Path) -> None:
     run(tmp_path, spec="mometas-plus(every=1)")
     logged = [line.get("reliability") for line in lines(tmp_path)]

@@ -9,10 +9,11 @@ import torch
 
 from maskwise import attention
 from maskwise.attention import Documents
+from maskwise.evaluation import HeldOut
 from maskwise.families import ENCODERS, adapter_of, masked_logits
 from maskwise.masking import Masker
 from maskwise.models import new_config, new_model
-from maskwise.objectives import Denoising, MaskedLanguageModelling
+from maskwise.objectives import Denoising, MaskedLanguageModelling, predicting
 from maskwise.objectives.base import model_inputs
 from maskwise.text import Rows, read_pieces, tokenise, train_tokenizer
 from maskwise.text.documents import Document
@@ -211,3 +212,17 @@ def test_attention_of_variable_length_is_the_masked_one(
             monkeypatch.undo()
         assert torch.allclose(masked, ragged, atol=1e-5)
     assert (7, 7) not in calls and (8, 8) not in calls[:1] and len(set(calls)) == 2
+
+
+@pytest.mark.parametrize("family", ["modernbert", "bert"])
+def test_held_out_rows_are_read_as_training_reads_them(family: str, tokenizer: Any, rows: Rows) -> None:
+    """Documents apart, and not each with its neighbours in a packed row."""
+    objective = predicting(build(family, tokenizer)).eval()
+    held_out = HeldOut(rows, {"token": Masker(tokenizer, ratio=0.3, seed=0)}, None)
+    with torch.no_grad():
+        outcomes = [objective(batch) for batch in held_out.batches["token"]]
+        together = [objective(dict(batch)) for batch in held_out.batches["token"]]
+        [line] = held_out(objective)
+    apart = sum(float(outcome.loss) for outcome in outcomes) / line["targets"]
+    assert line["loss"] == pytest.approx(apart, rel=1e-6)
+    assert sum(float(outcome.loss) for outcome in together) / line["targets"] != pytest.approx(apart, rel=1e-6)

@@ -155,6 +155,17 @@ def test_a_signal_that_nobody_served_comes_again() -> None:
 
 
 @pytest.mark.parametrize("keep", [1, 3])
+def test_damaged_states_do_not_crowd_out_whole_ones(keep: int, tmp_path: Path) -> None:
+    run(tmp_path, save_every=2, eval_every=0, keep=3)
+    for path in (tmp_path / "resume").glob("step-*"):
+        (path / "state.json").unlink()
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, save_every=2, keep=keep, stop=5)
+    assert states(tmp_path) == [2, 4][-keep:]
+    assert run(tmp_path, save_every=2, keep=keep)[1]["resumed_at"] == 4
+
+
+@pytest.mark.parametrize("keep", [1, 3])
 def test_the_newest_states_are_kept(keep: int, tmp_path: Path) -> None:
     run(tmp_path, save_every=2, eval_every=0, keep=keep)
     assert states(tmp_path) == [2, 4, 6, 8, 10][-keep:]
@@ -291,13 +302,12 @@ def poisoned(folder: Path | None, spoiled: tuple[int, ...], **more: Any) -> tupl
     return objective.model, found
 
 
-def without(left_out: tuple[int, ...], **more: Any) -> Any:
-    """The model after training in which some steps have no target, and so change nothing."""
+def without(left_out: tuple[int, ...], **more: Any) -> tuple[Any, dict[str, Any]]:
+    """Model and facts of a training in which some steps have no target, and so change nothing."""
     chosen = settings(**{"log_every": 4, **more})
     objective = MaskedLanguageModelling(model("bert", hidden_dropout_prob=0.1))
     source = MaskedSource(DATA, Unmasked(lambda step: step in left_out), chosen)
-    train(objective, source, chosen, quiet=True)
-    return objective.model
+    return objective.model, train(objective, source, chosen, quiet=True)
 
 
 def test_stop_names_the_step_and_what_to_lower(tmp_path: Path) -> None:
@@ -314,7 +324,9 @@ def test_stop_names_the_step_and_what_to_lower(tmp_path: Path) -> None:
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_skip_leaves_updates_out_and_counts_them(optimizer: str, tmp_path: Path) -> None:
     found, done = poisoned(tmp_path, (0, 5, 6), on_nan="skip", optimizer=optimizer)
-    assert same(found, without((0, 5, 6), optimizer=optimizer))
+    other, facts = without((0, 5, 6), optimizer=optimizer)
+    assert same(found, other)
+    assert {name: done[name] for name in ("loss", "targets")} == {name: facts[name] for name in ("loss", "targets")}
     written = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["skipped"] for line in written] == [1, 3, 3] and math.isfinite(done["loss"])
     plain = poisoned(None, (), optimizer=optimizer)[0]
@@ -340,17 +352,23 @@ def test_rewind_goes_back_and_on_behind_the_batches(
             poisoned(tmp_path, (6,), **how)
         return
     found, done = poisoned(tmp_path, (6,), **how)
-    assert same(found, without(out)) and done["steps"] == 12
+    assert same(found, without(out)[0]) and done["steps"] == 12
     assert "not finite at step 7: back to the state of step 4, and on with step 8" in capsys.readouterr().err
     written = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in written] == [4, 7, 8, 12]
     assert written[1] == {"kind": "rewind", "step": 7, "to": 4}
 
 
+def test_rewind_to_a_state_between_two_lines_keeps_what_was_summed_up(tmp_path: Path) -> None:
+    found, done = poisoned(tmp_path, (7,), on_nan="rewind", save_every=3)
+    other, facts = without((6, 7))
+    assert same(found, other) and done["targets"] == facts["targets"]
+
+
 def test_rewind_at_the_last_steps_and_killed_afterwards(tmp_path: Path) -> None:
     how: dict[str, Any] = {"on_nan": "rewind", "save_every": 4}
     found, _ = poisoned(tmp_path / "a", (11,), **how)
-    assert same(found, without((8, 9, 10, 11)))
+    assert same(found, without((8, 9, 10, 11))[0])
     whole, _ = poisoned(tmp_path / "b", (5,), steps=16, **how)
     for state in (tmp_path / "b" / "resume").glob("step-0000001*"):
         (state / "state.json").unlink()

@@ -11,7 +11,8 @@ from torch.nn.functional import cross_entropy
 
 from maskwise.families import ENCODERS
 from maskwise.masking import IGNORE, Noising
-from maskwise.objectives import MaskedDiffusion, MaskedLanguageModelling
+from maskwise.objectives import MaskedDiffusion, MaskedLanguageModelling, objective
+from maskwise.objectives.tasks import MultiLabel
 from training_tools import ARCHITECTURES, Language, model, tokenizer
 
 
@@ -143,3 +144,34 @@ def test_bf16_autocast_keeps_the_loss_in_float32() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         losses, _ = objective.token_losses(batch())
     assert losses.dtype == torch.float32
+
+
+class Told(MultiLabel):
+    """Multi-label without a model: the scores are given."""
+
+    def __init__(self) -> None:
+        torch.nn.Module.__init__(self)
+
+    def logits(self, batch: Any) -> Tensor:
+        return batch["scores"]
+
+
+def test_every_label_of_a_row_is_one_target() -> None:
+    """The loop divides by the labels, so the loss may not be divided before."""
+    labels = torch.tensor([[1, 0, 0, 0], [0, 1, 1, 0]])
+    outcome = Told()({"scores": torch.zeros(2, 4), "labels": labels})
+    assert int(outcome.targets) == int((labels != IGNORE).sum()) == 8
+    assert float(outcome.loss / outcome.targets) == pytest.approx(torch.tensor(2.0).log())
+
+
+def test_twins_are_compared_in_single_precision_under_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    monkeypatch.setattr(
+        "maskwise.objectives.contrastive.cross_entropy",
+        lambda similar, *args, **more: found.append(similar.dtype) or cross_entropy(similar, *args, **more),
+    )
+    twins = objective("cse", model("bert", hidden_dropout_prob=0.1))
+    batch = type(twins).maker(tokenizer(), seed=0)(Language(8).batch(torch.arange(8)), step=0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert twins(batch).loss.isfinite()
+    assert found == [torch.float32]

@@ -134,3 +134,18 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(name: str, tmp_path: Path) -
 def test_bad_arguments(name: str) -> None:
     with pytest.raises(MaskwiseError):
         policy(name)
+
+
+def test_a_loss_that_is_no_number_leaves_the_weights_of_its_type_as_they_were() -> None:
+    masker = Masker(tokenizer(), policy="type-weighted(every=2, by='loss')", corruption="mask-only", ratio=0.5)
+    learner = learners_of(masker)["policy"]
+    batch = masker(Language(4).batch(torch.arange(4)), epoch=0)
+    losses = torch.linspace(1, 2, batch.targets)
+    truth = batch.labels[batch.labels >= 0]
+    losses[truth == truth[0]] = torch.nan
+    for done in (1, 2):
+        learner.observe(batch, Outcome(losses.sum(), torch.tensor(batch.targets), losses, batch.where))
+        learner.after(Point(done, 10, lambda sums: sums))
+    weights = masker.policy.types.weight_V
+    assert weights.isfinite().all() and float(weights[truth[0]]) == 1
+    assert (weights[truth.unique()] < 1).any()

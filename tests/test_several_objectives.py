@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -228,3 +229,16 @@ def test_probes_keep_away_from_the_rows_that_judge_in_any_layout(path: Path, tmp
 def test_a_sampler_without_objectives(tmp_path: Path) -> None:
     with pytest.raises(MaskwiseError, match="a sampler needs objectives to choose from"):
         read_recipe(write_inputs(tmp_path), ["sampler=mometas"])
+
+
+def test_chance_is_that_of_half_a_probe(path: Path, tmp_path: Path) -> None:
+    """32 rows, of ``cse`` 48: of a half 12 rows are read twice, so that a twin is one of 23."""
+    recipe = read_recipe(path, ["sampler=loss-proportional(rows=32)", "corpus.held_out=0.49", "evaluation.rows=2"])
+    stage = prepare_stage(recipe)
+    run_stage(stage, tmp_path)
+    data = Prepared.open(stage.folder(tmp_path) / "data")
+    network = new_model(new_config("bert", data.tokenizer, 32, **recipe.model.settings), seed=0)
+    chooser = learning(network, data, recipe).learners["sampler"].sampler
+    words = math.log(len(data.tokenizer))
+    chance = dict(zip(chooser.arms, chooser.chance.tolist(), strict=True))
+    assert chance == pytest.approx({"mlm": words, "low": words, "atd": math.log(2), "cse": math.log(23)})

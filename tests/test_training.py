@@ -335,6 +335,13 @@ def test_stopped_again_and_again(tmp_path: Path) -> None:
     assert same(whole, resumed) and lines(tmp_path / "cut") == lines(tmp_path / "whole")
 
 
+def test_the_environment_of_accelerate_divides_no_loss_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(tmp_path / "plain")
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    run(tmp_path / "launched")
+    assert lines(tmp_path / "launched") == lines(tmp_path / "plain")
+
+
 def test_a_damaged_state_is_skipped_with_a_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     whole, _ = run(tmp_path / "whole", save_every=2)
     with pytest.raises(KeyboardInterrupt):
@@ -444,6 +451,14 @@ def test_a_full_disk_is_one_line_and_the_last_good_state_stays(size: int, tmp_pa
     assert (tmp_path / "cut" / "checkpoint").exists() == (size == 40_000)
     resumed, facts = run(tmp_path / "cut", save_every=2)
     assert facts["resumed_at"] == 4 and same(whole, resumed)
+
+
+def test_the_tokenizer_of_a_checkpoint_cuts_where_the_positions_end(tmp_path: Path) -> None:
+    for architecture in ("bert", "roberta"):
+        network = model(architecture)
+        save_checkpoint(tmp_path / architecture, network, tokenizer())
+        saved = load_tokenizer(str(tmp_path / architecture))
+        assert saved.model_max_length == most_tokens(network.config) < 1000 < tokenizer().model_max_length
 
 
 def test_a_checkpoint_does_not_know_whether_there_was_a_network(tmp_path: Path) -> None:

@@ -243,8 +243,7 @@ class HeldOut:
         for kind, batches in self.batches.items():
             loss, unigram, count = 0.0, 0.0, 0
             for batch in batches:
-                inputs = {name: value.to(device) for name, value in dict(batch).items()}
-                losses, where = objective.token_losses(inputs)
+                losses, where = objective.token_losses(batch.to(device))
                 truth = batch.labels[where[:, 0].cpu(), where[:, 1].cpu()]
                 # Separators and ends that a decoder writes are no words: they would make any text look easy.
                 words = torch.from_numpy(self.maskers[kind].vocabulary.content)[truth]

@@ -33,8 +33,8 @@ from maskwise.learning.examples import Examples, Masked, even, masked_by
 from maskwise.learning.gradients import InnerStep, Loss, Losses, Parameters, meta_gradient, score_function
 from maskwise.learning.settings import MetaSettings
 from maskwise.training import TrainingSettings
-from maskwise.training.engine import changes
 from maskwise.training.optim import Optimizers, load_state, state_of
+from maskwise.training.states import changes
 
 STATE, STATE_TENSORS = "state.json", "state.safetensors"
 

@@ -114,6 +114,8 @@ def cosine(start: float, end: float) -> Schedule:
 
 def step(start: float, end: float, at: float = 0.5) -> Schedule:
     """``start`` before the share ``at`` of training, ``end`` from there."""
+    if not 0 <= at <= 1:
+        raise MaskwiseError("step: at must be a share of training", got=at, allowed="0 to 1")
     return named("step", _step, start, end, at)
 
 
@@ -174,8 +176,9 @@ def piecewise(*points: float) -> Schedule:
     """Straight lines through points: ``piecewise(0, 0.3, 0.5, 0.2, 1, 0.15)`` is (share of training, ratio)
     in turn."""
     at, value = points[::2], points[1::2]
-    if len(points) < 4 or len(points) % 2 or list(at) != sorted(at) or not all(0 <= v <= 1 for v in value):
-        raise MaskwiseError("piecewise takes pairs of progress (rising) and ratio (0 to 1)", got=points)
+    if len(points) < 4 or len(points) % 2 or list(at) != sorted(at) or not all(0 <= v <= 1 for v in points):
+        allowed = "shares of training, rising from 0 to 1, each with a ratio from 0 to 1"
+        raise MaskwiseError("piecewise takes pairs of progress and ratio", got=points, allowed=allowed)
     inside = ", ".join(map(str, points))
     return Schedule(f"piecewise({inside})", partial(_piecewise, at, value))
 

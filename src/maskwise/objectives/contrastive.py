@@ -119,7 +119,8 @@ class ContrastiveSentences(Objective):
             first_BH = encoded(self.model, batch)[:, 0]
         mine = normalize(torch.tanh(self.head(first_BH)).float(), dim=1)
         every, offset = gathered(mine)
-        similar = mine @ every.T / self.temperature
+        with torch.autocast(mine.device.type, enabled=False):  # twins are near to each other: bf16 cannot tell how near
+            similar = mine @ every.T / self.temperature
         place = torch.arange(len(mine), device=mine.device)
         itself = torch.zeros_like(similar, dtype=torch.bool)
         itself[place, place + offset] = True

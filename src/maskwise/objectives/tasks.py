@@ -65,7 +65,7 @@ class Regression(Classification):
 class MultiLabel(Classification):
     """Binary cross-entropy of each label of every row.
 
-    Formula: sum over rows of the mean over K labels of −log p(label is as it should be | row).
+    Formula: sum over rows and their K labels, all of which are targets, of −log p(label is as it should be | row).
     Inputs: a mapping of model inputs with ``labels``, (B, K) ones and zeros.
     Requirements: ``models.load_task_model`` with a head for sequences and K labels.
     Source: Goodfellow et al. 2016, section 6.2.2.2.
@@ -74,7 +74,7 @@ class MultiLabel(Classification):
     def forward(self, batch: Mapping[str, Tensor]) -> Outcome:
         logits = unrounded(self.logits(batch))
         losses = binary_cross_entropy_with_logits(logits, batch["labels"].to(logits.dtype), reduction="none")
-        return Outcome(losses.mean(-1).sum(), losses.new_tensor(len(losses)))
+        return Outcome(losses.sum(), counted(losses.numel(), losses))
 
 
 class MultipleChoice(Classification):

@@ -33,6 +33,7 @@ from maskwise.models import ModelSettings
 from maskwise.objectives import Objective, objective, objective_class, predicting
 from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
+from maskwise.samplers import LossProportional
 from maskwise.samplers import sampler as read_sampler
 from maskwise.study.checks import require_targets
 from maskwise.study.costs import flops, flops_of_arms
@@ -322,8 +323,7 @@ def _several_objectives(network: PreTrainedModel, data: Prepared, recipe: Recipe
         maker = kind.maker(data.tokenizer, seed=training.seed, length=data.training.length, **own)
         shares = _shares(rows[name], recipe)
         sources[name] = MaskedSource(drawn[rows[name].layout], maker, training, shares=shares)
-    chance = {name: joined.arm(name).chance(len(data.tokenizer), training.batch_size) for name in objectives}
-    chooser = read_sampler(by, list(objectives), seed=training.seed, chance=chance, steps=training.steps)
+    chooser = read_sampler(by, list(objectives), seed=training.seed, steps=training.steps)
     source = ArmsSource(sources, chooser, training)
     judging = recipe.evaluation.rows
     taken = {name: rows_with(blocks, data.held_out, judging) for name, blocks in held_out.items()}
@@ -332,6 +332,9 @@ def _several_objectives(network: PreTrainedModel, data: Prepared, recipe: Recipe
         name: probe_rows(chooser.probed_rows(twins=kind.twins), ranks=ranks, twins=kind.twins)
         for name, kind in classes.items()
     }
+    if isinstance(chooser, LossProportional):  # the losses that it divides are those of half a probe
+        chance = {name: joined.arm(name).chance(len(data.tokenizer), sizes[name] // 2) for name in objectives}
+        chooser.chance = chooser.vector(chance)
     free = {name: len(held_out[name]) - len(rows) for name, rows in taken.items()}
     enough = all(free[name] >= size for name, size in sizes.items())
     for name, size in sizes.items() if chooser.every else ():  # now, and not when training has begun

@@ -254,8 +254,9 @@ class Probe:
         start = fold(PROBE_SEED, turn) % len(rows) if self.fresh else 0
         chosen = rows.roll(-start)[: self.sizes[arm]]
         middle = {"step": self.total_steps // 2, "total_steps": self.total_steps}
+        device = next(self.objective.parameters()).device
         return [
-            self.maskers[arm](self.held_out[arm].batch(half[self.rank :: self.ranks]), **middle, epoch=turn)
+            self.maskers[arm](self.held_out[arm].batch(half[self.rank :: self.ranks]), **middle, epoch=turn).to(device)
             for half in (chosen[::2], chosen[1::2])
         ]
 
@@ -269,7 +270,7 @@ class SamplerLearner(Learner):
         watched_every: updates between two probes of a rule, which learns nothing from them; 0 for none.
     """
 
-    kept = ("before", "trained", "probed", "clock", "rewards")
+    kept = ("before", "window", "trained", "probed", "clock", "rewards")
 
     def __init__(self, sampler: Sampler, probe: Callable[[], Probe] | None, *, watched_every: int = 0):
         self.sampler, self._make = sampler, probe
@@ -330,8 +331,11 @@ class SamplerLearner(Learner):
         the ``probe_step`` they are of, and ``notes``; of samplers that learn ``probe_seconds`` so far, the share of the
         run that they are, and the ``reliability`` of the reward so far."""
         names, (total, targets, _, steps) = self.sampler.arms, self.window.cpu()
+        done, last = self.step
+        # Of the step that comes next; behind the last there is none, and shares may have come to nothing.
+        step = done if last is None else min(done, last - 1)
         found: dict[str, object] = {
-            "probabilities": _named(names, self.sampler.probabilities(*self.step)),
+            "probabilities": _named(names, self.sampler.probabilities(step, last)),
             "arm_losses": _named(names, total / targets),
             "arm_steps": {arm: int(n) for arm, n in zip(names, steps.tolist(), strict=True)},
         }
@@ -363,7 +367,7 @@ class SamplerLearner(Learner):
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         for name in self.kept:
-            setattr(self, name, state[name])
+            setattr(self, name, state.get(name, getattr(self, name)))  # states of older versions have no window
         theirs = {name.partition(".")[2]: t for name, t in state.items() if name.startswith("sampler.")}
         self.sampler.load_state_dict(theirs)
 

@@ -10,6 +10,7 @@ Random state is not saved, for there is none: masks, order and dropout are funct
 from __future__ import annotations
 
 import contextlib
+import copy
 import gc
 import math
 from collections.abc import Callable, Mapping
@@ -20,14 +21,14 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs, LoggerType, broadcast
+from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, LoggerType, broadcast
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from maskwise.constants import rank_here, ranks_here
 from maskwise.errors import MaskwiseError, unknown_name
-from maskwise.families import encoder_of
+from maskwise.families import encoder_of, most_tokens
 from maskwise.folders import sweep, write_folder
 from maskwise.keys import fold
 from maskwise.models import without_advice
@@ -38,7 +39,7 @@ from maskwise.training.data import Step
 from maskwise.training.learners import Agree
 from maskwise.training.optim import Optimizers, load_state, state_of
 from maskwise.training.settings import TrainingSettings
-from maskwise.training.states import State, States, Totals
+from maskwise.training.states import State, States, Totals, changes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -63,6 +64,7 @@ class Update(NamedTuple):
     Attributes:
         losses: the sum of losses of each micro-batch; they stay on the device until a line is logged.
         targets: their number.
+        counted: what their sum is divided by (``Step.counted``).
         norm: of the gradient, before clipping; it stays on the device too.
         rate: the learning rate.
         asked: whether any rank was asked to end.
@@ -70,6 +72,7 @@ class Update(NamedTuple):
 
     losses: list[Tensor]
     targets: int
+    counted: int
     norm: Tensor
     rate: float
     asked: bool
@@ -181,7 +184,7 @@ class Engine:
         if sums["targets"] > 0:  # a step without any target counts as a step and changes nothing
             self.optimizers.step(self._sound(norm, losses) if self.settings.on_nan == "skip" else None)
         self.optimizers.zero_grad()
-        return Update(losses, step.targets, norm, rate, sums["asked"] > 0)
+        return Update(losses, step.targets, step.counted, norm, rate, sums["asked"] > 0)
 
     def _reduced(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         """Gradients are added up over ranks with the last micro-batch of a step."""
@@ -351,7 +354,10 @@ def save_checkpoint(
         # How the tokenizer was loaded (with or without a network) is no part of it, and would change the bytes.
         for name in ("local_files_only", "is_local"):
             tokenizer.init_kwargs.pop(name, None)
-        tokenizer.save_pretrained(target)
+        shared = copy.copy(tokenizer)
+        # Else truncation=True would leave rows that are longer than the model's positions as they are.
+        shared.model_max_length = min(shared.model_max_length, most_tokens(model.config))
+        shared.save_pretrained(target)
         if card:
             (target / "README.md").write_text(card, encoding="utf-8")
         if heads:
@@ -387,6 +393,8 @@ def new_accelerator(settings: TrainingSettings, folder: Path | None, *, partial:
         accelerator = Accelerator(
             mixed_precision=precision, cpu=cpu, log_with=trackers or None, project_dir=folder,
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)] if partial else None,
+            # Losses are divided here, once: accelerate launch must not ask for it again in the environment.
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         )  # fmt: skip
     if accelerator.num_processes != ranks_here():
         got = f"WORLD_SIZE={ranks_here()}, {accelerator.num_processes} connected"
@@ -436,8 +444,3 @@ def leave() -> None:
         gc.collect()
         dist.barrier()
         dist.destroy_process_group()
-
-
-def changes(before: Mapping[str, object], now: Mapping[str, object]) -> str:
-    """The settings that differ, each with what it was; empty if none does."""
-    return ", ".join(f"{k} {v} (was {before.get(k)})" for k, v in now.items() if before.get(k) != v)

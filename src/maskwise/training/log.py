@@ -65,10 +65,8 @@ class Log:
         self.totals = engine.totals.model_copy()
         self.began = time.perf_counter() - self.totals.seconds
         self.window: list[Update] = []
-        self.losses, self.sums = [], dict[str, float]()
+        self._take_up()
         self.skipped_in_a_row = 0
-        if engine.first:  # what was summed up before a stop between two lines
-            self.losses, self.sums = list(self.totals.losses), dict(self.totals.sums)
         path = engine.folder / "metrics.jsonl" if engine.folder and engine.first else None
         self.metrics = Metrics(path, keep_until=engine.start)
         if path and self.totals.lines is not None and self.metrics.lines < self.totals.lines:
@@ -80,6 +78,11 @@ class Log:
             frozen=s.freeze == "encoder", known=path is not None,
         )  # fmt: skip
         self.progress = Progress(title, engine.settings.steps, engine.start, hidden=quiet or not engine.first)
+
+    def _take_up(self) -> None:
+        """What was summed up, over all ranks, when a state was saved between two lines; the first rank holds it."""
+        first = self.engine.first
+        self.losses, self.sums = (list(self.totals.losses), dict(self.totals.sums)) if first else ([], {})
 
     def __enter__(self) -> Log:
         self.progress.bar.start()
@@ -93,7 +96,7 @@ class Log:
         """Take in one update and what its source says of its batches. Does not wait for the device."""
         self.window.append(update)
         self.meter.add(step)
-        counts = {"targets": update.targets, "counted": step.counted}
+        counts = {"targets": update.targets, "counted": update.counted}
         for name, value in {**counts, **step.facts}.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
 
@@ -156,6 +159,7 @@ class Log:
                 do += ", or set training.on_nan: skip or rewind" if self.engine.states else ""
                 raise NotFinite(step, "gradient" if unsound is None else "loss", unsound or norm, do=do)
             sums["targets"] -= update.targets
+            sums["counted"] -= update.counted
             self.totals.skipped += 1
         if self.engine.ranks > 1:
             losses = [self.engine.summed({"loss": math.fsum(losses)})["loss"]]
@@ -170,7 +174,8 @@ class Log:
         """
         rewinds, skipped = self.totals.rewinds + 1, self.totals.skipped
         self.totals = self.engine.totals.model_copy(update={"rewinds": rewinds, "skipped": skipped})
-        self.window, self.losses, self.sums = [], [], {}
+        self.window = []
+        self._take_up()
         self._write({"kind": "rewind", "step": wrong, "to": to})
 
     def judged(self, done: int, evaluate: Evaluate, *, write: bool = True) -> bool:

@@ -126,9 +126,13 @@ class States:
                 save_file(tensors, target / name)
             (target / "state.json").write_text(json.dumps(state.model_dump()))
 
-        write_folder(self.path(state.step), fill)
-        for old in sorted(self.folder.glob("step-*"))[: -self.keep]:
-            shutil.rmtree(old, ignore_errors=True)
+        newest = self.path(state.step)
+        write_folder(newest, fill)
+        written = sorted(self.folder.glob("step-*"), reverse=True)
+        # Later ones are damaged, or the run went back behind them: they must not crowd out what is whole.
+        whole = written[written.index(newest) :][: self.keep]
+        for other in set(written) - set(whole):
+            shutil.rmtree(other, ignore_errors=True)
 
     def newest(self, say: Callable[[str], None]) -> State | None:
         """The newest state that is whole; None where there is none.
@@ -145,3 +149,8 @@ class States:
                     wrong = "state.json is damaged"
             say(f"skipping {path}: {wrong}")
         return None
+
+
+def changes(before: Mapping[str, object], now: Mapping[str, object]) -> str:
+    """The settings that differ, each with what it was; empty if none does."""
+    return ", ".join(f"{k} {v} (was {before.get(k)})" for k, v in now.items() if before.get(k) != v)

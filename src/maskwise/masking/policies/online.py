@@ -104,7 +104,7 @@ class TypeLearner(Learner):
         if self.policy.by == "accuracy":
             score_V = (right_V + 1) / (count_V + 2)
         else:
-            score_V = 1 - mean_V / mean_V.max().clamp(min=1e-9)
+            score_V = 1 - mean_V / mean_V.nan_to_num(0.0, 0.0, 0.0).max().clamp(min=1e-9)
         before_V = self.policy.types.weight_V
         assert before_V is not None
         kept = self.policy.kept
