@@ -36,6 +36,9 @@ def main(name: str, source: Path) -> None:
 def ship(checkpoint: Path, target: Path) -> None:
     """The checkpoint in half precision; the card in `target` stays."""
     load_model(checkpoint, kind=None).half().save_pretrained(target)
+    # transformers loads what config.json names, and training in half precision diverges.
+    config = target / "config.json"
+    config.write_text(config.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
     AutoTokenizer.from_pretrained(checkpoint).save_pretrained(target)
 
 

@@ -48,8 +48,10 @@ def test_the_recipe_fits_the_model(texts: Path, tmp_path: Path) -> None:
 def test_adapt_answers_and_saves_both_folders(texts: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     small = ["training.batch_size=4", "evaluation.rows=4", "corpus.length=32", "corpus.held_out=0.2"]
     out = tmp_path / "out"
-    command = ["adapt", "bundled:encoder", texts, *small, "--steps", 2, "--seeds", 1, "--out", out, "--json"]
-    assert maskwise(*command) == 0
+    command = ["adapt", "bundled:encoder", texts, *small, "--steps", 2, "--seeds", 1, "--out", out]
+    assert maskwise(*command, "--dry-run") == 0
+    assert capfd.readouterr().out.lstrip().startswith("stages")  # a table; JSON where it is asked for
+    assert maskwise(*command, "--json") == 0
     said = json.loads(capfd.readouterr().out)
     assert "points" in said["answer"] and "steps a run" in said["answer"]
     scores = {line["arm"] for line in map(json.loads, (out / "records.jsonl").open()) if line["kind"] == "score"}

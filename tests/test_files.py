@@ -68,6 +68,12 @@ def test_any_quoting(line: str) -> None:
     assert table == 2 * [{"text": 'He said "no", twice', "label": "1"}]
 
 
+def test_a_cell_may_hold_a_long_document() -> None:
+    long = "A long document. " * 9000
+    table = read_table(f'text,label\n"He said ""yes"", then left.",1\n"{long}",2\n', Path("t"), usual=",")
+    assert [row["label"] for row in table] == ["1", "2"] and table[1]["text"] == long
+
+
 def test_tabs_may_be_quoted_or_hold_lone_marks() -> None:
     quoted = read_table('text\tlabel\n"a ""b"""\t1\n"c"\t2\n', Path("t"), usual="\t")
     assert [row["text"] for row in quoted] == ['a "b"', "c"]

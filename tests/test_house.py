@@ -287,7 +287,7 @@ MEASURES = [
     Measure("Any per 1,000 lines", lambda: round(1000 * sum(len(re.findall(r"\bAny\b", text))
             for text in sources().values()) / total(), 1), most=12),
     Measure("files in the reading order", lambda: len(reading_order()), most=5, least=5),
-    Measure("lines of the reading order", lines_to_read, most=840,
+    Measure("lines of the reading order", lines_to_read, most=845,
             where=lambda: [str(path.relative_to(ROOT)) for path in reading_order()]),
     Measure("files from the command to the mask", lambda: len(files_of_ratio() or ()) or math.inf, most=10,
             where=lambda: list(files_of_ratio() or ["the way is lost"])),

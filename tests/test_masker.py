@@ -347,6 +347,12 @@ def test_predict_asks_a_detecting_corruption_for_tokens_of_both_kinds_and_any_ba
     assert abs(float(asked) - 0.5) < 0.02
 
 
+def test_a_text_that_is_none_is_named_by_its_place() -> None:
+    for texts, got in ((["a", None], "NoneType at place 1"), ("a", "one string")):
+        with pytest.raises(MaskwiseError, match=f"texts must be a list of strings; got {got}"):
+            encode(tokenizer(), texts)
+
+
 def test_the_log_probability_of_an_order_counts_units_that_were_skipped() -> None:
     """Against the product by hand, of sampling without replacement up to the last unit that was chosen."""
     rows = padded([row([1, 3, 2, 1, 2], example_id=i) for i in range(40)])

@@ -11,11 +11,12 @@ import torch
 from scipy.stats import chisquare
 from torch import Tensor
 
-from masking_tools import PAD, masker, packed, padded, random_rows, row, vocabulary
+from masking_tools import PAD, masker, packed, padded, random_rows, row, tokenizer, vocabulary
 from maskwise.errors import MaskwiseError
 from maskwise.keys import Keys, Purpose
 from maskwise.masking import IGNORE, AnnotatedBatch, Masker, gather
-from maskwise.masking.policies import Frequency, Mixture, Moment, Span, policy
+from maskwise.masking.policies import Frequency, Mixture, Moment, Policy, Span, Token, UnitKind, policy
+from maskwise.masking.policies.base import cut
 
 ALL = {
     "token": "token", "whole-word": "whole-word", "span": "span", "token span": "span(over='token')",
@@ -269,6 +270,27 @@ def test_bad_weights_are_refused() -> None:
         rows["weight"][1, 3] = bad
         with pytest.raises(MaskwiseError, match="not a finite number ≥ 0"):
             chosen("weighted", rows)
+
+
+@pytest.mark.parametrize("factor", [-1.0, float("nan"), float("inf")])
+def test_a_policy_of_one_s_own_with_bad_weights_is_refused(factor: float) -> None:
+    """They would mask nothing, or anything, and nobody would know."""
+
+    class Bad(Policy):
+        unit_kind = UnitKind.WORD
+
+        def units(self, batch: Any, keys: Any, moment: Any) -> Any:
+            words = cut(batch, "word", policy="bad")
+            return words.weighted(words.length * factor)
+
+    with pytest.raises(MaskwiseError, match="a weight that is not a finite number ≥ 0"):
+        Masker(tokenizer(), policy=Bad(), ratio=0.3)(padded(random_rows(2)), epoch=0)
+
+
+@pytest.mark.parametrize("spec", [None, 3, Token])
+def test_what_is_no_policy_is_one_line(spec: Any) -> None:
+    with pytest.raises(MaskwiseError, match="this is no policy" if spec is not Token else r"an object: Token\("):
+        Masker(tokenizer(), policy=spec)
 
 
 def test_rare_tokens_come_more_often() -> None:

@@ -112,7 +112,7 @@ def test_the_gradient_is_autograds(logits: list[float], drawn: list[int], reward
 def test_a_faithful_sampler_has_no_guard_against_losses_that_are_no_numbers() -> None:
     faithful = Mometas(["a", "b"], faithful=True)
     faithful.draw(0)
-    with pytest.raises(MaskwiseError, match="faithful=True.*the probe loss of b is not finite"):
+    with pytest.raises(MaskwiseError, match=r"faithful=True.*the probe loss of b is not finite"):
         faithful.update([2.0, math.inf], [1.0, 1.0])
 
 

@@ -86,6 +86,12 @@ def test_an_encoder_by_its_path_brings_its_weights(tokenizer, tmp_path):
     )
 
 
+def test_the_folder_of_a_learning_is_told_from_a_damaged_policy(tokenizer, tmp_path):
+    new(tokenizer).save_pretrained(tmp_path / "policy")
+    with pytest.raises(MaskwiseError, match=r"holds no masking policy; got no config.json; give .*/policy$"):
+        PolicyModel.from_pretrained(tmp_path)
+
+
 @pytest.mark.parametrize(
     "what",
     ["no config", "cut config", "another model", "code", "code of the encoder", "cut weights", "other weights",
@@ -102,6 +108,7 @@ def test_what_is_no_whole_policy_is_refused_in_one_line(what, tokenizer, tmp_pat
     said = "is damaged"
     if what == "no config":
         (folder / "config.json").unlink()
+        said = "holds no masking policy"
     elif what == "cut config":
         (folder / "config.json").write_text('{"model_type": "mask')
     elif what == "another model":

@@ -13,7 +13,7 @@ import pytest
 import torch
 from huggingface_hub import constants
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModel
+from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 import tiny
 from hub import talking_to_a_hub
@@ -21,6 +21,7 @@ from maskwise import starts
 from maskwise.constants import REFERENCE
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation import evaluate_checkpoint
+from maskwise.families import most_tokens
 from maskwise.masking import Masker
 from maskwise.models import NO_HEAD, has_head, load_config, load_model
 from maskwise.objectives import MaskedLanguageModelling
@@ -170,6 +171,15 @@ def test_a_checkpoint_in_half_precision_is_trained_in_float32(tmp_path):
     assert {p.dtype for p in loaded.parameters()} == {torch.float32} and has_head(str(folder))
     for mine, theirs in zip(loaded.parameters(), made.parameters(), strict=True):
         assert torch.equal(mine, theirs.float())
+
+
+@pytest.mark.parametrize(("name", "auto"), [("encoder", AutoModelForMaskedLM), ("seq2seq", AutoModelForSeq2SeqLM)])
+def test_what_is_shipped_can_be_trained_without_maskwise(name, auto):
+    """In float32, which training needs, and with rows cut where the positions end."""
+    folder = resolve_start(f"bundled:{name}")
+    network, words = auto.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    assert network.dtype == torch.float32
+    assert len(words("word " * 999, truncation=True)["input_ids"]) == most_tokens(network.config) < 300
 
 
 @pytest.mark.parametrize("architecture", ["bert", "roberta", "distilbert", "electra", "modernbert"])

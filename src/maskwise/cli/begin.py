@@ -109,7 +109,10 @@ def adapt(
         overrides=overrides or (),
     )
     if dry_run:
-        print_json(room.dry_run(recipe, out, jobs=jobs))
+        plan = room.dry_run(recipe, out, jobs=jobs)
+        from maskwise.cli.runs import print_plan  # which imports this module
+
+        print_json(plan) if as_json else print_plan(plan)
         return
     result = room.run_study(recipe, out, jobs=jobs, quiet=as_json)
     best = best_arm(out)

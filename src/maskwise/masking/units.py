@@ -9,6 +9,7 @@ from typing import Self
 
 import numpy as np
 
+from maskwise.errors import MaskwiseError
 from maskwise.keys import Array, Keys, Purpose
 from maskwise.masking.batch import AnnotatedBatch
 
@@ -76,7 +77,9 @@ class Units:
         return units
 
     def weighted(self, weight: Array) -> Self:
-        """The same units with these weights (U,)."""
+        """The same units with these weights (U,): finite numbers ≥ 0, else a MaskwiseError."""
+        if not ((weight >= 0) & (weight < np.inf)).all():  # nothing would be masked, in silence
+            raise MaskwiseError("a policy gives a weight that is not a finite number ≥ 0", got=weight[:5].tolist())
         other = copy(self)
         other.weight = weight
         return other

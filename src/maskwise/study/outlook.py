@@ -9,6 +9,7 @@ Cost: below 30 seconds; reading, some seconds for a megabyte of sample, and what
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 import time
@@ -339,8 +340,9 @@ def _doubts(recipe: Recipe, first: Recipe, facts: Plain) -> Iterator[Plain]:
         yield doubt(what, "give more text, or lower training.steps")
     if (needed := training["plateau_steps"]) and training["steps"] < SAFE_TIMES * needed:
         hardly = "hardly" if training["steps"] < needed else "may not"
-        what = f"{training['steps']} steps {hardly} leave the plateau of word frequencies: about {needed} are needed"
-        do = f"training.steps={10 * round(SAFE_TIMES * needed / 10)}, or a start that is trained: model.pretrained"
+        what = f"{training['steps']} steps {hardly} leave the plateau of word frequencies: it takes about {needed}"
+        safe = 10 * math.ceil(SAFE_TIMES * needed / 10)
+        do = f"training.steps={safe}, to be safe, or a start that is trained: model.pretrained"
         yield doubt(what, do)
     for name, task in facts["tasks"].items():
         if accuracy_misleads(task["metric"], task["most"]):

@@ -49,8 +49,12 @@ def encode(
     """
     if not getattr(tokenizer, "is_fast", False):
         raise MaskwiseError("words need a fast tokenizer, for its character offsets", got=type(tokenizer).__name__)
-    if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
-        raise MaskwiseError("texts must be a list of strings", got=type(texts).__name__)
+    if isinstance(texts, str):
+        raise MaskwiseError("texts must be a list of strings", got="one string", do="give [text]")
+    for place, text in enumerate(texts):
+        if not isinstance(text, str):
+            got = f"{type(text).__name__} at place {place}"
+            raise MaskwiseError("texts must be a list of strings", got=got)
     if ids is not None and len(ids) != len(texts):
         raise MaskwiseError("every text needs one id", got=f"{len(ids)} ids for {len(texts)} texts")
     if not texts:

@@ -85,6 +85,7 @@ def separator_of(text: str, *, usual: str) -> str:
 
 
 def _cells(text: str, separator: str, *, strict: bool = True, **how: Any) -> Iterator[list[str]]:
+    csv.field_size_limit(max(len(text), csv.field_size_limit()))  # a cell may hold a long document
     quote = "'" if _begins_with(text, "'") else '"'
     return csv.reader(io.StringIO(text, newline=""), strict=strict, delimiter=separator, quotechar=quote, **how)
 
