@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -39,6 +40,13 @@ def test_the_best_checkpoint_of_a_run(recipe: Path, tmp_path: Path) -> None:
     assert set(losses) == {5, 10}
     assert json.loads((out / "best.json").read_text()) == {"step": best, "loss": pytest.approx(losses[best])}
     assert damage(out / "best") is None and AutoModelForMaskedLM.from_pretrained(out / "best")
+    # A try that was killed before its first state leaves a best one, which is none of the recipe that follows.
+    for left in ("checkpoint", "resume"):
+        shutil.rmtree(out / left, ignore_errors=True)
+    (out / "done.json").unlink()
+    (out / "best.json").write_text('{"step": 5, "loss": 0.0}')
+    assert maskwise("pretrain", recipe, *more, "training.seed=7", "--out", out, "--json") == 0
+    assert json.loads((out / "best.json").read_text())["loss"] > 1
 
 
 def test_what_to_do_about_numbers_that_are_not_finite_can_change_when_a_run_goes_on(

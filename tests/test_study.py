@@ -14,19 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from safetensors.torch import save_file
 
 from maskwise import jobs
 from maskwise.errors import MaskwiseError
-from maskwise.evaluation import HeldOut, fixed_maskers
+from maskwise.evaluation import fixed_maskers
 from maskwise.folders import damage
 from maskwise.masking import IGNORE
 from maskwise.recipe import read_recipe
 from maskwise.study import Stage, make_plan
 from maskwise.study.stages import prepare_stage, pretrain_stage
+from maskwise.study.work import rows_with
 from maskwise.text import Prepared
-from maskwise.training import log_frequencies
 from processes import PATIENCE, SamePool, in_group, wait_for
 from tiny import maskwise, read_lines, start, write_inputs
 
@@ -127,11 +126,11 @@ def test_a_checkpoint_needs_no_maskwise_and_gives_the_same_loss(finished, tmp_pa
     what = json.loads((stage / "stage.json").read_text())
     data = Prepared.open(finished / "stages" / what["needs"][0] / "data")
     evaluation = what["how"]["evaluation"]
-    nothing = log_frequencies(torch.zeros(len(data.tokenizer)))
     maskers = fixed_maskers(data.tokenizer, masks=evaluation["masks"], ratio=evaluation["ratios"][0])
-    fixed = HeldOut(data.held_out, maskers, nothing, rows=evaluation["rows"])
-    for kind, batches in fixed.batches.items():
-        tensors = {f"{i}.{k}": v.contiguous() for i, b in enumerate(batches) for k, v in dict(b).items()}
+    alone = data.held_out.laid("document")  # as documents of packed rows are read, too
+    judged = alone.batch(rows_with(alone, data.held_out, evaluation["rows"]))
+    for kind, masker in maskers.items():
+        tensors = {f"0.{k}": v.contiguous() for k, v in dict(masker(judged, epoch=0)).items()}
         save_file(tensors, tmp_path / f"{kind}.safetensors")
     code = f"""
 import json, sys, torch

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -119,7 +119,9 @@ class ContrastiveSentences(Objective):
             first_BH = encoded(self.model, batch)[:, 0]
         mine = normalize(torch.tanh(self.head(first_BH)).float(), dim=1)
         every, offset = gathered(mine)
-        with torch.autocast(mine.device.type, enabled=False):  # twins are near to each other: bf16 cannot tell how near
+        device = mine.device.type
+        exact = torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+        with exact:  # twins are near to each other: bf16 cannot tell how near
             similar = mine @ every.T / self.temperature
         place = torch.arange(len(mine), device=mine.device)
         itself = torch.zeros_like(similar, dtype=torch.bool)

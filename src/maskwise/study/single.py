@@ -85,6 +85,7 @@ def _prepare(recipe: Recipe, texts: list[Stage], out: Path) -> None:
         stale = [path for path in (out / "stages").glob("prepare-*") if path.name not in names]
         for left in (*stale, *_earlier(out)):
             shutil.rmtree(left, ignore_errors=True)
+        (out / "best.json").unlink(missing_ok=True)  # else its loss would be the one to beat
     write_whole(out / "recipe.yaml", recipe.to_yaml())
     for text in texts:
         run_stage(text, out / "stages")

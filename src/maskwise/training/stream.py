@@ -196,12 +196,16 @@ class Flow:
             return np.arange(size)
         return permutation(size, seed=fold(self.seed, ROWS, at.block), epoch=at.epoch).numpy()
 
+    def _shards(self, epoch: int) -> Ints:
+        """The order of the shards in an epoch."""
+        if not self.stream.shuffle:
+            return np.arange(len(self.shards))
+        return permutation(len(self.shards), seed=fold(self.seed, SHARDS), epoch=epoch).numpy()
+
     def _read(self, at: Position) -> Iterator[Marked]:
         """The chunks from a position on: epoch after epoch, if the stream is to begin again."""
         while True:
-            order = np.arange(len(self.shards))
-            if self.stream.shuffle:
-                order = permutation(len(order), seed=fold(self.seed, SHARDS), epoch=at.epoch).numpy()
+            order = self._shards(at.epoch)
             for number in range(at.shard, len(order)):
                 for chunk, behind in self.shards[order[number]].chunks(at.place, self.stream.chunk_size):
                     yield at, chunk
@@ -214,9 +218,7 @@ class Flow:
 
     def shard_of(self, position: Position) -> str:
         """The name of the shard in which a position is."""
-        order = np.arange(len(self.shards))
-        if self.stream.shuffle:
-            order = permutation(len(order), seed=fold(self.seed, SHARDS), epoch=position.epoch).numpy()
+        order = self._shards(position.epoch)
         return self.shards[order[min(position.shard, len(order) - 1)]].name
 
 
