@@ -11,9 +11,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from maskwise.errors import MaskwiseError
+from maskwise.folders import write_folder
 from maskwise.learning.examples import Examples, Masked, answers_in, find_contexts, masked_by
 from maskwise.learning.gradients import Losses
 from maskwise.learning.loop import learn_meta, learn_policy, losses_of
@@ -134,7 +136,11 @@ def test_it_finds_the_words_that_are_asked_for(tmp_path: Path) -> None:
     assert mine.judge(mine.policy) == pytest.approx(end.gain)  # the best is what is kept
 
 
-def test_a_learning_that_was_stopped_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("older", [False, True])
+def test_a_learning_that_was_stopped_goes_on_bit_for_bit(
+    older: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``older``: of a version that gave Adam's state names without a number in front."""
     how = {"reset_every": 0, "learn_rates": True, "warm": 2}
     whole = learner(**how)
     learn_policy(whole, tmp_path / "whole", quiet=True)
@@ -148,6 +154,16 @@ def test_a_learning_that_was_stopped_goes_on_bit_for_bit(tmp_path: Path, monkeyp
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(MetaLearner, "step", killed)
         learn_policy(learner(**how), tmp_path / "part", quiet=True)
+    if older:
+        [path] = (tmp_path / "part").rglob("state.safetensors")
+        tensors = {name.replace("adam/0/", "adam/"): tensor for name, tensor in load_file(path).items()}
+        facts = (path.parent / "state.json").read_text()
+
+        def as_before(target: Path) -> None:
+            save_file(tensors, target / "state.safetensors")
+            (target / "state.json").write_text(facts)
+
+        write_folder(path.parent, as_before)
     second = learner(**how)
     end = learn_policy(second, tmp_path / "part", quiet=True)
     assert torch.equal(weights(second), weights(whole)) and end == whole.now

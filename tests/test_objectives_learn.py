@@ -19,7 +19,6 @@ import json
 import math
 import sys
 import tempfile
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
+from maskwise.bench.timing import surroundings
 from maskwise.masking import IGNORE
 from maskwise.models import new_config, new_model
 from maskwise.objectives.settings import ObjectiveSettings
@@ -195,5 +195,5 @@ def measured(folder: Path) -> list[dict[str, Any]]:
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
-        table = {"date": str(date.today()), "rows": measured(Path(folder))}
+        table = {**surroundings(["torch", "transformers"]), "rows": measured(Path(folder))}
     Path(sys.argv[1]).write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")

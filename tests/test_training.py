@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import re
@@ -18,7 +19,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
+from transformers import (
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation import HeldOut
@@ -454,11 +460,15 @@ def test_a_full_disk_is_one_line_and_the_last_good_state_stays(size: int, tmp_pa
 
 
 def test_the_tokenizer_of_a_checkpoint_cuts_where_the_positions_end(tmp_path: Path) -> None:
+    words = copy.copy(tokenizer())
+    words.model_max_length = 3  # of the start that it came with
     for architecture in ("bert", "roberta"):
         network = model(architecture)
-        save_checkpoint(tmp_path / architecture, network, tokenizer())
+        save_checkpoint(tmp_path / architecture, network, words)
         saved = load_tokenizer(str(tmp_path / architecture))
-        assert saved.model_max_length == most_tokens(network.config) < 1000 < tokenizer().model_max_length
+        assert 3 < saved.model_max_length == most_tokens(network.config) < 1000
+    save_checkpoint(tmp_path / "t5", T5ForConditionalGeneration(T5Config(d_model=8, num_layers=1, d_ff=8)), tokenizer())
+    assert load_tokenizer(str(tmp_path / "t5")).model_max_length > 1e20  # as transformers says "no limit"
 
 
 def test_a_checkpoint_does_not_know_whether_there_was_a_network(tmp_path: Path) -> None:

@@ -243,10 +243,14 @@ def takes_token_types(model: nn.Module) -> bool:
     return "token_type_ids" in inspect.signature(model.forward).parameters
 
 
+UNLIMITED = 1 << 29
+"""Tokens of a row that no positions limit, at least."""
+
+
 def most_tokens(config: PreTrainedConfig) -> int:
-    """How many tokens a row may have, special ones included; very many where nothing limits them."""
+    """How many tokens a row may have, special ones included; ``UNLIMITED`` or nearly, where nothing limits them."""
     try:
-        positions = int(getattr(config, "max_position_embeddings", 0) or 1 << 30)
+        positions = int(getattr(config, "max_position_embeddings", 0) or 2 * UNLIMITED)
     except (TypeError, ValueError):
         got = config.max_position_embeddings
         raise MaskwiseError("max_position_embeddings of the model is no number", got=got) from None

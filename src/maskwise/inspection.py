@@ -204,7 +204,7 @@ def text_layers(
     tokenizer: PreTrainedTokenizerBase, text: str, spans: Sequence[Span], needs: Iterable[str]
 ) -> dict[str, list[Any]]:
     """The layers that policies need, (L,) each: sentences, token counts in the bundled text, and marked spans."""
-    encoded = tokenizer(text, return_offsets_mapping=True)
+    encoded = tokenizer(text, return_offsets_mapping=True, verbose=False)
     offsets = encoded["offset_mapping"]
     layers: dict[str, list[Any]] = {}
     for name in needs:
@@ -212,7 +212,8 @@ def text_layers(
             layers[name] = span_layer(text, sentence_spans(text), offsets)
         elif name == "frequency":
             texts = _bundled_texts()
-            counts = Counter(token for ids in tokenizer(texts, add_special_tokens=False)["input_ids"] for token in ids)
+            known = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+            counts = Counter(token for ids in known for token in ids)
             layers[name] = [counts[token] for token in encoded["input_ids"]]
         elif name in ANNOTATED and not spans:
             layers |= _annotated_layers(name, tokenizer, text)

@@ -240,7 +240,8 @@ def questions_of(
     sides = [fact.text.partition(MASK)[::2] for fact in facts]
     spaced = [left.endswith(" ") for left, _ in sides]
     # Without the space before the mask: where spaces are parts of tokens, the answer brings its own.
-    rows = tokenizer([left.removesuffix(" ") + tokenizer.mask_token + right for left, right in sides])["input_ids"]
+    texts = [left.removesuffix(" ") + tokenizer.mask_token + right for left, right in sides]
+    rows = tokenizer(texts, verbose=False)["input_ids"]
     answers = _pieces([fact.answer for fact in facts], spaced, tokenizer)
     longest = max(map(len, answers))
     unusable = {tokenizer.unk_token_id, *tokenizer.all_special_ids}

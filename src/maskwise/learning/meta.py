@@ -359,7 +359,8 @@ class MetaLearner:
         set_values(self.average, groups["average"])
         set_values(self.losses, groups["model"])
         load_state(self.optimizers.members, groups.get("optimizers", {}))
-        load_state([self.adam], groups.get("adam", {}))
+        adam = groups.get("adam", {})  # older learnings have one number less in front
+        load_state([self.adam], {name if name.count("/") > 1 else f"0/{name}": adam[name] for name in adam})
         self.now = Point(**{field.name: state["now"][field.name] for field in fields(Point)})
 
 

@@ -78,8 +78,9 @@ class Units:
 
     def weighted(self, weight: Array) -> Self:
         """The same units with these weights (U,): finite numbers ≥ 0, else a MaskwiseError."""
-        if not ((weight >= 0) & (weight < np.inf)).all():  # nothing would be masked, in silence
-            raise MaskwiseError("a policy gives a weight that is not a finite number ≥ 0", got=weight[:5].tolist())
+        valid = (weight >= 0) & (weight < np.inf)
+        if not valid.all():  # nothing would be masked, in silence
+            raise MaskwiseError("a policy gives a weight that is not a finite number ≥ 0", got=float(weight[~valid][0]))
         other = copy(self)
         other.weight = weight
         return other

@@ -168,10 +168,10 @@ class Mometas(Learned):
         return self.rows if self.faithful else super().probed_rows(twins=twins)
 
     def update(self, before: Losses, after: Losses) -> Tensor:
-        gain = self.guarded(before, after)
         if self.faithful and (lost := self.lost(before, after)):
             what, do = f"the probe loss of {', '.join(lost)} is not finite", "lower the learning rate, or drop faithful"
             raise MaskwiseError("sampler mometas(faithful=True) has no guard", got=what, do=do)
+        gain = self.guarded(before, after)
         gradient = meta_gradient(self.logits, self.drawn(), float(gain.sum()), self.entropy)
         self.logits, self.rollout = self.logits - self.lr * gradient, {}
         return self.logits

@@ -101,11 +101,15 @@ class Stage:
         return cls(**{**plain, "needs": tuple(plain["needs"])})
 
 
+COMPUTED = "2"
+"""Raised where the same settings come to compute something else; 2: held-out loss, several labels (CHANGELOG)."""
+
+
 @cache
 def _numerics() -> tuple[str, ...]:
     """What the same settings compute differently with: a study that goes on elsewhere must not mix runs unseen."""
     libraries = [f"{name} {version(name)}" for name in ("torch", "transformers", "tokenizers")]
-    return (__version__, *libraries, "bf16" if fast_bf16() else "fp32")
+    return (__version__, COMPUTED, *libraries, "bf16" if fast_bf16() else "fp32")
 
 
 def prepare_stage(recipe: Recipe, *, after: Stage | None = None, learned: Stage | None = None) -> Stage:

@@ -325,7 +325,7 @@ def read_splits(
     if not path.is_file():
         if "/" not in spec and "." not in spec:
             raise unknown_name("task", spec, [*BUNDLED_TASKS, *CARDS])
-        got, do = f"nothing in {Path.cwd()}" if not path.is_absolute() else None, "give a file, a folder or hf:ID"
+        got, do = f"no such path in {Path.cwd()}" if not path.is_absolute() else None, "give a file, a folder or hf:ID"
         raise MaskwiseError(f"task file {spec!r} does not exist", got=got, do=do)
     records = _read_file(path, header=header)
     if not records or not all("split" in record for record in records):

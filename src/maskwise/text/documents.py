@@ -360,7 +360,7 @@ def _resolve(source: Any, fields: Fields) -> tuple[Callable[[], Iterable[Record]
 def _resolve_path(path: Path, fields: Fields) -> Callable[[], Iterable[Record]]:
     if not path.exists():
         do = "give a file, a folder, bundled:wikipedia or hf:NAME"
-        got = f"nothing in {Path.cwd()}" if not path.is_absolute() else None
+        got = f"no such path in {Path.cwd()}" if not path.is_absolute() else None
         raise MaskwiseError(f"corpus {str(path)!r} does not exist", got=got, do=do)
     if path.is_file():
         if not known_ending(path):

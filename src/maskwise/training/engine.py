@@ -28,7 +28,7 @@ from torch import Tensor
 
 from maskwise.constants import rank_here, ranks_here
 from maskwise.errors import MaskwiseError, unknown_name
-from maskwise.families import encoder_of, most_tokens
+from maskwise.families import UNLIMITED, encoder_of, most_tokens
 from maskwise.folders import sweep, write_folder
 from maskwise.keys import fold
 from maskwise.models import without_advice
@@ -355,8 +355,8 @@ def save_checkpoint(
         for name in ("local_files_only", "is_local"):
             tokenizer.init_kwargs.pop(name, None)
         shared = copy.copy(tokenizer)
-        # Else truncation=True would leave rows that are longer than the model's positions as they are.
-        shared.model_max_length = min(shared.model_max_length, most_tokens(model.config))
+        if (room := most_tokens(model.config)) < UNLIMITED:  # where positions end, truncation=True is to cut
+            shared.model_max_length = room
         shared.save_pretrained(target)
         if card:
             (target / "README.md").write_text(card, encoding="utf-8")

@@ -21,9 +21,9 @@ class TrainingSettings(BaseModel):
     """Rows per update, over all ranks and micro-batches together."""
 
     accumulate: int = Field(1, ge=1)
-    """Micro-batches per update. Changes memory, not the result: every target weighs the same. Only ``cse`` is another
-    objective then, for a twin is told from the others of its micro-batch; and ``rtd``, a little, which weighs its
-    detector by the shares of a micro-batch."""
+    """Micro-batches per update. Changes memory, not the result: every target weighs the same. There are two exceptions:
+    ``cse`` tells a twin only from the others of its micro-batch, and ``rtd`` weighs its detector by the shares of a
+    micro-batch."""
 
     group_by_length: bool = False
     """Batches of rows of similar length: less padding, where rows are single documents."""
@@ -47,9 +47,9 @@ class TrainingSettings(BaseModel):
     """Share of the steps over which the learning rate rises from 0."""
 
     decay: Literal["linear", "cosine", "1-sqrt", "wsd", "constant"] = "linear"
-    """How the learning rate falls to 0, from the first step on: the warm-up is a factor of its own, so that the largest
-    rate is a little below the peak. ``wsd`` (warm-up, stable, decay) stays at the peak and falls over the last tenth of
-    the steps as 1 − √."""
+    """How the learning rate falls to 0. ``linear``, ``cosine`` and ``1-sqrt`` fall over all steps, those of the warm-up
+    too, which is a factor of its own: the largest rate is a little below the peak (but see ``decay_share``). ``wsd``
+    (warm-up, stable, decay) stays at the peak and falls over the last tenth of the steps as 1 − √."""
 
     decay_share: float | None = Field(None, gt=0, le=1)
     """Share of the steps, the last ones, over which the rate falls; before them it stays at the peak. None: all, or

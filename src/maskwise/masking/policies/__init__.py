@@ -53,7 +53,7 @@ def policy(spec: Policy | str | Call) -> Policy:
         return spec
     if not isinstance(spec, str | Call):
         do = f"give an object: {spec.__name__}()" if isinstance(spec, type) else "give a name or an object"
-        raise MaskwiseError("this is no policy", got=spec, allowed="a name such as 'whole-word', a Policy", do=do)
+        raise MaskwiseError("this is no policy", got=repr(spec), allowed="a name such as 'whole-word', a Policy", do=do)
     return build("policy", spec, POLICIES)
 
 
