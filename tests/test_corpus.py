@@ -16,6 +16,7 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from maskwise.errors import MaskwiseError
+from maskwise.tasks import load_task
 from maskwise.text import (
     Document,
     Tokens,
@@ -152,6 +153,15 @@ def faulty(folder):
         "fields.jsonl": "in its field 'text'; got 2 × no text field; allowed: body, meta, meta.title; set",
         "missing.jsonl": "does not exist",
     }
+
+
+def test_a_relative_path_that_is_not_there_says_where_it_was_looked_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for read in (read_documents, load_task):
+        with pytest.raises(MaskwiseError, match=f"does not exist; got no such path in {tmp_path}; give"):
+            list(read("missing.jsonl"))
+        with pytest.raises(MaskwiseError, match="does not exist; give"):
+            list(read(str(tmp_path / "missing.jsonl")))
 
 
 def test_faulty_sources_are_refused_in_one_line(tmp_path, monkeypatch):

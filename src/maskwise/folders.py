@@ -254,6 +254,11 @@ def shipped() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
+def looked_in(path: Path) -> str | None:
+    """What a message says of a path that is not there: where a relative one was looked for."""
+    return None if path.is_absolute() else f"no such path in {Path.cwd()}"
+
+
 def refuse_missing(*names: str) -> None:
     """Refuse what is spelt like a file and does not exist; a task may have its options in brackets behind it."""
     for name in names:

@@ -95,6 +95,7 @@ def adapt(
     OUT/sentence-model one for sentence-transformers.
     """
     from maskwise import study as room
+    from maskwise.cli.runs import print_plan  # which imports this module
     from maskwise.study.adapt import adapt_recipe, answer_of, arm_that_helps, best_arm, kept_of, save_adapted
 
     pairs = None if task else out.parent / f"{out.name}-pairs.jsonl"
@@ -110,8 +111,6 @@ def adapt(
     )
     if dry_run:
         plan = room.dry_run(recipe, out, jobs=jobs)
-        from maskwise.cli.runs import print_plan  # which imports this module
-
         print_json(plan) if as_json else print_plan(plan)
         return
     result = room.run_study(recipe, out, jobs=jobs, quiet=as_json)

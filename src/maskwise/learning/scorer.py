@@ -210,11 +210,11 @@ def read_config(folder: Path) -> PolicyConfig:
     Raises:
         MaskwiseError: it is no policy, or damaged, or wants to run code.
     """
-    plain = read_json(folder / "config.json")
     if not (folder / "config.json").exists():
         beside = folder / "policy"
         do = f"give {beside}" if beside.is_dir() else "maskwise learn writes one into OUT/policy"
         raise MaskwiseError(f"{folder} holds no masking policy", got="no config.json", do=do)
+    plain = read_json(folder / "config.json")
     if plain is None:
         raise _damaged(folder, "config.json cannot be read")
     if plain.get("format") != FORMAT:

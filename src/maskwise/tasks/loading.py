@@ -27,6 +27,7 @@ from types import MappingProxyType
 from typing import Any
 
 from maskwise.errors import MaskwiseError, counted, unknown_name
+from maskwise.folders import looked_in
 from maskwise.specs import Call, parse_call, read_options
 from maskwise.tasks.cards import CARDS, TEMPLATE_TEXT, first_of, flat, guess_columns, with_inside, with_text
 from maskwise.tasks.closedbook import ClozeAnswers
@@ -325,8 +326,8 @@ def read_splits(
     if not path.is_file():
         if "/" not in spec and "." not in spec:
             raise unknown_name("task", spec, [*BUNDLED_TASKS, *CARDS])
-        got, do = f"no such path in {Path.cwd()}" if not path.is_absolute() else None, "give a file, a folder or hf:ID"
-        raise MaskwiseError(f"task file {spec!r} does not exist", got=got, do=do)
+        do = "give a file, a folder or hf:ID"
+        raise MaskwiseError(f"task file {spec!r} does not exist", got=looked_in(path), do=do)
     records = _read_file(path, header=header)
     if not records or not all("split" in record for record in records):
         return {"all": records}

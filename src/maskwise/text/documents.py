@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from maskwise.errors import MaskwiseError, counted, unknown_name
+from maskwise.folders import looked_in
 from maskwise.text.readers import (
     ENDINGS,
     LONGEST_TEXT,
@@ -360,8 +361,7 @@ def _resolve(source: Any, fields: Fields) -> tuple[Callable[[], Iterable[Record]
 def _resolve_path(path: Path, fields: Fields) -> Callable[[], Iterable[Record]]:
     if not path.exists():
         do = "give a file, a folder, bundled:wikipedia or hf:NAME"
-        got = f"no such path in {Path.cwd()}" if not path.is_absolute() else None
-        raise MaskwiseError(f"corpus {str(path)!r} does not exist", got=got, do=do)
+        raise MaskwiseError(f"corpus {str(path)!r} does not exist", got=looked_in(path), do=do)
     if path.is_file():
         if not known_ending(path):
             raise MaskwiseError(f"unknown ending of corpus file {path}", allowed=", ".join(ENDINGS))
