@@ -19,6 +19,10 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
+import torch
+
+from maskwise.training.speed import cpu_name
+
 ROOT = Path(__file__).resolve().parent.parent
 BEFORE = "6183319^"
 """The commit before Muon went over all matrices of one shape together."""
@@ -96,7 +100,8 @@ def main() -> None:
         for side in sides.values():
             side.stdin.close()  # type: ignore[union-attr]
             side.wait()
-    sys.stdout.write(json.dumps({"commit": given.commit, "threads": 1, **results}, indent=1) + "\n")
+    facts = {"commit": given.commit, "threads": 1, "processor": cpu_name(), "amx": torch.cpu._is_amx_tile_supported()}
+    sys.stdout.write(json.dumps({**facts, **results}, indent=1) + "\n")
 
 
 def _start(source: Path, steps: int) -> subprocess.Popen[str]:

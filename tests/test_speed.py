@@ -16,6 +16,7 @@ from maskwise.masking import Masker
 from maskwise.objectives import MaskedLanguageModelling
 from maskwise.training import MaskedSource, speed, train
 from maskwise.training.data import Step
+from maskwise.training.engine import new_accelerator
 from maskwise.training.speed import Meter, cache_folder, matmul_rate, measured_rate
 from test_training import DATA, settings
 from training_tools import config, model, tokenizer
@@ -102,6 +103,17 @@ def test_the_rate_is_measured_once_and_by_device_precision_and_threads(
     assert matmul_rate(CPU, "no") == 5.0
     monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")  # nothing can be kept there
     assert matmul_rate(CPU, "no") == 5.0
+
+
+@pytest.mark.parametrize(("amx", "wanted"), [(False, "no"), (True, "bf16")])
+def test_a_processor_trains_in_bf16_by_itself_only_where_that_is_faster(
+    amx: bool, wanted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """AVX-512 multiplies bf16, too, but slower than float32 (benchmarks/results/quick-step-2026-11-23.json)."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    assert new_accelerator(settings(precision="auto"), None).mixed_precision == wanted
 
 
 def test_measuring_takes_under_a_second() -> None:

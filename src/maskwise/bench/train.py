@@ -1,7 +1,7 @@
 """What a training step costs: our loop beside transformers' ``Trainer`` as people run it, on the same models and text.
 
 Both train from the same weights with AdamW and dropout on all cores or on one accelerator, in turn. The peer runs in
-single precision, and in bfloat16 where the hardware multiplies it natively; ours at its default. Two kinds of text:
+single precision, and in bfloat16 where the hardware trains faster in it; ours at its default. Two kinds of text:
 *full* rows, and *varied* ones, where the peer pads documents of any length and ours packs them and reads each alone.
 On an accelerator rows are full, and both are also compiled. Wall-clock time of a step is taken inside a run, after its
 first steps; medians over the rounds. So the machine has to be quiet: neighbours cost the faster contestant more.

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from maskwise import __version__
+from maskwise.cli.plans import print_plan
 from maskwise.cli.terminal import Json, Out, Overrides, escape, out_console, print_json
 from maskwise.errors import MaskwiseError
 from maskwise.folders import recipe_path
@@ -95,7 +96,6 @@ def adapt(
     OUT/sentence-model one for sentence-transformers.
     """
     from maskwise import study as room
-    from maskwise.cli.runs import print_plan  # which imports this module
     from maskwise.study.adapt import adapt_recipe, answer_of, arm_that_helps, best_arm, kept_of, save_adapted
 
     pairs = None if task else out.parent / f"{out.name}-pairs.jsonl"

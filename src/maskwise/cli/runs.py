@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
 from maskwise.cli.begin import write_new_recipe
+from maskwise.cli.plans import print_outline, print_plan
 from maskwise.cli.terminal import (
     Json,
     Out,
@@ -20,11 +21,7 @@ from maskwise.cli.terminal import (
     print_json,
 )  # fmt: skip
 from maskwise.constants import GAIN, accuracy_misleads, rank_here
-from maskwise.errors import duration
 from maskwise.folders import recipe_path
-
-if TYPE_CHECKING:
-    from maskwise.recipe import Recipe
 
 
 def study(
@@ -302,55 +299,6 @@ def _contrasts(result: dict[str, Any]) -> Table:
         who = [escape(row["arm"]), escape(row["baseline"])][: 1 + named]
         table.add_row(*who, mean, interval, verdict)
     return table
-
-
-def print_outline(recipe: Recipe, plan: dict[str, Any]) -> None:
-    """What a study is about to do and how long it may take: check, in short."""
-    to_do = sum(facts["to_do"] for facts in plan["stages"].values())
-    if not to_do:
-        return
-    arms, runs = len(recipe.study.arms), len(recipe.study.seed_list)
-    known = plan["seconds"] is not None
-    time = f"about {duration(plan['seconds'])}" if known else "time unknown: maskwise check times it"
-    line = f"{recipe.name}: {arms} arms × {runs} runs, {to_do} stages to do, {plan['jobs']} at once; {time}"
-    out_console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-def print_plan(plan: dict[str, Any]) -> None:
-    """A dry run: stages by kind, what each phase of training costs, and the time until the end, if it is known."""
-    from maskwise.study.prospects import prospect_lines
-
-    table = Table("stages", "done", "to do", "time of work", box=None, padding=(0, 2, 0, 0))
-    for kind, facts in plan["stages"].items():
-        table.add_row(kind, str(facts["done"]), str(facts["to_do"]), duration(facts["seconds"]))
-    out_console.print(table)
-    trainings = Table("phase", "arms", "runs", "steps", "rows × length", "tokens", "FLOPs", "time",
-                      box=None, padding=(0, 2, 0, 0))  # fmt: skip
-    for line in plan["phases"]:
-        spent = "" if line["flops"] is None else f"{line['flops']:.1e}"
-        trainings.add_row(
-            str(line["phase"]), escape(", ".join(line["arms"])), f"{line['runs']}", f"{line['steps']:,}",
-            f"{line['batch_size']} × {line['length']}", _short(line["tokens"]), spent, duration(line["seconds"]),
-        )  # fmt: skip
-    out_console.print(trainings)
-    plans = ", ".join(f"{line['purpose']} ({line['runs']} runs)" for line in plan["plans"])
-    out_console.print(f"Plans: {plans}", highlight=False, soft_wrap=True)
-    for line in prospect_lines(plan["contrasts"]):
-        out_console.print(line, markup=False, highlight=False, soft_wrap=True)
-    for note in plan["notes"]:
-        out_console.print(f"Note: {note}", highlight=False, soft_wrap=True)
-    if plan["seconds"] is None:
-        kinds = ", ".join(plan["unknown"])
-        left = f"time unknown: nothing like {kinds} was timed here yet; maskwise check times it"
-    else:
-        left = f"about {duration(plan['seconds'])}"
-    out_console.print(f"With {plan['jobs']} at once: {left}. Nothing was written.", highlight=False, soft_wrap=True)
-
-
-def _short(number: float) -> str:
-    """A count in three digits: 230 k, 1.72 T."""
-    sizes = ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)
-    return next((f"{number / size:.3g} {letter}" for letter, size in sizes if number >= size), f"{number:g}")
 
 
 def _signed(number: float, digits: int) -> str:

@@ -62,7 +62,7 @@ class TrainingSettings(BaseModel):
     """Largest gradient norm, over all parameters; 0 for none."""
 
     precision: Literal["auto", "no", "bf16"] = "auto"
-    """``auto``: bf16 autocast where the hardware multiplies it natively, else none."""
+    """``auto``: bf16 autocast where the hardware trains faster in it (GPUs that multiply it, processors with AMX)."""
 
     activation_checkpointing: bool = False
     """Keep only what goes into each block of the model, and compute the rest again in the backward pass: a third more

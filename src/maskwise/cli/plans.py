@@ -1,0 +1,62 @@
+"""Plans for people: what a study or a training is about to do, and how long that may take."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from maskwise.cli.terminal import escape, out_console
+from maskwise.errors import duration
+
+if TYPE_CHECKING:
+    from maskwise.recipe import Recipe
+
+
+def print_outline(recipe: Recipe, plan: dict[str, Any]) -> None:
+    """What a study is about to do and how long it may take: check, in short."""
+    to_do = sum(facts["to_do"] for facts in plan["stages"].values())
+    if not to_do:
+        return
+    arms, runs = len(recipe.study.arms), len(recipe.study.seed_list)
+    known = plan["seconds"] is not None
+    time = f"about {duration(plan['seconds'])}" if known else "time unknown: maskwise check times it"
+    line = f"{recipe.name}: {arms} arms × {runs} runs, {to_do} stages to do, {plan['jobs']} at once; {time}"
+    out_console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def print_plan(plan: dict[str, Any]) -> None:
+    """A dry run: stages by kind, what each phase of training costs, and the time until the end, if it is known."""
+    from maskwise.study.prospects import prospect_lines
+
+    table = Table("stages", "done", "to do", "time of work", box=None, padding=(0, 2, 0, 0))
+    for kind, facts in plan["stages"].items():
+        table.add_row(kind, str(facts["done"]), str(facts["to_do"]), duration(facts["seconds"]))
+    out_console.print(table)
+    trainings = Table("phase", "arms", "runs", "steps", "rows × length", "tokens", "FLOPs", "time",
+                      box=None, padding=(0, 2, 0, 0))  # fmt: skip
+    for line in plan["phases"]:
+        spent = "" if line["flops"] is None else f"{line['flops']:.1e}"
+        trainings.add_row(
+            str(line["phase"]), escape(", ".join(line["arms"])), f"{line['runs']}", f"{line['steps']:,}",
+            f"{line['batch_size']} × {line['length']}", _short(line["tokens"]), spent, duration(line["seconds"]),
+        )  # fmt: skip
+    out_console.print(trainings)
+    plans = ", ".join(f"{line['purpose']} ({line['runs']} runs)" for line in plan["plans"])
+    out_console.print(f"Plans: {plans}", highlight=False, soft_wrap=True)
+    for line in prospect_lines(plan["contrasts"]):
+        out_console.print(line, markup=False, highlight=False, soft_wrap=True)
+    for note in plan["notes"]:
+        out_console.print(f"Note: {note}", highlight=False, soft_wrap=True)
+    if plan["seconds"] is None:
+        kinds = ", ".join(plan["unknown"])
+        left = f"time unknown: nothing like {kinds} was timed here yet; maskwise check times it"
+    else:
+        left = f"about {duration(plan['seconds'])}"
+    out_console.print(f"With {plan['jobs']} at once: {left}. Nothing was written.", highlight=False, soft_wrap=True)
+
+
+def _short(number: float) -> str:
+    """A count in three digits: 230 k, 1.72 T."""
+    sizes = ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)
+    return next((f"{number / size:.3g} {letter}" for letter, size in sizes if number >= size), f"{number:g}")
