@@ -628,6 +628,26 @@ def test_a_training_with_patience_is_shorter_and_its_score_is_that_of_the_kept_s
     assert whole["dev"] >= short["dev"] >= 0
 
 
+def test_a_stopped_training_that_keeps_its_best_state_begins_again(tmp_path, tokenizer, copying, monkeypatch):
+    """The states seen before the stop may hold the best."""
+    settings = FinetuneSettings(steps=6, learning_rate=5e-3, precision="no", max_length=16, eval_every=1)
+    saving = settings.training(copying, seed=0).model_copy(update={"save_every": 1})
+    calls, judged = [], Best.__call__
+
+    def counted(self, done):
+        calls.append(done)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return judged(self, done)
+
+    monkeypatch.setattr(Best, "__call__", counted)
+    same = {"tokenizer": tokenizer, "settings": saving, "seed": 0, "max_length": 16, "config": bart(tokenizer)}
+    with pytest.raises(KeyboardInterrupt):
+        finetune(None, copying, folder=tmp_path / "run", **same)
+    finetune(None, copying, folder=tmp_path / "run", **same)
+    assert calls[4:] == [1, 2, 3, 4, 5, 6]
+
+
 # The files in ../shared/data, as they are published ------------------------------------------------------
 
 

@@ -334,6 +334,8 @@ def finetune(
     else:
         assert isinstance(kind, Tuned)
         settings = settings.model_copy(update={"seed": seed})
+        if settings.eval_every:  # the best state is in memory alone, so one that was stopped begins again
+            settings = settings.model_copy(update={"save_every": 0})
         data, objective = encode(task, tokenizer, max_length=max_length), kind.objective(network)
         notes, majority = (
             [f"{split}: {note}" for split, part in data.items() for note in part.notes()],
