@@ -332,6 +332,9 @@ def test_what_is_no_likelihood_is_said() -> None:
         Noising(vocabulary(), policy="weighted(units='token')")([row([1, 2, 1])], epoch=0)
     with pytest.raises(MaskwiseError, match="epoch"):
         Masker(vocabulary(), visits="complement")([row([1, 2, 1])])
+    for name in ("t5-span", "suffix", "ul2", "mixture(token, suffix)", "learned('x', explore=0.5)"):
+        with pytest.raises(MaskwiseError, match=r"visits: complement .* depend on the ratio"):
+            Masker(vocabulary(), policy=name, visits="complement")
     with pytest.raises(MaskwiseError, match="one ratio"):
         Masker(vocabulary(), visits="coverage", ratio="linear(0.3, 0.1)")([row([1, 2])], epoch=0, total_steps=9)
 

@@ -149,3 +149,35 @@ def test_a_loss_that_is_no_number_leaves_the_weights_of_its_type_as_they_were() 
     weights = masker.policy.types.weight_V
     assert weights.isfinite().all() and float(weights[truth[0]]) == 1
     assert (weights[truth.unique()] < 1).any()
+
+
+def test_what_two_ranks_have_seen_survives_a_stop_between_two_updates_of_the_weights() -> None:
+    def learners() -> list[Any]:
+        maskers = [Masker(tokenizer(), policy="type-weighted(every=4)", corruption="mask-only") for _ in range(2)]
+        return [learners_of(masker)["policy"] for masker in maskers]
+
+    def step(pair: list[Any], done: int) -> None:
+        for rank, learner in enumerate(pair):
+            batch = learner.policy and Masker(tokenizer(), ratio=0.5)(
+                Language(8).batch(torch.arange(4) + 4 * rank), epoch=done
+            )
+            right = torch.arange(batch.targets) % (rank + 2) == 0
+            losses = torch.ones(batch.targets)
+            learner.observe(batch, Outcome(losses.sum(), torch.tensor(batch.targets), losses, batch.where, right))
+        both = sum(learner.sums_3V for learner in pair)
+        for learner in pair:
+            learner.after(Point(done, 10, lambda _: both))
+
+    whole, stopped = learners(), learners()
+    for done in (1, 2, 3, 4):
+        step(whole, done)
+    for done in (1, 2):
+        step(stopped, done)
+    state = stopped[0].state_dict()  # that of the first rank is saved, and all of them read it
+    stopped = learners()
+    for learner in stopped:
+        learner.load_state_dict(state)
+    for done in (3, 4):
+        step(stopped, done)
+    weights = [learner.policy.types.weight_V for learner in (*whole, *stopped)]
+    assert (weights[0] < 1).any() and all(torch.equal(weights[0], other) for other in weights[1:])

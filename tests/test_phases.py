@@ -139,6 +139,16 @@ def test_stopped_in_its_second_phase_a_run_ends_as_one_that_was_not(recipe, tmp_
     assert json.loads((tmp_path / "stopped" / "done.json").read_text())["steps"] == 4
 
 
+def test_a_run_does_not_go_on_when_the_text_of_a_later_phase_has_changed(tmp_path, recipe):
+    text = tmp_path / "second.txt"
+    text.write_text("\n\n".join(f"the cat number {i} sat on the mat" for i in range(300)))
+    read = read_recipe(recipe, [*SMALL, f"phases=[{{}}, {{corpus.source: {text}}}]"])
+    run_pretrain(read, tmp_path / "run", quiet=True)
+    text.write_text("\n\n".join(f"the dog number {i} lay on the rug" for i in range(300)))
+    with pytest.raises(MaskwiseError, match="holds a run on another text"):
+        run_pretrain(read, tmp_path / "run", quiet=True)
+
+
 PHASED = ["modernbert", "mmbert", "gpt-bert", "clm-detour"]
 
 

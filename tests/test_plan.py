@@ -9,6 +9,7 @@ import json
 import math
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,11 +17,15 @@ import yaml
 
 from maskwise.constants import REFERENCE
 from maskwise.errors import MaskwiseError
+from maskwise.folders import write_json
 from maskwise.models import empty_model, new_config
 from maskwise.objectives import MaskedLanguageModelling
 from maskwise.recipe import read_recipe
 from maskwise.study import dry_run, make_plan, run, run_stage, run_study
-from maskwise.study.design import choose
+from maskwise.study.design import Design, choose
+from maskwise.study.plan import Run
+from maskwise.study.stages import Stage
+from maskwise.study.work import RUNNERS
 from tiny import check_refused, maskwise, read_lines, write_inputs
 
 QUICK = ["training.steps=10", "training.save_every=0", "training.eval_every=0", "finetune.seeds=1"]
@@ -220,6 +225,18 @@ def test_the_best_point_of_a_grid(scores, chosen, border):
     assert [mean is None for mean in choice.means] == [one is None for one in scores]
 
 
+def test_dev_seeds_with_rows_of_their_own_are_seeds_of_one_task(tmp_path):
+    """Else each would be an outcome by itself, of one seed, and the standard error of every point 0."""
+    runs = []
+    for seed in (50, 51):
+        stage = Stage("finetune", {"task": f"world(seed={seed})"})
+        write_json(stage.folder(tmp_path) / "done.json", {"dev": [0.1 * seed], "metric": "accuracy", "seconds": 1})
+        runs.append(Run("a", seed, chain=(), prepared=stage, pretrained=None, evaluated=None,
+                        tasks={"world(seed='run')": stage}, overlaps=()))  # fmt: skip
+    scores = Design._scores(SimpleNamespace(stages=tmp_path), runs)  # type: ignore[arg-type]
+    assert scores == {"world(seed='run')": pytest.approx([5.0, 5.1])}
+
+
 def test_every_arm_keeps_the_best_point_of_its_own_search(recipe, tmp_path, fake):
     search = "study.search={grid: {training.learning_rate: [1e+30, 1e-9, 1e-2, 2e-2]}, seeds: [50, 51]}"
     more = [*QUICK, "tasks=[]", "study.seeds=2", search]
@@ -262,6 +279,17 @@ def test_a_search_by_tasks_looks_at_dev(recipe, tmp_path, done):
     for folder in (tmp_path / "out" / "stages").glob("finetune-*"):
         devs += json.loads((folder / "done.json").read_text())["dev"]
     assert record["by"] == "dev" and {c["scores"][task][0] for c in record["candidates"]} <= set(devs)
+
+
+def test_a_search_for_test_items_that_fails_is_told_and_takes_no_run_down(recipe, tmp_path, done, monkeypatch):
+    def failing(*_: Any) -> Any:
+        raise MaskwiseError("no search today")
+
+    monkeypatch.setitem(RUNNERS, "overlap", failing)
+    result = run_study(read_recipe(recipe, [*QUICK, "study.seeds=1"]), tmp_path / "out", quiet=True)
+    assert [failure["error"] for failure in result["failures"]] == ["no search today"]
+    kinds = {record["kind"] for record in read_lines(tmp_path / "out" / "records.jsonl")}
+    assert "score" in kinds and "failure" not in kinds
 
 
 def test_what_cannot_be_chosen_by_is_refused_before_any_work(recipe, tmp_path, done):

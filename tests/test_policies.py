@@ -354,6 +354,7 @@ def test_members_may_bring_their_own_ratios() -> None:
     ("spec", "text"),
     [
         ("mixture(token)", "two or more policies"),
+        ("mixture(token, type-weighted)", "would learn nothing"),
         ("mixture(token, mixture(token, span))", "none a mixture"),
         ("mixture(token, span, shares=(1.0,))", "every member needs a share.*1 shares for 2"),
         ("mixture(tokens, span)", "did you mean 'token'"),
@@ -444,7 +445,7 @@ def test_purposes_are_apart() -> None:
         ("ul2", "token span"),
         ("salient", "span-layer"),
         ("weighted(units='phrase')", "span-layer"),
-        ("mixture(whole-word, pos-weighted)", "whole-word"),
+        ("mixture(whole-word, informative)", "whole-word"),
         ("mixture(whole-word, token)", "mixture"),
     ],
 )

@@ -10,7 +10,7 @@ import yaml
 
 from maskwise.constants import REFERENCE
 from maskwise.errors import MaskwiseError
-from maskwise.recipe import parse_value, read_recipe, shipped
+from maskwise.recipe import Recipe, parse_value, read_recipe, shipped
 from maskwise.starts import resolve_start
 from maskwise.study.checks import check_inputs
 from maskwise.study.stages import prepare_stage
@@ -295,3 +295,18 @@ def test_no_such_recipe():
 def test_what_cannot_work_is_refused_before_any_work(recipe, tmp_path, override, said, capfd):
     assert maskwise("study", recipe, override, "--out", tmp_path / "out") == 2
     assert said in capfd.readouterr().err and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "kinds", "policies"),
+    [
+        ({"masking": {"policy": "whole-word"}}, ("whole-word",), ["whole-word"]),
+        ({"objective": "clm"}, (), []),
+        ({"objectives": {"clm": {}}}, (), []),
+        ({"objectives": {"mlm": {"masking": {"policy": "whole-word"}}, "cse": {}}}, ("whole-word",), ["whole-word"]),
+        ({"objectives": {"a": {"objective": "mlm", "masking": {"policy": "span"}}, "mlm": {}}}, ("token",), ["token"]),
+    ],
+)  # fmt: skip
+def test_a_training_is_judged_on_the_masks_that_it_predicts(changes, kinds, policies):
+    recipe = Recipe.model_validate(changes)
+    assert (recipe.judged_on(), recipe.masked_by) == (kinds, policies)

@@ -311,7 +311,7 @@ def rich(tmp_path):
     stage = folder / study["arms"]["token-30"]["runs"]["0"] / "metrics.jsonl"
     lines = [json.loads(line) for line in stage.read_text().splitlines()]
     for line in lines:
-        line |= {"weights": {"NOUN": 0.9, EVIL: 0.1}}
+        line |= {"weights": {"NOUN": 0.9, EVIL: 0.1}, "mlm weights": {}}  # the latter has seen no group yet
     write_lines(stage, lines)
     facts = {"purpose": "main", "kind": "pretrain", "stage": "x", "arm": "token-15", "seed": 0}
     write_lines(folder / "timings.jsonl", [facts | {"fraction": f, "seconds": 40 * f} for f in (0.5, 1.0)])

@@ -153,6 +153,7 @@ def test_what_is_no_whole_policy_is_refused_in_one_line(what, tokenizer, tmp_pat
         ({"architecture": "t5"}, "needs an encoder"),
         ({"length": 0}, "at least 1"),
         ({"pretrained": "./nowhere"}, "no such folder"),
+        ({"pretrained": "bundled:encoder", "length": 256}, "learning.policy.length is more than the model's positions"),
     ],
 )
 def test_a_policy_that_cannot_be_made_is_refused_in_one_line(settings, said, tokenizer):

@@ -13,7 +13,7 @@ from maskwise.learning.scorer import PolicyModel
 from maskwise.recipe import read_recipe
 from maskwise.report import write_report
 from maskwise.study.plan import make_run, task_contents
-from maskwise.study.policies import own_seed, run_learn
+from maskwise.study.policies import learn, own_seed, run_learn
 from maskwise.study.run import collect
 from maskwise.study.work import run_stage
 from maskwise.text import Prepared
@@ -78,6 +78,30 @@ def test_a_run_learns_its_policy_between_its_tokenizer_and_its_text(recipe: Path
     assert learn not in make_run(plan, "learned", 1, contents=contents).chain
     rate = {"finetune.learning_rate": 1e-3}
     assert learn in make_run(plan, "learned", 0, contents=contents, more=rate).chain
+
+
+def test_the_encoder_of_a_policy_is_part_of_what_its_learning_depends_on(recipe: Path, tmp_path: Path) -> None:
+    """A folder of the same name may hold another one."""
+    encoder = tmp_path / "encoder"
+    encoder.mkdir()
+    (encoder / "config.json").write_text("{}")
+    plan = read_recipe(str(recipe), [f"learning.policy.pretrained={encoder}", "learning.policy.settings={}"])
+    names = set()
+    for content in (b"first", b"second"):
+        (encoder / "model.safetensors").write_bytes(content)
+        names.add(make_run(plan, "learned", 0, contents={}).chain[1].name)
+    assert len(names) == 2
+
+
+def test_a_policy_and_a_model_with_other_tokenizers_learn_nothing_from_each_other(recipe: Path, tmp_path: Path) -> None:
+    read = read_recipe(str(recipe)).arm("learned", seed=0)
+    assert read.learning is not None
+    tokenizer = tmp_path / "tokenizer"
+    read.tokenizer.tokenizer(read.corpus.documents()).save_pretrained(tokenizer)
+    overrides = ["learning.policy.pretrained=bundled:encoder", "learning.policy.settings={}", "learning.method=meta"]
+    plan = read_recipe(str(recipe), [*overrides, f"tokenizer.name={tokenizer}"]).arm("learned", seed=0)
+    with pytest.raises(MaskwiseError, match="read the same tokens, and their tokenizers differ"):
+        learn(plan, tmp_path / "out")
 
 
 def test_after_a_stage_of_training_the_policy_is_learned_for_its_checkpoint(recipe: Path) -> None:

@@ -39,10 +39,10 @@ def test_a_study_of_samplers_shows_what_each_spent_on_what(tmp_path: Path) -> No
 
 def test_samples_of_a_policy_that_learns_have_its_layers_and_last_weights(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    arms = "study.arms={words: {}, ptw: {masking.policy: pos-weighted}}"
+    arms = "study.arms={words: {}, ptw: {masking.policy: pos-weighted}, types: {masking.policy: type-weighted}}"
     more = ["corpus.layers=[pos]", "masking.policy=whole-word", arms, "study.baseline=words"]
     assert maskwise("study", write_inputs(tmp_path), *SHORT, *more, "--out", out, "--jobs", 1) == 0
     samples = json.loads((out / "samples.json").read_text())
-    assert set(samples) == {"words", "ptw"} and samples["words"]
+    assert set(samples) == {"words", "ptw"} and samples["words"]  # the weights of types are not kept
     assert all(row["learnt"] for row in samples["ptw"]) and "learnt" not in samples["words"][0]
     assert "weights as learnt" in (out / "report.html").read_text()

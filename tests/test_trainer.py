@@ -16,7 +16,7 @@ from torch.utils.data import IterableDataset
 from transformers import BartConfig, BartForConditionalGeneration, PrinterCallback, Trainer, TrainingArguments
 
 import maskwise as mw
-from maskwise.masking import IGNORE
+from maskwise.masking import IGNORE, Noising
 from maskwise.objectives import MaskedDiffusion
 from maskwise.trainer import RowCollator
 from processes import two_ranks
@@ -294,6 +294,29 @@ def test_what_would_be_done_twice_is_refused(tmp_path: Path) -> None:
         trainer(model("bert"), arguments(tmp_path), data_collator=mw.MaskingCollator(masker))
     with pytest.raises(mw.MaskwiseError, match="MaskingTrainer computes the loss by itself"):
         trainer(model("bert"), arguments(tmp_path), compute_loss_func=lambda *a, **k: 0)
+    asking = mw.Masker(tokenizer(), policy="entropy-weighted")
+    with pytest.raises(mw.MaskwiseError, match=r"EntropyWeighted.* asks the model .*; use maskwise pretrain"):
+        trainer(model("bert"), arguments(tmp_path), masker=asking)
+    with pytest.warns(UserWarning, match=r"stay even; use maskwise pretrain$"):
+        mw.MaskingCollator(asking)
+    with pytest.raises(mw.MaskwiseError, match="the weights of losses that masked diffusion needs"):
+        mw.MaskingCollator(Noising(tokenizer()))
+
+
+def test_a_policy_that_learns_from_right_answers_is_told_which_are_right(tmp_path: Path) -> None:
+    """Right is what the model finds likeliest, and not what it gives more than a half."""
+    masker = mw.Masker(tokenizer(), policy="type-weighted(every=1)", ratio=0.5, corruption="mask-only")
+    made = trainer(net := model("bert"), arguments(tmp_path, max_steps=1, learning_rate=0.0), masker=masker)
+    seen: list[Any] = []
+    learner = made._learners["policy"]
+    learner.observe = lambda batch, outcome: seen.append((batch, outcome))  # type: ignore[method-assign]
+    made.train()
+    [(batch, outcome)] = seen
+    with torch.no_grad():
+        net.eval()
+        logits = net(input_ids=batch.input_ids, attention_mask=batch["attention_mask"]).logits
+    at = outcome.where.unbind(1)
+    assert torch.equal(outcome.right, logits[at].argmax(-1) == batch.labels[at])
 
 
 @pytest.mark.parametrize("remove", [False, True])

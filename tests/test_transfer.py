@@ -115,3 +115,12 @@ def test_a_whole_study_in_miniature_draws_the_table(tmp_path: Path) -> None:
     assert "own-task" not in arms, "records hold what was measured, and nothing that is made of it"
     page = write_report(out).read_text(encoding="utf-8")
     assert page.count('class="number own"') == 2 and "Does a policy that was learned for one task" in page
+
+
+def test_a_cell_of_a_task_in_nats_is_above_0_where_the_policy_helps(tmp_path: Path) -> None:
+    nats = [{**record, "metric": "nats"} if record["task"] == "a" else record for record in records(6)]
+    cells = {(cell["arm"], cell["task"]): cell for cell in summarise(nats, study(6))["transfer"]}  # type: ignore[arg-type]
+    helps = {(cell["arm"], cell["task"]): cell for cell in summarise(records(6), study(6))["transfer"]}
+    harmed, helped = cells["from-a", "a"], helps["from-a", "a"]
+    assert harmed["mean"] == pytest.approx(-helped["mean"]) and harmed["low"] == pytest.approx(-helped["high"])
+    assert cells["from-a", "b"] == helps["from-a", "b"]

@@ -303,7 +303,7 @@ class TimeToQuality(TypedDict):
 
 
 class TransferCell(TypedDict):
-    """What an arm's policy, learned from one task, adds to the baseline on a task, in plain scores."""
+    """What an arm's policy, learned from one task, adds to the baseline on a task: above 0 where it helps."""
 
     arm: str
     learned_from: str

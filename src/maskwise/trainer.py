@@ -35,7 +35,7 @@ from maskwise.masking import IGNORE, MaskedBatch, Masker, MaskingCollator, Vocab
 from maskwise.objectives import Outcome
 from maskwise.objectives.base import model_inputs, weighted
 from maskwise.training.engine import LEARNED, agreement
-from maskwise.training.learners import Point, learners_of, restore, states
+from maskwise.training.learners import Point, learners_of, meet, restore, states
 
 
 class MaskingTrainer(Trainer):
@@ -91,10 +91,15 @@ class MaskingTrainer(Trainer):
             raise MaskwiseError(
                 "MaskingTrainer computes the loss by itself", got="compute_loss_func", do="leave it out"
             )
+        self._learners, self._learnt = learners_of(masker), -1
+        if any(learner.asks_model for learner in self._learners.values()):
+            what = f"policy {masker.policy} asks the model what it expects, for which the Trainer has no place"
+            raise MaskwiseError(what, do="use maskwise pretrain")
+        self.tells_right = False  # a policy that learns from right answers sets it
+        meet(self._learners, self)
         args = copy.copy(args) if args else TrainingArguments()
         args.remove_unused_columns = False  # example_id and layers are read here, not by the model
         self.masker, self.evaluation_masker = masker, evaluation_masker or masker
-        self._learners, self._learnt = learners_of(masker), -1
         self._shown: deque[MaskedBatch] = deque()
         self._evaluated = (0.0, 0)
         super().__init__(model, args, data_collator=data_collator or RowCollator(masker.vocabulary), **more)
@@ -123,10 +128,10 @@ class MaskingTrainer(Trainer):
 
         DDP averages over ranks; the factor makes a sum of it.
         """
-        losses, where, outputs = self._token_losses(model, inputs, everywhere=return_outputs)
+        losses, where, right, outputs = self._token_losses(model, inputs, everywhere=return_outputs)
         if self._shown:
             batch = self._shown.popleft()
-            outcome = Outcome(losses.sum(), torch.tensor(len(where)), losses.detach(), where)
+            outcome = Outcome(losses.sum(), torch.tensor(len(where)), losses.detach(), where, right)
             for learner in self._learners.values():
                 learner.observe(batch, outcome)
         if num_items_in_batch is None:
@@ -143,7 +148,7 @@ class MaskingTrainer(Trainer):
         batch = self._mask(self.evaluation_masker, inputs, step=0, total_steps=1, epoch=0)
         labels = batch["labels"]
         with torch.no_grad(), self.compute_loss_context_manager():
-            losses, where, outputs = self._token_losses(model, batch, everywhere=not prediction_loss_only)
+            losses, where, _, outputs = self._token_losses(model, batch, everywhere=not prediction_loss_only)
         row = where[:, 0]
         by_row = torch.zeros(len(labels), device=losses.device).index_add(0, row, losses)
         # Gathered so that rows repeated to fill the last batch count once.
@@ -214,8 +219,8 @@ class MaskingTrainer(Trainer):
 
     def _token_losses(
         self, model: nn.Module, inputs: Mapping[str, Any], *, everywhere: bool
-    ) -> tuple[Tensor, Tensor, Any]:
-        """Loss (M,) float32 and place (M, 2) of every target, and the model's outputs.
+    ) -> tuple[Tensor, Tensor, Tensor | None, Any]:
+        """Loss (M,) float32 and place (M, 2) of every target, whether it is answered rightly, and the model's outputs.
 
         Args:
             everywhere: whether logits of every position are wanted, or those of the targets will do.
@@ -234,7 +239,8 @@ class MaskingTrainer(Trainer):
             logits.float(), labels[row, column], reduction="none",
             label_smoothing=self.args.label_smoothing_factor,
         )  # fmt: skip
-        return weighted(losses, weight, row, column), where, outputs
+        right = logits.argmax(-1) == labels[row, column] if self.tells_right else None
+        return weighted(losses, weight, row, column), where, right, outputs
 
 
 def counted(batch: Mapping[str, Any]) -> Tensor:

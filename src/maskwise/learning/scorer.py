@@ -140,6 +140,7 @@ class PolicyModel(nn.Module, PyTorchModelHubMixin, library_name="maskwise", tags
         if pretrained:
             loaded = load_config(pretrained)
             check_fit(loaded, len(tokenizer), do="give the encoder's own tokenizer")
+            check_room(loaded, length, what="learning.policy.length")
             encoder = load_task_model(pretrained, loaded, head="embedding", seed=seed)
             described = _described(encoder.config)
         elif architecture == LIGHT:

@@ -49,9 +49,13 @@ class MaskingCollator:
     def __init__(self, masker: Masker, *, total_steps: int | None = None):
         self.masker, self.total_steps = masker, total_steps
         self._batches, self._warned = 0, False
-        if masker.policy.learner() is not None:
+        if masker.places:
+            what = "a collator cannot hand on the weights of losses that masked diffusion needs"
+            raise MaskwiseError(what, got=f"{masker}", do="use MaskingTrainer, or call the Noising itself")
+        if (learner := masker.policy.learner()) is not None:
             what = f"policy {masker.policy} learns from losses, which a collator never sees: its weights stay even"
-            warnings.warn(f"{what}; use MaskingTrainer or maskwise pretrain", stacklevel=2)
+            do = "use maskwise pretrain" if learner.asks_model else "use MaskingTrainer or maskwise pretrain"
+            warnings.warn(f"{what}; {do}", stacklevel=2)
 
     def __call__(self, rows: Rows) -> dict[str, torch.Tensor]:
         step, epoch = _common(rows, "step"), _common(rows, "epoch")

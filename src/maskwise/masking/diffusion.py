@@ -32,8 +32,6 @@ from maskwise.masking.batch import AnnotatedBatch
 from maskwise.masking.corruptions.in_place import mask_only
 from maskwise.masking.masker import Masker
 from maskwise.masking.policies import Moment, Policy, UnitKind
-from maskwise.masking.policies.mixture import Mixture
-from maskwise.masking.policies.spans import Suffix, T5Span, Ul2
 from maskwise.masking.rates import Rates, spread
 from maskwise.masking.schedules import Spec, schedule
 from maskwise.masking.select import Selection, up_to
@@ -213,10 +211,9 @@ def check(policy: Policy, *, budget: str, fill: str, visits: str) -> None:
         raise MaskwiseError("fill of masked diffusion", got=fill, allowed="none or random")
     if visits == "coverage":
         raise MaskwiseError("visits of masked diffusion", got=visits, allowed="random or complement")
-    for member in policy.members if isinstance(policy, Mixture) else (policy,):
-        if isinstance(member, T5Span | Suffix | Ul2) or member.splits_budget:
-            got, do = f"policy {member}", "take token, span, or any policy with words or weights"
-            raise MaskwiseError("masked diffusion needs units that do not depend on the rate", got=got, do=do)
+    if policy.needs_ratio:
+        got, do = f"policy {policy}", "take token, span, or any policy with words or weights"
+        raise MaskwiseError("masked diffusion needs units that do not depend on the rate", got=got, do=do)
     if budget == "exact" and policy.unit_kind is not UnitKind.TOKEN:
         what = f"policy {policy} masks units of several tokens, whose number cannot be drawn to the token"
         raise MaskwiseError(what, got="budget exact", do="set masking.budget: bernoulli")

@@ -18,7 +18,7 @@ from maskwise.masking.laying import lay_out, some_labels
 from maskwise.masking.policies import Moment, Policy
 from maskwise.masking.schedules import Schedule
 from maskwise.masking.select import Selection, require_known, select
-from maskwise.masking.visits import kept_visible, revisited
+from maskwise.masking.visits import check_visits, kept_visible, revisited
 from maskwise.masking.vocabulary import Tokenizer, Vocabulary
 from maskwise.specs import Call
 
@@ -68,6 +68,7 @@ class Masker:
         self.keep, self.visits = keep, visits
         for setting in ("budget", "fill", "visits"):
             require_known(setting, getattr(self, setting))
+        check_visits(self.policy, visits)
         if budget == "bernoulli" and self.policy.splits_budget:
             raise MaskwiseError("budget bernoulli draws each unit by itself", got=self.policy, do="take budget exact")
         require_whole("seed", seed)

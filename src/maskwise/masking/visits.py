@@ -26,7 +26,7 @@ import numpy as np
 from maskwise.errors import MaskwiseError
 from maskwise.keys import Array, Keys, Purpose
 from maskwise.masking.batch import AnnotatedBatch
-from maskwise.masking.policies import Moment
+from maskwise.masking.policies import Moment, Policy
 from maskwise.masking.ratios import Distribution
 from maskwise.masking.select import Selection, in_order
 from maskwise.masking.sorting import counts_within, sums_within
@@ -46,6 +46,17 @@ def kept_visible(batch: AnnotatedBatch, layer: str | None) -> AnnotatedBatch:
         return batch
     shown = batch.layer(layer, policy=f"keep: {layer}") >= 0
     return replace(batch, eligible=batch.eligible & ~shown)
+
+
+def check_visits(policy: Policy, visits: str) -> None:
+    """Refuse visits that hang together, of a policy whose units follow the ratio: no visit has what another left.
+
+    Raises:
+        MaskwiseError: which policy.
+    """
+    if visits != "random" and policy.needs_ratio:
+        what = f"visits: {visits} needs units and weights that do not depend on the ratio"
+        raise MaskwiseError(what, got=f"policy {policy}", do="take visits: random")
 
 
 def visit_of(epoch: int | None, visits: str) -> tuple[int, bool]:

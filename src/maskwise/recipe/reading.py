@@ -55,7 +55,7 @@ def _check_arm(recipe: Recipe, name: str) -> None:
     if not recipe.tasks and not kinds & set(recipe.evaluation.masks):
         what = f"arm {name!r} would be judged by nothing: no tasks, and no held-out masks of its kind"
         got = f"evaluation.masks {list(recipe.evaluation.masks)}"
-        raise MaskwiseError(what, got=got, allowed=" or ".join(sorted(kinds)))
+        raise MaskwiseError(what, got=got, allowed=" or ".join(sorted(kinds)) or "tasks")
 
 
 def _settings(source: str | Path, *, below: tuple[Path, ...] = ()) -> Plain:

@@ -284,13 +284,20 @@ class Recipe(Settings):
         arms = [arm.kind.kind for arm in self.objectives.values()]
         return arms[0] if arms else objective_class(self.objective).kind
 
+    @property
+    def masked_by(self) -> list[str]:
+        """The policies whose masks are predicted: the recipe's, or those of objectives that all have their own."""
+        if not self.objectives:
+            return [self.masking.policy] if objective_class(self.objective).inherits else []
+        common, arms = self.masking.model_dump(), self.objectives.values()
+        own = dict.fromkeys(arm.kind.settings(common, arm.masking)["policy"] for arm in arms if arm.kind.inherits)
+        return [self.masking.policy] if self.masking.policy in own else [*own]
+
     def judged_on(self) -> tuple[str, ...]:
         """The kinds of held-out masks that tell what a training has learnt: its own; none where nothing is masked."""
-        if self.objectives and not any(arm.kind.inherits for arm in self.objectives.values()):
-            return ()
         if self._diffuses:
             return (DIFFUSION,)
-        units = policy(self.masking.policy).judged_on()
+        units = dict.fromkeys(kind for name in self.masked_by for kind in policy(name).judged_on())
         if self.kind == "encoder":
             return tuple(units)
         return tuple(f"{unit} {corruption(self.masking.corruption).writes}" for unit in units)

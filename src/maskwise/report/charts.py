@@ -121,10 +121,12 @@ def transfer_view(folder: Folder) -> View | None:
     reach = max((abs(cell["mean"]) for cell in cells if cell["mean"] is not None), default=0) or 1.0
     by_arm: dict[str, list[View]] = defaultdict(list)
     for cell in cells:
-        points = [None if x is None else 100 * x for x in (cell["mean"], cell["low"], cell["high"])]
+        nats = folder.study["tasks"].get(cell["task"], {}).get("metric") in LOWER_IS_BETTER
+        points = [None if x is None else x * (1 if nats else 100) for x in (cell["mean"], cell["low"], cell["high"])]
         gain = cell["mean"] or 0.0
         by_arm[cell["arm"]].append({
             "mean": points[0], "low": points[1], "high": points[2], "own": cell["task"] == cell["learned_from"],
+            "digits": 2 if nats else 1,
             "shade": shade(abs(gain) / reach, BLUE if gain > 0 else ORANGE),
         })  # fmt: skip
     rows = [{"arm": arm, "cells": line} for arm, line in by_arm.items()]
@@ -186,6 +188,8 @@ def weight_charts(folder: Folder) -> list[View]:
                 weights = line.get(key)
                 for group, weight in weights.items() if isinstance(weights, dict) else ():
                     points.append({"arm": group, "seed": line["seed"], "step": line["step"], "value": weight})
+            if not points:  # no group was seen yet
+                continue
             last = max(point["step"] for point in points)
             ends = [point for point in points if point["step"] == last]
             final = {p["arm"]: mean([end["value"] for end in ends if end["arm"] == p["arm"]]) or 0.0 for p in points}

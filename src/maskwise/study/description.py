@@ -16,7 +16,7 @@ from maskwise import __version__
 from maskwise.constants import REFERENCE
 from maskwise.files import ArmFacts, Look, Study
 from maskwise.folders import read_json
-from maskwise.masking.policies import policy
+from maskwise.masking.policies import UnitKind, policy
 from maskwise.masking.schedules import schedule
 from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
@@ -37,10 +37,12 @@ def describe(recipe: Recipe, design: Design) -> Study:
     for name, overrides in recipe.study.arms.items():
         links = recipe.arm(name, seed=0).links()
         masking = links[-1].masking
+        kinds = {policy(name).unit_kind for name in links[-1].masked_by or [masking.policy]}
         trained = {str(r.seed): r.pretrained for r in design.runs if r.arm == name and r.fraction == 1}
         arms[name] = {
             "policy": masking.policy, "ratio": str(schedule(masking.ratio)), "overrides": overrides,
-            "units": policy(masking.policy).unit_kind, "tokenizer": tokenizer_of(prepare_stage(links[0])),
+            "units": kinds.pop() if len(kinds) == 1 else UnitKind.MIXTURE,
+            "tokenizer": tokenizer_of(prepare_stage(links[0])),
             "judged_on": list(design.kinds(name)),
             "setting": design.settings[name],
             "runs": {seed: f"stages/{stage.name}" for seed, stage in trained.items() if stage},

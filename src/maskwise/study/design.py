@@ -183,12 +183,12 @@ class Design:
         for run in runs:
             if any(stage.result(self.stages) is None for stage in run.chain):
                 return None
-            for stage in run.tasks.values():
+            for task, stage in run.tasks.items():  # by the recipe's name: each seed may have rows of its own
                 judged = stage.result(self.stages) or {"dev": [None], "metric": ""}
                 dev = judged["dev"]
                 sign = -1 if judged["metric"] in LOWER_IS_BETTER else 1
                 mean = None if None in dev else sign * sum(dev) / len(dev)
-                scores.setdefault(stage.what["task"], []).append(mean)
+                scores.setdefault(task, []).append(mean)
             if run.evaluated and not run.tasks:
                 result = run.evaluated.result(self.stages)
                 if result is None:

@@ -134,6 +134,12 @@ def _supervised(recipe: Recipe, settings: LearningSettings, spec: str, folder: P
 
 def _meta(recipe: Recipe, settings: LearningSettings, spec: str, folder: Path, quiet: bool) -> Plain:
     tokenizer, texts, task = policy_tokenizer(recipe, folder), corpus_texts(recipe), load_task(spec)
+    if settings.policy.pretrained and recipe.tokenizer_name:
+        own = _tokenizer(recipe, recipe.tokenizer_name, folder)
+        if own.get_vocab() != tokenizer.get_vocab():
+            what = "by the meta-gradient a policy and the model read the same tokens, and their tokenizers differ"
+            got = f"learning.policy.pretrained {settings.policy.pretrained}, and {recipe.tokenizer_name}"
+            raise MaskwiseError(what, got=got, do="leave learning.policy.pretrained out")
     labels = None
     with suppress(MaskwiseError):  # only to see what the policy finds: it learns from no label
         labels = labels_of(spec, kind="answers", texts=texts)

@@ -119,6 +119,10 @@ def run_study(
         write_json(out / "summary.json", summary)
         report = write_report(out)
     failed = [record for record in records if record["kind"] == "failure"]
+    searched = {stage.name: (stage, run.who) for run in design.runs for stage in run.overlaps}
+    for name, (stage, who) in searched.items():
+        if stage.result(stages) is None:  # which voids no comparison, and so is no record
+            failed.append({"kind": "failure", **who, "stage": name, "error": errors.get(name, "not finished")})
     return Result({**summary, "seconds": study["seconds"], "report": str(report), "failures": failed})
 
 

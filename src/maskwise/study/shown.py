@@ -86,15 +86,22 @@ def masked_records(recipe: Recipe, runs: Sequence[Run], stages: Path) -> list[Re
 
 
 def _maskers(recipe: Recipe, runs: Sequence[Run], stages: Path) -> Iterator[tuple[Run, Recipe, Prepared, Masker]]:
-    """The first run of every arm, its last training, the text of that, and what masks it."""
+    """The first run of every arm, its last training, the text of that, and what masks it.
+
+    Arms without masks, whose objectives bring their own, or whose learned weights are not kept have nothing to show.
+    """
     first: dict[str, Run] = {}
     for run in runs:
         if run.arm != REFERENCE and run.prepared.result(stages):
             first.setdefault(run.arm, run)
     for arm, run in first.items():
         link = recipe.arm(arm, seed=run.seed).links()[-1]
+        if link.masking.policy not in link.masked_by:
+            continue
         data = open_text(run.prepared.folder(stages))
         masker = link.masking.masker(data.tokenizer, seed=run.seed)
+        if masker.policy.learner() is not None and not isinstance(masker.policy, GroupWeighted):
+            continue
         if isinstance(masker.policy, GroupWeighted):
             metrics = run.pretrained.folder(stages) / "metrics.jsonl" if run.pretrained else None
             weights = [line["weights"] for line in read_lines(metrics) if "weights" in line] if metrics else []

@@ -52,7 +52,8 @@ def run_pretrain(recipe: Recipe, out: Path, *, quiet: bool = False) -> Plain:
     texts = [prepare_stage(first)]
     texts += [prepare_stage(link, after=texts[0]) for link in further]
     if rank == 0:
-        _require_same_text(out, texts[0])
+        for text in texts:
+            _require_same_text(out, text)
     checkpoint = {"checkpoint": str(out / "checkpoint")}
     result = read_json(out / DONE)
     if result and {"heldout", "seconds"} <= result.keys():

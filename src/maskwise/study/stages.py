@@ -185,6 +185,8 @@ def learn_stage(recipe: Recipe, task: str, prepared: Stage, *, after: Stage | No
     what = recipe.unlearned().model_dump(mode="json", include={"learning", "objective", "training", "corpus"})
     what |= {"task": task, "task_content": load_task(task).fingerprint}
     what |= {"corpus_content": content_of(recipe.corpus), "max_length": recipe.finetune.max_length}
+    if recipe.learning and (encoder := recipe.learning.policy.pretrained):
+        what["policy_content"] = start_fingerprint(encoder)
     for key in _CHANGE_NO_WEIGHT:
         del what["training"][key]
     if after is not None:

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from torch import Tensor
@@ -55,6 +55,9 @@ class Learner:
     """Something that learns while the model trains (see ``training.learners``). What a member does not define, does
     nothing."""
 
+    asks_model: ClassVar[bool] = False
+    """Whether it asks the objective that is trained itself (``training.learners.meet``)."""
+
     def observe(self, batch: Any, outcome: Any) -> None:
         """Look at a micro-batch and at its ``Outcome``; called before the update."""
 
@@ -80,6 +83,11 @@ class Policy(ABC):
     def splits_budget(self) -> bool:
         """Whether weights depend on how much is masked, so that no unit can be drawn by itself."""
         return False
+
+    @property
+    def needs_ratio(self) -> bool:
+        """Whether units or weights depend on how much is masked."""
+        return self.splits_budget
 
     @property
     def reads_text(self) -> bool:

@@ -34,6 +34,9 @@ class Mixture(Policy):
         if len(self.members) < 2 or any(isinstance(member, Mixture) for member in self.members):
             allowed = "two or more policies, none a mixture"
             raise MaskwiseError("policy mixture", got=self.members, allowed=allowed)
+        if any(member.learner() is not None for member in self.members):
+            what, do = "policy mixture: a member that learns from losses would learn nothing", "take it alone"
+            raise MaskwiseError(what, got=self.members, do=do)
         if len(self.shares) != len(self.members):
             got = f"{len(self.shares)} shares for {len(self.members)} policies"
             raise MaskwiseError("policy mixture: every member needs a share", got=got)
@@ -41,6 +44,10 @@ class Mixture(Policy):
     @property
     def splits_budget(self) -> bool:
         return any(member.splits_budget for member in self.members)
+
+    @property
+    def needs_ratio(self) -> bool:
+        return any(member.needs_ratio for member in self.members)
 
     @property
     def unit_kind(self) -> UnitKind:

@@ -76,13 +76,14 @@ class TypeLearner(Learner):
 
     def __init__(self, policy: TypeWeighted):
         self.policy = policy
-        self.sums_3V = torch.zeros(3, 0, dtype=torch.float64)  # right answers, losses, targets
+        self.sums_3V = torch.zeros(3, 0, dtype=torch.float64)  # of a step: right answers, losses, targets
+        self.total_3V = self.sums_3V  # of all ranks, since the weights were set
 
     def start(self, vocabulary: Vocabulary) -> None:
         """Know the types; what was learned before stays."""
         if self.policy.types.weight_V is None:
             self.policy.types.weight_V = torch.ones(vocabulary.size, dtype=torch.float64)
-        self.sums_3V = torch.zeros(3, vocabulary.size, dtype=torch.float64)
+        self.sums_3V = self.total_3V = torch.zeros(3, vocabulary.size, dtype=torch.float64)
 
     def meet(self, objective: Any) -> None:
         """Ask the objective which answers are right."""
@@ -96,10 +97,12 @@ class TypeLearner(Learner):
         self.sums_3V = sums.index_add(1, kind, torch.stack([right.double(), losses, torch.ones_like(losses)]))
 
     def after(self, now: Any) -> None:
+        self.total_3V = self.total_3V.to(self.sums_3V.device) + now.agree(self.sums_3V)
+        self.sums_3V = torch.zeros_like(self.sums_3V)
         if not now.done or now.done % self.policy.every:
             return
-        right_V, loss_V, count_V = now.agree(self.sums_3V).cpu()
-        self.sums_3V = torch.zeros_like(self.sums_3V)
+        right_V, loss_V, count_V = self.total_3V.cpu()
+        self.total_3V = torch.zeros_like(self.total_3V)
         mean_V = loss_V / count_V.clamp(min=1)
         if self.policy.by == "accuracy":
             score_V = (right_V + 1) / (count_V + 2)
@@ -121,10 +124,10 @@ class TypeLearner(Learner):
 
     def state_dict(self) -> dict[str, Tensor]:
         assert self.policy.types.weight_V is not None
-        return {"weight": self.policy.types.weight_V, "sums": self.sums_3V}
+        return {"weight": self.policy.types.weight_V, "sums": self.total_3V}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        self.policy.types.weight_V, self.sums_3V = state["weight"], state["sums"]
+        self.policy.types.weight_V, self.total_3V = state["weight"], state["sums"]
 
 
 def type_weighted(by: str = "accuracy", every: int = 200, kept: float = 0.2, units: str = "token") -> TypeWeighted:
@@ -183,6 +186,8 @@ class EntropyWeighted(CutPolicy):
 
 class EntropyLearner(Learner):
     """Brings the policy together with the model; it remembers nothing."""
+
+    asks_model = True
 
     def __init__(self, policy: EntropyWeighted):
         self.policy, self.mask = policy, -1

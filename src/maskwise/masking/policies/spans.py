@@ -160,6 +160,7 @@ class T5Span(Policy):
             raise MaskwiseError("policy t5-span: ratio", got=self.ratio, allowed="0 to 1")
 
     unit_kind = UnitKind.TOKEN_SPAN
+    needs_ratio = True
 
     def ratios(self, ratio_P: Array, keys: Keys, moment: Moment) -> Array:
         return ratio_P if self.ratio is None else np.full_like(ratio_P, self.ratio)
@@ -184,6 +185,7 @@ class Suffix(Policy):
     ratio: float | None = None
 
     unit_kind = UnitKind.TOKEN_SPAN
+    needs_ratio = True
 
     def ratios(self, ratio_P: Array, keys: Keys, moment: Moment) -> Array:
         return ratio_P if self.ratio is None else np.full_like(ratio_P, self.ratio)
@@ -217,6 +219,7 @@ class Ul2(Policy):
             raise MaskwiseError("policy ul2: denoisers", got=self.denoisers, allowed=allowed)
 
     unit_kind = UnitKind.TOKEN_SPAN
+    needs_ratio = True
 
     def _drawn(self, keys: Keys, pieces: int) -> tuple[Array, Array]:
         """Mean spans and ratios of the pieces, both (P,) float64."""

@@ -91,5 +91,5 @@ def summarise(records: Iterable[Record], study: Study, *, alpha: float = 0.05) -
     if share := study.get("share"):
         summary["shares"] = gain_shares(table, *share, names)
     if learned := study.get("learned"):
-        summary["transfer"] = cells(table.outcomes, table.tasks, learned, study["baseline"])
+        summary["transfer"] = cells(table.outcomes, table.tasks, learned, study["baseline"], table.sign)
     return summary

@@ -47,14 +47,19 @@ def cells(
     tasks: list[str],
     learned: Mapping[str, str],
     baseline: str,
+    sign: Mapping[str, int],
 ) -> list[TransferCell]:
-    """What every learned policy adds to the baseline on every task, with its 95 % interval over pairs of runs."""
+    """What every learned policy adds to the baseline on every task, with its 95 % interval over pairs of runs.
+
+    Args:
+        sign: by task, −1 where lower is better: what is added is above 0 where the policy helps.
+    """
     table: list[TransferCell] = []
     for arm, source in learned.items():
         for task in tasks:
             mine, other = outcomes[task].get(arm, {}), outcomes[task].get(baseline, {})
             shared = sorted(mine.keys() & other.keys())
-            gains = paired_differences({s: mine[s] for s in shared}, {s: other[s] for s in shared})
+            gains = sign[task] * paired_differences({s: mine[s] for s in shared}, {s: other[s] for s in shared})
             cell: TransferCell = {
                 "arm": arm, "learned_from": source, "task": task, "n": len(gains), **estimated(gains)
             }  # fmt: skip
