@@ -64,12 +64,13 @@ class Prompt:
 
     name = "prompt"
     layers: ClassVar = {"prompt": Layer("spans")}
+    whole_texts = True  # a part of a long text has no prompt of its own
 
     def __init__(self, until: str = "\n", *, last: bool = False):
         if not until:
             raise MaskwiseError("annotator prompt: until is a text", got=repr(until), do="say prompt(until='?')")
         self.until, self.last = until, last
-        self.version = digest("prompt", 1, until, last)
+        self.version = digest("prompt", 2, until, last)
 
     def annotate(self, texts: list[str]) -> list[dict[str, CharSpans]]:
         layer = self.layers["prompt"]

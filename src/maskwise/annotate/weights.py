@@ -7,6 +7,7 @@ it can be read and mended; annotating looks words up, in lower case. Cost: 0.5 Â
 from __future__ import annotations
 
 import json
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from functools import cached_property
@@ -75,7 +76,10 @@ class WordWeights(ABC):
 
     @cached_property
     def version(self) -> str:
-        content = ("\n".join(self._words), self._weights.tobytes()) if self.fitted else ()
+        content: list[object] = ["\n".join(self._words), self._weights.tobytes()] if self.fitted else []
+        for place in () if self.fitted else filter(os.path.exists, map(str, self._settings.values())):
+            inside = sorted(path for path in Path(place).rglob("*") if path.is_file())
+            content += inside or [Path(place)]
         return digest(self.name, RULES, VERSION, sorted(self._settings.items()), *content)
 
     @abstractmethod

@@ -101,8 +101,9 @@ class Stage:
         return cls(**{**plain, "needs": tuple(plain["needs"])})
 
 
-COMPUTED = "2"
-"""Raised where the same settings come to compute something else; 2: held-out loss, several labels (CHANGELOG)."""
+COMPUTED = "3"
+"""Raised where the same settings come to compute something else; 2: held-out loss, several labels; 3: macro F1 of words
+that are cut off, the steps of rates that are tried (CHANGELOG)."""
 
 
 @cache

@@ -150,7 +150,7 @@ class Generation(Tuned[WrittenRow]):
             raise MaskwiseError(f"{where}: the text is no text", got=repr(record[columns.text]))
         if not text.strip():
             return NO_TEXT
-        group = str(record[columns.pair]) if columns.pair else None
+        group = None if (value := record.get(columns.pair or "")) is None else str(value)
         if self.patterns:
             examples = [example for pattern in rights if (example := example_of(pattern, where))]
             return WrittenRow(text, examples, rights, group) if examples else "no text for the pattern"

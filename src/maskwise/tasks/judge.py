@@ -267,6 +267,8 @@ def task_record(
         if not task.splits["dev"]:
             do = "give it dev rows, or leave finetune.search_rate out"
             raise MaskwiseError(f"a learning rate is searched on dev, and task {task.name} has none", do=do)
+        steps = settings.training(task, seed=0).steps  # the same for every rate, though a small one would ask for more
+        settings = settings.model_copy(update={"steps": steps})
         for factor in (1 / 3, 1.0, 3.0):
             rate = float(f"{factor * settings.learning_rate:.2g}")
             trial = settings.model_copy(update={"learning_rate": rate})

@@ -241,7 +241,7 @@ class SeveralLabels(Tuned[LabelledRow]):
         text, value = record.get(columns.text or ""), record.get(columns.label or "")
         if not isinstance(text, str):
             raise MaskwiseError(f"{where}: the text is no text", got=type(text).__name__, allowed="a string")
-        if value is None:
+        if not isinstance(value, list) and label_of(value) is None:
             return NO_LABEL
         parts = value if isinstance(value, list) else _BETWEEN.split(str(value))
         names = [name for part in parts if (name := label_of(part)) is not None]

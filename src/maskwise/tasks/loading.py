@@ -157,8 +157,9 @@ def load_task(
     """
     given = {name: value for name, value in locals().items() if value is not None and name not in ("spec", "card")}
     source, options = _options(str(spec))
-    if options:
-        return load_task(source, **options)
+    if options:  # what is given beside them counts more
+        said = {name: value for name, value in given.items() if (name, value) != ("pooling", "mean")}
+        return load_task(source, **{"card": card, **options, **said})
     by_name = source in CARDS and not Path(source).exists()
     if card is None and not by_name:
         return _load(source, **given)
@@ -295,8 +296,8 @@ def _only(records: list[Record], where: str, place: str) -> list[Record]:
     column, sign, value = where.partition("=")
     if not sign:
         raise MaskwiseError("where is 'column=value'", got=where)
-    if records and column not in records[0]:
-        raise unknown_name(f"column of {place}", column, map(str, records[0]))
+    if records and column not in (whole := _whole(records)):
+        raise unknown_name(f"column of {place}", column, map(str, whole))
     return [record for record in records if str(record.get(column)) == value]
 
 
@@ -364,12 +365,17 @@ def _read_folder(spec: str, folder: Path, *, header: bool, files: Mapping[str, s
     by_ending = {path.name.removesuffix(".gz").rpartition(".")[2].lower(): path for path in there}
     for classes in _CLASS_FILES:
         if classes <= set(by_ending):
-            lines = {name: read_text(by_ending[name], or_latin1=True).splitlines() for name in sorted(classes)}
+            lines = {name: _lines(read_text(by_ending[name], or_latin1=True)) for name in sorted(classes)}
             return {"all": [{"text": line, "label": name} for name, texts in lines.items() for line in texts]}
     split_files = _split_files(folder, there)
     if not split_files and len(readable) == 1:
         return {"all": _read_file(readable[0], header=header)}
     return _by_split(spec, {split: _read_file(path, header=header) for split, path in split_files.items()})
+
+
+def _lines(text: str) -> list[str]:
+    """The lines of a text; other marks than line feeds end none, and may be letters of another encoding."""
+    return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
 
 
 def _split_files(folder: Path, files: Sequence[Path]) -> dict[str, Path]:
@@ -395,7 +401,11 @@ def _split_files(folder: Path, files: Sequence[Path]) -> dict[str, Path]:
 
 def _by_split(spec: str, by_name: Mapping[str, list[Record]]) -> dict[str, list[Record]]:
     """Under our names, in their order; other splits are left out."""
-    splits = {_SPLIT_OF[name]: records for name, records in by_name.items() if name in _SPLIT_OF}
+    known = [name for name in by_name if name in _SPLIT_OF]
+    splits = {_SPLIT_OF[name]: by_name[name] for name in known}
+    if len(splits) < len(known):
+        do = "keep one name for each, and merge its rows"
+        raise MaskwiseError(f"{spec} has two names for one split", got=", ".join(known), do=do)
     if not splits:
         allowed = f"train with dev (validation) and/or test; of files: {', '.join(READERS)}"
         raise MaskwiseError(f"no training split in {spec}", got=", ".join(by_name) or "nothing", allowed=allowed)

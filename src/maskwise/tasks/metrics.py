@@ -34,11 +34,11 @@ def accuracy(gold: ArrayLike, answer: ArrayLike) -> float:
 
 
 def macro_f1(gold: ArrayLike, answer: ArrayLike) -> float:
-    """F1 averaged over the classes that occur in gold or answer; one that is never hit has 0. As
-    scikit-learn's."""
-    table = _confusion(gold, answer)
+    """F1 averaged over the classes that occur in gold or answer; one that is never hit has 0. As scikit-learn's. What
+    was not answered (``LOST``) is a miss of its class, and no class."""
+    table, first = _confusion(gold, answer), int(np.min(np.asarray(answer)) == LOST)
     hits, total = np.diag(table), table.sum(0) + table.sum(1)
-    return float(np.mean(2 * hits / total))
+    return float(np.mean((2 * hits / total)[first:]))
 
 
 def label_micro_f1(gold: ArrayLike, answer: ArrayLike) -> float:
@@ -271,7 +271,8 @@ def error_of_items(counts: ArrayLike, clusters: Sequence[str], *, resamples: int
         counts: (N, 2) what each row adds above and below the line; the score is the quotient of the sums.
         clusters: which rows are drawn together: words of one sentence are one row, questions on one text one cluster.
     """
-    code = np.unique(np.asarray(clusters), return_inverse=True)[1]
+    place = {cluster: number for number, cluster in enumerate(sorted(set(clusters)))}
+    code = np.array([place[cluster] for cluster in clusters])  # no array of texts, each as wide as the longest
     sums = np.zeros((int(code.max()) + 1, 2))
     np.add.at(sums, code, np.asarray(counts, dtype=np.float64))
     rng, number = np.random.default_rng(0), len(sums)

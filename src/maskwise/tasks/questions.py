@@ -253,7 +253,7 @@ def _numbered(record: Record) -> list[str]:
 
 def right_choice(said: str, names: list[str], texts: list[str], *, may_be_text: bool) -> int | None:
     """The place of the right choice; None if the answer names no choice."""
-    for known in (names, [text.strip() for text in texts] if may_be_text else []):
+    for known in (names, [str(text).strip() for text in texts] if may_be_text else []):
         if said in known:
             return known.index(said)
     letter = len(said) == 1 and said.isalpha()

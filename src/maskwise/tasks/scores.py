@@ -39,20 +39,38 @@ LEAST_VALUES = 20
 """Different whole numbers from which on labels of single texts are taken for numbers to predict, not for classes."""
 _UNITS = "$€£¥%"
 _COMMA = re.compile(r"[-+]?\d+,\d+")
+_THOUSANDS = re.compile(r"[-+]?[1-9]\d{0,2}(,\d{3})+(\.\d+)?")
+_EITHER = re.compile(r"[-+]?[1-9]\d{0,2},\d{3}")
+"""Thousands, or three digits behind a decimal comma: nobody can tell."""
 
 
 def number_of(label: object) -> float | None:
     """A label as a number, with a decimal point or comma, and with or without a sign of money; None where it is none.
 
-    >>> number_of("3,5"), number_of("-2"), number_of("18,30 €"), number_of("good")
-    (3.5, -2.0, 18.3, None)
+    Commas before three digits are those of thousands where a sign stands first, or where there are several.
+
+    >>> number_of("3,5"), number_of("-2"), number_of("18,30 €"), number_of("$1,200"), number_of("good")
+    (3.5, -2.0, 18.3, 1200.0, None)
     """
-    text = str(label).strip().strip(_UNITS).strip()
+    whole = str(label).strip()
+    text = whole.strip(_UNITS).strip()
+    if _THOUSANDS.fullmatch(text) and (whole[0] in _UNITS or not _EITHER.fullmatch(text)):
+        text = text.replace(",", "")
+    elif _EITHER.fullmatch(text):
+        return None
     try:
         value = float(text.replace(",", ".") if _COMMA.fullmatch(text) else text)
     except ValueError:
         return None
     return value if math.isfinite(value) else None
+
+
+def no_number(label: object, where: str) -> MaskwiseError:
+    """The error for a label that is not read as a number."""
+    if _EITHER.fullmatch(str(label).strip().strip(_UNITS).strip()):
+        do = "write thousands without a comma, or decimals with a point"
+        return MaskwiseError(f"{where}: a comma before three digits may mean thousands or decimals", got=label, do=do)
+    return MaskwiseError(f"{where}: the score is no number", got=label, do="check the label column")
 
 
 @dataclass(frozen=True)
@@ -81,7 +99,7 @@ class Scores(Kind[ScoredRow]):
         text, pair, label = parts
         score = number_of(label)
         if score is None:
-            raise MaskwiseError(f"{where}: the score is no number", got=label, do="check the label column")
+            raise no_number(label, where)
         return ScoredRow(text, pair, score)
 
     def labels(self, rows: Sequence[ScoredRow], where: str, skipped: Mapping[str, int]) -> tuple[str, ...]:
@@ -114,10 +132,10 @@ class Similarity(Scores, Tuned[ScoredRow]):
             return False
         usual = [name for name in ("label", *SCORE_COLUMNS) if name in record]
         label = given.label or next(iter(usual), None)
-        fractions = (r.get(label) for r in records) if label in record else ()
-        return label in SCORE_COLUMNS or any(
-            isinstance(value, float) and math.isfinite(value) and not value.is_integer() for value in fractions
-        )
+        values = [r.get(label) for r in records if label_of(r.get(label)) is not None] if label in record else []
+        numbers = [number_of(value) for value in values]  # cells of tables are texts
+        fractions = [number for number in numbers if number is not None and not number.is_integer()]
+        return label in SCORE_COLUMNS or (bool(fractions) and None not in numbers)
 
     def config(self, task: Task[ScoredRow]) -> dict[str, object]:
         return {"id2label": {0: "score"}, "label2id": {"score": 0}, "problem_type": "regression"}
@@ -147,6 +165,9 @@ class TextRegression(Similarity):
         values = [r.get(label) for r in records if label_of(r.get(label)) is not None] if label else []
         numbers = [number_of(value) for value in values]
         if not numbers or any(number is None for number in numbers):
+            doubtful = [value for value, number in zip(values, numbers) if number is None]
+            if all(_EITHER.fullmatch(str(value).strip().strip(_UNITS).strip()) for value in doubtful) and doubtful:
+                raise no_number(doubtful[0], f"column {label!r}")
             return False
         return len(set(numbers)) > LEAST_VALUES or any(not number.is_integer() for number in numbers if number)
 

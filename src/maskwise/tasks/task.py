@@ -429,6 +429,6 @@ def require_two(labels: Sequence[str], what: str, where: str, skipped: Mapping[s
         MaskwiseError: one label for all, so that nothing can be learned or measured.
     """
     if len(labels) < 2:
-        got = f"only {labels[0]!r}" + (f", skipped {counted(skipped)}" if skipped else "")
+        got = (f"only {labels[0]!r}" if labels else "none") + (f", skipped {counted(skipped)}" if skipped else "")
         do = "check the label column (empty and −1 mean: not labelled)"
         raise MaskwiseError(f"{where} needs at least two {what}", got=got, do=do)

@@ -288,7 +288,13 @@ def read_conllu(path: Path) -> Iterator[GoldDocument]:
         if parts:
             parts.append("\n" if any(c.startswith("# newpar") for c in comments) else " ")
             size += 1
-        text, words = _surface(rows, path)
+        try:
+            text, words = _surface(rows, path)
+        except (ValueError, KeyError, IndexError) as error:
+            if isinstance(error, MaskwiseError):
+                raise
+            what = f"{path} is not CoNLL-U: its words are not numbered one after the other"
+            raise MaskwiseError(what, got=f"a sentence that begins with {' '.join(rows[0][:2])!r}") from None
         spans += [(start + size, end + size, code) for start, end, code in words]
         parts.append(text)
         size += len(text)

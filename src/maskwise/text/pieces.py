@@ -239,6 +239,8 @@ def read_pieces(
         raise MaskwiseError(what, got=length, allowed="3 to 32,768")
     counts, path = Counter[str](), Path(out) if out else None
     scratch = path and path.with_name(f".{path.name}.columns.partial")
+    if scratch:  # what a process left that was killed
+        shutil.rmtree(scratch, ignore_errors=True)
     columns = _Columns(scratch)
     layers: list[str] = []
     try:

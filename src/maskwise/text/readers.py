@@ -74,7 +74,7 @@ def read_file(path: Path, name: str, fields: Fields) -> Iterator[Record]:
         refuse_unreadable(path)
         with opened(path) as file:
             if ending in TABLE_ENDINGS:
-                text = file.read().decode("utf-8-sig", "replace")
+                text = file.read().decode("utf-8-sig", "surrogateescape")  # so that its row is skipped
                 usual = "," if ending.startswith(".csv") else "\t"
                 rows = read_table(text, path, usual=usual)
                 wanted([*rows[0]] if rows else [fields.text], fields, str(path))
@@ -227,7 +227,7 @@ def text_per(path: Path) -> str:
     """
     with damaged(path), opened(path) as file:
         head = file.read(_HEAD_BYTES)
-    lines = head.decode("utf-8", "ignore").splitlines()
+    lines = head.decode("utf-8", "ignore").removesuffix("\n").split("\n")  # as they are read: no other mark ends one
     lines = lines[:-1] if len(head) == _HEAD_BYTES else lines
     if len(lines) < LEAST_LINES or not all(line.strip() for line in lines):
         return "block"

@@ -20,16 +20,16 @@ from maskwise.text.readers import NOT_UTF8, Record, Skip
 NO_LETTERS = "sequence with characters that are no letters"
 _LETTERS = re.compile(r"[A-Za-z]+")
 _LONGEST = 1 << 22
-"""Letters of a sequence that is read; what is longer is cut here."""
+"""Letters of a document; the rest of a longer sequence makes further ones, NAME.2, NAME.3, …"""
 
 
 def read_fasta(file: IO[bytes], path: Path, name: str) -> Iterator[Record]:
-    """The sequences of a FASTA file, each a document. Gaps (-) and a closing * are left out.
+    """The sequences of a FASTA file, each a document (a very long one several). Gaps (-) and a closing * are left out.
 
     Raises:
         MaskwiseError: the file does not begin with a header.
     """
-    number, parts, size = 0, list[str](), 0
+    number, parts, size, title = 0, list[str](), 0, ""
     for line in file:
         try:
             text = line.decode().strip()
@@ -38,17 +38,21 @@ def read_fasta(file: IO[bytes], path: Path, name: str) -> Iterator[Record]:
             continue
         if text.startswith(">"):
             if number:
-                yield _sequence(f"{name}#{number}", parts)
-            number, parts, size = number + 1, [], 0
+                yield _sequence(title, parts)
+            number, part, parts, size = number + 1, 1, [], 0
+            title = f"{name}#{number}"
         elif text and not text.startswith(";"):
             if not number:
                 do = "begin every sequence with a line >NAME, or call the file .txt"
                 raise MaskwiseError(f"{path} is no FASTA file: it has no header", got=text[:40], do=do)
-            if size < _LONGEST:
-                parts.append(text)
-                size += len(text)
+            if size >= _LONGEST:
+                yield _sequence(title, parts)
+                part, parts, size = part + 1, [], 0
+                title = f"{name}#{number}.{part}"
+            parts.append(text)
+            size += len(text)
     if number:
-        yield _sequence(f"{name}#{number}", parts)
+        yield _sequence(title, parts)
 
 
 def _sequence(name: str, parts: list[str]) -> Record:

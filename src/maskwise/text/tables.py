@@ -111,7 +111,8 @@ def _records(path: Path, rows: Iterator[list[str]], separator: str, *, header: b
         if not header:
             yield {str(place): cell for place, cell in enumerate(cells, start=1)}
         elif names is None:
-            names = [cell.strip() for cell in cells]
+            names = [name.strip() for name in cells]
+            names = [f"{name}.{n}" if (n := names[:i].count(name)) else name for i, name in enumerate(names)]
         elif len(cells) != len(names):
             allowed = f"{len(names)} columns, as in the header"
             do = f"put cells that hold {SEPARATORS[separator]} into quotation marks"

@@ -1,0 +1,185 @@
+"""Files that people have, in which a reader went wrong without a word."""
+
+from __future__ import annotations
+
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from maskwise.annotate.difference import Difference
+from maskwise.annotate.run import annotate_corpus
+from maskwise.annotate.store import Store
+from maskwise.errors import MaskwiseError
+from maskwise.tasks import FinetuneSettings, judge, load_task
+from maskwise.tasks.metrics import LOST, error_of_items, macro_f1
+from maskwise.tasks.scores import number_of
+from maskwise.text import Document, read_documents, read_pieces, sequences, tokenise, train_tokenizer
+from maskwise.text.labelled import read_conllu
+from maskwise.text.pieces import _Columns
+from maskwise.text.readers import text_per
+from tiny import write_lines
+
+
+@pytest.mark.parametrize("mark", ["\u2028", "\x0c", "\x85"])
+def test_only_line_feeds_end_a_line(mark: str, tmp_path: Path) -> None:
+    path = tmp_path / "reviews.txt"
+    lines = [f"Review number {n} says that it was good." for n in range(20)]
+    lines[7] += mark
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    assert text_per(path) == "line" and len(list(read_documents(str(path)))) == 20
+
+
+def test_bad_bytes_of_a_table_are_rows_left_out_and_counted(tmp_path: Path) -> None:
+    path = tmp_path / "corpus.csv"
+    path.write_bytes(b"text\n" + b"".join(b"good row %d\n" % n for n in range(9)) + "café du matin\n".encode("latin-1"))
+    found = list(read_documents(str(path)))
+    assert len(found) == 9 and all("\ufffd" not in document.text for document in found)
+
+
+def test_a_long_sequence_is_several_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sequences, "_LONGEST", 100)
+    path = tmp_path / "chromosome.fasta"
+    path.write_text(">one\n" + "".join("ACGTNKM"[n] * 40 + "\n" for n in range(7)) + ">two\nACGT\n")
+    found = [(document.id, len(document.text)) for document in read_documents(str(path))]
+    assert [size for _, size in found] == [120, 120, 40, 4] and sum(size for _, size in found) == 284
+    assert [name.rpartition("#")[2] for name, _ in found] == ["1", "1.2", "1.3", "2"]
+
+
+def test_thousands_are_no_decimals() -> None:
+    assert [number_of(text) for text in ("$1,200", "$950", "1,234,567", "-$3")] == [1200, 950, 1234567, None]
+    assert number_of("12,500") is None and number_of("0,125") == 0.125 and number_of("12,50") == 12.5
+
+
+def test_labels_that_may_be_thousands_or_decimals_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "prices.csv"
+    path.write_text("text,label\n" + "".join(f'"house {n}","{n + 1},{500 + n}"\n' for n in range(60)))
+    with pytest.raises(MaskwiseError, match="may mean thousands or decimals; got 1,500"):
+        load_task(path)
+
+
+def test_pairs_with_fractions_are_similarity_in_a_table_too(tmp_path: Path) -> None:
+    rows = [{"sentence1": f"a {n}", "sentence2": f"b {n % 7}", "label": n % 10 / 2} for n in range(60)]
+    write_lines(tmp_path / "pairs.jsonl", rows)
+    (tmp_path / "pairs.csv").write_text(
+        "sentence1,sentence2,label\n" + "".join(f"{r['sentence1']},{r['sentence2']},{r['label']}\n" for r in rows)
+    )
+    tasks = [load_task(tmp_path / name) for name in ("pairs.jsonl", "pairs.csv")]
+    assert [(task.kind.name, task.metric) for task in tasks] == [("similarity", "spearman")] * 2
+
+
+def test_rates_that_are_tried_get_the_same_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[tuple[float, int]] = []
+
+    def counted(*_: Any, settings: Any, seed: int, **__: Any) -> dict[str, Any]:
+        steps.append((settings.learning_rate, settings.steps))
+        return {"dev": settings.learning_rate, "score": 0.5, "others": {}, "majority": 0.1, "lost_words": 0,
+                "test_items": 1, "notes": [], "items": None, "counts": None}  # fmt: skip
+
+    monkeypatch.setattr(judge, "finetune", counted)
+    settings = FinetuneSettings(learning_rate=1e-3, search_rate=True, seeds=1)
+    task = load_task("banking77(train_rows=200)")
+    judge.task_record("nowhere", task, tokenizer=None, settings=settings, seeds=[0])  # type: ignore[arg-type]
+    assert len(steps) == 4 and len({count for _, count in steps}) == 1 and steps[-1][0] == 3e-3
+
+
+def test_what_is_given_beside_a_spec_counts() -> None:
+    task = load_task("banking77(train_rows=100)", name="mine", metric="macro-f1")
+    assert (task.name, task.metric, len(task.splits["train"])) == ("mine", "macro-f1", 100)
+
+
+def test_weights_of_words_follow_the_files_that_they_compare_with(tmp_path: Path) -> None:
+    general = tmp_path / "general.txt"
+    general.write_text("one text")
+    before = Difference(general=str(general)).version
+    general.write_text("another text")
+    assert Difference(general=str(general)).version != before
+
+
+def test_missing_labels_of_several_are_left_out_and_a_file_without_any_is_one_line(tmp_path: Path) -> None:
+    names = ["a|b", "b", "NA", "a", "-1", "a|b|c"]
+    write_lines(tmp_path / "several.jsonl", [{"text": f"text {n}", "labels": names[n % 6]} for n in range(90)])
+    task = load_task(tmp_path / "several.jsonl")
+    assert task.kind.name == "multi-label" and sum(map(len, task.splits.values())) == 60
+    write_lines(tmp_path / "none.jsonl", [{"text": f"text {n}", "labels": []} for n in range(20)])
+    with pytest.raises(MaskwiseError, match="needs at least two labels; got none"):
+        load_task(tmp_path / "none.jsonl")
+
+
+def test_a_word_that_is_cut_off_costs_a_hit_and_no_class() -> None:
+    gold = np.repeat(np.arange(17), 100)
+    lost, wrong = gold.copy(), gold.copy()
+    lost[0], wrong[0] = LOST, 1
+    assert macro_f1(gold, gold) == 1 and macro_f1(gold, wrong) < macro_f1(gold, lost) < 1
+    assert macro_f1(gold, lost) == pytest.approx((2 * 99 / 199 + 16) / 17)
+
+
+def test_the_error_of_items_takes_no_memory_for_a_long_text() -> None:
+    clusters = [str(n) for n in range(200)] + ["x" * 200_000]
+    tracemalloc.start()
+    error_of_items([[1, 1]] * 201, clusters, resamples=2)
+    assert tracemalloc.get_traced_memory()[1] < 20e6
+    tracemalloc.stop()
+
+
+def test_two_names_for_one_split_are_refused(tmp_path: Path) -> None:
+    splits = ("train", "dev", "validation", "test")
+    rows = [{"text": f"text {n}", "label": "ab"[n % 2], "split": splits[n % 4]} for n in range(80)]
+    write_lines(tmp_path / "rows.jsonl", rows)
+    with pytest.raises(MaskwiseError, match="two names for one split"):
+        load_task(tmp_path / "rows.jsonl")
+
+
+def test_columns_of_one_name_stay_apart(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("text,label,text\n" + "".join(f"a text {n},{'yn'[n % 2]},x\n" for n in range(40)))
+    assert {row.text for row in load_task(path).splits["test"]} != {"x"}
+
+
+def test_rows_of_generation_may_lack_a_group_and_have_choices_of_any_type(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [{"input": f"say {n}", "output": f"{n}"} for n in range(40)]
+    rows[0]["topic"] = "one"
+    write_lines(tmp_path / "written.jsonl", rows)
+    task = load_task(tmp_path / "written.jsonl", kind="generation", text="input", label="output", pair="topic")
+    assert sum(map(len, task.splits.values())) == 40
+    choices = [{"question": f"how many {n}", "choices": [1, 2, 3], "answer": "2"} for n in range(40)]
+    write_lines(tmp_path / "choices.jsonl", choices)
+    assert load_task(tmp_path / "choices.jsonl", kind="generation", text="question", label="answer")
+
+
+def test_where_may_name_a_column_that_the_first_row_lacks(tmp_path: Path) -> None:
+    rows = [{"text": f"text {n}", "label": "ab"[n % 2], **({"year": 2014} if n else {})} for n in range(40)]
+    write_lines(tmp_path / "rows.jsonl", rows)
+    assert sum(map(len, load_task(tmp_path / "rows.jsonl", where="year=2014").splits.values())) == 39
+
+
+def test_conllu_with_other_ids_is_refused_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "odd.conllu"
+    for number in ("one", "1-3"):
+        path.write_text(f"{number}\tcats\tcat\tNOUN\t_\t_\t0\troot\t_\t_\n\n")
+        with pytest.raises(MaskwiseError, match="is not CoNLL-U: its words are not numbered") as raised:
+            list(read_conllu(path))
+        assert "\n" not in str(raised.value)
+
+
+def test_pieces_are_those_of_this_call_though_another_was_killed(tmp_path: Path) -> None:
+    tokenizer = train_tokenizer(["the cat sat on the mat"] * 9, vocab_size=64)
+    for text in ("the cat", "on the mat"):
+        pieces = read_pieces(tokenise([Document("a", text)], tokenizer), tokenizer=tokenizer, length=10)
+        scratch = tmp_path / ".p.arrow.columns.partial"
+        if text == "the cat":
+            _Columns(scratch).append({name: np.asarray(column) for name, column in pieces.columns.items()})
+    out = read_pieces(
+        tokenise([Document("a", "on the mat")], tokenizer), tokenizer=tokenizer, length=10, out=tmp_path / "p.arrow"
+    )
+    assert out.columns["input_ids"].tolist() == pieces.columns["input_ids"].tolist()
+
+
+def test_a_long_text_has_one_prompt(tmp_path: Path) -> None:
+    text = "who?\n" + "an answer. " * 12_000 + "\n" + "more. " * 100
+    write_lines(tmp_path / "pairs.jsonl", [{"text": text}])
+    annotate_corpus(str(tmp_path / "pairs.jsonl"), ["prompt"], out=tmp_path / "layers")
+    [layers] = Store(tmp_path / "layers").annotate([text])
+    assert layers["prompt"].start.tolist() == [0] and layers["prompt"].end.tolist() == [5]
