@@ -241,8 +241,8 @@ class SeveralLabels(Tuned[LabelledRow]):
         text, value = record.get(columns.text or ""), record.get(columns.label or "")
         if not isinstance(text, str):
             raise MaskwiseError(f"{where}: the text is no text", got=type(text).__name__, allowed="a string")
-        if not isinstance(value, list) and label_of(value) is None:
-            return NO_LABEL
+        if value is None or (not isinstance(value, list) and str(value).strip() and label_of(value) is None):
+            return NO_LABEL  # an empty cell is a row that has none of the labels
         parts = value if isinstance(value, list) else _BETWEEN.split(str(value))
         names = [name for part in parts if (name := label_of(part)) is not None]
         return LabelledRow(text, tuple(dict.fromkeys(names))) if text.strip() else NO_TEXT
