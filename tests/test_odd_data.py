@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from maskwise.annotate.difference import Difference
 from maskwise.annotate.run import annotate_corpus
 from maskwise.annotate.store import Store
 from maskwise.errors import MaskwiseError
+from maskwise.evaluation.cloze import Cloze, questions_of
 from maskwise.tasks import FinetuneSettings, judge, load_task
 from maskwise.tasks.metrics import LOST, error_of_items, macro_f1
 from maskwise.tasks.scores import number_of
@@ -122,6 +124,17 @@ def test_the_error_of_items_takes_no_memory_for_a_long_text() -> None:
     error_of_items([[1, 1]] * 201, clusters, resamples=2)
     assert tracemalloc.get_traced_memory()[1] < 20e6
     tracemalloc.stop()
+
+
+def test_answers_that_were_not_sampled_are_right_all_the_same(tmp_path: Path) -> None:
+    pairs = [("belgium", "dutch"), ("belgium", "french"), ("france", "french"), ("japan", "japanese")]
+    rows = [{"masked_sentences": [f"{who} speaks [MASK]"], "obj_label": what, "sub_label": who} for who, what in pairs]
+    write_lines(tmp_path / "languages.jsonl", rows)
+    few = Cloze.read(tmp_path / "languages.jsonl", items=2)
+    assert [(fact.subject, fact.others) for fact in few.facts] == [("belgium", ("french",)), ("france", ())]
+    tokenizer = train_tokenizer([row["masked_sentences"][0] + " dutch french japanese" for row in rows], vocab_size=200)
+    [questions] = questions_of(list(few.facts), 20, tokenizer, 64, Counter())
+    assert questions.right[0].all() and questions.right[1].sum() == 1
 
 
 def test_two_names_for_one_split_are_refused(tmp_path: Path) -> None:

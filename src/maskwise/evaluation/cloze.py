@@ -23,7 +23,7 @@ pass per fact and different beginning of a candidate, some two per candidate.
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,12 +62,13 @@ Pieces = tuple[int, ...]
 
 
 class Fact(NamedTuple):
-    """A question: ``text`` has one [MASK], for which ``answer`` stood."""
+    """A question: ``text`` has one [MASK], for which ``answer`` stood; ``others`` are right too, by the whole file."""
 
     relation: str
     subject: str
     answer: str
     text: str
+    others: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -108,12 +109,20 @@ class Cloze(TestSet):
         records, known = read_set(path), _templates(path, templates)
         skipped: Counter[str] = Counter()
         facts = []
-        for number, record in enumerate(evenly(records, items), start=1):
-            fact = _fact(record, known, name_of(path), f"row {number} of {path}")
-            if fact.text.count(MASK) == 1:
+        asked, right = {id(record) for record in evenly(records, items)}, defaultdict[str, set[str]](set)
+        for number, record in enumerate(records, start=1):
+            try:
+                fact = _fact(record, known, name_of(path), f"row {number} of {path}")
+            except MaskwiseError:
+                if id(record) in asked:
+                    raise
+                continue
+            right[fact.text].add(fact.answer)
+            if id(record) in asked and fact.text.count(MASK) == 1:
                 facts.append(fact)
-            else:
+            elif id(record) in asked:
                 skipped[NOT_ONE_MASK] += 1
+        facts = [fact._replace(others=tuple(sorted(right[fact.text] - {fact.answer}))) for fact in facts]
         require_scored(len(facts), skipped, f"facts {name_of(path)!r}")
         return cls(name_of(path), tuple(facts), len(records), skipped, candidates)
 
@@ -273,6 +282,9 @@ def _questions(
     question = torch.tensor([texts.setdefault(fact.text, len(texts)) for fact, _, _ in kept])
     answered = torch.zeros(len(texts), len(answers), dtype=torch.bool)
     answered[question, gold] = True
+    named = {fact.answer: number[answer] for fact, _, answer in kept}
+    for fact, _, _ in kept:
+        answered[texts[fact.text], [named[other] for other in fact.others if other in named]] = True
     ids = _padded([row for _, row, _ in kept], tokenizer.pad_token_id)
     place = (ids == tokenizer.mask_token_id).long().argmax(1)
     size = torch.tensor([len(row) for _, row, _ in kept])
