@@ -263,14 +263,15 @@ def task_record(
         )  # fmt: skip
 
     tried: dict[float, float] = {}
-    if settings.search_rate and settings.learning_rate and not task.frozen:
+    usual = settings.learning_rate
+    if settings.search_rate and usual and not task.frozen:
         if not task.splits["dev"]:
             do = "give it dev rows, or leave finetune.search_rate out"
             raise MaskwiseError(f"a learning rate is searched on dev, and task {task.name} has none", do=do)
         steps = settings.training(task, seed=0).steps  # the same for every rate, though a small one would ask for more
         settings = settings.model_copy(update={"steps": steps})
         for factor in (1 / 3, 1.0, 3.0):
-            rate = float(f"{factor * settings.learning_rate:.2g}")
+            rate = float(f"{factor * usual:.2g}")
             trial = settings.model_copy(update={"learning_rate": rate})
             tried[rate] = tuned(trial, TRIAL_SEED, None)["dev"] or 0.0
         best = (min if task.metric in LOWER_IS_BETTER else max)(tried, key=lambda rate: tried[rate])

@@ -83,7 +83,7 @@ def learners_of(masker: Any) -> dict[str, Learner]:
     return {"policy": learner}
 
 
-def meet(learners: Mapping[str, Learner], objective: Objective) -> None:
+def meet(learners: Mapping[str, Learner], objective: object) -> None:
     """Bring those learners that ask the model itself together with what is trained."""
     for learner in learners.values():
         if met := getattr(learner, "meet", None):
