@@ -106,7 +106,7 @@ def test_families_whose_attention_is_out_of_reach_are_refused(tokenizer, tmp_pat
     assert "deberta-v2" not in SEPARATING and "deberta-v2" in ENCODERS
     with pytest.raises(MaskwiseError, match="objective clm needs an attention that can be made causal; got deberta-v2"):
         CausalLanguageModelling(build("deberta-v2", tokenizer))
-    recipe = read_recipe(write_inputs(tmp_path), ["objective=clm", "model.architecture=deberta-v2", "tasks=[]"])
+    recipe = read_recipe(write_inputs(tmp_path), ["objective=clm", "model.architecture=deberta-v2"])
     with pytest.raises(MaskwiseError, match="can be made causal"):
         run_study(recipe, tmp_path / "out", quiet=True)
     assert not (tmp_path / "out").exists()
