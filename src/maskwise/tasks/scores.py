@@ -41,7 +41,6 @@ _UNITS = "$€£¥%"
 _COMMA = re.compile(r"[-+]?\d+,\d+")
 _THOUSANDS = re.compile(r"[-+]?[1-9]\d{0,2}(,\d{3})+(\.\d+)?")
 _EITHER = re.compile(r"[-+]?[1-9]\d{0,2},\d{3}")
-"""Thousands, or three digits behind a decimal comma: nobody can tell."""
 
 
 def number_of(label: object) -> float | None:
@@ -65,9 +64,14 @@ def number_of(label: object) -> float | None:
     return value if math.isfinite(value) else None
 
 
+def is_either(label: object) -> bool:
+    """Whether a label may be thousands, or have three digits behind a decimal comma."""
+    return bool(_EITHER.fullmatch(str(label).strip().strip(_UNITS).strip()))
+
+
 def no_number(label: object, where: str) -> MaskwiseError:
     """The error for a label that is not read as a number."""
-    if _EITHER.fullmatch(str(label).strip().strip(_UNITS).strip()):
+    if is_either(label):
         do = "write thousands without a comma, or decimals with a point"
         return MaskwiseError(f"{where}: a comma before three digits may mean thousands or decimals", got=label, do=do)
     return MaskwiseError(f"{where}: the score is no number", got=label, do="check the label column")
@@ -166,7 +170,7 @@ class TextRegression(Similarity):
         numbers = [number_of(value) for value in values]
         if not numbers or any(number is None for number in numbers):
             doubtful = [value for value, number in zip(values, numbers) if number is None]
-            if all(_EITHER.fullmatch(str(value).strip().strip(_UNITS).strip()) for value in doubtful) and doubtful:
+            if doubtful and all(map(is_either, doubtful)):
                 raise no_number(doubtful[0], f"column {label!r}")
             return False
         return len(set(numbers)) > LEAST_VALUES or any(not number.is_integer() for number in numbers if number)
