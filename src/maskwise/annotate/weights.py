@@ -7,7 +7,6 @@ it can be read and mended; annotating looks words up, in lower case. Cost: 0.5 Â
 from __future__ import annotations
 
 import json
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from functools import cached_property
@@ -77,9 +76,9 @@ class WordWeights(ABC):
     @cached_property
     def version(self) -> str:
         content: list[object] = ["\n".join(self._words), self._weights.tobytes()] if self.fitted else []
-        for place in () if self.fitted else filter(os.path.exists, map(str, self._settings.values())):
-            inside = sorted(path for path in Path(place).rglob("*") if path.is_file())
-            content += inside or [Path(place)]
+        named = [] if self.fitted else [Path(value) for value in self._settings.values() if isinstance(value, str)]
+        for path in filter(Path.exists, named):  # what a fit will read
+            content += [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
         return digest(self.name, RULES, VERSION, sorted(self._settings.items()), *content)
 
     @abstractmethod

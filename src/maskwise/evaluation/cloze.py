@@ -111,16 +111,19 @@ class Cloze(TestSet):
         facts = []
         asked, right = {id(record) for record in evenly(records, items)}, defaultdict[str, set[str]](set)
         for number, record in enumerate(records, start=1):
+            wanted = id(record) in asked
             try:
                 fact = _fact(record, known, name_of(path), f"row {number} of {path}")
             except MaskwiseError:
-                if id(record) in asked:
+                if wanted:
                     raise
                 continue
             right[fact.text].add(fact.answer)
-            if id(record) in asked and fact.text.count(MASK) == 1:
+            if not wanted:
+                continue
+            if fact.text.count(MASK) == 1:
                 facts.append(fact)
-            elif id(record) in asked:
+            else:
                 skipped[NOT_ONE_MASK] += 1
         facts = [fact._replace(others=tuple(sorted(right[fact.text] - {fact.answer}))) for fact in facts]
         require_scored(len(facts), skipped, f"facts {name_of(path)!r}")

@@ -47,6 +47,7 @@ from maskwise.tasks.scores import Similarity, TextRegression, ZeroShotSimilarity
 from maskwise.tasks.task import NO_LABEL, SPLITS, Columns, Kind, Row, Task, find_columns
 from maskwise.text import bundled_path
 from maskwise.text.labelled import READERS, Record, ending_of, read_hub, read_records, read_text, read_tsv
+from maskwise.text.readers import lines_of
 from maskwise.text.worlds import WORLDS, read_world
 
 KINDS: Mapping[str, Kind] = {
@@ -365,17 +366,12 @@ def _read_folder(spec: str, folder: Path, *, header: bool, files: Mapping[str, s
     by_ending = {path.name.removesuffix(".gz").rpartition(".")[2].lower(): path for path in there}
     for classes in _CLASS_FILES:
         if classes <= set(by_ending):
-            lines = {name: _lines(read_text(by_ending[name], or_latin1=True)) for name in sorted(classes)}
+            lines = {name: lines_of(read_text(by_ending[name], or_latin1=True)) for name in sorted(classes)}
             return {"all": [{"text": line, "label": name} for name, texts in lines.items() for line in texts]}
     split_files = _split_files(folder, there)
     if not split_files and len(readable) == 1:
         return {"all": _read_file(readable[0], header=header)}
     return _by_split(spec, {split: _read_file(path, header=header) for split, path in split_files.items()})
-
-
-def _lines(text: str) -> list[str]:
-    """The lines of a text; other marks than line feeds end none, and may be letters of another encoding."""
-    return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
 
 
 def _split_files(folder: Path, files: Sequence[Path]) -> dict[str, Path]:

@@ -51,12 +51,11 @@ def number_of(label: object) -> float | None:
     >>> number_of("3,5"), number_of("-2"), number_of("18,30 €"), number_of("$1,200"), number_of("good")
     (3.5, -2.0, 18.3, 1200.0, None)
     """
-    whole = str(label).strip()
-    text = whole.strip(_UNITS).strip()
-    if _THOUSANDS.fullmatch(text) and (whole[0] in _UNITS or not _EITHER.fullmatch(text)):
-        text = text.replace(",", "")
-    elif _EITHER.fullmatch(text):
+    if is_either(label):
         return None
+    text = _without_sign(label)
+    if _THOUSANDS.fullmatch(text):
+        text = text.replace(",", "")
     try:
         value = float(text.replace(",", ".") if _COMMA.fullmatch(text) else text)
     except ValueError:
@@ -65,8 +64,12 @@ def number_of(label: object) -> float | None:
 
 
 def is_either(label: object) -> bool:
-    """Whether a label may be thousands, or have three digits behind a decimal comma."""
-    return bool(_EITHER.fullmatch(str(label).strip().strip(_UNITS).strip()))
+    """Whether a label may be thousands, or have three digits behind a decimal comma: no sign of money stands first."""
+    return str(label).strip()[:1] not in _UNITS and bool(_EITHER.fullmatch(_without_sign(label)))
+
+
+def _without_sign(label: object) -> str:
+    return str(label).strip().strip(_UNITS).strip()
 
 
 def no_number(label: object, where: str) -> MaskwiseError:

@@ -290,9 +290,9 @@ def read_conllu(path: Path) -> Iterator[GoldDocument]:
             size += 1
         try:
             text, words = _surface(rows, path)
-        except (ValueError, KeyError, IndexError) as error:
-            if isinstance(error, MaskwiseError):
-                raise
+        except MaskwiseError:
+            raise
+        except (ValueError, KeyError, IndexError):
             what = f"{path} is not CoNLL-U: its words are not numbered one after the other"
             raise MaskwiseError(what, got=f"a sentence that begins with {' '.join(rows[0][:2])!r}") from None
         spans += [(start + size, end + size, code) for start, end, code in words]

@@ -219,6 +219,11 @@ def _numbered(file: IO[bytes], first: int = 1) -> Iterator[tuple[int, bytes | No
         yield number, None
 
 
+def lines_of(text: str) -> list[str]:
+    """The lines of a text, as they are read from files: only line feeds end one, and no form feed or U+2028."""
+    return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
+
+
 def text_per(path: Path) -> str:
     """What a text is in a plain text file: a "line", or a "block" between blank lines. The head of the file tells.
 
@@ -227,7 +232,7 @@ def text_per(path: Path) -> str:
     """
     with damaged(path), opened(path) as file:
         head = file.read(_HEAD_BYTES)
-    lines = head.decode("utf-8", "ignore").removesuffix("\n").split("\n")  # as they are read: no other mark ends one
+    lines = lines_of(head.decode("utf-8", "ignore"))
     lines = lines[:-1] if len(head) == _HEAD_BYTES else lines
     if len(lines) < LEAST_LINES or not all(line.strip() for line in lines):
         return "block"
