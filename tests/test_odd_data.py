@@ -196,3 +196,37 @@ def test_a_long_text_has_one_prompt(tmp_path: Path) -> None:
     annotate_corpus(str(tmp_path / "pairs.jsonl"), ["prompt"], out=tmp_path / "layers")
     [layers] = Store(tmp_path / "layers").annotate([text])
     assert layers["prompt"].start.tolist() == [0] and layers["prompt"].end.tolist() == [5]
+
+
+def test_a_folder_with_train_alone_is_cut_as_one_file_is(tmp_path: Path) -> None:
+    rows = [{"text": f"text number {n}", "label": "ab"[n % 2]} for n in range(200)]
+    write_lines(tmp_path / "train.jsonl", rows)
+    task = load_task(tmp_path)
+    assert task.notes == ("train alone has labels, cut 70/15/15",)
+    assert {split: 20 <= len(part) <= 160 for split, part in task.splits.items()} == dict.fromkeys(task.splits, True)
+    assert sum(map(len, task.splits.values())) == 200
+    write_lines(tmp_path / "test.jsonl", [{"text": row["text"]} for row in rows[:9]])  # as benchmarks publish it
+    assert load_task(tmp_path).splits == task.splits
+
+
+def test_labels_that_train_lacks_count_as_missed(tmp_path: Path) -> None:
+    rows = [{"text": f"text number {n}", "labels": ["a"] if n % 2 else ["b"]} for n in range(40)]
+    write_lines(tmp_path / "train.jsonl", rows)
+    write_lines(tmp_path / "test.jsonl", [{"text": f"other {n}", "labels": ["a", "rare"]} for n in range(10)])
+    task = load_task(tmp_path)
+    assert task.labels == ("a", "b", "rare") and task.kind.name == "multi-label"
+    assert task.score("test", np.tile([1, 0, 0], (10, 1))) == pytest.approx(2 / 3)  # 10 hits, 10 missed
+
+
+@pytest.mark.parametrize("text", ["text number {n};{label}", "text number {n}|{label}"])
+def test_a_table_by_place_is_cut_by_what_cuts_it(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "reviews.csv"
+    path.write_text("".join(text.format(n=n, label="ab"[n % 2]) + "\n" for n in range(60)))
+    task = load_task(f"{path}(text=1,label=2)")
+    assert task.labels == ("a", "b") and sum(map(len, task.splits.values())) == 60
+
+
+def test_a_sequence_with_a_damaged_line_is_left_out_whole(tmp_path: Path) -> None:
+    path = tmp_path / "chains.fasta"
+    path.write_bytes(b">caf\xe9\nACGT\n>two\nACGT\nAC\xe9GT\nACGT\n>three\nTTTT\n")
+    assert [document.text for document in read_documents(str(path))] == ["ACGT", "TTTT"]

@@ -140,6 +140,11 @@ def test_a_policy_that_has_labels_in_train_alone_is_judged_by_a_part_of_it_that_
     splits = labels_of(str(tmp_path / "only")).splits
     learned, judged = ({each.text for each in splits[name]} for name in ("train", "test"))
     assert len(learned) > 30 and judged and not learned & judged
+    task = load_task(tmp_path / "only", kind="question-answering")
+    assert {row.context for row in task.splits["test"]} == judged
+    write_lines(tmp_path / "only/test.jsonl", [{**row, "answers": []} for row in asked(9)])  # as benchmarks publish it
+    assert labels_of(str(tmp_path / "only")).splits == splits
+    assert load_task(tmp_path / "only", kind="question-answering").splits == task.splits
 
 
 def test_a_task_with_arguments_brings_its_contexts(tmp_path):

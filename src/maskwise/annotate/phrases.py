@@ -52,6 +52,7 @@ from maskwise.annotate.counts import (
 from maskwise.errors import MaskwiseError
 from maskwise.specs import Call
 from maskwise.text.layers import CharSpans, Layer, digest
+from maskwise.text.readers import lines_of
 from maskwise.text.words import VERSION
 
 SHARES = {2: 0.5, 3: 0.25, 4: 0.125, 5: 0.125}
@@ -163,7 +164,7 @@ def read_phrases(path: Path) -> list[str]:
     if path.is_dir():
         return list(read_table(path / FILE, "phrase")["phrase"])
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = lines_of(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         do = "give the folder of a fit, or a UTF-8 text file with one phrase a line"
         raise MaskwiseError(f"cannot read the phrases {path}: {error}", do=do) from None

@@ -6,7 +6,8 @@ token after the other in a random order, whatever it was trained on: a masked la
 high one. The policy of a training does not enter, since the order here is random.
 
 A standard error says how sure the mean is, over pieces: both the masks that were drawn and the texts that were read.
-Figures per token compare models with one tokenizer; those per byte of the text compare all, where nothing is [UNK].
+Figures per token compare models with one tokenizer; those per byte of the text compare all that spell it out:
+nothing is [UNK], and none drops capitals.
 
 Cost: ``draws`` forward passes of the text.
 """

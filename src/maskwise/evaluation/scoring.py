@@ -161,8 +161,9 @@ class HeldOutLoss(TypedDict):
     """The loss of one kind of fixed mask at one ratio: ``loss`` and ``unigram`` in nats a target.
 
     ``masks`` is the policy, and of an encoder–decoder also what it writes. ``per_byte``: nats for each byte of the
-    original text, which compare between tokenizers and between the texts that decoders write. The masks ``diffusion``
-    are those of the bound (``bound``), in nats for each token of the text, with its standard ``error``.
+    text as its tokens spell it, which compare between tokenizers that drop the same, and between the texts that
+    decoders write. The masks ``diffusion`` are those of the bound (``bound``), in nats for each token of the text, with
+    its standard ``error``.
     """
 
     masks: str

@@ -231,19 +231,18 @@ def _with_contexts(spec: str) -> dict[str, list[Mapping[str, Any]]] | None:
 def _answers(records: Mapping[str, Sequence[Mapping[str, Any]]], spec: str) -> Labels:
     """Cut as ``load_task`` cuts the same file, so that no policy learns from what a task is tested by."""
     names = {split: shared_names(part) for split, part in records.items()}
-    keyed = {split: [(shared_text(each, names[split]), each) for each in part] for split, part in records.items()}
-    parts, _ = splits_of({"all": keyed["train"]} if keyed.keys() == {"train"} else keyed, f"task {spec!r}")
     counts: Counter[str] = Counter()
-    pairs: dict[str, list[tuple[str, list[str]]]] = {split: [] for split in SPLITS}
-    for split, part in parts.items():
+    keyed: dict[str, list[tuple[str, tuple[str, list[str]]]]] = {split: [] for split in records}
+    for split, part in records.items():
         for number, record in enumerate(part, start=1):
             context = next((record[name] for name in CONTEXT if isinstance(record.get(name), str)), "")
             value = next((record[name] for name in ANSWERS if name in record), None)
             answers = [text for text, _ in read_answers(value, f"row {number} of {split}") if text.strip()]
             if answers:
-                pairs[split].append((context, answers))
+                keyed[split].append((shared_text(record, names[split]), (context, answers)))
             else:
                 counts["questions without an answer"] += 1
+    pairs, _ = splits_of(keyed, f"task {spec!r}")
     return Labels("answers", {split: answer_labels(part, counts) for split, part in pairs.items()}, counts)
 
 

@@ -103,7 +103,7 @@ class Stage:
 
 COMPUTED = "3"
 """Raised where the same settings come to compute something else; 2: held-out loss, several labels; 3: macro F1 of words
-that are cut off, the steps of rates that are tried (CHANGELOG)."""
+that are cut off, labels that train lacks, the steps of rates that are tried (CHANGELOG)."""
 
 
 @cache

@@ -34,10 +34,11 @@ def shared_text(record: Mapping[str, Any], names: Sequence[str]) -> str:
 
 def splits_of(splits: Mapping[str, Sequence[tuple[str, T]]], place: str) -> tuple[dict[str, list[T]], tuple[str, ...]]:
     """train, dev and test of rows with their keys, by the rules of ``loading``, and what was done."""
-    if "all" in splits:
-        cuts = zip(SPLITS, ((0, 0.7), (0.7, 0.85), (0.85, 1)), strict=True)
-        return {split: _between(splits["all"], *cut) for split, cut in cuts}, ("one file, cut 70/15/15",)
     train, dev, test = (splits.get(split, []) for split in SPLITS)
+    if "all" in splits or (train and not dev and not test):
+        cuts = zip(SPLITS, ((0, 0.7), (0.7, 0.85), (0.85, 1)), strict=True)
+        what = "one file" if "all" in splits else "train alone has labels"
+        return {split: _between(splits.get("all", train), *cut) for split, cut in cuts}, (f"{what}, cut 70/15/15",)
     notes = []
     if "train" not in splits:
         if not (dev and test):

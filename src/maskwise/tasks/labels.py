@@ -221,6 +221,7 @@ class SeveralLabels(Tuned[LabelledRow]):
     name = "multi-label"
     head, objective = "sequence-classification", MultiLabel
     metrics = SEVERAL
+    every_label = True
     columns = UsualColumns(TEXT, (), (*LABEL, "tags", "categories", "genres"))
 
     def recognises(self, records: Sequence[Record], given: Columns) -> bool:
@@ -253,11 +254,11 @@ class SeveralLabels(Tuned[LabelledRow]):
         return tuple(labels)
 
     def gold(self, task: Task[LabelledRow], split: str) -> NDArray[np.int64]:
-        """(N, K) ones and zeros; a label that train does not have is left out."""
+        """(N, K) ones and zeros."""
         place = {label: number for number, label in enumerate(task.labels)}
         gold = np.zeros((len(task.splits[split]), len(place)), dtype=np.int64)
         for number, row in enumerate(task.splits[split]):
-            gold[number, [place[name] for name in row.names if name in place]] = 1
+            gold[number, [place[name] for name in row.names]] = 1
         return gold
 
     def majority(self, task: Task[LabelledRow]) -> float:

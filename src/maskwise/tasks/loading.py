@@ -2,12 +2,14 @@
 
 A task says what a checkpoint is judged by, so whatever is left out or moved is fixed and said:
 
-- classes are those of *train*. A test row with a class that train does not have stays, and counts as wrong;
+- classes are those of *train*. A test row with a class that train does not have stays, and counts as wrong, and so
+  does one of several labels;
 - a row without a label (empty, or −1) is skipped and counted;
 - without a test split, or with one that has no labels, dev is the test; without dev, 15 % of train is dev;
   without train, dev is train. ``Task.notes`` and study.json say which of these was done;
-- a single file is cut 70/15/15. All cuts go by a hash of the text (of questions: of article or context), so equal
-  texts stay on one side, and a row stays where it is when others are added (but for the twentieth article);
+- a single file, or train alone, is cut 70/15/15. All cuts go by a hash of the text (of questions: of article or
+  context), so equal texts stay on one side, and a row stays where it is when others are added (but for the twentieth
+  article);
 - a kind that learns nothing from train (zero-shot similarity) is judged on test, else dev, else all rows.
 
 A folder's files are told apart by the words of their names: ``train.tsv``, ``sts-dev.csv``, ``SICK_trial.txt``,
@@ -249,7 +251,8 @@ def _load(
     if pooling == "dev" and not splits["dev"]:
         do = 'give it a dev split, or choose pooling="mean" or pooling="cls"'
         raise MaskwiseError(f'pooling="dev" of {place} needs dev rows', got="none", do=do)
-    labels = chosen.labels(splits["train" if chosen.needs_train else "test"], place, skipped)
+    told = SPLITS if chosen.every_label else ("train" if chosen.needs_train else "test",)
+    labels = chosen.labels([row for split in told for row in splits[split]], place, skipped)
     if metric is None:
         published = _USUAL_METRIC.get(Path(spec).name.lower())
         metric = published if published in chosen.metrics else chosen.usual_metric(labels)

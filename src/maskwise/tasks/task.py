@@ -108,6 +108,8 @@ class Kind(ABC, Generic[R]):
     """Whether the encoder stays as it is. Then nothing is random, and one run says all."""
     needs_train: ClassVar[bool] = True
     """Whether anything is learned from train."""
+    every_label: ClassVar[bool] = False
+    """Whether labels that train lacks are among the answers, so that they count as missed."""
     words: ClassVar[bool] = False
     """Whether texts come as lists of words."""
 

@@ -15,7 +15,7 @@ from typing import IO
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from maskwise.errors import MaskwiseError
-from maskwise.text.readers import NOT_UTF8, Record, Skip
+from maskwise.text.readers import Record, Skip
 
 NO_LETTERS = "sequence with characters that are no letters"
 _LETTERS = re.compile(r"[A-Za-z]+")
@@ -31,11 +31,7 @@ def read_fasta(file: IO[bytes], path: Path, name: str) -> Iterator[Record]:
     """
     number, parts, size, title = 0, list[str](), 0, ""
     for line in file:
-        try:
-            text = line.decode().strip()
-        except UnicodeDecodeError:
-            yield Skip(NOT_UTF8)
-            continue
+        text = line.decode(errors="replace").strip()  # a damaged line is no letters: its whole sequence is left out
         if text.startswith(">"):
             if number:
                 yield _sequence(title, parts)

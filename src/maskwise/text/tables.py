@@ -39,7 +39,7 @@ def read_table(text: str, path: Path, *, usual: str, header: bool = True) -> lis
     >>> read_table('text;score\\n"rain; wind";3,5\\n', Path("a.csv"), usual=",")
     [{'text': 'rain; wind', 'score': '3,5'}]
     """
-    separator = separator_of(text, usual=usual) if header else usual
+    separator = separator_of(text, usual=usual)
     if separator == "\t" and not _is_quoted(text):
         lines = text.replace("\r\n", "\n").split("\n")
         return list(_records(path, iter([line.split("\t") for line in lines]), separator, header=header))
@@ -92,13 +92,13 @@ def _cells(text: str, separator: str, *, strict: bool = True, **how: Any) -> Ite
 
 def _begins_with(text: str, mark: str) -> bool:
     """Whether nearly all of the first rows begin with a mark."""
-    lines = [line for line in text[:HEAD_CHARACTERS].splitlines()[:HEAD_ROWS] if line.strip()]
+    lines = [line for line in text[:HEAD_CHARACTERS].split("\n")[:HEAD_ROWS] if line.strip()]
     return len(lines) > 1 and sum(line.startswith(mark) for line in lines) >= QUOTED_SHARE * len(lines)
 
 
 def _is_quoted(text: str) -> bool:
     """Whether nearly every row of a table of tabs has a cell in quotation marks."""
-    lines = [line for line in text[:HEAD_CHARACTERS].splitlines()[1:HEAD_ROWS] if line.strip()]
+    lines = [line for line in text[:HEAD_CHARACTERS].replace("\r\n", "\n").split("\n")[1:HEAD_ROWS] if line.strip()]
     quoted = sum(any(len(cell) > 1 and cell[0] == cell[-1] == '"' for cell in line.split("\t")) for line in lines)
     return bool(lines) and quoted >= QUOTED_SHARE * len(lines)
 
