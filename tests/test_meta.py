@@ -118,6 +118,12 @@ def test_a_task_that_no_text_tells_of_is_refused() -> None:
         Examples.of(load_task(WORLD), "train", tokenizer(), texts=["nothing of that"], length=32, max_length=16)
 
 
+def test_rows_of_the_task_that_are_cut_are_said() -> None:
+    """A recipe for short questions, on a task of long ones, taught a policy from their first words without a word."""
+    with pytest.warns(UserWarning, match="train: rows cut at 12 tokens"):
+        Examples.of(load_task(WORLD), "train", tokenizer(), texts=texts(), length=32, max_length=12)
+
+
 def test_rows_with_a_text_of_their_own_are_their_own_contexts() -> None:
     task = load_task("trivia(train_rows=20)")
     made = Examples.of(task, "train", tokenizer(), length=32, max_length=32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+import warnings
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from maskwise.annotate.run import annotate_corpus
 from maskwise.annotate.store import Store
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation.cloze import Cloze, questions_of
-from maskwise.tasks import FinetuneSettings, judge, load_task
+from maskwise.tasks import FinetuneSettings, evaluate_tasks, judge, load_task
 from maskwise.tasks.metrics import LOST, error_of_items, macro_f1
 from maskwise.tasks.scores import number_of
 from maskwise.text import Document, read_documents, read_pieces, sequences, tokenise, train_tokenizer
@@ -230,3 +231,16 @@ def test_a_sequence_with_a_damaged_line_is_left_out_whole(tmp_path: Path) -> Non
     path = tmp_path / "chains.fasta"
     path.write_bytes(b">caf\xe9\nACGT\n>two\nACGT\nAC\xe9GT\nACGT\n>three\nTTTT\n")
     assert [document.text for document in read_documents(str(path))] == ["ACGT", "TTTT"]
+
+
+def test_rows_that_are_cut_are_said_where_they_are_many(tmp_path: Path) -> None:
+    rows = [{"text": "word " * (3 if n % 4 else 60) + str(n), "label": "ab"[n % 2]} for n in range(200)]
+    write_lines(tmp_path / "reviews.jsonl", rows)
+    for length in (32, 128):
+        settings = FinetuneSettings(steps=1, seeds=1, max_length=length, precision="no")
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            (record,) = evaluate_tasks("bundled:encoder", [str(tmp_path / "reviews.jsonl")], settings=settings)
+        cut = [note for note in record["notes"] if "rows cut at 32 tokens" in note]
+        assert len(cut) == (3 if length == 32 else 0)
+        assert any(note in str(line.message) for note in cut for line in said) == bool(cut)

@@ -23,7 +23,7 @@ from maskwise.learning.relaxation import Choice, choose
 from maskwise.learning.settings import MetaSettings
 from maskwise.masking import AnnotatedBatch, Vocabulary, gather
 from maskwise.tasks.task import Row, Task
-from maskwise.tasks.tensors import Data, encode
+from maskwise.tasks.tensors import Data, encode, warn_of_cuts
 from maskwise.text import encode as encode_texts
 
 if TYPE_CHECKING:
@@ -150,10 +150,11 @@ class Examples:
         ]
         order = [place_of[place] for n in kept for place in places[n]]
         counts = [len(places[n]) for n in kept]
+        data = encode(task, tokenizer, max_length=max_length)[split]
+        warn_of_cuts(task, {split: data})
         return cls(
             [contexts[c] for c in order], np.concatenate(([0], np.cumsum(counts))), kept,
-            encode(task, tokenizer, max_length=max_length)[split], [answer[c] for c in order],
-            len(rows) - len(kept), Vocabulary.of(tokenizer),
+            data, [answer[c] for c in order], len(rows) - len(kept), Vocabulary.of(tokenizer),
         )  # fmt: skip
 
     def batch(self, examples: Array, *, seed: int) -> tuple[AnnotatedBatch, Tensor]:

@@ -38,6 +38,7 @@ from maskwise.study.starter import look_at, name_of, starter
 from maskwise.study.timing import START_SECONDS, Timings, time_stages, works_of
 from maskwise.study.work import masked_source
 from maskwise.tasks import Task, load_task
+from maskwise.tasks.tensors import MOST_CUT
 from maskwise.text import Prepared, Rows, load_tokenizer, tokenise
 from maskwise.text.pieces import UNKNOWN
 from maskwise.text.prepared import first_characters
@@ -52,8 +53,8 @@ COUNTED_STEPS = 4
 FEW_TARGETS = 32
 """Targets of a step below which its gradient is mostly noise."""
 FEW_TEST_ITEMS = 200
-LOOKED_AT, MOST_CUT, MOST_TOKENS_A_WORD = 200, 0.05, 30
-"""Rows of a split that are measured, and the share of them that may be longer than what a model reads."""
+LOOKED_AT, MOST_TOKENS_A_WORD = 200, 30
+"""Rows of a split that are measured, and tokens of a word above which its rule finds no words."""
 MOST_PASSES = 8
 """Passes over a text above which it is rather learned by heart."""
 

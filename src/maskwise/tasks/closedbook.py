@@ -20,7 +20,7 @@ from maskwise.masking.batch import IGNORE
 from maskwise.objectives import MaskedLanguageModelling
 from maskwise.tasks.questions import NO_ANSWER, Answered, read_answers
 from maskwise.tasks.task import Columns, Row, Task, UsualColumns
-from maskwise.tasks.tensors import Cutter, Data, Flat, batches, edges
+from maskwise.tasks.tensors import Cutter, Data, Flat, batches, count_cut, edges
 from maskwise.text.labelled import Record
 
 
@@ -85,6 +85,7 @@ class ClozeAnswers(Answered[QARow]):
             torch.zeros(sum(map(len, sequences)), dtype=torch.long),
             edges([len(ids) for ids in sequences]),
             cutter.pad,
+            count_cut(cut),
         )
         targets = torch.full((len(rows), slots), end)
         answers = _answer_ids(task, split, backend)

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tokenizers import Encoding, Tokenizer
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from maskwise.constants import NATS
@@ -35,7 +35,7 @@ from maskwise.objectives.denoising import generated
 from maskwise.tasks.metrics import ITEMS, matched, nats_per_token
 from maskwise.tasks.questions import NO_ANSWER, choices_of, right_choice
 from maskwise.tasks.task import NO_TEXT, Answers, Columns, Row, Task, Tuned, UsualColumns, label_of
-from maskwise.tasks.tensors import EVAL_TOKENS, Cutter, Data, Flat, edges
+from maskwise.tasks.tensors import EVAL_TOKENS, Cutter, Data, Flat, count_cut, edges
 from maskwise.text.labelled import Record
 from maskwise.training.data import by_width
 
@@ -249,8 +249,8 @@ class Generation(Tuned[WrittenRow]):
         taken = [row.answers if split == "train" else row.answers[:1] for row in rows]
         answers = [answer for some in taken for answer in some]
         targets = backend.encode_batch(answers)
-        cut = [(f"texts cut at {cutter.max_length} tokens", inputs, _cut(inputs)),
-               (f"answers cut at {self.max_target} tokens", targets, _cut(targets))]  # fmt: skip
+        cut = [(f"texts cut at {cutter.max_length} tokens", inputs, count_cut(inputs)),
+               (f"answers cut at {self.max_target} tokens", targets, count_cut(targets))]  # fmt: skip
         if task.metric in ("accuracy", "exact-match"):
             back = backend.decode_batch([target.ids for target in targets])
             lost = [
@@ -407,7 +407,3 @@ class Written(Data[Denoising]):
         """(T,) the tokens of first answers that count in nats."""
         at, real = self.targets.at(self.first[:-1])
         return self.targets.ids[at[:, self.framed :]][real[:, self.framed :]]
-
-
-def _cut(encodings: Sequence[Encoding]) -> int:
-    return sum(bool(encoding.overflowing) for encoding in encodings)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -34,7 +33,7 @@ from maskwise.objectives import Objective
 from maskwise.tasks.loading import load_task
 from maskwise.tasks.metrics import bootstrap_interval, error_of_items
 from maskwise.tasks.task import Answers, Frozen, Task, Tuned
-from maskwise.tasks.tensors import Data, TaskSource, check_length, embed, encode
+from maskwise.tasks.tensors import Data, TaskSource, check_length, embed, encode, warn_of_cuts
 from maskwise.text import load_tokenizer
 from maskwise.training import TrainingSettings, train
 from maskwise.training.engine import best_device, save_checkpoint
@@ -340,12 +339,7 @@ def finetune(
         if settings.eval_every:  # the best state is in memory alone, so one that was stopped begins again
             settings = settings.model_copy(update={"save_every": 0})
         data, objective = encode(task, tokenizer, max_length=max_length), kind.objective(network)
-        notes, majority = (
-            [f"{split}: {note}" for split, part in data.items() for note in part.notes()],
-            kind.chance(task, data),
-        )
-        if notes:
-            warnings.warn(f"{task.name}: {'; '.join(notes)}", stacklevel=2)
+        notes, majority = warn_of_cuts(task, data), kind.chance(task, data)
         source = TaskSource(data["train"], settings)
         best = Best(task, objective, data["dev"], patience=patience) if settings.eval_every else None
         done = train(

@@ -10,9 +10,10 @@ Cost: the Rust tokenizer's, once.
 from __future__ import annotations
 
 import json
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -41,16 +42,19 @@ CHOICE = 0xC401CE
 """Sets the draws of training batches apart from all other draws."""
 EVAL_TOKENS = 8192
 """Padded tokens of one batch of evaluation."""
+MOST_CUT = 0.05
+"""Share of rows that may be longer than what a model reads, without a word about it."""
 
 
 @dataclass(frozen=True, eq=False)
 class Flat:
-    """N sequences behind one another: ids and token types (T,), starts (N + 1,), the padding id."""
+    """N sequences behind one another: ids and token types (T,), starts (N + 1,), the padding id, how many were cut."""
 
     ids: Tensor
     types: Tensor
     starts: Tensor
     pad: int
+    cut: int = 0
 
     @classmethod
     def of(cls, encodings: Sequence[Encoding], pad: int) -> Flat:
@@ -119,7 +123,9 @@ class Data(Trainable, Generic[O]):
 
     def notes(self) -> list[str]:
         """What was cut of this split, in lines, for records to say."""
-        return []
+        flat, rows = self.flat, len(self.flat.lengths)
+        much = flat.cut > MOST_CUT * rows
+        return [f"rows cut at {flat.lengths.max()} tokens: {flat.cut} of {rows}"] if much else []
 
     @abstractmethod
     def answers(self, objective: O, device: torch.device) -> Answers:
@@ -249,6 +255,14 @@ def encode(task: Task, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -
     return _encoded(task, tokenizer_state(tokenizer, words=task.kind.words), padding_id(tokenizer), max_length)
 
 
+def warn_of_cuts(task: Task, data: Mapping[str, Data]) -> list[str]:
+    """What was cut of each split, in lines; a warning says it, too."""
+    notes = [f"{split}: {note}" for split, part in data.items() for note in part.notes()]
+    if notes:
+        warnings.warn(f"{task.name}: {'; '.join(notes)}", stacklevel=2)
+    return notes
+
+
 @dataclass(frozen=True)
 class Cutter:
     """A tokenizer for tasks: its Rust part, which cuts rows at ``max_length`` tokens, and the padding id."""
@@ -267,7 +281,13 @@ class Cutter:
 
     def flat(self, texts: Sequence[str | tuple[str, ...]]) -> Flat:
         """One sequence for each text, or pair of texts."""
-        return Flat.of(self.backend.encode_batch(texts), self.pad)
+        encodings = self.backend.encode_batch(texts)
+        return replace(Flat.of(encodings, self.pad), cut=count_cut(encodings))
+
+
+def count_cut(encodings: Sequence[Encoding]) -> int:
+    """How many of these were too long for their tokenizer."""
+    return sum(bool(encoding.overflowing) for encoding in encodings)
 
 
 @lru_cache(maxsize=8)
