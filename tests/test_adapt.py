@@ -51,6 +51,7 @@ def test_adapt_answers_and_saves_both_folders(texts: Path, tmp_path: Path, capfd
     command = ["adapt", "bundled:encoder", texts, *small, "--steps", 2, "--seeds", 1, "--out", out]
     assert maskwise(*command, "--dry-run") == 0
     assert capfd.readouterr().out.lstrip().startswith("stages")  # a table; JSON where it is asked for
+    assert not [*tmp_path.glob("*pairs*")]  # nothing was written
     assert maskwise(*command, "--json") == 0
     said = json.loads(capfd.readouterr().out)
     assert "points" in said["answer"] and "steps a run" in said["answer"]

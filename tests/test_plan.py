@@ -22,6 +22,7 @@ from maskwise.models import empty_model, new_config
 from maskwise.objectives import MaskedLanguageModelling
 from maskwise.recipe import read_recipe
 from maskwise.study import dry_run, make_plan, run, run_stage, run_study
+from maskwise.study.description import describe
 from maskwise.study.design import Design, choose
 from maskwise.study.plan import Run
 from maskwise.study.stages import Stage
@@ -267,6 +268,16 @@ def test_every_arm_keeps_the_best_point_of_its_own_search(recipe, tmp_path, fake
     before = (out / "records.jsonl").read_bytes()
     run_study(read_recipe(recipe, more), out, quiet=True)
     assert (out / "records.jsonl").read_bytes() == before
+
+
+def test_arms_are_described_as_they_were_chosen(recipe, tmp_path):
+    """Headlines and the units that losses are compared by were those of the recipe, not of what was trained."""
+    read = read_recipe(recipe, [*QUICK, "study.search={grid: {masking.ratio: [0.2, 0.4]}, seeds: [50, 51]}"])
+    design = Design(read, tmp_path)
+    design.settings["token-15"] = {"masking.ratio": 0.4, "masking.policy": "whole-word"}
+    facts = describe(read, design)["arms"]["token-15"]
+    assert (facts["policy"], facts["ratio"]) == ("whole-word", "constant(0.4)")
+    assert facts["judged_on"] == ["whole-word"] and facts["units"] == "whole-word"
 
 
 def test_a_search_by_tasks_looks_at_dev(recipe, tmp_path, done):

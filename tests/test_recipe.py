@@ -310,3 +310,40 @@ def test_what_cannot_work_is_refused_before_any_work(recipe, tmp_path, override,
 def test_a_training_is_judged_on_the_masks_that_it_predicts(changes, kinds, policies):
     recipe = Recipe.model_validate(changes)
     assert (recipe.judged_on(), recipe.masked_by) == (kinds, policies)
+
+
+def test_an_arm_has_its_own_masking_beside_masked_diffusion():
+    """What masked diffusion had put into the recipe stayed in arms and phases of other objectives."""
+    base = ["study.contrasts=null", "study.baseline=null"]
+    recipe = read_recipe("diffusion", [*base, "study.arms={rates: {}, words: {objective: mlm}}"])
+    rates, words = (recipe.arm(name, seed=0).masking for name in ("rates", "words"))
+    assert str(rates.ratio) == "uniform(0, 1)" and rates.corruption == "mask-only"
+    assert (words.ratio, words.budget, words.min_targets) == (0.15, "expected", 1)
+    assert words.corruption == "mask-only"  # as the quick start says, which the recipe extends
+    fixed = read_recipe("diffusion", ["masking.policy=whole-word", "study={}", "phases=[{}, {objective: mlm}]"])
+    first, second = fixed.links()
+    assert (first.masking.budget, second.masking.budget) == ("exact", "expected")
+    assert first.masking.policy == second.masking.policy == "whole-word"
+
+
+def test_only_arms_masked_by_a_learned_policy_learn_one():
+    """Where the recipe itself was masked by it, every arm learned a policy in every run."""
+    arms = "study.arms={meta: {}, random: {masking.policy: token}}"
+    more = ["masking.policy=learned", arms, "study.contrasts=null", "study.baseline=null"]
+    recipe = read_recipe("learn-meta", more)
+    assert [recipe.arm(name, seed=0).learns for name in ("meta", "random")] == [True, False]
+
+
+def test_a_gate_against_the_start_stays_with_its_arms():
+    arms = "study.arms={token-15: {masking.ratio: 0.15}, decay-45-15: {masking.ratio: 'linear(0.45, 0.15)'}}"
+    assert read_recipe("quick-start", [arms]).study.gate == read_recipe("quick-start").study.gate is not None
+
+
+def test_groups_that_share_an_anchor_are_changed_one_by_one(tmp_path):
+    path = tmp_path / "anchors.yaml"
+    path.write_text(
+        "extends: quick-start\nstudy:\n  arms:\n    a: &same {masking: {ratio: 0.3}}\n"
+        "    b: {<<: *same, training: {steps: 900}}\n"
+    )
+    recipe = read_recipe(path, ["study.arms.a.masking.ratio=0.15"])
+    assert [recipe.arm(name, seed=0).masking.ratio for name in "ab"] == [0.15, 0.3]

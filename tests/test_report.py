@@ -258,6 +258,20 @@ def test_tasks_that_cannot_tell_are_drawn_apart_in_points():
     assert [row["figure"] for row in views["Tasks that cannot tell"]["rows"]] == ["−3.00"]
 
 
+def test_tasks_that_cannot_tell_have_their_own_units():
+    reason = {"code": "no-help", "effect": "said", "sentence": "pre-training helps in 2 of 8 runs"}
+    nats = {"unit": "nats", "higher_is_better": False, "reasons": [reason]}
+    rows = [
+        contrast_row(outcome="task:blind", unit="score", mean=-0.03, low=-0.04, high=-0.02, reasons=[reason]),
+        contrast_row(outcome="task:written", mean=-0.2, low=-0.3, high=-0.1, **nats),
+    ]
+    views = forest_groups(rows, {"a": "#000"})
+    assert [(view["title"], view["unit"]) for view in views] == [
+        ("Tasks that cannot tell", "points"), ("Tasks that cannot tell", "nats"),
+    ]  # fmt: skip
+    assert [row["figure"] for view in views for row in view["rows"]] == ["−3.00", "+0.20"]
+
+
 def test_references_are_drawn_where_they_do_not_squeeze_the_dots():
     rows = [{"arm": "a", "seed": s, "value": 0.5 + 0.1 * s} for s in range(2)]
     near, far = 0.5 - 0.1 * NEAR + 0.01, 0.5 - 0.1 * NEAR - 0.01
@@ -339,6 +353,19 @@ def test_evaluations_and_choices_are_tables(rich):
     page = page_of(rich)
     assert "hits@1" in page and page.count("0.250") >= 3 and "0.040" in page
     assert "1000, 1001" in page and "learning_rate 0.002" in page and "<strong>0.600</strong>" in page
+    assert "Every arm was tried at the same settings" in page
+
+
+def test_arms_that_had_others_to_choose_from_have_a_table_of_their_own(rich):
+    """Scores of one arm stood below the settings of another, whose search had more points."""
+    records = [json.loads(line) for line in (rich / "records.jsonl").read_text().splitlines()]
+    first = next(record for record in records if record["kind"] == "selection")
+    first["candidates"] = [c | {"setting": c["setting"] | {"sampler": "uniform"}} for c in first["candidates"]]
+    write_lines(rich / "records.jsonl", records)
+    alone, others = content_of(rich)["choices"]
+    assert [line["arm"] for line in alone] == [first["arm"]] and len(others) == len(ARMS) - 1
+    page = page_of(rich)
+    assert page.count("<th>Chosen</th>") == 2 and "Not all arms were tried at the same settings" in page
 
 
 def test_quality_against_compute_has_every_length_and_a_choice(rich):
@@ -391,8 +418,14 @@ def test_evaluations_of_different_units_share_no_axis():
         contrast_row(outcome="evaluation:facts:hits@1", unit="score", mean=0.1),
         contrast_row(outcome="evaluation:pseudo-perplexity:token", unit="perplexity", mean=5.0, higher_is_better=False),
         contrast_row(outcome="heldout:token@0.15", unit="nats", mean=5.0, higher_is_better=False),
+        contrast_row(
+            outcome="evaluation:bound:nats per token", unit="nats per token", mean=0.2, higher_is_better=False
+        ),
+        contrast_row(outcome="evaluation:bound:bits per byte", unit="bits per byte", mean=0.1, higher_is_better=False),
     ]
-    facts, perplexity, heldout = forest_groups(rows, {"a": "#000"})
+    facts, perplexity, nats, bits, heldout = forest_groups(rows, {"a": "#000"})
+    assert (nats["unit"], bits["unit"]) == ("nats per token", "bits per byte")
+    assert nats["title"] == bits["title"] == "The bound of masked diffusion"
     assert (facts["unit"], facts["rows"][0]["figure"]) == ("points", "+10.00")
     assert (perplexity["unit"], perplexity["rows"][0]["figure"]) == ("perplexity", "−5.00")
     assert heldout["rows"][0]["label"] == "token masks, 15 %"

@@ -46,7 +46,10 @@ def view() -> dict[str, Any]:
     del lines[0]["probe_losses"]["mlm"]  # as reading leaves it where it was NaN
     records = [{"kind": "cost", "arm": "plus", "seed": s, "flops": 100 + s, "probe_flops": 2} for s in (0, 1)]
     study = NO_STUDY | {
-        "arms": {"plus": {"overrides": {"sampler": "mometas-plus(every=20)"}}},
+        "arms": {
+            "plus": {"overrides": {"sampler": "mometas-plus(every=20)"}},
+            "turns": {"overrides": {"phases.2.sampler": "sequential"}, "sampler": "sequential"},
+        },
         "recipe": {"sampler": "uniform"},
     }
     found = objectives_view(Folder("study", "x", study=study, curves=lines, records=records), COLOURS)
@@ -77,13 +80,14 @@ def test_a_probe_is_a_point_at_the_step_it_was_measured_at(view: dict[str, Any])
 
 
 def test_the_table_adds_up_what_objectives_were_given_and_what_it_cost(view: dict[str, Any]) -> None:
-    uniform, plus, _ = view["table"]
+    uniform, plus, turns = view["table"]
     assert plus["shares"] == {"mlm": 0.9, EVIL: 0.1} and plus["steps"] == 40
     assert uniform["shares"] == {"mlm": 0.6, EVIL: 0.4}
     assert (plus["seconds"], plus["probing"]) == (80, 0.05) and uniform["probing"] is None
     assert plus["reliability"] == pytest.approx(0.45) and uniform["reliability"] is None  # at the ends of both runs
     assert plus["flops"] == 100.5 and plus["probing_flops"] == pytest.approx(4 / 201)
     assert plus["sampler"] == "mometas-plus(every=20)" and uniform["sampler"] == "uniform"
+    assert turns["sampler"] == "sequential"  # of a phase, and not the recipe's
 
 
 def told(*steps: tuple[int, int], noted: int = 0, notes: tuple[str, ...] = (STARVED,)) -> list[str]:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maskwise.errors import MaskwiseError
-from maskwise.specs import Call, arguments_of, build, parse_call
+from maskwise.specs import Call, arguments_of, build, parse_call, read_options
 
 
 @pytest.mark.parametrize(
@@ -173,3 +173,14 @@ def test_functions_are_shown_by_name() -> None:
 def test_a_bare_word_is_text_where_text_is_wanted() -> None:
     for spec in ("pos(model=en_core_web-sm)", 'pos(model="en_core_web-sm")'):
         assert build("annotator", spec, {"pos": _tagger}) == "en_core_web-sm"
+
+
+def test_options_take_whole_numbers_for_numbers_and_name_what_they_take():
+    def reader(spec: str, penalty: float | None = None, patterns: bool = False, rows: int | None = None) -> None:
+        """A reader of options."""
+
+    read = lambda spec: read_options(spec, reader, kind="task", example="rows=3")[1]  # noqa: E731
+    assert read("mine.jsonl(penalty=1, patterns=true)") == {"penalty": 1, "patterns": True}
+    for spec, takes in (("penalty='x'", "a number"), ("patterns=2", "true or false"), ("rows=1.5", "a whole number")):
+        with pytest.raises(MaskwiseError, match=f"allowed: {takes}$"):
+            read(f"mine.jsonl({spec})")

@@ -308,6 +308,9 @@ def test_the_command_makes_a_policy_that_masks(tmp_path, capsys):
     assert {"policy", "metrics.jsonl", "shown.json", "report.html", "recipe.yaml", "done.json"} <= {
         p.name for p in out.iterdir()
     }
+    page = (out / "report.html").read_bytes()
+    assert maskwise("report", out) == 2 and (out / "report.html").read_bytes() == page  # it was overwritten, or fell
+    assert "a learned policy, which has a page of its own" in capsys.readouterr().err
     assert not (out / "resume").exists() and len(read_lines(out / "metrics.jsonl")) == 5
     card = (out / "policy" / "README.md").read_text()
     assert "masking-policy" in card and "Heaviest words" in card and "exact_match" in card

@@ -9,6 +9,9 @@ OWN_TASK, OTHER_TASKS = "own-task", "other-tasks"
 """What a study of transfer compares beside its arms: for every task the arm whose policy was learned from it, and the
 mean of those whose policies were learned from other tasks."""
 
+CONTROL = "-control"
+"""How the name of a positive control ends: a study that is void unless its oracle wins (``study.gate``)."""
+
 MOST_PRIMARY = 6
 """Primary contrasts of a study. With more, Holm's correction leaves nothing that ten runs could decide."""
 

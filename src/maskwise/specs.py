@@ -151,6 +151,7 @@ def split_calls(text: str) -> list[str]:
     return [part.strip() for part in parts if part.strip()]
 
 
+TYPES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 _WITH_OPTIONS = re.compile(r"(?P<name>.+?)\((?P<options>.*)\)$")
 
 
@@ -181,7 +182,11 @@ def read_options(spec: str, reader: Callable[..., object], *, kind: str, example
     # A bare word, such as kind=similarity, is read as a call; here it is a text.
     options = {key: value.written if isinstance(value, Call) else value for key, value in call.kwargs.items()}
     for option, kind_of_value in get_type_hints(reader).items():
-        if option in options and not isinstance(options[option], kind_of_value):
-            takes = "a whole number" if int in (kind_of_value, *get_args(kind_of_value)) else "a text"
+        types = get_args(kind_of_value) or (kind_of_value,)
+        if bool in types and isinstance(written := options.get(option), str):
+            options[option] = {"true": True, "false": False}.get(written, written)
+        accepted = (*types, int) if float in types else types
+        if option in options and not isinstance(options[option], accepted):
+            takes = " or ".join(TYPES[each] for each in types if each in TYPES)
             raise MaskwiseError(f"{option} of {kind} {match['name']!r}", got=options[option], allowed=takes)
     return match["name"], options

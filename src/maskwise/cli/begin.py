@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -98,21 +100,17 @@ def adapt(
     from maskwise import study as room
     from maskwise.study.adapt import adapt_recipe, answer_of, arm_that_helps, best_arm, kept_of, save_adapted
 
-    pairs = None if task else out.parent / f"{out.name}-pairs.jsonl"
-    recipe = adapt_recipe(
-        model,
-        texts,
-        task or (),
-        policy=policy,
-        steps=steps,
-        seeds=seeds,
-        pairs=pairs,
-        overrides=overrides or (),
-    )
-    if dry_run:
-        plan = room.dry_run(recipe, out, jobs=jobs)
-        print_json(plan) if as_json else print_plan(plan)
-        return
+    name = f"{out.name}-pairs.jsonl"
+    aside = dry_run and not (out.parent / name).exists()
+    with tempfile.TemporaryDirectory() if aside else nullcontext(out.parent) as beside:
+        pairs = None if task else Path(beside) / name
+        recipe = adapt_recipe(
+            model, texts, task or (), policy=policy, steps=steps, seeds=seeds, pairs=pairs, overrides=overrides or ()
+        )
+        if dry_run:
+            plan = room.dry_run(recipe, out, jobs=jobs)
+            print_json(plan) if as_json else print_plan(plan)
+            return
     result = room.run_study(recipe, out, jobs=jobs, quiet=as_json)
     best = best_arm(out)
     folders = save_adapted(out, best) if best else ()

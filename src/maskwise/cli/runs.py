@@ -274,8 +274,11 @@ def print_verdicts(result: dict[str, Any]) -> None:
 
 def _contrasts(result: dict[str, Any]) -> Table:
     """The primary contrasts, a line each: in points of a score, or nats; and the numbers the verdict rests on."""
+    from maskwise.study.verdict.words import outcome_words
+
     rows = [row for row in result["contrasts"] if row["primary"]]
-    by = "all tasks" if any(row["outcome"] == "tasks" for row in rows) else "held-out loss"
+    outcomes = dict.fromkeys(outcome_words(row["outcome"]).removeprefix("on ").removeprefix("in ") for row in rows)
+    by = "all tasks" if any(row["outcome"] == "tasks" for row in rows) else " or ".join(outcomes)
     spread = "in spreads between seeds, 95 %" if any(row["unit"] == "SDs" for row in rows) else "95 % interval"
     bases = dict.fromkeys(row["baseline"] for row in rows)
     named = len(bases) > 1

@@ -160,7 +160,14 @@ def read_yaml(text: str) -> object:
         raise MaskwiseError("settings are nested too deeply", do="write fewer levels") from None
     if too_large:
         raise MaskwiseError("settings hold too many values", allowed=f"at most {MOST_VALUES:,}")
-    return value
+    return _unshared(value)
+
+
+def _unshared(value: Any) -> Any:
+    """The same values, of which no two are one object, as an anchor and its aliases are: each is changed by itself."""
+    if isinstance(value, dict):
+        return {key: _unshared(part) for key, part in value.items()}
+    return [_unshared(part) for part in value] if isinstance(value, list) else value
 
 
 def _count(value: object, known: dict[int, int]) -> int:

@@ -111,7 +111,7 @@ def _forget_arms(study: Plain, *, known: Set[str], changes: Mapping[str, object]
     if "study.baseline" not in changes and study.get("baseline") not in study["arms"]:
         study.pop("baseline", None)
     for key in ("gate", "share"):
-        if f"study.{key}" not in changes and not set(study.get(key) or ()) <= study["arms"].keys():
+        if f"study.{key}" not in changes and not set(study.get(key) or ()) <= {*arms, REFERENCE}:
             study.pop(key, None)
     search = study.get("search") or {}
     if isinstance(search.get("own"), Mapping):

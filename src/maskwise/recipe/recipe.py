@@ -14,7 +14,7 @@ import yaml
 from pydantic import ValidationError, field_validator, model_validator
 
 from maskwise.annotate.registry import annotator, check_names
-from maskwise.constants import DIFFUSION
+from maskwise.constants import CONTROL, DIFFUSION
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation import EvaluationSettings
 from maskwise.families import Kind
@@ -45,10 +45,6 @@ PHASE_PARTS = ("corpus", "masking", "objective", "objectives", "sampler", "train
 
 ALONE = ("mlm", "clm", "diffusion", "denoise")
 """Objectives that train a model alone: each makes a language model, of its kind."""
-
-
-CONTROL = "-control"
-"""How the name of a positive control ends: a study that is void unless its oracle wins (``study.gate``)."""
 
 
 def require_changeable(key: str, parts: Sequence[str], *, who: str) -> None:
@@ -165,7 +161,8 @@ class Recipe(Settings):
     def _masked_for_diffusion(self) -> Recipe:
         """What its masking leaves unsaid is what masked diffusion wants."""
         if self._diffuses:
-            masking = MaskingSettings(**MaskedDiffusion.settings(self.masking.model_dump(), {}))
+            wanted = MaskingSettings(**MaskedDiffusion.settings(self.masking.model_dump(), {})).model_dump()
+            masking = MaskingSettings.model_construct(self.masking.model_fields_set, **wanted)  # what was said is known
             object.__setattr__(self, "masking", masking)  # settings are frozen for all others
         arms = [arm.get("objective") for arm in self.study.arms.values()]
         if (self._diffuses or "diffusion" in arms) and DIFFUSION not in self.evaluation.masks:
@@ -315,7 +312,7 @@ class Recipe(Settings):
     def links(self) -> tuple[Recipe, ...]:
         """The chain of trainings: the recipe of each phase, without phases of its own."""
         alone = self.model_copy(update={"phases": None, "intermediate": None})
-        base = alone.model_dump(mode="json", exclude={"study", "tasks"})
+        base = alone._given("study", "tasks")
         chain = [
             _changed(base, changes, origin=setting.removesuffix(".")) if changes else alone
             for setting, changes in zip(self.settings_of(""), self._changes)
@@ -352,8 +349,15 @@ class Recipe(Settings):
             for key, value in leaves(overrides):
                 require_changeable(key, ARM_PARTS, who=f"arm {name!r}")
                 changes[key] = of_run(value, seed)
-        base = of_run(self.model_dump(mode="json", exclude={"study"}), seed)
+        base = of_run(self._given("study"), seed)
         return _changed(base, changes, origin=f"arm {name!r}").seeded(seed)
+
+    def _given(self, *without: str) -> Plain:
+        """The settings from which arms and phases begin: without what an objective or a policy of the recipe put in,
+        because they may have others."""
+        learned = {spec for name in self.policies for spec in policy(name).annotators()} & {*Learned().annotators()}
+        plain = (self.unlearned() if learned else self).model_dump(mode="json", exclude={*without, "masking"})
+        return plain | {"masking": self.masking.model_dump(mode="json", exclude_unset=True)}
 
     def seeded(self, seed: int) -> Recipe:
         """The same recipe with another seed of the training."""

@@ -227,6 +227,7 @@ def objectives_view(folder: Folder, colours: Colours) -> View | None:
         "probes": [{"name": name, "spec": probe_chart(points, mine)} for name, points in probes.items() if points],
         "table": [_objective_row(folder, arm, arms[arm], names) for arm in mine],
         "wanted": RELIABLE,
+        "phases": bool(folder.study["recipe"].get("phases") or folder.study["recipe"].get("intermediate")),
         "notes": {arm: notes for arm in mine if (notes := _notes(arms[arm]))},
     }
 
@@ -266,7 +267,8 @@ def _objective_row(folder: Folder, arm: str, runs: Runs, names: list[str]) -> Vi
     costs = [r for r in folder.whole if r["kind"] == "cost" and r["arm"] == arm]
     flops = sum(cost.get("flops", 0.0) for cost in costs)
     facts = folder.study["arms"].get(arm)
-    sampler = (facts["overrides"].get("sampler") if facts else None) or folder.study["recipe"].get("sampler")
+    own = facts.get("sampler") or facts["overrides"].get("sampler") if facts else None
+    sampler = own or folder.study["recipe"].get("sampler")
     return {
         "arm": arm,
         "sampler": str(sampler or ""),

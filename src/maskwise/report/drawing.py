@@ -264,12 +264,16 @@ FORESTS = {
         "Pseudo-perplexity",
         "Reversed so that right is better; only between arms with equal units.",
     ),
+    "bound": (
+        "The bound of masked diffusion",
+        "Reversed so that right is better; only between arms with equal tokens.",
+    ),
     "heldout": (
         "Held-out loss",
         "In nats, reversed so that right is better; only between arms with equal units.",
     ),
 }
-UNITS = {"tasks": "spreads between seeds", "task-nats": "nats", "heldout": "nats", "perplexity": "perplexity"}
+UNITS = {"score": "points", "SDs": "spreads between seeds"}
 
 
 def forest_groups(contrasts: Sequence[Contrast], colours: Colours) -> list[View]:
@@ -279,13 +283,14 @@ def forest_groups(contrasts: Sequence[Contrast], colours: Colours) -> list[View]
     draws it as SVG, so that it prints, scales and needs no script.
     """
     common = common_notes(contrasts)
-    groups: dict[str, list[Contrast]] = defaultdict(list)
+    groups: dict[tuple[str, str], list[Contrast]] = defaultdict(list)
     for row in contrasts:
-        groups[_kind_of(row)].append(row)
+        groups[_kind_of(row), row["unit"]].append(row)
     views = [
-        _forest(kind, sorted(groups[kind], key=lambda row: row["verdict"] == "void"), colours, common)
+        _forest(kind, sorted(rows, key=lambda row: row["verdict"] == "void"), colours, common)
         for kind in FORESTS
-        if kind in groups
+        for (known, _), rows in groups.items()
+        if known == kind
     ]
     return sorted(views, key=lambda view: not view["primary"])
 
@@ -293,7 +298,7 @@ def forest_groups(contrasts: Sequence[Contrast], colours: Colours) -> list[View]
 def _kind_of(row: Contrast) -> str:
     outcome = row["outcome"]
     if outcome.startswith("evaluation:"):
-        return "evaluation" if row["unit"] == "score" else "perplexity"
+        return {"score": "evaluation", "perplexity": "perplexity"}.get(row["unit"], "bound")
     if outcome == "tasks" or outcome.startswith("heldout:"):
         return outcome.partition(":")[0]
     if any(reason["code"] == "no-help" for reason in row["reasons"]):
@@ -302,8 +307,8 @@ def _kind_of(row: Contrast) -> str:
 
 
 def _forest(kind: str, rows: list[Contrast], colours: Colours, common: Sequence[str]) -> View:
-    points = kind in ("task", "left-out") or any(row["unit"] == "score" for row in rows)
-    sign = (100 if points else 1) * (1 if rows[0]["higher_is_better"] else -1)
+    unit = rows[0]["unit"]
+    sign = (100 if unit == "score" else 1) * (1 if rows[0]["higher_is_better"] else -1)
     drawn = [(row, row["mean"]) for row in rows if row["mean"] is not None and row["verdict"] != "void"]
     drawn = drawn or [(row, row["mean"]) for row in rows if row["mean"] is not None]
     # With two runs an interval can be a hundred times the effect: such ends are cut, and marked as cut.
@@ -346,7 +351,7 @@ def _forest(kind: str, rows: list[Contrast], colours: Colours, common: Sequence[
         "note": note + (" The verdict rests here." if primary and kind != "tasks" else ""),
         "primary": primary,
         "rows": lines,
-        "unit": "points" if points else UNITS[kind],
+        "unit": UNITS.get(unit, unit),
         "reach": f"{reach:.2g}" if drawn else None,
     }
 

@@ -298,27 +298,22 @@ def _evaluation_table(folder: Folder) -> View:
     return {"arms": arms, "rows": rows}
 
 
-def _choices(folder: Folder) -> list[View]:
-    """What the search chose for each arm, and what it chose from."""
-    return [
-        {
-            "arm": record["arm"],
+def _choices(folder: Folder) -> list[list[View]]:
+    """What the search chose for each arm, and what it chose from; arms that had the same to choose from together."""
+    tables: dict[tuple[str, ...], list[View]] = {}
+    for record in folder.records:
+        if record["kind"] != "selection":
+            continue
+        points = [(_setting(point["setting"]), point) for point in record["candidates"]]
+        tables.setdefault(tuple(setting for setting, _ in points), []).append({
+            "arm": record["arm"], "border": record["border"], "by": record["by"], "seeds": record["seeds"],
             "chosen": _setting(record["chosen"]) if record["chosen"] else None,
             "candidates": [
-                {
-                    "setting": _setting(c["setting"]),
-                    "mean": c["mean"],
-                    "chosen": c["setting"] == record["chosen"],
-                }
-                for c in record["candidates"]
+                {"setting": setting, "mean": point["mean"], "chosen": point["setting"] == record["chosen"]}
+                for setting, point in points
             ],
-            "border": record["border"],
-            "by": record["by"],
-            "seeds": record["seeds"],
-        }
-        for record in folder.records
-        if record["kind"] == "selection"
-    ]
+        })  # fmt: skip
+    return list(tables.values())
 
 
 def _setting(setting: Mapping[str, object]) -> str:

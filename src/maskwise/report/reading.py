@@ -157,6 +157,9 @@ def read_folder(folder: Path) -> Folder:
         raise MaskwiseError("there is no such folder", got=str(folder), do=do)
     if (folder / "study.json").is_file():
         return _read_study(folder)
+    if (folder / "shown.json").is_file():
+        do = f"open {folder / 'report.html'}"
+        raise MaskwiseError("this folder holds a learned policy, which has a page of its own", got=str(folder), do=do)
     if (folder / "metrics.jsonl").is_file():
         return _read_run(folder)
     raise MaskwiseError(

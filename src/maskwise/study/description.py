@@ -35,7 +35,7 @@ def describe(recipe: Recipe, design: Design) -> Study:
     """study.json, as far as it is known."""
     arms: dict[str, ArmFacts] = {}
     for name, overrides in recipe.study.arms.items():
-        links = recipe.arm(name, seed=0).links()
+        links = recipe.arm(name, seed=0, more=design.settings[name]).links()  # as it was chosen
         masking = links[-1].masking
         kinds = {policy(name).unit_kind for name in links[-1].masked_by or [masking.policy]}
         trained = {str(r.seed): r.pretrained for r in design.runs if r.arm == name and r.fraction == 1}

@@ -84,7 +84,7 @@ class Design:
 
     def kinds(self, arm: str) -> tuple[str, ...]:
         """The kinds of held-out masks that an arm is judged on: those that it was trained last with."""
-        last = self.recipe.arm(arm, seed=0).links()[-1]
+        last = self.recipe.arm(arm, seed=0, more=self.settings[arm]).links()[-1]
         return last.judged_on()
 
     def plan_costs(self) -> None:

@@ -15,6 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from maskwise.constants import CONTROL
 from maskwise.errors import MaskwiseError
 from maskwise.families import most_tokens
 from maskwise.models import load_config
@@ -171,6 +172,7 @@ def _written(source: str, specs: Sequence[str], comment: str) -> str:
         f"# A study of {name}, by `maskwise study --new`. `maskwise check` says what it would do; every setting",
         "# is explained in docs/studies.md, and can be changed here or behind the command, as in training.steps=500.",
         "extends: quick-start",
+        *([f"name: {name}-texts"] if name.endswith(CONTROL) else []),  # a name for studies that have a gate
         f"description: Which way to mask is better for {name}?",
         f"corpus: {{source: {_quoted(source)},{field} length: {length}}}   # {comment}; tokens in a row",
     ]
