@@ -327,6 +327,18 @@ def test_what_cannot_be_chosen_by_is_refused_before_any_work(recipe, tmp_path, d
         assert dry_run(read_recipe(recipe, more), tmp_path / "out")["plans"]
 
 
+def test_matched_arms_have_one_text_at_all_points_of_a_search(recipe, tmp_path, done):
+    """A point whose text was not there yet had the steps as written; the same call again trained other runs."""
+    rates, texts = "{training.learning_rate: [0.1, 0.2]}", "{corpus.limit: [20, 40]}"
+    for grid, more in ((texts, []), (rates, ["masking.policy=learned", "learning={method: meta}"])):
+        with pytest.raises(MaskwiseError, match=r"study.match targets wants one text for arm 'token-15'"):
+            asked = ["study.match=targets", f"study.search={{grid: {grid}}}", *more]
+            run_study(read_recipe(recipe, asked), tmp_path / "out", quiet=True)
+        assert not done
+    asked = ["study.match=targets", f"study.search={{grid: {rates}}}"]
+    assert dry_run(read_recipe(recipe, asked), tmp_path / "out")["plans"]
+
+
 def test_a_score_that_is_no_number_costs_its_pair_only(recipe, tmp_path, done):
     """A model that diverged at its last step: the run is a failure, all others are judged, and the page says so."""
     out, more = tmp_path / "out", [*QUICK, "study.seeds=3"]

@@ -320,10 +320,9 @@ def test_an_arm_has_its_own_masking_beside_masked_diffusion():
     assert str(rates.ratio) == "uniform(0, 1)" and rates.corruption == "mask-only"
     assert (words.ratio, words.budget, words.min_targets) == (0.15, "expected", 1)
     assert words.corruption == "mask-only"  # as the quick start says, which the recipe extends
-    fixed = read_recipe("diffusion", ["masking.policy=whole-word", "study={}", "phases=[{}, {objective: mlm}]"])
+    fixed = read_recipe("diffusion", ["study={}", "phases=[{}, {objective: mlm}]"])
     first, second = fixed.links()
     assert (first.masking.budget, second.masking.budget) == ("exact", "expected")
-    assert first.masking.policy == second.masking.policy == "whole-word"
 
 
 def test_only_arms_masked_by_a_learned_policy_learn_one():

@@ -172,6 +172,10 @@ SUMMARIES: dict[str, Callable[[], dict[str, Any]]] = {
         losses(0.2),
         arms={name: facts | {"tokenizer": name} for name, facts in make_study(runs=8)["arms"].items()},
     ),
+    "different-formats": lambda: without_tasks(
+        losses(0.2),
+        arms={name: facts | {"judged_on": [f"token {name}"]} for name, facts in make_study(runs=8)["arms"].items()},
+    ),
     "evaluations": lambda: without_tasks(evaluations()),
     "no search": lambda: summary_of(CLEAR, search=None),
     "shared seeds": lambda: summary_of(CLEAR, search={"grid": {}, "seeds": [3, 1001]}),

@@ -19,7 +19,7 @@ from maskwise.recipe import read_recipe
 from maskwise.study.checks import check_inputs, most_held_out
 from maskwise.study.single import run_pretrain
 from maskwise.study.stages import prepare_stage, pretrain_stage
-from maskwise.study.work import learning, rows_with, run_stage
+from maskwise.study.work import judging_rows, learning, rows_with, run_stage
 from maskwise.text import Prepared
 from tiny import maskwise, read_lines, write_inputs
 
@@ -224,6 +224,20 @@ def test_probes_keep_away_from_the_rows_that_judge_in_any_layout(path: Path, tmp
     taken = rows_with(alone, packed, 3)
     pieces = set(packed.batch(judged).example_ids.tolist())
     assert set(alone.batch(taken).example_ids.tolist()) == pieces and 0 < len(taken) < len(alone)
+
+
+@pytest.mark.parametrize("family", ["bert", "distilbert"])
+def test_rows_that_judge_are_those_of_evaluation_in_its_layout(family: str, path: Path, tmp_path: Path) -> None:
+    """A family that keeps no documents apart is judged on single documents, and pseudo-perplexity always is."""
+    recipe = read_recipe(path, ["evaluation.pseudo_perplexity=2", "evaluation.rows=3"])
+    stage = prepare_stage(recipe)
+    run_stage(stage, tmp_path)
+    data = Prepared.open(stage.folder(tmp_path) / "data")
+    shape = {"dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 24} if family == "distilbert" else {}
+    network = new_model(new_config(family, data.tokenizer, 32, **(shape or recipe.model.settings)), seed=0)
+    (judged, count), (alone, few) = judging_rows(network, data, recipe)
+    assert (count, few, alone.layout) == (3, 2, "document")
+    assert judged.layout == ("packed" if family == "bert" else "document")
 
 
 def test_a_sampler_without_objectives(tmp_path: Path) -> None:

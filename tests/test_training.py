@@ -526,6 +526,15 @@ def test_cutting_a_batch_changes_nothing(tmp_path: Path) -> None:
         close(a, b, rel=2e-5)
 
 
+def test_a_ratio_that_rises_from_nothing_is_not_stopped_for_want_of_targets(tmp_path: Path) -> None:
+    """At first it asks for less than a target in fifty steps; one that asks for many and has none is stopped."""
+    rising = Masker(tokenizer(), ratio="linear(0.0, 0.0004)", budget="bernoulli", min_targets=0)
+    _, facts = run(tmp_path / "rising", masker=rising, steps=60, batch_size=1, log_every=60, eval_every=0)
+    assert facts["steps"] == 60 and facts["targets"] < 10
+    with pytest.raises(MaskwiseError, match="not one target in the first 60 steps"):
+        run(tmp_path / "none", masker=Unmasked(lambda step: True), steps=60, log_every=60, eval_every=0)
+
+
 class Unmasked:
     """A masker that masks nothing in some steps; in odd ones if not said."""
 

@@ -77,13 +77,44 @@ def test_a_run_that_failed_is_left_out_of_both_sides() -> None:
     }  # fmt: skip
 
 
+def test_rules_are_applied_to_the_arms_behind_a_name() -> None:
+    """No search was ever found for what is made of arms, and no arm behind it was ever on the plateau."""
+    grid = [{"setting": {"training.learning_rate": rate}, "scores": {}, "mean": 0.5} for rate in (1e-3, 2e-3)]
+    chosen: Any = [
+        {"kind": "selection", "arm": arm, "by": "dev", "seeds": [1000, 1001], "border": False, "candidates": grid,
+         "chosen": grid[0]["setting"]}
+        for arm in SCORES
+    ]  # fmt: skip
+    searched = study(8, search={"grid": {}, "seeds": [1000, 1001]})
+    own = summarise([*records(8), *chosen], searched)["contrasts"][0]
+    assert (own["arm"], own["verdict"]) == ("own-task", "decided")
+    losses: Any = [
+        {"kind": "heldout", "arm": arm, "seed": seed, "masks": "token", "ratio": 0.15, "targets": 9,
+         "loss": 9.0 if arm == "from-a" else 5.0, "unigram": 6.5}
+        for arm in SCORES for seed in range(8)
+    ]  # fmt: skip
+    own = summarise([*records(8), *chosen, *losses], searched)["contrasts"][0]
+    assert (own["verdict"], own["reason"]) == ("void", "by-heart")
+
+
+def test_every_task_must_be_learned_from() -> None:
+    """It was refused after all the work, with another reason."""
+    arms = (
+        "{random: {}, from-jobs: {masking.policy: learned}, from-causes: {masking.policy: learned, learning.task: X}}"
+    )
+    recipe = read_recipe("transfer")
+    third = arms.replace("X", f'"{recipe.tasks[2]}"')
+    with pytest.raises(MaskwiseError, match="each of the study's tasks"):
+        learned_from(read_recipe("transfer", [f"study.arms={third}"]))
+
+
 def test_the_recipe_says_what_each_arm_learned_from() -> None:
     recipe = read_recipe("transfer")
     learned = learned_from(recipe)
     assert list(learned) == ["from-jobs", "from-universities", "from-causes"] and len(set(learned.values())) == 3
     assert recipe.study.pairs == [("own-task", "random"), ("other-tasks", "random")]
     one = read_recipe("transfer", ["study.arms={random: {}, from-jobs: {masking.policy: learned}}"])
-    with pytest.raises(MaskwiseError, match="two of the study's tasks"):
+    with pytest.raises(MaskwiseError, match="each of the study's tasks, two or more"):
         learned_from(one)
     with pytest.raises(MaskwiseError, match="own-task"):
         read_recipe("transfer", ["study.arms.own-task={}"])

@@ -72,6 +72,56 @@ def test_losses_per_token_do_not_compare_tokenizers():
         assert void == (set() if cuts == ("a", "a") else {"heldout:token", "evaluation:facts:open-hits@1"})
 
 
+def test_nats_of_tasks_and_bounds_per_token_do_not_compare_tokenizers():
+    for cuts, void in ((("a", "a"), set()), (("a", "b"), {"tasks", "task-0", "evaluation:bound:nats per token"})):
+        study = make_study(runs=8, arms=dict.fromkeys(CLEAR, 0), tasks=1)
+        study["tasks"]["task-0"]["metric"] = "nats"
+        for arm, cut in zip(study["arms"].values(), cuts, strict=True):
+            arm["tokenizer"] = cut
+        lines = [
+            score_record(arm, s, "task-0", x, metric="nats") for arm, x_s in CLEAR.items() for s, x in enumerate(x_s)
+        ]
+        lines += [
+            {"kind": "evaluation", "name": "bound", "metric": metric, "arm": arm, "seed": s, "items": 9, "chance": None,
+             "value": x, "higher_is_better": False}
+            for metric in ("nats per token", "bits per byte") for arm, x_s in CLEAR.items() for s, x in enumerate(x_s)
+        ]  # fmt: skip
+        rows = summarise([*lines, *run_facts(study)], study)["contrasts"]
+        assert {row["outcome"] for row in rows if row["reason"] == "different-tokenizers"} == void
+
+
+def test_formats_that_decoders_learnt_are_not_compared_in_one_of_them():
+    """Each arm was decided to beat the other, by the order of their names."""
+    study = make_study(runs=8, arms=dict.fromkeys(CLEAR, 0), tasks=0)
+    written = dict(zip(CLEAR, ("full", "spans")))
+    for arm, facts in study["arms"].items():
+        facts |= {"units": "token", "judged_on": [f"token {written[arm]}"]}
+    lines = [
+        heldout_record(arm, s, f"token {kind}", 3.0 + 2 * (kind != written[arm]) + 0.01 * (s % 3) * (arm == "token-15"))
+        for arm in CLEAR for s in range(8) for kind in ("full", "spans")
+    ]  # fmt: skip
+    for pair in (("token-15", "token-30"), ("token-30", "token-15")):
+        rows = summarise([*lines, *run_facts(study)], study | {"contrasts": [pair]})["contrasts"]
+        assert {(row["verdict"], row["reason"]) for row in rows} == {("void", "different-formats")}
+    for facts in study["arms"].values():
+        facts["judged_on"] = ["token full"]
+    rows = summarise([*lines, *run_facts(study)], study)["contrasts"]
+    assert "different-formats" not in {row["reason"] for row in rows}
+
+
+def test_no_share_is_told_of_what_cannot_be_compared():
+    arms = {"token-15": 0.0, "token-30": 0.0, "words": 0.0}
+    study = make_study(runs=8, arms=arms, tasks=0, share=("token-30", "token-15"))
+    study["arms"]["words"]["units"] = "whole-word"
+    level = {"token-15": 5.0, "token-30": 4.0, "words": 4.4}
+    lines = [heldout_record(arm, s, "token", level[arm] + 0.01 * (s % 3)) for arm in arms for s in range(8)]
+    [share] = summarise([*lines, *run_facts(study)], study)["shares"]
+    assert share["share"] is None and share["sentence"].startswith("No share of ") and "units" in share["sentence"]
+    study["arms"]["words"]["units"] = "token"
+    [share] = summarise([*lines, *run_facts(study)], study)["shares"]
+    assert share["share"] == pytest.approx(0.6)
+
+
 def test_few_runs():
     row = judged({arm: runs[:3] for arm, runs in CLEAR.items()})
     assert (row["verdict"], row["reason"]) == ("suggests", "few-runs") and row["p"] is None

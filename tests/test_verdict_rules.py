@@ -224,6 +224,26 @@ def test_planned_looks_share_one_error_whichever_of_them_decides():
     assert first / weights[0] < last / weights[1]
 
 
+def test_a_look_whose_runs_all_failed_decides_nothing():
+    study, records = study_of({"token-15": [0.5] * 8, "token-30": [0.6 + 0.001 * i for i in range(8)]}, looks=[2, 8])
+    lost = [{"kind": "failure", "arm": "token-30", "seed": s, "stage": "x", "error": "x"} for s in (0, 1)]
+    kept = [r for r in records if r["kind"] != "score" or r["arm"] != "token-30" or r["seed"] > 1]
+    (row,) = primaries(summarise([*kept, *lost], study)).values()
+    assert row["n"] == 6 and row["p"] is not None
+
+
+def test_a_verdict_is_remembered_with_the_contrasts_that_it_had():
+    """Six runs could decide one contrast; that they could not decide two was taken for no look at all."""
+    scores = {"token-15": BASE, "token-30": BETTER, "token-45": BASE}
+    pairs = [("token-30", "token-15"), ("token-45", "token-15")]
+    for contrasts, capped in ((1, True), (2, False)):
+        looked = [{"runs": 6, "seeds": [*range(6)], "contrasts": contrasts, "looks": None}]
+        study, records = study_of(scores, looked=looked)
+        study["contrasts"] = pairs
+        row = primaries(summarise(records, study))[pairs[0]]
+        assert any(reason["code"] == "runs-added" for reason in row["reasons"]) == capped
+
+
 @pytest.mark.parametrize(
     ("study", "message"),
     [
@@ -273,7 +293,7 @@ def test_a_folder_remembers_at_how_many_runs_it_had_a_verdict(tmp_path):
     assert "looked" not in so_far(tmp_path, study)  # it had no verdict yet
     write_json(tmp_path / "summary.json", {})
     memory = so_far(tmp_path, study)
-    look = {"runs": 6, "seeds": [*range(6)], "looks": None}
+    look = {"runs": 6, "seeds": [*range(6)], "contrasts": len(before["contrasts"]), "looks": None}
     assert memory["looked"] == [look] and not (tmp_path / "summary.json").exists()
     write_json(tmp_path / "study.json", study | memory)  # stopped, and begun again
     assert so_far(tmp_path, study)["looked"] == [look]
@@ -422,3 +442,10 @@ def test_planned_looks_are_in_the_prospects():
     assert not one["decidable"]  # .0078 is more than the first look may spend, .0056
     (one,) = prospects_of(recipe_of(seeds=16, looks=[8, 16], contrasts=[["b", "a"]]))
     assert one["decidable"]
+
+
+def test_one_arm_against_the_start_is_told_what_limits_it():
+    """A search was not asked for beforehand, and its lack capped the verdict afterwards."""
+    recipe = validate({"study": {"arms": {"a": {}}, "contrasts": [["a", "no-pretraining"]], "seeds": 8}}, origin="")
+    [prospect] = prospects_of(recipe)
+    assert prospect["decidable"] and prospect["limits"]

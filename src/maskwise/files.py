@@ -60,10 +60,11 @@ class Search(TypedDict, total=False):
 
 
 class Look(TypedDict):
-    """An earlier verdict of a study: its number of runs, their seeds, and the looks that were planned then."""
+    """An earlier verdict of a study: its number of runs, their seeds, and the contrasts and looks that it had then."""
 
     runs: int
     seeds: NotRequired[list[int]]
+    contrasts: NotRequired[int]
     looks: list[int] | None
 
 
@@ -317,7 +318,8 @@ class TransferCell(TypedDict):
 class GainShare(TypedDict):
     """How much of what the ``best`` arm adds to the ``baseline`` on a task another arm adds: 1 is all of it.
 
-    ``share`` is None where the best arm adds nothing; the ends are None where there are too few runs to say.
+    ``share`` is None where the best arm adds nothing, or arms cannot be compared; the ends are None where there are too
+    few runs to say.
     """
 
     arm: str

@@ -153,6 +153,12 @@ def _check_choices(recipe: Recipe, load: Callable[[str], Task[Any]]) -> None:
     search = recipe.study.search
     if search is None:
         return
+    for name in recipe.study.arms if recipe.study.match != "steps" else ():
+        texts = {_texts(recipe.arm(name, seed=0, more=point)) for point in ({}, *search.points_of(name))}
+        if len(texts) > 1:  # how many steps a point gets would depend on which texts are there already
+            what = f"study.match {recipe.study.match} wants one text for arm {name!r}, and study.search tries several"
+            do = "search settings that leave the text as it is, or leave out study.match"
+            raise MaskwiseError(what, got=f"grid {', '.join(search.points_of(name)[0])}", do=do)
     if (search.by or ("dev" if recipe.tasks else "held-out")) == "dev":
         for task in recipe.tasks:
             if not load(task).splits["dev"]:
@@ -166,6 +172,14 @@ def _check_choices(recipe: Recipe, load: Callable[[str], Task[Any]]) -> None:
             why = "losses per token of different vocabularies do not compare"
             do = "name tasks, and let study.search.by be dev; or make each tokenizer an arm"
             raise MaskwiseError(f"{what}: {why}", got=f"grid {', '.join(search.points[0])}", do=do)
+
+
+def _texts(arm: Recipe) -> tuple[str, ...]:
+    """What tells an arm's texts apart. Where it learns a policy, what that found depends on the training, too."""
+    links = arm.links()
+    learned = (arm.learning, *(link.training for link in links)) if any(link.learns for link in links) else ()
+    names = (prepare_stage(link.unlearned()).name for link in links)
+    return (*names, *(settings.model_dump_json() for settings in learned if settings))
 
 
 def _check_text(link: Recipe) -> list[str]:

@@ -94,8 +94,7 @@ def so_far(out: Path, study: Study) -> Study:
     known: Study = {"started": study["started"], "seconds": None}
     if _same_question(before, study):
         looked: list[Look] = [*before.get("looked", [])]
-        look: Look = {"runs": len(before["seeds"]), "seeds": before["seeds"], "looks": before.get("looks")}
-        now: Look = {"runs": len(study["seeds"]), "seeds": study["seeds"], "looks": study.get("looks")}
+        look, now = _look(before), _look(study)
         if (out / "summary.json").is_file() and look not in (*looked, now):
             looked.append(look)
         known |= {"looked": looked} if looked else {}
@@ -104,6 +103,13 @@ def so_far(out: Path, study: Study) -> Study:
     for name in RESULTS if before else ():
         (out / name).unlink(missing_ok=True)
     return known
+
+
+def _look(study: Mapping[str, Any]) -> Look:
+    """What a verdict on this study rests on."""
+    asked = [pair for pair in study.get("contrasts", ()) if pair != study.get("gate")]
+    seeds: list[int] = study["seeds"]
+    return {"runs": len(seeds), "seeds": seeds, "contrasts": len(asked), "looks": study.get("looks")}
 
 
 def _same_question(before: Mapping[str, Any], study: Study) -> bool:

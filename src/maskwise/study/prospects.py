@@ -15,7 +15,7 @@ from typing import TypedDict, cast
 
 import numpy as np
 
-from maskwise.constants import NATS, REFERENCE
+from maskwise.constants import NATS
 from maskwise.errors import MaskwiseError
 from maskwise.files import Record, Study
 from maskwise.folders import read_json, read_lines
@@ -112,7 +112,7 @@ def _prospect(recipe: Recipe, pair: tuple[str, str], *, runs: int, tests: float,
         "arm": pair[0], "baseline": pair[1], "runs": runs,
         "smallest_p": min(1.0, 2.0 ** (1 - runs) * tests) if runs >= P_FROM_RUNS else None,
         "decidable": runs >= fewest, "fewest_runs": fewest,
-        "limits": [] if pair == study.gate or (REFERENCE in pair and len(study.arms) < 2) else _limits(recipe),
+        "limits": [] if pair == study.gate else _limits(recipe),
         "noise": noise and noise["sd"], "noise_from": noise and noise["source"], "unit": unit,
         "detectable": detectable_difference(scale, enough, POWER, attainable_level(enough, alpha)),
         "margin_runs": margin_runs,

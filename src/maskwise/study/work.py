@@ -325,8 +325,11 @@ def _several_objectives(network: PreTrainedModel, data: Prepared, recipe: Recipe
         sources[name] = MaskedSource(drawn[rows[name].layout], maker, training, shares=shares)
     chooser = read_sampler(by, list(objectives), seed=training.seed, steps=training.steps)
     source = ArmsSource(sources, chooser, training)
-    judging = recipe.evaluation.rows
-    taken = {name: rows_with(blocks, data.held_out, judging) for name, blocks in held_out.items()}
+    judging = judging_rows(network, data, recipe)
+    taken = {
+        name: sorted({row for judged, count in judging for row in rows_with(blocks, judged, count)})
+        for name, blocks in held_out.items()
+    }
     rank, ranks = rank_here(), ranks_here()
     sizes = {
         name: probe_rows(chooser.probed_rows(twins=kind.twins), ranks=ranks, twins=kind.twins)
@@ -352,6 +355,13 @@ def _several_objectives(network: PreTrainedModel, data: Prepared, recipe: Recipe
     learners = {**source.learners(), **source.places(), "sampler": watched}
     words = {"sampler": by, "objectives": ", ".join(f"{n}: {a.objective}" for n, a in objectives.items())}
     return Learning(joined, source, learners, f"{by} over {', '.join(objectives)}", words)
+
+
+def judging_rows(network: PreTrainedModel, data: Prepared, recipe: Recipe) -> list[tuple[Rows, int]]:
+    """The rows that a model is judged by, as evaluation lays them out, and how many of them are."""
+    settings, rows = recipe.evaluation, laid_out(data.held_out, predicting(network), network.config)
+    alone = data.held_out.laid("document" if data.held_out.layout == "packed" else data.held_out.layout)
+    return [(rows, settings.rows), *([(alone, settings.pseudo_perplexity)] if settings.pseudo_perplexity else [])]
 
 
 def rows_with(rows: Rows, judged: Rows, count: int) -> list[int]:

@@ -114,7 +114,7 @@ class FinetuneSettings(BaseModel):
 RATES = {1.5e6: 3e-3, 4e6: 1e-3, 22e6: 5e-4, 110e6: 5e-5, 340e6: 2e-5}
 """Peak rates of AdamW that suited models of so many weights: the quick start's, the shipped encoder, MiniLM, and the
 published ones of BERT's two sizes (Devlin et al. 2019, appendix A.3)."""
-TRIAL_SEED = 10_000
+TRIAL_SEED = 1 << 40
 """The seed of fine-tunings by which a learning rate is searched; none of them is reported."""
 SMALL_RATE, FEWEST_STEPS = 1e-3, 250
 """Below this rate a model is large, and gets so many steps at least if epochs are not given (Mosbach et al. 2021)."""

@@ -33,8 +33,8 @@ MOST_SKIPPED = 20
 """So many updates in a row may be left out; a model that gives nothing finite for longer does not come back."""
 
 
-EMPTY_STEPS = 50
-"""A run that has had no target by then is stopped."""
+EMPTY_STEPS, SURE_TARGETS = 50, 10
+"""A run that has had no target by then is stopped, unless so few were asked for that chance may have left none."""
 
 
 class NotFinite(MaskwiseError):
@@ -117,7 +117,8 @@ class Log:
         totals.loss = totals.loss if mean is None else mean
         totals.tokens += int(facts.get("tokens", 0))
         totals.targets += targets
-        if done >= EMPTY_STEPS and not totals.targets:
+        asked = facts.get("scheduled_ratio", 1.0) * sums.get("eligible", math.inf)
+        if done >= EMPTY_STEPS and not totals.targets and asked >= SURE_TARGETS:
             what = f"not one target in the first {done} steps: there is nothing to learn from"
             raise MaskwiseError(what, got="0 targets", do="look at the masks: maskwise inspect")
         totals.seconds = time.perf_counter() - self.began

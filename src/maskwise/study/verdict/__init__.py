@@ -89,7 +89,7 @@ def summarise(records: Iterable[Record], study: Study, *, alpha: float = 0.05) -
         "efficiency": efficiency(table, pairs, names),
     }
     if share := study.get("share"):
-        summary["shares"] = gain_shares(table, *share, names)
+        summary["shares"] = gain_shares(reasons, *share)
     if learned := study.get("learned"):
         summary["transfer"] = cells(table.outcomes, table.tasks, learned, study["baseline"], table.sign)
     return summary

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -252,7 +252,7 @@ def _p_value(one: Comparison, study: Study) -> float:
     tests = [
         sign_flip_test(one.differences[np.isin(one.seeds, study["seeds"][:runs])]) / weight
         for runs, weight in zip(looks, look_weights(looks))
-        if runs <= len(study["seeds"])
+        if runs <= len(study["seeds"]) and np.isin(one.seeds, study["seeds"][:runs]).any()  # all may have failed
     ]
     return min(1.0, *tests)
 
@@ -309,22 +309,24 @@ def _plan(comparison: Comparison, *, alpha: float) -> tuple[int | None, Detectab
 # Shares of a gain ------------------------------------------------------------------------------------
 
 
-def gain_shares(table: Table, best: str, baseline: str, names: Mapping[str, str]) -> list[GainShare]:
+def gain_shares(reasons: Reasons, best: str, baseline: str) -> list[GainShare]:
     """For every other arm: the share of what ``best`` adds to ``baseline`` that it adds too, on every task, or in
     held-out loss where there is none.
 
     The share is that of the mean gains over the seeds that all three have; its interval is Fieller's, over the same
-    pairs of runs as a contrast.
+    pairs of runs as a contrast. There is none where two of them cannot be compared, or a gate is closed.
 
     Args:
-        names: the arms in words.
+        reasons: those by which the contrasts were judged.
     """
-    arms = [arm for arm in table.study["arms"] if arm not in (best, baseline)]
-    outcomes = table.tasks or table.heldout
-    return [_gain_share(table, arm, best, baseline, outcome, names) for outcome in outcomes for arm in arms]
+    arms = [arm for arm in reasons.table.study["arms"] if arm not in (best, baseline)]
+    outcomes = reasons.table.tasks or reasons.table.heldout
+    return [_gain_share(reasons, arm, best, baseline, outcome) for outcome in outcomes for arm in arms]
 
 
-def _gain_share(table: Table, arm: str, best: str, baseline: str, outcome: str, names: Mapping[str, str]) -> GainShare:
+def _gain_share(reasons: Reasons, arm: str, best: str, baseline: str, outcome: str) -> GainShare:
+    table, names = reasons.table, reasons.names
+    why = reasons.no_share([(arm, baseline), (best, baseline)], outcome)
     scores = [table.values(outcome, each) for each in (arm, best, baseline)]
     seeds = sorted(set.intersection(*(set(by_seed) for by_seed in scores)))
     mine, most, base = (np.array([by_seed[seed] for seed in seeds]) for by_seed in scores)
@@ -332,11 +334,13 @@ def _gain_share(table: Table, arm: str, best: str, baseline: str, outcome: str, 
     sign = 1 if table.higher_is_better(outcome) else -1
     share = low = high = None
     where = outcome_words(outcome)
-    if len(seeds) and sign * whole.mean() > 0:
+    if len(seeds) and sign * whole.mean() > 0 and why is None:
         share = float(gain.mean() / whole.mean())
         low, high = ratio_interval(gain, whole) if len(seeds) > 1 else (None, None)
     arm_words, best_words, base_words = (names.get(name, name) for name in (arm, best, baseline))
-    if share is None:
+    if why is not None:
+        sentence = f"No share of {arm_words} {where}: {why}."
+    elif share is None:
         sentence = f"{best_words} adds nothing to {base_words} {where}, so there is nothing to have a share of."
     else:
         pairs = f"{len(seeds)} run{'' if len(seeds) == 1 else 's'} each"

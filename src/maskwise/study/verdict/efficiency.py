@@ -130,8 +130,9 @@ def _plain(x: float) -> float | str:
 def _outcomes(table: Table, arm: str, baseline: str) -> list[str]:
     """What a pair may be compared by: the tasks, and the arm's own held-out loss where that is comparable."""
     outcomes = ["tasks"] if table.tasks else []
-    if REFERENCE not in (arm, baseline) and not table.incomparable(arm, baseline):
-        outcomes += [name for name in table.own_heldout(arm) if name in table.outcomes]
+    if REFERENCE not in (arm, baseline):
+        own = [name for name in table.own_heldout(arm) if name in table.outcomes]
+        outcomes += [name for name in own if not table.incomparable(arm, baseline, name)]
     return outcomes
 
 

@@ -3,7 +3,7 @@
 | effect   | codes |
 |----------|-------|
 | "voids"  | gate-closed, no-task-tells, missing-runs (no pair is left), plateau, forgotten, by-heart, chance-level |
-| "voids"  | different-units, different-tokenizers |
+| "voids"  | different-units, different-tokenizers, different-formats |
 | "tests"  | significant, not-significant, interval-holds-zero, few-runs, secondary, false-discovery, within-margin |
 | "caps"   | runs-added, no-dev-selection, grid-border: at most "suggests" |
 | "said"   | no-worse, unmatched-compute, item-noise, overlap, no-help, missing-runs (some pairs are left) |
@@ -37,11 +37,11 @@ COSTS = {
     "tokens": "tokens read",
     "targets": "targets (tokens to predict)",
     "flops": "FLOPs",
-    "seconds": "seconds",
 }
 INCOMPARABLE = {
     "different-units": "the arms mask different units, so the result would depend on the mask of the evaluation",
     "different-tokenizers": "the arms have different tokenizers, so a figure per token measures different things",
+    "different-formats": "the arms learnt to write in different formats, and each is better in its own",
 }
 SHORT = f"a loss less than {PLATEAU_NATS} nats below that of word frequencies"
 STUCK = {
@@ -76,24 +76,16 @@ class Reasons:
     def void(self, row: Contrast) -> list[Reason]:
         """Reasons for which nothing can be said."""
         table, pair, outcome = self.table, (row["arm"], row["baseline"]), row["outcome"]
-        reasons: list[Reason] = []
-        if self.closed:
-            oracle, beaten = (self._named([self.closed[side]]) for side in ("arm", "baseline"))
-            sentence = f"the positive control failed: it is not decided that {oracle} beats {beaten}"
-            sentence += ", so this study could not have seen a smaller difference either"
-            reasons.append({"code": "gate-closed", "effect": "voids", "sentence": sentence})
+        reasons = self._gated()
         names = table.measured(outcome, *pair)
         lost = any(table.failed.get(arm) for arm in pair)
         if row["n"] == 0 or (row["n"] == 1 and lost):
             sentence = "too few runs finished"
             reasons.append({"code": "missing-runs", "effect": "voids", "sentence": sentence, "runs": row["n"]})
-        masked = outcome.startswith("heldout:") or "perplexity" in outcome
-        by_token = masked or ":open-" in outcome
-        why = table.incomparable(*pair, outcome)
-        if why and ((masked and why == "different-units") or (by_token and why == "different-tokenizers")):
-            reasons.append({"code": why, "effect": "voids", "sentence": INCOMPARABLE[why]})
+        reasons += self._incomparable(pair, outcome)
+        trained = [arm for side in pair for arm in table.behind(side)]
         for code, told in STUCK.items():
-            if stuck := [arm for arm in pair if arm != REFERENCE and table.why_stuck(arm) == code]:
+            if stuck := [arm for arm in dict.fromkeys(trained) if table.why_stuck(arm) == code]:
                 sentence = f"{self._named(stuck)} {told.format(self._short(stuck, code))}"
                 reasons.append({"code": code, "effect": "voids", "sentence": sentence, "arms": stuck})
         if all(table.at_chance(name, arm) for name in names for arm in pair):
@@ -104,6 +96,30 @@ class Reasons:
             sentence = f"pre-training helps in under {least} of the runs on each task, so none tells the arms apart"
             reasons.append({"code": "no-task-tells", "effect": "voids", "sentence": sentence})
         return reasons
+
+    def _gated(self) -> list[Reason]:
+        """That the gate of the study is closed."""
+        if self.closed is None:
+            return []
+        oracle, beaten = (self._named([self.closed[side]]) for side in ("arm", "baseline"))
+        sentence = f"the positive control failed: it is not decided that {oracle} beats {beaten}"
+        sentence += ", so this study could not have seen a smaller difference either"
+        return [{"code": "gate-closed", "effect": "voids", "sentence": sentence}]
+
+    def _incomparable(self, pair: tuple[str, str], outcome: str) -> list[Reason]:
+        """That a figure measures different things in two arms."""
+        table, why = self.table, self.table.incomparable(*pair, outcome)
+        masked = outcome.startswith("heldout:") or "perplexity" in outcome
+        nats = any(table.task_facts(name).get("metric") == NATS for name in table.measured(outcome, *pair))
+        by_token = masked or nats or ":open-" in outcome or "per token" in outcome
+        if why is None or not (masked or (by_token and why == "different-tokenizers")):
+            return []
+        return [{"code": why, "effect": "voids", "sentence": INCOMPARABLE[why]}]
+
+    def no_share(self, pairs: Sequence[tuple[str, str]], outcome: str) -> str | None:
+        """Why no share of a gain can be told, in words; None where one can."""
+        whys = [*self._gated(), *(reason for pair in pairs for reason in self._incomparable(pair, outcome))]
+        return whys[0]["sentence"] if whys else None
 
     def _short(self, stuck: Sequence[str], code: str) -> str:
         """How much is missing to leave the plateau, and after how many more steps it may be there at this rate."""
@@ -196,7 +212,7 @@ class Reasons:
             reasons.append({"code": "runs-added", "effect": "caps", "sentence": sentence, "runs": again})
         if "gate" in row:
             return reasons
-        arms = [arm for arm in (row["arm"], row["baseline"]) if arm != REFERENCE]
+        arms = [*dict.fromkeys(arm for side in (row["arm"], row["baseline"]) for arm in self.table.behind(side))]
         if cause := self._unselected(arms):
             why, sentence = cause
             reasons.append({"code": "no-dev-selection", "effect": "caps", "sentence": sentence, "why": why})
@@ -214,7 +230,7 @@ class Reasons:
             then = look.get("seeds", now[: look["runs"]])
             planned = bool(study.get("looks")) and look["looks"] == study.get("looks") and {*then} <= {*now}
             changed = (look["runs"], {*then}) != (len(now), {*now})
-            if changed and not planned and can_decide(look["runs"], self.family):
+            if changed and not planned and can_decide(look["runs"], look.get("contrasts", 1)):
                 return look["runs"]
         return None
 

@@ -32,7 +32,7 @@ ByArm: TypeAlias = dict[str, BySeed]
 ALL_TASKS = "all tasks"  # as "tasks", also of those that cannot tell
 TOLERANCE = 0.05  # two arms count as matched in a quantity if they differ by no more
 SHARES = ("accuracy", "exact-match", "exact_match")  # of items, with binomial noise
-QUANTITIES = ("steps", "tokens", "targets", "flops", "seconds")
+QUANTITIES = ("steps", "tokens", "targets", "flops")
 CHANCE_MARGIN = 0.02  # how far above chance a score may lie that says nothing, where the number of items is not known
 
 
@@ -278,17 +278,29 @@ class Table(Measures):
         facts = self.study["arms"].get(arm)
         return facts.get("units", facts["policy"]) if facts else "token"  # not an arm of its own: see ``transfer``
 
+    def behind(self, name: str) -> list[str]:
+        """The arms that were trained behind a name: those that learned their policies where it is made of arms."""
+        return [*self.study["learned"]] if name in (OWN_TASK, OTHER_TASKS) else [] if name == REFERENCE else [name]
+
     def incomparable(self, arm: str, other: str, outcome: str = "") -> str | None:
-        """Why a masked loss cannot compare two arms: "different-tokenizers", "different-units", or nothing.
+        """Why a masked loss cannot compare two arms: "different-tokenizers", "different-units", "different-formats", or
+        nothing.
 
         The order in which the bound of masked diffusion uncovers tokens is random, whatever the arms mask together.
         """
-        facts = [self.study["arms"][name] for name in (arm, other) if name in self.study["arms"]]
+        sides = [[name for name in self.behind(side) if name in self.study["arms"]] for side in (arm, other)]
+        facts = [self.study["arms"][name] for side in sides for name in side]
         tokenizers = {each["tokenizer"] for each in facts if "tokenizer" in each}
         if len(tokenizers) > 1:
             return "different-tokenizers"
-        own_masks = outcome != f"heldout:{DIFFUSION}"
-        return "different-units" if own_masks and self.units(arm) != self.units(other) else None
+        if outcome == f"heldout:{DIFFUSION}":
+            return None
+        # What an encoder–decoder writes stands behind the units of its masks: "token spans", "token full".
+        written = {masks.partition(" ")[2] for each in facts for masks in each.get("judged_on", ())}
+        if outcome.startswith("heldout:") and len(written) > 1:
+            return "different-formats"
+        units = {self.units(name) for name in (*(sides[0] or [arm]), *(sides[1] or [other]))}
+        return "different-units" if len(units) > 1 else None
 
     def own_heldout(self, arm: str) -> list[str]:
         """The held-out losses on the arm's own kind of mask: on the other kind, a good model may lie above unigram."""

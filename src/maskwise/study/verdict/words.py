@@ -31,7 +31,7 @@ ADVICE = {
     "no-task-tells": "Use tasks on which pre-training helps, or train longer: no other task can tell the arms apart.",
     "no-dev-selection": "Search the same small grid of learning rates for every arm, on two dev seeds (study.search).",
     "missing-runs": "Repair what failed and give the same command again: it goes on where it stopped.",
-    "unmatched-compute": "Consider the compute, too: look at quality by targets, FLOPs and seconds (study.match).",
+    "unmatched-compute": "Consider the compute, too: look at quality by targets and FLOPs (study.match).",
     "grid-border": "Widen the grid: the best setting of an arm is at its edge (study.search.grid).",
     "item-noise": "Use a larger test set, or more tasks: more runs cannot make up for few test items.",
     "overlap": "Remove the test items from the corpus, or leave that task out: its score rewards memory.",
