@@ -101,9 +101,9 @@ class Stage:
         return cls(**{**plain, "needs": tuple(plain["needs"])})
 
 
-COMPUTED = "3"
+COMPUTED = "4"
 """Raised where the same settings come to compute something else; 2: held-out loss, several labels; 3: macro F1 of words
-that are cut off, labels that train lacks, the steps of rates that are tried (CHANGELOG)."""
+that are cut off, the steps of rates that are tried; 4: labels that train lacks, rows of probes (CHANGELOG)."""
 
 
 @cache
