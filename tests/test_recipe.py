@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -312,14 +313,18 @@ def test_a_training_is_judged_on_the_masks_that_it_predicts(changes, kinds, poli
     assert (recipe.judged_on(), recipe.masked_by) == (kinds, policies)
 
 
-def test_an_arm_has_its_own_masking_beside_masked_diffusion():
+def test_an_arm_has_its_own_masking_beside_masked_diffusion(tmp_path, monkeypatch):
     """What masked diffusion had put into the recipe stayed in arms and phases of other objectives."""
+    monkeypatch.chdir(tmp_path)
     base = ["study.contrasts=null", "study.baseline=null"]
     recipe = read_recipe("diffusion", [*base, "study.arms={rates: {}, words: {objective: mlm}}"])
     rates, words = (recipe.arm(name, seed=0).masking for name in ("rates", "words"))
     assert str(rates.ratio) == "uniform(0, 1)" and rates.corruption == "mask-only"
     assert (words.ratio, words.budget, words.min_targets) == (0.15, "expected", 1)
     assert words.corruption == "mask-only"  # as the quick start says, which the recipe extends
+    Path("again.yaml").write_text(recipe.to_yaml())
+    again = read_recipe("again.yaml")
+    assert [again.arm(name, seed=0).masking for name in ("rates", "words")] == [rates, words]
     fixed = read_recipe("diffusion", ["study={}", "phases=[{}, {objective: mlm}]"])
     first, second = fixed.links()
     assert (first.masking.budget, second.masking.budget) == ("exact", "expected")

@@ -162,7 +162,8 @@ class Recipe(Settings):
         """What its masking leaves unsaid is what masked diffusion wants."""
         if self._diffuses:
             wanted = MaskingSettings(**MaskedDiffusion.settings(self.masking.model_dump(), {})).model_dump()
-            masking = MaskingSettings.model_construct(self.masking.model_fields_set, **wanted)  # what was said is known
+            said = {name for name in self.masking.model_fields_set if getattr(self.masking, name) == wanted[name]}
+            masking = MaskingSettings.model_construct(said, **wanted)  # what was put in counts as unsaid: ``_given``
             object.__setattr__(self, "masking", masking)  # settings are frozen for all others
         arms = [arm.get("objective") for arm in self.study.arms.values()]
         if (self._diffuses or "diffusion" in arms) and DIFFUSION not in self.evaluation.masks:
@@ -365,7 +366,11 @@ class Recipe(Settings):
 
     def to_yaml(self) -> str:
         """The recipe with every default filled in, as a file that ``read_recipe`` reads again."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        plain = self.model_dump(mode="json")
+        if any("objective" in changes for changes in (*self.study.arms.values(), *self._changes)):
+            # What masked diffusion put in is not said, or an arm or phase of another objective would take it for given.
+            plain["masking"] = MaskingSettings(**self.masking.model_dump(exclude_unset=True)).model_dump(mode="json")
+        return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
 
 
 def _phase(value: object, name: str) -> object:
