@@ -115,5 +115,5 @@ def test_an_encoder_and_three_hundred_labels(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     texts, tasks = lines_and_tsv(tmp_path, random.Random(0))
-    assert maskwise("adapt", "bundled:encoder", texts, "--task", tasks[0], "--dry-run") == 0
+    assert maskwise("adapt", "bundled:encoder", texts, "--task", tasks[0], "--dry-run", "--json") == 0
     assert json.loads(capfd.readouterr().out)["stages"]["pretrain"]["to_do"] == 18
