@@ -77,3 +77,11 @@ def test_the_terminal_says_verdicts_why_and_what_to_do(folder, monkeypatch, caps
     assert told.count(common) == 1  # common to both, so said once
     assert all(f"→ {sentence}" in told for sentence in summary["advice"])
     assert len(told.splitlines()) <= 14
+
+
+def test_an_evaluation_is_not_called_held_out_loss():
+    row = {"outcome": "evaluation:pairs:accuracy", "unit": "score", "metric": "accuracy", "arm": "b", "baseline": "a",
+           "primary": True, "mean": 0.023, "low": 0.01, "high": 0.04, "verdict": "suggests", "better": "arm",
+           "reason": "few-runs"}  # fmt: skip
+    heads = [str(column.header) for column in runs._contrasts({"contrasts": [row]}).columns]
+    assert heads[1] == "pairs (accuracy), against a"

@@ -8,7 +8,7 @@ import pytest
 
 from maskwise.study.verdict import summarise
 from maskwise.study.verdict.efficiency import crossing
-from report_fixture import COST, cost_record, make_study, run_facts, score_record
+from report_fixture import COST, cost_record, heldout_record, make_study, run_facts, score_record
 
 LENGTHS = (0.25, 0.5, 0.75, 1.0)
 
@@ -93,3 +93,22 @@ def test_companions_are_never_pooled_with_full_runs():
 
 def test_losses_fall_towards_quality():
     assert crossing([1, 2], [-5.0, -4.0], -4.5) == 1.5
+
+
+def test_the_bound_of_masked_diffusion_has_a_time_to_quality_whatever_arms_mask_together():
+    arms = {"token-15": 0.0, "token-30": 0.0}
+    study = make_study(runs=6, arms=arms, tasks=0)
+    study["arms"]["token-30"]["units"] = "whole-word"
+    for facts in study["arms"].values():
+        facts["judged_on"] = ["diffusion"]
+    records = run_facts(study)
+    for arm in arms:
+        for seed in range(6):
+            for f in LENGTHS:
+                more = {} if f == 1 else {"fraction": f}
+                loss = 6.0 - (2.0 if arm == "token-30" else 1.5) * f + 0.01 * seed
+                records.append(heldout_record(arm, seed, "diffusion", loss) | more)
+                cost = {key: value * f for key, value in COST.items()}
+                records += [] if f == 1 else [cost_record(arm, seed, **more, **cost)]
+    times = summarise(records, study)["efficiency"]["time_to_quality"]
+    assert {row["outcome"] for row in times} == {"heldout:diffusion"}

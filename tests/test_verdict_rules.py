@@ -19,6 +19,7 @@ from maskwise.study.prospects import prospect_lines, prospects_of
 from maskwise.study.statistics import benjamini_hochberg, paired_t_interval, paired_t_test, sign_flip_test
 from maskwise.study.verdict import summarise
 from maskwise.study.verdict.words import advice_of
+from maskwise.tasks.judge import TRIAL_SEED
 from report_fixture import (
     heldout_record,
     make_records,
@@ -449,3 +450,7 @@ def test_one_arm_against_the_start_is_told_what_limits_it():
     recipe = validate({"study": {"arms": {"a": {}}, "contrasts": [["a", "no-pretraining"]], "seeds": 8}}, origin="")
     [prospect] = prospects_of(recipe)
     assert prospect["decidable"] and prospect["limits"]
+
+
+def test_no_reported_fine_tuning_has_the_seed_by_which_rates_are_searched():
+    assert TRIAL_SEED > 1000 * 2**20  # the reported ones begin at 1,000 times the seed of the run
