@@ -151,7 +151,7 @@ def split_calls(text: str) -> list[str]:
     return [part.strip() for part in parts if part.strip()]
 
 
-TYPES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+_TYPES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 _WITH_OPTIONS = re.compile(r"(?P<name>.+?)\((?P<options>.*)\)$")
 
 
@@ -187,6 +187,6 @@ def read_options(spec: str, reader: Callable[..., object], *, kind: str, example
             options[option] = {"true": True, "false": False}.get(written, written)
         accepted = (*types, int) if float in types else types
         if option in options and not isinstance(options[option], accepted):
-            takes = " or ".join(TYPES[each] for each in types if each in TYPES)
+            takes = " or ".join(_TYPES[each] for each in types if each in _TYPES)
             raise MaskwiseError(f"{option} of {kind} {match['name']!r}", got=options[option], allowed=takes)
     return match["name"], options

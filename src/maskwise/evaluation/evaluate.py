@@ -232,10 +232,15 @@ def _held_out(model: PreTrainedModel, data: Data, settings: EvaluationSettings) 
         measured = Bound(rows, data.tokenizer, chosen, log_unigram=log_unigram, draws=settings.bound)(objective)
         records += bound_records(measured, size)
     if settings.pseudo_perplexity:
-        alone = data.held_out.laid("document" if data.held_out.layout == "packed" else data.held_out.layout)
+        alone = documents_alone(data.held_out)
         some = alone.tensors(spread(settings.pseudo_perplexity, of=len(alone)))
         records += pseudo_perplexity(model, data.tokenizer, some, log_unigram)
     return records
+
+
+def documents_alone(rows: Rows) -> Rows:
+    """The rows by which pseudo-perplexity is measured: each piece by itself, where several stand in a row."""
+    return rows.laid("document" if rows.layout == "packed" else rows.layout)
 
 
 def bound_records(text: BoundOfText, size: int) -> list[Measurement]:

@@ -26,6 +26,7 @@ from maskwise.evaluation import (
     overlap_record,
 )
 from maskwise.evaluation.bound import Bound, spread
+from maskwise.evaluation.evaluate import documents_alone
 from maskwise.folders import finite, sweep, write_json, write_whole
 from maskwise.keys import fold
 from maskwise.masking import Masker
@@ -360,8 +361,8 @@ def _several_objectives(network: PreTrainedModel, data: Prepared, recipe: Recipe
 def judging_rows(network: PreTrainedModel, data: Prepared, recipe: Recipe) -> list[tuple[Rows, int]]:
     """The rows that a model is judged by, as evaluation lays them out, and how many of them are."""
     settings, rows = recipe.evaluation, laid_out(data.held_out, predicting(network), network.config)
-    alone = data.held_out.laid("document" if data.held_out.layout == "packed" else data.held_out.layout)
-    return [(rows, settings.rows), *([(alone, settings.pseudo_perplexity)] if settings.pseudo_perplexity else [])]
+    judged = [(rows, settings.rows), (documents_alone(data.held_out), settings.pseudo_perplexity)]
+    return [(rows, count) for rows, count in judged if count]
 
 
 def rows_with(rows: Rows, judged: Rows, count: int) -> list[int]:

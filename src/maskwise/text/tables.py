@@ -41,8 +41,8 @@ def read_table(text: str, path: Path, *, usual: str, header: bool = True) -> lis
     """
     separator = separator_of(text, usual=usual)
     if separator == "\t" and not _is_quoted(text):
-        lines = text.replace("\r\n", "\n").split("\n")
-        return list(_records(path, iter([line.split("\t") for line in lines]), separator, header=header))
+        rows = iter([line.split("\t") for line in _lines(text)])
+        return list(_records(path, rows, separator, header=header))
     try:
         return list(_records(path, _cells(text, separator), separator, header=header))
     except csv.Error as error:
@@ -90,15 +90,24 @@ def _cells(text: str, separator: str, *, strict: bool = True, **how: Any) -> Ite
     return csv.reader(io.StringIO(text, newline=""), strict=strict, delimiter=separator, quotechar=quote, **how)
 
 
+def _lines(text: str) -> list[str]:
+    return text.replace("\r\n", "\n").split("\n")
+
+
+def _head(text: str) -> list[str]:
+    """The first lines of a table."""
+    return _lines(text[:HEAD_CHARACTERS])[:HEAD_ROWS]
+
+
 def _begins_with(text: str, mark: str) -> bool:
     """Whether nearly all of the first rows begin with a mark."""
-    lines = [line for line in text[:HEAD_CHARACTERS].split("\n")[:HEAD_ROWS] if line.strip()]
+    lines = [line for line in _head(text) if line.strip()]
     return len(lines) > 1 and sum(line.startswith(mark) for line in lines) >= QUOTED_SHARE * len(lines)
 
 
 def _is_quoted(text: str) -> bool:
     """Whether nearly every row of a table of tabs has a cell in quotation marks."""
-    lines = [line for line in text[:HEAD_CHARACTERS].replace("\r\n", "\n").split("\n")[1:HEAD_ROWS] if line.strip()]
+    lines = [line for line in _head(text)[1:] if line.strip()]
     quoted = sum(any(len(cell) > 1 and cell[0] == cell[-1] == '"' for cell in line.split("\t")) for line in lines)
     return bool(lines) and quoted >= QUOTED_SHARE * len(lines)
 

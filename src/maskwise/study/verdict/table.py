@@ -288,8 +288,8 @@ class Table(Measures):
 
         The order in which the bound of masked diffusion uncovers tokens is random, whatever the arms mask together.
         """
-        sides = [[name for name in self.behind(side) if name in self.study["arms"]] for side in (arm, other)]
-        facts = [self.study["arms"][name] for side in sides for name in side]
+        names = [name for side in (arm, other) for name in self.behind(side) or [side]]
+        facts = [self.study["arms"][name] for name in names if name in self.study["arms"]]
         tokenizers = {each["tokenizer"] for each in facts if "tokenizer" in each}
         if len(tokenizers) > 1:
             return "different-tokenizers"
@@ -299,8 +299,7 @@ class Table(Measures):
         written = {masks.partition(" ")[2] for each in facts for masks in each.get("judged_on", ())}
         if outcome.startswith("heldout:") and len(written) > 1:
             return "different-formats"
-        units = {self.units(name) for name in (*(sides[0] or [arm]), *(sides[1] or [other]))}
-        return "different-units" if len(units) > 1 else None
+        return "different-units" if len({self.units(name) for name in names}) > 1 else None
 
     def own_heldout(self, arm: str) -> list[str]:
         """The held-out losses on the arm's own kind of mask: on the other kind, a good model may lie above unigram."""
