@@ -85,7 +85,9 @@ def worlds() -> Iterator[World]:
         yield World(f"five points, equal, gap {gap:g}", five, five)
         yield World(f"five points, shifted, gap {gap:g}", five, (-2.0, -1.5, -gap, 0.0, -4.0))
     yield World("five points, flat against peaked", (-0.1, -0.1, 0.0, -0.1, -0.1), (-2.0, -2.0, 0.0, -2.0, -2.0))
-    yield World("five points, a near neighbour against none", (-3.0, -0.25, 0.0, -3.0, -3.0), (-3.0, -3.0, 0.0, -3.0, -3.0))
+    yield World(
+        "five points, a near neighbour against none", (-3.0, -0.25, 0.0, -3.0, -3.0), (-3.0, -3.0, 0.0, -3.0, -3.0)
+    )
     yield World("a flat grid of five against nothing to tune", (0.0,) * 5)
     yield World("a flat grid of three against nothing to tune", (0.0,) * 3)
     yield World("five points, gap 0.75, against nothing to tune", (-2.0, -0.75, 0.0, -2.5, -8.0))
@@ -198,9 +200,7 @@ def draw(design: Design, rng: np.random.Generator, studies: int) -> list[Side]:
     """The baseline, then every arm."""
     world = design.world
     baseline = draw_side(rng, world.baseline, studies, design.runs, SPREAD)
-    arms = [
-        draw_side(rng, world.arm, studies, design.runs, SPREAD * world.spread) for _ in range(design.contrasts)
-    ]
+    arms = [draw_side(rng, world.arm, studies, design.runs, SPREAD * world.spread) for _ in range(design.contrasts)]
     for arm in arms:
         arm.test += design.gain
     return [baseline, *arms]
