@@ -10,6 +10,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 
+LONGEST = 400
+"""Characters of each part of an error's message."""
+
 
 class MaskwiseError(ValueError):
     """Bad input: a recipe, a file, a layer, an argument. The message is one line.
@@ -17,22 +20,29 @@ class MaskwiseError(ValueError):
     >>> print(MaskwiseError("a ratio is a share", got=1.5, allowed="0 to 1", do="write 15 % as 0.15"))
     a ratio is a share; got 1.5; allowed: 0 to 1; write 15 % as 0.15
 
-    Args:
+    Attributes:
         what: what is wrong, without an end mark.
         got: what was given.
         allowed: what would have been right.
         do: what the user should do now.
+
+    The attributes are whole. In the message, long ones are shortened in their middle, since file names, labels and
+    arguments of any length are quoted in them.
     """
 
     def __init__(self, what: str, *, got: object = None, allowed: object = None, do: str | None = None):
-        parts = [what]
+        self.what = what
+        self.got = got
+        self.allowed = allowed
+        self.do = do
+        parts = [shortened(what)]
         if got is not None:
-            parts.append(f"got {_short(got)}")
+            parts.append(f"got {shortened(got)}")
         if allowed is not None:
-            parts.append(f"allowed: {_short(allowed)}")
+            parts.append(f"allowed: {shortened(allowed, 600)}")
         if do is not None:
-            parts.append(do)
-        super().__init__("; ".join(" ".join(part.split()) for part in parts))
+            parts.append(shortened(do))
+        super().__init__("; ".join(parts))
 
 
 def unknown_name(kind: str, name: object, known: Iterable[str], *, do: str | None = None) -> MaskwiseError:
@@ -42,9 +52,13 @@ def unknown_name(kind: str, name: object, known: Iterable[str], *, do: str | Non
     unknown recipe 'quickstart'; allowed: ptw, quick-start; did you mean 'quick-start'? or name a file
     """
     names = sorted(known)
-    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(str(name)[:LONGEST], names, n=1, cutoff=0.5)
     hints = [*(f"did you mean {other!r}?" for other in near), *([do] if do else [])]
-    return MaskwiseError(f"unknown {kind} {name!r}", allowed=", ".join(names), do=" ".join(hints) or None)
+    return MaskwiseError(
+        f"unknown {shortened(kind, 150)} {shortened(repr(name), 150)}",
+        allowed=", ".join(names),
+        do=" ".join(hints) or None,
+    )
 
 
 def first_line(error: Exception) -> str:
@@ -71,6 +85,18 @@ def duration(seconds: float | None) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def _short(value: object, limit: int = 600) -> str:
-    text = value if isinstance(value, str) else repr(value)
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+def shortened(value: object, limit: int = LONGEST) -> str:
+    """A value as an error quotes it: on one line, and without its middle where it is long.
+
+    >>> shortened("a" * 500 + " is not in the table", 40)
+    'aaaaaaaaaaaaaaaaaaaaa … not in the table'
+    """
+    try:
+        text = value if isinstance(value, str) else repr(value)
+    except (ValueError, RecursionError):  # an integer of more than 4,300 digits has no text
+        text = f"a value of type {type(value).__name__}"
+    text = " ".join(text.split())
+    if len(text) <= limit:
+        return text
+    end = 2 * limit // 5
+    return f"{text[: limit - end - 3]} … {text[-end:]}"

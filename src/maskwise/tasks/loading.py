@@ -338,9 +338,10 @@ def read_splits(
         return {"all": records}
     by_name: dict[str, list[Record]] = {}
     for record in records:
-        if record["split"] not in _SPLIT_OF:
-            raise unknown_name(f"split in {spec}", record["split"], _SPLIT_OF)
-        by_name.setdefault(record["split"], []).append(record)
+        split = str(record["split"])  # JSON may hold a list or an object here
+        if split not in _SPLIT_OF:
+            raise unknown_name(f"split in {spec}", split, _SPLIT_OF)
+        by_name.setdefault(split, []).append(record)
     return _by_split(spec, by_name)
 
 
