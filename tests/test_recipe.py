@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 
@@ -218,6 +219,28 @@ def test_arms_that_are_left_out_leave_the_contrasts_of_the_others():
     assert study.pairs == [("oracle", "random"), ("salient", "random")]
     study = read_recipe("intermediate", ["study.arms={own: {}, salient: {masking.policy: salient}}"]).study
     assert study.pairs == [("own", REFERENCE), ("salient", "own")]
+
+
+OWN_ARMS = {"a": {"masking.ratio": 0.15}, "b": {"masking.ratio": 0.3}}
+
+
+@pytest.mark.parametrize("base", ["transfer", "learn-meta-full", "mometas-claim"])
+def test_other_arms_drop_every_setting_that_names_arms(base: str, tmp_path: Path) -> None:
+    file = tmp_path / "own.yaml"
+    file.write_text(yaml.safe_dump({"extends": base, "study": {"arms": OWN_ARMS}}))
+    named = ("baseline", "contrasts", "gate", "share", "transfer")
+    for recipe in (read_recipe(file), read_recipe(base, [f"study.arms={json.dumps(OWN_ARMS)}"])):
+        study = recipe.study
+        assert [getattr(study, name) for name in named] == [None, None, None, None, False]
+        assert not study.search or not study.search.own
+        assert study.pairs == [("b", "a")]
+
+
+def test_a_transfer_study_with_fewer_arms_stays_one() -> None:
+    base = read_recipe("transfer").study
+    arms = {name: dict(arm) for name, arm in base.arms.items() if name != "from-causes"}
+    study = read_recipe("transfer", [f"study.arms={json.dumps(arms)}"]).study
+    assert study.transfer and study.pairs == base.pairs
 
 
 @pytest.mark.parametrize(

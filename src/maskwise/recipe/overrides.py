@@ -25,6 +25,10 @@ MOST_VALUES = 100_000
 """Values in one YAML text, counting what its aliases repeat: "billion laughs" is 30 lines that unfold to 10⁹ values."""
 
 
+NAMES_ARMS = ("baseline", "contrasts", "gate", "search", "share", "transfer")
+"""Settings of a study that name its arms, or ask something of all of them: other arms replace these too."""
+
+
 def put(settings: Plain, dotted: str, value: object, *, clear: bool = True) -> None:
     """Set ``a.b.c`` in nested dicts, or ``a.1.c`` in the second dict of a list.
 
@@ -91,8 +95,7 @@ def merged(base: Plain, own: Plain) -> Plain:
     """``base`` with the settings of ``own``. Arms are replaced as a whole, and with them what names them."""
     settings: Plain = {}
     base_arms, own_arms = ((tree.get("study") or {}).get("arms") for tree in (base, own))
-    named = ("baseline", "contrasts", "search", "share", "gate")
-    replaced = tuple(f"study.{name}" for name in named) if own_arms else ()
+    replaced = tuple(f"study.{name}" for name in NAMES_ARMS) if own_arms else ()
     for tree, dropped in ((base, replaced), (own, ())):
         for key, value in leaves(tree):
             if not any(f"{key}.".startswith(f"{name}.") for name in ("study.arms", *dropped)):

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import yaml
 
-from maskwise.constants import REFERENCE
+from maskwise.constants import OTHER_TASKS, OWN_TASK, REFERENCE
 from maskwise.errors import MaskwiseError
 from maskwise.folders import recipe_path
-from maskwise.recipe.overrides import Plain, merged, parse_override, put, read_yaml
+from maskwise.recipe.overrides import NAMES_ARMS, Plain, merged, parse_override, put, read_yaml
 from maskwise.recipe.recipe import ARM_PARTS, Recipe, require_changeable, validate
 
 
@@ -98,21 +98,34 @@ def _read(path: Path) -> object:
 
 
 def _forget_arms(study: Plain, *, known: Set[str], changes: Mapping[str, object]) -> None:
-    """Other arms than the recipe's: they drop its contrasts, and a baseline that is none of them.
+    """Drop what names arms that are no longer there, after ``study.arms`` was replaced.
 
     Where arms were only left out, the contrasts of the others stay: they are what the recipe asks.
     """
     arms = study["arms"].keys()
-    if "study.contrasts" not in changes:
-        pairs = study.pop("contrasts", None) or ()
-        there = {*arms, REFERENCE}
-        if arms <= known and (left := [pair for pair in pairs if isinstance(pair, list) and {*pair} <= there]):
-            study["contrasts"] = left
-    if "study.baseline" not in changes and study.get("baseline") not in study["arms"]:
-        study.pop("baseline", None)
-    for key in ("gate", "share"):
-        if f"study.{key}" not in changes and not set(study.get(key) or ()) <= {*arms, REFERENCE}:
-            study.pop(key, None)
-    search = study.get("search") or {}
-    if isinstance(search.get("own"), Mapping):
-        search["own"] = {arm: grid for arm, grid in search["own"].items() if arm in study["arms"]}
+    only_fewer = arms <= known
+    there = {*arms, REFERENCE}
+    if only_fewer:
+        there |= {OWN_TASK, OTHER_TASKS}
+    for key in NAMES_ARMS:
+        if key not in study or f"study.{key}" in changes:
+            continue
+        value = study[key]
+        if key == "search":  # the grid of all arms stays
+            own = (value or {}).get("own")
+            if isinstance(own, Mapping):
+                value["own"] = {arm: grid for arm, grid in own.items() if arm in arms}
+        elif key == "contrasts" and only_fewer and isinstance(value, list):
+            kept = [pair for pair in value if _names(pair) <= there]
+            study[key] = kept or None
+        elif not _names(value) <= there or (key in ("contrasts", "transfer") and not only_fewer):
+            del study[key]
+
+
+def _names(value: object) -> set[str]:
+    """Every name in a setting: ``[a, b]`` or ``{contrast: [a, b], closes: [[c, d]]}``."""
+    if isinstance(value, str):
+        return {value}
+    if isinstance(value, Mapping):
+        value = [*value.values()]
+    return set().union(*map(_names, value)) if isinstance(value, list) else set()
