@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import random
+import shlex
 import sys
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from maskwise.recipe import read_recipe
 from maskwise.study import dry_run
 from maskwise.study.outlook import outlook_of, recipe_for
 from maskwise.study.starter import look_at, starter
+from maskwise.tasks import load_task
 from tiny import WORDS, maskwise, write_inputs
 
 
@@ -160,7 +162,37 @@ def test_a_file_of_labels_alone_is_judged_on_the_bundled_text(tmp_path: Path) ->
     labels = write_labels(tmp_path / "labels.csv")
     written = starter(str(labels))
     assert "bundled:wikipedia" in written and "labels.csv" in written
-    assert "labels.csv(label='label',train_rows=200)" in starter(str(labels), [f"{labels}(label='label')"])
+    assert "labels.csv(label='label', train_rows=200)" in starter(str(labels), [f"{labels}(label='label')"])
+
+
+def test_names_with_brackets_and_signs_are_written_so_that_they_can_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_texts(tmp_path / "my #1 (2).txt", english=True)
+    write_labels(tmp_path / "labels (1).csv")
+    (tmp_path / "data (1)").mkdir()
+    for split in ("train", "test"):
+        write_labels(tmp_path / "data (1)" / f"{split}.csv")
+    tasks = ["labels (1).csv", "data (1)", "labels (1).csv(name='again', metric='macro-f1')"]
+    assert maskwise("study", "--new", "my #1 (2).txt", *tasks) == 0
+    command = capfd.readouterr().out.splitlines()[1].partition("next: maskwise ")[2]
+    written = read_recipe(shlex.split(command)[1])
+    assert "my #1 (2)" in written.description and written.corpus.source == "my #1 (2).txt"
+    loaded = [load_task(spec) for spec in written.tasks]
+    assert [len(task.splits["train"]) for task in loaded] == [200, 200, 200]
+    assert [task.name for task in loaded] == ["labels (1)", "data (1)", "again"] and loaded[2].metric == "macro-f1"
+
+
+def test_new_refuses_the_options_of_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_texts(tmp_path / "mine.txt", english=True)
+    for options in (["--out", "x"], ["--jobs", "2"], ["--engine", "local"], ["--dry-run"], ["--json"]):
+        assert maskwise("study", "--new", "mine.txt", *options) == 2
+        assert options[0] in capfd.readouterr().err
+        assert not Path("mine.yaml").exists()
 
 
 # The files of strangers ------------------------------------------------------------------------------------

@@ -16,7 +16,8 @@ ROOT = Path(maskwise.__file__).parent
 # Below → above. A module may import its own room and what stands before it; a row does not see its own.
 ORDER = [
     {"errors", "constants", "files", "signals", "dropout"},
-    {"folders", "jobs", "specs", "keys", "attention"},
+    {"specs"},
+    {"folders", "jobs", "keys", "attention"},
     {"starts", "families"},
     {"text", "report", "models"},
     {"learning.scorer"},

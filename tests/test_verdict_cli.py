@@ -85,3 +85,6 @@ def test_an_evaluation_is_not_called_held_out_loss():
            "reason": "few-runs"}  # fmt: skip
     heads = [str(column.header) for column in runs._contrasts({"contrasts": [row]}).columns]
     assert heads[1] == "pairs (accuracy), against a"
+    task = {**row, "outcome": "in house"}
+    heads = [str(column.header) for column in runs._contrasts({"contrasts": [task]}).columns]
+    assert heads[1] == "in house, against a"

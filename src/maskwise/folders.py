@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from maskwise.errors import MaskwiseError, unknown_name
+from maskwise.specs import split_options
 
 MANIFEST = "manifest.json"
 CARD = "README.md"
@@ -262,7 +263,7 @@ def looked_in(path: Path) -> str | None:
 def refuse_missing(*names: str) -> None:
     """Refuse what is spelt like a file and does not exist; a task may have its options in brackets behind it."""
     for name in names:
-        file = name if Path(name).expanduser().exists() else name.partition("(")[0]
+        file, _ = split_options(name)
         spelt = (Path(file).suffix or "/" in file) and not file.startswith(("hf:", "bundled:"))
         if spelt and not Path(file).expanduser().exists():
             raise MaskwiseError(f"file {file!r} does not exist")

@@ -152,7 +152,37 @@ def split_calls(text: str) -> list[str]:
 
 
 _TYPES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
-_WITH_OPTIONS = re.compile(r"(?P<name>.+?)\((?P<options>.*)\)$")
+
+
+def split_options(spec: str) -> tuple[str, str | None]:
+    """A name and the text of the options in brackets behind it; None where it has none.
+
+    The name may be a path with brackets of its own, as browsers name second downloads: of several ways to split, the
+    first whose path exists is taken.
+
+    >>> split_options("ud-pos(train_rows=300)"), split_options("ud-pos")
+    (('ud-pos', 'train_rows=300'), ('ud-pos', None))
+    """
+    if not spec.endswith(")") or Path(spec).expanduser().exists():
+        return spec, None
+    places = [place for place, letter in enumerate(spec) if letter == "(" and place > 0]
+    if not places:
+        return spec, None
+    existing = (place for place in places if Path(spec[:place]).expanduser().exists())
+    place = next(existing, places[0])
+    return spec[:place], spec[place + 1 : -1]
+
+
+def with_options(spec: str, **options: object) -> str:
+    """A spec with further options behind those that it has.
+
+    >>> with_options("ud-pos(label='tags')", train_rows=300)
+    "ud-pos(label='tags', train_rows=300)"
+    """
+    name, written = split_options(spec)
+    parts = [written] if written else []
+    parts += [f"{key}={value!r}" for key, value in options.items()]
+    return f"{name}({', '.join(parts)})"
 
 
 def read_options(spec: str, reader: Callable[..., object], *, kind: str, example: str) -> tuple[str, dict[str, object]]:
@@ -165,28 +195,28 @@ def read_options(spec: str, reader: Callable[..., object], *, kind: str, example
     Raises:
         MaskwiseError: options that are not name=value, that ``reader`` does not take, or of another type.
     """
-    match = _WITH_OPTIONS.match(spec)
-    if not match or Path(spec).exists():
+    name, written = split_options(spec)
+    if written is None:
         return spec, {}
     allowed = list(inspect.signature(reader).parameters)[1:]
     try:
-        call = parse_call(f"options({match['options']})")
+        call = parse_call(f"options({written})")
     except MaskwiseError:
-        call = Call("options", (match["options"],))
+        call = Call("options", (written,))
     if call.args:
         what, takes = f"cannot read the arguments of {kind} {spec!r}", f"name=value, of {', '.join(allowed)}"
         raise MaskwiseError(what, allowed=takes, do=f"for example ({example})")
     for option in call.kwargs:
         if option not in allowed:
-            raise unknown_name(f"argument of {kind} {match['name']!r}", option, allowed)
+            raise unknown_name(f"argument of {kind} {name!r}", option, allowed)
     # A bare word, such as kind=similarity, is read as a call; here it is a text.
     options = {key: value.written if isinstance(value, Call) else value for key, value in call.kwargs.items()}
     for option, kind_of_value in get_type_hints(reader).items():
         types = get_args(kind_of_value) or (kind_of_value,)
-        if bool in types and isinstance(written := options.get(option), str):
-            options[option] = {"true": True, "false": False}.get(written, written)
+        if bool in types and isinstance(said := options.get(option), str):
+            options[option] = {"true": True, "false": False}.get(said, said)
         accepted = (*types, int) if float in types else types
         if option in options and not isinstance(options[option], accepted):
             takes = " or ".join(_TYPES[each] for each in types if each in _TYPES)
-            raise MaskwiseError(f"{option} of {kind} {match['name']!r}", got=options[option], allowed=takes)
-    return match["name"], options
+            raise MaskwiseError(f"{option} of {kind} {name!r}", got=options[option], allowed=takes)
+    return name, options

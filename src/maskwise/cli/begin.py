@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from contextlib import nullcontext
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any
 
 import typer
@@ -163,10 +164,12 @@ def write_new_recipe(texts: str, tasks: list[str]) -> None:
     if target.exists():
         raise MaskwiseError(f"{target} is there already", do="move it away, or change it by hand")
     write_whole(target, starter(texts, tasks))
+    recipe = quote(str(target))  # a name may hold spaces and brackets
+    out = quote(f"runs/{target.stem}")
     said = (
         f"wrote {target}",
-        f"next: maskwise check {target}",
-        f"then: maskwise study {target} --out runs/{target.stem}",
+        f"next: maskwise check {recipe}",
+        f"then: maskwise study {recipe} --out {out}",
     )
     for line in said:
         out_console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -21,10 +21,12 @@ from maskwise.cli.terminal import (
     print_json,
 )  # fmt: skip
 from maskwise.constants import GAIN, accuracy_misleads, rank_here
+from maskwise.errors import MaskwiseError
 from maskwise.folders import recipe_path
 
 
 def study(
+    context: typer.Context,
     recipe: Annotated[str, typer.Argument(help="A shipped recipe or a YAML file.")] = "quick-start",
     overrides: Overrides = None,
     out: Out = Path("runs/study"),
@@ -56,6 +58,7 @@ def study(
     that a run failed.
     """
     if new:
+        _refuse_options_of_a_run(context)
         write_new_recipe(recipe, overrides or [])
         return
     recipe, overrides = _recipe_or_override(recipe, overrides)
@@ -234,6 +237,16 @@ def annotate(
     out_console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
+def _refuse_options_of_a_run(context: typer.Context) -> None:
+    """Refuse every option beside ``--new``, which runs nothing."""
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        given = source is not None and source.name == "COMMANDLINE"
+        if given and parameter.name not in ("recipe", "overrides", "new"):
+            do = "give it to the study afterwards"
+            raise MaskwiseError("study --new writes a recipe and runs nothing", got=parameter.opts[0], do=do)
+
+
 def _recipe_or_override(recipe: str, overrides: list[str] | None) -> tuple[str, list[str]]:
     """``maskwise study training.steps=10`` means the quick start with an override."""
     if "=" in recipe and not Path(recipe).exists():
@@ -277,7 +290,7 @@ def _contrasts(result: dict[str, Any]) -> Table:
     from maskwise.study.verdict.words import outcome_words
 
     rows = [row for row in result["contrasts"] if row["primary"]]
-    outcomes = dict.fromkeys(outcome_words(row["outcome"]).removeprefix("on ").removeprefix("in ") for row in rows)
+    outcomes = dict.fromkeys(outcome_words(row["outcome"]).partition(" ")[2] for row in rows)  # without "on" or "in"
     by = "all tasks" if any(row["outcome"] == "tasks" for row in rows) else " or ".join(outcomes)
     spread = "in spreads between seeds, 95 %" if any(row["unit"] == "SDs" for row in rows) else "95 % interval"
     bases = dict.fromkeys(row["baseline"] for row in rows)

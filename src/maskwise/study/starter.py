@@ -8,6 +8,7 @@ One primary contrast and six runs of each arm, because six pairs are the fewest 
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from maskwise.constants import CONTROL
 from maskwise.errors import MaskwiseError
 from maskwise.families import most_tokens
 from maskwise.models import load_config
+from maskwise.specs import split_options, with_options
 from maskwise.tasks import Task, load_task
 from maskwise.tasks.cards import AMONG_OTHERS
 from maskwise.text import Documents, read_documents, require_documents
@@ -172,8 +174,10 @@ def _written(source: str, specs: Sequence[str], comment: str) -> str:
         f"# A study of {name}, by `maskwise study --new`. `maskwise check` says what it would do; every setting",
         "# is explained in docs/studies.md, and can be changed here or behind the command, as in training.steps=500.",
         "extends: quick-start",
-        *([f"name: {name}-texts"] if name.endswith(CONTROL) else []),  # a name for studies that have a gate
-        f"description: Which way to mask is better for {name}?",
+        *(
+            [f"name: {_quoted(name + '-texts')}"] if name.endswith(CONTROL) else []
+        ),  # a name for studies that have a gate
+        f"description: {_quoted(f'Which way to mask is better for {name}?')}",
         f"corpus: {{source: {_quoted(source)},{field} length: {length}}}   # {comment}; tokens in a row",
     ]
     if start:
@@ -244,10 +248,12 @@ def _tokens_needed(task: Task[Any], *, letters: bool) -> int:
 
 def _limited(spec: str, task: Task[Any], rows: int) -> str:
     """The task with at most so many rows to learn from."""
-    if len(task.splits["train"]) <= rows or "train_rows" in spec:
+    _, options = split_options(spec)
+    if len(task.splits["train"]) <= rows or "train_rows" in (options or ""):
         return spec
-    return f"{spec[:-1]},train_rows={rows})" if spec.endswith(")") else f"{spec}(train_rows={rows})"
+    return with_options(spec, train_rows=rows)
 
 
 def _quoted(text: str) -> str:
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    """A text as YAML and JSON both quote it."""
+    return json.dumps(text, ensure_ascii=False)
