@@ -10,7 +10,8 @@ import pytest
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
 from maskwise.errors import MaskwiseError
-from maskwise.study.adapt import adapt_recipe, answer_of, kept_of
+from maskwise.starts import resolve_start
+from maskwise.study.adapt import adapt_recipe, answer_of, best_arm, kept_of, save_adapted, write_pairs
 from maskwise.study.prospects import prospects_of
 from maskwise.tasks import load_task
 from tiny import WORDS, maskwise, write_lines
@@ -70,6 +71,80 @@ def test_adapt_answers_and_saves_both_folders(texts: Path, tmp_path: Path, capfd
         ]  # fmt: skip
 
 
+SCORES = {"words-30": 0.70, "token-15": 0.66, "no-pretraining": 0.68}
+
+
+def write_scores(out: Path, by_arm: dict[str, dict[int, float]], metric: str = "accuracy") -> Path:
+    lines = [
+        {"kind": "score", "arm": arm, "seed": seed, "task": "task", "metric": metric, "score": score}
+        for arm, scores in by_arm.items()
+        for seed, score in scores.items()
+    ]
+    out.mkdir(exist_ok=True)
+    write_lines(out / "records.jsonl", lines)
+    return out
+
+
+def test_an_arm_with_failed_runs_does_not_win_by_its_survivors(tmp_path: Path) -> None:
+    scores = {arm: dict.fromkeys(range(6), score) for arm, score in SCORES.items()}
+    assert best_arm(write_scores(tmp_path, {**scores, "tsdae": {5: 0.71}})) == "words-30"
+    assert best_arm(write_scores(tmp_path, {**scores, "tsdae": dict.fromkeys(range(6), 0.71)})) == "tsdae"
+    assert best_arm(write_scores(tmp_path, {"no-pretraining": {0: 0.1}})) is None
+    assert best_arm(write_scores(tmp_path, {**scores, "no-pretraining": dict.fromkeys(range(6), 0.7)})) is None
+
+
+def test_arms_are_compared_on_the_runs_that_all_finished(tmp_path: Path) -> None:
+    """The start failed with seed 1, with which words-30 was lucky; in nats, lower is better."""
+    scores = {
+        "no-pretraining": {0: 0.5, 2: 0.5},
+        "words-30": {0: 0.5, 1: 0.9, 2: 0.5},
+        "tsdae": dict.fromkeys(range(3), 0.6),
+    }
+    assert best_arm(write_scores(tmp_path, scores)) == "tsdae"
+    scores["tsdae"] = dict.fromkeys(range(3), 0.4)
+    assert best_arm(write_scores(tmp_path, scores)) is None
+    assert best_arm(write_scores(tmp_path, scores, metric="nats")) == "tsdae"
+
+
+def test_what_is_saved_is_a_run_that_finished(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    folders = {seed: out / f"stages/pretrain-{seed}" for seed in (0, 1, 2)}
+    for folder in folders.values():
+        folder.mkdir(parents=True)
+    runs = {str(seed): f"stages/{folder.name}" for seed, folder in folders.items()}
+    (out / "study.json").write_text(json.dumps({"arms": {"tsdae": {"runs": runs}}}))
+    with pytest.raises(MaskwiseError, match="no run of tsdae has a checkpoint"):
+        save_adapted(out, "tsdae")
+    (folders[0] / "checkpoint").mkdir()  # not finished
+    (folders[1] / "done.json").write_text('{"seconds": 1}')  # its checkpoint was removed
+    (folders[2] / "done.json").write_text('{"seconds": 1}')
+    (folders[2] / "checkpoint").symlink_to(resolve_start("bundled:encoder"))
+    whole, _ = save_adapted(out, "tsdae")
+    AutoModelForMaskedLM.from_pretrained(whole)
+
+
+def test_a_dry_run_leaves_the_pairs_of_an_earlier_study(
+    texts: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    lines = [json.loads(line) for line in texts.read_text().splitlines()]
+    pairs = write_pairs(str(texts), tmp_path / "out-pairs.jsonl")
+    before = pairs.read_bytes()
+    write_lines(tmp_path / "other.jsonl", [{**line, "text": f"Other {line['text']}"} for line in lines])
+    for source, same in ((texts, True), (tmp_path / "other.jsonl", False)):
+        recipe = adapt_recipe("bundled:encoder", str(source), pairs=pairs, aside=tmp_path / "aside")
+        assert recipe.tasks[0].startswith(str(pairs)) == same
+        assert pairs.read_bytes() == before
+    assert maskwise("adapt", "bundled:encoder", tmp_path / "other.jsonl", "--dry-run", "--out", tmp_path / "out") == 0
+    assert pairs.read_bytes() == before
+
+
+def test_the_steps_reach_the_phase_of_a_new_head(texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("maskwise.study.adapt.has_head", lambda model: False)
+    for steps, head in ((50, 50), (2000, 600)):
+        recipe = adapt_recipe("bundled:encoder", str(texts), pairs=tmp_path / "pairs.jsonl", steps=steps)
+        assert [link.training.steps for link in recipe.arm("words-30", seed=0).links()] == [head, steps]
+
+
 def test_the_answer_is_a_sentence_for_every_verdict(texts: Path, tmp_path: Path) -> None:
     recipe = adapt_recipe("bundled:encoder", str(texts), pairs=tmp_path / "pairs.jsonl")
     row = {"primary": True, "outcome": "tasks", "mean": 1.0, "low": 0.2, "high": 1.9, "n": 6, "reason": "plateau",
@@ -81,6 +156,9 @@ def test_the_answer_is_a_sentence_for_every_verdict(texts: Path, tmp_path: Path)
     ):  # fmt: skip
         result = {"contrasts": [{**row, "verdict": verdict, "better": better}], "seconds": 600}
         assert answer_of(result, recipe).startswith(begins)
+    lower = {**row, "unit": "nats", "natural": {"mean": -0.021, "low": -0.039, "high": -0.004}}
+    result = {"contrasts": [{**lower, "verdict": "decided", "better": "arm"}], "seconds": 600}
+    assert "helps: −0.021 nats (95 %: −0.039 to −0.004)" in answer_of(result, recipe)
 
 
 def test_a_model_that_is_saved_is_not_praised_beyond_the_verdict() -> None:

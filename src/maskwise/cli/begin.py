@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from contextlib import nullcontext
 from pathlib import Path
 from shlex import quote
 from typing import Annotated, Any
@@ -86,7 +85,9 @@ def adapt(
     policy: Annotated[
         str | None, typer.Option(help="A folder that maskwise learn made: one more arm masks by it.")
     ] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Of the further training.")] = 600,
+    steps: Annotated[
+        int, typer.Option(min=1, help="Of the further training, and at most 600 of a new head before it.")
+    ] = 600,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each arm; six pairs are the fewest that decide.")] = 6,
     out: Out = Path("runs/adapt"),
     jobs: Annotated[int | None, typer.Option(min=1, help="Stages at once; as many as cores if not said.")] = None,
@@ -101,13 +102,12 @@ def adapt(
     from maskwise import study as room
     from maskwise.study.adapt import adapt_recipe, answer_of, arm_that_helps, best_arm, kept_of, save_adapted
 
-    name = f"{out.name}-pairs.jsonl"
-    aside = dry_run and not (out.parent / name).exists()
-    with tempfile.TemporaryDirectory() if aside else nullcontext(out.parent) as beside:
-        pairs = None if task else Path(beside) / name
+    with tempfile.TemporaryDirectory() as aside:  # a dry run writes nothing over an earlier study's pairs
         recipe = adapt_recipe(
-            model, texts, task or (), policy=policy, steps=steps, seeds=seeds, pairs=pairs, overrides=overrides or ()
-        )
+            model, texts, task or (), policy=policy, steps=steps, seeds=seeds,
+            pairs=out.parent / f"{out.name}-pairs.jsonl", aside=Path(aside) if dry_run else None,
+            overrides=overrides or (),
+        )  # fmt: skip
         if dry_run:
             plan = room.dry_run(recipe, out, jobs=jobs)
             print_json(plan) if as_json else print_plan(plan)

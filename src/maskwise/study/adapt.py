@@ -18,20 +18,22 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
-from maskwise.constants import REFERENCE
+from maskwise.constants import LOWER_IS_BETTER, NATS, REFERENCE
 from maskwise.errors import MaskwiseError, duration
 from maskwise.families import most_tokens, require_kind
 from maskwise.folders import CARD, read_json, read_lines, write_json, write_lines, write_whole
 from maskwise.models import has_head, load_config, load_model, load_task_model, weights_of, without_advice
 from maskwise.recipe import Recipe, validate
 from maskwise.recipe.overrides import Plain, nested, parse_override, put
+from maskwise.specs import with_options
+from maskwise.study.stages import DONE
 from maskwise.study.starter import look_at
 from maskwise.tasks.judge import interpolated
 from maskwise.text import load_tokenizer, read_documents
 
 BEST = "words-30"
 STEPS, WARM_STEPS = 600, 600
-"""Steps of the further training, and of a new head before it."""
+"""Steps of the further training, and at most of a new head before it."""
 MOST_PAIRS, LEAST_PAIRS = 500, 20
 """Titles and texts that judge embeddings where there is no task."""
 RATES = {4e6: 1e-3, 22e6: 1e-4, 110e6: 5e-5, 340e6: 3e-5}
@@ -50,7 +52,7 @@ _SENTENCE = re.compile(r"(?<=[.!?…。])\s+")
 
 def adapt_recipe(
     model: str, texts: str, tasks: Sequence[str] = (), *, policy: str | None = None, steps: int = STEPS,
-    seeds: int = 6, pairs: Path | None = None, overrides: Sequence[str] = (),
+    seeds: int = 6, pairs: Path | None = None, aside: Path | None = None, overrides: Sequence[str] = (),
 ) -> Recipe:  # fmt: skip
     """The study of going on with a model.
 
@@ -59,6 +61,8 @@ def adapt_recipe(
         texts: a corpus, as ``read_documents`` takes it.
         tasks: files of labels; none: titles and texts, which are written to ``pairs``.
         policy: the folder of a learned policy; an arm masks by it.
+        steps: of the further training; a new head is trained before it for as many, and at most ``WARM_STEPS``.
+        aside: a folder for the pairs of a dry run (``write_pairs``).
         overrides: ``key=value`` settings, which count more.
 
     Raises:
@@ -72,8 +76,8 @@ def adapt_recipe(
     if not tasks:
         if pairs is None:
             raise MaskwiseError("there is nothing to judge by", do="give --task FILE")
-        write_pairs(texts, pairs, text_field=facts.text_field)
-        tasks = [f"{pairs}(kind='retrieval', name='title-to-text')"]
+        pairs = write_pairs(texts, pairs, text_field=facts.text_field, aside=aside)
+        tasks = [with_options(str(pairs), kind="retrieval", name="title-to-text")]
     small = weights < 15_000_000
     training: Plain = {
         "steps": steps, "batch_size": 16, "optimizer": "muon" if small else "adamw",
@@ -99,7 +103,7 @@ def adapt_recipe(
                   "gate": [BEST, REFERENCE]},  # the model as it is has no settings to search: a plain test will do
     }  # fmt: skip
     if warm:
-        head = {"freeze": "encoder", "steps": WARM_STEPS, "optimizer": "muon"}
+        head = {"freeze": "encoder", "steps": min(WARM_STEPS, steps), "optimizer": "muon"}
         head |= {"learning_rate": 1e-2, "muon_learning_rate": 2e-2}  # as recipes/continual-minilm.yaml found
         settings["phases"] = [{"training": head}, {}]
         arms = {name: {f"phases.1.{key}": value for key, value in arm.items()} for name, arm in arms.items()}
@@ -109,8 +113,14 @@ def adapt_recipe(
     return validate(nested(settings) | {"study": settings["study"]}, origin="adapt")
 
 
-def write_pairs(texts: str, target: Path, *, text_field: str = "text") -> None:
-    """Titles and texts of a corpus: its field ``title``, or the first sentence and the rest.
+def write_pairs(texts: str, target: Path, *, text_field: str = "text", aside: Path | None = None) -> Path:
+    """Write titles and texts of a corpus: its field ``title``, or the first sentence and the rest.
+
+    Args:
+        aside: a folder that is written to in place of ``target``, which may belong to an earlier study.
+
+    Returns:
+        The file: ``target`` also where it holds these very pairs already.
 
     Raises:
         MaskwiseError: too few texts of more than one sentence.
@@ -119,7 +129,12 @@ def write_pairs(texts: str, target: Path, *, text_field: str = "text") -> None:
     if len(lines) < LEAST_PAIRS:
         what = "there is nothing to judge by: no task, and hardly a text with a title or two sentences"
         raise MaskwiseError(what, got=f"{len(lines)} texts", allowed=f"≥ {LEAST_PAIRS}", do="give --task FILE")
+    if [*read_lines(target)] == lines:
+        return target
+    if aside is not None:
+        target = aside / target.name
     write_lines(target, lines)
+    return target
 
 
 def _pairs(texts: str, text_field: str) -> Iterator[Plain]:
@@ -149,13 +164,8 @@ def answer_of(result: Plain, recipe: Recipe) -> str:
     row = _primary(result)
     if row is None:
         return "Nothing was compared."
-    natural = row.get("natural") or row
-    points = 100 * (natural["mean"] or 0.0)
     on = f"{len(recipe.tasks)} task{'s' * (len(recipe.tasks) != 1)}"
-    interval = ""
-    if natural.get("low") is not None:
-        interval = f" (95 %: {100 * natural['low']:+.1f} to {100 * natural['high']:+.1f})"
-    amount = f"{points:+.1f} points{interval} on {on}, in {row['n']} pairs of runs".replace("-", "−")
+    amount = f"{_amount(row)} on {on}, in {row['n']} pairs of runs"
     said = {
         ("decided", "arm"): "Yes, going on helps", ("decided", "baseline"): "No, going on harms",
         ("suggests", "arm"): "Perhaps: going on seems to help",
@@ -167,6 +177,24 @@ def answer_of(result: Plain, recipe: Recipe) -> str:
     said = said or "It cannot be told from these runs"
     steps = sum(link.training.steps for link in recipe.arm(BEST, seed=0).links())
     return f"{said}: {amount}. It costs {steps:,} steps a run; the study took {duration(result['seconds'])}."
+
+
+def _amount(row: Plain) -> str:
+    """The mean difference and its interval, in points, nats, or spreads where tasks of different units are compared."""
+    found = row.get("natural") or row
+    shown = "{:+.1f} points"
+    scale = 100
+    if NATS in (row.get("unit"), row.get("metric")):
+        shown = "{:+.3f} nats"
+        scale = 1
+    elif row.get("unit") == "SDs" and "natural" not in row:
+        shown = "{:+.1f} spreads between seeds"
+        scale = 1
+    amount = shown.format(scale * (found["mean"] or 0.0))
+    if found.get("low") is not None:
+        bare = shown.partition(" ")[0]
+        amount += f" (95 %: {bare.format(scale * found['low'])} to {bare.format(scale * found['high'])})"
+    return amount.replace("-", "−")
 
 
 def arm_that_helps(result: Plain) -> str | None:
@@ -201,26 +229,45 @@ def kept_of(best: str | None, folders: Sequence[Path], *, helps: str | None) -> 
 
 
 def best_arm(out: Path) -> str | None:
-    """The arm with the highest mean over its tasks; None where the model as it was is not beaten."""
-    by_arm: dict[str, list[float]] = {}
+    """The arm that gains most over the model as it was, on the runs that all arms finished; None where none gains.
+
+    A gain is the mean of paired differences, each in the direction of its metric. An arm that lacks runs which others
+    have is left out: what remains of it may be its lucky runs.
+    """
+    scores: dict[str, dict[tuple[str, int], float]] = {}
     for record in read_lines(out / "records.jsonl"):
-        if record["kind"] == "score" and record.get("fraction", 1) == 1:
-            by_arm.setdefault(record["arm"], []).append(record["score"])
-    if not by_arm:
-        return None
-    best = max(by_arm, key=lambda arm: sum(by_arm[arm]) / len(by_arm[arm]))
-    return None if best == REFERENCE else best
+        at_defaults = record.get("role") == "gate"
+        if record["kind"] != "score" or record.get("fraction", 1) != 1 or at_defaults:
+            continue
+        sign = -1 if record["metric"] in LOWER_IS_BETTER else 1
+        run = (record["task"], record["seed"])
+        scores.setdefault(record["arm"], {})[run] = sign * record["score"]
+    start = scores.pop(REFERENCE, {})
+    most = max(map(len, scores.values()), default=0)
+    complete = {arm: found for arm, found in scores.items() if len(found) == most}
+    shared = set(start).intersection(*complete.values())
+    gains = {arm: sum(found[run] - start[run] for run in shared) for arm, found in complete.items()}
+    best = max(gains, key=gains.__getitem__, default=None)
+    return best if best is not None and gains[best] > 0 else None
 
 
 def save_adapted(out: Path, arm: str) -> tuple[Path, Path]:
-    """The checkpoint of an arm's first run as two folders: for transformers, and for sentence-transformers.
+    """The checkpoint of an arm's first finished run as two folders: for transformers, and for sentence-transformers.
 
     Returns:
         ``out``/model and ``out``/sentence-model.
+
+    Raises:
+        MaskwiseError: no run of the arm is finished and still has its checkpoint.
     """
     study = read_json(out / "study.json") or {}
     runs = study["arms"][arm]["runs"]
-    checkpoint = out / runs[min(runs, key=int)] / "checkpoint"
+    folders = [out / runs[seed] for seed in sorted(runs, key=int)]
+    finished = [folder for folder in folders if read_json(folder / DONE) and (folder / "checkpoint").is_dir()]
+    if not finished:
+        what = f"no run of {arm} has a checkpoint to save"
+        raise MaskwiseError(what, got=f"{len(folders)} runs, unfinished or removed", do="run the same command again")
+    checkpoint = finished[0] / "checkpoint"
     whole, sentences = out / "model", out / "sentence-model"
     tokenizer = load_tokenizer(str(checkpoint))
     for folder, network in (
