@@ -153,7 +153,7 @@ def test_words_are_masked_by_their_weights(words):
     tokenizer, rows = rows_of(words, texts, length=64)
     masker = Masker(tokenizer, policy=f"learned({words!r}, power=3)", ratio=0.2, corruption="mask-only")
     batch = masker(rows.batch(np.arange(len(rows))), epoch=0)
-    weight = batch.source.layer(f"learned {words}", policy="")
+    weight = batch.source.layer(f"learned {words}", policy="", scores=True)
     content = batch.source.eligible
     chosen = np.zeros_like(content)
     chosen[np.flatnonzero(batch.choice.tokens)] = True
@@ -190,7 +190,9 @@ def test_one_span_a_piece_is_masked_the_best_or_drawn_from_the_best(spans):
         return [frozenset(at[batch.source.piece[at] == piece].tolist()) for piece in range(len(rows))]
 
     batch = Masker(tokenizer, policy=f"learned({spans!r}, take='spans')", ratio=1.0)(pieces, epoch=0)
-    marked, score = (batch.source.layer(f"learned {spans}_{name}", policy="") for name in ("span", "score"))
+    marked, score = (
+        batch.source.layer(f"learned {spans}_{name}", policy="", scores=True) for name in ("span", "score")
+    )
     best, first, second = chosen("top-1"), chosen("top-2"), chosen("top-2", epoch=1)
     assert best == chosen("top-1", epoch=1) and first != second
     expected, taken = 0.0, 0

@@ -206,7 +206,7 @@ BAD = [
     ),
     (
         [{"input_ids": [5], "example_id": 0, "word_ids": [0]}, {"input_ids": [5], "example_id": 1}],
-        "missing in some rows",
+        "nothing in row 1",
     ),
     ([{"input_ids": [5, 999], "example_id": 0}], "outside the vocabulary; got 999"),
     ([{"input_ids": [5, -4], "example_id": 0}], "outside the vocabulary; got -4"),
@@ -321,10 +321,10 @@ def test_flat_pieces_are_masked_like_rows_of_their_own(policy: str, corruption: 
 def test_single_wrong_values_are_refused_in_one_line() -> None:
     rows = padded(random_rows(2))
     for call, match in (
-        (lambda: masker(seed="x"), "seed is a whole number"),
-        (lambda: masker()(rows, step=None), "step is a whole number"),
-        (lambda: masker()(rows, epoch=0.5), "epoch is a whole number"),
-        (lambda: masker()(5, epoch=0), "rows are a list of dicts"),
+        (lambda: masker(seed="x"), "seed .* allowed: a whole number"),
+        (lambda: masker()(rows, step=None), "step .* whole number ≥ 0"),
+        (lambda: masker()(rows, epoch=0.5), "epoch .* whole number ≥ 0"),
+        (lambda: masker()(5, epoch=0), "got int"),
         (lambda: masker()([{"input_ids": [5], "example_id": 0}, {"example_id": 1}], epoch=0), "row 1"),
         (lambda: masker()([{"input_ids": ["a"], "example_id": 0}], epoch=0), "whole numbers"),
     ):

@@ -8,7 +8,9 @@ Beside them stand words that several rooms share.
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable, Mapping
+from numbers import Integral, Real
 
 LONGEST = 400
 """Characters of each part of an error's message."""
@@ -59,6 +61,49 @@ def unknown_name(kind: str, name: object, known: Iterable[str], *, do: str | Non
         allowed=", ".join(names),
         do=" ".join(hints) or None,
     )
+
+
+def whole_number(
+    name: str,
+    value: object,
+    *,
+    least: float = -math.inf,
+    most: float = math.inf,
+    do: str | None = None,
+) -> int:
+    """A whole number from ``least`` to ``most``, as an int: Python's or numpy's, but no bool.
+
+    >>> whole_number("step", 3, least=0)
+    3
+
+    Raises:
+        MaskwiseError: for anything else. Nothing is rounded and no text is read.
+    """
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        number = int(value)
+        if least <= number <= most:
+            return number
+    allowed = _range("a whole number", least, most)
+    raise MaskwiseError(f"{name} is not valid", got=repr(value), allowed=allowed, do=do)
+
+
+def finite_number(name: str, value: object, *, least: float = -math.inf, most: float = math.inf) -> int | float:
+    """A finite number from ``least`` to ``most``, as an int or a float: Python's or numpy's, but no bool.
+
+    Raises:
+        MaskwiseError: for anything else, NaN included.
+    """
+    if isinstance(value, Real) and not isinstance(value, bool):
+        number = int(value) if isinstance(value, Integral) else float(value)
+        if math.isfinite(number) and least <= number <= most:
+            return number
+    raise MaskwiseError(f"{name} is not valid", got=repr(value), allowed=_range("a number", least, most))
+
+
+def _range(kind: str, least: float, most: float) -> str:
+    if math.isinf(least):
+        return kind
+    return f"{kind} ≥ {least}" if math.isinf(most) else f"{kind} from {least} to {most}"
 
 
 def first_line(error: Exception) -> str:

@@ -137,10 +137,19 @@ class AnnotatedBatch:
         before = at.searchsorted(self.edges)
         return before[1:] - before[:-1]
 
-    def layer(self, name: str, *, policy: str) -> Array:
-        """The (T,) layer of that name, or an error that says which there are."""
-        if name in self.layers:
-            return self.layers[name]
+    def layer(self, name: str, *, policy: str, scores: bool = False) -> Array:
+        """The (T,) layer of that name: whole numbers, or with ``scores`` any numbers.
+
+        Raises:
+            MaskwiseError: no such layer (it says which there are), or numbers that are not whole.
+        """
+        values = self.layers.get(name)
+        if values is not None:
+            if values.dtype.kind == "f" and not scores:  # cutting them off would merge units
+                what = f"policy {policy!r} needs whole numbers in the layer {name!r}"
+                do = "make them integers, −1 where a token belongs to nothing"
+                raise MaskwiseError(what, got=str(values.dtype), do=do)
+            return values
         words = "make it with maskwise.encode(tokenizer, texts)"
         do = words if name == "word_ids" else "name its annotator in corpus.layers"
         got = f"layers {sorted(self.layers)}" if self.layers else "rows without layers"

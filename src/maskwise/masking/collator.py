@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from maskwise.errors import MaskwiseError
+from maskwise.errors import MaskwiseError, whole_number
 from maskwise.keys import fold, permutation
-from maskwise.masking.gather import Rows
+from maskwise.masking.gather import Rows, read_numbers, require_rows
 from maskwise.masking.masker import Masker
 
 
@@ -47,6 +47,11 @@ class MaskingCollator:
     """
 
     def __init__(self, masker: Masker, *, total_steps: int | None = None):
+        if not isinstance(masker, Masker):
+            got = type(masker).__name__
+            raise MaskwiseError("a collator needs a masker", got=got, do="give Masker(tokenizer)")
+        if total_steps is not None:
+            total_steps = whole_number("total_steps", total_steps, least=1)
         self.masker, self.total_steps = masker, total_steps
         self._batches, self._warned = 0, False
         if masker.places:
@@ -58,6 +63,7 @@ class MaskingCollator:
             warnings.warn(f"{what}; {do}", stacklevel=2)
 
     def __call__(self, rows: Rows) -> dict[str, torch.Tensor]:
+        require_rows(rows)
         step, epoch = _common(rows, "step"), _common(rows, "epoch")
         worker = torch.utils.data.get_worker_info()
         if step is None or epoch is None:
@@ -89,16 +95,23 @@ class MaskingCollator:
 def _common(rows: Rows, name: str) -> int | None:
     """The value that all rows of a batch carry, or None where they carry none."""
     if isinstance(rows, Mapping):
-        value = rows.get(name)
-        values = {None} if value is None else set(torch.as_tensor(value).reshape(-1).tolist())
+        column = rows.get(name)
+        values = [] if column is None else read_numbers(name, column).ravel().tolist()
     else:
-        values = {row.get(name) for row in rows}
-    if len(values) > 1:
+        values = [row.get(name) for row in rows]
+    found = {value if value is None else _plain(name, value) for value in values}
+    if len(found) > 1:
         do = "batches are for one step each: use StepBatchSampler"
-        got = sorted(map(str, values))
+        got = ", ".join(sorted(map(str, found)))
         raise MaskwiseError(f"rows of one batch carry different values of {name!r}", got=got, do=do)
-    value = values.pop() if values else None
-    return None if value is None else int(value)
+    return found.pop() if found else None
+
+
+def _plain(name: str, value: object) -> int:
+    """A row's step or epoch as an int; tensors of one number are taken, too."""
+    if isinstance(value, torch.Tensor) and value.ndim == 0:
+        value = value.item()
+    return whole_number(f"{name} of a row", value, least=0)
 
 
 class SteppedDataset(Dataset):
@@ -117,8 +130,15 @@ class SteppedDataset(Dataset):
         return len(self.data)
 
     def __getitem__(self, place: tuple[int, int, int]) -> dict[str, object]:
+        if not isinstance(place, tuple) or len(place) != 3:
+            do = "give the loader batch_sampler=StepBatchSampler(len(data), batch_size=…)"
+            what = "a stepped dataset is indexed by (index, step, epoch)"
+            raise MaskwiseError(what, got=repr(place), do=do)
         index, step, epoch = place
-        return {"example_id": index, **self.data[index], "step": step, "epoch": epoch}
+        row = self.data[index]
+        if not isinstance(row, Mapping):
+            raise MaskwiseError("a row must be a dict", got=type(row).__name__)
+        return {"example_id": index, **row, "step": step, "epoch": epoch}
 
 
 class StepBatchSampler(Sampler):
@@ -153,8 +173,14 @@ class StepBatchSampler(Sampler):
         ranks: int = 1,
         accumulate: int = 1,
     ):
-        self.size, self.batch_size, self.seed, self.epochs = size, batch_size, seed, epochs
-        self.first_step, self.rank, self.ranks, self.accumulate = first_step, rank, ranks, accumulate
+        self.size = whole_number("size", size, least=0, do="give len(dataset)")
+        self.batch_size = whole_number("batch_size", batch_size, least=1)
+        self.seed = whole_number("seed", seed)
+        self.epochs = whole_number("epochs", epochs, least=0)
+        self.first_step = whole_number("first_step", first_step, least=0)
+        self.ranks = whole_number("ranks", ranks, least=1)
+        self.rank = whole_number("rank", rank, least=0, most=self.ranks - 1)
+        self.accumulate = whole_number("accumulate", accumulate, least=1)
         self.per_epoch = size // (batch_size * ranks * accumulate)
         if not self.per_epoch:
             need = f"{batch_size} × {ranks} ranks × {accumulate} accumulated"

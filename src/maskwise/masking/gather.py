@@ -26,8 +26,15 @@ Rows: TypeAlias = Sequence[Mapping[str, Any]] | Mapping[str, Any]
 _IGNORED = {"step", "epoch", "labels", "label", "label_ids", "offset_mapping"}
 # Columns that only the model reads.
 _EXTRAS = ("position_ids", "token_type_ids")
-# What padding is; −1 in layers.
-_FILL = {"input_ids": 0, "attention_mask": 0, "special_tokens_mask": 1, "token_type_ids": 0, "position_ids": 0}
+# Columns that are always whole numbers, and what padding is in them; −1 in layers.
+_FILL = {
+    "input_ids": 0,
+    "attention_mask": 0,
+    "special_tokens_mask": 1,
+    "token_type_ids": 0,
+    "position_ids": 0,
+    "example_id": -1,
+}
 
 
 @runtime_checkable
@@ -77,13 +84,21 @@ def gather(rows: Rows | Pieces | AnnotatedBatch, vocabulary: Vocabulary) -> Anno
         return _annotated(_stacked(rows), vocabulary)
     if isinstance(rows, Pieces):
         return _laid(rows, vocabulary)
+    require_rows(rows)
     return _annotated(_padded(rows), vocabulary)
 
 
-def require_whole(name: str, value: object) -> None:
-    """Refuse what is no whole number."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise MaskwiseError(f"{name} is a whole number", got=repr(value))
+def require_rows(rows: object) -> None:
+    """Refuse what is neither a list of dicts nor one dict of columns."""
+    if isinstance(rows, Mapping):
+        return
+    allowed = "a list of dicts with input_ids, or one dict of (B, L) tensors"
+    if not isinstance(rows, Sequence) or isinstance(rows, str | bytes):
+        raise MaskwiseError("these are no rows", got=type(rows).__name__, allowed=allowed)
+    for number, row in enumerate(rows):
+        if not isinstance(row, Mapping):
+            got = f"{type(row).__name__} in row {number}"
+            raise MaskwiseError("these are no rows", got=got, allowed=allowed)
 
 
 def device_of(rows: Rows | Pieces | AnnotatedBatch) -> torch.device | None:
@@ -94,8 +109,9 @@ def device_of(rows: Rows | Pieces | AnnotatedBatch) -> torch.device | None:
 
 def _annotated(columns: dict[str, Array], vocabulary: Vocabulary) -> AnnotatedBatch:
     """(B, L) columns as a batch."""
-    if "input_ids" not in columns:
-        raise MaskwiseError("input_ids must be whole numbers", got="text", do="tokenize the rows first")
+    for name in _FILL:
+        if name in columns:
+            columns[name] = _whole(name, columns[name])
     shape = columns["input_ids"].shape
     example_id = columns.pop("example_id", None)
     line = {name: column.reshape(-1) for name, column in columns.items()}
@@ -208,104 +224,158 @@ def _placed(column: Array, at: Array, shape: tuple[int, int], fill: int | None =
 def _stacked(rows: Mapping[str, Any]) -> dict[str, Array]:
     """Check a dict of tensors; shapes must agree. Columns of strings are left out, as in lists of dicts."""
     if rows.get("input_ids") is None:
-        raise MaskwiseError("rows have no input_ids", got=f"columns {sorted(rows)}")
-    columns = {
-        name: _numbers(name, value)
-        for name, value in rows.items()
-        if name not in _IGNORED and (isinstance(value, Tensor) or not (value is None or _is_text(value)))
-    }
-    ids = columns.get("input_ids")
-    if ids is None or ids.ndim != 2 or ids.dtype.kind not in "iub":
-        got = "text" if ids is None else f"{ids.dtype} {ids.shape}"
-        raise MaskwiseError("input_ids must be whole numbers of the shape (B, L)", got=got)
-    for name, value in columns.items():
-        if value.shape != ids.shape and not (name == "example_id" and value.shape == ids.shape[:1]):
-            raise MaskwiseError(f"column {name!r} does not fit input_ids", got=value.shape, allowed=ids.shape)
-    for name in {"input_ids", "example_id"} & columns.keys():
-        columns[name] = _whole(name, columns[name])
+        raise _no_ids(rows)
+    columns: dict[str, Array] = {}
+    for name, value in rows.items():
+        kind = _kind_of(value)
+        if kind == TEXT:
+            _refuse_text(name)
+        elif kind != MISSING and name not in _IGNORED:
+            columns[name] = read_numbers(name, value)
+    ids = columns["input_ids"]
+    if ids.ndim != 2:
+        raise MaskwiseError("input_ids must have the shape (B, L)", got=ids.shape)
+    for name, column in columns.items():
+        a_row = name == "example_id" and column.shape == ids.shape[:1]
+        if column.shape != ids.shape and not a_row:
+            what = f"column {name!r} does not fit input_ids"
+            raise MaskwiseError(what, got=column.shape, allowed=ids.shape)
     return columns
+
+
+# What a row holds under the name of a column.
+MISSING = "nothing"
+TEXT = "text"
+SINGLE = "a single value"
+TOKENS = "a list"
+EMPTY = "an empty list"
 
 
 def _padded(rows: Sequence[Mapping[str, Any]]) -> dict[str, Array]:
     """A list of dicts to (B, L) columns: padding is 0 in ids, which ``attention_mask`` hides, and −1 in layers."""
-    if not isinstance(rows, Sequence) or not all(isinstance(row, Mapping) for row in rows):
-        raise MaskwiseError("rows are a list of dicts or one dict of tensors", got=type(rows).__name__)
     if not len(rows):
         raise MaskwiseError("no rows to mask", got="an empty list")
     for number, row in enumerate(rows):
-        if row.get("input_ids") is None:
-            where = f"row {number} with " if number else ""
-            raise MaskwiseError("rows have no input_ids", got=f"{where}columns {sorted(row)}")
+        kind = _kind_of(row.get("input_ids"))
+        if kind == MISSING:
+            raise _no_ids(row, number)
+        if kind == TEXT:
+            _refuse_text("input_ids")
+        if kind == SINGLE:
+            got = f"{type(row['input_ids']).__name__} in row {number}"
+            raise MaskwiseError("input_ids must be a list of token ids", got=got)
     lengths = np.array([len(row["input_ids"]) for row in rows])
     inside = np.arange(lengths.max()) < lengths[:, None]
     columns: dict[str, Array] = {}
-    for name, value in rows[0].items():
-        if name == "example_id" and _is_text(value):
-            do = "number the rows, or leave the column out (masks are then keyed by content)"
-            raise MaskwiseError("example_id must be a whole number", got=value, do=do)
-        if name in _IGNORED or value is None or _is_text(value):
+    for name in dict.fromkeys(chain.from_iterable(rows)):  # what any row has
+        if name in _IGNORED:
             continue
         values = [row.get(name) for row in rows]
-        if any(v is None for v in values):
-            missing = [v is None for v in values].index(True)
-            raise MaskwiseError(f"column {name!r} is missing in some rows", got=f"none in row {missing}")
-        if hasattr(value, "__len__") and np.ndim(value):
+        kind = _common_kind(name, [_kind_of(value) for value in values])
+        if kind == TOKENS:
             columns[name] = _column(name, values, lengths, inside)
-        elif name == "example_id":
-            columns[name] = _whole(name, _numbers(name, values))
+        elif kind == SINGLE and name == "example_id":
+            columns[name] = read_numbers(name, values)
     if not inside.all():
         columns["attention_mask"] = columns.get("attention_mask", 1) * inside.astype(np.int64)
     return columns
 
 
+def _kind_of(value: object) -> str:
+    """What one value is; lists are judged by what they begin with."""
+    if value is None:
+        return MISSING
+    first = value
+    while isinstance(first, list | tuple):
+        if not len(first):
+            return EMPTY if first is value else TOKENS
+        first = first[0]
+    if isinstance(first, str):
+        return TEXT
+    if first is not value:
+        return TOKENS
+    # Sets and dicts have a length, too; numpy counts them as single things.
+    return TOKENS if hasattr(value, "__len__") and np.ndim(value) else SINGLE  # type: ignore[arg-type]
+
+
+def _common_kind(name: str, kinds: Sequence[str]) -> str:
+    """What all rows hold in a column. Rows may only differ in columns that masking does not read."""
+    found = set(kinds) - {EMPTY}
+    if not found:
+        return TOKENS
+    one_a_row = name == "example_id" and TOKENS not in found
+    if one_a_row and TEXT in found:
+        _refuse_text(name)
+    if len(found) > 1 and (one_a_row or TOKENS in found):
+        wanted = SINGLE if one_a_row else TOKENS
+        other = next(row for row, kind in enumerate(kinds) if kind not in (wanted, EMPTY))
+        what = f"column {name!r} must be in every row, or in none"
+        raise MaskwiseError(what, got=f"{kinds[other]} in row {other}", allowed=wanted)
+    return found.pop()
+
+
 def _column(name: str, values: list[Any], lengths: Array, inside: Array) -> Array:
     """(B, L), padded."""
-    got = np.array([len(v) if hasattr(v, "__len__") else -1 for v in values])
+    got = np.array([len(value) for value in values])
     if (got != lengths).any():
         row = int((got != lengths).argmax())
         message = f"layer {name!r} of row {row} has the wrong length"
         raise MaskwiseError(message, got=int(got[row]), allowed=int(lengths[row]))
     if isinstance(values[0], Tensor | np.ndarray):
-        flat = np.concatenate([_numbers(name, v) for v in values])
+        flat = np.concatenate([read_numbers(name, value) for value in values])
     else:
-        flat = _numbers(name, list(chain.from_iterable(values)))
+        flat = read_numbers(name, list(chain.from_iterable(values)))
     if flat.ndim != 1:
-        got_shape = f"{flat.ndim} dimensions"
-        raise MaskwiseError(
-            f"column {name!r} does not have one number a token", got=got_shape, do="leave it out of the rows"
-        )
-    flat = _whole(name, flat) if name == "input_ids" or flat.dtype.kind != "f" else flat
+        do = "give input_ids[0]" if name == "input_ids" else "leave it out of the rows"
+        what = f"column {name!r} does not have one number a token"
+        raise MaskwiseError(what, got=f"{flat.ndim} dimensions in one row", do=do)
+    if flat.dtype.kind != "f":
+        flat = _whole(name, flat)
     column = np.full(inside.shape, _FILL.get(name, -1), flat.dtype)
     column[inside] = flat
     return column
 
 
-def _is_text(value: object) -> bool:
-    while isinstance(value, list | tuple) and len(value):
-        value = value[0]
-    return isinstance(value, str)
+def _no_ids(row: Mapping[str, Any], number: int = 0) -> MaskwiseError:
+    """The error for a row, or a dict of columns, without tokens."""
+    names = ", ".join(map(str, row)) or "none"
+    where = f"row {number} with " if number else ""
+    return MaskwiseError("rows have no input_ids", got=f"{where}columns {names}")
 
 
-def _numbers(name: str, value: object) -> Array:
+def _refuse_text(name: str) -> None:
+    """Refuse text where numbers are read; other columns of text are nobody's business here."""
+    do = {
+        "input_ids": "tokenize the rows first",
+        "example_id": "number the rows, or leave the column out (masks are then keyed by content)",
+    }
+    if name in do:
+        raise MaskwiseError(f"{name} must be whole numbers", got="text", do=do[name])
+
+
+def read_numbers(name: str, value: object) -> Array:
     """A column as an array, whatever holds it; None (as in ``word_ids``) is −1: belongs to nothing."""
-    if isinstance(value, Tensor):
-        return value.numpy(force=True)  # from any device, with or without a gradient
     try:
-        array = np.asarray(value)
-        if array.dtype == object:
+        # From any device, with or without a gradient.
+        array = value.numpy(force=True) if isinstance(value, Tensor) else np.asarray(value)
+        if array.dtype == object and name not in _FILL:
             array = np.array([-1 if x is None else x for x in array.ravel()]).reshape(array.shape)
     except ValueError:  # rows of different lengths
         raise MaskwiseError(f"column {name!r} does not have one number a token", got="ragged rows") from None
+    except (TypeError, RuntimeError):  # what numpy does not have: bfloat16, sparse and meta tensors
+        kind = f"{value.dtype}, {value.layout}, {value.device}" if isinstance(value, Tensor) else type(value).__name__
+        do = "give a dense tensor of int64 or float32, or leave it out of the rows"
+        raise MaskwiseError(f"column {name!r} cannot be read", got=kind, do=do) from None
     if array.dtype.kind not in "bifu":
-        raise MaskwiseError(
-            f"column {name!r} is not made of numbers", got=str(array.dtype), do="leave it out of the rows"
-        )
+        what = f"column {name!r} is not made of numbers of 64 bits"
+        raise MaskwiseError(what, got=str(array.dtype), do="leave it out of the rows")
     return array
 
 
 def _whole(name: str, values: Array) -> Array:
     """As int64."""
-    if values.dtype.kind not in "iub":
+    names_something = name in ("input_ids", "example_id")
+    if values.dtype.kind not in ("iu" if names_something else "iub"):
         raise MaskwiseError(f"column {name!r} must be whole numbers", got=str(values.dtype))
     if values.dtype == np.uint64 and len(values) and values.max() > np.iinfo(np.int64).max:
         if name != "example_id":

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from maskwise.errors import MaskwiseError
+from maskwise.errors import MaskwiseError, whole_number
 from maskwise.keys import Array, Keys, Purpose
 from maskwise.masking import corruptions, policies, schedules
 from maskwise.masking.batch import IGNORE, AnnotatedBatch, MaskedBatch
 from maskwise.masking.corruptions import Corruption
-from maskwise.masking.gather import Pieces, Rows, device_of, gather, require_whole
+from maskwise.masking.gather import Pieces, Rows, device_of, gather
 from maskwise.masking.laying import lay_out, some_labels
 from maskwise.masking.policies import Moment, Policy
 from maskwise.masking.schedules import Schedule
@@ -21,6 +21,9 @@ from maskwise.masking.select import Selection, require_known, select
 from maskwise.masking.visits import check_visits, kept_visible, revisited
 from maskwise.masking.vocabulary import Tokenizer, Vocabulary
 from maskwise.specs import Call
+
+MOST_TARGETS = 2**31 - 1
+"""The largest ``min_targets``; no piece has more tokens."""
 
 
 class Masker:
@@ -64,16 +67,16 @@ class Masker:
         self.policy = policies.policy(policy)
         self.ratio, self.predict = schedules.schedule(ratio), schedules.schedule(predict)
         self.corruption = corruptions.corruption(corruption)
-        self.budget, self.fill, self.seed, self.min_targets = budget, fill, seed, min_targets
-        self.keep, self.visits = keep, visits
+        self.budget, self.fill, self.keep, self.visits = budget, fill, keep, visits
+        self.seed = whole_number("seed", seed)
+        self.min_targets = whole_number("min_targets", min_targets, least=0, most=MOST_TARGETS)
+        if keep is not None and not isinstance(keep, str):
+            raise MaskwiseError("keep is the name of a layer", got=repr(keep))
         for setting in ("budget", "fill", "visits"):
             require_known(setting, getattr(self, setting))
         check_visits(self.policy, visits)
         if budget == "bernoulli" and self.policy.splits_budget:
             raise MaskwiseError("budget bernoulli draws each unit by itself", got=self.policy, do="take budget exact")
-        require_whole("seed", seed)
-        if not isinstance(min_targets, int) or min_targets < 0:
-            raise MaskwiseError("min_targets is a number of tokens", got=min_targets, allowed="0, 1, 2, …")
         self.corruption.check(self.vocabulary)
         if (self.predict.varies or self.predict(0) < 1) and not self.corruption.keeps_length:
             what = "predict needs labels that stand where the tokens do"
@@ -100,9 +103,11 @@ class Masker:
         Raises:
             MaskwiseError: missing or misshapen layers, ids outside the vocabulary, weights that are no weights.
         """
-        for name, value in {"step": step, "total_steps": total_steps, "epoch": epoch}.items():
-            if value is not None or name == "step":
-                require_whole(name, value)
+        step = whole_number("step", step, least=0)
+        if total_steps is not None:
+            total_steps = whole_number("total_steps", total_steps, least=0)
+        if epoch is not None:
+            epoch = whole_number("epoch", epoch, least=0)
         batch, device = kept_visible(gather(rows, self.vocabulary), self.keep), device_of(rows)
         moment = Moment(step, total_steps, epoch, min_targets=self.min_targets, place=place)
         keys = Keys(batch.example_id, seed=self.seed, epoch=epoch, step=step)

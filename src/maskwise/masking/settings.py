@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from maskwise.masking.corruptions import corruption
-from maskwise.masking.masker import Masker
+from maskwise.masking.masker import MOST_TARGETS, Masker
 from maskwise.masking.policies import policy
 from maskwise.masking.schedules import schedule
 from maskwise.masking.select import require_known
@@ -30,7 +30,7 @@ class MaskingSettings(BaseModel):
     budget: str = "expected"
     fill: str = "none"
     corruption: str = "bert"
-    min_targets: int = Field(1, ge=0)
+    min_targets: int = Field(1, ge=0, le=MOST_TARGETS)
     predict: str | float = 1.0
     """The loss is taken on at most this share of each row's tokens."""
     keep: str | None = None

@@ -158,7 +158,7 @@ class Weighted(CutPolicy):
         return (self.layer, *super().layers())
 
     def units(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
-        weight_T = batch.layer(self.layer, policy="weighted")
+        weight_T = batch.layer(self.layer, policy="weighted", scores=True)
         units = weigh(cut(batch, self.units_of, policy="weighted"), weight_T, policy="weighted")
         if self.power == 1 or units.weight is None:
             return units
@@ -210,7 +210,7 @@ class Frequency(CutPolicy):
 
     def units(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
         if self.counts is None:
-            count_T = batch.layer("frequency", policy="frequency")
+            count_T = batch.layer("frequency", policy="frequency", scores=True)
         elif len(self.counts) <= (largest := int(batch.input_ids.max(initial=-1))):
             allowed = f"one count for each id, at least {largest + 1}"
             raise MaskwiseError("policy frequency: too few counts", got=len(self.counts), allowed=allowed)

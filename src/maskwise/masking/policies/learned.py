@@ -83,7 +83,9 @@ class Learned(Policy):
         if self.take == "weights":
             units = Weighted(self.layer, "word", self.power).units(batch, keys, moment)
             return self._split_budget(units, keys, moment) if self.explore else units
-        marked, score, words = (batch.layer(name, policy="learned") for name in self.layers())
+        marked = batch.layer(f"{self.layer}_span", policy="learned")
+        score = batch.layer(f"{self.layer}_score", policy="learned", scores=True)
+        words = batch.layer("word_ids", policy="learned")
         # Even numbers are spans and odd ones the rest; what is −1 in both stays negative.
         units = runs(batch, np.where(marked >= 0, marked * 2, words * 2 + 1))
         units = weigh(units, np.where(marked >= 0, score, 0.0), policy="learned")
