@@ -93,8 +93,10 @@ def finite_number(name: str, value: object, *, least: float = -math.inf, most: f
     Raises:
         MaskwiseError: for anything else, NaN included.
     """
-    if isinstance(value, Real) and not isinstance(value, bool):
-        number = int(value) if isinstance(value, Integral) else float(value)
+    if isinstance(value, Integral):
+        return whole_number(name, value, least=least, most=most)
+    if isinstance(value, Real):
+        number = float(value)
         if math.isfinite(number) and least <= number <= most:
             return number
     raise MaskwiseError(f"{name} is not valid", got=repr(value), allowed=_range("a number", least, most))
