@@ -17,8 +17,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from maskwise.keys import Array
-from maskwise.masking import CORRUPTIONS, POLICIES, Masker, Vocabulary
-from maskwise.masking.select import Selection
+from maskwise.masking import CORRUPTIONS, POLICIES, Masker, Vocabulary, policies
+from maskwise.masking.select import BUDGETS, Selection
 from maskwise.masking.sorting import sums_within
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -33,9 +33,17 @@ POLICY_SPECS = {name: name for name in POLICIES} | {
     "learned": "learned('F')",
     "learned-spans": "learned('F', take='spans')",
     "learned-one": "learned('F', take='top-2')",
+    "learned-explore": "learned('F', explore=0.4)",
 }
 # Cut rows are as long as the batch is wide, so they are not the same in any batch: the one stated exception.
 CORRUPTION_SPECS = {name: name for name in CORRUPTIONS}
+POLICY_BUDGETS = [
+    (name, budget)
+    for name, spec in POLICY_SPECS.items()
+    for budget in BUDGETS
+    if budget != "bernoulli" or not policies.policy(spec).splits_budget
+]
+"""Every policy with each budget that it takes."""
 
 
 @lru_cache(maxsize=1)

@@ -20,6 +20,7 @@ from masking_tools import (
     CORRUPTION_SPECS,
     FIRST,
     PAD,
+    POLICY_BUDGETS,
     POLICY_SPECS,
     SEP,
     UNK,
@@ -36,7 +37,6 @@ from maskwise.errors import MaskwiseError
 from maskwise.keys import Keys
 from maskwise.masking import IGNORE, SCHEDULES, Masker, gather, schedules
 from maskwise.masking.policies import Moment
-from maskwise.masking.select import BUDGETS
 
 KEEPING = [name for name in CORRUPTION_SPECS if masker("token", name).corruption.keeps_length]
 MOVING = {"permute-sentences"}  # the text that is left may change places
@@ -46,7 +46,7 @@ OWN_RATIO = {"ul2"}  # policies that bring their ratio
 
 each_policy = pytest.mark.parametrize("policy", POLICY_SPECS)
 each_corruption = pytest.mark.parametrize("corruption", CORRUPTION_SPECS)
-each_budget = pytest.mark.parametrize("budget", BUDGETS)
+each_budget = pytest.mark.parametrize(("policy", "budget"), POLICY_BUDGETS)
 
 words = st.lists(st.sampled_from([0, 1, 1, 1, 2, 3, 5]), max_size=14)
 rows = st.lists(st.tuples(words, st.sets(st.integers(0, 12), max_size=2), st.booleans()), min_size=1, max_size=4).map(
@@ -61,7 +61,6 @@ def eligible(one: dict) -> torch.Tensor:
     return torch.tensor([i >= FIRST for i in one["input_ids"]], dtype=torch.bool)
 
 
-@each_policy
 @each_budget
 @each_corruption
 def test_awkward_rows(policy: str, budget: str, corruption: str) -> None:
@@ -117,7 +116,6 @@ def is_subsequence(short: list[int], long: list[int]) -> bool:
     return all(token in rest for token in short)
 
 
-@each_policy
 @each_budget
 @few
 @given(made=rows, ratio=st.sampled_from([0.0, 0.02, 0.15, 0.5, 0.97, 1.0]), seed=st.integers(0, 1 << 70))
@@ -156,7 +154,6 @@ def test_whole_units_within_the_budget(policy: str, budget: str, made: list, rat
         assert (count == usable).all(), "at ratio 1 all that may be chosen is"
 
 
-@each_policy
 @each_budget
 @pytest.mark.parametrize("corruption", KEEPING)
 def test_packed_like_padded(policy: str, budget: str, corruption: str) -> None:
@@ -173,7 +170,6 @@ def test_packed_like_padded(policy: str, budget: str, corruption: str) -> None:
         assert together.selected[here].tolist() == alone.selected[b, :n].tolist()
 
 
-@each_policy
 @each_budget
 @pytest.mark.parametrize("corruption", sorted(set(CORRUPTION_SPECS) - set(KEEPING)))
 def test_packed_rows_are_their_pieces_one_after_the_other(policy: str, budget: str, corruption: str) -> None:

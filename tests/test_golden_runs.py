@@ -1,0 +1,200 @@
+"""Golden losses of whole trainings: every objective in both layouts, arms, streams, encoder-decoders and Muon.
+
+Every training runs through ``maskwise pretrain``, in single precision, on one thread and with a tiny model. Losses are
+compared to ``TOLERANCE``: kernels for other processors round another way (measured: with the kernels of a processor
+without AVX the losses below move by at most 8e-7), and one mask or one dropped neuron more moves them by 1e-3.
+
+``python tests/test_golden.py trainings`` (or ``arms``, ``stream``) writes the values anew.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from maskwise.training import engine
+from test_golden import LAYOUTS, read_golden, rounded
+from tiny import maskwise, read_lines, write_inputs, write_lines
+
+TOLERANCE = 1e-5
+STEPS = 8
+"""Of each training."""
+
+DECODED_BY_T5 = "model={architecture: t5, settings: {d_model: 16, d_kv: 8, num_heads: 2, num_layers: 1, d_ff: 32}}"
+DECODED_BY_BART = (
+    "model={architecture: bart, settings: {d_model: 16, encoder_layers: 1, decoder_layers: 1, "
+    "encoder_attention_heads: 2, decoder_attention_heads: 2, encoder_ffn_dim: 32, decoder_ffn_dim: 32}}"
+)
+SPANS = "masking.policy=span"
+
+
+def denoising(model: str, corruption: str) -> tuple[str, ...]:
+    """The settings of an encoder-decoder that restores spans."""
+    masked = f"masking={{policy: span, ratio: 0.3, corruption: {corruption!r}}}"
+    return ("objective=denoise", "tokenizer.sentinels=20", model, masked)
+
+
+OBJECTIVES: dict[str, tuple[str, ...]] = {
+    "mlm": ("objective=mlm",),
+    "emlm": ("objectives={emlm: {}}", "corpus.layers=[\"spans('SPANS', layer='salient')\"]"),
+    "atd": ("objectives={atd: {}}",),
+    "dtd": ("objectives={dtd: {}}",),
+    "cse": ("objectives={cse: {}}",),
+    "rtd": ("objectives={rtd: {}}",),
+    "sbo": ("objectives={sbo: {}}", SPANS),
+    "clm": ("objective=clm",),
+    "diffusion": ("objective=diffusion",),
+    "tsdae": ("objectives={tsdae: {}}",),
+    "denoise": denoising(DECODED_BY_T5, "t5"),
+}
+"""The settings of each objective; SPANS is a file with spans of the corpus."""
+
+OTHERS: dict[str, tuple[str, ...]] = {
+    "t5 writes the full text": denoising(DECODED_BY_T5, "t5(target='full')"),
+    "bart writes the full text": denoising(DECODED_BY_BART, "infill"),
+    "bart writes the masked spans": denoising(DECODED_BY_BART, "infill(target='spans')"),
+    "muon": ("training.optimizer=muon", "training.muon_learning_rate=0.02"),
+    "accumulated": ("training.accumulate=4",),
+    "modernbert, whole words, attention over rows": (
+        "model.architecture=modernbert",
+        "masking.policy=whole-word",
+        "corpus.attention=row",
+    ),
+}
+"""Trainings on packed rows."""
+
+CASES = {f"{name} {layout}": settings for name, settings in OBJECTIVES.items() for layout in LAYOUTS}
+CASES |= {f"{name} packed": settings for name, settings in OTHERS.items()}
+
+
+def inputs(folder: Path) -> Path:
+    """The tiny corpus with a recipe that trains on it and judges nothing, and spans of its texts beside it."""
+    path = write_inputs(folder)
+    recipe = yaml.safe_load(path.read_text())
+    for part in ("study", "tasks", "finetune"):
+        del recipe[part]
+    recipe["training"] |= {"steps": STEPS, "log_every": 1, "save_every": 0, "eval_every": 0}
+    path.write_text(yaml.safe_dump(recipe))
+    texts = [line["text"] for line in read_lines(folder / "corpus.jsonl")]
+    write_lines(folder / "spans.jsonl", [{"text": text, "spans": every_third_word(text)} for text in texts])
+    return path
+
+
+def every_third_word(text: str) -> list[tuple[int, int]]:
+    return [found.span() for found in re.finditer(r"\w+", text)][::3]
+
+
+def train(recipe: Path, out: Path, *settings: str) -> list[dict[str, Any]]:
+    """The lines of metrics of a training, one a step."""
+    spans = str(recipe.parent / "spans.jsonl")
+    given = [setting.replace("SPANS", spans) for setting in settings]
+    assert maskwise("pretrain", recipe, *given, "--out", out) == 0
+    return steps_of(out)
+
+
+def steps_of(out: Path) -> list[dict[str, Any]]:
+    return [line for line in read_lines(out / "metrics.jsonl") if line["kind"] == "train"]
+
+
+def losses(folder: Path, case: str) -> list[float]:
+    """The loss of every step."""
+    layout = case.rpartition(" ")[2]
+    lines = train(inputs(folder), folder / "out", *CASES[case], f"corpus.layout={layout}")
+    return [rounded(line["loss"]) for line in lines]
+
+
+def all_losses(folder: Path) -> dict[str, list[float]]:
+    return {case: losses(folder / str(number), case) for number, case in enumerate(CASES)}
+
+
+def arms(folder: Path) -> dict[str, Any]:
+    """A training on four arms that mometas-plus chooses among: losses, drawn arms, probabilities and probes."""
+    lines = train(
+        inputs(folder),
+        folder / "out",
+        "objectives={mlm: {}, low: {objective: mlm, masking: {ratio: 0.15}}, dtd: {}, cse: {}}",
+        "sampler=mometas-plus(every=1, rows=8, memory=40, entropy=0.05)",
+        "masking={ratio: 0.3, corruption: mask-only}",
+        "training.steps=36",
+        "evaluation.rows=4",
+        "corpus.held_out=0.3",
+    )
+    probed = [line for line in lines if "probe_losses" in line]
+    return {
+        "drawn": [arm for line in lines for arm, steps in line["arm_steps"].items() if steps],
+        "losses": [rounded(line["loss"]) for line in lines],
+        "probabilities": {arm: rounded(share) for arm, share in lines[-1]["probabilities"].items()},
+        "first probe": {arm: rounded(loss) for arm, loss in probed[0]["probe_losses"].items()},
+        "last probe": {arm: rounded(loss) for arm, loss in probed[-1]["probe_losses"].items()},
+    }
+
+
+def stream_recipe(folder: Path) -> Path:
+    """The recipe on a stream of three shards, which three passes of the training read."""
+    path = inputs(folder)
+    documents = read_lines(folder / "corpus.jsonl")
+    shards = folder / "shards"
+    shards.mkdir()
+    for number in range(3):
+        write_lines(shards / f"part-{number}.jsonl", documents[20 * number :][:20])
+    recipe = yaml.safe_load(path.read_text())
+    recipe["corpus"] |= {"source": str(shards), "stream": True, "shuffle": 0.004}
+    recipe["training"] |= {"workers": 0, "steps": 24, "save_every": 5}
+    path.write_text(yaml.safe_dump(recipe))
+    return path
+
+
+def stream(folder: Path) -> dict[str, Any]:
+    """The losses of a stream, and where in it the training ended."""
+    lines = train(stream_recipe(folder), folder / "out")
+    place = {name: lines[-1]["stream"][name] for name in ("epoch", "shard")}
+    return {"losses": [rounded(line["loss"]) for line in lines], "place": place}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_losses(case: str, tmp_path: Path) -> None:
+    assert losses(tmp_path, case) == pytest.approx(read_golden()["trainings"][case], rel=TOLERANCE)
+
+
+def test_every_case_is_recorded() -> None:
+    assert set(read_golden()["trainings"]) == set(CASES)
+
+
+def test_arms_that_a_sampler_chooses(tmp_path: Path) -> None:
+    measured, known = arms(tmp_path), read_golden()["arms"]
+    assert measured["drawn"] == known["drawn"]
+    for name in set(known) - {"drawn"}:
+        assert measured[name] == pytest.approx(known[name], rel=TOLERANCE), name
+
+
+@pytest.mark.parametrize("stopped_at", [None, 13])
+def test_a_stream_with_and_without_a_stop(
+    stopped_at: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if stopped_at is None:
+        measured = stream(tmp_path)
+    else:
+        recipe = stream_recipe(tmp_path)
+        update = engine.Engine.update
+
+        def stop(self: Any, step: Any, *rest: Any, **more: Any) -> Any:
+            if step.number == stopped_at:
+                raise KeyboardInterrupt
+            return update(self, step, *rest, **more)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(engine.Engine, "update", stop)
+            assert maskwise("pretrain", recipe, "--out", tmp_path / "out") == 130
+        lines = train(recipe, tmp_path / "out")
+        place = {name: lines[-1]["stream"][name] for name in ("epoch", "shard")}
+        measured = {"losses": [rounded(line["loss"]) for line in lines], "place": place}
+    assert measured["losses"] == pytest.approx(read_golden()["stream"]["losses"], rel=TOLERANCE)
+    assert measured["place"] == read_golden()["stream"]["place"]
+
+
+MAKERS: dict[str, Callable[[Path], Any]] = {"trainings": all_losses, "arms": arms, "stream": stream}

@@ -1,0 +1,192 @@
+"""Golden values of studies: names of stages, the numbers of recorded studies, and the tables of three pages.
+
+``golden_studies.json`` holds what the recorded studies of ``benchmarks/results`` come to under the rules of the day. A
+change of the rules of verdicts renews it with ``python tests/test_golden.py verdicts``, and its commit says which rows
+moved; the differences, their means and plain p values follow from the records alone and should stay.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import json
+import re
+from collections import defaultdict
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import maskwise
+from maskwise.recipe import read_recipe
+from maskwise.report import write_report
+from maskwise.study import plan, stages
+from maskwise.study.verdict import summarise
+from maskwise.tasks import load_task
+from report_fixture import make_records, make_samples, make_study, write_study
+from test_golden import read_golden, rounded, same
+from tiny import maskwise as command
+from tiny import read_lines, write_lines
+
+VERDICTS = Path(__file__).with_name("golden_studies.json")
+RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
+
+# Names of stages ------------------------------------------------------------------------------------------
+
+RECIPES = sorted(path.stem for path in (Path(maskwise.__file__).parent / "recipes").glob("*.yaml"))
+STAND_INS = {
+    "continual-minilm": ["model.pretrained=bundled:encoder"],
+    "learn-trivia": ["learning.task=factworld(people=40)"],
+}
+"""For what a recipe wants installed or downloaded."""
+LOADED = cache(load_task)
+
+
+def stage_names(folder: Path, recipe: str) -> dict[str, str]:
+    """By kind of stage, how many a recipe has with one seed, and a hash of their names.
+
+    The names are taken without the versions of libraries and of maskwise. Files that a recipe names and that people
+    bring are made up, in a working folder of their own.
+    """
+    (folder / "trivia").mkdir(exist_ok=True)
+    questions = [{"question": f"who is {n}?", "answer": f"name {n}"} for n in range(40)]
+    write_lines(folder / "trivia" / "questions.jsonl", questions)
+    write_lines(folder / "trivia" / "contexts.jsonl", [{"text": f"This is name {n}."} for n in range(40)])
+    given = ["study.seeds=1", *STAND_INS.get(recipe, [])]
+    with pytest.MonkeyPatch.context() as here:
+        here.chdir(folder)
+        here.setattr(stages, "_numerics", lambda: ())
+        for module in (stages, plan):  # recipes share tasks, which are long to read
+            here.setattr(module, "load_task", LOADED, raising=False)
+        planned = plan.make_plan(read_recipe(recipe, given))
+        names: dict[str, list[str]] = defaultdict(list)
+        for stage in planned.stages():
+            names[stage.kind].append(stage.name)
+    return {
+        kind: f"{len(found)} {hashlib.sha256(repr(sorted(found)).encode()).hexdigest()[:12]}"
+        for kind, found in sorted(names.items())
+    }
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_names_of_stages(recipe: str, tmp_path: Path) -> None:
+    assert stage_names(tmp_path, recipe) == read_golden()["stages"][recipe]
+
+
+# Recorded studies -----------------------------------------------------------------------------------------
+
+STUDIES = (
+    "adapt-2026-11-22",
+    "decay-claim-2026-11-22",
+    "diffusion-2026-11-21",
+    "factworld-2026-11-21",
+    "factworld-causal-2026-11-22",
+    "factworld-seq2seq-2026-11-22",
+    "learn-meta-full-2026-11-22",
+    "learn-trivia-2026-11-22",
+    "mometas-claim-2026-11-23",
+    "ptw-2026-11-20",
+    "ratios-2026-11-20",
+    "sampler-control-2026-11-21",
+)
+COLUMNS = ("arm", "baseline", "outcome", "n", "verdict", "reason", "mean", "low", "high", "p", "p_adjusted")
+
+
+def rows(study: str) -> list[dict[str, Any]]:
+    """The primary rows of a recorded study, judged anew."""
+    folder = RESULTS / study
+    description = json.loads((folder / "study.json").read_text())
+    summary = summarise(read_lines(folder / "records.jsonl"), description)
+    primary = [row for row in summary["contrasts"] if row["primary"]]
+    return [{name: short(row[name]) for name in COLUMNS} for row in primary]
+
+
+def short(value: Any) -> Any:
+    return rounded(value) if isinstance(value, float) else value
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_rows_of_recorded_studies(study: str) -> None:
+    same(rows(study), json.loads(VERDICTS.read_text())[study])
+
+
+def write_verdicts(folder: Path) -> None:
+    """Write ``golden_studies.json``, a line for each row."""
+    parts = []
+    for study in STUDIES:
+        lines = ",\n  ".join(json.dumps(row) for row in rows(study))
+        parts.append(f"{json.dumps(study)}: [\n  {lines}\n ]")
+    VERDICTS.write_text("{\n " + ",\n ".join(parts) + "\n}\n")
+
+
+# Pages ----------------------------------------------------------------------------------------------------
+
+
+def formats() -> dict[str, Path]:
+    """The smallest recorded folder of each format: what study.json says, and the kinds of its records."""
+    smallest: dict[str, tuple[int, Path]] = {}
+    for path in sorted(RESULTS.glob("*/study.json")):
+        keys = sorted(json.loads(path.read_text()))
+        files = sorted(file.suffix + file.stem for file in path.parent.iterdir() if file.suffix == ".jsonl")
+        name = hashlib.sha256(repr([keys, files]).encode()).hexdigest()[:6]
+        size = (path.parent / "records.jsonl").stat().st_size
+        if name not in smallest or size < smallest[name][0]:
+            smallest[name] = (size, path.parent)
+    return {folder.name: folder for _, folder in smallest.values()}
+
+
+@pytest.mark.parametrize("name", formats())
+def test_every_recorded_format_reports(name: str, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    assert command("report", RESULTS / name, "--html", page) == 0
+    recorded = json.loads((RESULTS / name / "study.json").read_text())
+    text = page.read_text(encoding="utf-8")
+    assert all(html.escape(arm) in text for arm in recorded["arms"])
+
+
+def tables_of(page: str) -> list[list[str]]:
+    """The text of the tables of a page, a line for each row; words around them may change."""
+    shown = re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL)
+    return [
+        [" | ".join(cells_of(row)) for row in re.findall(r"<tr.*?</tr>", table, re.DOTALL)]
+        for table in re.findall(r"<table.*?</table>", shown, re.DOTALL)
+    ]
+
+
+def cells_of(row: str) -> list[str]:
+    cells = re.findall(r"<t[hd].*?>(.*?)</t[hd]>", row, re.DOTALL)
+    return [" ".join(html.unescape(re.sub(r"<[^>]*>", " ", cell)).split()) for cell in cells]
+
+
+def synthetic_study(folder: Path) -> Path:
+    effects = {"token-15": 0.0, "token-30": 0.03, "whole-word-15": 0.0}
+    study = make_study(runs=6, arms=effects)
+    records = make_records(study, effects)
+    samples = make_samples(study)
+    return write_study(folder / "study", study, records, summary=summarise(records, study), samples=samples)
+
+
+PAGES: dict[str, Callable[[Path], Path]] = {
+    "a synthetic study": synthetic_study,
+    "a study of a world": lambda folder: RESULTS / "factworld-2026-11-21",
+    "a study of general tasks": lambda folder: RESULTS / "decay-claim-2026-11-22",
+}
+
+
+def tables(folder: Path, name: str) -> list[list[str]]:
+    page = write_report(PAGES[name](folder), folder / "page.html")
+    return tables_of(page.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_tables_of_pages(name: str, tmp_path: Path) -> None:
+    assert tables(tmp_path, name) == read_golden()["pages"][name]
+
+
+MAKERS: dict[str, Callable[[Path], Any]] = {
+    "stages": lambda folder: {recipe: stage_names(folder, recipe) for recipe in RECIPES},
+    "pages": lambda folder: {name: tables(folder, name) for name in PAGES},
+    "verdicts": write_verdicts,
+}
