@@ -169,6 +169,19 @@ def test_masks_and_positions() -> None:
     assert two_rows.boundaries().tolist() == [0, 2, 4], "a document does not reach into the next row"
 
 
+@pytest.mark.parametrize("scaling", [None, 1.0, 0.3])
+def test_attention_with_dropout_has_the_scale_that_is_asked_for(scaling: float | None) -> None:
+    """T5 asks for 1, and others for the root of the width. A rate below 1 / 65,536 drops nothing."""
+    draw = torch.Generator().manual_seed(0)
+    query, key, value = torch.randn(3, 2, 4, 6, 16, generator=draw)
+    documents = Documents(torch.tensor([[0, 0, 0, 0, 1, 1], [0, 1, 1, 2, 2, 2]]))
+    options = {"dropout": 1e-6} if scaling is None else {"dropout": 1e-6, "scaling": scaling}
+    found, _ = attention.attend(torch.nn.Module(), query, key, value, None, documents=documents, **options)
+    scores = query @ key.mT * (0.25 if scaling is None else scaling)
+    shares = scores.masked_fill(~documents.mask(), -torch.inf).softmax(-1)
+    torch.testing.assert_close(found, (shares @ value).transpose(1, 2))
+
+
 def test_causal_documents_see_only_what_stands_before(tokenizer: Any) -> None:
     model = build("modernbert", tokenizer)
     attention.separate(model)

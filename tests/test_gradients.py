@@ -327,6 +327,14 @@ def bilevel_values(selections: list[tuple[bool, ...]]) -> tuple[Tensor, Callable
 LOGIT = torch.tensor([0.4, -0.3, 0.9, 0.2, -0.6, 0.1], dtype=torch.float64, requires_grad=True)
 
 
+def test_each_draw_is_compared_with_the_mean_of_the_others() -> None:
+    """Losses 1, 4 and 7: the others have 5.5, 4 and 2.5 on average."""
+    log_probability = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    surrogate = score_function(log_probability, torch.tensor([1.0, 4.0, 7.0], dtype=torch.float64))
+    (slope,) = torch.autograd.grad(surrogate, log_probability)
+    assert (3 * slope).tolist() == pytest.approx([1 - 5.5, 4 - 4, 7 - 2.5])
+
+
 def test_reinforce_against_all_selections() -> None:
     """Unbiased: within three standard errors of the gradient that the enumeration gives, which they know to 2 %."""
     table = probabilities(LOGIT)

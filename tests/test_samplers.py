@@ -24,7 +24,7 @@ from maskwise.samplers import (
     sampler,
 )
 from maskwise.samplers.base import reliability
-from maskwise.samplers.mometas import gains, meta_gradient
+from maskwise.samplers.mometas import RECENT, gains, meta_gradient
 
 ARMS = ["mlm", "emlm", "atd", "cse"]
 SPECS = {
@@ -223,6 +223,20 @@ def test_mometas_plus_is_even_while_it_knows_nothing() -> None:
         for seed in range(games)
     ]
     assert sum(largest) / len(largest) < 0.3
+
+
+def test_mometas_plus_compares_rewards_with_their_recent_mean() -> None:
+    """After five rollouts half of the mean is new."""
+    made = sampler("mometas-plus(every=1)", ["a", "b"])
+    levels = []
+    for rollout, gain in enumerate([0.1, *[0.3] * RECENT]):
+        made.rollout = {rollout: "ab"[rollout % 2]}
+        made.update(before={"a": 1.0, "b": 1.0}, after={"a": 1 - gain, "b": 1.0})
+        levels.append(made.state_dict()["level"].tolist())
+    assert levels[0] == pytest.approx([0.1, 1, 0], abs=1e-5)  # the reward, and the shares of the arms
+    new = 1 - 0.5 ** (1 / RECENT)
+    assert levels[1] == pytest.approx([0.1 + new * 0.2, 1 - new, new], abs=1e-5)
+    assert levels[RECENT][0] == pytest.approx(0.2, abs=1e-5)
 
 
 # --- what is refused
