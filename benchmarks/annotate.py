@@ -37,7 +37,7 @@ from threadpoolctl import threadpool_limits
 
 from maskwise.annotate.run import annotate_corpus
 from maskwise.annotate.tagger import NAME, SHIPPED, SpacyPipeline
-from maskwise.bench.timing import in_turn, surroundings
+from maskwise.bench import in_turn, surroundings
 from maskwise.text.documents import bundled_path, read_documents
 from maskwise.text.labelled import (
     POS,

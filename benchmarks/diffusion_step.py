@@ -19,8 +19,7 @@ from typing import Any
 
 import torch
 
-from maskwise.bench.mask import _DIFFUSION, _Contest, _text
-from maskwise.bench.timing import surroundings
+from maskwise.bench import _DIFFUSION, _Contest, _text, surroundings
 from maskwise.masking import Masker
 from maskwise.masking.diffusion import Noising
 from maskwise.models import new_config, new_model

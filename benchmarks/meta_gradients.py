@@ -23,7 +23,7 @@ from rich.console import Console
 from torch import Tensor
 from transformers import ModernBertConfig
 
-from maskwise.bench.timing import surroundings
+from maskwise.bench import surroundings
 from maskwise.learning.gradients import BACKENDS, InnerStep, Losses, meta_gradient
 from maskwise.learning.relaxation import RelaxedDenoising
 from maskwise.models import new_model

@@ -20,7 +20,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from maskwise.bench.timing import surroundings
+from maskwise.bench import surroundings
 from maskwise.samplers import Mometas, sampler
 
 ARMS = ("a", "b", "c", "d", "e")

@@ -22,9 +22,10 @@ from typing import Any
 import torch
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
+from timing import processor_seconds
 from torch import Tensor
 
-from maskwise.bench.timing import in_turn, processor_seconds, surroundings
+from maskwise.bench import in_turn, surroundings
 from maskwise.models import new_config, new_model
 from maskwise.objectives import OBJECTIVES, objective, objective_class
 from maskwise.samplers import Sampler, sampler

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from maskwise.bench.timing import surroundings
+from maskwise.bench import surroundings
 from maskwise.masking import MaskedBatch
 from maskwise.masking.batch import IGNORE, AnnotatedBatch
 from maskwise.models import build_model, config_of

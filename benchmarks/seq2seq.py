@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from timing import seconds_per_step
 from transformers import (
     DataCollatorForSeq2Seq,
     PrinterCallback,
@@ -29,7 +30,7 @@ from transformers import (
     Seq2SeqTrainingArguments,
 )
 
-from maskwise.bench.timing import seconds_per_step, surroundings
+from maskwise.bench import surroundings
 from maskwise.families import decoder_weights, encoder_weights, head_weights
 from maskwise.masking import Masker
 from maskwise.models import new_config, new_model

@@ -27,7 +27,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from maskwise.bench.timing import surroundings
+from maskwise.bench import surroundings
 from maskwise.masking import IGNORE
 from maskwise.models import new_config, new_model
 from maskwise.objectives.settings import ObjectiveSettings

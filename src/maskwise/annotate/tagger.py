@@ -8,7 +8,7 @@ long texts are cut at the end of a paragraph, a line, a sentence or a word, whic
 reach, for spaCy's arrays are as large as the longest texts (4.5 GB for one of 10 MB); so are words of a thousand
 characters and more, over which its tokenizer may take minutes. White space has no part of speech.
 
-Cost: nearly all is spaCy's own; ``maskwise bench annotate`` says how much. Matrix products, half of that, go
+Cost: nearly all is spaCy's own; ``benchmarks/annotate.py`` measures it. Matrix products, half of that, go
 through numpy's BLAS instead of the BLIS that comes with spaCy, which takes nearly three times as long here.
 """
 

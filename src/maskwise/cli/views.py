@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from maskwise.cli.terminal import Json, err_console, escape, has_colours, out_console, print_json
-from maskwise.errors import unknown_name
+from maskwise.errors import MaskwiseError, unknown_name
 
 
 def evaluate(
@@ -176,21 +176,20 @@ def report(
     out_console.print(str(write_report(folder, html)), highlight=False, soft_wrap=True)
 
 
-def bench(
-    name: Annotated[str, typer.Argument(help="mask or train.")] = "mask",
-    device: Annotated[
-        str | None, typer.Option(help="For train: cpu or cuda. Without it, the GPU if there is one.")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Measure speed beside the peers, in one run on this machine; train takes at most ten minutes on a GPU."""
-    from maskwise.bench import render, run
+def bench(name: Annotated[str, typer.Argument(help="mask.")] = "mask", as_json: Json = False) -> None:
+    """Measure the speed of masking beside transformers' collator, in one run on this machine."""
+    if name == "train":
+        do = "in a checkout of the project: python benchmarks/train.py"
+        raise MaskwiseError("bench train is not part of the package any more", do=do)
+    if name != "mask":
+        raise unknown_name("bench", name, ["mask"])
+    from maskwise.bench import bench_mask, render_mask
 
-    result = run(name, **({"device": device} if device else {}))
+    result = {"bench": name} | bench_mask()
     if as_json:
         print_json(result)
     else:
-        out_console.print(render(result))
+        out_console.print(render_mask(result))
 
 
 TABLES = {

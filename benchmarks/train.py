@@ -1,5 +1,7 @@
 """What a training step costs: our loop beside transformers' ``Trainer`` as people run it, on the same models and text.
 
+    python benchmarks/train.py [--device cuda] [--json]
+
 Both train from the same weights with AdamW and dropout on all cores or on one accelerator, in turn. The peer runs in
 single precision, and in bfloat16 where the hardware trains faster in it; ours at its default. Two kinds of text:
 *full* rows, and *varied* ones, where the peer pads documents of any length and ours packs them and reads each alone.
@@ -13,6 +15,9 @@ rate of a square matrix product that is measured in the same run.
 
 from __future__ import annotations
 
+import argparse
+import json
+import sys
 import tempfile
 import time
 import warnings
@@ -24,9 +29,10 @@ import torch
 from rich.console import Console, RenderableType
 from rich.progress import track
 from rich.table import Table
+from timing import Clock, PeerClock
 from transformers import DataCollatorForLanguageModeling, PrinterCallback, Trainer, TrainingArguments
 
-from maskwise.bench.timing import Clock, PeerClock, surroundings
+from maskwise.bench import surroundings
 from maskwise.errors import MaskwiseError
 from maskwise.masking import Masker
 from maskwise.models import new_config, new_model
@@ -108,7 +114,7 @@ def bench_train(
     best, began = best_device(), time.perf_counter()
     if device not in (None, best.type):
         do = "leave --device out, or start it where there is one"
-        raise MaskwiseError("bench train runs on the best device that there is", got=device, allowed=best.type, do=do)
+        raise MaskwiseError("this bench runs on the best device that there is", got=device, allowed=best.type, do=do)
     accelerated = best.type != "cpu"
     shapes = shapes or (ON_ACCELERATOR if accelerated else ON_CPU)
     found = list(read_documents("bundled:wikipedia", limit=documents))
@@ -296,3 +302,22 @@ def render_train(result: Mapping[str, Any]) -> RenderableType:
         )
         table.add_row(row["size"], row["batch"], row["text"], row["name"], *cells)
     return table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--device", help="cpu or cuda; without it, the GPU if there is one")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    arguments = parser.parse_args()
+    try:
+        result = bench_train(device=arguments.device)
+    except MaskwiseError as error:
+        sys.exit(str(error))
+    if arguments.json:
+        sys.stdout.write(json.dumps(result, indent=1) + "\n")
+    else:
+        Console().print(render_train(result))
+
+
+if __name__ == "__main__":
+    main()

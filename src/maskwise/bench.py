@@ -1,4 +1,4 @@
-"""Masking throughput on one core, against transformers' ``DataCollatorForLanguageModeling``, on real text.
+"""``maskwise bench mask``: masking throughput on one core, against transformers' ``DataCollatorForLanguageModeling``.
 
 Rows are the bundled sample, cut by a small WordPiece trained in the run, in three layouts: one document a row
 ([CLS], running text, [SEP]); packed rows, the default of every recipe (five documents a row, each closed by
@@ -6,13 +6,22 @@ Rows are the bundled sample, cut by a small WordPiece trained in the run, in thr
 takes, lists of dicts, and for whole words the character offsets that it finds words by; ours gets tensors or
 the same lists. The peer's bare masking step, from tensors that are already padded and marked, is timed too.
 Every timed result of ours is checked against the contract (budget, no special tokens, whole words, labels).
+
+Times are processor seconds of one thread. Wall time on a shared machine is mostly about the neighbours. Processor time
+leaves them out except for the caches that they spoil, so contestants take turns, a few batches each.
 """
 
 from __future__ import annotations
 
+import os
+import platform
+import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from functools import partial
+from importlib.metadata import version
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,11 +31,11 @@ from rich.table import Table
 from torch import Tensor
 from transformers import DataCollatorForLanguageModeling
 
-from maskwise.bench.timing import in_turn, surroundings
 from maskwise.masking import CORRUPTIONS, IGNORE, POLICIES, MaskedBatch, Masker, UnitKind, Vocabulary
 from maskwise.masking.diffusion import Noising
 from maskwise.text.documents import bundled_path, read_documents
 from maskwise.text.tokenizers import tokenise, train_tokenizer
+from maskwise.training.speed import cpu_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -106,6 +115,50 @@ def _text(vocab_size: int) -> tuple[np.ndarray, np.ndarray, Any]:
     names = [f"<extra_id_{i}>" for i in range(120)] + ["[R]", "[S]", "[X]"]
     tokenizer.add_special_tokens({"additional_special_tokens": names})
     return np.concatenate(parts).astype(np.int64), np.concatenate(words).astype(np.int64), tokenizer
+
+
+def in_turn(
+    contestants: dict[str, Callable[[int], object]],
+    *,
+    batches: int,
+    check: Callable[[str, int, object], None],
+    turn: int = 10,
+) -> dict[str, float]:
+    """Median processor seconds of each contestant over ``batches`` calls with the numbers 0, 1, 2, …
+
+    Args:
+        contestants: what to call, by name.
+        batches: how many calls of each are timed.
+        check: gets (name, number, result) of every timed call, outside the time.
+        turn: calls of one contestant in a row; one more before them is not timed.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    for first in range(0, batches, turn):
+        for name, call in contestants.items():
+            call(first)
+            results = []
+            for number in range(first, min(first + turn, batches)):
+                start = time.process_time_ns()
+                result = call(number)
+                seconds[name].append((time.process_time_ns() - start) / 1e9)
+                results.append(result)
+            for number, result in enumerate(results, first):
+                check(name, number, result)
+    return {name: median(spent) for name, spent in seconds.items()}
+
+
+def surroundings(packages: Sequence[str]) -> dict[str, object]:
+    """What the figures depend on: processor, threads, versions, date."""
+    return {
+        "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "processor": cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "vector_instructions": torch.backends.cpu.get_cpu_capability(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in packages},
+    }
 
 
 class _Contest:
