@@ -1,28 +1,13 @@
-"""Plans for people: what a study or a training is about to do, and how long that may take."""
+"""A dry run for people: what a study would do, and how long that may take."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.table import Table
 
 from maskwise.cli.terminal import escape, out_console
 from maskwise.errors import duration
-
-if TYPE_CHECKING:
-    from maskwise.recipe import Recipe
-
-
-def print_outline(recipe: Recipe, plan: dict[str, Any]) -> None:
-    """What a study is about to do and how long it may take: check, in short."""
-    to_do = sum(facts["to_do"] for facts in plan["stages"].values())
-    if not to_do:
-        return
-    arms, runs = len(recipe.study.arms), len(recipe.study.seed_list)
-    known = plan["seconds"] is not None
-    time = f"about {duration(plan['seconds'])}" if known else "time unknown: maskwise check times it"
-    line = f"{recipe.name}: {arms} arms × {runs} runs, {to_do} stages to do, {plan['jobs']} at once; {time}"
-    out_console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def print_plan(plan: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from maskwise.cli.begin import write_new_recipe
-from maskwise.cli.plans import print_outline, print_plan
+from maskwise.cli.plans import print_plan
 from maskwise.cli.terminal import (
     Json,
     Out,
@@ -71,8 +71,6 @@ def study(
         plan = room.dry_run(whole, out, jobs=jobs, engine=engine, cache=stages)
         print_json(plan) if as_json else print_plan(plan)
         return
-    if not as_json:
-        print_outline(whole, room.dry_run(whole, out, jobs=jobs, engine=engine, cache=stages))
     result = room.run_study(whole, out, jobs=jobs, quiet=as_json, engine=engine, retries=retries, cache=stages)
     if as_json:
         print_json(result)

@@ -1,7 +1,7 @@
 """What a study would do, and how long that may take; nothing is written and nothing is trained.
 
-Times come from like stages that are in the folders already (of this study, or shared; ``live.Pace``), or from the few
-steps that ``maskwise check`` has timed here (``timing``). Where there are none, that is said rather than guessed.
+Times come from like stages that are in the folders already (of this study, or shared), or from the few steps that
+``maskwise check`` has timed here (``forecast``). Where there are none, that is said rather than guessed.
 
 What a search or a matching will decide is not known yet: such runs are counted at the first point of the grid, or at
 the steps as written.
@@ -23,11 +23,10 @@ from maskwise.recipe.overrides import Plain
 from maskwise.study.checks import check_inputs, require_study_folder, start_of
 from maskwise.study.costs import expected
 from maskwise.study.design import Design
-from maskwise.study.live import Pace
+from maskwise.study.forecast import Forecast, wall
 from maskwise.study.plan import Run
 from maskwise.study.run import shared_folder
 from maskwise.study.stages import STAGE, Stage
-from maskwise.study.timing import Timings, works_of
 
 
 def dry_run(
@@ -56,16 +55,19 @@ def dry_run(
     with _view(out / "stages", shared_folder(recipe, cache)) as stages:
         design = Design(recipe, stages)
         plans = list(design.plans())
-        pace = _timed(stages)
         named = {stage.name: stage for plan in plans for stage in plan.stages()}
+        there = {stage.name: stage for stage in _known(stages)}
+        forecast = Forecast(there | named)
+        for name, stage in there.items():
+            if result := stage.result(stages):
+                forecast.add(name, result["seconds"])
         to_do = {name: stage for name, stage in named.items() if stage.result(stages) is None}
     listed, seen = [], set[str]()
     for plan in plans:
         new = {stage.name for stage in plan.stages() if stage.name in to_do} - seen
         seen |= new
         listed.append({"purpose": plan.purpose, "runs": len(plan.runs), "to_do": len(new)})
-    works, timings = works_of(recipe, [run for plan in plans for run in plan.runs]), Timings()
-    seconds = {name: pace.seconds(stage) or timings.seconds(works[name]) for name, stage in to_do.items()}
+    seconds = {name: forecast.seconds(name) for name in to_do}
     kinds: dict[str, Plain] = {}
     for kind in dict.fromkeys(stage.kind for stage in named.values()):
         left = [seconds[name] for name, stage in to_do.items() if stage.kind == kind]
@@ -119,24 +121,12 @@ def _view(own: Path, shared: Path | None) -> Iterator[Path]:
         yield folder
 
 
-def _timed(stages: Path) -> Pace:
-    """What the stages in a folder took, as far as their files can be read."""
-    pace = Pace()
+def _known(stages: Path) -> Iterator[Stage]:
+    """The stages in a folder, as far as their files can be read."""
     for folder in stages.iterdir():
         plain = read_json(folder / STAGE)
         with suppress(TypeError, KeyError):  # it is damaged, or another version wrote it
-            stage = Stage.from_dict(plain or {})
-            if result := stage.result(stages):
-                pace.add(stage, result["seconds"])
-    return pace
-
-
-def wall(to_do: Mapping[str, Stage], seconds: Mapping[str, float | None], jobs: int) -> float:
-    """Seconds at best: all jobs are busy all the time, but never less than the longest chain of stages."""
-    ends: dict[str, float] = {}
-    for name, stage in to_do.items():  # needed ones come first
-        ends[name] = (seconds[name] or 0.0) + max((ends.get(need, 0.0) for need in stage.needs), default=0.0)
-    return round(max([sum(s or 0.0 for s in seconds.values()) / jobs, *ends.values()]), 1)
+            yield Stage.from_dict(plain or {})
 
 
 def _notes(recipe: Recipe, design: Design) -> Iterator[str]:

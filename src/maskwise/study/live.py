@@ -1,7 +1,7 @@
 """What a study is doing, live: arms × seeds, with the time left. Plain lines where nobody looks.
 
-The time left is what like stages took (``Pace``). While some kind has not been seen yet, it says "more than". Files are
-all that the table reads, so it knows as much of stages on other machines as of those on this one.
+The time left is what ``forecast`` knows of like stages; while it knows nothing of some, the table says "more than".
+Files are all that the table reads, so it knows as much of stages on other machines as of those on this one.
 """
 
 from __future__ import annotations
@@ -10,15 +10,17 @@ import json
 import os
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
-from statistics import median
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from maskwise.errors import duration
 from maskwise.recipe.overrides import Plain
+from maskwise.study.forecast import Forecast
 from maskwise.study.plan import Plan
 from maskwise.study.stages import Stage
 
@@ -26,46 +28,8 @@ RUNNING = {"prepare": "text", "pretrain": "0 %", "learn": "policy", "finetune": 
 """What a cell says while a stage runs; other kinds have their own name."""
 LEGEND = Text("text: preparing it · 45 %: pre-training · tasks: fine-tuning · 1/3: stages done", "dim")
 
-TAIL_BYTES = 8192
-"""How much of metrics.jsonl is read, twice a second: it may be long."""
-
-
-class Pace:
-    """How long stages take, by what like stages took: the one estimate of the time left.
-
-    >>> pace, short, long = Pace(), *(
-    ...     Stage("pretrain", {"training": {"steps": steps, "batch_size": 8}}) for steps in (10, 30))
-    >>> pace.add(short, 5.0)
-    >>> pace.seconds(long), pace.seconds(Stage("prepare", {}))
-    (15.0, None)
-    """
-
-    _SAME = {"prepare": ("corpus",), "overlap": ("corpus",), "finetune": ("task", "finetune"),
-             "evaluate": ("evaluation",), "pretrain": ("model", "objectives"),
-             "learn": ("task", "learning")}  # fmt: skip
-
-    def __init__(self) -> None:
-        self.rates: dict[str, list[float]] = {}
-
-    def add(self, stage: Stage, seconds: float, *, share: float = 1.0) -> None:
-        """A stage, or a share of it, took so many seconds."""
-        self.rates.setdefault(self._likeness(stage), []).append(seconds / (share * self._size(stage)))
-
-    def seconds(self, stage: Stage) -> float | None:
-        """Seconds that the whole stage will take; None where no like one was seen."""
-        rates = self.rates.get(self._likeness(stage))
-        return median(rates) * self._size(stage) if rates else None
-
-    def _likeness(self, stage: Stage) -> str:
-        """What two stages must share for the time of one to tell that of the other."""
-        training = stage.what.get("training", {})
-        same = [stage.what.get(key) for key in self._SAME[stage.kind]]
-        return json.dumps([stage.kind, same, training.get("optimizer"), training.get("precision")])
-
-    def _size(self, stage: Stage) -> float:
-        """Rows that a training reads; other stages are one piece."""
-        training = stage.what["training"] if stage.kind == "pretrain" else None
-        return float(training["steps"] * training["batch_size"]) if training else 1.0
+TAIL_BYTES = 1 << 18
+"""How much of metrics.jsonl is read, twice a second: the file may be long, and a line with many weights, too."""
 
 
 class LiveTable:
@@ -74,11 +38,12 @@ class LiveTable:
     Args:
         plan: what is being done.
         stages: the folder of the stages.
+        jobs: how many stages are done at once.
         quiet: show nothing.
     """
 
-    def __init__(self, plan: Plan, stages: Path, *, quiet: bool):
-        self.plan, self.stages, self.quiet = plan, stages, quiet
+    def __init__(self, plan: Plan, stages: Path, *, jobs: int = 1, quiet: bool):
+        self.plan, self.stages, self.jobs, self.quiet = plan, stages, jobs, quiet
         self.console = Console(stderr=True)
         self.live = Live(console=self.console, refresh_per_second=2, transient=True)
         self.shows = self.console.is_terminal and not quiet
@@ -87,6 +52,7 @@ class LiveTable:
         self.cells: dict[tuple[str, int], dict[str, Stage]] = {}
         for run in plan.runs:  # a row may hold several runs of a seed
             self.cells.setdefault((run.row, run.seed), {}).update({stage.name: stage for stage in run.stages})
+        self.forecast = Forecast(self.named)
         self.seconds: dict[str, float] = {}  # of the stages that are done
         self.since: dict[str, float] = {}  # when those that run were first seen
         for name in self.named:
@@ -96,6 +62,8 @@ class LiveTable:
     def __enter__(self) -> LiveTable:
         if self.shows:
             self.live.start()
+        elif not self.quiet:
+            self.console.print(self._summary({}, {}))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -126,16 +94,22 @@ class LiveTable:
         result = self.named[name].result(self.stages)
         if result is not None:
             self.seconds[name] = result["seconds"]
+            self.forecast.add(name, result["seconds"])
 
     def _metrics(self, name: str) -> Plain:
         """The last line of training that a run has written; empty before the first."""
         try:
             with (self.named[name].folder(self.stages) / "metrics.jsonl").open("rb") as file:
                 file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
-                lines = [json.loads(line) for line in file.read().splitlines()[1:]]
-        except (OSError, ValueError):
+                lines = file.read().splitlines()
+        except OSError:
             return {}
-        return next((line for line in reversed(lines) if line["kind"] == "train"), {})
+        for line in reversed(lines):
+            with suppress(ValueError):  # the first line may be cut, and the last half written
+                found: Plain = json.loads(line)
+                if found["kind"] == "train":
+                    return found
+        return {}
 
     def _summary(self, lines: Mapping[str, Plain], errors: Mapping[str, str]) -> Text:
         left, sure = self._left(lines, errors)
@@ -143,34 +117,36 @@ class LiveTable:
         parts = [
             f"{len(self.seconds)} of {len(self.named)} stages",
             f"{len(errors)} failed" if errors else "",
-            _clock(time.perf_counter() - self.began),
+            duration(time.perf_counter() - self.began),
             f"{speed:,.0f} tokens/s" if speed else "",
-            f"{'about' if sure else 'more than'} {_clock(left)} left" if left else "",
+            f"{'about' if sure else 'more than'} {duration(left)} left" if left else "",
         ]
         purpose = "" if self.plan.purpose == "main" else f"{self.plan.purpose}: "
         return Text(purpose + ", ".join(part for part in parts if part), no_wrap=True)
 
     def _left(self, lines: Mapping[str, Plain], errors: Mapping[str, str]) -> tuple[float, bool]:
         """Seconds until the end with as many stages at once as now, and whether every kind of stage has been seen."""
-        pace = Pace()
-        for name, seconds in self.seconds.items():
-            pace.add(self.named[name], seconds)
+        speeds: dict[str | None, float] = {}  # seconds of a step of what runs
         for name, line in lines.items():
-            stage = self.named[name]
-            if line and pace.seconds(stage) is None:
-                pace.add(stage, line["seconds"], share=self._share(name, line))
-        left, sure, now = 0.0, True, time.perf_counter()
+            if line:
+                speeds.setdefault(self.forecast.key(name), line["seconds"] / line["step"])
+        left = 0.0
+        sure = True
+        now = time.perf_counter()
         for name, stage in self.named.items():
             if name in self.seconds or name in errors:
                 continue
-            whole = pace.seconds(stage)
+            whole = self.forecast.seconds(name)
+            speed = speeds.get(self.forecast.key(name))
+            if whole is None and speed is not None:
+                whole = speed * stage.what["training"]["steps"]
             if whole is None:
                 sure = False
             elif lines.get(name):
                 left += whole * (1 - self._share(name, lines[name]))
             else:
                 left += max(0.0, whole - (now - self.since.get(name, now)))
-        return left / max(1, len(self.since)), sure
+        return left / (len(self.since) or self.jobs), sure
 
     def _share(self, name: str, line: Plain) -> float:
         return min(1.0, line["step"] / self.named[name].what["training"]["steps"])
@@ -196,11 +172,3 @@ class LiveTable:
                 return Text(share or RUNNING.get(stage.kind, stage.kind), "cyan")
         done = sum(name in self.seconds for name in stages)
         return Text("done", "green") if done == len(stages) else Text(f"{done}/{len(stages)}", "dim")
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

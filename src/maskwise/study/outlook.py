@@ -15,7 +15,6 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -32,14 +31,15 @@ from maskwise.recipe.overrides import Plain
 from maskwise.study.checks import MOST_UNKNOWN, check_inputs, start_of
 from maskwise.study.costs import over_a_run
 from maskwise.study.design import Design
-from maskwise.study.dry import wall
+from maskwise.study.forecast import Forecast, wall
 from maskwise.study.prospects import prospect_lines, prospects_of
 from maskwise.study.starter import look_at, name_of, starter
-from maskwise.study.timing import START_SECONDS, Timings, time_stages, works_of
+from maskwise.study.timing import START_SECONDS, time_stages, works_of
 from maskwise.study.work import masked_source
 from maskwise.tasks import Task, load_task
 from maskwise.tasks.tensors import MOST_CUT
 from maskwise.text import Prepared, Rows, load_tokenizer, tokenise
+from maskwise.text.documents import Document
 from maskwise.text.pieces import UNKNOWN
 from maskwise.text.prepared import first_characters
 
@@ -129,7 +129,7 @@ def outlook_of(subject: str, overrides: Sequence[str] = (), *, timing: bool = Tr
                 counts[arm] = _targets(link, look, config)
             except MaskwiseError as error:  # such as a text that is shorter than a batch
                 doubts.append({"what": f"arm {arm} cannot be trained: {error}", "do": ""})
-        times = _times(recipe, look, Path(name) / "stages", timing=timing and len(counts) == max(1, len(arms)))
+        times = _times(recipe, first, look, Path(name), timing=timing and len(counts) == max(1, len(arms)))
     facts: Plain = {
         "name": recipe.name, "corpus": corpus, "model": model,
         "arms": {arm: count for arm, count in counts.items() if count},
@@ -162,7 +162,7 @@ def recipe_for(subject: str, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def _look(link: Recipe, folder: Path) -> Look:
-    """Prepare a sample of the text of a training."""
+    """Prepare a sample of the text of a training, and look at the rest."""
     link = link.unlearned()
     corpus, documents = link.corpus, link.corpus.documents()
     sample = [*first_characters(documents, SAMPLE_CHARACTERS)]
@@ -173,26 +173,34 @@ def _look(link: Recipe, folder: Path) -> Look:
         seen = look_at(corpus.documents())
         total, count, whole, skipped = seen.characters, seen.documents, seen.whole, dict(seen.skipped)
     began = time.process_time()
-    name = link.tokenizer_name
+    data = _prepared(link, sample, folder, whole=whole)
+    seconds = (time.process_time() - began) / max(1, size)
+    return Look(data, total / max(1, size), seconds, count, total, whole, skipped)
+
+
+def _prepared(link: Recipe, sample: list[Document], folder: Path, *, whole: bool) -> Prepared:
+    """Some documents, or the whole text, in the rows of a training."""
+    corpus, name = link.corpus, link.tokenizer_name
     tokenizer = load_tokenizer(name, needs_mask=link.kind == "encoder") if name else link.tokenizer.tokenizer(sample)
     store = None
     if corpus.annotators:
         from maskwise.annotate.run import annotate_corpus
         from maskwise.annotate.store import Store
 
-        annotate_corpus(documents, corpus.annotators, folder / "layers", limit=len(sample), jobs=1)
+        annotate_corpus(corpus.documents(), corpus.annotators, folder / "layers", limit=len(sample), jobs=1)
         store = Store(folder / "layers")
-    data = None
-    for share in (corpus.held_out, 0.2, 0.45):  # a sample of few documents may leave a side empty
-        with suppress(*(() if share == 0.45 or whole else (MaskwiseError,))):
-            data = Prepared.make(
-                folder / f"{share}", tokenise(sample, tokenizer, layers=store), tokenizer,
+    # A part of a text may leave a side empty that the whole text would not.
+    shares = [corpus.held_out] if whole else [corpus.held_out, 0.2, 0.45]
+    for share in shares:
+        try:
+            tokens = tokenise(sample, tokenizer, layers=store)
+            return Prepared.make(
+                folder / f"{share}", tokens, tokenizer,
                 length=corpus.length, layout=corpus.row_layout, held_out=share,
             )  # fmt: skip
-            break
-    assert data is not None
-    seconds = (time.process_time() - began) / max(1, size)
-    return Look(data, total / max(1, size), seconds, count, total, whole, skipped)
+        except MaskwiseError as error:
+            failure = error
+    raise failure
 
 
 def _corpus(link: Recipe, look: Look) -> Plain:
@@ -284,33 +292,55 @@ def plateau_targets(vocabulary: int) -> float:
 # Time ------------------------------------------------------------------------------------------------------------
 
 
-def _times(recipe: Recipe, look: Look, stages: Path, *, timing: bool) -> Plain:
-    """Seconds of work by kind of stage, and until the end with as many stages at once as there are cores."""
+def _times(recipe: Recipe, first: Recipe, look: Look, folder: Path, *, timing: bool) -> Plain:
+    """Seconds of work by kind of stage, and until the end with as many stages at once as there are cores.
+
+    Args:
+        first: the recipe of the training whose text ``look`` has prepared.
+        folder: for samples in other rows.
+    """
     jobs = os.cpu_count() or 1
     if not recipe.study.arms:
         recipe = recipe.model_copy(
             update={"study": recipe.study.model_copy(update={"arms": {recipe.name: {}}, "seeds": 1})}
         )
-    design = Design(recipe, stages)
+    design = Design(recipe, folder / "stages")
     plans = list(design.plans())
     works = works_of(recipe, [run for plan in plans for run in plan.runs])
-    timings = Timings()
+    todo = {stage.name: stage for plan in plans for stage in plan.stages()}
+    forecast = Forecast(todo)
+    samples = {_cut(first.unlearned()): look.data}
+
+    def sample(link: Recipe) -> Prepared:
+        """Steps are timed in rows of their own length, and with their own tokenizer."""
+        link = link.unlearned()
+        cut = _cut(link)
+        if cut not in samples:
+            some = [*first_characters(link.corpus.documents(), SAMPLE_CHARACTERS // 4)]
+            samples[cut] = _prepared(link, some, folder / f"sample-{len(samples)}", whole=False)
+        return samples[cut]
+
     if timing and len(look.rows):
-        time_stages(list(works.values()), look.data, timings, characters=look.characters, prepared=look.seconds)
-    seconds = {name: timings.seconds(work) for name, work in works.items()}
+        time_stages(works, sample, forecast, characters=look.characters, prepared=look.seconds)
+    seconds = {name: forecast.seconds(name) for name in todo}
     kinds: dict[str, Plain] = {}
-    for name, work in works.items():
-        entry = kinds.setdefault(work.stage.kind, {"stages": 0, "seconds": 0.0})
+    for name, stage in todo.items():
+        entry = kinds.setdefault(stage.kind, {"stages": 0, "seconds": 0.0})
         entry["stages"] += 1
         each = seconds[name]
         entry["seconds"] = None if each is None or entry["seconds"] is None else entry["seconds"] + each
     unknown = [kind for kind, entry in kinds.items() if entry["seconds"] is None]
-    todo = {stage.name: stage for plan in plans for stage in plan.stages()}
     return {
         "jobs": jobs, "stages": kinds, "unknown": unknown,
         "seconds": None if unknown else round(START_SECONDS + wall(todo, seconds, jobs), 1),
-        "memory_gib": timings.memory_gib(works.values()),
+        "memory_gib": forecast.memory_gib(),
     }  # fmt: skip
+
+
+def _cut(link: Recipe) -> tuple[object, ...]:
+    """What the time of a step on the rows of a sample depends on."""
+    corpus = link.corpus
+    return (corpus.length, corpus.row_layout, corpus.layers, link.tokenizer_name or link.tokenizer)
 
 
 # Words -----------------------------------------------------------------------------------------------------------

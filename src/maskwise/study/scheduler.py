@@ -8,6 +8,7 @@ of the stages: whatever ends this loop, the same command goes on.
 from __future__ import annotations
 
 import fcntl
+import os
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -61,7 +62,7 @@ def execute(
         return errors
     stages = stages.resolve()
     needed_by_all = set.intersection(*({stage.name for stage in run.stages} for run in plan.runs))
-    table = LiveTable(plan, stages, quiet=quiet)
+    table = LiveTable(plan, stages, jobs=jobs or os.cpu_count() or 1, quiet=quiet)
     waiting = {stage.name: stage for stage in todo}
     running: dict[str, Stage] = {}
     tries: dict[str, int] = {}

@@ -1,31 +1,26 @@
-"""How long the stages of a study take here, before any of them has run: a few real steps of each kind are timed.
+"""Times the stages of a study before any of them has run: a few real steps of each kind.
 
-What is timed once is kept in the cache folder (``timings.json``), by everything that the time depends on: machine,
-torch, model, rows, objective, optimiser, task. ``maskwise check`` times what is not known yet, on a sample of the text;
-``--dry-run`` reads what is there. Delete the file to time anew, for instance where the machine was busy.
+``maskwise check`` times what ``forecast`` does not know yet, on a sample of the text, and keeps it there.
 
 Cost: some seconds for each kind of training and each task; ``SECONDS`` in all.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from maskwise.constants import REFERENCE
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation import evaluate
-from maskwise.folders import read_json, write_json
 from maskwise.recipe import Recipe
-from maskwise.recipe.overrides import Plain
+from maskwise.study.forecast import Forecast
 from maskwise.study.plan import Run
 from maskwise.study.stages import Stage
 from maskwise.study.work import learning
@@ -36,8 +31,8 @@ from maskwise.tasks.tensors import TaskSource, embed, encode
 from maskwise.text import Prepared
 from maskwise.text.worlds import of_run
 from maskwise.training import train
-from maskwise.training.engine import best_device, fast_bf16
-from maskwise.training.speed import cache_folder, cpu_name, peak_memory
+from maskwise.training.engine import best_device
+from maskwise.training.speed import peak_memory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -48,43 +43,21 @@ STEPS, STEP_SECONDS = 12, 6.0
 """Steps of a training that are timed, or as many as fit into so many seconds (at least 2)."""
 ITEMS = 48
 """Rows of a task that are answered."""
+TRIED_RATES = 3
+"""Fine-tunings more that ``finetune.search_rate`` takes."""
 START_SECONDS = 8.0
 """What a study takes beside its stages: workers that import torch."""
 
 
-@dataclass(frozen=True)
-class Work:
-    """A stage, with the recipe of its training and what its time depends on.
+class Work(NamedTuple):
+    """A stage that is to be timed.
 
     Attributes:
-        link: the recipe of the training; of a fine-tuning, that of the checkpoint's last training.
+        link: the recipe of the training; of what comes after it, the recipe of the checkpoint's last training.
     """
 
     stage: Stage
     link: Recipe
-
-    @property
-    def key(self) -> str:
-        """A hash of all that the time depends on."""
-        link, what = self.link, self.stage.what
-        model = [link.model.model_dump(mode="json"), link.tokenizer.model_dump(mode="json")]
-        rows = [link.corpus.length, link.corpus.row_layout]
-        how = link.training.model_dump(
-            include={"batch_size", "accumulate", "optimizer", "precision", "freeze", "group_by_length"}
-        )
-        objectives = [
-            link.objective,
-            {name: arm.objective for name, arm in link.objectives.items()},
-            link.sampler,
-        ]
-        parts: dict[str, object] = {
-            "prepare": what, "overlap": what, "learn": what,
-            "pretrain": [model, rows, how, objectives, link.evaluation.rows],
-            "evaluate": [model, rows, what.get("evaluation")],
-            "finetune": [model, what.get("task_content"), what.get("finetune")],
-        }  # fmt: skip
-        text = json.dumps([self.stage.kind, _machine(), parts[self.stage.kind]], sort_keys=True, default=str)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def works_of(recipe: Recipe, runs: Iterable[Run]) -> dict[str, Work]:
@@ -100,64 +73,31 @@ def works_of(recipe: Recipe, runs: Iterable[Run]) -> dict[str, Work]:
     return works
 
 
-class Timings:
-    """What is known of the time of stages, from the cache."""
-
-    def __init__(self) -> None:
-        self.file = cache_folder() / "timings.json"
-        self.known: dict[str, dict[str, float]] = {
-            key: entry for key, entry in (read_json(self.file) or {}).items() if isinstance(entry, dict)
-        }
-
-    def seconds(self, work: Work) -> float | None:
-        """Seconds of work that a stage will take; None where nothing like it was timed."""
-        entry = self.known.get(work.key)
-        if entry is None:
-            return None
-        if work.stage.kind != "pretrain":
-            return entry["seconds"]
-        how = work.stage.what["training"]
-        every = work.stage.how.get("eval_every") or 0
-        judged = 1 + (how["steps"] // every if every else 0)
-        return entry["start"] + how["steps"] * entry["step"] + judged * entry["judge"]
-
-    def memory_gib(self, works: Iterable[Work]) -> float | None:
-        """The most memory that a process took in what was timed."""
-        known = [self.known[work.key].get("memory_gib", 0.0) for work in works if work.key in self.known]
-        return max(known, default=0.0) or None
-
-    def keep(self, key: str, entry: Mapping[str, float]) -> None:
-        """Write what was timed, beside what others wrote meanwhile."""
-        self.known[key] = dict(entry)
-        with suppress(MaskwiseError):  # a home that cannot be written is no reason to stop
-            write_json(self.file, {**(read_json(self.file) or {}), key: dict(entry)})
-
-
 def time_stages(
-    works: Sequence[Work], data: Prepared, timings: Timings, *, characters: int, prepared: float,
-    seconds: float = SECONDS,
+    works: Mapping[str, Work], sample: Callable[[Recipe], Prepared], forecast: Forecast, *, characters: int,
+    prepared: float, seconds: float = SECONDS,
 ) -> None:  # fmt: skip
-    """Time what is not known yet of some stages, the trainings first.
+    """Time what a forecast does not know yet, the trainings first.
 
     Args:
-        data: a sample of the text, prepared.
+        sample: a sample of the text as the recipe of a training cuts it into rows.
         characters: of the whole text.
         prepared: seconds that preparing took, for each character of the sample.
         seconds: after so many nothing more is timed.
     """
     end = time.perf_counter() + seconds
-    kinds = ("pretrain", "finetune", "evaluate", "prepare", "overlap")
-    todo: dict[str, Work] = {}
-    for work in sorted((w for w in works if w.stage.kind in kinds), key=lambda w: kinds.index(w.stage.kind)):
-        if work.key not in timings.known:
-            todo.setdefault(work.key, work)
-    for key, work in todo.items():
-        if work.stage.kind in ("prepare", "overlap"):
-            share = prepared if work.stage.kind == "prepare" else prepared / 2  # words are counted, not tokenised
-            timings.keep(key, {"seconds": characters * share})
-        elif time.perf_counter() < end:
-            with _one_thread():
-                timings.keep(key, _TIMERS[work.stage.kind](work, data))
+    for kind in ("pretrain", "finetune", "evaluate", "prepare", "overlap"):
+        for name, work in works.items():
+            if work.stage.kind != kind or forecast.seconds(name) is not None:
+                continue
+            if kind == "prepare":
+                forecast.keep(name, {"seconds": characters * prepared})
+            elif kind == "overlap":  # words are counted, not tokenised
+                forecast.keep(name, {"seconds": characters * prepared / 2})
+            elif time.perf_counter() < end:
+                # Such as a sample with too few rows: the time stays unknown.
+                with _one_thread(), suppress(MaskwiseError):
+                    forecast.keep(name, _TIMERS[kind](work, sample(work.link)))
 
 
 @contextmanager
@@ -177,7 +117,11 @@ def _now() -> float:
 
 
 class _Clock:
-    """Called after every step; says ``enough`` when enough of them were timed."""
+    """Called after every step; says ``enough`` when enough of them were timed.
+
+    Attributes:
+        ticks: when it was made, and when each step ended.
+    """
 
     def __init__(self) -> None:
         self.began = time.perf_counter()
@@ -197,6 +141,11 @@ class _Clock:
         """Seconds of a step: the middle of all but the first, which warms up."""
         each = [b - a for a, b in zip(self.ticks, self.ticks[1:])]
         return median(each[1:] or each)
+
+    @property
+    def warm_up(self) -> float:
+        """Seconds by which the first step took longer, such as those of a compilation."""
+        return max(0.0, self.ticks[1] - self.ticks[0] - self.step)
 
 
 def _network(link: Recipe, data: Prepared) -> PreTrainedModel:
@@ -224,9 +173,11 @@ def _time_training(work: Work, data: Prepared) -> dict[str, float]:
     settings = link.training.model_copy(update={**few, "trackers": ()})
     train(made.objective, made.source, settings, learners=made.learners, evaluate=clock, quiet=True)
     return {
-        "start": start, "step": clock.step, "judge": _time_judging(work, data, network, rows=link.evaluation.rows),
+        "start": start + clock.warm_up,
+        "step": clock.step,
+        "judge": _time_judging(work, data, network, rows=link.evaluation.rows),
         "memory_gib": peak_memory(best_device()) / 2**30,
-    }  # fmt: skip
+    }
 
 
 def _time_judging(work: Work, data: Prepared, network: Any, *, rows: int | None) -> float:
@@ -275,7 +226,8 @@ def _time_task(work: Work, data: Prepared) -> dict[str, float]:
     each = (_now() - began) / len(small.splits["test"])
     items = each * (len(task.splits["dev"]) + len(task.splits["test"]))
     once = start + how.steps * clock.step + items * (1 + (how.steps // how.eval_every if how.eval_every else 0))
-    return {"seconds": settings.seeds * once, "memory_gib": peak_memory(best_device()) / 2**30}
+    fine_tunings = settings.seeds + (TRIED_RATES if settings.search_rate else 0)
+    return {"seconds": fine_tunings * once, "memory_gib": peak_memory(best_device()) / 2**30}
 
 
 def _part(task: Task[Any]) -> Task[Any]:
@@ -285,9 +237,3 @@ def _part(task: Task[Any]) -> Task[Any]:
 
 
 _TIMERS = {"pretrain": _time_training, "finetune": _time_task, "evaluate": _time_evaluation}
-
-
-def _machine() -> Plain:
-    device = best_device()
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
-    return {"device": name, "torch": torch.__version__, "bf16": fast_bf16()}

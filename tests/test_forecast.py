@@ -1,0 +1,156 @@
+"""How long stages take: one key of what their time depends on, and what is measured counts more than what is scaled."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from maskwise.errors import MaskwiseError
+from maskwise.recipe import read_recipe
+from maskwise.study import dry_run, make_plan
+from maskwise.study.forecast import CHANGE_NO_TIME, Forecast
+from maskwise.study.live import LiveTable
+from maskwise.study.outlook import outlook_of
+from maskwise.study.plan import Plan
+from maskwise.study.stages import Stage
+from maskwise.training import TrainingSettings
+from tiny import maskwise, write_inputs
+
+SMALL = ["study.seeds=1", "study.arms={a: {}}"]
+
+
+@pytest.fixture(autouse=True)
+def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    return write_inputs(tmp_path / "in")
+
+
+def stages_of(recipe: Path, *overrides: str) -> dict[str, Stage]:
+    return {stage.name: stage for stage in make_plan(read_recipe(recipe, [*SMALL, *overrides])).stages()}
+
+
+def keys(recipe: Path, *overrides: str) -> dict[str, list[str | None]]:
+    """The keys of the stages of each kind."""
+    named = stages_of(recipe, *overrides)
+    forecast = Forecast(named)
+    found: dict[str, list[str | None]] = {}
+    for name, stage in named.items():
+        found.setdefault(stage.kind, []).append(forecast.key(name))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("override", "changes"),
+    [
+        ("training.compile=true", {"pretrain"}),
+        ("training.activation_checkpointing=true", {"pretrain"}),
+        ("training.shard=true", {"pretrain"}),
+        ("training.precision=bf16", {"pretrain"}),
+        ("training.batch_size=4", {"pretrain"}),
+        ("corpus.length=16", {"prepare", "pretrain", "evaluate"}),
+        ("corpus.attention=row", {"prepare", "pretrain", "evaluate"}),
+        ("model.settings.hidden_size=24", {"pretrain", "evaluate", "finetune"}),
+        ("finetune.max_length=8", {"finetune"}),
+        ("training.learning_rate=0.1", set()),
+        ("training.steps=7", set()),
+        ("training.weight_decay=0.1", set()),
+    ],
+)
+def test_the_key_holds_all_that_time_depends_on(override: str, changes: set[str], recipe: Path) -> None:
+    base = "finetune.max_length=12"
+    before = keys(recipe, base)
+    after = keys(recipe, base, override)
+    assert {kind for kind in before if before[kind] != after[kind]} == changes
+
+
+def test_what_changes_no_time_is_a_setting() -> None:
+    assert TrainingSettings.model_fields.keys() > CHANGE_NO_TIME
+
+
+def test_phases_of_other_rows_are_not_alike(recipe: Path) -> None:
+    named = stages_of(recipe, "intermediate.corpus.length=16")
+    long, short = [name for name, stage in named.items() if stage.kind == "pretrain"]
+    forecast = Forecast(named)
+    forecast.add(long, 60.0)
+    assert forecast.seconds(long) == 60.0
+    assert forecast.seconds(short) is None
+
+
+def test_what_is_measured_counts_more_than_what_is_scaled(recipe: Path) -> None:
+    named = stages_of(recipe, "study.companions=[0.5]", "training.steps=100", "training.eval_every=0")
+    named |= stages_of(recipe, "training.steps=50", "training.eval_every=0")
+    whole, half = [name for name, stage in named.items() if stage.kind == "pretrain"]
+    forecast = Forecast(named)
+    assert forecast.seconds(half) is None
+    forecast.add(whole, 100.0)
+    assert forecast.seconds(half) == 50.0  # scaled
+    forecast.keep(whole, {"start": 5.0, "step": 0.5, "judge": 2.0})
+    assert forecast.seconds(half) == 32.0  # from steps that were timed
+    assert Forecast(named).seconds(half) == 32.0  # which the cache keeps
+    assert forecast.seconds(whole) == 100.0  # whole stages of this size
+    forecast.add(half, 40.0)
+    assert forecast.seconds(half) == 40.0
+
+
+def test_check_times_each_phase_in_rows_of_its_own(recipe: Path) -> None:
+    asked = [*SMALL, "corpus.length=64", "intermediate.corpus.length=16", "tasks=[]", "training.eval_every=0"]
+    assert not outlook_of(str(recipe), asked)["time"]["unknown"]
+    named = stages_of(recipe, *asked)
+    long, short = [name for name, stage in named.items() if stage.kind == "pretrain"]
+    entries = Forecast(named)
+    steps = {name: entries.timed[entries.key(name) or ""]["step"] for name in (long, short)}
+    assert steps[long] > steps[short]
+    planned = dry_run(read_recipe(recipe, asked), Path("none"), jobs=1)
+    assert planned["unknown"] == []
+    assert planned["phases"][0]["seconds"] > planned["phases"][1]["seconds"]
+
+
+# The table -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("weights", [0, 2000])
+def test_the_first_line_of_metrics_is_seen_however_long(weights: int, recipe: Path, tmp_path: Path) -> None:
+    plan = make_plan(read_recipe(recipe, SMALL))
+    stage = next(stage for stage in plan.stages() if stage.kind == "pretrain")
+    table = LiveTable(plan, tmp_path, quiet=True)
+    line: dict[str, Any] = {"kind": "train", "step": 5, "tokens": 50, "seconds": 1.0}
+    line |= {f"weight of group {number}": number for number in range(weights)}
+    stage.folder(tmp_path).mkdir()
+    metrics = stage.folder(tmp_path) / "metrics.jsonl"
+    metrics.write_text(json.dumps(line) + '\n{"kind": "train", "st', encoding="utf-8")
+    assert table._metrics(stage.name)["step"] == 5
+
+
+def test_a_plan_begins_with_a_line_of_what_it_will_take(
+    recipe: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    plan: Plan = make_plan(read_recipe(recipe, SMALL))
+    forecast = Forecast({stage.name: stage for stage in plan.stages()})
+    for name in forecast.named:
+        forecast.keep(name, {"seconds": 100.0})
+    with LiveTable(plan, tmp_path, jobs=2, quiet=False):
+        pass
+    said = capfd.readouterr().err
+    assert f"0 of {len(forecast.named)} stages" in said and "about" in said
+
+
+def test_a_study_is_planned_once(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dry run before it, for one line of the time, read every text and task a second time."""
+    checked: list[str] = []
+
+    def stop(recipe: object) -> list[str]:
+        checked.append("run")
+        raise MaskwiseError("far enough")
+
+    def count(recipe: object) -> list[str]:
+        checked.append("dry run")
+        return []
+
+    monkeypatch.setattr("maskwise.study.run.check_inputs", stop)
+    monkeypatch.setattr("maskwise.study.dry.check_inputs", count)
+    assert maskwise("study", recipe, *SMALL, "--out", "out") == 2
+    assert checked == ["run"]
