@@ -28,7 +28,11 @@ from maskwise.text import (
     tokenise,
     train_tokenizer,
 )
+from maskwise.text.pieces import read_pieces
+from maskwise.text.rows import split
+from maskwise.text.stream import BlockMaker
 from maskwise.text.tokenizers import _sample
+from maskwise.text.words import text_id
 
 TEXTS = ["The cat sat.", "A dog ran to the mat and sat on it.", "Birds sing!"]
 
@@ -400,3 +404,44 @@ def test_repeated_texts_are_known_among_many():
     many = [f"text {number}" for number in range(70_000)]
     documents = read_documents([*many, many[0], many[-1], "new"])
     assert sum(1 for _ in documents) == 70_001 and documents.skipped == {"repeated text": 2}
+
+
+def test_all_parts_of_a_long_document_are_on_one_side_of_a_held_out_split(tmp_path, monkeypatch):
+    for module in ("readers", "documents"):
+        monkeypatch.setattr(f"maskwise.text.{module}.LONGEST_TEXT", 40)
+    monkeypatch.setattr("maskwise.text.sequences._LONGEST", 40)
+    words = "the cat sat on the mat and ran"
+    novels = [{"id": f"novel-{n}", "text": " ".join(f"{word}{n}" for word in (words * 6).split())} for n in range(40)]
+    (tmp_path / "blocks.txt").write_text("\n\n".join("\n".join(novel["text"].split()) for novel in novels))
+    letters = np.random.default_rng(0).choice(list("ACGT"), (40, 9, 20))
+    lines = [f">chr{n}\n" + "\n".join(map("".join, letters[n])) for n in range(40)]
+    (tmp_path / "genome.fasta").write_text("\n".join(lines))
+    tokenizer = train_tokenizer([novel["text"] for novel in novels] + lines, kind="letter", vocab_size=64)
+    for source in (novels, tmp_path / "blocks.txt", tmp_path / "genome.fasta"):
+        documents = list(read_documents(source))
+        assert len(documents) > 80 and len({document.id for document in documents}) == len(documents)
+        pieces = read_pieces(tokenise(documents, tokenizer), tokenizer=tokenizer, length=64)
+        assert len(np.unique(pieces.documents)) == 40
+        training, held = split(pieces, held_out=0.3)
+        assert len(held) and not np.isin(held.documents, training.documents).any()
+
+
+def test_the_side_of_an_ordinary_document_is_that_of_its_own_name():
+    names = ["a", "a~1", "a~2", "b.txt#1", "b.txt#1.2"]  # the names that users give are no parts
+    tokenizer = train_tokenizer(["the cat sat"] * 9, vocab_size=64)
+    documents = read_documents([{"id": name, "text": f"the cat sat {number}"} for number, name in enumerate(names)])
+    pieces = read_pieces(tokenise(documents, tokenizer), tokenizer=tokenizer, length=32)
+    assert pieces.documents.tolist() == [text_id(name) for name in names]
+
+
+def test_parts_of_a_long_document_of_a_stream_go_to_one_side(tmp_path, monkeypatch):
+    monkeypatch.setattr("maskwise.text.documents.LONGEST_TEXT", 40)
+    texts = [" ".join(f"{word}{n}" for word in ("the cat sat on the mat " * 9).split()) for n in range(40)]
+    (tmp_path / "long.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    maker = BlockMaker(train_tokenizer(texts, vocab_size=64), length=16, held_out=0.3)
+    sides: dict[str, set[bool]] = {}
+    for document in read_documents(tmp_path / "long.jsonl"):
+        assert "~" in document.id
+        sides.setdefault(document.id.split("~")[0], set()).add(maker.holds_out(document))
+    assert len(sides) == 40 and all(len(found) == 1 for found in sides.values())
+    assert {side for found in sides.values() for side in found} == {True, False}

@@ -33,6 +33,7 @@ from maskwise.text import Rows, load_tokenizer, require_documents
 from maskwise.text.documents import lines_note
 from maskwise.text.layers import token_layers
 from maskwise.text.pieces import UNKNOWN
+from maskwise.text.readers import whole_name
 from maskwise.text.rows import is_held_out
 from maskwise.text.settings import CorpusSettings, TokenizerSettings
 from maskwise.text.words import text_id
@@ -265,7 +266,7 @@ def most_held_out(corpus: CorpusSettings, tokenizer: PreTrainedTokenizerBase | N
     room, most = max(1, corpus.length - 2), 0
     long = 16 * enough * corpus.length  # more letters than any tokenizer puts into so many rows
     for document in corpus.documents():
-        if is_held_out(text_id(document.id), corpus.held_out):
+        if is_held_out(text_id(whole_name(document.id)), corpus.held_out):
             text = document.text[:long]
             tokens = len(text.encode()) if tokenizer is None else len(tokenizer.tokenize(text))
             most += 1 + 2 * ((tokens + 1) // (room + 1))

@@ -27,6 +27,7 @@ from maskwise.text.readers import (
     NOT_UTF8,
     TEXT_ENDINGS,
     Fields,
+    PartName,
     Record,
     Skip,
     hub_dataset,
@@ -234,10 +235,10 @@ def _parts(document: Document) -> Iterator[Document]:
         number += 1
         end = max(text.rfind(blank, LONGEST_TEXT // 2, LONGEST_TEXT) for blank in " \n")
         end = end if end > 0 else LONGEST_TEXT
-        yield Document(f"{name}~{number}", text[:end])
+        yield Document(PartName.of(f"{name}~{number}", name), text[:end])
         text = text[end:]
     if text.strip():
-        yield Document(f"{name}~{number + 1}" if number else name, text)
+        yield Document(PartName.of(f"{name}~{number + 1}", name) if number else name, text)
 
 
 def read_documents(
@@ -265,7 +266,8 @@ def read_documents(
             - ``"hf:NAME"``, ``"hf:NAME:CONFIG"`` or ``"hf:NAME:CONFIG:SPLIT"`` for ``datasets.load_dataset``
               (CONFIG may be empty; SPLIT is "train" unless given).
 
-            A text of more than four million characters comes in parts, NAME~1, NAME~2, …
+            A text of more than four million characters comes in parts, NAME~1, NAME~2, …, which stay on one side of a
+            held-out split.
         text_field: where the text is, in sources with fields; "article.body" is a field of an object in a field.
         text_per: what a document is in plain text: "line", "block", or "auto": the beginning of the file tells.
         id_field: where the name is. A document without one is called "FILE#PLACE", in a list by its place.

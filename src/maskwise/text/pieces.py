@@ -30,6 +30,7 @@ from maskwise import folders
 from maskwise.errors import MaskwiseError
 from maskwise.text.documents import batches
 from maskwise.text.layers import digest
+from maskwise.text.readers import whole_name
 from maskwise.text.tokenizers import Tokens
 from maskwise.text.words import text_id
 
@@ -147,7 +148,7 @@ class Pieces:
             if the tokenizer is slow) and other layers, one piece behind the other.
         offsets: (P + 1,) int64; piece p holds the tokens from ``offsets[p]`` to ``offsets[p + 1]``.
         example_ids: (P,) int64, the name of a piece for ever.
-        documents: (P,) int64, hash of the name of its document.
+        documents: (P,) int64, hash of the name of its (whole) document.
         frame, length: the special tokens of a row, and its L tokens, for which the pieces were cut.
         counts: documents read, pieces and tokens made, unknown tokens, and what was left out or is not eligible.
         tokenizer: the key of the tokenizer that made the tokens (`tokenizer_key`); "" if it is not known.
@@ -296,7 +297,7 @@ def _cut(
             begin = int(last_border[begin + room]) if end - begin > room else end
     if "word_ids" in columns:
         columns["word_ids"] = _number_words(words, np.array(begins, dtype=np.int64))
-    documents = np.array([text_id(document.document_id) for document in window], dtype=np.int64)
+    documents = np.array([text_id(whole_name(document.document_id)) for document in window], dtype=np.int64)
     counts.update({"documents": len(window), "pieces": len(begins), "tokens": total})
     rare = {NO_TOKENS: int((lengths == 0).sum()), LONG_WORDS: int((long & opens).sum())}
     rare[UNKNOWN] = int((columns["input_ids"] == getattr(unknown, "unk_token_id", None)).sum())

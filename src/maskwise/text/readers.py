@@ -254,6 +254,32 @@ def read_plain_lines(file: IO[bytes], name: str, *, first: int = 1) -> Iterator[
             yield f"{name}#{count}", text
 
 
+class PartName(str):
+    """The name of one part of a document that is too long to be worked on whole.
+
+    Attributes:
+        whole: the name of the document. All parts go to the same side of a held-out split.
+    """
+
+    whole: str
+
+    @classmethod
+    def of(cls, name: str, whole: str) -> PartName:
+        """The name of a part of the document ``whole``, which may be a part itself."""
+        part = cls(name)
+        part.whole = whole_name(whole)
+        return part
+
+
+def whole_name(name: str) -> str:
+    """The name of the document that a document, or a part of one, belongs to.
+
+    >>> whole_name(PartName.of("novel~2", "novel")), whole_name("novel")
+    ('novel', 'novel')
+    """
+    return name.whole if isinstance(name, PartName) else name
+
+
 def read_blocks(file: IO[bytes], name: str, *, first: int = 1) -> Iterator[Record]:
     """Plain text: a document is what stands between blank lines, or as much of it as one text may have.
 
@@ -262,20 +288,28 @@ def read_blocks(file: IO[bytes], name: str, *, first: int = 1) -> Iterator[Recor
     """
     block: list[str] = []
     count, size = first - 1, 0
+    whole: str | None = None  # the name of the first part of a block that is too long
     for number, line in _numbered(file):
         if line is None or not is_utf8(line):
             yield Skip(LONG_LINE if line is None else NOT_UTF8)
             continue
         text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-        if text.strip():
+        ends = not text.strip()
+        if not ends:
             block.append(text)
             size += len(text)
-        if block and (not text.strip() or size >= LONGEST_TEXT):
+        if block and (ends or size >= LONGEST_TEXT):
             count += 1
-            yield f"{name}#{count}", "\n".join(block)
+            title = f"{name}#{count}"
+            if not ends:
+                whole = whole or title
+            yield (PartName.of(title, whole) if whole else title), "\n".join(block)
             block, size = [], 0
+        if ends:
+            whole = None
     if block:
-        yield f"{name}#{count + 1}", "\n".join(block)
+        title = f"{name}#{count + 1}"
+        yield (PartName.of(title, whole) if whole else title), "\n".join(block)
 
 
 def parquet_rows(path: Path, choose: Callable[[list[str]], list[str]] | None = None) -> Iterator[dict[str, Any]]:

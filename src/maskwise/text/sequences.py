@@ -15,7 +15,7 @@ from typing import IO
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from maskwise.errors import MaskwiseError
-from maskwise.text.readers import Record, Skip
+from maskwise.text.readers import PartName, Record, Skip
 
 NO_LETTERS = "sequence with characters that are no letters"
 _LETTERS = re.compile(r"[A-Za-z]+")
@@ -44,7 +44,7 @@ def read_fasta(file: IO[bytes], path: Path, name: str) -> Iterator[Record]:
             if size >= _LONGEST:
                 yield _sequence(title, parts)
                 part, parts, size = part + 1, [], 0
-                title = f"{name}#{number}.{part}"
+                title = PartName.of(f"{name}#{number}.{part}", title)
             parts.append(text)
             size += len(text)
     if number:

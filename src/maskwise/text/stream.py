@@ -24,7 +24,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.text.documents import Document, Documents
 from maskwise.text.layers import Layered
 from maskwise.text.pieces import Ints, PieceBatch, read_pieces
-from maskwise.text.readers import Fields, Record
+from maskwise.text.readers import Fields, PartName, Record
 from maskwise.text.rows import Rows, is_held_out
 from maskwise.text.shards import BEGINNING, Chunk, Shard
 from maskwise.text.tokenizers import tokenise
@@ -81,8 +81,11 @@ class BlockMaker:
         return Block(Rows.of(pieces, self.layout), len(kept), documents.skipped)
 
     def holds_out(self, document: Document) -> bool:
-        """Whether a document is on the held-out side."""
-        return bool(self.held_out) and bool(is_held_out(text_id(document.text), self.held_out))
+        """Whether a document is on the held-out side: by its text, so that repeated ones go together.
+
+        Parts of a long document go by its name."""
+        key = document.id.whole if isinstance(document.id, PartName) else document.text
+        return bool(self.held_out) and bool(is_held_out(text_id(key), self.held_out))
 
 
 @dataclass(frozen=True, eq=False)
