@@ -230,6 +230,25 @@ def test_complement_and_coverage_by_enumeration(name: str) -> None:
         assert set(times[rows["input_ids"] >= FIRST].tolist()) <= {1, 2}
 
 
+@pytest.mark.parametrize("visits", ["complement", "coverage"])
+def test_visits_refuse_the_settings_that_they_cannot_keep(visits: str) -> None:
+    for setting, value in (
+        ("budget", "exact"),
+        ("budget", "bernoulli"),
+        ("fill", "skip-row"),
+        ("min_targets", 2),
+    ):
+        more: dict[str, Any] = {setting: value}
+        with pytest.raises(MaskwiseError) as caught:
+            masker("whole-word", ratio=0.25, visits=visits, **more)
+        assert caught.value.got == value and visits in caught.value.what and setting in caught.value.what
+        assert masker("whole-word", ratio=0.25, **more).visits == "random"
+    rows = padded([row([9], example_id=n) for n in range(64)])  # the only word of a row is longer than any budget
+    for epoch in range(4):
+        batch = masker("whole-word", ratio=0.25, visits=visits)(rows, epoch=epoch)
+        assert set(batch.source.count(batch.choice.tokens).tolist()) <= {0, 9}
+
+
 def test_rates_of_units_with_weights_keep_the_share_of_the_row() -> None:
     batch = AnnotatedBatch(
         (2, 50), np.full(100, FIRST), None, np.ones(100, bool), np.ones(100, bool), np.array([0, 50]), np.array([1, 2])

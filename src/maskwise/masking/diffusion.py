@@ -74,12 +74,14 @@ class Noising(Masker):
     def __init__(self, tokenizer: Any, *, ratio: Any = "uniform(0, 1)", **more: Any):
         usual = {"budget": "exact", "corruption": "mask-only", "min_targets": 0}
         super().__init__(tokenizer, ratio=ratio, **{**usual, **more})
+        self._rates: tuple[tuple[int, int | None], Rates] | None = None
+
+    def _check(self) -> None:
         check(self.policy, budget=self.budget, fill=self.fill, visits=self.visits)
         if self.corruption != mask_only() or self.predict.varies or self.predict(0) < 1:
             got = f"corruption {self.corruption}, predict {self.predict}"
             do = "take corruption mask-only and predict 1.0"
             raise MaskwiseError("masked diffusion shows every chosen token as [MASK]", got=got, do=do)
-        self._rates: tuple[tuple[int, int | None], Rates] | None = None
 
     def rates(self, step: int = 0, total_steps: int | None = None) -> Rates:
         """The rates of a step, and what rows weigh that have them."""

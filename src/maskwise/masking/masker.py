@@ -37,11 +37,12 @@ class Masker:
         corruption: how it is shown and what must be produced.
         seed: any integer.
         fill: what becomes of a budget that units of positive weight cannot use: ``none``, ``random``, ``skip-row``.
-        min_targets: the least budget of a document piece while eligible × ratio ≥ 0.5.
+        min_targets: the least budget of a document piece while eligible × ratio ≥ 0.5, where visits are ``random``.
         predict: the loss is taken on at most this share of each piece's *eligible* tokens, a random part of what is
             corrupted (of all, where labels say what was done): a number or a schedule. Where lengths are kept.
         keep: a layer whose tokens (those with a number ≥ 0) are never masked, such as the prompts of pairs.
-        visits: how a row's masks in different epochs hang together: ``random``, ``complement``, ``coverage``.
+        visits: how a row's masks in different epochs hang together: ``random``, ``complement``, ``coverage``. The last
+            two take ``budget="expected"``, and ``fill`` none or random.
 
     Raises:
         MaskwiseError: an unknown name, a ratio outside 0 to 1, a tokenizer without what the corruption shows.
@@ -74,13 +75,17 @@ class Masker:
             raise MaskwiseError("keep is the name of a layer", got=repr(keep))
         for setting in ("budget", "fill", "visits"):
             require_known(setting, getattr(self, setting))
-        check_visits(self.policy, visits)
         if budget == "bernoulli" and self.policy.splits_budget:
             raise MaskwiseError("budget bernoulli draws each unit by itself", got=self.policy, do="take budget exact")
         self.corruption.check(self.vocabulary)
         if (self.predict.varies or self.predict(0) < 1) and not self.corruption.keeps_length:
             what = "predict needs labels that stand where the tokens do"
             raise MaskwiseError(what, got=f"corruption {self.corruption}", do="leave predict at 1.0")
+        self._check()
+
+    def _check(self) -> None:
+        """Refuse settings that do not go together."""
+        check_visits(self)
 
     def __call__(
         self, rows: Rows | Pieces | AnnotatedBatch, *,

@@ -9,8 +9,9 @@
     stretch from e·r to (e + 1)·r of it. With the next round there is another order.
 
 Nothing is remembered: both are functions of (seed, epoch, example), by keys of the pair or of the round instead of the
-epoch's. Units are whole, so a visit may have a unit more or less than its ratio says. Where weights change from epoch
-to epoch (policies that learn), so does the order, and the promise is that of the weights of the moment.
+epoch's. Units are whole, so a visit may have a unit more or less than its ratio says, and none of a short piece:
+budgets other than ``expected``, ``fill: skip-row`` and ``min_targets`` above 1 are refused. Where weights change from
+epoch to epoch (policies that learn), so does the order, and the promise is that of the weights of the moment.
 
 Source: complementary masks of one text after another, as in 2025's masked diffusion models; the rest is ours.
 """
@@ -26,7 +27,7 @@ import numpy as np
 from maskwise.errors import MaskwiseError
 from maskwise.keys import Array, Keys, Purpose
 from maskwise.masking.batch import AnnotatedBatch
-from maskwise.masking.policies import Moment, Policy
+from maskwise.masking.policies import Moment
 from maskwise.masking.ratios import Distribution
 from maskwise.masking.select import Selection, in_order
 from maskwise.masking.sorting import counts_within, sums_within
@@ -48,15 +49,25 @@ def kept_visible(batch: AnnotatedBatch, layer: str | None) -> AnnotatedBatch:
     return replace(batch, eligible=batch.eligible & ~shown)
 
 
-def check_visits(policy: Policy, visits: str) -> None:
-    """Refuse visits that hang together, of a policy whose units follow the ratio: no visit has what another left.
+def check_visits(masker: Masker) -> None:
+    """Refuse settings that visits which hang together cannot keep: they share all units of a row out over epochs.
 
     Raises:
-        MaskwiseError: which policy.
+        MaskwiseError: a policy whose units follow the ratio, since no visit has what another left; a budget, a fill or
+            a least number of targets that would take or leave other units than the share of the visit.
     """
-    if visits != "random" and policy.needs_ratio:
+    visits = masker.visits
+    if visits == "random":
+        return
+    if masker.policy.needs_ratio:
         what = f"visits: {visits} needs units and weights that do not depend on the ratio"
-        raise MaskwiseError(what, got=f"policy {policy}", do="take visits: random")
+        raise MaskwiseError(what, got=f"policy {masker.policy}", do="take visits: random")
+    for setting, kept in (("budget", ("expected",)), ("fill", ("none", "random")), ("min_targets", (0, 1))):
+        value = getattr(masker, setting)
+        if value not in kept:
+            what = f"visits: {visits} cannot keep this {setting}, because every unit has its visit"
+            allowed = " or ".join(map(str, kept))
+            raise MaskwiseError(what, got=value, allowed=allowed, do="change it, or take visits: random")
 
 
 def visit_of(epoch: int | None, visits: str) -> tuple[int, bool]:
