@@ -180,11 +180,11 @@ def test_a_first_row_of_data_is_not_taken_for_names(tmp_path: Path) -> None:
     assert load_task(path).labels == ("bad", "good") and longest_field(str(path)) == "comment"
 
 
-def test_missing_labels_are_no_class(tmp_path: Path) -> None:
+def test_labels_that_are_said_to_be_missing_are_no_class(tmp_path: Path) -> None:
     labels = ["a", "b", "NA", "", "n/a", "NaN", "a", "b", "null", "-1"]
     lines = [f"{s} {n},{labels[n % 10]}" for n, s in enumerate(SENTENCES * 5)]
     (tmp_path / "t.csv").write_text("text,label\n" + "\n".join(lines), encoding="utf-8")
-    task = load_task(tmp_path / "t.csv")
+    task = load_task(tmp_path / "t.csv", missing=("NA", "n/a", "NaN", "null", -1))
     assert task.labels == ("a", "b") and sum(task.skipped.values()) == 36
 
 

@@ -104,7 +104,7 @@ def test_weights_of_words_follow_the_files_that_they_compare_with(tmp_path: Path
 def test_missing_labels_of_several_are_left_out_and_a_file_without_any_is_one_line(tmp_path: Path) -> None:
     names = ["a|b", "b", "NA", "a", "-1", "a|b|c"]
     write_lines(tmp_path / "several.jsonl", [{"text": f"text {n}", "labels": names[n % 6]} for n in range(90)])
-    task = load_task(tmp_path / "several.jsonl")
+    task = load_task(tmp_path / "several.jsonl", missing=("NA", -1))
     assert task.kind.name == "multi-label" and sum(map(len, task.splits.values())) == 60
     write_lines(tmp_path / "none.jsonl", [{"text": f"text {n}", "labels": []} for n in range(20)])
     with pytest.raises(MaskwiseError, match="needs at least two labels; got none"):

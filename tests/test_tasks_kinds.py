@@ -28,6 +28,7 @@ from maskwise.tasks import (
     load_task,
     task_record,
 )
+from maskwise.tasks.columns import UsualColumns
 from maskwise.tasks.judge import answer
 from maskwise.tasks.labels import TextRow
 from maskwise.tasks.metrics import (
@@ -41,7 +42,7 @@ from maskwise.tasks.metrics import (
 )
 from maskwise.tasks.questions import MAX_ANSWER_TOKENS, best_spans
 from maskwise.tasks.scores import ScoredRow
-from maskwise.tasks.task import Row, Tuned, UsualColumns
+from maskwise.tasks.task import Row, Tuned
 from maskwise.tasks.tensors import Data, batches, embed
 from maskwise.text import train_tokenizer
 
@@ -217,7 +218,7 @@ def test_columns_by_place_and_rows_by_value(tmp_path):
 def test_zero_shot_takes_all_there_is(tmp_path):
     rows = [{"s1": f"a {i}", "s2": "b", "score": i % 5, "split": "test"} for i in range(20)]
     task = load_task(write(tmp_path / "sts.jsonl", rows), kind="zero-shot-similarity")
-    assert (task.name, task.test_items, task.splits["train"]) == ("sts-zero-shot", 20, [])
+    assert (task.name, task.test_items, task.splits["train"]) == ("sts-zero-shot", 20, ())
     unsplit = [{k: v for k, v in row.items() if k != "split"} for row in rows]
     task = load_task(write(tmp_path / "sts.jsonl", unsplit), kind="zero-shot-similarity")
     assert task.test_items == 20 and task.notes == ("test is all rows",)

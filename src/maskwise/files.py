@@ -40,8 +40,10 @@ class TaskFacts(TypedDict, total=False):
     test_texts: str
     """A hash of the texts of test: tasks that share it share the luck of their sentences."""
     majority: float | None
-    """The score of always giving the commonest answer."""
+    """The score of guessing: see ``tasks.task.Kind.majority``."""
     notes: list[str]
+    skipped: dict[str, int]
+    """Rows that were left out: "split: reason" → how many."""
     higher_is_better: bool
     """There where it is false."""
 

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar, get_args, get_type_hints
+from typing import TypeVar, get_args, get_origin, get_type_hints
 
 from maskwise.errors import MaskwiseError, unknown_name
 
@@ -212,7 +212,7 @@ def read_options(spec: str, reader: Callable[..., object], *, kind: str, example
     # A bare word, such as kind=similarity, is read as a call; here it is a text.
     options = {key: value.written if isinstance(value, Call) else value for key, value in call.kwargs.items()}
     for option, kind_of_value in get_type_hints(reader).items():
-        types = get_args(kind_of_value) or (kind_of_value,)
+        types = tuple(get_origin(each) or each for each in get_args(kind_of_value) or (kind_of_value,))
         if bool in types and isinstance(said := options.get(option), str):
             options[option] = {"true": True, "false": False}.get(said, said)
         accepted = (*types, int) if float in types else types

@@ -137,6 +137,9 @@ def finetune(
         if macro is not None and accuracy_misleads(line["metric"], line["majority"]):
             table.add_row("", "macro-f1", f"{macro:.3f}", "", "", "")
     out_console.print(table)
+    for line in results:
+        for note in line["notes"]:
+            out_console.print(f"{line['task']}: {note}", markup=False, highlight=False, soft_wrap=True)
 
 
 def learn(

@@ -1,10 +1,12 @@
-"""What a checkpoint is judged by: labelled rows (task, loading), their tensors, metrics, the kinds of tasks (a class
-each, in labels, questions and generation), and the judging itself. Imports ``training`` and below, and ``text``."""
+"""What a checkpoint is judged by: labelled rows (files, columns, loading, task), their tensors, metrics, the kinds of
+tasks (a class each, in labels, questions and generation), and the judging itself. Imports ``training`` and below, and
+``text``."""
 
 from maskwise.tasks.cards import CARDS
 from maskwise.tasks.evaluators import evaluator_task
+from maskwise.tasks.files import BUNDLED_TASKS
 from maskwise.tasks.judge import FinetuneSettings, Score, TaskRecord, evaluate_tasks, finetune, task_record
-from maskwise.tasks.loading import BUNDLED_TASKS, KINDS, load_task
+from maskwise.tasks.loading import KINDS, load_task
 from maskwise.tasks.metrics import METRICS
 from maskwise.tasks.task import Task
 from maskwise.tasks.tensors import TaskSource, encode

@@ -18,8 +18,9 @@ from maskwise.errors import MaskwiseError
 from maskwise.families import masked_logits
 from maskwise.masking.batch import IGNORE
 from maskwise.objectives import MaskedLanguageModelling
+from maskwise.tasks.columns import Columns, UsualColumns
 from maskwise.tasks.questions import NO_ANSWER, Answered, read_answers
-from maskwise.tasks.task import Columns, Row, Task, UsualColumns
+from maskwise.tasks.task import Row, Task
 from maskwise.tasks.tensors import Cutter, Data, Flat, batches, count_cut, edges
 from maskwise.text.labelled import Record
 

@@ -20,8 +20,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from maskwise.errors import MaskwiseError, unknown_name
+from maskwise.tasks.columns import NO_TEXT, Columns, UsualColumns
 from maskwise.tasks.scores import number_of
-from maskwise.tasks.task import NO_TEXT, Answers, Columns, Frozen, Row, Task, UsualColumns
+from maskwise.tasks.task import Answers, Frozen, Row, Task
 from maskwise.text.labelled import Record
 
 _PAIR = {"sentence1": "sentences1", "sentence2": "sentences2"}

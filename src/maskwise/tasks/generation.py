@@ -32,9 +32,10 @@ from maskwise.families import check_room, require_kind, start_token
 from maskwise.masking.batch import IGNORE
 from maskwise.objectives import Denoising
 from maskwise.objectives.denoising import generated
+from maskwise.tasks.columns import NO_TEXT, Columns, UsualColumns, label_of
 from maskwise.tasks.metrics import ITEMS, matched, nats_per_token
 from maskwise.tasks.questions import NO_ANSWER, choices_of, right_choice
-from maskwise.tasks.task import NO_TEXT, Answers, Columns, Row, Task, Tuned, UsualColumns, label_of
+from maskwise.tasks.task import Answers, Row, Task, Tuned
 from maskwise.tasks.tensors import EVAL_TOKENS, Cutter, Data, Flat, count_cut, edges
 from maskwise.text.labelled import Record
 from maskwise.training.data import by_width
@@ -283,7 +284,7 @@ def _texts(value: object, where: str) -> Iterable[str]:
         for part in value:
             yield from _texts(part, where)
     elif value is None or isinstance(value, str | int | float):
-        if text := value.strip() if isinstance(value, str) else label_of(value):
+        if (text := label_of(value)) is not None:
             yield text
     else:
         raise MaskwiseError(f"{where}: cannot read the answers", got=value, allowed="texts, or KILT's objects")

@@ -280,7 +280,7 @@ def task_record(
     others = {name: fmean(score["others"][name] for score in scores) for name in first["others"]}
     record: TaskRecord = {
         "task": task.name, "task_kind": task.kind.name, "metric": task.metric, "majority": first["majority"],
-        "test_items": task.test_items, "lost_words": first["lost_words"], "notes": [*task.notes, *first["notes"]],
+        "test_items": task.test_items, "lost_words": first["lost_words"], "notes": [*task.remarks, *first["notes"]],
         "score": sum(by_seed) / len(by_seed), "fine_tuning": by_seed, "dev": [score["dev"] for score in scores],
         "others": others,
     }  # fmt: skip

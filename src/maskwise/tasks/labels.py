@@ -27,21 +27,9 @@ from torch import Tensor
 from maskwise.errors import MaskwiseError
 from maskwise.masking.batch import IGNORE
 from maskwise.objectives import Classification, MultiLabel
+from maskwise.tasks.columns import NO_LABEL, NO_TEXT, Columns, UsualColumns, label_of, labels_in, require_two
 from maskwise.tasks.metrics import METRICS, UNSEEN, entity_counts, entity_f1
-from maskwise.tasks.task import (
-    NO_LABEL,
-    NO_TEXT,
-    Answers,
-    Columns,
-    Frozen,
-    Kind,
-    Row,
-    Task,
-    Tuned,
-    UsualColumns,
-    label_of,
-    require_two,
-)
+from maskwise.tasks.task import Answers, Frozen, Kind, Row, Task, Tuned
 from maskwise.tasks.tensors import Cutter, Encoded, Flat, edges
 from maskwise.text.labelled import Record
 
@@ -242,11 +230,12 @@ class SeveralLabels(Tuned[LabelledRow]):
         text, value = record.get(columns.text or ""), record.get(columns.label or "")
         if not isinstance(text, str):
             raise MaskwiseError(f"{where}: the text is no text", got=type(text).__name__, allowed="a string")
-        if value is None or (not isinstance(value, list) and str(value).strip() and label_of(value) is None):
-            return NO_LABEL  # an empty cell is a row that has none of the labels
-        parts = value if isinstance(value, list) else _BETWEEN.split(str(value))
-        names = [name for part in parts if (name := label_of(part)) is not None]
-        return LabelledRow(text, tuple(dict.fromkeys(names))) if text.strip() else NO_TEXT
+        if isinstance(value, str):
+            value = _BETWEEN.split(value)  # an empty text is a row that has none of the labels
+        elif not isinstance(value, list) and label_of(value) is None:
+            return NO_LABEL
+        names = dict.fromkeys(labels_in(value))
+        return LabelledRow(text, tuple(names)) if text.strip() else NO_TEXT
 
     def labels(self, rows: Sequence[LabelledRow], where: str, skipped: Mapping[str, int]) -> tuple[str, ...]:
         labels = sorted({name for row in rows for name in row.names})

@@ -34,8 +34,9 @@ from torch import Tensor
 from maskwise.errors import MaskwiseError
 from maskwise.objectives import Classification, SpanQuestionAnswering
 from maskwise.objectives import MultipleChoice as ChoiceLoss
+from maskwise.tasks.columns import NO_LABEL, Columns, UsualColumns, label_of
 from maskwise.tasks.metrics import ITEMS
-from maskwise.tasks.task import NO_LABEL, Answers, Columns, R, Row, Task, Tuned, UsualColumns, label_of
+from maskwise.tasks.task import Answers, R, Row, Task, Tuned
 from maskwise.tasks.tensors import Cutter, Data, Flat, batches, edges, places_of
 from maskwise.text.labelled import Record
 
@@ -184,7 +185,8 @@ class MultipleChoice(Tuned[ChoiceRow]):
         if right is None:
             what = f"{where}: the answer is none of {len(texts)} choices"
             allowed = "a place from 0, a letter from A, or the text of a choice"
-            raise MaskwiseError(what, got=answer, allowed=allowed)
+            do = f"if it stands for no answer, say so: missing={said!r}"
+            raise MaskwiseError(what, got=answer, allowed=allowed, do=do)
         return ChoiceRow(context or None, str(question), texts, right)
 
     def gold(self, task: Task[ChoiceRow], split: str) -> NDArray[np.int64]:

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from maskwise.errors import MaskwiseError
-from maskwise.tasks.task import NO_TEXT, Columns, Frozen, Row, Task, UsualColumns
+from maskwise.tasks.columns import NO_TEXT, Columns, UsualColumns
+from maskwise.tasks.task import Frozen, Row, Task
 from maskwise.text.labelled import Record
 
 

@@ -17,26 +17,17 @@ from torch import Tensor
 
 from maskwise.errors import MaskwiseError
 from maskwise.objectives import Regression
-from maskwise.tasks.labels import PAIRS, SECOND, TEXT, one_or_two, text_label
-from maskwise.tasks.task import (
-    Columns,
-    Frozen,
-    Kind,
-    Row,
-    Task,
-    Tuned,
-    UsualColumns,
-    label_of,
-    pair_in,
-    require_two,
-)
+from maskwise.tasks.columns import Columns, UsualColumns, label_of, pair_in, require_two
+from maskwise.tasks.labels import PAIRS, SECOND, TEXT, TextRow, one_or_two, text_label
+from maskwise.tasks.task import Frozen, Kind, Row, Task, Tuned
 from maskwise.tasks.tensors import Cutter, Encoded
 from maskwise.text.labelled import Record
 
 SCORE_COLUMNS = ("score", "similarity_score", "relatedness_score", "similarity")
 NUMBER_COLUMNS = ("score", "rating", "value", "target", "number", "y")
-LEAST_VALUES = 20
-"""Different whole numbers from which on labels of single texts are taken for numbers to predict, not for classes."""
+MOST_CLASSES, MOST_NUMBERED_CLASSES, ROWS_A_CLASS = 20, 1000, 5
+"""Whole numbers are classes where there are so few of them, or somewhat more that are numbered without gaps and have
+so many training rows each on average."""
 _UNITS = "$€£¥%"
 _COMMA = re.compile(r"[-+]?\d+,\d+")
 _THOUSANDS = re.compile(r"[-+]?[1-9]\d{0,2}(,\d{3})+(\.\d+)?")
@@ -77,7 +68,8 @@ def no_number(label: object, where: str) -> MaskwiseError:
     if is_either(label):
         do = "write thousands without a comma, or decimals with a point"
         return MaskwiseError(f"{where}: a comma before three digits may mean thousands or decimals", got=label, do=do)
-    return MaskwiseError(f"{where}: the score is no number", got=label, do="check the label column")
+    do = f"check the label column; if it stands for no score, say so: missing={label!r}"
+    return MaskwiseError(f"{where}: the score is no number", got=label, do=do)
 
 
 @dataclass(frozen=True)
@@ -132,17 +124,14 @@ class Similarity(Scores, Tuned[ScoredRow]):
     head, objective = "sequence-classification", Regression
 
     def recognises(self, records: Sequence[Record], given: Columns) -> bool:
-        """A pair of texts with a score, or with labels of which some are fractions."""
+        """A pair of texts with a score, or with labels that are quantities (``_are_quantities``)."""
         record = records[0] if records else {}
         _, pair = pair_in(record, given, PAIRS)
         if not pair or pair not in record:
             return False
         usual = [name for name in ("label", *SCORE_COLUMNS) if name in record]
         label = given.label or next(iter(usual), None)
-        values = [r.get(label) for r in records if label_of(r.get(label)) is not None] if label in record else []
-        numbers = [number_of(value) for value in values]  # cells of tables are texts
-        fractions = [number for number in numbers if number is not None and not number.is_integer()]
-        return label in SCORE_COLUMNS or (bool(fractions) and None not in numbers)
+        return label in SCORE_COLUMNS or _are_quantities([r.get(label or "") for r in records])
 
     def config(self, task: Task[ScoredRow]) -> dict[str, object]:
         return {"id2label": {0: "score"}, "label2id": {"score": 0}, "problem_type": "regression"}
@@ -163,20 +152,47 @@ class TextRegression(Similarity):
     columns = UsualColumns(TEXT, (), (*NUMBER_COLUMNS, "label", "labels"))
 
     def recognises(self, records: Sequence[Record], given: Columns) -> bool:
-        """One text, and labels that are numbers: some with fractions, or more than ``LEAST_VALUES`` different ones."""
+        """One text, and labels that are quantities (``_are_quantities``)."""
         record = records[0] if records else {}
         if pair_in(record, given, PAIRS)[1] in record or not any(name in record for name in (given.text, *TEXT)):
             return False
         names = (given.label,) if given.label else self.columns.label
-        label = next((name for name in names if name in record), None)
-        values = [r.get(label) for r in records if label_of(r.get(label)) is not None] if label else []
-        numbers = [number_of(value) for value in values]
-        if not numbers or any(number is None for number in numbers):
-            doubtful = [value for value, number in zip(values, numbers) if number is None]
-            if doubtful and all(map(is_either, doubtful)):
-                raise no_number(doubtful[0], f"column {label!r}")
-            return False
-        return len(set(numbers)) > LEAST_VALUES or any(not number.is_integer() for number in numbers if number)
+        label = next((name for name in names if name in record), "")
+        return _are_quantities([r.get(label) for r in records], f"column {label!r}")
+
+
+def _are_quantities(labels: Sequence[object], where: str = "") -> bool:
+    """Whether all labels are numbers, with fractions or with more values than ``MOST_CLASSES``.
+
+    Raises:
+        MaskwiseError: numbers that can be read in two ways; only if ``where`` names their column.
+    """
+    known = [label for label in labels if label_of(label) is not None]
+    numbers = {label: number_of(label) for label in map(str, known)}
+    no_numbers = [label for label, number in numbers.items() if number is None]
+    if where and no_numbers and all(map(is_either, no_numbers)):
+        raise no_number(no_numbers[0], where)
+    values = set(numbers.values())
+    fractions = any(value and not value.is_integer() for value in values)
+    return not no_numbers and (fractions or len(values) > MOST_CLASSES)
+
+
+def are_numbered(splits: Mapping[str, Sequence[Row]]) -> bool:
+    """Whether the scores of all splits are names of classes: see ``MOST_CLASSES``."""
+    values = {row.score for rows in splits.values() for row in rows if isinstance(row, ScoredRow)}
+    whole = all(value.is_integer() for value in values)
+    first, last = min(values), max(values)
+    without_gaps = first in (0, 1) and last - first == len(values) - 1
+    most = min(MOST_NUMBERED_CLASSES, len(splits["train"]) / ROWS_A_CLASS)
+    return whole and without_gaps and len(values) <= most
+
+
+def with_classes(splits: Mapping[str, Sequence[Row]]) -> dict[str, list[Row]]:
+    """Scored rows as rows of classes, whose names are the scores."""
+    return {
+        split: [TextRow(row.text, row.pair, f"{row.score:.0f}") for row in rows if isinstance(row, ScoredRow)]
+        for split, rows in splits.items()
+    }
 
 
 class ZeroShotSimilarity(Scores, Frozen[ScoredRow]):

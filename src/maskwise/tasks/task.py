@@ -11,19 +11,19 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from maskwise.constants import LOWER_IS_BETTER
-from maskwise.errors import MaskwiseError, counted, unknown_name
+from maskwise.errors import MaskwiseError, counted
 from maskwise.files import TaskFacts
+from maskwise.tasks.columns import Columns, UsualColumns
 from maskwise.tasks.metrics import METRICS
-from maskwise.text.documents import paths
 from maskwise.text.labelled import Record
 
 if TYPE_CHECKING:
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 SPLITS = ("train", "dev", "test")
 Answers: TypeAlias = ArrayLike | Sequence[object]
 """One for every item: classes, numbers or texts in an array or a list, or what a kind makes of them."""
-NO_LABEL, NO_TEXT = "no label", "no text"
-"""Why a row is skipped. It is counted under this name."""
 
 
 class Row(ABC):
@@ -65,32 +63,6 @@ class Row(ABC):
 
 
 R = TypeVar("R", bound=Row)
-
-
-class Columns(NamedTuple):
-    """Names of columns: those that the user gives, or those that were chosen for a file.
-
-    Where an answer is marked in a context, ``text`` is the context, ``pair`` the question and ``label`` the answers.
-    Where one of several choices is right, ``text`` is the question, ``pair`` the context, if there is one, and
-    ``label`` says which choice is right.
-    """
-
-    text: str | None = None
-    pair: str | None = None
-    label: str | None = None
-
-
-class UsualColumns(NamedTuple):
-    """Names under which data sets publish the text, the second text and the label; the first that is there counts.
-
-    ``pairs`` are texts that belong together; they are looked for before single ones.
-    """
-
-    text: Sequence[str]
-    pair: Sequence[str]
-    label: Sequence[str]
-    pairs: Sequence[tuple[str, str]] = ()
-    needs_pair: bool = False
 
 
 class Kind(ABC, Generic[R]):
@@ -261,7 +233,7 @@ class Task(Generic[R]):
         labels: the classes of train, sorted; a class is its place here.
         splits: train, dev and test.
         skipped: "split: reason" → rows left out.
-        notes: how the splits were made, where the data did not have all three.
+        notes: what was guessed of the columns and labels, and how the splits were made.
         pooling: what stands for a sentence, in frozen kinds: "mean", "cls", or "dev": whichever of them is better on
             dev, since objectives differ in which of the two they train.
 
@@ -317,6 +289,12 @@ class Task(Generic[R]):
         """The score on test of an answer that ignores the text: see the kind's own documentation."""
         return self.kind.majority(self)
 
+    @property
+    def remarks(self) -> list[str]:
+        """The notes, and how many rows were left out."""
+        left_out = [f"left out: {counted(self.skipped)}"] if self.skipped else []
+        return [*self.notes, *left_out]
+
     def score(self, split: str, answers: Answers, metric: str | None = None) -> float:
         """The task's metric (or another of its kind) of the answers to a split."""
         return self.kind.score(self, split, answers, metric or self.metric)
@@ -330,7 +308,7 @@ class Task(Generic[R]):
         return [row.rights for row in self.splits["test"] if row.rights]
 
     def facts(self) -> TaskFacts:
-        """What study.json says of the task; ``notes`` only where there are some."""
+        """What study.json says of the task; ``notes`` and ``skipped`` only where there are some."""
         facts: TaskFacts = {
             "metric": self.metric, "kind": self.kind.name, "classes": len(self.labels),
             "test_items": self.test_items,
@@ -339,6 +317,8 @@ class Task(Generic[R]):
         facts["test_texts"] = hashlib.blake2b(texts, digest_size=4).hexdigest()
         if self.notes:
             facts["notes"] = list(self.notes)
+        if self.skipped:
+            facts["skipped"] = dict(self.skipped)
         if self.metric in LOWER_IS_BETTER:
             facts["higher_is_better"] = False
         return facts
@@ -366,71 +346,10 @@ class Task(Generic[R]):
             seen[group] += 1
             ranked.append((seen[group], place, row))
         chosen = [row for _, _, row in sorted(ranked, key=lambda item: item[:2])[:count]]
-        return replace(self, splits={**self.splits, "train": chosen})
+        return replace(self, splits={**self.splits, "train": tuple(chosen)})
 
 
 def place_of(key: str) -> float:
     """A number in [0, 1) that is a function of the text: where the row with this key stands in a cut."""
     digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=6).digest()
     return int.from_bytes(digest) / 2**48
-
-
-# Columns and labels, for all kinds
-
-
-def find_columns(kind: Kind, record: Record, given: Columns, where: str) -> Columns:
-    """The columns of records like this one: given, two that belong together, or usual ones.
-
-    Raises:
-        MaskwiseError: a given column is not there, or none of the usual ones is.
-    """
-    usual = kind.columns
-    known = pair_in(record, given, usual.pairs)
-    text = _pick("text", given.text or known[0], usual.text, record, where)
-    pair = _pick("pair", given.pair or known[1], [name for name in usual.pair if name != text], record, where)
-    label = _pick("label", given.label, [n for n in usual.label if n not in (text, pair)], record, where)
-    needed = [("text", text, usual.text), *([("label", label, usual.label)] if usual.label else [])]
-    for what, column, names in [*needed, ("pair", pair, usual.pair)] if usual.needs_pair else needed:
-        if column is None:
-            do = f"name it with {what}=…; looked for {', '.join(names)}"
-            raise MaskwiseError(f"{where} has no {what} column", got=", ".join(paths(record)), do=do)
-    return Columns(text, pair, label)
-
-
-def _pick(what: str, given: str | None, usual: Iterable[str], record: Record, where: str) -> str | None:
-    if given is not None and given not in record:
-        raise unknown_name(f"{what} column of {where}", given, paths(record))
-    return given or next((name for name in usual if name in record), None)
-
-
-def pair_in(record: Record, given: Columns, pairs: Sequence[tuple[str, str]]) -> tuple[str | None, str | None]:
-    """The columns of a pair of texts: given, or two that are known to belong together."""
-    if given.text or given.pair or not pairs:
-        return given.text, given.pair
-    return next(((a, b) for a, b in pairs if a in record and b in record), (None, None))
-
-
-MISSING = frozenset(("", "-1", "nan", "na", "n/a", "#n/a", "<na>", "null"))
-"""How tables say that there is no label."""
-
-
-def label_of(value: object) -> str | None:
-    """A label as text; None for "not labelled": empty, NA as tables write it, or −1 as hidden labels are published.
-
-    3, "3" and 3.0 (as Parquet makes of integers beside missing ones) are one class.
-    """
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    text = "" if value is None else str(value).strip()
-    return None if text.lower() in MISSING else text
-
-
-def require_two(labels: Sequence[str], what: str, where: str, skipped: Mapping[str, int]) -> None:
-    """
-    Raises:
-        MaskwiseError: one label for all, so that nothing can be learned or measured.
-    """
-    if len(labels) < 2:
-        got = (f"only {labels[0]!r}" if labels else "none") + (f", skipped {counted(skipped)}" if skipped else "")
-        do = "check the label column (empty and −1 mean: not labelled)"
-        raise MaskwiseError(f"{where} needs at least two {what}", got=got, do=do)
