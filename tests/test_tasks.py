@@ -136,7 +136,7 @@ def test_conll_files(tmp_path):
     conll = "-DOCSTART- O\n\n# O\nParis B-LOC\n\nis O\nit O\n"
     (tmp_path / "ner.conll").write_text(conll * 20)
     task = load_task(write_folder(tmp_path / "pos", train=conllu * 3, dev=conllu, test=conllu))
-    assert task.splits["test"] == [TaggedRow(["dogs", "bark"], ["NOUN", "VERB"])]
+    assert list(task.splits["test"]) == [TaggedRow(["dogs", "bark"], ["NOUN", "VERB"])]
     assert task.metric == "accuracy" and task.test_items == 2
     ner = read_records(tmp_path / "ner.conll")
     assert ner[0] == {"tokens": ["#", "Paris"], "tags": ["O", "B-LOC"]} and len(ner) == 40
