@@ -33,6 +33,7 @@ from maskwise.study.work import run_stage
 from maskwise.text import Document, Prepared, read_pieces, tokenise, train_tokenizer
 from maskwise.text.layers import CharSpans, Layer, check_spans
 from processes import PATIENCE, marked, wait_for
+from tiny import flip
 
 HERE = Path(__file__).parent
 
@@ -195,6 +196,18 @@ def test_a_damaged_shard_is_made_again(tmp_path):
         Store(tmp_path).annotate([one["text"] for one in texts])
     assert annotate_corpus(texts, ["words"], tmp_path, jobs=1)["made"] == 1
     assert contents(tmp_path) == before
+
+
+def test_what_an_annotator_counted_is_counted_again_where_a_bit_has_flipped(tmp_path):
+    texts = corpus(30)
+    annotate_corpus(texts, ["frequency"], tmp_path, jobs=1)
+    before = contents(tmp_path)
+    (table,) = tmp_path.glob("fitted/*/words.parquet")
+    flip(table, at=0.5)
+    with pytest.raises(MaskwiseError, match=r"not as it was written; got words.parquet is damaged"):
+        annotator(f"frequency(table={str(table.parent)!r})")
+    annotate_corpus(texts, ["frequency"], tmp_path, jobs=1)
+    assert contents(tmp_path) == before and (table.parent / "facts.json").is_file()
 
 
 @pytest.mark.process

@@ -16,9 +16,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSeq2SeqLM, BartConfig, T5Config
 
 import maskwise
+from maskwise.annotate.difference import vectors_of
 from maskwise.errors import MaskwiseError
 from maskwise.families import adapter_of, encoder_of
-from maskwise.folders import write_folder
+from maskwise.folders import CARD, write_folder
 from maskwise.models import (
     check_start,
     empty_model,
@@ -30,8 +31,10 @@ from maskwise.models import (
     new_config,
     task_config,
 )
+from maskwise.starts import push_to_hub
 from maskwise.text import load_tokenizer
 from processes import forked
+from tiny import flip
 from tiny import maskwise as command
 from training_tools import config, model, tokenizer
 
@@ -116,17 +119,34 @@ def test_a_checkpoint_that_is_not_whole_is_refused_in_one_line(kind: str, loader
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("loader", LOADERS)
-def test_a_flipped_bit_is_seen_by_the_manifest(loader: str, tmp_path: Path) -> None:
+READERS: dict[str, Callable[[Path], Any]] = {
+    **LOADERS,
+    "tokenizer": lambda folder: load_tokenizer(str(folder)),
+    "config": load_config,
+    "task config": lambda folder: task_config(folder, {"num_labels": 3}),
+    "vectors": lambda folder: vectors_of(["a"], folder),
+    "share": lambda folder: push_to_hub(folder, "you/it"),
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_a_flipped_bit_in_any_file_is_seen_by_the_manifest(reader: str, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     write_folder(folder, saved)
-    LOADERS[loader](folder)
-    has_head.cache_clear()
-    weights = bytearray((folder / "model.safetensors").read_bytes())
-    weights[-1] ^= 1
-    (folder / "model.safetensors").write_bytes(weights)
-    with pytest.raises(MaskwiseError, match=r"not as it was written; got model.safetensors is damaged"):
-        LOADERS[loader](folder)
+    (folder / CARD).write_text("its owner may change this")
+    if reader != "share":
+        READERS[reader](folder)
+    names = {path.name for path in folder.iterdir()} - {CARD, "manifest.json"}
+    assert {"config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"} <= names
+    if reader in ("tokenizer", "config", "task config"):
+        names -= {"model.safetensors"}  # which these do not read
+    for name in sorted(names):
+        for at in (0, 0.2, 0.4, 0.6, 0.8, 1):
+            before = flip(folder / name, at=at)
+            has_head.cache_clear()
+            with pytest.raises(MaskwiseError, match=f"not as it was written; got {name} is damaged"):
+                READERS[reader](folder)
+            (folder / name).write_bytes(before)
 
 
 def yes_to_all(*arguments: object) -> tuple[int, str]:

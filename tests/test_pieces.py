@@ -24,6 +24,7 @@ from maskwise.text import (
     Prepared,
     Rows,
     Tokens,
+    load_tokenizer,
     pieces,
     read_documents,
     read_pieces,
@@ -478,6 +479,9 @@ def test_one_flipped_bit_is_noticed(
     with pytest.raises(MaskwiseError, match=f"data is damaged; got {name} is damaged; run .* again") as error:
         Prepared.open(folder)
     assert "\n" not in str(error.value)
+    if name.startswith("tokenizer"):  # which stages also read by itself
+        with pytest.raises(MaskwiseError, match=r"got tokenizer\.json is damaged"):
+            load_tokenizer(str(folder / "tokenizer"))
 
 
 def test_what_is_no_prepared_corpus(tmp_path: Path) -> None:

@@ -10,10 +10,12 @@ import pytest
 import torch
 
 from hub import talking_to_a_hub
+from maskwise.annotate.learned import Learned
 from maskwise.errors import MaskwiseError
+from maskwise.folders import write_folder
 from maskwise.learning.scorer import PolicyModel
 from maskwise.text import train_tokenizer
-from tiny import WORDS
+from tiny import WORDS, flip
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
 KINDS = {
@@ -141,6 +143,21 @@ def test_what_is_no_whole_policy_is_refused_in_one_line(what, tokenizer, tmp_pat
     with pytest.raises(MaskwiseError, match=said) as raised:
         PolicyModel.from_pretrained(folder)
     assert "\n" not in str(raised.value)
+
+
+def test_a_flipped_bit_in_any_file_of_a_policy_is_refused(tokenizer, tmp_path):
+    folder = tmp_path / "policy"
+    write_folder(folder, new(tokenizer).save_pretrained)
+    PolicyModel.from_pretrained(folder)
+    names = {path.name for path in folder.iterdir()} - {"README.md", "manifest.json"}
+    assert {"config.json", "tokenizer.json", "model.safetensors"} <= names
+    for name in sorted(names):
+        for at in (0, 0.3, 0.7, 1):
+            before = flip(folder / name, at=at)
+            for read in (PolicyModel.from_pretrained, Learned):
+                with pytest.raises(MaskwiseError, match=f"got {name} is damaged"):
+                    read(str(folder))
+            (folder / name).write_bytes(before)
 
 
 @pytest.mark.parametrize(

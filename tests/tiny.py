@@ -140,3 +140,12 @@ def check_refused(recipe: Path, override: str, said: str, out: Path) -> None:
     assert said in str(caught.value) and "\n" not in str(caught.value)
     assert maskwise("study", recipe, override, "--out", out) == 2
     assert not out.exists()
+
+
+def flip(path: Path, *, at: float) -> bytes:
+    """Change one bit of a file, a share of its length from the beginning; returns what it was."""
+    content = path.read_bytes()
+    place = int(at * (len(content) - 1))
+    changed = content[place] ^ 1
+    path.write_bytes(content[:place] + bytes([changed]) + content[place + 1 :])
+    return content

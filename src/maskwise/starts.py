@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from maskwise.errors import MaskwiseError, first_line, unknown_name
-from maskwise.folders import CARD, MANIFEST, damage, read_json
+from maskwise.folders import CARD, read_json, refuse_damaged
 
 BUNDLED = {"encoder": "encoder-en", "seq2seq": "seq2seq-en"}
 """What comes with maskwise, by name: folders in ``data/``."""
@@ -64,10 +64,12 @@ def find_start(name: str | Path) -> str:
     Asking costs one request a process. Left to itself the hub's client tries again for half a minute and more.
 
     Raises:
-        MaskwiseError: nothing is there, and in that cache neither; a folder without a model or tokenizer; one that
-            wants to run code of its own, about which transformers would ask on stdin.
+        MaskwiseError: nothing is there, and in that cache neither; a folder without a model or tokenizer; a file
+            other than the weights that has changed since the folder's manifest was written; a folder that wants to run
+            code of its own, about which transformers would ask on stdin.
     """
     where = _found(name)
+    refuse_damaged(Path(where), weights=False)
     for file in CODE_FILES:
         if "auto_map" in (read_json(Path(where, file)) or {}):
             do = "maskwise runs no code that comes with a model: take an architecture that transformers has"
@@ -79,13 +81,11 @@ def find_weights(name: str | Path) -> str:
     """As ``find_start``, for a model whose weights are to be read.
 
     Raises:
-        MaskwiseError: a folder that has changed since its manifest was written, or whose weights are pickled.
+        MaskwiseError: weights that have changed since the manifest was written, or that are pickled.
     """
     where = find_start(name)
     folder = Path(where)
-    if (folder / MANIFEST).exists() and (wrong := damage(folder)):
-        do = f"take a whole copy, or remove its {MANIFEST} if the change is meant"
-        raise MaskwiseError(f"{str(name)!r} is not as it was written", got=wrong, do=do)
+    refuse_damaged(folder)
     pickled = sorted(path.name for path in folder.glob("*.bin"))
     if pickled and not any(folder.glob("*.safetensors")):
         do = "save it again with save_pretrained, which writes model.safetensors"

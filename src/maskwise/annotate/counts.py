@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from maskwise.errors import MaskwiseError
+from maskwise.folders import refuse_damaged
 from maskwise.text.documents import batches
 from maskwise.text.words import classify, is_white, words_in
 
@@ -259,7 +260,7 @@ def read_table(path: Path, *columns: str) -> dict[str, Any]:
     Raises:
         MaskwiseError: a file that is not there, is damaged or lacks a column.
     """
-
+    refuse_damaged(path.parent)
     try:
         table = pq.read_table(path, columns=list(columns))
     except (OSError, pa.ArrowException) as error:

@@ -36,6 +36,7 @@ from numpy.typing import NDArray
 from maskwise.annotate.counts import Ints, Keys, Table, Vocabulary, Words, blocks, find, fold
 from maskwise.annotate.weights import Floats, WordWeights
 from maskwise.errors import MaskwiseError
+from maskwise.folders import refuse_damaged
 from maskwise.text import load_tokenizer, read_documents
 
 Matrix = NDArray[np.float32]
@@ -162,6 +163,7 @@ def vectors_of(words: Sequence[str], source: Path) -> Matrix:
 def _from_checkpoint(words: Sequence[str], folder: Path) -> Matrix:
     from safetensors import safe_open
 
+    refuse_damaged(folder)
     table = None
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:

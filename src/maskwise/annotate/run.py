@@ -45,7 +45,7 @@ from maskwise.annotate.store import (
 )
 from maskwise.annotate.tagger import one_pass
 from maskwise.errors import MaskwiseError
-from maskwise.folders import claim, require_own, sweep, write_folder, write_json, write_whole
+from maskwise.folders import claim, damage, require_own, sweep, write_folder, write_json, write_whole
 from maskwise.jobs import Pool, open_pool, require_engine
 from maskwise.text.documents import UNNAMED, Documents, read_documents, require_documents
 from maskwise.text.layers import Annotator, digest
@@ -232,7 +232,7 @@ def _fitted(wanted: _Wanted, corpus: str, documents: Documents, out: Path, bar: 
     if getattr(unfitted, "fitted", True):
         return wanted
     folder = (out / "fitted" / f"{unfitted.name}-{digest(unfitted.version, corpus)}").resolve()
-    if not (folder / FIT).is_file():
+    if damage(folder):  # or not there yet
         title = f"counting for {unfitted.name}"
         texts = bar.watch(title, documents, lambda document: 1, "documents", documents.read)
 

@@ -73,7 +73,7 @@ class Prepared:
             pieces = read_pieces(tokens, tokenizer=tokenizer, length=length, out=partial / "pieces.arrow")
             for name, rows in zip(SIDES, split(pieces, held_out=held_out, layout=layout)):
                 rows.save(partial / f"{name}.arrow")
-            tokenizer.save_pretrained(partial / "tokenizer")
+            folders.write_folder(partial / "tokenizer", tokenizer.save_pretrained)
 
         folders.write_folder(folder, fill)
         return cls.open(folder)
@@ -107,7 +107,7 @@ class Prepared:
                 counts += np.bincount(tokens.input_ids, minlength=len(counts))
             save_file({"counts": counts}, partial / COUNTS)
             (partial / STREAM).write_text(json.dumps(corpus.model_dump(mode="json")))
-            tokenizer.save_pretrained(partial / "tokenizer")
+            folders.write_folder(partial / "tokenizer", tokenizer.save_pretrained)
 
         folders.write_folder(folder, fill)
         held_out = len(cls.open(folder).held_out)
