@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import io
 import json
+import math
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -83,6 +85,19 @@ def cut(name: str, size: int) -> Callable[[Path], object]:
     return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:size])
 
 
+def digits(path: Path, field: str) -> None:
+    """Write a whole number that Python itself refuses to read."""
+    path.write_text(re.sub(rf'"{field}": \d+', rf'"{field}": {"9" * 5000}', path.read_text()))
+
+
+def spoil(folder: Path, value: float) -> None:
+    def change(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        weights["bert.embeddings.word_embeddings.weight"][3, 2] = value
+        return weights
+
+    damage_weights(folder, change)
+
+
 def without_layers(folder: Path) -> None:
     damage_weights(folder, lambda w: {k: t for k, t in w.items() if ".layer." not in k})
 
@@ -100,6 +115,14 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "another vocabulary": (lambda f: rewrite(f, vocab_size=50), r"do not fit its config.*\(45, 16\) for \(50"),
     "impossible size": (lambda f: rewrite(f, num_attention_heads=3), "make no bert model|cannot load"),
     "size in words": (lambda f: rewrite(f, hidden_size="wide"), "cannot load|make no bert model"),
+    "a billion layers": (lambda f: rewrite(f, num_hidden_layers=10**9), "num_hidden_layers; got 1000000000"),
+    "a billion classes": (lambda f: rewrite(f, num_labels=10**9), "num_labels; got 1000000000; allowed: ≤ 1,000,000"),
+    "a billion tokens": (lambda f: rewrite(f, vocab_size=10**9), r"do not fit its config.*\(45, 16\) for \(1000000000"),
+    "a billion positions": (lambda f: rewrite(f, max_position_embeddings=10**9), r"do not fit.*for \(1000000000"),
+    "a number without end": (lambda f: rewrite(f, hidden_size=10**400), "cannot load"),
+    "5,000 digits": (lambda f: digits(f / "config.json", "hidden_size"), "cannot load"),
+    "NaN": (lambda f: spoil(f, math.nan), "are not finite; got bert.embeddings.word_embeddings.weight"),
+    "infinity": (lambda f: spoil(f, -math.inf), "are not finite; got bert.embeddings.word_embeddings.weight"),
     "empty config": (cut("config.json", 0), "cannot load"),
     "cut config": (cut("config.json", 40), "cannot load"),
     "a list for a config": (lambda f: (f / "config.json").write_text("[]"), "cannot load"),
@@ -114,6 +137,8 @@ def test_a_checkpoint_that_is_not_whole_is_refused_in_one_line(kind: str, loader
     folder = saved(tmp_path / "model")
     harm, words = DAMAGE[kind]
     harm(folder)
+    if loader == "check" and kind in ("NaN", "infinity"):
+        return  # it reads names only
     with pytest.raises(MaskwiseError, match=words) as error:
         LOADERS[loader](folder)
     assert "\n" not in str(error.value)
@@ -170,6 +195,24 @@ def test_a_tokenizer_with_code_is_refused_too(tmp_path: Path) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), "auto_map": {"AutoTokenizer": ["evil.T", None]}}))
     with pytest.raises(MaskwiseError, match=r"auto_map in tokenizer_config\.json"):
         load_tokenizer(str(folder))
+
+
+@pytest.mark.parametrize("size", [2**31, 2**40, "9" * 5000])
+def test_a_tokenizer_with_a_huge_id_is_refused_before_tables_are_made(size: object, tmp_path: Path) -> None:
+    folder = saved(tmp_path / "model")
+    path = folder / "tokenizer.json"
+    changed = re.sub(r'("w7": )\d+', rf"\g<1>{size}", path.read_text())
+    assert changed != path.read_text()
+    path.write_text(changed)
+    with pytest.raises(MaskwiseError, match=r"too large a token id; got 2147483648; allowed: <|cannot load") as error:
+        load_tokenizer(str(folder))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("fields", [{"num_hidden_layers": 10**9}, {"num_labels": 10**9}, {"hidden_size": 10**12}])
+def test_a_recipe_cannot_ask_for_a_billion_parts(fields: dict[str, int]) -> None:
+    with pytest.raises(MaskwiseError, match=r"cannot have this|make no bert model|does not fit into memory"):
+        check_start(new_config("bert", tokenizer(), 16, **fields), 45)
 
 
 @pytest.mark.parametrize("architecture", ["bart", "mbart", "t5"])

@@ -97,7 +97,7 @@ def test_the_folder_of_a_learning_is_told_from_a_damaged_policy(tokenizer, tmp_p
 @pytest.mark.parametrize(
     "what",
     ["no config", "cut config", "another model", "code", "code of the encoder", "cut weights", "other weights",
-     "no weights", "pickled", "no tokenizer", "nothing", "strange field"],
+     "no weights", "pickled", "no tokenizer", "nothing", "strange field", "a terabyte", "not finite"],
 )  # fmt: skip
 def test_what_is_no_whole_policy_is_refused_in_one_line(what, tokenizer, tmp_path):
     folder = tmp_path / "policy"
@@ -135,6 +135,13 @@ def test_what_is_no_whole_policy_is_refused_in_one_line(what, tokenizer, tmp_pat
         for path in [*folder.glob("tokenizer*"), *folder.glob("special*")]:
             path.unlink()
         said = "no tokenizer"
+    elif what == "a terabyte":
+        rewrite(encoder={**config["encoder"], "hidden_size": 10**10})
+    elif what == "not finite":
+        policy = new(tokenizer)
+        torch.nn.init.constant_(policy.head.bias, float("nan"))
+        policy.save_pretrained(folder)
+        said = "not finite; got head.bias"
     elif what == "nothing":
         shutil.rmtree(folder)
         said = "no such folder"

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
 
 from maskwise.attention import Documents, separate
@@ -30,6 +31,21 @@ Kind = Literal["encoder", "encoder-decoder"]
 
 _CROSSED = re.compile(r"(encoder_attn|EncDecAttention)\.[kv](_proj)?\.")
 """Parameters of cross-attention that work for the tokens of the encoder, in BART's and T5's names."""
+
+
+MOST_PARTS = {
+    "labels": 1_000_000,
+    "layers": 1000,
+    "experts": 10_000,
+    "groups": 1000,
+    "group_num": 1000,
+    "blocks": 1000,
+    "block_sizes": 1000,
+    "block_repeats": 1000,
+    "networks": 1000,
+    "ngram": 1000,
+}
+"""What a configuration may say of the number of something, by how the names of its fields end."""
 
 
 @dataclass(frozen=True)
@@ -269,6 +285,35 @@ def check_room(config: PreTrainedConfig, length: int, *, what: str) -> None:
     room = most_tokens(config)
     if length > room:
         raise MaskwiseError(f"{what} is more than the model's positions", got=length, allowed=f"≤ {room}")
+
+
+def check_counts(fields: Mapping[str, Any]) -> None:
+    """Refuse a configuration with more parts of a kind than any model has (``MOST_PARTS``).
+
+    Transformers builds them one by one before anything can be compared: a billion classes are a dictionary of
+    gigabytes, and a billion layers never end.
+
+    Raises:
+        MaskwiseError: a number in these fields, or in a configuration inside of them, is too large.
+    """
+    for name, value in fields.items():
+        if isinstance(value, Mapping):
+            check_counts(value)
+        numbers = value if isinstance(value, list) else [value]
+        largest = max((number for number in numbers if isinstance(number, int)), default=0)
+        for ending, most in MOST_PARTS.items():
+            if name.endswith(ending) and largest > most:
+                raise MaskwiseError(f"a model cannot have this {name}", got=value, allowed=f"≤ {most:,}")
+
+
+def check_finite(weights: Mapping[str, Tensor], name: object) -> None:
+    """Refuse weights that are NaN or infinite, as a training that diverged leaves them. Costs .1 s for a gigabyte."""
+    for key, tensor in weights.items():
+        if tensor.is_floating_point() and tensor.numel():
+            ends = torch.stack(tensor.aminmax())
+            if not ends.isfinite().all():
+                do = "take another checkpoint: the training of this one diverged"
+                raise MaskwiseError(f"the weights of {str(name)!r} are not finite", got=key, do=do)
 
 
 def encoder_weights(model: PreTrainedModel) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +41,8 @@ from maskwise.families import (
     EncoderDecoder,
     Kind,
     adapter_of,
+    check_counts,
+    check_finite,
     check_fit,
     encoder_of,
     require_kind,
@@ -148,6 +150,7 @@ def new_config(
         require_kind(AutoConfig.for_model(architecture), kind, use=_USES[kind])
     if architecture not in _ARCHITECTURES[kind]:
         raise unknown_name("architecture", architecture, _ARCHITECTURES[kind])
+    check_counts(fields)
     plain = AutoConfig.for_model(architecture)
     strange = [name for name in fields if not hasattr(plain, name)]
     if strange:
@@ -177,8 +180,9 @@ def config_of(fields: Mapping[str, Any]) -> PreTrainedConfig:
     """The configuration whose ``to_dict`` gave these fields, ``model_type`` among them.
 
     Raises:
-        ValueError: no architecture of that name.
+        ValueError: no architecture of that name, or more layers or classes than any model has.
     """
+    check_counts(fields)
     return AutoConfig.for_model(**fields)
 
 
@@ -200,7 +204,7 @@ def check_start(config: PreTrainedConfig, tokens: int) -> None:
     check_fit(config, tokens, do="use the model's own tokenizer, or a larger vocab_size")
     if adapter_of(config).kind == "encoder-decoder":
         start_token(config)
-    check_memory(config)
+    _check_size(empty_model(config))
 
 
 def empty_model(config: PreTrainedConfig, auto: Any = None) -> PreTrainedModel:
@@ -233,7 +237,7 @@ def build_model(config: PreTrainedConfig, auto: Any = None) -> PreTrainedModel:
     Args:
         auto: its class; None: that of a language model.
     """
-    check_memory(config, auto)
+    _check_size(empty_model(config, auto))
     return (auto or language_model(config)).from_config(config, trust_remote_code=False)
 
 
@@ -254,13 +258,13 @@ def new_model(config: PreTrainedConfig, *, seed: int, log_unigram: Tensor | None
     return model
 
 
-def check_memory(config: PreTrainedConfig, auto: Any = None) -> None:
-    """Refuse a model that cannot be built, or whose float32 weights exceed the memory of this machine. (Training takes
-    four times that.)"""
-    weights = sum(p.numel() for p in empty_model(config, auto).parameters())
+def _check_size(model: PreTrainedModel) -> None:
+    """Refuse a model whose float32 weights do not fit into this machine's memory. (Training takes four times that.)"""
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    size = 4 * weights + sum(buffer.nbytes for buffer in model.buffers())
     here = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if 4 * weights > here:
-        got, allowed = f"{weights:,} weights, {weights / 2.5e8:,.0f} GB", f"{here / 1e9:,.0f} GB"
+    if size > here:
+        got, allowed = f"{weights:,} weights, {size / 1e9:,.0f} GB", f"{here / 1e9:,.0f} GB"
         raise MaskwiseError("the model does not fit into memory", got=got, allowed=allowed, do="make it smaller")
 
 
@@ -279,7 +283,7 @@ def _start_bias(model: PreTrainedModel, log_unigram: Tensor | None) -> None:
 
 def load_config(name: str | Path, *, kind: Kind | None = "encoder") -> PreTrainedConfig:
     """The configuration of a pre-trained model; ``name`` as for ``starts.find_start``. ``kind=None``: of any kind."""
-    config = _load(AutoConfig, name)
+    config = _read_config(name)
     if kind:
         require_kind(config, kind, use=f"{_USES[kind]} with {str(name)!r}")
     return config
@@ -306,7 +310,7 @@ def load_model(
     auto = language_model(load_config(name, kind=kind))
     with without_advice(), torch.random.fork_rng():
         torch.manual_seed(fold(seed or 0, 0x1217))
-        model, lacking = _load_whole(auto, name, dtype=torch.float32)
+        model, lacking = _load_whole(auto, name)
     if lacking and seed is None:
         what = f"{str(name)!r} has no MLM head, and a random one says nothing"
         raise MaskwiseError(what, do="train one first: maskwise pretrain with training.freeze=encoder")
@@ -318,10 +322,10 @@ def load_model(
 
 @cache
 def has_head(name: str) -> bool:
-    """Whether a checkpoint can fill masks as it is. Reads the names of its weights only."""
+    """Whether a checkpoint can fill masks as it is."""
     auto = language_model(load_config(name, kind=None))
     with without_advice():
-        return not _load_whole(auto, name, device_map="meta")[1]
+        return not _lacking(auto, name, find_weights(name))
 
 
 def task_config(start: str | Path | PreTrainedConfig, labels: Mapping[str, Any]) -> PreTrainedConfig:
@@ -329,7 +333,7 @@ def task_config(start: str | Path | PreTrainedConfig, labels: Mapping[str, Any])
     if isinstance(start, PreTrainedConfig):
         config = type(start).from_dict({**start.to_dict(), **labels})
     else:
-        config = _load(AutoConfig, start, **labels)
+        config = _read_config(start, **labels)
     if hasattr(config, "classifier_pooling"):
         config.classifier_pooling = "mean"  # ModernBERT; masked modelling has taught [CLS] nothing
     return config
@@ -358,8 +362,7 @@ def load_task_model(name: str | Path | None, config: PreTrainedConfig, *, head: 
         torch.manual_seed(fold(seed, 0x4EAD))
         if name is None:
             return build_model(config, auto)
-        check_memory(config, auto)
-        return _load_whole(auto, name, config=config, dtype=torch.float32)[0]
+        return _load_whole(auto, name, config=config)[0]
 
 
 @contextlib.contextmanager
@@ -378,8 +381,23 @@ def without_advice() -> Iterator[None]:
 
 def _load_whole(auto: Any, name: str | Path, **how: Any) -> tuple[PreTrainedModel, list[str]]:
     """A model whose encoder is whole, and the names of the weights outside of it that the checkpoint lacks."""
-    how |= {"output_loading_info": True, "use_safetensors": True, "ignore_mismatched_sizes": True}
-    model, info = _load(auto, name, find=find_weights, **how)
+    where = find_weights(name)
+    lacking = _lacking(auto, name, where, **how)
+    model = _weights(auto, name, where, dtype=torch.float32, **how)[0]
+    check_finite(model.state_dict(), name)
+    return model, lacking
+
+
+def _lacking(auto: Any, name: str | Path, where: str, **how: Any) -> list[str]:
+    """The names of the weights outside of the encoder that a checkpoint lacks.
+
+    Reads names and shapes only, and allocates nothing: a configuration may name any size.
+
+    Raises:
+        MaskwiseError: the encoder lacks weights, shapes differ from the configuration, or memory is too small.
+    """
+    with torch.device("meta"):  # for what a model computes when it is made, such as the numbers of its positions
+        model, info = _weights(auto, name, where, device_map="meta", **how)
     # All of an encoder–decoder is pre-trained, its head as well.
     body = encoder_of(model) if adapter_of(model.config).kind == "encoder" else model
     encoder = {id(tensor) for tensor in body.state_dict(keep_vars=True).values()}
@@ -395,14 +413,33 @@ def _load_whole(auto: Any, name: str | Path, **how: Any) -> tuple[PreTrainedMode
             what = f"the weights of {str(name)!r} do not fit its config.json"
             sizes = f"{tuple(stored)} for {tuple(wanted)}"
             raise MaskwiseError(what, got=f"{key} of {sizes}", do="take a whole checkpoint")
-    return model, sorted(missing)
+    _check_size(model)
+    return sorted(missing)
 
 
-def _load(auto: Any, name: str | Path, *, find: Callable[[str | Path], str] = find_start, **how: Any) -> Any:
-    where = find(name)
+@torch.inference_mode(False)  # in which a model without memory cannot tie its weights
+def _weights(auto: Any, name: str | Path, where: str, **how: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
+    how |= {"output_loading_info": True, "use_safetensors": True, "ignore_mismatched_sizes": True}
+    with _loading(name):
+        loaded: tuple[PreTrainedModel, dict[str, Any]] = auto.from_pretrained(where, trust_remote_code=False, **how)
+        return loaded
+
+
+def _read_config(name: str | Path, **fields: Any) -> PreTrainedConfig:
+    """The configuration of a checkpoint with some fields changed."""
+    where = find_start(name)
+    with _loading(name):
+        check_counts(PreTrainedConfig.get_config_dict(where)[0])
+        config: PreTrainedConfig = AutoConfig.from_pretrained(where, trust_remote_code=False, **fields)
+        return config
+
+
+@contextlib.contextmanager
+def _loading(name: str | Path) -> Iterator[None]:
+    """A damaged file raises errors of json, safetensors and transformers; make one line of any."""
     try:
-        return auto.from_pretrained(where, trust_remote_code=False, **how)
-    except Exception as error:  # a damaged file raises those of json, safetensors and transformers
+        yield
+    except Exception as error:
         raise MaskwiseError(f"cannot load a model from {str(name)!r}: {first_line(error)}") from None
 
 

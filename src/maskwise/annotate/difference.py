@@ -157,7 +157,10 @@ def nearest(vectors: Matrix, anchors: Ints) -> Floats:
 
 def vectors_of(words: Sequence[str], source: Path) -> Matrix:
     """(W, d) vectors of words, from a checkpoint folder or a text file; 0 for those it does not have."""
-    return _from_checkpoint(words, source) if source.is_dir() else _from_text(words, source)
+    vectors = _from_checkpoint(words, source) if source.is_dir() else _from_text(words, source)
+    if not np.isfinite(vectors).all():
+        raise MaskwiseError(f"vectors in {source} are not finite", do="take another file or checkpoint")
+    return vectors
 
 
 def _from_checkpoint(words: Sequence[str], folder: Path) -> Matrix:

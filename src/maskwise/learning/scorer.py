@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from maskwise.errors import MaskwiseError, unknown_name
-from maskwise.families import check_fit, check_room, require_kind
+from maskwise.families import check_finite, check_fit, check_room, require_kind
 from maskwise.folders import CARD, read_json
 from maskwise.keys import fold
 from maskwise.models import config_of, load_config, load_task_model, new_config, without_advice
@@ -189,10 +189,13 @@ class PolicyModel(nn.Module, PyTorchModelHubMixin, library_name="maskwise", tags
             weights = load_file(folder / WEIGHTS)
         except (OSError, SafetensorError) as error:
             raise _damaged(folder, f"{WEIGHTS}: {_first_line(error)}") from None
+        check_finite(weights, name)
         tokenizer = load_tokenizer(str(folder), needs_mask=False)
         try:
             if len(tokenizer) > int(config.encoder["vocab_size"]):
                 raise ValueError(f"its tokenizer has {len(tokenizer)} tokens")
+            with torch.device("meta"):  # its config.json may name any size: compare before memory is asked for
+                cls(config, tokenizer).load_state_dict(weights, assign=True)
             policy = cls(config, tokenizer)
             policy.load_state_dict(weights)
         except (RuntimeError, KeyError, TypeError, ValueError) as error:

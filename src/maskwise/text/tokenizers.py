@@ -46,6 +46,7 @@ SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _INSIDE = 0xF0000  # a private plane, for letters inside a word
 _BATCH_CHARACTERS = 1 << 20  # a batch of novels is cut shorter than a batch of tweets
 SAMPLE_CHARACTERS = 1 << 24  # a vocabulary does not get better with more; memory and minutes grow
+MOST_TOKENS = 1 << 24
 LONGEST_WORD = 100  # WordPiece makes [UNK] of a longer one
 
 
@@ -80,8 +81,8 @@ def load_tokenizer(name_or_path: str, *, needs_mask: bool = True, needs_words: b
             masked.
 
     Raises:
-        MaskwiseError: a tokenizer that is not found, cannot be read without its own code, is slow, or has no mask
-            token.
+        MaskwiseError: a tokenizer that is not found, is damaged, cannot be read without its own code, is slow, has no
+            mask token, or has ids of 2²⁴ and more.
     """
     from transformers import AutoTokenizer
 
@@ -93,9 +94,13 @@ def load_tokenizer(name_or_path: str, *, needs_mask: bool = True, needs_words: b
         raise MaskwiseError(f"there is no tokenizer in {str(name_or_path)!r}", got=got, do=do)
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
+        largest = max([*tokenizer.get_vocab().values(), *tokenizer("")["input_ids"]], default=0)
     except Exception as error:  # the hub, JSON, missing extras: no common base
         do = "give a folder written by save_pretrained, or a name on the hub (the network must be reachable)"
         raise MaskwiseError(f"cannot load tokenizer {str(name_or_path)!r}", got=first_line(error), do=do) from error
+    if largest >= MOST_TOKENS:  # tables are as long as the largest id
+        what = f"tokenizer {str(name_or_path)!r} has too large a token id"
+        raise MaskwiseError(what, got=largest, allowed=f"< {MOST_TOKENS:,}")
     if needs_words and not getattr(tokenizer, "is_fast", False):
         do = "convert it to a tokenizer.json; words are found by character offsets"
         raise MaskwiseError(f"tokenizer {str(name_or_path)!r} is slow: it has no offsets", do=do)

@@ -28,6 +28,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from maskwise.errors import MaskwiseError
+from maskwise.families import check_finite
 from maskwise.keys import fold, permutation
 from maskwise.masking import MaskedBatch
 from maskwise.masking.batch import AnnotatedBatch
@@ -104,6 +105,7 @@ class Arms(Objective):
     def go_on(self, file: Path) -> None:
         """Take over the heads that a training of arms of these names has left; new arms keep their new ones."""
         saved = load_file(file)
+        check_finite(saved, file)
         for name, value in self.heads().items():
             if name in saved and saved[name].shape == value.shape:
                 value.copy_(saved[name])
