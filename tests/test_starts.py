@@ -23,7 +23,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.evaluation import evaluate_checkpoint
 from maskwise.families import most_tokens
 from maskwise.masking import Masker
-from maskwise.models import NO_HEAD, has_head, load_config, load_model
+from maskwise.models import NO_HEAD, has_head, load_config, load_model, new_config, new_model
 from maskwise.objectives import MaskedLanguageModelling
 from maskwise.recipe import read_recipe
 from maskwise.starts import resolve_start
@@ -201,6 +201,19 @@ def test_a_missing_head_is_made_from_the_seed_and_the_word_frequencies(architect
     plain = load_model(folder, seed=1).get_output_embeddings().bias
     assert not plain.any()
     assert "".join(capfd.readouterr()) == ""  # neither bars nor reports
+
+
+@pytest.mark.parametrize("architecture", ["longformer", "fnet", "bert"])
+def test_the_bias_of_a_new_head_is_never_what_the_memory_held(architecture, tmp_path):
+    folder = tmp_path / "model"
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "intermediate_size": 16}
+    heads = {} if architecture == "fnet" else {"num_attention_heads": 2}
+    made = new_config(architecture, tokenizer(), 16, **sizes, **heads)
+    save(folder, new_model(made, seed=0).base_model)
+    for _ in range(3):
+        held = [torch.full((FIRST + WORDS,), 7.5) for _ in range(100)]
+        del held
+        assert not load_model(folder, seed=1).get_output_embeddings().bias.any()
 
 
 @pytest.mark.parametrize("architecture", ["bert", "roberta", "distilbert", "electra", "modernbert", "mpnet"])

@@ -304,8 +304,7 @@ def load_model(
         log_unigram: (V,) start values of a new head's output bias.
 
     Raises:
-        MaskwiseError: nothing to load; a model of another kind; a checkpoint that is damaged or not whole; no head, and
-            no seed for one.
+        MaskwiseError: nothing to load; another kind of model; a damaged checkpoint; no head and no seed.
     """
     auto = language_model(load_config(name, kind=kind))
     with without_advice(), torch.random.fork_rng():
@@ -384,7 +383,11 @@ def _load_whole(auto: Any, name: str | Path, **how: Any) -> tuple[PreTrainedMode
     where = find_weights(name)
     lacking = _lacking(auto, name, where, **how)
     model = _weights(auto, name, where, dtype=torch.float32, **how)[0]
-    check_finite(model.state_dict(), name)
+    state = model.state_dict()
+    for key in lacking:
+        if key.endswith("bias"):  # of a new head, which some families leave as the memory was
+            state[key].zero_()
+    check_finite(state, name)
     return model, lacking
 
 
@@ -421,25 +424,21 @@ def _lacking(auto: Any, name: str | Path, where: str, **how: Any) -> list[str]:
 def _weights(auto: Any, name: str | Path, where: str, **how: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
     how |= {"output_loading_info": True, "use_safetensors": True, "ignore_mismatched_sizes": True}
     with _loading(name):
-        loaded: tuple[PreTrainedModel, dict[str, Any]] = auto.from_pretrained(where, trust_remote_code=False, **how)
-        return loaded
+        return auto.from_pretrained(where, trust_remote_code=False, **how)
 
 
 def _read_config(name: str | Path, **fields: Any) -> PreTrainedConfig:
-    """The configuration of a checkpoint with some fields changed."""
     where = find_start(name)
     with _loading(name):
         check_counts(PreTrainedConfig.get_config_dict(where)[0])
-        config: PreTrainedConfig = AutoConfig.from_pretrained(where, trust_remote_code=False, **fields)
-        return config
+        return AutoConfig.from_pretrained(where, trust_remote_code=False, **fields)
 
 
 @contextlib.contextmanager
 def _loading(name: str | Path) -> Iterator[None]:
-    """A damaged file raises errors of json, safetensors and transformers; make one line of any."""
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # a damaged file raises those of json, safetensors and transformers
         raise MaskwiseError(f"cannot load a model from {str(name)!r}: {first_line(error)}") from None
 
 
