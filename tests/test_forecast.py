@@ -54,6 +54,7 @@ def keys(recipe: Path, *overrides: str) -> dict[str, list[str | None]]:
         ("corpus.length=16", {"prepare", "pretrain", "evaluate"}),
         ("corpus.attention=row", {"prepare", "pretrain", "evaluate"}),
         ("model.settings.hidden_size=24", {"pretrain", "evaluate", "finetune"}),
+        ("objective=denoise masking.corruption=t5", {"pretrain", "evaluate", "finetune"}),
         ("finetune.max_length=8", {"finetune"}),
         ("training.learning_rate=0.1", set()),
         ("training.steps=7", set()),
@@ -63,7 +64,7 @@ def keys(recipe: Path, *overrides: str) -> dict[str, list[str | None]]:
 def test_the_key_holds_all_that_time_depends_on(override: str, changes: set[str], recipe: Path) -> None:
     base = "finetune.max_length=12"
     before = keys(recipe, base)
-    after = keys(recipe, base, override)
+    after = keys(recipe, base, *override.split())
     assert {kind for kind in before if before[kind] != after[kind]} == changes
 
 

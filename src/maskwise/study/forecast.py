@@ -18,6 +18,7 @@ import torch
 
 from maskwise.errors import MaskwiseError
 from maskwise.folders import read_json, write_json
+from maskwise.objectives import objective_class
 from maskwise.recipe.overrides import Plain
 from maskwise.study.stages import Stage
 from maskwise.training.engine import best_device, fast_bf16
@@ -140,7 +141,8 @@ class Forecast:
         first = text  # the first text names the tokenizer
         while "tokenizer" not in first.what and first.needs:
             first = self.named[first.needs[0]]
-        model = [start.what.get("model"), start.what.get("model_content")]
+        kind = start.what.get("kind") or objective_class(start.what.get("objective", "mlm")).kind
+        model = [kind, start.what.get("model"), start.what.get("model_content")]
         tokenizer = [first.what.get("tokenizer"), first.what.get("tokenizer_content")]
         parts = [model, tokenizer, *(what.get(name) for name in DEPENDS[stage.kind])]
         if stage.kind != "finetune":  # which has rows of its task
