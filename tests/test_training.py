@@ -545,6 +545,7 @@ class Unmasked:
         batch = self.inner(rows, step=step, total_steps=total_steps, epoch=epoch)
         if self.bare(step):
             batch.labels.fill_(IGNORE)
+            batch.targets = 0
         return batch
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import BartConfig
 
 from maskwise import attention
@@ -17,17 +16,13 @@ from maskwise.dropout import dropped
 from maskwise.errors import MaskwiseError
 from maskwise.masking import Masker
 from maskwise.models import build_model
-from maskwise.objectives import MaskedLanguageModelling, objective
+from maskwise.objectives import MaskedLanguageModelling
 from maskwise.objectives.denoising import Denoising
 from maskwise.objectives.mlm import padded_count
-from maskwise.text import Rows, read_pieces, tokenise, train_tokenizer
-from maskwise.text.documents import Document
-from maskwise.training import MaskedSource, TrainingSettings, train
-from maskwise.training.arms import ArmBatch, Arms
-from maskwise.training.data import Step, look_ahead
+from maskwise.training import MaskedSource, train
+from maskwise.training.data import look_ahead
 from maskwise.training.engine import Engine
-from maskwise.training.wrapping import blocks_of, wrap
-from test_attention import TEXTS, build
+from maskwise.training.wrapping import blocks_of
 from test_training import DATA, close, lines, settings
 from training_tools import ARCHITECTURES, FIRST, WORDS, model, tokenizer
 
@@ -170,66 +165,6 @@ def test_compiled_training_is_eager_training(kind: str, tmp_path: Path) -> None:
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
-# --- nothing in a step waits for the device
-
-
-class NoWaiting(TorchDispatchMode):
-    """Fails where the host asks for a value, or for a shape that depends on values."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.overloadpacket.__name__
-        asks = name in ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "equal")
-        masks = name.startswith("index") and any(
-            isinstance(i, torch.Tensor) and i.dtype == torch.bool for i in (args[1] if len(args) > 1 else ()) or ()
-        )
-        assert not asks and not masks, f"the host waits for {func}"
-        return func(*args, **(kwargs or {}))
-
-
-def steps_of(kind: str, chosen: TrainingSettings) -> tuple[Any, Step]:
-    """An objective, and a step whose targets are found as they are on the way to an accelerator."""
-    if kind == "denoise":
-        trainee, masker = made("denoise")
-    elif kind == "arms":
-        net = model("bert")
-        trainee, masker = Arms({name: objective(name, net) for name in ("mlm", "atd")}), Masker(tokenizer())
-    else:
-        dropout = {"hidden_dropout_prob": 0.1}
-        trainee = objective(kind, model("bert", **dropout))
-        masker = type(trainee).maker(tokenizer(), seed=0, **type(trainee).settings({}, {}))
-    [step] = look_ahead(MaskedSource(DATA, masker, chosen), range(1))
-    for batch in step.batches:
-        assert batch.where is not None
-    if kind == "arms":
-        step = step._replace(batches=[ArmBatch("mlm", batch) for batch in step.batches])
-    return trainee, step
-
-
-@pytest.mark.parametrize("on_nan", ["stop", "skip"])
-@pytest.mark.parametrize(
-    "kind", ["mlm", "denoise", "clm", "arms", "rtd", "sbo", "atd", "dtd", "cse", "diffusion", "tsdae"]
-)
-def test_the_host_waits_for_nothing_in_a_step(kind: str, on_nan: Any) -> None:
-    chosen = settings(on_nan=on_nan, accumulate=2)
-    trainee, step = steps_of(kind, chosen)
-    engine = Engine(trainee, chosen)
-    engine.update(step, lambda *_: None)  # what is made once may wait once
-    with NoWaiting():
-        engine.update(step, lambda *_: None)
-
-
-def test_the_test_sees_who_waits() -> None:
-    values = torch.ones(3)
-    for wait in (
-        lambda: values[0].item(),
-        lambda: bool(values.sum()),
-        lambda: values.nonzero(),
-        lambda: values[values > 0],
-    ):
-        with pytest.raises(AssertionError, match="the host waits"), NoWaiting():
-            wait()
-
-
 # --- dropout on a processor
 
 
@@ -268,34 +203,3 @@ def test_attention_with_dropout_is_that_of_torch(packed: bool, monkeypatch: pyte
     monkeypatch.setattr(attention, "dropped", lambda shares, rate: shares)
     found = attend(module, query, key, value, None, dropout=0.5, **options)[0]
     torch.testing.assert_close(found, expected)
-
-
-# --- a device that has no values
-
-
-@pytest.fixture(scope="module")
-def packed() -> tuple[Any, Rows]:
-    """A tokenizer, and rows that hold several documents."""
-    own = train_tokenizer(TEXTS * 3, vocab_size=120)
-    documents = [Document(str(i), text) for i, text in enumerate(TEXTS)]
-    return own, Rows.of(read_pieces(tokenise(documents, own), tokenizer=own, length=48), "packed")
-
-
-@pytest.mark.parametrize("kind", ["mlm", "clm", "diffusion", "tsdae", "rtd", "sbo", "atd", "dtd", "cse", "denoise"])
-@pytest.mark.parametrize("architecture", ["bert", "modernbert"])
-def test_a_step_on_a_device_without_values(kind: str, architecture: str, packed: tuple[Any, Any]) -> None:
-    """Packed rows go to torch's meta device as they do to an accelerator: whoever asks for a value, or mixes devices,
-    fails there."""
-    architecture, (own, rows) = "t5" if kind == "denoise" else architecture, packed
-    with torch.device("meta"):
-        trainee = objective(kind, build_model(build(architecture, own).config))
-    chosen, made = settings(batch_size=4), type(trainee)
-    asked = {"corruption": "infill"} if kind == "denoise" else {}
-    wrap(trainee, chosen)
-    laid = rows.laid(made.layout) if made.layout != "any" else rows
-    masker = made.maker(own, seed=0, **({} if kind == "cse" else made.settings(asked, {})))
-    [step] = look_ahead(MaskedSource(laid, masker, chosen), range(1), device="meta")
-    outcome = trainee.train()(step.batches[0])
-    assert outcome.loss.is_meta and outcome.targets.is_meta
-    outcome.loss.backward()
-    assert torch.nn.utils.clip_grad_norm_(trainee.parameters(), 1.0).is_meta

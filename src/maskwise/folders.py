@@ -11,7 +11,6 @@ Hashing costs about a second for a gigabyte.
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import math
@@ -25,6 +24,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from maskwise.errors import MaskwiseError, unknown_name
 from maskwise.specs import split_options
 
@@ -32,6 +33,8 @@ MANIFEST = "manifest.json"
 CARD = "README.md"
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 """What file systems without locks answer."""
+RELEASE_SECONDS = 0.2
+"""How long a lock is tried for: its file may be one that another process is just removing."""
 LATE_SECONDS, RANK_SECONDS = 30.0, 3600.0
 """How long a shared file system may take to show what was written elsewhere, and how long ranks wait for rank 0."""
 
@@ -193,31 +196,42 @@ def claim(folder: Path, what: str, *, lock: str = ".lock", stays: bool = True) -
     Raises:
         MaskwiseError: another process has the folder, or it cannot be written.
     """
-    path, file = folder / lock, None
-    while file is None:
-        with writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            file = path.open("ab+", buffering=0)
+    path, holder = folder / lock, None
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
+            held = locked(path, wait=RELEASE_SECONDS)
+        except Timeout:
+            with suppress(OSError):  # Windows lets nobody read it
+                holder = path.read_text() or None
             do = "wait for it, or give another folder"
-            raise MaskwiseError(f"{what} {folder}", got=file.read().decode() or None, do=do) from None
-        except OSError as error:
-            if error.errno not in NO_LOCKS:
-                raise
-        if not (path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())):
-            file = None  # whoever had it has just removed it
-    with file:
-        with suppress(OSError):  # a full disk: whoever comes second hears less
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
-        try:
-            yield
-        finally:
-            if not stays:
-                path.unlink(missing_ok=True)
+            raise MaskwiseError(f"{what} {folder}", got=holder, do=do) from None
+    with suppress(OSError):  # a full disk: whoever comes second hears less
+        path.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+    try:
+        yield
+    finally:
+        if not stays:
+            path.unlink(missing_ok=True)
+        held.release()
+
+
+def locked(path: Path, *, wait: float) -> FileLock:
+    """The lock of a file, held until it is released; on a file system without locks nothing is locked.
+
+    Args:
+        wait: seconds for which another process may have it; negative: as long as it takes.
+
+    Raises:
+        Timeout: another process has it still.
+    """
+    held = FileLock(path, timeout=wait, fallback_to_soft=False)
+    try:
+        held.acquire()
+    except OSError as error:  # a ``Timeout`` too, which has no number
+        if error.errno not in NO_LOCKS:
+            raise
+    return held
 
 
 def appears(path: Path, *, within: float | None = None) -> bool:

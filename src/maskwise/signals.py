@@ -11,7 +11,7 @@ import sys
 import threading
 from types import FrameType
 
-ASKED = (signal.SIGTERM, signal.SIGUSR1)
+ASKED = tuple(number for number in signal.Signals if number.name in ("SIGTERM", "SIGUSR1"))  # Windows has one
 CODES = {128 + number: number.name for number in ASKED}
 """Exit codes, and the signals that they stand for."""
 

@@ -191,8 +191,9 @@ class MaskingTrainer(Trainer):
         if self._learners:
             self._learn()
             folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+            learned = states(self._learners)  # on every rank: what a rank has not told yet goes into it
             if self.args.should_save:
-                save_file(states(self._learners), folder / LEARNED)
+                save_file(learned, folder / LEARNED)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)

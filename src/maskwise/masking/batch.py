@@ -180,7 +180,8 @@ class MaskedBatch:
         source: the annotated batch that this was made from.
         ratio: (P,) float64, the ratio asked for, piece by piece.
         extras: further model inputs, such as ``token_type_ids``.
-        loss_weight: (B, L) float64, or None: what the loss of each token is multiplied by (masked diffusion).
+        loss_weight: (B, L) float64 (float32 on an accelerator), or None: what the loss of each token is multiplied by
+            (masked diffusion).
         choice: units, weights and order of the selection, for policies that learn; None where nothing was chosen.
         laid: (B, L') int64, the piece of each token, −1 for padding; None: where the source has it.
         laid_labels: (B, L'') int64, the piece of each target that a decoder writes; None: targets stand at tokens.
@@ -190,6 +191,7 @@ class MaskedBatch:
         targets: how many positions are to be predicted; counted on the host when the batch is made.
         counted: what the sum of its losses is divided by, where that is not ``targets`` (diffusion: eligible tokens).
         vocabulary: what ids mean, for those who look at it.
+        arm: the name of the objective that it was made for, where there are several.
     """
 
     input_ids: Tensor
@@ -208,6 +210,15 @@ class MaskedBatch:
     targets: int = field(kw_only=True)
     counted: int | None = field(default=None, kw_only=True)
     vocabulary: Vocabulary | None = field(default=None, repr=False, kw_only=True)
+    arm: str = field(default="", kw_only=True)
+
+    @classmethod
+    def unmasked(cls, source: AnnotatedBatch, labels: Tensor, targets: int) -> MaskedBatch:
+        """The text as it is, with labels of one's own."""
+        extras = {name: source.tensor(name) for name in source.extras}
+        attention = None if source.attention_mask is None else source.tensor("attention_mask")
+        ratio = torch.zeros(len(source.begin), dtype=torch.float64)
+        return cls(source.tensor("input_ids"), labels, attention, source, ratio, extras, targets=targets)
 
     @cached_property
     def tokens(self) -> int:
@@ -262,11 +273,14 @@ class MaskedBatch:
 
     def to(self, device: torch.device | str) -> MaskedBatch:
         """The same batch on a device, copied without blocking; its source and its choice stay on the host."""
-        names = ("input_ids", "labels", "attention_mask", "loss_weight")
-        there = replace(self, **{name: moved(getattr(self, name), device) for name in (*names, "extras")})
-        if there.labels.device != self.labels.device:
-            for name in ("where", "documents", "written", "ends"):  # found on the host: no waiting
-                setattr(there, name, moved(getattr(self, name), device))
+        if torch.device(device) == self.labels.device:
+            return self
+        names = ("input_ids", "labels", "attention_mask", "extras")
+        there = replace(self, **{name: moved(getattr(self, name), device) for name in names})
+        if self.loss_weight is not None:
+            there.loss_weight = moved(self.loss_weight.float(), device)
+        for name in ("where", "documents", "written", "ends"):  # found on the host: no waiting
+            setattr(there, name, moved(getattr(self, name), device))
         return there
 
     def keys(self) -> Iterator[str]:

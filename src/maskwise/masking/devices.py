@@ -11,11 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+PINNING = ("cuda",)
+"""Kinds of device to which memory is copied without waiting if it is pinned."""
+
+
+def widest(values: Tensor) -> Tensor:
+    """Values in double precision on a processor and in single precision elsewhere: Apple's GPUs have no other."""
+    return values.double() if values.is_cpu else values.float()
+
 
 def moved(value: Any, device: torch.device | str) -> Any:
     """A tensor, or a tuple or dict of them, on a device; None stays None.
 
-    To a CUDA device it goes from pinned memory: the copy then runs beside whatever the device is doing.
+    To a CUDA device it goes from pinned memory: the host need not wait until it is there.
     """
     if isinstance(value, dict):
         return {name: moved(each, device) for name, each in value.items()}
@@ -23,7 +31,7 @@ def moved(value: Any, device: torch.device | str) -> Any:
         return tuple(moved(each, device) for each in value)
     if value is None:
         return None
-    pinned = value.pin_memory() if torch.device(device).type == "cuda" and value.is_cpu else value
+    pinned = value.pin_memory() if torch.device(device).type in PINNING and value.is_cpu else value
     return pinned.to(device, non_blocking=True)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TypeAlias
 
@@ -56,6 +56,9 @@ def trained(work: Work, *, frozen: bool = False) -> int:
     """FLOPs of a forward and a backward pass; ``frozen``: of the heads alone, on an encoder that stays as it is."""
     return int(2 * work.body + 6 * work.head + 4 * work.tied) if frozen else int(6 * work.all)
 
+
+Precision: TypeAlias = Callable[[], AbstractContextManager[Any]]
+"""Makes the context in which a model computes at some precision."""
 
 Masking: TypeAlias = Mapping[str, Any]
 """How batches are masked: arguments of a ``Masker``, by name."""
@@ -178,6 +181,18 @@ class Objective(nn.Module, ABC):
             encoder_weights(self.model) * tokens,
             (multiplied_weights(self) - multiplied_weights(self.model)) * targets,
         )
+
+    precision: Precision = nullcontext
+    """That in which it is trained; a training sets it for as long as it lasts."""
+
+    @contextmanager
+    def judging(self) -> Iterator[None]:
+        """In this context it is evaluated: without gradients and in evaluation mode, at the precision of training."""
+        training = self.training
+        self.eval()
+        with torch.no_grad(), self.precision():
+            yield
+        self.train(training)
 
     def without_dropout(self) -> AbstractContextManager[None]:
         """Evaluation as the model's authors have it, also where ours drops out in evaluation (``cse``)."""

@@ -17,6 +17,7 @@ from maskwise.attention import NAME, separate
 from maskwise.errors import MaskwiseError
 from maskwise.families import ENCODERS, adapter_of
 from maskwise.masking import IGNORE, MaskedBatch, Masker
+from maskwise.masking.gather import device_of, gather
 from maskwise.objectives.base import Masking, model_inputs
 from maskwise.objectives.mlm import MaskedLanguageModelling
 
@@ -34,16 +35,17 @@ class NextTokens(Masker):
     ['the', 'cat', 'sat']
     """
 
-    def __call__(self, *rows: Any, **when: Any) -> MaskedBatch:
-        """As ``Masker``; special tokens and [UNK] are no targets."""
-        batch = super().__call__(*rows, **when)
-        source = batch.source
+    def __call__(self, rows: Any, **when: Any) -> MaskedBatch:
+        """As ``Masker``, without regard to the step; special tokens and [UNK] are no targets."""
+        source, device = gather(rows, self.vocabulary), device_of(rows)
         text = source.piece if source.apart else source.row[source.piece]
         follows = source.eligible[1:] & (text[1:] == text[:-1])
         labels = np.full(len(source.input_ids), IGNORE, np.int64)
         labels[:-1][follows] = source.input_ids[1:][follows]
-        on_device = torch.from_numpy(labels.reshape(source.shape)).to(batch.labels.device)
-        return replace(batch, labels=on_device, targets=int(follows.sum()))
+        truth = torch.from_numpy(labels.reshape(source.shape))
+        batch = MaskedBatch.unmasked(source, truth, int(follows.sum()))
+        batch.vocabulary = self.vocabulary
+        return batch if device is None else batch.to(device)
 
 
 class CausalLanguageModelling(MaskedLanguageModelling):

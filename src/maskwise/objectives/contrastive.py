@@ -59,12 +59,7 @@ class Twins:
             example_id=every.example_id[pair], layers={name: twice(layer) for name, layer in every.layers.items()},
             extras={name: twice(extra) for name, extra in every.extras.items()},
         )  # fmt: skip
-        tensors = {name: batch.tensor(name) for name in ("input_ids", *batch.extras)}
-        attention = None if batch.attention_mask is None else batch.tensor("attention_mask")
-        made = MaskedBatch(
-            tensors.pop("input_ids"), (torch.arange(size) + size // 2) % size, attention, batch,
-            torch.zeros(size, dtype=torch.float64), tensors, targets=size,
-        )  # fmt: skip
+        made = MaskedBatch.unmasked(batch, (torch.arange(size) + size // 2) % size, size)
         return made if device is None else made.to(device)
 
 

@@ -7,6 +7,7 @@ which is slower and gives the same loss.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -78,7 +79,6 @@ class MaskedLanguageModelling(Objective):
         )
         return self.compiled(self.model, states_MH, truth)[: len(where)], where, None
 
-    @torch.no_grad()
     def entropies(self, source: AnnotatedBatch, at: Array, mask: int) -> Array:
         """(M,) float64, nats: how unsure the model is at some places (M,) of a line of pieces, while they are hidden.
 
@@ -89,16 +89,13 @@ class MaskedLanguageModelling(Objective):
         ids[at] = mask
         labels = np.full(len(ids), IGNORE)
         labels[at] = source.input_ids[at]
-        shown, truth = (torch.from_numpy(line.reshape(source.shape)) for line in (ids, labels))
-        attention = None if source.attention_mask is None else source.tensor("attention_mask")
-        batch = MaskedBatch(shown, truth, attention, source, torch.zeros(len(source.begin)), targets=len(at))
-        device, training = next(self.parameters()).device, self.training
-        self.eval()
-        batch = batch.to(device)
-        logits = unrounded(masked_logits(self.model, self.inputs(batch), *batch.where.unbind(1)))
-        self.train(training)
+        truth = torch.from_numpy(labels.reshape(source.shape))
+        batch = MaskedBatch.unmasked(replace(source, input_ids=ids), truth, len(at))
+        batch = batch.to(next(self.parameters()).device)
+        with self.judging():
+            logits = unrounded(masked_logits(self.model, self.inputs(batch), *batch.where.unbind(1)))
         log_p = logits.log_softmax(-1)
-        return -(log_p.exp() * log_p).sum(-1).double().numpy(force=True)
+        return -(log_p.exp() * log_p).sum(-1).cpu().double().numpy()
 
     def compile_head(self) -> None:
         """Compile the head and the loss, unless the head is not known. Targets without a label are added to every

@@ -14,6 +14,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from maskwise.errors import MaskwiseError
 from maskwise.families import encoder_weights, masked_logits, width_of
 from maskwise.masking import MaskedBatch
+from maskwise.masking.devices import moved
 from maskwise.models import build_model
 from maskwise.objectives.base import (
     Masking,
@@ -80,7 +81,7 @@ class ReplacedTokenDetection(Objective):
         truth = labels[row, column]
         losses = cross_entropy(logits, truth, reduction="none")
         ids, text = batch["input_ids"].clone(), torch.from_numpy(np.flatnonzero(batch.source.content))
-        at = text.to(labels.device, non_blocking=True)
+        at = moved(text, labels.device)
         with torch.no_grad():
             ids[row, column] = sampled(logits)
         replaced = torch.zeros_like(ids, dtype=torch.bool)
@@ -104,10 +105,11 @@ def smaller(config: PreTrainedConfig, share: float) -> PreTrainedConfig:
     """The same architecture, ``share`` as wide: hidden and intermediate sizes, and as many heads as divide them."""
     config = copy.deepcopy(config)
     names = {"hidden_size", "intermediate_size", "dim", "hidden_dim"} & set(vars(config))
-    head = config.hidden_size // config.num_attention_heads
+    width = config.hidden_size  # read once: it is one of those that change
+    head = width // config.num_attention_heads
     heads = max(1, round(config.num_attention_heads * share))
-    for name in names:
+    for name in sorted(names):
         value = getattr(config, name)
-        setattr(config, name, heads * head if value == config.hidden_size else max(head, round(value * share)))
+        setattr(config, name, heads * head if value == width else max(head, round(value * share)))
     config.num_attention_heads = heads
     return config

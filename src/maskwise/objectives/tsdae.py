@@ -98,15 +98,14 @@ class DenoisingAutoencoder(Objective):
         return Outcome(losses.sum(), counted(len(losses), labels))
 
     def work(self, tokens: float, targets: float) -> Work:
-        """The encoder for the tokens that are left, the decoder and the vocabulary for every token that is written.
+        """The encoder for every token that it reads, the decoder and the vocabulary for every token that is written.
 
         Keys and values of what the decoder attends to are made once for each text, and are left out.
         """
         own = sum(p.numel() for p in self.decoder.parameters() if p.ndim == 2)
         once = sum(2 * self.start.numel() ** 2 for _ in self.decoder.layers)
         vocabulary = self.embeddings.numel()
-        left = 1 - float(self.masking["ratio"])
-        return Work(round(encoder_weights(self.model) * left * tokens), (own - once + vocabulary) * targets)
+        return Work(encoder_weights(self.model) * tokens, (own - once + vocabulary) * targets)
 
 
 def places(length: int, like: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ of the stages: whatever ends this loop, the same command goes on.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import time
 import uuid
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from maskwise.errors import MaskwiseError
-from maskwise.folders import NO_LOCKS, appears
+from maskwise.folders import appears, locked
 from maskwise.jobs import Failure, open_pool, require_engine
 from maskwise.recipe.overrides import Plain
 from maskwise.study.live import LiveTable
@@ -142,13 +141,11 @@ def only_copy(folder: Path) -> Iterator[None]:
     finds the stage done or goes on from its last state. The lock ends with its process, however that ends.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        except OSError as error:  # a file system without locks: names hold the process, renames are whole
-            if error.errno not in NO_LOCKS:
-                raise
+    held = locked(folder / ".lock", wait=-1)  # without locks: names hold the process, renames are whole
+    try:
         yield
+    finally:
+        held.release()
 
 
 def _problem_of_machine(task: Task, mark: str) -> str | None:

@@ -15,10 +15,9 @@ evaluation, and no cost.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from copy import deepcopy
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,6 @@ from maskwise.errors import MaskwiseError
 from maskwise.families import check_finite
 from maskwise.keys import fold, permutation
 from maskwise.masking import MaskedBatch
-from maskwise.masking.batch import AnnotatedBatch
 from maskwise.objectives import Objective, Outcome
 from maskwise.objectives.base import counted
 from maskwise.samplers import Sampler
@@ -42,32 +40,6 @@ from maskwise.training.settings import TrainingSettings
 from maskwise.training.stream import StreamedRows
 
 PROBE_SEED = 0x9208
-
-
-@dataclass
-class ArmBatch:
-    """A batch, and the arm it was made for. As a mapping it is the batch."""
-
-    arm: str
-    batch: MaskedBatch
-
-    def keys(self) -> Iterator[str]:
-        return self.batch.keys()
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self.batch[name]
-
-    @property
-    def source(self) -> AnnotatedBatch:
-        return self.batch.source
-
-    @property
-    def tokens(self) -> int:
-        return self.batch.tokens
-
-    @property
-    def counted(self) -> int | None:
-        return self.batch.counted
 
 
 class Arms(Objective):
@@ -89,8 +61,9 @@ class Arms(Objective):
         """The objective of that name."""
         return self.members[self.names.index(name)]  # type: ignore[return-value]
 
-    def forward(self, batch: ArmBatch) -> Outcome:
-        return self.arm(batch.arm)(batch.batch)
+    def forward(self, batch: MaskedBatch) -> Outcome:
+        outcome: Outcome = self.arm(batch.arm)(batch)
+        return outcome
 
     def heads(self) -> dict[str, Tensor]:
         """What is not the model's, by arm: what drops out when a checkpoint becomes an ordinary encoder."""
@@ -132,11 +105,13 @@ class ArmsSource:
         """One step, or none where the sampler or a policy learns."""
         return 0 if self.sampler.every or self.learners() else 1
 
-    def batches(self, step: int, *, rank: int, ranks: int) -> list[ArmBatch]:
+    def batches(self, step: int, *, rank: int, ranks: int) -> list[MaskedBatch]:
         """The micro-batches of ``step``, all of one arm, the same arm on every rank."""
         arm = self.sampler.draw(step, self.settings.steps)
         made = self.sources[arm].batches(step, rank=rank, ranks=ranks)
-        return [ArmBatch(arm, batch) for batch in made]
+        for batch in made:
+            batch.arm = arm
+        return made
 
     def learners(self) -> dict[str, Learner]:
         """The policies that learn, each from the batches of its own arm."""
@@ -150,10 +125,9 @@ class ArmsSource:
         """What remembers where streams stand; arms that read the same rows share one."""
         return {name: place for source in self.sources.values() for name, place in source.places().items()}
 
-    def facts(self, batches: Sequence[ArmBatch]) -> dict[str, float]:
+    def facts(self, batches: Sequence[MaskedBatch]) -> dict[str, float]:
         """Those of the masking, over all arms."""
-        source = next(iter(self.sources.values()))
-        return source.facts([one.batch for one in batches])
+        return next(iter(self.sources.values())).facts(batches)
 
     def summarise(self, sums: Mapping[str, float]) -> dict[str, float]:
         return next(iter(self.sources.values())).summarise(sums)
@@ -165,9 +139,9 @@ class ArmLearner(Learner):
     def __init__(self, learner: Learner, arm: str):
         self.learner, self.arm = learner, arm
 
-    def observe(self, batch: ArmBatch, outcome: Outcome) -> None:
+    def observe(self, batch: MaskedBatch, outcome: Outcome) -> None:
         if batch.arm == self.arm:
-            self.learner.observe(batch.batch, outcome)
+            self.learner.observe(batch, outcome)
 
     def meet(self, objective: Arms) -> None:
         meet({self.arm: self.learner}, objective.arm(self.arm))
@@ -230,16 +204,14 @@ class Probe:
         self.batches = {} if fresh else {arm: self._batches(arm, 0) for arm in sources}
 
     def __call__(self, turn: int) -> Tensor:
-        """(2, 3, K) float64: of either half each arm's sum of losses, targets and tokens, of this rank's rows.
+        """(2, 4, K) on the device: of either half each arm's sums (``_counted``), of this rank's rows.
 
         Args:
             turn: which probe of the run; it only matters for fresh ones.
         """
-        device = next(self.objective.parameters()).device
         parts = []
-        training = self.objective.training
-        self.objective.eval()
-        with torch.no_grad(), torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
+        # What an accelerator draws from needs no care: every step of the training sets its seed.
+        with self.objective.judging(), torch.random.fork_rng(devices=()):
             for arm in self.sources:
                 # Dropout (cse) and replacements (rtd) are drawn alike, before and after.
                 torch.manual_seed(fold(PROBE_SEED, turn if self.fresh else 0))
@@ -247,7 +219,6 @@ class Probe:
                 one = self.objective.arm(arm)
                 with one.without_dropout() if self.fresh else nullcontext():
                     parts.append(torch.stack([_counted(half, one(half)) for half in halves]))
-        self.objective.train(training)
         return torch.stack(parts, 2)
 
     def _batches(self, arm: str, turn: int) -> list[MaskedBatch]:
@@ -272,14 +243,17 @@ class SamplerLearner(Learner):
         watched_every: updates between two probes of a rule, which learns nothing from them; 0 for none.
     """
 
-    kept = ("before", "window", "trained", "probed", "clock", "rewards")
+    kept = ("before", "line_sums", "run_sums", "probe_sums", "clock", "rewards")
 
     def __init__(self, sampler: Sampler, probe: Callable[[], Probe] | None, *, watched_every: int = 0):
         self.sampler, self._make = sampler, probe
         self._probe: Probe | None = None
         self.every = (sampler.every or watched_every) if probe else 0
-        # Losses, targets, tokens, steps, by arm: of this step, since the last line, of the run, and of its probes.
-        self.seen, self.window, self.trained, self.probed = torch.zeros(4, 4, len(sampler.arms)).double()
+        # ``_counted`` and steps, by arm: since the last line, of the run, and of its probes.
+        self.line_sums, self.run_sums, self.probe_sums = torch.zeros(3, 5, len(sampler.arms), dtype=torch.float64)
+        # The arm and sums of each micro-batch that no rank has asked for yet; they stay on the device. Steps, by arm.
+        self.seen: list[tuple[int, Tensor]] = []
+        self.steps = torch.zeros(1, len(sampler.arms), dtype=torch.float64)
         # (3, K): the latest losses on the probe, and on its halves.
         self.before = torch.full((3, len(sampler.arms)), torch.nan, dtype=torch.float64)
         # (T, 2): what each rollout gained on either half.
@@ -290,29 +264,36 @@ class SamplerLearner(Learner):
         self.notes: list[str] = []
         self.step: tuple[int, int | None] = (0, None)
 
-    def observe(self, batch: ArmBatch, outcome: Outcome) -> None:
-        arm, counted = self.sampler.arms.index(batch.arm), _counted(batch, outcome)
-        self.seen = self.seen.to(counted.device)  # sums stay there until a line or a probe asks for them
-        self.seen[:3, arm] += counted
-        self.seen[3, arm] = 1  # one step, in however many micro-batches
+    def observe(self, batch: MaskedBatch, outcome: Outcome) -> None:
+        self.seen.append((self.sampler.arms.index(batch.arm), _counted(batch, outcome)))
 
     def after(self, now: Point) -> None:
-        self.step = (now.done, now.total_steps)
-        # Every rank draws the same arm, so steps are not added up.
-        both = torch.cat([now.agree(self.seen[:3]), self.seen[3:]])
-        self.window, self.trained = self.window.to(both.device) + both, self.trained.to(both.device) + both
-        self.seen = torch.zeros_like(both)
+        self.step, self.agree = (now.done, now.total_steps), now.agree
+        if self.seen:  # one step, in however many micro-batches
+            self.steps[0, self.seen[-1][0]] += 1
         if self.every and now.done % self.every == 0:
             self._learn(now)
         tick = time.perf_counter()
         self.clock[2] += tick - (self._since or tick)
         self._since = tick
 
+    def _take_in(self) -> None:
+        """Add up what all ranks have seen, for which the host waits for the device; every rank calls this."""
+        if not self.seen:
+            return
+        own = torch.zeros_like(self.line_sums[:4])
+        arms = torch.tensor([arm for arm, _ in self.seen])
+        own.index_add_(1, arms, torch.stack([sums for _, sums in self.seen], 1).cpu().double())
+        # Every rank draws the same arm, so steps are not added up.
+        both = torch.cat([self.agree(own), self.steps])
+        self.line_sums, self.run_sums = self.line_sums + both, self.run_sums + both
+        self.seen, self.steps = [], torch.zeros_like(self.steps)
+
     def _learn(self, now: Point) -> None:
         assert self._make is not None
         began = time.perf_counter()
         self._probe = self._probe or self._make()
-        halves = now.agree(self._probe(now.done // self.every)).cpu()
+        halves = now.agree(self._probe(now.done // self.every))
         probed = halves.sum(0)
         sums = torch.cat([probed[None], halves])
         losses = sums[:, 0] / sums[:, 1].clamp(min=1)
@@ -324,7 +305,7 @@ class SamplerLearner(Learner):
                 self.sampler.update(self.before[0], losses[0])
                 # A line of metrics may cover several updates; each thing is said once.
                 self.notes += [note for note in self.sampler.notes if note not in self.notes]
-            self.probed = self.probed + torch.cat([probed, torch.ones_like(probed[:1])])
+            self.probe_sums = self.probe_sums + torch.cat([probed, torch.ones_like(probed[:1])])
             self.clock[1] += time.perf_counter() - began
         self.before, self.clock[0] = losses, now.done
 
@@ -332,13 +313,14 @@ class SamplerLearner(Learner):
         """By arm: ``probabilities``, and since the last line ``arm_losses`` and ``arm_steps``; then ``probe_losses``,
         the ``probe_step`` they are of, and ``notes``; of samplers that learn ``probe_seconds`` so far, the share of the
         run that they are, and the ``reliability`` of the reward so far."""
-        names, (total, targets, _, steps) = self.sampler.arms, self.window.cpu()
+        self._take_in()
+        names, (total, divisor, _, _, steps) = self.sampler.arms, self.line_sums
         done, last = self.step
         # Of the step that comes next; behind the last there is none, and shares may have come to nothing.
         step = done if last is None else min(done, last - 1)
         found: dict[str, object] = {
             "probabilities": _named(names, self.sampler.probabilities(step, last)),
-            "arm_losses": _named(names, total / targets),
+            "arm_losses": _named(names, total / divisor),
             "arm_steps": {arm: int(n) for arm, n in zip(names, steps.tolist(), strict=True)},
         }
         if self.every:
@@ -351,33 +333,37 @@ class SamplerLearner(Learner):
                 found["reliability"] = round(trust, 3)
         if self.notes:
             found["notes"] = self.notes
-        self.window, self.notes = torch.zeros_like(self.window), []
+        self.line_sums, self.notes = torch.zeros_like(self.line_sums), []
         return found
 
     def spent(self) -> dict[str, dict[str, Any]]:
         """By arm, over all ranks: ``steps``, ``tokens`` and ``targets`` of the run, and of the probes that taught."""
-        names = ("probe_targets", "probe_tokens", "probes")
-        found: dict[str, dict[str, Any]] = {}
-        for arm, run, probe in zip(self.sampler.arms, self.trained.cpu().T.long(), self.probed.T.long(), strict=True):
-            mine = zip(("targets", "tokens", "steps"), run[1:].tolist(), strict=True)
-            found[arm] = {**dict(mine), **dict(zip(names, probe[1:].tolist(), strict=True))}
-        return found
+        self._take_in()
+        names = ("targets", "tokens", "steps", "probe_targets", "probe_tokens", "probes")
+        counts = torch.cat([self.run_sums[2:], self.probe_sums[2:]]).T.long().tolist()
+        return {arm: dict(zip(names, mine, strict=True)) for arm, mine in zip(self.sampler.arms, counts, strict=True)}
 
     def state_dict(self) -> dict[str, Tensor]:
+        self._take_in()
         mine = {name: getattr(self, name) for name in self.kept}
         return {**mine, **{f"sampler.{name}": t for name, t in self.sampler.state_dict().items()}}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self.seen, self.steps = [], torch.zeros_like(self.steps)
         for name in self.kept:
-            setattr(self, name, state.get(name, getattr(self, name)))  # states of older versions have no window
+            setattr(self, name, state.get(name, getattr(self, name)))  # states of older versions have other sums
         theirs = {name.partition(".")[2]: t for name, t in state.items() if name.startswith("sampler.")}
         self.sampler.load_state_dict(theirs)
 
 
-def _counted(batch: Any, outcome: Outcome) -> Tensor:
-    """(3,) float64: losses, targets, and tokens of the text that were read."""
-    tokens = counted(batch.tokens, outcome.loss).double()
-    return torch.stack([outcome.loss.detach().double(), outcome.targets.double(), tokens])
+def _counted(batch: MaskedBatch, outcome: Outcome) -> Tensor:
+    """(4,) on the device: losses, what they are divided by, targets, and tokens of the text that were read.
+
+    The last three are whole numbers below 2²⁴, which single precision holds.
+    """
+    loss = outcome.loss.detach()
+    known = (counted(number, loss) for number in (batch.targets, batch.tokens))
+    return torch.stack([loss, *(number.to(loss.dtype) for number in (outcome.targets, *known))])
 
 
 def check_enough(arm: str, free: int, *, of: int, size: int) -> None:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from maskwise.masking import MaskedBatch
 from maskwise.masking.batch import IGNORE
+from maskwise.masking.devices import moved
 from maskwise.objectives.base import Maker
 from maskwise.text import Rows
 from maskwise.training.learners import Learner, learners_of
@@ -44,8 +45,7 @@ class Source(Protocol):
     def batches(self, step: int, *, rank: int, ranks: int) -> Sequence[Any]:
         """The micro-batches of one update for one rank, on the host.
 
-        Each is a dict of tensors, or an object that is read like one and has ``to(device)``. Both have ``labels``, −100
-        where there is no target.
+        Each is a ``MaskedBatch``, or a dict of tensors with ``labels``, −100 where there is no target.
         """
         ...
 
@@ -88,11 +88,15 @@ def look_ahead(
 
     def make(number: int) -> Step:
         batches = source.batches(number, rank=rank, ranks=ranks)
-        targets = [int((batch["labels"] != IGNORE).sum()) for batch in batches]
-        own = [getattr(batch, "counted", None) for batch in batches]
-        counted = sum(count if each is None else each for count, each in zip(targets, own, strict=True))
-        ready = [_copied(batch, device) for batch in batches]
-        return Step(number, ready, sum(targets), source.facts(batches), counted)
+        targets = counted = 0
+        ready = []
+        for batch in batches:
+            masked = isinstance(batch, MaskedBatch)
+            count = batch.targets if masked else int((batch["labels"] != IGNORE).sum())
+            targets += count
+            counted += batch.counted if masked and batch.counted is not None else count
+            ready.append(batch.to(device) if masked else moved(batch, device))
+        return Step(number, ready, targets, source.facts(batches), counted)
 
     if not source.ahead:
         yield from map(make, steps)
@@ -105,16 +109,6 @@ def look_ahead(
             if number + source.ahead < steps.stop:
                 waiting.append(thread.submit(make, number + source.ahead))
             yield ready
-
-
-def _copied(batch: Any, device: torch.device) -> Any:
-    """The batch on the device. From pinned memory the copy runs beside whatever the device is doing."""
-    if device.type == "cpu":
-        return batch
-    if not isinstance(batch, dict):
-        return batch.to(device)
-    pin = device.type == "cuda"
-    return {k: (v.pin_memory() if pin else v).to(device, non_blocking=True) for k, v in batch.items()}
 
 
 class MaskedSource:

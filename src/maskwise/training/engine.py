@@ -131,7 +131,7 @@ class Engine:
             if not any(parameter.requires_grad for parameter in objective.parameters()):
                 got = type(objective.model).__name__
                 raise MaskwiseError("nothing is left to train", got=got, do="set training.freeze: none")
-        wrapping.wrap(objective, settings)
+        wrapping.wrap(objective, settings, self.accelerator.autocast)
         if folder and self.first:
             sweep(folder)
         kept = folder and settings.save_every
@@ -200,14 +200,11 @@ class Engine:
         return sound
 
     def evaluated(self, function: Callable[[], Result]) -> Result:
-        """What a function gives with the objective in evaluation mode, without gradients, at the precision of
-        training; every rank calls this."""
-        self.objective.eval()
-        with torch.no_grad(), self.accelerator.autocast():
+        """What a function gives while the objective is judged (``Objective.judging``); every rank calls this."""
+        with self.objective.judging():
             result = self.wrapped.within(function) if self.sharded else function()
         if self.sharded:  # what is in no block stays whole until it is told otherwise
             self.wrapped.reshard()
-        self.objective.train()
         return result
 
     def summed(self, sums: Mapping[str, float]) -> dict[str, float]:
@@ -409,13 +406,12 @@ def new_accelerator(settings: TrainingSettings, folder: Path | None, *, partial:
 
 
 def agreement(accelerator: Accelerator) -> Agree:
-    """The function by which ranks agree on sums: float64 of any shape in, the same on every rank out."""
+    """The function by which ranks agree on sums of any shape; it gives float64 on the host, where it waits for them."""
 
     def agree(own: Tensor) -> Tensor:
-        total = own.double()
-        if accelerator.num_processes > 1:
-            total = broadcast(accelerator.reduce(total))
-        return torch.round(total * ROUND) / ROUND
+        if accelerator.num_processes > 1:  # on devices that have float64: Apple's GPUs are alone
+            own = broadcast(accelerator.reduce(own.to(accelerator.device).double()))
+        return torch.round(own.cpu().double() * ROUND) / ROUND
 
     return agree
 

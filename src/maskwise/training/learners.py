@@ -2,7 +2,8 @@
 
 A learner looks at every micro-batch, and once an update, when all ranks have added up what they saw, changes itself.
 Ranks must never disagree on what is masked or which arm is next, so whatever a learner takes from other ranks it takes
-through ``Point.agree``: the sums of all ranks, in float64, rounded, and sent from one rank. Its state is part of the
+through ``Point.agree``: the sums of all ranks, in float64, rounded, and sent from one rank. They come to the host,
+which waits for its device, so what need not be known at once is summed up where it is. Its state is part of the
 states to resume from, so a run that was stopped goes on bit for bit.
 
 A policy that is learnt from its effect (REINFORCE) needs no more than this protocol:
@@ -43,7 +44,7 @@ class Point(NamedTuple):
     Attributes:
         done: updates done; 0 before the first, in a run that begins.
         total_steps: updates in all.
-        agree: sums over all ranks.
+        agree: sums over all ranks, on the host.
         objective: what is trained, as it is after the update; None in ``MaskingTrainer``.
         source: where the batches come from; None in ``MaskingTrainer``.
     """

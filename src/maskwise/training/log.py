@@ -143,8 +143,8 @@ class Log:
             NotFinite: see ``line``.
         """
         sums, losses, sizes = dict(self.sums), list(self.losses), [len(u.losses) for u in self.window]
-        values = [v.double() for update in self.window for v in (*update.losses, update.norm)]
-        own = [part.tolist() for part in torch.stack(values).split([size + 1 for size in sizes])]
+        values = [value for update in self.window for value in (*update.losses, update.norm)]
+        own = [part.tolist() for part in torch.stack(values).cpu().split([size + 1 for size in sizes])]
         wrong = [float(not all(map(math.isfinite, each))) for each in own]
         wrong = list(self.engine.summed({f"{n:09}": bad for n, bad in enumerate(wrong)}).values())
         for number, (update, bad) in enumerate(zip(self.window, wrong, strict=True)):

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import os
 import platform
-import resource
 import sys
 import time
 from collections.abc import Iterator
@@ -112,9 +111,13 @@ class Meter:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: the most that this process has had allocated on its accelerator; without one, in memory."""
+    """Bytes: the most that this process has had allocated on its accelerator; without one, in memory; 0: not known."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

@@ -22,6 +22,8 @@ from maskwise.attention import separate
 from maskwise.dropout import quicken, restore
 from maskwise.errors import MaskwiseError
 from maskwise.families import adapter_of
+from maskwise.objectives import Objective
+from maskwise.objectives.base import Precision
 from maskwise.objectives.mlm import MaskedLanguageModelling
 from maskwise.training.settings import TrainingSettings
 
@@ -51,18 +53,20 @@ def blocks_of(module: nn.Module) -> list[nn.Module]:
 # Blocks that are computed in another way ------------------------------------------------------------------------
 
 
-def wrap(objective: nn.Module, settings: TrainingSettings) -> None:
-    """Compile the blocks and the head, and compute activations twice, as the settings say; and let nothing take longer
-    than it must on this device. ``unwrap`` undoes it.
+def wrap(objective: Objective, settings: TrainingSettings, precision: Precision) -> None:
+    """Compile the blocks and the head, and compute activations twice, as the settings say; let nothing take longer
+    than it must on this device, and judge at the ``precision`` of training. ``unwrap`` undoes it.
 
     Raises:
         MaskwiseError: there is no compiler; a model without blocks.
     """
     from transformers import PreTrainedModel
 
-    for model in objective.modules():  # makes masks without a look, and has its own attention on a CPU
-        if isinstance(model, PreTrainedModel) and adapter_of(model.config).separates:
-            separate(model)
+    for part in objective.modules():
+        if isinstance(part, Objective):
+            part.precision = precision
+        if isinstance(part, PreTrainedModel) and adapter_of(part.config).separates:
+            separate(part)  # makes masks without a look, and has its own attention on a CPU
     if next(objective.parameters()).device.type == "cpu" and not settings.compile:
         quicken(objective)
     if not (settings.compile or settings.activation_checkpointing):
@@ -89,11 +93,13 @@ def wrap(objective: nn.Module, settings: TrainingSettings) -> None:
 def unwrap(objective: nn.Module) -> None:
     """Leave the model as it was before ``wrap``."""
     restore(objective)
-    for block in blocks_of(objective):
-        block.__dict__.pop("forward", None)
+    # The forward passes of the objective itself are Accelerate's, which casts inside it and never takes it off.
+    for part in (objective, *blocks_of(objective)):
+        part.__dict__.pop("forward", None)
+        part.__dict__.pop("_original_forward", None)
     for part in objective.modules():
-        if isinstance(part, MaskedLanguageModelling):
-            part.compiled = None
+        for name in ("compiled", "precision"):
+            part.__dict__.pop(name, None)
 
 
 def _recomputed(block: nn.Module, forward: Forward) -> Forward:

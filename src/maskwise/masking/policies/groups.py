@@ -1,7 +1,7 @@
 """Policies that learn from the losses of the run that they mask for, and the running losses that they learn from.
 
 A group is a value of a categorical layer (a part of speech, an entity type, a frequency bucket). State is a few
-numbers per group on the training device, in torch; an update costs microseconds and never waits for the device.
+numbers per group, on the host: before the next masks are made it waits for the losses of this step.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor
 from maskwise.errors import MaskwiseError
 from maskwise.keys import Array, Keys, Purpose
 from maskwise.masking.batch import AnnotatedBatch, MaskedBatch
+from maskwise.masking.devices import moved, widest
 from maskwise.masking.policies.base import CutPolicy, Learner, Moment, cut, weigh
 from maskwise.masking.units import Units
 
@@ -64,7 +65,6 @@ class GroupLosses:
 
     def update(self, sums_2C: Tensor, total_steps: int) -> None:
         """Learn from (2, C) float64: sums of the losses of each group and numbers of targets, of all ranks."""
-        self._to(sums_2C.device)
         total_C, count_C = sums_2C
         m, present_C = self.kept(total_steps), (count_C > 0) & total_C.isfinite()
         new_C = m * self.average_C + (1 - m) * total_C / count_C.clamp(min=1)
@@ -93,9 +93,6 @@ class GroupLosses:
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         self.average_C, self.unseen_C, self.weight_C = (state[k] for k in ("average", "unseen", "weight"))
-
-    def _to(self, device: torch.device) -> None:
-        self.average_C, self.unseen_C = self.average_C.to(device), self.unseen_C.to(device)
 
 
 UPOS = (
@@ -131,7 +128,7 @@ class GroupWeighted(CutPolicy):
         return (self.layer, *super().layers())
 
     def units(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
-        weight_G = np.append(self.running.weight_C.numpy(force=True), UNKNOWN)  # −1: the last one
+        weight_G = np.append(self.running.weight_C.numpy(), UNKNOWN)  # −1: the last one
         units = cut(batch, self.units_of, policy=self.layer)
         units = weigh(units, weight_G[self._groups(batch)], policy=self.layer)
         if not self.faithful or units.weight is None:
@@ -160,21 +157,23 @@ class GroupLearner(Learner):
     """Sums the losses of each group over a step, and lets the averages take them in (``training.learners``)."""
 
     def __init__(self, policy: GroupWeighted):
-        self.policy, self.sums_2C = policy, torch.zeros(2, len(policy.names), dtype=torch.float64)
+        self.policy = policy
+        self.sums_2C: Tensor | None = None  # of a step, on the device; None: no losses yet
 
     def observe(self, batch: MaskedBatch, outcome: Any) -> None:
-        loss_M, groups = outcome.losses.double(), len(self.policy.names)
-        group_BL = batch.source.tensor(self.policy.layer).to(loss_M.device, non_blocking=True)
+        loss_M, groups = widest(outcome.losses), len(self.policy.names)
+        group_BL = moved(batch.source.tensor(self.policy.layer), loss_M.device)
         group_M = group_BL[outcome.where.unbind(1)].long()
         # Losses of tokens of no group go into one more column, which is dropped.
         group_M = torch.where(group_M < 0, groups, group_M)
         sums = loss_M.new_zeros(2, groups + 1)
         sums.index_add_(1, group_M, torch.stack([loss_M, torch.ones_like(loss_M)]))
-        self.sums_2C = self.sums_2C.to(sums.device) + sums[:, :-1]
+        self.sums_2C = sums[:, :-1] if self.sums_2C is None else self.sums_2C + sums[:, :-1]
 
     def after(self, now: Any) -> None:
-        self.policy.running.update(now.agree(self.sums_2C), now.total_steps)
-        self.sums_2C = torch.zeros_like(self.sums_2C)
+        none = torch.zeros(2, len(self.policy.names))
+        self.policy.running.update(now.agree(none if self.sums_2C is None else self.sums_2C), now.total_steps)
+        self.sums_2C = None
 
     def facts(self) -> Mapping[str, object]:
         """``weights`` and ``losses`` (nats) by the name of the group, of those seen."""

@@ -18,6 +18,7 @@ from torch import Tensor
 from maskwise.errors import MaskwiseError
 from maskwise.keys import Array, Keys, Purpose
 from maskwise.masking.batch import AnnotatedBatch
+from maskwise.masking.devices import widest
 from maskwise.masking.policies.base import CutPolicy, Learner, Moment, cut, weigh
 from maskwise.masking.units import Units
 from maskwise.masking.vocabulary import Vocabulary
@@ -65,7 +66,7 @@ class TypeWeighted(CutPolicy):
         units = cut(batch, self.units_of, policy="type-weighted")
         if self.types.weight_V is None:
             return units
-        return weigh(units, self.types.weight_V.numpy(force=True)[batch.input_ids], policy="type-weighted")
+        return weigh(units, self.types.weight_V.numpy()[batch.input_ids], policy="type-weighted")
 
     def learner(self) -> TypeLearner:
         return TypeLearner(self)
@@ -76,32 +77,33 @@ class TypeLearner(Learner):
 
     def __init__(self, policy: TypeWeighted):
         self.policy = policy
-        self.sums_3V = torch.zeros(3, 0, dtype=torch.float64)  # of a step: right answers, losses, targets
-        self.total_3V = self.sums_3V  # of all ranks, since the weights were set
+        # Right answers, losses, targets since the weights were set: of all ranks, and what this one has to add.
+        self.total_3V = torch.zeros(3, 0, dtype=torch.float64)
+        self.sums_3V: Tensor | None = None
 
     def start(self, vocabulary: Vocabulary) -> None:
         """Know the types; what was learned before stays."""
         if self.policy.types.weight_V is None:
             self.policy.types.weight_V = torch.ones(vocabulary.size, dtype=torch.float64)
-        self.sums_3V = self.total_3V = torch.zeros(3, vocabulary.size, dtype=torch.float64)
+        self.total_3V = torch.zeros(3, vocabulary.size, dtype=torch.float64)
 
     def meet(self, objective: Any) -> None:
         """Ask the objective which answers are right."""
         objective.tells_right = self.policy.by == "accuracy"
 
     def observe(self, batch: Any, outcome: Any) -> None:
-        losses = outcome.losses.double()
+        losses = widest(outcome.losses)
         right = losses < math.log(2) if outcome.right is None else outcome.right
         kind = batch.labels.to(losses.device)[outcome.where.unbind(1)]
-        sums = self.sums_3V.to(losses.device)
-        self.sums_3V = sums.index_add(1, kind, torch.stack([right.double(), losses, torch.ones_like(losses)]))
+        if self.sums_3V is None:
+            self.sums_3V = losses.new_zeros(self.total_3V.shape)
+        self.sums_3V.index_add_(1, kind, torch.stack([right.to(losses.dtype), losses, torch.ones_like(losses)]))
 
     def after(self, now: Any) -> None:
-        self.total_3V = self.total_3V.to(self.sums_3V.device) + now.agree(self.sums_3V)
-        self.sums_3V = torch.zeros_like(self.sums_3V)
+        self.agree = now.agree
         if not now.done or now.done % self.policy.every:
             return
-        right_V, loss_V, count_V = self.total_3V.cpu()
+        right_V, loss_V, count_V = self._taken_in()
         self.total_3V = torch.zeros_like(self.total_3V)
         mean_V = loss_V / count_V.clamp(min=1)
         if self.policy.by == "accuracy":
@@ -114,6 +116,12 @@ class TypeLearner(Learner):
         new_V = (kept * before_V + (1 - kept) * (1 - score_V)).clamp(min=LEAST)
         self.policy.types.weight_V = torch.where((count_V > 0) & mean_V.isfinite(), new_V, before_V)
 
+    def _taken_in(self) -> Tensor:
+        """``total_3V`` with what the ranks had to add; every rank calls this, and waits for its device."""
+        if self.sums_3V is not None:
+            self.total_3V, self.sums_3V = self.total_3V + self.agree(self.sums_3V), None
+        return self.total_3V
+
     def facts(self) -> Mapping[str, object]:
         """``type_weights``: the least, the mean and the greatest."""
         weight_V = self.policy.types.weight_V
@@ -124,10 +132,10 @@ class TypeLearner(Learner):
 
     def state_dict(self) -> dict[str, Tensor]:
         assert self.policy.types.weight_V is not None
-        return {"weight": self.policy.types.weight_V, "sums": self.total_3V}
+        return {"weight": self.policy.types.weight_V, "sums": self._taken_in()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        self.policy.types.weight_V, self.total_3V = state["weight"], state["sums"]
+        self.policy.types.weight_V, self.total_3V, self.sums_3V = state["weight"], state["sums"], None
 
 
 def type_weighted(by: str = "accuracy", every: int = 200, kept: float = 0.2, units: str = "token") -> TypeWeighted:

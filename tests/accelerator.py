@@ -1,0 +1,186 @@
+"""An accelerator without hardware, and who waits for it.
+
+``There`` is a tensor that computes on the processor and says that it is elsewhere: on "meta", the one device that every
+build of torch knows and that has no kernels, so that code that asks ``device.type`` takes the path of accelerators.
+``Device`` is the dispatch mode that makes such tensors. It refuses float64, which Apple's GPUs do not have, and counts
+where the host waits for the device. Where there is a GPU, the mode counts on its tensors instead.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from maskwise.masking import devices
+from maskwise.objectives import Objective
+from maskwise.training import data, engine
+from maskwise.training.log import Log
+
+GPU = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if GPU else "meta")
+
+ASKS = {"_local_scalar_dense", "nonzero", "equal", "masked_select", "_unique2", "unique_dim", "repeat_interleave"}
+"""Operations whose result the host reads, or whose shape depends on values."""
+
+
+class There(Tensor):
+    """A tensor on the accelerator; ``inner`` has its values."""
+
+    inner: Tensor
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    @staticmethod
+    def __new__(cls, inner: Tensor) -> There:
+        layout = {"strides": inner.stride(), "storage_offset": inner.storage_offset(), "dtype": inner.dtype}
+        made = Tensor._make_wrapper_subclass(cls, inner.size(), **layout, device=DEVICE)  # type: ignore[attr-defined]
+        made.inner = inner
+        return made
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return computed(func, args, kwargs or {})
+
+
+class Device(TorchDispatchMode):
+    """While it is on, tensors are made on the device and moved there and back.
+
+    Attributes:
+        waits: how often the host waited, by operation and place.
+        pageable: copies to the device from memory that is not pinned, by place.
+        free: whether waits are not counted at the moment: a line of metrics is read, or a probe.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits: Counter[str] = Counter()
+        self.pageable: Counter[str] = Counter()
+        self.pinned: set[int] = set()
+        self.free = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = func.overloadpacket.__name__
+        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        self._note(name, given, kwargs.get("device"))
+        if GPU:
+            return func(*args, **kwargs)
+        if name == "_pin_memory":
+            copy = args[0].clone()
+            self.pinned.add(copy.data_ptr())
+            return copy
+        if name == "is_pinned":
+            return args[0].data_ptr() in self.pinned
+        return computed(func, args, kwargs)
+
+    def _note(self, name: str, given: list[Tensor], asked: torch.device | None) -> None:
+        if self.free or not given:
+            return
+        there = any(is_there(each) for each in given)
+        goes = there if asked is None else torch.device(asked).type == DEVICE.type
+        source, into = given[-1], given[0]
+        if name == "_to_copy" and there and not goes:
+            self.waits[f"copy to the host, {place()}"] += 1
+        if name == "copy_" and is_there(source) and not is_there(into):
+            self.waits[f"copy to the host, {place()}"] += 1
+        if name == "_to_copy" and goes and not there and not self._is_pinned(source):
+            self.pageable[place()] += 1
+        if there and name in ASKS:
+            self.waits[f"{name}, {place()}"] += 1
+        picked = given[1:-1] if name.startswith("index_put") else given[1:] if name == "index" else []
+        if any(is_there(each) and each.dtype == torch.bool for each in picked):
+            self.waits[f"{name} by a mask, {place()}"] += 1
+
+    def _is_pinned(self, tensor: Tensor) -> bool:
+        return tensor.is_pinned() if GPU else tensor.data_ptr() in self.pinned
+
+
+def is_there(tensor: Tensor) -> bool:
+    return isinstance(tensor, There) or (GPU and tensor.device.type == DEVICE.type)
+
+
+def computed(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """An operation whose result is on the device if its inputs are, or if it was asked for there."""
+    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    given = [each for each in tensors if isinstance(each, There)]
+    asked = kwargs.get("device")
+    if given and func.overloadpacket.__name__ != "copy_" and any(each.ndim for each in set(tensors) - set(given)):
+        raise RuntimeError(f"{func}: tensors on two devices")
+    stays = bool(given) if asked is None else torch.device(asked).type == DEVICE.type
+    if asked is not None:
+        kwargs = {**kwargs, "device": torch.device("cpu")}
+    on_host = partial(tree_map, lambda leaf: leaf.inner if isinstance(leaf, There) else leaf)
+    result = func(*on_host(args), **on_host(kwargs))
+    before = {id(each.inner): each for each in given}  # what was changed in place stays the tensor that it was
+
+    def there(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        if value.dtype == torch.float64:
+            raise TypeError(f"{func}: this device has no float64")
+        return before[id(value)] if id(value) in before else There(value)
+
+    return tree_map(there, result) if stays else result
+
+
+def place() -> str:
+    """The line of maskwise that an operation comes from."""
+    frames = [f for f in traceback.extract_stack() if "/src/maskwise/" in f.filename]
+    return f"{frames[-1].filename.rpartition('/src/')[2]}:{frames[-1].lineno}" if frames else "a test"
+
+
+def move(module: nn.Module, device: Any = DEVICE) -> nn.Module:
+    """Move a module as ``Module.to`` does, with tied weights tied."""
+    moved: dict[int, Tensor] = {}
+    for part in module.modules():
+        for tensors in (part._parameters, part._buffers):
+            for name, value in tensors.items():
+                if value is None or isinstance(value, There):
+                    continue
+                if id(value) not in moved:
+                    there = There(value.detach())
+                    wanted = isinstance(value, nn.Parameter)
+                    moved[id(value)] = nn.Parameter(there, value.requires_grad) if wanted else there
+                tensors[name] = moved[id(value)]  # type: ignore[assignment]
+    return module
+
+
+@contextmanager
+def accelerator() -> Iterator[Device]:
+    """Trainings in this context run on the device; what reads a line of metrics may wait for it."""
+    mode, line = Device(), Log.line
+
+    def free(log: Log, done: int) -> None:
+        mode.free = True
+        line(log, done)
+        mode.free = False
+
+    class Thread(ThreadPoolExecutor):
+        """Modes are of one thread."""
+
+        def __init__(self, *args: Any, **more: Any):
+            super().__init__(*args, initializer=mode.__enter__, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Log, "line", free)
+        patch.setattr(data, "ThreadPoolExecutor", Thread)
+        if not GPU:
+            patch.setattr(Accelerator, "device", property(lambda self: DEVICE))
+            patch.setattr(Objective, "to", move)
+            patch.setattr(engine, "best_device", lambda: DEVICE)
+            patch.setattr(devices, "PINNING", (DEVICE.type,))
+            patch.setattr(sys.modules["torch.optim.adam"], "_device_dtype_check_for_fused", lambda *_, **__: None)
+        with mode:
+            yield mode

@@ -1,0 +1,316 @@
+"""Training on an accelerator: nothing that it cannot do, and nothing in a step that the host waits for.
+
+Without a GPU these tests run on ``accelerator.Device``, which computes on the processor; where there is one, on it.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from accelerator import DEVICE, GPU, There, accelerator
+from maskwise.models import new_config, new_model
+from maskwise.objectives import OBJECTIVES, objective, objective_class
+from maskwise.objectives.replaced import smaller
+from maskwise.samplers import sampler
+from maskwise.text import Document, Rows, read_pieces, tokenise, train_tokenizer
+from maskwise.training import MaskedSource, TrainingSettings, look_ahead, train
+from maskwise.training.arms import Arms, ArmsSource, Probe, SamplerLearner
+from maskwise.training.learners import meet
+
+TEXT = "the cat sat on the mat "
+LAYOUTS = ("document", "packed")
+MASKING: dict[str, dict[str, Any]] = {"denoise": {"corruption": "infill"}, "emlm": {"policy": "guided(layer=word_ids)"}}
+CASES = [
+    (name, layout)
+    for name in OBJECTIVES
+    for layout in LAYOUTS
+    if layout == "document" or objective_class(name).layout == "any"
+]
+WIDTH = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+BART = {
+    "d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48,
+}  # fmt: skip
+T5 = {"d_model": 32, "d_kv": 16, "num_layers": 1, "num_heads": 2, "d_ff": 48}
+SIZES = {"bert": WIDTH, "modernbert": WIDTH, "bart": BART, "t5": T5}
+FAMILIES = {"encoder": {"document": "bert", "packed": "modernbert"},
+            "encoder-decoder": {"document": "bart", "packed": "t5"}}  # fmt: skip
+
+
+@cache
+def tokenizer() -> Any:
+    return train_tokenizer([TEXT] * 9, vocab_size=80)
+
+
+@cache
+def rows(layout: str, name: str = "a", count: int = 64) -> Rows:
+    documents = [Document(f"{name}{number}", TEXT * (1 + number % 3)) for number in range(count)]
+    return Rows.of(read_pieces(tokenise(documents, tokenizer()), tokenizer=tokenizer(), length=32), layout)
+
+
+def model(name: str = "mlm", layout: str = "document") -> Any:
+    kind = objective_class(name).kind
+    family = FAMILIES[kind][layout]
+    return new_model(new_config(family, tokenizer(), 64, kind=kind, **SIZES[family]), seed=0)
+
+
+def settings(**more: Any) -> TrainingSettings:
+    return TrainingSettings(**{"steps": 3, "batch_size": 4, "log_every": 3, "precision": "no", **more})
+
+
+def source(name: str, layout: str, chosen: TrainingSettings, **masking: Any) -> MaskedSource:
+    made = objective_class(name).maker(tokenizer(), seed=0, length=48, **{**MASKING.get(name, {}), **masking})
+    return MaskedSource(rows(layout), made, chosen)
+
+
+def joined(names: tuple[str, ...], spec: str, chosen: TrainingSettings, **masking: Any) -> tuple[Arms, Any, Any]:
+    """Several objectives over one model, a source that a sampler draws from, and what learns."""
+    net = model()
+    arms = Arms({name: objective(name, net) for name in names})
+    sources = {name: source(name, "document", chosen, **masking.get(name, {})) for name in names}
+    chooser = sampler(spec, list(names), steps=chosen.steps)
+    batches = ArmsSource(sources, chooser, chosen)
+
+    def probe() -> Probe:
+        held_out = dict.fromkeys(names, rows("document", "b"))
+        sizes = dict.fromkeys(names, 8)
+        return Probe(arms, sources, held_out, sizes=sizes, skip={}, total_steps=chosen.steps, maskers=batches.untaught)
+
+    return arms, batches, {**batches.learners(), "sampler": SamplerLearner(chooser, probe)}
+
+
+# --- three steps
+
+
+MORE = {"on_nan": "skip", "accumulate": 2, "optimizer": "muon", "batch_size": 8}
+
+
+@pytest.mark.parametrize(
+    ("name", "layout", "more"),
+    [*((*case, {}) for case in CASES), ("mlm", "packed", MORE), ("denoise", "packed", MORE), ("cse", "document", MORE)],
+)
+def test_three_steps_are_those_of_the_processor_and_nobody_waits(name: str, layout: str, more: Any) -> None:
+    """Masks, their places, and what else a batch needs go there before the step, from pinned memory."""
+    chosen = settings(**more)
+    torch.manual_seed(0)
+    trained = objective(name, model(name, layout))
+    with accelerator() as device:
+        found = train(trained, source(name, layout, chosen), chosen, quiet=True)
+    assert not device.waits and not device.pageable
+    assert GPU or all(isinstance(p, There) for p in trained.parameters())
+    torch.manual_seed(0)
+    here = train(objective(name, model(name, layout)), source(name, layout, chosen), chosen, quiet=True)
+    # Dropout and replacements are drawn in another way there.
+    assert found["loss"] == pytest.approx(here["loss"], rel=0.1)
+    assert found["targets"] == here["targets"]
+
+
+def test_the_device_sees_who_waits_and_refuses_float64() -> None:
+    with accelerator() as device:
+        values = torch.ones(3).pin_memory().to(DEVICE)
+        assert not device.pageable and not device.waits
+        torch.ones(3).to(DEVICE)
+        for wait in (
+            lambda: values[0].item(),
+            lambda: bool(values.sum()),
+            lambda: values.nonzero(),
+            lambda: values[values > 0],
+            lambda: values.cpu(),
+            lambda: torch.zeros(3).copy_(values),
+        ):
+            before = device.waits.total()
+            wait()
+            assert device.waits.total() > before
+        if not GPU:
+            for make in (values.double, lambda: torch.zeros(2, dtype=torch.float64, device=DEVICE)):
+                with pytest.raises(TypeError, match="float64"):
+                    make()
+    assert device.pageable.total() == 1
+
+
+# --- several objectives
+
+
+ARMS = ("mlm", "atd", "cse")
+
+
+def test_three_objectives_and_mometas_plus() -> None:
+    """Between two probes nobody waits, and the sampler learns what it learns on the processor."""
+    chosen = settings(steps=9, log_every=9)
+    found = []
+    for there in (True, False):
+        torch.manual_seed(0)
+        arms, batches, learners = joined(ARMS, "mometas-plus(every=3, rows=8)", chosen)
+        if there:
+            with accelerator() as device:
+                probing(learners["sampler"], device)
+                train(arms, batches, chosen, learners=learners, quiet=True)
+            assert not device.waits
+            assert not device.pageable
+        else:
+            train(arms, batches, chosen, learners=learners, quiet=True)
+        found.append((learners["sampler"].spent(), learners["sampler"].before[0]))
+    assert found[0][0] == found[1][0]
+    # Twins are told apart by their dropout, which is drawn in another way there.
+    torch.testing.assert_close(found[0][1][:2], found[1][1][:2], rtol=0.1, atol=0.05)
+
+
+def probing(learner: SamplerLearner, device: Any) -> None:
+    """Do not count the waits of probes, for whose result the sampler has to wait."""
+    learn = learner._learn
+
+    def free(now: Any) -> None:
+        device.free = True
+        learn(now)
+        device.free = False
+
+    learner._learn = free  # type: ignore[method-assign]
+
+
+WAITING = {
+    "group-weighted(layer=word_ids, groups=40)": {"copy to the host, maskwise/training/engine.py"},
+    "entropy-weighted(every=2)": {"copy to the host, maskwise/objectives/mlm.py"},
+}
+"""Policies whose next masks follow from the last losses: what they wait for. All others wait for nothing."""
+
+
+@pytest.mark.parametrize("policy", [*WAITING, "type-weighted(every=5)", "type-weighted(every=5, by=loss)"])
+def test_which_policies_that_learn_wait(policy: str) -> None:
+    chosen = settings()
+    trained = objective("mlm", model())
+    batches = source("mlm", "packed", chosen, policy=policy)
+    learners = batches.learners()
+    meet(learners, trained)
+    with accelerator() as device:
+        train(trained, batches, chosen, learners=learners, quiet=True)
+    assert {wait.rpartition(":")[0] for wait in device.waits} == WAITING.get(policy, set())
+    assert not device.pageable
+
+
+def test_types_are_exchanged_when_their_weights_are_set_and_when_a_state_is_saved(tmp_path: Path) -> None:
+    asked: list[int] = []
+    chosen = settings(steps=6, save_every=2, log_every=6)
+    batches = source("mlm", "packed", chosen, policy="type-weighted(every=3)")
+    trained, learners = objective("mlm", model()), batches.learners()
+    learner = learners["policy"]
+    meet(learners, trained)
+    after = learner.after
+
+    def watched(now: Any) -> None:
+        def agree(own: Tensor) -> Tensor:
+            asked.append(now.done)
+            return now.agree(own)
+
+        after(now._replace(agree=agree))
+
+    learner.after = watched  # type: ignore[method-assign]
+    train(trained, batches, chosen, learners=learners, folder=tmp_path, quiet=True)
+    assert asked == [2, 3, 4, 6]
+
+
+# --- batches
+
+
+def tensors_of(batch: Any) -> dict[str, Tensor]:
+    """The tensors of a batch by name, but for those that stay on the host."""
+    stay = {"source", "choice", "ratio", "vocabulary"}
+    own = {name: value for name, value in vars(batch).items() if name not in stay}
+    leaves = {name: [x for x in tree_leaves(value) if isinstance(x, Tensor)] for name, value in own.items()}
+    return {f"{name} {number}": x for name, found in leaves.items() for number, x in enumerate(found)}
+
+
+@pytest.mark.parametrize(("name", "layout"), [*CASES, ("several", "document")])
+def test_every_batch_goes_to_a_device_whole(name: str, layout: str) -> None:
+    chosen = settings()
+    batches = joined(ARMS, "sequential", chosen)[1] if name == "several" else source(name, layout, chosen)
+    for here, step in zip(look_ahead(batches, range(3)), look_ahead(batches, range(3), device="meta"), strict=True):
+        [moved], [kept] = step.batches, here.batches
+        there = tensors_of(moved)
+        assert {"input_ids 0", "labels 0", "where 0"} <= set(there)
+        assert {x.device.type for x in there.values()} == {"meta"}
+        assert not any(x.dtype == torch.float64 for x in there.values())
+        assert (step.targets, step.counted, moved.arm) == (here.targets, here.counted, kept.arm)
+        assert moved.where.shape == kept.where.shape and moved.targets == len(kept.where)
+
+
+def test_a_mapping_goes_to_a_device_too() -> None:
+    class Rows(MaskedSource):
+        ahead = 0  # type: ignore[assignment]
+
+        def __init__(self) -> None: ...
+
+        def batches(self, step: int, *, rank: int, ranks: int) -> list[Any]:
+            return [{"input_ids": torch.ones(2, 3), "labels": torch.tensor([1, -100])}]
+
+        def facts(self, batches: Any) -> dict[str, float]:
+            return {}
+
+    [step] = look_ahead(Rows(), range(1), device="meta")
+    assert {x.device.type for x in step.batches[0].values()} == {"meta"}
+    assert (step.targets, step.counted) == (1, 1)
+
+
+# --- at the precision of training
+
+
+def test_probes_and_entropies_are_computed_as_the_training_is() -> None:
+    """What judges the model is judged at its precision; afterwards the objective computes as it did before."""
+    chosen = settings(steps=4, precision="bf16")
+    policy = {"mlm": {"policy": "entropy-weighted(every=1)"}}
+    arms, batches, learners = joined(("mlm", "atd"), "uniform", chosen, **policy)
+    learners["sampler"].every = 2  # a rule is probed, too
+    meet(learners, arms)
+    seen: set[tuple[str, torch.dtype]] = set()
+    head = arms.model.cls.predictions.decoder
+    head.register_forward_hook(lambda module, _, out: seen.add(("train" if module.training else "judge", out.dtype)))
+    train(arms, batches, chosen, learners=learners, quiet=True)
+    assert seen == {("train", torch.bfloat16), ("judge", torch.bfloat16)}
+    for part in (arms, *arms.members):
+        assert not {"forward", "_original_forward", "precision"} & set(vars(part))
+    seen.clear()
+    arms.arm("mlm").to("cpu")(source("mlm", "document", chosen).batches(0, rank=0, ranks=1)[0])
+    assert {dtype for _, dtype in seen} == {torch.float32}
+
+
+# --- other machines
+
+
+MISSING = """
+import signal, sys
+from transformers import BertForMaskedLM, Trainer  # what they need of a system is their own affair
+for name in ("fcntl", "resource"):
+    sys.modules[name] = None
+del signal.SIGUSR1
+signal.Signals = [number for number in signal.Signals if number.name != "SIGUSR1"]  # as Windows has it
+import maskwise as mw, maskwise.training, maskwise.study
+from maskwise.signals import ASKED
+assert mw.MaskingTrainer and ASKED == (signal.SIGTERM,)
+"""
+
+
+def test_trainings_import_where_there_is_no_posix() -> None:
+    subprocess.run([sys.executable, "-c", MISSING], check=True, timeout=120)
+
+
+def test_a_smaller_model_is_the_same_in_every_process() -> None:
+    """``hidden_size`` is one of the fields that change, so it is read before any of them does."""
+    from transformers import BertConfig
+
+    made = smaller(BertConfig(hidden_size=192, intermediate_size=192, num_attention_heads=3), 0.5)
+    assert (made.hidden_size, made.intermediate_size, made.num_attention_heads) == (128, 128, 2)
+
+
+def test_next_tokens_are_not_masked_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    batches = source("clm", "packed", settings())
+    monkeypatch.setattr("maskwise.masking.masker.select", None)
+    batch = batches.batches(0, rank=0, ranks=1)[0]
+    assert batch.targets == int((batch.labels >= 0).sum()) > 0
