@@ -143,3 +143,10 @@ def test_a_detour_over_next_tokens(tmp_path):
     for run in runs.values():
         assert run.evaluated is None or run.evaluated.result(tmp_path)["records"]
     assert Path(runs["both"].trainings[0].folder(tmp_path) / "checkpoint").is_dir()
+
+
+def test_the_last_token_of_a_text_without_a_frame_has_no_next_one(tokenizer):  # noqa: F811
+    masker = NextTokens(tokenizer, **CausalLanguageModelling.masking)
+    ordinary = len(tokenizer) - 3
+    texts = [{"input_ids": [ordinary, ordinary + 1, ordinary + 2], "example_id": number} for number in range(2)]
+    assert masker(texts, epoch=0).labels.tolist() == [[ordinary + 1, ordinary + 2, -100]] * 2

@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 from maskwise.families import ENCODERS
 from maskwise.masking import IGNORE, Noising
 from maskwise.objectives import MaskedDiffusion, MaskedLanguageModelling, objective
+from maskwise.objectives.detection import AddedTokenDetection
 from maskwise.objectives.tasks import MultiLabel
 from training_tools import ARCHITECTURES, Language, model, tokenizer
 
@@ -175,3 +176,10 @@ def test_twins_are_compared_in_single_precision_under_autocast(monkeypatch: pyte
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert twins(batch).loss.isfinite()
     assert found == [torch.float32]
+
+
+def test_rows_with_added_tokens_are_as_long_as_was_said() -> None:
+    made = AddedTokenDetection.maker(tokenizer(), seed=0, length=12, ratio=0.9)
+    ids = [2, *range(5, 15), 3]
+    batch = made([{"input_ids": ids, "example_id": number} for number in range(9)], epoch=0)
+    assert batch.input_ids.shape[1] == 12 and (batch.input_ids[:, -1] == 3).all()

@@ -451,3 +451,12 @@ def test_purposes_are_apart() -> None:
 )
 def test_the_kind_of_units_follows_from_the_arguments(spec: str, kind: str) -> None:
     assert policy(spec).unit_kind == kind
+
+
+def test_a_learned_span_and_the_word_behind_it_are_two_units() -> None:
+    """Whatever the numbers of both: here the span is number 1, as is the next word."""
+    one = row([1, 1, 1])
+    one |= {"learned F_span": [-1, 1, -1, -1, -1], "learned F_score": [0.0, 0.5, 0.0, 0.0, 0.0]}
+    batch = gather([one], vocabulary())
+    units = policy("learned('F', take='spans')").units(batch, Keys(batch.example_id, seed=0, epoch=0), Moment())
+    assert units.length.tolist() == [1, 1, 1]
