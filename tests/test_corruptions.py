@@ -17,11 +17,12 @@ from transformers import PreTrainedTokenizerFast
 from maskwise.errors import MaskwiseError
 from maskwise.keys import Keys
 from maskwise.masking import IGNORE, AnnotatedBatch, Masker, Vocabulary, gather
-from maskwise.masking.corruptions import Infill, corruption
+from maskwise.masking.corruptions import Infill, Insert, corruption
 from maskwise.masking.corruptions.moving import mode_of
 from maskwise.masking.laying import lay_out
 from maskwise.masking.select import Selection
 from maskwise.masking.units import Units
+from maskwise.objectives import objective_class
 
 TEXT = "Thank you for inviting me to your party last week . Come again soon"
 LETTERS = [chr(c) for c in range(ord("a"), ord("z") + 1)]
@@ -489,3 +490,48 @@ def test_a_packed_row_that_has_grown_past_its_plan_is_cut_at_its_end(spec: str, 
         assert cut.labels.shape == cut.input_ids.shape
     else:
         assert torch.equal(cut.labels, whole.labels), "targets are whole"
+
+
+@pytest.mark.parametrize(
+    ("spec", "added", "behind_added"),
+    [
+        ("insert(target='detect')", 0.15 / 1.15, 0.0),
+        ("insert(target='detect', again=0.15)", 0.149, 0.151),  # as the published code of atd: measured
+    ],
+)
+def test_shares_of_added_tokens(spec: str, added: float, behind_added: float) -> None:
+    rows = {"input_ids": torch.full((2000, 60), 9), "example_id": torch.arange(2000)}
+    made = Masker(tokenizer(), corruption=spec, ratio=0.15, budget="bernoulli", min_targets=0)
+    batch = made(rows, epoch=0)
+    labels = batch.labels[batch.attention_mask.bool()]
+    assert float((labels == 1).double().mean()) == pytest.approx(added, abs=0.003)
+    line = batch.labels.flatten()
+    follows = line[1:][line[:-1] == 1]
+    assert float((follows == 1).double().mean()) == pytest.approx(behind_added, abs=0.006)
+    kept = batch.input_ids[(batch.labels == 0) & batch.attention_mask.bool()]
+    assert kept.tolist() == rows["input_ids"].flatten().tolist()  # the text itself stays
+
+
+def test_added_runs_are_cut_at_the_end_and_random_in_each_place() -> None:
+    rows = {"input_ids": torch.full((400, 30), 9), "example_id": torch.arange(400)}
+    more: dict[str, Any] = {"ratio": 0.5, "budget": "bernoulli"}
+    whole = Masker(tokenizer(), corruption="insert(target='detect', again=0.8)", **more)(rows, epoch=0)
+    cut = Masker(tokenizer(), corruption="insert(target='detect', cut=40, again=0.8)", **more)(rows, epoch=0)
+    assert cut.input_ids.shape[1] == 40 < whole.input_ids.shape[1]
+    assert torch.equal(cut.input_ids, whole.input_ids[:, :40]) and torch.equal(cut.labels, whole.labels[:, :40])
+    added = whole.labels == 1
+    both = added[:, 1:] & added[:, :-1]
+    repeats = whole.input_ids[:, 1:][both] == whole.input_ids[:, :-1][both]
+    alike = 1 / len(Vocabulary.of(tokenizer()).ordinary)
+    assert float(repeats.double().mean()) == pytest.approx(alike, abs=3 * (alike / len(repeats)) ** 0.5)
+    for again in (-0.1, 0.95, float("nan")):
+        with pytest.raises(MaskwiseError) as caught:
+            Insert(again=again)
+        assert caught.value.got == repr(again)
+
+
+def test_the_published_added_tokens_end_at_the_positions_of_the_model() -> None:
+    rows = [{"input_ids": [9] * 19, "example_id": n} for n in range(30)]
+    for own in ({}, {"corruption": "insert(target='detect', again=0.15)"}):
+        maker = objective_class("atd").maker(tokenizer(), seed=0, length=20, **own)
+        assert maker(rows, epoch=0).input_ids.shape[1] == 20
