@@ -6,7 +6,10 @@ is free to do). A new line in a registry is tested by this file as it is.
 
 from __future__ import annotations
 
+import importlib
 import pickle
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -36,7 +39,8 @@ from masking_tools import (
 from maskwise.errors import MaskwiseError
 from maskwise.keys import Keys
 from maskwise.masking import IGNORE, SCHEDULES, Masker, gather, schedules
-from maskwise.masking.policies import Moment
+from maskwise.masking.policies import POLICIES, Moment
+from maskwise.masking.select import BUDGETS
 
 KEEPING = [name for name in CORRUPTION_SPECS if masker("token", name).corruption.keeps_length]
 MOVING = {"permute-sentences"}  # the text that is left may change places
@@ -257,3 +261,23 @@ def test_schedules(name: str) -> None:
         assert made(3) == made(0, 10)
     out = Masker(vocabulary(), ratio=made, budget="bernoulli")(padded(random_rows(4)), step=300, total_steps=1000)
     assert ((out.ratio >= 0) & (out.ratio <= 1)).all()
+
+
+def test_the_policy_of_the_contributors_page_keeps_the_contract(tmp_path, monkeypatch) -> None:
+    """The page followed to the letter: its class in a module, a line in the table, and the checks of this file."""
+    page = (Path(__file__).parent.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    (code,) = [block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "(Policy)" in block]
+    (name, written) = re.findall(r'`"([a-z-]+)": (\w+)`', page)[0]
+    (tmp_path / "a_policy_of_ones_own.py").write_text(code, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(POLICIES, name, getattr(importlib.import_module("a_policy_of_ones_own"), written))
+    assert masker(name, ratio=1.0)(padded(ROWS), epoch=0).targets > 0
+    for budget in BUDGETS:
+        for corruption in ("bert", "delete", "t5"):
+            test_awkward_rows(name, budget, corruption)
+        test_packed_like_padded(name, budget, "bert")
+        test_whole_units_within_the_budget(name, budget)
+    test_masks_differ_between_examples_and_epochs_and_survive_pickling(name, "bert")
+    for ratio in (0.15, 0.5):  # the same units as the policy that ships
+        own, shipped = (masker(each, ratio=ratio)(padded(ROWS), epoch=3) for each in (name, "sentence"))
+        assert torch.equal(own.input_ids, shipped.input_ids) and torch.equal(own.labels, shipped.labels)

@@ -71,6 +71,14 @@ def test_rows_without_any_names_are_keyed_by_content_and_names_of_text_are_refus
         refused(lambda rows=rows: masker()(rows, epoch=0), "example_id", "text")  # type: ignore[misc]
 
 
+def test_rows_without_tokens_need_no_type() -> None:
+    empty: dict[str, Any] = {"input_ids": [], "example_id": 0, "word_ids": [], "attention_mask": []}
+    stacked = {name: torch.tensor([value]) for name, value in empty.items() if name != "example_id"}
+    for rows in ([empty], [one(word_ids=[0] * LENGTH, attention_mask=[1] * LENGTH), empty], stacked):
+        for policy in ("token", "whole-word"):
+            masker(policy)(rows, epoch=0)  # type: ignore[arg-type]
+
+
 TENSOR = torch.tensor([IDS])
 ONES = torch.ones(1, LENGTH)
 ROWS: list[tuple[object, str]] = [

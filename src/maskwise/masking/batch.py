@@ -145,7 +145,7 @@ class AnnotatedBatch:
         """
         values = self.layers.get(name)
         if values is not None:
-            if values.dtype.kind == "f" and not scores:  # cutting them off would merge units
+            if values.dtype.kind == "f" and len(values) and not scores:  # cut off, units would merge
                 what = f"policy {policy!r} needs whole numbers in the layer {name!r}"
                 do = "make them integers, −1 where a token belongs to nothing"
                 raise MaskwiseError(what, got=str(values.dtype), do=do)

@@ -375,7 +375,8 @@ def read_numbers(name: str, value: object) -> Array:
 def _whole(name: str, values: Array) -> Array:
     """As int64."""
     names_something = name in ("input_ids", "example_id")
-    if values.dtype.kind not in ("iu" if names_something else "iub"):
+    # Columns without any token are floats wherever they were made of an empty list.
+    if values.size and values.dtype.kind not in ("iu" if names_something else "iub"):
         raise MaskwiseError(f"column {name!r} must be whole numbers", got=str(values.dtype))
     if values.dtype == np.uint64 and len(values) and values.max() > np.iinfo(np.int64).max:
         if name != "example_id":
