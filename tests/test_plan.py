@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from maskwise.constants import REFERENCE
+from maskwise.constants import FRESH_RUN, REFERENCE
 from maskwise.errors import MaskwiseError
 from maskwise.folders import write_json
 from maskwise.models import empty_model, new_config
@@ -24,7 +24,6 @@ from maskwise.recipe import read_recipe
 from maskwise.study import dry_run, make_plan, run, run_stage, run_study
 from maskwise.study.description import describe
 from maskwise.study.design import Design, choose
-from maskwise.study.plan import Run
 from maskwise.study.stages import Stage
 from maskwise.study.work import RUNNERS
 from tiny import check_refused, maskwise, read_lines, write_inputs
@@ -55,7 +54,8 @@ def done(monkeypatch) -> list[str]:
 
 @pytest.fixture
 def fake(monkeypatch, done) -> list[str]:
-    """Trainings that are only said to be done: the loss is lower the nearer the learning rate is to 0.01."""
+    """Trainings that are only said to be done: the loss is lower the nearer the learning rate is to 0.01 (even seeds)
+    or to 0.02 (odd ones)."""
 
     def execute(todo: Any, stages: Path, plan: Any, **more: Any) -> dict[str, str]:
         errors: dict[str, str] = {}
@@ -74,7 +74,8 @@ def fake(monkeypatch, done) -> list[str]:
                 result |= {"steps": training["steps"], "tokens": 1, "targets": 1, "flops": 1}
             else:
                 trained = json.loads((stages / stage.needs[1] / "stage.json").read_text())["what"]["training"]
-                loss = 5 + abs(trained["learning_rate"] - 0.01) + 1e-4 * trained["seed"] ** 2
+                best = 0.01 if trained["seed"] % 2 == 0 else 0.02
+                loss = 5 + abs(trained["learning_rate"] - best) + 1e-7 * trained["seed"]
                 masks = [{"masks": kind, "ratio": 0.15, "unigram": 6.0, "targets": 9} for kind in MASKS]
                 result["records"] = [{"kind": "heldout", "loss": loss, **line} for line in masks]
             folder.mkdir()
@@ -205,91 +206,256 @@ def _written(recipe: Any, folder: Path) -> Path:
 
 # Choosing --------------------------------------------------------------------------------------------------
 
-GRID = [{"lr": 1}, {"lr": 2}, {"lr": 3}]
-
 
 @pytest.mark.parametrize(
-    "scores, chosen, border",
+    "scores, place, tied",
     [
-        ([{"a": [1, 1]}, {"a": [3, 3]}, {"a": [2, 2]}], 1, False),
-        ([{"a": [1, 1]}, {"a": [2, 2]}, {"a": [3, 3]}], 2, True),
-        ([{"a": [2, 2]}, {"a": [2, 2]}, {"a": [2, 2]}], 1, False),  # a tie: the first inside the grid
-        ([None, {"a": [1, 1]}, {"a": [0, 0]}], 1, False),  # the first failed
+        ([{"a": 1.0}, {"a": 3.0}, {"a": 2.0}], 1, False),
+        ([{"a": 1.0}, {"a": 2.0}, {"a": 3.0}], 2, False),
+        ([{"a": 1.0}, {"a": 3.0}, {"a": 3.0}], 1, False),  # the first of equal ones
+        ([{"a": 0.0, "b": 2.0}] * 3, 0, True),
+        ([{"a": 0.0, "b": 1.0}, {"a": 0.0, "b": 2.0}], 1, False),  # one task says nothing, the other does
+        ([{"a": 1.0, "b": 2.0}, {"a": 2.0, "b": 1.0}], 0, False),  # equal means of different scores
+        ([None, {"a": -2.0}, {"a": -3.0}], 1, False),  # the first failed
         ([None, None, None], None, False),
+        ([None, {"a": 1.0}], 1, False),  # one point alone is not a tie
         # A task with large numbers does not outvote the other: both are standardised.
-        ([{"a": [0, 0], "b": [0.2, 0.2]}, {"a": [1, 1], "b": [0.3, 0.3]}, {"a": [100, 100], "b": [0, 0]}], 1, False),
+        ([{"a": 0.0, "b": 0.2}, {"a": 1.0, "b": 0.3}, {"a": 100.0, "b": 0.0}], 1, False),
     ],
-)  # fmt: skip
-def test_the_best_point_of_a_grid(scores, chosen, border):
-    choice = choose(GRID, scores)
-    assert (choice.place, choice.border) == (chosen, border)
+)
+def test_the_best_point_of_a_grid(scores, place, tied):
+    choice = choose(scores)
+    assert (choice.place, choice.tied) == (place, tied)
     assert [mean is None for mean in choice.means] == [one is None for one in scores]
 
 
-def test_dev_seeds_with_rows_of_their_own_are_seeds_of_one_task(tmp_path):
-    """Else each would be an outcome by itself, of one seed, and the standard error of every point 0."""
-    runs = []
-    for seed in (50, 51):
-        stage = Stage("finetune", {"task": f"world(seed={seed})"})
-        write_json(stage.folder(tmp_path) / "done.json", {"dev": [0.1 * seed], "metric": "accuracy", "seconds": 1})
-        runs.append(Run("a", seed, chain=(), prepared=stage, pretrained=None, evaluated=None,
-                        tasks={"world(seed='run')": stage}, overlaps=()))  # fmt: skip
-    scores = Design._scores(SimpleNamespace(stages=tmp_path), runs)  # type: ignore[arg-type]
-    assert scores == {"world(seed='run')": pytest.approx([5.0, 5.1])}
+def test_a_task_that_each_seed_has_other_rows_of_is_one_outcome(tmp_path):
+    stage = Stage("finetune", {"task": "world(seed=50)"})
+    write_json(stage.folder(tmp_path) / "done.json", {"dev": [5.0, 5.2], "metric": "nats", "seconds": 1})
+    tasks = {"world(seed='run')": stage}
+    run = SimpleNamespace(arm="a", tasks=tasks, evaluated=None)
+    scores = Design._scores(SimpleNamespace(stages=tmp_path), run)  # type: ignore[arg-type]
+    assert scores == {"world(seed='run')": pytest.approx(-5.1)}  # fewer nats are better
 
 
-def test_every_arm_keeps_the_best_point_of_its_own_search(recipe, tmp_path, fake):
-    search = "study.search={grid: {training.learning_rate: [1e+30, 1e-9, 1e-2, 2e-2]}, seeds: [50, 51]}"
-    more = [*QUICK, "tasks=[]", "study.seeds=2", search]
+RATES = "study.search={grid: {training.learning_rate: [1e+30, 1e-9, 1e-2, 2e-2]}}"
+
+
+def trained_with(out: Path, arm: str) -> dict[str, float]:
+    """The learning rate of the reported run of every seed."""
+    found = {}
+    for seed, folder in json.loads((out / "study.json").read_text())["arms"][arm]["runs"].items():
+        training = json.loads((out / folder / "stage.json").read_text())["what"]["training"]
+        assert training["seed"] == int(seed)
+        found[seed] = training["learning_rate"]
+    return found
+
+
+def test_every_seed_chooses_for_every_arm_and_a_new_run_is_compared(recipe, tmp_path, fake):
+    more = [*QUICK, "tasks=[]", "study.seeds=2", RATES]
     out = tmp_path / "out"
     result = run_study(read_recipe(recipe, more), out, quiet=True)
     assert kinds(fake)["pretrain"] == 2 * 2 * 3 + 2 * 2 and not result["failures"]  # four diverged
     records = read_lines(out / "records.jsonl")
-    found = {record["arm"]: record for record in records if record["kind"] == "selection"}
-    assert set(found) == {"token-15", "words-30"}
-    for record in found.values():
-        assert record["by"] == "held-out" and record["seeds"] == [50, 51] and record["border"] is False
-        assert record["chosen"] == {"training.learning_rate": 0.01}
-        assert [c["setting"]["training.learning_rate"] for c in record["candidates"]] == [
-            1e30,
-            1e-9,
-            0.01,
-            0.02,
-        ]
-        means = [candidate["mean"] for candidate in record["candidates"]]
-        assert means[0] is None and means[2] > max(means[1], means[3])
-    ours, theirs = (found[arm]["candidates"][2]["scores"] for arm in ("token-15", "words-30"))
-    assert set(ours) == {"heldout:token@0.15"} and set(theirs) == {"heldout:whole-word@0.15"}
-    assert ours["heldout:token@0.15"] == pytest.approx([-5.25, -5.2601])
-    assert {record["seed"] for record in records if record["kind"] != "selection"} == {0, 1}
-    arms = json.loads((out / "study.json").read_text())["arms"]
-    stage = json.loads((out / arms["words-30"]["runs"]["0"] / "stage.json").read_text())
-    assert stage["what"]["training"]["learning_rate"] == 0.01 == arms["words-30"]["setting"]["training.learning_rate"]
+    chosen = {}
+    for record in records:
+        if record["kind"] != "selection":
+            continue
+        assert record["by"] == "held-out" and record["tied"] is False
+        assert record["seed"] == record["search_seed"] + FRESH_RUN
+        chosen[record["arm"], record["search_seed"]] = record["chosen"]["training.learning_rate"]
+        scores = [candidate["score"] for candidate in record["candidates"]]
+        assert scores[0] is None and record["candidates"][0]["scores"] is None
+        assert max(scores[1:]) == scores[2 + record["search_seed"]]
+        masks = "token" if record["arm"] == "token-15" else "whole-word"
+        assert set(record["candidates"][2]["scores"]) == {f"heldout:{masks}@0.15"}
+    assert chosen == {("token-15", 0): 0.01, ("token-15", 1): 0.02, ("words-30", 0): 0.01, ("words-30", 1): 0.02}
+    # Nothing of the grid is reported: it is in the records of no run, and in timings it is a choice.
+    assert {record["seed"] for record in records} == {10_000, 10_001}
+    assert json.loads((out / "study.json").read_text())["seeds"] == [10_000, 10_001]
+    for arm in ("token-15", "words-30"):
+        assert trained_with(out, arm) == {"10000": 0.01, "10001": 0.02}
+    purposes = {(line["purpose"], line["seed"]) for line in read_lines(out / "timings.jsonl")}
+    assert purposes == {("choice", 0), ("choice", 1), ("main", 10_000), ("main", 10_001)}
     before = (out / "records.jsonl").read_bytes()
+    fake.clear()
     run_study(read_recipe(recipe, more), out, quiet=True)
-    assert (out / "records.jsonl").read_bytes() == before
+    assert (out / "records.jsonl").read_bytes() == before and not fake
+
+
+def test_an_arm_whose_search_fails_with_a_seed_lacks_that_run(recipe, tmp_path, fake):
+    """It is not compared at the settings as written, which nobody chose."""
+    search = "{grid: {training.learning_rate: [1e-2, 2e-2]}, own: {b: {training.learning_rate: [10.0, 20.0]}}}"
+    arms = "study.arms={a: {}, b: {}}"
+    more = [*QUICK, "tasks=[]", "study.seeds=2", arms, f"study.search={search}", "study.companions=[0.5]"]
+    out = tmp_path / "out"
+    result = run_study(read_recipe(recipe, more), out, quiet=True)
+    failures = {(record["arm"], record["seed"], record["stage"]) for record in result["failures"]}
+    assert failures == {("b", 10_000, "search"), ("b", 10_001, "search")}
+    assert all("the loss is not finite" in record["error"] for record in result["failures"])
+    records = read_lines(out / "records.jsonl")
+    assert {record["arm"] for record in records if record["kind"] == "cost"} == {"a"}
+    choices = {(r["arm"], r["seed"]): r["chosen"] for r in records if r["kind"] == "selection"}
+    assert choices["b", 10_000] is None and choices["a", 10_000] == {"training.learning_rate": 0.01}
+
+
+def test_a_grid_whose_points_are_all_alike_is_said_to_be_tied(recipe, tmp_path, fake):
+    more = [*QUICK, "tasks=[]", "study.seeds=1", "study.search={grid: {masking.ratio: [0.2, 0.4]}}"]
+    run_study(read_recipe(recipe, more), tmp_path / "out", quiet=True)
+    choices = [r for r in read_lines(tmp_path / "out" / "records.jsonl") if r["kind"] == "selection"]
+    assert [(r["chosen"], r["tied"]) for r in choices] == [({"masking.ratio": 0.2}, True)] * 2
+
+
+def test_a_gate_compares_runs_of_its_own_at_the_settings_as_written(recipe, tmp_path, fake):
+    gate = "study.gate={contrast: [words-30, token-15], closes: [[token-15, words-30]]}"
+    contrasts = "study.contrasts=[[token-15, words-30], [words-30, token-15]]"
+    more = [*QUICK, "tasks=[]", "study.seeds=2", RATES, gate, contrasts]
+    out = tmp_path / "out"
+    run_study(read_recipe(recipe, more), out, quiet=True)
+    study = json.loads((out / "study.json").read_text())
+    pairs = [["token-15", "words-30"], ["words-30", "token-15"]]
+    assert study["gate"] == {"contrast": pairs[1], "closes": pairs[:1]} and study["contrasts"] == pairs
+    costs = [r for r in read_lines(out / "records.jsonl") if r["kind"] == "cost"]
+    assert {(r["seed"], r.get("role")) for r in costs} == {(0, "gate"), (1, "gate"), (10_000, None), (10_001, None)}
+    plain = read_recipe(recipe, [*QUICK, "tasks=[]", "study.seeds=2", gate, contrasts])
+    [only] = Design(plain, tmp_path).plans()
+    assert not any(run.role for run in only.runs)  # without a search they are the ordinary runs
+    assert len(only.runs) == 4
+
+
+def test_gates_say_what_they_close(recipe):
+    both = ["study.contrasts=[[token-15, words-30], [words-30, token-15]]", "study.gate=[words-30, token-15]"]
+    # Without a search the gate's own pair is the same test; with one, it is another question.
+    assert read_recipe(recipe, both).study.closed == [("token-15", "words-30")]
+    searched = read_recipe(recipe, [*both, RATES]).study
+    assert searched.closed == searched.pairs[1:] == [("token-15", "words-30"), ("words-30", "token-15")]
+    assert read_recipe(recipe).study.closed == []
+
+
+def test_the_run_that_is_compared_has_a_world_of_its_own(recipe, tmp_path):
+    """Everything that the seed decides is new: settings are not judged on the people that they were chosen on."""
+    world = "corpus.source=\"factworld(people=40, seed='run')\""
+    more = [*QUICK, "tasks=[]", "study.seeds=[3]", world, "study.arms={a: {}}", RATES]
+    design = Design(read_recipe(recipe, more), tmp_path, forecast=True)
+    plans = {plan.purpose: plan.runs for plan in design.plans()}
+    worlds = {name: {run.prepared.what["corpus"]["source"] for run in runs} for name, runs in plans.items()}
+    assert worlds == {
+        "search": {"factworld(people=40, seed=3)"},
+        "main": {"factworld(people=40, seed=10003)"},
+    }
+
+
+def test_matched_arms_have_the_length_that_suits_what_they_chose(recipe, tmp_path, fake):
+    """A larger batch has more targets a step, so it is given fewer steps: also in the run that is compared."""
+    points = "[{training.batch_size: 8, training.learning_rate: 0.01}, "
+    points += "{training.batch_size: 16, training.learning_rate: 0.02}]"
+    more = [*QUICK, "tasks=[]", "study.seeds=2", f"study.search={{grid: {points}}}", "study.match=targets",
+            "study.companions=[0.5]"]  # fmt: skip
+    out = tmp_path / "out"
+    run_study(read_recipe(recipe, more), out, quiet=True)
+    costs = [r for r in read_lines(out / "records.jsonl") if r["kind"] == "cost" and r["arm"] == "token-15"]
+    steps = {(r["seed"], r.get("fraction")): r["steps"] for r in costs}
+    assert steps == {(10_000, None): 10, (10_000, 0.5): 5, (10_001, None): 5, (10_001, 0.5): 2}
 
 
 def test_arms_are_described_as_they_were_chosen(recipe, tmp_path):
-    """Headlines and the units that losses are compared by were those of the recipe, not of what was trained."""
-    read = read_recipe(recipe, [*QUICK, "study.search={grid: {masking.ratio: [0.2, 0.4]}, seeds: [50, 51]}"])
+    """Headlines and the units that losses are compared by are those of what was trained."""
+    search = "study.search={grid: {masking.ratio: [0.2, 0.4]}}"
+    read = read_recipe(recipe, [*QUICK, search])
     design = Design(read, tmp_path)
-    design.settings["token-15"] = {"masking.ratio": 0.4, "masking.policy": "whole-word"}
+    written = describe(read, design)["arms"]["token-15"]
+    assert (written["policy"], written["ratio"], written["judged_on"]) == ("token", "constant(0.15)", ["token"])
+    design.chosen["token-15", 0] = {"masking.ratio": 0.4, "masking.policy": "whole-word"}
+    design.chosen["token-15", 1] = {"masking.ratio": 0.2}
     facts = describe(read, design)["arms"]["token-15"]
-    assert (facts["policy"], facts["ratio"]) == ("whole-word", "constant(0.4)")
-    assert facts["judged_on"] == ["whole-word"] and facts["units"] == "whole-word"
+    assert set(facts["policy"].split(" or ")) == {"whole-word", "token"}
+    assert set(facts["ratio"].split(" or ")) == {"constant(0.4)", "constant(0.2)"}
+    assert set(facts["judged_on"]) == {"whole-word", "token"} and facts["units"] == "mixture"
 
 
 def test_a_search_by_tasks_looks_at_dev(recipe, tmp_path, done):
     grid = "[{training.learning_rate: 0.005}, {training.learning_rate: 0.01}]"
-    more = [*QUICK, "study.seeds=1", f"study.search={{grid: {grid}, seeds: [9]}}", "study.arms={a: {}}"]
+    more = [*QUICK, "study.seeds=[9]", f"study.search={{grid: {grid}}}", "study.arms={a: {}}"]
     run_study(read_recipe(recipe, more), tmp_path / "out", quiet=True)
-    [record] = [r for r in read_lines(tmp_path / "out" / "records.jsonl") if r["kind"] == "selection"]
+    records = read_lines(tmp_path / "out" / "records.jsonl")
+    [record] = [r for r in records if r["kind"] == "selection"]
     [task] = record["candidates"][0]["scores"]
     devs = []
     for folder in (tmp_path / "out" / "stages").glob("finetune-*"):
         devs += json.loads((folder / "done.json").read_text())["dev"]
-    assert record["by"] == "dev" and {c["scores"][task][0] for c in record["candidates"]} <= set(devs)
+    assert record["by"] == "dev" and {c["scores"][task] for c in record["candidates"]} <= set(devs)
+    # The reference has nothing to choose, and is a new start too.
+    assert {(r["arm"], r["seed"]) for r in records if r["kind"] == "score"} == {("a", 10_009), (REFERENCE, 10_009)}
+
+
+# Blocks of seeds -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("search", [[], [RATES, "study.gate=[words-30, token-15]"]])
+def test_blocks_of_seeds_make_the_study_that_one_run_makes(recipe, tmp_path, fake, search):
+    read = read_recipe(recipe, [*QUICK, "tasks=[]", "study.seeds=6", *search])
+    whole = tmp_path / "whole"
+    run_study(read, whole, quiet=True)
+    first, second = tmp_path / "first", tmp_path / "second"
+    half = run_study(read, first, quiet=True, seeds=(3, 4, 5))
+    offset = FRESH_RUN if search else 0
+    study = json.loads((first / "study.json").read_text())
+    assert study["pending"] == [offset, offset + 1, offset + 2]
+    assert study["seeds"] == [seed + offset for seed in range(6)]
+    if "pending" in half:  # said by whoever judges
+        assert half["contrasts"] == []
+    # Elsewhere there are the files that were committed, and no stages.
+    second.mkdir()
+    for name in ("study.json", "records.jsonl", "timings.jsonl", "samples.json", "summary.json"):
+        (second / name).write_bytes((first / name).read_bytes())
+    run_study(read, second, quiet=True, seeds=(1, 0, 2))
+    assert (second / "records.jsonl").read_bytes() == (whole / "records.jsonl").read_bytes()
+    found, wanted = (json.loads((folder / "study.json").read_text()) for folder in (second, whole))
+    assert "pending" not in found and found["arms"] == wanted["arms"] and "looked" not in found
+    summaries = [json.loads((folder / "summary.json").read_text()) for folder in (second, whole)]
+    assert summaries[0] == summaries[1] and summaries[0]["contrasts"]
+    assert len(read_lines(second / "timings.jsonl")) == len(read_lines(whole / "timings.jsonl"))
+    before = (second / "records.jsonl").read_bytes()
+    run_study(read, second, quiet=True, seeds=(2,))  # once more: replaced, not added
+    assert (second / "records.jsonl").read_bytes() == before
+
+
+def test_seeds_that_are_not_planned_and_other_recipes_are_refused(recipe, tmp_path, fake, capfd):
+    out = tmp_path / "out"
+    read = read_recipe(recipe, [*QUICK, "tasks=[]", "study.seeds=[100, 101, 102]"])
+    with pytest.raises(MaskwiseError) as foreign:
+        run_study(read, out, quiet=True, seeds=(101, 103))
+    assert (foreign.value.got, foreign.value.allowed) == ([103], "some of 100, 101, 102")
+    assert not out.exists()
+    run_study(read, out, quiet=True, seeds=(100,))
+    other = read_recipe(recipe, [*QUICK, "tasks=[]", "study.seeds=[100, 101, 102]", "training.steps=11"])
+    before = (out / "records.jsonl").read_bytes()
+    with pytest.raises(MaskwiseError, match="study of another recipe"):
+        run_study(other, out, quiet=True, seeds=(101,))
+    assert (out / "records.jsonl").read_bytes() == before
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    (notes / "mine.txt").write_text("not a study")
+    with pytest.raises(MaskwiseError, match="holds something else"):
+        run_study(read, notes, quiet=True, seeds=(100,))
+    common = ["study", recipe, *QUICK, "tasks=[]", "study.seeds=[100, 101, 102]", "--out", out]
+    assert maskwise(*common, "--seeds", "101-102", "--dry-run", "--json") == 0
+    trainings = json.loads(capfd.readouterr().out)["stages"]["pretrain"]
+    assert (trainings["done"], trainings["to_do"]) == (0, 4)
+    assert maskwise(*common, "--seeds", "100,107", "--dry-run") == 2
+    assert maskwise(*common, "--seeds", "all", "--dry-run") == 2
+
+
+def test_a_dry_run_counts_the_runs_of_a_search(recipe, tmp_path):
+    more = [*QUICK, "study.seeds=2", "study.companions=[0.5]", "study.gate=[words-30, token-15]"]
+    more.append("study.search={grid: {training.learning_rate: [0.1, 0.2, 0.3]}}")
+    found = dry_run(read_recipe(recipe, more), tmp_path / "out")
+    runs = {line["purpose"]: line["runs"] for line in found["plans"]}
+    # arms × points × seeds; arms and reference, and two for the gate; shorter runs of arms
+    assert runs == {"search": 2 * 3 * 2, "main": 2 * 3 + 2 * 2, "companions": 2 * 2}
+    assert found["stages"]["pretrain"]["to_do"] == 12 + 4 + 4 + 4
+    half = dry_run(read_recipe(recipe, more), tmp_path / "out", seeds=(1,))
+    assert {line["purpose"]: line["runs"] for line in half["plans"]} == {name: runs[name] // 2 for name in runs}
 
 
 def test_a_search_for_test_items_that_fails_is_told_and_takes_no_run_down(recipe, tmp_path, done, monkeypatch):
@@ -367,21 +533,22 @@ def test_a_score_that_is_no_number_costs_its_pair_only(recipe, tmp_path, done):
 
 def test_a_point_that_diverged_is_never_chosen(recipe, tmp_path, fake):
     """Rates above 1 fail; here the loss of one below is no number."""
-    search = "study.search={grid: {training.learning_rate: [0.01, 0.5]}, seeds: [9]}"
-    more = [*QUICK, "tasks=[]", "study.seeds=1", search, "study.arms={a: {}}"]
+    search = "study.search={grid: {training.learning_rate: [0.01, 0.5]}}"
+    more = [*QUICK, "tasks=[]", "study.seeds=[8]", search, "study.arms={a: {}}"]
     out = tmp_path / "out"
     run_study(read_recipe(recipe, more), out, quiet=True)
     for folder in (out / "stages").glob("evaluate-*"):
         before = json.loads((folder / "stage.json").read_text())["needs"][1]
         trained = json.loads((out / "stages" / before / "stage.json").read_text())["what"]["training"]
-        if (trained["learning_rate"], trained["seed"]) == (0.01, 9):
+        if (trained["learning_rate"], trained["seed"]) == (0.01, 8):
             result = json.loads((folder / "done.json").read_text())
             result["records"][0]["loss"] = math.nan
             (folder / "done.json").write_text(json.dumps(result))
     run_study(read_recipe(recipe, more), out, quiet=True)
     [record] = [r for r in read_lines(out / "records.jsonl") if r["kind"] == "selection"]
     assert record["chosen"] == {"training.learning_rate": 0.5}
-    assert [point["mean"] is None for point in record["candidates"]] == [True, False]
+    assert [point["score"] is None for point in record["candidates"]] == [True, False]
+    assert trained_with(out, "a") == {"10008": 0.5}
 
 
 # Matching --------------------------------------------------------------------------------------------------
@@ -449,7 +616,7 @@ def test_companions_are_shorter_runs_of_their_own(recipe, tmp_path, done):
 
 def test_an_interruption_in_any_phase_changes_no_record(recipe, tmp_path, done, monkeypatch):
     """All at once: a search, two stages of training, matching, companions; stopped after every third stage."""
-    search = "study.search={grid: {training.learning_rate: [1e-3, 1e-2]}, seeds: [50]}"
+    search = "study.search={grid: {training.learning_rate: [1e-3, 1e-2]}}"
     more = [
         *QUICK, search, "study.seeds=1", "study.companions=[0.5]", "intermediate.training.steps=4",
         "study.match=targets",
@@ -519,7 +686,10 @@ def test_a_dry_run_writes_nothing_and_knows_what_is_there(recipe, tmp_path, done
         ("study.contrasts=[[words-30]]", "pairs of arms"),
         ("study.contrasts=[[words-30, words-30]]", "two different arms"),
         ("study.seeds={token-15: [0, 1], words-30: [2]}", "paired by seed"),
-        ("study.search={grid: {training.learning_rate: [1, 2]}, seeds: [1, 7]}", "are seeds of the study"),
+        ("study.search={grid: {training.learning_rate: [1, 2]}, seeds: [1, 7]}", "search.seeds is no longer a setting"),
+        ("study.gate={contrast: [words-30, token-15], closes: [[a, b]]}", "study.gate.closes names what is no primary"),
+        ("study.gate=[words-30]", "study.gate"),
+        ("study.gate=[words-30, words-30]", "two different arms"),
         ("study.search={grid: {training.learning_rte: [1, 2]}}", "did you mean 'training.learning_rate'"),
         ("study.search={gird: {}}", "did you mean 'study.search.grid'"),
         (

@@ -214,9 +214,9 @@ def test_arms_that_are_left_out_leave_the_contrasts_of_the_others():
     fewer = "study.arms={random: {}, salient: {}, oracle: {}, supervised: {}}"
     study = read_recipe("learn-meta-full", [fewer]).study
     assert study.pairs == [("oracle", "random"), ("supervised", "salient"), ("supervised", "random")]
-    assert study.gate == ("oracle", "random")
+    assert study.gate is not None and study.gate.contrast == ("oracle", "random")
     study = read_recipe("learn-meta-full", ["study.arms={random: {}, salient: {}, oracle: {}}"]).study
-    assert study.pairs == [("oracle", "random"), ("salient", "random")]
+    assert study.primary == [("salient", "random"), ("oracle", "random")]
     study = read_recipe("intermediate", ["study.arms={own: {}, salient: {masking.policy: salient}}"]).study
     assert study.pairs == [("own", REFERENCE), ("salient", "own")]
 

@@ -10,10 +10,8 @@ from scipy import stats
 
 from maskwise.errors import MaskwiseError
 from maskwise.recipe import Recipe
-from maskwise.recipe.comparison import SearchSettings
 from maskwise.recipe.recipe import validate
 from maskwise.study.description import so_far
-from maskwise.study.design import choose
 from maskwise.study.power import attainable_level, detectable_difference, look_weights, runs_to_decide
 from maskwise.study.prospects import prospect_lines, prospects_of
 from maskwise.study.statistics import benjamini_hochberg, paired_t_interval, paired_t_test, sign_flip_test
@@ -140,42 +138,6 @@ def test_what_one_dev_seed_chose_is_at_most_a_suggestion():
         "no-dev-selection",
         "one-dev-seed",
     )
-
-
-def test_a_search_that_cannot_choose_inside_its_grid_says_so_beforehand():
-    two = SearchSettings(
-        grid={"training.learning_rate": [1e-3, 2e-3], "training.freeze": ["none", "encoder"]}, seeds=[7]
-    )
-    assert [limit.partition(":")[0] for limit in two.limits] == [
-        "settings are chosen on one dev seed",
-        "the grid has two values of training.learning_rate, so the best is at its edge",
-    ]
-    assert SearchSettings(grid={"training.learning_rate": [1e-3, 2e-3, 4e-3]}).limits == []
-
-
-GRID = [{"lr": 1}, {"lr": 2}, {"lr": 3}, {"lr": 4}]
-
-
-@pytest.mark.parametrize(
-    ("scores", "place", "border"),
-    [
-        (
-            [[3.0, 3.4], [3.1, 3.2], [2.0, 2.2], [0.0, 0.1]],
-            1,
-            False,
-        ),  # the edge is ahead by less than its error
-        (
-            [[3.3, 3.5], [3.1, 3.3], [2.0, 2.2], [0.0, 0.2]],
-            0,
-            True,
-        ),  # seeds shift all points alike: no error at all
-        ([[2.0, 2.0]] * 4, 1, False),  # no difference at all
-        ([[3.0], [2.9], [2.0], [0.0]], 0, True),  # one dev seed knows no error
-    ],
-)
-def test_a_choice_at_the_edge_gives_way_to_an_inner_one_that_is_as_good(scores, place, border):
-    choice = choose(GRID, [{"task": each} for each in scores])
-    assert (choice.place, choice.border) == (place, border)
 
 
 # Rows beside the primary ones ----------------------------------------------------------------------------------

@@ -16,7 +16,11 @@ MOST_PRIMARY = 6
 """Primary contrasts of a study. With more, Holm's correction leaves nothing that ten runs could decide."""
 
 FEWEST_DEV_SEEDS = 2
-"""Dev seeds on which settings are chosen; what one of them chose is at most a suggestion."""
+"""Dev seeds on which settings were chosen for all seeds of a study together, in older studies."""
+
+FRESH_RUN = 10_000
+"""What is added to a seed where a search chose a setting with it: the run that is compared is a new one, because the
+best run of a grid was lucky."""
 
 PLATEAU_NATS = 0.3
 """A mean held-out loss less than this below the unigram loss: the model has learnt word frequencies and little else."""

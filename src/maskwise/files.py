@@ -57,8 +57,17 @@ class Matching(TypedDict):
 
 class Search(TypedDict, total=False):
     grid: object
-    seeds: list[int]
+    own: object
     by: str | None
+    seeds: list[int]
+    """In older files: the seeds that chose one setting for all runs of an arm."""
+
+
+class Gate(TypedDict):
+    """A positive control: the contrast that must be decided, and those that are not judged otherwise."""
+
+    contrast: tuple[str, str]
+    closes: list[tuple[str, str]]
 
 
 class Look(TypedDict):
@@ -97,19 +106,24 @@ class Study(TypedDict, total=False):
     search: Search | None
     share: NotRequired[tuple[str, str] | None]
     """The arm whose gain over the other is shared out (``study.share``)."""
-    gate: NotRequired[tuple[str, str] | None]
-    """The arm of a positive control that must beat the other one, or nothing else is judged (``study.gate``)."""
+    gate: NotRequired[Gate | None]
+    """In older files, which put it among the contrasts too, the pair alone."""
+    pending: NotRequired[list[int]]
+    """The seeds of runs to be compared that have not run yet; there only while it is not empty."""
     learned: NotRequired[dict[str, str]]
     """By arm, the task that its policy was learned from; in studies of transfer."""
 
 
 class Candidate(TypedDict):
-    """A point of a searched grid; ``mean`` is None where one of its runs failed."""
+    """A point of a searched grid."""
 
     setting: dict[str, object]
-    scores: NotRequired[dict[str, list[float]] | None]
-    """By outcome, one for each seed."""
-    mean: float | None
+    score: float | None
+    """The mean over outcomes, each standardised over the grid; None where the run failed."""
+    scores: dict[str, float] | None
+    """By outcome; more is better. In older files a list of one for each seed."""
+    mean: NotRequired[float | None]
+    """The score in older files."""
 
 
 class Record(TypedDict, total=False):
@@ -155,10 +169,18 @@ class Record(TypedDict, total=False):
     stage: str
     error: str
     by: str
-    seeds: list[int]
+    search_seed: int
+    """The seed of the runs that a setting was chosen from; ``seed`` is that of the run that is compared."""
     chosen: dict[str, object] | None
     candidates: list[Candidate]
+    seeds: list[int]
+    """In older files: the seeds that a setting was chosen with, for all runs of the arm."""
     border: bool
+    """In older files: whether the choice was at the edge of the grid."""
+    tied: bool
+    """Whether all points of the grid have the same scores."""
+    role: str
+    """"gate": a run at settings as written, for the gate of a study with a search."""
     corpus: str
     overlapping: int
     standing: int

@@ -27,8 +27,7 @@ def print_plan(plan: dict[str, Any]) -> None:
             f"{line['batch_size']} × {line['length']}", _short(line["tokens"]), spent, duration(line["seconds"]),
         )  # fmt: skip
     out_console.print(trainings)
-    plans = ", ".join(f"{line['purpose']} ({line['runs']} runs)" for line in plan["plans"])
-    out_console.print(f"Plans: {plans}", highlight=False, soft_wrap=True)
+    out_console.print(f"Runs: {_runs(plan)}", highlight=False, soft_wrap=True)
     for line in prospect_lines(plan["contrasts"]):
         out_console.print(line, markup=False, highlight=False, soft_wrap=True)
     for note in plan["notes"]:
@@ -39,6 +38,11 @@ def print_plan(plan: dict[str, Any]) -> None:
     else:
         left = f"about {duration(plan['seconds'])}"
     out_console.print(f"With {plan['jobs']} at once: {left}. Nothing was written.", highlight=False, soft_wrap=True)
+
+
+def _runs(plan: dict[str, Any]) -> str:
+    """300 runs (search), 60 runs (main)."""
+    return ", ".join(f"{line['runs']} runs ({line['purpose']})" for line in plan["plans"])
 
 
 def _short(number: float) -> str:

@@ -44,6 +44,10 @@ def study(
     retries: Annotated[
         int, typer.Option(min=0, help="How often to try again what may pass: a lost worker, node or file.")
     ] = 2,
+    seeds: Annotated[
+        str | None,
+        typer.Option(help="Only these of study.seeds, such as 100-105 or 100,103; verdicts wait for all."),
+    ] = None,
     stages: Annotated[
         Path | None, typer.Option(help="Folder of stages shared between studies: common parts run once.")
     ] = None,
@@ -67,11 +71,12 @@ def study(
     from maskwise.recipe import read_recipe
 
     whole = read_recipe(recipe, overrides)
+    where: dict[str, Any] = {"jobs": jobs, "engine": engine, "cache": stages, "seeds": _numbers(seeds)}
     if dry_run:
-        plan = room.dry_run(whole, out, jobs=jobs, engine=engine, cache=stages)
+        plan = room.dry_run(whole, out, **where)
         print_json(plan) if as_json else print_plan(plan)
         return
-    result = room.run_study(whole, out, jobs=jobs, quiet=as_json, engine=engine, retries=retries, cache=stages)
+    result = room.run_study(whole, out, quiet=as_json, retries=retries, **where)
     if as_json:
         print_json(result)
         raise typer.Exit(bool(result["failures"]))
@@ -246,6 +251,20 @@ def _refuse_options_of_a_run(context: typer.Context) -> None:
         if given and parameter.name not in ("recipe", "overrides", "new"):
             do = "give it to the study afterwards"
             raise MaskwiseError("study --new writes a recipe and runs nothing", got=parameter.opts[0], do=do)
+
+
+def _numbers(text: str | None) -> list[int] | None:
+    """Seeds from 100-103,107."""
+    if text is None:
+        return None
+    numbers: list[int] = []
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        try:
+            numbers += range(int(first), int(last or first) + 1)
+        except ValueError:
+            raise MaskwiseError("--seeds", got=text, allowed="such as 100-105, or 100,103") from None
+    return numbers
 
 
 def _recipe_or_override(recipe: str, overrides: list[str] | None) -> tuple[str, list[str]]:

@@ -9,17 +9,12 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from maskwise.constants import FEWEST_DEV_SEEDS, MOST_PRIMARY, OTHER_TASKS, OWN_TASK, REFERENCE
+from maskwise.constants import FRESH_RUN, MOST_PRIMARY, OTHER_TASKS, OWN_TASK, REFERENCE
 from maskwise.errors import MaskwiseError, unknown_name
 from maskwise.recipe.overrides import Plain, leaves
 
 MOST_SEEDS = 1000
 """Runs of an arm. A plan holds every stage of every run; thirty runs decide what is worth deciding."""
-
-
-def is_number(value: object) -> bool:
-    """Whether a setting has more and less; true and false have not."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 class Settings(BaseModel):
@@ -51,7 +46,7 @@ def _points(grid: Grid) -> list[Plain]:
 
 
 class SearchSettings(Settings):
-    """Settings chosen for every arm alike, on runs and data that are not reported.
+    """Settings that every seed of the study chooses for every arm, on runs and data that are not reported.
 
     >>> len(SearchSettings(grid={"training.learning_rate": [1e-3, 2e-3], "training.warmup": [0, 0.1]}).points)
     4
@@ -59,13 +54,19 @@ class SearchSettings(Settings):
 
     grid: Grid
     """Values by setting (all combinations are tried), or a list of points, each a dict of settings."""
-    seeds: tuple[int, ...] = (1000, 1001)
-    """Seeds of the runs that choose; none may be a seed of the study."""
     by: Literal["dev", "held-out"] | None = None
     """``dev``: scores on the tasks' dev rows. ``held-out``: loss on the arm's own kind of mask.
     None: dev where there are tasks."""
     own: dict[str, Grid] = {}
     """By arm: a grid of what this arm alone may choose, such as fixed shares, at every point of the common one."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_seeds(cls, settings: object) -> object:
+        if isinstance(settings, Mapping) and "seeds" in settings:
+            what = "study.search.seeds is no longer a setting: every seed of the study chooses for itself"
+            raise MaskwiseError(what, got=settings["seeds"], do="remove it")
+        return settings
 
     @field_validator("grid", mode="before")
     @classmethod
@@ -84,21 +85,7 @@ class SearchSettings(Settings):
         if len(self.points) < 2:
             what = "study.search.grid has nothing to choose from"
             raise MaskwiseError(what, got=self.grid, allowed="≥ 2 points")
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise MaskwiseError("study.search.seeds: different dev seeds", got=self.seeds, allowed="≥ 1")
         return self
-
-    @property
-    def limits(self) -> list[str]:
-        """Why what is chosen cannot support more than a suggestion; nothing where it can."""
-        limits = []
-        if len(self.seeds) < FEWEST_DEV_SEEDS:
-            limits.append("settings are chosen on one dev seed: give study.search.seeds two or more")
-        for key in dict.fromkeys(key for point in self.points for key in point):
-            values = {point[key] for point in self.points if is_number(point.get(key))}
-            if len(values) == 2:
-                limits.append(f"the grid has two values of {key}, so the best is at its edge: give it three or more")
-        return limits
 
     @property
     def points(self) -> list[Plain]:
@@ -115,6 +102,19 @@ class SearchSettings(Settings):
         """
         own = _points(self.own[arm]) if arm in self.own else [{}]
         return [point | more for point in self.points for more in own]
+
+
+class GateSettings(Settings):
+    """A positive control: a difference that must be found, or other contrasts are not judged.
+
+    >>> GateSettings(contrast=("oracle", "random")).closes is None
+    True
+    """
+
+    contrast: tuple[str, str]
+    """[oracle, baseline]: the arm that must win, and the one that it must beat, at their settings as written."""
+    closes: tuple[tuple[str, str], ...] | None = None
+    """The primary contrasts, as [arm, baseline], that are not judged unless the oracle wins; null: all of them."""
 
 
 class StudySettings(Settings):
@@ -144,14 +144,15 @@ class StudySettings(Settings):
     all arms on dev rows is above the untouched start. 0 leaves no task out."""
     share: tuple[str, str] | None = None
     """Two arms, [oracle, random]: of what the first adds to the second, how much does every other arm add?"""
-    gate: tuple[str, str] | None = None
-    """Two arms, [oracle, baseline], of a positive control: unless the first is decided to beat the second, every other
-    verdict of the study is void. It is tested first, at the full level, and not corrected for the other contrasts."""
+    gate: GateSettings | None = None
+    """A positive control, ``[oracle, baseline]`` or ``{contrast: [oracle, baseline], closes: [[arm, baseline], …]}``:
+    the contrasts it closes (all, if none is named) are not judged unless the first arm is decided to beat the second.
+    It is tested first, at the arms' settings as written, at the full level, and costs the others nothing."""
     transfer: bool = False
     """Arms learned their policies from the study's tasks: the primary contrasts are ``own-task`` (for each task the arm
     that learned from it) and ``other-tasks`` (the mean of the others) with the baseline."""
     search: SearchSettings | None = None
-    """A grid of settings, searched for every arm on dev seeds."""
+    """A grid of settings, from which every seed chooses for every arm; a new run at that point is compared."""
     companions: tuple[float, ...] = ()
     """Shorter runs beside the whole ones, as shares of the steps: for time-to-quality. Schedules of the ratio and of
     the learning rate run over a run's own length, so a run cut short is not a short run."""
@@ -205,6 +206,12 @@ class StudySettings(Settings):
                 raise MaskwiseError("study.contrasts holds pairs of arms", got=pair, allowed="[arm, baseline]")
         return contrasts
 
+    @field_validator("gate", mode="before")
+    @classmethod
+    def _pair_alone(cls, gate: object) -> object:
+        """A pair is short for a gate that closes everything."""
+        return {"contrast": gate} if isinstance(gate, list | tuple) else gate
+
     @field_validator("looks")
     @classmethod
     def _rising(cls, looks: tuple[int, ...] | None) -> tuple[int, ...] | None:
@@ -240,10 +247,10 @@ class StudySettings(Settings):
         for name in self.search.own if self.search else ():
             if name not in self.arms:
                 raise unknown_name("arm in study.search.own", name, self.arms)
-        shared = set(self.seed_list) & set(self.search.seeds if self.search else ())
+        shared = set(self.seed_list) & set(self.judged_seeds.values()) if self.search else set()
         if shared:
-            what = "study.search.seeds are seeds of the study: what chooses a setting must not judge it"
-            raise MaskwiseError(what, got=sorted(shared), do="give search other seeds, such as 1000, 1001")
+            what = f"with a search, the run that is judged has the seed + {FRESH_RUN:,}, which is in study.seeds too"
+            raise MaskwiseError(what, got=sorted(shared), do=f"give seeds below {FRESH_RUN:,}")
         known = [*self.arms, REFERENCE, *((OWN_TASK, OTHER_TASKS) if self.transfer else ())]
         for arm, baseline in self.contrasts or ():
             for name in (arm, baseline):
@@ -255,29 +262,61 @@ class StudySettings(Settings):
         if self.looks and len(self.seed_list) not in self.looks:
             what = "study.seeds is not one of the numbers of runs at which a look is planned"
             raise MaskwiseError(what, got=len(self.seed_list), allowed=", ".join(map(str, self.looks)))
-        for setting, pair, names in (("share", self.share, [*self.arms]), ("gate", self.gate, known)):
+        gate = self.gate.contrast if self.gate else None
+        for setting, pair, names in (("share", self.share, [*self.arms]), ("gate", gate, known)):
             for name in pair or ():
                 if name not in names:
                     raise unknown_name(f"arm in study.{setting}", name, names)
             if pair and pair[0] == pair[1]:
                 allowed = "[oracle, baseline]: the best arm and the one that it is better than"
                 raise MaskwiseError(f"study.{setting} names two different arms", got=list(pair), allowed=allowed)
-        if (contrasts := len(self.pairs) - (self.gate is not None)) > MOST_PRIMARY:
+        for pair in self.closed:
+            if pair not in self.pairs[1:]:
+                what = "study.gate.closes names what is no primary contrast"
+                allowed = ", ".join(str(list(known_pair)) for known_pair in self.pairs[1:])
+                raise MaskwiseError(what, got=list(pair), allowed=allowed)
+        contrasts = len(self.pairs) - (self.gate is not None)
+        if contrasts > MOST_PRIMARY:
             do = "name the ones that matter in study.contrasts"
-            what, allowed = "too many primary contrasts for one page", f"at most {MOST_PRIMARY}"
-            raise MaskwiseError(what, got=contrasts, allowed=allowed, do=do)
+            allowed = f"at most {MOST_PRIMARY}"
+            raise MaskwiseError("too many primary contrasts for one page", got=contrasts, allowed=allowed, do=do)
         return self
 
     @property
     def seed_list(self) -> tuple[int, ...]:
-        """The seeds of every arm's runs."""
+        """The seeds of every arm's runs; with a search those of the runs that choose."""
         return tuple(range(self.seeds)) if isinstance(self.seeds, int) else self.seeds
 
     @property
+    def judged_seeds(self) -> dict[int, int]:
+        """The seed of the run that is compared, by seed of the study: with a search it is a new run."""
+        offset = FRESH_RUN if self.search else 0
+        return {seed: seed + offset for seed in self.seed_list}
+
+    @property
     def pairs(self) -> list[tuple[str, str]]:
-        """The primary contrasts as (arm, baseline); the gate first."""
+        """What is tested, as (arm, baseline): the gate, and then the primary contrasts."""
+        if self.gate is None:
+            return self.primary
+        # Without a search the gate's own pair is one test; with one, which is better, each at its best, is another.
+        others = [pair for pair in self.primary if self.search or pair != self.gate.contrast]
+        return [self.gate.contrast, *others]
+
+    @property
+    def primary(self) -> list[tuple[str, str]]:
+        """The primary contrasts as (arm, baseline)."""
         base = self.baseline or next(iter(self.arms), "")
-        pairs = self.contrasts or [(arm, base) for arm in self.arms if arm != base]
-        if self.transfer and self.contrasts is None:
+        if self.contrasts is not None:
+            pairs = list(self.contrasts)
+        elif self.transfer:
             pairs = [(OWN_TASK, base), (OTHER_TASKS, base)]
-        return list(dict.fromkeys([*([self.gate] if self.gate else []), *pairs]))
+        else:
+            pairs = [(arm, base) for arm in self.arms if arm != base]
+        return list(dict.fromkeys(pairs))
+
+    @property
+    def closed(self) -> list[tuple[str, str]]:
+        """The contrasts that are not judged while the gate is closed."""
+        if self.gate is None:
+            return []
+        return self.pairs[1:] if self.gate.closes is None else list(self.gate.closes)

@@ -342,9 +342,16 @@ def say(notes: Iterable[str]) -> None:
         Console(stderr=True, soft_wrap=True, highlight=False).print(note, markup=False)
 
 
-def require_study_folder(out: Path) -> None:
-    """A new folder, an empty one, or one that holds a study; anything else is refused."""
-    require_own(out, f"stages/{LOCK}", what="a study")
+def require_study_folder(out: Path, *, block: bool = False) -> None:
+    """A new folder, an empty one, or one that holds a study; anything else is refused.
+
+    Args:
+        block: some seeds of a study are to be run, whose other records may come from elsewhere, without stages.
+    """
+    marks = [f"stages/{LOCK}"]
+    if block:
+        marks.append("study.json")
+    require_own(out, *marks, what="a study")
 
 
 class _Untrained:

@@ -3,7 +3,12 @@
     texts → search → main → companions
 
 A study without a search or matching has one plan, or two with companions. Everything that was decided on the way is a
-record; nothing is kept but in the folders of stages, so a study that goes on decides the same again.
+record; nothing is kept but in the folders of stages, so a study that is resumed decides the same again.
+
+**Searching.** Every seed chooses a setting for every arm, by its own dev rows, from runs that are never compared: the
+best run of a grid was also the luckiest, and more so for an arm to which the setting matters little. What is compared
+is a new run at the chosen setting, with the seed + ``FRESH_RUN``. So pairs of runs stay independent and alike for both
+arms, and an error in the choice is part of the differences between pairs.
 
 **Matching.** Matched by steps (the usual way), a higher ratio buys more targets for nothing; matched by targets, it
 pays for them with steps; FLOPs lie between. A run spends its number of steps times the mean of a step, and that mean
@@ -15,20 +20,21 @@ training, the first one's length is set and the others stay as they are.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 
-from maskwise.constants import LOWER_IS_BETTER, REFERENCE
+from maskwise.constants import LOWER_IS_BETTER, OTHER_TASKS, OWN_TASK, REFERENCE
 from maskwise.errors import MaskwiseError
-from maskwise.files import Record
+from maskwise.files import Candidate, Record
 from maskwise.models import empty_model
 from maskwise.recipe import Recipe
-from maskwise.recipe.comparison import is_number
 from maskwise.recipe.overrides import Plain
 from maskwise.study.costs import per_step
 from maskwise.study.plan import Plan, Run, arms_of, make_run, require_arms, task_contents
@@ -36,8 +42,8 @@ from maskwise.study.texts import open_text
 from maskwise.study.work import masked_source
 from maskwise.text import Prepared, Stream
 
-Scores = dict[str, list[float]]
-"""By outcome, one number per seed; more is better."""
+Scores = dict[str, float]
+"""By outcome, one number; more is better."""
 
 Spending = dict[str, float]
 """What one training spends: ``steps``, and where that is known ``tokens``, ``targets`` and ``flops``."""
@@ -46,23 +52,32 @@ Spending = dict[str, float]
 class Design:
     """A study's plans, and what was decided between them.
 
+    Args:
+        seeds: the seeds of the study that are run; None: all of them.
+        forecast: count a search that is not done as if it had chosen the first point of its grid.
+
     Attributes:
-        runs: the runs to be reported that are planned so far.
+        runs: the runs to be reported that are planned so far, those of a gate among them.
         others: runs that only serve a choice.
         choices: records of kind "selection".
+        failed: by arm and seed, the runs of a search none of which succeeded; that run is missing.
         planned: by arm, what a whole run should spend; empty before texts are ready.
         budget: what the baseline spends, where the study matches arms by more than steps.
     """
 
-    def __init__(self, recipe: Recipe, stages: Path):
-        self.recipe, self.stages = recipe, stages
+    def __init__(self, recipe: Recipe, stages: Path, *, seeds: Sequence[int] | None = None, forecast: bool = False):
         require_arms(recipe)
+        self.recipe = recipe
+        self.stages = stages
+        self.seeds = tuple(seeds or recipe.study.seed_list)
+        self.forecast = forecast
         self.arms = list(recipe.study.arms)
         self.contents = task_contents(recipe)
-        self.settings: dict[str, Plain] = {arm: {} for arm in self.arms}
+        self.chosen: dict[tuple[str, int], Plain] = {}
         self.runs: list[Run] = []
         self.others: list[Run] = []
         self.choices: list[Record] = []
+        self.failed: dict[tuple[str, int], list[Run]] = {}
         self.planned: dict[str, Spending] = {}
         self.budget: float | None = None
 
@@ -73,37 +88,78 @@ class Design:
             self.budget = self._spent(self._baseline, {})
         if self.recipe.study.search:
             yield from self._search()
-        seeds, arms = self.recipe.study.seed_list, arms_of(self.recipe, self.contents)
-        self.runs += [self._run(arm, seed) for seed in seeds for arm in arms]
-        yield Plan(tuple(self.runs))
-        shares = sorted(self.recipe.study.companions, reverse=True)  # longest first
-        shorter = [self._run(arm, seed, share) for seed in seeds for share in shares for arm in self.arms]
+        main = []
+        for seed in self.seeds:
+            main += [self._run(arm, seed, role="gate") for arm in self._gate_arms()]
+            main += [self._compared(arm, seed) for arm in self._arms() if (arm, seed) not in self.failed]
+        self.runs += main
+        yield Plan(tuple(main))
+        shorter = []
+        for seed in self.seeds:
+            for share in sorted(self.recipe.study.companions, reverse=True):  # longest first
+                there = [arm for arm in self.arms if (arm, seed) not in self.failed]
+                shorter += [self._compared(arm, seed, share) for arm in there]
         self.runs += shorter
         if shorter:
             yield Plan(tuple(shorter), "companions")
 
     def kinds(self, arm: str) -> tuple[str, ...]:
         """The kinds of held-out masks that an arm is judged on: those that it was trained last with."""
-        last = self.recipe.arm(arm, seed=0, more=self.settings[arm]).links()[-1]
-        return last.judged_on()
+        return self.recipe.arm(arm, seed=0).links()[-1].judged_on()
+
+    def settings_of(self, arm: str) -> list[Plain]:
+        """The different settings of an arm's runs, the commonest first; as it is written before there are any."""
+        if not self.recipe.study.search:
+            return [{}]
+        found = [setting for (name, _), setting in self.chosen.items() if name == arm]
+        times = Counter(str(setting) for setting in found)
+        found.sort(key=lambda setting: -times[str(setting)])
+        return list({str(setting): setting for setting in found or [{}]}.values())
 
     def plan_costs(self) -> None:
-        """Fill ``planned``, as far as texts are there."""
+        """Fill ``planned``, as far as texts are there: the mean over the runs of an arm."""
         for arm in self.arms:
-            setting = self.settings[arm]
-            links = self._spending(arm, setting | self._length(arm, setting))
-            if links is not None:
-                known = [key for key in links[0] if all(key in link for link in links)]
-                self.planned[arm] = {key: round(sum(link[key] for link in links), 1) for key in known}
+            spent: list[Spending] = []
+            for setting in self.settings_of(arm):
+                links = self._spending(arm, setting | self._length(arm, setting))
+                if links is not None:
+                    known = [key for key in links[0] if all(key in link for link in links)]
+                    spent.append({key: sum(link[key] for link in links) for key in known})
+            if spent:
+                mean = {key: float(np.mean([each[key] for each in spent])) for key in spent[0]}
+                self.planned[arm] = {key: round(value, 1) for key, value in mean.items()}
 
     @property
     def _baseline(self) -> str:
         return self.recipe.baseline or self.arms[0]
 
-    def _run(self, arm: str, seed: int, fraction: float = 1.0) -> Run:
+    def _arms(self) -> list[str]:
+        return arms_of(self.recipe, self.contents)
+
+    def _gate_arms(self) -> list[str]:
+        """The arms that a gate compares on runs of their own: where arms are searched, it does not wait for that."""
+        study = self.recipe.study
+        if study.gate is None or study.search is None:
+            return []
+        if {OWN_TASK, OTHER_TASKS} & {*study.gate.contrast}:
+            return self._arms()
+        return [arm for arm in self._arms() if arm in study.gate.contrast]
+
+    def _compared(self, arm: str, seed: int, fraction: float = 1.0) -> Run:
+        """The run of an arm that is compared: with a search a new one, at what the seed chose.
+
+        The reference has nothing to choose.
+        """
+        setting = self.chosen.get((arm, seed), {})
+        return self._run(arm, self.recipe.study.judged_seeds[seed], setting, fraction=fraction)
+
+    def _run(self, arm: str, seed: int, setting: Plain | None = None, *, fraction: float = 1.0, role: str = "") -> Run:
+        setting = setting or {}
         own = self._baseline if arm == REFERENCE else arm
-        more = self.settings[own] | self._length(own, self.settings[own], fraction)
-        return make_run(self.recipe, arm, seed, contents=self.contents, more=more, fraction=fraction)
+        more = setting | self._length(own, setting, fraction)
+        return make_run(
+            self.recipe, arm, seed, contents=self.contents, more=more, fraction=fraction, setting=setting, role=role
+        )
 
     # Matching ----------------------------------------------------------------------------------------------
 
@@ -141,68 +197,71 @@ class Design:
     # Searching ---------------------------------------------------------------------------------------------
 
     def _search(self) -> Iterator[Plan]:
-        """Every arm at every point of the grid with every dev seed; each arm then keeps its best point."""
+        """Every arm at every point of its grid with every seed, which then keeps the best point for its new run."""
         search = self.recipe.study.search
         assert search is not None
         by = search.by or ("dev" if self.contents else "held-out")
-        points = {arm: search.points_of(arm) for arm in self.arms}
-        contents = self.contents if by == "dev" else {}
-        runs = {
-            (arm, place, seed): make_run(
-                self.recipe, arm, seed, contents=contents, more=point | self._length(arm, point),
-                evaluated=by == "held-out", setting=point,
-            )
-            for seed in search.seeds
-            for arm in self.arms
-            for place, point in enumerate(points[arm])
-        }  # fmt: skip
-        self.others += runs.values()
-        yield Plan(tuple(runs.values()), "search")
-        for arm in self.arms:
-            mine = points[arm]
-            scores = [self._scores([runs[arm, place, seed] for seed in search.seeds]) for place in range(len(mine))]
-            choice = choose(mine, scores)
-            chosen = None if choice.place is None else mine[choice.place]
+        tried: dict[tuple[str, int], list[Run]] = {}
+        for seed in self.seeds:
+            for arm in self.arms:
+                tried[arm, seed] = [self._trial(arm, seed, point, by) for point in search.points_of(arm)]
+        self.others = list(chain.from_iterable(tried.values()))
+        yield Plan(tuple(self.others), "search")
+        for (arm, seed), trials in tried.items():
+            scores = [self._scores(run) for run in trials]
+            choice = choose(scores)
+            chosen = None if choice.place is None else trials[choice.place].setting
+            candidates: list[Candidate] = [
+                {"setting": run.setting, "score": mean, "scores": found}
+                for run, mean, found in zip(trials, choice.means, scores)
+            ]
             self.choices.append({
-                "kind": "selection", "arm": arm, "by": by, "seeds": list(search.seeds),
-                "candidates": [
-                    {"setting": point, "scores": score, "mean": mean}
-                    for point, score, mean in zip(mine, scores, choice.means)
-                ],
-                "chosen": chosen, "border": choice.border,
+                "kind": "selection", "arm": arm, "seed": self.recipe.study.judged_seeds[seed], "search_seed": seed,
+                "by": by, "candidates": candidates, "chosen": chosen, "tied": choice.tied,
             })  # fmt: skip
-            self.settings[arm] = chosen or {}
+            if chosen is None and self.forecast:
+                chosen = trials[0].setting
+            if chosen is None:
+                self.failed[arm, seed] = trials
+            else:
+                self.chosen[arm, seed] = chosen
 
-    def _scores(self, runs: Sequence[Run]) -> Scores | None:
-        """The scores of one arm's runs by outcome: dev scores of tasks, or held-out losses, times −1 where
-        lower is better.
+    def _trial(self, arm: str, seed: int, point: Plain, by: str) -> Run:
+        """A run that is tried. Only what it is chosen by is measured of it."""
+        run = make_run(
+            self.recipe,
+            arm,
+            seed,
+            contents=self.contents if by == "dev" else {},
+            more=point | self._length(arm, point),
+            evaluated=by == "held-out",
+            setting=point,
+            role="search",
+        )
+        return replace(run, overlaps=())
 
-        None where a run is not done, or diverged.
+    def _scores(self, run: Run) -> Scores | None:
+        """The scores of a run by outcome: dev scores of tasks, or held-out losses, times −1 where lower is better.
+
+        None where the run is not done, or diverged.
         """
-        scores: dict[str, list[float | None]] = {}
-        for run in runs:
-            if any(stage.result(self.stages) is None for stage in run.chain):
+        scores: dict[str, float | None] = {}
+        for task, stage in run.tasks.items():  # by the recipe's name: each seed may have rows of its own
+            judged = stage.result(self.stages)
+            if judged is None or None in judged["dev"]:
                 return None
-            for task, stage in run.tasks.items():  # by the recipe's name: each seed may have rows of its own
-                judged = stage.result(self.stages) or {"dev": [None], "metric": ""}
-                dev = judged["dev"]
-                sign = -1 if judged["metric"] in LOWER_IS_BETTER else 1
-                mean = None if None in dev else sign * sum(dev) / len(dev)
-                scores.setdefault(task, []).append(mean)
-            if run.evaluated and not run.tasks:
-                result = run.evaluated.result(self.stages)
-                if result is None:
-                    return None
-                for line in result["records"]:
-                    if line["kind"] == "heldout" and line["masks"] in self.kinds(run.arm):
-                        loss = line["loss"]
-                        name = f"heldout:{line['masks']}@{line['ratio']:g}"
-                        scores.setdefault(name, []).append(None if loss is None else -loss)
-        finite = {
-            name: [value for value in values if value is not None and math.isfinite(value)]
-            for name, values in scores.items()
-        }
-        return finite if all(len(finite[name]) == len(values) for name, values in scores.items()) else None
+            sign = -1 if judged["metric"] in LOWER_IS_BETTER else 1
+            scores[task] = sign * float(np.mean(judged["dev"]))
+        if run.evaluated:
+            result = run.evaluated.result(self.stages)
+            if result is None:
+                return None
+            for line in result["records"]:
+                if line["kind"] == "heldout" and line["masks"] in self.kinds(run.arm):
+                    name = f"heldout:{line['masks']}@{line['ratio']:g}"
+                    scores[name] = None if line["loss"] is None else -line["loss"]
+        known = {name: value for name, value in scores.items() if value is not None and math.isfinite(value)}
+        return known if len(known) == len(scores) else None
 
 
 class Choice(NamedTuple):
@@ -211,73 +270,45 @@ class Choice(NamedTuple):
     Attributes:
         means: the mean of every point over its standardised outcomes; None for a point that failed.
         place: the best point's place; None if all failed.
-        border: whether a chosen number is the smallest or largest that was tried: a better one may lie outside.
+        tied: whether all points have the same scores, so that the first of them is as good a choice as any.
     """
 
     means: list[float | None]
     place: int | None
-    border: bool
+    tied: bool
 
 
-def choose(points: Sequence[Plain], scores: Sequence[Scores | None]) -> Choice:
-    """The point with the highest mean over outcomes, each standardised over all points and seeds.
+def choose(points: Sequence[Scores | None]) -> Choice:
+    """The point with the highest mean over outcomes, each standardised over the points; the first of equal ones.
 
-    If that lies on the border of the grid, the best inner point is taken that is within one standard error of it: noise
-    chooses borders as often as anything else, and a choice inside the grid leaves nothing better outside.
-
-    >>> choose([{"lr": 1}, {"lr": 2}, {"lr": 3}], [{"a": [1.0]}, {"a": [3.0]}, None]).place
+    >>> choose([{"a": 1.0}, {"a": 3.0}, None]).place
     1
 
     Args:
-        points: settings by dotted name, in the order in which ties are settled.
-        scores: the scores of every point, on dev rows and seeds that are never reported; None for a point that
-            failed with any seed, which is never taken.
+        points: the scores of one arm and seed at every point of the grid, on dev rows; None for a point that failed,
+            which is never taken.
     """
-    known = [score for score in scores if score is not None]
-    spread = {
-        outcome: (float(np.mean(values)), float(np.std(values)) or 1.0)
-        for outcome in (known[0] if known else ())
-        for values in [[value for score in known for value in score[outcome]]]
-    }
-    means = [
-        None if score is None
-        else float(np.mean([(np.mean(score[o]) - centre) / sd for o, (centre, sd) in spread.items()]))
-        for score in scores
-    ]  # fmt: skip
-    best = max((mean for mean in means if mean is not None), default=None)
-    if best is None:
-        return Choice(means, None, border=False)
-    # Means that differ by rounding only are a tie, which the first wins.
+    known = [point for point in points if point is not None]
+    if not known:
+        return Choice([None] * len(points), None, tied=False)
+    # There is one run of a point, so nothing tells noise from effect. The spread between the points is the one scale
+    # that all outcomes have: by it, tasks count alike whatever their unit. What all points share counts nothing.
+    totals = [0.0] * len(known)
+    tied = len(known) > 1
+    for outcome in known[0]:
+        values = [point[outcome] for point in known]
+        if min(values) == max(values):
+            continue
+        tied = False
+        centre = float(np.mean(values))
+        spread = float(np.std(values))
+        totals = [total + (value - centre) / spread for total, value in zip(totals, values)]
+    standardised = iter(total / max(1, len(known[0])) for total in totals)
+    means = [None if point is None else next(standardised) for point in points]
+    best = max(mean for mean in means if mean is not None)
+    # Means that differ by rounding only are equal.
     place = next(i for i, mean in enumerate(means) if mean is not None and mean >= best - 1e-9)
-    if _on_border(points, place):
-        near = best - _standard_error(known, spread) - 1e-9
-        inner = {
-            i: mean for i, mean in enumerate(means) if mean is not None and mean >= near and not _on_border(points, i)
-        }
-        place = max(inner, key=lambda i: inner[i], default=place)
-    return Choice(means, place, _on_border(points, place))
-
-
-def _standard_error(scores: Sequence[Scores], spread: Mapping[str, tuple[float, float]]) -> float:
-    """That of the difference of two points, from what is left without the effects of points and of seeds; 0 where
-    that is nothing, as with one seed."""
-    each = [
-        np.mean([(np.array(score[o]) - centre) / sd for o, (centre, sd) in spread.items()], axis=0) for score in scores
-    ]
-    table = np.array(each)
-    points, seeds = table.shape
-    if points < 2 or seeds < 2:
-        return 0.0
-    rest = table - table.mean(1, keepdims=True) - table.mean(0) + table.mean()
-    return math.sqrt(2 / seeds * float((rest**2).sum()) / ((points - 1) * (seeds - 1)))
-
-
-def _on_border(points: Sequence[Plain], place: int) -> bool:
-    for key, value in points[place].items():
-        tried = {point[key] for point in points if is_number(point.get(key))}
-        if len(tried) > 1 and value in (min(tried), max(tried)):
-            return True
-    return False
+    return Choice(means, place, tied)
 
 
 def matched_steps(

@@ -3,15 +3,15 @@
 Times come from like stages that are in the folders already (of this study, or shared), or from the few steps that
 ``maskwise check`` has timed here (``forecast``). Where there are none, that is said rather than guessed.
 
-What a search or a matching will decide is not known yet: such runs are counted at the first point of the grid, or at
-the steps as written.
+What a search or a matching will decide is not known yet: the runs that follow a search are counted at the first point
+of the grid, and those that are matched at the steps as written.
 """
 
 from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -25,12 +25,18 @@ from maskwise.study.costs import expected
 from maskwise.study.design import Design
 from maskwise.study.forecast import Forecast, wall
 from maskwise.study.plan import Run
-from maskwise.study.run import shared_folder
+from maskwise.study.run import block_of, shared_folder
 from maskwise.study.stages import STAGE, Stage
 
 
 def dry_run(
-    recipe: Recipe, out: Path, *, jobs: int | None = None, engine: str = "local", cache: Path | None = None
+    recipe: Recipe,
+    out: Path,
+    *,
+    jobs: int | None = None,
+    engine: str = "local",
+    cache: Path | None = None,
+    seeds: Sequence[int] | None = None,
 ) -> Plain:
     """What ``run_study`` with the same arguments would do.
 
@@ -49,11 +55,12 @@ def dry_run(
     )  # here, because workers import this room and need no scipy
 
     require_engine(engine)
-    require_study_folder(out)
+    require_study_folder(out, block=seeds is not None)
+    seeds = block_of(recipe, seeds)
     notes = check_inputs(recipe)
     at_once = jobs or os.cpu_count() or 1
     with _view(out / "stages", shared_folder(recipe, cache)) as stages:
-        design = Design(recipe, stages)
+        design = Design(recipe, stages, seeds=seeds, forecast=True)
         plans = list(design.plans())
         named = {stage.name: stage for plan in plans for stage in plan.stages()}
         there = {stage.name: stage for stage in _known(stages)}
@@ -77,27 +84,29 @@ def dry_run(
     unknown = [kind for kind, facts in kinds.items() if facts["seconds"] is None]
     return {
         "name": recipe.name, "out": str(out), "jobs": at_once, "plans": listed,
-        "phases": list(_phases(recipe, design, seconds)), "stages": kinds,
+        "phases": list(_phases(design, seconds)), "stages": kinds,
         "seconds": None if unknown else wall(to_do, seconds, at_once), "unknown": unknown,
         "contrasts": prospects_of(recipe, out), "notes": notes + list(_notes(recipe, design)),
     }  # fmt: skip
 
 
-def _phases(recipe: Recipe, design: Design, seconds: Mapping[str, float | None]) -> Iterator[Plain]:
+def _phases(design: Design, seconds: Mapping[str, float | None]) -> Iterator[Plain]:
     """Every training of the whole runs: its ``phase`` (from 0) and ``arms``, of which it is one; then for one run its
     ``steps``, ``batch_size``, ``length``, ``tokens`` at most and ``flops``; at last its ``runs``, how many of them are
     ``to_do``, and their ``seconds`` of work (None where no like stage was timed).
     """
     shared: dict[tuple[int, str], list[Run]] = {}
+    owners: dict[str, Recipe] = {}
     for run in design.runs:
-        for number, stage in enumerate(run.trainings if run.fraction == 1 else ()):
+        for number, stage in enumerate(run.trainings if run.compared else ()):
             shared.setdefault((number, stage.name), []).append(run)
+            owners[stage.name] = run.recipe
     alike: dict[tuple[int, tuple[str, ...]], list[Stage]] = {}
     for (number, name), runs in shared.items():
         stage = next(stage for stage in runs[0].trainings if stage.name == name)
         alike.setdefault((number, tuple(run.arm for run in runs)), []).append(stage)
     for (number, arms), stages in sorted(alike.items(), key=lambda entry: entry[0][0]):
-        own = recipe.arm(arms[0], seed=0, more=design.settings[arms[0]])
+        own = owners[stages[0].name]
         link, how = own.links()[number], stages[0].what["training"]
         settings = link.training.model_copy(update={"steps": how["steps"]})
         cost = expected(link.model_copy(update={"training": settings}), empty_model(start_of(own)[1]))
@@ -130,8 +139,10 @@ def _known(stages: Path) -> Iterator[Stage]:
 
 
 def _notes(recipe: Recipe, design: Design) -> Iterator[str]:
-    if any(choice["chosen"] is None for choice in design.choices):
-        yield "the search is not done: the settings of its arms are not known yet"
+    undone = sum(choice["chosen"] is None for choice in design.choices)
+    if undone:
+        what = f"{undone} of {len(design.choices)} searches (one for each arm and seed) are not done"
+        yield f"{what}: the settings of the runs that follow are not known yet"
     if any(run.prepared.what["corpus"].get("stream") for run in design.runs):
         yield "the text is a stream: nothing of it is counted beforehand, and no more than its beginning is prepared"
     if recipe.study.match != "steps" and design.budget is None:

@@ -304,9 +304,9 @@ def _times(recipe: Recipe, first: Recipe, look: Look, folder: Path, *, timing: b
         recipe = recipe.model_copy(
             update={"study": recipe.study.model_copy(update={"arms": {recipe.name: {}}, "seeds": 1})}
         )
-    design = Design(recipe, folder / "stages")
+    design = Design(recipe, folder / "stages", forecast=True)
     plans = list(design.plans())
-    works = works_of(recipe, [run for plan in plans for run in plan.runs])
+    works = works_of(run for plan in plans for run in plan.runs)
     todo = {stage.name: stage for plan in plans for stage in plan.stages()}
     forecast = Forecast(todo)
     samples = {_cut(first.unlearned()): look.data}
@@ -331,7 +331,7 @@ def _times(recipe: Recipe, first: Recipe, look: Look, folder: Path, *, timing: b
         entry["seconds"] = None if each is None or entry["seconds"] is None else entry["seconds"] + each
     unknown = [kind for kind, entry in kinds.items() if entry["seconds"] is None]
     return {
-        "jobs": jobs, "stages": kinds, "unknown": unknown,
+        "jobs": jobs, "runs": {plan.purpose: len(plan.runs) for plan in plans}, "stages": kinds, "unknown": unknown,
         "seconds": None if unknown else round(START_SECONDS + wall(todo, seconds, jobs), 1),
         "memory_gib": forecast.memory_gib(),
     }  # fmt: skip
@@ -434,7 +434,8 @@ def _lines(recipe: Recipe, facts: Plain) -> Iterator[tuple[str, str]]:
         yield f"task {name}", f"{task['kind']}: {rows}{labels}{most}{majority}"
     for line in prospect_lines(facts["contrasts"]):
         yield "contrasts", line
-    runs = f"{len(recipe.study.arms) or 1} arms × {len(recipe.study.seed_list)} runs, " if recipe.study.arms else ""
+    counts = ", ".join(f"{count} runs ({purpose})" for purpose, count in times["runs"].items())
+    runs = f"{counts}, " if recipe.study.arms else ""
     if times["seconds"] is None:
         yield "time", f"{runs}unknown: nothing like {', '.join(times['unknown'])} was timed here yet"
     else:

@@ -32,6 +32,7 @@ class Run:
     Attributes:
         arm: its name.
         seed: the seed of the pre-training run.
+        recipe: its own: the arm's settings, the seed, and what a search or matching set.
         chain: texts, learnings of policies, and trainings, each behind what it needs; no training for the reference.
         prepared: the last text that is trained on.
         pretrained: the last training; None for the reference.
@@ -39,12 +40,14 @@ class Run:
         tasks: by task, the stage that fine-tunes on it.
         overlaps: whether its texts hold the tests of its tasks.
         fraction: its share of the whole run's steps.
-        setting: the point of a search, by dotted name.
+        setting: the point of a search that it tries, or that was chosen for it, by dotted name.
+        role: "" of a run that is compared, "search" of one that is tried, "gate" of one that a gate compares.
         title: what people read for the arm, if not its name.
     """
 
     arm: str
     seed: int
+    recipe: Recipe
     chain: tuple[Stage, ...]
     prepared: Stage
     pretrained: Stage | None
@@ -53,6 +56,7 @@ class Run:
     overlaps: tuple[Stage, ...] = ()
     fraction: float = 1.0
     setting: Plain = field(default_factory=dict)
+    role: str = ""
     title: str = ""
 
     @property
@@ -85,15 +89,29 @@ class Run:
     @property
     def row(self) -> str:
         """What a table calls the run beside its seed."""
-        point = ", ".join(f"{key.split('.')[-1]}={value}" for key, value in self.setting.items())
-        share = f"{self.fraction:.0%} of the steps" if self.fraction != 1 else ""
-        return " · ".join(part for part in (self.title or self.arm, share, point) if part)
+        parts = [self.title or self.arm]
+        if self.fraction != 1:
+            parts.append(f"{self.fraction:.0%} of the steps")
+        if self.role == "search":
+            parts.append(", ".join(f"{key.split('.')[-1]}={value}" for key, value in self.setting.items()))
+        elif self.role:
+            parts.append(self.role)
+        return " · ".join(parts)
 
     @property
     def who(self) -> Record:
         """How records name the run."""
         who: Record = {"arm": self.arm, "seed": self.seed}
-        return who if self.fraction == 1 else {**who, "fraction": self.fraction}
+        if self.fraction != 1:
+            who["fraction"] = self.fraction
+        if self.role:
+            who["role"] = self.role
+        return who
+
+    @property
+    def compared(self) -> bool:
+        """Whether it is a whole run that the study's contrasts compare."""
+        return self.fraction == 1 and not self.role
 
 
 @dataclass(frozen=True)
@@ -166,7 +184,7 @@ def task_contents(recipe: Recipe) -> dict[str, str]:
 
 def make_run(
     recipe: Recipe, arm: str, seed: int, *, contents: Mapping[str, str], more: Mapping[str, object] | None = None,
-    evaluated: bool = True, fraction: float = 1.0, setting: Plain | None = None,
+    evaluated: bool = True, fraction: float = 1.0, setting: Plain | None = None, role: str = "",
 ) -> Run:  # fmt: skip
     """The stages of one run.
 
@@ -175,7 +193,8 @@ def make_run(
         more: settings changed beside those of the arm.
         evaluated: also measure what needs no fine-tuning.
         fraction: the run's share of the whole run's steps.
-        setting: the point of a search that the run is for.
+        setting: the point of a search that the run tries, or that was chosen for it.
+        role: what the run is for, as ``Run.role``.
     """
     reference = arm == REFERENCE
     own = recipe.arm((recipe.baseline or arm) if reference else arm, seed=seed, more=more)
@@ -210,13 +229,13 @@ def make_run(
         if not link.corpus.stream  # it is read once, by who trains on it
     ]
     return Run(
-        arm, seed, chain=chain, prepared=prepared[-1], pretrained=last, evaluated=judged,
+        arm, seed, own, chain=chain, prepared=prepared[-1], pretrained=last, evaluated=judged,
         tasks={
             task: finetune_stage(own, spec, content, prepared=prepared[0], pretrained=last)
             for task, (spec, content) in asked.items()
         },
         overlaps=tuple({stage.name: stage for stage in overlaps}.values()),
-        fraction=fraction, setting=setting or {}, title=reference_words(recipe) if reference else "",
+        fraction=fraction, setting=setting or {}, role=role, title=reference_words(recipe) if reference else "",
     )  # fmt: skip
 
 

@@ -82,14 +82,15 @@ def prospects_of(recipe: Recipe, folder: Path | None = None) -> list[Prospect]:
     """
     study = recipe.study
     noise = _noise(recipe, folder)
-    runs, family = len(study.seed_list), len([pair for pair in study.pairs if pair != study.gate])
+    gate = study.pairs[0] if study.gate else None
+    runs, family = len(study.seed_list), len([pair for pair in study.pairs if pair != gate])
     weight = look_weight(study.looks, runs)
     return [
         _prospect(
             recipe,
             pair,
             runs=runs,
-            tests=(1 if pair == study.gate else family) / weight,
+            tests=(1 if pair == gate else family) / weight,
             noise=noise.get(pair),
         )
         for pair in study.pairs
@@ -112,7 +113,7 @@ def _prospect(recipe: Recipe, pair: tuple[str, str], *, runs: int, tests: float,
         "arm": pair[0], "baseline": pair[1], "runs": runs,
         "smallest_p": min(1.0, 2.0 ** (1 - runs) * tests) if runs >= P_FROM_RUNS else None,
         "decidable": runs >= fewest, "fewest_runs": fewest,
-        "limits": [] if pair == study.gate else _limits(recipe),
+        "limits": [] if study.gate and pair == study.pairs[0] else _limits(recipe),
         "noise": noise and noise["sd"], "noise_from": noise and noise["source"], "unit": unit,
         "detectable": detectable_difference(scale, enough, POWER, attainable_level(enough, alpha)),
         "margin_runs": margin_runs,
@@ -122,7 +123,7 @@ def _prospect(recipe: Recipe, pair: tuple[str, str], *, runs: int, tests: float,
 def _limits(recipe: Recipe) -> list[str]:
     if recipe.study.search is None:
         return ["no settings are searched for each arm: add study.search"]
-    return recipe.study.search.limits
+    return []
 
 
 # Noise -----------------------------------------------------------------------------------------------------------

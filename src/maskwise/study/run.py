@@ -5,12 +5,13 @@ Interrupt it however you like; the same command goes on. One failing run is repo
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,14 @@ from maskwise.jobs import require_engine
 from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
 from maskwise.study.checks import LOCK, check_inputs, notes_of_texts, require_study_folder, say
-from maskwise.study.description import describe, so_far
+from maskwise.study.description import (
+    Others,
+    describe,
+    others_of,
+    pending,
+    require_same_recipe,
+    so_far,
+)
 from maskwise.study.design import Design
 from maskwise.study.plan import Plan, Run
 from maskwise.study.scheduler import RETRIES, execute
@@ -50,17 +58,20 @@ def run_study(
     engine: str = "local",
     retries: int = RETRIES,
     cache: Path | None = None,
+    seeds: Sequence[int] | None = None,
 ) -> Result:
     """Run every arm and seed of a recipe, compare them, write the report.
 
     Args:
         recipe: one with arms.
-        out: the study's folder; one that holds a study goes on.
+        out: the study's folder; a study that is there is resumed.
         jobs: stages at once; None: as many as there are cores.
         quiet: no live table.
         engine: where stages run: local or ray.
         retries: how often a stage is tried again whose failure may pass.
         cache: a folder where stages are shared with other studies.
+        seeds: run only these of ``study.seeds``, and keep the records of others that are in ``out``. There are no
+            verdicts before all seeds of the study have run.
 
     Returns:
         summary.json as a dict, with ``seconds``, ``report`` and ``failures`` (records of runs that failed).
@@ -75,17 +86,24 @@ def run_study(
 
     began = time.perf_counter()
     require_engine(engine)
-    require_study_folder(out)
+    require_study_folder(out, block=seeds is not None)
+    block = block_of(recipe, seeds)
     notes = check_inputs(recipe)
     stages, new = out / "stages", not out.is_dir() or not any(out.iterdir())
     shared = shared_folder(recipe, cache)
-    design = Design(recipe, stages)
+    design = Design(recipe, stages, seeds=block)
     study = describe(recipe, design)
+    if seeds is not None:
+        require_same_recipe(out, study)
     primary_pairs(study)
     say(() if quiet else [*notes, *prospect_lines(prospects_of(recipe, out))])
     errors: dict[str, str] = {}
     with claim(stages, "another study is running in", lock=LOCK):
         before = so_far(out, study)
+        others = Others()
+        if seeds is not None:
+            others = others_of(out, design)
+            before["pending"] = pending(study, others.records)
         worked = False
         try:
             for plan in design.plans():
@@ -106,15 +124,26 @@ def run_study(
                 before["seconds"] = round((before["seconds"] or 0.0) + spent, 1)
                 write_json(out / "study.json", study | before)
         design.plan_costs()
+        # Masks are shown and counted with the study's first seed, whichever block of seeds runs first.
+        compared = [run for run in design.runs if run.compared]
+        shown = compared if recipe.study.seed_list[0] in block else []
+        of_study = [*others.records, *design.choices, *failed_searches(design, errors)]
+        of_study += masked_records(recipe, shown, stages)
+        records = collect(design.runs, stages, errors, more=of_study)
         study = describe(recipe, design) | before
+        study["pending"] = pending(study, records)
+        if not study["pending"]:
+            del study["pending"]
+        for arm, folders in others.runs.items():
+            study["arms"][arm]["runs"] = folders | study["arms"][arm]["runs"]
         write_json(out / "study.json", study)
-        masked = masked_records(recipe, design.runs, stages)
-        records = collect(design.runs, stages, errors, more=[*design.choices, *masked])
         write_lines(out / "records.jsonl", records)
-        write_lines(out / "timings.jsonl", timings(design, stages))
-        if answered := answers(design.runs, stages):
+        write_lines(out / "timings.jsonl", [*others.timings, *timings(design, stages)])
+        answered = answers(compared, stages, others.answers)
+        if answered:
             write_lines(out / PREDICTIONS, answered)
-        write_json(out / "samples.json", samples(recipe, design.runs, stages))
+        if shown or not (out / "samples.json").is_file():
+            write_json(out / "samples.json", samples(shown, stages))
         summary = summarise(records, study)
         write_json(out / "summary.json", summary)
         report = write_report(out)
@@ -124,6 +153,20 @@ def run_study(
         if stage.result(stages) is None:  # which voids no comparison, and so is no record
             failed.append({"kind": "failure", **who, "stage": name, "error": errors.get(name, "not finished")})
     return Result({**summary, "seconds": study["seconds"], "report": str(report), "failures": failed})
+
+
+def block_of(recipe: Recipe, seeds: Sequence[int] | None) -> tuple[int, ...]:
+    """The seeds of a study that are to be run, in its own order; all where none are named.
+
+    Raises:
+        MaskwiseError: a seed that the study does not have.
+    """
+    planned = recipe.study.seed_list
+    foreign = [seed for seed in seeds or () if seed not in planned]
+    if foreign or (seeds is not None and not seeds):
+        allowed = ", ".join(map(str, planned))
+        raise MaskwiseError("seeds to run that are not in study.seeds", got=foreign, allowed=f"some of {allowed}")
+    return tuple(seed for seed in planned if seeds is None or seed in seeds)
 
 
 def unfinished(plan: Plan, stages: Path) -> list[Stage]:
@@ -212,7 +255,21 @@ def collect(
             if len(sound) < len(lines):
                 error = "a score or loss is not a finite number: the training or fine-tuning diverged"
                 records.append({"kind": "failure", **run.who, "stage": name, "error": error})
-    return sorted([*records, *overlaps.values()], key=_place)
+    # A text that runs of another block share has its records from there already.
+    each = {json.dumps(record, sort_keys=True): record for record in [*records, *overlaps.values()]}
+    return [each[text] for text in sorted(each, key=lambda text: (_place(each[text]), text))]
+
+
+def failed_searches(design: Design, errors: Mapping[str, str]) -> list[Record]:
+    """The runs that are missing because every point of their search failed."""
+    records: list[Record] = []
+    for (arm, seed), trials in design.failed.items():
+        names = [stage.name for run in trials for stage in run.stages]
+        reasons = [errors[name] for name in names if name in errors]
+        error = f"no point of its search succeeded: {reasons[0] if reasons else 'no finite score'}"
+        judged = design.recipe.study.judged_seeds[seed]
+        records.append({"kind": "failure", "arm": arm, "seed": judged, "stage": "search", "error": error})
+    return records
 
 
 def _finite(record: Record) -> bool:
@@ -254,12 +311,18 @@ def _place(record: Record) -> tuple[str | float, ...]:
     return record["kind"], *who, what, *detail
 
 
-def answers(runs: Iterable[Run], stages: Path) -> list[Plain]:
+def answers(runs: Iterable[Run], stages: Path, before: Iterable[Plain] = ()) -> list[Plain]:
     """What was written for every test row of the tasks whose answers are written, side by side: by arm and seed, of the
-    first fine-tuning."""
+    first fine-tuning.
+
+    Args:
+        before: the rows of other seeds.
+    """
     rows: dict[tuple[str, str, str], Plain] = {}
+    for row in before:
+        rows[row["task"], row["input"], str(row["gold"])] = row
     for run in runs:
-        for stage in run.tasks.values() if run.fraction == 1 else ():
+        for stage in run.tasks.values():
             task = (stage.result(stages) or {}).get("task", "")
             file = min(stage.folder(stages).glob(f"seed-*/{PREDICTIONS}"), default=None)
             for line in read_lines(file) if file else ():

@@ -38,13 +38,13 @@ MOMENTS = 5
 """At so many moments of a training, evenly, each text is shown: in another pass each, and so with another draw."""
 
 
-def samples(recipe: Recipe, runs: Sequence[Run], stages: Path) -> dict[str, list[Plain]]:
+def samples(runs: Sequence[Run], stages: Path) -> dict[str, list[Plain]]:
     """Beginnings of documents with what each arm masks over its training (with its first seed).
 
     A policy that learns has the weights of the end of that run; where they are not known, its arm is left out.
     """
     shown: dict[str, list[Plain]] = {}
-    for run, link, data, masker in _maskers(recipe, runs, stages):
+    for run, link, data, masker in _maskers(runs, stages):
         learnt = {"learnt": True} if isinstance(masker.policy, GroupWeighted) else {}
         steps, length = link.training.steps, min(link.corpus.length, SAMPLE_TOKENS)
         layers_folder = run.prepared.folder(stages) / "layers"
@@ -66,7 +66,7 @@ def samples(recipe: Recipe, runs: Sequence[Run], stages: Path) -> dict[str, list
 def masked_records(recipe: Recipe, runs: Sequence[Run], stages: Path) -> list[Record]:
     """How often each arm masks the right answers of each task that has texts for answers, in the middle of training."""
     records: list[Record] = []
-    for run, link, data, masker in _maskers(recipe, runs, stages) if recipe.tasks else ():
+    for run, link, data, masker in _maskers(runs, stages) if recipe.tasks else ():
         if isinstance(data.training, Stream):  # it is not read again to be counted
             continue
         for task in (load_task(of_run(spec, run.seed)) for spec in recipe.tasks):
@@ -85,7 +85,7 @@ def masked_records(recipe: Recipe, runs: Sequence[Run], stages: Path) -> list[Re
     return records
 
 
-def _maskers(recipe: Recipe, runs: Sequence[Run], stages: Path) -> Iterator[tuple[Run, Recipe, Prepared, Masker]]:
+def _maskers(runs: Sequence[Run], stages: Path) -> Iterator[tuple[Run, Recipe, Prepared, Masker]]:
     """The first run of every arm, its last training, the text of that, and what masks it.
 
     Arms without masks, whose objectives bring their own, or whose learned weights are not kept have nothing to show.
@@ -94,8 +94,8 @@ def _maskers(recipe: Recipe, runs: Sequence[Run], stages: Path) -> Iterator[tupl
     for run in runs:
         if run.arm != REFERENCE and run.prepared.result(stages):
             first.setdefault(run.arm, run)
-    for arm, run in first.items():
-        link = recipe.arm(arm, seed=run.seed).links()[-1]
+    for run in first.values():
+        link = run.recipe.links()[-1]
         if link.masking.policy not in link.masked_by:
             continue
         data = open_text(run.prepared.folder(stages))

@@ -217,8 +217,8 @@ def _written(source: str, specs: Sequence[str], comment: str) -> str:
         "  arms:",
         *(f"    {arm}: {{{settings}}}" for arm, settings in arms.items()),
         f"  contrasts: [[{other}, {base}]]   # the one question; more of them need more runs",
-        "  # To be *decided*, settings must be searched for each arm alike (twice the time):",
-        "  # search: {seeds: [1000, 1001], grid: {training.learning_rate: [1.0e-3, 2.0e-3, 4.0e-3]}}",
+        "  # To compare arms that are each tuned, let every seed choose (four times the runs):",
+        "  # search: {grid: {training.learning_rate: [1.0e-3, 2.0e-3, 4.0e-3]}}",
     ]
     return "\n".join(lines) + "\n"
 

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from maskwise.constants import REFERENCE
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation import evaluate
 from maskwise.recipe import Recipe
@@ -60,12 +59,11 @@ class Work(NamedTuple):
     link: Recipe
 
 
-def works_of(recipe: Recipe, runs: Iterable[Run]) -> dict[str, Work]:
+def works_of(runs: Iterable[Run]) -> dict[str, Work]:
     """The stages of runs by name, each with the recipe of its training."""
     works: dict[str, Work] = {}
     for run in runs:
-        own = (recipe.baseline or run.arm) if run.arm == REFERENCE else run.arm
-        links = recipe.arm(own, seed=run.seed, more=run.setting).links()
+        links = run.recipe.links()
         for stage, link in zip(run.trainings, links):
             works[stage.name] = Work(stage, link)
         for stage in run.stages:

@@ -59,7 +59,7 @@ def summarise(records: Iterable[Record], study: Study, *, alpha: float = 0.05) -
     [('tasks', 'suggests', 'few-runs'), ('t', 'suggests', 'few-runs')]
     """
     pairs = primary_pairs(study)
-    table = Table(list(records), study)
+    table = Table([record for record in records if "role" not in record], study)
     words = describe_arms(study["arms"])
     names = words | {REFERENCE: study.get("reference") or REFERENCE} | MADE_OF_ARMS
     comparisons = [comparison for pair in pairs for comparison in compare(table, *pair)]
