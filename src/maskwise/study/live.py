@@ -119,7 +119,7 @@ class LiveTable:
             f"{len(errors)} failed" if errors else "",
             duration(time.perf_counter() - self.began),
             f"{speed:,.0f} tokens/s" if speed else "",
-            f"{'about' if sure else 'more than'} {duration(left)} left" if left else "",
+            f"{'about' if sure else 'more than'} {duration(left)} left" if left and (sure or self.seconds) else "",
         ]
         purpose = "" if self.plan.purpose == "main" else f"{self.plan.purpose}: "
         return Text(purpose + ", ".join(part for part in parts if part), no_wrap=True)
