@@ -6,10 +6,15 @@ command line read all three. Every type is a ``TypedDict``: plain JSON at run ti
 
 from __future__ import annotations
 
-from typing import Literal, NotRequired, TypedDict
+from typing import Literal, NamedTuple, NotRequired, TypedDict
 
-Verdict = Literal["decided", "equal", "suggests", "undecided", "void"]
-Effect = Literal["voids", "tests", "caps", "said"]
+from maskwise.constants import NATS
+
+RULES = 2
+"""The version of the rules that verdicts are made by; summaries without one were made by earlier rules."""
+
+Verdict = Literal["decided", "no difference that matters", "open", "not comparable"]
+Effect = Literal["invalid", "caps", "notes"]
 
 
 class ArmFacts(TypedDict):
@@ -79,6 +84,13 @@ class Look(TypedDict):
     looks: list[int] | None
 
 
+class Gate(TypedDict):
+    """A positive control: the arm that must beat the other one, and the contrasts that have no answer otherwise."""
+
+    contrast: tuple[str, str]
+    closes: list[tuple[str, str]]
+
+
 class Study(TypedDict, total=False):
     """study.json."""
 
@@ -106,7 +118,7 @@ class Study(TypedDict, total=False):
     search: Search | None
     share: NotRequired[tuple[str, str] | None]
     """The arm whose gain over the other is shared out (``study.share``)."""
-    gate: NotRequired[Gate | None]
+    gate: NotRequired[Gate | tuple[str, str] | None]
     """In older files, which put it among the contrasts too, the pair alone."""
     pending: NotRequired[list[int]]
     """The seeds of runs to be compared that have not run yet; there only while it is not empty."""
@@ -229,31 +241,28 @@ class Compute(TypedDict):
 
 
 class Detectable(TypedDict):
-    """The difference that this many runs find with a probability of .8, in the row's unit and in plain scores."""
+    """The difference that this many runs find with a probability of .8, in plain scores, or in the row's unit."""
 
     runs: int
     difference: float
-    natural: float
 
 
-class Reason(TypedDict):
-    """Why a verdict is what it is: a code, what it does to the verdict, a sentence, and the facts in it."""
+class Equivalence(TypedDict):
+    """The interval that lies within the margin of a study, in plain scores or nats, and its confidence."""
+
+    margin: float
+    confidence: float
+    low: float
+    high: float
+
+
+class RaisedFlag(TypedDict):
+    """What makes a row not comparable, caps its verdict at *open*, or must be known beside it."""
 
     code: str
     effect: Effect
     sentence: str
-    arms: NotRequired[list[str]]
-    runs: NotRequired[int]
-    p: NotRequired[float]
-    ratios: NotRequired[dict[str, float]]
-    why: NotRequired[str]
-    """Which of several causes of the code: no-search, shared-seeds, no-choice, different-grids."""
-    missing: NotRequired[int]
-    planned: NotRequired[int]
-    points: NotRequired[float]
-    task: NotRequired[str]
-    items: NotRequired[int]
-    overlapping: NotRequired[int]
+    facts: dict[str, object]
 
 
 class Contrast(TypedDict):
@@ -271,7 +280,6 @@ class Contrast(TypedDict):
     mean: float | None
     low: float | None
     high: float | None
-    standardised: float | None
     metric: str | None
     natural: NotRequired[Estimate]
     """The same in plain scores, for the outcome "tasks" only."""
@@ -279,13 +287,15 @@ class Contrast(TypedDict):
     items: Ends | None
     p: float | None
     p_adjusted: float | None
-    q: NotRequired[float]
-    """The false discovery rate, of rows that are not primary."""
-    verdict: Verdict
+    verdict: Verdict | None
+    """None of rows that are not primary, unless they are not comparable."""
     better: Literal["arm", "baseline"] | None
-    reason: str
-    reasons: list[Reason]
-    more_runs: int | None
+    """The side that is decided to be better."""
+    scope: str
+    """Whether the verdict holds "at these settings", or for arms that were each tuned."""
+    flags: list[RaisedFlag]
+    equivalence: NotRequired[Equivalence]
+    runs_to_decide: int | None
     detectable: Detectable | None
     brief: str
     sentence: str
@@ -304,27 +314,17 @@ class Point(TypedDict, total=False):
     values: dict[str, float]
 
 
-class TimeToQuality(TypedDict):
-    """The share of the baseline's compute that an arm needs to be as good as the baseline at its end.
+class Crossing(TypedDict):
+    """By seed, the share of the baseline's compute at which an arm first has the baseline's final quality.
 
-    A share, and the ends of its interval, may be the text "not reached" or "before the shortest run".
+    None where it never has; a string stands for a seed, as in JSON.
     """
 
     arm: str
     baseline: str
     outcome: str
     by: str
-    n: int
-    left_out: int
-    not_reached: int
-    reached_before: int
-    share: float | str
-    low: float | str | None
-    high: float | str | None
-    method: str | None
-    by_itself: float | str | None
-    shares: dict[str, float | str]
-    sentence: str
+    shares: dict[str, float | None]
 
 
 class TransferCell(TypedDict):
@@ -342,8 +342,8 @@ class TransferCell(TypedDict):
 class GainShare(TypedDict):
     """How much of what the ``best`` arm adds to the ``baseline`` on a task another arm adds: 1 is all of it.
 
-    ``share`` is None where the best arm adds nothing, or arms cannot be compared; the ends are None where there are too
-    few runs to say.
+    Of ``n`` pairs of runs ``failed`` learned nothing, with the exact interval of that share. ``share`` and its 95 %
+    interval are those of the other runs; None where there is none, or arms cannot be compared.
     """
 
     arm: str
@@ -351,6 +351,9 @@ class GainShare(TypedDict):
     baseline: str
     task: str
     n: int
+    failed: int
+    failed_low: float | None
+    failed_high: float | None
     share: float | None
     low: float | None
     high: float | None
@@ -366,30 +369,37 @@ class TaskUse(TypedDict):
 
 class Efficiency(TypedDict):
     points: list[Point]
-    time_to_quality: list[TimeToQuality]
+    crossings: list[Crossing]
 
 
 class ArmSummary(TypedDict):
     """What came of an arm; ``scores`` are by outcome and in the order of the study's seeds, None where a run failed."""
 
     units: str
-    plateau: bool
-    stuck: str | None
     gap_nats: float | None
+    """By how much the loss is below that of word frequencies, on the arm's own masks."""
     failures: int
-    chosen: dict[str, object] | None
     compute: dict[str, float]
     scores: dict[str, list[float | None]]
     words: str
 
 
+class Pending(TypedDict):
+    """How many replicates a study has, of those that it planned."""
+
+    planned: int
+    done: int
+
+
 class Summary(TypedDict):
     """summary.json."""
 
+    rules: NotRequired[int]
+    """``RULES``; a summary of earlier rules does not have it."""
+    pending: NotRequired[Pending | None]
+    """There while planned runs are missing: nothing is tested then."""
     baseline: str
-    replicates: int
     matched_by: str | None
-    references: dict[str, dict[str, object]]
     arms: dict[str, ArmSummary]
     contrasts: list[Contrast]
     verdict: Verdict | None
@@ -400,3 +410,48 @@ class Summary(TypedDict):
     tasks: dict[str, TaskUse]
     shares: NotRequired[list[GainShare]]
     transfer: NotRequired[list[TransferCell]]
+
+
+# Rows as people read them ----------------------------------------------------------------------------
+
+
+class Shown(NamedTuple):
+    """The estimate of a row, arm − baseline, in points, nats, spreads between seeds, or the unit of an evaluation."""
+
+    mean: float | None
+    low: float | None
+    high: float | None
+    scale: float
+    unit: str
+    digits: int
+
+    def size(self) -> str:
+        """The mean without its sign: "2.1 accuracy points"."""
+        return f"{abs(self.mean or 0.0):.{self.digits}f} {self.unit}"
+
+    def ends(self) -> str:
+        """The interval as seen from the side that is ahead: "−0.4 to 4.6"."""
+        sign = -1 if (self.mean or 0.0) < 0 else 1
+        low, high = sorted((sign * (self.low or 0.0), sign * (self.high or 0.0)))
+        return f"{low:.{self.digits}f} to {high:.{self.digits}f}".replace("-", "−")
+
+
+def shown(row: Contrast) -> Shown:
+    """The estimate of a row in the unit that people read; spreads only where tasks have no common unit."""
+    estimate: Estimate = {"mean": row["mean"], "low": row["low"], "high": row["high"]}
+    scale, digits, unit = 1.0, 3, row["unit"]
+    natural = row.get("natural")
+    if unit == "SDs":
+        # Tasks of different scale: the plain mean may point elsewhere than the standardised one.
+        agrees = natural is not None and (natural["mean"] or 0.0) * (row["mean"] or 0.0) >= 0
+        if natural is not None and agrees:
+            estimate, unit = natural, "score"
+        else:
+            unit, digits = "spreads between seeds", 1
+    if unit == "score" and row["metric"] != NATS:
+        scale, digits = 100.0, 1
+        unit = f"{row['metric']} points" if row["metric"] else "points"
+    elif NATS in (unit, row["metric"]):
+        unit, digits = NATS, 3
+    mean, low, high = (None if x is None else scale * x for x in (estimate["mean"], estimate["low"], estimate["high"]))
+    return Shown(mean, low, high, scale, unit, digits)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 from rich.table import Table
@@ -22,6 +22,7 @@ from maskwise.cli.terminal import (
 )  # fmt: skip
 from maskwise.constants import GAIN, accuracy_misleads, rank_here
 from maskwise.errors import MaskwiseError
+from maskwise.files import Contrast, shown
 from maskwise.folders import recipe_path
 
 
@@ -278,26 +279,26 @@ def _recipe_or_override(recipe: str, overrides: list[str] | None) -> tuple[str, 
 
 COLOURS = {
     "decided": "bold green",
-    "equal": "green",
-    "suggests": "yellow",
-    "undecided": "white",
-    "void": "red",
+    "no difference that matters": "green",
+    "open": "yellow",
+    "not comparable": "red",
 }
 """The colours of the verdicts."""
 
 
 def print_verdicts(result: dict[str, Any]) -> None:
-    """The primary contrasts, what they say in a sentence, why no more, and what to do."""
-    out_console.print(_contrasts(result))
+    """The primary contrasts, the headline, the flags that a reader must know, and what to do."""
+    rows = [row for row in result["contrasts"] if row["primary"]]
+    if rows:
+        out_console.print(_contrasts(rows))
     out_console.print(f"[bold]{escape(result['headline'])}[/bold]", highlight=False)
-    why: dict[str, list[str]] = {}
-    for row in result["contrasts"]:
-        for reason in row["reasons"] if row["primary"] else ():
-            if reason["effect"] in ("voids", "caps") or reason["code"] in ("unmatched-compute", "overlap"):
-                why.setdefault(reason["sentence"], []).append(row["arm"])
-    rows = sum(row["primary"] for row in result["contrasts"])
-    for sentence, arms in why.items():
-        known = len(arms) == rows or any(arm in sentence for arm in arms)
+    arms_of: dict[str, list[str]] = {}
+    for row in rows:
+        for flag in row["flags"]:
+            if flag["code"] != "items":
+                arms_of.setdefault(flag["sentence"], []).append(row["arm"])
+    for sentence, arms in arms_of.items():
+        known = len(arms) == len(rows) or any(arm in sentence for arm in arms)
         who = "" if known else f"{', '.join(dict.fromkeys(arms))}: "
         out_console.print(f"  · {escape(who + sentence)}", highlight=False, style="dim")
     for sentence in result["advice"]:
@@ -305,36 +306,38 @@ def print_verdicts(result: dict[str, Any]) -> None:
     out_console.print()
 
 
-def _contrasts(result: dict[str, Any]) -> Table:
+def _contrasts(rows: list[dict[str, Any]]) -> Table:
     """The primary contrasts, a line each: in points of a score, or nats; and the numbers the verdict rests on."""
     from maskwise.study.verdict.words import outcome_words
 
-    rows = [row for row in result["contrasts"] if row["primary"]]
     outcomes = dict.fromkeys(outcome_words(row["outcome"]).partition(" ")[2] for row in rows)  # without "on" or "in"
-    by = "all tasks" if any(row["outcome"] == "tasks" for row in rows) else " or ".join(outcomes)
-    spread = "in spreads between seeds, 95 %" if any(row["unit"] == "SDs" for row in rows) else "95 % interval"
     bases = dict.fromkeys(row["baseline"] for row in rows)
     named = len(bases) > 1
-    heads = ("arm", "against", by) if named else ("arm", f"{by}, against {next(iter(bases), '')}")
-    table = Table(*heads, spread, "verdict", box=None, padding=(0, 2, 0, 0))
+    where = " or ".join(outcomes)
+    heads = ("arm", "against", where) if named else ("arm", f"{where}, against {next(iter(bases), '')}")
+    scopes = {row["scope"] for row in rows if row["verdict"] != "not comparable"}
+    scope = f"verdict, {scopes.pop()}" if len(scopes) == 1 else "verdict"
+    table = Table(*heads, "95 % interval", "p", scope, box=None, padding=(0, 2, 0, 0))
     for row in rows:
-        natural = row.get("natural") or row
-        nats = "nats" in (row["unit"], row["metric"])
-        scale, unit, digits = (1, "nats", 3) if nats else (100, "points", 1)
-        mixed = row["unit"] == "SDs" and "natural" not in row  # points and nats have no mean
-        mean = "" if mixed or natural["mean"] is None else f"{_signed(scale * natural['mean'], digits)} {unit}"
-        if row["low"] is None:
-            interval = "one run: none"
-        elif row["unit"] == "SDs":
-            interval = f"{_signed(row['mean'], 1)} ({_signed(row['low'], 1)} to {_signed(row['high'], 1)})"
-        else:
-            low, high = (_signed(scale * row[end], digits) for end in ("low", "high"))
-            interval = f"{low} to {high}"
-        which = {"arm": " better", "baseline": " worse"}.get(row["better"], "")
-        verdict = f"[{COLOURS[row['verdict']]}]{row['verdict']}{which}[/] ({row['reason'].replace('-', ' ')})"
+        amount = shown(cast(Contrast, row))
+        unit = "points" if amount.unit.endswith("points") else amount.unit
+        mean = "" if amount.mean is None else f"{_signed(amount.mean, amount.digits)} {unit}"
+        interval = "needs 6 runs"
+        if amount.low is not None and amount.high is not None:
+            interval = f"{_signed(amount.low, amount.digits)} to {_signed(amount.high, amount.digits)}"
+        p = "" if row["p_adjusted"] is None else f"{row['p_adjusted']:.2g}"
         who = [escape(row["arm"]), escape(row["baseline"])][: 1 + named]
-        table.add_row(*who, mean, interval, verdict)
+        table.add_row(*who, mean, interval, p, _verdict(row, scope="" if scope != "verdict" else row["scope"]))
     return table
+
+
+def _verdict(row: dict[str, Any], scope: str) -> str:
+    """ "better (decided)", coloured; with a scope where rows differ in it."""
+    word = row["verdict"]
+    side = {"arm": "better", "baseline": "worse"}.get(row["better"])
+    text = f"{side} ({word})" if side else word
+    told = f", {scope}" if scope and word != "not comparable" else ""
+    return f"[{COLOURS[word]}]{text}[/]{told}"
 
 
 def _signed(number: float, digits: int) -> str:

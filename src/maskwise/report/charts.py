@@ -6,14 +6,16 @@ objective had the steps, what became of each, what choosing cost.
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
+from statistics import median
 from typing import TypeVar
 
 from maskwise.constants import BLUE, CORRELATIONS, LOWER_IS_BETTER, ORANGE, REFERENCE, shade
-from maskwise.files import Record, TimeToQuality
+from maskwise.files import Crossing, Record
 from maskwise.report.drawing import (
     GROUPS,
     Colours,
@@ -343,15 +345,18 @@ def compute_view(folder: Folder, colours: Colours) -> View | None:
     if not points or not quantities:
         return None
     measures = list(dict.fromkeys(point["measure"] for point in points))
-    times: dict[tuple[str, str, str], dict[str, TimeToQuality]] = {}
-    for row in known["time_to_quality"]:
-        times.setdefault((row["arm"], row["baseline"], row["outcome"]), {})[row["by"]] = row
     return {
         "spec": choice_chart(points, colours, measures=measures, quantities=quantities),
         "companions": any(point["fraction"] < 1 for point in points),
-        "times": list(times.values()),
-        "by_itself": {outcome_label(row["outcome"]): row["by_itself"] for row in known["time_to_quality"]},
+        "crossings": [_crossing(row) for row in known["crossings"]],
     }
+
+
+def _crossing(row: Crossing) -> View:
+    """The median over seeds, which is None where half of them or more never cross."""
+    shares = [math.inf if share is None else share for share in row["shares"].values()]
+    middle = median(shares)
+    return {**row, "median": middle if math.isfinite(middle) else None}
 
 
 # What charts share ------------------------------------------------------------------------------------

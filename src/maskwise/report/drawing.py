@@ -14,7 +14,7 @@ from typing import Any, TypeAlias, TypedDict
 import altair as alt
 
 from maskwise.constants import DIFFUSION, PLATEAU_NATS
-from maskwise.files import Contrast
+from maskwise.files import Contrast, shown
 
 SLATE, BROWN, VOID = "#565f6b", "#8a5a2b", "#a5a29b"
 OKABE_ITO = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
@@ -243,10 +243,10 @@ def _small(rows: list[Point], colours: Colours, *, percent: bool) -> list[alt.Ch
 # The forest plot -------------------------------------------------------------------------------------
 
 FORESTS = {
-    "tasks": ("On the tasks", "All tasks together, in spreads between seeds. The verdict rests here."),
+    "tasks": ("On the tasks", "The mean over all tasks. The verdict rests here."),
     "task": (
         "Task by task",
-        "In points of the task's measure. They help to explain a verdict and do not decide it.",
+        "In points of the task's measure. These rows explain a verdict and are not tested.",
     ),
     "left-out": (
         "Tasks that cannot tell",
@@ -273,7 +273,8 @@ FORESTS = {
         "In nats, reversed so that right is better; only between arms with equal units.",
     ),
 }
-UNITS = {"score": "points", "SDs": "spreads between seeds"}
+NOT_COMPARABLE = ("not comparable", "void")
+"""Verdicts of rows without an answer; the second is that of earlier rules."""
 
 
 def forest_groups(contrasts: Sequence[Contrast], colours: Colours) -> list[View]:
@@ -285,13 +286,13 @@ def forest_groups(contrasts: Sequence[Contrast], colours: Colours) -> list[View]
     common = common_notes(contrasts)
     groups: dict[tuple[str, str], list[Contrast]] = defaultdict(list)
     for row in contrasts:
-        groups[_kind_of(row), row["unit"]].append(row)
-    views = [
-        _forest(kind, sorted(rows, key=lambda row: row["verdict"] == "void"), colours, common)
-        for kind in FORESTS
-        for (known, _), rows in groups.items()
-        if known == kind
-    ]
+        groups[_kind_of(row), shown(row).unit].append(row)
+    views = []
+    for kind in FORESTS:
+        for (known, _), rows in groups.items():
+            if known == kind:
+                comparable_first = sorted(rows, key=lambda row: row["verdict"] in NOT_COMPARABLE)
+                views.append(_forest(kind, comparable_first, colours, common))
     return sorted(views, key=lambda view: not view["primary"])
 
 
@@ -301,47 +302,39 @@ def _kind_of(row: Contrast) -> str:
         return {"score": "evaluation", "perplexity": "perplexity"}.get(row["unit"], "bound")
     if outcome == "tasks" or outcome.startswith("heldout:"):
         return outcome.partition(":")[0]
-    if any(reason["code"] == "no-help" for reason in row["reasons"]):
+    if any(flag["code"] == "no-help" for flag in row["flags"]):
         return "left-out"
     return "task-nats" if row["unit"] == "nats" else "task"
 
 
 def _forest(kind: str, rows: list[Contrast], colours: Colours, common: Sequence[str]) -> View:
-    unit = rows[0]["unit"]
-    sign = (100 if unit == "score" else 1) * (1 if rows[0]["higher_is_better"] else -1)
-    drawn = [(row, row["mean"]) for row in rows if row["mean"] is not None and row["verdict"] != "void"]
-    drawn = drawn or [(row, row["mean"]) for row in rows if row["mean"] is not None]
-    # With two runs an interval can be a hundred times the effect: such ends are cut, and marked as cut.
-    largest = max((abs(at) for _, at in drawn), default=0)
-    ends = [abs(end) for row, _ in drawn for end in (row["low"], row["high"]) if end is not None]
-    reach = abs(sign) * max(min(max(ends, default=0), 4 * largest), largest, 1e-9) * 1.1
-
-    def place(value: float) -> float:
-        return round(50 + 50 * max(-1.0, min(1.0, value / reach)), 2)
-
+    sign = 1 if rows[0]["higher_is_better"] else -1
+    amounts = [shown(row) for row in rows]
+    comparable = [amount for row, amount in zip(rows, amounts) if row["verdict"] not in NOT_COMPARABLE]
+    known = [amount for amount in comparable or amounts if amount.mean is not None]
+    # With few runs an interval can be a hundred times the effect: such ends are cut, and marked as cut.
+    largest = max((abs(amount.mean or 0.0) for amount in known), default=0.0)
+    ends = [abs(end) for amount in known for end in (amount.low, amount.high) if end is not None]
+    reach = max(min(max(ends, default=0.0), 4 * largest), largest, 1e-9) * 1.1
     lines = []
-    for row in rows:
+    for row, amount in zip(rows, amounts):
         line: View = {
             "row": row,
             "label": outcome_label(row["outcome"]),
-            "colour": VOID if row["verdict"] == "void" else colours.get(row["arm"], SLATE),
+            "colour": VOID if row["verdict"] in NOT_COMPARABLE else colours.get(row["arm"], SLATE),
+            "notes": [note for note in _notes(row) if note not in common],
+            "drawn": amount.mean is not None,
         }
-        line["notes"] = [note for note in _notes(row) if note not in common]
-        line["drawn"] = row["mean"] is not None
-        if row["mean"] is not None and line["drawn"]:
-            line |= {
-                "at": place(sign * row["mean"]),
-                "figure": f"{sign * row['mean']:+.2f}".replace("-", "−"),
-            }
-            if row["low"] is not None and row["high"] is not None:
-                low, high = sorted((sign * row["low"], sign * row["high"]))
-                line |= {
-                    "from": place(low),
-                    "to": place(high),
-                    "cut_left": low < -reach,
-                    "cut_right": high > reach,
-                }
-                line["interval"] = f"{low:.2f} to {high:.2f}".replace("-", "−")
+        if amount.mean is not None:
+            line["at"] = _place(sign * amount.mean, reach)
+            line["figure"] = f"{sign * amount.mean:+.{amount.digits}f}".replace("-", "−")
+        if amount.low is not None and amount.high is not None:
+            low, high = sorted((sign * amount.low, sign * amount.high))
+            line["from"] = _place(low, reach)
+            line["to"] = _place(high, reach)
+            line["cut_left"] = low < -reach
+            line["cut_right"] = high > reach
+            line["interval"] = f"{low:.{amount.digits}f} to {high:.{amount.digits}f}".replace("-", "−")
         lines.append(line)
     title, note = FORESTS[kind]
     primary = any(row["primary"] for row in rows)
@@ -351,20 +344,25 @@ def _forest(kind: str, rows: list[Contrast], colours: Colours, common: Sequence[
         "note": note + (" The verdict rests here." if primary and kind != "tasks" else ""),
         "primary": primary,
         "rows": lines,
-        "unit": UNITS.get(unit, unit),
-        "reach": f"{reach:.2g}" if drawn else None,
+        "unit": amounts[0].unit,
+        "reach": f"{reach:.2g}" if known else None,
     }
 
 
+def _place(value: float, reach: float) -> float:
+    """Where a value lies in per cent of the width of a plot from −reach to reach."""
+    return round(50 + 50 * max(-1.0, min(1.0, value / reach)), 2)
+
+
 def _notes(row: Contrast) -> list[str]:
-    """Reasons that a reader must know beside the sentence; those of a void stand in it, an overlap on top."""
-    known = [r["sentence"] for r in row["reasons"] if r["effect"] in ("caps", "said") and r["code"] != "overlap"]
-    return [text[:1].upper() + text[1:] + "." for text in known] if row["primary"] else []
+    """Flags that a reader must know beside the sentence; those of a row without an answer are in it."""
+    flags = [flag for flag in row["flags"] if flag["effect"] != "invalid" and flag["code"] != "overlap"]
+    return [flag["sentence"][:1].upper() + flag["sentence"][1:] + "." for flag in flags] if row["primary"] else []
 
 
 def common_notes(contrasts: Sequence[Contrast]) -> list[str]:
     """What is to be known of every primary contrast: said once, in the plain words."""
-    rows = [row for row in contrasts if row["primary"] and row["verdict"] != "void"]
+    rows = [row for row in contrasts if row["primary"] and row["verdict"] not in NOT_COMPARABLE]
     return [note for note in _notes(rows[0]) if all(note in _notes(row) for row in rows)] if len(rows) > 1 else []
 
 

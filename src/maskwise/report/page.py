@@ -21,12 +21,14 @@ import vl_convert
 from maskwise import __version__
 from maskwise.constants import (
     LOWER_IS_BETTER,
+    PLATEAU_NATS,
     REFERENCE,
     accuracy_misleads,
     overlap_matters,
     overlap_words,
 )
 from maskwise.errors import duration
+from maskwise.files import Contrast
 from maskwise.folders import write_whole
 from maskwise.report.charts import (
     compute_view,
@@ -126,21 +128,32 @@ def _story(folder: Folder) -> View | None:
     sentence += f", judged on {judged}" if judged else ", judged by held-out loss and what needs no fine-tuning"
     by = summary["matched_by"]
     sentence += f". All arms spent equal {by}" if by and all(row["compute"]["matched"] for row in rows) else ""
-    sentence += ". Each arm has the settings that were best for it on other seeds." if study["search"] else "."
+    sentence += ". " + _scopes(rows)
     lines = [{"verdict": row["verdict"], "sentence": row["brief"]} for row in rows]
     known = common_notes(summary["contrasts"])
     return {"compared": sentence, "lines": lines, "known": known, "advice": summary["advice"]}
 
 
+def _scopes(rows: list[Contrast]) -> str:
+    """What the verdicts hold for; nothing more is known of those of earlier rules."""
+    scopes = {row.get("scope") for row in rows}
+    if scopes == {"each arm tuned"}:
+        return "Every seed chose the settings of each arm, and a fresh run at them is compared."
+    if scopes == {"at these settings"}:
+        return "The verdicts hold at these settings: with others, such as other learning rates, the order may change."
+    return ""
+
+
 def _arm(folder: Folder, arm: str, colour: str) -> View:
     facts, known = folder.study["arms"].get(arm), folder.summary["arms"].get(arm)
+    gap = known.get("gap_nats") if known else None
     recipe = (facts["sampler"] if "sampler" in facts else f"{facts['policy']} {facts['ratio']}") if facts else ""
     return {
         "name": arm,
         "colour": colour,
         "baseline": arm == folder.study["baseline"],
         "words": known["words"] if known and known["words"] != arm else recipe,
-        "stuck": (known.get("stuck") or ("plateau" if known["plateau"] else None)) if known else None,
+        "floor": gap if gap is not None and gap < PLATEAU_NATS else None,
         "failures": sum(r["kind"] == "failure" and r["arm"] == arm for r in folder.records),
     }
 
@@ -299,20 +312,23 @@ def _evaluation_table(folder: Folder) -> View:
 
 
 def _choices(folder: Folder) -> list[list[View]]:
-    """What the search chose for each arm, and what it chose from; arms that had the same to choose from together."""
+    """What searches chose for each arm, and what from; arms that had the same to choose from together.
+
+    One search for each replicate, or, in older studies, one for all of them.
+    """
     tables: dict[tuple[str, ...], list[View]] = {}
-    for record in folder.records:
-        if record["kind"] != "selection":
-            continue
-        points = [(_setting(point["setting"]), point) for point in record["candidates"]]
-        tables.setdefault(tuple(setting for setting, _ in points), []).append({
-            "arm": record["arm"], "border": record["border"], "by": record["by"], "seeds": record["seeds"],
-            "chosen": _setting(record["chosen"]) if record["chosen"] else None,
-            "candidates": [
-                {"setting": setting, "mean": point["mean"], "chosen": point["setting"] == record["chosen"]}
-                for setting, point in points
-            ],
-        })  # fmt: skip
+    lines = [record for record in folder.records if record["kind"] == "selection"]
+    for arm in dict.fromkeys(line["arm"] for line in lines):
+        own = [line for line in lines if line["arm"] == arm]
+        points = [_setting(point["setting"]) for point in own[0]["candidates"]]
+        chosen = [_setting(line["chosen"]) for line in own if line["chosen"]]
+        candidates: list[View] = []
+        for place, setting in enumerate(points):
+            scores = [line["candidates"][place].get("score", line["candidates"][place].get("mean")) for line in own]
+            known = [score for score in scores if score is not None]
+            candidates.append({"setting": setting, "mean": mean(known), "chosen": chosen.count(setting)})
+        view: View = {"arm": arm, "by": own[0]["by"], "searches": len(own), "candidates": candidates}
+        tables.setdefault(tuple(points), []).append(view)
     return list(tables.values())
 
 
@@ -433,7 +449,6 @@ def environment() -> jinja2.Environment:
     environment.filters["figure"] = lambda x, digits=3: "–" if x is None else f"{x:.{digits}f}"
     environment.filters["short"] = lambda x: "–" if x is None else f"{x:.3f}" if abs(x) < 10 else f"{x:.4g}"
     environment.filters["share"] = lambda x, digits=0: "–" if x is None else f"{100 * x:.{digits}f} %"
-    environment.filters["percent"] = lambda x: f"{100 * x:.0f} %" if isinstance(x, float) else x or "–"
     environment.filters |= {"powers": powers, "outcome": outcome_label}
     # Numbers keep to their units at the end of a line.
     environment.filters["figures"] = lambda text: str(text).replace(" %", "\u00a0%").replace("p = ", "p\u00a0=\u00a0")

@@ -89,8 +89,8 @@ NO_STUDY: Study = {
     "contrasts": [], "match": None, "search": None,
 }  # fmt: skip
 NO_SUMMARY: Summary = {
-    "baseline": "", "replicates": 0, "matched_by": None, "references": {}, "arms": {}, "contrasts": [], "verdict": None,
-    "headline": "", "advice": [], "overlap": [], "tasks": {}, "efficiency": {"points": [], "time_to_quality": []},
+    "baseline": "", "matched_by": None, "arms": {}, "contrasts": [], "verdict": None, "headline": "", "advice": [],
+    "overlap": [], "tasks": {}, "efficiency": {"points": [], "crossings": []},
 }  # fmt: skip
 REQUIRED = {
     "score": {"arm", "seed", "task", "score"},
@@ -99,10 +99,14 @@ REQUIRED = {
     "cost": {"arm", "seed"},
     "policy": {"arm", "seed"},
     "failure": {"arm", "seed", "stage", "error"},
-    "selection": {"arm", "by", "seeds", "chosen", "candidates", "border"},
+    "selection": {"arm", "by", "chosen", "candidates"},
     "overlap": {"task", "corpus", "items", "overlapping"},
     "coverage": {"task", "corpus"},
 }
+
+
+OLD_EFFECTS = {"voids": "invalid", "caps": "caps", "said": "notes"}
+"""What effects were called by earlier rules."""
 
 
 @dataclass
@@ -202,7 +206,7 @@ def _read_study(folder: Path) -> Folder:
         study=study,
         records=records,
         unread=_lines_in(folder / "records.jsonl") - len(records),
-        summary=cast(Summary, NO_SUMMARY | cast(Summary, read_json(folder / "summary.json") or {})),
+        summary=_summary(read_json(folder / "summary.json") or {}),
         samples=cast(dict[str, list[Sample]], read_json(folder / "samples.json") or {}),
         curves=curves,
         timings=[
@@ -213,6 +217,16 @@ def _read_study(folder: Path) -> Folder:
         seconds=study["seconds"],
         recipe_yaml=study["recipe_yaml"],
     )
+
+
+def _summary(content: dict[str, Any]) -> Summary:
+    """A summary with all its keys. One of earlier rules keeps its words; its reasons are read as flags."""
+    if "rules" not in content:
+        for row in content.get("contrasts", []):
+            told = [reason for reason in row.get("reasons", []) if reason["effect"] != "tests"]
+            row["flags"] = [reason | {"effect": OLD_EFFECTS[reason["effect"]], "facts": {}} for reason in told]
+        content["efficiency"] = {"crossings": [], "points": content.get("efficiency", {}).get("points", [])}
+    return cast(Summary, NO_SUMMARY | cast(Summary, content))
 
 
 def _read_run(folder: Path) -> Folder:

@@ -17,10 +17,12 @@ import re
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import cast
 
-from maskwise.constants import LOWER_IS_BETTER, NATS, REFERENCE
+from maskwise.constants import LOWER_IS_BETTER, REFERENCE
 from maskwise.errors import MaskwiseError, duration
 from maskwise.families import most_tokens, require_kind
+from maskwise.files import Contrast, shown
 from maskwise.folders import CARD, read_json, read_lines, write_json, write_lines, write_whole
 from maskwise.models import has_head, load_config, load_model, load_task_model, weights_of, without_advice
 from maskwise.recipe import Recipe, validate
@@ -164,37 +166,22 @@ def answer_of(result: Plain, recipe: Recipe) -> str:
     row = _primary(result)
     if row is None:
         return "Nothing was compared."
+    if row["verdict"] == "not comparable":
+        return row["sentence"]
+    answer = {
+        ("decided", "arm"): "Yes, further training helps",
+        ("decided", "baseline"): "No, further training harms",
+        ("no difference that matters", None): "No, it makes no difference that matters",
+    }.get((row["verdict"], row["better"]), "Open, these runs cannot tell")  # fmt: skip
+    amount = shown(cast(Contrast, row))
+    interval = ""
+    if amount.low is not None:
+        interval = f" (95 %: {amount.low:+.{amount.digits}f} to {amount.high:+.{amount.digits}f})"
     on = f"{len(recipe.tasks)} task{'s' * (len(recipe.tasks) != 1)}"
-    amount = f"{_amount(row)} on {on}, in {row['n']} pairs of runs"
-    said = {
-        ("decided", "arm"): "Yes, going on helps", ("decided", "baseline"): "No, going on harms",
-        ("suggests", "arm"): "Perhaps: going on seems to help",
-        ("suggests", "baseline"): "Perhaps: going on seems to harm",
-        ("equal", None): "No: it makes no difference that matters",
-    }.get((row["verdict"], row["better"]))  # fmt: skip
-    if row["verdict"] == "void":
-        said = f"No verdict, because {row['reason'].replace('-', ' ')}"
-    said = said or "It cannot be told from these runs"
+    size = f"{amount.mean or 0.0:+.{amount.digits}f} {amount.unit}"
+    difference = f"{size}{interval} on {on}, in {row['n']} pairs of runs".replace("-", "−")
     steps = sum(link.training.steps for link in recipe.arm(BEST, seed=0).links())
-    return f"{said}: {amount}. It costs {steps:,} steps a run; the study took {duration(result['seconds'])}."
-
-
-def _amount(row: Plain) -> str:
-    """The mean difference and its interval, in points, nats, or spreads where tasks of different units are compared."""
-    found = row.get("natural") or row
-    shown = "{:+.1f} points"
-    scale = 100
-    if NATS in (row.get("unit"), row.get("metric")):
-        shown = "{:+.3f} nats"
-        scale = 1
-    elif row.get("unit") == "SDs" and "natural" not in row:
-        shown = "{:+.1f} spreads between seeds"
-        scale = 1
-    amount = shown.format(scale * (found["mean"] or 0.0))
-    if found.get("low") is not None:
-        bare = shown.partition(" ")[0]
-        amount += f" (95 %: {bare.format(scale * found['low'])} to {bare.format(scale * found['high'])})"
-    return amount.replace("-", "−")
+    return f"{answer}: {difference}. It costs {steps:,} steps a run; the study took {duration(result['seconds'])}."
 
 
 def arm_that_helps(result: Plain) -> str | None:

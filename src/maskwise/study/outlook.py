@@ -395,8 +395,6 @@ def _doubts(recipe: Recipe, first: Recipe, facts: Plain) -> Iterator[Plain]:
         what = f"{runs} runs of each arm cannot decide {len(short)} contrast{'s' * (len(short) > 1)}"
         fewest = max(prospect["fewest_runs"] for prospect in short)
         yield doubt(what, f"study.seeds={fewest}, or fewer study.contrasts")
-    for limit in dict.fromkeys(limit for prospect in prospects for limit in prospect["limits"]):
-        yield doubt(f"a verdict says at most 'suggests': {limit}", "docs/studies.md")
 
 
 def _lines(recipe: Recipe, facts: Plain) -> Iterator[tuple[str, str]]:

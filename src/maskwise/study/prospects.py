@@ -1,9 +1,8 @@
-"""What a study will be able to tell, before it runs: for every contrast whether so many runs can decide it, the
-smallest difference that they would see, and how many runs it takes.
+"""What a study can decide, before it runs: for every contrast whether so many runs can decide it, the smallest
+difference that they detect, and how many runs it takes.
 
-A study that can never decide is not refused, because it may be meant as a pilot; it is told so at once. How noisy
-paired differences are comes from ``study.noise``, or from the records of an earlier study in the same folder. Cost: a
-second.
+A study that can never decide is not refused, because it may be meant as a pilot. How noisy paired differences are comes
+from ``study.noise``, or from the records of an earlier study in the same folder. Cost: a second.
 """
 
 from __future__ import annotations
@@ -22,10 +21,10 @@ from maskwise.folders import read_json, read_lines
 from maskwise.recipe import Recipe
 from maskwise.study.power import (
     P_FROM_RUNS,
-    attainable_level,
     detectable_difference,
     fewest_runs,
     look_weight,
+    power_of,
     runs_to_decide,
 )
 from maskwise.study.verdict.contrasts import compare, primary_pairs
@@ -46,8 +45,8 @@ class Prospect(TypedDict):
     decidable: bool
     fewest_runs: int
     """With fewer of each arm nothing can be decided."""
-    limits: list[str]
-    """Why it would say at most *suggests*, however many runs there are."""
+    power: dict[str, float]
+    """The probability of deciding a true difference of 1 and of 1.5 spreads between paired runs."""
     noise: float | None
     """The standard deviation of the paired differences, in ``unit``."""
     noise_from: str | None
@@ -82,48 +81,43 @@ def prospects_of(recipe: Recipe, folder: Path | None = None) -> list[Prospect]:
     """
     study = recipe.study
     noise = _noise(recipe, folder)
-    gate = study.pairs[0] if study.gate else None
-    runs, family = len(study.seed_list), len([pair for pair in study.pairs if pair != gate])
+    runs = len(study.seed_list)
     weight = look_weight(study.looks, runs)
-    return [
-        _prospect(
-            recipe,
-            pair,
-            runs=runs,
-            tests=(1 if pair == gate else family) / weight,
-            noise=noise.get(pair),
-        )
-        for pair in study.pairs
-    ]
+    gate = study.pairs[0] if study.gate else None
+    family = len(study.pairs) - (gate is not None)
+    prospects = []
+    for pair in study.pairs:
+        tests = (1 if pair == gate else family) / weight
+        prospects.append(_prospect(recipe, pair, runs=runs, tests=tests, noise=noise.get(pair)))
+    return prospects
 
 
 def _prospect(recipe: Recipe, pair: tuple[str, str], *, runs: int, tests: float, noise: Noise | None) -> Prospect:
     """Args:
-    tests: among how many the error is shared: contrasts, times what planned looks leave for others.
+    tests: how many tests share the error: contrasts, times what planned looks leave for others.
     """
     alpha, study = 0.05 / tests, recipe.study
     fewest = fewest_runs(alpha)
     enough = max(runs, fewest)
-    scale, unit = (1.0, "spreads") if noise is None else (noise["sd"], noise["unit"])
+    scale = 1.0 if noise is None else noise["sd"]
     margin_runs = None
     if noise and study.margin:
-        margin = study.margin * (100 if unit == "points" else 1)
+        margin = study.margin * (100 if noise["unit"] == "points" else 1)
         margin_runs = runs_to_decide(noise["sd"], margin, power=POWER, alpha=alpha)
     return {
-        "arm": pair[0], "baseline": pair[1], "runs": runs,
+        "arm": pair[0],
+        "baseline": pair[1],
+        "runs": runs,
         "smallest_p": min(1.0, 2.0 ** (1 - runs) * tests) if runs >= P_FROM_RUNS else None,
-        "decidable": runs >= fewest, "fewest_runs": fewest,
-        "limits": [] if study.gate and pair == study.pairs[0] else _limits(recipe),
-        "noise": noise and noise["sd"], "noise_from": noise and noise["source"], "unit": unit,
-        "detectable": detectable_difference(scale, enough, POWER, attainable_level(enough, alpha)),
+        "decidable": runs >= fewest,
+        "fewest_runs": fewest,
+        "power": {f"{effect:g}": round(power_of(1.0, effect, runs, alpha=alpha), 2) for effect in (1, 1.5)},
+        "noise": noise and noise["sd"],
+        "noise_from": noise and noise["source"],
+        "unit": "spreads" if noise is None else noise["unit"],
+        "detectable": detectable_difference(scale, enough, POWER, alpha),
         "margin_runs": margin_runs,
-    }  # fmt: skip
-
-
-def _limits(recipe: Recipe) -> list[str]:
-    if recipe.study.search is None:
-        return ["no settings are searched for each arm: add study.search"]
-    return []
+    }
 
 
 # Noise -----------------------------------------------------------------------------------------------------------
@@ -173,31 +167,30 @@ def _measured(folder: Path, pairs: Sequence[tuple[str, str]]) -> dict[tuple[str,
 
 def prospect_lines(prospects: Sequence[Prospect]) -> list[str]:
     """The same in words; what holds for several contrasts is said once."""
-    said: dict[str, list[str]] = {}
+    pairs_of: dict[str, list[str]] = {}
     for prospect in prospects:
         for line in _lines(prospect):
-            said.setdefault(line, []).append(f"{prospect['arm']} against {prospect['baseline']}")
-    return [
-        line.format(which="every contrast" if len(pairs) == len(prospects) > 1 else ", ".join(pairs))
-        for line, pairs in said.items()
-    ]
+            pairs_of.setdefault(line, []).append(f"{prospect['arm']} against {prospect['baseline']}")
+    lines = []
+    for line, pairs in pairs_of.items():
+        which = "every contrast" if len(pairs) == len(prospects) > 1 else ", ".join(pairs)
+        lines.append(f"{which}: {line}")
+    return lines
 
 
 def _lines(prospect: Prospect) -> Iterator[str]:
     runs, fewest = prospect["runs"], prospect["fewest_runs"]
-    unit = "times the spread between paired runs (study.noise would say how much that is)"
-    if prospect["noise"] is not None:
-        unit = f"{prospect['unit']} (noise {prospect['noise']:.2g}, {prospect['noise_from']})"
-    see = f"a difference of {prospect['detectable']:.2g} {unit} would be seen with probability {POWER:g}"
-    if prospect["decidable"]:
-        yield f"{{which}}: {runs} runs can decide; {see}"
+    enough = max(runs, fewest)
+    if not prospect["decidable"]:
+        are = "1 run is" if runs == 1 else f"{runs} runs are"
+        yield f"{are} too few for a verdict; use study.seeds={fewest}"
+    if prospect["noise"] is None:
+        power = ", ".join(f"{power:.2f} at {effect} SD" for effect, power in prospect["power"].items())
+        seen = f" (power {power})" if prospect["decidable"] else ""
+        what = f"differences of {prospect['detectable']:.1f} SD or more{seen}; set study.noise to see this in points"
     else:
-        why = f"their p is never below {prospect['smallest_p']:.2g}" if prospect["smallest_p"] else "too few for any p"
-        yield (
-            f"{{which}}: {runs} run{'s' * (runs != 1)} can never decide ({why}, after Holm's correction):"
-            f" study.seeds={fewest} can; {see}"
-        )
-    for limit in prospect["limits"]:
-        yield f"{{which}}: at most 'suggests', because {limit}"
+        noise = f"noise {prospect['noise']:.2g}, {prospect['noise_from']}"
+        what = f"differences of {prospect['detectable']:.2g} {prospect['unit']} or more ({noise})"
+    yield f"{enough} runs detect {what}"
     if prospect["margin_runs"] is not None and prospect["margin_runs"] != runs:
-        yield f"{{which}}: to see a difference of study.margin takes {prospect['margin_runs']:,} runs"
+        yield f"{prospect['margin_runs']:,} runs detect a difference of study.margin"

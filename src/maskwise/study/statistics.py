@@ -1,12 +1,13 @@
-"""Small statistics for few, expensive runs: pure functions of plain numbers.
+"""Statistics for few, expensive runs: pure functions of plain numbers.
 
 A study has three to thirty pre-training runs per arm, paired by seed. So everything here works on the *paired
-differences* d_1 … d_n of one number per run, makes no use of large samples, and says so where it cannot help.
-Nothing here knows about arms, tasks or verdicts; those rules live in ``maskwise.study.verdict``. How many runs
-a study needs is asked in ``maskwise.study.power``.
+differences* d_1 … d_n of one number per run, and nothing assumes large samples. Nothing here knows about arms, tasks
+or verdicts; those rules are in ``maskwise.study.verdict``. ``maskwise.study.power`` says how many runs a study needs.
 
-Not statsmodels or rliable: the functions are short, are read by people who doubt a verdict, and are tested
-against scipy and published examples. Cost: the exact test enumerates at most 2^15 sign patterns (about 5 ms).
+Test and interval are two views of one thing. Splitting the runs in two, {S, rest}, and flipping the signs of S gives
+an absolute sum of differences from r that is at least the observed one exactly when r lies between mean(S) and
+mean(rest). So the p value of "the true mean is r" is the share of splits whose two means have r between them (the
+split that flips nothing counts always), and the ends of an interval are order statistics of those means: no search.
 """
 
 from __future__ import annotations
@@ -14,25 +15,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import special, stats
+from scipy import stats
 
 from maskwise.errors import MaskwiseError
 from maskwise.files import Estimate
 
-EXACT_RUNS = 16  # up to here all 2^n sign patterns are enumerated
-BCA_FROM_RUNS = 20  # below, BCa covers too rarely (.71 at 3 runs, .90 at 10, nominal .95)
-
-
-class Interval(NamedTuple):
-    """A confidence interval for a mean, with the name of its method."""
-
-    low: float
-    high: float
-    method: str
+EXACT_RUNS = 20
+"""Up to here all 2^(n − 1) splits are enumerated: at most half a million, in 20 ms."""
+DRAWS = 100_000
+"""Random splits of more runs, drawn with a fixed seed."""
 
 
 def paired_differences(arm: Mapping[int, float], baseline: Mapping[int, float]) -> NDArray[np.float64]:
@@ -46,30 +40,69 @@ def paired_differences(arm: Mapping[int, float], baseline: Mapping[int, float]) 
     return np.array([arm[seed] - baseline[seed] for seed in sorted(arm)], dtype=float)
 
 
-# Tests -----------------------------------------------------------------------------------------------
+# The sign-flip test ----------------------------------------------------------------------------------
 
 
-def sign_flip_test(differences: ArrayLike, *, draws: int = 100_000, seed: int = 0) -> float:
+def sign_flip_test(differences: ArrayLike) -> float:
     """Two-sided p value of the sign-flip (paired permutation) test of mean zero.
 
-    Under the null hypothesis each difference is as likely to be −d as d. Exact up to 16 differences; above,
-    `draws` random patterns with the +1 correction, so that p is never 0. The smallest exact p is 2^(1 − n).
+    If the mean is zero, each difference is as likely to be −d as d. Exact up to 20 differences; above, 100,000 random
+    splits with the +1 correction, so that p is never 0. The smallest exact p is 2^(1 − n).
+
+    >>> sign_flip_test([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
+    0.03125
+
     Source: Fisher, The Design of Experiments (1935), section 21; the correction: Phipson and Smyth (2010).
     """
     d = _numbers(differences, at_least=1)
+    flipped, _ = _splits(d)
     observed = abs(d.sum()) * (1 - 1e-12) - 1e-300  # ties must count in spite of rounding
-    if len(d) <= EXACT_RUNS:
-        patterns = np.arange(2 ** (len(d) - 1))  # the mirror image of a pattern has the same |sum|
-        signs = 1.0 - 2.0 * (patterns[:, None] >> np.arange(len(d)) & 1)
-        return float(np.mean(np.abs(signs @ d) >= observed))
-    generator = np.random.default_rng(seed)
-    extreme, left = 0, draws
-    while left:
-        rows = min(left, 10_000)  # in blocks, so that memory stays flat
-        signs = 1.0 - 2.0 * generator.integers(0, 2, size=(rows, len(d)))
-        extreme += int(np.sum(np.abs(signs @ d) >= observed))
-        left -= rows
-    return (extreme + 1) / (draws + 1)
+    as_large = np.abs(d.sum() - 2 * flipped) >= observed
+    return float((1 + as_large.sum()) / (1 + len(flipped)))
+
+
+def sign_flip_interval(differences: ArrayLike, *, confidence: float = 0.95) -> tuple[float, float] | None:
+    """All values of the mean that the sign-flip test does not reject at 1 − ``confidence``: the inverted test.
+
+    None where so few differences reject nothing at this level: below 6 for 95 %. With 6 the ends are the smallest and
+    the largest difference, which cover 96.9 %.
+
+    >>> sign_flip_interval([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
+    (0.1, 0.6)
+    """
+    d = _numbers(differences, at_least=1)
+    flipped, sizes = _splits(d)
+    splits = 1 + len(flipped)
+    # A mean is rejected if its p value, (1 + splits around it) / splits, is below 1 − confidence.
+    around = math.ceil((1 - confidence) * splits * (1 - 1e-12)) - 1
+    if around < 1:
+        return None
+    means = flipped / sizes
+    others = (d.sum() - flipped) / (len(d) - sizes)
+    lower, upper = np.minimum(means, others), np.maximum(means, others)
+    low = np.partition(lower, around - 1)[around - 1]
+    high = np.partition(upper, len(upper) - around)[len(upper) - around]
+    return float(low), float(high)
+
+
+def _splits(d: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """For every split of the runs in two, the sum and the size of the part without the first run, if not empty."""
+    if len(d) > EXACT_RUNS:
+        inside = _drawn(len(d))
+        return inside @ d, inside.sum(axis=1)
+    sums, sizes = np.zeros(1), np.zeros(1)
+    for value in d[1:]:
+        sums = np.concatenate([sums, sums + value])
+        sizes = np.concatenate([sizes, sizes + 1])
+    return sums[1:], sizes[1:]
+
+
+@cache
+def _drawn(runs: int) -> NDArray[np.float64]:
+    """Random splits: 1 for runs that are flipped. The first run never is, since both parts stand for one split."""
+    inside = np.random.default_rng(0).integers(0, 2, size=(DRAWS, runs)).astype(float)
+    inside[:, 0] = 0
+    return inside[inside.any(axis=1)]
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -82,87 +115,25 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted.tolist()
 
 
-def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
-    """False discovery rates: the share of chance finds to expect among all rows whose p is at most this one's.
-
-    >>> [round(q, 3) for q in benjamini_hochberg([0.01, 0.04, 0.03, 0.5])]
-    [0.04, 0.053, 0.053, 0.5]
-
-    Source: Benjamini and Hochberg (1995); valid for tests that are independent or rise together.
-    """
-    return stats.false_discovery_control(p_values).tolist()
+def estimated(differences: NDArray[np.float64]) -> Estimate:
+    """A mean difference with its 95 % interval; None without differences, or with too few for an interval."""
+    if not len(differences):
+        return {"mean": None, "low": None, "high": None}
+    low, high = sign_flip_interval(differences) or (None, None)
+    return {"mean": float(differences.mean()), "low": low, "high": high}
 
 
-def paired_t_test(differences: ArrayLike) -> float:
-    """Two-sided p value of Student's test of mean zero, which agrees with ``paired_t_interval``. Needs 2 differences.
-
-    >>> round(paired_t_test([1.0, 2.0, 3.0]), 4)
-    0.0742
-    """
-    d = _numbers(differences, at_least=2)
-    if np.ptp(d) == 0:
-        return float(d[0] == 0)
-    t = d.mean() / d.std(ddof=1) * math.sqrt(len(d))
-    return float(2 * special.stdtr(len(d) - 1, -abs(t)))
-
-
-# Intervals -------------------------------------------------------------------------------------------
+# Shares of a gain ------------------------------------------------------------------------------------
 
 
 @cache
 def t_quantile(level: float, freedom: int) -> float:
-    """A quantile of Student's t; a page asks for few of them, hundreds of times."""
+    """A quantile of Student's t."""
     return float(stats.t.ppf(level, freedom))
 
 
-def paired_t_interval(differences: ArrayLike, *, confidence: float = 0.95) -> Interval:
-    """Student's interval for the mean difference: mean ± t · sd / √n. Needs 2 differences."""
-    d = _numbers(differences, at_least=2)
-    half = t_quantile(0.5 + confidence / 2, len(d) - 1) * d.std(ddof=1) / math.sqrt(len(d))
-    return Interval(float(d.mean() - half), float(d.mean() + half), "paired t")
-
-
-def bca_interval(
-    differences: ArrayLike, *, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
-) -> Interval:
-    """Bias-corrected and accelerated bootstrap interval for the mean. Needs 2 differences.
-
-    Source: Efron (1987), Better Bootstrap Confidence Intervals; ties count one half, as in scipy.
-    """
-    d = _numbers(differences, at_least=2)
-    mean, n = d.mean(), len(d)
-    if np.ptp(d) == 0:
-        return Interval(float(mean), float(mean), "BCa")
-    rows = np.random.default_rng(seed).integers(0, n, size=(resamples, n))
-    boot = d[rows].mean(axis=1)
-    share = (np.mean(boot < mean) + np.mean(boot <= mean)) / 2
-    bias = special.ndtri(np.clip(share, 0.5 / resamples, 1 - 0.5 / resamples))
-    jackknife = (d.sum() - d) / (n - 1)
-    pull = jackknife.mean() - jackknife
-    acceleration = (pull**3).sum() / (6 * (pull**2).sum() ** 1.5)
-    z = special.ndtri([0.5 - confidence / 2, 0.5 + confidence / 2]) + bias
-    low, high = np.quantile(boot, special.ndtr(bias + z / (1 - acceleration * z)))
-    return Interval(float(low), float(high), "BCa")
-
-
-def interval_by_rule(differences: ArrayLike, *, confidence: float = 0.95, seed: int = 0) -> Interval:
-    """Paired t below 20 runs; from 20 BCa, with quantiles widened for small samples.
-
-    Plain BCa covers .92 at 20 runs where .95 is meant: a bootstrap's variance is (n − 1)/n too small and its
-    quantiles are normal ones. Hesterberg's expanded percentiles ask it for the level at which both are mended.
-    Source: Hesterberg (2015), What Teachers Should Know About the Bootstrap, 4.2.
-    """
-    n = np.size(differences)
-    if n < BCA_FROM_RUNS:
-        return paired_t_interval(differences, confidence=confidence)
-    z = math.sqrt(n / (n - 1)) * t_quantile(0.5 + confidence / 2, n - 1)
-    return bca_interval(differences, confidence=float(1 - 2 * special.ndtr(-z)), seed=seed)
-
-
-def ratio_interval(
-    numerators: ArrayLike, denominators: ArrayLike, *, confidence: float = 0.95
-) -> tuple[float | None, float | None]:
-    """Fieller's interval for mean(numerators) / mean(denominators), of pairs; Nones where it has no two ends.
+def ratio_interval(numerators: ArrayLike, denominators: ArrayLike) -> tuple[float, float] | None:
+    """Fieller's 95 % interval for mean(numerators) / mean(denominators), of pairs; None where it has no two ends.
 
     It holds every r for which Student's test of numerators − r · denominators does not reject a mean of 0. It has two
     ends only where the mean of the denominators differs from 0 by the same test. Source: Fieller (1954), section 2.
@@ -171,53 +142,24 @@ def ratio_interval(
     [0.471, 0.533]
     """
     a, b = _numbers(numerators, at_least=2), _numbers(denominators, at_least=2)
-    t = t_quantile(0.5 + confidence / 2, len(a) - 1)
+    t = t_quantile(0.975, len(a) - 1)
     (var_a, cov), (_, var_b) = np.cov(a, b) / len(a)
     square = b.mean() ** 2 - t**2 * var_b
     if square <= 0:
-        return None, None
+        return None
     middle = a.mean() * b.mean() - t**2 * cov
     half = math.sqrt(max(middle**2 - square * (a.mean() ** 2 - t**2 * var_a), 0.0))
     return float((middle - half) / square), float((middle + half) / square)
 
 
-def estimated(differences: NDArray[np.float64]) -> Estimate:
-    """A mean difference with its 95 % interval; None without differences, or with too few for an interval."""
-    low, high = interval_by_rule(differences)[:2] if len(differences) > 1 else (None, None)
-    return {"mean": float(differences.mean()) if len(differences) else None, "low": low, "high": high}
+def binomial_interval(count: int, of: int) -> tuple[float, float]:
+    """The exact 95 % interval of a share, count / of. Source: Clopper and Pearson (1934).
 
-
-def median_interval(values: ArrayLike, *, confidence: float = 0.95) -> Interval:
-    """Distribution-free interval for the median: the narrowest pair of order statistics that covers.
-
-    Values may be ±inf (never reached, or reached before the first look), so that nothing censored is dropped.
-    Below 6 values no pair reaches .95, and the ends are the smallest and the largest one: the method names the
-    level that this has, 1 − 2^(1 − n). Source: Conover, Practical Nonparametric Statistics, section 3.2.
+    >>> [round(end, 3) for end in binomial_interval(1, 10)]
+    [0.003, 0.445]
     """
-    x = np.sort(np.asarray(values, dtype=float))
-    if len(x) < 2 or np.isnan(x).any():
-        raise MaskwiseError("a median's interval wants numbers", got=x.tolist(), allowed="2 or more, none nan")
-    n = len(x)
-    ranks = np.arange(1, n // 2 + 1)
-    level = 1 - 2 * stats.binom.cdf(ranks - 1, n, 0.5)  # of the pair (rank, n + 1 − rank)
-    rank = int(ranks[level >= confidence].max(initial=1))
-    return Interval(float(x[rank - 1]), float(x[n - rank]), f"order statistics, {100 * level[rank - 1]:.3g} %")
-
-
-# Effects ---------------------------------------------------------------------------------------------
-
-
-def standardised_effect(differences: ArrayLike) -> float:
-    """Mean / sd of the differences, with Hedges' exact small-sample correction; nan below 3 runs or at sd 0.
-
-    Source: Hedges (1981), J(m) = Γ(m/2) / (√(m/2) Γ((m−1)/2)), m = n − 1. J(1) = 0: two runs say nothing.
-    """
-    d = _numbers(differences, at_least=1)
-    if len(d) < 3 or np.ptp(d) == 0:
-        return math.nan
-    m = len(d) - 1
-    correction = math.exp(math.lgamma(m / 2) - math.lgamma((m - 1) / 2)) / math.sqrt(m / 2)
-    return float(correction * d.mean() / d.std(ddof=1))
+    interval = stats.binomtest(count, of).proportion_ci(0.95, method="exact")
+    return float(interval.low), float(interval.high)
 
 
 def _numbers(values: ArrayLike, *, at_least: int) -> NDArray[np.float64]:

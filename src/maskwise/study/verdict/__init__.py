@@ -1,32 +1,31 @@
 """From records to verdicts: ``summarise`` makes ``summary.json`` (docs/files.md) of a study's numbers.
 
-The rules stand in docs/evidence.md. The replicate is the pre-training run, paired by seed. Fine-tuning seeds are
-already averaged inside a score; tasks are standardised and averaged inside the run; only then comes any statistic, so
-that seeds × tasks are never pooled. Every verdict carries its reasons, as codes and as sentences, so that a page, a
-terminal and a script say the same.
+The rules are in docs/evidence.md. The replicate is the pre-training run, paired by seed. Fine-tuning seeds are already
+averaged inside a score; tasks are standardised and averaged inside the run; only then comes any statistic, so that
+seeds × tasks are never pooled.
 
-Read in this order: ``table`` (the records, checked), ``contrasts`` (differences, tests, verdicts), ``reasons`` (why
-a verdict is what it is), ``words`` (sentences), ``efficiency`` (quality against compute), ``transfer``. Cost:
-milliseconds to a second.
+Read in this order: ``table`` (the records, checked), ``contrasts`` (differences, tests, verdicts), ``flags`` (what
+makes a row not comparable, caps or qualifies it), ``words`` (sentences), ``shares``, ``efficiency``, ``transfer``.
+Cost: milliseconds to a second.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from maskwise.constants import OTHER_TASKS, OWN_TASK, REFERENCE
-from maskwise.files import Record, Study, Summary
-from maskwise.study.verdict.contrasts import compare, decide, gain_shares, primary_pairs
+from maskwise.files import RULES, Contrast, Record, Study, Summary
+from maskwise.study.verdict.contrasts import Comparison, compare, decide, gate_of, primary_pairs
 from maskwise.study.verdict.efficiency import efficiency
-from maskwise.study.verdict.reasons import Reasons
+from maskwise.study.verdict.shares import gain_shares
 from maskwise.study.verdict.table import Table
 from maskwise.study.verdict.transfer import cells
 from maskwise.study.verdict.words import (
     advice_of,
-    contrast_sentence,
     describe_arms,
     headline_row,
     headline_sentence,
+    row_sentence,
 )
 
 __all__ = ["primary_pairs", "summarise"]
@@ -38,13 +37,13 @@ MADE_OF_ARMS = {
 """What sentences call the two sides of a study of transfer."""
 
 
-def summarise(records: Iterable[Record], study: Study, *, alpha: float = 0.05) -> Summary:
+def summarise(records: Iterable[Record], study: Study) -> Summary:
     """The content of summary.json, from the lines of records.jsonl and study.json.
 
     Args:
         records: every number that was measured.
-        study: its ``contrasts`` are the primary ones, (arm, baseline) pairs.
-        alpha: the level of the test, after Holm's correction over the primary contrasts.
+        study: its ``contrasts`` are the primary ones, (arm, baseline) pairs. While seeds are ``pending``, nothing is
+            tested or estimated.
 
     Raises:
         MaskwiseError: records that cannot be compared: unpaired seeds, an arm without runs, scores that are not
@@ -55,41 +54,77 @@ def summarise(records: Iterable[Record], study: Study, *, alpha: float = 0.05) -
     >>> runs = [score | {"arm": arm, "seed": seed, "score": x} for arm, seed, x in points]
     >>> arms = {arm: {"policy": "token", "ratio": "constant(0.15)", "overrides": {}} for arm in "ab"}
     >>> study = {"baseline": "a", "arms": arms, "seeds": [0, 1], "tasks": {"t": {}}, "contrasts": [("b", "a")]}
-    >>> [(row["outcome"], row["verdict"], row["reason"]) for row in summarise(runs, study)["contrasts"]]
-    [('tasks', 'suggests', 'few-runs'), ('t', 'suggests', 'few-runs')]
+    >>> [(row["outcome"], row["verdict"]) for row in summarise(runs, study)["contrasts"]]
+    [('tasks', 'open'), ('t', None)]
     """
-    pairs = primary_pairs(study)
-    table = Table([record for record in records if "role" not in record], study)
+    lines = list(records)
+    pending = study.get("pending") or []
+    table = Table([line for line in lines if line.get("role") != "gate"], study)
     words = describe_arms(study["arms"])
     names = words | {REFERENCE: study.get("reference") or REFERENCE} | MADE_OF_ARMS
-    comparisons = [comparison for pair in pairs for comparison in compare(table, *pair)]
-    reasons = Reasons(table, names)
-    decide(comparisons, reasons, alpha=alpha)
+    comparisons = [] if pending else _judged(lines, table, names)
     rows = [comparison.row for comparison in comparisons]
-    for row in rows:
-        row["brief"] = contrast_sentence(row, names, brief=True)
-        row["sentence"] = contrast_sentence(row, names)
     primary = [row for row in rows if row["primary"]]
     asked = [row for row in primary if "gate" not in row] or primary
     head = headline_row(asked, study["baseline"])
+    planned, done = len(study["seeds"]), len(study["seeds"]) - len(pending)
     summary: Summary = {
+        "rules": RULES,
         "baseline": study["baseline"],
-        "replicates": len(study["seeds"]),
         "matched_by": table.matched_by,
-        "references": table.references(),
         "arms": {arm: table.describe(arm, words[arm]) for arm in study["arms"]},
         "contrasts": rows,
         "verdict": head["verdict"] if head else None,
         "headline": headline_sentence(asked, names if primary else words, study["baseline"]),
-        "advice": [
-            sentence for _, sentence in advice_of(primary if reasons.closed else asked, names, study.get("looks"))
-        ],
+        "advice": _advice(primary, asked, table, names),
         "overlap": table.overlap,
         "tasks": {task: {"helped": share, "counted": task in table.counted} for task, share in table.helped.items()},
-        "efficiency": efficiency(table, pairs, names),
+        "efficiency": efficiency(table, [] if pending else primary_pairs(study)),
     }
-    if share := study.get("share"):
-        summary["shares"] = gain_shares(reasons, *share)
-    if learned := study.get("learned"):
+    if pending:
+        summary["pending"] = {"planned": planned, "done": done}
+        summary["headline"] = f"No verdict yet: {done} of {planned} planned runs of each arm are done."
+        return summary
+    share = study.get("share")
+    if share:
+        summary["shares"] = gain_shares(table, *share, names)
+    learned = study.get("learned")
+    if learned:
         summary["transfer"] = cells(table.outcomes, table.tasks, learned, study["baseline"], table.sign)
     return summary
+
+
+def _judged(lines: list[Record], table: Table, names: Mapping[str, str]) -> list[Comparison]:
+    """All rows with their verdicts and sentences; those of the gate first."""
+    study = table.study
+    gate, others = list[Comparison](), list[Comparison]()
+    for pair in primary_pairs(study):
+        if pair == gate_of(study):
+            gate = compare(_gate_table(lines, table), *pair)
+            for one in gate:
+                one.row["gate"] = True
+        else:
+            others += compare(table, *pair)
+    decide(gate, others, names)
+    for one in (*gate, *others):
+        one.row["brief"] = row_sentence(one.row, names, brief=True)
+        one.row["sentence"] = row_sentence(one.row, names)
+    return [*gate, *others]
+
+
+def _gate_table(lines: list[Record], table: Table) -> Table:
+    """The runs that only the gate compares, at default settings; all runs, where the study has none of its own."""
+    own = [line for line in lines if line.get("role") == "gate"]
+    if not own:
+        return table
+    arms = {arm: facts for arm, facts in table.study["arms"].items() if any(line.get("arm") == arm for line in own)}
+    seeds = list(dict.fromkeys(line["seed"] for line in own if "seed" in line))
+    overlap = [line for line in lines if line["kind"] == "overlap"]
+    study: Study = {**table.study, "arms": arms, "seeds": seeds, "learned": {}, "looked": [], "looks": None}
+    return Table([*own, *overlap], study)
+
+
+def _advice(primary: list[Contrast], asked: list[Contrast], table: Table, names: Mapping[str, str]) -> list[str]:
+    """Behind a gate that did not pass, the advice is on the gate, too."""
+    rows = primary if table.closed else asked
+    return [sentence for _, sentence in advice_of(rows, names, table.study.get("looks"))]

@@ -3,7 +3,8 @@
 Outcomes are named as in summary.json: a task's name; "tasks" (all of them, standardised and averaged inside the run);
 "heldout:token" (the mean over the ratios that were evaluated) and, where there are several, "heldout:token@0.15", …;
 "evaluation:NAME:METRIC" for what needs no fine-tuning. Companion runs (a "fraction" below 1) are kept apart, by
-fraction: they are never pooled with whole runs.
+fraction: they are never pooled with whole runs. Records with ``"role": "gate"`` are of runs that only the gate
+compares; ``summarise`` makes a table of their own of them.
 
 Standardising: a task's scores are divided by its pooled SD, over the runs of all arms about their own arm's mean ("how
 much do runs differ that differ in nothing but the seed"), and never by less than one test item. With one run of each
@@ -21,9 +22,9 @@ from typing import TypeAlias
 
 import numpy as np
 
-from maskwise.constants import DIFFUSION, LOWER_IS_BETTER, OTHER_TASKS, OWN_TASK, PLATEAU_NATS, REFERENCE
+from maskwise.constants import DIFFUSION, LOWER_IS_BETTER, NATS, OTHER_TASKS, OWN_TASK, PLATEAU_NATS, REFERENCE
 from maskwise.errors import MaskwiseError, unknown_name
-from maskwise.files import ArmSummary, Record, Study, TaskFacts
+from maskwise.files import ArmSummary, Contrast, Record, Study, TaskFacts
 from maskwise.study.verdict.transfer import diagonal
 
 BySeed: TypeAlias = dict[int, float]
@@ -124,6 +125,10 @@ class Measures:
 class Table(Measures):
     """The whole runs, checked for gaps; ``companions`` by fraction; and what else records and study.json say.
 
+    Attributes:
+        selection: by arm, what a search chose for it; one record for each replicate, one for all in older studies.
+        closed: by pair, the primary row of the gate that closes it.
+
     Raises:
         MaskwiseError: an arm without runs, a name that is no arm, or a task that was measured in some runs only.
     """
@@ -131,7 +136,8 @@ class Table(Measures):
     def __init__(self, records: Sequence[Record], study: Study):
         self.study = study
         self.failed: dict[str, set[int]] = defaultdict(set)
-        self.selection: dict[str, Record] = {}
+        self.selection: dict[str, list[Record]] = defaultdict(list)
+        self.closed: dict[tuple[str, str], Contrast] = {}
         self.overlap: list[Record] = []
         self.evaluation_facts: dict[str, Record] = {}
         self.majority: dict[str, float] = {}
@@ -183,7 +189,7 @@ class Table(Measures):
         if kind == "failure" and record.get("fraction", 1.0) == 1:
             self.failed[record["arm"]].add(record["seed"])
         elif kind == "selection":
-            self.selection[record["arm"]] = record
+            self.selection[record["arm"]].append(record)
         elif kind == "overlap":
             self.overlap.append(record.copy())
             self.overlap[-1].pop("kind")
@@ -232,10 +238,6 @@ class Table(Measures):
         match = self.study.get("match")
         return match["by"] if match else None
 
-    def is_gate(self, arm: str, baseline: str) -> bool:
-        """Whether this is the contrast that must be decided before any other is judged."""
-        return (arm, baseline) == tuple(self.study.get("gate") or ())
-
     def task_facts(self, task: str) -> TaskFacts:
         return self.study["tasks"].get(task, {})
 
@@ -282,22 +284,30 @@ class Table(Measures):
         """The arms that were trained behind a name: those that learned their policies where it is made of arms."""
         return [*self.study["learned"]] if name in (OWN_TASK, OTHER_TASKS) else [] if name == REFERENCE else [name]
 
-    def incomparable(self, arm: str, other: str, outcome: str = "") -> str | None:
-        """Why a masked loss cannot compare two arms: "different-tokenizers", "different-units", "different-formats", or
-        nothing.
+    def formats(self, *names: str) -> set[str]:
+        """What the encoder–decoders behind these names write; nothing of other models."""
+        facts = [self.study["arms"][arm] for name in names for arm in self.behind(name) if arm in self.study["arms"]]
+        # The format stands behind the units of the masks: "token sentinels", "token full".
+        written = {masks.partition(" ")[2] for each in facts for masks in each.get("judged_on", ())}
+        return written - {""}
+
+    def incomparable(self, arm: str, other: str, outcome: str) -> str | None:
+        """Why an outcome measures different things in two arms: "different-tokenizers", "different-formats",
+        "different-units", or nothing. Only losses do.
 
         The order in which the bound of masked diffusion uncovers tokens is random, whatever the arms mask together.
         """
         names = [name for side in (arm, other) for name in self.behind(side) or [side]]
         facts = [self.study["arms"][name] for name in names if name in self.study["arms"]]
         tokenizers = {each["tokenizer"] for each in facts if "tokenizer" in each}
-        if len(tokenizers) > 1:
+        nats = any(self.task_facts(task).get("metric") == NATS for task in self.measured(outcome, arm, other))
+        masked = is_loss(outcome)
+        per_token = masked or nats or ":open-" in outcome or "per token" in outcome
+        if per_token and len(tokenizers) > 1:
             return "different-tokenizers"
-        if outcome == f"heldout:{DIFFUSION}":
+        if not masked or outcome == f"heldout:{DIFFUSION}":
             return None
-        # What an encoder–decoder writes stands behind the units of its masks: "token spans", "token full".
-        written = {masks.partition(" ")[2] for each in facts for masks in each.get("judged_on", ())}
-        if outcome.startswith("heldout:") and len(written) > 1:
+        if outcome.startswith("heldout:") and len(self.formats(arm, other)) > 1:
             return "different-formats"
         return "different-units" if len({self.units(name) for name in names}) > 1 else None
 
@@ -322,13 +332,15 @@ class Table(Measures):
             gaps += [float(np.mean(known))] if known else []
         return max(gaps, default=None)
 
-    def why_stuck(self, arm: str) -> str | None:
-        """Why nothing can be said of its model: "by-heart", "forgotten" or "plateau"; None: it has learned."""
-        gap, start = self.gap_nats(arm), self.gap_nats(arm, of=REFERENCE)
-        if gap is None or gap >= PLATEAU_NATS:
-            return None
-        knew = start is not None and start >= PLATEAU_NATS
-        return "by-heart" if gap < -PLATEAU_NATS else "forgotten" if knew else "plateau"
+    def at_floor(self, arm: str) -> bool:
+        """Whether the arm predicts its own masks hardly better than word frequencies do, or worse."""
+        gap = self.gap_nats(arm)
+        return gap is not None and gap < PLATEAU_NATS
+
+    def fell_back(self, arm: str) -> bool:
+        """Whether the arm is at the floor, and its start was above it on the same masks."""
+        start = self.gap_nats(arm, of=REFERENCE)
+        return self.at_floor(arm) and start is not None and start >= PLATEAU_NATS
 
     def chance(self, outcome: str) -> tuple[float | None, int | None]:
         """The score of a model that knows nothing, and the number of items; None where it is not known."""
@@ -388,40 +400,22 @@ class Table(Measures):
         return compute
 
     def describe(self, arm: str, words: str) -> ArmSummary:
-        selection = self.selection.get(arm)
+        outcomes = [*self.tasks, *self.heldout, *self.evaluations]
+        measured = {name: self.values(name, arm) for name in outcomes if self.values(name, arm)}
+        seeds = self.study["seeds"]
         return {
             "units": self.units(arm),
-            "plateau": (stuck := self.why_stuck(arm)) is not None,
-            "stuck": stuck,
             "gap_nats": self.gap_nats(arm),
             "failures": len(self.failed.get(arm, ())),
-            "chosen": selection["chosen"] if selection else None,
             "compute": self.compute(arm),
-            "scores": {
-                name: [self.values(name, arm).get(seed) for seed in self.study["seeds"]]
-                for name in [*self.tasks, *self.heldout, *self.evaluations]
-                if self.values(name, arm)
-            },
+            "scores": {name: [by_seed.get(seed) for seed in seeds] for name, by_seed in measured.items()},
             "words": words,
         }
 
-    def references(self) -> dict[str, dict[str, object]]:
-        """By outcome: the scores of the untrained reference, the commonest answer, the unigram loss, chance."""
-        lines: dict[str, dict[str, object]] = {}
-        for task in self.tasks:
-            scores = self.values(task, REFERENCE)
-            lines[task] = {REFERENCE: [scores[seed] for seed in sorted(scores)]}
-            if (majority := self.chance(task)[0]) is not None:
-                lines[task]["majority"] = majority
-        for name in self.heldout:
-            unigram = [loss for by_seed in self.unigram.get(name, {}).values() for loss in by_seed.values()]
-            lines[name] = {"unigram": float(np.mean(unigram)) if unigram else None}
-            if losses := self.values(name, REFERENCE):
-                lines[name][REFERENCE] = [losses[seed] for seed in sorted(losses)]
-        for name in self.evaluations:
-            facts = self.evaluation_facts[name]
-            lines[name] = {key: facts[key] for key in ("metric", "items", "chance", "higher_is_better")}
-        return lines
+
+def is_loss(outcome: str) -> bool:
+    """Whether an outcome is a loss on masked text that was held out."""
+    return outcome.startswith("heldout:") or "perplexity" in outcome
 
 
 def quantities(record: Mapping[str, object]) -> dict[str, float]:

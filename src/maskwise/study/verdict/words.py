@@ -1,41 +1,21 @@
-"""Sentences for people: what an arm does, what a contrast says, what to do next.
+"""Sentences for people: what an arm does, what a row says, what to do next.
 
-Points of a score stand before spreads between seeds, because people think in points. A number of further runs is only
-named where somebody might start them (at most 50); beyond, the sentence says what could be seen instead.
+Points of a score stand before spreads between seeds, because people think in points. A number of runs is only named
+where somebody might start them (at most 50 more); beyond, the sentence says what could be seen instead.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
 
-from maskwise.constants import DIFFUSION, NATS, overlap_matters
-from maskwise.files import ArmFacts, Contrast, Reason
+from maskwise.constants import DIFFUSION, REFERENCE
+from maskwise.files import ArmFacts, Contrast, shown
 from maskwise.study.power import P_FROM_RUNS, can_decide
 
-Names = Mapping[str, str]
+Names: TypeAlias = Mapping[str, str]
 """The arms in words."""
-
-DOUBTS = {
-    "secondary": "a suggestion, because this is not a primary test",
-    "no-dev-selection": "a suggestion, not proof, because settings were not chosen in the same way for each arm",
-    "grid-border": "a suggestion, not proof, because a best setting is at the edge of what was tried",
-    "runs-added": "a suggestion, not proof, because the runs were changed after a verdict, without a plan",
-}
-ADVICE = {
-    "gate-closed": "First make the gate's arm win, by more runs, longer training or other tasks: nothing else counts.",
-    "plateau": "Train longer, or at a higher ratio: a model that knows only word frequencies cannot be compared.",
-    "forgotten": "Measure the masks that the arm learns from, too (evaluation.masks), or take a lower rate.",
-    "by-heart": "Give more text, or take fewer steps: a text that is read too often is learnt by heart.",
-    "chance-level": "Use easier tasks, or train longer: at chance level no choice can make a difference.",
-    "no-task-tells": "Use tasks on which pre-training helps, or train longer: no other task can tell the arms apart.",
-    "no-dev-selection": "Search the same small grid of learning rates for every arm, on two dev seeds (study.search).",
-    "missing-runs": "Repair what failed and give the same command again: it goes on where it stopped.",
-    "unmatched-compute": "Consider the compute, too: look at quality by targets and FLOPs (study.match).",
-    "grid-border": "Widen the grid: the best setting of an arm is at its edge (study.search.grid).",
-    "item-noise": "Use a larger test set, or more tasks: more runs cannot make up for few test items.",
-    "overlap": "Remove the test items from the corpus, or leave that task out: its score rewards memory.",
-}
 
 
 # Arms and outcomes -----------------------------------------------------------------------------------
@@ -95,110 +75,82 @@ def outcome_words(outcome: str) -> str:
     return f"on {outcome}"
 
 
-# A contrast ------------------------------------------------------------------------------------------
+# A row -----------------------------------------------------------------------------------------------
 
 
-def contrast_sentence(row: Contrast, names: Names, *, brief: bool = False) -> str:
-    """One row in plain English: who, by how much, how sure, what would settle it; ``brief`` for a headline."""
-    return _capital(_contrast(row, names, brief=brief))
-
-
-def _contrast(row: Contrast, names: Names, *, brief: bool) -> str:
+def row_sentence(row: Contrast, names: Names, *, brief: bool = False) -> str:
+    """One row in plain English: who, by how much, how sure, what would settle it; ``brief`` without the details."""
     arm, baseline = (names.get(name, name) for name in (row["arm"], row["baseline"]))
-    where, mean = outcome_words(row["outcome"]), row["mean"]
-    if row["verdict"] == "void" or mean is None:
-        because = "; ".join(reason["sentence"] for reason in row["reasons"][: 1 if brief else None])
-        return f"no verdict on {arm} against {baseline} {where}: {because}."
+    where = outcome_words(row["outcome"])
+    if row["verdict"] == "not comparable":
+        invalid = [flag["sentence"] for flag in row["flags"] if flag["effect"] == "invalid"]
+        because = "; ".join(invalid[: 1 if brief else None]) or "nothing was measured"
+        return capital(f"{arm} and {baseline} are not comparable {where}: {because}.")
+    facts = "; ".join(_facts(row, brief=brief))
+    if row["verdict"] == "no difference that matters":
+        inside = _inside(row)
+        return capital(f"no difference that matters between {arm} and {baseline} {where}: {inside} ({facts}).")
     first, second = (arm, baseline) if ahead(row) else (baseline, arm)
-    facts, amount = "; ".join(_facts(row, mean, brief=brief)), _amount(row, mean, brief=brief)
-    more = f"About {row['n'] + row['more_runs']} runs of each arm would be enough to decide" if row["more_runs"] else ""
+    amount = shown(row)
     if row["verdict"] == "decided":
-        return f"{first} beats {second} {where} by {amount} ({facts})."
-    if row["verdict"] == "equal":
-        inside = row["reasons"][0]["sentence"]
-        both = f"no difference that matters between {arm} and {baseline} {where}"
-        return f"{both}: {inside} ({facts.partition('; ')[0]})."
-    if row["verdict"] == "suggests":
-        doubt = DOUBTS.get(row["reason"], "a suggestion, not proof")
-        sentence = f"{first} did better than {second} {where} by {amount} ({facts}: {doubt})."
-        return f"{sentence} {more}." if more else sentence
-    if mean == 0:
-        return f"not decided: {arm} and {baseline} were equal {where} ({facts})."
-    sentence = f"not decided: {first} is ahead of {second} {where} by {amount} ({facts})."
-    if more:
-        sentence += f" {more}, if the difference is as large as it looks."
-    elif row["n"] == 1 and row["primary"]:
-        sentence += " A single run cannot show what the next one would do: start with three seeds."
-    elif row["detectable"]:
-        sentence += " If the difference is as small as it looks, it is too small to detect with this much noise:"
-        sentence += f" {_seen(row)}."
-    return sentence
-
-
-def _facts(row: Contrast, mean: float, *, brief: bool) -> Iterator[str]:
-    runs, by = f"{_count(row['n'], 'run')} each", row["compute"]["by"]
-    yield f"{runs}, equal {by}" if row["compute"]["matched"] else runs
-    if row["low"] is not None and row["high"] is not None and not brief:
-        scale, unit = (100, "points") if row["unit"] == "score" else (1, row["unit"])
-        low, high = sorted((1 if mean > 0 else -1) * scale * end for end in (row["low"], row["high"]))
-        yield f"95 % interval {low:.2g} to {high:.2g} {unit}".replace("-", "−")
-    if row["p_adjusted"] is not None:
-        yield f"p = {row['p_adjusted']:.2g}" + ("" if brief or "gate" in row else " after Holm's correction")
-
-
-def _amount(row: Contrast, mean: float, *, brief: bool) -> str:
-    if row["unit"] == "nats":
-        return f"{abs(mean):.2f} nats"
-    if row["unit"] not in ("SDs", "score"):
-        return f"{abs(mean):.3g} ({row['unit']})"
-    plain = row["natural"]["mean"] or 0.0 if "natural" in row else mean
-    points = f"{100 * abs(plain):.1f} {row['metric'] + ' ' if row['metric'] else ''}points"
-    if row["metric"] == NATS:
-        points = f"{abs(plain):.2f} nats"
-    spread = f"{abs(mean):.1f} times the spread between seeds"
-    # Tasks of different scale or unit: plain points may point elsewhere, or there are none.
-    if row["unit"] == "SDs" and ("natural" not in row or plain * mean <= 0):
-        return spread
-    return points if row["unit"] != "SDs" or brief else f"{points}, or {spread}"
-
-
-def _seen(row: Contrast) -> str:
-    """What a number of runs that can decide would see."""
-    seen = row["detectable"]
-    assert seen is not None
-    if row["unit"] == "SDs" and "natural" not in row:
-        least = f"{seen['difference']:.2g} times the spread between seeds"
-    elif row["unit"] == "SDs" and row["metric"] == NATS:
-        least = f"{seen['natural']:.2g} nats"
-    elif row["unit"] in ("SDs", "score"):
-        least = f"{100 * seen['natural']:.2g} points"
+        return capital(f"{first} beats {second} {where} by {amount.size()} ({facts}).")
+    if row["mean"] == 0:
+        sentence = f"{arm} and {baseline} are equal {where} ({facts})."
     else:
-        least = f"{seen['difference']:.2g}" + (" nats" if row["unit"] == "nats" else "")
-    return f"{seen['runs']} runs of each arm would detect {least} or more"
+        sentence = f"{first} is {amount.size()} ahead of {second} {where} ({facts})."
+    if row["verdict"] is None:
+        return capital(sentence)
+    return f"Open: {sentence} {_outlook(row)}".rstrip()
 
 
-# The page --------------------------------------------------------------------------------------------
+def _facts(row: Contrast, *, brief: bool) -> list[str]:
+    runs = f"{_count(row['n'], 'run')} each"
+    by = row["compute"]["by"]
+    facts = [f"{runs}, equal {by}" if row["compute"]["matched"] else runs]
+    amount = shown(row)
+    if amount.low is not None and not brief:
+        facts.append(f"95 % interval {amount.ends()}")
+    if row["unit"] == "SDs" and amount.unit != "spreads between seeds" and row["mean"] and not brief:
+        facts.append(f"{abs(row['mean']):.1f} times the spread between seeds")
+    if row["p_adjusted"] is not None:
+        corrected = "" if brief or row.get("gate") else " after Holm's correction"
+        facts.append(f"p = {row['p_adjusted']:.2g}{corrected}")
+    if row["verdict"] is not None:
+        facts.append(row["scope"])
+    return facts
 
 
-def headline_row(rows: Sequence[Contrast], baseline: str) -> Contrast | None:
-    """The primary row that a page is headed by.
+def _inside(row: Contrast) -> str:
+    """That an interval lies within the margin."""
+    inside, amount = row["equivalence"], shown(row)
+    low, high = (amount.scale * inside[end] for end in ("low", "high"))
+    ends = minus(f"{low:.{amount.digits}f} to {high:.{amount.digits}f}")
+    margin = f"±{amount.scale * inside['margin']:g}"
+    return f"the {100 * inside['confidence']:.3g} % interval, {ends} {amount.unit}, lies within {margin}"
 
-    The surest gain; with several baselines, the surest difference, and of equally sure ones that of an arm which is
-    behind no other, and the one from the study's ``baseline``. If nothing wins: the arm nearest to its baseline.
-    """
-    judged = [row for row in rows if row["verdict"] != "void"]
-    if not judged:
-        return rows[0] if rows else None
-    sides = ("arm", "baseline") if len({row["baseline"] for row in judged}) > 1 else ("arm",)
-    behind = {row["baseline"] if ahead(row) else row["arm"] for row in judged if row["mean"]}
 
-    def sureness(row: Contrast) -> tuple[bool, bool, bool, float]:
-        first, second = (row["arm"], row["baseline"]) if row["better"] == "arm" else (row["baseline"], row["arm"])
-        return row["verdict"] == "decided", first not in behind, second == baseline, abs(row["mean"] or 0)
+def _outlook(row: Contrast) -> str:
+    """What would decide an open row, or what keeps it open."""
+    caps = [flag["sentence"] for flag in row["flags"] if flag["effect"] == "caps"]
+    if caps:
+        return capital("; ".join(caps)) + "."
+    if row["n"] == 1:
+        return "One run says nothing about run-to-run variance."
+    if row["runs_to_decide"] is not None:
+        runs = f"About {row['runs_to_decide']} runs of each arm would decide"
+        return f"{runs}, if the difference is as large as it looks."
+    if row["detectable"] is not None:
+        return f"{row['detectable']['runs']} runs of each arm detect {detected(row)} or more."
+    return ""
 
-    if won := [row for row in judged if row["better"] in sides]:
-        return max(won, key=sureness)
-    return max(judged, key=lambda row: (row["mean"] or 0) * (1 if row["higher_is_better"] else -1))
+
+def detected(row: Contrast) -> str:
+    """The difference that so many runs detect, in points, nats or spreads."""
+    assert row["detectable"] is not None
+    amount = shown(row)
+    plain = amount.unit != "spreads between seeds" and row["unit"] == "SDs"
+    size = row["detectable"]["difference"] if plain or row["unit"] != "SDs" else None
+    return "larger differences" if size is None else f"{amount.scale * size:.2g} {amount.unit}"
 
 
 def ahead(row: Contrast) -> bool:
@@ -206,59 +158,64 @@ def ahead(row: Contrast) -> bool:
     return ((row["mean"] or 0) > 0) == row["higher_is_better"]
 
 
+# The page --------------------------------------------------------------------------------------------
+
 MOST_WORDS = 20
 """How long a headline may be."""
 
 
+def headline_row(rows: Sequence[Contrast], baseline: str) -> Contrast | None:
+    """The primary row that a page is headed by.
+
+    The surest gain; with several baselines, the surest difference, and of equally sure ones that of an arm which is
+    behind no other, and the one from the study's ``baseline``. If nothing is decided: the arm nearest to its baseline.
+    """
+    judged = [row for row in rows if row["verdict"] != "not comparable"]
+    if not judged:
+        return rows[0] if rows else None
+    sides = ("arm", "baseline") if len({row["baseline"] for row in judged}) > 1 else ("arm",)
+    behind = {row["baseline"] if ahead(row) else row["arm"] for row in judged if row["mean"]}
+
+    def sureness(row: Contrast) -> tuple[bool, bool, float]:
+        first, second = (row["arm"], row["baseline"]) if row["better"] == "arm" else (row["baseline"], row["arm"])
+        return first not in behind, second == baseline, abs(row["mean"] or 0)
+
+    won = [row for row in judged if row["better"] in sides]
+    if won:
+        return max(won, key=sureness)
+    return max(judged, key=lambda row: (row["mean"] or 0) * (1 if row["higher_is_better"] else -1))
+
+
 def headline_sentence(rows: Sequence[Contrast], names: Names, baseline: str) -> str:
-    """The page in one short sentence, from the primary rows: what to use, by how much, how sure."""
+    """The page in one short sentence, from the primary rows: what is better, by how much, how sure."""
     row = headline_row(rows, baseline)
     if row is None and len(names) > 1:
-        why = "nothing was measured that suits both: name tasks, or held-out masks"
-        return f"The arms cannot be compared, because {why}."
+        return "The arms cannot be compared: no outcome was measured that suits both; add tasks, or held-out masks."
     if row is None:
         return f"There is only one arm ({names.get(baseline, baseline)}), and nothing to compare it with."
-    judged = [row for row in rows if row["verdict"] != "void"]
-    keeps = all((r["better"], r["baseline"]) == ("baseline", row["baseline"]) for r in judged) and bool(judged)
-    sentence = ""
-    for known in (names, {}):  # the arms in words, and by their names where that would be too long
-        sentence = _capital(_headline(row, known, keeps=keeps))
-        if len(sentence.split()) <= MOST_WORDS:
-            break
-    return sentence
+    judged = [row for row in rows if row["verdict"] != "not comparable"]
+    keeps = bool(judged) and all((r["better"], r["baseline"]) == ("baseline", row["baseline"]) for r in judged)
+    in_words = capital(_headline(row, names, keeps=keeps))
+    # Arms go by their names where words would be too long.
+    return in_words if len(in_words.split()) <= MOST_WORDS else capital(_headline(row, {}, keeps=keeps))
 
 
 def _headline(row: Contrast, names: Names, *, keeps: bool) -> str:
-    """What to use, by how much, how sure."""
     arm, baseline = (names.get(name, name) for name in (row["arm"], row["baseline"]))
-    where, mean = outcome_words(row["outcome"]), row["mean"]
-    if row["verdict"] == "void" or mean is None:
-        reason = row["reasons"][0] if row["reasons"] else None
-        stuck = " and ".join(names.get(name, name) for name in reason.get("arms", ())) if reason else ""
-        why = {
-            "plateau": f"{stuck} learnt little more than word frequencies",
-            "forgotten": f"{stuck} lost on held-out text what the start knew",
-            "by-heart": f"{stuck} predicted held-out text worse than word frequencies do",
-            "chance-level": "neither arm scores better than guessing",
-            "missing-runs": "too few runs finished",
-            "gate-closed": "the positive control failed, so this study could not have seen a difference",
-        }
-        told = why.get(reason["code"], reason["sentence"]) if reason else "nothing was measured"
-        return f"no verdict: {told}."
-    if keeps:
-        return f"keep {baseline}: nothing that was tried did better."
-    if row["verdict"] == "equal":
-        return f"use either: no difference that matters between {arm} and {baseline} {where}."
-    if not mean:
-        return f"not decided: {arm} and {baseline} were equal {where}."
+    where = outcome_words(row["outcome"])
+    if row["verdict"] == "not comparable":
+        return f"not comparable: {row['flags'][0]['sentence'] if row['flags'] else 'nothing was measured'}."
+    if row["verdict"] == "no difference that matters":
+        return f"no difference that matters between {arm} and {baseline} {where}."
     first, second = (arm, baseline) if ahead(row) else (baseline, arm)
-    amount = _amount(row, mean, brief=True)
+    amount = shown(row).size()
+    if keeps and row["baseline"] != REFERENCE:
+        return f"keep {baseline}: every other arm is worse (decided)."
     if row["verdict"] == "decided":
-        p = "" if row["p_adjusted"] is None else f" (p = {row['p_adjusted']:.2g})"
-        return f"use {first}: {amount} better than {second} {where}{p}."
-    if row["verdict"] == "suggests":
-        return f"perhaps {first}: {amount} better than {second} {where}, which {row['n']} runs suggest."
-    return f"not decided: {first} is {amount} ahead of {second} {where}."
+        return f"{first} is {amount} better than {second} {where} (decided, p = {row['p_adjusted']:.2g})."
+    if not row["mean"]:
+        return f"open: {arm} and {baseline} are equal {where}."
+    return f"open: {first} is {amount} ahead of {second} {where}."
 
 
 def advice_of(rows: Sequence[Contrast], names: Names, looks: Sequence[int] | None = None) -> list[tuple[str, str]]:
@@ -267,51 +224,61 @@ def advice_of(rows: Sequence[Contrast], names: Names, looks: Sequence[int] | Non
     Args:
         looks: the numbers of runs at which the study may be looked at, if that was planned.
     """
-    advice: list[tuple[str, str]] = []
-    baselines = dict.fromkeys(row["baseline"] for row in rows)
-    for baseline in baselines:
-        decided = [row for row in rows if row["baseline"] == baseline and row["verdict"] == "decided"]
-        base = names.get(baseline, baseline)
-        if winners := [row for row in decided if row["better"] == "arm"]:
-            best = max(winners, key=lambda row: abs(row["mean"] or 0))["arm"]
-            advice.append(("use", f"Use {names.get(best, best)} rather than {base}."))
-        elif decided:
-            worse = f"{len(decided)} {'are' if len(decided) > 1 else 'is'} shown to be worse"
-            advice.append(("keep", f"Keep {base}: no arm is shown to be better, and {worse}."))
-    if runs := [row["n"] + row["more_runs"] for row in rows if row["more_runs"]]:
-        at = f"{min(runs)}" if len(set(runs)) == 1 else f"{min(runs)} to {max(runs)}"
-        advice.append(_more_runs(at, rows, looks or ()))
-    if any(row["n"] == 1 for row in rows):
-        advice.append(("three-seeds", "Start with three seeds: a single run cannot show what the next one would do."))
+    from maskwise.study.verdict.flags import ADVICE
+
+    advice = _choices(rows, names)
+    wanted = [row["runs_to_decide"] for row in rows if row["runs_to_decide"] is not None]
+    if wanted:
+        advice.append(_more_runs(wanted, rows, looks or ()))
+    elif any(row["n"] == 1 for row in rows):
+        advice.append(("add-seeds", f"Add seeds: a verdict needs {P_FROM_RUNS} runs of each arm (study.seeds)."))
     # Fewer runs than a test needs cannot tell how small a difference is.
-    settled = [row for row in rows if row["detectable"] and not row["more_runs"] and row["n"] >= P_FROM_RUNS]
-    if small := [row for row in settled if row["mean"]]:
-        pairs = ([names.get(name, name) for name in (row["arm"], row["baseline"])] for row in small)
-        which = ", ".join(f"{arm} against {base}" if len(baselines) > 1 else arm for arm, base in pairs)
+    small = [row for row in rows if row["detectable"] and row["runs_to_decide"] is None and row["n"] >= P_FROM_RUNS]
+    if small:
+        which = ", ".join(names.get(row["arm"], row["arm"]) for row in small)
         sentence = f"Do not add runs for {which}: the difference is too small to detect with this much noise."
         advice.append(("no-more-seeds", sentence))
-    codes = {reason["code"] for row in rows for reason in row["reasons"] if _matters(reason)}
+    codes = {flag["code"] for row in rows for flag in row["flags"] if not flag["facts"].get("minor")}
     return advice + [(code, sentence) for code, sentence in ADVICE.items() if code in codes]
 
 
-def _matters(reason: Reason) -> bool:
-    """Whether something should be done: not where no ratio is unmatched, or where hardly an item is in the corpus."""
-    few = reason["code"] == "overlap" and not overlap_matters(reason["overlapping"], reason["items"])
-    return not few and reason.get("ratios") != {}
+def _choices(rows: Sequence[Contrast], names: Names) -> list[tuple[str, str]]:
+    """Which arm to use, for each baseline with a decided contrast."""
+    advice = []
+    for baseline in dict.fromkeys(row["baseline"] for row in rows):
+        decided = [row for row in rows if row["baseline"] == baseline and row["verdict"] == "decided"]
+        winners = [row for row in decided if row["better"] == "arm"]
+        base = names.get(baseline, baseline)
+        if winners:
+            arm = max(winners, key=lambda row: abs(row["mean"] or 0))["arm"]
+            best = names.get(arm, arm)
+            if baseline == REFERENCE:
+                sentence = f"Pre-train with {best} rather than not at all ({base}); arms were not compared by this."
+            else:
+                sentence = f"Use {best} rather than {base}."
+            advice.append(("use", sentence))
+        elif decided:
+            worse = _count(len(decided), "arm")
+            verb = "is" if len(decided) == 1 else "are"
+            advice.append(("keep", f"Keep {base}: {worse} {verb} decided to be worse, and none better."))
+    return advice
 
 
-def _more_runs(enough: str, rows: Sequence[Contrast], looks: Sequence[int]) -> tuple[str, str]:
+def _more_runs(wanted: Sequence[int], rows: Sequence[Contrast], looks: Sequence[int]) -> tuple[str, str]:
     """How to get more runs without more errors: at a planned look; where no test was made yet; or in a new study."""
-    runs, family = max(row["n"] for row in rows), sum(row["verdict"] != "void" for row in rows)
-    if following := [look for look in looks if look > runs]:
-        sentence = f"Go on to the next look, as planned: {following[0]} runs of each arm (study.seeds)."
+    runs = max(row["n"] for row in rows)
+    at = f"{min(wanted)}" if len(set(wanted)) == 1 else f"{min(wanted)} to {max(wanted)}"
+    following = [look for look in looks if look > runs]
+    if following:
+        sentence = f"Continue to the next planned look: {following[0]} runs of each arm (study.seeds)."
         return "next-look", sentence
-    if not looks and not can_decide(runs, family):
-        decides = f"{enough} runs of each arm would be enough to decide what looks different here"
-        return "add-seeds", f"Add seeds: {decides}, and {_count(runs, 'run')} could not have (study.seeds)."
-    sentence = "Add no runs to this study, because each look at more of them is one more chance of an error. A new one"
-    sentence += f" with other seeds and {enough} runs of each arm would be enough to decide. It may plan its looks"
-    sentence += " (study.looks)."
+    if not looks and not can_decide(runs, len(rows)):
+        few = f"{_count(runs, 'run')} of each arm can decide nothing here"
+        return "add-seeds", f"Add seeds: {few}; {at} would, if the difference is as large as it looks (study.seeds)."
+    sentence = (
+        "Do not add seeds to this study: testing again inflates the error rate. Start a new study with different"
+        f" seeds and {at} runs of each arm, or plan interim analyses with study.looks."
+    )
     return "new-study", sentence
 
 
@@ -319,5 +286,10 @@ def _count(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
-def _capital(text: str) -> str:
+def minus(text: str) -> str:
+    """With the sign of minus in place of the hyphen before a number."""
+    return re.sub(r"-(?=[\d.])", "−", text)
+
+
+def capital(text: str) -> str:
     return text[0].upper() + text[1:]
