@@ -45,7 +45,7 @@ def make_study(*, runs: int = 3, arms: dict[str, float] | None = None, tasks: in
         },
         "contrasts": [[name, names[0]] for name in names[1:]],
         "match": {"by": "steps", "arms": {name: dict(COST) for name in names}},
-        "search": {"grid": {"training.learning_rate": [0.002, 0.006]}, "seeds": [1000, 1001], "by": "dev"},
+        "search": {"grid": {"training.learning_rate": [0.002, 0.004, 0.006]}, "own": None, "by": "dev"},
         "seconds": 331.2,
         **changes,
     }
@@ -95,18 +95,33 @@ def make_records(
 
 
 def run_facts(study: dict) -> list[dict]:
-    """What every arm chose on its dev seeds, and what every run cost."""
-    points = [{"training.learning_rate": rate} for rate in (0.002, 0.006)]
+    """What every arm chose inside every replicate, and what every run cost."""
     records: list[dict] = []
     for arm in study["arms"]:
-        candidates = [
-            {"setting": point, "scores": {"task-0": [0.5 + i / 10] * 2}, "mean": 0.5 + i / 10}
-            for i, point in enumerate(points)
-        ]
-        line = {"kind": "selection", "arm": arm, "by": "dev", "seeds": [1000, 1001], "border": False}
-        records.append(line | {"candidates": candidates, "chosen": points[1]})
+        records += [selection_record(arm, seed) for seed in study["seeds"]]
         records += [cost_record(arm, seed) for seed in study["seeds"]]
     return records
+
+
+RATES = (0.002, 0.004, 0.006)
+
+
+def selection_record(arm: str, seed: int, **more: Any) -> dict:
+    """The middle of three rates was chosen."""
+    points = [{"training.learning_rate": rate} for rate in RATES]
+    candidates = [{"setting": point, "score": score} for point, score in zip(points, (0.5, 0.6, 0.55), strict=True)]
+    line = {"kind": "selection", "arm": arm, "seed": seed, "search_seed": seed, "by": "dev", "tied": False}
+    return line | {"candidates": candidates, "chosen": points[1], **more}
+
+
+def old_selection(arm: str, rate: float = 0.004) -> dict:
+    """One search for all seeds, as in older studies."""
+    points = [{"training.learning_rate": each} for each in RATES]
+    candidates = [
+        {"setting": point, "scores": {"task-0": [0.5, 0.6]}, "mean": 0.5 + i / 10} for i, point in enumerate(points)
+    ]
+    line = {"kind": "selection", "arm": arm, "by": "dev", "seeds": [1000, 1001], "border": False}
+    return line | {"candidates": candidates, "chosen": {"training.learning_rate": rate}}
 
 
 def cost_record(arm: str, seed: int, **more: Any) -> dict:

@@ -91,7 +91,7 @@ STUDIES = (
     "ratios-2026-11-20",
     "sampler-control-2026-11-21",
 )
-COLUMNS = ("arm", "baseline", "outcome", "n", "verdict", "reason", "mean", "low", "high", "p", "p_adjusted")
+COLUMNS = ("arm", "baseline", "outcome", "n", "verdict", "flags", "mean", "low", "high", "p", "p_adjusted")
 
 
 def rows(study: str) -> list[dict[str, Any]]:
@@ -100,6 +100,8 @@ def rows(study: str) -> list[dict[str, Any]]:
     description = json.loads((folder / "study.json").read_text())
     summary = summarise(read_lines(folder / "records.jsonl"), description)
     primary = [row for row in summary["contrasts"] if row["primary"]]
+    for row in primary:  # notes change nothing
+        row["flags"] = [flag["code"] for flag in row["flags"] if flag["effect"] != "notes"]
     return [{name: short(row[name]) for name in COLUMNS} for row in primary]
 
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import test_verdict_reasons
 
 import test_verdict
-import test_verdict_reasons
 import test_verdict_rules as rules
 from maskwise.study import design
 from maskwise.study.verdict import contrasts, reasons, table

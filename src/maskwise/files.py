@@ -84,13 +84,6 @@ class Look(TypedDict):
     looks: list[int] | None
 
 
-class Gate(TypedDict):
-    """A positive control: the arm that must beat the other one, and the contrasts that have no answer otherwise."""
-
-    contrast: tuple[str, str]
-    closes: list[tuple[str, str]]
-
-
 class Study(TypedDict, total=False):
     """study.json."""
 

@@ -46,7 +46,7 @@ def _gain_share(table: Table, arm: str, best: str, baseline: str, outcome: str, 
         line["sentence"] = capital(f"no share of {who} {where}: {why}.")
         return line
     if not len(gains) or whole.mean() <= 0:
-        line["sentence"] = capital(f"{oracle} does not improve on {base} {where}, so there is no gain to share.")
+        line["sentence"] = capital(f"{oracle} does not improve on {base} {where}, so there is no gain to share.", best)
         return line
     learned = learned_something(gains, whole)
     line["failed"] = int((~learned).sum())
@@ -55,7 +55,7 @@ def _gain_share(table: Table, arm: str, best: str, baseline: str, outcome: str, 
     ends = ratio_interval(gains[learned], whole[learned]) if learned.sum() > 1 else None
     if ends is not None:
         line["low"], line["high"] = ends
-    line["sentence"] = capital(_sentence(line, who, oracle, base, where))
+    line["sentence"] = capital(_sentence(line, who, oracle, base, where), arm)
     return line
 
 

@@ -82,24 +82,25 @@ def row_sentence(row: Contrast, names: Names, *, brief: bool = False) -> str:
     """One row in plain English: who, by how much, how sure, what would settle it; ``brief`` without the details."""
     arm, baseline = (names.get(name, name) for name in (row["arm"], row["baseline"]))
     where = outcome_words(row["outcome"])
+    raw = (row["arm"], row["baseline"])
     if row["verdict"] == "not comparable":
         invalid = [flag["sentence"] for flag in row["flags"] if flag["effect"] == "invalid"]
         because = "; ".join(invalid[: 1 if brief else None]) or "nothing was measured"
-        return capital(f"{arm} and {baseline} are not comparable {where}: {because}.")
+        return capital(f"{arm} and {baseline} are not comparable {where}: {because}.", *raw)
     facts = "; ".join(_facts(row, brief=brief))
     if row["verdict"] == "no difference that matters":
         inside = _inside(row)
-        return capital(f"no difference that matters between {arm} and {baseline} {where}: {inside} ({facts}).")
+        return capital(f"no difference that matters between {arm} and {baseline} {where}: {inside} ({facts}).", *raw)
     first, second = (arm, baseline) if ahead(row) else (baseline, arm)
     amount = shown(row)
     if row["verdict"] == "decided":
-        return capital(f"{first} beats {second} {where} by {amount.size()} ({facts}).")
+        return capital(f"{first} beats {second} {where} by {amount.size()} ({facts}).", *raw)
     if row["mean"] == 0:
         sentence = f"{arm} and {baseline} are equal {where} ({facts})."
     else:
         sentence = f"{first} is {amount.size()} ahead of {second} {where} ({facts})."
     if row["verdict"] is None:
-        return capital(sentence)
+        return capital(sentence, *raw)
     return f"Open: {sentence} {_outlook(row)}".rstrip()
 
 
@@ -195,9 +196,10 @@ def headline_sentence(rows: Sequence[Contrast], names: Names, baseline: str) -> 
         return f"There is only one arm ({names.get(baseline, baseline)}), and nothing to compare it with."
     judged = [row for row in rows if row["verdict"] != "not comparable"]
     keeps = bool(judged) and all((r["better"], r["baseline"]) == ("baseline", row["baseline"]) for r in judged)
-    in_words = capital(_headline(row, names, keeps=keeps))
+    raw = (row["arm"], row["baseline"])
+    in_words = capital(_headline(row, names, keeps=keeps), *raw)
     # Arms go by their names where words would be too long.
-    return in_words if len(in_words.split()) <= MOST_WORDS else capital(_headline(row, {}, keeps=keeps))
+    return in_words if len(in_words.split()) <= MOST_WORDS else capital(_headline(row, {}, keeps=keeps), *raw)
 
 
 def _headline(row: Contrast, names: Names, *, keeps: bool) -> str:
@@ -291,5 +293,7 @@ def minus(text: str) -> str:
     return re.sub(r"-(?=[\d.])", "−", text)
 
 
-def capital(text: str) -> str:
-    return text[0].upper() + text[1:]
+def capital(text: str, *arms: str) -> str:
+    """With a capital letter, unless it begins with the name of an arm."""
+    named = text.startswith(tuple(f"{arm} " for arm in arms))
+    return text if named else text[0].upper() + text[1:]
