@@ -67,8 +67,8 @@ def sign_flip_interval(differences: ArrayLike, *, confidence: float = 0.95) -> t
     None where so few differences reject nothing at this level: below 6 for 95 %. With 6 the ends are the smallest and
     the largest difference, which cover 96.9 %.
 
-    >>> sign_flip_interval([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
-    (0.1, 0.6)
+    >>> sign_flip_interval([1, 2, 3, 4, 5, 6])
+    (1.0, 6.0)
     """
     d = _numbers(differences, at_least=1)
     flipped, sizes = _splits(d)
