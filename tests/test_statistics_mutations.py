@@ -11,12 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import test_verdict_reasons
 
 import test_verdict
+import test_verdict_flags as flags_tests
 import test_verdict_rules as rules
-from maskwise.study import design
-from maskwise.study.verdict import contrasts, reasons, table
+from maskwise.study.verdict import contrasts, flags, shares, table
 
 
 def unpaired(arm: dict[int, float], baseline: dict[int, float]) -> np.ndarray:
@@ -24,52 +23,62 @@ def unpaired(arm: dict[int, float], baseline: dict[int, float]) -> np.ndarray:
     return np.array([*arm.values()]) - np.roll([*baseline.values()], 1)
 
 
-def nothing(*_: Any, **__: Any) -> list[Any]:
-    return []
+def without(code: str) -> tuple[flags.Flag, ...]:
+    return tuple(flag for flag in flags.FLAGS if flag.code != code)
+
+
+def noted(code: str) -> tuple[flags.Flag, ...]:
+    """The flag is raised, and changes nothing."""
+    changed = [flags.Flag(f.code, "notes", f.test, f.sentence, f.advice) if f.code == code else f for f in flags.FLAGS]
+    return tuple(changed)
 
 
 SIX = [{"runs": 6, "looks": None}]
+WIDE = contrasts.sign_flip_interval
 MUTANTS: dict[str, tuple[Any, str, object, Callable[[], None]]] = {
     "holm": (contrasts, "holm", list, test_verdict.test_ten_clear_runs_decide),
     "pairing": (
         contrasts, "paired_differences", unpaired,
-        test_verdict.test_arms_whose_interval_lies_within_the_margin_are_equal,
+        test_verdict.test_arms_whose_interval_lies_within_the_margin_do_not_differ_in_what_matters,
     ),
-    "selection on dev seeds": (
-        reasons.Reasons, "_unselected", lambda self, arms: None,
-        rules.test_what_one_dev_seed_chose_is_at_most_a_suggestion,
+    "one search for all": (
+        flags, "FLAGS", noted("settings-differ"),
+        flags_tests.test_one_search_for_all_seeds_decides_only_where_both_sides_kept_the_same_setting,
     ),
-    "selection inside the grid": (
-        reasons.Reasons, "caps", nothing,
-        test_verdict_reasons.test_a_best_setting_at_the_border_of_the_grid_is_at_most_a_suggestion,
+    "scope": (
+        contrasts, "scope_of", lambda row, table: "each arm tuned",
+        flags_tests.test_without_a_search_a_study_decides_at_its_settings_and_says_so,
     ),
-    "inner choice": (
-        design, "_standard_error", lambda scores, spread: 0.0,
-        lambda: rules.test_a_choice_at_the_edge_gives_way_to_an_inner_one_that_is_as_good(
-            [[3.0, 3.4], [3.1, 3.2], [2.0, 2.2], [0.0, 0.1]], 1, False
-        ),
+    "floor": (
+        flags, "FLAGS", without("floor"),
+        flags_tests.test_two_sides_at_the_floor_of_word_frequencies_void_the_loss_and_not_the_task,
     ),
-    "void: plateau": (
-        reasons.Reasons, "void", nothing, test_verdict_reasons.test_plateau_at_the_arms_own_masks_and_any_ratio,
+    "floor of one side": (
+        table.Table, "fell_back", lambda self, arm: self.at_floor(arm),
+        flags_tests.test_one_side_above_the_floor_and_one_at_it_is_an_answer,
     ),
-    "void: chance": (reasons.Reasons, "void", nothing, test_verdict_reasons.test_chance_level),
-    "gate": (contrasts, "_opens", lambda row: True, rules.test_behind_a_closed_gate_nothing_is_judged),
-    "gate's own level": (
-        contrasts, "_decide",
-        lambda comparisons, reasons, *, alpha, decide=contrasts._decide: decide(comparisons, reasons, alpha=alpha / 10),
-        rules.test_an_open_gate_lets_the_others_be_judged_at_the_full_level,
+    "floor of losses alone": (
+        flags, "is_loss", lambda outcome: True,
+        flags_tests.test_two_sides_at_the_floor_of_word_frequencies_void_the_loss_and_not_the_task,
     ),
-    "false discovery": (
-        contrasts, "benjamini_hochberg", list,
-        rules.test_of_many_secondary_rows_only_those_are_shown_that_chance_does_not_explain,
+    "chance": (
+        flags, "FLAGS", without("chance"), flags_tests.test_chance_is_that_of_each_task_and_voids_the_task_alone,
+    ),
+    "gate": (
+        contrasts, "closes", lambda study: [],
+        rules.test_a_gate_closes_the_contrasts_that_it_names_and_no_others,
+    ),
+    "a gate closes no others": (
+        contrasts, "closes", lambda study: [*map(tuple, study["contrasts"])],
+        rules.test_a_gate_closes_the_contrasts_that_it_names_and_no_others,
     ),
     "spent error of looks": (
         contrasts, "look_weights", lambda looks: [1.0] * len(looks),
         rules.test_planned_looks_share_one_error_whichever_of_them_decides,
     ),
     "looks without a plan": (
-        reasons.Reasons, "_looked_before", lambda self: None,
-        lambda: rules.test_runs_that_are_added_without_a_plan_are_no_proof(SIX, None, "suggests"),
+        flags, "FLAGS", noted("looked-before"),
+        lambda: rules.test_runs_that_are_added_without_a_plan_are_no_proof(SIX, None, "open"),
     ),
     "tasks that can tell": (
         table.Table, "_helped", lambda self, task: 1.0,
@@ -80,8 +89,12 @@ MUTANTS: dict[str, tuple[Any, str, object, Callable[[], None]]] = {
         rules.test_against_the_start_every_task_counts,
     ),
     "level of the margin": (
-        reasons, "interval_by_rule", lambda plain, confidence, rule=reasons.interval_by_rule: rule(plain),
+        contrasts, "sign_flip_interval", lambda plain, confidence: WIDE(plain),
         rules.test_a_margin_has_a_wider_interval_where_more_contrasts_share_it,
+    ),
+    "failed runs": (
+        shares, "learned_something", lambda gains, whole: np.full(len(gains), fill_value=True),
+        test_verdict.test_runs_that_failed_outright_are_counted_and_not_averaged,
     ),
 }  # fmt: skip
 

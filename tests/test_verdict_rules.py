@@ -311,6 +311,9 @@ def test_against_the_start_every_task_counts():
     summary = helped(gains, helps=0.75, contrasts=[["token-30", "no-pretraining"], ["token-30", "token-15"]])
     start, other = (row for row in summary["contrasts"] if row["outcome"] == "tasks")
     assert "no-help" not in codes(start) and "no-help" in codes(other)
+    task = {row["outcome"]: row["mean"] for row in summary["contrasts"] if row["baseline"] == "no-pretraining"}
+    assert start["natural"]["mean"] == pytest.approx((task["task-0"] + task["task-1"]) / 2)
+    assert start["items"]["high"] - start["natural"]["mean"] < other["items"]["high"] - other["natural"]["mean"]
 
 
 def test_where_no_task_helps_all_of_them_count_and_that_is_noted():
