@@ -15,7 +15,8 @@ ROOT = Path(maskwise.__file__).parent
 
 # Below → above. A module may import its own room and what stands before it; a row does not see its own.
 ORDER = [
-    {"errors", "constants", "files", "signals", "dropout"},
+    {"errors", "constants", "signals", "dropout"},
+    {"files"},
     {"specs"},
     {"folders", "jobs", "keys", "attention"},
     {"starts", "families"},

@@ -85,7 +85,7 @@ MUTANTS: dict[str, tuple[Any, str, object, Callable[[], None]]] = {
         rules.test_a_task_that_ignores_pre_training_is_left_out_of_the_primary_outcome,
     ),
     "all tasks against the start": (
-        table.Table, "measured", lambda self, outcome, *pair: self.counted if outcome == "tasks" else [outcome],
+        table.Table, "judged_by", lambda self, outcome, *pair: outcome,
         rules.test_against_the_start_every_task_counts,
     ),
     "level of the margin": (
