@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from masking_tools import FIRST, masker, row, vocabulary
+from masking_tools import tokenizer as word_tokenizer
 from maskwise import Masker
 from maskwise.errors import MaskwiseError
+from maskwise.masking import schedules
 from maskwise.masking.collator import MaskingCollator, StepBatchSampler, SteppedDataset
+from maskwise.masking.policies import given
+from maskwise.models import load_model
+from maskwise.text import Document, annotate_rows, encode, tokenise
 
 IDS = row([2, 1])["input_ids"]
 LENGTH = len(IDS)
@@ -73,7 +81,7 @@ def test_rows_without_any_names_are_keyed_by_content_and_names_of_text_are_refus
 
 def test_rows_without_tokens_need_no_type() -> None:
     empty: dict[str, Any] = {"input_ids": [], "example_id": 0, "word_ids": [], "attention_mask": []}
-    stacked = {name: torch.tensor([value]) for name, value in empty.items() if name != "example_id"}
+    stacked = {name: torch.tensor([value]) for name, value in empty.items()}
     for rows in ([empty], [one(word_ids=[0] * LENGTH, attention_mask=[1] * LENGTH), empty], stacked):
         for policy in ("token", "whole-word"):
             masker(policy)(rows, epoch=0)  # type: ignore[arg-type]
@@ -203,3 +211,129 @@ def test_min_targets_has_an_upper_end() -> None:
 def test_a_stepped_dataset_says_what_it_is_indexed_by() -> None:
     refused(lambda: SteppedDataset([one()])[0], "(index, step, epoch)")  # type: ignore[index]
     refused(lambda: SteppedDataset([IDS])[0, 0, 0], "list")
+
+
+NO_TOKENIZER: list[Any] = ["bert-base-uncased", None, 5, PreTrainedTokenizerFast, object()]
+
+
+@pytest.mark.parametrize("bad", NO_TOKENIZER, ids=str)
+def test_what_is_no_tokenizer_is_refused_with_how_to_load_one(bad: Any) -> None:
+    for call in (lambda: Masker(bad), lambda: encode(bad, ["a"]), lambda: annotate_rows({"input_ids": []}, bad)):
+        refused(call, "tokenizer", "from_pretrained")
+
+
+@pytest.mark.parametrize("name", ["policy", "corruption", "ratio", "predict"])
+@pytest.mark.parametrize("bad", [None, ["token"], Masker], ids=str)
+def test_settings_of_another_type_are_refused(name: str, bad: Any) -> None:
+    if name in ("ratio", "predict") and bad is Masker:  # may be called, and gives no number
+        refused(lambda: masker(**{name: bad})([one()], epoch=0), "failed at step 0")
+    else:
+        refused(lambda: Masker(vocabulary(), **{name: bad}), repr(bad))
+
+
+def _raises(step: int, total_steps: int) -> float:
+    raise ZeroDivisionError("two\nlines")
+
+
+def test_a_function_of_the_ratio_that_gives_none_is_named() -> None:
+    for function, got in (
+        (lambda step, total: None, "NoneType"),
+        (lambda step, total: "x", "ValueError"),
+        (lambda step: 0.5, "TypeError"),
+        (_raises, "ZeroDivisionError: two"),
+        (lambda step, total: math.nan, "nan"),
+        (lambda step, total: 1.5, "1.5"),
+    ):
+        refused(lambda f=function: masker(ratio=f)([one()], step=3, epoch=0), "step 3", got)  # type: ignore[misc]
+    for number in (np.float32(0.25), torch.tensor(0.25), 0.25):
+        assert masker(ratio=lambda step, total, n=number: n).ratio(0, 1) == 0.25
+
+
+MAKERS: list[tuple[Callable[[Any], object], float]] = [
+    (lambda x: schedules.schedule(x), 0.25),
+    (lambda x: schedules.constant(x), 0.25),
+    (lambda x: schedules.linear(x, 0.1), 0.5),
+    (lambda x: schedules.cosine(0.1, x), 0.5),
+    (lambda x: schedules.step(0.1, 0.2, x), 0.5),
+    (lambda x: schedules.linear_decay(x), 0.25),
+    (lambda x: schedules.warm_decay(0.1, x), 0.5),
+    (lambda x: schedules.piecewise(0, x, 1, x), 0.5),
+    (lambda x: schedules.uniform(x), 0.25),
+    (lambda x: schedules.beta(x, 1), 2.0),
+    (lambda x: schedules.bell(x), 0.5),
+    (lambda x: schedules.mixture(x, 1), 0.5),
+    (lambda x: schedules.warm_up(0.1, x), 0.5),
+    (lambda x: schedules.then(0.1, x, 0.2), 0.5),
+    (lambda x: schedules.scaled(0.1, x), 0.5),
+    (lambda x: schedules.clipped(0.1, x), 0.0),
+]
+
+
+@pytest.mark.parametrize(("make", "good"), MAKERS, ids=range(len(MAKERS)))
+def test_numbers_of_schedules_are_numbers_also_of_numpy(make: Callable[[Any], Any], good: float) -> None:
+    for bad in (None, "a", [0.5], True, math.nan, math.inf):
+        with pytest.raises(MaskwiseError):
+            make(bad)
+    for kind in (np.float32, np.float64):
+        assert make(kind(good)) == make(good) and "np." not in str(make(kind(good)))
+    if good == int(good):
+        assert make(np.int64(good)) == make(int(good))
+    assert schedules.schedule(np.int64(1)) == schedules.schedule(1)
+
+
+def test_counts_are_finite_numbers_for_each_id() -> None:
+    for bad in (math.inf, [1.0, math.inf], [1, -1], [math.nan], [[1], [2]], "abc", [1, [2]]):
+        refused(lambda bad=bad: given.frequency(counts=bad), "counts")  # type: ignore[misc]
+    refused(lambda: masker("frequency(counts=inf)"), "counts")
+
+
+def test_texts_may_be_any_iterable_of_strings() -> None:
+    tok = word_tokenizer()
+    plain = encode(tok, ["w1 w2", "w3"], ids=[3, 4])
+    for texts in (("w1 w2", "w3"), iter(["w1 w2", "w3"]), np.array(["w1 w2", "w3"])):
+        assert encode(tok, texts, ids=iter([3, np.int64(4)])) == plain
+    for bad, got in (
+        (None, "NoneType"),
+        (5, "int"),
+        ({"text": ["a"]}, "dict"),
+        (b"abc", "int at place 0"),
+        (["a", "b \ud800"], "place 1"),
+    ):
+        refused(lambda bad=bad: encode(tok, bad), got)  # type: ignore[misc]
+        refused(lambda bad=bad: annotate_rows({"text": bad}, tok), got)  # type: ignore[misc]
+    for ids in (5, [1.5], ["3"], [math.nan], [2**70], [1, 2]):
+        refused(lambda ids=ids: encode(tok, ["w1"], ids=ids), "id")  # type: ignore[misc]
+    for length in (4.5, "8", 0, -1, True):
+        refused(lambda length=length: encode(tok, ["w1"], max_length=length), "max_length", repr(length))  # type: ignore[misc]
+
+
+def test_columns_of_token_ids_are_rows_of_whole_numbers() -> None:
+    tok = word_tokenizer()
+    for bad in (None, 5, torch.tensor(5), [[5, [6]]], [["a"]], [[-5]], [[2**70]], [[5.0]], [[5], 6]):
+        refused(lambda bad=bad: annotate_rows({"input_ids": bad}, tok), "input_ids")  # type: ignore[misc]
+    for bad in (None, [1], 5):
+        refused(lambda bad=bad: annotate_rows(bad, tok), type(bad).__name__)  # type: ignore[misc]
+
+
+def test_a_tokenizer_that_panics_is_an_error_of_one_line(capfd: pytest.CaptureFixture[str]) -> None:
+    backend = Tokenizer(models.WordLevel({"[UNK]": 0, "[MASK]": 1, "[PAD]": 2, "a": 3}, unk_token="[UNK]"))
+    endless = "(?=(a+)+$)" + "(a|a)*" * 9 + "b(a|b|ab)*c"
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(endless), "isolated")
+    tok = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]", mask_token="[MASK]", pad_token="[PAD]")
+    refused(lambda: encode(tok, ["a" * 60]), "tokenizer")
+    refused(lambda: list(tokenise([Document("a", "a" * 60)], tok)), "tokenizer")
+
+
+def test_models_are_loaded_by_names() -> None:
+    for bad in (5, None, b"abc", ["a"]):
+        refused(lambda bad=bad: load_model(bad), repr(bad))  # type: ignore[misc]
+    for long in ("a" * 5000, "/" + "a" * 5000, Path("a" * 5000)):
+        refused(lambda long=long: load_model(long), "too long")  # type: ignore[misc]
+    for seed in ("a", 1.5):
+        refused(lambda seed=seed: load_model("bundled:encoder", seed=seed), "seed", repr(seed))  # type: ignore[misc]
+    refused(lambda: load_model("bundled:encoder", kind="decoder"), "decoder", "encoder-decoder")  # type: ignore[arg-type]
+
+
+def test_an_argument_that_is_given_twice_is_refused() -> None:
+    refused(lambda: schedules.schedule("constant(p=.1, p=.2)"), "p", "twice")
+    refused(lambda: masker("span(p=.1, max_words=3, p=.2)"), "p", "twice")

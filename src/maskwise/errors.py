@@ -93,11 +93,9 @@ def finite_number(name: str, value: object, *, least: float = -math.inf, most: f
     Raises:
         MaskwiseError: for anything else, NaN included.
     """
-    if isinstance(value, Integral):
-        return whole_number(name, value, least=least, most=most)
-    if isinstance(value, Real):
-        number = float(value)
-        if math.isfinite(number) and least <= number <= most:
+    if isinstance(value, Real) and not isinstance(value, bool):
+        number = int(value) if isinstance(value, Integral) else float(value)
+        if least <= number <= most and number not in (math.inf, -math.inf):
             return number
     raise MaskwiseError(f"{name} is not valid", got=repr(value), allowed=_range("a number", least, most))
 
@@ -108,7 +106,7 @@ def _range(kind: str, least: float, most: float) -> str:
     return f"{kind} ≥ {least}" if math.isinf(most) else f"{kind} from {least} to {most}"
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of an error of some library, whose other lines are advice; its type where it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 

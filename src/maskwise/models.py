@@ -36,7 +36,7 @@ from transformers.models.auto.modeling_auto import (
 )
 from transformers.utils import logging
 
-from maskwise.errors import MaskwiseError, first_line, unknown_name
+from maskwise.errors import MaskwiseError, first_line, unknown_name, whole_number
 from maskwise.families import (
     EncoderDecoder,
     Kind,
@@ -283,6 +283,8 @@ def _start_bias(model: PreTrainedModel, log_unigram: Tensor | None) -> None:
 
 def load_config(name: str | Path, *, kind: Kind | None = "encoder") -> PreTrainedConfig:
     """The configuration of a pre-trained model; ``name`` as for ``starts.find_start``. ``kind=None``: of any kind."""
+    if kind is not None and kind not in _USES:
+        raise unknown_name("kind of model", kind, _USES)
     config = _read_config(name)
     if kind:
         require_kind(config, kind, use=f"{_USES[kind]} with {str(name)!r}")
@@ -306,6 +308,8 @@ def load_model(
     Raises:
         MaskwiseError: nothing to load; another kind of model; a damaged checkpoint; no head and no seed.
     """
+    if seed is not None:
+        seed = whole_number("seed", seed)
     auto = language_model(load_config(name, kind=kind))
     with without_advice(), torch.random.fork_rng():
         torch.manual_seed(fold(seed or 0, 0x1217))

@@ -12,11 +12,13 @@ import inspect
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from functools import wraps
 from pathlib import Path
-from typing import TypeVar, get_args, get_origin, get_type_hints
+from typing import ParamSpec, TypeVar, get_args, get_origin, get_type_hints
 
-from maskwise.errors import MaskwiseError, unknown_name
+from maskwise.errors import MaskwiseError, finite_number, unknown_name
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -56,6 +58,8 @@ def parse_call(text: str) -> Call:
         head, bracket, rest = text.partition("(")
         rest = _QUOTED_OR_HYPHEN.sub(lambda found: found[1] or "_", rest)
         return _call(ast.parse(f"{head.replace('-', '_')}{bracket}{rest}", mode="eval").body, text)
+    except MaskwiseError:
+        raise
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
         examples = 'linear(0.30, 0.15), span(p=0.2) or pos(model="en_core_web_sm")'
         allowed = f"a name, or a name with arguments such as {examples}"
@@ -67,7 +71,12 @@ def _call(node: ast.expr, text: str) -> Call:
     if isinstance(node, ast.Name):
         return Call(node.id.replace("_", "-"), written=written)
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and all(k.arg for k in node.keywords):
-        kwargs = {str(k.arg): _value(k.value, text) for k in node.keywords}
+        kwargs: dict[str, object] = {}
+        for keyword in node.keywords:
+            name = str(keyword.arg)
+            if name in kwargs:
+                raise MaskwiseError(f"{text}: an argument is given twice", got=name, do="say it once")
+            kwargs[name] = _value(keyword.value, text)
         args = tuple(_value(argument, text) for argument in node.args)
         return Call(node.func.id.replace("_", "-"), args, kwargs, written)
     raise ValueError
@@ -95,6 +104,10 @@ def build(kind: str, spec: str | Call, table: Mapping[str, Callable[..., T]]) ->
         MaskwiseError: an unknown name (with the nearest one), or arguments that the member does not take, by
             name, number or type.
     """
+    if not isinstance(spec, str | Call):
+        do = f"give an object: {spec.__name__}()" if isinstance(spec, type) else "give a name or an object"
+        allowed = f"a name such as {next(iter(table))!r}, or an object"
+        raise MaskwiseError(f"this is no {kind}", got=repr(spec), allowed=allowed, do=do)
     call = parse_call(spec) if isinstance(spec, str) else spec
     written = call.written or str(call)
     if call.name not in table:
@@ -118,6 +131,32 @@ def build(kind: str, spec: str | Call, table: Mapping[str, Callable[..., T]]) ->
         return maker(*bound.args, **bound.kwargs)
     except TypeError as error:
         raise MaskwiseError(f"{kind} {written}: an argument of the wrong type: {error}") from error
+
+
+def numeric(maker: Callable[P, T]) -> Callable[P, T]:
+    """The same function, whose arguments that are annotated as numbers are finite numbers; numpy's become Python's.
+
+    Raises:
+        MaskwiseError: when it is called, for anything else.
+    """
+    signature = inspect.signature(maker)
+    name = maker.__name__.replace("_", "-")
+
+    @wraps(maker)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> T:
+        bound = signature.bind(*args, **kwargs)
+        for argument, value in bound.arguments.items():
+            parameter = signature.parameters[argument]
+            if parameter.annotation not in ("float", float):
+                continue
+            what = f"{argument} of {name}"
+            if parameter.kind is parameter.VAR_POSITIONAL:
+                bound.arguments[argument] = tuple(finite_number(what, each) for each in value)
+            else:
+                bound.arguments[argument] = finite_number(what, value)
+        return maker(*bound.args, **bound.kwargs)
+
+    return checked
 
 
 def arguments_of(maker: Callable[..., object], *, without: Collection[str] = ()) -> str:

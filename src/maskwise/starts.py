@@ -46,14 +46,21 @@ def resolve_start(name: str | Path) -> str:
         MaskwiseError: a path or a bundled model that is not there; a package that is not installed or
             carries no model.
     """
+    if not isinstance(name, str | Path):
+        allowed = "a folder, an id on the hub, bundled:NAME or package:NAME"
+        raise MaskwiseError("a model or tokenizer is loaded by its name", got=repr(name), allowed=allowed)
     kind, _, rest = str(name).partition(":")
     if kind == "bundled":
         return str(_bundled(rest))
     if kind == "package":
         return str(_packaged(rest))
     folder = Path(name).expanduser()
+    try:
+        there = folder.exists()
+    except OSError as error:  # a name that is too long for any folder
+        _nothing(name, str(error.strerror))
     # An id on the hub has one slash at most; anything else that is not there is a mistake, and asks no network.
-    if not folder.exists() and (folder.is_absolute() or str(name).startswith(".") or len(folder.parts) > 2):
+    if not there and (folder.is_absolute() or str(name).startswith(".") or len(folder.parts) > 2):
         _nothing(name, "no such folder")
     return str(folder) if str(name).startswith("~") else str(name)
 

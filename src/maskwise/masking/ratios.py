@@ -14,8 +14,9 @@ from typing import TypeAlias
 
 import numpy as np
 
-from maskwise.errors import MaskwiseError
+from maskwise.errors import MaskwiseError, finite_number, first_line
 from maskwise.keys import Array
+from maskwise.specs import numeric
 
 Curve: TypeAlias = Callable[[float], float]
 
@@ -64,7 +65,7 @@ class Schedule:
             raise MaskwiseError(
                 f"schedule {self.name} changes over time", do="say total_steps (how many there will be)"
             )
-        return min(max(step / total_steps, 0.0), 1.0)
+        return min(max(finite_number("step", step) / total_steps, 0.0), 1.0)
 
     def rows(self, draw_P: Array, step: int, total_steps: int | None) -> Array:
         """Ratios (P,) float64, from one uniform draw in (0, 1) a document piece."""
@@ -105,10 +106,13 @@ class FunctionSchedule(Schedule):
         pass  # nothing to check: a function is asked at whole steps only
 
     def __call__(self, step: int, total_steps: int | None = None) -> float:
-        ratio = float(self.function(step, total_steps or 0))
-        if not 0 <= ratio <= 1:
-            raise MaskwiseError(f"{self.name} gave no ratio at step {step}", got=ratio, allowed="0 to 1")
-        return ratio
+        try:
+            ratio = float(self.function(step, total_steps or 0))
+        except Exception as error:  # whatever a function of the user's raises
+            what = f"the ratio's {self.name} failed at step {step}"
+            got = f"{type(error).__name__}: {first_line(error)}"
+            raise MaskwiseError(what, got=got, do="return a number for (step, total steps)") from error
+        return finite_number(f"the ratio of {self.name} at step {step}", ratio, least=0, most=1)
 
 
 def no_curve(f: float) -> float:
@@ -120,6 +124,7 @@ def straight(a: float, b: float, f: float) -> float:
     return a + f * (b - a)
 
 
+@numeric
 def uniform(low: float = 0.0, high: float = 1.0) -> Distribution:
     """Each row's ratio is uniform; over (0, 1) with ``objective: diffusion`` this is masked diffusion."""
     mean = (low + high) / 2
@@ -127,6 +132,7 @@ def uniform(low: float = 0.0, high: float = 1.0) -> Distribution:
     return Distribution(f"uniform({low}, {high})", partial(straight, mean, mean), False, quantile)
 
 
+@numeric
 def beta(a: float, b: float) -> Distribution:
     """Each row's ratio is Beta(a, b)."""
     from scipy.special import betaincinv
@@ -137,6 +143,7 @@ def beta(a: float, b: float) -> Distribution:
     return Distribution(f"beta({a}, {b})", partial(straight, mean, mean), False, partial(_on_grid, grid))
 
 
+@numeric
 def bell(centre: float = 0.5, width: float = 0.15) -> Distribution:
     """Each row's ratio is normal around ``centre`` with the standard deviation ``width``, kept inside (0, 1).
 
@@ -163,6 +170,7 @@ def cosine_rates() -> Distribution:
     return Distribution("cosine-rates", partial(straight, mean, mean), False, _quarter_cosine)
 
 
+@numeric
 def mixture(*parts: float) -> Distribution:
     """Each row's ratio is one of several: ``mixture(0.15, 0.5, 0.5, 0.5)`` is (ratio, share) in turn."""
     ratios, shares = parts[::2], parts[1::2]

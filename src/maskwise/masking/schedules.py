@@ -13,11 +13,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from numbers import Real
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
-from maskwise.errors import MaskwiseError
+from maskwise.errors import MaskwiseError, finite_number
 from maskwise.keys import Array
 from maskwise.masking.ratios import (
     Distribution,
@@ -31,7 +32,7 @@ from maskwise.masking.ratios import (
     straight,
     uniform,
 )
-from maskwise.specs import Call, build
+from maskwise.specs import Call, build, numeric
 
 Number = TypeVar("Number", float, Array)
 Spec: TypeAlias = "Schedule | float | str | Call"
@@ -49,8 +50,7 @@ def constant(p: float = 0.15) -> Schedule:
     >>> constant(0.15)(step=7)
     0.15
     """
-    if isinstance(p, bool) or not isinstance(p, int | float) or not 0 <= p <= 1:
-        raise MaskwiseError("a masking ratio is a share", got=p, allowed="0 to 1")
+    p = finite_number("a masking ratio", p, least=0, most=1)
     return Schedule(f"constant({float(p)})", partial(straight, p, p), False)
 
 
@@ -98,6 +98,7 @@ def _piecewise(at: tuple[float, ...], value: tuple[float, ...], f: float) -> flo
     return float(np.interp(f, at, value))
 
 
+@numeric
 def linear(start: float, end: float) -> Schedule:
     """From ``start`` to ``end`` in a straight line (Ankner et al.: 0.30 → 0.15 for BERT-base).
 
@@ -107,11 +108,13 @@ def linear(start: float, end: float) -> Schedule:
     return named("linear", straight, start, end)
 
 
+@numeric
 def cosine(start: float, end: float) -> Schedule:
     """From ``start`` to ``end`` along half a cosine."""
     return named("cosine", _cosine, start, end)
 
 
+@numeric
 def step(start: float, end: float, at: float = 0.5) -> Schedule:
     """``start`` before the share ``at`` of training, ``end`` from there."""
     if not 0 <= at <= 1:
@@ -119,41 +122,49 @@ def step(start: float, end: float, at: float = 0.5) -> Schedule:
     return named("step", _step, start, end, at)
 
 
+@numeric
 def linear_decay(p: float = 0.15) -> Schedule:
     """2p (1 − f)."""
     return Schedule(f"linear-decay({p})", partial(straight, 2 * p, 0.0))
 
 
+@numeric
 def linear_ascend(p: float = 0.15) -> Schedule:
     """2p f."""
     return Schedule(f"linear-ascend({p})", partial(straight, 0.0, 2 * p))
 
 
+@numeric
 def cosine_decay(p: float = 0.15) -> Schedule:
     """p (1 + cos πf) + 0.02: from 2p + 0.02 to 0.02."""
     return named("cosine-decay", _cosine_decay, p)
 
 
+@numeric
 def square_above(p: float = 0.15) -> Schedule:
     """2p (1 − f²) + 0.01."""
     return named("square-above", _square_above, p)
 
 
+@numeric
 def square_below(p: float = 0.15) -> Schedule:
     """2p (1 − f)²."""
     return named("square-below", _square_below, p)
 
 
+@numeric
 def triangle(p: float = 0.15) -> Schedule:
     """Up to 2p at half-time, then down to 0."""
     return named("triangle", _triangle, p)
 
 
+@numeric
 def vee(p: float = 0.15) -> Schedule:
     """Down from 2p to 0 at half-time, then up again; 0.01 above that throughout."""
     return named("vee", _vee, p)
 
 
+@numeric
 def warm_decay(p: float = 0.15, warm: float = 0.4) -> Schedule:
     """Up from 0 to 2p over the share ``warm`` of training, then down to 0."""
     if not 0 < warm < 1:
@@ -167,11 +178,13 @@ def cosine_parabola() -> Schedule:
     return named("cosine-parabola", _cosine_parabola)
 
 
+@numeric
 def elliptical(p: float = 0.15) -> Schedule:
     """2p √(1 − 3f²) to half-time, then 2p (1 − √(1 − 3(1 − f)²))."""
     return named("elliptical", _elliptical, p)
 
 
+@numeric
 def piecewise(*points: float) -> Schedule:
     """Straight lines through points: ``piecewise(0, 0.3, 0.5, 0.2, 1, 0.15)`` is (share of training, ratio)
     in turn."""
@@ -228,6 +241,7 @@ def _composed(name: str, combine: Callable[..., Any], *args: object, varies: boo
     return Distribution(label, partial(_mean, quantile), varies, quantile)
 
 
+@numeric
 def warm_up(inner: Spec, share: float = 0.1) -> Schedule:
     """Another schedule, scaled up from 0 over the first ``share`` of training."""
     if not 0 < share <= 1:
@@ -235,6 +249,7 @@ def warm_up(inner: Spec, share: float = 0.1) -> Schedule:
     return _composed("warm-up", _share_up, schedule(inner), share)
 
 
+@numeric
 def then(first: Spec, at: float, second: Spec) -> Schedule:
     """One schedule up to the share ``at`` of training, another after it; each runs over its own part."""
     if not 0 < at < 1:
@@ -242,12 +257,14 @@ def then(first: Spec, at: float, second: Spec) -> Schedule:
     return _composed("then", _then, schedule(first), at, schedule(second))
 
 
+@numeric
 def scaled(inner: Spec, factor: float) -> Schedule:
     """Another schedule times a factor."""
     inner = schedule(inner)
     return _composed("scaled", _scaled, inner, factor, varies=inner.varies)
 
 
+@numeric
 def clipped(inner: Spec, low: float = 0.0, high: float = 1.0) -> Schedule:
     """Another schedule, kept between two ratios."""
     if not low <= high:
@@ -277,9 +294,7 @@ def schedule(spec: Schedule | float | str | Call | Callable[[int, int], float]) 
     """
     if isinstance(spec, Schedule):
         return spec
-    if isinstance(spec, bool):
-        raise MaskwiseError("a ratio is a number", got=spec)
-    if isinstance(spec, int | float):
+    if isinstance(spec, Real):
         return constant(spec)
     if isinstance(spec, str):
         try:
@@ -291,4 +306,5 @@ def schedule(spec: Schedule | float | str | Call | Callable[[int, int], float]) 
         return build("schedule", spec, SCHEDULES)
     if callable(spec):
         return FunctionSchedule(f"function {getattr(spec, '__name__', type(spec).__name__)}", no_curve, function=spec)
-    raise MaskwiseError("not a masking ratio", got=spec, allowed="a number, a schedule, its name, or a function")
+    allowed = "a number, a schedule, its name, or a function"
+    raise MaskwiseError("not a masking ratio", got=repr(spec), allowed=allowed)

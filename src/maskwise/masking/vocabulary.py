@@ -48,8 +48,13 @@ class Vocabulary:
         """Read a Hugging Face tokenizer (fast or slow: only its tables are used).
 
         Raises:
-            MaskwiseError: no padding token, or nothing but special tokens.
+            MaskwiseError: no tokenizer, no padding token, or nothing but special tokens.
         """
+        if isinstance(tokenizer, type) or not hasattr(tokenizer, "all_special_ids"):
+            got = repr(tokenizer) if isinstance(tokenizer, str) else type(tokenizer).__name__
+            do = "load it first: transformers.AutoTokenizer.from_pretrained(NAME)"
+            allowed = "a transformers tokenizer, or a Vocabulary"
+            raise MaskwiseError("a masker needs a tokenizer", got=got, allowed=allowed, do=do)
         by_name = tokenizer.get_vocab()
         size = max(by_name.values()) + 1
         content = np.zeros(size, bool)

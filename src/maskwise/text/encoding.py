@@ -8,26 +8,38 @@ Cost: that of the tokenizer; of rows of tokens, a look-up and some array work fo
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from maskwise.errors import MaskwiseError
-from maskwise.text.words import Flags, flat_offsets, special_ids, text_id, word_ids, word_ids_of_batch
+from maskwise.errors import MaskwiseError, whole_number
+from maskwise.text.readers import is_utf8
+from maskwise.text.words import (
+    Flags,
+    flat_offsets,
+    special_ids,
+    text_id,
+    tokenizing,
+    word_ids,
+    word_ids_of_batch,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+NO_IDS, ONLY_IDS = "input_ids must hold rows of token ids", "whole numbers ≥ 0"
+
+
 def encode(
     tokenizer: PreTrainedTokenizerBase,
-    texts: Sequence[str],
+    texts: Iterable[str],
     *,
     max_length: int | None = None,
-    ids: Sequence[int] | None = None,
+    ids: Iterable[int] | None = None,
 ) -> list[dict[str, Any]]:
     """Texts → rows for a `Masker`, special tokens added: lists under "input_ids", "attention_mask" and
     "word_ids", and an int under "example_id".
@@ -47,31 +59,57 @@ def encode(
     >>> encode(tokenizer, ["the cat"], ids=[7])[0]["word_ids"]
     [-1, 0, 1, -1]
     """
-    if not getattr(tokenizer, "is_fast", False):
-        raise MaskwiseError("words need a fast tokenizer, for its character offsets", got=type(tokenizer).__name__)
-    if isinstance(texts, str):
-        raise MaskwiseError("texts must be a list of strings", got="one string", do="give [text]")
-    for place, text in enumerate(texts):
-        if not isinstance(text, str):
-            got = f"{type(text).__name__} at place {place}"
-            raise MaskwiseError("texts must be a list of strings", got=got)
-    if ids is not None and len(ids) != len(texts):
-        raise MaskwiseError("every text needs one id", got=f"{len(ids)} ids for {len(texts)} texts")
+    require_fast(tokenizer)
+    texts = _checked(texts)
+    if max_length is not None:
+        max_length = whole_number("max_length", max_length, least=1)
+    names = [text_id(text) for text in texts]
+    if ids is not None:
+        if not isinstance(ids, Iterable):
+            raise MaskwiseError("every text needs one id", got=repr(ids), allowed="a list of whole numbers")
+        names = [whole_number("an example id", name, least=-(2**63), most=2**64 - 1) for name in ids]
+    if len(names) != len(texts):
+        raise MaskwiseError("every text needs one id", got=f"{len(names)} ids for {len(texts)} texts")
     if not texts:
         return []
-    encodings = tokenizer(list(texts), truncation=False, padding=False, verbose=False).encodings
+    with tokenizing():
+        encodings = tokenizer(texts, truncation=False, padding=False, verbose=False).encodings
     offsets, lengths = flat_offsets(encodings)
     tokens = [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
     added = [np.array(encoding.special_tokens_mask, dtype=bool) for encoding in encodings]
     special = np.concatenate(added) | np.isin(np.concatenate(tokens), special_ids(tokenizer))
     words = np.split(word_ids_of_batch(texts, offsets, lengths, special=special), np.cumsum(lengths)[:-1])
-    names = [text_id(text) for text in texts] if ids is None else [int(name) for name in ids]
     rows = []
     for token, frame, word, name in zip(tokens, added, words, names):
         keep, word = _cut(frame, word, max_length)
         row = {"input_ids": token[keep].tolist(), "attention_mask": [1] * int(keep.sum())}
         rows.append({**row, "word_ids": word[keep].tolist(), "example_id": name})
     return rows
+
+
+def require_fast(tokenizer: object) -> None:
+    """Refuse what is no fast tokenizer: words are found by its character offsets."""
+    if isinstance(tokenizer, type) or not getattr(tokenizer, "is_fast", False):
+        got = repr(tokenizer) if isinstance(tokenizer, str) else type(tokenizer).__name__
+        do = "load one: transformers.AutoTokenizer.from_pretrained(NAME)"
+        raise MaskwiseError("words need a fast tokenizer, for its character offsets", got=got, do=do)
+
+
+def _checked(texts: Any) -> list[str]:
+    """The texts as a list, if they are texts that a tokenizer can read."""
+    what = "texts must be a list of strings"
+    if isinstance(texts, str):
+        raise MaskwiseError(what, got="one string", do="give [text]")
+    if isinstance(texts, Mapping) or not isinstance(texts, Iterable):
+        raise MaskwiseError(what, got=type(texts).__name__)
+    found = list(texts)
+    for place, text in enumerate(found):
+        if not isinstance(text, str):
+            raise MaskwiseError(what, got=f"{type(text).__name__} at place {place}")
+        if not is_utf8(text):
+            do = "replace it: text.encode('utf-8', 'replace').decode()"
+            raise MaskwiseError("a text holds half a character (a lone surrogate)", got=f"place {place}", do=do)
+    return found
 
 
 def _cut(frame: Flags, word: NDArray[np.int32], limit: int | None) -> tuple[Flags, NDArray[np.int32]]:
@@ -116,6 +154,9 @@ def annotate_rows(
     >>> rows["word_ids"]
     [[-1, 0, 1, -1], [-1, 0, -1]]
     """
+    if not isinstance(batch, Mapping):
+        got, allowed = type(batch).__name__, "a dict of columns"
+        raise MaskwiseError("this is no batch of rows", got=got, allowed=allowed)
     columns = dict(batch)
     if "input_ids" not in columns:
         if text_field not in columns:
@@ -128,14 +169,20 @@ def annotate_rows(
         made = {name: [row[name] for row in rows] for name in (rows[0] if rows else ())}
         return columns | ({name: column[0] for name, column in made.items()} if isinstance(texts, str) else made)
     rows_of_ids = columns["input_ids"]
+    if not isinstance(rows_of_ids, list | tuple) and np.ndim(rows_of_ids) == 0:
+        raise MaskwiseError(NO_IDS, got=repr(rows_of_ids), allowed=ONLY_IDS)
     alone = len(rows_of_ids) > 0 and not hasattr(rows_of_ids[0], "__len__")
     rows_of_ids = [rows_of_ids] if alone else rows_of_ids
     surfaces = _Surfaces(tokenizer)
     words, names = list[list[int]](), list[int]()
     for ids in rows_of_ids:
-        ids_L = np.asarray(ids)
-        if ids_L.ndim != 1 or (ids_L.size and ids_L.dtype.kind not in "iu"):
-            raise MaskwiseError("input_ids holds rows of token ids", got=str(ids)[:60], allowed="whole numbers")
+        try:
+            ids_L = np.asarray(ids)
+            fits = ids_L.ndim == 1 and (not ids_L.size or (ids_L.dtype.kind in "iu" and int(ids_L.min()) >= 0))
+        except (TypeError, ValueError):  # lists in lists, tensors that numpy does not have
+            fits = False
+        if not fits:
+            raise MaskwiseError(NO_IDS, got=str(ids)[:60], allowed=ONLY_IDS)
         words.append(surfaces.words(ids_L.tolist()))
         digest = hashlib.blake2b(ids_L.astype("<i8").tobytes(), digest_size=8).digest()
         names.append(int.from_bytes(digest, "little") >> 1)
@@ -149,8 +196,7 @@ class _Surfaces:
     """Shown for [UNK]: a symbol, and so a word of its own."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
-        if not getattr(tokenizer, "is_fast", False):
-            raise MaskwiseError("words need a fast tokenizer", got=type(tokenizer).__name__)
+        require_fast(tokenizer)
         self.tokenizer, self.known = tokenizer, dict[int, bytes]()
         self.special, self.unknown = frozenset(special_ids(tokenizer)), tokenizer.unk_token_id
         backend = tokenizer.backend_tokenizer

@@ -31,6 +31,7 @@ from maskwise.text.words import (
     number_words,
     place_tokens,
     text_id,
+    tokenizing,
     word_starts,
 )
 
@@ -196,7 +197,8 @@ def tokenise(
     backend.encode_special_tokens = True  # a special token's name in a text is text
     for batch in batches(documents, _BATCH_CHARACTERS, measure=lambda each: len(each.text), most=batch_size):
         texts = [document.text for document in batch]
-        encodings = backend.encode_batch(texts, add_special_tokens=False)
+        with tokenizing():
+            encodings = backend.encode_batch(texts, add_special_tokens=False)
         offsets, lengths = flat_offsets(encodings)
         placed = place_tokens(texts, offsets, lengths, special=np.zeros(len(offsets), dtype=bool))
         columns: dict[str, Array] = {"word_ids": number_words(placed)}

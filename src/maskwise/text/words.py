@@ -32,14 +32,15 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from maskwise.errors import MaskwiseError, unknown_name
+from maskwise.errors import MaskwiseError, first_line, unknown_name
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
@@ -290,6 +291,18 @@ def flat_offsets(encodings: Sequence[Encoding]) -> tuple[Ints, Ints]:
     lengths = np.fromiter(map(len, encodings), dtype=np.int64, count=len(encodings))
     numbers = chain.from_iterable(chain.from_iterable(encoding.offsets for encoding in encodings))
     return np.fromiter(numbers, dtype=np.int64, count=2 * int(lengths.sum())).reshape(-1, 2), lengths
+
+
+@contextmanager
+def tokenizing() -> Iterator[None]:
+    """Turn a panic of the tokenizer's Rust code into a ``MaskwiseError``, as of a pattern that backtracks for ever."""
+    try:
+        yield
+    except BaseException as error:  # panics are no Exceptions, and their class has no public name
+        if type(error).__name__ != "PanicException":
+            raise
+        do = "simplify the pattern of its pre-tokenizer, or give shorter texts"
+        raise MaskwiseError("the tokenizer failed on these texts", got=first_line(error), do=do) from None
 
 
 def text_id(text: str) -> int:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from maskwise.errors import MaskwiseError
 from maskwise.masking.policies.base import Moment, Policy, UnitKind
 from maskwise.masking.policies.given import (
     Frequency,
@@ -49,12 +48,7 @@ def policy(spec: Policy | str | Call) -> Policy:
     >>> policy("weighted(units='token')")
     Weighted(layer='weight', units_of='token', power=1.0)
     """
-    if isinstance(spec, Policy):
-        return spec
-    if not isinstance(spec, str | Call):
-        do = f"give an object: {spec.__name__}()" if isinstance(spec, type) else "give a name or an object"
-        raise MaskwiseError("this is no policy", got=repr(spec), allowed="a name such as 'whole-word', a Policy", do=do)
-    return build("policy", spec, POLICIES)
+    return spec if isinstance(spec, Policy) else build("policy", spec, POLICIES)
 
 
 __all__ = [

@@ -10,6 +10,7 @@ import numpy as np
 from maskwise.errors import MaskwiseError
 from maskwise.keys import Array, Keys
 from maskwise.masking.batch import AnnotatedBatch
+from maskwise.masking.gather import read_numbers
 from maskwise.masking.policies.base import CutPolicy, Moment, Policy, UnitKind, cut, layer_of, weigh
 from maskwise.masking.runs import runs
 from maskwise.masking.units import Units
@@ -204,6 +205,12 @@ class Frequency(CutPolicy):
     def __post_init__(self) -> None:
         if self.floor <= 0:
             raise MaskwiseError("policy frequency: the least count", got=self.floor, allowed="above 0")
+        if self.counts is None:
+            return
+        valid = self.counts.ndim == 1 and ((self.counts >= 0) & (self.counts < np.inf)).all()
+        if not valid:
+            allowed = "a finite number ≥ 0 for each id"
+            raise MaskwiseError("policy frequency: counts", got=repr(self.counts), allowed=allowed)
 
     def layers(self) -> tuple[str, ...]:
         return (*(("frequency",) if self.counts is None else ()), *super().layers())
@@ -226,4 +233,4 @@ def frequency(power: float = -0.5, units: str = "word", floor: float = 10.0, cou
     Args:
         counts: (V,) how often each id occurs, as a tensor, an array or a list; None: the layer ``frequency``.
     """
-    return Frequency(power, units, floor, None if counts is None else np.asarray(counts))
+    return Frequency(power, units, floor, None if counts is None else read_numbers("counts", counts))
