@@ -30,7 +30,8 @@ from maskwise.recipe import read_recipe
 from maskwise.study import pretrain, run_study
 from maskwise.study.outlook import PLATEAU_VOCABULARY, outlook_of, plateau_targets
 from maskwise.tasks import FinetuneSettings
-from maskwise.tasks.judge import evaluate_tasks, fitting_rate
+from maskwise.tasks.finetuning import fitting_rate
+from maskwise.tasks.judge import evaluate_tasks
 from maskwise.text import Prepared, read_documents, tokenise, train_tokenizer
 
 GRID = (0.15, 0.4, 1.0, 2.5)

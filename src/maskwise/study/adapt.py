@@ -30,7 +30,7 @@ from maskwise.recipe.overrides import Plain, nested, parse_override, put
 from maskwise.specs import with_options
 from maskwise.study.stages import DONE
 from maskwise.study.starter import look_at
-from maskwise.tasks.judge import interpolated
+from maskwise.tasks.finetuning import interpolated
 from maskwise.text import load_tokenizer, read_documents
 
 BEST = "words-30"

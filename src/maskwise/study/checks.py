@@ -27,7 +27,7 @@ from maskwise.samplers import sampler
 from maskwise.study.costs import over_a_run
 from maskwise.study.stages import Stage, prepare_stage, tokenizer_of
 from maskwise.tasks import FinetuneSettings, load_task
-from maskwise.tasks.judge import fitting_rate
+from maskwise.tasks.finetuning import fitting_rate
 from maskwise.tasks.task import Task, Tuned
 from maskwise.text import Rows, load_tokenizer, require_documents
 from maskwise.text.documents import lines_note

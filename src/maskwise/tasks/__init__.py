@@ -5,7 +5,8 @@ tasks (a class each, in labels, questions and generation), and the judging itsel
 from maskwise.tasks.cards import CARDS
 from maskwise.tasks.evaluators import evaluator_task
 from maskwise.tasks.files import BUNDLED_TASKS
-from maskwise.tasks.judge import FinetuneSettings, Score, TaskRecord, evaluate_tasks, finetune, task_record
+from maskwise.tasks.finetuning import FinetuneSettings
+from maskwise.tasks.judge import Score, TaskRecord, evaluate_tasks, finetune, task_record
 from maskwise.tasks.loading import KINDS, load_task
 from maskwise.tasks.metrics import METRICS
 from maskwise.tasks.task import Task

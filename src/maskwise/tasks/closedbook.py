@@ -19,7 +19,7 @@ from maskwise.families import masked_logits
 from maskwise.masking.batch import IGNORE
 from maskwise.objectives import MaskedLanguageModelling
 from maskwise.tasks.columns import Columns, UsualColumns
-from maskwise.tasks.questions import NO_ANSWER, Answered, read_answers
+from maskwise.tasks.questions import NO_ANSWER, Answered, read_answers, relation_of
 from maskwise.tasks.task import Row, Task
 from maskwise.tasks.tensors import Cutter, Data, Flat, batches, count_cut, edges
 from maskwise.text.labelled import Record
@@ -31,6 +31,7 @@ class QARow(Row):
 
     question: str
     answers: list[str]
+    relation: str = ""  # type: ignore[misc]  # of this row, not of the class
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -44,7 +45,8 @@ class QARow(Row):
 class ClozeAnswers(Answered[QARow]):
     """Which tokens stand at the masks behind a question; the loss is that of masked language modelling.
 
-    Majority: the commonest answer of train. Source: the closed-book set-up of Roberts et al. 2020 (arXiv 2002.08910),
+    Majority: the commonest answer of train to the relation that is asked for (``questions.RELATIONS``), or any of its
+    answers. Source: the closed-book set-up of Roberts et al. 2020 (arXiv 2002.08910),
     for encoders.
     """
 
@@ -58,7 +60,7 @@ class ClozeAnswers(Answered[QARow]):
         if not isinstance(question, str) or not question.strip():
             raise MaskwiseError(f"{where}: the question is no text", got=repr(question), allowed="a string")
         answers = [text for text, _ in read_answers(record.get(columns.label or ""), where) if text.strip()]
-        return QARow(question, answers) if answers else NO_ANSWER
+        return QARow(question, answers, relation_of(record)) if answers else NO_ANSWER
 
     def least_tokens(self, task: Task[QARow]) -> tuple[bool, int]:
         return False, 8  # the prompt, some words of the question, a mask

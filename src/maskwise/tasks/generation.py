@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from re import _parser  # type: ignore[attr-defined]  # it has no public name
@@ -34,7 +33,7 @@ from maskwise.objectives import Denoising
 from maskwise.objectives.denoising import generated
 from maskwise.tasks.columns import NO_TEXT, Columns, UsualColumns, label_of
 from maskwise.tasks.metrics import ITEMS, matched, nats_per_token
-from maskwise.tasks.questions import NO_ANSWER, choices_of, right_choice
+from maskwise.tasks.questions import NO_ANSWER, any_answer, choices_of, commonest_answers, relation_of, right_choice
 from maskwise.tasks.task import Answers, Row, Task, Tuned
 from maskwise.tasks.tensors import EVAL_TOKENS, Cutter, Data, Flat, count_cut, edges
 from maskwise.text.labelled import Record
@@ -75,6 +74,7 @@ class WrittenRow(Row):
     patterns: list[str]
     group: str | None = None
     """Rows with the same stay on the same side of a cut: those of a context, say."""
+    relation: str = ""  # type: ignore[misc]  # of this row, not of the class
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -101,8 +101,8 @@ class Answer(NamedTuple):
 class Generation(Tuned[WrittenRow]):
     """What to write for a text.
 
-    Tuned by the cross-entropy of every token of the answer. Majority: the commonest answer of train; in nats, the word
-    frequencies of its answers. Source: Raffel et al. 2020; Roberts et al. 2020 (questions without a context).
+    Tuned by the cross-entropy of every token of the answer. Majority: as for cloze-qa; in nats, the word
+    frequencies of train's answers. Source: Raffel et al. 2020; Roberts et al. 2020 (questions without a context).
 
     Attributes:
         beams: of the search. length_penalty: the power of the length by which a beam's score is divided.
@@ -155,7 +155,7 @@ class Generation(Tuned[WrittenRow]):
         if self.patterns:
             examples = [example for pattern in rights if (example := example_of(pattern, where))]
             return WrittenRow(text, examples, rights, group) if examples else "no text for the pattern"
-        return WrittenRow(text, rights, [], group) if rights else NO_ANSWER
+        return WrittenRow(text, rights, [], group, relation_of(record)) if rights else NO_ANSWER
 
     def _rights(self, record: Record, columns: Columns, where: str) -> Iterable[str]:
         """All right answers, each once: of one column, of numbered ones (summary1, summary2, …), or a choice's text."""
@@ -227,11 +227,11 @@ class Generation(Tuned[WrittenRow]):
         ]  # fmt: skip
 
     def majority(self, task: Task[WrittenRow]) -> float | None:
-        """Always the commonest answer of train; None for nats, which depend on the tokenizer: see ``chance``."""
+        """As of other answers in words; None for nats, which depend on the tokenizer: see ``chance``."""
         if task.metric == NATS:
             return None
-        most = Counter(row.answers[0] for row in task.splits["train"]).most_common(1)[0][0]
-        return task.score("test", [Answer(most)] * task.test_items)
+        guessed = [task.score("test", [Answer(text) for text in guesses]) for guesses in commonest_answers(task)]
+        return max(*guessed, any_answer(task))
 
     def chance(self, task: Task[WrittenRow], data: Mapping[str, Data]) -> float | None:
         if task.metric != NATS:

@@ -11,25 +11,27 @@ Cost: with a tiny model, some seconds on one core for each fine-tuning.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import fmean, pstdev
-from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, cast
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from maskwise.constants import LOWER_IS_BETTER
 from maskwise.errors import MaskwiseError
 from maskwise.families import check_fit, check_room
-from maskwise.folders import require_own, write_lines
+from maskwise.folders import file_hash, read_lines, require_own, write_lines
 from maskwise.models import load_task_model, task_config, weights_of
 from maskwise.objectives import Objective
+from maskwise.tasks.finetuning import FinetuneSettings
 from maskwise.tasks.loading import load_task
 from maskwise.tasks.metrics import bootstrap_interval, error_of_items
 from maskwise.tasks.task import Answers, Frozen, Task, Tuned
@@ -37,102 +39,19 @@ from maskwise.tasks.tensors import Data, TaskSource, check_length, embed, encode
 from maskwise.text import load_tokenizer
 from maskwise.training import TrainingSettings, train
 from maskwise.training.engine import best_device, save_checkpoint
+from maskwise.training.log import NotFinite
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+RECORDS = "records.jsonl"
 PREDICTIONS = "predictions.jsonl"
 """The file with what was answered to every test row."""
 
 
-class FinetuneSettings(BaseModel):
-    """How every checkpoint of a study is fine-tuned. What is None is chosen by the size of the model (``fitting``).
-
-    >>> FinetuneSettings(epochs=2, learning_rate=5e-5).max_length
-    64
-    >>> FinetuneSettings(epochs=2).fitting(110_000_000).learning_rate
-    5e-05
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    epochs: float | None = Field(None, gt=0)
-    """Passes over the training rows; not used when ``steps`` is given. None: 5, and up to 20 where a large model would
-    have fewer than 250 steps."""
-
-    steps: int | None = Field(None, ge=1)
-    """Optimiser updates, whatever the size of the task."""
-
-    batch_size: int = Field(16, ge=1)
-    learning_rate: float | None = Field(None, gt=0)
-    """Peak rate of AdamW. None: what suits models of this size, from 3e-3 (a million weights) to 5e-5 (110 million)."""
-
-    search_rate: bool = False
-    """Try a third, once and three times the learning rate on dev first, with a seed of its own, and take the best. Each
-    fine-tuned checkpoint pays for three more fine-tunings a task; for models and tasks of which nothing is known."""
-
-    muon_learning_rate: float = Field(0.003, gt=0)
-    """Peak rate of Muon; used with ``optimizer: muon`` only."""
-
-    optimizer: Literal["adamw", "muon"] = "adamw"
-    warmup: float = Field(0.1, ge=0, le=1)
-    """Share of the steps over which the learning rate rises from 0."""
-
-    eval_every: int = Field(0, ge=0)
-    """Steps between scores on dev. The best state is kept, the first of equals; 0: the last state is taken."""
-
-    patience: int | None = Field(None, ge=1)
-    """So many scores on dev without a better one end the training; without ``eval_every`` it says nothing."""
-
-    weight_decay: float = Field(0.01, ge=0)
-    precision: Literal["auto", "no", "bf16"] = "auto"
-    max_length: int = Field(64, ge=3)
-    """Tokens; longer rows are cut, and words cut off count as wrong. Contexts of questions are read in windows."""
-
-    seeds: int = Field(3, ge=1)
-    """Fine-tunings for each checkpoint and task; their mean is one score."""
-
-    def fitting(self, weights: int) -> FinetuneSettings:
-        """The same settings with a learning rate for a model of so many weights, where none is given."""
-        if self.learning_rate is not None:
-            return self
-        return self.model_copy(update={"learning_rate": fitting_rate(weights)})
-
-    def training(self, task: Task, *, seed: int) -> TrainingSettings:
-        """Settings of one fine-tuning; a rate that is not known yet is that of a small model."""
-        rows, given = len(task.splits["train"]), self.fitting(0)
-        shared = given.model_dump(exclude={"epochs", "steps", "max_length", "seeds", "patience", "search_rate"})
-        epochs = self.epochs
-        if epochs is None:
-            assert given.learning_rate is not None
-            large = given.learning_rate < SMALL_RATE
-            epochs = min(20.0, max(5.0, FEWEST_STEPS * self.batch_size / rows)) if large else 5.0
-        steps = self.steps or max(1, round(epochs * rows / self.batch_size))
-        return TrainingSettings(steps=steps, seed=seed, log_every=max(1, steps // 20), **shared)
-
-
-RATES = {1.5e6: 3e-3, 4e6: 1e-3, 22e6: 5e-4, 110e6: 5e-5, 340e6: 2e-5}
-"""Peak rates of AdamW that suited models of so many weights: the quick start's, the shipped encoder, MiniLM, and the
-published ones of BERT's two sizes (Devlin et al. 2019, appendix A.3)."""
+TRIAL_FACTORS = (1 / 3, 1.0, 3.0)
 TRIAL_SEED = 1 << 40
 """The seed of fine-tunings by which a learning rate is searched; none of them is reported."""
-SMALL_RATE, FEWEST_STEPS = 1e-3, 250
-"""Below this rate a model is large, and gets so many steps at least if epochs are not given (Mosbach et al. 2021)."""
-
-
-def fitting_rate(weights: int) -> float:
-    """A learning rate for fine-tuning a model of so many weights, between those that are known of other sizes.
-
-    >>> [fitting_rate(weights) for weights in (600_000, 22_000_000, 340_000_000)]
-    [0.003, 0.0005, 2e-05]
-    """
-    return interpolated(weights, RATES)
-
-
-def interpolated(weights: int, rates: Mapping[float, float]) -> float:
-    """The rate for so many weights on the line between the next ones that are known, all of them in logarithms."""
-    sizes, known = [math.log(size) for size in rates], [math.log(rate) for rate in rates.values()]
-    return float(f"{math.exp(np.interp(math.log(max(1, weights)), sizes, known)):.2g}")
 
 
 class Score(TypedDict):
@@ -179,6 +98,8 @@ class TaskRecord(TypedDict):
     tried: NotRequired[dict[str, float]]
     """The scores on dev of the learning rates that were tried (``search_rate``); the best one was taken."""
     model: NotRequired[str]
+    made_of: NotRequired[str]
+    """A hash of checkpoint, task, settings and seeds: the same record need not be made again."""
 
 
 def evaluate_tasks(
@@ -198,6 +119,7 @@ def evaluate_tasks(
         settings: of every fine-tuning.
         seeds: fine-tunings of each task; ``settings.seeds`` if not given. Frozen kinds run once: nothing is random.
         out: where ``records.jsonl`` is, whole after every task, and ``TASK/seed-N/checkpoint``; None keeps nothing.
+            A task whose record is there, of the same checkpoint, rows, settings and seeds, is not judged again.
 
     Returns:
         One record for each task. ``score`` is the mean over seeds, in the metric's own unit ([0, 1] or [−1, 1]);
@@ -212,7 +134,7 @@ def evaluate_tasks(
     """
     settings = settings or FinetuneSettings()
     if out is not None:
-        require_own(out, "records.jsonl", what="an earlier finetune")
+        require_own(out, RECORDS, what="an earlier finetune")
     tasks = [spec if isinstance(spec, Task) else load_task(spec) for spec in specs]
     for place, task in enumerate(tasks):
         if task.name in [other.name for other in tasks[:place]]:
@@ -223,18 +145,40 @@ def evaluate_tasks(
         check_length(task, tokenizer, settings.max_length)
         if isinstance(task.kind, Tuned):
             task.kind.check_model(task_config(checkpoint, {}))
-    records: list[TaskRecord] = []
+    by_seed = range(seeds or settings.seeds)
+    made_of: dict[str, str] = {}
+    finished: dict[str, TaskRecord] = {}
     if out is not None:
-        write_lines(out / "records.jsonl", records)  # from now on the folder is known as ours
+        made_of = _made_of(checkpoint, tasks, settings, len(by_seed))
+        for line in read_lines(out / RECORDS):
+            name = line.get("task", "")
+            if name in made_of and line.get("made_of") == made_of[name]:
+                finished[name] = cast(TaskRecord, line)
+        write_lines(out / RECORDS, finished.values())  # from now on the folder is known as ours
     for task in tasks:
+        if task.name in finished:
+            continue
         record = task_record(
-            checkpoint, task, tokenizer=tokenizer, settings=settings, seeds=range(seeds or settings.seeds),
+            checkpoint, task, tokenizer=tokenizer, settings=settings, seeds=by_seed,
             folder=out / task.name if out else None, quiet=quiet,
         )  # fmt: skip
-        records.append({**record, "model": str(checkpoint)})
+        finished[task.name] = {**record, "model": str(checkpoint)}
         if out is not None:
-            write_lines(out / "records.jsonl", records)
-    return records
+            finished[task.name]["made_of"] = made_of[task.name]
+            write_lines(out / RECORDS, finished.values())
+    return [finished[task.name] for task in tasks]
+
+
+def _made_of(checkpoint: str | Path, tasks: Sequence[Task], settings: FinetuneSettings, seeds: int) -> dict[str, str]:
+    """By task, a hash of what its record depends on. Of a checkpoint on the hub that is its name."""
+    files = sorted(path for path in Path(checkpoint).glob("*") if path.is_file())
+    hashes = [(path.name, file_hash(path)) for path in files]
+    content = [str(checkpoint), hashes, settings.model_dump(mode="json"), seeds]
+    hashed = {}
+    for task in tasks:
+        text = json.dumps([*content, task.fingerprint])
+        hashed[task.name] = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hashed
 
 
 def task_record(
@@ -262,6 +206,7 @@ def task_record(
         )  # fmt: skip
 
     tried: dict[float, float] = {}
+    diverged: list[str] = []
     usual = settings.learning_rate
     if settings.search_rate and usual and not task.frozen:
         if not task.splits["dev"]:
@@ -269,18 +214,24 @@ def task_record(
             raise MaskwiseError(f"a learning rate is searched on dev, and task {task.name} has none", do=do)
         steps = settings.training(task, seed=0).steps  # the same for every rate, though a small one would ask for more
         settings = settings.model_copy(update={"steps": steps})
-        for factor in (1 / 3, 1.0, 3.0):
+        for factor in TRIAL_FACTORS:
             rate = float(f"{factor * usual:.2g}")
             trial = settings.model_copy(update={"learning_rate": rate})
-            tried[rate] = tuned(trial, TRIAL_SEED, None)["dev"] or 0.0
+            try:
+                tried[rate] = tuned(trial, TRIAL_SEED, None)["dev"] or 0.0
+            except NotFinite as error:
+                diverged.append(f"learning rate {rate:g} was tried and left out: {error.what}")
+                if len(diverged) == len(TRIAL_FACTORS):
+                    raise
         best = (min if task.metric in LOWER_IS_BETTER else max)(tried, key=lambda rate: tried[rate])
         settings = settings.model_copy(update={"learning_rate": best})
     scores = [tuned(settings, seed, folder / f"seed-{seed}" if folder else None) for seed in seeds]
     first, by_seed = scores[0], [score["score"] for score in scores]
     others = {name: fmean(score["others"][name] for score in scores) for name in first["others"]}
+    notes = [*task.remarks, *diverged, *first["notes"]]
     record: TaskRecord = {
         "task": task.name, "task_kind": task.kind.name, "metric": task.metric, "majority": first["majority"],
-        "test_items": task.test_items, "lost_words": first["lost_words"], "notes": [*task.remarks, *first["notes"]],
+        "test_items": task.test_items, "lost_words": first["lost_words"], "notes": notes,
         "score": sum(by_seed) / len(by_seed), "fine_tuning": by_seed, "dev": [score["dev"] for score in scores],
         "others": others,
     }  # fmt: skip

@@ -28,7 +28,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.masking.batch import IGNORE
 from maskwise.objectives import Classification, MultiLabel
 from maskwise.tasks.columns import NO_LABEL, NO_TEXT, Columns, UsualColumns, label_of, labels_in, require_two
-from maskwise.tasks.metrics import METRICS, UNSEEN, entity_counts, entity_f1
+from maskwise.tasks.metrics import METRICS, UNSEEN, any_class, entity_counts, entity_f1
 from maskwise.tasks.task import Answers, Frozen, Kind, Row, Task, Tuned
 from maskwise.tasks.tensors import Cutter, Encoded, Flat, edges
 from maskwise.text.labelled import Record
@@ -136,10 +136,11 @@ class Classes(Kind[C]):
         return np.array([code.get(name, UNSEEN) for name in names], dtype=np.int64)
 
     def majority(self, task: Task[C]) -> float:
-        """Always the commonest class of train; of equally common ones the first met."""
+        """Always the commonest class of train (of equally common ones the first met), or each class equally often."""
         known = Counter(name for row in task.splits["train"] for name in row.classes)
         most = task.labels.index(known.most_common(1)[0][0])
-        return task.score("test", np.full(task.test_items, most))
+        always = task.score("test", np.full(task.test_items, most))
+        return max(always, any_class(self.gold(task, "test"), len(task.labels), task.metric))
 
 
 class TextClasses(Classes[TextRow]):

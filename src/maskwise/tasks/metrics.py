@@ -41,6 +41,22 @@ def macro_f1(gold: ArrayLike, answer: ArrayLike) -> float:
     return float(np.mean((2 * hits / total)[first:]))
 
 
+def any_class(gold: ArrayLike, classes: int, metric: str) -> float:
+    """The score to expect of answers that are drawn at random, each class equally often; 0 in other metrics.
+
+    >>> any_class([0, 1, 0, 1], 2, "accuracy"), any_class([0, 1, 0, 1], 2, "macro-f1")
+    (0.5, 0.5)
+    """
+    gold = np.asarray(gold)
+    sizes = np.bincount(gold[gold != UNSEEN], minlength=classes)
+    hits = sizes / classes
+    if metric == "accuracy":
+        return float(hits.sum() / len(gold))
+    if metric == "macro-f1":
+        return float(np.mean(2 * hits / (sizes + len(gold) / classes)))
+    return 0.0
+
+
 def label_micro_f1(gold: ArrayLike, answer: ArrayLike) -> float:
     """F1 over all pairs of a row and a label, (N, K) ones and zeros; 0 without any hit."""
     return float(np.mean(_label_f1(np.asarray(gold).ravel()[:, None], np.asarray(answer).ravel()[:, None])))

@@ -35,7 +35,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.objectives import Classification, SpanQuestionAnswering
 from maskwise.objectives import MultipleChoice as ChoiceLoss
 from maskwise.tasks.columns import NO_LABEL, Columns, UsualColumns, label_of
-from maskwise.tasks.metrics import ITEMS
+from maskwise.tasks.metrics import ITEMS, normalise
 from maskwise.tasks.task import Answers, R, Row, Task, Tuned
 from maskwise.tasks.tensors import Cutter, Data, Flat, batches, edges, places_of
 from maskwise.text.labelled import Record
@@ -46,6 +46,8 @@ MAX_QUESTION_TOKENS = 64
 """Both as in BERT's SQuAD code; of short windows a question gets at most half."""
 
 CHOICES = ("choices", "options", "endings")
+RELATIONS = ("relation", "predicate_id", "predicate", "pred", "property")
+"""Columns that say what a question asks for, as LAMA and others publish them."""
 _NUMBERED = re.compile(r"(ending|choice|option)_?\d+")
 
 
@@ -89,8 +91,38 @@ class Answered(Tuned[R]):
         return [row.rights for row in task.splits[split]]
 
     def majority(self, task: Task[R]) -> float:
-        most = Counter(row.rights[0] for row in task.splits["train"]).most_common(1)[0][0]
-        return task.score("test", [most] * task.test_items)
+        always = max(task.score("test", guesses) for guesses in commonest_answers(task))
+        return max(always, any_answer(task))
+
+
+def relation_of(record: Record) -> str:
+    """What a question asks for, if a column says so."""
+    return next((value for name in RELATIONS if isinstance(value := record.get(name), str)), "")
+
+
+def commonest_answers(task: Task[Any]) -> list[list[str]]:
+    """Guesses for every test row: the commonest answer of train, and that to the relation which the row asks for."""
+    by_relation: dict[str, Counter[str]] = {}
+    for row in task.splits["train"]:
+        by_relation.setdefault(row.relation, Counter())[row.rights[0]] += 1
+    overall: Counter[str] = sum(by_relation.values(), Counter())
+    most = overall.most_common(1)[0][0]
+    commonest = {name: known.most_common(1)[0][0] for name, known in by_relation.items()}
+    rows = task.splits["test"]
+    return [[most] * len(rows), [commonest.get(row.relation, most) for row in rows]]
+
+
+def any_answer(task: Task[Any]) -> float:
+    """The share of test rows that are right if any answer which train has to their relation is equally likely."""
+    known: dict[str, set[str]] = {}
+    for row in task.splits["train"]:
+        known.setdefault(row.relation, set()).update(map(normalise, row.rights))
+    shares = []
+    for row in task.splits["test"]:
+        possible = known.get(row.relation, set())
+        right = possible.intersection(map(normalise, row.rights))
+        shares.append(len(right) / max(1, len(possible)))
+    return float(np.mean(shares))
 
 
 class QuestionAnswering(Answered[MarkedRow]):

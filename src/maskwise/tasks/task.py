@@ -56,6 +56,14 @@ class Row(ABC):
         """How many things of this row are scored: one, or the words of a sentence."""
         return 1
 
+    relation: ClassVar[str] = ""
+    """What is asked for, such as a birthplace; "" where that is not known. Only guessing depends on it."""
+
+    @property
+    def content(self) -> Mapping[str, object]:
+        """What a score depends on, for fingerprints."""
+        return {name: value for name, value in vars(self).items() if name != "relation"}
+
     @property
     def key(self) -> str:
         """Equal keys stay on the same side of a cut."""
@@ -111,7 +119,11 @@ class Kind(ABC, Generic[R]):
 
     @abstractmethod
     def majority(self, task: Task[R]) -> float | None:
-        """The score on test of an answer that ignores the text; None where it depends on the tokenizer."""
+        """The score on test of the best guess that ignores the text; None where it depends on the tokenizer.
+
+        Always the commonest class, or answer to the relation that is asked for; or each one of them equally often,
+        which is better where classes are balanced, for then the commonest of train are rare in test.
+        """
 
     @property
     def settings(self) -> Mapping[str, object]:
@@ -267,7 +279,9 @@ class Task(Generic[R]):
         content: list[object] = [self.kind.name, self.metric, self.labels, rows]
         content += [self.pooling] if self.frozen else []
         content += [dict(self.kind.settings)] if self.kind.settings else []
-        return hashlib.sha256(json.dumps(content, sort_keys=True, default=vars).encode()).hexdigest()[:16]
+        return hashlib.sha256(
+            json.dumps(content, sort_keys=True, default=lambda row: row.content).encode()
+        ).hexdigest()[:16]
 
     @property
     def frozen(self) -> bool:

@@ -127,7 +127,7 @@ class World(ABC):
 
     @abstractmethod
     def questions(self) -> dict[str, list[dict[str, Any]]]:
-        """Records with ``question`` and ``answers``, by split."""
+        """Records with ``question`` and ``answers``, and ``relation`` if there are several, by split."""
 
     @property
     @abstractmethod
@@ -285,7 +285,10 @@ class FactWorld(World):
         """One for every person and attribute; the people are split, so that the answers of test stand in the corpus
         alone."""
         by_person = [
-            [{"question": f"what {asked} {person['name']}?", "answers": [person[asked]]} for asked in self.answers]
+            [
+                {"question": f"what {asked} {person['name']}?", "answers": [person[asked]], "relation": asked}
+                for asked in self.answers
+            ]
             for person in self.persons
         ]
         return {split: [row for rows in people for row in rows] for split, people in _split(by_person).items()}
