@@ -236,6 +236,13 @@ def test_other_arms_drop_every_setting_that_names_arms(base: str, tmp_path: Path
         assert study.pairs == [("b", "a")]
 
 
+def test_other_arms_over_a_search_that_is_none(tmp_path: Path) -> None:
+    file = tmp_path / "own.yaml"
+    file.write_text("extends: quick-start\nstudy: {search: 3}\n")
+    with pytest.raises(MaskwiseError, match=r"study.search; got 3"):
+        read_recipe(file, [f"study.arms={json.dumps(OWN_ARMS)}"])
+
+
 def test_a_transfer_study_with_fewer_arms_stays_one() -> None:
     base = read_recipe("transfer").study
     arms = {name: dict(arm) for name, arm in base.arms.items() if name != "from-causes"}

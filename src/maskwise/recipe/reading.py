@@ -112,7 +112,7 @@ def _forget_arms(study: Plain, *, known: Set[str], changes: Mapping[str, object]
             continue
         value = study[key]
         if key == "search":  # the grid of all arms stays
-            own = (value or {}).get("own")
+            own = value.get("own") if isinstance(value, dict) else None
             if isinstance(own, Mapping):
                 value["own"] = {arm: grid for arm, grid in own.items() if arm in arms}
         elif key == "contrasts" and only_fewer and isinstance(value, list):
