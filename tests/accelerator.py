@@ -24,12 +24,14 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from maskwise.evaluation import generate
 from maskwise.masking import devices
-from maskwise.objectives import Objective
-from maskwise.training import data, engine
+from maskwise.tasks import judge
+from maskwise.training import data
 from maskwise.training.log import Log
 
 GPU = torch.cuda.is_available()
+evaluate = sys.modules["maskwise.evaluation.evaluate"]  # its function has the module's name
 DEVICE = torch.device("cuda" if GPU else "meta")
 
 ASKS = {"_local_scalar_dense", "nonzero", "equal", "masked_select", "_unique2", "unique_dim", "repeat_interleave"}
@@ -77,7 +79,7 @@ class Device(TorchDispatchMode):
         self._note(name, given, kwargs.get("device"))
         if GPU:
             return func(*args, **kwargs)
-        if name == "_pin_memory":
+        if name in ("pin_memory", "_pin_memory"):  # the former in inference mode
             copy = args[0].clone()
             self.pinned.add(copy.data_ptr())
             return copy
@@ -141,8 +143,13 @@ def place() -> str:
     return f"{frames[-1].filename.rpartition('/src/')[2]}:{frames[-1].lineno}" if frames else "a test"
 
 
-def move(module: nn.Module, device: Any = DEVICE) -> nn.Module:
-    """Move a module as ``Module.to`` does, with tied weights tied."""
+PLAIN_TO = nn.Module.to
+
+
+def to(module: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
+    """``Module.to``: on its way to the device a module keeps tied weights tied, as it does on real ones."""
+    if not args or torch.device(args[0]) != DEVICE:
+        return PLAIN_TO(module, *args, **kwargs)
     moved: dict[int, Tensor] = {}
     for part in module.modules():
         for tensors in (part._parameters, part._buffers):
@@ -178,8 +185,10 @@ def accelerator() -> Iterator[Device]:
         patch.setattr(data, "ThreadPoolExecutor", Thread)
         if not GPU:
             patch.setattr(Accelerator, "device", property(lambda self: DEVICE))
-            patch.setattr(Objective, "to", move)
-            patch.setattr(engine, "best_device", lambda: DEVICE)
+            patch.setattr(nn.Module, "to", to)
+            patch.setattr(torch._C, "_InferenceMode", lambda _: torch.no_grad())  # whose views have no versions
+            for user in (evaluate, generate, judge):
+                patch.setattr(user, "best_device", lambda: DEVICE)
             patch.setattr(devices, "PINNING", (DEVICE.type,))
             patch.setattr(sys.modules["torch.optim.adam"], "_device_dtype_check_for_fused", lambda *_, **__: None)
         with mode:

@@ -7,24 +7,29 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from accelerator import DEVICE, GPU, There, accelerator
+from maskwise.jobs import Outcome, Pool
 from maskwise.models import new_config, new_model
 from maskwise.objectives import OBJECTIVES, objective, objective_class
 from maskwise.objectives.replaced import smaller
 from maskwise.samplers import sampler
+from maskwise.study import scheduler
 from maskwise.text import Document, Rows, read_pieces, tokenise, train_tokenizer
 from maskwise.training import MaskedSource, TrainingSettings, look_ahead, train
 from maskwise.training.arms import Arms, ArmsSource, Probe, SamplerLearner
 from maskwise.training.learners import meet
+from tiny import maskwise, read_lines, write_inputs
 
 TEXT = "the cat sat on the mat "
 LAYOUTS = ("document", "packed")
@@ -174,6 +179,46 @@ def probing(learner: SamplerLearner, device: Any) -> None:
         device.free = False
 
     learner._learn = free  # type: ignore[method-assign]
+
+
+class Here(Pool[Any, Any]):
+    """Does every stage in this process, whose device it is."""
+
+    idle = 1  # type: ignore[assignment]
+
+    def __init__(self, function: Any, **_: Any):
+        self.function, self.ended = function, list[Outcome[Any, Any]]()
+
+    def start(self, task: Any) -> None:
+        self.ended.append(Outcome(task, self.function(task), None))
+
+    def finished(self, timeout: float) -> Iterator[Outcome[Any, Any]]:
+        yield from self.ended
+        self.ended = []
+
+    def close(self) -> None: ...
+
+
+def test_a_study_of_three_objectives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of it on the device: text, pre-training with probes, held-out losses, fine-tuning, the report."""
+    recipe = write_inputs(tmp_path)
+    plan = yaml.safe_load(recipe.read_text())
+    plan |= {"objectives": dict.fromkeys(ARMS), "sampler": "mometas-plus(every=3, rows=8)"}
+    plan["training"] |= {"steps": 9, "log_every": 9, "eval_every": 0, "save_every": 0}
+    plan["finetune"] |= {"steps": 3, "seeds": 1}
+    plan["study"] = {"seeds": 1, "arms": {"learned": {}, "even": {"sampler": "uniform"}}}
+    del plan["finetune"]["epochs"]
+    recipe.write_text(yaml.safe_dump(plan))
+    monkeypatch.setattr(scheduler, "open_pool", Here)
+    with accelerator() as device:
+        assert maskwise("study", recipe, "--out", tmp_path / "out") == 0
+    kinds = {record["kind"] for record in read_lines(tmp_path / "out" / "records.jsonl")}
+    assert {"score", "heldout", "cost"} <= kinds and "failure" not in kinds
+    # Sums that all ranks agree on, for probes; checkpoints; held-out losses; the answers of a task.
+    assert {wait.partition(", ")[2].partition(":")[0] for wait in device.waits} == {
+        "maskwise/training/engine.py", "maskwise/evaluation/scoring.py", "maskwise/tasks/tensors.py"
+    }  # fmt: skip
+    assert not device.pageable
 
 
 WAITING = {

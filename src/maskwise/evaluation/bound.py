@@ -123,7 +123,7 @@ class Bound:
             losses, where = objective.token_losses(batch.to(device))
             row, column = where.cpu().unbind(1)
             assert batch.loss_weight is not None
-            weighted = (losses.detach().double().cpu() * batch.loss_weight[row, column]).numpy()
+            weighted = (losses.detach().cpu().double() * batch.loss_weight[row, column]).numpy()
             piece = batch.source.piece.reshape(batch.source.shape)[row.numpy(), column.numpy()]
             first, last = self.first[number : number + 2]
             nats_P[first:last] += np.bincount(piece, weighted, last - first) / self.draws

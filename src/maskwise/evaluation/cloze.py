@@ -328,7 +328,7 @@ def candidate_scores(model: PreTrainedModel, questions: Questions, *, mask: int,
         log_p = predictions(model, rows, real, torch.arange(len(rows)), column)
         by_piece = log_p.view(len(part), len(pattern_PK), -1)[:, of_E.to(log_p.device), truth_E.to(log_p.device)]
         summed = torch.zeros(len(part), len(questions.pieces), dtype=torch.float64)
-        scores.append(summed.index_add_(1, candidate_E, by_piece.double().cpu()))
+        scores.append(summed.index_add_(1, candidate_E, by_piece.cpu().double()))
     return torch.cat(scores)
 
 

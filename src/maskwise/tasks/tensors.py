@@ -26,6 +26,7 @@ from torch import Tensor
 from maskwise.errors import MaskwiseError
 from maskwise.keys import fold
 from maskwise.masking.batch import IGNORE
+from maskwise.masking.devices import moved
 from maskwise.objectives import Classification, Objective
 from maskwise.tasks.metrics import LOST
 from maskwise.tasks.task import SPLITS, Answers, Task, Tuned
@@ -135,7 +136,7 @@ class Data(Trainable, Generic[O]):
 def batches(data: Flat | Data, device: torch.device) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
     """Rows of similar length and their batch on a device, each of about ``EVAL_TOKENS`` padded tokens."""
     for rows in by_width(data.lengths, EVAL_TOKENS):
-        yield rows, {name: value.to(device) for name, value in data.batch(rows).items()}
+        yield rows, moved(data.batch(rows), device)
 
 
 @dataclass(frozen=True, eq=False)
