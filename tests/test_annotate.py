@@ -221,6 +221,28 @@ def test_any_number_of_processes_gives_the_same_bytes(tmp_path):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("raise RuntimeError('one\\ntwo')", "RuntimeError: one"),
+        ("import sys; sys.exit(3)", "SystemExit: 3"),
+        ("def find(:", "SyntaxError"),
+        ("1 / 0", "ZeroDivisionError"),
+    ],
+)
+def test_a_module_that_raises_when_it_is_imported_is_one_line(source, said, tmp_path, monkeypatch, capsys):
+    (tmp_path / "mine_that_raises.py").write_text(source)
+    (tmp_path / "texts.txt").write_text("Owls fly.")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        main(["annotate", str(tmp_path / "texts.txt"), "--out", str(tmp_path / "o"),
+              "--function", "mine_that_raises:find"])  # fmt: skip
+    error = capsys.readouterr().err
+    assert end.value.code == 2 and said in error and error.count("\n") == 1
+    with pytest.raises(MaskwiseError, match="module:function"):
+        annotate_corpus(str(tmp_path / "texts.txt"), [], tmp_path / "o", functions=[":find"])
+
+
 @pytest.mark.process
 def test_a_killed_run_goes_on(tmp_path):
     texts, out = corpus(80), tmp_path / "out"

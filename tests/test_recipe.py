@@ -276,6 +276,7 @@ def test_mistakes_in_files(tmp_path, text, said):
     assert said in str(caught.value) and "\n" not in str(caught.value)
 
 
+MERGES = "a0: &a0 {k: 1}\n" + "".join(f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 9)}]}}\n" for n in range(1, 13))
 LAUGHS = "a0: &a0 [ha]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12))
 
 
@@ -284,6 +285,7 @@ LAUGHS = "a0: &a0 [ha]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9
     [
         ("[" * 500 + "]" * 500, "nested too deeply"),
         (LAUGHS, "too many values"),
+        (MERGES, "too many values"),
         ("a: &a [*a]", "too many values"),
     ],
 )
@@ -296,6 +298,26 @@ def test_bombs_are_refused_at_once(text, said, tmp_path):
     with pytest.raises(MaskwiseError, match=said):
         parse_value(text)
     assert time.perf_counter() - began < 60  # it took for ever; the bound leaves room for a busy machine
+
+
+@pytest.mark.parametrize(
+    "value", ["9" * 5000, "9" * 400, "2024-13-45", "!!timestamp x", "!!float x", "!!int ''", "!!bool x"]
+)
+def test_a_value_that_cannot_be_read_is_named_with_its_line(value, tmp_path):
+    (tmp_path / "r.yaml").write_text(f"extends: quick-start\ntraining: {{seed: {value}}}\n")
+    with pytest.raises(MaskwiseError, match="got line 2: cannot read ") as error:
+        read_recipe(tmp_path / "r.yaml")
+    assert len(str(error.value)) < 300
+    if len(value) != 400:  # which is a number where it is given as text
+        with pytest.raises(MaskwiseError, match=r"training\.seed; got .*allowed: a whole number"):
+            read_recipe("quick-start", [f"training.seed={value}"])
+
+
+@pytest.mark.parametrize("name", ["", " "])
+def test_an_arm_has_a_name(name, tmp_path):
+    (tmp_path / "r.yaml").write_text(f"extends: quick-start\nstudy: {{arms: {{'{name}': , b: {{}}}}}}\n")
+    with pytest.raises(MaskwiseError, match=r"study\.arms has no name"):
+        read_recipe(tmp_path / "r.yaml")
 
 
 def test_an_arm_that_changes_nothing_may_be_left_empty(recipe):

@@ -66,8 +66,30 @@ def package(tmp_path, monkeypatch) -> Path:
         "from pathlib import Path\ndef get_model_path():\n    return Path(__file__).parent / 'model'\n"
     )
     monkeypatch.syspath_prepend(str(site))
+    monkeypatch.setattr(starts.site, "getsitepackages", lambda: [str(site)])
     monkeypatch.delitem(sys.modules, "carried_model", raising=False)
     return folder
+
+
+def test_a_package_is_never_a_file_of_the_working_folder(package, tmp_path, monkeypatch):
+    """Under python -m and torchrun the working folder comes first, also before an installed package of that name."""
+    here = tmp_path / "here"
+    here.mkdir()
+    for name in ("carried_model", "mine"):
+        (here / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    assert resolve_start("package:carried_model") == str(package)
+    monkeypatch.delitem(sys.modules, "carried_model")
+    monkeypatch.syspath_prepend(str(here))
+    for name in ("carried_model", "mine", "__main__", "builtins", "json", "carried_model.model"):
+        with pytest.raises(MaskwiseError, match="is not installed"):
+            resolve_start(f"package:{name}")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_package_that_raises_is_one_line(package):
+    (package.parent / "__init__.py").write_text("raise RuntimeError('broken\\nfor good')\n")
+    with pytest.raises(MaskwiseError, match=r"carries no model; got broken$"):
+        resolve_start("package:carried_model")
 
 
 # Names ------------------------------------------------------------------------------------------------------
@@ -103,7 +125,8 @@ def test_the_bundled_encoder_decoder_knows_more_than_frequencies():
         ("bundled:encodr", "unknown bundled model 'encodr'.*allowed: encoder"),
         ("package:no_such_thing", "package 'no_such_thing' is not installed.*install it"),
         ("package:antigravity", "not installed"),  # of the standard library: not imported
-        ("package:tiny", "package 'tiny' carries no model"),
+        ("package:tiny", "package 'tiny' is not installed"),  # a module of the working folder
+        ("package:yaml", "package 'yaml' carries no model"),
     ],
 )
 def test_a_name_that_leads_nowhere_is_one_line(name, words):

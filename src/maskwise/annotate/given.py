@@ -21,7 +21,7 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from maskwise.errors import MaskwiseError
+from maskwise.errors import MaskwiseError, first_line
 from maskwise.specs import Call, parse_call
 from maskwise.text.layers import CharSpans, Kind, Layer, digest
 from maskwise.text.readers import TEXT_ENDINGS, Fields, Skip, known_ending, read_file
@@ -230,8 +230,8 @@ def spec_of(function: str | Callable[..., object]) -> Call:
 
 def _load(place: str) -> tuple[Callable[[list[str]], object], str]:
     """The function, and the source of its module: whatever changes there makes another version."""
-    module, colon, name = place.partition(":")
-    if not colon or not name:
+    module, _, name = place.partition(":")
+    if not module or not name:
         raise MaskwiseError("a function is given as module:function", got=place)
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
@@ -241,8 +241,9 @@ def _load(place: str) -> tuple[Callable[[list[str]], object], str]:
         for part in name.split("."):
             member = getattr(member, part)
         source = inspect.getsource(home)
-    except (ImportError, AttributeError, OSError, TypeError) as error:
-        raise MaskwiseError(f"cannot load the function {place}", got=str(error)) from error
+    except (Exception, SystemExit) as error:  # the module is the user's: it may raise anything
+        got = f"{type(error).__name__}: {first_line(error)}"
+        raise MaskwiseError(f"cannot load the function {place}", got=got) from error
     if not callable(member):
         raise MaskwiseError(f"{place} is not a function", got=type(member).__name__)
     return member, source

@@ -242,6 +242,8 @@ class StudySettings(Settings):
     def _consistent(self) -> StudySettings:
         if self.baseline is not None and self.baseline not in self.arms:
             raise unknown_name("baseline arm", self.baseline, self.arms)
+        if not all(name.strip() for name in self.arms):
+            raise MaskwiseError("an arm of study.arms has no name", got=[*self.arms], do="give it one")
         for name in {REFERENCE, OWN_TASK, OTHER_TASKS} & self.arms.keys():
             raise MaskwiseError(f"an arm cannot be called {name}: studies compare something else by that name")
         for name in self.search.own if self.search else ():

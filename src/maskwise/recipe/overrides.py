@@ -28,6 +28,9 @@ MOST_VALUES = 100_000
 NAMES_ARMS = ("baseline", "contrasts", "gate", "search", "share", "transfer")
 """Settings of a study that name its arms, or ask something of all of them: other arms replace these too."""
 
+MOST_NUMBER = 1 << 63
+"""Whole numbers are smaller: no setting needs more, and Python itself reads at most 4,300 digits."""
+
 
 def put(settings: Plain, dotted: str, value: object, *, clear: bool = True) -> None:
     """Set ``a.b.c`` in nested dicts, or ``a.1.c`` in the second dict of a list.
@@ -140,6 +143,17 @@ class Yaml(yaml.SafeLoader):
         for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> object:
+        """The value of a node; what looks like a date, say, and is none is an error of YAML, with its line."""
+        try:
+            value = super().construct_object(node, deep)
+            if isinstance(value, int) and abs(value) >= MOST_NUMBER:
+                raise ValueError
+        except (ValueError, LookupError, AttributeError):
+            problem = f"cannot read {str(node.value)[:40]!r} as {node.tag.rpartition(':')[2]}"
+            raise yaml.constructor.ConstructorError(problem=problem, problem_mark=node.start_mark) from None
+        return value
+
 
 Yaml.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
 Yaml.add_implicit_resolver(
@@ -156,14 +170,19 @@ def read_yaml(text: str) -> object:
         yaml.YAMLError: it is not YAML.
         MaskwiseError: it is nested too deeply, or unfolds to more values than anybody writes.
     """
+    loader = Yaml(text)
     try:
-        value = yaml.load(text, Loader=Yaml)
-        too_large = _count(value, {}) > MOST_VALUES
+        root = loader.get_single_node()
+        if root is None:
+            return None
+        # Counted before it is unfolded: a merge key (<<) copies what its aliases stand for.
+        if _count(root, {}) > MOST_VALUES:
+            raise MaskwiseError("settings hold too many values", allowed=f"at most {MOST_VALUES:,}")
+        return _unshared(loader.construct_document(root))
     except RecursionError:
         raise MaskwiseError("settings are nested too deeply", do="write fewer levels") from None
-    if too_large:
-        raise MaskwiseError("settings hold too many values", allowed=f"at most {MOST_VALUES:,}")
-    return _unshared(value)
+    finally:
+        loader.dispose()
 
 
 def _unshared(value: Any) -> Any:
@@ -173,20 +192,21 @@ def _unshared(value: Any) -> Any:
     return [_unshared(part) for part in value] if isinstance(value, list) else value
 
 
-def _count(value: object, known: dict[int, int]) -> int:
-    """The values inside a value; what an alias repeats is counted each time and looked at once."""
-    if not isinstance(value, dict | list):
+def _count(node: yaml.Node, known: dict[int, int]) -> int:
+    """The values below a node; what an alias repeats is counted each time and looked at once."""
+    if isinstance(node, yaml.ScalarNode):
         return 1
-    if id(value) not in known:
-        known[id(value)] = MOST_VALUES + 1  # until it is counted: a value that holds itself has no end
-        inside = value.values() if isinstance(value, dict) else value
-        known[id(value)] = 1 + sum(_count(part, known) for part in inside)
-    return known[id(value)]
+    if id(node) not in known:
+        known[id(node)] = MOST_VALUES + 1  # until it is counted: a value that holds itself has no end
+        parts = [pair[1] for pair in node.value] if isinstance(node, yaml.MappingNode) else node.value
+        known[id(node)] = 1 + sum(_count(part, known) for part in parts)
+    return known[id(node)]
 
 
 # What is wrong with settings -----------------------------------------------------------------------------------
 
 ALLOWED = {
+    "int_parsing_size": "a whole number",
     "int_parsing": "a whole number", "int_type": "a whole number", "int_from_float": "a whole number",
     "float_parsing": "a number", "float_type": "a number", "finite_number": "a finite number",
     "bool_parsing": "true or false", "bool_type": "true or false", "string_type": "text",
