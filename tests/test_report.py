@@ -8,7 +8,7 @@ import re
 import pytest
 
 from maskwise.errors import MaskwiseError
-from maskwise.report import compare_studies, summary_of, write_report
+from maskwise.report import compare_studies, page, summary_of, write_report
 from maskwise.report.drawing import NEAR, arm_colours, dot_chart, forest_groups
 from maskwise.report.page import page_content, vega_code
 from maskwise.report.reading import read_folder
@@ -62,6 +62,18 @@ def test_a_study_makes_one_file_with_everything(folder):
         len(charts) == page.count('id="chart-') == 2 + 2 + 1 + 1 + 1 + 1
     )  # tasks, held-out, compute, train, eval, ratio
     assert sorted(p.name for p in folder.iterdir() if p.suffix == ".html") == ["report.html"]
+
+
+def test_a_page_is_made_where_the_code_of_charts_cannot_be(folder, monkeypatch):
+    """Under a limit of address space V8 ends its process, with a signal."""
+    monkeypatch.setattr(page, "VEGA", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    page.vega_code.cache_clear()
+    try:
+        text = write_report(folder).read_text("utf-8")
+    finally:
+        page.vega_code.cache_clear()
+    assert "There are no charts" in text and 'id="chart-' not in text and "vegaEmbed" not in text
+    assert len(text) < 300_000 and "<table" in text
 
 
 def test_every_run_is_a_dot(folder):
