@@ -54,6 +54,7 @@ from maskwise.report.drawing import (
 from maskwise.report.reading import Folder, Piece, read_folder
 
 VEGA = "import sys, vl_convert; sys.stdout.buffer.write(vl_convert.javascript_bundle().encode())"
+NO_CHARTS = "There are no charts: the memory allowed here is too small to make them."
 RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -72,11 +73,8 @@ def write_report(folder: Path, html: Path | None = None) -> Path:
     """
     folder = Path(folder)
     content = page_content(read_folder(folder))
-    vega = vega_code()
-    if not vega:
-        content["missing"].append("There are no charts: the memory allowed here is too small to make them.")
     target = Path(html) if html is not None else folder / "report.html"
-    write_whole(target, environment().get_template("page.html.j2").render(**content, vega=vega))
+    write_whole(target, environment().get_template("page.html.j2").render(**content, vega=vega_code()))
     return target
 
 
@@ -197,6 +195,8 @@ def _missing(folder: Folder) -> list[str]:
     if folder.kind != "study":
         return []
     study, lines = folder.study, list[str]()
+    if not vega_code():
+        lines.append(NO_CHARTS)
     if not folder.summary["headline"]:
         why = "the study is still running, or was stopped; the same command goes on"
         lines.append(f"There are no verdicts yet (summary.json): {why}.")
