@@ -337,3 +337,22 @@ def test_models_are_loaded_by_names() -> None:
 def test_an_argument_that_is_given_twice_is_refused() -> None:
     refused(lambda: schedules.schedule("constant(p=.1, p=.2)"), "p", "twice")
     refused(lambda: masker("span(p=.1, max_words=3, p=.2)"), "p", "twice")
+
+
+@pytest.mark.parametrize(
+    ("setting", "spec", "got"),
+    [
+        ("policy", "span(max_words=2.5)", "2.5"),
+        ("policy", "span(max_words=True)", "True"),
+        ("policy", "span(p=None)", "None"),
+        ("policy", "t5-span(mean_span=1e999)", "inf"),
+        ("policy", "weighted(power=(1, 2))", "(1, 2)"),
+        ("corruption", "insert(cut=2.5)", "2.5"),
+        ("corruption", "infill(cut=9.0)", "9.0"),
+        ("corruption", "bert(mask='a')", "'a'"),
+        ("ratio", "linear(1e999, 0.1)", "inf"),
+    ],
+)
+def test_numbers_that_a_recipe_names_are_of_their_type(setting: str, spec: str, got: str) -> None:
+    refused(lambda: masker(**{setting: spec}), spec.partition("(")[0], got)
+    assert masker("span(max_words=3, poisson=None)").policy == masker("span(max_words=3)").policy

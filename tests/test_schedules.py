@@ -65,7 +65,7 @@ REFUSED = [
     ("nan", "0 to 1"),
     ('linear("a", 1)', "got 'a'; allowed: a number"),
     ("linear(None, 1)", "got None; allowed: a number"),
-    ("piecewise(0, a, 1, 0.15)", "got a; allowed: a number"),
+    ("piecewise(0, a, 1, 0.15)", "got 'a'; allowed: a number"),
     ("linear(0.3)", "missing"),
     ("liner(0.3, 0.1)", "'linear'"),
     ("uniform(-1, 1)", "got -1"),

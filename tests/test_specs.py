@@ -125,10 +125,13 @@ def test_builds_with_clear_errors() -> None:
         ("halve(3)", "unknown number 'halve'; allowed: half; did you mean 'half'"),
         ("half()", "missing a required argument: 'x'; allowed: half"),
         ("half(1, side=2)", "unexpected keyword argument 'side'"),
-        ("half('a')", r"number half\('a'\): x is not of its type; got 'a'; allowed: a number"),
-        ("half(a)", r"number half\(a\): x is not of its type; got a; allowed: a number"),
-        ("half(1, upside_down=no)", r"upside_down is not of its type; got no; allowed: True or False"),
-        ("half([1])", "an argument of the wrong type"),
+        ("half('a')", r"number half\('a'\): x .*; got 'a'; allowed: a number"),
+        ("half(a)", r"number half\(a\): x .*; got 'a'; allowed: a number"),
+        ("half(1, upside_down=no)", r"upside_down .*; got 'no'; allowed: True or False"),
+        ("half([1])", r"x .*; got \(1,\); allowed: a number"),
+        ("half(True)", "got True"),
+        ("half(None)", "got None"),
+        ("half(-1)", "an argument of the wrong type: x is below zero"),
     ]:
         with pytest.raises(MaskwiseError, match=match):
             build("number", spec, table)

@@ -273,7 +273,7 @@ def test_the_seed_of_a_run_is_put_in_wherever_a_world_says_so():
     "spec, words",
     [
         ("factworld(people=2)", "people of factworld; got 2; allowed: a whole number, 10 to 1800"),
-        ("factworld(people=many)", "people is not of its type; got 'many'; allowed: a whole number"),
+        ("factworld(people=many)", "people is not valid; got 'many'; allowed: a whole number"),
         (
             "factworld(persons=20)",
             "unexpected keyword argument 'persons'; allowed: factworld(seed=0, people=",

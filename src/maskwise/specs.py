@@ -16,7 +16,7 @@ from functools import wraps
 from pathlib import Path
 from typing import ParamSpec, TypeVar, get_args, get_origin, get_type_hints
 
-from maskwise.errors import MaskwiseError, finite_number, unknown_name
+from maskwise.errors import MaskwiseError, finite_number, unknown_name, whole_number
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -92,9 +92,9 @@ def _value(node: ast.expr, text: str) -> object:
 
 _TEXT = ("str", "str | None", str)
 """Annotations of arguments that are text."""
-_PLAIN: dict[object, str] = dict.fromkeys(("int", "int | None", int), "a whole number")
-_PLAIN |= dict.fromkeys(("float", "float | None", float), "a number") | {"bool": "True or False"}
-"""Annotations of arguments that are no text, and what is allowed."""
+_WHOLE = ("int", "int | None", int)
+_NUMBER = ("float", "float | None", float)
+"""Annotations of arguments that are numbers."""
 
 
 def build(kind: str, spec: str | Call, table: Mapping[str, Callable[..., T]]) -> T:
@@ -124,13 +124,25 @@ def build(kind: str, spec: str | Call, table: Mapping[str, Callable[..., T]]) ->
         if isinstance(value, Call) and parameter.annotation in _TEXT:  # a bare word where text is wanted is that text
             bound.arguments[name] = value.written or str(value)
         for each in value if parameter.kind is parameter.VAR_POSITIONAL else (value,):
-            if isinstance(each, str | Call) and (plain := _PLAIN.get(parameter.annotation)):
-                got = repr(each) if isinstance(each, str) else str(each)
-                raise MaskwiseError(f"{kind} {written}: {name} is not of its type", got=got, allowed=plain)
+            _require_type(f"{kind} {written}: {name}", each, parameter.annotation)
     try:
         return maker(*bound.args, **bound.kwargs)
     except TypeError as error:
         raise MaskwiseError(f"{kind} {written}: an argument of the wrong type: {error}") from error
+
+
+def _require_type(what: str, value: object, annotation: object) -> None:
+    """Refuse an argument that is no number, or no truth value, where its annotation asks for one."""
+    if value is None and "None" in str(annotation):
+        return
+    if isinstance(value, Call):  # a bare word
+        value = str(value)
+    if annotation in _WHOLE:
+        whole_number(what, value)
+    elif annotation in _NUMBER:
+        finite_number(what, value)
+    elif annotation == "bool" and isinstance(value, str):
+        raise MaskwiseError(f"{what} is not valid", got=repr(value), allowed="True or False")
 
 
 def numeric(maker: Callable[P, T]) -> Callable[P, T]:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from maskwise.errors import MaskwiseError, unknown_name
+from maskwise.errors import MaskwiseError, unknown_name, whole_number
 from maskwise.keys import fold
 
 Losses = Mapping[str, float] | Sequence[float] | Tensor
@@ -111,9 +111,7 @@ def interval(every: int | None, steps: int | None) -> int:
     """
     if every is None:
         return PUBLISHED_EVERY if steps is None else min(PUBLISHED_EVERY, max(1, steps // ROLLOUTS))
-    if not isinstance(every, int) or every < 1:
-        raise MaskwiseError("steps between probes", got=every, allowed="1, 2, 3, …")
-    return every
+    return whole_number("steps between probes", every, least=1)
 
 
 def probe_size(rows: int) -> int:
@@ -122,9 +120,7 @@ def probe_size(rows: int) -> int:
     Raises:
         MaskwiseError: anything but a whole number from 4 on.
     """
-    if not isinstance(rows, int) or rows < 4:
-        raise MaskwiseError("rows of a sampler's probe", got=rows, allowed="4, 5, 6, …")
-    return rows
+    return whole_number("rows of a sampler's probe", rows, least=4)
 
 
 def reliability(halves: Tensor) -> float | None:
