@@ -390,9 +390,11 @@ def test_only_arms_masked_by_a_learned_policy_learn_one():
     assert [recipe.arm(name, seed=0).learns for name in ("meta", "random")] == [True, False]
 
 
-def test_a_gate_against_the_start_stays_with_its_arms():
+def test_a_gate_against_the_start_stays_with_its_arms(tmp_path):
+    path = tmp_path / "gated.yaml"
+    path.write_text("extends: quick-start\nstudy: {gate: [decay-45-15, no-pretraining]}\n")
     arms = "study.arms={token-15: {masking.ratio: 0.15}, decay-45-15: {masking.ratio: 'linear(0.45, 0.15)'}}"
-    assert read_recipe("quick-start", [arms]).study.gate == read_recipe("quick-start").study.gate is not None
+    assert read_recipe(path, [arms]).study.gate == read_recipe(path).study.gate is not None
 
 
 def test_groups_that_share_an_anchor_are_changed_one_by_one(tmp_path):

@@ -15,9 +15,6 @@ CONTROL = "-control"
 MOST_PRIMARY = 6
 """Primary contrasts of a study. With more, Holm's correction leaves nothing that ten runs could decide."""
 
-FEWEST_DEV_SEEDS = 2
-"""Dev seeds on which settings were chosen for all seeds of a study together, in older studies."""
-
 FRESH_RUN = 10_000
 """What is added to a seed where a search chose a setting with it: the run that is compared is a new one, because the
 best run of a grid was lucky."""

@@ -169,9 +169,10 @@ def pending(study: Study, records: Iterable[Record]) -> list[int]:
 
 def _look(study: Mapping[str, Any]) -> Look:
     """What a verdict on this study rests on."""
-    gate = study.get("gate") or ()
-    # Older studies put the gate's pair, a list, among the contrasts.
-    asked = [pair for pair in study.get("contrasts", ()) if pair != gate]
+    gate = study.get("gate")
+    # A gate without runs of its own is not one of the tests that share the error. Older studies have the pair alone.
+    apart = gate["contrast"] if isinstance(gate, dict) and not study.get("search") else gate
+    asked = [pair for pair in study.get("contrasts", ()) if pair != apart]
     seeds: list[int] = study["seeds"]
     return {"runs": len(seeds), "seeds": seeds, "contrasts": len(asked), "looks": study.get("looks")}
 

@@ -20,7 +20,6 @@ training, the first one's length is set and the others stay as they are.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -108,16 +107,12 @@ class Design:
         return self.recipe.arm(arm, seed=0).links()[-1].judged_on()
 
     def settings_of(self, arm: str) -> list[Plain]:
-        """The different settings of an arm's runs, the commonest first; as it is written before there are any."""
-        if not self.recipe.study.search:
-            return [{}]
+        """The different settings that were chosen for an arm's runs; as it is written where none was."""
         found = [setting for (name, _), setting in self.chosen.items() if name == arm]
-        times = Counter(str(setting) for setting in found)
-        found.sort(key=lambda setting: -times[str(setting)])
-        return list({str(setting): setting for setting in found or [{}]}.values())
+        return list({str(setting): setting for setting in found}.values()) or [{}]
 
     def plan_costs(self) -> None:
-        """Fill ``planned``, as far as texts are there: the mean over the runs of an arm."""
+        """Fill ``planned``, as far as texts are there: the mean over the settings of an arm."""
         for arm in self.arms:
             spent: list[Spending] = []
             for setting in self.settings_of(arm):

@@ -83,11 +83,11 @@ def prospects_of(recipe: Recipe, folder: Path | None = None) -> list[Prospect]:
     noise = _noise(recipe, folder)
     runs = len(study.seed_list)
     weight = look_weight(study.looks, runs)
-    gate = study.pairs[0] if study.gate else None
-    family = len(study.pairs) - (gate is not None)
+    gates = 0 if study.gate is None else 1
+    family = len(study.pairs) - gates
     prospects = []
-    for pair in study.pairs:
-        tests = (1 if pair == gate else family) / weight
+    for number, pair in enumerate(study.pairs):
+        tests = (1 if number < gates else family) / weight
         prospects.append(_prospect(recipe, pair, runs=runs, tests=tests, noise=noise.get(pair)))
     return prospects
 

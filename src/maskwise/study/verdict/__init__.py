@@ -79,7 +79,7 @@ def summarise(records: Iterable[Record], study: Study) -> Summary:
         "advice": _advice(primary, asked, table, names),
         "overlap": table.overlap,
         "tasks": {task: {"helped": share, "counted": task in table.counted} for task, share in table.helped.items()},
-        "efficiency": efficiency(table, [] if pending else primary_pairs(study)),
+        "efficiency": efficiency(table, [] if pending else list(dict.fromkeys(primary_pairs(study)))),
     }
     if pending:
         summary["pending"] = {"planned": planned, "done": done}
@@ -97,14 +97,15 @@ def summarise(records: Iterable[Record], study: Study) -> Summary:
 def _judged(lines: list[Record], table: Table, names: Mapping[str, str]) -> list[Comparison]:
     """All rows with their verdicts and sentences; those of the gate first."""
     study = table.study
-    gate, others = list[Comparison](), list[Comparison]()
-    for pair in primary_pairs(study):
-        if pair == gate_of(study):
-            gate = compare(_gate_table(lines, table), *pair)
-            for one in gate:
-                one.row["gate"] = True
-        else:
-            others += compare(table, *pair)
+    gate = list[Comparison]()
+    others = list[Comparison]()
+    pairs = primary_pairs(study)
+    if gate_of(study) is not None:
+        gate = compare(_gate_table(lines, table), *pairs.pop(0))
+        for one in gate:
+            one.row["gate"] = True
+    for pair in pairs:
+        others += compare(table, *pair)
     decide(gate, others, names)
     for one in (*gate, *others):
         one.row["brief"] = row_sentence(one.row, names, brief=True)

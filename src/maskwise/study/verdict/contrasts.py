@@ -66,7 +66,9 @@ def primary_pairs(study: Study) -> list[tuple[str, str]]:
     pairs = list(dict.fromkeys((arm, baseline) for arm, baseline in study["contrasts"]))
     gate = gate_of(study)
     if gate is not None:
-        pairs = [gate, *(pair for pair in pairs if pair != gate)]
+        # With a search the gate has runs of its own, and its pair may also be compared with each arm at its best.
+        own_runs = isinstance(study.get("gate"), dict) and study.get("search")
+        pairs = [gate, *(pair for pair in pairs if own_runs or pair != gate)]
     if not study["tasks"] and not study.get("reference") and any(REFERENCE in pair for pair in pairs):
         raise MaskwiseError(
             f"a contrast names {REFERENCE}, and nothing is measured of it",
@@ -88,8 +90,9 @@ def gate_of(study: Study) -> tuple[str, str] | None:
 def closes(study: Study) -> list[tuple[str, str]]:
     """The contrasts that have no answer unless the gate passes: all of them, in studies that do not name them."""
     gate = study.get("gate")
-    named = gate["closes"] if isinstance(gate, dict) else study["contrasts"]
-    return [(arm, baseline) for arm, baseline in named if (arm, baseline) != gate_of(study)]
+    if isinstance(gate, dict):
+        return [(arm, baseline) for arm, baseline in gate["closes"]]
+    return [(arm, baseline) for arm, baseline in study["contrasts"] if (arm, baseline) != gate_of(study)]
 
 
 def compare(table: Table, arm: str, baseline: str) -> list[Comparison]:
