@@ -18,6 +18,7 @@ import pytest
 from maskwise import folders, jobs
 from maskwise.errors import MaskwiseError
 from maskwise.jobs import ENGINES, Failure, LocalPool, Outcome, Pool, open_pool
+from maskwise.recipe import Recipe
 from maskwise.study import Plan, Run, Stage, scheduler
 from maskwise.study.live import LiveTable
 from maskwise.study.scheduler import execute
@@ -78,7 +79,7 @@ def plan() -> Plan:
     for arm in "ab":
         trained = make("pretrain", arm, text)
         task = make("finetune", f"task of {arm}", text, trained)
-        runs.append(Run(arm, 0, (text, trained), text, trained, None, {"task": task}))
+        runs.append(Run(arm, 0, Recipe(), (text, trained), text, trained, None, {"task": task}))
     return Plan(tuple(runs))
 
 
