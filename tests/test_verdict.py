@@ -230,6 +230,15 @@ def test_chance_is_void_only_where_both_are_at_chance():
         assert ("chance" in flags_of(row)) is void and (row["verdict"] == "not comparable") is void
 
 
+@pytest.mark.parametrize(("scores", "void"), [((0.09, 0.02), True), ((0.11, 0.02), False)])
+def test_a_correlation_may_lie_two_standard_errors_above_zero_by_luck(scores, void):
+    # 400 items: 2 · sqrt(1 / 400) = .1
+    study, records = study_of({"token-15": [scores[0]] * 3, "token-30": [scores[1]] * 3})
+    study["tasks"]["task-0"] |= {"metric": "spearman", "majority": 0.0, "classes": 0}
+    (row,) = rows_of(summarise(records, study))
+    assert ("chance" in flags_of(row)) is void
+
+
 def test_a_failed_run_costs_its_pair_only():
     arms = {"token-15": 0.0, "token-30": 0.03}
     study = make_study(runs=7, arms=arms)

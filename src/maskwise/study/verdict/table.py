@@ -22,7 +22,16 @@ from typing import TypeAlias
 
 import numpy as np
 
-from maskwise.constants import DIFFUSION, LOWER_IS_BETTER, NATS, OTHER_TASKS, OWN_TASK, PLATEAU_NATS, REFERENCE
+from maskwise.constants import (
+    CORRELATIONS,
+    DIFFUSION,
+    LOWER_IS_BETTER,
+    NATS,
+    OTHER_TASKS,
+    OWN_TASK,
+    PLATEAU_NATS,
+    REFERENCE,
+)
 from maskwise.errors import MaskwiseError, unknown_name
 from maskwise.files import ArmSummary, Contrast, Record, Study, TaskFacts
 from maskwise.study.verdict.transfer import diagonal
@@ -356,7 +365,7 @@ class Table(Measures):
         return majority, facts.get("test_items")
 
     def at_chance(self, outcome: str, arm: str) -> bool:
-        """Whether the mean score is at most chance + 2 standard errors of such a share of the items.
+        """Whether the mean score is at most chance + 2 standard errors of such a share, or correlation, of the items.
 
         Where chance is not known, nothing is called chance.
         """
@@ -367,8 +376,12 @@ class Table(Measures):
         mean = float(np.mean(list(scores.values())))
         if not self.higher_is_better(outcome):
             return mean >= chance
-        margin = 2 * math.sqrt(max(chance * (1 - chance), 0) / items) if items else CHANCE_MARGIN
-        return mean <= chance + margin
+        if not items:
+            return mean <= chance + CHANCE_MARGIN
+        # Of n pairs that have nothing to do with each other, a correlation has a variance of about 1/n.
+        correlation = self.task_facts(outcome).get("metric") in CORRELATIONS
+        variance = 1.0 if correlation else max(chance * (1 - chance), 0)
+        return mean <= chance + 2 * math.sqrt(variance / items)
 
     def noise_of_items(self, task: str, arms: Sequence[str]) -> float | None:
         """The variance of a mean score over the test items, from resampled sentences and documents where records have
