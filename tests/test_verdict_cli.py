@@ -16,8 +16,8 @@ ARMS = {"token-15": 0.0, "token-30": 0.1, "token-45": 0.0}
 
 @pytest.fixture
 def folder(tmp_path):
-    study = make_study(runs=3, arms=ARMS, search=None)
-    records = make_records(study, ARMS)
+    study = make_study(runs=6, arms=ARMS, search=None)
+    records = [line for line in make_records(study, ARMS) if line["kind"] != "selection"]
     return write_study(tmp_path / "study", study, records, summary=summarise(records, study), samples=None)
 
 
@@ -27,13 +27,14 @@ def run(*arguments) -> int:
     return int(ended.value.code or 0)
 
 
-def test_report_json_prints_the_verdicts_with_all_reasons(folder, capsys):
+def test_report_json_prints_the_verdicts_with_all_flags(folder, capsys):
     assert run("report", folder, "--json") == 0
     summary = json.loads(capsys.readouterr().out)
     primary = [row for row in summary["contrasts"] if row["primary"]]
     assert [row["arm"] for row in primary] == ["token-30", "token-45"]
-    assert {r["code"] for r in primary[0]["reasons"]} == {"few-runs", "no-dev-selection"}
-    assert all(set(reason) >= {"code", "effect", "sentence"} for row in primary for reason in row["reasons"])
+    assert [row["verdict"] for row in primary] == ["open", "open"]  # six runs can decide one contrast, not two
+    assert {flag["code"] for flag in primary[0]["flags"]} == {"untuned"}
+    assert all(set(flag) == {"code", "effect", "sentence", "facts"} for row in primary for flag in row["flags"])
     assert not (folder / "report.html").exists()
 
 
@@ -50,41 +51,55 @@ def test_report_json_of_a_single_run_is_one_line_of_error(tmp_path, capfd):
     assert "a single run has no verdicts" in error and error.count("\n") == 1
 
 
-def test_the_terminal_names_an_arm_once_beside_a_reason(folder, monkeypatch, capsys):
+@pytest.fixture
+def terminal(monkeypatch, capsys):
+    """What ``print_verdicts`` prints, by line."""
     monkeypatch.setattr(runs, "out_console", Console(width=160))
+
+    def printed(summary: dict) -> list[str]:
+        runs.print_verdicts(summary)
+        return capsys.readouterr().out.splitlines()
+
+    return printed
+
+
+def test_the_terminal_names_an_arm_once_beside_a_flag(folder, terminal):
     found = json.loads((folder / "summary.json").read_text())
     row, other = [row for row in found["contrasts"] if row["primary"]][:2]
-    told = {"effect": "caps", "code": "x", "sentence": "the text is short"}
-    own = {"effect": "caps", "code": "x", "sentence": f"{row['arm']} read less"}
-    rows = [
-        row | {"reasons": [told, own]},
-        row | {"baseline": "else", "reasons": [told]},
-        other | {"reasons": []},
-    ]
-    runs.print_verdicts(found | {"contrasts": rows})
-    lines = capsys.readouterr().out.splitlines()
+    common = {"effect": "caps", "code": "x", "sentence": "the text is short", "facts": {}}
+    own = {"effect": "caps", "code": "x", "sentence": f"{row['arm']} read less", "facts": {}}
+    rows = [row | {"flags": [common, own]}, row | {"baseline": "else", "flags": [common]}, other | {"flags": []}]
+    lines = terminal(found | {"contrasts": rows})
     assert f"  · {row['arm']}: the text is short" in lines and f"  · {row['arm']} read less" in lines
 
 
-def test_the_terminal_says_verdicts_why_and_what_to_do(folder, monkeypatch, capsys):
-    monkeypatch.setattr(runs, "out_console", Console(width=160))
+def test_the_terminal_says_verdicts_flags_and_what_to_do(folder, terminal):
     summary = json.loads((folder / "summary.json").read_text())
-    runs.print_verdicts(summary)
-    told = capsys.readouterr().out
-    assert "suggests better (few runs)" in told and "undecided (few runs)" in told
-    reasons = summary["contrasts"][0]["reasons"]
-    [common] = [reason["sentence"] for reason in reasons if reason["code"] == "no-dev-selection"]
-    assert told.count(common) == 1  # common to both, so said once
-    assert all(f"→ {sentence}" in told for sentence in summary["advice"])
-    assert len(told.splitlines()) <= 14
+    lines = terminal(summary)
+    (common,) = {flag["sentence"] for row in summary["contrasts"] for flag in row["flags"] if row["primary"]}
+    assert sum(common in line for line in lines) == 1  # common to both, so said once
+    assert all(f"  → {sentence}" in lines for sentence in summary["advice"])
+    assert lines[0].split()[-4:] == ["verdict,", "at", "these", "settings"]
+    assert [line.split()[-1] for line in lines[1:3]] == ["open", "open"] and len(lines) <= 12
+
+
+def test_points_stand_first_and_a_decided_side_is_named(terminal):
+    study = make_study(runs=8, arms={"token-15": 0.0, "token-30": 0.1})
+    lines = terminal(summarise(make_records(study, {"token-30": 0.1}), study))
+    assert "points" in lines[1] and "better (decided)" in lines[1] and "SD" not in lines[1]
+    assert "each arm tuned" in lines[0]
+
+
+def test_a_study_with_replicates_to_come_prints_one_sentence(terminal):
+    study = make_study(runs=4, arms=ARMS)
+    records = make_records(study, ARMS)
+    summary = summarise(records, study | {"seeds": [*range(8)], "pending": [4, 5, 6, 7]})
+    assert [line for line in terminal(summary) if line] == [summary["headline"]]
 
 
 def test_an_evaluation_is_not_called_held_out_loss():
     row = {"outcome": "evaluation:pairs:accuracy", "unit": "score", "metric": "accuracy", "arm": "b", "baseline": "a",
-           "primary": True, "mean": 0.023, "low": 0.01, "high": 0.04, "verdict": "suggests", "better": "arm",
-           "reason": "few-runs"}  # fmt: skip
-    heads = [str(column.header) for column in runs._contrasts({"contrasts": [row]}).columns]
+           "primary": True, "mean": 0.023, "low": 0.01, "high": 0.04, "verdict": "open", "better": None,
+           "p_adjusted": 0.2, "scope": "at these settings"}  # fmt: skip
+    heads = [str(column.header) for column in runs._contrasts([row]).columns]
     assert heads[1] == "pairs (accuracy), against a"
-    task = {**row, "outcome": "in house"}
-    heads = [str(column.header) for column in runs._contrasts({"contrasts": [task]}).columns]
-    assert heads[1] == "in house, against a"
