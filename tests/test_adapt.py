@@ -35,7 +35,7 @@ def test_the_recipe_fits_the_model(texts: Path, tmp_path: Path) -> None:
     with pytest.raises(MaskwiseError, match=r"adapt needs an encoder; got bart, .*; take the recipe intermediate"):
         adapt_recipe("bundled:seq2seq", str(texts))
     assert recipe.study.pairs == [("words-30", "no-pretraining")]
-    assert not prospects_of(recipe)[0]["limits"]  # it can be decided without a search
+    assert prospects_of(recipe)[0]["decidable"]  # without a search
     assert recipe.training.learning_rate == 1e-3 and recipe.arm("tsdae", seed=0).judged_on() == ()
     task = load_task(recipe.tasks[0])
     assert task.kind.name == "retrieval" and task.test_items == 60 and 0 < task.majority < 0.1
@@ -147,18 +147,20 @@ def test_the_steps_reach_the_phase_of_a_new_head(texts: Path, tmp_path: Path, mo
 
 def test_the_answer_is_a_sentence_for_every_verdict(texts: Path, tmp_path: Path) -> None:
     recipe = adapt_recipe("bundled:encoder", str(texts), pairs=tmp_path / "pairs.jsonl")
-    row = {"primary": True, "outcome": "tasks", "mean": 1.0, "low": 0.2, "high": 1.9, "n": 6, "reason": "plateau",
+    row = {"primary": True, "outcome": "tasks", "mean": 1.0, "low": 0.2, "high": 1.9, "n": 6, "unit": "SDs",
+           "metric": None, "sentence": "The sides are not comparable.",
            "natural": {"mean": 0.021, "low": 0.004, "high": 0.039}}  # fmt: skip
     for verdict, better, begins in (
-        ("decided", "arm", "Yes, going on helps: +2.1 points"), ("decided", "baseline", "No, going on harms"),
-        ("suggests", "arm", "Perhaps"), ("equal", None, "No: it makes"), ("undecided", None, "It cannot be told"),
-        ("void", None, "No verdict, because plateau"),
+        ("decided", "arm", "Yes, further training helps: +2.1 points"),
+        ("decided", "baseline", "No, further training harms"),
+        ("no difference that matters", None, "No, it makes"), ("open", None, "Open"),
+        ("not comparable", None, "The sides are not comparable."),
     ):  # fmt: skip
         result = {"contrasts": [{**row, "verdict": verdict, "better": better}], "seconds": 600}
         assert answer_of(result, recipe).startswith(begins)
-    lower = {**row, "unit": "nats", "natural": {"mean": -0.021, "low": -0.039, "high": -0.004}}
+    lower = {**row, "metric": "nats"}
     result = {"contrasts": [{**lower, "verdict": "decided", "better": "arm"}], "seconds": 600}
-    assert "helps: −0.021 nats (95 %: −0.039 to −0.004)" in answer_of(result, recipe)
+    assert "helps: +0.021 nats (95 %: +0.004 to +0.039)" in answer_of(result, recipe)
 
 
 def test_a_model_that_is_saved_is_not_praised_beyond_the_verdict() -> None:

@@ -183,5 +183,5 @@ def test_a_study_compares_arms_by_the_bound(tmp_path: Path) -> None:
     result = run_study(recipe, tmp_path / "study", jobs=1, quiet=True)
     primary = [row for row in result["contrasts"] if row["primary"]]
     assert {row["outcome"] for row in primary} == {"heldout:diffusion"} and not result["failures"]
-    reasons = {reason["code"] for row in primary for reason in row["reasons"]}
+    reasons = {flag["code"] for row in primary for flag in row["flags"]}
     assert "different-units" not in reasons, "the bound is over random orders, whatever an arm masks"

@@ -8,6 +8,7 @@ import re
 import pytest
 
 from maskwise.errors import MaskwiseError
+from maskwise.files import RULES
 from maskwise.report import compare_studies, page, summary_of, write_report
 from maskwise.report.drawing import NEAR, arm_colours, dot_chart, forest_groups
 from maskwise.report.page import page_content, vega_code
@@ -237,7 +238,7 @@ def test_other_folders_are_refused(tmp_path):
 
 def contrast_row(**facts) -> dict:
     row = {"arm": "a", "baseline": "b", "primary": False, "low": None, "high": None, "higher_is_better": True}
-    return row | {"verdict": "suggests", "sentence": "", "reasons": []} | facts
+    return row | {"verdict": None, "sentence": "", "flags": [], "metric": None} | facts
 
 
 def test_forest_right_is_better_for_the_arm_in_score_and_in_loss():
@@ -246,42 +247,42 @@ def test_forest_right_is_better_for_the_arm_in_score_and_in_loss():
         contrast_row(outcome="tasks", unit="SDs", mean=0.5, low=0.2, high=0.8),
         contrast_row(**loss, mean=-0.3, low=-0.4, high=-0.2),
         contrast_row(**loss, mean=0.1, low=-90.0, high=90.0),
-        contrast_row(**loss, mean=None, verdict="void"),
+        contrast_row(**loss, mean=None, verdict="not comparable"),
     ]
     tasks, heldout = forest_groups(rows, {"a": "#000"})
-    assert tasks["rows"][0]["from"] > 50 and tasks["rows"][0]["figure"] == "+0.50"
+    assert tasks["rows"][0]["from"] > 50 and tasks["rows"][0]["figure"] == "+0.5"
     better, wide, void = heldout["rows"]
-    assert 50 < better["from"] < better["at"] < better["to"] and better["figure"] == "+0.30"
-    assert better["interval"] == "0.20 to 0.40"
+    assert 50 < better["from"] < better["at"] < better["to"] and better["figure"] == "+0.300"
+    assert better["interval"] == "0.200 to 0.400"
     assert wide["at"] < 50 and wide["cut_left"] and wide["cut_right"] and (wide["from"], wide["to"]) == (0, 100)
     assert not void["drawn"]
 
 
 def test_tasks_that_cannot_tell_are_drawn_apart_in_points():
-    reason = {"code": "no-help", "effect": "said", "sentence": "pre-training helps in 2 of 8 runs"}
+    flag = {"code": "no-help", "effect": "notes", "sentence": "x", "facts": {}}
     rows = [
         contrast_row(outcome="tasks", unit="SDs", mean=0.5, low=0.2, high=0.8, primary=True),
         contrast_row(outcome="task:seen", unit="score", mean=0.02, low=0.01, high=0.03),
-        contrast_row(outcome="task:blind", unit="score", mean=-0.03, low=-0.04, high=-0.02, reasons=[reason]),
+        contrast_row(outcome="task:blind", unit="score", mean=-0.03, low=-0.04, high=-0.02, flags=[flag]),
     ]
     views = {view["title"]: view for view in forest_groups(rows, {"a": "#000"})}
     assert list(views) == ["On the tasks", "Task by task", "Tasks that cannot tell"]
-    assert [row["figure"] for row in views["Task by task"]["rows"]] == ["+2.00"]
-    assert [row["figure"] for row in views["Tasks that cannot tell"]["rows"]] == ["−3.00"]
+    assert [row["figure"] for row in views["Task by task"]["rows"]] == ["+2.0"]
+    assert [row["figure"] for row in views["Tasks that cannot tell"]["rows"]] == ["−3.0"]
 
 
 def test_tasks_that_cannot_tell_have_their_own_units():
-    reason = {"code": "no-help", "effect": "said", "sentence": "pre-training helps in 2 of 8 runs"}
-    nats = {"unit": "nats", "higher_is_better": False, "reasons": [reason]}
+    flag = {"code": "no-help", "effect": "notes", "sentence": "x", "facts": {}}
+    nats = {"unit": "nats", "higher_is_better": False, "flags": [flag]}
     rows = [
-        contrast_row(outcome="task:blind", unit="score", mean=-0.03, low=-0.04, high=-0.02, reasons=[reason]),
+        contrast_row(outcome="task:blind", unit="score", mean=-0.03, low=-0.04, high=-0.02, flags=[flag]),
         contrast_row(outcome="task:written", mean=-0.2, low=-0.3, high=-0.1, **nats),
     ]
     views = forest_groups(rows, {"a": "#000"})
     assert [(view["title"], view["unit"]) for view in views] == [
         ("Tasks that cannot tell", "points"), ("Tasks that cannot tell", "nats"),
     ]  # fmt: skip
-    assert [row["figure"] for view in views for row in view["rows"]] == ["−3.00", "+0.20"]
+    assert [row["figure"] for view in views for row in view["rows"]] == ["−3.0", "+0.200"]
 
 
 def test_references_are_drawn_where_they_do_not_squeeze_the_dots():
@@ -364,20 +365,24 @@ def test_plain_words_stand_first_and_warnings_beside_them(rich):
 def test_evaluations_and_choices_are_tables(rich):
     page = page_of(rich)
     assert "hits@1" in page and page.count("0.250") >= 3 and "0.040" in page
-    assert "1000, 1001" in page and "learning_rate 0.002" in page and "<strong>0.600</strong>" in page
-    assert "Every arm was tried at the same settings" in page
+    (table,) = content_of(rich)["choices"]
+    assert [line["arm"] for line in table] == list(ARMS)
+    assert {(one["setting"], one["chosen"]) for line in table for one in line["candidates"]} == {
+        ("learning_rate 0.002", 0), ("learning_rate 0.004", 6), ("learning_rate 0.006", 0)
+    }  # fmt: skip
+    assert "<strong>0.600</strong><small> 6 of 6</small>" in page
 
 
 def test_arms_that_had_others_to_choose_from_have_a_table_of_their_own(rich):
     """Scores of one arm stood below the settings of another, whose search had more points."""
     records = [json.loads(line) for line in (rich / "records.jsonl").read_text().splitlines()]
     first = next(record for record in records if record["kind"] == "selection")
-    first["candidates"] = [c | {"setting": c["setting"] | {"sampler": "uniform"}} for c in first["candidates"]]
+    for line in records:
+        if line["kind"] == "selection" and line["arm"] == first["arm"]:
+            line["candidates"] = [c | {"setting": c["setting"] | {"sampler": "uniform"}} for c in line["candidates"]]
     write_lines(rich / "records.jsonl", records)
     alone, others = content_of(rich)["choices"]
     assert [line["arm"] for line in alone] == [first["arm"]] and len(others) == len(ARMS) - 1
-    page = page_of(rich)
-    assert page.count("<th>Chosen</th>") == 2 and "Not all arms were tried at the same settings" in page
 
 
 def test_quality_against_compute_has_every_length_and_a_choice(rich):
@@ -417,7 +422,7 @@ def test_stages_behind_links_are_read(folder):
 
 def test_the_summary_of_a_study(folder, tmp_path):
     found = summary_of(folder)
-    assert {reason["code"] for row in found["contrasts"] for reason in row["reasons"]} >= {"few-runs"}
+    assert found["rules"] == RULES and {row["verdict"] for row in found["contrasts"] if row["primary"]} == {"open"}
     (folder / "summary.json").unlink()
     with pytest.raises(MaskwiseError, match="not been summed up"):
         summary_of(folder)
@@ -438,8 +443,8 @@ def test_evaluations_of_different_units_share_no_axis():
     facts, perplexity, nats, bits, heldout = forest_groups(rows, {"a": "#000"})
     assert (nats["unit"], bits["unit"]) == ("nats per token", "bits per byte")
     assert nats["title"] == bits["title"] == "The bound of masked diffusion"
-    assert (facts["unit"], facts["rows"][0]["figure"]) == ("points", "+10.00")
-    assert (perplexity["unit"], perplexity["rows"][0]["figure"]) == ("perplexity", "−5.00")
+    assert (facts["unit"], facts["rows"][0]["figure"]) == ("points", "+10.0")
+    assert (perplexity["unit"], perplexity["rows"][0]["figure"]) == ("perplexity", "−5.000")
     assert heldout["rows"][0]["label"] == "token masks, 15 %"
 
 
@@ -466,3 +471,36 @@ def test_two_studies_stand_side_by_side(folder, tmp_path, capsys):
     assert not twice["differences"] and {row["change"] for row in twice["outcomes"]} == {0.0}
     assert maskwise("report", folder, tmp_path / "nowhere") == 2
     assert "there is no such folder" in capsys.readouterr().err
+
+
+def test_a_summary_of_earlier_rules_keeps_its_words(folder):
+    """Its reasons are read as flags, and the page says by which rules it was judged."""
+    reasons = [
+        {"code": "few-runs", "effect": "tests", "sentence": "only 3 runs"},
+        {"code": "no-dev-selection", "effect": "caps", "sentence": "no settings were searched"},
+    ]
+    row = contrast_row(primary=True, outcome="tasks", unit="SDs", mean=1.0, low=0.5, high=1.5, verdict="suggests")
+    row |= {"n": 3, "brief": "b", "sentence": "token-30 did better", "reasons": reasons, "arm": "token-30"}
+    row |= {
+        "compute": {"by": "steps", "matched": True, "ratios": {}},
+        "natural": {"mean": 0.02, "low": 0.01, "high": 0.03},
+    }
+    del row["flags"]
+    old = {"headline": "Perhaps token-30.", "verdict": "suggests", "contrasts": [row], "advice": [], "arms": {}}
+    write_json(folder / "summary.json", old | {"efficiency": {"points": [], "time_to_quality": [{}]}})
+    content = content_of(folder)
+    (line,) = content["forests"][0]["rows"]
+    assert (line["row"]["verdict"], line["figure"]) == ("suggests", "+2.0")
+    assert [flag["effect"] for flag in line["row"]["flags"]] == ["caps"]
+    page = page_of(folder)
+    assert "rules of their day" in page and "suggests" in page
+
+
+def test_a_page_of_a_study_with_replicates_to_come_has_no_verdict(folder):
+    study = json.loads((folder / "study.json").read_text()) | {"pending": [2]}
+    write_json(folder / "study.json", study)
+    summary = summarise(read_folder(folder).records, study)
+    write_json(folder / "summary.json", summary)
+    page, content = page_of(folder), content_of(folder)
+    assert "2 of 3 planned runs" in page and not content["forests"] and content["story"] is None
+    assert "p = " not in page.partition("<script")[0]

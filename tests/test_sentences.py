@@ -1,7 +1,7 @@
 """Every sentence that verdicts and the page say, in one snapshot, so that wording can be improved in one place.
 
 ``python tests/test_sentences.py`` writes ``sentences.json`` anew; read the difference before you commit it. All other
-tests check codes and facts (``reason``, ``effect``, numbers, names), never the words.
+tests check codes and facts (``flags``, ``effect``, numbers, names), never the words.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from report_fixture import (
     make_records,
     make_samples,
     make_study,
+    old_selection,
     run_facts,
     score_record,
     write_json,
@@ -43,6 +44,7 @@ LOW = [0.50, 0.52, 0.51, 0.53, 0.50, 0.52, 0.51, 0.52]
 HIGH = [x + 0.2 + 0.001 * i for i, x in enumerate(LOW)]
 CLOSE = [x + 0.02 + 1e-4 * i for i, x in enumerate(LOW)]
 CLEAR = {"token-15": LOW, "token-30": HIGH}
+NOISY = [0.53, 0.50, 0.53, 0.55, 0.49, 0.54, 0.52, 0.52]
 STARTS = [heldout_record("no-pretraining", seed, "token", 5.5) for seed in range(8)]
 
 
@@ -87,21 +89,6 @@ def evaluations() -> list[dict]:
     return lines
 
 
-def by_length(rates: dict[str, list[float]], *, lost: bool = False) -> dict[str, Any]:
-    """Companion runs: a run with a share f of the steps scores .2 + rate · f."""
-    lines = []
-    for arm, by_seed in rates.items():
-        for seed, rate in enumerate(by_seed):
-            for f in (0.25, 0.5, 0.75):
-                if lost and (arm, seed, f) == ("token-30", 2, 0.5):
-                    lines.append(failure_record(arm, seed, fraction=f))
-                    continue
-                cost = {key: value * f for key, value in COST.items()}
-                lines.append(score_record(arm, seed, "task-0", 0.2 + rate * f, fraction=f))
-                lines.append(cost_record(arm, seed, fraction=f, **cost))
-    return summary_of({arm: [0.2 + rate for rate in by_seed] for arm, by_seed in rates.items()}, more=lines)
-
-
 def two_tasks() -> dict[str, Any]:
     arms = {"token-15": 0.0, "whole-word-15": 0.05, "linear": 0.0}
     study = make_study(runs=10, arms=arms)
@@ -123,7 +110,7 @@ def selections(**change: Any) -> list[dict]:
 def other_grids() -> list[dict]:
     facts = selections()
     line = next(r for r in facts if (r["kind"], r["arm"]) == ("selection", "token-30"))
-    line["candidates"] = [*line["candidates"], {"setting": {"training.learning_rate": 1.0}}]
+    line["candidates"] = [*line["candidates"], {"setting": {"training.learning_rate": 1.0}, "score": 0.1}]
     return facts
 
 
@@ -131,6 +118,24 @@ def small_difference() -> dict[str, Any]:
     rng = np.random.default_rng(0)
     base, d = rng.normal(0.5, 0.02, 10), rng.normal(0, 0.02, 10)
     return summary_of({"token-15": base.tolist(), "token-30": (base + d - d.mean() + 2e-4).tolist()})
+
+
+def gate() -> dict[str, Any]:
+    pair = ["token-30", "token-15"]
+    scores = {"token-15": LOW, "token-30": NOISY, "method": HIGH}
+    return summary_of(scores, gate={"contrast": pair, "closes": [["method", "token-15"]]})
+
+
+def shares() -> dict[str, Any]:
+    failing = [x + (0.15 if s else 0.0) for s, x in enumerate(LOW)]
+    weak = [x + 0.004 * s for s, x in enumerate(LOW)]
+    scores = {"token-15": LOW, "token-30": HIGH, "learned": failing, "weak": weak, "worse": [x - 0.1 for x in LOW]}
+    return summary_of(scores, share=("token-30", "token-15"))
+
+
+def against_the_start() -> dict[str, Any]:
+    lines = [score_record("no-pretraining", s, "task-0", 0.3 + 0.001 * s) for s in range(8)]
+    return summary_of(CLEAR, more=lines, contrasts=[("token-30", "no-pretraining")], reference="no pre-training")
 
 
 def opposite_tasks() -> dict[str, Any]:
@@ -154,17 +159,16 @@ SUMMARIES: dict[str, Callable[[], dict[str, Any]]] = {
     "nothing measured": lambda: without_tasks([line | {"masks": "whole-word"} for line in losses(0.2)]),
     "equal": lambda: summary_of({"token-15": [0.5] * 3, "token-30": [0.5] * 3}),
     "not-significant": lambda: summary_of({"token-15": [0.5] * 6, "token-30": [0.53, 0.49, 0.52, 0.54, 0.48, 0.51]}),
-    "interval-holds-zero": lambda: summary_of(
-        {"token-15": [0.5] * 6, "token-30": [0.8, 0.501, 0.501, 0.502, 0.501, 0.501]}
-    ),
+    "within-margin": lambda: summary_of({"token-15": LOW, "token-30": [x + 0.001 for x in LOW[::-1]]}, margin=0.05),
+    "too few contrasts": lambda: summary_of({"a": LOW[:6], "b": HIGH[:6], "c": LOW[:6]}),
     "small difference": small_difference,
     "keep the baseline": lambda: summary_of({"token-15": [0.80, 0.81, 0.82], "token-30": [0.50, 0.50, 0.51]}),
     "several baselines": lambda: summary_of(BASELINES, contrasts=[("plus", "uniform"), ("plus", "mlm")]),
     "two tasks": two_tasks,
     "opposite tasks": opposite_tasks,
-    "plateau": lambda: summary_of(CLEAR, more=losses(0.1, level=6.1)),
-    "forgotten": lambda: summary_of(CLEAR, more=[*losses(0.1, level=6.1), *STARTS]),
-    "by-heart": lambda: summary_of(CLEAR, more=losses(0.1, level=7.1)),
+    "floor": lambda: summary_of(CLEAR, more=losses(0.1, level=6.1)),
+    "worse than word frequencies": lambda: without_tasks(losses(0.1, level=7.1)),
+    "fell back": lambda: without_tasks([*losses(0.8, level=6.1), *STARTS]),
     "chance-level": lambda: summary_of({"token-15": [0.05] * 8, "token-30": [0.06, 0.05] * 4}),
     "losses": lambda: without_tasks(losses(0.2)),
     "different-units": lambda: without_tasks([*losses(0.2), *evaluations()], units="whole-word"),
@@ -177,33 +181,34 @@ SUMMARIES: dict[str, Callable[[], dict[str, Any]]] = {
         arms={name: facts | {"judged_on": [f"token {name}"]} for name, facts in make_study(runs=8)["arms"].items()},
     ),
     "evaluations": lambda: without_tasks(evaluations()),
-    "no search": lambda: summary_of(CLEAR, search=None),
-    "shared seeds": lambda: summary_of(CLEAR, search={"grid": {}, "seeds": [3, 1001]}),
-    "no choice": lambda: summary_of(CLEAR, facts=[]),
+    "no search": lambda: summary_of(CLEAR, search=None, facts=[]),
+    "settings differ": lambda: summary_of(CLEAR, facts=[old_selection("token-15"), old_selection("token-30", 0.002)]),
     "other grids": lambda: summary_of(CLEAR, facts=other_grids()),
-    "grid-border": lambda: summary_of(CLEAR, facts=selections(border=True)),
+    "tied grids": lambda: summary_of(CLEAR, facts=selections(tied=True)),
+    "looked before": lambda: summary_of(CLEAR, looked=[{"runs": 6, "looks": None}]),
+    "next look": lambda: summary_of({"token-15": LOW, "token-30": NOISY}, looks=[8, 16]),
+    "gate": gate,
+    "replicates to come": lambda: summary_of(CLEAR, seeds=[*range(12)], pending=[8, 9, 10, 11]),
+    "shares": shares,
+    "against the start": against_the_start,
     "compute": other_costs,
     "compute that was to be matched": lambda: other_costs(match={"by": "targets", "arms": {}}),
-    "compute unknown": lambda: summary_of(CLEAR, facts=selections()[:1] + selections()[9:10], match=None),
+    "compute unknown": lambda: summary_of(CLEAR, facts=[], match=None),
     "some runs missing": lambda: summary_of(SEVEN, more=[failure_record("token-30", 7)]),
     "all runs missing": lambda: summary_of(
         {"token-15": LOW, "token-30": []}, more=[failure_record("token-30", s) for s in range(8)]
     ),
     "item-noise": lambda: summary_of({"token-15": LOW, "token-30": CLOSE}),
     "overlap": lambda: summary_of(CLEAR, more=[OVERLAP]),
-    "time to quality": lambda: by_length({"token-15": [0.3, 0.32, 0.28, 0.3], "token-30": [0.6, 0.4, 0.5, 0.6]}),
-    "not reached": lambda: by_length({"token-15": [0.3] * 4, "token-30": [0.6, 0.4, 0.2, 0.1]}, lost=True),
-    "reached before": lambda: by_length({"token-15": [0.1] * 4, "token-30": [0.9] * 4}),
 }  # fmt: skip
 
 
 def sentences_of(summary: dict[str, Any]) -> list[str]:
-    """Each sentence once, in the order of the page; of the times to quality, those by steps."""
+    """Each sentence once, in the order of the page."""
     lines = [summary["headline"], *summary["advice"]]
     for row in summary["contrasts"]:
-        lines += [row["sentence"], row["brief"], *(reason["sentence"] for reason in row["reasons"])]
-    times = summary["efficiency"]["time_to_quality"]
-    lines += [row["sentence"] for row in times if row["by"] == "steps"]
+        lines += [row["sentence"], row["brief"], *(flag["sentence"] for flag in row["flags"])]
+    lines += [row["sentence"] for row in summary.get("shares", [])]
     return list(dict.fromkeys(lines))
 
 

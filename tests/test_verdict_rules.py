@@ -279,9 +279,9 @@ def helped(gains: dict[str, list[float]], *, apart: float = 0.0, **changes: Any)
     """
     study = make_study(runs=8, tasks=len(gains), **changes)
     records = []
-    for task, by_seed in zip(study["tasks"], gains.values(), strict=True):
+    for number, (task, by_seed) in enumerate(zip(study["tasks"], gains.values(), strict=True)):
         for s, gain in enumerate(by_seed):
-            records.append(score_record("no-pretraining", s, task, 0.3 + 0.001 * s, dev=[0.3]))
+            records.append(score_record("no-pretraining", s, task, 0.3 + 0.1 * number + 0.001 * s, dev=[0.3]))
             for arm, more, side in (("token-15", 0.0, -1), ("token-30", 0.02, 1)):
                 dev = [0.3 + gain + side * apart, None]
                 records.append(score_record(arm, s, task, 0.5 + more + 0.001 * s, dev=dev))

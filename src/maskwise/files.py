@@ -444,7 +444,7 @@ def shown(row: Contrast) -> Shown:
     if unit == "score" and row["metric"] != NATS:
         scale, digits = 100.0, 1
         unit = f"{row['metric']} points" if row["metric"] else "points"
-    elif NATS in (unit, row["metric"]):
+    elif unit in ("score", NATS):
         unit, digits = NATS, 3
     mean, low, high = (None if x is None else scale * x for x in (estimate["mean"], estimate["low"], estimate["high"]))
     return Shown(mean, low, high, scale, unit, digits)

@@ -132,7 +132,7 @@ class StudySettings(Settings):
     """What every arm spends as much of as the baseline does: training.steps are set so (but for steps)."""
     looks: tuple[int, ...] | None = None
     """Numbers of runs at which the study may be looked at, fixed beforehand: [10, 20]. ``seeds`` is one of them, and
-    may be raised to the next. Without a plan, seeds that are added after a verdict cap the next one at *suggests*."""
+    may be raised to the next. Without a plan, seeds that are added after a verdict cap the next one at *open*."""
     margin: float | None = Field(None, gt=0, lt=1)
     """The smallest difference that matters, in scores (0.05: five points) or nats. Arms whose interval lies within ±
     this have no difference that matters."""

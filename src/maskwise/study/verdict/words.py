@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
-from maskwise.constants import DIFFUSION, REFERENCE
+from maskwise.constants import DIFFUSION, OTHER_TASKS, OWN_TASK, REFERENCE
 from maskwise.files import ArmFacts, Contrast, shown
 from maskwise.study.power import P_FROM_RUNS, can_decide
 
@@ -140,7 +140,7 @@ def _outlook(row: Contrast) -> str:
     if row["runs_to_decide"] is not None:
         runs = f"About {row['runs_to_decide']} runs of each arm would decide"
         return f"{runs}, if the difference is as large as it looks."
-    if row["detectable"] is not None:
+    if row["detectable"] is not None and row["detectable"]["difference"] > 0:
         return f"{row['detectable']['runs']} runs of each arm detect {detected(row)} or more."
     return ""
 
@@ -198,8 +198,9 @@ def headline_sentence(rows: Sequence[Contrast], names: Names, baseline: str) -> 
     keeps = bool(judged) and all((r["better"], r["baseline"]) == ("baseline", row["baseline"]) for r in judged)
     raw = (row["arm"], row["baseline"])
     in_words = capital(_headline(row, names, keeps=keeps), *raw)
-    # Arms go by their names where words would be too long.
-    return in_words if len(in_words.split()) <= MOST_WORDS else capital(_headline(row, {}, keeps=keeps), *raw)
+    # Arms go by their names where words would be too long; what is no arm of its own has words alone.
+    made = {name: words for name, words in names.items() if name in (REFERENCE, OWN_TASK, OTHER_TASKS)}
+    return in_words if len(in_words.split()) <= MOST_WORDS else capital(_headline(row, made, keeps=keeps), *raw)
 
 
 def _headline(row: Contrast, names: Names, *, keeps: bool) -> str:
@@ -254,10 +255,9 @@ def _choices(rows: Sequence[Contrast], names: Names) -> list[tuple[str, str]]:
         if winners:
             arm = max(winners, key=lambda row: abs(row["mean"] or 0))["arm"]
             best = names.get(arm, arm)
-            if baseline == REFERENCE:
-                sentence = f"Pre-train with {best} rather than not at all ({base}); arms were not compared by this."
-            else:
-                sentence = f"Use {best} rather than {base}."
+            sentence = f"Use {best} rather than {base}."
+            if all(row["baseline"] == REFERENCE for row in rows):
+                sentence = f"Use {best} rather than {base}; the arms were not compared with each other."
             advice.append(("use", sentence))
         elif decided:
             worse = _count(len(decided), "arm")
