@@ -1,5 +1,5 @@
 """How often the rules of evidence are right, by simulation. ``python tests/calibration.py`` prints the tables of
-docs/evidence.md (about four minutes on one core); tests/test_calibration.py asserts what they promise.
+docs/evidence.md (about two minutes on one core); tests/test_calibration.py asserts what they promise.
 
 Everything goes through the functions that judge real studies: no second implementation.
 """
@@ -13,7 +13,8 @@ from collections.abc import Callable
 import numpy as np
 
 from maskwise.study.power import fewest_runs, runs_to_decide
-from maskwise.study.statistics import interval_by_rule, sign_flip_test
+from maskwise.study.statistics import ratio_interval, sign_flip_interval, sign_flip_test
+from maskwise.study.verdict.shares import learned_something
 
 Draw = Callable[[np.random.Generator, tuple[int, int]], np.ndarray]
 DIFFERENCES: dict[str, Draw] = {  # all of mean zero
@@ -24,51 +25,87 @@ DIFFERENCES: dict[str, Draw] = {  # all of mean zero
 }
 
 
-def rejections(runs: int, draw: Draw, *, draws: int = 10_000, seed: int = 0) -> tuple[float, float]:
-    """(share of p < .05, share that is also "decided") where there is no difference."""
-    p, apart = _judged(draw(np.random.default_rng([seed, runs]), (draws, runs)))
-    return float(np.mean(p < 0.05)), float(np.mean((p < 0.05) & apart))
+def rejections(runs: int, draw: Draw, *, draws: int = 10_000, seed: int = 0) -> float:
+    """The share of studies with p < .05 where there is no difference."""
+    rows = draw(np.random.default_rng([seed, runs]), (draws, runs))
+    return float(np.mean([sign_flip_test(row) < 0.05 for row in rows]))
 
 
 def coverage(runs: int, draw: Draw, *, draws: int = 10_000, seed: int = 0) -> float:
-    """How often the interval by the rule holds the true mean, 0."""
+    """How often the 95 % interval holds the true mean, 0."""
     rows = draw(np.random.default_rng([seed, runs]), (draws, runs))
-    return float(np.mean([low <= 0 <= high for low, high, _ in map(interval_by_rule, rows)]))
+    ends = [sign_flip_interval(row) for row in rows]
+    return float(np.mean([low <= 0 <= high for low, high in ends]))
+
+
+def called_equal(runs: int, contrasts: int, *, draws: int = 4000, seed: int = 0) -> float:
+    """The share of studies that call a contrast equal whose true difference is the margin, of two spreads."""
+    rows = np.random.default_rng([seed, runs]).normal(2.0, 1, (draws, runs))
+    ends = [sign_flip_interval(row, confidence=1 - 0.05 / contrasts) for row in rows]
+    return float(np.mean([each is not None and each[0] >= -2.0 and each[1] <= 2.0 for each in ends]))
 
 
 def simulated_runs(effect: float, alpha: float, *, draws: int = 4000, seed: int = 0) -> int:
     """The fewest runs with which a normal difference of `effect` SDs is decided in at least 80 % of studies."""
     for runs in itertools.count(fewest_runs(alpha)):
         rows = np.random.default_rng([seed, runs]).normal(effect, 1, (draws, runs))
-        p, apart = _judged(rows)
-        if np.mean((p < alpha) & apart) >= 0.8:
+        if np.mean([sign_flip_test(row) < alpha for row in rows]) >= 0.8:
             return runs
     raise AssertionError
 
 
-def _judged(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    p = np.array([sign_flip_test(d) for d in rows])
-    ends = np.array([interval_by_rule(d)[:2] for d in rows])
-    return p, (ends[:, 0] > 0) | (ends[:, 1] < 0)
+def share_coverage(
+    runs: int, failing: float, *, share: float, noise: float = 0.1, draws: int = 4000, seed: int = 0
+) -> tuple[float, float]:
+    """How often the interval of a share holds the truth: by the rule, and over all runs as a mixture.
+
+    A policy that learned has ``share`` of the oracle's gain (1 ± .12), give or take ``noise``; one that failed has
+    none, give or take .05. The truth is the share of those that learned where failures were told apart or there was
+    none, and that of all runs otherwise.
+    """
+    rng = np.random.default_rng([seed, runs, int(100 * failing), int(100 * share)])
+    by_rule = mixture = 0
+    for _ in range(draws):
+        whole = rng.normal(1, 0.12, runs)
+        failed = rng.random(runs) < failing
+        gains = np.where(failed, rng.normal(0, 0.05, runs), share * whole + rng.normal(0, noise, runs))
+        learned = learned_something(gains, whole)
+        apart = not learned.all() or not failed.any()
+        truth = share if apart else share * (1 - failing)
+        by_rule += _holds(gains[learned], whole[learned], truth)
+        mixture += _holds(gains, whole, share * (1 - failing))
+    return by_rule / draws, mixture / draws
+
+
+def _holds(gains: np.ndarray, whole: np.ndarray, truth: float) -> bool:
+    ends = ratio_interval(gains, whole)
+    return ends is None or ends[0] <= truth <= ends[1]
 
 
 def main() -> None:
     say = sys.stdout.write
-    normal, skewed = DIFFERENCES["normal"], DIFFERENCES["skewed (exponential)"]
-    say("| runs | p < .05, normal | and decided | p < .05, skewed |\n|---|---|---|---|\n")
-    for runs in range(3, 13):
-        (test, decided), (other, _) = rejections(runs, normal), rejections(runs, skewed)
-        say(f"| {runs} | {test:.3f} | {decided:.3f} | {other:.3f} |\n")
-    say("\n| runs | " + " | ".join(DIFFERENCES) + " |\n|---" + "|---" * len(DIFFERENCES) + "|\n")
-    for runs in (2, 3, 4, 5, 6, 8, 10, 12, 15, 19, 20, 25, 30):
-        draws = 10_000 if runs < 20 else 2_000
-        cells = [f"{100 * coverage(runs, draw, draws=draws):.1f} %" for draw in DIFFERENCES.values()]
+    say("| runs | p < .05, normal | p < .05, skewed |\n|---|---|---|\n")
+    for runs in range(6, 13):
+        shares = [rejections(runs, DIFFERENCES[name]) for name in ("normal", "skewed (exponential)")]
+        say(f"| {runs} | {' | '.join(f'{share:.3f}' for share in shares)} |\n")
+    say(f"\n| runs | {' | '.join(DIFFERENCES)} |\n|---|{'---|' * len(DIFFERENCES)}\n")
+    for runs in (6, 7, 8, 10, 12, 15):
+        cells = [f"{100 * coverage(runs, draw, draws=5000):.1f} %" for draw in DIFFERENCES.values()]
         say(f"| {runs} | {' | '.join(cells)} |\n")
+    say("\n| runs | contrasts | called equal at the margin |\n|---|---|---|\n")
+    for runs, contrasts in ((6, 1), (7, 3), (8, 1), (8, 6), (12, 1), (12, 6)):
+        say(f"| {runs} | {contrasts} | {100 * called_equal(runs, contrasts):.1f} % |\n")
     say("\n| level | difference in SDs | advised | simulated |\n|---|---|---|---|\n")
     for alpha in (0.05, 0.05 / 6):
-        for effect in (2.5, 2.0, 1.75, 1.5, 1.25, 1.1, 1.0):
+        for effect in (2.5, 2.0, 1.75, 1.5, 1.25, 1.0):
             advised, found = runs_to_decide(1.0, effect, alpha=alpha), simulated_runs(effect, alpha)
             say(f"| {alpha:.4f} | {effect} | {advised} | {found} |\n")
+    say("\n| runs | failing | share | interval of the rule | of the mixture |\n|---|---|---|---|---|\n")
+    for share in (0.5, 0.85):
+        for runs in (8, 10, 20):
+            for failing in (0.0, 0.1, 0.2, 0.3):
+                rule, mixture = share_coverage(runs, failing, share=share, draws=2000)
+                say(f"| {runs} | {failing:g} | {share:g} | {100 * rule:.1f} % | {100 * mixture:.1f} % |\n")
 
 
 if __name__ == "__main__":

@@ -123,7 +123,8 @@ def small_difference() -> dict[str, Any]:
 def gate() -> dict[str, Any]:
     pair = ["token-30", "token-15"]
     scores = {"token-15": LOW, "token-30": NOISY, "method": HIGH}
-    return summary_of(scores, gate={"contrast": pair, "closes": [["method", "token-15"]]})
+    closes = [["method", "token-15"]]
+    return summary_of(scores, contrasts=closes, gate={"contrast": pair, "closes": closes})
 
 
 def shares() -> dict[str, Any]:
