@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerFast
 from maskwise.keys import Array
 from maskwise.masking import CORRUPTIONS, POLICIES, Masker, Vocabulary, policies
 from maskwise.masking.select import BUDGETS, Selection
-from maskwise.masking.sorting import sums_within
+from maskwise.segments import sums_within
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 PAD, UNK, CLS, SEP, MASK = range(5)

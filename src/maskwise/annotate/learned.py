@@ -23,10 +23,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maskwise.errors import MaskwiseError
+from maskwise.segments import framed, listed
 from maskwise.starts import find_policy
 from maskwise.text.documents import Document
 from maskwise.text.layers import CharSpans, Layer, digest
-from maskwise.text.pieces import Pieces, ranges, read_pieces
+from maskwise.text.pieces import Pieces, read_pieces
 from maskwise.text.tokenizers import tokenise
 from maskwise.text.words import VERSION as WORDS_VERSION
 
@@ -275,21 +276,14 @@ def _logits(policy: PolicyModel, pieces: Pieces) -> Floats:
     with torch.inference_mode():
         for rows in _by_length(np.diff(pieces.offsets), pieces.length):
             size = np.diff(pieces.offsets)[rows]
-            lead = int(pieces.frame.first >= 0)
-            width = int(size.max()) + lead + int(pieces.frame.last >= 0)
-            place = ranges(np.arange(len(rows)) * width + lead, size)  # of each token, in the batch
-            token = ranges(pieces.offsets[rows], size)  # and in the corpus
-            flat = np.full(len(rows) * width, pieces.frame.pad, dtype=np.int64)
-            flat[place] = pieces.columns["input_ids"][token]
-            ids = flat.reshape(len(rows), width)
-            if lead:
-                ids[:, 0] = pieces.frame.first
-            if pieces.frame.last >= 0:
-                ids[np.arange(len(rows)), lead + size] = pieces.frame.last
-            real = np.arange(width) < (size + width - int(size.max()))[:, None]
-            batch = (torch.from_numpy(values).to(device) for values in (ids, real.astype(np.int64)))
+            frame = pieces.frame
+            width = int(size.max()) + (frame.first >= 0) + (frame.last >= 0)
+            laid = framed(size, np.arange(len(rows)), length=width, frame=frame)
+            token = listed(pieces.offsets[rows], size)  # in the corpus
+            lines = (laid.ids(pieces.columns["input_ids"][token]), laid.present())
+            batch = (torch.from_numpy(line.reshape(laid.shape)).to(device) for line in lines)
             out = policy(*batch).float().cpu().numpy().reshape(len(rows) * width, -1)
-            logits[token] = out[place]
+            logits[token] = out[laid.at]
     return logits
 
 

@@ -32,9 +32,9 @@ from maskwise.learning.labels import Marked
 from maskwise.learning.scorer import COLUMNS, PolicyModel
 from maskwise.masking.batch import IGNORE
 from maskwise.objectives import Objective, Outcome
+from maskwise.segments import listed
 from maskwise.tasks.metrics import normalise, same_words, shared_words
 from maskwise.tasks.tensors import Flat, TaskSource, Trainable
-from maskwise.text.pieces import ranges
 from maskwise.training import TrainingSettings, train
 from maskwise.training.loop import Training
 
@@ -132,7 +132,7 @@ def _flat(windows: Windows, targets_T: Array) -> tuple[Flat, Tensor, Tensor]:
     size = np.diff(pieces.offsets)[kept]
     lead, trail = int(frame.first >= 0), int(frame.last >= 0)
     starts = np.concatenate(([0], np.cumsum(size + lead + trail)))
-    place, token = ranges(starts[:-1] + lead, size), ranges(pieces.offsets[kept], size)
+    place, token = listed(starts[:-1] + lead, size), listed(pieces.offsets[kept], size)
     ids = np.full(starts[-1], frame.last, np.int64)
     if lead:
         ids[starts[:-1]] = frame.first

@@ -35,9 +35,9 @@ from maskwise.masking.policies import Moment, Policy, UnitKind
 from maskwise.masking.rates import Rates, spread
 from maskwise.masking.schedules import Spec, schedule
 from maskwise.masking.select import Selection, up_to
-from maskwise.masking.sorting import rank_within
 from maskwise.masking.units import Units
 from maskwise.masking.visits import visit_of
+from maskwise.segments import rank_within
 
 STEPS = 80
 """Newton's steps to find τ, at most; about five are needed."""

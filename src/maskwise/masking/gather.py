@@ -19,6 +19,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.keys import Array, content_ids
 from maskwise.masking.batch import AnnotatedBatch
 from maskwise.masking.vocabulary import Vocabulary
+from maskwise.segments import framed
 
 Rows: TypeAlias = Sequence[Mapping[str, Any]] | Mapping[str, Any]
 
@@ -179,46 +180,33 @@ def _pieces(name: Array, content: Array, shape: tuple[int, int]) -> tuple[Array,
 
 
 def _laid(pieces: Pieces, vocabulary: Vocabulary) -> AnnotatedBatch:
-    """Pieces in their places: [first] piece [last] [first] piece [last] … padding, or with the first [first] alone."""
-    first, last, pad = pieces.frame
+    """Pieces in their rows, as one line."""
     lengths, row = np.asarray(pieces.lengths, np.int64), np.asarray(pieces.rows, np.int64)
     if not len(row):
         raise MaskwiseError("no rows to mask", got="no pieces")
-    shape = (int(row[-1]) + 1, pieces.length)
-    opens = np.ones(len(row), bool)
-    opens[1:] = row[1:] != row[:-1]
-    opened = (opens | pieces.apart) & (first >= 0)
-    cost = lengths + (last >= 0) + opened
-    end = cost.cumsum()
-    start = end - cost
-    begin = start - np.maximum.accumulate(start * opens) + row * pieces.length  # its frame is part of a piece
-    text = begin + opened
-    if int((begin + cost - row * pieces.length).max()) > pieces.length:
-        raise MaskwiseError("pieces do not fit into their rows", allowed=f"{pieces.length} tokens a row")
-    at = np.arange(int(lengths.sum())) + np.repeat(text - (lengths.cumsum() - lengths), lengths)
-    ids = _placed(pieces.columns["input_ids"], at, shape, pad)
-    layers = {name: _placed(x, at, shape) for name, x in pieces.columns.items() if name != "input_ids"}
+    length = pieces.length
+    laid = framed(lengths, row, length=length, frame=pieces.frame, apart=pieces.apart)
+    if (laid.end > (row + 1) * length).any():
+        raise MaskwiseError("pieces do not fit into their rows", allowed=f"{length} tokens a row")
+    layers = dict(pieces.columns)
+    tokens = np.asarray(layers.pop("input_ids"))
+    layers = {name: laid.column(values) for name, values in layers.items()}
+    ids = laid.ids(tokens)
     kind = np.zeros(len(ids), np.uint8)
-    kind[at] = _kinds(np.asarray(pieces.columns["input_ids"]), vocabulary)
-    present = np.zeros(len(ids), np.int64)
-    present[at] = 1
-    for token, places in ((first, begin[opened]), (last, text + lengths)):
-        if token >= 0:
-            ids[places], present[places] = token, 1
-    attention = None if present.all() else present
-    ids_P = np.asarray(pieces.example_ids, np.int64)
+    kind[laid.at] = _kinds(tokens, vocabulary)
+    present = laid.present()
     return AnnotatedBatch(
-        shape, ids, attention, kind > 0, kind > 1, begin, ids_P, layers, plan=pieces.length, apart=pieces.apart
-    )  # fmt: skip
-
-
-def _placed(column: Array, at: Array, shape: tuple[int, int], fill: int | None = None) -> Array:
-    """A column of pieces, at its places in a line of B·L tokens; elsewhere ``fill``, or what says nothing."""
-    whole = column.dtype.kind not in "fb"
-    nothing = (-1 if whole else 0) if fill is None else fill
-    line = np.full(shape[0] * shape[1], nothing, np.int64 if whole else column.dtype)
-    line[at] = column
-    return line
+        shape=laid.shape,
+        input_ids=ids,
+        attention_mask=None if present.all() else present,
+        content=kind > 0,
+        eligible=kind > 1,
+        begin=laid.begin,
+        example_id=np.asarray(pieces.example_ids, np.int64),
+        layers=layers,
+        plan=length,
+        apart=pieces.apart,
+    )
 
 
 def _stacked(rows: Mapping[str, Any]) -> dict[str, Array]:

@@ -10,7 +10,7 @@ from maskwise.keys import Array, Keys, Purpose
 from maskwise.masking.batch import IGNORE, AnnotatedBatch, MaskedBatch
 from maskwise.masking.corruptions import Corrupted
 from maskwise.masking.select import Selection
-from maskwise.masking.sorting import first_within, rank_within
+from maskwise.segments import first_within, rank_within
 
 
 def some_labels(labels: Array, candidate: Array, batch: AnnotatedBatch, share: float, keys: Keys) -> Array:

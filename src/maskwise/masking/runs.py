@@ -11,8 +11,8 @@ import numpy as np
 
 from maskwise.keys import Array
 from maskwise.masking.batch import AnnotatedBatch
-from maskwise.masking.sorting import listed, rank_within
 from maskwise.masking.units import Units
+from maskwise.segments import listed, rank_within
 
 
 def runs(batch: AnnotatedBatch, ids: Array) -> Units:

@@ -28,8 +28,8 @@ import numpy as np
 
 from maskwise.errors import unknown_name
 from maskwise.keys import Array, Keys, Purpose, unit_interval
-from maskwise.masking.sorting import counts_within, first_of, first_within, order_within, sums_within
 from maskwise.masking.units import Units
+from maskwise.segments import counts_within, first_of, first_within, order_within, sums_within
 
 BUDGETS = ("exact", "expected", "bernoulli")
 FILLS = ("none", "random", "skip-row")

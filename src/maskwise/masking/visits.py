@@ -30,8 +30,8 @@ from maskwise.masking.batch import AnnotatedBatch
 from maskwise.masking.policies import Moment
 from maskwise.masking.ratios import Distribution
 from maskwise.masking.select import Selection, in_order
-from maskwise.masking.sorting import counts_within, sums_within
 from maskwise.masking.units import Units
+from maskwise.segments import counts_within, sums_within
 
 if TYPE_CHECKING:
     from maskwise.masking.masker import Masker

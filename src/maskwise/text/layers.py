@@ -40,6 +40,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maskwise.errors import MaskwiseError
+from maskwise.segments import rank_within
 from maskwise.text.words import Placed
 
 if TYPE_CHECKING:
@@ -236,7 +237,7 @@ def _lay(
     at = at[covered]
     laid: dict[str, Array] = {}
     if layer.kind == "spans":
-        within = np.arange(len(start)) - np.repeat(np.cumsum(counts) - counts, counts)
+        within = rank_within(counts)
         laid[name] = _scattered(within[at].astype(np.int32), covered, empty=-1)
     if layer.dtype is not None:
         values = _joined([spans.value for spans in texts], layer.dtype)[at]

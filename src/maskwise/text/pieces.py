@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from maskwise import folders
 from maskwise.errors import MaskwiseError
+from maskwise.segments import counts_within, framed, sums_within
 from maskwise.text.documents import batches
 from maskwise.text.layers import digest
 from maskwise.text.readers import whole_name
@@ -100,36 +101,25 @@ class PieceBatch(NamedTuple):
             padding): (B, L); words are counted from 0 in every row. "example_id": (B,) if every row has one piece, else
             (B, L), −1 on special tokens and padding.
         """
-        frame, total = self.frame, int(self.rows[-1]) + 1 if len(self.rows) else 0
-        opens = np.searchsorted(self.rows, np.arange(total))  # the first piece of each row
-        opened = np.full(len(self.rows), self.apart and frame.first >= 0)
-        opened[opens] = frame.first >= 0
-        cost = self.lengths + opened + (frame.last >= 0)
-        start = _in_groups(cost, opens, self.rows) + opened  # of a piece, in its row
-        at = ranges(self.rows * self.length + start, self.lengths)
-        columns = dict(self.columns)
-        words = columns["word_ids"].astype(np.int64) if "word_ids" in columns else None
-        if words is not None and len(self.lengths) > total:
-            number = np.maximum.reduceat(words, np.cumsum(self.lengths) - self.lengths) + 1
-            shift = np.repeat(_in_groups(number, opens, self.rows), self.lengths)
-            columns["word_ids"] = np.where(words >= 0, words + shift, -1)
-        laid: dict[str, Array] = {}
-        for name, values in columns.items():
-            empty = frame.pad if name == "input_ids" else -int(np.issubdtype(values.dtype, np.signedinteger))
-            laid[name] = np.full(total * self.length, empty, dtype=values.dtype)
-            laid[name][at] = values
-        laid["input_ids"][(self.rows * self.length + start - 1)[opened]] = frame.first
-        if frame.last >= 0:
-            laid["input_ids"][self.rows * self.length + start + self.lengths] = frame.last
-        sizes = np.bincount(self.rows, weights=cost, minlength=total)
-        laid["attention_mask"] = np.arange(self.length) < sizes[:, None]
-        names = self.example_ids
-        if len(self.lengths) > total:
-            names = np.full(total * self.length, -1)
-            names[at] = np.repeat(self.example_ids, self.lengths)
-        laid["example_id"] = names
-        flat = len(names) == total
-        return {k: v if k == "example_id" and flat else v.reshape(total, self.length) for k, v in laid.items()}
+        laid = framed(self.lengths, self.rows, length=self.length, frame=self.frame, apart=self.apart)
+        pieces_B = counts_within(self.rows, laid.shape[0])
+        several = len(self.rows) > laid.shape[0]
+        layers = dict(self.columns)
+        lines = {"input_ids": laid.ids(layers.pop("input_ids")), "attention_mask": laid.present() > 0}
+        if several and "word_ids" in layers:
+            words = layers["word_ids"].astype(np.int64)
+            first = np.cumsum(self.lengths) - self.lengths
+            words_P = np.maximum.reduceat(words, first) + 1
+            before_P = sums_within(words_P, pieces_B) - words_P
+            layers["word_ids"] = np.where(words >= 0, words + np.repeat(before_P, self.lengths), -1)
+        for name, values in layers.items():
+            lines[name] = laid.column(values)
+        if several:
+            lines["example_id"] = laid.column(np.repeat(self.example_ids, self.lengths))
+        columns = {name: line.reshape(laid.shape) for name, line in lines.items()}
+        if not several:
+            columns["example_id"] = self.example_ids
+        return columns
 
     def tensors(self) -> dict[str, Tensor]:
         """`laid_out` as tensors, whole numbers as int64: for whatever wants rows rather than pieces."""
@@ -365,23 +355,6 @@ def tokenizer_key(tokenizer: PreTrainedTokenizerBase | None) -> str:
     """Hash of a tokenizer's vocabulary, which says what its ids mean; "" for what has none."""
     vocabulary: dict[str, int] = getattr(tokenizer, "get_vocab", dict)()
     return digest(json.dumps(sorted(vocabulary.items()))) if vocabulary else ""
-
-
-def ranges(start: Ints, length: Ints) -> Ints:
-    """The numbers start[0], start[0] + 1, … (length[0] of them), start[1], …, one range behind the other.
-
-    >>> ranges(np.array([5, 0]), np.array([2, 3])).tolist()
-    [5, 6, 0, 1, 2]
-    """
-    ends = np.cumsum(length)
-    total = int(ends[-1]) if len(ends) else 0
-    return np.arange(total) + np.repeat(start - (ends - length), length)
-
-
-def _in_groups(values: Ints, opens: Ints, group: Ints) -> Ints:
-    """The sum of the values that stand before each in its group; ``opens``: where each group begins."""
-    before = np.cumsum(values) - values
-    return before - before[opens][group]
 
 
 def write_arrow(path: Path, columns: dict[str, pa.Array], about: dict[str, Any]) -> Path:

@@ -17,13 +17,13 @@ import numpy as np
 import pyarrow as pa
 
 from maskwise.errors import MaskwiseError, unknown_name
+from maskwise.segments import listed
 from maskwise.text.pieces import (
     WINDOW_TOKENS,
     Array,
     Ints,
     PieceBatch,
     Pieces,
-    ranges,
     read_arrow,
     write_arrow,
 )
@@ -126,10 +126,10 @@ class Rows:
             raise MaskwiseError("no such row", got=int(outside[0]), allowed=f"0 to {len(self) - 1}")
         first, source = self.first[at], self.pieces
         count = self.first[at + 1] - first
-        piece = self.order[ranges(first, count)]
+        piece = self.order[listed(first, count)]
         begin = source.offsets[piece]
         lengths = source.offsets[piece + 1] - begin
-        tokens = ranges(begin, lengths)
+        tokens = listed(begin, lengths)
         columns = {name: column[tokens] for name, column in source.columns.items()}
         owner = np.repeat(np.arange(len(at)), count)
         apart = self.layout != "joined"
@@ -157,7 +157,7 @@ class Rows:
         total = np.zeros(vocab_size, dtype=np.int64)
         offsets, ids = self.pieces.offsets, self.pieces.columns["input_ids"]
         for part in self._windows():
-            tokens = ids[ranges(offsets[part], offsets[part + 1] - offsets[part])]
+            tokens = ids[listed(offsets[part], offsets[part + 1] - offsets[part])]
             if len(tokens) and (worst := int(tokens.max())) >= vocab_size:
                 do = "use the tokenizer that made the tokens"
                 what = "token id outside the vocabulary"

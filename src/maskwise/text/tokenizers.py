@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from maskwise.errors import MaskwiseError, first_line, unknown_name
+from maskwise.segments import rank_within
 from maskwise.starts import TOKENIZER_FILES, find_start
 from maskwise.text.documents import Document, batches, source_of
 from maskwise.text.layers import Layered, align
@@ -203,7 +204,7 @@ def tokenise(
         placed = place_tokens(texts, offsets, lengths, special=np.zeros(len(offsets), dtype=bool))
         columns: dict[str, Array] = {"word_ids": number_words(placed)}
         if words == "token":
-            columns["word_ids"] = rank_of(lengths)
+            columns["word_ids"] = rank_within(lengths).astype(np.int32)
         elif words != "auto":
             none = np.zeros(len(offsets), dtype=bool)
             columns["word_ids"] = number_words(place_tokens(texts, offsets, lengths, special=none, rule=words))
@@ -217,12 +218,6 @@ def tokenise(
             ids = np.array(encoding.ids, dtype=np.int32)
             word_ids, *rest = (column[start:end] for column in columns.values())
             yield Tokens(document.id, ids, word_ids, dict(zip([*columns][1:], rest)), source_of(document))
-
-
-def rank_of(lengths: NDArray[np.int64]) -> NDArray[np.int32]:
-    """(T,) the number of each token in its text, from the lengths (N,) of the texts."""
-    first = np.repeat(np.cumsum(lengths) - lengths, lengths)
-    return (np.arange(int(lengths.sum())) - first).astype(np.int32)
 
 
 def _without_words(

@@ -24,9 +24,9 @@ from maskwise.masking.corruptions.base import (
     masked_pieces,
     require_target,
 )
-from maskwise.masking.sorting import rank_within, sums_within
 from maskwise.masking.units import Units
 from maskwise.masking.vocabulary import Vocabulary
+from maskwise.segments import rank_within, sums_within
 
 
 class Moving(Corruption):

@@ -17,8 +17,8 @@ from maskwise.masking.batch import AnnotatedBatch
 from maskwise.masking.policies.base import Moment, Policy, UnitKind, weigh
 from maskwise.masking.policies.given import Weighted
 from maskwise.masking.runs import runs
-from maskwise.masking.sorting import first_of, first_within
 from maskwise.masking.units import Units
+from maskwise.segments import first_of, first_within
 from maskwise.specs import Call
 
 LAST = 1e-12

@@ -13,8 +13,8 @@ from maskwise.keys import Array, Keys, Purpose, below
 from maskwise.masking.batch import AnnotatedBatch
 from maskwise.masking.policies.base import Moment, Policy, UnitKind, layer_of
 from maskwise.masking.runs import find_runs
-from maskwise.masking.sorting import first_within, listed, rank_within, sums_within
 from maskwise.masking.units import Units
+from maskwise.segments import first_within, listed, rank_within, sums_within
 
 MOST_WORDS = 1000
 """The longest span that may be asked for: a table of all lengths is gone through for each draw."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from maskwise.masking.sorting import first_within, order_within, rank_within, sums_within
+from maskwise.segments import first_within, order_within, rank_within, sums_within
 
 
 def line(pieces: int, count: int, dtype: type, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
