@@ -21,9 +21,11 @@ from maskwise.folders import write_json
 from maskwise.models import empty_model, new_config
 from maskwise.objectives import MaskedLanguageModelling
 from maskwise.recipe import read_recipe
+from maskwise.report.reading import read_folder
 from maskwise.study import dry_run, make_plan, run, run_stage, run_study
 from maskwise.study.description import describe
 from maskwise.study.design import Design, choose
+from maskwise.study.prospects import prospects_of
 from maskwise.study.stages import Stage
 from maskwise.study.work import RUNNERS
 from tiny import check_refused, maskwise, read_lines, write_inputs
@@ -332,6 +334,13 @@ def test_a_pair_may_be_the_gate_and_a_contrast_of_searched_arms(recipe, tmp_path
         (True, "at these settings", 6),
         (False, "each arm tuned", 6),
     ]
+    # Runs of the gate are pooled with others neither on the page nor as noise.
+    whole = {record["seed"] for record in read_folder(tmp_path / "out").whole if "seed" in record}
+    assert whole == set(range(FRESH_RUN, FRESH_RUN + 6))
+    for record in read_lines(tmp_path / "out" / "records.jsonl"):
+        assert record.get("role") == ("gate" if record.get("seed", FRESH_RUN) < FRESH_RUN else None)
+    prospects = prospects_of(read_recipe(recipe, [*QUICK, "tasks=[]", *gate, f"study.noise={tmp_path / 'out'}"]))
+    assert [prospect["noise"] for prospect in prospects] == [None]  # the runs of the two arms differ in nothing
 
 
 def test_gates_say_what_they_close(recipe):
@@ -452,8 +461,8 @@ def test_seeds_that_are_not_planned_and_other_recipes_are_refused(recipe, tmp_pa
     assert maskwise(*common, "--seeds", "101-102", "--dry-run", "--json") == 0
     trainings = json.loads(capfd.readouterr().out)["stages"]["pretrain"]
     assert (trainings["done"], trainings["to_do"]) == (0, 4)
-    assert maskwise(*common, "--seeds", "100,107", "--dry-run") == 2
-    assert maskwise(*common, "--seeds", "all", "--dry-run") == 2
+    for wrong in ("100,107", "all", "102-100", "100-101-102", "-1", "0-99999999999", ""):
+        assert maskwise(*common, f"--seeds={wrong}", "--dry-run") == 2
 
 
 def test_a_dry_run_counts_the_runs_of_a_search(recipe, tmp_path):

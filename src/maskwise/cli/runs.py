@@ -256,15 +256,17 @@ def _refuse_options_of_a_run(context: typer.Context) -> None:
 
 def _numbers(text: str | None) -> list[int] | None:
     """Seeds from 100-103,107."""
+    from maskwise.recipe.comparison import MOST_SEEDS
+
     if text is None:
         return None
     numbers: list[int] = []
     for part in text.split(","):
-        first, _, last = part.partition("-")
-        try:
-            numbers += range(int(first), int(last or first) + 1)
-        except ValueError:
-            raise MaskwiseError("--seeds", got=text, allowed="such as 100-105, or 100,103") from None
+        ends = [int(end) if end.isdecimal() else -1 for end in part.strip().split("-")]
+        more = ends[-1] - ends[0]
+        if len(ends) > 2 or -1 in ends or not 0 <= more < MOST_SEEDS:
+            raise MaskwiseError("--seeds", got=text, allowed="such as 100-105, or 100,103")
+        numbers += range(ends[0], ends[-1] + 1)
     return numbers
 
 

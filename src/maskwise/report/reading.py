@@ -139,8 +139,8 @@ class Folder:
 
     @property
     def whole(self) -> list[Record]:
-        """The records without those of shorter companion runs, which are never pooled with whole ones."""
-        return [record for record in self.records if record.get("fraction", 1.0) == 1]
+        """The records without those of companion runs and of runs for a gate, which are not pooled with the others."""
+        return [record for record in self.records if record.get("fraction", 1) == 1 and "role" not in record]
 
     def runs(self) -> dict[str, dict[int, list[Line]]]:
         """The curves by arm and seed."""

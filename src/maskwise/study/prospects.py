@@ -143,7 +143,8 @@ def _measured(folder: Path, pairs: Sequence[tuple[str, str]]) -> dict[tuple[str,
     Raises:
         MaskwiseError: no study with records is there.
     """
-    study, records = read_json(folder / "study.json"), [*read_lines(folder / "records.jsonl")]
+    study = read_json(folder / "study.json")
+    records = [line for line in read_lines(folder / "records.jsonl") if "role" not in line]
     if not study or not records:
         do = "give the folder of a finished study, or a standard deviation"
         raise MaskwiseError("study.noise names a folder without a study", got=str(folder), do=do)
