@@ -491,7 +491,7 @@ def test_a_summary_of_earlier_rules_keeps_its_words(folder):
     content = content_of(folder)
     (line,) = content["forests"][0]["rows"]
     assert (line["row"]["verdict"], line["figure"]) == ("suggests", "+2.0")
-    assert [flag["effect"] for flag in line["row"]["flags"]] == ["caps"]
+    assert [flag["effect"] for flag in line["row"]["flags"]] == ["notes"]
     page = page_of(folder)
     assert "rules of their day" in page and "suggests" in page
 

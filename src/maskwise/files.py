@@ -377,6 +377,16 @@ class ArmSummary(TypedDict):
     words: str
 
 
+class Planned(TypedDict):
+    """What a study can see: its runs, its contrasts without the gate, and the probability of deciding a true difference
+    of 1 and 1.5 spreads between paired runs.
+    """
+
+    runs: int
+    contrasts: int
+    power: dict[str, float]
+
+
 class Pending(TypedDict):
     """How many replicates a study has, of those that it planned."""
 
@@ -389,6 +399,7 @@ class Summary(TypedDict):
 
     rules: NotRequired[int]
     """``RULES``; a summary of earlier rules does not have it."""
+    planned: NotRequired[Planned]
     pending: NotRequired[Pending | None]
     """There while planned runs are missing: nothing is tested then."""
     baseline: str

@@ -356,7 +356,7 @@ def _place(value: float, reach: float) -> float:
 
 def _notes(row: Contrast) -> list[str]:
     """Flags that a reader must know beside the sentence; those of a row without an answer are in it."""
-    flags = [flag for flag in row["flags"] if flag["effect"] != "invalid" and flag["code"] != "overlap"]
+    flags = [flag for flag in row["flags"] if flag["effect"] == "notes" and flag["code"] != "overlap"]
     return [flag["sentence"][:1].upper() + flag["sentence"][1:] + "." for flag in flags] if row["primary"] else []
 
 

@@ -131,10 +131,24 @@ def _story(folder: Folder) -> View | None:
     sentence += f", judged on {judged}" if judged else ", judged by held-out loss and what needs no fine-tuning"
     by = summary["matched_by"]
     sentence += f". All arms spent equal {by}" if by and all(row["compute"]["matched"] for row in rows) else ""
-    sentence += ". " + _scopes(rows)
+    sentence += f". {_scopes(rows)} {_seen(folder)}".rstrip()
     lines = [{"verdict": row["verdict"], "sentence": row["brief"]} for row in rows]
     known = common_notes(summary["contrasts"])
     return {"compared": sentence, "lines": lines, "known": known, "advice": summary["advice"]}
+
+
+def _seen(folder: Folder) -> str:
+    """What so many runs can decide; nothing where a summary of earlier rules does not say it."""
+    planned = folder.summary.get("planned")
+    if planned is None:
+        return ""
+    contrasts = f"{planned['contrasts']} comparison{'s' * (planned['contrasts'] != 1)}"
+    if not any(planned["power"].values()):
+        return f"So few runs cannot decide {contrasts}."
+    chances = [f"{power:.2f} where it is {effect} spreads" for effect, power in planned["power"].items()]
+    return (
+        f"With {contrasts}, a true difference is decided with probability {' and '.join(chances)} between paired runs."
+    )
 
 
 def _scopes(rows: list[Contrast]) -> str:

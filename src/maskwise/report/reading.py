@@ -105,8 +105,8 @@ REQUIRED = {
 }
 
 
-OLD_EFFECTS = {"voids": "invalid", "caps": "caps", "said": "notes"}
-"""What effects were called by earlier rules."""
+OLD_EFFECTS = {"voids": "invalid", "caps": "notes", "said": "notes"}
+"""The effects of earlier rules; what capped a verdict is not in its sentence, and is a note."""
 
 
 @dataclass

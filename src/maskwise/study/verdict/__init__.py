@@ -14,7 +14,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from maskwise.constants import OTHER_TASKS, OWN_TASK, REFERENCE
-from maskwise.files import RULES, Contrast, Record, Study, Summary
+from maskwise.files import RULES, Contrast, Planned, Record, Study, Summary
+from maskwise.study.power import look_weight, power_of
 from maskwise.study.verdict.contrasts import Comparison, compare, decide, gate_of, primary_pairs
 from maskwise.study.verdict.efficiency import efficiency
 from maskwise.study.verdict.shares import gain_shares
@@ -71,6 +72,7 @@ def summarise(records: Iterable[Record], study: Study) -> Summary:
     summary: Summary = {
         "rules": RULES,
         "baseline": study["baseline"],
+        "planned": _planned(study),
         "matched_by": table.matched_by,
         "arms": {arm: table.describe(arm, words[arm]) for arm in study["arms"]},
         "contrasts": rows,
@@ -123,6 +125,14 @@ def _gate_table(lines: list[Record], table: Table) -> Table:
     overlap = [line for line in lines if line["kind"] == "overlap"]
     study: Study = {**table.study, "arms": arms, "seeds": seeds, "learned": {}, "looked": [], "looks": None}
     return Table([*own, *overlap], study)
+
+
+def _planned(study: Study) -> Planned:
+    runs = len(study["seeds"])
+    contrasts = len(primary_pairs(study)) - (gate_of(study) is not None)
+    alpha = 0.05 * look_weight(study.get("looks"), runs) / max(contrasts, 1)
+    power = {f"{effect:g}": round(power_of(1.0, effect, runs, alpha=alpha), 2) for effect in (1, 1.5)}
+    return {"runs": runs, "contrasts": contrasts, "power": power}
 
 
 def _advice(primary: list[Contrast], asked: list[Contrast], table: Table, names: Mapping[str, str]) -> list[str]:

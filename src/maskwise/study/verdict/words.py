@@ -101,7 +101,10 @@ def row_sentence(row: Contrast, names: Names, *, brief: bool = False) -> str:
         sentence = f"{first} is {amount.size()} ahead of {second} {where} ({facts})."
     if row["verdict"] is None:
         return capital(sentence, *raw)
-    return f"Open: {sentence} {_outlook(row)}".rstrip()
+    outlook = _outlook(row)
+    if brief:  # it stands beside the word
+        return f"{capital(sentence, *raw)} {outlook}".rstrip()
+    return f"Open: {sentence} {outlook}".rstrip()
 
 
 def _facts(row: Contrast, *, brief: bool) -> list[str]:
