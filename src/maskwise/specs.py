@@ -12,13 +12,11 @@ import inspect
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from functools import wraps
 from pathlib import Path
-from typing import ParamSpec, TypeVar, get_args, get_origin, get_type_hints
+from typing import TypeVar, get_args, get_origin, get_type_hints
 
 from maskwise.errors import MaskwiseError, finite_number, unknown_name, whole_number
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -143,32 +141,6 @@ def _require_type(what: str, value: object, annotation: object) -> None:
         finite_number(what, value)
     elif annotation == "bool" and isinstance(value, str):
         raise MaskwiseError(f"{what} is not valid", got=repr(value), allowed="True or False")
-
-
-def numeric(maker: Callable[P, T]) -> Callable[P, T]:
-    """The same function, whose arguments that are annotated as numbers are finite numbers; numpy's become Python's.
-
-    Raises:
-        MaskwiseError: when it is called, for anything else.
-    """
-    signature = inspect.signature(maker)
-    name = maker.__name__.replace("_", "-")
-
-    @wraps(maker)
-    def checked(*args: P.args, **kwargs: P.kwargs) -> T:
-        bound = signature.bind(*args, **kwargs)
-        for argument, value in bound.arguments.items():
-            parameter = signature.parameters[argument]
-            if parameter.annotation not in ("float", float):
-                continue
-            what = f"{argument} of {name}"
-            if parameter.kind is parameter.VAR_POSITIONAL:
-                bound.arguments[argument] = tuple(finite_number(what, each) for each in value)
-            else:
-                bound.arguments[argument] = finite_number(what, value)
-        return maker(*bound.args, **bound.kwargs)
-
-    return checked
 
 
 def arguments_of(maker: Callable[..., object], *, without: Collection[str] = ()) -> str:

@@ -28,7 +28,6 @@ from maskwise.errors import MaskwiseError
 from maskwise.keys import Array, Keys, Purpose
 from maskwise.masking.batch import AnnotatedBatch
 from maskwise.masking.policies import Moment
-from maskwise.masking.ratios import Distribution
 from maskwise.masking.select import Selection, in_order
 from maskwise.masking.units import Units
 from maskwise.segments import counts_within, sums_within
@@ -101,7 +100,7 @@ def revisited(masker: Masker, batch: AnnotatedBatch, moment: Moment) -> tuple[Se
         return choice, 1 - ratio_P if second else ratio_P, None
     assert moment.epoch is not None
     ratio = masker.ratio(moment.step, moment.total_steps)
-    if masker.ratio.varies or isinstance(masker.ratio, Distribution) or not ratio > 0:
+    if masker.ratio.varies or masker.ratio.quantile is not None or not ratio > 0:
         what = "visits: coverage needs one ratio above 0 for all steps and rows"
         raise MaskwiseError(what, got=masker.ratio, do="take a number, such as 0.25")
     share = Fraction(ratio).limit_denominator(1 << 20)
