@@ -29,7 +29,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from maskwise.files import Record, Study
+from maskwise.study.design import choose
 from maskwise.study.power import look_weights
+from maskwise.study.statistics import ratio_interval
+from maskwise.study.verdict import summarise
+from maskwise.study.verdict.shares import learned_something
 
 Array = NDArray[np.float64]
 
@@ -289,6 +294,117 @@ def margins(studies: int) -> list[dict[str, object]]:
     return rows
 
 
+def shares(studies: int) -> list[dict[str, object]]:
+    """How often the interval of a share of an oracle's gain holds the true share of the runs that learned something.
+
+    In spreads of 1 the oracle gains 7 on average; a run that learned gains the true share of what the oracle gains in
+    the same run, and a failed one gains nothing. "missed" is how often not all failures were told from the rest.
+    """
+    rows = []
+    for share, failing, runs in [(s, f, n) for s in (0.85, 0.5) for f in (0.0, 0.1, 0.2, 0.3) for n in (10, 20)]:
+        rng = np.random.default_rng([SEED, runs, int(100 * share), int(100 * failing)])
+        counted = missed = covered = 0
+        for _ in range(studies):
+            oracle = rng.normal(7, 1, runs)
+            failed = rng.random(runs) < failing
+            gains = np.where(failed, 0.0, share * oracle) + rng.normal(0, 0.3, runs)
+            learned = learned_something(gains, oracle)
+            missed += bool((learned == failed).any())
+            ends = ratio_interval(gains[learned], oracle[learned]) if learned.sum() > 1 else None
+            if ends is not None and not failed.all():
+                counted += 1
+                covered += ends[0] <= share <= ends[1]
+        coverage = covered / counted
+        named = {"world": f"share {share:g}, {failing:.0%} of runs fail", "runs": runs, "missed": missed / studies}
+        rows.append(named | {"share": coverage, "error": math.sqrt(coverage * (1 - coverage) / counted)})
+        show(rows[-1])
+    return rows
+
+
+# The code that judges users' studies -----------------------------------------------------------------
+
+
+def judged(design: Design, sides: Sequence[Side], study: int) -> list[str]:
+    """The verdicts of one simulated study by `choose` and `summarise`.
+
+    Raises:
+        AssertionError: `choose` takes another setting than the simulation.
+    """
+    seeds = list(range(design.runs))
+    names = ["baseline", *(f"arm-{number}" for number in range(design.contrasts))]
+    records: list[Record] = []
+    for name, side in zip(names, sides):
+        for seed in seeds:
+            dev = side.dev[study, :, seed]
+            if len(dev) > 1:
+                records.append(_selection(name, seed, dev))
+                assert records[-1]["chosen"] == _setting(side.chosen[study, seed])
+            score = float(side.test[study, seed])
+            records.append({"kind": "score", "arm": name, "seed": seed, "task": "t", "metric": "f1", "score": score})
+    arms = {name: {"policy": "token", "ratio": "constant(0.3)", "overrides": {}} for name in names}
+    facts: Study = {
+        "baseline": "baseline",
+        "seeds": seeds,
+        "arms": arms,
+        "contrasts": [(name, "baseline") for name in names[1:]],
+        "tasks": {"t": {"metric": "f1"}},
+        "margin": design.margin,
+        "looks": list(design.looks) or None,
+        "looked": [],
+    }  # type: ignore[typeddict-item]
+    rows = summarise(records, facts)["contrasts"]
+    return [str(row["verdict"]) for row in rows if row["outcome"] == "tasks"]
+
+
+def _setting(place: int) -> dict[str, object]:
+    return {"training.learning_rate": int(place)}
+
+
+def _selection(arm: str, seed: int, dev: Array) -> Record:
+    choice = choose([{"t": float(score)} for score in dev])
+    assert choice.place is not None
+    candidates = [{"setting": _setting(place), "score": float(score)} for place, score in enumerate(dev)]
+    return {
+        "kind": "selection",
+        "arm": arm,
+        "seed": seed,
+        "by": "dev",
+        "candidates": candidates,
+        "chosen": _setting(choice.place),
+        "tied": choice.tied,
+    }
+
+
+def compare_with_real_code(studies: int) -> list[dict[str, object]]:
+    """How many studies the code of the package and this simulation judge alike; all of them, or there is an error."""
+    peaked = (-2.0, -0.75, 0.0, -2.5, -8.0)
+    searched = World("five points, gap 0.75", peaked, peaked)
+    designs = [
+        Design(world, contrasts, runs)
+        for world in (World("no search"), searched, World("a flat grid of three against nothing to tune", (0.0,) * 3))
+        for contrasts in CONTRASTS
+        for runs in (8, 10)
+    ]
+    designs += [Design(searched, 1, 20), Design(searched, 1, 12, (8, 12)), Design(searched, 1, 10, gain=1.0)]
+    designs += [Design(World("no search"), contrasts, 10, gain=1.0, margin=1.0) for contrasts in (1, 3)]
+    rows = []
+    for design in designs:
+        sides = draw(design, generator(design), studies)
+        differences = differences_of(sides)
+        expected = np.where(decided(differences, design.looks), "decided", "open")
+        if design.margin is not None:
+            equal = within_margin(differences, design.margin) & (expected == "open")
+            expected = np.where(equal, "no difference that matters", expected)
+        found = np.array([judged(design, sides, study) for study in range(studies)])
+        alike = int((found == expected).all(axis=1).sum())
+        rows.append(facts(design) | {"studies": studies, "alike": alike, "share": alike / studies, "error": 0.0})
+        show(rows[-1])
+    return rows
+
+
+# Tables of the whole ---------------------------------------------------------------------------------
+
+
 def facts(design: Design) -> dict[str, object]:
     """What names a cell."""
     named = asdict(design) | {"world": design.world.name}
@@ -297,26 +413,41 @@ def facts(design: Design) -> dict[str, object]:
 
 def show(row: dict[str, object]) -> None:
     """A line of the table."""
-    words = [str(row.get(key, "")) for key in ("world", "contrasts", "runs", "looks", "gain", "margin", "tuned")]
+    words = [
+        str(row.get(key, "")) for key in ("world", "contrasts", "runs", "looks", "gain", "margin", "tuned", "missed")
+    ]
     sys.stdout.write(f"| {' | '.join(words)} | {row['share']:.2%} ± {row['error']:.2%} |\n")
     sys.stdout.flush()
+
+
+TABLES = {
+    "real_code": compare_with_real_code,
+    "false_positives": false_positives,
+    "powers": powers,
+    "margins": margins,
+    "shares": shares,
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--studies", type=int, default=20_000)
+    parser.add_argument("--real", type=int, default=200, help="studies of a design that the package judges, too")
+    parser.add_argument("--only", choices=list(TABLES), help="one of the tables")
     parser.add_argument("--out", type=Path, help="a JSON file for the results")
     arguments = parser.parse_args()
     began = time.perf_counter()
-    head = "world | contrasts | runs | looks | gain | margin | tuned | share of studies"
-    results = {}
-    for table in (false_positives, powers, margins):
-        sys.stdout.write(f"\n{table.__doc__}\n\n| {head} |\n|{'---|' * 8}\n")
-        results[table.__name__] = table(arguments.studies)
-    equal = [row for row in results["false_positives"] if row["part"] == "equal spreads"]
-    results["worst"] = max(equal, key=lambda row: row["share"])
-    results["mean"] = float(np.mean([row["share"] for row in equal]))
-    sys.stdout.write(f"\nmean {results['mean']:.2%}, worst {results['worst']}\n")
+    head = "world | contrasts | runs | looks | gain | margin | tuned | missed | share of studies"
+    results: dict[str, object] = {}
+    for name in [arguments.only] if arguments.only else TABLES:
+        table = TABLES[name]
+        sys.stdout.write(f"\n{table.__doc__}\n\n| {head} |\n|{'---|' * 9}\n")
+        results[name] = table(arguments.real if table is compare_with_real_code else arguments.studies)
+    if "false_positives" in results:
+        equal = [row for row in results["false_positives"] if row["part"] == "equal spreads"]
+        results["worst"] = max(equal, key=lambda row: row["share"])
+        results["mean"] = float(np.mean([row["share"] for row in equal]))
+        sys.stdout.write(f"\nmean {results['mean']:.2%}, worst {results['worst']}\n")
     if arguments.out:
         record = {"command": " ".join(sys.argv), "seconds": round(time.perf_counter() - began), "seed": SEED}
         arguments.out.write_text(json.dumps(record | results, indent=1) + "\n", encoding="utf-8")

@@ -57,24 +57,26 @@ def lines_of(folder: Path) -> list[Line]:
     for row in summarise(records, study)["contrasts"]:
         if not row["primary"]:
             continue
-        lines.append({
-            "record": folder.name,
-            "recipe": recipe_hash(study),
-            "arm": row["arm"],
-            "baseline": row["baseline"],
-            "outcome": row["outcome"],
-            "gate": bool(row.get("gate")),
-            "n": row["n"],
-            "verdict": row["verdict"],
-            "scope": row["scope"],
-            "unit": row["unit"],
-            "difference": _rounded(row["mean"]),
-            "low": _rounded(row["low"]),
-            "high": _rounded(row["high"]),
-            "p": _rounded(row["p_adjusted"]),
-            "flags": [flag["code"] for flag in row["flags"]],
-            "rules": RULES,
-        })
+        lines.append(
+            {
+                "record": folder.name,
+                "recipe": recipe_hash(study),
+                "arm": row["arm"],
+                "baseline": row["baseline"],
+                "outcome": row["outcome"],
+                "gate": bool(row.get("gate")),
+                "n": row["n"],
+                "verdict": row["verdict"],
+                "scope": row["scope"],
+                "unit": row["unit"],
+                "difference": _rounded(row["mean"]),
+                "low": _rounded(row["low"]),
+                "high": _rounded(row["high"]),
+                "p": _rounded(row["p_adjusted"]),
+                "flags": [flag["code"] for flag in row["flags"]],
+                "rules": RULES,
+            }
+        )
     return lines
 
 
