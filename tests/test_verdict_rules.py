@@ -117,14 +117,15 @@ def test_a_gate_is_not_opened_by_runs_that_were_added():
     assert "looked-before" in codes(rows["oracle", "random"]) and "gate-closed" in codes(rows["method", "random"])
 
 
-def test_different_settings_of_a_gate_in_older_studies_are_noted_and_do_not_close_it():
+def test_different_settings_of_a_gate_in_older_studies_leave_it_open_and_do_not_close_it():
     pairs = [["oracle", "random"], ["method", "random"]]
     study, records = study_of(GATED, gate=["oracle", "random"], contrasts=pairs, facts=False)
     chosen = {"oracle": 0.002, "random": 0.004, "method": 0.004}
     rows = primaries(summarise([*records, *(old_selection(arm, rate) for arm, rate in chosen.items())], study))
-    assert rows["oracle", "random"]["verdict"] == rows["method", "random"]["verdict"] == "decided"
+    assert rows["oracle", "random"]["verdict"] == "open"
+    assert rows["method", "random"]["verdict"] == "decided"
     (flag,) = [flag for flag in rows["oracle", "random"]["flags"] if flag["code"] == "settings-differ"]
-    assert flag["effect"] == "notes"
+    assert flag["effect"] == "caps"
 
 
 # Blocks --------------------------------------------------------------------------------------------------------

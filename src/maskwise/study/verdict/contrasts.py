@@ -230,11 +230,26 @@ def decide(gate: Sequence[Comparison], others: Sequence[Comparison], names: Mapp
     """
     _judge(gate, names)
     for one in gate:
-        passed = (one.row["verdict"], one.row["better"]) == ("decided", "arm")
-        if one.row["primary"] and not passed:
+        if one.row["primary"] and not _passes(one.row):
             for other in others:
                 other.table.closed = dict.fromkeys(closes(one.table.study), one.row)
     _judge(others, names)
+
+
+def _passes(row: Contrast) -> bool:
+    """Whether a gate's arm beats its baseline.
+
+    In older studies one search served all seeds, and the two sides of a gate may have other settings. That leaves the
+    row open; it passes all the same, because it asks whether the study sees a difference, and not where that is from.
+    """
+    doubts = [flag["code"] for flag in row["flags"] if flag["effect"] != "notes"]
+    if row["p_adjusted"] is None or row["p_adjusted"] >= ALPHA or set(doubts) - {"settings-differ"}:
+        return False
+    return _is_ahead(row)
+
+
+def _is_ahead(row: Contrast) -> bool:
+    return ((row["mean"] or 0) > 0) == row["higher_is_better"]
 
 
 def _judge(comparisons: Sequence[Comparison], names: Mapping[str, str]) -> None:
@@ -278,7 +293,7 @@ def _conclude(one: Comparison, *, family: int) -> None:
     inside = _within_margin(one, family=family)
     if p is not None and p < ALPHA and not capped:
         row["verdict"] = "decided"
-        row["better"] = "arm" if ((row["mean"] or 0) > 0) == row["higher_is_better"] else "baseline"
+        row["better"] = "arm" if _is_ahead(row) else "baseline"
     elif inside is not None and not capped:
         row["verdict"] = "no difference that matters"
         row["equivalence"] = inside

@@ -75,9 +75,7 @@ def raised(row: Contrast, table: Table, names: Mapping[str, str]) -> list[Raised
         assert isinstance(arms, list | tuple)
         words = " and ".join(names.get(arm, arm) for arm in arms)
         sentence = flag.sentence.format(**{**facts, "arms": words})
-        # A gate asks whether the study, set as it is, sees a difference: other settings do not cap that.
-        effect: Effect = "notes" if row.get("gate") and flag.code == "settings-differ" else flag.effect
-        found.append({"code": flag.code, "effect": effect, "sentence": sentence, "facts": facts})
+        found.append({"code": flag.code, "effect": flag.effect, "sentence": sentence, "facts": facts})
     return found
 
 
