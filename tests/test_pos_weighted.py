@@ -15,10 +15,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from masking_tools import padded, random_rows, row, vocabulary
+from maskwise.constants import UPOS
 from maskwise.errors import MaskwiseError
 from maskwise.masking import Masker, MaskingCollator
 from maskwise.masking.policies import GroupWeighted, group_weighted, policy
-from maskwise.masking.policies.groups import UNKNOWN, UPOS, GroupLosses, standardised
+from maskwise.masking.policies.groups import UNKNOWN, GroupLosses, standardised
 from maskwise.objectives import MaskedLanguageModelling
 from maskwise.recipe import read_recipe
 from maskwise.study.single import run_pretrain

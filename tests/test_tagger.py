@@ -9,7 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import spacy
-from benchmarks.annotate import _bundled, bench_annotate, overlap_scores, render_annotate, tag_accuracy
+from benchmarks.annotate import (
+    _bundled,
+    bench_annotate,
+    entities,
+    join_tokens,
+    overlap_scores,
+    read_columns,
+    render_annotate,
+    tag_accuracy,
+)
 from spacy.tokens import Doc
 from spacy.training import Example
 
@@ -17,7 +26,7 @@ from maskwise.annotate import tagger as tagger_module
 from maskwise.annotate.registry import annotator
 from maskwise.annotate.tagger import SALIENT, SHIPPED, SpacyPipeline, one_pass
 from maskwise.errors import MaskwiseError
-from maskwise.text.labelled import POS, entities, given_spans, join_tokens, read_columns, read_conllu
+from maskwise.text.labelled import POS, given_spans, read_conllu
 from maskwise.text.layers import CharSpans, check_spans
 
 GOLD = Path(__file__).parents[2] / "shared" / "data"

@@ -2,6 +2,27 @@
 
 import os
 
+UPOS = (
+    "ADJ",
+    "ADP",
+    "ADV",
+    "AUX",
+    "CCONJ",
+    "DET",
+    "INTJ",
+    "NOUN",
+    "NUM",
+    "PART",
+    "PRON",
+    "PROPN",
+    "PUNCT",
+    "SCONJ",
+    "SYM",
+    "VERB",
+    "X",
+)
+"""The 17 universal parts of speech, in the order of the layer ``pos``."""
+
 REFERENCE = "no-pretraining"
 """The arm of checkpoints that were never trained, or not further. No other arm may have this name."""
 

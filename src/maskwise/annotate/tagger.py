@@ -26,9 +26,10 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from maskwise.constants import UPOS
 from maskwise.errors import MaskwiseError, first_line
 from maskwise.specs import Call, parse_call
-from maskwise.text.labelled import POS, UPOS
+from maskwise.text.labelled import POS
 from maskwise.text.layers import CharSpans, Layer, digest
 from maskwise.text.words import LETTER, classify
 

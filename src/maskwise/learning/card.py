@@ -10,8 +10,8 @@ import numpy as np
 from maskwise import __version__
 from maskwise.annotate.learned import WordScores, score_words
 from maskwise.annotate.registry import annotator
+from maskwise.constants import UPOS
 from maskwise.learning.scorer import PolicyModel
-from maskwise.text.labelled import UPOS
 
 EXAMPLES, EXAMPLE_WORDS = 5, 60
 TOP_WORDS, LEAST_COUNT = 20, 3

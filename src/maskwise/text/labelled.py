@@ -4,9 +4,8 @@ Unlike a corpus, where a bad line is skipped and counted, a damaged labelled fil
 damage: a score on half of a test set is a wrong score. So each file is read whole. Nothing is unpickled, and no code
 that comes with a data set is run.
 
-- `read_records`: plain records (dicts of columns) from JSON, tables, CoNLL columns, NIF's Turtle and Parquet;
+- `read_records`: plain records (dicts of columns) from JSON, tables, CoNLL columns and Parquet;
 - `read_conllu`: the documents of a CoNLL-U file with their parts of speech;
-- `read_columns`: tokens and tags, such as names, whose text is lost; `join_tokens` rebuilds it;
 - `given_spans`: spans beside a text, as in JSON lines.
 
 Cost: a Python step for each token of CoNLL, 1–2 µs; gold is small.
@@ -16,29 +15,22 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import unquote
 
+from maskwise.constants import UPOS
 from maskwise.errors import MaskwiseError
 from maskwise.text.layers import CharSpans, Layer, check_spans
 from maskwise.text.readers import damaged, load_hub, opened, parquet_rows
 from maskwise.text.tables import Record, read_table
 
-UPOS = (
-    "ADJ", "ADP", "ADV", "AUX", "CCONJ", "DET", "INTJ", "NOUN", "NUM", "PART", "PRON", "PROPN", "PUNCT", "SCONJ",
-    "SYM", "VERB", "X",
-)  # fmt: skip
-"""The 17 universal parts of speech."""
 POS = Layer("categorical", UPOS)
 
 _ROPES = ("background", "situation")
 _LARGEST_FILE = 1 << 30  # bytes, inflated
 # A comment stands before a sentence and has no tab; "# O" is a sentence that begins with a hash.
 _COMMENT = re.compile(r"#(?!\S* (O|[BIES]-\S+)$)[^\t]*$")
-_NO_SPACE_BEFORE = frozenset([*".,;:!?)]}%'", "''", "n't", "'s", "’s", "'m", "'re", "'ve", "'ll", "'d"])
-_NO_SPACE_BEHIND = frozenset([*"([{$£#@", "``"])
 
 
 def read_records(path: Path, *, header: bool = True) -> list[Record]:
@@ -51,6 +43,9 @@ def read_records(path: Path, *, header: bool = True) -> list[Record]:
         MaskwiseError: an unknown ending, a file that is not UTF-8, damaged, or not what its ending says.
     """
     ending = ending_of(path)
+    if path.name.lower().removesuffix(".gz").endswith(".ttl"):
+        do = "write JSON lines: input with [START_ENT] name [END_ENT], output with the title"
+        raise MaskwiseError(f"{path}: NIF's Turtle is not read any more", got=".ttl", do=do)
     if ending is None:
         raise MaskwiseError(f"unknown ending of task file {path}", allowed=", ".join(READERS))
     if not header and ending in TABLES:
@@ -139,17 +134,20 @@ def _read_json(path: Path) -> list[Record]:
 
 def _squad(articles: list[Any], path: Path) -> list[Record]:
     """data > paragraphs > context (of ROPES: background and situation), qas > question, answers."""
+    records = []
     try:
-        return [
-            {"id": qa.get("id"),
-             **{part: paragraph[part] for part in (_ROPES if "situation" in paragraph else ("context",))},
-             "question": qa["question"], "answers": qa["answers"],
-             **({"article_title": article["title"]} if article.get("title") else {})}
-            for article in articles for paragraph in article["paragraphs"] for qa in paragraph["qas"]
-        ]  # fmt: skip
+        for article in articles:
+            title = {"article_title": article["title"]} if article.get("title") else {}
+            for paragraph in article["paragraphs"]:
+                parts = _ROPES if "situation" in paragraph else ("context",)
+                text = {part: paragraph[part] for part in parts}
+                for qa in paragraph["qas"]:
+                    asked = {"question": qa["question"], "answers": qa["answers"]}
+                    records.append({"id": qa.get("id"), **text, **asked, **title})
     except (KeyError, TypeError, AttributeError) as error:
         allowed = "data > paragraphs > context, qas > question, answers"
         raise MaskwiseError(f"{path} is not SQuAD's JSON", got=f"no {error}", allowed=allowed) from None
+    return records
 
 
 def _read_csv(path: Path, *, header: bool = True) -> list[Record]:
@@ -166,54 +164,11 @@ def _read_parquet(path: Path) -> list[Record]:
         return list(parquet_rows(path))
 
 
-# ---- NIF, in which links of names are published (N3, GERBIL)
-
-_SUBJECT = re.compile(r"^<([^>]+)>", re.MULTILINE)
-_VALUES = {
-    "text": re.compile(r'\bnif:isString\s+"((?:[^"\\]|\\.)*)"'),
-    "begin": re.compile(r'\bnif:beginIndex\s+"(\d+)"'),
-    "end": re.compile(r'\bnif:endIndex\s+"(\d+)"'),
-    "context": re.compile(r"\bnif:referenceContext\s+<([^>]+)>"),
-    "link": re.compile(r"\bitsrdf:taIdentRef\s+<([^>]+)>"),
-}
-NIL = "/notInWiki/"
-"""Part of the links of N3 whose name stands for nothing that is known."""
-
-
-def _read_nif(path: Path) -> list[Record]:
-    """A record for each linked name: its text with the name between [START_ENT] and [END_ENT], as KILT has it, and the
-    title that its link ends with (None for ``NIL``). Reads what its publishers write, and not all of Turtle."""
-    _, *parts = _SUBJECT.split(read_text(path))
-    blocks = [
-        (subject, {name: match[1] for name, value in _VALUES.items() if (match := value.search(body))})
-        for subject, body in zip(parts[::2], parts[1::2], strict=True)
-    ]
-    texts = {subject: block["text"] for subject, block in blocks if "text" in block}
-    records = []
-    for subject, block in blocks:
-        if "link" not in block:
-            continue
-        try:
-            text = json.loads(f'"{texts[block["context"]]}"')
-            begin, end = int(block["begin"]), int(block["end"])
-        except (KeyError, ValueError) as error:
-            allowed = "nif:referenceContext with a nif:isString, nif:beginIndex, nif:endIndex"
-            raise MaskwiseError(
-                f"<{subject}> in {path} is no name of a text", got=f"no {error}", allowed=allowed
-            ) from None
-        marked = f"{text[:begin]}[START_ENT] {text[begin:end]} [END_ENT]{text[end:]}"
-        title = None if NIL in block["link"] else unquote(block["link"].rpartition("/")[2]).replace("_", " ")
-        records.append({"input": marked, "output": title, "text": text, "link": block["link"]})
-    if not records:
-        raise MaskwiseError(f"{path} has no links of names", allowed="NIF in Turtle, with itsrdf:taIdentRef")
-    return records
-
-
 # ---- CoNLL
 
 
-def _sentences(path: Path, *, columns: int) -> Iterator[tuple[list[str], list[list[str]]]]:
-    """The comments and the rows of at least so many cells of every sentence."""
+def sentences(path: Path, *, columns: int) -> Iterator[tuple[list[str], list[list[str]]]]:
+    """The comments and the rows, of at least ``columns`` cells, of each sentence of a CoNLL file."""
     comments, rows = list[str](), list[list[str]]()
     for number, line in enumerate([*read_text(path).split("\n"), ""], start=1):
         line = line.rstrip("\r")
@@ -234,7 +189,7 @@ def _sentences(path: Path, *, columns: int) -> Iterator[tuple[list[str], list[li
 def _tagged(path: Path, token: Callable[[list[str]], tuple[str, str]], *, columns: int = 2) -> list[Record]:
     """Records of "tokens" and "tags"; CoNLL-U's ranges (``3-4``) and empty nodes (``3.1``) are no words."""
     records = []
-    for _, rows in _sentences(path, columns=columns):
+    for _, rows in sentences(path, columns=columns):
         words = rows if columns == 2 else [row for row in rows if row[0].isdigit()]
         if words:
             tokens, tags = zip(*map(token, words), strict=True)
@@ -251,12 +206,6 @@ def _read_conll_records(path: Path) -> list[Record]:
     """Token first, tag last; in the five columns of Universal NER: number, token, tag, and two more."""
     numbered = ending_of(path) == ".iob2"
     return _tagged(path, lambda row: (row[1], row[2]) if numbered and len(row) == 5 else (row[0], row[-1]))
-
-
-def read_columns(path: Path, *, token: int = 0, tag: int = -1) -> Iterator[tuple[list[str], list[str]]]:
-    """The (tokens, tags) of every sentence of a file of columns, such as CoNLL-2003's (``.gz`` allowed)."""
-    for _, rows in _sentences(path, columns=2):
-        yield [row[token] for row in rows], [row[tag] for row in rows]
 
 
 class GoldDocument(NamedTuple):
@@ -277,97 +226,55 @@ def read_conllu(path: Path) -> Iterator[GoldDocument]:
     Raises:
         MaskwiseError: a file that cannot be read, or a line that is not CoNLL-U.
     """
-    document, parts, spans, size = path.name, list[str](), list[tuple[int, int, int]](), 0
-    for comments, rows in _sentences(path, columns=10):
+    document, text = path.name, ""
+    spans: list[tuple[int, int, int]] = []
+    for comments, rows in sentences(path, columns=10):
         names = [c.partition("=")[2].strip() for c in comments if c.startswith("# newdoc")]
-        if names and parts:
-            yield GoldDocument(document, "".join(parts), {"pos": CharSpans.of(spans, POS)})
-            parts, spans, size = [], [], 0
         if names:
-            document = names[0] or f"{path.name}#{size}"
-        if parts:
-            parts.append("\n" if any(c.startswith("# newpar") for c in comments) else " ")
-            size += 1
+            if text:
+                yield GoldDocument(document, text, {"pos": CharSpans.of(spans, POS)})
+            document, text, spans = names[0] or f"{path.name}#0", "", []
+        if text:
+            text += "\n" if any(c.startswith("# newpar") for c in comments) else " "
         try:
-            text, words = _surface(rows, path)
-        except MaskwiseError:
-            raise
-        except (ValueError, KeyError, IndexError):
+            sentence, words = _surface(rows, path)
+        except (ValueError, KeyError, IndexError) as error:
+            if isinstance(error, MaskwiseError):
+                raise
             what = f"{path} is not CoNLL-U: its words are not numbered one after the other"
             raise MaskwiseError(what, got=f"a sentence that begins with {' '.join(rows[0][:2])!r}") from None
-        spans += [(start + size, end + size, code) for start, end, code in words]
-        parts.append(text)
-        size += len(text)
-    if parts:
-        yield GoldDocument(document, "".join(parts), {"pos": CharSpans.of(spans, POS)})
+        spans += [(start + len(text), end + len(text), code) for start, end, code in words]
+        text += sentence
+    if text:
+        yield GoldDocument(document, text, {"pos": CharSpans.of(spans, POS)})
 
 
 def _surface(rows: list[list[str]], path: Path) -> tuple[str, list[tuple[int, int, int]]]:
     """A sentence's text and its words as (start, end, code)."""
-    pieces, spans, size = list[str](), list[tuple[int, int, int]](), 0
+    text = ""
+    spans = []
     words = {row[0]: row for row in rows}
     inside = 0  # words up to this number belong to a surface word that is already written
     for row in rows:
         number, _, last = row[0].partition("-")
         if "." in number or (not last and int(number) <= inside):
             continue
-        form, parts = row[1], [row]
+        parts = [(row[1], row[3])]
         if last:
             inside = int(last)
-            parts = [words[str(i)] for i in range(int(number), inside + 1)]
-            if "".join(p[1] for p in parts) != form:
-                parts = [[*parts[0][:1], form, *parts[0][2:]]]
-        for part in parts:
-            if part[3] in UPOS:
-                spans.append((size, size + len(part[1]), UPOS.index(part[3]) + 1))
-            elif part[3] != "_":
-                raise MaskwiseError(f"{path}: not a universal part of speech", got=part[3], allowed=UPOS)
-            pieces.append(part[1])
-            size += len(part[1])
+            members = [words[str(i)] for i in range(int(number), inside + 1)]
+            parts = [(member[1], member[3]) for member in members]
+            if "".join(form for form, _ in parts) != row[1]:
+                parts = [(row[1], members[0][3])]
+        for form, tag in parts:
+            if tag in UPOS:
+                spans.append((len(text), len(text) + len(form), UPOS.index(tag) + 1))
+            elif tag != "_":
+                raise MaskwiseError(f"{path}: not a universal part of speech", got=tag, allowed=UPOS)
+            text += form
         if "SpaceAfter=No" not in row[9]:
-            pieces.append(" ")
-            size += 1
-    return "".join(pieces).rstrip(), spans
-
-
-def entities(tags: Sequence[str]) -> list[tuple[int, int, str]]:
-    """(first token, behind the last, type) of the entities of BIO or IO tags.
-
-    >>> entities(["B-PER", "I-PER", "O", "I-LOC"])
-    [(0, 2, 'PER'), (3, 4, 'LOC')]
-    """
-    names: list[tuple[int, int, str]] = []
-    for i, tag in enumerate(tags):
-        mark, _, kind = tag.partition("-")
-        if not kind:
-            continue
-        if mark == "I" and names and names[-1][1:] == (i, kind):
-            names[-1] = (names[-1][0], i + 1, kind)
-        else:
-            names.append((i, i + 1, kind))
-    return names
-
-
-def join_tokens(tokens: Iterable[str]) -> tuple[str, list[tuple[int, int]]]:
-    """Running text from tokens, by the usual rules of English punctuation, and every token's characters.
-
-    >>> join_tokens(["It", "is", "n't", "(", "yet", ")", "."])[0]
-    "It isn't (yet)."
-    """
-    parts, offsets, size, before, quoted = list[str](), list[tuple[int, int]](), 0, "(", False
-    for token in tokens:
-        closes = token == '"' and quoted
-        glued = closes or before in _NO_SPACE_BEHIND or token.lower() in _NO_SPACE_BEFORE
-        if token == '"':
-            quoted = not quoted
-        if parts and not glued:
-            parts.append(" ")
-            size += 1
-        parts.append(token)
-        offsets.append((size, size + len(token)))
-        size += len(token)
-        before = "(" if token == '"' and quoted else token  # an opening quotation mark holds on to its word
-    return "".join(parts), offsets
+            text += " "
+    return text.rstrip(), spans
 
 
 def given_spans(spans: Sequence[Sequence[Any]], *, text: str, labels: Sequence[str] = ()) -> CharSpans:
@@ -408,7 +315,6 @@ READERS: dict[str, Callable[[Path], list[Record]]] = {
     ".conll": _read_conll_records,
     ".conll.txt": _read_conll_records,
     ".iob2": _read_conll_records,
-    ".ttl": _read_nif,
     ".parquet": _read_parquet,
 }
 TABLES: dict[str, Callable[..., list[Record]]] = {".csv": _read_csv, ".tsv": read_tsv}

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from maskwise.constants import UPOS
 from maskwise.errors import MaskwiseError
 from maskwise.keys import Array, Keys, Purpose
 from maskwise.masking.batch import AnnotatedBatch, MaskedBatch
@@ -93,13 +94,6 @@ class GroupLosses:
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         self.average_C, self.unseen_C, self.weight_C = (state[k] for k in ("average", "unseen", "weight"))
-
-
-UPOS = (
-    "ADJ", "ADP", "ADV", "AUX", "CCONJ", "DET", "INTJ", "NOUN", "NUM", "PART", "PRON", "PROPN", "PUNCT", "SCONJ",
-    "SYM", "VERB", "X",
-)  # fmt: skip
-"""The 17 universal parts of speech, in the order of the layer ``pos``."""
 
 
 @dataclass(frozen=True, eq=False)
