@@ -123,7 +123,7 @@ PASSAGES = [f"{text} {n}" for n, text in enumerate(MANY + MANY)]
          "sequence-classification", ("passage", "speech")),  # a passage is also what questions are about
         ([{"sequence": s, "family": "ab"[n % 2]} for n, s in enumerate(PROTEINS)],
          "sequence-classification", ("sequence", "family")),
-        ([{"Nr": str(n), "Anzeige": s, "Preis": f"{n % 37},50 €"} for n, s in enumerate(PASSAGES)],
+        ([{"Nr": str(n), "Anzeige": s, "Preis": f"{n % 37},50"} for n, s in enumerate(PASSAGES)],
          "regression", ("Anzeige", "Preis")),
     ],
     ids=["passages", "proteins", "prices"],

@@ -51,16 +51,29 @@ def test_a_long_sequence_is_several_documents(tmp_path: Path, monkeypatch: pytes
     assert [name.rpartition("#")[2] for name, _ in found] == ["1", "1.2", "1.3", "2"]
 
 
-def test_thousands_are_no_decimals() -> None:
-    assert [number_of(text) for text in ("$1,200", "$950", "1,234,567", "-$3")] == [1200, 950, 1234567, None]
-    assert number_of("12,500") is None and number_of("0,125") == 0.125 and number_of("12,50") == 12.5
+def test_a_number_has_no_currency_and_no_thousands() -> None:
+    assert [number_of(text) for text in ("1200", "-3.5", "12,50", " 7 ")] == [1200, -3.5, 12.5, 7]
+    assert [number_of(text) for text in ("$950", "5 %", "1,234,567", "12,500", "inf", "v1")] == [None] * 6
 
 
-def test_labels_that_may_be_thousands_or_decimals_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("label", ["{},500", "${}", "{},200.50 €", "{}.5 %"])
+@pytest.mark.parametrize("header", ["text,label", "text,price", "sentence1,sentence2,label"])
+def test_numbers_that_are_written_for_people_are_refused(header: str, label: str, tmp_path: Path) -> None:
     path = tmp_path / "prices.csv"
-    path.write_text("text,label\n" + "".join(f'"house {n}","{n + 1},{500 + n}"\n' for n in range(60)))
-    with pytest.raises(MaskwiseError, match="may mean thousands or decimals; got 1,500"):
+    texts = "".join('"a nice old house {}",' for _ in range(header.count(",")))
+    lines = [texts.replace("{}", str(n)) + '"' + label.format(n % 6 + 1) + '"' for n in range(60)]
+    path.write_text("\n".join([header, *lines]), encoding="utf-8")
+    with pytest.raises(MaskwiseError) as refused:
         load_task(path)
+    assert refused.value.got == label.format(1) and "1200.50" in str(refused.value.do)
+    assert load_task(path, kind="sequence-classification", label=header.rpartition(",")[2])
+
+
+@pytest.mark.parametrize("labels", ["1.2.{}", "{}-3", "v{}"])
+def test_versions_and_scores_of_games_are_classes(labels: str, tmp_path: Path) -> None:
+    path = tmp_path / "classes.csv"
+    path.write_text("text,label\n" + "".join(f'"text {n}","{labels.format(n % 3)}"\n' for n in range(60)))
+    assert load_task(path).kind.name == "sequence-classification"
 
 
 def test_pairs_with_fractions_are_similarity_in_a_table_too(tmp_path: Path) -> None:

@@ -208,12 +208,15 @@ def with_options(spec: str, **options: object) -> str:
     return f"{name}({', '.join(parts)})"
 
 
-def read_options(spec: str, reader: Callable[..., object], *, kind: str, example: str) -> tuple[str, dict[str, object]]:
+def read_options(
+    spec: str, reader: Callable[..., object], *, kind: str, example: str, also: Collection[str] = ()
+) -> tuple[str, dict[str, object]]:
     """``"ud-pos(train_rows=300)"`` as a name and the options of ``reader``, a function of that name. The name may be a
     path, and a file that is called ``a(1).csv`` has no options.
 
     Args:
         kind: what the name stands for, and ``example`` one option of it: for errors to say.
+        also: names of further options, whose types the reader checks itself.
 
     Raises:
         MaskwiseError: options that are not name=value, that ``reader`` does not take, or of another type.
@@ -221,7 +224,8 @@ def read_options(spec: str, reader: Callable[..., object], *, kind: str, example
     name, written = split_options(spec)
     if written is None:
         return spec, {}
-    allowed = list(inspect.signature(reader).parameters)[1:]
+    parameters = list(inspect.signature(reader).parameters.values())[1:]
+    allowed = [*(each.name for each in parameters if each.kind is not each.VAR_KEYWORD), *sorted(also)]
     try:
         call = parse_call(f"options({written})")
     except MaskwiseError:

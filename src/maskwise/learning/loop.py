@@ -85,11 +85,11 @@ def losses_of(model: PreTrainedModel, task: Task, tokenizer: PreTrainedTokenizer
     if not isinstance(kind, Tuned):
         do = "take the kind that is fine-tuned"
         raise MaskwiseError("a policy is learned from a loss, and this task has none", got=kind.name, do=do)
-    if (kind.head == "seq2seq") != (family == "encoder-decoder"):
+    if kind.family != family:
         do = "take kind=generation for an encoder–decoder, and another one for an encoder"
         raise MaskwiseError(f"a task of kind {kind.name} is not for this model", got=f"an {family}", do=do)
     judged: PreTrainedModel = model
-    if kind.head not in ("masked-lm", "seq2seq"):
+    if not kind.pretrained_head:
         config = task_config(model.config, kind.config(task))
         judged = load_task_model(None, config, head=kind.head, seed=seed)
         share_encoder(model, judged)

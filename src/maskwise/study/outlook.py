@@ -258,8 +258,9 @@ def _task(task: Task[Any], link: Recipe, tokenizer: PreTrainedTokenizerBase) -> 
     texts = [row.texts for split in ("train", "test") for row in task.splits.get(split, ())[:LOOKED_AT]]
     if task.frozen:  # every text by itself
         texts = [(text,) for parts in texts for text in parts]
-    windows = task.kind.name == "question-answering"  # a context that is too long is read in several
-    sizes = [] if windows else [len(tokenizer(*parts)["input_ids"]) for parts in texts if 1 <= len(parts) <= 2]
+    sizes = []
+    if not task.kind.windows:
+        sizes = [len(tokenizer(*parts)["input_ids"]) for parts in texts if 1 <= len(parts) <= 2]
     cut = [size for size in sizes if size > link.finetune.max_length]
     labels = Counter(name for row in task.splits["train"] for name in getattr(row, "classes", ()))
     most = max(labels.values(), default=0) / max(1, labels.total())

@@ -19,7 +19,7 @@ import yaml
 from maskwise.errors import unknown_name
 from maskwise.tasks.columns import Columns, UsualColumns
 from maskwise.tasks.questions import CHOICES, choices_of
-from maskwise.tasks.scores import number_of
+from maskwise.tasks.scores import may_be_number
 from maskwise.text.documents import inside
 from maskwise.text.labelled import Record
 from maskwise.text.tables import refuse_rows_as_names
@@ -38,6 +38,8 @@ class Card(TypedDict):
 
 CARDS: Mapping[str, Card] = yaml.safe_load(Path(__file__).with_name("cards.yaml").read_text(encoding="utf-8"))
 """Published tasks by name: what their files look like, and how they are answered and scored."""
+GONE = {"curated-trec": "its answers are regular expressions; give kind=generation a column of written answers"}
+"""Cards that were there, and what to do instead."""
 TEMPLATE_TEXT = "text of the template"
 _PLACE = re.compile(r"\{([^{}]+)\}")
 
@@ -146,5 +148,5 @@ def _may_be_label(records: Sequence[Record], name: str) -> bool:
     different = {*values}
     if len(different) < 2:
         return False
-    measured = all(number_of(value) is not None for value in different) and not all(map(str.isdigit, different))
+    measured = all(map(may_be_number, different)) and not all(map(str.isdigit, different))
     return measured or len(different) <= len(values) / 2

@@ -52,6 +52,7 @@ class ClozeAnswers(Answered[QARow]):
 
     name = "cloze-qa"
     head, objective = "masked-lm", MaskedLanguageModelling
+    pretrained_head = True
     metrics = ("exact-match", "f1")
     columns = UsualColumns(("question", "input", "query"), (), ("answers", "answer", "output"))
 

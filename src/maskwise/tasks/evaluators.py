@@ -7,8 +7,8 @@ has embedded them before, as for every frozen kind, and what the evaluator takes
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
@@ -86,11 +86,13 @@ class Evaluator(Frozen[EvaluatedRow]):
         kind = self.evaluator
         return {"evaluator": kind if isinstance(kind, str) else [type(kind).__name__, kind.get_config_dict()]}
 
-    def with_settings(self, **settings: Any) -> Evaluator:
-        if (name := settings.pop("evaluator", None)) not in EVALUATORS or settings:
-            raise unknown_name("evaluator", str(name), EVALUATORS)
-        _room()
-        return replace(self, evaluator=name)
+    def __post_init__(self) -> None:
+        if isinstance(self.evaluator, str) and self.evaluator not in EVALUATORS:
+            raise unknown_name("evaluator", self.evaluator, EVALUATORS)
+
+    def labels(self, rows: Sequence[EvaluatedRow], where: str, skipped: Mapping[str, int]) -> tuple[str, ...]:
+        _room()  # when the task is loaded, not when a model is trained
+        return ()
 
     def row(self, record: Record, columns: Columns, where: str) -> EvaluatedRow | str:
         cells: list[str | float] = []

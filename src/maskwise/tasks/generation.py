@@ -15,9 +15,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from re import _parser  # type: ignore[attr-defined]  # it has no public name
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -32,7 +31,7 @@ from maskwise.masking.batch import IGNORE
 from maskwise.objectives import Denoising
 from maskwise.objectives.denoising import generated
 from maskwise.tasks.columns import NO_TEXT, Columns, UsualColumns, label_of
-from maskwise.tasks.metrics import ITEMS, matched, nats_per_token
+from maskwise.tasks.metrics import ITEMS, nats_per_token
 from maskwise.tasks.questions import NO_ANSWER, any_answer, choices_of, commonest_answers, relation_of, right_choice
 from maskwise.tasks.task import Answers, Row, Task, Tuned
 from maskwise.tasks.tensors import EVAL_TOKENS, Cutter, Data, Flat, count_cut, edges
@@ -60,18 +59,16 @@ _TOGETHER = (
     ("dialogue", "summary"), ("dialogue", "summary1"), ("question", "answer"), ("question", "answers"),
 )  # fmt: skip
 """Columns that show by themselves that an answer is to be written."""
-_OF_CATEGORY = {"CATEGORY_DIGIT": "0", "CATEGORY_SPACE": " ", "CATEGORY_WORD": "a"}
 _INSIDE = ("answer", "text", "string", "value", "Value", "aliases", "Aliases")
 """Where an answer stands in an object: KILT's, SQuAD's, QED's and TriviaQA's."""
 
 
 @dataclass(frozen=True)
 class WrittenRow(Row):
-    """A text, and all its right answers; ``patterns`` are regular expressions."""
+    """A text, and all its right answers."""
 
     text: str
     answers: list[str]
-    patterns: list[str]
     group: str | None = None
     """Rows with the same stay on the same side of a cut: those of a context, say."""
     relation: str = ""  # type: ignore[misc]  # of this row, not of the class
@@ -83,6 +80,11 @@ class WrittenRow(Row):
     @property
     def rights(self) -> Sequence[str]:
         return self.answers
+
+    @property
+    def content(self) -> Mapping[str, object]:
+        # Rows once had patterns of answers, too: fingerprints of tasks stay as they were.
+        return {**super().content, "patterns": []}
 
     @property
     def key(self) -> str:
@@ -107,7 +109,6 @@ class Generation(Tuned[WrittenRow]):
     Attributes:
         beams: of the search. length_penalty: the power of the length by which a beam's score is divided.
         max_target: tokens; longer targets are cut, and no answer is longer.
-        patterns: whether right answers are regular expressions.
 
     Raises:
         MaskwiseError: a setting that makes no search.
@@ -115,13 +116,13 @@ class Generation(Tuned[WrittenRow]):
 
     name = "generation"
     head, objective = "seq2seq", Denoising
+    family, pretrained_head = "encoder-decoder", True
     metrics = (*ITEMS, NATS)
     columns = UsualColumns(_TEXT, (), _ANSWERS)
 
     beams: int = 4
     max_target: int = 32
     length_penalty: float = 1.0
-    patterns: bool = False
 
     def __post_init__(self) -> None:
         if self.beams < 1:
@@ -133,10 +134,7 @@ class Generation(Tuned[WrittenRow]):
 
     @property
     def settings(self) -> Mapping[str, object]:
-        return dict(vars(self))
-
-    def with_settings(self, **settings: Any) -> Generation:
-        return replace(self, **settings)
+        return {**super().settings, "patterns": False}  # as in ``WrittenRow.content``
 
     def recognises(self, records: Sequence[Record], given: Columns) -> bool:
         """Two columns of which one is written for the other."""
@@ -152,10 +150,7 @@ class Generation(Tuned[WrittenRow]):
         if not text.strip():
             return NO_TEXT
         group = None if (value := record.get(columns.pair or "")) is None else str(value)
-        if self.patterns:
-            examples = [example for pattern in rights if (example := example_of(pattern, where))]
-            return WrittenRow(text, examples, rights, group) if examples else "no text for the pattern"
-        return WrittenRow(text, rights, [], group, relation_of(record)) if rights else NO_ANSWER
+        return WrittenRow(text, rights, group, relation_of(record)) if rights else NO_ANSWER
 
     def _rights(self, record: Record, columns: Columns, where: str) -> Iterable[str]:
         """All right answers, each once: of one column, of numbered ones (summary1, summary2, …), or a choice's text."""
@@ -169,28 +164,16 @@ class Generation(Tuned[WrittenRow]):
             texts = [str(choices[place])]
         return dict.fromkeys(texts)
 
-    def usual_metric(self, labels: tuple[str, ...]) -> str:
-        return "pattern-match" if self.patterns else "exact-match"
-
-    def check_metric(self, metric: str, labels: tuple[str, ...]) -> None:
-        super().check_metric(metric, labels)
-        if metric not in (allowed := self._possible):
-            raise MaskwiseError("no metric for these answers", got=metric, allowed=", ".join(allowed))
-
-    @property
-    def _possible(self) -> list[str]:
-        return ["pattern-match", NATS] if self.patterns else [m for m in self.metrics if m != "pattern-match"]
-
     def further(self, task: Task[WrittenRow]) -> list[str]:
         """Without ROUGE, which takes some milliseconds a row, where it does not belong beside the task's own metric."""
         beside = {"f1": {"rouge-l"}, NATS: {"rouge-1", "rouge-2", "rouge-l"}}.get(task.metric, set())
         rouge = task.metric.startswith("rouge")
-        wanted = [m for m in self._possible if m == NATS or m in beside or m.startswith("rouge") == rouge]
+        wanted = [m for m in self.metrics if m == NATS or m in beside or m.startswith("rouge") == rouge]
         return [metric for metric in wanted if metric != task.metric]
 
     def gold(self, task: Task[WrittenRow], split: str) -> list[list[str]]:
-        """All right answers of every row, or the patterns of them."""
-        return [row.patterns or row.answers for row in task.splits[split]]
+        """All right answers of every row."""
+        return [row.answers for row in task.splits[split]]
 
     def score(self, task: Task[WrittenRow], split: str, answers: Answers, metric: str) -> float:
         written = cast(Sequence[Answer], answers)
@@ -239,7 +222,7 @@ class Generation(Tuned[WrittenRow]):
         return cast(Written, data["test"]).nats_of_frequencies(cast(Written, data["train"]))
 
     def check_model(self, config: PreTrainedConfig) -> None:
-        require_kind(config, "encoder-decoder", use="a task whose answers are written")
+        require_kind(config, self.family, use="a task whose answers are written")
         start_token(config)
         check_room(config, self.max_target, what="max_target of a task")
 
@@ -288,51 +271,6 @@ def _texts(value: object, where: str) -> Iterable[str]:
             yield text
     else:
         raise MaskwiseError(f"{where}: cannot read the answers", got=value, allowed="texts, or KILT's objects")
-
-
-def example_of(pattern: str, where: str) -> str | None:
-    """A text that a regular expression fits, to learn from: the first of alternatives, a space where one may stand.
-
-    None where that text does not fit after all, as with a look-ahead.
-
-    >>> example_of(r"Oct(.|ober)?\\s*10|1954", "here")
-    'Oct 10'
-
-    Raises:
-        MaskwiseError: no regular expression; ``where`` names its place.
-    """
-    try:
-        text = " ".join(_written_out(_parser.parse(pattern, re.IGNORECASE)).split())
-    except (re.error, OverflowError, RecursionError) as error:
-        what = f"{where}: the answer is no regular expression: {error}"
-        raise MaskwiseError(what, got=pattern) from None
-    return text if text and matched([pattern], text) else None
-
-
-def _written_out(tree: Any) -> str:
-    """The text of Python's own tree of a regular expression, in which every node is (operation, argument)."""
-    parts = []
-    for operation, inside in tree:
-        match str(operation), inside:
-            case "LITERAL", int(code):
-                parts.append(chr(code))
-            case "ANY", _:
-                parts.append(".")
-            case "CATEGORY", category:
-                parts.append(_OF_CATEGORY.get(str(category), ""))
-            case "RANGE", (int(first), _):
-                parts.append(chr(first))
-            case "IN", [first, *_]:
-                parts.append(_written_out([first]))
-            case "BRANCH", (_, [first, *_]):
-                parts.append(_written_out(first))
-            case "SUBPATTERN", (*_, part):
-                parts.append(_written_out(part))
-            case "MAX_REPEAT" | "MIN_REPEAT" | "POSSESSIVE_REPEAT", (int(least), _, part):
-                once = _written_out(part)
-                anything = once == " " or str(next(iter(part))[0]) == "ANY"
-                parts.append(once * least or (" " if anything else ""))
-    return "".join(parts)
 
 
 # Tensors

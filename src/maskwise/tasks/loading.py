@@ -21,13 +21,14 @@ from __future__ import annotations
 import inspect
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from maskwise.errors import MaskwiseError, counted, unknown_name
-from maskwise.specs import Call, parse_call, read_options
-from maskwise.tasks.cards import CARDS, TEMPLATE_TEXT, first_of, flat, guess_columns, with_inside, with_text
+from maskwise.specs import Call, build, parse_call, read_options
+from maskwise.tasks.cards import CARDS, GONE, TEMPLATE_TEXT, first_of, flat, guess_columns, with_inside, with_text
 from maskwise.tasks.closedbook import ClozeAnswers
 from maskwise.tasks.columns import DOUBTFUL, HIDDEN, NO_LABEL, Columns, find_columns, label_of, labels_in, without
 from maskwise.tasks.cutting import only_test, shared_names, shared_text, splits_of
@@ -97,13 +98,9 @@ def load_task(
     card: str | None = None,
     metric: str | None = None,
     pooling: str = "mean",
-    evaluator: str | None = None,
-    beams: int | None = None,
-    max_target: int | None = None,
-    length_penalty: float | None = None,
-    patterns: bool | None = None,
     train_rows: int | None = None,
     name: str | None = None,
+    **settings: object,
 ) -> Task:
     """A task from almost anything.
 
@@ -128,8 +125,8 @@ def load_task(
         card: the published task whose files these are. What else is given here counts more than the card.
         metric: one of the kind's metrics; else its usual one: the first, entity-f1 for BIO tags, matthews for CoLA.
         pooling: "mean", "cls" or "dev": see ``Task``.
-        evaluator: see ``Evaluator``; beams, max_target, length_penalty, patterns: see ``Generation``.
         train_rows, name: see ``Task.with_train_rows``; and what records call it, else made from ``spec``.
+        settings: of the kind, such as ``beams``: see ``Generation`` and ``Evaluator``.
 
     Raises:
         MaskwiseError: there is nothing there, it cannot be read, has no labels or only one class, tokens and tags
@@ -141,7 +138,9 @@ def load_task(
     >>> task.splits["test"][0].label
     'activate_my_card'
     """
-    given = {name: value for name, value in locals().items() if value is not None and name not in ("spec", "card")}
+    arguments = {**locals(), **settings}
+    apart = ("spec", "card", "settings")
+    given = {name: value for name, value in arguments.items() if value is not None and name not in apart}
     source, options = _options(str(spec))
     if options:  # what is given beside them counts more
         said = {name: value for name, value in given.items() if (name, value) != ("pooling", "mean")}
@@ -150,7 +149,7 @@ def load_task(
     if card is None and not by_name:
         return _load(source, **given)
     if (card := card or source) not in CARDS:
-        raise unknown_name("card", card, CARDS)
+        raise unknown_name("card", card, CARDS, do=GONE.get(card))
     about = CARDS[card]
     if by_name and "hub" not in about:
         raise MaskwiseError(f"task {card!r} is not on the hub", do=f"give its files: FOLDER(card={card!r})")
@@ -221,7 +220,8 @@ def _read_task(
         usual = [*(known.columns for known in KINDS.values()), plain.columns]
         given, guessed = guess_columns(asked, given, usual, place)
     chosen: Kind[Any] = KINDS[kind] if kind else _recognised(asked, given)
-    chosen = chosen.with_settings(**settings) if settings else chosen
+    if settings:
+        chosen = build("kind of task", Call(chosen.name, (), settings), {chosen.name: type(chosen)})
     if template := given.text if "{" in (given.text or "") else None:
         records = {split: [with_text(record, template, place) for record in part] for split, part in records.items()}
         given = given._replace(text=TEMPLATE_TEXT)
@@ -320,14 +320,16 @@ def _whole(records: Sequence[Record]) -> Record:
 
 def _options(spec: str) -> tuple[str, dict[str, Any]]:
     """What a task is made of, and the arguments of ``load_task`` behind it. A world keeps its own."""
-    what = {"kind": "task", "example": "train_rows=300"}
+    kinds_own = {key for known in KINDS.values() for key in inspect.signature(type(known)).parameters}
+    read = partial(read_options, reader=load_task, kind="task", example="train_rows=300", also=kinds_own)
     name = spec.partition("(")[0].strip()
     if name not in WORLDS or Path(spec).exists():
-        return read_options(spec, load_task, **what)
-    call, known = parse_call(spec), inspect.signature(load_task).parameters
+        return read(spec)
+    call = parse_call(spec)
+    known = {*inspect.signature(load_task).parameters, *kinds_own}
     ours = {key: value for key, value in call.kwargs.items() if key in known}
     rest = {key: value for key, value in call.kwargs.items() if key not in known}
-    options = read_options(str(Call(name, (), ours)), load_task, **what)[1] if ours else {}
+    options = read(str(Call(name, (), ours)))[1] if ours else {}
     return str(Call(name, call.args, rest)), options
 
 

@@ -206,15 +206,6 @@ def same_text(rights: Sequence[str], answer: str) -> float:
     return float(answer.strip() in rights)
 
 
-def matched(patterns: Sequence[str], answer: str) -> float:
-    """1 if an answer begins with a text that fits a regular expression, whatever its case.
-
-    Source: regex_match_score of DrQA (Chen et al. 2017), by which CuratedTREC is scored.
-    """
-    flags = re.IGNORECASE | re.MULTILINE
-    return float(any(re.match(pattern, answer.strip(), flags) for pattern in patterns))
-
-
 def rouge(measure: str) -> Item:
     """F of ROUGE-1, -2, -L or -Lsum (in which lines are sentences), with Porter's stemmer: the package rouge-score.
 
@@ -244,7 +235,7 @@ def _scorer() -> RougeScorer:
 
 
 ITEMS: dict[str, Item] = {
-    "exact-match": same_words, "f1": shared_words, "accuracy": same_text, "pattern-match": matched,
+    "exact-match": same_words, "f1": shared_words, "accuracy": same_text,
     "rouge-1": rouge("rouge1"), "rouge-2": rouge("rouge2"), "rouge-l": rouge("rougeL"),
     "rouge-lsum": rouge("rougeLsum"),
 }  # fmt: skip

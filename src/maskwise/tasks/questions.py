@@ -133,6 +133,7 @@ class QuestionAnswering(Answered[MarkedRow]):
     """
 
     name = "question-answering"
+    windows = True
     head, objective = "question-answering", SpanQuestionAnswering
     metrics = ("f1", "exact-match")
     columns = UsualColumns(("context", "paragraph", "passage"), ("question",), ("answers", "answer"), needs_pair=True)

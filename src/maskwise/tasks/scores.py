@@ -28,46 +28,37 @@ NUMBER_COLUMNS = ("score", "rating", "value", "target", "number", "y")
 MOST_CLASSES, MOST_NUMBERED_CLASSES, ROWS_A_CLASS = 20, 1000, 5
 """Whole numbers are classes where there are so few of them, or somewhat more that are numbered without gaps and have
 so many training rows each on average."""
-_UNITS = "$€£¥%"
-_COMMA = re.compile(r"[-+]?\d+,\d+")
-_THOUSANDS = re.compile(r"[-+]?[1-9]\d{0,2}(,\d{3})+(\.\d+)?")
-_EITHER = re.compile(r"[-+]?[1-9]\d{0,2},\d{3}")
+_DECIMAL_COMMA = re.compile(r"[-+]?\d+,(?!\d{3}$)\d+")
+"""But for three digits behind the comma, which may be thousands."""
+_WRITTEN_FOR_PEOPLE = re.compile(r"[-+]?[$€£¥]?\s*[-+]?\d+([.,]\d{3})*([.,]\d+)?\s*[$€£¥%]?")
 
 
 def number_of(label: object) -> float | None:
-    """A label as a number, with a decimal point or comma, and with or without a sign of money; None where it is none.
+    """A label as a number, with a decimal point or comma; None where it is none.
 
-    Commas before three digits are those of thousands where a sign stands first, or where there are several.
-
-    >>> number_of("3,5"), number_of("-2"), number_of("18,30 €"), number_of("$1,200"), number_of("good")
-    (3.5, -2.0, 18.3, 1200.0, None)
+    >>> number_of("3,5"), number_of("-2"), number_of("1,200"), number_of("18 €"), number_of("good")
+    (3.5, -2.0, None, None, None)
     """
-    if is_either(label):
-        return None
-    text = _without_sign(label)
-    if _THOUSANDS.fullmatch(text):
-        text = text.replace(",", "")
+    text = str(label).strip()
+    if _DECIMAL_COMMA.fullmatch(text):
+        text = text.replace(",", ".")
     try:
-        value = float(text.replace(",", ".") if _COMMA.fullmatch(text) else text)
+        value = float(text)
     except ValueError:
         return None
     return value if math.isfinite(value) else None
 
 
-def is_either(label: object) -> bool:
-    """Whether a label may be thousands, or have three digits behind a decimal comma: no sign of money stands first."""
-    return str(label).strip()[:1] not in _UNITS and bool(_EITHER.fullmatch(_without_sign(label)))
-
-
-def _without_sign(label: object) -> str:
-    return str(label).strip().strip(_UNITS).strip()
+def may_be_number(label: object) -> bool:
+    """Whether a label is a number, or one with a currency, a percent sign or commas that nothing reads as a number."""
+    return number_of(label) is not None or bool(_WRITTEN_FOR_PEOPLE.fullmatch(str(label).strip()))
 
 
 def no_number(label: object, where: str) -> MaskwiseError:
     """The error for a label that is not read as a number."""
-    if is_either(label):
-        do = "write thousands without a comma, or decimals with a point"
-        return MaskwiseError(f"{where}: a comma before three digits may mean thousands or decimals", got=label, do=do)
+    if may_be_number(label):
+        do = "write numbers alone, such as 1200.50; if they are classes, say kind='sequence-classification'"
+        return MaskwiseError(f"{where}: the label is not written as a number", got=label, do=do)
     do = f"check the label column; if it stands for no score, say so: missing={label!r}"
     return MaskwiseError(f"{where}: the score is no number", got=label, do=do)
 
@@ -131,7 +122,9 @@ class Similarity(Scores, Tuned[ScoredRow]):
             return False
         usual = [name for name in ("label", *SCORE_COLUMNS) if name in record]
         label = given.label or next(iter(usual), None)
-        return label in SCORE_COLUMNS or _are_quantities([r.get(label or "") for r in records])
+        if label in SCORE_COLUMNS:
+            return True
+        return _are_quantities([r.get(label or "") for r in records], f"column {label!r}")
 
     def config(self, task: Task[ScoredRow]) -> dict[str, object]:
         return {"id2label": {0: "score"}, "label2id": {"score": 0}, "problem_type": "regression"}
@@ -161,20 +154,23 @@ class TextRegression(Similarity):
         return _are_quantities([r.get(label) for r in records], f"column {label!r}")
 
 
-def _are_quantities(labels: Sequence[object], where: str = "") -> bool:
+def _are_quantities(labels: Sequence[object], where: str) -> bool:
     """Whether all labels are numbers, with fractions or with more values than ``MOST_CLASSES``.
 
     Raises:
-        MaskwiseError: numbers that can be read in two ways; only if ``where`` names their column.
+        MaskwiseError: numbers with currencies, percent signs or commas between thousands; ``where`` names the column.
     """
-    known = [label for label in labels if label_of(label) is not None]
-    numbers = {label: number_of(label) for label in map(str, known)}
-    no_numbers = [label for label, number in numbers.items() if number is None]
-    if where and no_numbers and all(map(is_either, no_numbers)):
-        raise no_number(no_numbers[0], where)
-    values = set(numbers.values())
-    fractions = any(value and not value.is_integer() for value in values)
-    return not no_numbers and (fractions or len(values) > MOST_CLASSES)
+    known = {str(label) for label in labels if label_of(label) is not None}
+    if not all(map(may_be_number, known)):
+        return False
+    values = set()
+    for label in sorted(known):
+        value = number_of(label)
+        if value is None:
+            raise no_number(label, where)
+        values.add(value)
+    fractions = any(not value.is_integer() for value in values)
+    return fractions or len(values) > MOST_CLASSES
 
 
 def are_numbered(splits: Mapping[str, Sequence[Row]]) -> bool:

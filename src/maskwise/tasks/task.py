@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Generic, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedConfig
 
+    from maskwise.families import Kind as Family
     from maskwise.objectives import Objective
     from maskwise.tasks.tensors import Cutter, Data
 
@@ -92,6 +93,8 @@ class Kind(ABC, Generic[R]):
     """Whether labels that train lacks are among the answers, so that they count as missed."""
     words: ClassVar[bool] = False
     """Whether texts come as lists of words."""
+    windows: ClassVar[bool] = False
+    """Whether a text that is too long is read in several windows, not cut."""
 
     def recognises(self, records: Sequence[Record], given: Columns) -> bool:
         """Whether columns show by themselves that they are of this kind. Kinds are asked in the table's order."""
@@ -127,17 +130,9 @@ class Kind(ABC, Generic[R]):
 
     @property
     def settings(self) -> Mapping[str, object]:
-        """What a task may set for its kind, by name of ``load_task``'s arguments, and so changes what a score means."""
-        return {}
-
-    def with_settings(self, **settings: Any) -> Kind[R]:
-        """This kind with other settings.
-
-        Raises:
-            MaskwiseError: it has none of this name.
-        """
-        do = "leave it out, or say kind='generation'"
-        raise MaskwiseError(f"tasks of kind {self.name} have no such setting", got=", ".join(settings), do=do)
+        """What a task may set for its kind, which changes what a score means. They are the fields of a kind that is a
+        frozen dataclass, and further arguments of ``load_task``."""
+        return vars(self)
 
     def usual_metric(self, labels: tuple[str, ...]) -> str:
         """The metric where the user names none."""
@@ -193,6 +188,10 @@ class Tuned(Kind[R]):
 
     objective: ClassVar[type[Objective]]
     """The loss over such a model. The answers of the tensors (``Data.answers``) are read off it."""
+    family: ClassVar[Family] = "encoder"
+    """The kind of model that can learn such tasks."""
+    pretrained_head: ClassVar[bool] = False
+    """Whether it answers with the head of its pre-training, not with a new one."""
 
     def config(self, task: Task[R]) -> dict[str, object]:
         """What the model's configuration must say: its classes, if it has some."""
