@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from maskwise.annotate.live import Live
+from maskwise.annotate.shard import Live
 from maskwise.errors import MaskwiseError
 from maskwise.masking import Masker
 from maskwise.text import Prepared, Stream, read_documents, shards_of, train_tokenizer

@@ -14,14 +14,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias, TypedDict, TypeVar
+from typing import NamedTuple, TypeAlias, TypedDict
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from threadpoolctl import threadpool_limits
 
 from maskwise.annotate.given import spec_of
@@ -37,6 +37,7 @@ from maskwise.annotate.store import (
     MANIFEST,
     Manifest,
     Part,
+    ShardFacts,
     cut_shards,
     facts_in,
     file_name,
@@ -48,9 +49,8 @@ from maskwise.errors import MaskwiseError
 from maskwise.folders import claim, damage, require_own, sweep, write_folder, write_json, write_whole
 from maskwise.jobs import Pool, open_pool, require_engine
 from maskwise.text.documents import UNNAMED, Documents, read_documents, require_documents
-from maskwise.text.layers import Annotator, digest
+from maskwise.text.layers import Annotator, Fitted, digest
 
-Item = TypeVar("Item")
 Corpus: TypeAlias = str | Path | Sequence[str | Mapping[str, object]] | Documents
 
 LOCK = ".lock"
@@ -98,11 +98,22 @@ class _Wanted(NamedTuple):
         return Part(maker.name, self.asked, maker.version, dict(maker.layers))
 
 
+Lacking: TypeAlias = dict[int, list[_Wanted]]
+"""Number of a shard → the annotators whose layers it lacks."""
+
+
 def annotate_corpus(
-    source: Corpus, annotators: Sequence[str], out: str | Path, *,
-    text_field: str = "text", limit: int | None = None, engine: str = "local", jobs: int | None = 1,
-    functions: Sequence[str | Callable[..., object]] = (), quiet: bool = True,
-) -> Summary:  # fmt: skip
+    source: Corpus,
+    annotators: Sequence[str],
+    out: str | Path,
+    *,
+    text_field: str = "text",
+    limit: int | None = None,
+    engine: str = "local",
+    jobs: int | None = 1,
+    functions: Sequence[str | Callable[..., object]] = (),
+    quiet: bool = True,
+) -> Summary:
     """Annotate a corpus into the folder ``out``; what is there already is not done again.
 
     Layers of other annotators that ``out`` holds for the same corpus stay.
@@ -136,66 +147,89 @@ def annotate_corpus(
     if not wanted:
         raise MaskwiseError("no annotators", do="name some, such as words,pos,salient")
     documents = open_corpus(source, text_field=text_field, limit=limit)
-    with _claimed(out), _Bar(quiet) as bar, open_pool(annotate_shard, engine=engine, jobs=jobs) as pool:
+    with (
+        _claimed(out),
+        _progress(quiet) as progress,
+        open_pool(annotate_shard, engine=engine, jobs=jobs) as pool,
+    ):
         before = _last_manifest(out)
-        if (jobs or 1) > 1 and not (out / MANIFEST).is_file():  # else there may be nothing to do
-            imports = {module for each in wanted for module in getattr(each.annotator, "imports", ())}
-            pool.warm(jobs or 1, imports=imports)  # beside the reading
-        shards = [
-            _Shard(shard_key(shard), len(shard), sum(len(document.text) for document in shard))
-            for shard in bar.watch("reading", cut_shards(documents), len, "documents")
-        ]
+        unfinished = not (out / MANIFEST).is_file()
+        if (jobs or 1) > 1 and unfinished:  # else there may be nothing to do
+            imports = set[str]()
+            for each in wanted:
+                imports.update(getattr(each.annotator, "imports", ()))
+            pool.warm(jobs or 1, imports=imports)  # while this process reads
+
+        shards = []
+        for shard in cut_shards(progress.track(documents, description="reading")):
+            characters = sum(len(document.text) for document in shard)
+            shards.append(_Shard(shard_key(shard), len(shard), characters))
         corpus = digest(*(shard.key for shard in shards))
         if before and before.corpus != corpus:
             _require_nothing_lost(before, documents, shards, wanted, out)
-        wanted = [_fitted(each, corpus, documents, out, bar) for each in wanted]
-        files = {
-            (number, each.asked): out / "shards" / file_name(each.part.name, each.part.version, shard.key)
-            for number, shard in enumerate(shards)
-            for each in wanted
-        }
-        facts = {place: stored_facts(path) for place, path in files.items()}
-        lacking = {place for place, stored in facts.items() if stored is None}
-        old = _files_of(before) if before else set()
-        interrupted = sum(path.name not in old for place, path in files.items() if place not in lacking)
-        made = len(lacking) + (interrupted if before or not (out / MANIFEST).is_file() else 0)
-        characters = sum(shards[number].characters for number in {number for number, _ in lacking})
-        tasks = _tasks(documents, shards, wanted, lacking)
-        names = {each.spec: each.asked for each in wanted}
-        with bar.part("annotating", characters, "characters"):
-            for task, contents in _annotated(tasks, pool, _workers(engine, jobs, characters, lacking)):
-                for spec, content in zip(task.annotators, contents, strict=True):
-                    place = task.number, names[spec]
-                    write_whole(files[place], content)
-                    facts[place] = facts_in(content)
-                bar.advance(shards[task.number].characters)
-        summary: Summary = {
-            "source": documents.name, "corpus": corpus, "documents": sum(shard.documents for shard in shards),
-            "characters": sum(shard.characters for shard in shards),
-            "words": 0, "shards": len(shards), "made": made, "skipped": dict(documents.skipped),
-            "annotators": {},
-        }  # fmt: skip
-        for each in wanted:
-            stored = [facts[number, each.asked] for number in range(len(shards))]
-            notice = getattr(each.annotator, "notice", None)
-            entry, summary["words"] = add_up([part for part in stored if part], each.annotator.layers, notice=notice)
-            summary["annotators"][each.asked] = entry
-        write_json(out / "summary.json", summary)
+        wanted = [_fitted(each, corpus, documents, out, progress) for each in wanted]
         parts = [each.part for each in wanted]
+
+        # What is there already, by the number of the shard and the string of the annotator.
+        paths: dict[tuple[int, str], Path] = {}
+        facts: dict[tuple[int, str], ShardFacts | None] = {}
+        lacking: Lacking = {}
+        for each, part in zip(wanted, parts, strict=True):
+            for number, known in enumerate(shards):
+                path = out / "shards" / file_name(part.name, part.version, known.key)
+                paths[number, each.spec] = path
+                facts[number, each.spec] = stored_facts(path)
+                if facts[number, each.spec] is None:
+                    lacking.setdefault(number, []).append(each)
+        made = sum(map(len, lacking.values()))
+        if before or unfinished:  # files that an interrupted run left count as made
+            old = _files_of(before) if before else set()
+            made += sum(path.name not in old for place, path in paths.items() if facts[place])
+
+        characters = sum(shards[number].characters for number in lacking)
+        tasks = _tasks(documents, shards, lacking)
+        workers = _workers(engine, jobs, characters, len(lacking))
+        shown = progress.add_task("annotating", total=characters)
+        for task, contents in _annotated(tasks, pool, workers):
+            for spec, content in zip(task.annotators, contents, strict=True):
+                write_whole(paths[task.number, spec], content)
+                facts[task.number, spec] = facts_in(content)
+            progress.advance(shown, shards[task.number].characters)
+
+        summary: Summary = {
+            "source": documents.name,
+            "corpus": corpus,
+            "documents": sum(shard.documents for shard in shards),
+            "characters": sum(shard.characters for shard in shards),
+            "words": 0,
+            "shards": len(shards),
+            "made": made,
+            "skipped": dict(documents.skipped),
+            "annotators": {},
+        }
+        for each in wanted:
+            stored = [entry for (_, spec), entry in facts.items() if spec == each.spec and entry]
+            summary["words"] = sum(entry["words"] for entry in stored)
+            summary["annotators"][each.asked] = add_up(stored, each.annotator)
+        write_json(out / "summary.json", summary)
         kept = _kept(before, parts) if before and before.corpus == corpus else []
-        total = summary["documents"], summary["characters"]
-        manifest = Manifest(documents.name, corpus, *total, (*kept, *parts), tuple(shard.key for shard in shards))
+        manifest = Manifest(
+            documents.name,
+            corpus,
+            summary["documents"],
+            summary["characters"],
+            (*kept, *parts),
+            tuple(shard.key for shard in shards),
+        )
         write_whole(out / MANIFEST, manifest.to_json())
-        _remove_unnamed(out, manifest)
+        named = _files_of(manifest)
+        for path in (out / "shards").iterdir():
+            if path.name not in named:  # of earlier texts, or of another version
+                path.unlink()
     return summary
 
 
-def open_corpus(
-    source: Corpus,
-    *,
-    text_field: str = "text",
-    limit: int | None = None,
-) -> Documents:
+def open_corpus(source: Corpus, *, text_field: str = "text", limit: int | None = None) -> Documents:
     """The documents of a corpus; of a CoNLL-U file its texts."""
     if isinstance(source, Documents):
         return require_documents(source)
@@ -206,12 +240,26 @@ def open_corpus(
     return require_documents(read_documents(source, text_field=text_field, limit=limit))
 
 
-def _workers(engine: str, jobs: int | None, characters: int, lacking: set[tuple[int, str]]) -> int | None:
+def _progress(quiet: bool) -> Progress:
+    """Bars on a terminal, with the time left."""
+    console = Console(stderr=True)
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(show_speed=True),
+        TimeRemainingColumn(),
+        console=console,
+        disable=quiet or not console.is_terminal,
+        transient=True,
+    )
+
+
+def _workers(engine: str, jobs: int | None, characters: int, shards: int) -> int | None:
     """How many shards at once; 1: in this process; None: as many as Ray has room for."""
     if engine == "ray":
         return None
     enough = min(os.cpu_count() or 1, 1 + characters // WORKER_CHARACTERS)
-    return max(1, min(jobs or enough, len({number for number, _ in lacking})))
+    return max(1, min(jobs or enough, shards))
 
 
 def _annotated(
@@ -226,36 +274,35 @@ def _annotated(
             yield task, annotate_shard(task)
 
 
-def _fitted(wanted: _Wanted, corpus: str, documents: Documents, out: Path, bar: _Bar) -> _Wanted:
+def _fitted(wanted: _Wanted, corpus: str, documents: Documents, out: Path, progress: Progress) -> _Wanted:
     """The annotator that has seen the corpus, for one that has to: read from ``fitted/``, or made now."""
-    unfitted: Any = wanted.annotator
-    if getattr(unfitted, "fitted", True):
+    unfitted = wanted.annotator
+    if not isinstance(unfitted, Fitted) or unfitted.fitted:
         return wanted
     folder = (out / "fitted" / f"{unfitted.name}-{digest(unfitted.version, corpus)}").resolve()
     if damage(folder):  # or not there yet
         title = f"counting for {unfitted.name}"
-        texts = bar.watch(title, documents, lambda document: 1, "documents", documents.read)
+        read = progress.track(documents, description=title, total=documents.read)
 
         def fill(partial: Path) -> None:
-            spec = unfitted.fit((document.text for document in texts), partial)
+            spec = unfitted.fit((document.text for document in read), partial)
             text = json.dumps({"spec": spec.replace(repr(str(partial)), "{folder}")})
             (partial / FIT).write_text(text, encoding="utf-8")
 
         write_folder(folder, fill)
-    spec = json.loads((folder / FIT).read_text(encoding="utf-8"))["spec"].replace("{folder}", repr(str(folder)))
+    stored = json.loads((folder / FIT).read_text(encoding="utf-8"))
+    spec = stored["spec"].replace("{folder}", repr(str(folder)))
     return _Wanted(wanted.asked, spec, annotator(spec))
 
 
-def _tasks(
-    documents: Documents, shards: Sequence[_Shard], wanted: Sequence[_Wanted], lacking: set[tuple[int, str]]
-) -> Iterator[ShardTask]:
+def _tasks(documents: Documents, shards: Sequence[_Shard], lacking: Lacking) -> Iterator[ShardTask]:
     if not lacking:
         return
     for number, shard in enumerate(cut_shards(documents)):
-        specs = tuple(each.spec for each in wanted if (number, each.asked) in lacking)
         if number >= len(shards) or shard_key(shard) != shards[number].key:
             raise MaskwiseError(f"{documents.name} changed while it was read", do="annotate it again")
-        if specs:
+        if number in lacking:
+            specs = tuple(each.spec for each in lacking[number])
             yield ShardTask(number, [(name, text) for name, text in shard], specs)
 
 
@@ -286,24 +333,19 @@ def _require_nothing_lost(
 
 def _kept(before: Manifest, new: Sequence[Part]) -> list[Part]:
     """What an earlier run made, without the layers that are made anew."""
-    taken = {layer for part in new for layer in part.layers}
-    left = (
-        replace(part, layers={name: layer for name, layer in part.layers.items() if name not in taken})
-        for part in before.annotators
-    )
-    return [part for part in left if part.layers]
+    taken = set[str]()
+    for part in new:
+        taken.update(part.layers)
+    kept = []
+    for part in before.annotators:
+        layers = {name: layer for name, layer in part.layers.items() if name not in taken}
+        if layers:
+            kept.append(replace(part, layers=layers))
+    return kept
 
 
 def _files_of(manifest: Manifest) -> set[str]:
     return {file_name(part.name, part.version, key) for part in manifest.annotators for key in manifest.shards}
-
-
-def _remove_unnamed(out: Path, manifest: Manifest) -> None:
-    """Remove shards that the manifest does not name (of earlier texts, or another version)."""
-    named = _files_of(manifest)
-    for path in (out / "shards").iterdir():
-        if path.name not in named:
-            path.unlink()
 
 
 @contextmanager
@@ -325,46 +367,3 @@ def _claimed(out: Path) -> Iterator[None]:
                     with suppress(OSError):
                         out.rmdir()
             raise
-
-
-class _Bar:
-    """Progress with rate and time left, on a terminal."""
-
-    def __init__(self, quiet: bool):
-        console = Console(stderr=True)
-        self.bar = Progress(
-            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"),
-            TextColumn("{task.fields[rate]}"), TimeRemainingColumn(),
-            console=console, disable=quiet or not console.is_terminal, transient=True,
-        )  # fmt: skip
-
-    def __enter__(self) -> _Bar:
-        self.bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.stop()
-
-    @contextmanager
-    def part(self, title: str, total: int | None, unit: str) -> Iterator[None]:
-        self.unit, self.task = unit, self.bar.add_task(title, total=total, rate="")
-        yield
-        self.bar.remove_task(self.task)
-
-    def advance(self, amount: int) -> None:
-        self.bar.advance(self.task, amount)
-        speed = self.bar.tasks[-1].speed
-        self.bar.update(self.task, rate=f"{speed:,.0f} {self.unit}/s" if speed else "")
-
-    def watch(
-        self,
-        title: str,
-        items: Iterable[Item],
-        size: Callable[[Item], int],
-        unit: str,
-        total: int | None = None,
-    ) -> Iterator[Item]:
-        with self.part(title, total, unit):
-            for item in items:
-                yield item
-                self.advance(size(item))

@@ -8,6 +8,8 @@ the memory fails, the run ends.
 What was found is counted here too, while the text is at hand. Counts are exact; the commonest words and spans are
 added up from the commonest of each shard, so what is rare may be missed.
 
+`Live` does the same to texts for which nothing is stored: those of a stream.
+
 Cost: a process loads an annotator once; counting takes 0.4 µs per span and some kilobytes per shard.
 """
 
@@ -15,7 +17,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from typing import TYPE_CHECKING, NamedTuple, NotRequired, TypedDict
 
 import numpy as np
@@ -25,7 +27,7 @@ from maskwise.annotate.registry import annotator
 from maskwise.annotate.store import LayerFacts, ShardFacts, to_parquet
 from maskwise.errors import MaskwiseError
 from maskwise.text.documents import Document
-from maskwise.text.layers import Annotator, CharSpans, Layer, check_spans
+from maskwise.text.layers import Annotator, CharSpans, Fitted, Layer, check_spans
 from maskwise.text.words import classify, word_starts
 
 if TYPE_CHECKING:
@@ -92,24 +94,18 @@ def annotate_shard(task: ShardTask) -> list[bytes]:
     return files
 
 
-def spans_of_texts(maker: Annotator, texts: Sequence[str]) -> list[dict[str, CharSpans]]:
-    """The spans of every text by layer; long texts are cut, and a text on which the annotator fails has none.
-
-    Raises:
-        MaskwiseError: an annotator that fails on everything.
-    """
-    cuts, parts = _cut(maker, texts)
-    return _whole(maker, _annotate(maker, parts, {}), cuts)
-
-
 Cuts = list[list[tuple[int, int]]]
+"""For each text, the characters of its parts."""
 
 
 def _cut(maker: Annotator, texts: Sequence[str]) -> tuple[Cuts, list[str]]:
     """Where each text is cut for an annotator, and the parts of all of them."""
     whole = getattr(maker, "whole_texts", False)
     cuts = [[(0, len(text))] if whole else _parts(text) for text in texts]
-    return cuts, [text[start:end] for text, own in zip(texts, cuts) for start, end in own]
+    parts: list[str] = []
+    for text, own in zip(texts, cuts, strict=True):
+        parts += [text[start:end] for start, end in own]
+    return cuts, parts
 
 
 def _whole(maker: Annotator, spans_of_parts: Iterable[dict[str, CharSpans]], cuts: Cuts) -> list[dict[str, CharSpans]]:
@@ -177,13 +173,81 @@ def _join(
     if len(parts) == 1:
         return parts[0]
     whole = {}
-    for name in maker.layers:
-        sides = [[getattr(part[name], side) for part in parts] for side in CharSpans._fields]
-        start, end = (
-            np.concatenate([side + np.int32(cut[0]) for side, cut in zip(arrays, cuts)]) for arrays in sides[:2]
-        )
-        whole[name] = CharSpans(start, end, None if sides[2][0] is None else np.concatenate(sides[2]))
+    for name, layer in maker.layers.items():
+        of_parts = [part[name] for part in parts]
+        origins = [np.int32(begin) for begin, _ in cuts]
+        start = [spans.start + origin for spans, origin in zip(of_parts, origins)]
+        end = [spans.end + origin for spans, origin in zip(of_parts, origins)]
+        value = None
+        if layer.dtype:
+            value = _concatenate([spans.value for spans in of_parts], layer.dtype)
+        whole[name] = CharSpans(np.concatenate(start), np.concatenate(end), value)
     return whole
+
+
+class Live:
+    """The layers of several annotators, made of any texts.
+
+    It is sent to other processes as the names of the annotators; each process builds them once.
+
+    Args:
+        specs: names of annotators, with arguments.
+
+    Raises:
+        MaskwiseError: an unknown annotator, or one that has to read the whole corpus first.
+
+    >>> live = Live(["words"])
+    >>> live.annotate(["Owls fly."])[0]["words"].start.tolist()
+    [0, 5, 8]
+    """
+
+    def __init__(self, specs: Sequence[str]):
+        self.specs = tuple(specs)
+        for spec, maker in zip(self.specs, self.makers, strict=True):
+            require_live(spec, maker)
+
+    def __getstate__(self) -> dict[str, tuple[str, ...]]:
+        return {"specs": self.specs}
+
+    @cached_property
+    def makers(self) -> list[Annotator]:
+        """The annotators."""
+        return [annotator(spec) for spec in self.specs]
+
+    @property
+    def layers(self) -> Mapping[str, Layer]:
+        """Name → layer, of all annotators."""
+        layers: dict[str, Layer] = {}
+        for maker in self.makers:
+            layers.update(maker.layers)
+        return layers
+
+    def annotate(self, texts: list[str]) -> list[dict[str, CharSpans]]:
+        """The spans of every text, by layer; a text on which an annotator fails has none.
+
+        Raises:
+            MaskwiseError: an annotator that fails on everything.
+        """
+        spans: list[dict[str, CharSpans]] = [{} for _ in texts]
+        for maker in self.makers:
+            cuts, parts = _cut(maker, texts)
+            found = _whole(maker, _annotate(maker, parts, {}), cuts)
+            for mine, own in zip(spans, found, strict=True):
+                mine.update(own)
+        return spans
+
+
+def require_live(spec: str, maker: Annotator) -> None:
+    """
+    Raises:
+        MaskwiseError: an annotator that has to read the whole corpus first.
+    """
+    if isinstance(maker, Fitted) and not maker.fitted:
+        name = maker.name
+        option = "vocabulary" if name == "phrases" else "table"
+        do = f"count in a part of it (maskwise annotate PART --with {name} --out DIR) and name what was counted: "
+        do += f'{name}({option}="DIR/fitted/{name}-…"); or leave out corpus.stream'
+        raise MaskwiseError(f"layers of {spec} need the whole corpus, and a stream is not read beforehand", do=do)
 
 
 # Counting what was found -----------------------------------------------------------------------------------
@@ -203,43 +267,50 @@ def shard_facts(
     joined = "".join(text + "\n" for text in texts)
     # Text by text: a dozen passes over the whole of a long document would take memory.
     begins = _concatenate([np.flatnonzero(word_starts(classify(text))) + at for text, at in zip(texts, base)], np.int64)
-    counted = {
-        name: _layer_facts(joined, base, [spans[name] for spans in found], layer, begins)
-        for name, layer in layers.items()
-    }
+    counted = {}
+    for name, layer in layers.items():
+        counted[name] = _layer_facts(joined, base, [spans[name] for spans in found], layer, begins)
     return {
-        "documents": len(texts), "characters": len(joined) - len(texts), "words": len(begins), "failures": {},
+        "documents": len(texts),
+        "characters": len(joined) - len(texts),
+        "words": len(begins),
+        "failures": {},
         "layers": counted,
-    }  # fmt: skip
+    }
 
 
 def _layer_facts(joined: str, base: Ints, found: Sequence[CharSpans], layer: Layer, begins: Ints) -> LayerFacts:
     """Count spans in N texts that stand in ``joined`` from ``base`` (N,) on, where words begin at ``begins`` (W,)."""
-    counts = np.fromiter((len(spans.start) for spans in found), dtype=np.int64, count=len(found))
-    origin = np.repeat(base, counts)
+    origin = np.repeat(base, [len(spans.start) for spans in found])
     start = origin + _concatenate([spans.start for spans in found], np.int64)
     end = origin + _concatenate([spans.end for spans in found], np.int64)
-    inside = np.searchsorted(start, begins, side="right") - 1
+    # A word counts if the last span that opens at or before its first character covers that character.
+    last = np.searchsorted(start, begins, side="right") - 1
+    covered = np.append(end, 0)[last] > begins
     facts: LayerFacts = {
-        "spans": len(start), "characters": int((end - start).sum()),
-        "words": int((begins[inside >= 0] < end[inside[inside >= 0]]).sum()),
-    }  # fmt: skip
+        "spans": len(start),
+        "characters": int((end - start).sum()),
+        "words": int(covered.sum()),
+    }
+    values = [spans.value for spans in found]
     if layer.kind == "weight":
-        values = _concatenate([spans.value for spans in found], np.float64)
-        ends = [float(values.min()), float(values.max())] if len(values) else [0.0, 0.0]
-        return {**facts, "weight": [float(values.sum()), *ends]}
-    codes = _concatenate([spans.value for spans in found], np.int64) if layer.dtype else np.zeros_like(start)
-    labels = np.bincount(codes)
-    short, top = end - start <= SHORT_CHARACTERS, {}
-    for code in np.unique(codes[short]).tolist():
-        at = short & (codes == code)
-        cuts = map(slice, start[at].tolist(), end[at].tolist())
-        top[str(code)] = _commonest(Counter(map(joined.__getitem__, cuts)), _kept(layer))  # at the speed of C
-    return {**facts, "labels": {str(code): int(labels[code]) for code in np.flatnonzero(labels)}, "top": top}
+        weights = _concatenate(values, np.float64)
+        ends = [float(weights.min()), float(weights.max())] if len(weights) else [0.0, 0.0]
+        return {**facts, "weight": [float(weights.sum()), *ends]}
+    codes = _concatenate(values, np.int64) if layer.dtype else np.zeros_like(start)
+    distinct, times = np.unique(codes, return_counts=True)
+    labels = dict(zip(map(str, distinct.tolist()), times.tolist()))
 
-
-def _kept(layer: Layer) -> int:
-    return TOP_SPANS if layer.kind == "spans" else TOP_WORDS
+    short = end - start <= SHORT_CHARACTERS
+    cuts = map(slice, start[short].tolist(), end[short].tolist())
+    short_codes = codes[short]
+    by_code = {str(code): Counter[str]() for code in np.unique(short_codes)}
+    # Pairs are counted and cut at the speed of C.
+    pairs = Counter(zip(short_codes.tolist(), map(joined.__getitem__, cuts)))
+    for (code, text), number in pairs.items():
+        by_code[str(code)][text] = number
+    top = {code: dict(_commonest(counted, layer)) for code, counted in by_code.items()}
+    return {**facts, "labels": labels, "top": top}
 
 
 def _concatenate(parts: Sequence[Array | None], dtype: type[np.generic]) -> Array:
@@ -247,28 +318,21 @@ def _concatenate(parts: Sequence[Array | None], dtype: type[np.generic]) -> Arra
     return np.concatenate([np.zeros(0, dtype), *arrays]).astype(dtype, copy=False)
 
 
-def _commonest(count: Counter[str], keep: int) -> dict[str, int]:
-    if len(count) > keep:  # sort no more than is kept, and its ties
-        times = np.fromiter(count.values(), dtype=np.int64, count=len(count))
-        least = int(np.partition(times, len(times) - keep)[len(times) - keep])
-        count = Counter({text: number for text, number in count.items() if number >= least})
-    return dict(sorted(count.items(), key=lambda item: (-item[1], item[0]))[:keep])
+def _commonest(count: Counter[str], layer: Layer) -> list[tuple[str, int]]:
+    keep = TOP_SPANS if layer.kind == "spans" else TOP_WORDS
+    return sorted(count.items(), key=lambda item: (-item[1], item[0]))[:keep]
 
 
-def add_up(
-    shards: Iterable[ShardFacts], layers: Mapping[str, Layer], *, notice: str | None
-) -> tuple[AnnotatorSummary, int]:
-    """The facts of all shards of an annotator as one, and the number of words in the corpus."""
-    shards = list(shards)
+def add_up(shards: Sequence[ShardFacts], maker: Annotator) -> AnnotatorSummary:
+    """The facts of all shards of an annotator as one."""
     words = sum(facts["words"] for facts in shards)
     failures: Counter[str] = Counter()
     for facts in shards:
         failures.update(facts["failures"])
-    summed = {
-        name: _add_up_layer([facts["layers"][name] for facts in shards], name, layer, words)
-        for name, layer in layers.items()
-    }
-    return {"notice": notice, "failures": dict(failures), "layers": summed}, words
+    layers = {}
+    for name, layer in maker.layers.items():
+        layers[name] = _add_up_layer([facts["layers"][name] for facts in shards], name, layer, words)
+    return {"notice": getattr(maker, "notice", None), "failures": dict(failures), "layers": layers}
 
 
 def _add_up_layer(parts: Sequence[LayerFacts], name: str, layer: Layer, words: int) -> LayerSummary:
@@ -280,21 +344,18 @@ def _add_up_layer(parts: Sequence[LayerFacts], name: str, layer: Layer, words: i
         total, least, greatest = zip(*weights)
         mean = sum(total) / max(1, spans)
         return {**summary, "weight": {"mean": mean, "least": min(least), "greatest": max(greatest)}}
+
     labels: Counter[str] = Counter()
-    top: dict[str, Counter[str]] = {}
+    texts: dict[str, Counter[str]] = {}
     for part in parts:
         labels.update(part["labels"])
-        for code, texts in part["top"].items():
-            top.setdefault(code, Counter()).update(texts)
-    names = {"0": "none", **{str(code): label for code, label in enumerate(layer.labels, 1)}}
-    if not layer.labels:
-        names = {"0": name}
-    order = sorted(labels, key=lambda code: (-labels[code], int(code)))
-    return {
-        **summary,
-        "labels": {names[code]: labels[code] for code in order},
-        "top": {
-            names[code]: [[*pair] for pair in _commonest(top.get(code, Counter()), _kept(layer)).items()]
-            for code in order
-        },
-    }
+        for code, times in part["top"].items():
+            texts.setdefault(code, Counter()).update(times)
+    names = ("none", *layer.labels) if layer.labels else (name,)
+    summary["labels"] = {}
+    summary["top"] = {}
+    for code in sorted(labels, key=lambda code: (-labels[code], int(code))):
+        label = names[int(code)]
+        summary["labels"][label] = labels[code]
+        summary["top"][label] = [[*pair] for pair in _commonest(texts.get(code, Counter()), layer)]
+    return summary

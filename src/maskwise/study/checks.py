@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from maskwise.annotate.live import require_live
 from maskwise.annotate.registry import annotator
+from maskwise.annotate.shard import require_live
 from maskwise.constants import DIFFUSION, ranks_here
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation import load_sets

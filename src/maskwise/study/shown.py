@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from maskwise.annotate.live import Live
+from maskwise.annotate.shard import Live
 from maskwise.annotate.store import Store
 from maskwise.constants import REFERENCE
 from maskwise.evaluation import masked_answers

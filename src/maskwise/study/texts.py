@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from maskwise.annotate.live import Live
 from maskwise.annotate.run import annotate_corpus
+from maskwise.annotate.shard import Live
 from maskwise.annotate.store import Store
 from maskwise.errors import MaskwiseError
 from maskwise.masking.policies.learned import Learned
