@@ -16,7 +16,7 @@ from datetime import date
 
 import torch
 
-from maskwise.annotate.learned import score_words
+from maskwise.learning.annotator import score_words
 from maskwise.learning.scorer import PolicyModel
 from maskwise.recipe import read_recipe
 from maskwise.study.work import learning

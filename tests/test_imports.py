@@ -22,7 +22,6 @@ ORDER = [
     {"segments"},
     {"starts", "families"},
     {"text", "report", "models"},
-    {"learning.scorer"},
     {"annotate"},
     {"masking"},
     {"objectives"},

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from maskwise.annotate.learned import best_spans, score_words, span_chances
 from maskwise.annotate.registry import annotator
 from maskwise.annotate.run import annotate_corpus
 from maskwise.annotate.store import Store
 from maskwise.errors import MaskwiseError
+from maskwise.learning.annotator import best_spans, score_words, span_chances
 from maskwise.learning.scorer import PolicyModel
 from maskwise.masking import Masker
 from maskwise.masking.policies import policy
@@ -49,7 +49,7 @@ def spans(tmp_path_factory, tokenizer) -> str:
 
 def test_a_words_weight_is_the_exponential_of_the_mean_of_its_logits(words, tokenizer):
     text = "Bada kefe loninu; (zun)"
-    scores = score_words(PolicyModel.from_pretrained(words), [text])
+    (scores,) = score_words(PolicyModel.from_pretrained(words), [text])
     cut = [text[start:end] for start, end in zip(scores.start, scores.end)]
     assert cut == ["Bada", "kefe", "loninu", ";", "(", "zun", ")"]
     row = encode(tokenizer, [text])[0]
@@ -67,11 +67,11 @@ def test_the_weights_of_a_text_average_one_and_texts_do_not_see_each_other(words
         model = PolicyModel.from_pretrained(folder)
         together = score_words(model, TEXTS)
         for number, text in enumerate(TEXTS):
-            alone, part = score_words(model, [text]), together.words(number)
-            np.testing.assert_allclose(together.weight[part], alone.weight, rtol=1e-4)
-            assert together.start[part].tolist() == alone.start.tolist()
-            best = together.best(number)
-            np.testing.assert_allclose(together.score[best], alone.score, rtol=1e-4)
+            (alone,) = score_words(model, [text])
+            part = together[number]
+            np.testing.assert_allclose(part.weight, alone.weight, rtol=1e-4)
+            assert part.start.tolist() == alone.start.tolist()
+            np.testing.assert_allclose(part.score, alone.score, rtol=1e-4)
             if len(alone.weight):
                 assert alone.weight.mean() == pytest.approx(1) and alone.weight.min() > 0
 
@@ -97,7 +97,7 @@ def test_spans_are_scored_as_by_enumeration():
 def test_the_weight_of_a_word_under_a_span_head_is_its_chance_to_be_inside(spans):
     model = PolicyModel.from_pretrained(spans)
     text = "bada kefe lonin zun wix"
-    scores = score_words(model, [text], spans=100)
+    (scores,) = score_words(model, [text], spans=100)
     row = encode(model.tokenizer, [text])[0]
     ids, numbers = torch.tensor([row["input_ids"]]), np.array(row["word_ids"])
     with torch.no_grad():

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from hub import talking_to_a_hub
-from maskwise.annotate.learned import Learned
 from maskwise.errors import MaskwiseError
 from maskwise.folders import write_folder
+from maskwise.learning.annotator import Learned
 from maskwise.learning.scorer import PolicyModel
 from maskwise.text import train_tokenizer
 from tiny import WORDS, flip

@@ -5,10 +5,10 @@ Modules with a heavy library (spaCy) import it when they are first used, so this
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from importlib import import_module
 
 from maskwise.annotate.difference import Difference
 from maskwise.annotate.given import Function, Prompt, Sentences, Words, gold, spans
-from maskwise.annotate.learned import Learned
 from maskwise.annotate.phrases import Phrases
 from maskwise.annotate.store import Store
 from maskwise.annotate.tagger import pos, salient
@@ -18,10 +18,18 @@ from maskwise.specs import Call, build
 from maskwise.text.layers import Annotator
 from maskwise.text.worlds import WORLDS
 
+
+def learned(folder: str = "", *, layer: str = "learned", spans: int = 5) -> Annotator:
+    """The layers of a learned policy; see ``maskwise.learning.annotator.Learned``, whose arguments these are."""
+    # Learning builds on annotating and is imported only where a policy is asked for.
+    made: Annotator = import_module("maskwise.learning.annotator").Learned(folder, layer=layer, spans=spans)
+    return made
+
+
 ANNOTATORS: dict[str, Callable[..., Annotator]] = {
     "words": Words, "sentences": Sentences, "prompt": Prompt, "pos": pos, "salient": salient,
     "phrases": Phrases, "frequency": Frequency, "informativeness": Informativeness, "difference": Difference,
-    "learned": Learned, "gold": gold, "spans": spans, "stored": Store, **WORLDS,
+    "learned": learned, "gold": gold, "spans": spans, "stored": Store, **WORLDS,
 }  # fmt: skip
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
 import numpy as np
 
 from maskwise import __version__
-from maskwise.annotate.learned import WordScores, score_words
 from maskwise.annotate.registry import annotator
 from maskwise.constants import UPOS
+from maskwise.learning.annotator import TextScores, score_words
 from maskwise.learning.scorer import PolicyModel
+from maskwise.text.layers import CharSpans
 
 EXAMPLES, EXAMPLE_WORDS = 5, 60
 TOP_WORDS, LEAST_COUNT = 20, 3
@@ -37,63 +38,50 @@ def show(policy: PolicyModel, texts: Sequence[str], before: Sequence[np.ndarray]
         before: by ``weights_of``, of the first texts, before it had learned.
     """
     some = list(texts[:MOST_TEXTS])
-    scores = score_words(policy, some)
-    cut = _cut(some, scores)
-    folded = np.array([word.casefold() for own in cut for word in own])
-    tags = [layers["pos"] for layers in annotator("pos").annotate(some)]
-    tag = np.concatenate([np.zeros(0, np.int64), *(
-        _tag_of(scores.start[scores.words(number)], spans) for number, spans in enumerate(tags)
-    )])  # fmt: skip
-    names = np.array(["none", *UPOS])
+    every = score_words(policy, some)
+    words = [_words_of(text, scores) for text, scores in zip(some, every)]
+    layers = annotator("pos").annotate(some)
+    tags = [_tags(scores, found["pos"]) for scores, found in zip(every, layers)]
+    weights = np.concatenate([np.zeros(0), *(scores.weight for scores in every)])
+    folded = [word.casefold() for own in words for word in own]
+    examples = []
+    for own, earlier, scores in zip(words, before[:EXAMPLES], every):
+        pairs = zip(own[:EXAMPLE_WORDS], earlier.tolist(), scores.weight.tolist())
+        examples.append([(word, round(old, 4), round(new, 4)) for word, old, new in pairs])
     return {
-        "words": _means(folded, scores.weight, least=LEAST_COUNT, most=TOP_WORDS),
-        "tags": _means(names[tag], scores.weight, least=1, most=len(names)),
-        "examples": [
-            [
-                (word, round(float(old), 4), round(float(new), 4))
-                for word, old, new in zip(cut[number], earlier, scores.weight[scores.words(number)])
-            ][:EXAMPLE_WORDS]
-            for number, earlier in enumerate(before[:EXAMPLES])
-        ],
+        "words": _means(folded, weights, least=LEAST_COUNT, most=TOP_WORDS),
+        "tags": _means([tag for own in tags for tag in own], weights, least=1, most=len(UPOS) + 1),
+        "examples": examples,
     }
 
 
 def weights_of(policy: PolicyModel, texts: Sequence[str]) -> list[np.ndarray]:
-    """The weights of the words of each text."""
-    scores = score_words(policy, list(texts))
-    return [scores.weight[scores.words(number)] for number in range(len(texts))]
+    """The weights of the words of each of the first texts."""
+    return [scores.weight for scores in score_words(policy, list(texts[:EXAMPLES]))]
 
 
-def watching(texts: Sequence[str]) -> Callable[[PolicyModel], list[list[float]]]:
+def weights_shown(texts: Sequence[str], policy: PolicyModel) -> list[list[float]]:
     """What a learning logs of its policy as it goes: the weights of the words of the first texts."""
-
-    def watch(policy: PolicyModel) -> list[list[float]]:
-        some = weights_of(policy, texts[:EXAMPLES])
-        return [[round(weight, 3) for weight in own[:EXAMPLE_WORDS].tolist()] for own in some]
-
-    return watch
+    rounded = []
+    for weights in weights_of(policy, texts):
+        rounded.append([round(weight, 3) for weight in weights[:EXAMPLE_WORDS].tolist()])
+    return rounded
 
 
-def _cut(texts: Sequence[str], scores: WordScores) -> list[list[str]]:
-    """The words of each text."""
-    return [
-        [text[start:end] for start, end in zip(scores.start[own].tolist(), scores.end[own].tolist())]
-        for text, own in zip(texts, map(scores.words, range(len(texts))))
-    ]
+def _words_of(text: str, scores: TextScores) -> list[str]:
+    return [text[start:end] for start, end in zip(scores.start.tolist(), scores.end.tolist())]
 
 
-def _tag_of(start: np.ndarray, spans: Any) -> np.ndarray:
-    """(W,) the code of the tag that each word has; 0 for none."""
-    if not len(spans.start):
-        return np.zeros(len(start), np.int64)
-    at = np.maximum(np.searchsorted(spans.start, start, side="right") - 1, 0)
-    return np.where((spans.start[at] <= start) & (start < spans.end[at]), spans.value[at], 0).astype(np.int64)
+def _tags(scores: TextScores, tagged: CharSpans) -> list[str]:
+    """The tag of each word of a text."""
+    at = np.searchsorted(tagged.start, scores.start, side="right") - 1
+    inside = np.append(tagged.end, 0)[at] > scores.start
+    code = np.where(inside, np.append(tagged.value, 0)[at], 0)  # type: ignore[arg-type]
+    return [("none", *UPOS)[number] for number in code.tolist()]
 
 
-def _means(name: np.ndarray, weight: np.ndarray, *, least: int, most: int) -> dict[str, tuple[float, int]]:
-    """The mean weight and the number of each name that is there so often, the heaviest first."""
-    if not len(name):
-        return {}
+def _means(name: Sequence[str], weight: np.ndarray, *, least: int, most: int) -> dict[str, tuple[float, int]]:
+    """The mean weight and the count of each name, the heaviest first; names below the ``least`` count are left out."""
     names, place, count = np.unique(name, return_inverse=True, return_counts=True)
     mean = np.bincount(place, weight) / count
     order = [at for at in np.argsort(-mean, kind="stable") if count[at] >= least][:most]

@@ -5,7 +5,7 @@ neighbours, a hundredth of a transformer's work. The head gives one logit a toke
 word's logit is the mean over its tokens), or two: where a span begins and where it ends.
 
 A folder of a policy holds JSON, safetensors, the tokenizer and a card; no code and no pickle is ever read. The masking
-room knows nothing of this file: ``annotate.learned`` makes layers of the scores, and policies read layers.
+room knows nothing of this file: ``learning.annotator`` makes layers of the scores, and policies read layers.
 
 Source: Ye et al. 2021 (arXiv 2104.08840) for the heads.
 """

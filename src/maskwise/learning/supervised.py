@@ -18,26 +18,26 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from maskwise.annotate.learned import Windows, read_windows, score_words
 from maskwise.annotate.registry import annotator
 from maskwise.errors import MaskwiseError
 from maskwise.keys import Array
+from maskwise.learning.annotator import Windows, flat_of, read_windows, score_words
 from maskwise.learning.labels import Marked
 from maskwise.learning.scorer import COLUMNS, PolicyModel
 from maskwise.masking.batch import IGNORE
 from maskwise.objectives import Objective, Outcome
-from maskwise.segments import listed
 from maskwise.tasks.metrics import normalise, same_words, shared_words
-from maskwise.tasks.tensors import Flat, TaskSource, Trainable
+from maskwise.tasks.tensors import TaskSource, Trainable
 from maskwise.training import TrainingSettings, train
 from maskwise.training.loop import Training
 
+Spans: TypeAlias = list[tuple[int, int]]
 CUT, LONG = "labels that a window cuts", "labels longer than the longest span"
 
 
@@ -105,7 +105,16 @@ class LabelledWindows(Trainable):
                 targets[windows.close[last], 1] += 1
             else:
                 targets[windows.open[first] : windows.close[last] + 1] = 1
-        return cls(*_flat(windows, targets), counts)
+        pieces = windows.pieces
+        labelled = np.flatnonzero(np.add.reduceat(targets.sum(1), pieces.offsets[:-1]) > 0)
+        if not len(labelled):
+            raise MaskwiseError("not one label is left in the windows of the policy", do="raise learning.policy.length")
+        flat, place, token = flat_of(pieces, labelled)
+        targets_T = torch.zeros(len(flat.ids), targets.shape[1])
+        targets_T[place] = torch.from_numpy(targets[token])
+        inside_T = torch.zeros(len(flat.ids), dtype=torch.bool)
+        inside_T[place] = torch.from_numpy(pieces.columns["word_ids"][token] >= 0)
+        return cls(flat, targets_T, inside_T, counts)
 
 
 def _labelled_words(windows: Windows, marked: Sequence[Marked]) -> Array:
@@ -120,29 +129,6 @@ def _labelled_words(windows: Windows, marked: Sequence[Marked]) -> Array:
             last = np.searchsorted(windows.start[own], end) - 1
             found.append(np.stack([first, last], 1)[last >= first] + own.start)
     return np.concatenate([np.zeros((0, 2), np.int64), *found])
-
-
-def _flat(windows: Windows, targets_T: Array) -> tuple[Flat, Tensor, Tensor]:
-    """The windows that have a label, framed by special tokens, with the targets and the tokens of words."""
-    pieces, frame = windows.pieces, windows.pieces.frame
-    labelled = np.add.reduceat(targets_T.sum(1), pieces.offsets[:-1]) > 0
-    kept = np.flatnonzero(labelled)
-    if not len(kept):
-        raise MaskwiseError("not one label is left in the windows of the policy", do="raise learning.policy.length")
-    size = np.diff(pieces.offsets)[kept]
-    lead, trail = int(frame.first >= 0), int(frame.last >= 0)
-    starts = np.concatenate(([0], np.cumsum(size + lead + trail)))
-    place, token = listed(starts[:-1] + lead, size), listed(pieces.offsets[kept], size)
-    ids = np.full(starts[-1], frame.last, np.int64)
-    if lead:
-        ids[starts[:-1]] = frame.first
-    ids[place] = pieces.columns["input_ids"][token]
-    targets = np.zeros((starts[-1], targets_T.shape[1]), np.float32)
-    targets[place] = targets_T[token]
-    inside = np.zeros(starts[-1], bool)
-    inside[place] = pieces.columns["word_ids"][token] >= 0
-    tensors = [torch.from_numpy(values) for values in (ids, starts, targets, inside)]
-    return Flat(tensors[0], torch.zeros_like(tensors[0]), tensors[1], frame.pad), tensors[2], tensors[3]
 
 
 def learn_supervised(
@@ -168,20 +154,15 @@ def learn_supervised(
     dev = LabelledWindows.of(dev_texts, policy) if any(each.spans for each in dev_texts) else None
 
     def curve(step: int) -> list[dict[str, object]]:
-        shown = {"weights": watch(policy)} if watch else {}
-        return [] if dev is None else [{"masks": "labels of dev", "loss": mean_loss(objective, dev), **shown}]
+        if dev is None:
+            return []
+        line: dict[str, object] = {"masks": "labels of dev", "loss": mean_loss(objective, dev)}
+        return [line | ({"weights": watch(policy)} if watch else {})]
 
     size = min(training.batch_size, len(data))
     settings = training.model_copy(update={"batch_size": size - size % training.accumulate or training.accumulate})
-    done = train(
-        objective,
-        TaskSource(data, settings),
-        settings,
-        folder=folder,
-        evaluate=curve,
-        title="policy",
-        quiet=quiet,
-    )
+    source = TaskSource(data, settings)
+    done = train(objective, source, settings, folder=folder, evaluate=curve, title="policy", quiet=quiet)
     policy.eval()
     return done, data.counts
 
@@ -193,7 +174,8 @@ def mean_loss(objective: FindSpans, data: LabelledWindows) -> float:
     total = targets = 0.0
     for rows in torch.arange(len(data)).split(64):
         out = objective({name: value.to(device) for name, value in data.batch(rows).items()})
-        total, targets = total + float(out.loss), targets + float(out.targets)
+        total += float(out.loss)
+        targets += float(out.targets)
     return total / max(1.0, targets)
 
 
@@ -215,77 +197,90 @@ def judge(policy: PolicyModel, marked: Sequence[Marked], *, salient: bool = True
         of the salient spans under ``salient``.
     """
     texts = [each.text for each in marked]
-    counts: list[int] | None = None
-    given: list[list[tuple[int, int]]] = []
-    if salient and any(each.questions for each in marked):
-        found = [layers["salient"] for layers in annotator("salient").annotate(texts)]
-        given = [list(zip(spans.start.tolist(), spans.end.tolist())) for spans in found]
-        counts = [max(1, len(spans)) for spans in given]
-    scores = score_words(policy, texts, spans=max(counts or [1]))
+    questions = sum(len(each.questions) for each in marked)
+    given: list[Spans] = []
+    if salient and questions:
+        for layers in annotator("salient").annotate(texts):
+            spans = layers["salient"]
+            given.append(list(zip(spans.start.tolist(), spans.end.tolist())))
+    counts = [max(1, len(spans)) for spans in given] or [1] * len(texts)
+    every = score_words(policy, texts, spans=max(counts, default=1))
+
     weight = inside = words = 0.0
-    best: list[list[tuple[int, int]]] = []
-    for number, each in enumerate(marked):
-        own, spans = scores.words(number), scores.best(number)
-        start, end = scores.start[own], scores.end[own]
-        labelled = np.zeros(len(start), bool)
+    best: list[Spans] = []
+    for each, scores, count in zip(marked, every, counts, strict=True):
+        labelled = np.zeros(len(scores.start), bool)
         for begin, stop in each.spans:
-            labelled |= (start < stop) & (end > begin)
-        weight += float(scores.weight[own][labelled].sum())
-        inside, words = inside + float(labelled.sum()), words + len(start)
-        order = np.argsort(-scores.score[spans], kind="stable")[: counts[number] if counts else 1] + spans.start
-        places = scores.start[scores.first[order]], scores.end[scores.last[order]]
-        best.append(list(zip(places[0].tolist(), places[1].tolist())))
+            labelled |= (scores.start < stop) & (scores.end > begin)
+        weight += float(scores.weight[labelled].sum())
+        inside += float(labelled.sum())
+        words += len(labelled)
+        order = np.argsort(-scores.score, kind="stable")[:count]
+        best.append([(start, end) for start, end in scores.spans[order].tolist()])
     measures: dict[str, Any] = {
-        "texts": len(texts), "questions": sum(len(each.questions) for each in marked),
-        "weight_on_labels": weight / max(words, 1.0), "labelled_words": inside / max(words, 1.0),
-    }  # fmt: skip
-    if not measures["questions"]:
+        "texts": len(texts),
+        "questions": questions,
+        "weight_on_labels": weight / max(words, 1.0),
+        "labelled_words": inside / max(words, 1.0),
+    }
+    if not questions:
         return measures
-    first = [each.text[slice(*spans[0])] if spans else "" for each, spans in zip(marked, best)]
-    items = [(answers, answer) for each, answer in zip(marked, first) for answers in each.questions]
-    measures["exact_match"] = float(np.mean([same_words(answers, answer) for answers, answer in items]))
-    measures["f1"] = float(np.mean([shared_words(answers, answer) for answers, answer in items]))
+
+    exact, f1 = list[float](), list[float]()
+    for each, spans_of in zip(marked, best, strict=True):
+        start, end = spans_of[0] if spans_of else (0, 0)
+        for answers in each.questions:
+            exact.append(same_words(answers, each.text[start:end]))
+            f1.append(shared_words(answers, each.text[start:end]))
+    measures["exact_match"] = float(np.mean(exact))
+    measures["f1"] = float(np.mean(f1))
     measures |= found_among(marked, best)
-    if counts:
+    if given:
         measures["salient"] = found_among(marked, given)
-        rooms = [sum(len(each.text[a:b].split()) for a, b in own) for each, own in zip(marked, given)]
-        measures["covered_in_as_many_words"] = found_among(
-            marked, [_within(each.text, own, room) for each, own, room in zip(marked, best, rooms)]
-        )["covered"]
+        shorter = [_as_long(each.text, own, other) for each, own, other in zip(marked, best, given)]
+        measures["covered_in_as_many_words"] = found_among(marked, shorter)["covered"]
     return measures
 
 
-def found_among(marked: Sequence[Marked], spans: Sequence[Sequence[tuple[int, int]]]) -> dict[str, float]:
+def found_among(marked: Sequence[Marked], spans: Sequence[Spans]) -> dict[str, float]:
     """Which questions have an answer among the spans of their text; see ``judge``.
 
     >>> marked = [Marked("Ada met Bo Li.", ((8, 13),), (("Bo Li",),))]
     >>> found_among(marked, [[(0, 3), (8, 13)]])["recall"], found_among(marked, [[(8, 10)]])["covered"]
     (1.0, 0.0)
     """
-    hits, covered, words = [], [], 0
+    hits, covered = list[bool](), list[bool]()
+    words = 0
     for each, own in zip(marked, spans, strict=True):
         said = {normalise(each.text[start:end]) for start, end in own}
         shown = np.zeros(len(each.text) + 1, bool)
         for start, end in own:
             shown[start:end] = True
-            words += len(each.text[start:end].split())
+        words += _length(each.text, own)
         for answers in each.questions:
-            hits.append(bool(said & {normalise(answer) for answer in answers}))
+            hits.append(any(normalise(answer) in said for answer in answers))
             folded = {answer.strip().casefold() for answer in answers}
-            lowered = [(s, e) for s, e in each.spans if each.text[s:e].casefold() in folded]
-            covered.append(any(shown[s:e].all() for s, e in lowered))
+            covered.append(any(shown[s:e].all() for s, e in each.spans if each.text[s:e].casefold() in folded))
     return {
-        "recall": float(np.mean(hits)), "covered": float(np.mean(covered)),
-        "spans": sum(map(len, spans)) / max(1, len(spans)), "words": words / max(1, len(spans)),
-    }  # fmt: skip
+        "recall": float(np.mean(hits)),
+        "covered": float(np.mean(covered)),
+        "spans": sum(map(len, spans)) / max(1, len(spans)),
+        "words": words / max(1, len(spans)),
+    }
 
 
-def _within(text: str, spans: Sequence[tuple[int, int]], words: int) -> list[tuple[int, int]]:
-    """The first spans that hold so many words together, at most; one that does not fit is left out."""
+def _length(text: str, spans: Spans) -> int:
+    """The words in spans."""
+    return sum(len(text[start:end].split()) for start, end in spans)
+
+
+def _as_long(text: str, spans: Spans, others: Spans) -> Spans:
+    """The first spans that hold no more words together than the others; one that does not fit is left out."""
+    room = _length(text, others)
     kept = []
-    for start, end in spans:
-        size = len(text[start:end].split())
-        if size <= words:
-            kept.append((start, end))
-            words -= size
+    for span in spans:
+        size = _length(text, [span])
+        if size <= room:
+            kept.append(span)
+            room -= size
     return kept

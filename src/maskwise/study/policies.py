@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from maskwise.constants import GAIN, rank_here, ranks_here
 from maskwise.errors import MaskwiseError
 from maskwise.folders import claim, finite, read_json, require_file, require_own, write_folder, write_json, write_whole
 from maskwise.keys import fold
-from maskwise.learning.card import EXAMPLES, policy_card, show, watching, weights_of
+from maskwise.learning.card import policy_card, show, weights_of, weights_shown
 from maskwise.learning.classifier import train_classifier
 from maskwise.learning.labels import Confidence, Labels, labels_of
 from maskwise.learning.loop import learn_meta
@@ -116,7 +117,7 @@ def _supervised(recipe: Recipe, settings: LearningSettings, spec: str, folder: P
     )  # fmt: skip
     policy = new_policy(settings, tokenizer, head=labels.head, seed=seed)
     texts = [each.text for each in labels.marked("test", "dev", "train")]
-    before = weights_of(policy, texts[:EXAMPLES])
+    before = weights_of(policy, texts)
     training = how.training.model_copy(update={"seed": seed})
     done, counts = learn_supervised(
         policy,
@@ -125,7 +126,7 @@ def _supervised(recipe: Recipe, settings: LearningSettings, spec: str, folder: P
         dev_texts=labels.splits["dev"],
         folder=folder,
         quiet=quiet,
-        watch=watching(texts),
+        watch=partial(weights_shown, texts),
     )
     measures: Plain = {"labels": labels.kind, "left_out": dict(labels.counts + counts), "loss": done["loss"]}
     measures |= _measured(policy, labels)
@@ -154,11 +155,12 @@ def _meta(recipe: Recipe, settings: LearningSettings, spec: str, folder: Path, q
         model = recipe.model.model(
             tokenizer, recipe.corpus.length, kind=recipe.kind, seed=own_seed(recipe), log_unigram=log_unigram
         )
-        before = weights_of(policy, shown[:EXAMPLES])
+        before = weights_of(policy, shown)
         end, left_out = learn_meta(
             settings.meta.model_copy(update={"seed": seed}), policy=policy, task=task, texts=texts, model=model,
             tokenizer=tokenizer, training=recipe.training, length=recipe.corpus.length,
-            max_length=recipe.finetune.max_length, folder=own, quiet=quiet, watch=watching(shown), title=title,
+            max_length=recipe.finetune.max_length, folder=own, quiet=quiet,
+            watch=partial(weights_shown, shown), title=title,
         )  # fmt: skip
         return policy, before, end, left_out
 

@@ -1,6 +1,6 @@
 """The policy that was learned from a task before: units and weights come from the layers that such a policy has made.
 
-The model that scores texts is far from here: ``annotate.learned`` runs it once over a corpus. The policy names the
+The model that scores texts is far from here: ``learning.annotator`` runs it once over a corpus. The policy names the
 annotator that its layers come from, so that a recipe needs to say no more than the policy.
 """
 

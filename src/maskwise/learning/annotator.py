@@ -15,31 +15,29 @@ Cost: the encoder's, over windows of similar length, without gradients; all else
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from maskwise.errors import MaskwiseError
-from maskwise.segments import framed, listed
+from maskwise.learning.scorer import COLUMNS, PolicyModel, read_config
+from maskwise.segments import listed
 from maskwise.starts import find_policy
+from maskwise.tasks.tensors import Flat, batches
 from maskwise.text.documents import Document
 from maskwise.text.layers import CharSpans, Layer, digest
 from maskwise.text.pieces import Pieces, read_pieces
 from maskwise.text.tokenizers import tokenise
 from maskwise.text.words import VERSION as WORDS_VERSION
 
-if TYPE_CHECKING:  # torch takes two seconds: who only names the annotator does not wait for it
-    from maskwise.learning.scorer import PolicyModel
-
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 VERSION = "learned-1"
-BATCH_TOKENS = 8192
-"""Padded tokens that are read together."""
 LEAST_LOGIT = -60.0
 """Below the highest of a text; a word never weighs nothing."""
 
@@ -62,17 +60,18 @@ class Learned:
     """What its workers take seconds to import."""
 
     def __init__(self, folder: str = "", *, layer: str = "learned", spans: int = 5):
-        from maskwise.learning.scorer import read_config
-
         if spans < 1:
             raise MaskwiseError("spans of a learned policy", got=spans, allowed="1 or more")
-        self.folder, self.spans = find_policy(folder) if folder else None, spans
+        self.folder = find_policy(folder) if folder else None
+        self.spans = spans
         if self.folder:
             read_config(self.folder)
         self.layer = layer
         self.layers: Mapping[str, Layer] = {
-            layer: Layer("weight"), f"{layer}_span": Layer("spans"), f"{layer}_score": Layer("weight"),
-        }  # fmt: skip
+            layer: Layer("weight"),
+            f"{layer}_span": Layer("spans"),
+            f"{layer}_score": Layer("weight"),
+        }
 
     @cached_property
     def version(self) -> str:
@@ -86,8 +85,6 @@ class Learned:
     @cached_property
     def policy(self) -> PolicyModel:
         """The model, loaded when it is first needed."""
-        from maskwise.learning.scorer import PolicyModel
-
         if self.folder is None:
             do = "name its folder: learned('FOLDER')"
             raise MaskwiseError("this learned policy is made by a run of a study", do=do)
@@ -95,47 +92,36 @@ class Learned:
 
     def annotate(self, texts: list[str]) -> list[dict[str, CharSpans]]:
         """For each text its layers; see `Annotator`."""
-        scores = score_words(self.policy, texts, spans=self.spans)
         found = []
-        for text in range(len(texts)):
-            words, best = scores.words(text), scores.best(text)
-            start, end = scores.start.astype(np.int32), scores.end.astype(np.int32)
-            spans = start[scores.first[best]], end[scores.last[best]]
-            found.append({
-                self.layer: CharSpans(start[words], end[words], scores.weight[words].astype(np.float32)),
-                f"{self.layer}_span": CharSpans(*spans),
-                f"{self.layer}_score": CharSpans(*spans, scores.score[best].astype(np.float32)),
-            })  # fmt: skip
+        for scores in score_words(self.policy, texts, spans=self.spans):
+            start = scores.start.astype(np.int32)
+            end = scores.end.astype(np.int32)
+            first, last = scores.spans.T.astype(np.int32)
+            found.append(
+                {
+                    self.layer: CharSpans(start, end, scores.weight.astype(np.float32)),
+                    f"{self.layer}_span": CharSpans(first, last),
+                    f"{self.layer}_score": CharSpans(first, last, scores.score.astype(np.float32)),
+                }
+            )
         return found
 
 
-class WordScores(NamedTuple):
-    """What a policy says of the W words of N texts, and of the S best spans of their windows, both in their order.
+class TextScores(NamedTuple):
+    """What a policy says of the W words of a text, and of the S best spans of its windows, both in their order.
 
     Attributes:
-        start, end: (W,) characters of each word in its text.
-        weight: (W,) averages 1 over each text.
-        first, last: (S,) the first and last word of each span, numbers below W.
+        start, end: (W,) characters of each word.
+        weight: (W,) averages 1.
+        spans: (S, 2) characters of each span.
         score: (S,) its probability in its window.
-        edges, span_edges: (N + 1,) where the words, and the spans, of each text begin.
     """
 
     start: Ints
     end: Ints
     weight: Floats
-    first: Ints
-    last: Ints
+    spans: Ints
     score: Floats
-    edges: Ints
-    span_edges: Ints
-
-    def words(self, text: int) -> slice:
-        """The words of a text."""
-        return slice(int(self.edges[text]), int(self.edges[text + 1]))
-
-    def best(self, text: int) -> slice:
-        """The best spans of a text."""
-        return slice(int(self.span_edges[text]), int(self.span_edges[text + 1]))
 
 
 class Windows(NamedTuple):
@@ -177,19 +163,20 @@ def read_windows(texts: list[str], policy: PolicyModel) -> Windows | None:
     pieces = read_pieces(tokens, tokenizer=policy.tokenizer, length=policy.config.length)
     text_T = np.repeat(np.arange(len(texts)), [len(each.input_ids) for each in tokens])
     piece_T = np.repeat(np.arange(len(pieces)), np.diff(pieces.offsets))
-    number_T = pieces.columns["word_ids"]
-    inside = number_T >= 0
-    opens = inside.copy()
-    opens[1:] &= (number_T[1:] != number_T[:-1]) | (piece_T[1:] != piece_T[:-1]) | ~inside[:-1]
-    at, first = np.flatnonzero(inside), np.flatnonzero(opens)
-    word = np.cumsum(opens)[at] - 1
-    last = at[np.cumsum(np.bincount(word, minlength=len(first))) - 1] if len(at) else first
+    at = np.flatnonzero(pieces.columns["word_ids"] >= 0)
+    number, piece = pieces.columns["word_ids"][at], piece_T[at]
+    # Among the tokens of words, a word begins where its number or its window is another one.
+    opens = np.ones(len(at), dtype=bool)
+    opens[1:] = (number[1:] != number[:-1]) | (piece[1:] != piece[:-1])
+    first = at[opens]
+    last = at[np.append(opens[1:], True)[: len(at)]]
     start, end = pieces.columns["start"][first], pieces.columns["end"][last]
+    word = np.cumsum(opens) - 1
     return Windows(pieces, text_T[first], piece_T[first], first, last, start, end, at, word)
 
 
-def score_words(policy: PolicyModel, texts: list[str], *, spans: int = 5) -> WordScores:
-    """What a policy says of texts, live; layers are made of it.
+def score_words(policy: PolicyModel, texts: list[str], *, spans: int = 5) -> list[TextScores]:
+    """What a policy says of each text, live; layers are made of it.
 
     Args:
         spans: how many of the best spans are given, of each window of ``policy.config.length`` tokens.
@@ -199,31 +186,37 @@ def score_words(policy: PolicyModel, texts: list[str], *, spans: int = 5) -> Wor
     """
     windows = read_windows(texts, policy)
     if windows is None:
-        none, zero = np.zeros(0, np.int64), np.zeros(len(texts) + 1, np.int64)
-        return WordScores(none, none, np.zeros(0), none, none, np.zeros(0), zero, zero)
+        none = np.zeros(0, np.int64)
+        return [TextScores(none, none, np.zeros(0), np.zeros((0, 2), np.int64), np.zeros(0))] * len(texts)
     pieces, text_W, piece_W = windows.pieces, windows.text, windows.piece
     logits_TC = _logits(policy, pieces)
     if not np.isfinite(logits_TC).all():
         raise MaskwiseError("the scores of the policy are not finite", do="is it damaged? learn it again")
-    edges = np.searchsorted(text_W, np.arange(len(texts) + 1))
-
     if policy.config.head == "tokens":
         logit_W = windows.mean(logits_TC[:, 0])
         weight_W = np.exp(np.maximum(logit_W - _most(logit_W, text_W, len(texts)), LEAST_LOGIT))
-        chance = _softmax(_padded(logit_W, piece_W, len(pieces), -np.inf))[..., None]
+        chance = _softmax(_padded(logit_W, piece_W, len(pieces)))[..., None]
     else:
-        sides = (logits_TC[windows.open, 0], logits_TC[windows.close, 1])
-        first, last = (_softmax(_padded(side, piece_W, len(pieces), -np.inf)) for side in sides)
+        first = _softmax(_padded(logits_TC[windows.open, 0], piece_W, len(pieces)))
+        last = _softmax(_padded(logits_TC[windows.close, 1], piece_W, len(pieces)))
         chance = span_chances(first, last, longest=policy.config.longest)
         weight_W = _inside(chance)[_real(piece_W, len(pieces))]
     total = np.bincount(text_W, weight_W, len(texts))
-    mean = total / np.maximum(1, np.diff(edges))
+    mean = total / np.bincount(text_W, minlength=len(texts)).clip(min=1)
     weight_W = np.maximum(weight_W / np.maximum(mean, 1e-300)[text_W], np.exp(LEAST_LOGIT))
 
-    piece_S, first_S, more_S, score_S = best_spans(chance, spans)
-    first_S = first_S + np.searchsorted(piece_W, piece_S)
+    piece_S, place_S, more_S, score_S = best_spans(chance, spans)
+    first_S = place_S + np.searchsorted(piece_W, piece_S)
+    spans_S = np.stack([windows.start[first_S], windows.end[first_S + more_S]], axis=1)
+    word_edges = np.searchsorted(text_W, np.arange(len(texts) + 1))
     span_edges = np.searchsorted(text_W[first_S], np.arange(len(texts) + 1))
-    return WordScores(windows.start, windows.end, weight_W, first_S, first_S + more_S, score_S, edges, span_edges)
+    scores = []
+    for text in range(len(texts)):
+        words = slice(word_edges[text], word_edges[text + 1])
+        best = slice(span_edges[text], span_edges[text + 1])
+        word = (windows.start[words], windows.end[words], weight_W[words])
+        scores.append(TextScores(*word, spans_S[best], score_S[best]))
+    return scores
 
 
 def span_chances(first_PW: Floats, last_PW: Floats, *, longest: int) -> Floats:
@@ -266,41 +259,41 @@ def _inside(chance_PWK: Floats) -> Floats:
     return np.maximum(np.cumsum(change, axis=1)[:, :words], 0.0)
 
 
+def flat_of(pieces: Pieces, rows: Ints) -> tuple[Flat, Ints, Ints]:
+    """Some pieces with special tokens around each, and where every token of theirs stands there and in ``pieces``."""
+    frame = pieces.frame
+    size = np.diff(pieces.offsets)[rows]
+    lead = int(frame.first >= 0)
+    trail = int(frame.last >= 0)
+    starts = np.append(0, np.cumsum(size + lead + trail))
+    place = listed(starts[:-1] + lead, size)
+    token = listed(pieces.offsets[rows], size)
+    ids = np.full(starts[-1], frame.last, dtype=np.int64)
+    if lead:
+        ids[starts[:-1]] = frame.first
+    ids[place] = pieces.columns["input_ids"][token]
+    ids_T = torch.from_numpy(ids)
+    flat = Flat(ids_T, torch.zeros_like(ids_T), torch.from_numpy(starts), frame.pad)
+    return flat, place, token
+
+
+@torch.inference_mode()
 def _logits(policy: PolicyModel, pieces: Pieces) -> Floats:
-    """(T, C): the logits of every token of every piece, read in batches of pieces of similar length."""
-    import torch
-
-    logits = np.zeros((int(pieces.offsets[-1]), 2 if policy.config.head == "spans" else 1))
-    device = next(policy.parameters()).device
+    """(T, C): the logits of every token of every piece."""
+    flat, place, _ = flat_of(pieces, np.arange(len(pieces)))
+    logits = torch.zeros(len(flat.ids), COLUMNS[policy.config.head], dtype=torch.float64)
     policy.eval()
-    with torch.inference_mode():
-        for rows in _by_length(np.diff(pieces.offsets), pieces.length):
-            size = np.diff(pieces.offsets)[rows]
-            frame = pieces.frame
-            width = int(size.max()) + (frame.first >= 0) + (frame.last >= 0)
-            laid = framed(size, np.arange(len(rows)), length=width, frame=frame)
-            token = listed(pieces.offsets[rows], size)  # in the corpus
-            lines = (laid.ids(pieces.columns["input_ids"][token]), laid.present())
-            batch = (torch.from_numpy(line.reshape(laid.shape)).to(device) for line in lines)
-            out = policy(*batch).float().cpu().numpy().reshape(len(rows) * width, -1)
-            logits[token] = out[laid.at]
-    return logits
+    for rows, batch in batches(flat, next(policy.parameters()).device):
+        at, real = flat.at(rows)
+        out = policy(batch["input_ids"], batch["attention_mask"]).double().cpu()
+        logits[at[real]] = out.reshape(*at.shape, -1)[real]
+    return logits.numpy()[place]
 
 
-def _by_length(sizes: Ints, length: int) -> Iterator[Ints]:
-    """Numbers of pieces, the longest first, in batches of some ``BATCH_TOKENS`` tokens."""
-    order = np.argsort(-sizes, kind="stable")
-    start = 0
-    while start < len(order):
-        count = max(1, BATCH_TOKENS // (int(sizes[order[start]]) + 2))
-        yield order[start : start + count]
-        start += count
-
-
-def _padded(values_W: Floats, piece_W: Ints, pieces: int, empty: float) -> Floats:
-    """(P, W'): the words of each piece in a row."""
+def _padded(values_W: Floats, piece_W: Ints, pieces: int) -> Floats:
+    """(P, W'): the words of each piece in a row, and −∞."""
     real = _real(piece_W, pieces)
-    padded = np.full(real.shape, empty)
+    padded = np.full(real.shape, -np.inf)
     padded[real] = values_W
     return padded
 
