@@ -15,11 +15,12 @@ from transformers import BartConfig, BartForConditionalGeneration
 
 import training_tools as tools
 from maskwise.keys import Keys
-from maskwise.learning.gradients import InnerStep, Losses, MetaGradient, meta_gradient, score_function
+from maskwise.learning.gradients import InnerStep, Losses, MetaGradient, meta_gradient
 from maskwise.learning.relaxation import Choice, RelaxedDenoising, choose
 from maskwise.masking import AnnotatedBatch, gather
 from maskwise.masking.vocabulary import Vocabulary
 from maskwise.objectives import Denoising, MaskedLanguageModelling
+from reinforce import log_probability, score_function
 
 VOCABULARY = Vocabulary.of(tools.tokenizer())
 MASK = tools.tokenizer().mask_token_id
@@ -351,7 +352,7 @@ def test_reinforce_against_all_selections() -> None:
     outer_D = values[torch.tensor([code[c] for c in codes])]
     # Each draw has logits of its own, so that one backward pass gives the score of every draw.
     logits = LOGIT.detach().repeat(draws).requires_grad_()
-    surrogate = score_function(choice.log_probability(logits), outer_D)
+    surrogate = score_function(log_probability(choice, logits), outer_D)
     score = torch.autograd.grad(surrogate, logits)[0].view(draws, -1) * draws
     mean, error = score.mean(0), score.std(0) / math.sqrt(draws)
     assert float(error.norm() / right.norm()) <= 0.02

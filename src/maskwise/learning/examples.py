@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -222,20 +222,12 @@ class Masked:
         answer: (B, L) bool, the tokens of right answers.
         choice: units and what was chosen.
         logit_U: (U,) the units' scores, with a graph.
-        batch, logit_BL, key: what the choice was made of.
     """
 
     inputs: Mapping[str, Tensor]
     answer: Tensor
     choice: Choice
     logit_U: Tensor
-    batch: AnnotatedBatch
-    logit_BL: Tensor
-    key: int
-
-    def again(self, settings: MetaSettings, key: int) -> Masked:
-        """Another choice by the same scores."""
-        return replace(self, choice=_chosen(self.batch, self.logit_BL, settings, key), key=key)
 
     def answers(self) -> Tensor:
         """(B,) the share of each row's weight that lies on answers; NaN where the row has none."""
@@ -253,13 +245,9 @@ def masked_by(
     attention = torch.from_numpy(batch.present.astype(np.int64)).view(batch.shape)
     inputs = {"input_ids": batch.tensor("input_ids").to(device), "attention_mask": attention.to(device)}
     logit_BL = policy(inputs["input_ids"], inputs["attention_mask"]) / settings.temperature
-    choice = _chosen(batch, logit_BL, settings, key)
-    return Masked(inputs, answer.to(device), choice, choice.unit_logits(logit_BL), batch, logit_BL, key)
-
-
-def _chosen(batch: AnnotatedBatch, logit_BL: Tensor, settings: MetaSettings, key: int) -> Choice:
     keys = Keys(batch.example_id, seed=key, epoch=None)
-    return choose(batch, logit_BL, settings.ratio, keys, units=settings.units)
+    choice = choose(batch, logit_BL, settings.ratio, keys, units=settings.units)
+    return Masked(inputs, answer.to(device), choice, choice.unit_logits(logit_BL))
 
 
 def even(input_ids: Tensor, attention_mask: Tensor) -> Tensor:

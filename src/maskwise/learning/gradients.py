@@ -15,7 +15,7 @@ numbers (``BACKENDS``):
     time two more passes for each step. To leave out the second line is a mistake wherever a step follows the masked
     one; the cosine to the right gradient was .74 at a rate of 1 (tests/test_gradients.py).
 
-``score_function`` (REINFORCE) is the unbiased reference for what both relax: the hard choice of units.
+Tests compare both with REINFORCE, the unbiased estimate for what they relax: the hard choice of units.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ def meta_gradient(
         backend: a key of ``BACKENDS``.
         epsilon: length of the step aside of a finite difference, in the space of the parameters. None: .01 in single
             precision, as in DARTS (Liu et al. 2019, arXiv 1806.09055); .001 in double, where rounding allows it.
-        agree: adds up gradients over ranks, where each has a part of the batch (``finite-difference`` only).
+        agree: adds up gradients over ranks, where each has a part of the batch; ``exact`` works on one rank.
 
     >>> theta = {"x": torch.tensor(1.0, dtype=torch.float64)}
     >>> step = InnerStep(lambda theta, mask: mask * theta["x"] ** 2, rate=0.25, mask=torch.tensor(1.0).double())
@@ -156,7 +156,6 @@ def meta_gradient(
     some = next(iter(theta.values()))
     with torch.autocast(some.device.type, enabled=False):
         if backend == "exact":
-            assert agree is None, "the exact back-end works on one rank"
             with sdpa_kernel(SDPBackend.MATH):
                 return _exact(theta, steps, outer)
         assert backend in BACKENDS, backend
@@ -245,23 +244,3 @@ def _moved(theta: Parameters, direction: Mapping[str, Tensor], factor: float) ->
 
 def _dot(a: Parameters, b: Parameters) -> float:
     return float(torch.stack([(a[name].double() * b[name].double()).sum() for name in a]).sum())
-
-
-def score_function(log_probability_D: Tensor, outer_D: Tensor) -> Tensor:
-    """A scalar whose gradient is the score-function (REINFORCE) estimate of the gradient of the expected outer loss.
-
-    The loss of each draw is compared with the mean of the *other* draws, which leaves the estimate unbiased and takes
-    most of its variance away.
-
-    Args:
-        log_probability_D: (D,) of the choice that was drawn, with a graph (``Choice.log_probability``).
-        outer_D: (D,) the outer loss after that choice; D ≥ 2.
-
-    >>> logit = torch.zeros(2, requires_grad=True)
-    >>> log_p = logit.log_softmax(0)[torch.tensor([0, 1])]  # one draw of either unit; the second loss is lower
-    >>> torch.autograd.grad(score_function(log_p, torch.tensor([1.0, 0.0])), logit)[0].tolist()
-    [0.5, -0.5]
-    """
-    draws = len(outer_D)
-    advantage_D = (outer_D - outer_D.mean()) * (draws / (draws - 1))
-    return (advantage_D.detach() * log_probability_D).mean()

@@ -16,7 +16,7 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -30,7 +30,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.folders import damage, read_json, write_folder
 from maskwise.keys import Array, fold, permutation
 from maskwise.learning.examples import Examples, Masked, even, masked_by
-from maskwise.learning.gradients import InnerStep, Loss, Losses, Parameters, meta_gradient, score_function
+from maskwise.learning.gradients import InnerStep, Loss, Losses, Parameters, meta_gradient
 from maskwise.learning.settings import MetaSettings
 from maskwise.training import TrainingSettings
 from maskwise.training.optim import Optimizers, load_state, state_of
@@ -101,8 +101,14 @@ class MetaLearner:
         self, losses: Losses, policy: nn.Module, train: Examples, dev: Examples, settings: MetaSettings,
         training: TrainingSettings,
     ):  # fmt: skip
-        self.losses, self.policy, self.train, self.dev, self.settings = losses, policy, train, dev, settings
-        self.rank, self.ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        self.losses = losses
+        self.policy = policy
+        self.train = train
+        self.dev = dev
+        self.settings = settings
+        started = dist.is_initialized()
+        self.rank = dist.get_rank() if started else 0
+        self.ranks = dist.get_world_size() if started else 1
         if settings.batch_size % self.ranks:
             got = f"{settings.batch_size} for {self.ranks}"
             raise MaskwiseError("learning.meta.batch_size must be a multiple of the processes", got=got)
@@ -112,7 +118,8 @@ class MetaLearner:
         losses.eval()
         policy.eval()
         self.device = next(losses.parameters()).device
-        self.average, self.clip = copy.deepcopy(policy), training.clip or math.inf
+        self.average = copy.deepcopy(policy)
+        self.clip = training.clip or math.inf
         self.best = values_of(policy)
         constant = {"decay": "constant", "warmup": 0.0, "steps": settings.steps}
         self.optimizers = Optimizers(losses, training.model_copy(update=constant))
@@ -150,25 +157,21 @@ class MetaLearner:
         outer_rows = self._rows(number, 1) if s.outer == "other" else np.concatenate(parts)
         outer = self._task(outer_rows)
         self.policy.zero_grad()
-        if s.gradient == "reinforce":
-            line = self._reinforce(parts, masked, outer)
-        else:
-            masks = [m.choice.mask(m.logit_U) for m in masked]
-            steps = self._inner(parts, masked, budgets, masks)
-            result = meta_gradient(self.losses.parameters_now(), steps, outer, backend=s.gradient, agree=self._agree)
-            result.backward(steps, retain_graph=s.entropy > 0)
-            line = {"outer": result.outer, "inner": result.inner[0]}
-            if s.learn_rates:
-                self._learn_rates(result.rates)
+        masks = [m.choice.mask(m.logit_U) for m in masked]
+        steps = self._inner(parts, masked, budgets, masks)
+        result = meta_gradient(self.losses.parameters_now(), steps, outer, backend=s.gradient, agree=self._agree)
+        result.backward(steps, retain_graph=s.entropy > 0)
+        if s.learn_rates:
+            self._learn_rates(result.rates)
         entropy = torch.stack([m.choice.entropy(m.logit_U) for m in masked]).mean()
         if s.entropy:
             (-s.entropy / self.ranks * entropy).backward()
-        if self._agree:
-            self._agree([p.grad for p in self.policy.parameters() if p.grad is not None])
+        gradients = _gradients(self.policy)
+        self._agree(gradients)
         norm = float(nn.utils.clip_grad_norm_(self.policy.parameters(), s.clip or math.inf))
-        if not (math.isfinite(line["outer"]) and math.isfinite(norm)):
-            raise Diverged(f"outer loss {line['outer']:.3g} and gradient {norm:.3g} at step {number + 1}")
-        self.slopes.add([p.grad for p in self.policy.parameters() if p.grad is not None])
+        if not (math.isfinite(result.outer) and math.isfinite(norm)):
+            raise Diverged(f"outer loss {result.outer:.3g} and gradient {norm:.3g} at step {number + 1}")
+        self.slopes.add(gradients)
         self.adam.step()
         self._follow()
         if s.reset_every and (number + 1) % s.reset_every == 0:
@@ -176,18 +179,26 @@ class MetaLearner:
         else:
             self._move(parts, masked, budgets)
         self.now.step += 1
-        answers = float(torch.cat([m.answers() for m in masked]).nanmean())
-        own = {"grad_norm": norm, "entropy": float(entropy.detach()), "answers": answers}
-        return {**line, **own, "mask_rate": self.now.mask_rate, "task_rate": self.now.task_rate}
+        return {
+            "outer": result.outer,
+            "inner": result.inner[0],
+            "grad_norm": norm,
+            "entropy": float(entropy.detach()),
+            "answers": float(torch.cat([m.answers() for m in masked]).nanmean()),
+            "mask_rate": self.now.mask_rate,
+            "task_rate": self.now.task_rate,
+        }
 
     def _rows(self, number: int, order: int) -> Array:
         """This rank's examples of a batch: the epochs' permutations one behind the other, in one of two orders."""
         size, batch_size = len(self.train), self.settings.batch_size
         place = np.arange(number * batch_size, (number + 1) * batch_size)
         seed = fold(self.settings.seed, order, 0xE0)
-        epochs = {int(e): permutation(size, seed=seed, epoch=int(e)).numpy() for e in np.unique(place // size)}
-        rows = np.array([epochs[int(p) // size][int(p) % size] for p in place])
-        return rows[self.rank :: self.ranks]
+        rows = []
+        for epoch in np.unique(place // size).tolist():
+            inside = place[place // size == epoch] % size
+            rows.append(permutation(size, seed=seed, epoch=epoch).numpy()[inside])
+        return np.concatenate(rows)[self.rank :: self.ranks]
 
     def _task(self, rows: Array) -> Loss:
         """The task's loss over these rows and those of the other ranks."""
@@ -219,21 +230,6 @@ class MetaLearner:
             slope = rate * sum(slopes[place::pair])
             setattr(self.now, name, rate * math.exp(-0.1 * math.tanh(slope)))
 
-    def _reinforce(self, parts: Sequence[Array], masked: Sequence[Masked], outer: Loss) -> dict[str, float]:
-        """The score function over several choices by the same scores: backward, and what is logged."""
-        theta, values, log_p, inner = self.losses.parameters_now(), [], [], []
-        for draw in range(self.settings.draws):
-            own = [m.again(self.settings, fold(m.key, draw)) if draw else m for m in masked]
-            steps = self._inner(parts, own, [m.choice.budget for m in own], [m.choice.hard() for m in own])
-            after, first = _descended(theta, steps)
-            with torch.no_grad():
-                values.append(float(outer(after, None)))
-            inner.append(first)
-            log_p.append(torch.stack([m.choice.log_probability(m.logit_U).sum() for m in own]).sum())
-        outer_D = torch.tensor(values)
-        score_function(torch.stack(log_p), outer_D).backward(retain_graph=self.settings.entropy > 0)
-        return {"outer": float(outer_D.mean()), "inner": float(np.mean(inner))}
-
     def _follow(self) -> None:
         """Let the average take in the policy of now; at first it follows more closely."""
         keep = min(self.settings.average, (1 + self.now.step) / (10 + self.now.step))
@@ -250,10 +246,8 @@ class MetaLearner:
     def _descend(self, loss: Tensor) -> None:
         """An ordinary step of the model."""
         loss.backward()
-        parameters = list(self.losses.parameters())
-        if self._agree:
-            self._agree([p.grad for p in parameters if p.grad is not None])
-        nn.utils.clip_grad_norm_(parameters, self.clip)
+        self._agree(_gradients(self.losses))
+        nn.utils.clip_grad_norm_(self.losses.parameters(), self.clip)
         self.optimizers.step()
         self.optimizers.zero_grad()
 
@@ -267,15 +261,16 @@ class MetaLearner:
 
     # Ranks --------------------------------------------------------------------------------------------------------
 
-    @property
-    def _agree(self) -> Callable[[Iterable[Tensor]], None] | None:
-        return _add_up if self.ranks > 1 else None
+    def _agree(self, tensors: Iterable[Tensor]) -> None:
+        """Add up tensors over all ranks, in place."""
+        if self.ranks > 1:
+            for tensor in tensors:
+                dist.all_reduce(tensor)
 
     def _total(self, own: Tensor) -> Tensor:
         """A number of this rank, added up over all."""
         total = own.detach().clone().float()
-        if self.ranks > 1:
-            dist.all_reduce(total)
+        self._agree([total])
         return total
 
     # Judging ------------------------------------------------------------------------------------------------------
@@ -394,6 +389,5 @@ def set_values(module: nn.Module, values: Mapping[str, Tensor]) -> None:
             value.copy_(values[name])
 
 
-def _add_up(tensors: Iterable[Tensor]) -> None:
-    for tensor in tensors:
-        dist.all_reduce(tensor)
+def _gradients(module: nn.Module) -> list[Tensor]:
+    return [value.grad for value in module.parameters() if value.grad is not None]

@@ -94,7 +94,7 @@ class Overflow(MaskwiseError):
 
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """A selection as tensors: what the relaxation and the score function need to know of it.
+    """A selection as tensors: what the relaxation needs to know of it.
 
     Attributes:
         shape: (B, L) of the rows.
@@ -176,29 +176,6 @@ class Choice:
         """Nats, the mean over pieces: how evenly weight is spread over the units of a piece."""
         share_U = self.shares(logit_U)
         return -(share_U * share_U.clamp(min=1e-30).log()).sum() / len(self.budget_P)
-
-    def log_probability(self, logit_U: Tensor) -> Tensor:
-        """(P,) the log-probability of the order in which the units of each piece were tried, with its gradient.
-
-        Units that were skipped because they did not fit were tried too. Tries after the last unit that was chosen
-        change nothing and do not count: any order of theirs gives the same choice.
-        """
-        order = self.order_A
-        logit_A, piece_A = logit_U[order], self.piece_U[order]
-        pieces = len(self.budget_P)
-        place_A = torch.arange(len(order), device=order.device)
-        last_P = place_A.new_full((pieces,), -1).scatter_reduce(
-            0, piece_A, torch.where(self.chosen_U[order], place_A, -1), "amax"
-        )
-        # The race is run backwards, so that the sums of what remained are logcumsumexp; a piece at a time is a row.
-        first_P = place_A.new_full((pieces,), len(order)).scatter_reduce(0, piece_A, place_A, "amin")
-        column_A = place_A - first_P[piece_A]
-        width = int(column_A.max()) + 1 if len(order) else 0
-        table = logit_A.new_full((pieces, width), -torch.inf)
-        table = table.index_put((piece_A, column_A), logit_A)
-        remaining = table.flip(1).clamp(min=-1e30).logcumsumexp(1).flip(1)[piece_A, column_A]
-        tried_A = place_A <= last_P[piece_A]
-        return logit_A.new_zeros(pieces).index_add(0, piece_A, torch.where(tried_A, logit_A - remaining, 0.0))
 
 
 def choose(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from maskwise.tasks import FinetuneSettings
 from maskwise.training import TrainingSettings
@@ -49,11 +49,11 @@ class MetaSettings(BaseModel):
     outer: Literal["same", "other"] = "same"
     """The examples of the outer loss: those of the inner steps, or as many others."""
 
-    gradient: Literal["exact", "finite-difference", "reinforce"] = "finite-difference"
-    """How the meta-gradient is computed; ``reinforce`` is unbiased, slow and noisy: a reference."""
+    gradient: Literal["exact", "finite-difference"] = "finite-difference"
+    """How the meta-gradient is computed."""
 
-    draws: int = Field(8, ge=2)
-    """Masks of an outer step for ``reinforce``; the other two take one."""
+    draws: Literal[8] = 8
+    """Without effect; part of the names of stages that were recorded."""
 
     units: Literal["token", "word"] = "word"
     """What is masked together while learning."""
@@ -94,6 +94,13 @@ class MetaSettings(BaseModel):
 
     seed: int = 0
     """Decides order, contexts and masks."""
+
+    @field_validator("gradient", mode="before")
+    @classmethod
+    def _no_reinforce(cls, gradient: object) -> object:
+        if gradient == "reinforce":
+            raise ValueError("reinforce is gone; take exact, or finite-difference")
+        return gradient
 
 
 class PolicySettings(BaseModel):
