@@ -41,9 +41,14 @@ def occurrences(answer: str, text: str) -> list[tuple[int, int]]:
     [(4, 7), (17, 20)]
     """
     answer = answer.strip()
-    ends = (r"(?<!\w)" if answer[:1].isalnum() else "", r"(?!\w)" if answer[-1:].isalnum() else "")
-    pattern = re.compile(ends[0] + re.escape(answer) + ends[1], re.IGNORECASE)
-    return [match.span() for match in pattern.finditer(text)] if answer else []
+    if not answer:
+        return []
+    pattern = re.escape(answer)
+    if answer[0].isalnum():
+        pattern = r"(?<!\w)" + pattern
+    if answer[-1].isalnum():
+        pattern += r"(?!\w)"
+    return [match.span() for match in re.finditer(pattern, text, re.IGNORECASE)]
 
 
 def find_contexts(
@@ -71,12 +76,12 @@ def find_contexts(
     for question, rights in zip(questions, answers, strict=True):
         asked = dict.fromkeys(_WORD.findall(question.casefold()))
         rarity = {word: math.log((1 + len(texts)) / (1 + len(holders[word]))) for word in asked if word in holders}
-        telling: set[int] = set()
+        telling = set[int]()
         for right in rights:
             parts = _WORD.findall(right.casefold())
             if parts:
                 rarest = min(parts, key=lambda word: len(holders.get(word, ())))
-                telling |= {place for place in holders.get(rarest, ()) if occurrences(right, texts[place])}
+                telling.update(place for place in holders.get(rarest, ()) if occurrences(right, texts[place]))
         score = {place: sum(rarity[word] for word in rarity if word in words[place]) for place in telling}
         best = max(score.values(), default=0)
         contexts.append([place for place in sorted(telling) if best > 0 and score[place] >= NEARLY * best][:most])
@@ -88,11 +93,11 @@ class Examples:
     """N examples of a task, each with the contexts that it can be learned from.
 
     Attributes:
-        contexts: rows of C contexts for a masker, as ``maskwise.text.encode`` gives them.
+        contexts: rows of C contexts for a masker, as ``maskwise.text.encode`` gives them, and under ``answer`` whether
+            a token is in an answer: to see what a policy does, never to learn from.
         starts: (N + 1,) the contexts of example n are ``starts[n]`` to ``starts[n + 1]``.
         rows: (N,) the row of ``data`` for each example.
         data: the task's rows as tensors.
-        answer: C lists of bool, whether a token is in an answer; to see what a policy does, never to learn from.
         without: rows of the task that were left out because they have no context.
         vocabulary: of the tokenizer.
     """
@@ -101,7 +106,6 @@ class Examples:
     starts: Array
     rows: Array
     data: Data
-    answer: Sequence[Array]
     without: int
     vocabulary: Vocabulary
 
@@ -110,9 +114,16 @@ class Examples:
 
     @classmethod
     def of(
-        cls, task: Task, split: str, tokenizer: PreTrainedTokenizerBase, *, texts: Sequence[str] = (),
-        length: int = 128, max_length: int = 64, most: int = 4,
-    ) -> Examples:  # fmt: skip
+        cls,
+        task: Task,
+        split: str,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        texts: Sequence[str] = (),
+        length: int = 128,
+        max_length: int = 64,
+        most: int = 4,
+    ) -> Examples:
         """The examples of a split.
 
         Args:
@@ -129,33 +140,36 @@ class Examples:
         if None in own:
             places = find_contexts([row.texts[0] for row in rows], [*map(rights_of, rows)], texts, most=most)
         else:
-            texts = [*dict.fromkeys(map(str, own))]
-            number = {text: place for place, text in enumerate(texts)}
-            places = [[number[str(text)]] for text in own]
-        kept = np.array([n for n, own in enumerate(places) if own], np.int64)
-        if not len(kept):
+            number: dict[str, int] = {}
+            places = [[number.setdefault(str(text), len(number))] for text in own]
+            texts = list(number)
+        kept = [n for n, found in enumerate(places) if found]
+        if not kept:
             got = f"{len(rows)} rows of {task.name}, {len(texts)} texts"
             what = "no text tells an answer to any row of the task"
             raise MaskwiseError(what, got=got, do="learn from a corpus that tells them")
-        used = sorted({place for own in places for place in own})
-        place_of = {place: number for number, place in enumerate(used)}
-        contexts = encode_texts(tokenizer, [texts[place] for place in used], max_length=length)
-        rights: list[list[str]] = [[] for _ in used]
+
+        order: list[int] = []
+        rights: dict[int, list[str]] = {}
         for n in kept:
+            order += places[n]
             for place in places[n]:
-                rights[place_of[place]] += rights_of(rows[n])
-        answer = [
-            answers_in(tokenizer, texts[place], own, row["word_ids"])
-            for place, own, row in zip(used, rights, contexts, strict=True)
-        ]
-        order = [place_of[place] for n in kept for place in places[n]]
-        counts = [len(places[n]) for n in kept]
+                rights.setdefault(place, []).extend(rights_of(rows[n]))
+        used = sorted(rights)  # a context that several rows share is read once
+        contexts = {}
+        for place, row in zip(used, encode_texts(tokenizer, [texts[place] for place in used], max_length=length)):
+            inside = answers_in(tokenizer, texts[place], rights[place], row["word_ids"])
+            contexts[place] = {**row, "answer": inside}
         data = encode(task, tokenizer, max_length=max_length)[split]
         warn_of_cuts(task, {split: data})
         return cls(
-            [contexts[c] for c in order], np.concatenate(([0], np.cumsum(counts))), kept,
-            data, [answer[c] for c in order], len(rows) - len(kept), Vocabulary.of(tokenizer),
-        )  # fmt: skip
+            contexts=[contexts[place] for place in order],
+            starts=np.cumsum([0, *(len(places[n]) for n in kept)]),
+            rows=np.array(kept, np.int64),
+            data=data,
+            without=len(rows) - len(kept),
+            vocabulary=Vocabulary.of(tokenizer),
+        )
 
     def batch(self, examples: Array, *, seed: int) -> tuple[AnnotatedBatch, Tensor]:
         """One context of each example, and (B, L) bool: its answers.
@@ -164,14 +178,14 @@ class Examples:
             examples: (B,) in [0, N).
             seed: which of its contexts an example gets: a function of the seed and the example.
         """
-        first, count = self.starts[examples], self.starts[examples + 1] - self.starts[examples]
-        draws = np.array([fold(seed, int(example), 0xC0) for example in examples])
+        first = self.starts[examples]
+        count = self.starts[examples + 1] - first
+        draws = np.array([fold(seed, example, 0xC0) for example in examples.tolist()])
         chosen = first + draws % count
         # Two examples may share a context; each has draws of its own.
-        rows = [
-            {**self.contexts[c], "example_id": fold(int(c), int(n)), "answer": self.answer[c]}
-            for c, n in zip(chosen, examples, strict=True)
-        ]
+        rows = []
+        for c, n in zip(chosen.tolist(), examples.tolist(), strict=True):
+            rows.append({**self.contexts[c], "example_id": fold(c, n)})
         batch = gather(rows, self.vocabulary)
         answer = batch.layers.pop("answer").reshape(batch.shape) > 0
         return batch, torch.from_numpy(answer)
@@ -237,9 +251,14 @@ class Masked:
 
 
 def masked_by(
-    policy: Scorer, examples: Examples, rows: Array, settings: MetaSettings, *, key: int,
+    policy: Scorer,
+    examples: Examples,
+    rows: Array,
+    settings: MetaSettings,
+    *,
+    key: int,
     device: torch.device | str = "cpu",
-) -> Masked:  # fmt: skip
+) -> Masked:
     """One context of each of some examples, scored by a policy and masked by the scores; ``key`` decides all draws."""
     batch, answer = examples.batch(rows, seed=key)
     attention = torch.from_numpy(batch.present.astype(np.int64)).view(batch.shape)

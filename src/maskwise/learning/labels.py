@@ -14,7 +14,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import chain, pairwise
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -27,6 +28,9 @@ from maskwise.tasks.labels import TextRow
 from maskwise.tasks.questions import read_answers
 from maskwise.tasks.task import SPLITS, Row, Task
 from maskwise.text.words import classify, word_starts
+
+Place: TypeAlias = tuple[int, int]
+"""(start, end) in characters."""
 
 NOT_THERE = "answers that do not stand in their context"
 NO_WORD = "targets of which no content word stands in the source"
@@ -73,7 +77,7 @@ class Labels:
     """
 
     kind: str
-    splits: Mapping[str, Sequence[Marked]]
+    splits: dict[str, list[Marked]]
     counts: Counter[str] = field(default_factory=Counter)
 
     @property
@@ -83,7 +87,11 @@ class Labels:
 
     def marked(self, *splits: str) -> list[Marked]:
         """The texts that have a label, of the first of these splits that has some."""
-        return next((kept for split in splits if (kept := [each for each in self.splits[split] if each.spans])), [])
+        for split in splits:
+            kept = [each for each in self.splits[split] if each.spans]
+            if kept:
+                return kept
+        return []
 
 
 def answer_labels(pairs: Iterable[tuple[str, Sequence[str]]], counts: Counter[str]) -> list[Marked]:
@@ -94,21 +102,22 @@ def answer_labels(pairs: Iterable[tuple[str, Sequence[str]]], counts: Counter[st
     >>> answer_labels(pairs, counts)[0].spans, counts[NOT_THERE]
     (((8, 10), (12, 14)), 1)
     """
-    found: dict[str, list[tuple[tuple[str, ...], list[tuple[int, int]]]]] = {}
+    found: dict[str, tuple[list[Place], list[tuple[str, ...]]]] = {}
     for context, answers in pairs:
-        there = {answer: places for answer in dict.fromkeys(answers) if (places := occurrences(answer, context))}
+        there = []
+        places = set[Place]()
+        for answer in dict.fromkeys(answers):
+            spans = occurrences(answer, context)
+            if spans:
+                there.append(answer)
+                places.update(spans)
         if not there:
             counts[NOT_THERE] += 1
             continue
-        places = sorted({place for some in there.values() for place in some})
-        found.setdefault(context, []).append((tuple(there), places))
-    return [
-        Marked(
-            context, tuple(sorted(place for _, places in asked for place in places)),
-            tuple(answers for answers, _ in asked),
-        )
-        for context, asked in found.items()
-    ]  # fmt: skip
+        every, questions = found.setdefault(context, ([], []))
+        every += places
+        questions.append(tuple(there))
+    return [Marked(text, tuple(sorted(every)), tuple(asked)) for text, (every, asked) in found.items()]
 
 
 def target_labels(pairs: Iterable[tuple[str, Sequence[str]]], counts: Counter[str]) -> list[Marked]:
@@ -119,22 +128,27 @@ def target_labels(pairs: Iterable[tuple[str, Sequence[str]]], counts: Counter[st
     """
     marked = []
     for source, targets in pairs:
-        wanted = {word.casefold() for target in targets for word in words_of(target)[0]} - FUNCTION_WORDS
-        spans = [
-            place for word, place in zip(*words_of(source))
-            if word.casefold() in wanted and any(map(str.isalnum, word))
-        ]  # fmt: skip
+        wanted = set[str]()
+        for target in targets:
+            wanted.update(word.casefold() for word, _ in words_of(target))
+        wanted -= FUNCTION_WORDS
+        spans = []
+        for word, place in words_of(source):
+            if word.casefold() in wanted and any(map(str.isalnum, word)):
+                spans.append(place)
         counts[NO_WORD] += not spans
         marked.append(Marked(source, tuple(spans)))
     return marked
 
 
-def words_of(text: str) -> tuple[list[str], list[tuple[int, int]]]:
-    """The words of a text and their characters."""
+def words_of(text: str) -> list[tuple[str, Place]]:
+    """The words of a text, each with its characters."""
     begin = np.flatnonzero(word_starts(classify(text))).tolist()
-    ends = [*begin[1:], len(text)]
-    places = [(start, start + len(text[start:end].rstrip())) for start, end in zip(begin, ends)]
-    return [text[start:end] for start, end in places], places
+    words = []
+    for start, end in pairwise([*begin, len(text)]):
+        word = text[start:end].rstrip()
+        words.append((word, (start, start + len(word))))
+    return words
 
 
 Confidence = Callable[[Sequence[str], Sequence[int]], np.ndarray]
@@ -145,17 +159,16 @@ def classifier_labels(rows: Sequence[tuple[str, int]], confidence: Confidence, *
     """(text, class) rows → the words without which the classifier is less sure of the class, by ``drop`` at least."""
     shown: list[str] = []
     classes: list[int] = []
-    edges = [0]
-    every = [words_of(text)[1] for text, _ in rows]
-    for (text, label), places in zip(rows, every, strict=True):
-        shown += [text, *(text[:start] + text[end:] for start, end in places)]
-        classes += [label] * (1 + len(places))
-        edges.append(len(shown))
-    sure = confidence(shown, classes)
-    return [
-        Marked(text, tuple(place for place, p in zip(places, sure[first + 1 : last]) if sure[first] - p >= drop))
-        for (text, _), places, first, last in zip(rows, every, edges, edges[1:])
-    ]
+    for text, label in rows:
+        without = [text[:start] + text[end:] for _, (start, end) in words_of(text)]
+        shown += [text, *without]
+        classes += [label] * (1 + len(without))
+    sure = iter(confidence(shown, classes).tolist())
+    marked = []
+    for text, _ in rows:
+        whole = next(sure)
+        marked.append(Marked(text, tuple(place for _, place in words_of(text) if whole - next(sure) >= drop)))
+    return marked
 
 
 # From a task --------------------------------------------------------------------------------------------------------
@@ -178,34 +191,37 @@ def labels_of(
         MaskwiseError: nothing to label, or a task that tells nothing: answers of which none stands in its context, a
             classification task of one class, targets that share no word with their sources.
     """
-    if kind in (None, "answers") and (records := _with_contexts(spec)):
+    records = _with_contexts(spec) if kind in (None, "answers") else None
+    if records:
         return _checked(_answers(records, spec), spec)
     task = load_task(spec)
     rows = {split: task.splits[split] for split in SPLITS}
-    first = next(row for part in rows.values() for row in part)
+    first = next(chain.from_iterable(rows.values()))
     if kind in (None, "classifier") and isinstance(first, TextRow):
         return _checked(_by_classifier(task, classifier, drop), spec)
     if kind == "classifier" or not rights_of(first):
         what = f"task {task.name} gives no labels of this kind"
         do = "take learning.method: meta, which needs none"
         raise MaskwiseError(what, got=f"labels {kind}, kind of task {task.kind.name}", do=do)
-    if kind != "target-words" and (texts or getattr(first, "context", None)):
-        counts: Counter[str] = Counter()
-        pairs = {split: _told(part, texts, counts) for split, part in rows.items()}
-        labels = Labels("answers", {split: answer_labels(part, counts) for split, part in pairs.items()}, counts)
+    has_context = bool(getattr(first, "context", None))
+    if kind != "target-words" and (texts or has_context):
+        labels = Labels("answers", {})
+        for split, part in rows.items():
+            labels.splits[split] = answer_labels(_told(part, texts, labels.counts), labels.counts)
         told = sum(len(each.questions) for each in labels.splits["train"])
-        if kind or getattr(first, "context", None) or told >= LEAST_TOLD * len(rows["train"]):
+        if kind or has_context or told >= LEAST_TOLD * len(rows["train"]):
             return _checked(labels, spec)
-    counts = Counter()
-    words = {split: [(row.texts[0], rights_of(row)) for row in part] for split, part in rows.items()}
-    targets = Labels("target-words", {split: target_labels(part, counts) for split, part in words.items()}, counts)
-    return _checked(targets, spec)
+    labels = Labels("target-words", {})
+    for split, part in rows.items():
+        pairs = [(row.texts[0], rights_of(row)) for row in part]
+        labels.splits[split] = target_labels(pairs, labels.counts)
+    return _checked(labels, spec)
 
 
 def _checked(labels: Labels, spec: str) -> Labels:
     """Refuse labels that teach nothing."""
     if labels.kind == "target-words":
-        marked = [each for part in labels.splits.values() for each in part]
+        marked = list(chain.from_iterable(labels.splits.values()))
         share = sum(bool(each.spans) for each in marked) / max(1, len(marked))
         if share < LEAST_TARGETS:
             what = f"the targets of task {spec} share hardly a word with their sources: labels would teach nothing"
@@ -224,26 +240,30 @@ def _with_contexts(spec: str) -> dict[str, list[Mapping[str, Any]]] | None:
         return None
     records = read_splits(spec)
     first = next((part[0] for part in records.values() if part), {})
-    has = any(name in first for name in CONTEXT) and any(name in first for name in ANSWERS)
-    return {split: list(part) for split, part in records.items()} if has else None
+    if first.keys().isdisjoint(CONTEXT) or first.keys().isdisjoint(ANSWERS):
+        return None
+    return {split: list(part) for split, part in records.items()}
 
 
 def _answers(records: Mapping[str, Sequence[Mapping[str, Any]]], spec: str) -> Labels:
     """Cut as ``load_task`` cuts the same file, so that no policy learns from what a task is tested by."""
-    names = {split: shared_names(part) for split, part in records.items()}
-    counts: Counter[str] = Counter()
-    keyed: dict[str, list[tuple[str, tuple[str, list[str]]]]] = {split: [] for split in records}
+    labels = Labels("answers", {})
+    keyed: dict[str, list[tuple[str, tuple[str, list[str]]]]] = {}
     for split, part in records.items():
+        names = shared_names(part)
+        keyed[split] = []
         for number, record in enumerate(part, start=1):
             context = next((record[name] for name in CONTEXT if isinstance(record.get(name), str)), "")
             value = next((record[name] for name in ANSWERS if name in record), None)
             answers = [text for text, _ in read_answers(value, f"row {number} of {split}") if text.strip()]
             if answers:
-                keyed[split].append((shared_text(record, names[split]), (context, answers)))
+                keyed[split].append((shared_text(record, names), (context, answers)))
             else:
-                counts["questions without an answer"] += 1
+                labels.counts["questions without an answer"] += 1
     pairs, _ = splits_of(keyed, f"task {spec!r}")
-    return Labels("answers", {split: answer_labels(part, counts) for split, part in pairs.items()}, counts)
+    for split, told in pairs.items():
+        labels.splits[split] = answer_labels(told, labels.counts)
+    return labels
 
 
 def _told(rows: Sequence[Row], texts: Sequence[str], counts: Counter[str]) -> list[tuple[str, Sequence[str]]]:
@@ -252,23 +272,27 @@ def _told(rows: Sequence[Row], texts: Sequence[str], counts: Counter[str]) -> li
     if all(own):
         return [(str(context), rights_of(row)) for context, row in zip(own, rows)]
     places = find_contexts([row.texts[0] for row in rows], [rights_of(row) for row in rows], texts)
-    counts[NOT_TOLD] += sum(not own for own in places)
-    return [(texts[place], rights_of(row)) for row, own in zip(rows, places, strict=True) for place in own]
+    counts[NOT_TOLD] += places.count([])
+    pairs = []
+    for row, found in zip(rows, places, strict=True):
+        pairs += [(texts[place], rights_of(row)) for place in found]
+    return pairs
 
 
 def _by_classifier(task: Task, classifier: Callable[[Task], Confidence] | None, drop: float) -> Labels:
     number = {label: place for place, label in enumerate(task.labels)}
-    rows = {
-        split: [row for row in task.splits[split] if isinstance(row, TextRow) and row.label in number]
-        for split in SPLITS
-    }
-    if any(row.pair is not None for part in rows.values() for row in part):
-        do = "take learning.method: meta"
-        raise MaskwiseError(f"labels of a classifier are for single texts, and {task.name} has pairs", do=do)
+    rows: dict[str, list[tuple[str, int]]] = {split: [] for split in SPLITS}
+    for split, part in rows.items():
+        for row in task.splits[split]:
+            if not isinstance(row, TextRow) or row.label not in number:
+                continue
+            if row.pair is not None:
+                what = f"labels of a classifier are for single texts, and {task.name} has pairs"
+                raise MaskwiseError(what, do="take learning.method: meta")
+            part.append((row.text, number[row.label]))
     assert classifier is not None, "labels of a classifier need one"
     confidence = classifier(task)
-    splits = {
-        split: classifier_labels([(row.text, number[row.label]) for row in part], confidence, drop=drop)
-        for split, part in rows.items()
-    }
-    return Labels("classifier", splits)
+    labels = Labels("classifier", {})
+    for split, part in rows.items():
+        labels.splits[split] = classifier_labels(part, confidence, drop=drop)
+    return labels
