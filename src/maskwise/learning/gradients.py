@@ -40,6 +40,10 @@ Agree: TypeAlias = Callable[[Iterable[Tensor]], None]
 """Adds up the gradients of all ranks, in place."""
 
 
+def alone(tensors: Iterable[Tensor]) -> None:
+    """Of one rank there is nothing to add up."""
+
+
 @dataclass(frozen=True)
 class InnerStep:
     """One step of plain gradient descent, θ ← θ − rate·∇loss(θ, mask).
@@ -133,7 +137,7 @@ class Losses(nn.Module):
 
 def meta_gradient(
     theta: Parameters, steps: Sequence[InnerStep], outer: Loss, *, backend: str = "finite-difference",
-    epsilon: float | None = None, agree: Agree | None = None,
+    epsilon: float | None = None, agree: Agree = alone,
 ) -> MetaGradient:  # fmt: skip
     """The derivative of the outer loss after inner steps, by the masks and the rates of these steps.
 
@@ -160,7 +164,7 @@ def meta_gradient(
                 return _exact(theta, steps, outer)
         assert backend in BACKENDS, backend
         aside = epsilon or (0.001 if some.dtype == torch.float64 else 0.01)
-        return _finite_difference(theta, steps, outer, aside, agree or (lambda tensors: None))
+        return _finite_difference(theta, steps, outer, aside, agree)
 
 
 BACKENDS = ("exact", "finite-difference")
@@ -189,48 +193,47 @@ def _exact(theta: Parameters, steps: Sequence[InnerStep], outer: Loss) -> MetaGr
 def _finite_difference(
     theta: Parameters, steps: Sequence[InnerStep], outer: Loss, epsilon: float, agree: Agree
 ) -> MetaGradient:
-    now, visited, slopes, inner = dict(theta), [], [], []
+    now = dict(theta)
+    visited, slopes, inner = list[Parameters](), list[Parameters](), list[float]()
     for step in steps:
-        loss, slope, _ = _slope(step.loss, now, step.mask, agree)
+        loss, slope, _ = slope_of(step.loss, now, step.mask, agree)
         visited.append(now)
         slopes.append(slope)
         inner.append(loss)
-        now = _moved(now, slope, -step.rate)
-    value, v, _ = _slope(outer, now, None, agree)
+        now = moved(now, slope, -step.rate)
+    value, v, _ = slope_of(outer, now, None, agree)
     by_mask: list[Tensor | None] = [None if step.mask is None else torch.zeros_like(step.mask) for step in steps]
     by_rate = [0.0] * len(steps)
     for number in reversed(range(len(steps))):
-        step, norm = steps[number], _dot(v, v) ** 0.5
+        step = steps[number]
+        norm = _dot(v, v) ** 0.5
         if not norm > 0:
             break
         by_rate[number] = -_dot(v, slopes[number])
-        first = number == 0  # nothing before it asks how the loss depends on where it began
-        if first and step.mask is None:
+        later = number > 0  # nothing before the first step asks how the loss depends on where it began
+        if step.mask is None and not later:
             break
-        aside, of_mask = epsilon / norm, []
-        change: Parameters = {}
-        for sign in (1, -1):
-            _, slope, mask_slope = _slope(
-                step.loss, _moved(visited[number], v, sign * aside), step.mask, agree, of_theta=not first
-            )
-            change = slope if sign == 1 else {name: change[name] - slope[name] for name in slope}
-            of_mask.append(mask_slope)
+        aside = epsilon / norm
+        _, ahead, mask_ahead = slope_of(step.loss, moved(visited[number], v, aside), step.mask, agree, of_theta=later)
+        _, back, mask_back = slope_of(step.loss, moved(visited[number], v, -aside), step.mask, agree, of_theta=later)
         factor = -step.rate / (2 * aside)
         if step.mask is not None:
-            by_mask[number] = factor * (of_mask[0] - of_mask[1])
-        if not first:
-            v = _moved(v, change, factor)
+            by_mask[number] = factor * (mask_ahead - mask_back)
+        if later:
+            v = moved(v, moved(ahead, back, -1), factor)
     return MetaGradient(value, inner, by_mask, by_rate)
 
 
-def _slope(
-    loss: Loss, theta: Parameters, mask: Tensor | None, agree: Agree, *, of_theta: bool = True
+def slope_of(
+    loss: Loss, theta: Parameters, mask: Tensor | None, agree: Agree = alone, *, of_theta: bool = True
 ) -> tuple[float, Parameters, Tensor]:
     """A loss, its gradient by the parameters (of all ranks), and by the mask (of this one's rows)."""
     leaves = {name: value.detach().requires_grad_(of_theta) for name, value in theta.items()}
     leaf = None if mask is None else mask.detach().requires_grad_()
     value = loss(leaves, leaf)
-    wanted = [*(leaves.values() if of_theta else ()), *([] if leaf is None else [leaf])]
+    wanted = list(leaves.values()) if of_theta else []
+    if leaf is not None:
+        wanted.append(leaf)
     gradient = torch.autograd.grad(value, wanted, allow_unused=True, materialize_grads=True)
     slope = dict(zip(leaves, gradient, strict=False)) if of_theta else {}
     total = value.detach().clone()
@@ -238,7 +241,7 @@ def _slope(
     return float(total), slope, gradient[-1]
 
 
-def _moved(theta: Parameters, direction: Mapping[str, Tensor], factor: float) -> Parameters:
+def moved(theta: Parameters, direction: Mapping[str, Tensor], factor: float) -> Parameters:
     return {name: value + factor * direction[name] for name, value in theta.items()}
 
 

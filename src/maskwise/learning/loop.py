@@ -6,6 +6,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -36,10 +37,21 @@ Watch: TypeAlias = Callable[[Any], list[list[float]]]
 
 
 def learn_meta(
-    settings: MetaSettings, *, policy: PolicyModel, task: Task, texts: Sequence[str], model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase, training: TrainingSettings, length: int, max_length: int = 64,
-    folder: Path | None = None, quiet: bool = False, watch: Watch | None = None, title: str = "learning a policy",
-) -> tuple[Point, Counter[str]]:  # fmt: skip
+    settings: MetaSettings,
+    *,
+    policy: PolicyModel,
+    task: Task,
+    texts: Sequence[str],
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    training: TrainingSettings,
+    length: int,
+    max_length: int = 64,
+    folder: Path | None = None,
+    quiet: bool = False,
+    watch: Watch | None = None,
+    title: str = "learning a policy",
+) -> tuple[Point, Counter[str]]:
     """Learn a policy by the meta-gradient.
 
     Args:
@@ -63,15 +75,14 @@ def learn_meta(
         raise MaskwiseError("the meta-gradient needs a policy that scores tokens", got=policy.config.head, do=do)
     losses = losses_of(model, task, tokenizer, seed=settings.seed)
     shorter = min(length, policy.config.length)  # what the policy reads at once, also when it is used
-    rows = {
-        split: Examples.of(task, split, tokenizer, texts=texts, length=shorter, max_length=max_length)
-        for split in ("train", "dev")
-    }
+    examples = partial(Examples.of, task, tokenizer=tokenizer, texts=texts, length=shorter, max_length=max_length)
+    train = examples(split="train")
+    dev = examples(split="dev")
     accelerator = new_accelerator(training, None)
     losses.to(accelerator.device)
     policy.to(accelerator.device)
-    learner = MetaLearner(losses, policy, rows["train"], rows["dev"], settings, training)
-    left_out = Counter({NO_CONTEXT: rows["train"].without} if rows["train"].without else {})
+    learner = MetaLearner(losses, policy, train, dev, settings, training)
+    left_out = +Counter({NO_CONTEXT: train.without})
     return learn_policy(learner, folder, quiet=quiet, watch=watch, title=title), left_out
 
 
@@ -81,7 +92,8 @@ def losses_of(model: PreTrainedModel, task: Task, tokenizer: PreTrainedTokenizer
     Raises:
         MaskwiseError: a task that is not tuned, or not for such a model; a tokenizer without a mask or sentinel.
     """
-    kind, family = task.kind, adapter_of(model.config).kind
+    kind = task.kind
+    family = adapter_of(model.config).kind
     if not isinstance(kind, Tuned):
         do = "take the kind that is fine-tuned"
         raise MaskwiseError("a policy is learned from a loss, and this task has none", got=kind.name, do=do)
@@ -105,9 +117,13 @@ def losses_of(model: PreTrainedModel, task: Task, tokenizer: PreTrainedTokenizer
 
 
 def learn_policy(
-    learner: MetaLearner, folder: Path | None = None, *, quiet: bool = False, watch: Watch | None = None,
+    learner: MetaLearner,
+    folder: Path | None = None,
+    *,
+    quiet: bool = False,
+    watch: Watch | None = None,
     title: str = "learning a policy",
-) -> Point:  # fmt: skip
+) -> Point:
     """Learn until the steps are made, nothing gets better on dev, or the outer loss diverges.
 
     A learning that was stopped goes on from its last judgement.
@@ -123,32 +139,37 @@ def learn_policy(
         Where the learning ended: the best step, what its policy was worth on dev, why it stopped early, and which of
         its inner steps was too long, if so.
     """
-    s, resume = learner.settings, folder / "resume" if folder else None
+    s = learner.settings
+    first = learner.rank == 0
+    resume = folder / "resume" if folder else None
     if resume:
         learner.load(resume)
-    first = learner.rank == 0
-    metrics = Metrics(folder / "metrics.jsonl" if folder and first else None, keep_until=learner.now.step)
-    progress = Progress(title, s.steps, learner.now.step, hidden=quiet or not first)
-    began, outers = time.perf_counter(), []
-    if learner.now.step == 0:
-        learner.now.overshoot = learner.overshoot()
+    now = learner.now
+    metrics = Metrics(folder / "metrics.jsonl" if folder and first else None, keep_until=now.step)
+    progress = Progress(title, s.steps, now.step, hidden=quiet or not first)
+    began = time.perf_counter()
+    outers: list[float] = []
+    if now.step == 0:
+        now.overshoot = learner.overshoot()
     with progress.bar:
-        while learner.now.step < s.steps and not learner.now.stopped:
-            now = learner.now
+        while now.step < s.steps and not now.stopped:
             try:
                 line = learner.step()
                 outers.append(line["outer"])
                 seconds = round(time.perf_counter() - began, 3)
-                metrics.write(_known({"kind": "meta", "step": now.step, **line, "seconds": seconds}))
+                _write(metrics, {"kind": "meta", "step": now.step, **line, "seconds": seconds})
                 progress.advance()
                 if now.step % s.eval_every == 0 or now.step == s.steps:
                     mean = float(np.mean(outers))
                     gain = _judge(learner, mean)
-                    agreement, learner.slopes, outers = learner.slopes.agreement(), Slopes(), []
+                    agreement = learner.slopes.agreement()
                     judged = {"kind": "dev", "step": now.step, "gain": gain, "best": now.best, "agreement": agreement}
-                    shown = {"weights": watch(learner.average)} if watch and first else {}
-                    metrics.write(_known({**judged, **shown}))
+                    if watch and first:
+                        judged["weights"] = watch(learner.average)
+                    _write(metrics, judged)
                     progress.note(outer=mean, gain=gain)
+                    learner.slopes = Slopes()
+                    outers = []
                     if resume and first:
                         learner.save(resume)
             except (Diverged, Overflow) as reason:
@@ -158,12 +179,12 @@ def learn_policy(
                 break
     metrics.close()
     set_values(learner.policy, learner.best)
-    return learner.now
+    return now
 
 
-def _known(line: Mapping[str, object]) -> dict[str, object]:
-    """A line without the figures that are no numbers, which JSON does not have."""
-    return {key: value for key, value in line.items() if not (isinstance(value, float) and math.isnan(value))}
+def _write(metrics: Metrics, line: Mapping[str, object]) -> None:
+    """Write a line without its NaN, which JSON does not have."""
+    metrics.write({key: value for key, value in line.items() if not (isinstance(value, float) and math.isnan(value))})
 
 
 def _judge(learner: MetaLearner, outer: float) -> float:
@@ -179,7 +200,10 @@ def _judge(learner: MetaLearner, outer: float) -> float:
     gain = learner.judge(learner.average)
     now.waited += 1
     if gain > now.gain:
-        now.best, now.gain, now.waited, learner.best = now.step, gain, 0, values_of(learner.average)
+        now.best = now.step
+        now.gain = gain
+        now.waited = 0
+        learner.best = values_of(learner.average)
     if now.first is None:
         now.first = outer
     if outer > s.worse * now.first:

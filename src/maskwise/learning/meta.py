@@ -29,8 +29,8 @@ from torch import Tensor, nn
 from maskwise.errors import MaskwiseError
 from maskwise.folders import damage, read_json, write_folder
 from maskwise.keys import Array, fold, permutation
-from maskwise.learning.examples import Examples, Masked, even, masked_by
-from maskwise.learning.gradients import InnerStep, Loss, Losses, Parameters, meta_gradient
+from maskwise.learning.examples import Examples, Masked, Scorer, even, masked_by
+from maskwise.learning.gradients import InnerStep, Loss, Losses, Parameters, meta_gradient, moved, slope_of
 from maskwise.learning.settings import MetaSettings
 from maskwise.training import TrainingSettings
 from maskwise.training.optim import Optimizers, load_state, state_of
@@ -281,20 +281,23 @@ class MetaLearner:
         On dev, with the model of the beginning, and with the same contexts and draws at every judgement, so that
         judgements can be compared. An order of units is drawn for both, so that chance favours neither.
         """
-        gains, size = 0.0, self.settings.batch_size
+        gains = 0.0
         count = min(len(self.dev), self.settings.dev_examples)
         for draw in range(draws):
-            for begin in range(0, count, size):
-                rows = np.arange(begin, min(begin + size, count))
-                outer = self.losses.of(self.dev.task(rows, self.device))
+            for rows in torch.arange(count).split(self.settings.batch_size):
+                outer = self.losses.of(self.dev.task(rows.numpy(), self.device))
                 for scorer, sign in ((policy, -1), (even, 1)):
-                    with torch.no_grad():
-                        m = masked_by(scorer, self.dev, rows, self.settings, key=fold(0xDE, draw), device=self.device)
-                    step = InnerStep(self.losses.of(m.inputs, m.choice.budget), self.now.mask_rate, m.choice.hard())
+                    step = self._hard(scorer, self.dev, rows.numpy(), key=fold(0xDE, draw))
                     after, _ = _descended(self.start, [step])
                     with torch.no_grad():
                         gains += sign * float(outer(after, None)) * len(rows)
         return gains / (draws * count)
+
+    @torch.no_grad()
+    def _hard(self, scorer: Scorer, examples: Examples, rows: Array, *, key: int) -> InnerStep:
+        """A step of pre-training under the choice of a scorer."""
+        m = masked_by(scorer, examples, rows, self.settings, key=key, device=self.device)
+        return InnerStep(self.losses.of(m.inputs, m.choice.budget), self.now.mask_rate, m.choice.hard())
 
     def overshoot(self) -> str | None:
         """Which inner step raises the very loss that it should lower, on the first examples under random masks.
@@ -302,11 +305,9 @@ class MetaLearner:
         Such a step is so long that its gradient says nothing about where it ends: the policy would be rewarded for
         masks that keep the model from running wild, whatever they teach.
         """
-        rows, s = self._rows(0, 0), self.settings
-        with torch.no_grad():
-            m = masked_by(even, self.train, rows, s, key=fold(s.seed, 0xD0), device=self.device)
-        denoising = InnerStep(self.losses.of(m.inputs, m.choice.budget), s.mask_rate, m.choice.hard())
-        task = InnerStep(self.losses.of(self.train.task(rows, self.device)), s.task_rate)
+        rows = self._rows(0, 0)
+        denoising = self._hard(even, self.train, rows, key=fold(self.settings.seed, 0xD0))
+        task = InnerStep(self.losses.of(self.train.task(rows, self.device)), self.settings.task_rate)
         for name, step in (("mask_rate", denoising), ("task_rate", task)):
             theta, before = _descended(self.start, [step])
             with torch.no_grad():
@@ -320,14 +321,20 @@ class MetaLearner:
     def save(self, folder: Path) -> None:
         """Write all that the learning needs to go on."""
         groups: dict[str, Mapping[str, Tensor]] = {
-            "policy": values_of(self.policy), "average": values_of(self.average), "best": self.best,
-            "model": dict(self.losses.named_parameters()), "adam": state_of([self.adam]),
+            "policy": dict(self.policy.named_parameters()),
+            "average": dict(self.average.named_parameters()),
+            "best": self.best,
+            "model": dict(self.losses.named_parameters()),
+            "adam": state_of([self.adam]),
             "optimizers": state_of(self.optimizers.members),
-        }  # fmt: skip
-        tensors = {f"{group}/{name}": t for group, members in groups.items() for name, t in members.items()}
+        }
+        tensors = {}
+        for group, members in groups.items():
+            for name, tensor in members.items():
+                tensors[f"{group}/{name}"] = tensor.detach().contiguous()
 
         def fill(target: Path) -> None:
-            save_file({name: t.detach().contiguous() for name, t in tensors.items()}, target / STATE_TENSORS)
+            save_file(tensors, target / STATE_TENSORS)
             what = {"settings": self.settings.model_dump(mode="json"), "now": vars(self.now)}
             (target / STATE).write_text(json.dumps(what))
 
@@ -342,7 +349,8 @@ class MetaLearner:
         state = read_json(folder / STATE)
         if state is None or damage(folder):
             return
-        if changed := changes(state["settings"], self.settings.model_dump(mode="json")):
+        changed = changes(state["settings"], self.settings.model_dump(mode="json"))
+        if changed:
             what = f"{folder} is of a learning with other settings"
             raise MaskwiseError(what, got=changed, do="give a new folder")
         groups: dict[str, dict[str, Tensor]] = {}
@@ -368,13 +376,12 @@ class Diverged(Exception):
 
 def _descended(theta: Parameters, steps: Sequence[InnerStep]) -> tuple[Parameters, float]:
     """The parameters after inner steps, and the loss before the first; no rank but this one has a part in it."""
-    now, losses = theta, []
+    now = theta
+    losses = []
     for step in steps:
-        leaves = {name: value.detach().requires_grad_() for name, value in now.items()}
-        loss = step.loss(leaves, step.mask)
-        slope = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
-        now = {name: now[name] - step.rate * g for name, g in zip(now, slope, strict=True)}
-        losses.append(float(loss.detach()))
+        loss, slope, _ = slope_of(step.loss, now, step.mask)
+        now = moved(now, slope, -step.rate)
+        losses.append(loss)
     return now, losses[0]
 
 
