@@ -13,7 +13,7 @@ from maskwise.learning.scorer import PolicyModel
 from maskwise.recipe import read_recipe
 from maskwise.report import write_report
 from maskwise.study.plan import make_run, task_contents
-from maskwise.study.policies import learn, own_seed, run_learn
+from maskwise.study.policies import lesson_of, run_learn
 from maskwise.study.run import collect
 from maskwise.study.work import run_stage
 from maskwise.text import Prepared
@@ -101,7 +101,7 @@ def test_a_policy_and_a_model_with_other_tokenizers_learn_nothing_from_each_othe
     overrides = ["learning.policy.pretrained=bundled:encoder", "learning.policy.settings={}", "learning.method=meta"]
     plan = read_recipe(str(recipe), [*overrides, f"tokenizer.name={tokenizer}"]).arm("learned", seed=0)
     with pytest.raises(MaskwiseError, match="read the same tokens, and their tokenizers differ"):
-        learn(plan, tmp_path / "out")
+        lesson_of(plan, tmp_path / "out").learn()
 
 
 def test_after_a_stage_of_training_the_policy_is_learned_for_its_checkpoint(recipe: Path) -> None:
@@ -217,7 +217,7 @@ def test_the_whole_command_learns_on_two_ranks_what_it_learns_on_one(method: str
     weights = [torch.cat([value.flatten() for value in policy.parameters()])[:-2] for policy in policies]
     torch.testing.assert_close(weights[1], weights[0], rtol=1e-3, atol=2e-4)
     new = PolicyModel.new(policies[0].tokenizer, settings={"hidden_size": 8}, head=policies[0].config.head,
-                          length=32, seed=own_seed(read_recipe(str(path))))  # fmt: skip
+                          length=32, seed=lesson_of(read_recipe(str(path)), tmp_path).seed)  # fmt: skip
     start = torch.cat([value.flatten() for value in new.parameters()])[:-2]
     assert (weights[0] - start).abs().max() > 0.01, "it has learned, and not the same nothing twice"
     assert {each.name for each in both.iterdir()} == {each.name for each in alone.iterdir()}

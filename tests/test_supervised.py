@@ -338,18 +338,18 @@ def test_the_command_makes_a_policy_that_masks(tmp_path, capsys):
 
 
 def test_a_stopped_learning_goes_on_to_the_same_policy(tmp_path, monkeypatch):
-    from maskwise.study import policies
+    from maskwise.learning import run
 
     command = recipe(tmp_path)
     assert maskwise(*command, "--out", tmp_path / "whole") == 0
-    learned = policies.judge
+    learned = run.judge
 
     def stopped(*arguments, **more):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(policies, "judge", stopped)
+    monkeypatch.setattr(run, "judge", stopped)
     assert maskwise(*command, "--out", tmp_path / "part") == 130
-    monkeypatch.setattr(policies, "judge", learned)
+    monkeypatch.setattr(run, "judge", learned)
     assert (tmp_path / "part" / "resume").is_dir() and not (tmp_path / "part" / "policy").exists()
     assert maskwise(*command, "--out", tmp_path / "part") == 0
     one, other = (PolicyModel.from_pretrained(tmp_path / name / "policy").state_dict() for name in ("whole", "part"))

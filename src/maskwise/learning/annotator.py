@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from maskwise.errors import MaskwiseError
 from maskwise.learning.scorer import COLUMNS, PolicyModel, read_config
-from maskwise.segments import listed
+from maskwise.segments import framed, listed
 from maskwise.starts import find_policy
 from maskwise.tasks.tensors import Flat, batches
 from maskwise.text.documents import Document
@@ -263,18 +263,12 @@ def flat_of(pieces: Pieces, rows: Ints) -> tuple[Flat, Ints, Ints]:
     """Some pieces with special tokens around each, and where every token of theirs stands there and in ``pieces``."""
     frame = pieces.frame
     size = np.diff(pieces.offsets)[rows]
-    lead = int(frame.first >= 0)
-    trail = int(frame.last >= 0)
-    starts = np.append(0, np.cumsum(size + lead + trail))
-    place = listed(starts[:-1] + lead, size)
+    length = int(size.sum()) + len(size) * ((frame.first >= 0) + (frame.last >= 0))
+    line = framed(size, np.zeros_like(size), length=length, frame=frame)  # all in one row, without padding
     token = listed(pieces.offsets[rows], size)
-    ids = np.full(starts[-1], frame.last, dtype=np.int64)
-    if lead:
-        ids[starts[:-1]] = frame.first
-    ids[place] = pieces.columns["input_ids"][token]
-    ids_T = torch.from_numpy(ids)
-    flat = Flat(ids_T, torch.zeros_like(ids_T), torch.from_numpy(starts), frame.pad)
-    return flat, place, token
+    ids = torch.from_numpy(line.ids(pieces.columns["input_ids"][token]))
+    starts = torch.from_numpy(np.append(line.begin, length))
+    return Flat(ids, torch.zeros_like(ids), starts, frame.pad), line.at, token
 
 
 @torch.inference_mode()

@@ -38,7 +38,7 @@ from maskwise.samplers import LossProportional
 from maskwise.samplers import sampler as read_sampler
 from maskwise.study.checks import require_targets
 from maskwise.study.costs import flops, flops_of_arms
-from maskwise.study.policies import learn
+from maskwise.study.policies import lesson_of
 from maskwise.study.stages import DONE, STAGE, Stage, trained_recipe
 from maskwise.study.texts import open_text, prepare
 from maskwise.tasks import FinetuneSettings, load_task, task_record
@@ -99,7 +99,7 @@ def _learn(stage: Stage, stages: Path, quiet: bool) -> Plain:
     })  # fmt: skip
     if len(stage.needs) > 1:  # the policy is to help a checkpoint
         recipe = starting_from(stages / stage.needs[1] / "checkpoint", recipe)
-    return learn(recipe, stage.folder(stages), quiet=quiet)
+    return lesson_of(recipe, stage.folder(stages), quiet=quiet).learn()
 
 
 # Training ------------------------------------------------------------------------------------------------------

@@ -1,0 +1,298 @@
+"""Learning a policy from a task, with the parts of a recipe; the same call resumes.
+
+A folder gets ``policy/`` (the model, with its card), ``metrics.jsonl``, ``shown.json`` (what it masks, before and
+after) and, where there are several tries, ``try-N/`` of each.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+
+from maskwise.constants import GAIN, rank_here, ranks_here
+from maskwise.errors import MaskwiseError
+from maskwise.families import Kind
+from maskwise.folders import finite, require_file, write_folder, write_json
+from maskwise.keys import fold
+from maskwise.learning.card import policy_card, show, weights_of, weights_shown
+from maskwise.learning.classifier import train_classifier
+from maskwise.learning.labels import Confidence, Labels, labels_of
+from maskwise.learning.loop import learn_meta
+from maskwise.learning.meta import Point
+from maskwise.learning.scorer import PolicyModel
+from maskwise.learning.settings import LearningSettings
+from maskwise.learning.supervised import judge, learn_supervised
+from maskwise.models import ModelSettings
+from maskwise.tasks import FinetuneSettings, Task, load_task
+from maskwise.text import Document, load_tokenizer, tokenise
+from maskwise.text.settings import CorpusSettings, TokenizerSettings
+from maskwise.training import TrainingSettings, log_frequencies
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+Measures: TypeAlias = dict[str, Any]
+
+SHARED_TOKENIZER = "tokenizer"
+LEARNING = 0x9011C7
+"""What turns the seed of a run into that of its learning."""
+
+
+class Made(NamedTuple):
+    """A policy that one try of the meta-gradient has made.
+
+    Attributes:
+        policy: its weights are those of the best step.
+        before: the weights of the words of some texts before it learned.
+        end: where the learning ended.
+        left_out: rows of train, by reason.
+    """
+
+    policy: PolicyModel
+    before: list[np.ndarray]
+    end: Point
+    left_out: Counter[str]
+
+    def figures(self) -> Measures:
+        end = self.end
+        return {"best_step": end.best, "gain": end.gain, "stopped": end.stopped, "overshoot": end.overshoot}
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a policy is learned from, and where it goes: settings of a recipe under their names there.
+
+    Attributes:
+        task: what it is learned from, as for ``load_task``.
+        kind: of the model.
+        folder: where the policy goes.
+        quiet: no progress bar.
+    """
+
+    learning: LearningSettings
+    task: str
+    corpus: CorpusSettings
+    tokenizer: TokenizerSettings
+    model: ModelSettings
+    kind: Kind
+    training: TrainingSettings
+    finetune: FinetuneSettings
+    folder: Path
+    quiet: bool = True
+
+    def learn(self) -> Measures:
+        """Learn the policy; call it again, and it goes on where it was stopped.
+
+        Returns:
+            What was measured: ``policy`` (where it is), ``method``, ``task``, the learning's own figures, and ``dev``
+            and ``held_out``, how good it is on texts that it has not learned from.
+
+        Raises:
+            MaskwiseError: a stream; a task that teaches no policy.
+        """
+        return self._by_labels() if self.learning.method == "supervised" else self._by_meta_gradient()
+
+    @property
+    def seed(self) -> int:
+        """The seed of the learning: another one than that of the training which the policy then masks for.
+
+        Otherwise the policy would know the fresh weights, the orders and the draws of the run that judges it.
+        """
+        return fold(self.training.seed, LEARNING)
+
+    @cached_property
+    def texts(self) -> list[str]:
+        """The texts of the corpus, where contexts of questions that stand alone are looked for."""
+        if self.corpus.stream:  # which may be larger than memory
+            raise MaskwiseError("a policy is learned from texts that are read whole", do="set corpus.stream: false")
+        return [document.text for document in self.corpus.documents()]
+
+    @property
+    def model_tokenizer(self) -> str | None:
+        """The name of the model's tokenizer; None: one is trained."""
+        return self.tokenizer.name or self.model.pretrained
+
+    def _by_labels(self) -> Measures:
+        how = self.learning.supervised
+        tokenizer = self._policy_tokenizer()
+        labels = labels_of(self.task, kind=how.labels, texts=self.texts, drop=how.drop, classifier=self._classifier)
+        policy = self._new_policy(tokenizer, head=labels.head, seed=self.seed)
+        texts = [each.text for each in labels.marked("test", "dev", "train")]
+        before = weights_of(policy, texts)
+        done, counts = learn_supervised(
+            policy,
+            labels.splits["train"],
+            training=how.training.model_copy(update={"seed": self.seed}),
+            dev_texts=labels.splits["dev"],
+            folder=self.folder,
+            quiet=self.quiet,
+            watch=partial(weights_shown, texts),
+        )
+        measures = {"labels": labels.kind, "left_out": dict(labels.counts + counts), "loss": done["loss"]}
+        return self._keep(policy, measures | _measured(policy, labels), texts=texts, before=before)
+
+    def _by_meta_gradient(self) -> Measures:
+        tokenizer = self._policy_tokenizer()
+        encoder = self.learning.policy.pretrained
+        if encoder and self.model_tokenizer:
+            own = self._tokenizer(self.model_tokenizer)
+            if own.get_vocab() != tokenizer.get_vocab():
+                what = "by the meta-gradient a policy and the model read the same tokens, and their tokenizers differ"
+                got = f"learning.policy.pretrained {encoder}, and {self.model_tokenizer}"
+                raise MaskwiseError(what, got=got, do="leave learning.policy.pretrained out")
+        texts = self.texts
+        task = load_task(self.task)
+        labels = None
+        with suppress(MaskwiseError):  # only to see what the policy finds: it learns from no label
+            labels = labels_of(self.task, kind="answers", texts=texts)
+        shown = [each.text for each in labels.marked("test", "dev", "train")] if labels else texts
+        log_unigram = _log_unigram(tokenizer, texts)
+
+        tries = self.learning.meta.tries
+        every = [self._try(number, tokenizer, task, shown, log_unigram) for number in range(tries)]
+        best = max(range(tries), key=lambda number: every[number].end.gain)
+        if tries > 1 and rank_here() == 0:
+            shutil.copyfile(self.folder / f"try-{best}" / "metrics.jsonl", self.folder / "metrics.jsonl")
+        made = every[best]
+        made.policy.cpu()
+        measures = made.figures()
+        measures["tries"] = [each.figures() for each in every]
+        measures["left_out"] = dict(made.left_out)
+        if labels:
+            measures |= _measured(made.policy, labels)
+        return self._keep(made.policy, measures, texts=shown, before=made.before)
+
+    def _try(
+        self,
+        number: int,
+        tokenizer: PreTrainedTokenizerFast,
+        task: Task,
+        shown: Sequence[str],
+        log_unigram: torch.Tensor,
+    ) -> Made:
+        tries = self.learning.meta.tries
+        seed = fold(self.seed, number) if number else self.seed
+        policy = self._new_policy(tokenizer, head="tokens", seed=seed)
+        length = self.corpus.length
+        model = self.model.model(tokenizer, length, kind=self.kind, seed=self.seed, log_unigram=log_unigram)
+        before = weights_of(policy, shown)
+        end, left_out = learn_meta(
+            self.learning.meta.model_copy(update={"seed": seed}),
+            policy=policy,
+            task=task,
+            texts=self.texts,
+            model=model,
+            tokenizer=tokenizer,
+            training=self.training,
+            length=length,
+            max_length=self.finetune.max_length,
+            folder=self.folder if tries == 1 else self.folder / f"try-{number}",
+            quiet=self.quiet,
+            watch=partial(weights_shown, shown),
+            title="learning a policy" + (f" ({number + 1} of {tries})" if tries > 1 else ""),
+        )
+        return Made(policy, before, end, left_out)
+
+    def _keep(
+        self, policy: PolicyModel, measures: Measures, *, texts: Sequence[str], before: Sequence[np.ndarray]
+    ) -> Measures:
+        """Write a learned policy with its card, and what it masks (on rank 0); returns what was measured.
+
+        Args:
+            texts: which it has not learned from; ``before`` are the weights of the first of them before it learned.
+        """
+        result = {"policy": str(self.folder / "policy"), "method": self.learning.method, "task": self.task, **measures}
+        if rank_here():
+            return result
+        settings = self.learning.policy
+        choices = {
+            "task": self.task,
+            "method": self.learning.method,
+            "corpus": self.corpus.title,
+            "seed": self.training.seed,
+            "encoder": settings.pretrained or settings.architecture,
+            "head": policy.config.head,
+            "length": policy.config.length,
+        }
+        figures = dict(measures.get("held_out", {}))
+        if self.learning.method == "meta":
+            choices["tries"] = len(measures["tries"])
+            figures = {GAIN: measures["gain"], **figures}
+        shown = show(policy, texts, before)
+        policy.card = policy_card(choices, figures, shown)
+        write_folder(self.folder / "policy", policy.save_pretrained)
+        write_json(self.folder / "shown.json", finite(shown))
+        for left in (self.folder / "resume", self.folder / SHARED_TOKENIZER, *self.folder.glob("try-*/resume")):
+            shutil.rmtree(left, ignore_errors=True)
+        return result
+
+    # What is built from the settings ----------------------------------------------------------------------------
+
+    def _new_policy(self, tokenizer: PreTrainedTokenizerFast, *, head: str, seed: int) -> PolicyModel:
+        """The policy before it has learned; ``head`` where the settings have none."""
+        settings = self.learning.policy.model_dump()
+        settings["head"] = settings["head"] or head
+        return PolicyModel.new(tokenizer, seed=seed, **settings)
+
+    def _policy_tokenizer(self) -> PreTrainedTokenizerFast:
+        """The tokenizer that a policy reads by: its encoder's own, the recipe's, or one trained on the corpus."""
+        return self._tokenizer(self.learning.policy.pretrained or self.model_tokenizer)
+
+    def _tokenizer(self, name: str | None) -> PreTrainedTokenizerFast:
+        """The tokenizer of a name, or one trained on the corpus: by rank 0 for all, through a folder."""
+        chosen = self.tokenizer.model_copy(update={"name": name})
+        made: PreTrainedTokenizerFast
+        if name or ranks_here() == 1:
+            made = chosen.tokenizer(self.corpus.documents())
+            return made
+        shared = self.folder / SHARED_TOKENIZER
+        if rank_here() == 0 and not shared.is_dir():
+            write_folder(shared, chosen.tokenizer(self.corpus.documents()).save_pretrained)
+        require_file(shared / "tokenizer.json")
+        made = load_tokenizer(str(shared))
+        return made
+
+    def _classifier(self, task: Task) -> Confidence:
+        """A classifier of the task, trained from the recipe's model."""
+        settings = self.learning.supervised.finetune
+        tokenizer = self._tokenizer(self.model_tokenizer)
+        config = None
+        if not self.model.pretrained:
+            config = self.model.config(tokenizer, settings.max_length, kind="encoder")
+        return train_classifier(
+            task,
+            self.model.pretrained,
+            config=config,
+            tokenizer=tokenizer,
+            settings=settings,
+            seed=self.seed,
+            quiet=self.quiet,
+        )
+
+
+def _log_unigram(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> torch.Tensor:
+    """(V,) log-frequencies of the tokens."""
+    documents = (Document(str(number), text) for number, text in enumerate(texts))
+    counts = torch.zeros(len(tokenizer), dtype=torch.int64)
+    for tokens in tokenise(documents, tokenizer):
+        counts += torch.bincount(torch.from_numpy(tokens.input_ids), minlength=len(tokenizer))
+    return log_frequencies(counts)
+
+
+def _measured(policy: PolicyModel, labels: Labels) -> Measures:
+    """How good a policy is on dev and on the texts of test, where these have labels."""
+    measures = {}
+    for name, split in (("dev", "dev"), ("held_out", "test")):
+        marked = labels.marked(split)
+        if marked:
+            measures[name] = judge(policy, marked)
+    return measures
