@@ -409,7 +409,6 @@ def test_repeated_texts_are_known_among_many():
 def test_all_parts_of_a_long_document_are_on_one_side_of_a_held_out_split(tmp_path, monkeypatch):
     for module in ("readers", "documents"):
         monkeypatch.setattr(f"maskwise.text.{module}.LONGEST_TEXT", 40)
-    monkeypatch.setattr("maskwise.text.sequences._LONGEST", 40)
     words = "the cat sat on the mat and ran"
     novels = [{"id": f"novel-{n}", "text": " ".join(f"{word}{n}" for word in (words * 6).split())} for n in range(40)]
     (tmp_path / "blocks.txt").write_text("\n\n".join("\n".join(novel["text"].split()) for novel in novels))

@@ -19,7 +19,7 @@ from maskwise.evaluation.cloze import Cloze, questions_of
 from maskwise.tasks import FinetuneSettings, evaluate_tasks, judge, load_task
 from maskwise.tasks.metrics import LOST, error_of_items, macro_f1
 from maskwise.tasks.scores import number_of
-from maskwise.text import Document, read_documents, read_pieces, sequences, tokenise, train_tokenizer
+from maskwise.text import Document, read_documents, read_pieces, readers, tokenise, train_tokenizer
 from maskwise.text.labelled import read_conllu
 from maskwise.text.pieces import _Columns
 from maskwise.text.readers import text_per
@@ -43,7 +43,7 @@ def test_bad_bytes_of_a_table_are_rows_left_out_and_counted(tmp_path: Path) -> N
 
 
 def test_a_long_sequence_is_several_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sequences, "_LONGEST", 100)
+    monkeypatch.setattr(readers, "LONGEST_TEXT", 100)
     path = tmp_path / "chromosome.fasta"
     path.write_text(">one\n" + "".join("ACGTNKM"[n] * 40 + "\n" for n in range(7)) + ">two\nACGT\n")
     found = [(document.id, len(document.text)) for document in read_documents(str(path))]

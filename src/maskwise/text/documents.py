@@ -30,6 +30,7 @@ from maskwise.text.readers import (
     PartName,
     Record,
     Skip,
+    files_in,
     hub_dataset,
     is_utf8,
     known_ending,
@@ -370,8 +371,7 @@ def _resolve_path(path: Path, fields: Fields) -> Callable[[], Iterable[Record]]:
         return lambda: read_file(path, path.name, fields)
     if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
         return saved_dataset(path, fields)
-    files = {file.relative_to(path).as_posix(): file for file in path.rglob("*") if file.is_file()}
-    names = sorted(name for name in files if known_ending(files[name]) and not f"/{name}".count("/."))
-    if not names:
+    files = files_in(path, ENDINGS)
+    if not files:
         raise MaskwiseError(f"no corpus file in folder {path}", allowed=", ".join(ENDINGS))
-    return lambda: (record for name in names for record in read_file(files[name], name, fields))
+    return lambda: (record for name, file in files.items() for record in read_file(file, name, fields))

@@ -10,11 +10,13 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
-from typing import IO, Any, NamedTuple, cast
+from typing import IO, Any, Literal, NamedTuple, TypeAlias, cast
 
 from maskwise.errors import MaskwiseError, first_line, unknown_name
 from maskwise.text.tables import read_table
@@ -34,6 +36,12 @@ LONGEST_LINE = 1 << 24
 LONG_LINE = "line of more than 16 MB"
 LEAST_LINES = 8  # of fewer lines nobody can tell whether each is a text
 LONGEST_TEXT = 1 << 22  # characters: about a million tokens, which take some 300 MB while they are read
+NO_LETTERS = "sequence with characters that are no letters"
+_LETTERS = re.compile(r"[A-Za-z]+")
+_ASCII_BLANKS = " \t\n\r\v\f"
+
+LineKind: TypeAlias = Literal["json", "line", "block"]
+"""JSON lines, or plain text with a document on each line or in each block between blank lines."""
 
 
 class Skip(NamedTuple):
@@ -80,15 +88,27 @@ def read_file(path: Path, name: str, fields: Fields) -> Iterator[Record]:
                 wanted([*rows[0]] if rows else [fields.text], fields, str(path))
                 yield from _rows(rows, name)
             elif ending in FASTA:
-                from maskwise.text.sequences import read_fasta
-
                 yield from read_fasta(file, path, name)
-            elif ending not in TEXT_ENDINGS:
-                yield from read_lines(file, name)
-            elif (text_per(path) if fields.per == "auto" else fields.per) == "line":
-                yield from read_plain_lines(file, name)
             else:
-                yield from read_blocks(file, name)
+                yield from LINE_READERS[kind_of(path, fields)](file, name)
+
+
+def kind_of(path: Path, fields: Fields) -> LineKind:
+    """What stands in a file of lines; of a plain text with ``fields.per`` "auto" its beginning tells."""
+    if known_ending(path) not in TEXT_ENDINGS:
+        return "json"
+    per = text_per(path) if fields.per == "auto" else fields.per
+    return "line" if per == "line" else "block"
+
+
+def files_in(folder: Path, endings: Sequence[str]) -> dict[str, Path]:
+    """The files of a folder that have one of the endings and are not hidden, by their names inside it, in order."""
+    files = {}
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and known_ending(path) in endings and "/." not in f"/{name}":
+            files[name] = path
+    return dict(sorted(files.items()))
 
 
 def opened(path: Path) -> IO[bytes]:
@@ -193,30 +213,29 @@ def refuse_unreadable(path: Path) -> None:
 def read_lines(file: IO[bytes], name: str, *, first: int = 1) -> Iterator[Record]:
     """JSON lines; ``first``: the number of the first one."""
     for number, line in _numbered(file, first):
-        if line is None:
-            yield Skip(LONG_LINE)
-            continue
-        if not line.strip():
-            continue
-        try:
-            yield f"{name}#{number}", json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-        except UnicodeDecodeError:
-            yield Skip(NOT_UTF8)
-        except (ValueError, RecursionError):
-            yield Skip(NOT_JSON)
+        if isinstance(line, Skip):
+            yield line
+        elif line.strip(_ASCII_BLANKS):
+            try:
+                yield f"{name}#{number}", json.loads(line)
+            except (ValueError, RecursionError):
+                yield Skip(NOT_JSON)
 
 
-def _numbered(file: IO[bytes], first: int = 1) -> Iterator[tuple[int, bytes | None]]:
-    """The lines of a file, counted from ``first``; None in the place of one that is too long to be held."""
+def _numbered(file: IO[bytes], first: int = 1) -> Iterator[tuple[int, str | Skip]]:
+    """The lines of a file, counted from ``first``; a `Skip` for one that is too long to be held, or not UTF-8."""
     number = first - 1
     while line := file.readline(LONGEST_LINE):
         number += 1
+        text: str | Skip = Skip(LONG_LINE)
         if len(line) < LONGEST_LINE or line.endswith(b"\n"):
-            yield number, line
-            continue
-        while line and not line.endswith(b"\n"):
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError:
+                text = Skip(NOT_UTF8)
+        while line and not line.endswith(b"\n"):  # the rest of a long line
             line = file.readline(LONGEST_LINE)
-        yield number, None
+        yield number, text
 
 
 def lines_of(text: str) -> list[str]:
@@ -244,12 +263,10 @@ def text_per(path: Path) -> str:
 def read_plain_lines(file: IO[bytes], name: str, *, first: int = 1) -> Iterator[Record]:
     """Plain text with a document on every line; ``first``: the number of the first document."""
     count = first - 1
-    for number, line in _numbered(file):
-        if line is None or not is_utf8(line):
-            yield Skip(LONG_LINE if line is None else NOT_UTF8)
-            continue
-        text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-        if text:
+    for _, line in _numbered(file):
+        if isinstance(line, Skip):
+            yield line
+        elif text := line.strip():
             count += 1
             yield f"{name}#{count}", text
 
@@ -289,15 +306,14 @@ def read_blocks(file: IO[bytes], name: str, *, first: int = 1) -> Iterator[Recor
     block: list[str] = []
     count, size = first - 1, 0
     whole: str | None = None  # the name of the first part of a block that is too long
-    for number, line in _numbered(file):
-        if line is None or not is_utf8(line):
-            yield Skip(LONG_LINE if line is None else NOT_UTF8)
+    for _, line in chain(_numbered(file), [(0, "")]):  # a blank line ends the last block
+        if isinstance(line, Skip):
+            yield line
             continue
-        text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-        ends = not text.strip()
+        ends = not line.strip()
         if not ends:
-            block.append(text)
-            size += len(text)
+            block.append(line.rstrip("\r\n"))
+            size += len(block[-1])
         if block and (ends or size >= LONGEST_TEXT):
             count += 1
             title = f"{name}#{count}"
@@ -307,13 +323,54 @@ def read_blocks(file: IO[bytes], name: str, *, first: int = 1) -> Iterator[Recor
             block, size = [], 0
         if ends:
             whole = None
-    if block:
-        title = f"{name}#{count + 1}"
-        yield (PartName.of(title, whole) if whole else title), "\n".join(block)
 
 
-def parquet_rows(path: Path, choose: Callable[[list[str]], list[str]] | None = None) -> Iterator[dict[str, Any]]:
+LINE_READERS: dict[LineKind, Callable[..., Iterator[Record]]] = {
+    "json": read_lines,
+    "line": read_plain_lines,
+    "block": read_blocks,
+}
+
+
+def read_fasta(file: IO[bytes], path: Path, name: str) -> Iterator[Record]:
+    """The sequences of a FASTA file, each a document (a very long one several). Gaps (-) and a closing * are left out.
+
+    Raises:
+        MaskwiseError: the file does not begin with a header.
+    """
+    number, title = 0, ""
+    parts: list[str] = []
+    for line in chain(file, [b">"]):  # a header ends the last sequence
+        text = line.decode(errors="replace").strip()  # a damaged line is no letters: its whole sequence is left out
+        if text.startswith(">"):
+            if number:
+                yield _sequence(title, parts)
+            number, part, size = number + 1, 1, 0
+            title, parts = f"{name}#{number}", []
+        elif text and not text.startswith(";"):
+            if not number:
+                do = "begin every sequence with a line >NAME, or call the file .txt"
+                raise MaskwiseError(f"{path} is no FASTA file: it has no header", got=text[:40], do=do)
+            if size >= LONGEST_TEXT:
+                yield _sequence(title, parts)
+                part, size = part + 1, 0
+                title, parts = PartName.of(f"{name}#{number}.{part}", title), []
+            parts.append(text)
+            size += len(text)
+
+
+def _sequence(name: str, parts: list[str]) -> Record:
+    letters = "".join(parts).replace("-", "").rstrip("*")
+    return (name, letters) if not letters or _LETTERS.fullmatch(letters) else Skip(NO_LETTERS)
+
+
+def parquet_rows(
+    path: Path, choose: Callable[[list[str]], list[str]] | None = None, *, first: int = 0
+) -> Iterator[dict[str, Any]]:
     """The rows of a Parquet file, with all its columns or those that ``choose`` picks of their names.
+
+    Args:
+        first: rows to pass over; row groups that end before the first row are not read.
 
     Raises:
         MaskwiseError: another file, or a damaged one.
@@ -324,8 +381,14 @@ def parquet_rows(path: Path, choose: Callable[[list[str]], list[str]] | None = N
     try:
         table = pq.ParquetFile(path)
         columns = choose(table.schema_arrow.names) if choose else None
-        for batch in table.iter_batches(batch_size=1024, columns=columns):
-            yield from batch.to_pylist()
+        for group in range(table.num_row_groups):
+            rows = table.metadata.row_group(group).num_rows
+            if rows <= first:
+                first -= rows
+                continue
+            for batch in table.iter_batches(batch_size=256, row_groups=[group], columns=columns):
+                yield from batch.slice(min(first, len(batch))).to_pylist()
+                first = max(0, first - len(batch))
     except pa.ArrowException as error:
         what = f"{path} is not a Parquet file, or damaged: {str(error).splitlines()[0]}"
         raise MaskwiseError(what) from error

@@ -22,22 +22,23 @@ from maskwise.errors import MaskwiseError, first_line
 from maskwise.text.documents import bundled_path, inside
 from maskwise.text.readers import (
     LINE_ENDINGS,
+    LINE_READERS,
     LONGEST_LINE,
     LONGEST_TEXT,
     TEXT_ENDINGS,
     Fields,
+    LineKind,
     Record,
     Skip,
     damaged,
+    files_in,
     hub_parts,
+    kind_of,
     known_ending,
     load_hub,
     opened,
-    read_blocks,
-    read_lines,
-    read_plain_lines,
+    parquet_rows,
     refuse_unreadable,
-    text_per,
     wanted,
 )
 
@@ -78,7 +79,7 @@ class Chunk(NamedTuple):
 
     name: str
     first: int
-    kind: Literal["json", "line", "block", "records"]
+    kind: LineKind | Literal["records"]
     content: Any
 
     def records(self) -> Iterator[Record]:
@@ -86,8 +87,7 @@ class Chunk(NamedTuple):
         if self.kind == "records":
             yield from ((f"{self.name}#{self.first + n}", value) for n, value in enumerate(self.content))
             return
-        read = {"json": read_lines, "line": read_plain_lines, "block": read_blocks}[self.kind]
-        yield from read(io.BytesIO(self.content), self.name, first=self.first)
+        yield from LINE_READERS[self.kind](io.BytesIO(self.content), self.name, first=self.first)
 
 
 class Shard(ABC):
@@ -124,10 +124,10 @@ class FileShard(Shard):
         self.path, self.name, self.fields = path, name, fields
 
     def chunks(self, place: Place, size: int) -> Iterator[tuple[Chunk, Place]]:
-        ending = known_ending(self.path)
         with damaged(self.path):
-            if ending == ".parquet":
-                yield from self._rows(place, size)
+            if known_ending(self.path) == ".parquet":
+                rows = parquet_rows(self.path, self._wanted, first=place.at)
+                yield from _gathered(rows, self.name, self.fields, place, size)
                 return
             if place == BEGINNING:
                 refuse_unreadable(self.path)
@@ -136,10 +136,7 @@ class FileShard(Shard):
                 yield from self._stretches(file, place, size)
 
     def _stretches(self, file: IO[bytes], place: Place, size: int) -> Iterator[tuple[Chunk, Place]]:
-        kind: Literal["json", "line", "block"] = "json"
-        if known_ending(self.path) in TEXT_ENDINGS:
-            per = text_per(self.path) if self.fields.per == "auto" else self.fields.per
-            kind = "line" if per == "line" else "block"
+        kind = kind_of(self.path, self.fields)
         while content := file.read(size):
             content += _rest_of_line(file, content)
             if kind == "block":
@@ -152,27 +149,8 @@ class FileShard(Shard):
             place = Place(file.tell(), place.records + records)
             yield chunk, place
 
-    def _rows(self, place: Place, size: int) -> Iterator[tuple[Chunk, Place]]:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        try:
-            table = pq.ParquetFile(self.path)
-            columns = wanted(table.schema_arrow.names, self.fields, str(self.path))
-            counts = [table.metadata.row_group(n).num_rows for n in range(table.num_row_groups)]
-            group, before = 0, 0
-            while group < len(counts) and before + counts[group] <= place.at:
-                before, group = before + counts[group], group + 1
-            batches = table.iter_batches(
-                batch_size=256, columns=columns, row_groups=range(group, len(counts)), use_threads=False
-            )
-            rows = (row for batch in batches for row in batch.to_pylist())
-            for _ in range(place.at - before):
-                next(rows, None)
-            yield from _gathered(rows, self.name, self.fields, place, size)
-        except pa.ArrowException as error:
-            what = f"{self.path} is not a Parquet file, or damaged: {str(error).splitlines()[0]}"
-            raise MaskwiseError(what) from error
+    def _wanted(self, columns: list[str]) -> list[str]:
+        return wanted(columns, self.fields, str(self.path))
 
     def fingerprint(self) -> str:
         with damaged(self.path), self.path.open("rb") as file:
@@ -317,19 +295,18 @@ def _shards_of_name(source: str, fields: Fields) -> list[Shard]:
     if path.is_file():
         return [FileShard(path, path.name, fields)]
     if path.is_dir():
-        files = {file.relative_to(path).as_posix(): file for file in path.rglob("*") if file.is_file()}
-        shown = {name: file for name, file in files.items() if not f"/{name}".count("/.")}
+        files = files_in(path, ENDINGS)
     else:
         matches = [Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file()]
         if not matches:
             do = "give a file, a folder, a pattern such as 'texts/*.jsonl', or hf:NAME"
             raise MaskwiseError(f"corpus {source!r} does not exist, and no file is called so", do=do)
         alike = len({file.name for file in matches}) < len(matches)
-        shown = {str(file) if alike else file.name: file for file in matches}
-    names = sorted(name for name, file in shown.items() if known_ending(file) in ENDINGS)
-    if not names:
+        readable = [file for file in matches if known_ending(file) in ENDINGS]
+        files = dict(sorted((str(file) if alike else file.name, file) for file in readable))
+    if not files:
         raise MaskwiseError(f"no file of {source} can be read as a stream", allowed=", ".join(ENDINGS))
-    return [FileShard(shown[name], name, fields) for name in names]
+    return [FileShard(file, name, fields) for name, file in files.items()]
 
 
 def _shards_on_the_hub(source: str, fields: Fields) -> list[Shard]:

@@ -9,6 +9,7 @@ Cost: nearly all of it is the Rust tokenizer's; the word layer adds about a sixt
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from heapq import heappop, heappush
 from pathlib import Path
@@ -24,7 +25,6 @@ from maskwise.segments import rank_within
 from maskwise.starts import TOKENIZER_FILES, find_start
 from maskwise.text.documents import Document, batches, source_of
 from maskwise.text.layers import Layered, align
-from maskwise.text.sequences import letter_tokenizer
 from maskwise.text.words import (
     classify,
     flat_offsets,
@@ -124,7 +124,7 @@ def train_tokenizer(
     k: int = 3,
 ) -> PreTrainedTokenizerFast:
     """A tokenizer of our own: BERT's (WordPiece) or GPT-2's (byte-level BPE), framed as [CLS] … [SEP]; or one for text
-    without words, whose tokens are letters, or k letters each (``sequences``).
+    without words, whose tokens are letters, or k letters each.
 
     The same texts give the same tokenizer. A WordPiece vocabulary keeps only the commonest characters, a twelfth of
     itself or 100, since a rare character becomes [UNK] either way (with the trainer's defaults, 843 of 2,048 entries
@@ -151,7 +151,7 @@ def train_tokenizer(
     if not any(text.strip() for text in corpus):
         raise MaskwiseError("no text to train a tokenizer on", do="check the corpus and its text field")
     if kind in ("letter", "k-mer"):
-        backend = letter_tokenizer(corpus, vocab_size, lowercase, k if kind == "k-mer" else 1, SPECIAL_TOKENS)
+        backend = _letters(corpus, vocab_size, lowercase, k if kind == "k-mer" else 1, SPECIAL_TOKENS)
     else:
         backend = (_wordpiece if kind == "wordpiece" else _bpe)(corpus, vocab_size, lowercase)
     frame = [(token, backend.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
@@ -300,6 +300,31 @@ def _bpe(corpus: list[str], vocab_size: int, lowercase: bool) -> Tokenizer:
     )
     backend.train_from_iterator(corpus, trainer)
     backend.pre_tokenizer = split_bytes
+    return backend
+
+
+def _letters(corpus: Iterable[str], vocab_size: int, lowercase: bool, k: int, special: Iterable[str]) -> Tokenizer:
+    """A tokenizer that cuts what stands between spaces into parts of k letters, the last of them perhaps shorter.
+
+    Its vocabulary are the commonest parts of the corpus; others are [UNK].
+
+    Args:
+        special: the special tokens, [UNK] among them; they come first.
+    """
+    counts: Counter[str] = Counter()
+    for text in corpus:
+        for word in (text.lower() if lowercase else text).split():
+            counts.update(word if k == 1 else (word[i : i + k] for i in range(0, len(word), k)))
+    names = list(special)
+    common = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[: vocab_size - len(names)]
+    names += [part for part, _ in common]
+    backend = Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}, unk_token="[UNK]"))
+    if lowercase:
+        backend.normalizer = normalizers.Lowercase()
+    parts = pre_tokenizers.Split(Regex(f".{{1,{k}}}"), "isolated")
+    backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), parts])
+    backend.decoder = decoders.Fuse()
+    backend.add_special_tokens(list(special))
     return backend
 
 
