@@ -302,31 +302,43 @@ def margins(studies: int) -> list[dict[str, object]]:
 def shares(studies: int) -> list[dict[str, object]]:
     """How often the interval of a share of an oracle's gain holds the share of the runs that learned something.
 
-    The oracle gains 7 spreads on average. A run that learned gains a part of what the oracle gains in the same run, a
-    failed one gains nothing, and both have noise. The true share is that of all runs which the rule counts as learned.
     "misjudged" is how often the rule takes a failed run for a learned one or the other way round.
     """
     rows = []
     for share, failing, runs in product((0.85, 0.5, 0.15), (0.0, 0.1, 0.2, 0.3), (8, 10, 20)):
-        rng = np.random.default_rng([SEED, runs, int(100 * share), int(100 * failing)])
-        gains, whole, _ = _gains(rng, share, failing, 400_000)
-        learned = learned_something(gains, whole)
-        truth = gains[learned].mean() / whole[learned].mean()
-        counted = misjudged = covered = 0
-        for _ in range(studies):
-            gains, whole, failed = _gains(rng, share, failing, runs)
-            learned = learned_something(gains, whole)
-            misjudged += bool((learned == failed).any())
-            ends = ratio_interval(gains[learned], whole[learned]) if learned.sum() > 1 else None
-            if ends is not None:
-                counted += 1
-                covered += ends[0] <= truth <= ends[1]
-        coverage = covered / counted
-        named = {"world": f"share {share:g}, {failing:.0%} of runs fail", "runs": runs}
-        named |= {"true": round(float(truth), 3), "misjudged": misjudged / studies}
-        rows.append(named | {"share": coverage, "error": math.sqrt(coverage * (1 - coverage) / counted)})
+        row = {"world": f"share {share:g}, {failing:.0%} of runs fail", "runs": runs}
+        rows.append(row | share_coverage(share, failing, runs, studies))
         show(rows[-1])
     return rows
+
+
+def share_coverage(share: float, failing: float, runs: int, studies: int) -> dict[str, float]:
+    """The coverage of one design, by the rule and by Fieller's interval over all runs.
+
+    The oracle gains 7 spreads on average. A run that learned gains a part of what the oracle gains in the same run, a
+    failed one gains nothing, and both have noise. The true share is that of all runs which the rule counts as learned.
+    """
+    rng = np.random.default_rng([SEED, runs, int(100 * share), int(100 * failing)])
+    gains, whole, _ = _gains(rng, share, failing, 400_000)
+    learned = learned_something(gains, whole)
+    truth = float(gains[learned].mean() / whole[learned].mean())
+    counted = misjudged = covered = mixture = 0
+    for _ in range(studies):
+        gains, whole, failed = _gains(rng, share, failing, runs)
+        learned = learned_something(gains, whole)
+        misjudged += bool((learned == failed).any())
+        mixture += _holds(ratio_interval(gains, whole), share * (1 - failing))
+        if learned.sum() > 1:
+            counted += 1
+            covered += _holds(ratio_interval(gains[learned], whole[learned]), truth)
+    coverage = covered / counted
+    error = math.sqrt(coverage * (1 - coverage) / counted)
+    found = {"true": round(truth, 3), "misjudged": misjudged / studies, "mixture": mixture / studies}
+    return found | {"share": coverage, "error": error}
+
+
+def _holds(ends: tuple[float, float] | None, truth: float) -> bool:
+    return ends is None or ends[0] <= truth <= ends[1]
 
 
 def _gains(rng: np.random.Generator, share: float, failing: float, runs: int) -> tuple[Array, Array, NDArray[np.bool_]]:

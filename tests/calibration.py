@@ -13,8 +13,7 @@ from collections.abc import Callable
 import numpy as np
 
 from maskwise.study.power import fewest_runs, runs_to_decide
-from maskwise.study.statistics import ratio_interval, sign_flip_interval, sign_flip_test
-from maskwise.study.verdict.shares import learned_something
+from maskwise.study.statistics import sign_flip_interval, sign_flip_test
 
 Draw = Callable[[np.random.Generator, tuple[int, int]], np.ndarray]
 DIFFERENCES: dict[str, Draw] = {  # all of mean zero
@@ -54,34 +53,6 @@ def simulated_runs(effect: float, alpha: float, *, draws: int = 4000, seed: int 
     raise AssertionError
 
 
-def share_coverage(
-    runs: int, failing: float, *, share: float, noise: float = 0.1, draws: int = 4000, seed: int = 0
-) -> tuple[float, float]:
-    """How often the interval of a share holds the truth: by the rule, and over all runs as a mixture.
-
-    A policy that learned has ``share`` of the oracle's gain (1 ± .12), give or take ``noise``; one that failed has
-    none, give or take .05. The truth is the share of those that learned where failures were told apart or there was
-    none, and that of all runs otherwise.
-    """
-    rng = np.random.default_rng([seed, runs, int(100 * failing), int(100 * share)])
-    by_rule = mixture = 0
-    for _ in range(draws):
-        whole = rng.normal(1, 0.12, runs)
-        failed = rng.random(runs) < failing
-        gains = np.where(failed, rng.normal(0, 0.05, runs), share * whole + rng.normal(0, noise, runs))
-        learned = learned_something(gains, whole)
-        apart = not learned.all() or not failed.any()
-        truth = share if apart else share * (1 - failing)
-        by_rule += _holds(gains[learned], whole[learned], truth)
-        mixture += _holds(gains, whole, share * (1 - failing))
-    return by_rule / draws, mixture / draws
-
-
-def _holds(gains: np.ndarray, whole: np.ndarray, truth: float) -> bool:
-    ends = ratio_interval(gains, whole)
-    return ends is None or ends[0] <= truth <= ends[1]
-
-
 def main() -> None:
     say = sys.stdout.write
     say("| runs | p < .05, normal | p < .05, skewed |\n|---|---|---|\n")
@@ -100,12 +71,6 @@ def main() -> None:
         for effect in (2.5, 2.0, 1.75, 1.5, 1.25, 1.0):
             advised, found = runs_to_decide(1.0, effect, alpha=alpha), simulated_runs(effect, alpha)
             say(f"| {alpha:.4f} | {effect} | {advised} | {found} |\n")
-    say("\n| runs | failing | share | interval of the rule | of the mixture |\n|---|---|---|---|---|\n")
-    for share in (0.5, 0.85):
-        for runs in (8, 10, 20):
-            for failing in (0.0, 0.1, 0.2, 0.3):
-                rule, mixture = share_coverage(runs, failing, share=share, draws=2000)
-                say(f"| {runs} | {failing:g} | {share:g} | {100 * rule:.1f} % | {100 * mixture:.1f} % |\n")
 
 
 if __name__ == "__main__":

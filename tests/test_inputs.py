@@ -216,7 +216,7 @@ def test_a_stepped_dataset_says_what_it_is_indexed_by() -> None:
 NO_TOKENIZER: list[Any] = ["bert-base-uncased", None, 5, PreTrainedTokenizerFast, object()]
 
 
-@pytest.mark.parametrize("bad", NO_TOKENIZER, ids=str)
+@pytest.mark.parametrize("bad", NO_TOKENIZER, ids=["name", "none", "number", "class", "object"])
 def test_what_is_no_tokenizer_is_refused_with_how_to_load_one(bad: Any) -> None:
     for call in (lambda: Masker(bad), lambda: encode(bad, ["a"]), lambda: annotate_rows({"input_ids": []}, bad)):
         refused(call, "tokenizer", "from_pretrained")
