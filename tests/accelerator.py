@@ -25,7 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from maskwise.evaluation import generate
-from maskwise.masking import devices
+from maskwise.masking import batch
 from maskwise.tasks import judge
 from maskwise.training import data
 from maskwise.training.log import Log
@@ -189,7 +189,7 @@ def accelerator() -> Iterator[Device]:
             patch.setattr(torch._C, "_InferenceMode", lambda _: torch.no_grad())  # whose views have no versions
             for user in (evaluate, generate, judge):
                 patch.setattr(user, "best_device", lambda: DEVICE)
-            patch.setattr(devices, "PINNING", (DEVICE.type,))
+            patch.setattr(batch, "PINNING", (DEVICE.type,))
             patch.setattr(sys.modules["torch.optim.adam"], "_device_dtype_check_for_fused", lambda *_, **__: None)
         with mode:
             yield mode

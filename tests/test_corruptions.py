@@ -19,7 +19,7 @@ from maskwise.keys import Keys
 from maskwise.masking import IGNORE, AnnotatedBatch, Masker, Vocabulary, gather
 from maskwise.masking.corruptions import Infill, Insert, corruption
 from maskwise.masking.corruptions.moving import mode_of
-from maskwise.masking.laying import lay_out
+from maskwise.masking.masker import lay_out
 from maskwise.masking.select import Selection
 from maskwise.masking.units import Units
 from maskwise.objectives import objective_class

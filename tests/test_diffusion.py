@@ -16,9 +16,8 @@ from maskwise.errors import MaskwiseError
 from maskwise.keys import Keys
 from maskwise.masking import IGNORE, Masker, Noising, Vocabulary
 from maskwise.masking.batch import AnnotatedBatch
-from maskwise.masking.diffusion import noised, reached
+from maskwise.masking.diffusion import Rates, noised, reached, spread
 from maskwise.masking.policies import policy
-from maskwise.masking.rates import Rates, spread
 from maskwise.masking.schedules import schedule
 from maskwise.masking.units import Units
 from maskwise.objectives import MaskedDiffusion, MaskedLanguageModelling

@@ -19,7 +19,7 @@ from maskwise.constants import UPOS
 from maskwise.errors import MaskwiseError
 from maskwise.masking import Masker, MaskingCollator
 from maskwise.masking.policies import GroupWeighted, group_weighted, policy
-from maskwise.masking.policies.groups import UNKNOWN, GroupLosses, standardised
+from maskwise.masking.policies.online import UNKNOWN, GroupLosses, standardised
 from maskwise.objectives import MaskedLanguageModelling
 from maskwise.recipe import read_recipe
 from maskwise.study.single import run_pretrain

@@ -23,9 +23,8 @@ from maskwise.errors import MaskwiseError
 from maskwise.keys import Keys
 from maskwise.masking import AnnotatedBatch, gather
 from maskwise.masking.policies.base import weigh
-from maskwise.masking.runs import runs
 from maskwise.masking.select import in_order, select
-from maskwise.masking.units import Units
+from maskwise.masking.units import Units, runs
 
 MANY = 40_000
 

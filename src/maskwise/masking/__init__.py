@@ -1,7 +1,7 @@
 """The heart: policy × schedule × corruption → masked batches. Imports only ``errors``, ``specs`` and ``keys``.
 
 Read in this order: ``batch`` (the two nouns), ``units``, ``select`` (the one routine), ``masker`` (the story); then any
-file of ``policies/`` and ``corruptions/``. ``gather`` reads rows, ``laying`` writes them. Inside it is numpy alone.
+file of ``policies/`` and ``corruptions/``. ``gather`` reads rows. Inside it is numpy alone.
 """
 
 from maskwise.masking import schedules

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,7 +17,6 @@ from torch import Tensor
 
 from maskwise.errors import MaskwiseError
 from maskwise.keys import Array, Keys, Purpose
-from maskwise.masking.devices import ends_of, moved
 from maskwise.masking.notebook import html_of
 
 if TYPE_CHECKING:  # made from batches, and kept in them
@@ -297,3 +296,41 @@ class MaskedBatch:
         return f"MaskedBatch({shape} on {self.input_ids.device}, {self.targets} targets)"
 
     _repr_html_ = html_of
+
+
+PINNING = ("cuda",)
+"""Kinds of device to which memory is copied without waiting if it is pinned."""
+
+
+def widest(values: Tensor) -> Tensor:
+    """Values in double precision on a processor and in single precision elsewhere: Apple's GPUs have no other."""
+    return values.double() if values.is_cpu else values.float()
+
+
+def moved(value: Any, device: torch.device | str) -> Any:
+    """A tensor, or a tuple or dict of them, on a device; None stays None.
+
+    To a CUDA device it goes from pinned memory: the host need not wait until it is there.
+    """
+    if isinstance(value, dict):
+        return {name: moved(each, device) for name, each in value.items()}
+    if isinstance(value, tuple):
+        return tuple(moved(each, device) for each in value)
+    if value is None:
+        return None
+    pinned = value.pin_memory() if torch.device(device).type in PINNING and value.is_cpu else value
+    return pinned.to(device, non_blocking=True)
+
+
+def ends_of(ids_BL: Tensor | None) -> Tensor | None:
+    """(D + 1,) int32: where runs of equal numbers begin in the line of all rows, and where the last one ends.
+
+    >>> ends_of(torch.tensor([[0, 0, 1, -1], [0, 0, 0, 0]])).tolist()
+    [0, 2, 3, 4, 8]
+    """
+    if ids_BL is None:
+        return None
+    starts = torch.ones_like(ids_BL, dtype=torch.bool)
+    starts[:, 1:] = ids_BL[:, 1:] != ids_BL[:, :-1]
+    at = starts.flatten().nonzero().flatten()
+    return torch.cat((at, at.new_tensor([ids_BL.numel()]))).int()

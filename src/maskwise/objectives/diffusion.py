@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from maskwise.errors import MaskwiseError
 from maskwise.masking import MaskedBatch
 from maskwise.masking.corruptions import corruption
-from maskwise.masking.corruptions.in_place import mask_only
-from maskwise.masking.diffusion import Noising
+from maskwise.masking.corruptions.base import mask_only
+from maskwise.masking.diffusion import Noising, Rates
 from maskwise.masking.diffusion import check as check_masking
 from maskwise.masking.policies import policy
-from maskwise.masking.rates import Rates
 from maskwise.masking.schedules import schedule
 from maskwise.objectives.base import Masking, Outcome, check_all_asked, counted, weighted
 from maskwise.objectives.mlm import MaskedLanguageModelling

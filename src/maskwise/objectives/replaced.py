@@ -14,7 +14,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from maskwise.errors import MaskwiseError
 from maskwise.families import encoder_weights, masked_logits, width_of
 from maskwise.masking import MaskedBatch
-from maskwise.masking.devices import moved
+from maskwise.masking.batch import moved
 from maskwise.models import build_model
 from maskwise.objectives.base import (
     Masking,

@@ -16,7 +16,7 @@ from maskwise.evaluation import masked_answers
 from maskwise.files import Record
 from maskwise.folders import read_lines
 from maskwise.masking import Masker
-from maskwise.masking.policies.groups import GroupWeighted
+from maskwise.masking.policies.online import GroupWeighted
 from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
 from maskwise.show import show_masks

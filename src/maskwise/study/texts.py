@@ -9,7 +9,7 @@ from maskwise.annotate.run import annotate_corpus
 from maskwise.annotate.shard import Live
 from maskwise.annotate.store import Store
 from maskwise.errors import MaskwiseError
-from maskwise.masking.policies.learned import Learned
+from maskwise.masking.policies.given import Learned
 from maskwise.recipe.overrides import Plain
 from maskwise.specs import Call
 from maskwise.study.checks import require_known_tokens

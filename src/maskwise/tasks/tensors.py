@@ -25,8 +25,7 @@ from torch import Tensor
 
 from maskwise.errors import MaskwiseError
 from maskwise.keys import fold
-from maskwise.masking.batch import IGNORE
-from maskwise.masking.devices import moved
+from maskwise.masking.batch import IGNORE, moved
 from maskwise.objectives import Classification, Objective
 from maskwise.tasks.metrics import LOST
 from maskwise.tasks.task import SPLITS, Answers, Task, Tuned

@@ -22,8 +22,7 @@ import torch
 from torch import Tensor
 
 from maskwise.masking import MaskedBatch
-from maskwise.masking.batch import IGNORE
-from maskwise.masking.devices import moved
+from maskwise.masking.batch import IGNORE, moved
 from maskwise.objectives.base import Maker
 from maskwise.text import Rows
 from maskwise.training.learners import Learner, learners_of

@@ -1,6 +1,6 @@
 """How chosen units are shown, and what must be produced. The table below is the only registry.
 
-``in_place`` holds the corruptions that leave every token in its place, ``moving`` the others. To add one, write a
+``base`` holds the corruptions that leave every token in its place, ``moving`` the others. To add one, write a
 class like ``Bert`` or ``Delete`` and a line here; the contract suite tests it like the others.
 """
 
@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from maskwise.masking.corruptions.base import Corrupted, Corruption
-from maskwise.masking.corruptions.in_place import Bert, Replace, mask_only
+from maskwise.masking.corruptions.base import Bert, Corrupted, Corruption, Replace, mask_only
 from maskwise.masking.corruptions.moving import (
     T5,
     Delete,
@@ -17,9 +16,14 @@ from maskwise.masking.corruptions.moving import (
     Insert,
     PermuteSentences,
     Ul2,
-    permute_sentences,
 )  # fmt: skip
 from maskwise.specs import Call, build
+
+
+def permute_sentences(layer: str = "sentence", inner: Corruption | str | Call | None = None) -> PermuteSentences:
+    """Permute sentences; ``inner`` (a corruption, or its name) shows the chosen tokens."""
+    return PermuteSentences(layer, None if inner is None else corruption(inner))
+
 
 CORRUPTIONS: dict[str, Callable[..., Corruption]] = {
     "bert": Bert, "mask-only": mask_only, "replace": Replace, "delete": Delete, "insert": Insert,

@@ -461,10 +461,3 @@ class PermuteSentences(Corruption):
         source = np.arange(len(marked))
         source[at.take(np.arange(len(at)) + shift.take(sentence))] = at
         return source
-
-
-def permute_sentences(layer: str = "sentence", inner: Corruption | str | None = None) -> PermuteSentences:
-    """Permute sentences; ``inner`` (a corruption, or its name) shows the chosen tokens."""
-    from maskwise.masking.corruptions import corruption
-
-    return PermuteSentences(layer, None if inner is None else corruption(inner))

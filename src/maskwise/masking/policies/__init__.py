@@ -1,19 +1,22 @@
 """What may be masked together, and how likely. The table below is the only registry.
 
 A policy turns an annotated batch into units (a partition) with weights; ``masking.select`` does the rest. ``given``
-holds units that the text gives, ``spans`` those that are drawn, ``groups`` and ``online`` those whose weights follow
-the losses, ``learned`` those that were learned from a task before. To add one, write a class like ``WholeWord`` and a
+holds units that the text gives, or that were learned from a task before, ``spans`` those that are drawn, ``online``
+those whose weights follow the losses. To add one, write a class like ``WholeWord`` and a
 line here; the contract suite tests it like the others.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+from maskwise.errors import MaskwiseError
 from maskwise.masking.policies.base import Moment, Policy, UnitKind
 from maskwise.masking.policies.given import (
     Frequency,
     Guided,
+    Learned,
     SpanLayer,
     Token,
     Weighted,
@@ -26,12 +29,28 @@ from maskwise.masking.policies.given import (
     sentence,
     weighted,
 )  # fmt: skip
-from maskwise.masking.policies.groups import GroupWeighted, group_weighted, pos_weighted
-from maskwise.masking.policies.learned import Learned
-from maskwise.masking.policies.mixture import Mixture, mixture
-from maskwise.masking.policies.online import EntropyWeighted, TypeWeighted, entropy_weighted, type_weighted
+from maskwise.masking.policies.mixture import Mixture
+from maskwise.masking.policies.online import (
+    EntropyWeighted,
+    GroupWeighted,
+    TypeWeighted,
+    entropy_weighted,
+    group_weighted,
+    pos_weighted,
+    type_weighted,
+)
 from maskwise.masking.policies.spans import Span, Suffix, T5Span, Ul2
+from maskwise.masking.schedules import schedule
 from maskwise.specs import Call, build
+
+
+def mixture(*members: Any, shares: tuple[Any, ...] = ()) -> Mixture:
+    """A mixture of policies (names, calls or policies); ``shares``: numbers or schedules, else equal."""
+    for share in shares:
+        if isinstance(share, int | float) and not 0 <= share <= 1:
+            raise MaskwiseError("policy mixture: shares", got=share, allowed="0 to 1, or schedules")
+    return Mixture(tuple(policy(m) for m in members), tuple(schedule(s) for s in shares or (1.0,) * len(members)))
+
 
 POLICIES: dict[str, Callable[..., Policy]] = {
     "token": Token, "whole-word": WholeWord, "span": Span, "t5-span": T5Span, "suffix": Suffix, "ul2": Ul2,

@@ -14,8 +14,7 @@ from torch import Tensor
 from maskwise.errors import MaskwiseError
 from maskwise.keys import Array, Keys
 from maskwise.masking.batch import AnnotatedBatch
-from maskwise.masking.runs import runs
-from maskwise.masking.units import Units
+from maskwise.masking.units import Units, runs
 
 
 class UnitKind(StrEnum):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -11,7 +10,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.keys import Array, Keys, Purpose
 from maskwise.masking.batch import AnnotatedBatch
 from maskwise.masking.policies.base import Moment, Policy, UnitKind
-from maskwise.masking.schedules import Schedule, schedule
+from maskwise.masking.schedules import Schedule
 from maskwise.masking.units import Units
 
 
@@ -115,13 +114,3 @@ def _of_pieces(units: Units, wanted_P: Array) -> Units:
         number = rank.astype(np.int32)
     every = Units(batch, units.tokens, unit, units.piece, number, units.weight)
     return every.without(np.flatnonzero(~wanted_P.take(units.piece)))
-
-
-def mixture(*members: Any, shares: tuple[Any, ...] = ()) -> Mixture:
-    """A mixture of policies (names, calls or policies); ``shares``: numbers or schedules, else equal."""
-    from maskwise.masking.policies import policy
-
-    for share in shares:
-        if isinstance(share, int | float) and not 0 <= share <= 1:
-            raise MaskwiseError("policy mixture: shares", got=share, allowed="0 to 1, or schedules")
-    return Mixture(tuple(policy(m) for m in members), tuple(schedule(s) for s in shares or (1.0,) * len(members)))

@@ -1,7 +1,8 @@
-"""Policies that the model itself teaches while it trains: by the types of tokens that it gets wrong, or by its doubts.
+"""Policies that learn from the losses of the run that they mask for: by groups, by types of tokens, by doubts.
 
-Both learn from the run that they mask for, so nothing is masked ahead. They begin evenly, and stay even in a collator,
-which sees no losses. They look at the text, so masked diffusion under them has no likelihood.
+A group is a value of a categorical layer (a part of speech, an entity type, a frequency bucket). All begin evenly, and
+stay even in a collator, which sees no losses; before the next masks are made, the host waits for the losses of this
+step. They look at the text, so masked diffusion under them has no likelihood.
 """
 
 from __future__ import annotations
@@ -15,13 +16,203 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from maskwise.constants import UPOS
 from maskwise.errors import MaskwiseError
 from maskwise.keys import Array, Keys, Purpose
-from maskwise.masking.batch import AnnotatedBatch
-from maskwise.masking.devices import widest
+from maskwise.masking.batch import AnnotatedBatch, MaskedBatch, moved, widest
 from maskwise.masking.policies.base import CutPolicy, Learner, Moment, cut, weigh
 from maskwise.masking.units import Units
 from maskwise.masking.vocabulary import Vocabulary
+
+Weigh = Callable[[Tensor, Tensor], Tensor]
+
+UNKNOWN = 0.5
+"""The weight of a group of which nothing is known, and of tokens of no group."""
+
+
+def standardised(loss_C: Tensor, seen_C: Tensor) -> Tensor:
+    """(C,) weights: sigmoid(2 (s − mean) / SD) over the seen groups, SD with n − 1; unseen ones ``UNKNOWN``.
+
+    Fewer than two seen groups, or no spread between them: ``UNKNOWN`` for all. Source: Yang et al. 2023, section 3.
+    """
+    count = seen_C.sum()
+    centred = torch.where(seen_C, loss_C - (loss_C * seen_C).sum() / count.clamp(min=1), 0.0)
+    spread = ((centred**2).sum() / (count - 1).clamp(min=1)).sqrt()
+    # Equal losses may leave a spread of rounding errors, which would make weights of 0 and 1 out of nothing.
+    differ = spread > 1e-12 * loss_C.abs().max()
+    weight = torch.sigmoid(2 * centred / torch.where(differ, spread, 1.0))
+    return torch.where(seen_C & differ, weight, UNKNOWN)
+
+
+class GroupLosses:
+    """Mean losses of C groups, exponentially averaged over updates.
+
+    Args:
+        groups: C.
+        momentum: what is kept of the average at every update of a group; None: by ``half_life_steps``.
+        half_life_steps: updates after which half of the average is new; None: a twentieth of the run.
+        corrected: divide by what the average has seen so far, and leave groups out that were never seen. False:
+            as published, where averages start at 0 and every group counts from the start.
+        weigh: from (losses (C,), seen (C,) bool) to weights (C,).
+    """
+
+    def __init__(
+        self, groups: int, *, momentum: float | None = None, half_life_steps: float | None = None,
+        corrected: bool = True, weigh: Weigh = standardised,
+    ):  # fmt: skip
+        self.momentum, self.half_life_steps = momentum, half_life_steps
+        self.corrected, self.weigh = corrected, weigh
+        self.average_C = torch.zeros(groups, dtype=torch.float64)
+        self.unseen_C = torch.ones(groups, dtype=torch.float64)  # m to the power of the updates of each group
+        self.weight_C = torch.full((groups,), UNKNOWN, dtype=torch.float64)
+
+    def update(self, sums_2C: Tensor, total_steps: int) -> None:
+        """Learn from (2, C) float64: sums of the losses of each group and numbers of targets, of all ranks."""
+        total_C, count_C = sums_2C
+        m, present_C = self.kept(total_steps), (count_C > 0) & total_C.isfinite()
+        new_C = m * self.average_C + (1 - m) * total_C / count_C.clamp(min=1)
+        self.average_C = torch.where(present_C, new_C, self.average_C)
+        self.unseen_C = torch.where(present_C, m * self.unseen_C, self.unseen_C)
+        self.weight_C = self.weigh(self.losses(), self.seen())
+
+    def kept(self, total_steps: int) -> float:
+        """m: what an update keeps of the average."""
+        if self.momentum is not None:
+            return self.momentum
+        return 0.5 ** (1 / (self.half_life_steps or max(1.0, total_steps / 20)))
+
+    def losses(self) -> Tensor:
+        """(C,) float64, nats."""
+        if not self.corrected:
+            return self.average_C
+        return self.average_C / torch.where(self.unseen_C < 1, 1 - self.unseen_C, 1.0)
+
+    def seen(self) -> Tensor:
+        """(C,) bool: groups whose losses count."""
+        return self.unseen_C < 1 if self.corrected else torch.ones_like(self.unseen_C, dtype=torch.bool)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"average": self.average_C, "unseen": self.unseen_C, "weight": self.weight_C}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self.average_C, self.unseen_C, self.weight_C = (state[k] for k in ("average", "unseen", "weight"))
+
+
+@dataclass(frozen=True, eq=False)
+class GroupWeighted(CutPolicy):
+    """A unit weighs what its group weighs now; groups whose running loss is high weigh more.
+
+    Selects: by weighted sampling without replacement, so that no row ends short. ``faithful``: as published,
+        each word, in random order, is *accepted* once with the probability of its tag, and a row whose accepted
+        words are too few stays short (the budget is rounded by hash, as everywhere here; theirs to the nearest).
+        Weights are 0.5 for all until losses come in, and for words of no group.
+    Guarantee: as for its units. With half of the words at .88 and half at .12 and a ratio of .30, words are chosen
+        with probability .509 / .091, and .530 / .070 when faithful.
+    Cost: as ``weighted``; learning costs a few sums over the targets of a step and, on several ranks, one exchange
+        of 2C numbers.
+    Source: Yang, Zhang and Zhao 2023 (ACL, arXiv 2208.10806), section 3. Mended here: averages corrected for their
+        start, a half-life in steps, only seen groups standardised, sums (not means) added over ranks.
+    """
+
+    layer: str
+    names: tuple[str, ...]
+    units_of: str = "word"
+    faithful: bool = False
+    running: GroupLosses = field(default_factory=lambda: GroupLosses(0), repr=False)
+
+    def layers(self) -> tuple[str, ...]:
+        return (self.layer, *super().layers())
+
+    def units(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
+        weight_G = np.append(self.running.weight_C.numpy(), UNKNOWN)  # −1: the last one
+        units = cut(batch, self.units_of, policy=self.layer)
+        units = weigh(units, weight_G[self._groups(batch)], policy=self.layer)
+        if not self.faithful or units.weight is None:
+            return units
+        accepted = keys.uniform(Purpose.ACCEPT, units.piece, units.number) < units.weight
+        return units.weighted(accepted.astype(np.float64))
+
+    def learner(self) -> GroupLearner:
+        return GroupLearner(self)
+
+    def take(self, weights: Mapping[str, float]) -> None:
+        """Weigh groups as a run did, by their names, as its metrics say; the others are not known."""
+        known = [weights.get(name, UNKNOWN) for name in self.names]
+        self.running.weight_C = torch.tensor(known, dtype=torch.float64)
+
+    def _groups(self, batch: AnnotatedBatch) -> Array:
+        """(T,) int64 in −1 … C − 1."""
+        group_T = batch.layer(self.layer, policy=f"weighted by {self.layer}").astype(np.int64)
+        if (largest := int(group_T.max(initial=-1))) >= len(self.names):
+            allowed = f"below {len(self.names)}"
+            raise MaskwiseError(f"layer {self.layer!r}: no such group", got=largest, allowed=allowed)
+        return np.maximum(group_T, -1)
+
+
+class GroupLearner(Learner):
+    """Sums the losses of each group over a step, and lets the averages take them in (``training.learners``)."""
+
+    def __init__(self, policy: GroupWeighted):
+        self.policy = policy
+        self.sums_2C: Tensor | None = None  # of a step, on the device; None: no losses yet
+
+    def observe(self, batch: MaskedBatch, outcome: Any) -> None:
+        loss_M, groups = widest(outcome.losses), len(self.policy.names)
+        group_BL = moved(batch.source.tensor(self.policy.layer), loss_M.device)
+        group_M = group_BL[outcome.where.unbind(1)].long()
+        # Losses of tokens of no group go into one more column, which is dropped.
+        group_M = torch.where(group_M < 0, groups, group_M)
+        sums = loss_M.new_zeros(2, groups + 1)
+        sums.index_add_(1, group_M, torch.stack([loss_M, torch.ones_like(loss_M)]))
+        self.sums_2C = sums[:, :-1] if self.sums_2C is None else self.sums_2C + sums[:, :-1]
+
+    def after(self, now: Any) -> None:
+        none = torch.zeros(2, len(self.policy.names))
+        self.policy.running.update(now.agree(none if self.sums_2C is None else self.sums_2C), now.total_steps)
+        self.sums_2C = None
+
+    def facts(self) -> Mapping[str, object]:
+        """``weights`` and ``losses`` (nats) by the name of the group, of those seen."""
+        running, facts = self.policy.running, {}
+        for name, values in (("weights", running.weight_C), ("group_losses", running.losses())):
+            kept = zip(self.policy.names, values.tolist(), (running.unseen_C < 1).tolist(), strict=True)
+            facts[name] = {group: round(value, 6) for group, value, seen in kept if seen}
+        return facts
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return self.policy.running.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self.policy.running.load_state_dict(state)
+
+
+def pos_weighted(units: str = "word", half_life_steps: float | None = None, faithful: bool = False) -> GroupWeighted:
+    """Part-of-speech weighted masking (PTW). ``faithful``: one acceptance draw a word and momentum .999."""
+    return group_weighted("pos", UPOS, units=units, half_life_steps=half_life_steps, faithful=faithful)
+
+
+def group_weighted(
+    layer: str, groups: int | tuple[str, ...] = 2, *, units: str = "word", half_life_steps: float | None = None,
+    faithful: bool = False, weigh: Callable[[Tensor, Tensor], Tensor] = standardised,
+) -> GroupWeighted:  # fmt: skip
+    """The same for any categorical layer: ``groups`` is how many it has, or their names.
+
+    Raises:
+        MaskwiseError: fewer than two groups; a half-life that is not above 0; a half-life beside ``faithful``.
+    """
+    layer, names = str(layer), tuple(map(str, range(groups) if isinstance(groups, int) else groups))
+    if len(names) < 2:
+        raise MaskwiseError(f"policy weighted by {layer}: groups", got=len(names), allowed="2 or more")
+    if half_life_steps is not None and (faithful or not half_life_steps > 0):
+        got = f"{half_life_steps}{', faithful' if faithful else ''}"
+        allowed = "above 0, and not beside faithful, which keeps .999"
+        raise MaskwiseError(f"policy weighted by {layer}: half_life_steps", got=got, allowed=allowed)
+    momentum = 0.999 if faithful else None
+    running = GroupLosses(
+        len(names), momentum=momentum, half_life_steps=half_life_steps, corrected=not faithful, weigh=weigh
+    )
+    return GroupWeighted(layer, names, units, faithful, running)
+
 
 LEAST = 0.01
 """The least weight of a type: none is ever given up."""

@@ -12,8 +12,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.keys import Array, Keys, Purpose, below
 from maskwise.masking.batch import AnnotatedBatch
 from maskwise.masking.policies.base import Moment, Policy, UnitKind, layer_of
-from maskwise.masking.runs import find_runs
-from maskwise.masking.units import Units
+from maskwise.masking.units import Units, find_runs
 from maskwise.segments import first_within, listed, rank_within, sums_within
 
 MOST_WORDS = 1000
