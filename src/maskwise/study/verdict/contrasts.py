@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from maskwise.constants import NATS, REFERENCE
 from maskwise.errors import MaskwiseError
 from maskwise.files import Compute, Contrast, Detectable, Ends, Equivalence, Study
+from maskwise.study.outcomes import BySeed
 from maskwise.study.power import (
     P_FROM_RUNS,
     detectable_difference,
@@ -35,7 +36,7 @@ from maskwise.study.statistics import (
     sign_flip_test,
 )
 from maskwise.study.verdict.flags import FIXED, raised, scope_of
-from maskwise.study.verdict.table import TOLERANCE, BySeed, Table
+from maskwise.study.verdict.table import TOLERANCE, Table
 
 ALPHA = 0.05
 MOST_MORE_RUNS = 50  # a longer way to a decision is no advice: the difference is too small to matter
@@ -144,10 +145,9 @@ def _comparison(table: Table, arm: str, baseline: str, outcome: str, *, primary:
         "sentence": "",
     }
     if outcome == "tasks":
-        natural = table.natural[table.judged_by(outcome, arm, baseline)]
-        plain = paired_differences(
-            {seed: natural[arm][seed] for seed in mine}, {seed: natural[baseline][seed] for seed in mine}
-        )
+        name = f"plain:{table.judged_by(outcome, arm, baseline)}"
+        sides = [table.values(name, each) for each in (arm, baseline)]
+        plain = paired_differences(*({seed: side[seed] for seed in mine} for side in sides))
         units = {_unit(table, task) for task in table.measured(outcome, arm, baseline)}
         if len(units) == 1:  # nats and points have no mean
             row["natural"] = estimated(plain)

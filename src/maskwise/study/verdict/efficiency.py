@@ -17,9 +17,10 @@ import numpy as np
 
 from maskwise.constants import REFERENCE
 from maskwise.files import Crossing, Efficiency, Point
-from maskwise.study.verdict.table import QUANTITIES, Measures, Table
+from maskwise.study.outcomes import QUANTITIES, Outcomes
+from maskwise.study.verdict.table import Table
 
-Lengths = Mapping[float, Measures]
+Lengths = Mapping[float, Outcomes]
 """The companion runs and the whole ones, by fraction."""
 
 

@@ -1,10 +1,7 @@
-"""The numbers of a study by outcome, arm and seed, checked; and what is known of every arm, task and outcome.
+"""The outcomes of a study, checked; and what is known of every arm, task and outcome.
 
-Outcomes are named as in summary.json: a task's name; "tasks" (all of them, standardised and averaged inside the run);
-"heldout:token" (the mean over the ratios that were evaluated) and, where there are several, "heldout:token@0.15", …;
-"evaluation:NAME:METRIC" for what needs no fine-tuning. Companion runs (a "fraction" below 1) are kept apart, by
-fraction: they are never pooled with whole runs. Records with ``"role": "gate"`` are of runs that only the gate
-compares; ``summarise`` makes a table of their own of them.
+Companion runs (a "fraction" below 1) are kept apart, by fraction: they are never pooled with whole runs. Records with
+``"role": "gate"`` are of runs that only the gate compares; ``summarise`` makes a table of their own of them.
 
 Standardising: a task's scores are divided by its pooled SD, over the runs of all arms about their own arm's mean ("how
 much do runs differ that differ in nothing but the seed"), and never by less than one test item. With one run of each
@@ -15,17 +12,14 @@ the other sign in "tasks", which is always better when it is higher.
 from __future__ import annotations
 
 import math
-import numbers
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from typing import TypeAlias
+from collections.abc import Sequence
 
 import numpy as np
 
 from maskwise.constants import (
     CORRELATIONS,
     DIFFUSION,
-    LOWER_IS_BETTER,
     NATS,
     OTHER_TASKS,
     OWN_TASK,
@@ -34,104 +28,16 @@ from maskwise.constants import (
 )
 from maskwise.errors import MaskwiseError, unknown_name
 from maskwise.files import ArmSummary, Contrast, Record, Study, TaskFacts
+from maskwise.study.outcomes import QUANTITIES, Outcomes, evaluation_name
 from maskwise.study.verdict.transfer import diagonal
-
-BySeed: TypeAlias = dict[int, float]
-ByArm: TypeAlias = dict[str, BySeed]
 
 ALL_TASKS = "all tasks"  # as "tasks", also of those that cannot tell
 TOLERANCE = 0.05  # two arms count as matched in a quantity if they differ by no more
 SHARES = ("accuracy", "exact-match", "exact_match")  # of items, with binomial noise
-QUANTITIES = ("steps", "tokens", "targets", "flops")
 CHANCE_MARGIN = 0.02  # how far above chance a score may lie that says nothing, where the number of items is not known
 
 
-class Measures:
-    """Outcome → arm → seed → number, for the whole runs or for the companion runs of one length.
-
-    Raises:
-        MaskwiseError: a number that is not finite, is there twice, or has a seed that the study does not have.
-    """
-
-    def __init__(self, records: Sequence[Record], seeds: Sequence[int]):
-        self.outcomes: dict[str, ByArm] = defaultdict(lambda: defaultdict(dict))
-        self.unigram: dict[str, ByArm] = defaultdict(lambda: defaultdict(dict))
-        self.cost: dict[tuple[str, int], dict[str, float]] = {}
-        ratios: dict[str, set[float]] = defaultdict(set)
-        for record in records:
-            if record["kind"] == "heldout":
-                ratios[record["masks"]].add(record["ratio"])
-        self.parts = {
-            f"heldout:{masks}": [f"heldout:{masks}@{ratio:g}" for ratio in sorted(several)]
-            if len(several) > 1
-            else [f"heldout:{masks}"]
-            for masks, several in ratios.items()
-        }
-        for record in records:
-            if record["kind"] in ("score", "heldout", "evaluation", "cost"):
-                if record["seed"] not in seeds:
-                    what = f"a record of arm {record['arm']!r} has a seed that the study does not have"
-                    raise MaskwiseError(what, got=record["seed"], allowed=seeds)
-                self._read(record)
-        metrics = {r["task"]: r.get("metric", "") for r in records if r["kind"] == "score"}
-        self.tasks = list(metrics)
-        self.sign = {task: -1 if metric in LOWER_IS_BETTER else 1 for task, metric in metrics.items()}
-        self.evaluations = list(dict.fromkeys(evaluation_name(r) for r in records if r["kind"] == "evaluation"))
-        for name, parts in self.parts.items():
-            if len(parts) > 1:
-                self._average(parts, name)
-
-    def values(self, outcome: str, arm: str) -> BySeed:
-        """The numbers of one outcome and arm by seed; empty where nothing was measured."""
-        return self.outcomes.get(outcome, {}).get(arm, {})
-
-    def _read(self, record: Record) -> None:
-        arm, seed = record["arm"], record["seed"]
-        if record["kind"] == "cost":
-            self.cost[arm, seed] = quantities(record)
-        elif record["kind"] == "score":
-            self._put(record["task"], record, record["score"])
-        elif record["kind"] == "evaluation":
-            self._put(evaluation_name(record), record, record["value"])
-        else:
-            name = f"heldout:{record['masks']}"
-            name += f"@{record['ratio']:g}" if len(self.parts[name]) > 1 else ""
-            self._put(name, record, record["loss"])
-            if (unigram := record.get("unigram")) is not None:
-                self.unigram[name][arm][seed] = float(unigram)
-
-    def _put(self, name: str, record: Record, value: object) -> None:
-        by_seed, seed = self.outcomes[name][record["arm"]], record["seed"]
-        where = f"arm {record['arm']!r}, seed {seed}, {name}"
-        if not isinstance(value, numbers.Real) or not math.isfinite(value):
-            raise MaskwiseError(f"a record is not a finite number ({where})", got=repr(value), do="rerun that stage")
-        if seed in by_seed:
-            raise MaskwiseError(f"measured twice ({where})", do="keep one line of records.jsonl")
-        by_seed[seed] = float(value)
-
-    def _average(self, parts: list[str], name: str) -> None:
-        """The mean over ratios, inside each run that has all of them."""
-        for numbers_of in (self.outcomes, self.unigram):
-            for arm in {arm for part in parts for arm in numbers_of[part]}:
-                shared = set.intersection(*(set(numbers_of[part].get(arm, {})) for part in parts))
-                numbers_of[name][arm] = {
-                    seed: float(np.mean([numbers_of[part][arm][seed] for part in parts])) for seed in sorted(shared)
-                }
-
-    def over_tasks(self, scale: Mapping[str, float | None], tasks: Sequence[str]) -> ByArm:
-        """The mean over tasks inside each run that has all of them; a task with a scale is divided by it."""
-        means: ByArm = {}
-        for arm in {arm for task in tasks for arm in self.outcomes[task]}:
-            seeds = sorted(set.intersection(*(set(self.values(task, arm)) for task in tasks)))
-            parts = [
-                [self.sign[task] * self.values(task, arm)[seed] / (scale.get(task) or 1) for seed in seeds]
-                for task in tasks
-            ]
-            means[arm] = dict(zip(seeds, np.mean(parts, axis=0).tolist()))
-        return means
-
-
-class Table(Measures):
+class Table(Outcomes):
     """The whole runs, checked for gaps; ``companions`` by fraction; and what else records and study.json say.
 
     Attributes:
@@ -149,16 +55,13 @@ class Table(Measures):
         self.closed: dict[tuple[str, str], Contrast] = {}
         self.overlap: list[Record] = []
         self.evaluation_facts: dict[str, Record] = {}
-        self.majority: dict[str, float] = {}
-        self.item_variance: dict[str, list[float]] = defaultdict(list)
-        self.item_error: dict[str, list[float]] = defaultdict(list)
-        self.dev: dict[str, ByArm] = defaultdict(lambda: defaultdict(dict))
+        self.scores: dict[str, list[Record]] = defaultdict(list)
+        whole = []
         for record in records:
             self._note(record)
-        super().__init__(
-            [record for record in records if "fraction" not in record or record["fraction"] == 1],
-            study["seeds"],
-        )
+            if record.get("fraction", 1.0) == 1:
+                whole.append(record)
+        super().__init__(whole, study["seeds"])
         arms = {arm for by_arm in self.outcomes.values() for arm in by_arm}
         for arm in study["arms"]:
             if arm not in arms and arm not in self.failed:
@@ -166,31 +69,31 @@ class Table(Measures):
         for names in (self.tasks, *self.parts.values()):
             self._check_whole(names, arms)
         self.heldout = sorted(name for name in self.outcomes if name.startswith("heldout:"))
-        self.scale = {task: self._pooled_sd(task) for task in self.tasks}
-        if learned := study.get("learned"):
+        pooled = {task: self._pooled_sd(task) for task in self.tasks}
+        learned = study.get("learned")
+        if learned:
             lost = set().union(*(self.failed[arm] for arm in learned))
             self.failed |= {OWN_TASK: lost, OTHER_TASKS: lost}
             for task in self.tasks:
                 self.outcomes[task].update(diagonal(self.outcomes[task], task, learned))
-        self.unit = "SDs" if all(self.scale.values()) else "score"
-        scale = self.scale if self.unit == "SDs" else {}
+        self.unit = "SDs" if all(pooled.values()) else "score"
+        scale = pooled if self.unit == "SDs" else {}
         self.helped = {task: self._helped(task) for task in self.tasks}
         least = study.get("helps", 0.0)
         self.counted = [task for task, share in self.helped.items() if share is None or share >= least]
-        self.natural: dict[str, ByArm] = {}
-        for name, tasks in (("tasks", self.counted or self.tasks), (ALL_TASKS, self.tasks)):
-            self.outcomes[name], self.natural[name] = (
-                self.over_tasks(scale, tasks),
-                self.over_tasks({}, tasks),
-            )
-        self.companions: dict[float, Measures] = {}
+        primary = self.counted or self.tasks
+        for name, tasks in (("tasks", primary), (ALL_TASKS, self.tasks)):
+            self.average(name, tasks, scale)
+            self.average(f"plain:{name}", tasks)
+        self.companions: dict[float, Outcomes] = {}
         for fraction in sorted({r["fraction"] for r in records if r.get("fraction", 1.0) < 1}):
-            shorter = Measures([r for r in records if r.get("fraction") == fraction], study["seeds"])
-            if self.tasks and set(shorter.tasks) == set(self.tasks):
-                shorter.outcomes["tasks"] = shorter.over_tasks(scale, self.counted or self.tasks)
+            shorter = Outcomes([r for r in records if r.get("fraction") == fraction], study["seeds"])
+            if set(shorter.tasks) == set(self.tasks):
+                shorter.average("tasks", primary, scale)
             self.companions[fraction] = shorter
 
     def _note(self, record: Record) -> None:
+        """Keep what a record says beside its numbers; what it says of test items holds for runs of every length."""
         kind, arm = record["kind"], record.get("arm")
         known = [*self.study["arms"], REFERENCE]
         if arm is not None and arm not in known:
@@ -203,15 +106,7 @@ class Table(Measures):
             self.overlap.append(record.copy())
             self.overlap[-1].pop("kind")
         elif kind == "score":
-            if (majority := record.get("majority")) is not None:
-                self.majority.setdefault(record["task"], majority)
-            dev = [value for value in record.get("dev", ()) if value is not None]
-            if dev and record.get("fraction", 1.0) == 1:
-                self.dev[record["task"]][record["arm"]][record["seed"]] = sum(dev) / len(dev)
-            if (error := record.get("item_error")) is not None:
-                self.item_error[record["task"]].append(error**2)
-            if (spread := record.get("item_sd")) is not None:
-                self.item_variance[record["task"]].append(spread**2)
+            self.scores[record["task"]].append(record)
         elif kind == "evaluation":
             self.evaluation_facts.setdefault(evaluation_name(record), record)
 
@@ -256,14 +151,13 @@ class Table(Measures):
         The mean of all arms, so that it stays the same if two of them are exchanged: leaving tasks out by it takes
         nothing from a test of their difference. None where dev rows or the start were not measured.
         """
-        start = self.dev[task].get(REFERENCE, {})
-        arms = [by_seed for arm, by_seed in self.dev[task].items() if arm in self.study["arms"]]
-        gains = [
-            self.sign[task] * (np.mean([by_seed[seed] for by_seed in arms if seed in by_seed]) - start[seed])
-            for seed in start
-            if any(seed in by_seed for by_seed in arms)
-        ]
-        return float(np.mean([gain > 0 for gain in gains])) if gains else None
+        dev = self.outcomes.get(f"dev:{task}", {})
+        helped = []
+        for seed, start in dev.get(REFERENCE, {}).items():
+            scores = [dev[arm][seed] for arm in dev if arm in self.study["arms"] and seed in dev[arm]]
+            if scores:
+                helped.append(self.sign[task] * (np.mean(scores) - start) > 0)
+        return float(np.mean(helped)) if helped else None
 
     def judged_by(self, outcome: str, *pair: str) -> str:
         """The outcome that compares two arms: against the start all tasks count, whether or not pre-training helps."""
@@ -323,22 +217,21 @@ class Table(Measures):
     def own_heldout(self, arm: str) -> list[str]:
         """The held-out losses on the arm's own kind of mask: on the other kind, a good model may lie above unigram."""
         facts = self.study["arms"].get(arm)
-        # The reference, and arms of a study.json that was made by hand, are judged by what their units are.
         own = facts.get("judged_on") if facts else None
-        return [
-            f"heldout:{masks}"
-            for masks in (
-                own if own is not None else ["token" if self.units(arm).startswith("token") else "whole-word"]
-            )
-        ]
+        if own is None:
+            # The reference, and arms of a study.json that was made by hand, are judged by what their units are.
+            own = ["token" if self.units(arm).startswith("token") else "whole-word"]
+        return [f"heldout:{masks}" for masks in own]
 
     def gap_nats(self, arm: str, *, of: str | None = None) -> float | None:
         """Mean of unigram − loss (``of`` another arm) on the arm's own kind of mask, at the ratio of the largest."""
         gaps = []
         for name in (part for own in self.own_heldout(arm) for part in self.parts.get(own, [])):
-            losses, unigram = self.values(name, of or arm), self.unigram.get(name, {}).get(of or arm, {})
+            losses = self.values(name, of or arm)
+            unigram = self.values(name.replace("heldout:", "unigram:", 1), of or arm)
             known = [unigram[seed] - losses[seed] for seed in losses if seed in unigram]
-            gaps += [float(np.mean(known))] if known else []
+            if known:
+                gaps.append(float(np.mean(known)))
         return max(gaps, default=None)
 
     def at_floor(self, arm: str) -> bool:
@@ -359,7 +252,8 @@ class Table(Measures):
         facts = self.task_facts(outcome)
         majority = facts.get("majority")
         if majority is None:  # it depends on the tokenizer, and so stands in the records
-            majority = self.majority.get(outcome)
+            known = (line.get("majority") for line in self.scores[outcome])
+            majority = next((value for value in known if value is not None), None)
         if majority is None and "majority" not in facts and facts.get("classes"):
             majority = 1 / facts["classes"]
         return majority, facts.get("test_items")
@@ -387,14 +281,16 @@ class Table(Measures):
         """The variance of a mean score over the test items, from resampled sentences and documents where records have
         that; None where neither their spread is known nor the score a share of them.
         """
-        if task in self.item_error:
-            return float(np.mean(self.item_error[task]))
+        errors = [line["item_error"] ** 2 for line in self.scores[task] if line.get("item_error") is not None]
+        if errors:
+            return float(np.mean(errors))
         items = self.chance(task)[1]
         scores = [score for arm in arms for score in self.values(task, arm).values()]
         if not items or not scores:
             return None
-        if task in self.item_variance:
-            return float(np.mean(self.item_variance[task])) / items
+        spreads = [line["item_sd"] ** 2 for line in self.scores[task] if line.get("item_sd") is not None]
+        if spreads:
+            return float(np.mean(spreads)) / items
         facts = self.evaluation_facts.get(task) or self.task_facts(task)
         share = min(max(float(np.mean(scores)), 0.0), 1.0)
         return share * (1 - share) / items if facts.get("metric") in SHARES else None
@@ -429,13 +325,3 @@ class Table(Measures):
 def is_loss(outcome: str) -> bool:
     """Whether an outcome is a loss on masked text that was held out."""
     return outcome.startswith("heldout:") or "perplexity" in outcome
-
-
-def quantities(record: Mapping[str, object]) -> dict[str, float]:
-    """What a cost record says of steps, tokens, targets and FLOPs."""
-    return {key: value for key in QUANTITIES if isinstance(value := record.get(key), int | float) and value}
-
-
-def evaluation_name(record: Record) -> str:
-    """The outcome of an evaluation's record: by name and metric, for a set of cloze facts has several."""
-    return f"evaluation:{record['name']}:{record['metric']}"
