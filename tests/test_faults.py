@@ -23,10 +23,10 @@ from maskwise.masking import Masker
 from maskwise.objectives import MaskedLanguageModelling
 from maskwise.signals import Asked, leave_when_asked
 from maskwise.text.pieces import _Columns
-from maskwise.training import MaskedSource, faults, train
+from maskwise.training import MaskedSource, loop, train
 from maskwise.training import log as log_file
 from maskwise.training import states as states_file
-from maskwise.training.best import Best
+from maskwise.training.states import Best
 from processes import forked, two_ranks, wait_for
 from test_training import DATA, Unmasked, lines, run, same, settings
 from training_tools import model, tokenizer
@@ -313,11 +313,11 @@ def without(left_out: tuple[int, ...], **more: Any) -> tuple[Any, dict[str, Any]
 def test_stop_names_the_step_and_what_to_lower(tmp_path: Path) -> None:
     """Also where it is seen some steps later."""
     says = "the loss is not finite at step 6; got nan; lower the learning rate (0.00175 at this step), "
-    says += "or set training.on_nan: skip or rewind"
+    says += "or set training.on_nan: skip"
     with pytest.raises(MaskwiseError, match=rf"^{re.escape(says)}$"):
         poisoned(tmp_path, (5,), save_every=4)
     assert states(tmp_path) == [4]
-    with pytest.raises(MaskwiseError, match=r"at step 6; got nan; lower the learning rate \(.* at this step\)$"):
+    with pytest.raises(MaskwiseError, match=r"at step 6; got nan; lower the learning rate"):
         poisoned(None, (5,))
 
 
@@ -342,48 +342,8 @@ def test_a_model_that_gives_nothing_finite_any_more_is_not_skipped_for_ever(
         poisoned(None, (4, 5, 6, 7), on_nan="skip")
 
 
-@pytest.mark.parametrize(("save_every", "out"), [(4, (4, 5, 6)), (8, (4, 5, 6))])
-def test_rewind_goes_back_and_on_behind_the_batches(
-    save_every: int, out: tuple[int, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    how: dict[str, Any] = {"on_nan": "rewind", "save_every": save_every}
-    if save_every == 8:
-        with pytest.raises(MaskwiseError, match=r"at step 7; .*; there is no state to go back to yet"):
-            poisoned(tmp_path, (6,), **how)
-        return
-    found, done = poisoned(tmp_path, (6,), **how)
-    assert same(found, without(out)[0]) and done["steps"] == 12
-    assert "not finite at step 7: back to the state of step 4, and on with step 8" in capsys.readouterr().err
-    written = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in written] == [4, 7, 8, 12]
-    assert written[1] == {"kind": "rewind", "step": 7, "to": 4}
-
-
-def test_rewind_to_a_state_between_two_lines_keeps_what_was_summed_up(tmp_path: Path) -> None:
-    found, done = poisoned(tmp_path, (7,), on_nan="rewind", save_every=3)
-    other, facts = without((6, 7))
-    assert same(found, other) and done["targets"] == facts["targets"]
-
-
-def test_rewind_at_the_last_steps_and_killed_afterwards(tmp_path: Path) -> None:
-    how: dict[str, Any] = {"on_nan": "rewind", "save_every": 4}
-    found, _ = poisoned(tmp_path / "a", (11,), **how)
-    assert same(found, without((8, 9, 10, 11))[0])
-    whole, _ = poisoned(tmp_path / "b", (5,), steps=16, **how)
-    for state in (tmp_path / "b" / "resume").glob("step-0000001*"):
-        (state / "state.json").unlink()
-    again, facts = poisoned(tmp_path / "b", (5,), steps=16, **how)
-    assert facts["resumed_at"] == 8 and same(whole, again)
-
-
-def test_rewinding_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(faults, "MOST_REWINDS", 2)
-    with pytest.raises(MaskwiseError, match=r"at step 11; .*; training went back 2 times already"):
-        poisoned(tmp_path, (5, 8, 10), on_nan="rewind", save_every=4)
-
-
-def test_rewind_needs_states() -> None:
-    with pytest.raises(ValueError, match="on_nan: rewind needs states to go back to: set save_every"):
+def test_rewind_is_gone() -> None:
+    with pytest.raises(ValueError, match="rewind is gone; allowed: stop, skip"):
         settings(on_nan="rewind")
 
 
@@ -392,7 +352,7 @@ def test_rewind_needs_states() -> None:
 
 def test_two_runs_in_one_folder_are_refused_and_a_dead_one_s_lock_is_taken_over(tmp_path: Path) -> None:
     def hold() -> None:
-        with claim(tmp_path, "another run trains into", lock=faults.LOCK):
+        with claim(tmp_path, "another run trains into", lock=loop.LOCK):
             (tmp_path / "held").touch()
             signal.pause()
 
@@ -492,7 +452,7 @@ def signalled_rank(folder: Path) -> None:
     chosen = settings(**{**HOW, "eval_every": 1})
     objective = MaskedLanguageModelling(model("bert"))
     source = MaskedSource(DATA, Masker(tokenizer(), ratio=0.3), chosen)
-    faults.leave = lambda: None  # the test does it
+    loop.leave = lambda: None  # the test does it
     with pytest.raises(SystemExit) as end:
         train(objective, source, chosen, folder=folder, evaluate=evaluate, quiet=True)
     assert end.value.code == 143

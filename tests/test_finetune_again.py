@@ -28,7 +28,7 @@ class Tuner:
         if task.name == self.fails:
             raise KeyboardInterrupt
         if settings.learning_rate > self.most:
-            raise NotFinite(3, "loss", math.nan, do="lower the learning rate")
+            raise NotFinite("the loss is not finite at step 3", got=math.nan)
         return {
             "dev": 0.5, "score": 0.5, "others": {}, "majority": 0.1, "lost_words": 0, "notes": [], "items": None,
             "counts": None,

@@ -177,30 +177,27 @@ class SpoiledOnRank1(Spoiled):
 
 
 def unsound_ranks(folder: Path) -> None:
-    for on_nan in ("skip", "rewind"):
-        for shard in (False, True):
-            masker = Poisonous(tokenizer(), ratio=0.3)
-            masker.poisoned = (5, 6)
-            chosen = settings(log_every=2, save_every=2, on_nan=on_nan, shard=shard)
-            trainee, source = SpoiledOnRank1(model("bert")), MaskedSource(DATA, masker, chosen)
-            out = folder / f"{on_nan}-{shard}"
-            done = train(trainee, source, chosen, folder=out, quiet=True)
-            assert done["steps"] == 12 and math.isfinite(done["loss"] or math.nan)
-            weights = gathered(distinct(trainee), keep=True)
-            norm = torch.tensor([sum(float(w.double().sum()) for w in weights.values())])
-            both = [torch.empty_like(norm) for _ in range(2)]
-            dist.all_gather(both, norm)
-            assert torch.equal(*both) and norm.isfinite().all(), "ranks differ"
+    for shard in (False, True):
+        masker = Poisonous(tokenizer(), ratio=0.3)
+        masker.poisoned = (5, 6)
+        chosen = settings(log_every=2, save_every=2, on_nan="skip", shard=shard)
+        trainee, source = SpoiledOnRank1(model("bert")), MaskedSource(DATA, masker, chosen)
+        out = folder / f"skip-{shard}"
+        done = train(trainee, source, chosen, folder=out, quiet=True)
+        assert done["steps"] == 12 and math.isfinite(done["loss"] or math.nan)
+        weights = gathered(distinct(trainee), keep=True)
+        norm = torch.tensor([sum(float(w.double().sum()) for w in weights.values())])
+        both = [torch.empty_like(norm) for _ in range(2)]
+        dist.all_gather(both, norm)
+        assert torch.equal(*both) and norm.isfinite().all(), "ranks differ"
 
 
 @pytest.mark.slow
-def test_all_ranks_skip_or_rewind_what_is_not_finite_on_one(tmp_path: Path) -> None:
+def test_all_ranks_skip_what_is_not_finite_on_one(tmp_path: Path) -> None:
     two_ranks(unsound_ranks, tmp_path)
     for shard in (False, True):
         skipped = [line["skipped"] for line in lines(tmp_path / f"skip-{shard}") if line["kind"] == "train"]
         assert skipped == [0, 0, 1, 2, 2, 2]
-        back = [line for line in lines(tmp_path / f"rewind-{shard}") if line["kind"] == "rewind"]
-        assert back == [{"kind": "rewind", "step": 6, "to": 4}, {"kind": "rewind", "step": 7, "to": 4}]
 
 
 def refused_ranks(folder: Path) -> None:

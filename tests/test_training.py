@@ -37,8 +37,16 @@ from maskwise.text import load_tokenizer
 from maskwise.training import MaskedSource, TrainingSettings, log_frequencies, permutation, train
 from maskwise.training.arms import Arms
 from maskwise.training.engine import save_checkpoint
-from maskwise.training.muon import BatchedMuon
-from maskwise.training.optim import COOLDOWN, CURVES, Optimizers, hidden_matrices, load_state, rate_factor, state_of
+from maskwise.training.optim import (
+    COOLDOWN,
+    CURVES,
+    BatchedMuon,
+    Optimizers,
+    hidden_matrices,
+    load_state,
+    rate_factor,
+    state_of,
+)
 from processes import forked, two_ranks
 from training_tools import ARCHITECTURES, FIRST, WORDS, Language, config, counts, model, tokenizer
 

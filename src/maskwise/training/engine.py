@@ -250,17 +250,6 @@ class Engine:
             state = State(step=step, settings=self._settings(), bits=self._bits(), **totals.model_dump())
             self.states.save(state, files)
 
-    def rewind(self) -> int:
-        """Go back to the newest state; returns its step, 0 where there is none and nothing has changed."""
-        assert self.states
-        self.wait()
-        state = self.states.newest(self.say)
-        if state is None:
-            return 0
-        self._load_weights(state)
-        self._load_rest(state)
-        return state.step
-
     def wait(self) -> None:
         """Every rank waits until the states are written.
 

@@ -12,7 +12,7 @@ A policy that is learnt from its effect (REINFORCE) needs no more than this prot
         self.log_probability += batch.log_probability …             # of the choice that was made
 
     def after(self, now):                       # the weights have just changed
-        loss = now.objective(self.probe)        # held-out rows, masked once: the same before and after
+        loss = self.objective(self.probe)       # given by ``meet``; held-out rows, masked once
         reward = self.loss_before − loss
         self.gradient = now.agree(reward · ∇ log_probability)
 
@@ -22,17 +22,13 @@ and a source that masks nothing ahead (``Source.ahead = 0``), since step t + 1 t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from maskwise.errors import MaskwiseError
 from maskwise.masking import Masker
 from maskwise.masking.policies.base import Learner as Learner
-from maskwise.objectives import Objective
-
-if TYPE_CHECKING:
-    from maskwise.training.data import Source
 
 Agree = Callable[[Tensor], Tensor]
 """From this rank's sums to those of all ranks, the same on every rank; every rank calls it equally often."""
@@ -45,15 +41,11 @@ class Point(NamedTuple):
         done: updates done; 0 before the first, in a run that begins.
         total_steps: updates in all.
         agree: sums over all ranks, on the host.
-        objective: what is trained, as it is after the update; None in ``MaskingTrainer``.
-        source: where the batches come from; None in ``MaskingTrainer``.
     """
 
     done: int
     total_steps: int
     agree: Agree
-    objective: Objective | None = None
-    source: Source | None = None
 
 
 def states(learners: Mapping[str, Learner]) -> dict[str, Tensor]:

@@ -38,15 +38,7 @@ EMPTY_STEPS, SURE_TARGETS = 50, 10
 
 
 class NotFinite(MaskwiseError):
-    """A loss or gradient that is not a finite number.
-
-    Attributes:
-        step: whose update it is.
-    """
-
-    def __init__(self, step: int, what: str, value: float, *, do: str):
-        super().__init__(f"the {what} is not finite at step {step}", got=value, do=do)
-        self.step = step
+    """A loss or gradient that is not a finite number."""
 
 
 class Log:
@@ -65,7 +57,9 @@ class Log:
         self.totals = engine.totals.model_copy()
         self.began = time.perf_counter() - self.totals.seconds
         self.window: list[Update] = []
-        self._take_up()
+        # What was summed up, over all ranks, when a state was saved between two lines; the first rank holds it.
+        self.losses = list(self.totals.losses) if engine.first else []
+        self.sums = dict(self.totals.sums) if engine.first else {}
         self.skipped_in_a_row = 0
         path = engine.folder / "metrics.jsonl" if engine.folder and engine.first else None
         self.metrics = Metrics(path, keep_until=engine.start)
@@ -78,11 +72,6 @@ class Log:
             frozen=s.freeze == "encoder", known=path is not None,
         )  # fmt: skip
         self.progress = Progress(title, engine.settings.steps, engine.start, hidden=quiet or not engine.first)
-
-    def _take_up(self) -> None:
-        """What was summed up, over all ranks, when a state was saved between two lines; the first rank holds it."""
-        first = self.engine.first
-        self.losses, self.sums = (list(self.totals.losses), dict(self.totals.sums)) if first else ([], {})
 
     def __enter__(self) -> Log:
         self.progress.bar.start()
@@ -104,7 +93,7 @@ class Log:
         """Write what was summed up since the last line; every rank calls this.
 
         Raises:
-            NotFinite: a loss or gradient that is not, on any rank, unless its update was skipped.
+            NotFinite: a loss or gradient is not finite, on any rank, unless its update was skipped.
         """
         last = self.window[-1]
         losses, sums = self._read(done)
@@ -156,28 +145,18 @@ class Log:
             if self.engine.settings.on_nan != "skip" or self.skipped_in_a_row > MOST_SKIPPED:
                 unsound = next((part for part in parts if not math.isfinite(part)), None)
                 step = done - len(self.window) + number + 1
-                do = f"lower the learning rate ({update.rate:.3g} at this step)"
-                do += ", or set training.on_nan: skip or rewind" if self.engine.states else ""
-                raise NotFinite(step, "gradient" if unsound is None else "loss", unsound or norm, do=do)
+                what = "gradient" if unsound is None else "loss"
+                raise NotFinite(
+                    f"the {what} is not finite at step {step}",
+                    got=norm if unsound is None else unsound,
+                    do=f"lower the learning rate ({update.rate:.3g} at this step), or set training.on_nan: skip",
+                )
             sums["targets"] -= update.targets
             sums["counted"] -= update.counted
             self.totals.skipped += 1
         if self.engine.ranks > 1:
             losses = [self.engine.summed({"loss": math.fsum(losses)})["loss"]]
         return losses, self.engine.summed(sums)
-
-    def rewound(self, wrong: int, to: int) -> None:
-        """Take up the totals of an earlier state, and write a line that says so.
-
-        Args:
-            wrong: the step that is not finite.
-            to: the step of the state.
-        """
-        rewinds, skipped = self.totals.rewinds + 1, self.totals.skipped
-        self.totals = self.engine.totals.model_copy(update={"rewinds": rewinds, "skipped": skipped})
-        self.window = []
-        self._take_up()
-        self._write({"kind": "rewind", "step": wrong, "to": to})
 
     def judged(self, done: int, evaluate: Evaluate, *, write: bool = True) -> bool:
         """Evaluate after ``done`` updates, and write what comes out; whether it is enough."""

@@ -11,19 +11,24 @@ Everything random is a function of (seed, step, rank), so a run that was stopped
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
+from signal import SIGTERM
 from types import MappingProxyType
 from typing import Any, TypedDict
 
+from maskwise.constants import rank_here
+from maskwise.folders import claim
 from maskwise.objectives import Objective, Outcome
-from maskwise.signals import Asked
-from maskwise.training.data import Source
-from maskwise.training.engine import Engine, agreement
-from maskwise.training.faults import Steps, alone, rewind, stop
+from maskwise.signals import CODES, Asked
+from maskwise.training.data import Source, look_ahead
+from maskwise.training.engine import Engine, agreement, leave
 from maskwise.training.learners import Learner, Point, restore, states
-from maskwise.training.log import Evaluate, Log, NotFinite
+from maskwise.training.log import Evaluate, Log
 from maskwise.training.settings import TrainingSettings
+
+LOCK = ".training.lock"
+"""In the folder of a run: held while it trains. The lock of a process that died is free."""
 
 
 class Training(TypedDict):
@@ -73,27 +78,23 @@ def train(
 
         def learn(done: int) -> None:
             for learner in learners.values():
-                learner.after(Point(done, steps, agree, objective, source))
+                learner.after(Point(done, steps, agree))
 
         if engine.start:
             restore(learners, engine.learned)
         else:
             learn(0)
         done, judged, enough = engine.start, -1, False
-        place = {"rank": engine.rank, "ranks": engine.ranks, "device": engine.device}
-        order = Steps(source, engine.start, steps, **place)
-        for step in order:
-            update, done = engine.update(step, observe, asked=bool(asked.number)), step.number + 1
+        left = range(engine.start, steps)
+        for step in look_ahead(source, left, rank=engine.rank, ranks=engine.ranks, device=engine.device):
+            update = engine.update(step, observe, asked=bool(asked.number))
+            done = step.number + 1
             learn(done)
             log.add(update, step)
-            try:
-                if done % settings.log_every == 0 or done == steps:
-                    log.line(done)
-                elif engine.states and _due(done, settings.save_every):
-                    log.read(done)
-            except NotFinite as error:
-                order.next = rewind(engine, log, learners, error)
-                continue
+            if done % settings.log_every == 0 or done == steps:
+                log.line(done)
+            elif engine.states and _due(done, settings.save_every):
+                log.read(done)
             if evaluate and (done == steps or _due(done, settings.eval_every)):
                 enough, judged = log.judged(done, evaluate), done
             if asked.number if engine.ranks == 1 else update.asked:
@@ -104,7 +105,7 @@ def train(
             if enough:
                 break
         if evaluate and not enough and judged != steps:
-            # A signal came at the last step, whose state is judged again; or the last steps were left out.
+            # A signal came at the last step, whose state is judged again.
             log.judged(steps, evaluate, write=engine.start != steps)
         engine.finish()
         total = log.so_far()
@@ -116,3 +117,34 @@ def train(
 
 def _due(done: int, every: int) -> bool:
     return bool(every) and done % every == 0
+
+
+def alone(folder: Path | None) -> AbstractContextManager[None]:
+    """Keep other runs out of a folder. The first rank does it for all."""
+    if folder is None or rank_here():
+        return nullcontext()
+    return claim(folder, "another run trains into", lock=LOCK, stays=False)
+
+
+def stop(engine: Engine, log: Log, learners: Mapping[str, Learner], asked: Asked, done: int) -> None:
+    """Save a state, report it, and end the program, as a signal asked for.
+
+    Raises:
+        SystemExit: 128 + the signal's number.
+        MaskwiseError: a loss or gradient since the last line is not finite: the state would be worthless.
+    """
+    number = asked.number or SIGTERM  # another rank's
+    asked.served = True
+    name = CODES[128 + number]
+    if engine.states:
+        log.read(done)
+        engine.save(done, log.so_far(), states(learners))
+        engine.wait()
+        where = f"{name}: saved the state of step {done} in {engine.states.folder}"
+        engine.say(f"{where}; the same call goes on from it")
+    else:
+        engine.say(f"{name}: ended at step {done}; nothing is saved, because training.save_every is 0")
+    engine.finish()
+    engine.wrapped = None
+    leave()
+    raise SystemExit(128 + number)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from maskwise.errors import MaskwiseError
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -94,9 +96,9 @@ class TrainingSettings(BaseModel):
     """Also keep the checkpoint with the lowest held-out loss (the mean over its masks), as ``best/``. It is looked for
     at every evaluation, so set ``eval_every`` too."""
 
-    on_nan: Literal["stop", "skip", "rewind"] = "stop"
+    on_nan: Literal["stop", "skip"] = "stop"
     """What a loss or gradient that is not finite does. ``stop``: an error that names the step. ``skip``: its update is
-    left out. ``rewind``: training goes back to the last state, and on behind the batches that led there."""
+    left out."""
 
     workers: int = Field(1, ge=0)
     """Processes that tokenise a stream ahead (``corpus.stream``), for each rank; 0: the training process does. Changes
@@ -105,12 +107,17 @@ class TrainingSettings(BaseModel):
     trackers: tuple[str, ...] = ()
     """Accelerate's trackers, such as ``tensorboard`` or ``wandb``; each must be installed."""
 
+    @field_validator("on_nan", mode="before")
+    @classmethod
+    def _not_gone(cls, value: object) -> object:
+        if value == "rewind":
+            raise MaskwiseError("training.on_nan: rewind is gone", allowed="stop, skip", do="set it to skip")
+        return value
+
     @model_validator(mode="after")
     def _aligned(self) -> TrainingSettings:
         if self.keep_best and not self.eval_every:
             raise ValueError("keep_best chooses among evaluations: set eval_every")
-        if self.on_nan == "rewind" and not self.save_every:
-            raise ValueError("on_nan: rewind needs states to go back to: set save_every")
         return self
 
     def micro_rows(self, ranks: int) -> int:

@@ -1,4 +1,6 @@
-"""States that a training goes on from: copied at a step, written by a thread, hashed, and found again.
+"""Checkpoints of a training: states to resume from, and the best model so far.
+
+States are copied at a step, written by a thread, hashed, and found again.
 
 A state is a folder ``resume/step-N`` with a manifest (``folders.write_folder``): weights and optimisers as safetensors,
 the rest as JSON; nothing is pickled. The step waits for the copies (memory to memory), not for the disk. One state is
@@ -8,17 +10,20 @@ written at a time: the next one waits for it, and so does the end of the trainin
 from __future__ import annotations
 
 import json
+import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from maskwise.folders import damage, write_folder
+from maskwise.constants import rank_here
+from maskwise.folders import damage, read_json, write_folder, write_json
 
 
 class Totals(BaseModel):
@@ -30,7 +35,6 @@ class Totals(BaseModel):
         seconds: spent, those before a stop included.
         lines: of ``metrics.jsonl``; None in states that were written before this was counted.
         skipped: updates that were left out, because they were not finite.
-        rewinds: how often the training went back to an earlier state.
         losses, sums: what was summed up since the last line, where a run was stopped between two lines.
     """
 
@@ -40,7 +44,6 @@ class Totals(BaseModel):
     seconds: float = 0.0
     lines: int | None = None
     skipped: int = 0
-    rewinds: int = 0
     losses: list[float] = []
     sums: dict[str, float] = {}
 
@@ -129,7 +132,7 @@ class States:
         newest = self.path(state.step)
         write_folder(newest, fill)
         written = sorted(self.folder.glob("step-*"), reverse=True)
-        # Later ones are damaged, or the run went back behind them: they must not crowd out what is whole.
+        # Later ones are damaged: they must not crowd out what is whole.
         whole = written[written.index(newest) :][: self.keep]
         for other in set(written) - set(whole):
             shutil.rmtree(other, ignore_errors=True)
@@ -154,3 +157,42 @@ class States:
 def changes(before: Mapping[str, object], now: Mapping[str, object]) -> str:
     """The settings that differ, each with what it was; empty if none does."""
     return ", ".join(f"{k} {v} (was {before.get(k)})" for k, v in now.items() if before.get(k) != v)
+
+
+class Best:
+    """Keeps ``best/``, the checkpoint with the lowest held-out loss, and ``best.json``, its step and its loss.
+
+    The loss is the mean over the kinds of masks that are evaluated (in nats a target, with fixed masks); of two equal
+    ones the earlier stays. A run that was stopped goes on with what is there: an evaluation that is made again gives
+    the same loss, and changes nothing.
+
+    Args:
+        folder: of the run.
+        save: writes a checkpoint into a folder, whole or not at all; every rank calls it, and the first one writes.
+    """
+
+    def __init__(self, folder: Path, save: Callable[[Path], None]):
+        self.folder = folder / "best"
+        self.facts = folder / "best.json"
+        self.save = save
+        self.loss = math.inf
+        known = (read_json(self.facts) or {}).get("loss")
+        if isinstance(known, float) and damage(self.folder) is None:
+            self.loss = known
+
+    def offer(self, step: int, lines: Sequence[Mapping[str, object]]) -> None:
+        """Save the model as it is now, if it is the best so far.
+
+        Args:
+            lines: of its evaluation; those with a ``loss`` count.
+
+        Raises:
+            MaskwiseError: it cannot be written; the one before is still there.
+        """
+        losses = [loss for line in lines if isinstance(loss := line.get("loss"), float)]
+        loss = fmean(losses) if losses else math.nan
+        if loss < self.loss:
+            self.save(self.folder)
+            if not rank_here():
+                write_json(self.facts, {"step": step, "loss": loss})
+            self.loss = loss
