@@ -107,9 +107,8 @@ def counted_grams(counted) -> dict[tuple[str, ...], tuple[int, int]]:
 @given(texts=st.lists(st.text(max_size=30) | letters | st.sampled_from(ODD), min_size=1, max_size=5))
 def test_words_stand_where_the_annotator_of_words_sees_them(texts):
     words = words_of(texts)
-    for (start, end, key), text, seen in zip(
-        words.split(words.start, words.end, words.key), texts, Words().annotate(texts)
-    ):
+    every = np.arange(len(words.key))
+    for (start, end, key), text, seen in zip(words.spans(every, every, words.key), texts, Words().annotate(texts)):
         assert start.tolist() == seen["words"].start.tolist() and end.tolist() == seen["words"].end.tolist()
         alone = words_of([text])
         assert key.tolist() == alone.key.tolist(), "a hash does not depend on what stands around the text"
@@ -188,7 +187,7 @@ def test_the_vocabulary_has_the_best_of_each_length_without_fragments(tmp_path_f
     chosen = choose_phrases(counted, size=size)
     inside: set[tuple[str, ...]] = set()
     for n in (5, 4, 3, 2):
-        mine = [tuple(one["phrase"].split(" ")) for one in chosen if one["length"] == n]
+        mine = [tuple(one.phrase.split(" ")) for one in chosen if one.length == n]
         covered = {part: 0 for part in scores if len(part) == n}
         for longer in inside:
             for part in (longer[:-1], longer[1:]):
@@ -198,7 +197,7 @@ def test_the_vocabulary_has_the_best_of_each_length_without_fragments(tmp_path_f
         assert [scores[gram] for gram in mine] == pytest.approx(rest, abs=1e-9) and not set(mine) & fragments
         inside = set(mine) | fragments
     for one in chosen:
-        assert one["count"] == frequent[tuple(one["phrase"].split(" "))]
+        assert one.count == frequent[tuple(one.phrase.split(" "))]
 
 
 @few

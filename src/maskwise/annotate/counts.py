@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from maskwise.errors import MaskwiseError
 from maskwise.folders import refuse_damaged
 from maskwise.text.documents import batches
+from maskwise.text.layers import CharSpans
 from maskwise.text.words import classify, is_white, words_in
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ RULES = "counts-1"
 LAST = np.uint64(2**64 - 3)
 """The largest hash: the two above it are free for marks."""
 
+_HALF = np.uint64(32)
+_LOW = np.uint64(2**32 - 1)
 _APOSTROPHES = np.array([0x27, 0x2019], dtype=np.uint32)
 _LINE_ENDS = np.array([10, 11, 12, 13, 0x85, 0x2028, 0x2029], dtype=np.uint32)
 
@@ -61,10 +64,13 @@ class Words(NamedTuple):
         base = int(self.base[self.text[place]])
         return self.folded[base + int(self.start[place]) : base + int(self.end[place])]
 
-    def split(self, *columns: Array) -> list[tuple[Array, ...]]:
-        """Columns (W,) cut by text: N tuples."""
-        cuts = np.searchsorted(self.text, np.arange(len(self.base) + 1))
-        return [tuple(column[low:high] for column in columns) for low, high in pairwise(cuts)]
+    def spans(self, first: Ints, last: Ints, value: Array | None = None) -> list[CharSpans]:
+        """The spans of each of the N texts from words to words (S,), in order, with their values (S,)."""
+        start = self.start[first].astype(np.int32)
+        end = self.end[last].astype(np.int32)
+        cuts = np.searchsorted(self.text[first], np.arange(len(self.base) + 1))
+        parts = [slice(low, high) for low, high in pairwise(cuts.tolist())]
+        return [CharSpans(start[own], end[own], None if value is None else value[own]) for own in parts]
 
 
 def words_of(texts: Sequence[str]) -> Words:
@@ -81,12 +87,19 @@ def words_of(texts: Sequence[str]) -> Words:
     fresh = np.ones(len(start), dtype=bool)
     fresh[1:] = lines[1:] != lines[:-1]
     # What follows an apostrophe inside a word is no word of a phrase: don't, women's.
-    plain = _plain(codes[start]) & ~(
-        np.isin(codes[start - 1], _APOSTROPHES) & ~is_white(kinds)[start - 2] & (start > 1)
-    )
+    suffix = np.isin(codes[start - 1], _APOSTROPHES) & ~is_white(kinds)[start - 2] & (start > 1)
+    plain = _plain(codes[start]) & ~suffix
     return Words(
-        text, start - base[text], end - base[text], codes[start], _hashes(codes, start, end), plain, fresh, folded, base
-    )  # fmt: skip
+        text=text,
+        start=start - base[text],
+        end=end - base[text],
+        letter=codes[start],
+        key=_hashes(codes, start, end),
+        plain=plain,
+        fresh=fresh,
+        folded=folded,
+        base=base,
+    )
 
 
 def fold(text: str) -> str:
@@ -172,9 +185,12 @@ class Table:
     """
 
     def __init__(self, *, limit: int = 15_000_000):
-        self._keys, self._counts = np.zeros(0, dtype=np.uint64), np.zeros(0, dtype=np.int64)
+        self._keys = np.zeros(0, dtype=np.uint64)
+        self._counts = np.zeros(0, dtype=np.int64)
         self._waiting: list[tuple[Keys, Ints]] = []
-        self.limit, self.lost, self.total = limit, 0, 0
+        self.limit = limit
+        self.lost = 0
+        self.total = 0
 
     def add(self, keys: Keys, counts: Ints | None = None) -> None:
         """Count keys, each once or ``counts`` times."""
@@ -198,32 +214,34 @@ class Table:
     def _merge(self) -> None:
         if not self._waiting:
             return
-        new, self._waiting = [(self._keys, self._counts), *self._waiting], []
-        self._keys, self._counts = summed(np.concatenate([k for k, _ in new]), np.concatenate([n for _, n in new]))
-        if len(self._keys) > self.limit:
-            half = self.limit // 2  # so that pruning is rare
-            least = int(np.partition(self._counts, len(self._counts) - half)[len(self._counts) - half])
-            keep = self._counts > least
-            self._keys, self._counts, self.lost = self._keys[keep], self._counts[keep], self.lost + least
+        keys = np.concatenate([self._keys, *(keys for keys, _ in self._waiting)])
+        counts = np.concatenate([self._counts, *(counts for _, counts in self._waiting)])
+        self._waiting = []
+        keys, counts = summed(keys, counts)
+        if len(keys) > self.limit:
+            place = len(keys) - self.limit // 2  # half of the room, so that pruning is rare
+            least = int(np.partition(counts, place)[place])
+            keep = counts > least
+            keys = keys[keep]
+            counts = counts[keep]
+            self.lost += least
+        self._keys = keys
+        self._counts = counts
 
 
 def summed(keys: Keys, counts: Ints | None = None) -> tuple[Keys, Ints]:
     """Distinct keys, ascending, and how often each is there (or the sum of its counts)."""
     if counts is None:
-        ordered = np.sort(keys)
-        first = _firsts(ordered)
-        return ordered[first], np.diff(np.append(first, len(ordered)))
+        return np.unique(keys, return_counts=True)
+    if not len(keys):
+        return keys, counts
     order = np.argsort(keys, kind="stable")  # merges runs that are sorted already
     ordered = keys[order]
-    first = _firsts(ordered)
-    return ordered[first], np.add.reduceat(counts[order], first) if len(first) else counts[:0]
+    first = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))
+    return ordered[first], np.add.reduceat(counts[order], first)
 
 
-def _firsts(ordered: Keys) -> Ints:
-    return np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1])) if len(ordered) else np.zeros(0, dtype=np.int64)
-
-
-def find(keys: Keys, wanted: Keys) -> Ints:
+def find(keys: Array, wanted: Array) -> Ints:
     """(W,) where each wanted key stands among the ascending ``keys`` (K,); −1 where it does not."""
     if not len(keys):
         return np.full(len(wanted), -1, dtype=np.int64)
@@ -236,7 +254,8 @@ class Spill:
 
     def __init__(self, folder: Path, dtype: type[np.generic]):
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (closed with its last reference)
-        self._dtype, self._sizes = dtype, list[int]()
+        self._dtype = dtype
+        self._sizes: list[int] = []
 
     def write(self, block: Array) -> None:
         self._file.write(block.astype(self._dtype, copy=False).tobytes())
@@ -250,7 +269,6 @@ class Spill:
 
 def write_table(path: Path, columns: Mapping[str, object]) -> None:
     """Columns of one length as a Parquet file."""
-
     pq.write_table(pa.table(dict(columns)), path)
 
 
@@ -266,9 +284,20 @@ def read_table(path: Path, *columns: str) -> dict[str, Any]:
     except (OSError, pa.ArrowException) as error:
         do = "give the folder that maskwise annotate has filled (OUT/fitted/NAME-…)"
         raise MaskwiseError(f"cannot read {path}: {error}", do=do) from None
-    if missing := set(columns) - set(table.column_names):
+    missing = set(columns) - set(table.column_names)
+    if missing:
         raise MaskwiseError(f"{path} lacks columns", got=", ".join(table.column_names), allowed=", ".join(missing))
-    return {
-        name: column.to_pylist() if pa.types.is_string(column.type) else column.to_numpy()
-        for name, column in zip(table.column_names, table.columns)
-    }
+    read: dict[str, Any] = {}
+    for name, column in zip(table.column_names, table.columns):
+        read[name] = column.to_pylist() if pa.types.is_string(column.type) else column.to_numpy()
+    return read
+
+
+def joined(left: Ints, right: Ints) -> Keys:
+    """Pairs of numbers below 2³² as keys: the left ones in the upper 32 bits."""
+    return (left.astype(np.uint64) << _HALF) | right.astype(np.uint64)
+
+
+def halves(keys: Keys) -> tuple[Ints, Ints]:
+    """The numbers of which ``joined`` made keys."""
+    return (keys >> _HALF).astype(np.int64), (keys & _LOW).astype(np.int64)

@@ -26,7 +26,7 @@ log of the ratio, 0 where both corpora agree, in place of an inverse frequency i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,19 +68,22 @@ class Difference(WordWeights):
     name = "difference"
 
     def __init__(
-        self, *, table: str | None = None, general: str = "bundled:wikipedia", anchors: int = 20,
-        min_documents: int = 5, vectors: str | None = None,
-    ):  # fmt: skip
+        self,
+        *,
+        table: str | None = None,
+        general: str = "bundled:wikipedia",
+        anchors: int = 20,
+        min_documents: int = 5,
+        vectors: str | None = None,
+    ):
         if anchors < 1 or min_documents < 1:
             got = f"anchors={anchors}, min_documents={min_documents}"
             raise MaskwiseError("difference: settings must be at least 1", got=got)
         super().__init__(table, general=general, anchors=anchors, min_documents=min_documents, vectors=vectors)
-        self._general, self._anchors, self._min_documents, self._vectors = (
-            general,
-            anchors,
-            min_documents,
-            vectors,
-        )
+        self._general = general
+        self._anchors = anchors
+        self._min_documents = min_documents
+        self._vectors = vectors
 
     def fit(self, texts: Iterable[str], folder: Path) -> str:
         """Count both corpora; words.parquet has word, weight, score and count, by falling score.
@@ -88,17 +91,16 @@ class Difference(WordWeights):
         Raises:
             MaskwiseError: no word tells the corpora apart, or no anchor has a vector.
         """
-        documents, seen = Table(), 0
-
-        def counted() -> Iterator[Words]:
-            nonlocal seen
-            for words in blocks(texts):
-                documents.add(_once_a_text(words))
-                seen += len(words.base)
-                yield words
-
-        target = _vocabulary(counted())
-        general = _vocabulary(blocks(document.text for document in read_documents(self._general)))
+        target = Vocabulary()
+        documents = Table()
+        seen = 0
+        for words in blocks(texts):
+            target.add(words, words.plain)
+            documents.add(_once_a_text(words))
+            seen += len(words.base)
+        general = Vocabulary()
+        for words in blocks(document.text for document in read_documents(self._general)):
+            general.add(words, words.plain)
         keys, counts = target.table.keys, target.table.counts
         place = find(general.table.keys, keys)
         others = np.where(place >= 0, np.append(general.table.counts, 0)[place], 0)
@@ -117,17 +119,13 @@ class Difference(WordWeights):
         if not mean > 0:
             raise MaskwiseError(f"no anchor has a vector in {self._vectors}", got=", ".join(names[i] for i in chosen))
         facts = {
-            "words": target.table.total, "general_words": general.table.total, "general": self._general,
-            "anchors": [names[i] for i in chosen], "vectors": self._vectors,
-        }  # fmt: skip
+            "words": target.table.total,
+            "general_words": general.table.total,
+            "general": self._general,
+            "anchors": [names[i] for i in chosen],
+            "vectors": self._vectors,
+        }
         return self._save(folder, {"word": names, "weight": weights / mean, "score": scores, "count": counts}, facts)
-
-
-def _vocabulary(corpus: Iterable[Words]) -> Vocabulary:
-    seen = Vocabulary()
-    for words in corpus:
-        seen.add(words, words.plain)
-    return seen
 
 
 def _once_a_text(words: Words) -> Keys:
@@ -145,7 +143,8 @@ def tf_icf(counts: Ints, others: Ints, total_others: int) -> Floats:
         others: (W,) of the same words in the general corpus; 0 is fine.
         total_others: words of the general corpus.
     """
-    share, general = counts / max(counts.sum(), 1), (others + 1) / (total_others + len(counts))
+    share = counts / max(counts.sum(), 1)
+    general = (others + 1) / (total_others + len(counts))
     return np.log1p(counts) * np.log(share / general).clip(min=0)
 
 
@@ -177,9 +176,8 @@ def _from_checkpoint(words: Sequence[str], folder: Path) -> Matrix:
     if table is None:
         raise MaskwiseError(f"no input embeddings in {folder}", allowed="a tensor …" + ", …".join(EMBEDDINGS))
     # A space before it, as inside a text: some tokenizers have other pieces for the beginning.
-    encoded: Any = load_tokenizer(str(folder), needs_mask=False)(
-        [f" {word}" for word in words], add_special_tokens=False
-    )
+    tokenizer: Any = load_tokenizer(str(folder), needs_mask=False)
+    encoded = tokenizer([f" {word}" for word in words], add_special_tokens=False)
     pieces = [ids or [0] for ids in encoded["input_ids"]]
     lengths = np.fromiter(map(len, pieces), dtype=np.int64, count=len(pieces))
     sums = np.add.reduceat(table[np.concatenate(pieces)], np.cumsum(lengths) - lengths, axis=0)
@@ -187,7 +185,8 @@ def _from_checkpoint(words: Sequence[str], folder: Path) -> Matrix:
 
 
 def _from_text(words: Sequence[str], path: Path) -> Matrix:
-    wanted, vector_at = {word: place for place, word in enumerate(words)}, dict[int, Matrix]()
+    wanted = {word: place for place, word in enumerate(words)}
+    vector_at: dict[int, Matrix] = {}
     try:
         with path.open(encoding="utf-8") as file:
             for line in file:

@@ -36,11 +36,11 @@ class Words:
     version = digest("words", VERSION)
 
     def annotate(self, texts: list[str]) -> list[dict[str, CharSpans]]:
-        return [{"words": _words(text)} for text in texts]
-
-
-def _words(text: str) -> CharSpans:
-    return CharSpans(*(edge.astype(np.int32) for edge in words_in(classify(text))))
+        found = []
+        for text in texts:
+            start, end = words_in(classify(text))
+            found.append({"words": CharSpans(start.astype(np.int32), end.astype(np.int32))})
+        return found
 
 
 class Sentences:
@@ -69,13 +69,17 @@ class Prompt:
     def __init__(self, until: str = "\n", *, last: bool = False):
         if not until:
             raise MaskwiseError("annotator prompt: until is a text", got=repr(until), do="say prompt(until='?')")
-        self.until, self.last = until, last
+        self.until = until
+        self.last = last
         self.version = digest("prompt", 2, until, last)
 
     def annotate(self, texts: list[str]) -> list[dict[str, CharSpans]]:
-        layer = self.layers["prompt"]
-        ends = [(text.rfind if self.last else text.find)(self.until) for text in texts]
-        return [{"prompt": CharSpans.of([] if end < 0 else [(0, end + len(self.until))], layer)} for end in ends]
+        found = []
+        for text in texts:
+            end = text.rfind(self.until) if self.last else text.find(self.until)
+            spans = [(0, end + len(self.until))] if end >= 0 else []
+            found.append({"prompt": CharSpans.of(spans, self.layers["prompt"])})
+        return found
 
 
 class Known:
@@ -91,10 +95,15 @@ class Known:
     whole_texts = True
 
     def __init__(
-        self, name: str, layers: Mapping[str, Layer], known: Iterable[tuple[str, dict[str, CharSpans]]],
+        self,
+        name: str,
+        layers: Mapping[str, Layer],
+        known: Iterable[tuple[str, dict[str, CharSpans]]],
         version: str,
-    ):  # fmt: skip
-        self.name, self.layers, self.version = name, layers, version
+    ):
+        self.name = name
+        self.layers = layers
+        self.version = version
         self._known = {text_id(text): spans for text, spans in known}
         self._none = {layer: CharSpans.of([], kind) for layer, kind in layers.items()}
 
@@ -112,9 +121,13 @@ def gold(file: str) -> Known:
 
 
 def spans(
-    file: str, *, field: str = "spans", text_field: str = "text", labels: tuple[str, ...] = (),
+    file: str,
+    *,
+    field: str = "spans",
+    text_field: str = "text",
+    labels: tuple[str, ...] = (),
     layer: str = "spans",
-) -> Known:  # fmt: skip
+) -> Known:
     """Spans that stand beside the texts in a JSON lines or Parquet file.
 
     Lists of [start, end], or with ``labels`` of [start, end, label], in characters, in the field ``field``.
@@ -182,16 +195,17 @@ class Function:
         name = layer or place.rpartition(":")[2].rpartition(".")[2]
         self.layers = {name: Layer(kind, tuple(labels))}
         self.version = digest("function", place, kind, labels, name, self._source)
-        self._place, self._codes = place, {label: code for code, label in enumerate(labels, 1)}
+        self._place = place
+        self._codes: dict[object, int] = {label: code for code, label in enumerate(labels, 1)}
 
     def annotate(self, texts: list[str]) -> list[dict[str, CharSpans]]:
         ((name, layer),) = self.layers.items()
         results = self._call(texts)
-        if not isinstance(results, Sequence) or len(results) != len(texts):
-            got = type(results).__name__
-            if isinstance(results, Sequence):
-                got = f"{len(results)} for {len(texts)} texts"
-            raise MaskwiseError(f"function {self._place}: one list of spans per text", got=got)
+        what = f"function {self._place}: one list of spans per text"
+        if not isinstance(results, Sequence):
+            raise MaskwiseError(what, got=type(results).__name__)
+        if len(results) != len(texts):
+            raise MaskwiseError(what, got=f"{len(results)} for {len(texts)} texts")
         return [{name: self._spans(spans, layer)} for spans in results]
 
     def _spans(self, spans: Spans, layer: Layer) -> CharSpans:
@@ -204,9 +218,7 @@ class Function:
                 allowed = ", ".join(layer.labels)
                 raise MaskwiseError(f"function {self._place}: a label", got=span[2], allowed=allowed)
         if layer.labels:
-            spans = [
-                (start, end, self._codes.get(label, 0) if isinstance(label, str) else 0) for start, end, label in spans
-            ]
+            spans = [(start, end, self._codes.get(label, 0)) for start, end, label in spans]
         return CharSpans.of(spans, layer)
 
 
@@ -289,5 +301,8 @@ def span_layer(text: str, spans: Sequence[Span], offsets: Sequence[tuple[int, in
     numbers = [-1] * (len(text) + 1)
     for number, span in enumerate(spans):
         numbers[span.start : span.stop] = [number] * (span.stop - span.start)
-    firsts = (start + len(text[start:stop]) - len(text[start:stop].lstrip()) for start, stop in offsets)
-    return [numbers[first] if stop > start else -1 for first, (start, stop) in zip(firsts, offsets)]
+    found = []
+    for start, stop in offsets:
+        blanks = len(text[start:stop]) - len(text[start:stop].lstrip())
+        found.append(numbers[start + blanks] if stop > start else -1)
+    return found

@@ -26,9 +26,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,9 +44,10 @@ from maskwise.annotate.counts import (
     Words,
     blocks,
     find,
+    halves,
+    joined,
     mixed,
     read_table,
-    summed,
     words_of,
     write_table,
 )
@@ -61,7 +63,20 @@ FEW = 0.2
 """A share of the size that goes with the corpus: below it the floors, not the scores, choose. 100,000 words have .09
 of it, and "is a" is among the best; 300,000 have .26."""
 FILE, FACTS = "phrases.parquet", "facts.json"
-RECORD = ("phrase", "length", "count", "documents", "score")
+
+
+@dataclass(frozen=True)
+class Phrase:
+    """A phrase of a vocabulary: its words, how often and in how many documents it stands, and its score."""
+
+    phrase: str
+    length: int
+    count: int
+    documents: int
+    score: float
+
+
+COLUMNS = tuple(Phrase.__annotations__)
 
 
 class Phrases:
@@ -83,9 +98,14 @@ class Phrases:
     layers: ClassVar = {"phrase": Layer("spans")}
 
     def __init__(
-        self, *, vocabulary: str | None = None, size: int | None = None, min_count: int = 10,
-        min_documents: int = 5, paper: bool = False,
-    ):  # fmt: skip
+        self,
+        *,
+        vocabulary: str | None = None,
+        size: int | None = None,
+        min_count: int = 10,
+        min_documents: int = 5,
+        paper: bool = False,
+    ):
         if (size is not None and size < 2) or min_count < 0 or min_documents < 1:
             got = f"size={size}, min_count={min_count}, min_documents={min_documents}"
             raise MaskwiseError(
@@ -93,7 +113,10 @@ class Phrases:
                 got=got,
                 allowed="size ≥ 2, min_count ≥ 0, min_documents ≥ 1",
             )
-        self._size, self._min_count, self._min_documents, self._paper = size, min_count, min_documents, paper
+        self._size = size
+        self._min_count = min_count
+        self._min_documents = min_documents
+        self._paper = paper
         self._vocabulary = None if vocabulary is None else Path(vocabulary)
         self._phrases = None if self._vocabulary is None else read_phrases(self._vocabulary)
 
@@ -137,11 +160,16 @@ class Phrases:
         counted = count_ngrams(texts, folder, min_count=self._min_count, min_documents=self._min_documents)
         size = vocabulary_size(counted.total) if self._size is None else self._size
         chosen = choose_phrases(counted, size=size, paper=self._paper)
-        write_table(folder / FILE, {name: [record[name] for record in chosen] for name in RECORD})
+        write_table(folder / FILE, {name: [getattr(record, name) for record in chosen] for name in COLUMNS})
         facts = {
-            "words": counted.total, "phrases": len(chosen), "size": size, "counts_too_low_by_at_most": counted.lost,
-            "min_count": self._min_count, "min_documents": self._min_documents, "paper": self._paper,
-        }  # fmt: skip
+            "words": counted.total,
+            "phrases": len(chosen),
+            "size": size,
+            "counts_too_low_by_at_most": counted.lost,
+            "min_count": self._min_count,
+            "min_documents": self._min_documents,
+            "paper": self._paper,
+        }
         (folder / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
         return str(Call(self.name, kwargs={"vocabulary": str(folder)}))
 
@@ -171,31 +199,32 @@ def read_phrases(path: Path) -> list[str]:
     return [line.strip() for line in lines if line.strip()]
 
 
-def choose_phrases(counted: Counted, *, size: int, paper: bool = False) -> list[dict[str, Any]]:
+def choose_phrases(counted: Counted, *, size: int, paper: bool = False) -> list[Phrase]:
     """The vocabulary: of every length the best, ``SHARES`` of ``size`` (fewer where a corpus has fewer).
 
     Returns:
-        One record per phrase, of the fields `RECORD`. In the order of rank ÷ share, so that any
-        beginning of the list has about the published shares: scores of different lengths do not compare.
+        In the order of rank ÷ share, so that any beginning of the list has about the published shares: scores of
+        different lengths do not compare.
     """
-    ranked = []
+    ranked: list[tuple[float, int, Phrase]] = []
     scores = score_ngrams(counted, paper=paper)
     inside = np.zeros(0, dtype=np.int64)  # (n+1)-grams in the vocabulary, or almost always inside of such
     for n in sorted(scores, reverse=True):
         level = counted.levels[n - 1]
-        longer = np.zeros(len(level.keys), dtype=np.int64)
-        for last in (False, True) if len(inside) else ():
+        longer = np.zeros(len(level.keys), dtype=np.int64)  # the count of the commonest of these around an n-gram
+        if len(inside):
             above = counted.levels[n]
-            np.maximum.at(longer, above.part(inside, last=last), above.counts[inside])
+            for part in halves(above.keys[inside]):
+                np.maximum.at(longer, part, above.counts[inside])
         fragment = longer >= FRAGMENT * level.counts
         best = np.argsort(np.where(fragment, np.inf, -scores[n]), kind="stable")
         best = best[: min(round(size * SHARES[n]), int((~fragment).sum()))]
         inside = np.union1d(best, np.flatnonzero(fragment))
-        columns = level.counts[best].tolist(), level.documents[best].tolist(), scores[n][best].tolist()
-        for rank, (phrase, count, documents, score) in enumerate(zip(counted.texts(n, best), *columns)):
-            record = dict(zip(RECORD, (phrase, n, count, documents, score)))
-            ranked.append((rank / SHARES[n], n, record))
-    return [record for _, _, record in sorted(ranked, key=lambda entry: entry[:2])]
+        for rank, (at, text) in enumerate(zip(best.tolist(), counted.texts(n, best), strict=True)):
+            phrase = Phrase(text, n, int(level.counts[at]), int(level.documents[at]), float(scores[n][at]))
+            ranked.append((rank / SHARES[n], n, phrase))
+    ranked.sort(key=lambda entry: entry[:2])
+    return [phrase for _, _, phrase in ranked]
 
 
 class Matcher:
@@ -232,11 +261,7 @@ class Matcher:
             length_at[at] = n
             taken[(at[:, None] + np.arange(n)).ravel()] = True
         at = np.flatnonzero(length_at)
-        at_phrases = words._replace(text=words.text[at])
-        ends = words.end[at + length_at[at] - 1]
-        return [
-            CharSpans(*spans) for spans in at_phrases.split(words.start[at].astype(np.int32), ends.astype(np.int32))
-        ]
+        return words.spans(at, at + length_at[at] - 1)
 
 
 def leftmost(at: Ints, width: int) -> Ints:
@@ -277,7 +302,6 @@ def _gram_keys(keys: Keys, n: int) -> Keys:
 
 # In the spilled keys, where no word is; no pair of ids is as large. As ids they are −1 and −2.
 _BORDER, _DOCUMENT = np.uint64(2**64 - 1), np.uint64(2**64 - 2)
-_HALF, _LOW = np.uint64(32), np.uint64(2**32 - 1)
 
 
 class Level(NamedTuple):
@@ -289,8 +313,7 @@ class Level(NamedTuple):
 
     def part(self, ids: Ints, *, last: bool) -> Ints:
         """The ids of the first (or last) n−1 words of these n-grams, one level below."""
-        keys = self.keys[ids]
-        return (keys & _LOW if last else keys >> _HALF).astype(np.int64)
+        return halves(self.keys[ids])[last]
 
 
 class Counted(NamedTuple):
@@ -357,8 +380,8 @@ def _bordered(words: Words) -> Keys:
 def _pairs(ids: Ints) -> Keys:
     """The keys of the n-grams that begin at each place, from the ids of (n−1)-grams."""
     behind = np.append(ids[1:], -1)
-    keys = (ids.astype(np.uint64) << _HALF) | behind.astype(np.uint64)
-    return np.where((ids >= 0) & (behind >= 0), keys, np.where(ids == -2, _DOCUMENT, _BORDER))
+    border = np.where(ids == -2, _DOCUMENT, _BORDER)
+    return np.where((ids >= 0) & (behind >= 0), joined(ids, behind), border)
 
 
 def _identify(corpus: Spill, table: Table, folder: Path, min_count: int, min_documents: int) -> tuple[Spill, Level]:
@@ -368,10 +391,11 @@ def _identify(corpus: Spill, table: Table, folder: Path, min_count: int, min_doc
     documents = np.zeros(len(keys), dtype=np.int64)
     for block in corpus:
         # A document lies in one block, so distinct pairs of document and n-gram can be counted block by block.
-        number, place = np.cumsum(block == _DOCUMENT), find(keys, block)
-        frequent_here = place >= 0
-        pairs, _ = summed((number[frequent_here].astype(np.uint64) << _HALF) | place[frequent_here].astype(np.uint64))
-        documents += np.bincount((pairs & _LOW).astype(np.int64), minlength=len(keys))
+        number = np.cumsum(block == _DOCUMENT)
+        place = find(keys, block)
+        here = place >= 0
+        pairs = np.unique(joined(number[here], place[here]))
+        documents += np.bincount(halves(pairs)[1], minlength=len(keys))
     kept = documents >= min_documents
     keys = keys[kept]
     ids = Spill(folder, np.int64)

@@ -32,7 +32,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from maskwise.annotate.counts import find
 from maskwise.errors import MaskwiseError, unknown_name
+from maskwise.segments import rank_within
 from maskwise.text.documents import Document
 from maskwise.text.layers import CharSpans, Layer, digest
 from maskwise.text.words import text_id
@@ -84,7 +86,10 @@ def cut_shards(documents: Iterable[Document]) -> Iterator[list[Document]]:
 
 def shard_key(shard: Sequence[Document]) -> str:
     """Hash of the names and texts of a shard."""
-    return digest(FORMAT, *(part for document in shard for part in (document.id, text_id(document.text))))
+    parts: list[object] = []
+    for document in shard:
+        parts += [document.id, text_id(document.text)]
+    return digest(FORMAT, *parts)
 
 
 def file_name(annotator: str, version: str, shard: str) -> str:
@@ -106,15 +111,15 @@ def to_parquet(shard: Sequence[Document], spans: SpansOfTexts, layers: Mapping[s
         "text": pa.array([text_id(document.text) for document in shard], pa.int64()),
     }
     for name, layer in layers.items():
-        parts = [by_layer[name] for by_layer in spans]
-        offsets = pa.array(np.cumsum([0, *(len(part.start) for part in parts)]), pa.int32())
-        types = {"start": np.int32, "end": np.int32} | ({"value": layer.dtype} if layer.dtype else {})
-        for side, dtype in types.items():
-            flat = np.concatenate([np.zeros(0, dtype), *(getattr(part, side) for part in parts)]).astype(dtype)
-            columns[f"{name}.{side}"] = pa.ListArray.from_arrays(offsets, pa.array(flat))
-    schema = pa.schema([(name, column.type) for name, column in columns.items()], {"maskwise": json.dumps(facts)})
+        of_texts = [by_layer[name] for by_layer in spans]
+        offsets = pa.array(np.cumsum([0, *(len(own.start) for own in of_texts)]), pa.int32())
+        sides = {"start": np.int32, "end": np.int32, "value": layer.dtype}
+        for side, dtype in sides.items():
+            if dtype is not None:
+                flat = np.concatenate([getattr(own, side) for own in of_texts]).astype(dtype)
+                columns[f"{name}.{side}"] = pa.ListArray.from_arrays(offsets, pa.array(flat))
+    table = pa.table(columns).replace_schema_metadata({"maskwise": json.dumps(facts)})
     sink = pa.BufferOutputStream()
-    table = pa.Table.from_arrays([*columns.values()], schema=schema)
     pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
     return sink.getvalue().to_pybytes()
 
@@ -207,12 +212,14 @@ class Store:
     def __init__(self, folder: str | Path, only: Iterable[str] | None = None):
         self.folder = Path(folder)
         self.manifest = Manifest.load(self.folder)
-        every = {name: layer for part in self.manifest.annotators for name, layer in part.layers.items()}
-        for name in only or ():
-            if name not in every:
-                raise unknown_name(f"layer in {folder}:", name, every)
-        self.layers = {name: layer for name, layer in every.items() if only is None or name in set(only)}
-        self._parts: dict[str, tuple[int, dict[str, Any]]] = {}
+        self._makers: dict[str, Part] = {}
+        for part in self.manifest.annotators:
+            self._makers.update(dict.fromkeys(part.layers, part))
+        wanted = set(self._makers if only is None else only)
+        for name in wanted - self._makers.keys():
+            raise unknown_name(f"layer in {folder}:", name, self._makers)
+        self.layers = {name: part.layers[name] for name, part in self._makers.items() if name in wanted}
+        self._held: dict[str, tuple[int, dict[str, pa.Array]]] = {}
 
     @property
     def version(self) -> str:
@@ -229,8 +236,8 @@ class Store:
         """
         known, shard, row = self._index
         names = np.array([text_id(text) for text in texts], dtype=np.int64)
-        at = np.searchsorted(known, names).clip(max=max(len(known) - 1, 0))
-        missing = np.flatnonzero(known[at] != names) if len(known) else np.arange(len(texts))
+        places = find(known, names)
+        missing = np.flatnonzero(places < 0)
         if len(missing):
             text = texts[missing[0]]
             raise MaskwiseError(
@@ -239,44 +246,35 @@ class Store:
                 allowed=f"the {self.manifest.documents} documents of corpus {self.manifest.corpus}",
                 do="annotate this corpus",
             )
-        return [self._row(int(shard[place]), int(row[place])) for place in at]
+        found = []
+        for place in places.tolist():
+            found.append({name: self._spans(name, int(shard[place]), int(row[place])) for name in self.layers})
+        return found
 
     @cached_property
     def _index(self) -> tuple[Any, Any, Any]:
         """(D,) sorted text keys, and the shard and row of each."""
-        first = self.manifest.annotators[0] if self.manifest.annotators else None
-        keys = [self._read(first, key, ["text"])["text"].to_numpy() for key in self.manifest.shards if first]
-        sizes = [len(key) for key in keys]
-        names = np.concatenate([np.zeros(0, np.int64), *keys])
-        order = np.argsort(names, kind="stable")
+        part = self.manifest.annotators[0]
+        names = [self._read(part, key, ["text"])["text"].to_numpy() for key in self.manifest.shards]
+        sizes = np.array([len(own) for own in names])
         shard = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
-        row = np.concatenate([np.zeros(0, np.int32), *(np.arange(size, dtype=np.int32) for size in sizes)])
-        return names[order], shard[order], row[order]
+        row = rank_within(sizes).astype(np.int32)
+        every = np.concatenate(names)
+        order = np.argsort(every, kind="stable")
+        return every[order], shard[order], row[order]
 
-    def _row(self, shard: int, row: int) -> dict[str, CharSpans]:
-        spans = {}
-        for part in self.manifest.annotators:
-            if not part.layers.keys() & self.layers.keys():
-                continue
-            columns = self._shard(part, shard)
-            for name, layer in part.layers.items():
-                if name in self.layers:
-                    ends, *values = columns[name]
-                    cut = slice(ends[row], ends[row + 1])
-                    spans[name] = CharSpans(*(value[cut] for value in values), *([None] * (not layer.dtype)))
-        return {name: spans[name] for name in self.layers}
+    def _spans(self, name: str, shard: int, row: int) -> CharSpans:
+        table = self._table(self._makers[name], shard)
+        sides = ("start", "end", "value") if self.layers[name].dtype else ("start", "end")
+        return CharSpans(*(table[f"{name}.{side}"][row].values.to_numpy() for side in sides))
 
-    def _shard(self, part: Part, shard: int) -> dict[str, Any]:
+    def _table(self, part: Part, shard: int) -> dict[str, pa.Array]:
         """The columns of a shard; the last shard read is kept, because texts mostly come in their order."""
-        held, columns = self._parts.get(part.spec, (-1, {}))
+        held, columns = self._held.get(part.spec, (-1, {}))
         if held != shard:
             table = self._read(part, self.manifest.shards[shard])
-            columns = {}
-            for name, layer in part.layers.items():
-                sides = ("start", "end", "value") if layer.dtype else ("start", "end")
-                lists = [table[f"{name}.{side}"].combine_chunks() for side in sides]
-                columns[name] = (lists[0].offsets.to_numpy(), *(column.values.to_numpy() for column in lists))
-            self._parts[part.spec] = shard, columns
+            columns = {name: table[name].combine_chunks() for name in table.column_names}
+            self._held[part.spec] = shard, columns
         return columns
 
     def _read(self, part: Part, key: str, columns: list[str] | None = None) -> pa.Table:

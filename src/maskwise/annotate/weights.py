@@ -27,6 +27,8 @@ from maskwise.annotate.counts import (
     Words,
     blocks,
     find,
+    halves,
+    joined,
     keys_of,
     read_table,
     write_table,
@@ -75,10 +77,12 @@ class WordWeights(ABC):
 
     @cached_property
     def version(self) -> str:
-        content: list[object] = ["\n".join(self._words), self._weights.tobytes()] if self.fitted else []
-        named = [] if self.fitted else [Path(value) for value in self._settings.values() if isinstance(value, str)]
-        for path in filter(Path.exists, named):  # what a fit will read
-            content += [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+        content: list[object] = []
+        if self.fitted:
+            content = ["\n".join(self._words), self._weights.tobytes()]
+        else:  # the files and folders that a fit will read
+            for path in (Path(value) for value in self._settings.values() if isinstance(value, str)):
+                content += sorted(file for file in (path, *path.rglob("*")) if file.is_file())
         return digest(self.name, RULES, VERSION, sorted(self._settings.items()), *content)
 
     @abstractmethod
@@ -93,14 +97,14 @@ class WordWeights(ABC):
 
     def annotate(self, texts: list[str]) -> list[dict[str, CharSpans]]:
         assert self.fitted, "fit first"
-        return [{self.name: spans} for words in blocks(texts) for spans in self._spans(words)]
+        found: list[CharSpans] = []
+        for words in blocks(texts):
+            found += self._spans(words)
+        return [{self.name: spans} for spans in found]
 
     def _spans(self, words: Words) -> list[CharSpans]:
         keep = np.flatnonzero(self.kept(words))
-        weights = self.weigh(words)[keep].astype(np.float32)
-        kept = words._replace(text=words.text[keep])
-        starts, ends = words.start[keep].astype(np.int32), words.end[keep].astype(np.int32)
-        return [CharSpans(*spans) for spans in kept.split(starts, ends, weights)]
+        return words.spans(keep, keep, self.weigh(words)[keep].astype(np.float32))
 
     def kept(self, words: Words) -> Flags:
         """(W,) the words that get a weight; to the others 0 is given."""
@@ -151,8 +155,8 @@ class Frequency(WordWeights):
 
 
 PAIRS = "pairs.parquet"
-_STOPS, _UNSPACED_STOPS = ([ord(mark) for mark in marks] for marks in (".!?…", "。！？"))
-_HALF, _LOW = np.uint64(32), np.uint64(2**32 - 1)
+_STOPS = [ord(mark) for mark in ".!?…"]
+_UNSPACED_STOPS = [ord(mark) for mark in "。！？"]
 
 
 class Pmi:
@@ -169,7 +173,7 @@ class Pmi:
     @classmethod
     def counted(cls, pairs: Keys, counts: Ints, *, words: int, least: int = 1) -> Pmi:
         """From the (P,) counts of pairs in either order."""
-        first, second = (pairs >> _HALF).astype(np.int64), (pairs & _LOW).astype(np.int64)
+        first, second = halves(pairs)
         marginal = np.bincount(first, counts, words) + np.bincount(second, counts, words)
         ordered = counts * np.where(first == second, 2, 1)
         keep = counts >= least
@@ -200,7 +204,7 @@ def _neighbours(ids: Ints, sentence: Ints, window: int) -> Iterable[tuple[int, I
 
 def _pairs(ids: Ints, at: Ints, distance: int) -> Keys:
     left, right = ids[at], ids[at + distance]
-    return (np.minimum(left, right).astype(np.uint64) << _HALF) | np.maximum(left, right).astype(np.uint64)
+    return joined(np.minimum(left, right), np.maximum(left, right))
 
 
 class Informativeness(WordWeights):
@@ -222,17 +226,26 @@ class Informativeness(WordWeights):
     unseen = 1.0
 
     def __init__(
-        self, *, table: str | None = None, per: str = "text", window: int = 5, words: int = 100_000,
-        min_count: int = 10, min_pairs: int = 3,
-    ):  # fmt: skip
+        self,
+        *,
+        table: str | None = None,
+        per: str = "text",
+        window: int = 5,
+        words: int = 100_000,
+        min_count: int = 10,
+        min_pairs: int = 3,
+    ):
         if per not in ("text", "word"):
             raise MaskwiseError("informativeness: per", got=per, allowed="text, word")
         if min(window, words, min_count, min_pairs) < 1:
             got = f"window={window}, words={words}, min_count={min_count}, min_pairs={min_pairs}"
             raise MaskwiseError("informativeness: settings must be at least 1", got=got)
         super().__init__(table, per=per, window=window, words=words, min_count=min_count, min_pairs=min_pairs)
-        self._per, self._window, self._most = per, window, words
-        self._min_count, self._min_pairs = min_count, min_pairs
+        self._per = per
+        self._window = window
+        self._most = words
+        self._min_count = min_count
+        self._min_pairs = min_pairs
 
     def fit(self, texts: Iterable[str], folder: Path) -> str:
         """Count words and pairs, and save words.parquet (word, weight, count) and pairs.parquet (PMI over the scale).
@@ -258,25 +271,29 @@ class Informativeness(WordWeights):
                 pairs.add(_pairs(ids, at, distance))
         pmi = Pmi.counted(pairs.keys, pairs.counts, words=len(known), least=self._min_pairs)
 
-        total, positive, number = np.zeros(len(known)), 0.0, 0
+        total = np.zeros(len(known))
+        positive = 0.0
+        number = 0
         for block, sentence in zip(keys, sentences, strict=True):
             ids = find(known, block)
             sums = pmi.sums(ids, sentence, window=self._window)
             in_table = ids >= 0
             total += np.bincount(ids[in_table], sums[in_table], len(known))
-            positive, number = (
-                positive + float(sums[in_table].clip(min=0).sum()),
-                number + int(in_table.sum()),
-            )
+            positive += float(sums[in_table].clip(min=0).sum())
+            number += int(in_table.sum())
         rate = (total / counts).clip(min=0)
         by_word = float((rate * counts).sum() / counts.sum()) or 1.0
         by_text = positive / number or 1.0
         write_table(folder / PAIRS, {"pair": pmi.pairs, "pmi": (pmi.pmi[:-1] / by_text).astype(np.float32)})
         facts = {
-            "words": seen.table.total, "distinct": len(known), "pairs": len(pmi.pairs),
+            "words": seen.table.total,
+            "distinct": len(known),
+            "pairs": len(pmi.pairs),
             "distinct_pairs": len(pairs.keys),
-            "counts_too_low_by_at_most": pairs.lost, "mean_of_sums": by_text, "mean_of_rates": by_word,
-        }  # fmt: skip
+            "counts_too_low_by_at_most": pairs.lost,
+            "mean_of_sums": by_text,
+            "mean_of_rates": by_word,
+        }
         columns = {"word": seen.names(known), "weight": rate / by_word, "count": counts}
         return self._save(folder, columns, facts, per=self._per, window=self._window)
 
@@ -290,11 +307,9 @@ class Informativeness(WordWeights):
 
     @cached_property
     def version(self) -> str:
-        return (
-            digest(super().version, self._pmi.pairs.tobytes(), self._pmi.pmi.tobytes())
-            if self.fitted
-            else super().version
-        )
+        if not self.fitted:
+            return super().version
+        return digest(super().version, self._pmi.pairs.tobytes(), self._pmi.pmi.tobytes())
 
     @cached_property
     def _pmi(self) -> Pmi:
