@@ -141,15 +141,13 @@ class Phrases:
             return None if self._phrases else what
         if self._phrases and facts["phrases"] >= FEW * facts["size"]:
             return None
-        found, stand, so = "no phrase", "stands", "so the layer is empty"
-        if self._phrases:
-            found, stand = f"only {len(self._phrases):,} phrases", "stand"
-            so = "mostly frequent pairs such as 'of the'"
-        return (
-            f"{found} among these {facts['words']:,} words {stand} more than {facts['min_count']} times in at least "
-            f"{facts['min_documents']} documents, {so}; give more text, or lower these, as in "
-            "phrases(min_count=2, min_documents=1)"
-        )
+        floors = f"more than {facts['min_count']} times in at least {facts['min_documents']} documents"
+        do = "give more text, or lower these, as in phrases(min_count=2, min_documents=1)"
+        words = f"among these {facts['words']:,} words"
+        if not self._phrases:
+            return f"no phrase {words} stands {floors}, so the layer is empty; {do}"
+        found = f"only {len(self._phrases):,} phrases {words} stand {floors}"
+        return f"{found}, mostly frequent pairs such as 'of the'; {do}"
 
     def fit(self, texts: Iterable[str], folder: Path) -> str:
         """Make a vocabulary of the corpus and save it in ``folder``: phrases.parquet and facts.json.
@@ -236,11 +234,16 @@ class Matcher:
             raise MaskwiseError("a phrase has no punctuation", got=words.name(int(np.argmin(words.plain))))
         lengths = np.bincount(words.text, minlength=len(phrases))
         first = np.cumsum(lengths) - lengths
-        self._keys = {n: np.unique(_gram_keys(words.key, n)[first[lengths == n]]) for n in np.unique(lengths) if n > 1}
+        self._keys: dict[int, Keys] = {}
+        for n in np.unique(lengths[lengths > 1]).tolist():
+            self._keys[n] = np.unique(_gram_keys(words.key, n)[first[lengths == n]])
 
     def find(self, texts: list[str]) -> list[CharSpans]:
         """The phrases of each text."""
-        return [spans for words in blocks(texts) for spans in self._spans(words)]
+        found: list[CharSpans] = []
+        for words in blocks(texts):
+            found += self._spans(words)
+        return found
 
     def _spans(self, words: Words) -> list[CharSpans]:
         size = len(words.key)
@@ -341,9 +344,14 @@ class Counted(NamedTuple):
 
 
 def count_ngrams(
-    texts: Iterable[str], folder: Path, *, min_count: int = 10, min_documents: int = 1, longest: int = 5,
+    texts: Iterable[str],
+    folder: Path,
+    *,
+    min_count: int = 10,
+    min_documents: int = 1,
+    longest: int = 5,
     limit: int = 15_000_000,
-) -> Counted:  # fmt: skip
+) -> Counted:
     """Count n-grams of up to ``longest`` words that occur more than ``min_count`` times, in enough documents.
 
     Args:
@@ -419,10 +427,12 @@ def score_ngrams(counted: Counted, *, paper: bool = False) -> dict[int, NDArray[
     log_p = [np.log(level.counts / counted.total) for level in counted.levels]
     best, scores = [log_p[0]], {}
     for n in range(2, len(counted.levels) + 1):
-        heads, tails = [np.arange(len(log_p[n - 1]))], [np.arange(len(log_p[n - 1]))]
+        every = np.arange(len(log_p[n - 1]))
+        heads, tails = [every], [every]
         for length in range(n, 1, -1):  # heads[k], tails[k]: the first and the last n − k words
-            heads.append(counted.levels[length - 1].part(heads[-1], last=False))
-            tails.append(counted.levels[length - 1].part(tails[-1], last=True))
+            level = counted.levels[length - 1]
+            heads.append(level.part(heads[-1], last=False))
+            tails.append(level.part(tails[-1], last=True))
         cuts = [log_p[k - 1][heads[n - k]] + best[n - k - 1][tails[k]] for k in range(1, n)]
         cut = np.max(cuts, axis=0)
         scores[n] = (1 if paper else 2) * log_p[n - 1] - cut

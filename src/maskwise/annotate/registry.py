@@ -27,10 +27,21 @@ def learned(folder: str = "", *, layer: str = "learned", spans: int = 5) -> Anno
 
 
 ANNOTATORS: dict[str, Callable[..., Annotator]] = {
-    "words": Words, "sentences": Sentences, "prompt": Prompt, "pos": pos, "salient": salient,
-    "phrases": Phrases, "frequency": Frequency, "informativeness": Informativeness, "difference": Difference,
-    "learned": learned, "gold": gold, "spans": spans, "stored": Store, **WORLDS,
-}  # fmt: skip
+    "words": Words,
+    "sentences": Sentences,
+    "prompt": Prompt,
+    "pos": pos,
+    "salient": salient,
+    "phrases": Phrases,
+    "frequency": Frequency,
+    "informativeness": Informativeness,
+    "difference": Difference,
+    "learned": learned,
+    "gold": gold,
+    "spans": spans,
+    "stored": Store,
+    **WORLDS,
+}
 
 
 def annotator(spec: str | Call, *, functions: bool = False) -> Annotator:

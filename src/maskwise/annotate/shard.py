@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from maskwise.annotate.registry import annotator
 from maskwise.annotate.store import LayerFacts, ShardFacts, to_parquet
+from maskwise.annotate.tagger import cut_text
 from maskwise.errors import MaskwiseError
 from maskwise.text.documents import Document
 from maskwise.text.layers import Annotator, CharSpans, Fitted, Layer, check_spans
@@ -130,11 +131,11 @@ def _annotate(maker: Annotator, texts: list[str], failures: dict[str, int]) -> l
         raise
     except Exception:  # a library's own: one text must not end the work on a million others
         spans = [_annotate_one(maker, text, failures) for text in texts]
-        if sum(failures.values()) == len(texts) >= SURE_FAILURES:
-            what = f"{maker.name} failed on all {len(texts)} texts of a shard"
-            do = "mend it; what was finished is kept"
-            raise MaskwiseError(what, got=next(iter(failures)), do=do) from None
-        return spans
+    if sum(failures.values()) == len(texts) >= SURE_FAILURES:
+        what = f"{maker.name} failed on all {len(texts)} texts of a shard"
+        do = "mend it; what was finished is kept"
+        raise MaskwiseError(what, got=next(iter(failures)), do=do)
+    return spans
 
 
 def _annotate_one(maker: Annotator, text: str, failures: dict[str, int]) -> dict[str, CharSpans]:
@@ -143,8 +144,8 @@ def _annotate_one(maker: Annotator, text: str, failures: dict[str, int]) -> dict
     except MaskwiseError:
         raise
     except (OSError, MemoryError) as error:  # not the text's fault: the shard must not be kept as done
-        line, do = f"{type(error).__name__}: {error}", "the same command goes on from here"
-        raise MaskwiseError(f"{maker.name} failed", got=line, do=do) from error
+        line = f"{type(error).__name__}: {error}"
+        raise MaskwiseError(f"{maker.name} failed", got=line, do="the same command resumes") from error
     except Exception as error:
         line = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         failures[line] = failures.get(line, 0) + 1
@@ -152,18 +153,8 @@ def _annotate_one(maker: Annotator, text: str, failures: dict[str, int]) -> dict
 
 
 def _parts(text: str) -> list[tuple[int, int]]:
-    """Where to cut a text: behind the last line break, else blank, of each stretch; else anywhere."""
-    cuts, start = [], 0
-    while len(text) - start > PART_CHARACTERS:
-        end = start + PART_CHARACTERS
-        for mark in ("\n", " "):
-            at = text.rfind(mark, start + PART_CHARACTERS // 2, end)
-            if at >= 0:
-                end = at + 1
-                break
-        cuts.append((start, end))
-        start = end
-    return [*cuts, (start, len(text))]
+    """Where to cut a text: after the last line break, else blank, of each stretch; else anywhere."""
+    return list(cut_text(text, 0, len(text), most=PART_CHARACTERS, borders=("\n", " ")))
 
 
 def _join(

@@ -39,8 +39,10 @@ NONE, NAME, DATE, NUMBER = range(4)
 
 Flags = NDArray[np.bool_]
 Ints = NDArray[np.int32]
+Tokens = tuple[NDArray[np.uint64], NDArray[np.int16]]
 
-_DAY, _YEAR = r"[0-3]?\d(?:st|nd|rd|th)?", r"(?:1\d{3}|20\d\d)"
+_DAY = r"[0-3]?\d(?:st|nd|rd|th)?"
+_YEAR = r"(?:1\d{3}|20\d\d)"
 _FULL = (
     r"January|February|March|April|May|June|July|August|September|October|November|December"
     r"|(?:Jan|Feb|Mar|Apr|Jun|Jul|Aug|Sept?|Oct|Nov|Dec)\b\.?"
@@ -72,9 +74,17 @@ _OPENERS = np.array([ord(c) for c in ".!?:;…\"“”‘'(["], dtype=np.uint32)
 
 
 def salient_spans(
-    text: str, start: Ints, end: Ints, *, proper: Flags, numeral: Flags, content: Flags, title: Flags,
-    lower: Flags, entity: NDArray[np.int16],
-) -> CharSpans:  # fmt: skip
+    text: str,
+    start: Ints,
+    end: Ints,
+    *,
+    proper: Flags,
+    numeral: Flags,
+    content: Flags,
+    title: Flags,
+    lower: Flags,
+    entity: NDArray[np.int16],
+) -> CharSpans:
     """The salient spans of a text, with the codes of `SALIENT`, from its T tokens without white space.
 
     A *name* is what the tagger takes for an entity or a proper noun, joined where they touch; so is a capitalised
@@ -188,60 +198,69 @@ class SpacyPipeline:
     @cached_property
     def version(self) -> str:
         """Changes with any file of the pipeline (but its card), with spaCy, and with the rules for salient spans."""
-        files = sorted(path for path in self.folder.rglob("*") if path.is_file() and path.suffix not in NO_MODEL)
-        named = [part for path in files for part in (path.relative_to(self.folder).as_posix(), path)]
+        named: list[object] = []
+        for path in sorted(self.folder.rglob("*")):
+            if path.is_file() and path.suffix not in NO_MODEL:
+                named += [path.relative_to(self.folder).as_posix(), path]
         return digest("spacy", 2, version("spacy"), VERSION, sorted(self.layers), *named)
 
     def annotate(self, texts: list[str]) -> list[dict[str, CharSpans]]:
         """For each text its layers; see `Annotator`."""
         cuts = [list(_pieces(text)) for text in texts]
-        pieces = (_SURROGATE.sub("\ufffd", text[a:b]) for text, cut in zip(texts, cuts) for a, b in cut)
+        pieces: list[str] = []
+        for text, cut in zip(texts, cuts, strict=True):
+            pieces += [_SURROGATE.sub("\ufffd", text[begin:end]) for begin, end in cut]
         if len(self.nlp.vocab) > self._words_at_load + MAX_NEW_WORDS:
             del self.nlp  # and load it again
             self.__dict__.pop("_direct", None)  # holds a component of the old one
         tables = self._tables(pieces)
-        return [self._read(text, cut, [next(tables) for _ in cut]) for text, cut in zip(texts, cuts)]
+        return [self._read(text, cut, tables) for text, cut in zip(texts, cuts, strict=True)]
 
-    def _tables(self, pieces: Iterable[str]) -> Iterator[tuple[NDArray[np.uint64], NDArray[np.int16]]]:
+    def _tables(self, pieces: Iterable[str]) -> Iterator[Tokens]:
         """For each piece of text what spaCy says of its T tokens: (T, `_COLUMNS`), and (T,) codes of tags."""
-        column, direct = self._column, self._direct
-        docs = self.nlp.pipe(pieces, batch_size=BATCH, disable=[direct[0].name] if direct else [])
-        if direct is None:
-            for doc in docs:
-                yield doc.to_array(_COLUMNS), self._coded(doc.to_array(column), _CODES)
-            return
         from spacy.util import minibatch
 
+        direct = self._direct
+        skipped = [direct[0].name] if direct else []
+        docs = self.nlp.pipe(pieces, batch_size=BATCH, disable=skipped)
+        if direct is None:
+            for doc in docs:
+                yield doc.to_array(_COLUMNS), self._coded(doc.to_array(self._column), _CODES)
+            return
         tagger, codes = direct
         for batch in minibatch(docs, BATCH):
             for doc, predicted in zip(batch, tagger.predict(batch)):
                 yield doc.to_array(_COLUMNS), codes[predicted] if len(doc) else codes[:0]
 
-    def _read(
-        self,
-        text: str,
-        cut: list[tuple[int, int]],
-        tables: list[tuple[NDArray[np.uint64], NDArray[np.int16]]],
-    ) -> dict[str, CharSpans]:
+    def _read(self, text: str, cut: list[tuple[int, int]], tables: Iterator[Tokens]) -> dict[str, CharSpans]:
         """The layers of a text, from the tokens of its pieces."""
-        for (begin, _), (table, _) in zip(cut, tables):
+        rows, tags = [], []
+        for begin, _ in cut:
+            table, codes = next(tables)
             table[:, 0] += np.uint64(begin)
-        tokens, code = (np.concatenate(parts) for parts in zip(*tables))
+            rows.append(table)
+            tags.append(codes)
+        tokens = np.concatenate(rows)
         inked = tokens[:, 2] == 0  # white space has no tag
         place, length, _, title, upper, lower, form, entity = tokens[inked].T
-        start, code = place.astype(np.int32), code[inked]
+        code = np.concatenate(tags)[inked]
+        start = place.astype(np.int32)
         end = start + length.astype(np.int32)
         layers = {}
         if "pos" in self.layers:
             layers["pos"] = CharSpans(start[code > 0], end[code > 0], code[code > 0])
         if "salient" in self.layers:
             layers["salient"] = salient_spans(
-                text, start, end,
+                text,
+                start,
+                end,
                 proper=code == _CODES["PROPN"],
                 numeral=(code == _CODES["NUM"]) & (form != self.nlp.vocab.strings["one"]),
                 content=np.isin(code, [_CODES[name] for name in ("ADJ", "NOUN", "VERB")]),
-                title=(title | upper) > 0, lower=lower > 0, entity=self._coded(entity, _KINDS, other=NAME),
-            )  # fmt: skip
+                title=(title | upper) > 0,
+                lower=lower > 0,
+                entity=self._coded(entity, _KINDS, other=NAME),
+            )
         return layers
 
     def _coded(self, symbols: NDArray[np.uint64], codes: Mapping[str, int], *, other: int = 0) -> NDArray[np.int16]:
@@ -316,10 +335,11 @@ def _multiply_by_numpy(nlp: Any) -> None:
     from thinc.api import Model, NumpyOps
 
     ops = NumpyOps(use_blis=False)
-    models = (getattr(component, "model", None) for _, component in nlp.pipeline)
-    for node in (node for model in models if isinstance(model, Model) for node in model.walk()):
-        if type(node.ops) is NumpyOps:
-            node.ops = ops
+    for _, component in nlp.pipeline:
+        model = getattr(component, "model", None)
+        for node in model.walk() if isinstance(model, Model) else ():
+            if type(node.ops) is NumpyOps:
+                node.ops = ops
 
 
 def _folder(model: str | None) -> Path:
@@ -343,17 +363,28 @@ def _folder(model: str | None) -> Path:
     return path
 
 
+def cut_text(text: str, start: int, stop: int, *, most: int, borders: Sequence[str]) -> Iterator[tuple[int, int]]:
+    """Where to cut a stretch of a text so that no part is longer than ``most`` characters.
+
+    Cuts come after the last border in the second half of a part, the first kind of border that is there; else anywhere.
+    """
+    while stop - start > most:
+        end = start + most
+        for border in borders:
+            at = text.rfind(border, start + most // 2, end)
+            if at >= 0:
+                end = at + len(border)
+                break
+        yield start, end
+        start = end
+    yield start, stop
+
+
 def _pieces(text: str) -> Iterator[tuple[int, int]]:
     """Where to cut a text so that no piece is longer than `PIECE_CHARACTERS`, and no word than `WORD_CHARACTERS`."""
-    long = len(max(text.split(), key=len, default="")) >= WORD_CHARACTERS
-    stops = [match.end() for match in _LONG_WORD.finditer(text)] if long else []
     start = 0
-    for stop in [*stops, len(text)]:
-        while stop - start > PIECE_CHARACTERS:
-            end, least = start + PIECE_CHARACTERS, start + PIECE_CHARACTERS // 2
-            borders = ((text.rfind(border, least, end), len(border)) for border in _BORDERS)
-            end = next((at + size for at, size in borders if at >= 0), end)
-            yield start, end
-            start = end
-        yield start, stop
-        start = stop
+    if len(max(text.split(), key=len, default="")) >= WORD_CHARACTERS:
+        for match in _LONG_WORD.finditer(text):
+            yield from cut_text(text, start, match.end(), most=PIECE_CHARACTERS, borders=_BORDERS)
+            start = match.end()
+    yield from cut_text(text, start, len(text), most=PIECE_CHARACTERS, borders=_BORDERS)

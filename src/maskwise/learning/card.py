@@ -96,11 +96,11 @@ def policy_card(choices: Mapping[str, object], measures: Mapping[str, Any], show
     """
     salient = measures.get("salient", {})
     facts = "\n".join(f"| {name} | `{value}` |" for name, value in choices.items())
-    figures = "\n".join(
-        f"| {name} | {_figure(value)} | {_figure(salient.get(name, ''))} |"
-        for name, value in measures.items()
-        if not isinstance(value, dict)
-    )
+    rows = []
+    for name, value in measures.items():
+        if name != "salient":
+            rows.append(f"| {name} | {_figure(value)} | {_figure(salient.get(name, ''))} |")
+    figures = "\n".join(rows)
     words = ", ".join(f"{word} ({mean:.1f})" for word, (mean, _) in shown["words"].items())
     tags = ", ".join(f"{tag} {mean:.2f}" for tag, (mean, _) in shown["tags"].items())
     examples = "\n".join(f"> {_marked(words)}\n" for words in shown["examples"])

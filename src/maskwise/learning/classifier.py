@@ -23,9 +23,15 @@ if TYPE_CHECKING:
 
 
 def train_classifier(
-    task: Task, checkpoint: str | Path | None, *, config: PreTrainedConfig | None = None,
-    tokenizer: PreTrainedTokenizerBase, settings: FinetuneSettings, seed: int, quiet: bool = True,
-) -> Confidence:  # fmt: skip
+    task: Task,
+    checkpoint: str | Path | None,
+    *,
+    config: PreTrainedConfig | None = None,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: FinetuneSettings,
+    seed: int,
+    quiet: bool = True,
+) -> Confidence:
     """A classifier of the task's train rows.
 
     Args:

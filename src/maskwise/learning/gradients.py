@@ -136,9 +136,14 @@ class Losses(nn.Module):
 
 
 def meta_gradient(
-    theta: Parameters, steps: Sequence[InnerStep], outer: Loss, *, backend: str = "finite-difference",
-    epsilon: float | None = None, agree: Agree = alone,
-) -> MetaGradient:  # fmt: skip
+    theta: Parameters,
+    steps: Sequence[InnerStep],
+    outer: Loss,
+    *,
+    backend: str = "finite-difference",
+    epsilon: float | None = None,
+    agree: Agree = alone,
+) -> MetaGradient:
     """The derivative of the outer loss after inner steps, by the masks and the rates of these steps.
 
     Args:

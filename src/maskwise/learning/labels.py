@@ -175,9 +175,13 @@ def classifier_labels(rows: Sequence[tuple[str, int]], confidence: Confidence, *
 
 
 def labels_of(
-    spec: str, *, kind: str | None = None, texts: Sequence[str] = (), drop: float = 0.05,
+    spec: str,
+    *,
+    kind: str | None = None,
+    texts: Sequence[str] = (),
+    drop: float = 0.05,
     classifier: Callable[[Task], Confidence] | None = None,
-) -> Labels:  # fmt: skip
+) -> Labels:
     """What a task tells a policy to find.
 
     Args:

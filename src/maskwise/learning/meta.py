@@ -98,9 +98,14 @@ class MetaLearner:
     """
 
     def __init__(
-        self, losses: Losses, policy: nn.Module, train: Examples, dev: Examples, settings: MetaSettings,
+        self,
+        losses: Losses,
+        policy: nn.Module,
+        train: Examples,
+        dev: Examples,
+        settings: MetaSettings,
         training: TrainingSettings,
-    ):  # fmt: skip
+    ):
         self.losses = losses
         self.policy = policy
         self.train = train

@@ -132,9 +132,15 @@ class Choice:
             return torch.as_tensor(values).to(device)
 
         return cls(
-            units.batch.shape, tensor(units.tokens), tensor(unit), tensor(units.piece), tensor(units.length),
-            tensor(selection.budget), tensor(selection.chosen), tensor(selection.order),
-        )  # fmt: skip
+            units.batch.shape,
+            tensor(units.tokens),
+            tensor(unit),
+            tensor(units.piece),
+            tensor(units.length),
+            tensor(selection.budget),
+            tensor(selection.chosen),
+            tensor(selection.order),
+        )
 
     @property
     def budget(self) -> Tensor:
@@ -179,9 +185,14 @@ class Choice:
 
 
 def choose(
-    batch: AnnotatedBatch, logit_BL: Tensor, ratio: float, keys: Keys, *, units: str = "word",
+    batch: AnnotatedBatch,
+    logit_BL: Tensor,
+    ratio: float,
+    keys: Keys,
+    *,
+    units: str = "word",
     budget: str = "exact",
-) -> Choice:  # fmt: skip
+) -> Choice:
     """Choose units of a batch by the weights exp(logit).
 
     Args:

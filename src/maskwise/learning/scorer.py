@@ -108,9 +108,13 @@ class PolicyModel(nn.Module, PyTorchModelHubMixin, library_name="maskwise", tags
     """
 
     def __init__(
-        self, config: PolicyConfig, tokenizer: PreTrainedTokenizerFast, *, encoder: nn.Module | None = None,
+        self,
+        config: PolicyConfig,
+        tokenizer: PreTrainedTokenizerFast,
+        *,
+        encoder: nn.Module | None = None,
         card: str = "",
-    ):  # fmt: skip
+    ):
         super().__init__()
         self.config, self.tokenizer, self.card = config, tokenizer, card
         self.encoder = _new_encoder(config) if encoder is None else encoder
@@ -120,10 +124,17 @@ class PolicyModel(nn.Module, PyTorchModelHubMixin, library_name="maskwise", tags
 
     @classmethod
     def new(
-        cls, tokenizer: PreTrainedTokenizerFast, *, architecture: str = LIGHT, pretrained: str | None = None,
-        settings: dict[str, Any] | None = None, head: Head = "tokens", length: int = 64, longest: int = 10,
+        cls,
+        tokenizer: PreTrainedTokenizerFast,
+        *,
+        architecture: str = LIGHT,
+        pretrained: str | None = None,
+        settings: dict[str, Any] | None = None,
+        head: Head = "tokens",
+        length: int = 64,
+        longest: int = 10,
         seed: int = 0,
-    ) -> Self:  # fmt: skip
+    ) -> Self:
         """A policy that has learned nothing yet: all words weigh the same.
 
         Args:

@@ -132,10 +132,15 @@ def _labelled_words(windows: Windows, marked: Sequence[Marked]) -> Array:
 
 
 def learn_supervised(
-    policy: PolicyModel, train_texts: Sequence[Marked], *, training: TrainingSettings,
-    dev_texts: Sequence[Marked] = (), folder: Path | None = None, quiet: bool = True,
+    policy: PolicyModel,
+    train_texts: Sequence[Marked],
+    *,
+    training: TrainingSettings,
+    dev_texts: Sequence[Marked] = (),
+    folder: Path | None = None,
+    quiet: bool = True,
     watch: Callable[[PolicyModel], list[list[float]]] | None = None,
-) -> tuple[Training, Counter[str]]:  # fmt: skip
+) -> tuple[Training, Counter[str]]:
     """Train a policy, in place, to find what is labelled.
 
     Args:
