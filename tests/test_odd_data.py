@@ -17,8 +17,8 @@ from maskwise.annotate.store import Store
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation.cloze import Cloze, questions_of
 from maskwise.tasks import FinetuneSettings, evaluate_tasks, judge, load_task
+from maskwise.tasks.classes import number_of
 from maskwise.tasks.metrics import LOST, error_of_items, macro_f1
-from maskwise.tasks.scores import number_of
 from maskwise.text import Document, read_documents, read_pieces, readers, tokenise, train_tokenizer
 from maskwise.text.labelled import read_conllu
 from maskwise.text.pieces import _Columns

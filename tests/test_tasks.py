@@ -31,9 +31,10 @@ from maskwise.tasks import (
     finetune,
     load_task,
 )
+from maskwise.tasks.classes import TextRow
 from maskwise.tasks.judge import answer, load_network, task_record
-from maskwise.tasks.labels import TaggedRow, TextRow
 from maskwise.tasks.metrics import METRICS, accuracy, entities, entity_f1, macro_f1, matthews
+from maskwise.tasks.tags import TaggedRow
 from maskwise.text import train_tokenizer
 from maskwise.text.labelled import read_records
 from maskwise.training import TrainingSettings
@@ -546,13 +547,15 @@ def test_a_checkpoint_without_a_head_gets_a_new_one(tmp_path):
     assert result["steps"] == 1
 
 
-def test_a_score_that_is_no_number_is_no_record(tmp_path):
-    tokenizer = spoiled_checkpoint(tmp_path / "model", "not numbers")
-    tokenizer.save_pretrained(tmp_path / "model")
+def test_a_score_that_is_no_number_is_no_record(tmp_path, monkeypatch):
+    def not_finite(_, texts, *args, **options):
+        return torch.full((len(texts), 4), torch.nan)
+
+    monkeypatch.setattr("maskwise.tasks.judge.embed", not_finite)
     rows = [{"s1": f"the cat {i}", "s2": "sat", "score": i % 5} for i in range(30)]
     spec = f"{write_lines(tmp_path / 'sts.jsonl', rows)}(kind='zero-shot-similarity')"
     with pytest.raises(MaskwiseError, match="task 'sts-zero-shot' on test is no number; got nan"):
-        evaluate_tasks(tmp_path / "model", [spec], settings=FinetuneSettings(max_length=8), out=tmp_path / "out")
+        evaluate_tasks("bundled:encoder", [spec], settings=FinetuneSettings(max_length=8), out=tmp_path / "out")
     assert (tmp_path / "out" / "records.jsonl").read_text() == ""
 
 

@@ -3,9 +3,8 @@ pseudo-perplexity, cloze facts and minimal pairs; and whether a corpus holds the
 right answers. Imports
 ``training`` and below, and the readers of ``tasks``."""
 
-from maskwise.evaluation.coverage import answers_in, coverage_record, masked_answers
 from maskwise.evaluation.evaluate import Data, EvaluationSettings, evaluate, evaluate_checkpoint, load_sets
-from maskwise.evaluation.overlap import Overlap, overlap, overlap_record
+from maskwise.evaluation.overlap import Overlap, answers_in, coverage_record, masked_answers, overlap, overlap_record
 from maskwise.evaluation.scoring import HeldOut, fixed_maskers
 
 __all__ = [

@@ -1,9 +1,12 @@
-"""Do the items of a test set stand in a corpus? Shared n-grams of words, in one pass over the corpus.
+"""Do the items of a test set, or their right answers, stand in a corpus? And does a policy mask the answers?
 
 Texts are compared as words: lower case, letters and digits only, so that case, punctuation and line breaks do
 not hide a copy. An item overlaps if any n of its words in a row (13, as for GPT-3; Brown et al. 2020,
 appendix C) stand in one document; a shorter item if all of it does. Items of fewer than ``LEAST`` words ("set
 an alarm") would be found anywhere and mean nothing: they are counted apart.
+
+Answers are looked for in documents in the same way, but of any length: short ones ("one") stand anywhere, and a high
+share of them says little. In rows they are looked for token by token, because the masks are on tokens.
 
 Cost: 64-bit hashes of n-grams by numpy, about 1 s per million words; memory is that of the items'
 hashes and of one batch of documents. (A false hit has a chance of about one in 10⁷ for a billion words and a
@@ -13,17 +16,18 @@ thousand items.) Words that a test set has cut ("do n't") are not joined, so its
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Literal, Protocol, TypedDict
+from typing import Any, Literal, NamedTuple, Protocol, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from maskwise.annotate.counts import mixed
 from maskwise.errors import MaskwiseError
-from maskwise.text import Document
+from maskwise.masking import Masker
+from maskwise.text import Document, Rows
 from maskwise.text.documents import batches
 
 N = 13
@@ -32,6 +36,11 @@ LEAST = 4
 EXAMPLES = 5
 _WORD = re.compile(r"[^\W_]+")
 _BATCH_CHARACTERS = 1 << 20
+ROWS = 1024
+"""Rows of which masks are drawn."""
+_ROWS_AT_ONCE = 64
+_MOST_TOKENS = 16
+"""Longer answers are not looked for in rows."""
 _BASE = np.uint64(0x9E3779B97F4A7C15)
 
 Hashes = NDArray[np.uint64]
@@ -159,15 +168,23 @@ def _words(texts: Iterable[str]) -> tuple[Hashes, NDArray[np.int64]]:
 def _grams(
     words: Hashes, sizes: NDArray[np.int64], lengths: Sequence[int]
 ) -> Iterator[tuple[int, Hashes, NDArray[np.int64]]]:
-    """For each of the rising ``lengths``: it, hashes of so many words in a row within one text, and which text."""
+    """For each of ``lengths``, rising: it, hashes of so many words in a row within one text, and which text."""
     text = np.repeat(np.arange(len(sizes)), sizes)
-    words, total = mixed(words), np.zeros(len(words), dtype=np.uint64)
-    for length in range(1, max(lengths, default=0) + 1):  # a polynomial modulo 2⁶⁴ that grows by a word
-        count = max(0, len(words) - length + 1)
-        total = total[:count] * _BASE + words[length - 1 :][:count]
+    for length, grams in _in_a_row(words, lengths):
+        whole = text[: len(grams)] == text[length - 1 :]
+        yield length, grams[whole], text[: len(grams)][whole]
+
+
+def _in_a_row(values: NDArray[Any], lengths: Collection[int]) -> Iterator[tuple[int, Hashes]]:
+    """For each of ``lengths``, rising: it, and hashes (T − length + 1,) of so many values in a row; none of longer ones
+    than there are values."""
+    terms = mixed(values.astype(np.uint64))
+    total = np.zeros_like(terms)
+    longest = max(lengths, default=0)
+    for length in range(1, min(longest, len(terms)) + 1):  # a polynomial modulo 2⁶⁴ that grows by a value
+        total = total[: len(terms) - length + 1] * _BASE + terms[length - 1 :]
         if length in lengths:
-            whole = text[:count] == text[length - 1 :][:count]
-            yield length, total[whole], text[:count][whole]
+            yield length, total
 
 
 class _Wanted:
@@ -182,3 +199,94 @@ class _Wanted:
         """The items that have one of these n-grams."""
         likely = grams[self.bits[grams >> np.uint64(42)]]
         return self.owner[np.isin(self.grams, likely)]
+
+
+# Answers
+
+
+class CoverageRecord(TypedDict):
+    """What a study keeps of a corpus and a task."""
+
+    kind: Literal["coverage"]
+    task: str
+    corpus: str
+    items: int
+    standing: int
+
+
+class Masked(NamedTuple):
+    """How often answers stand in rows, and how often all, or some, of their tokens were masked."""
+
+    occurrences: int
+    whole: int
+    part: int
+
+
+def answers_in(documents: Iterable[str | Document], rights: Sequence[Sequence[str]]) -> NDArray[np.bool_]:
+    """(N,) for which items one of the right answers stands in a document. Of an answer of more than 13 words, so many
+    in a row are enough.
+
+    >>> answers_in(["She was a baker in York."], [["the baker", "Baker"], ["bake"]]).tolist()
+    [True, False]
+
+    Args:
+        documents: texts, or anything with ``text``; read once, one batch in memory.
+        rights: the right answers of every item.
+    """
+    return standing_in(documents, rights, n=N, least=1)[0]
+
+
+def coverage_record(
+    documents: Iterable[str | Document], rights: Sequence[Sequence[str]], *, task: str, corpus: str
+) -> CoverageRecord:
+    """The record of one corpus and one task: how many items have a right answer that stands in the corpus."""
+    standing = int(answers_in(documents, rights).sum())
+    return {"kind": "coverage", "task": task, "corpus": corpus, "items": len(rights), "standing": standing}
+
+
+def masked_answers(
+    rows: Rows,
+    masker: Masker,
+    tokenizer: Any,
+    rights: Iterable[str],
+    *,
+    step: int = 0,
+    total_steps: int | None = None,
+) -> Masked:
+    """How often a masker masks the answers that stand in rows, in one epoch of ``ROWS`` rows spread over all.
+
+    Args:
+        rights: right answers; those of more than 16 tokens are left out.
+        step, total_steps: where the schedule of the ratio stands.
+    """
+    by_length = _by_length(tokenizer, rights)
+    numbers = np.unique(np.linspace(0, len(rows) - 1, min(ROWS, len(rows))).astype(np.int64))
+    total = np.zeros(3, dtype=np.int64)
+    for first in range(0, len(numbers), _ROWS_AT_ONCE):
+        some = rows.batch(numbers[first : first + _ROWS_AT_ONCE])
+        batch = masker(some, step=step, total_steps=total_steps, epoch=0)
+        ids = batch.source.input_ids
+        words = batch.source.layers.get("word_ids")
+        starts_T = np.ones(len(ids) + 1, dtype=bool)  # where a word begins, or the line ends
+        if words is not None:
+            starts_T[1:-1] = (words[1:] != words[:-1]) | (words[1:] < 0)
+        masked_T = np.concatenate(([0], np.cumsum(batch.selected.numpy().ravel())))
+        for length, hashes in _in_a_row(ids, by_length):
+            at = np.flatnonzero(np.isin(hashes, by_length[length]))
+            at = at[starts_T[at] & starts_T[at + length]]
+            masked = masked_T[at + length] - masked_T[at]
+            total += (len(at), (masked == length).sum(), (masked > 0).sum())
+    return Masked(*total.tolist())
+
+
+def _by_length(tokenizer: Any, rights: Iterable[str]) -> dict[int, Hashes]:
+    """Hashes of answers by their number of tokens, as they are written at the beginning and inside of a text."""
+    texts = []
+    for right in dict.fromkeys(rights):
+        texts += [right, f" {right}"]
+    by_length: dict[int, list[Hashes]] = {}
+    for ids in tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []:
+        if len(ids) <= _MOST_TOKENS:
+            for length, hashes in _in_a_row(np.array(ids), [len(ids)]):
+                by_length.setdefault(length, []).append(hashes)
+    return {length: np.concatenate(hashes) for length, hashes in by_length.items()}

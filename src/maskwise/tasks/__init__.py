@@ -3,7 +3,7 @@ tasks (a class each, in labels, questions and generation), and the judging itsel
 ``text``."""
 
 from maskwise.tasks.cards import CARDS
-from maskwise.tasks.evaluators import evaluator_task
+from maskwise.tasks.embeddings import evaluator_task
 from maskwise.tasks.files import BUNDLED_TASKS
 from maskwise.tasks.finetuning import FinetuneSettings
 from maskwise.tasks.judge import Score, TaskRecord, evaluate_tasks, finetune, task_record

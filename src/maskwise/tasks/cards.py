@@ -17,9 +17,9 @@ from typing import Any, NotRequired, TypedDict
 import yaml
 
 from maskwise.errors import unknown_name
+from maskwise.tasks.classes import may_be_number
 from maskwise.tasks.columns import Columns, UsualColumns
 from maskwise.tasks.questions import CHOICES, choices_of
-from maskwise.tasks.scores import may_be_number
 from maskwise.text.documents import inside
 from maskwise.text.labelled import Record
 from maskwise.text.tables import refuse_rows_as_names

@@ -6,7 +6,7 @@ A task says what a checkpoint is judged by, so whatever is left out or moved is 
   does one of several labels;
 - a row without a label is left out and counted: an empty cell, or what ``missing`` names. "-1", "NA", "null" are
   labels, and a note names them; a split whose only label is −1 hides its labels, and is not labelled;
-- whole numbers are classes if they are few (``scores.MOST_CLASSES``) or numbered (``scores.are_numbered``), else
+- whole numbers are classes if they are few (``classes.MOST_CLASSES``) or numbered (``classes.are_numbered``), else
   quantities; a note says which;
 - without a test split, or with one that has no labels, dev is the test; without dev, 15 % of train is dev;
   without train, dev is train. ``Task.notes`` and study.json say which of these was done;
@@ -29,32 +29,27 @@ from typing import Any
 from maskwise.errors import MaskwiseError, counted, unknown_name
 from maskwise.specs import Call, build, parse_call, read_options
 from maskwise.tasks.cards import CARDS, GONE, TEMPLATE_TEXT, first_of, flat, guess_columns, with_inside, with_text
-from maskwise.tasks.closedbook import ClozeAnswers
-from maskwise.tasks.columns import DOUBTFUL, HIDDEN, NO_LABEL, Columns, find_columns, label_of, labels_in, without
-from maskwise.tasks.cutting import only_test, shared_names, shared_text, splits_of
-from maskwise.tasks.evaluators import Evaluator
-from maskwise.tasks.files import read_splits, state_of
-from maskwise.tasks.generation import Generation
-from maskwise.tasks.labels import (
-    SentenceEmbedding,
-    SequenceClassification,
-    SeveralLabels,
-    TextRow,
-    TokenClassification,
-)
-from maskwise.tasks.metrics import METRICS
-from maskwise.tasks.questions import MultipleChoice, QuestionAnswering
-from maskwise.tasks.retrieval import Retrieval
-from maskwise.tasks.scores import (
+from maskwise.tasks.classes import (
     SCORE_COLUMNS,
     ScoredRow,
+    SequenceClassification,
+    SeveralLabels,
     Similarity,
     TextRegression,
-    ZeroShotSimilarity,
+    TextRow,
     are_numbered,
     number_of,
     with_classes,
 )
+from maskwise.tasks.closedbook import ClozeAnswers
+from maskwise.tasks.columns import DOUBTFUL, HIDDEN, NO_LABEL, Columns, find_columns, label_of, labels_in, without
+from maskwise.tasks.cutting import only_test, shared_names, shared_text, splits_of
+from maskwise.tasks.embeddings import Evaluator, Retrieval, SentenceEmbedding, ZeroShotSimilarity
+from maskwise.tasks.files import read_splits, state_of
+from maskwise.tasks.generation import Generation
+from maskwise.tasks.metrics import METRICS
+from maskwise.tasks.questions import MultipleChoice, QuestionAnswering
+from maskwise.tasks.tags import TokenClassification
 from maskwise.tasks.task import SPLITS, Kind, Row, Task
 from maskwise.text.labelled import Record
 from maskwise.text.worlds import WORLDS, read_world

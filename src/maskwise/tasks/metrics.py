@@ -24,21 +24,22 @@ if TYPE_CHECKING:
     from rouge_score.scoring import Score
 
 UNSEEN, LOST = -1, -2
-Ints = NDArray[np.int64]
 
 
 def accuracy(gold: ArrayLike, answer: ArrayLike) -> float:
     """Share of equal items, in [0, 1]."""
-    gold, answer = _pair(gold, answer)
-    return float(np.mean(gold == answer))
+    right, answered = np.asarray(gold), np.asarray(answer)
+    assert right.shape == answered.shape and right.ndim == 1 and len(right), "gold and answer are one number an item"
+    return float(np.mean(right == answered))
 
 
 def macro_f1(gold: ArrayLike, answer: ArrayLike) -> float:
-    """F1 averaged over the classes that occur in gold or answer; one that is never hit has 0. As scikit-learn's. What
-    was not answered (``LOST``) is a miss of its class, and no class."""
-    table, first = _confusion(gold, answer), int(np.min(np.asarray(answer)) == LOST)
-    hits, total = np.diag(table), table.sum(0) + table.sum(1)
-    return float(np.mean((2 * hits / total)[first:]))
+    """F1 averaged over the classes that occur in gold or answer; one that is never hit has 0. What was not answered
+    (``LOST``) is a miss of its class, and no class."""
+    from sklearn.metrics import f1_score
+
+    classes = np.union1d(gold, answer)
+    return float(f1_score(gold, answer, labels=classes[classes != LOST], average="macro"))
 
 
 def any_class(gold: ArrayLike, classes: int, metric: str) -> float:
@@ -59,19 +60,20 @@ def any_class(gold: ArrayLike, classes: int, metric: str) -> float:
 
 def label_micro_f1(gold: ArrayLike, answer: ArrayLike) -> float:
     """F1 over all pairs of a row and a label, (N, K) ones and zeros; 0 without any hit."""
-    return float(np.mean(_label_f1(np.asarray(gold).ravel()[:, None], np.asarray(answer).ravel()[:, None])))
+    from sklearn.metrics import f1_score
+
+    return float(f1_score(np.asarray(gold), np.asarray(answer), average="micro", zero_division=0))
 
 
 def label_macro_f1(gold: ArrayLike, answer: ArrayLike) -> float:
     """F1 averaged over the labels that occur in gold or answer, (N, K) ones and zeros."""
-    return float(np.mean(_label_f1(np.asarray(gold), np.asarray(answer))))
+    from sklearn.metrics import f1_score
 
-
-def _label_f1(gold: NDArray[np.generic], answer: NDArray[np.generic]) -> NDArray[np.float64]:
-    right, given = gold.astype(bool), answer.astype(bool)
-    total = right.sum(0) + given.sum(0)
-    known = total > 0
-    return 2 * (right & given).sum(0)[known] / total[known] if known.any() else np.zeros(1)
+    right, answered = np.asarray(gold), np.asarray(answer)
+    occurring = np.flatnonzero(right.any(0) | answered.any(0))
+    if not len(occurring):
+        return 0.0
+    return float(f1_score(right, answered, labels=occurring, average="macro"))
 
 
 def mean_reciprocal_rank(gold: ArrayLike, answer: ArrayLike) -> float:
@@ -90,11 +92,11 @@ def matthews(gold: ArrayLike, answer: ArrayLike) -> float:
 
     Source: Gorodkin (2004), R_K. It is CoLA's metric.
     """
-    table = _confusion(gold, answer).astype(float)
-    n, rows, columns = table.sum(), table.sum(1), table.sum(0)
-    above = np.trace(table) * n - rows @ columns
-    below = (n**2 - rows @ rows) * (n**2 - columns @ columns)
-    return float(above / np.sqrt(below)) if below > 0 else 0.0
+    from sklearn.metrics import matthews_corrcoef
+
+    if not np.ptp(gold) or not np.ptp(answer):
+        return 0.0
+    return float(matthews_corrcoef(gold, answer))
 
 
 def entity_f1(gold: ArrayLike, answer: ArrayLike, starts: ArrayLike = (0,)) -> float:
@@ -141,12 +143,11 @@ def entities(tags: ArrayLike, starts: ArrayLike = (0,)) -> set[tuple[int, int, s
 
 def pearson(gold: ArrayLike, answer: ArrayLike) -> float:
     """Correlation of two lists of numbers, in [−1, 1]; 0 where one side is constant."""
-    a, b = (np.asarray(x, dtype=np.float64) for x in (gold, answer))
-    assert a.shape == b.shape and a.ndim == 1 and len(a), "gold and answer are one number an item"
-    if not (np.ptp(a) and np.ptp(b)):  # exactly: the deviations of a constant need not be 0
+    from scipy.stats import pearsonr
+
+    if not np.ptp(gold) or not np.ptp(answer):
         return 0.0
-    a, b = a - a.mean(), b - b.mean()
-    return float(a @ b / np.sqrt((a @ a) * (b @ b)))
+    return float(pearsonr(gold, answer).statistic)
 
 
 def spearman(gold: ArrayLike, answer: ArrayLike) -> float:
@@ -307,17 +308,3 @@ METRICS: dict[str, Callable[..., float]] = {
     NATS: nats_per_token,
 }
 """Metrics of a whole test set, by name. ``accuracy`` is of classes; that of texts is in ``ITEMS``."""
-
-
-def _pair(gold: ArrayLike, answer: ArrayLike) -> tuple[Ints, Ints]:
-    a, b = np.asarray(gold, dtype=np.int64), np.asarray(answer, dtype=np.int64)
-    assert a.shape == b.shape and a.ndim == 1 and len(a), "gold and answer are one number an item"
-    return a, b
-
-
-def _confusion(gold: ArrayLike, answer: ArrayLike) -> Ints:
-    """(K, K) counts, gold by answer, over the classes that occur."""
-    a, b = _pair(gold, answer)
-    names, code = np.unique(np.concatenate([a, b]), return_inverse=True)
-    k = len(names)
-    return np.bincount(code[: len(a)] * k + code[len(a) :], minlength=k * k).reshape(k, k)

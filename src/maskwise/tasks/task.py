@@ -1,7 +1,7 @@
 """The nouns of the room: a row, a kind of task, a task.
 
 A *kind* says how records become rows, which answer is right, how answers are scored, and how a checkpoint gives
-them. It is one class in ``labels`` or ``questions``, and a line in ``loading.KINDS``. Everything else in this room
+them. It is one class, and a line in ``loading.KINDS``. Everything else in this room
 (loading, cutting into splits, fine-tuning, records) asks the kind and knows no kind by name.
 """
 

@@ -1,36 +1,29 @@
-"""Kinds whose answer is a class: of a text, of a pair of texts, of every word; or several classes of a text.
+"""Kinds whose answer is a class, several labels, or a number: of a text, or of a pair of texts.
 
-Words of token classification are the words of the *data*, given to the tokenizer one by one; the tag stands on the
-first piece of each. A word whose first piece was cut off, or that has no piece at all, cannot be answered: it is
-counted in ``lost`` and scored as wrong, for leaving it out would reward short rows and coarse tokenizers.
-
-The last kind judges sentence embeddings by the same rows. It costs one forward pass over every text; the regression is
-scikit-learn's.
+Scores are standardised by those of train before anything is learned, so that one learning rate serves every scale.
 """
 
 from __future__ import annotations
 
+import math
 import re
-import warnings
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import ClassVar, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
+from numpy.typing import NDArray
 
 from maskwise.errors import MaskwiseError
 from maskwise.masking.batch import IGNORE
-from maskwise.objectives import Classification, MultiLabel
-from maskwise.tasks.columns import NO_LABEL, NO_TEXT, Columns, UsualColumns, label_of, labels_in, require_two
-from maskwise.tasks.metrics import METRICS, UNSEEN, any_class, entity_counts, entity_f1
-from maskwise.tasks.task import Answers, Frozen, Kind, Row, Task, Tuned
-from maskwise.tasks.tensors import Cutter, Encoded, Flat, edges
+from maskwise.objectives import Classification, MultiLabel, Regression
+from maskwise.tasks.columns import NO_LABEL, NO_TEXT, Columns, UsualColumns, label_of, labels_in, pair_in, require_two
+from maskwise.tasks.metrics import UNSEEN, any_class
+from maskwise.tasks.task import Kind, Row, Task, Tuned
+from maskwise.tasks.tensors import Cutter, Encoded
 from maskwise.text.labelled import Record
 
 CLASS_METRICS = ("accuracy", "macro-f1", "matthews")
@@ -42,9 +35,6 @@ PAIRS = (
     ("question", "passage"), ("sentence_A", "sentence_B"), ("s1", "s2"), ("text_a", "text_b"),
     ("#1 String", "#2 String"),
 )  # fmt: skip
-_BIO = re.compile(r"O$|[BIES]-.")
-PENALTIES = tuple(2.0**power for power in range(-2, 4))
-"""SentEval's grid of C, the inverse of the penalty."""
 
 
 class ClassRow(Row):
@@ -78,26 +68,6 @@ class TextRow(ClassRow):
     @property
     def classes(self) -> Sequence[str]:
         return (self.label,)
-
-
-@dataclass(frozen=True)
-class TaggedRow(ClassRow):
-    """Words, and a tag for each."""
-
-    tokens: list[str]
-    tags: list[str]
-
-    @property
-    def texts(self) -> tuple[str, ...]:
-        return (" ".join(self.tokens),)
-
-    @property
-    def classes(self) -> Sequence[str]:
-        return self.tags
-
-    @property
-    def key(self) -> str:
-        return "\t".join(self.tokens)
 
 
 def text_label(record: Record, columns: Columns, where: str) -> tuple[str, str | None, str] | str:
@@ -266,129 +236,176 @@ class SeveralLabels(Tuned[LabelledRow]):
         return row.names[0] if row.names else ""
 
 
-class TokenClassification(Classes[TaggedRow], Tuned[TaggedRow]):
-    """The class of every word.
-
-    Tuned with a linear layer over every token and cross-entropy at the first piece of each word. Majority: the
-    commonest tag of train. Source: Devlin et al. 2019, section 5.3.
-    """
-
-    name = "token-classification"
-    head, objective = "token-classification", Classification
-    metrics = (*CLASS_METRICS, "entity-f1")
-    columns = UsualColumns(("tokens", "words"), (), ("tags", "upos", "pos_tags", "ner_tags", "labels", "label"))
-    words = True
-
-    def recognises(self, records: Sequence[Record], given: Columns) -> bool:
-        """A list of words."""
-        names = (given.text,) if given.text else self.columns.text
-        return any(isinstance(records[0].get(name), list) for name in names) if records else False
-
-    def row(self, record: Record, columns: Columns, where: str) -> TaggedRow | str:
-        tokens, tags = record.get(columns.text or ""), record.get(columns.label or "")
-        if tags is None:
-            return NO_LABEL
-        if not isinstance(tokens, list) or not isinstance(tags, list):
-            got = f"{type(tokens).__name__} and {type(tags).__name__}"
-            raise MaskwiseError(f"{where}: tokens and tags must be lists", got=got)
-        if not all(isinstance(token, str) for token in tokens):
-            raise MaskwiseError(f"{where}: a token is no text", got=tokens)
-        if len(tokens) != len(tags):
-            got = f"{len(tokens)} and {len(tags)}"
-            raise MaskwiseError(f"{where}: tokens and tags differ in number", got=got)
-        names = [label_of(tag) for tag in tags]
-        if not tokens:
-            return NO_TEXT
-        labelled = [name for name in names if name is not None]
-        return TaggedRow(tokens, labelled) if len(labelled) == len(names) else NO_LABEL
-
-    def usual_metric(self, labels: tuple[str, ...]) -> str:
-        return "entity-f1" if all(_BIO.match(label) for label in labels) else "accuracy"
-
-    def check_metric(self, metric: str, labels: tuple[str, ...]) -> None:
-        super().check_metric(metric, labels)
-        if metric == "entity-f1" and self.usual_metric(labels) != metric:
-            raise MaskwiseError("entity-f1 needs tags such as O, B-x, I-x", got=", ".join(labels[:5]))
-
-    def score(self, task: Task[TaggedRow], split: str, answers: Answers, metric: str) -> float:
-        gold, answered = self.gold(task, split), np.asarray(answers)
-        if metric != "entity-f1":
-            return METRICS[metric](gold, answered)
-        return entity_f1(*self._tagged(task, split, answered))
-
-    def row_counts(self, task: Task[TaggedRow], split: str, answers: Answers) -> NDArray[np.float64] | None:
-        if task.metric != "entity-f1":
-            return super().row_counts(task, split, answers)
-        return entity_counts(*self._tagged(task, split, np.asarray(answers)))
-
-    def _tagged(
-        self, task: Task[TaggedRow], split: str, answered: NDArray[np.int64]
-    ) -> tuple[NDArray[np.str_], NDArray[np.str_], NDArray[np.int64]]:
-        """The right tags, the answered ones, and where sentences begin."""
-        # −2, an answer that could not be given, is O; −1, a tag that train does not have, is an entity of its own.
-        names = np.array([*task.labels, "O", "B-unseen by train"])
-        starts = edges([len(row.tags) for row in task.splits[split]])[:-1].numpy()
-        return names[self.gold(task, split)], names[answered], starts
-
-    def encode(self, task: Task[TaggedRow], split: str, cutter: Cutter) -> Encoded:
-        rows, gold = task.splits[split], torch.from_numpy(self.gold(task, split))
-        encodings = cutter.backend.encode_batch([row.tokens for row in rows], is_pretokenized=True)
-        flat = Flat.of(encodings, cutter.pad)
-        # Words are numbered in their row; special tokens have none, which numpy reads as nan.
-        word = np.array(list(chain.from_iterable(e.word_ids for e in encodings)), dtype=np.float64)
-        is_word_T = torch.from_numpy(~np.isnan(word))
-        word_T = torch.from_numpy(np.nan_to_num(word, nan=-1)).long()
-        row_T = torch.repeat_interleave(torch.arange(len(rows)), flat.lengths)
-        running_T = torch.where(is_word_T, edges([len(row.tokens) for row in rows])[row_T] + word_T, -1)
-        is_first_T = is_word_T & (running_T != running_T.roll(1))
-        is_first_T[0] = is_word_T[0]
-        first = is_first_T.nonzero().flatten()
-        place = torch.full((len(gold),), -1)
-        place[running_T[first]] = first
-        targets = torch.full((len(flat.ids),), IGNORE)
-        targets[first] = torch.where(gold == UNSEEN, IGNORE, gold)[running_T[first]]
-        return Encoded(flat, targets, place)
-
-
 def one_or_two(rows: Sequence[Row]) -> list[str | tuple[str, ...]]:
     """The texts of rows as a tokenizer takes them: a text, or a pair."""
     return [row.texts if len(row.texts) > 1 else row.texts[0] for row in rows]
 
 
-# Judged by embeddings: nothing is fine-tuned, nothing is random
+# Numbers
+
+SCORE_COLUMNS = ("score", "similarity_score", "relatedness_score", "similarity")
+NUMBER_COLUMNS = ("score", "rating", "value", "target", "number", "y")
+MOST_CLASSES, MOST_NUMBERED_CLASSES, ROWS_A_CLASS = 20, 1000, 5
+"""Whole numbers are classes where there are so few of them, or somewhat more that are numbered without gaps and have
+so many training rows each on average."""
+_DECIMAL_COMMA = re.compile(r"[-+]?\d+,(?!\d{3}$)\d+")
+"""But for three digits behind the comma, which may be thousands."""
+_WRITTEN_FOR_PEOPLE = re.compile(r"[-+]?[$€£¥]?\s*[-+]?\d+([.,]\d{3})*([.,]\d+)?\s*[$€£¥%]?")
 
 
-class SentenceEmbedding(TextClasses, Frozen[TextRow]):
-    """The class of a text (or of two) by logistic regression on embeddings.
+def number_of(label: object) -> float | None:
+    """A label as a number, with a decimal point or comma; None where it is none.
 
-    The strength of the penalty is chosen on dev, on SentEval's grid; of equally good ones the strongest. (SentEval
-    itself cuts MR, CR, SUBJ and MPQA into ten folds; here they are cut once, by hash.) Majority: the commonest class
-    of train. Source: Conneau & Kiela 2018 (SentEval), section 3.
+    >>> number_of("3,5"), number_of("-2"), number_of("1,200"), number_of("18 €"), number_of("good")
+    (3.5, -2.0, None, None, None)
+    """
+    text = str(label).strip()
+    if _DECIMAL_COMMA.fullmatch(text):
+        text = text.replace(",", ".")
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def may_be_number(label: object) -> bool:
+    """Whether a label is a number, or one with a currency, a percent sign or commas that nothing reads as a number."""
+    return number_of(label) is not None or bool(_WRITTEN_FOR_PEOPLE.fullmatch(str(label).strip()))
+
+
+def no_number(label: object, where: str) -> MaskwiseError:
+    """The error for a label that is not read as a number."""
+    if may_be_number(label):
+        do = "write numbers alone, such as 1200.50; if they are classes, say kind='sequence-classification'"
+        return MaskwiseError(f"{where}: the label is not written as a number", got=label, do=do)
+    do = f"check the label column; if it stands for no score, say so: missing={label!r}"
+    return MaskwiseError(f"{where}: the score is no number", got=label, do=do)
+
+
+@dataclass(frozen=True)
+class ScoredRow(Row):
+    """A text, or two, and its number: how similar they are, for instance."""
+
+    text: str
+    pair: str | None
+    score: float
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        return (self.text,) if self.pair is None else (self.text, self.pair)
+
+
+class Scores(Kind[ScoredRow]):
+    """What all kinds share whose answer is a number."""
+
+    metrics = ("spearman", "pearson")
+    columns = UsualColumns(TEXT, SECOND, (*SCORE_COLUMNS, "label"), PAIRS, needs_pair=True)
+
+    def row(self, record: Record, columns: Columns, where: str) -> ScoredRow | str:
+        parts = text_label(record, columns, where)
+        if isinstance(parts, str):
+            return parts
+        text, pair, label = parts
+        score = number_of(label)
+        if score is None:
+            raise no_number(label, where)
+        return ScoredRow(text, pair, score)
+
+    def labels(self, rows: Sequence[ScoredRow], where: str, skipped: Mapping[str, int]) -> tuple[str, ...]:
+        require_two(sorted({str(row.score) for row in rows}), "different scores", where, skipped)
+        return ()
+
+    def gold(self, task: Task[ScoredRow], split: str) -> NDArray[np.float64]:
+        return np.array([row.score for row in task.splits[split]], dtype=np.float64)
+
+    def majority(self, task: Task[ScoredRow]) -> float:
+        """A constant has no correlation."""
+        return 0.0
+
+
+class Similarity(Scores, Tuned[ScoredRow]):
+    """How similar two texts are, as a number.
+
+    Tuned by squared error on scores that are standardised by those of train.
+    Source: Devlin et al. 2019, appendix B.1 (STS-B).
     """
 
-    name = "sentence-embedding"
-    suffix = "-embedding"
+    name = "similarity"
+    head, objective = "sequence-classification", Regression
 
-    def answers(self, task: Task[TextRow], vectors: Mapping[str, Tensor]) -> Mapping[str, ArrayLike]:
-        from sklearn.exceptions import ConvergenceWarning
-        from sklearn.linear_model import LogisticRegression
+    def recognises(self, records: Sequence[Record], given: Columns) -> bool:
+        """A pair of texts with a score, or with labels that are quantities (``_are_quantities``)."""
+        record = records[0] if records else {}
+        _, pair = pair_in(record, given, PAIRS)
+        if not pair or pair not in record:
+            return False
+        usual = [name for name in ("label", *SCORE_COLUMNS) if name in record]
+        label = given.label or next(iter(usual), None)
+        if label in SCORE_COLUMNS:
+            return True
+        return _are_quantities([r.get(label or "") for r in records], f"column {label!r}")
 
-        features = {split: _features(task, split, each).double().numpy() for split, each in vectors.items()}
-        tried = []
-        for penalty in PENALTIES:
-            with warnings.catch_warnings():
-                # An embedding that is not scaled may need more steps; the score moves no more by then.
-                warnings.simplefilter("ignore", ConvergenceWarning)
-                fitted = LogisticRegression(C=penalty, max_iter=300)
-                fitted.fit(features["train"], self.gold(task, "train"))
-            tried.append((task.score("dev", fitted.predict(features["dev"])), fitted))
-        best = max(tried, key=lambda pair: pair[0])[1]
-        return {split: best.predict(features[split]) for split in ("dev", "test")}
+    def config(self, task: Task[ScoredRow]) -> dict[str, object]:
+        return {"id2label": {0: "score"}, "label2id": {"score": 0}, "problem_type": "regression"}
+
+    def encode(self, task: Task[ScoredRow], split: str, cutter: Cutter) -> Encoded:
+        known, gold = (torch.from_numpy(self.gold(task, name)) for name in ("train", split))
+        targets = (gold - known.mean()) / known.std(correction=0)
+        return Encoded(cutter.flat(one_or_two(task.splits[split])), targets.float())
 
 
-def _features(task: Task[TextRow], split: str, vectors: Tensor) -> Tensor:
-    """(N, H) of texts; of pairs u and v (N, 2 H) [|u − v|, u · v], as SentEval has it."""
-    if all(row.pair is None for row in task.splits[split]):
-        return vectors
-    u, v = vectors[::2], vectors[1::2]
-    return torch.cat([(u - v).abs(), u * v], dim=1)
+class TextRegression(Similarity):
+    """A number for a text: a rating, a price, a value that was measured.
+
+    Tuned by squared error on scores that are standardised by those of train. Source: as for similarity.
+    """
+
+    name = "regression"
+    columns = UsualColumns(TEXT, (), (*NUMBER_COLUMNS, "label", "labels"))
+
+    def recognises(self, records: Sequence[Record], given: Columns) -> bool:
+        """One text, and labels that are quantities (``_are_quantities``)."""
+        record = records[0] if records else {}
+        if pair_in(record, given, PAIRS)[1] in record or not any(name in record for name in (given.text, *TEXT)):
+            return False
+        names = (given.label,) if given.label else self.columns.label
+        label = next((name for name in names if name in record), "")
+        return _are_quantities([r.get(label) for r in records], f"column {label!r}")
+
+
+def _are_quantities(labels: Sequence[object], where: str) -> bool:
+    """Whether all labels are numbers, with fractions or with more values than ``MOST_CLASSES``.
+
+    Raises:
+        MaskwiseError: numbers with currencies, percent signs or commas between thousands; ``where`` names the column.
+    """
+    known = {str(label) for label in labels if label_of(label) is not None}
+    if not all(map(may_be_number, known)):
+        return False
+    values = set()
+    for label in sorted(known):
+        value = number_of(label)
+        if value is None:
+            raise no_number(label, where)
+        values.add(value)
+    fractions = any(not value.is_integer() for value in values)
+    return fractions or len(values) > MOST_CLASSES
+
+
+def are_numbered(splits: Mapping[str, Sequence[Row]]) -> bool:
+    """Whether the scores of all splits are names of classes: see ``MOST_CLASSES``."""
+    values = {row.score for rows in splits.values() for row in rows if isinstance(row, ScoredRow)}
+    whole = all(value.is_integer() for value in values)
+    first, last = min(values), max(values)
+    without_gaps = first in (0, 1) and last - first == len(values) - 1
+    most = min(MOST_NUMBERED_CLASSES, len(splits["train"]) / ROWS_A_CLASS)
+    return whole and without_gaps and len(values) <= most
+
+
+def with_classes(splits: Mapping[str, Sequence[Row]]) -> dict[str, list[Row]]:
+    """Scored rows as rows of classes, whose names are the scores."""
+    return {
+        split: [TextRow(row.text, row.pair, f"{row.score:.0f}") for row in rows if isinstance(row, ScoredRow)]
+        for split, rows in splits.items()
+    }
