@@ -9,13 +9,12 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from statistics import median
-from typing import TypeVar
 
 from maskwise.constants import BLUE, CORRELATIONS, LOWER_IS_BETTER, ORANGE, REFERENCE, shade
-from maskwise.files import Crossing, Record
+from maskwise.files import Crossing
 from maskwise.report.drawing import (
     GROUPS,
     Colours,
@@ -43,7 +42,6 @@ STARVED = " is starved"  # in the notes of samplers (``samplers.mometas``), behi
 EVEN_STEPS, STARVED_SHARE = 5, 0.25
 QUANTITIES = ("steps", "tokens", "targets", "flops", "seconds")
 
-Measured = TypeVar("Measured", Record, Line)
 Runs = dict[int, list[Line]]
 """The curves of an arm, by seed."""
 
@@ -51,17 +49,16 @@ Runs = dict[int, list[Line]]
 def score_charts(folder: Folder, colours: Colours) -> list[View]:
     """One dot chart per task."""
     charts: list[View] = []
-    scores = [r for r in folder.whole if r["kind"] == "score"]
-    for task in dict.fromkeys(r["task"] for r in scores):
-        records = [r for r in scores if r["task"] == task]
-        facts = folder.study["tasks"].get(task, {})
+    majorities = folder.numbers("score", "majority")
+    for measure, by_arm in folder.numbers("score").items():
+        facts = folder.study["tasks"].get(measure[0], {})
         metric = facts.get("metric", "score")
         scale = 100 if metric in CORRELATIONS else 1
-        points = [_point(r, scale * r["score"]) for r in records if r["arm"] in colours]
+        points = _points(by_arm, colours, scale=scale)
         if not points:
             continue
-        majority = facts.get("majority") or mean([chance for r in records if (chance := r.get("majority"))])
-        scratch = mean([scale * r["score"] for r in records if r["arm"] == REFERENCE])
+        majority = facts.get("majority") or mean(_values(majorities[measure]))
+        scratch = mean([scale * score for score in by_arm.get(REFERENCE, {}).values()])
         references = {"commonest answer": majority, folder.reference: scratch}
         lower = metric in LOWER_IS_BETTER
         percent = not lower and scale == 1 and all(0 <= point["value"] <= 1 for point in points)
@@ -72,10 +69,10 @@ def score_charts(folder: Folder, colours: Colours) -> list[View]:
             references={label: at for label, at in references.items() if at is not None},
             percent=percent,
         )
-        classes, items = facts.get("classes"), facts.get("test_items")
-        chart: View = {"name": task, "metric": metric, "spec": spec, "percent": percent, "scratch": scratch,
-                             "majority": majority, "classes": classes, "test_items": items}  # fmt: skip
-        charts.append(chart)
+        charts.append({
+            "name": measure[0], "metric": metric, "spec": spec, "percent": percent, "scratch": scratch,
+            "majority": majority, "classes": facts.get("classes"), "test_items": facts.get("test_items"),
+        })  # fmt: skip
     return charts
 
 
@@ -83,19 +80,15 @@ def coverage_view(folder: Folder, colours: Colours) -> View | None:
     """By task and arm: the share of right answers that stand in its corpus, the share of those that it masks whole,
     and what it gained over the reference, which has no such training. None where no task has texts for answers."""
     lines = [record for record in folder.records if record["kind"] == "coverage"]
+    scores = {task: by_arm for (task, _), by_arm in folder.numbers("score").items()}
     rows: list[View] = []
     points: list[Point] = []
     for line in (line for line in lines if "arm" in line):
         task, arm = line["task"], line["arm"]
         texts = [other for other in lines if other["task"] == task and "standing" in other]
         texts = [other for other in texts if other["corpus"] == line["corpus"]] or texts  # a world for each run
-        means = {
-            name: mean(
-                [r["score"] for r in folder.whole if r["kind"] == "score" and (r["task"], r["arm"]) == (task, name)]
-            )
-            for name in (arm, REFERENCE)
-        }
-        gain = None if None in means.values() else (means[arm] or 0) - (means[REFERENCE] or 0)
+        score, start = (mean([*scores.get(task, {}).get(name, {}).values()]) for name in (arm, REFERENCE))
+        gain = None if score is None or start is None else score - start
         if gain is not None and folder.study["tasks"].get(task, {}).get("metric") in LOWER_IS_BETTER:
             gain = -gain
         places = line["occurrences"]
@@ -107,9 +100,9 @@ def coverage_view(folder: Folder, colours: Colours) -> View | None:
             "part": line["part"] / places if places else None, "occurrences": places,
             "standing": mean([other["standing"] / other["items"] for other in texts]),
         })  # fmt: skip
-    return (
-        {"rows": rows, "spec": gain_chart(points, colours, over=folder.reference) if points else None} if rows else None
-    )
+    if not rows:
+        return None
+    return {"rows": rows, "spec": gain_chart(points, colours, over=folder.reference) if points else None}
 
 
 def transfer_view(folder: Folder) -> View | None:
@@ -137,19 +130,18 @@ def transfer_view(folder: Folder) -> View | None:
 
 def heldout_charts(folder: Folder, colours: Colours) -> list[View]:
     """One dot chart per kind of mask and ratio, with the unigram line and the plateau beside it."""
-    records = [r for r in folder.whole if r["kind"] == "heldout"]
-    untouched = _by_masks([r for r in records if r["arm"] == REFERENCE])
-    starts = {(masks, ratio): same[0]["loss"] for masks, ratio, same in untouched}  # of any seed
     charts: list[View] = []
-    for masks, ratio, same in _by_masks([r for r in records if r["arm"] in colours]):
-        points, unigram, start = (
-            [_point(r, r["loss"]) for r in same],
-            _unigram(same),
-            starts.get((masks, ratio)),
-        )
+    unigrams = folder.numbers("heldout", "unigram")
+    for measure, by_arm in folder.numbers("heldout").items():
+        points = _points(by_arm, colours)
+        if not points:
+            continue
+        unigram = mean(_values({arm: x for arm, x in unigrams[measure].items() if arm in colours}))
+        start = next(iter(by_arm.get(REFERENCE, {}).values()), None)  # of any seed
         lines = {} if start is None else {folder.reference: start}
         title = "loss in nats (left is better)"
         spec = dot_chart(points, colours, title=title, plateau=unigram, references=lines)
+        masks, ratio = measure
         charts.append({"masks": masks, "ratio": ratio, "unigram": unigram, "start": start, "spec": spec})
     return charts
 
@@ -164,15 +156,19 @@ def curve_charts(folder: Folder, colours: Colours) -> View:
         points = [_point(line, line["loss"], x) for line in losses]
         charts["train"] = line_chart(points, colours, x=x, x_title=title, y_title="training loss, nats")
     if ratios := thin([line for line in train if "ratio" in line]):
-        points = [_point(line, line["ratio"], "step") for line in ratios]
+        points = [_point(line, line["ratio"]) for line in ratios]
         for point, line in zip(points, ratios):
             if "scheduled_ratio" in line:
                 point["scheduled"] = line["scheduled_ratio"]
         charts["ratio"] = line_chart(points, colours, x="step", x_title="step", y_title="masked", percent=True)
-    evaluated = [line for line in folder.curves if line["kind"] == "eval" and "loss" in line]
+    evaluated: dict[tuple[str, float], list[Line]] = defaultdict(list)
+    for line in folder.curves:
+        if line["kind"] == "eval" and "loss" in line:
+            evaluated[line["masks"], line["ratio"]].append(line)
     views = []
-    for masks, ratio, same in _by_masks(evaluated):
-        points, unigram = [_point(line, line["loss"], "step") for line in thin(same)], _unigram(same)
+    for (masks, ratio), same in evaluated.items():
+        points = [_point(line, line["loss"]) for line in thin(same)]
+        unigram = mean([line["unigram"] for line in same if line.get("unigram") is not None])
         y = "held-out loss, nats"
         spec = line_chart(points, colours, x="step", x_title="step", y_title=y, unigram=unigram, dots=True)
         views.append({"masks": masks, "ratio": ratio, "spec": spec})
@@ -374,23 +370,24 @@ def mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def _point(line: Record | Line, value: float, x: str = "") -> Point:
+def _values(by_arm: Mapping[str, Mapping[int, float]]) -> list[float]:
+    return [value for by_seed in by_arm.values() for value in by_seed.values()]
+
+
+def _points(by_arm: Mapping[str, Mapping[int, float]], colours: Colours, *, scale: float = 1) -> list[Point]:
+    """A point for every run of the arms."""
+    return [
+        {"arm": arm, "seed": seed, "value": scale * value}
+        for arm, by_seed in by_arm.items()
+        if arm in colours
+        for seed, value in by_seed.items()
+    ]
+
+
+def _point(line: Line, value: float, x: str = "step") -> Point:
     point: Point = {"arm": line["arm"], "seed": line["seed"], "value": value}
     if x == "step":
-        point["step"] = line["step"]  # type: ignore[typeddict-item]
-    elif x:
+        point["step"] = line["step"]
+    else:
         point["tokens"] = line["tokens"]
     return point
-
-
-def _by_masks(lines: Sequence[Measured]) -> Iterator[tuple[str, float, list[Measured]]]:
-    """(kind of mask, ratio, its lines)."""
-    groups: dict[tuple[str, float], list[Measured]] = {}
-    for line in lines:
-        groups.setdefault((line["masks"], line["ratio"]), []).append(line)
-    for (masks, ratio), same in groups.items():
-        yield masks, ratio, same
-
-
-def _unigram(lines: Sequence[Record] | Sequence[Line]) -> float | None:
-    return mean([unigram for line in lines if (unigram := line.get("unigram")) is not None])

@@ -90,20 +90,16 @@ def _about(path: Path, folder: Folder) -> dict[str, object]:
 
 
 def _outcomes(folder: Folder) -> dict[tuple[str, str], Cell]:
-    """Means over whole runs by (outcome, arm), in the order of the records."""
-    values: dict[tuple[str, str], list[float]] = {}
-    for record in folder.whole:
-        if record["kind"] == "score":
-            key, value = f"{record['task']} ({record.get('metric', 'score')})", record["score"]
-        elif record["kind"] == "heldout":
-            key, value = f"held-out loss, {record['masks']} masks {100 * record['ratio']:g} %", record["loss"]
-        elif record["kind"] == "evaluation":
-            key, value = f"{record['name']} ({record['metric']})", record["value"]
-        else:
-            continue
-        arm = folder.reference if record["arm"] == REFERENCE else record["arm"]
-        values.setdefault((key, arm), []).append(value)
-    return {key: _cell(runs) for key, runs in values.items()}
+    """Means over whole runs by (outcome, arm)."""
+    cells: dict[tuple[str, str], Cell] = {}
+    for kind in ("evaluation", "heldout", "score"):
+        for (name, detail), by_arm in folder.numbers(kind).items():
+            outcome = f"{name} ({detail or 'score'})"
+            if kind == "heldout":
+                outcome = f"held-out loss, {name} masks {100 * detail:g} %"
+            for arm, by_seed in by_arm.items():
+                cells[outcome, folder.reference if arm == REFERENCE else arm] = _cell([*by_seed.values()])
+    return cells
 
 
 def _cell(runs: Sequence[float]) -> Cell:

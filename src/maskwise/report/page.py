@@ -29,7 +29,7 @@ from maskwise.constants import (
     overlap_words,
 )
 from maskwise.errors import duration
-from maskwise.files import Contrast
+from maskwise.files import Contrast, Record
 from maskwise.folders import write_whole
 from maskwise.report.charts import (
     compute_view,
@@ -55,6 +55,7 @@ from maskwise.report.reading import Folder, Piece, read_folder
 
 VEGA = "import sys, vl_convert; sys.stdout.buffer.write(vl_convert.javascript_bundle().encode())"
 NO_CHARTS = "There are no charts: the memory allowed here is too small to make them."
+COMMONEST = "commonest answer"
 RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -216,9 +217,8 @@ def _missing(folder: Folder) -> list[str]:
         lines.append(f"There are no verdicts yet (summary.json): {why}.")
     failed = {(r["arm"], r["seed"]) for r in folder.records if r["kind"] == "failure"}
     runs = [(arm, seed) for arm in folder.arms for seed in study["seeds"] if (arm, seed) not in failed]
-    scored = _scores(folder)
     for task in study["tasks"]:
-        known = {(arm, seed) for arm, by_seed in scored.get(task, {}).items() for seed in by_seed}
+        known = {(r["arm"], r["seed"]) for r in folder.whole if r["kind"] == "score" and r["task"] == task}
         lines += _lacking([run for run in runs if run not in known], len(runs), f"a score on {task}")
     if any(record["kind"] == "heldout" for record in folder.records) or not study["tasks"]:
         known = {(r["arm"], r["seed"]) for r in folder.whole if r["kind"] == "heldout"}
@@ -253,47 +253,34 @@ def task_table(folder: Folder) -> View | None:
 
     Scores in 0 to 1 are written in per cent; fewer than two runs have no SD.
     """
-    scores = _scores(folder)
-    if not scores:
-        return None
-    tasks = {task: folder.study["tasks"].get(task, {}) for task in scores}
-    for task in [*tasks]:
-        if accuracy_misleads(tasks[task].get("metric"), tasks[task].get("majority")):
-            beside = _scores(folder, "macro-f1")[task]
-            if beside:
-                scores[f"{task} "], tasks[f"{task} "] = beside, {"metric": "macro-f1"}
-    runs = {
-        folder.reference if arm == REFERENCE else arm: {
-            task: list(scores[task].get(arm, {}).values()) for task in tasks
+    columns: dict[str, tuple[str, dict[str, list[float]]]] = {}
+    further: dict[str, tuple[str, dict[str, list[float]]]] = {}
+    macro = folder.numbers("score", "macro-f1")
+    for measure, by_arm in folder.numbers("score").items():
+        task = measure[0]
+        facts = folder.study["tasks"].get(task, {})
+        metric, majority = facts.get("metric"), facts.get("majority")
+        runs = {arm: list(by_seed.values()) for arm, by_seed in by_arm.items()}
+        if majority is not None:
+            runs[COMMONEST] = [majority]
+        columns[task] = metric or "score", runs
+        beside = macro.get(measure)
+        if beside and accuracy_misleads(metric, majority):
+            further[f"{task} "] = "macro-f1", {arm: list(by_seed.values()) for arm, by_seed in beside.items()}
+    columns |= further
+    rows = []
+    for arm in (*folder.arms, REFERENCE, COMMONEST):
+        cells = {
+            name: _cell(runs.get(arm, []), percent=_percent(*columns[name])) for name, (_, runs) in columns.items()
         }
-        for arm in (*folder.arms, REFERENCE)
-    }
-    commonest = {task: facts.get("majority") for task, facts in tasks.items()}
-    runs["commonest answer"] = {task: [] if value is None else [value] for task, value in commonest.items()}
-    top = {task: max(abs(x) for by_task in runs.values() for x in by_task[task]) for task in tasks}
-    rows = [
-        {
-            "arm": arm,
-            "cells": {
-                task: _cell(values, percent=top[task] <= 1 and tasks[task].get("metric") not in LOWER_IS_BETTER)
-                for task, values in by_task.items()
-            },
-        }
-        for arm, by_task in runs.items()
-        if any(by_task.values())
-    ]
-    return {"tasks": {task: facts.get("metric", "score") for task, facts in tasks.items()}, "rows": rows}
+        if any(arm in runs for _, runs in columns.values()):
+            rows.append({"arm": folder.reference if arm == REFERENCE else arm, "cells": cells})
+    return {"tasks": {name: metric for name, (metric, _) in columns.items()}, "rows": rows} if columns else None
 
 
-def _scores(folder: Folder, other: str = "") -> dict[str, dict[str, dict[int, float]]]:
-    """Task → arm → seed → score, of whole runs; or another metric on the same items, as far as it is known."""
-    scores: dict[str, dict[str, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
-    for record in folder.whole:
-        if record["kind"] == "score":
-            value = record.get("others", {}).get(other) if other else record["score"]
-            if value is not None:
-                scores[record["task"]][record["arm"]][record["seed"]] = value
-    return scores
+def _percent(metric: str, runs: Mapping[str, list[float]]) -> bool:
+    """Whether the scores of a task are shares."""
+    return metric not in LOWER_IS_BETTER and all(abs(x) <= 1 for scores in runs.values() for x in scores)
 
 
 def _cell(values: list[float], *, percent: bool) -> dict[str, str]:
@@ -305,8 +292,8 @@ def _cell(values: list[float], *, percent: bool) -> dict[str, str]:
 def _score_table(folder: Folder) -> list[View]:
     """Every number behind the dots: by task and arm the runs by seed, and their mean."""
     return [
-        {"task": task, "arm": arm, "runs": by_arm[arm], "mean": mean(list(by_arm[arm].values()))}
-        for task, by_arm in _scores(folder).items()
+        {"task": task, "arm": arm, "runs": by_arm[arm], "mean": mean([*by_arm[arm].values()])}
+        for (task, _), by_arm in folder.numbers("score").items()
         for arm in (*folder.arms, REFERENCE)
         if arm in by_arm
     ]
@@ -314,19 +301,20 @@ def _score_table(folder: Folder) -> list[View]:
 
 def _evaluation_table(folder: Folder) -> View:
     """What needs no fine-tuning, by measure: means over runs, chance, items, and whether lower is better."""
-    runs: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    facts: dict[tuple[str, str], View] = {}
+    numbers = folder.numbers("evaluation")
+    first: dict[tuple[str, str], Record] = {}
     for record in folder.whole:
         if record["kind"] == "evaluation":
-            key = record["name"], record["metric"]
-            runs[key][record["arm"]].append(record["value"])
-            lower = not record.get("higher_is_better", True)
-            facts.setdefault(key, {"chance": record.get("chance"), "items": record.get("items"), "lower": lower})
-    rows = [
-        {"name": key[0], "metric": key[1], **facts[key], "means": {arm: mean(x) for arm, x in by_arm.items()}}
-        for key, by_arm in runs.items()
-    ]
-    arms = [arm for arm in (*folder.arms, REFERENCE) if any(arm in by_arm for by_arm in runs.values())]
+            first.setdefault((record["name"], record["metric"]), record)
+    rows: list[View] = []
+    for (name, metric), by_arm in numbers.items():
+        facts = first[name, metric]
+        rows.append({
+            "name": name, "metric": metric, "chance": facts.get("chance"), "items": facts.get("items"),
+            "lower": not facts.get("higher_is_better", True),
+            "means": {arm: mean([*by_seed.values()]) for arm, by_seed in by_arm.items()},
+        })  # fmt: skip
+    arms = [arm for arm in (*folder.arms, REFERENCE) if any(arm in by_arm for by_arm in numbers.values())]
     return {"arms": arms, "rows": rows}
 
 

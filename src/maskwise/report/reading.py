@@ -13,7 +13,7 @@ import os
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypedDict, cast
+from typing import Any, TypeAlias, TypedDict, cast
 
 from maskwise.errors import MaskwiseError
 from maskwise.files import Record, Study, Summary
@@ -105,6 +105,15 @@ REQUIRED = {
 }
 
 
+Numbers: TypeAlias = dict[tuple[str, Any], dict[str, dict[int, float]]]
+"""Measure → arm → seed → number."""
+MEASURES = {
+    "score": ("task", "metric", "score"),
+    "heldout": ("masks", "ratio", "loss"),
+    "evaluation": ("name", "metric", "value"),
+}
+"""By kind of record, the two keys that name a measure, and the key of its number."""
+
 OLD_EFFECTS = {"voids": "invalid", "caps": "notes", "said": "notes"}
 """The effects of earlier rules; what capped a verdict is not in its sentence, and is a note."""
 
@@ -141,6 +150,21 @@ class Folder:
     def whole(self) -> list[Record]:
         """The records without those of companion runs and of runs for a gate, which are not pooled with the others."""
         return [record for record in self.records if record.get("fraction", 1) == 1 and "role" not in record]
+
+    def numbers(self, kind: str, value: str = "") -> Numbers:
+        """What whole runs were measured by, in one kind of record.
+
+        Args:
+            value: what to read in place of the number that runs are compared by: another key, or another metric.
+        """
+        name, detail, usual = MEASURES[kind]
+        table: Numbers = defaultdict(lambda: defaultdict(dict))
+        for record in self.whole:
+            line = cast(dict[str, Any], record)
+            number = {**line.get("others", {}), **line}.get(value or usual)
+            if line["kind"] == kind and number is not None:
+                table[line[name], line.get(detail)][line["arm"]][line["seed"]] = number
+        return table
 
     def runs(self) -> dict[str, dict[int, list[Line]]]:
         """The curves by arm and seed."""
