@@ -212,7 +212,7 @@ def choose_phrases(counted: Counted, *, size: int, paper: bool = False) -> list[
         longer = np.zeros(len(level.keys), dtype=np.int64)  # the count of the commonest of these around an n-gram
         if len(inside):
             above = counted.levels[n]
-            for part in halves(above.keys[inside]):
+            for part in above.parts(inside):
                 np.maximum.at(longer, part, above.counts[inside])
         fragment = longer >= FRAGMENT * level.counts
         best = np.argsort(np.where(fragment, np.inf, -scores[n]), kind="stable")
@@ -314,9 +314,9 @@ class Level(NamedTuple):
     counts: Ints
     documents: Ints  # in how many texts it stands
 
-    def part(self, ids: Ints, *, last: bool) -> Ints:
-        """The ids of the first (or last) n−1 words of these n-grams, one level below."""
-        return halves(self.keys[ids])[last]
+    def parts(self, ids: Ints) -> tuple[Ints, Ints]:
+        """The ids of the first and of the last n−1 words of these n-grams, one level below."""
+        return halves(self.keys[ids])
 
 
 class Counted(NamedTuple):
@@ -327,20 +327,14 @@ class Counted(NamedTuple):
     lost: int
     names: Vocabulary
 
-    def words(self, length: int, ids: Ints) -> list[Ints]:
-        """The places of the first, second, … word of these n-grams among the words (level 1)."""
-        places = []
-        for skip in range(length):
-            part = ids
-            for level in range(length, 1, -1):
-                part = self.levels[level - 1].part(part, last=length - level < skip)
-            places.append(part)
-        return places
-
     def texts(self, length: int, ids: Ints) -> list[str]:
         """The n-grams themselves, words with a space between them."""
-        columns = [self.names.names(self.levels[0].keys[part]) for part in self.words(length, ids)]
-        return [" ".join(words) for words in zip(*columns)]
+        level = self.levels[length - 1]
+        if length == 1:
+            return self.names.names(level.keys[ids])
+        heads, tails = level.parts(ids)
+        last_words = [text.rpartition(" ")[2] for text in self.texts(length - 1, tails)]
+        return [f"{head} {word}" for head, word in zip(self.texts(length - 1, heads), last_words)]
 
 
 def count_ngrams(
@@ -431,8 +425,8 @@ def score_ngrams(counted: Counted, *, paper: bool = False) -> dict[int, NDArray[
         heads, tails = [every], [every]
         for length in range(n, 1, -1):  # heads[k], tails[k]: the first and the last n − k words
             level = counted.levels[length - 1]
-            heads.append(level.part(heads[-1], last=False))
-            tails.append(level.part(tails[-1], last=True))
+            heads.append(level.parts(heads[-1])[0])
+            tails.append(level.parts(tails[-1])[1])
         cuts = [log_p[k - 1][heads[n - k]] + best[n - k - 1][tails[k]] for k in range(1, n)]
         cut = np.max(cuts, axis=0)
         scores[n] = (1 if paper else 2) * log_p[n - 1] - cut

@@ -145,11 +145,6 @@ class Windows(NamedTuple):
     tokens: Ints
     word: Ints
 
-    def mean(self, value_T: Floats) -> Floats:
-        """(W,) the mean over the tokens of each word."""
-        counts = np.bincount(self.word, minlength=len(self.open))
-        return np.bincount(self.word, value_T[self.tokens], len(self.open)) / np.maximum(counts, 1)
-
 
 def read_windows(texts: list[str], policy: PolicyModel) -> Windows | None:
     """Texts cut into windows of ``policy.config.length`` tokens, between words; None where there is not one token.
@@ -193,7 +188,8 @@ def score_words(policy: PolicyModel, texts: list[str], *, spans: int = 5) -> lis
     if not np.isfinite(logits_TC).all():
         raise MaskwiseError("the scores of the policy are not finite", do="is it damaged? learn it again")
     if policy.config.head == "tokens":
-        logit_W = windows.mean(logits_TC[:, 0])
+        total_W = np.bincount(windows.word, logits_TC[windows.tokens, 0])
+        logit_W = total_W / np.bincount(windows.word)
         weight_W = np.exp(np.maximum(logit_W - _most(logit_W, text_W, len(texts)), LEAST_LOGIT))
         chance = _softmax(_padded(logit_W, piece_W, len(pieces)))[..., None]
     else:
@@ -252,11 +248,11 @@ def best_spans(chance_PWK: Floats, count: int) -> tuple[Ints, Ints, Ints, Floats
 def _inside(chance_PWK: Floats) -> Floats:
     """(P, W): the chance of every word to lie inside the span."""
     pieces, words, longest = chance_PWK.shape
-    change = np.zeros((pieces, words + longest + 1))
+    inside = np.zeros((pieces, words + longest))
     for more in range(longest):
-        change[:, :words] += chance_PWK[..., more]
-        change[:, more + 1 : more + 1 + words] -= chance_PWK[..., more]
-    return np.maximum(np.cumsum(change, axis=1)[:, :words], 0.0)
+        for further in range(more + 1):
+            inside[:, further : further + words] += chance_PWK[..., more]
+    return inside[:, :words]
 
 
 def flat_of(pieces: Pieces, rows: Ints) -> tuple[Flat, Ints, Ints]:

@@ -212,13 +212,13 @@ def rights_of(row: Row) -> Sequence[str]:
 
 def answers_in(tokenizer: PreTrainedTokenizerBase, text: str, rights: list[str], word_ids: Sequence[int]) -> Array:
     """(L,) int8: 1 at tokens of the context that are part of a right answer."""
-    inside = np.zeros(len(word_ids), np.int8)
-    offsets = tokenizer(text, return_offsets_mapping=True, verbose=False)["offset_mapping"][: len(word_ids)]
+    encoded = tokenizer(text, return_offsets_mapping=True, verbose=False)
+    begin, end = np.array(encoded["offset_mapping"])[: len(word_ids)].T
+    inside = np.zeros(len(word_ids), bool)
     for right in dict.fromkeys(rights):
         for start, stop in occurrences(right, text):
-            for token, (begin, end) in enumerate(offsets):
-                inside[token] |= begin < stop and start < end
-    return inside * (np.asarray(word_ids) >= 0)
+            inside |= (begin < stop) & (start < end)
+    return (inside & (np.asarray(word_ids) >= 0)).astype(np.int8)
 
 
 # Masked by a policy -------------------------------------------------------------------------------------------------

@@ -177,17 +177,16 @@ BACKENDS = ("exact", "finite-difference")
 
 def _exact(theta: Parameters, steps: Sequence[InnerStep], outer: Loss) -> MetaGradient:
     now = {name: value.detach().requires_grad_() for name, value in theta.items()}
-    masks = [None if step.mask is None else step.mask.detach().requires_grad_() for step in steps]
     some = next(iter(now.values()))
+    masks = [None if step.mask is None else step.mask.detach().requires_grad_() for step in steps]
     rates = [some.new_tensor(step.rate).requires_grad_() for step in steps]
     inner = []
     for step, mask, rate in zip(steps, masks, rates, strict=True):
         loss = step.loss(now, mask)
         inner.append(float(loss.detach()))
-        slope = torch.autograd.grad(loss, list(now.values()), create_graph=True, allow_unused=True)
-        now = {
-            name: value if g is None else value - rate * g for (name, value), g in zip(now.items(), slope, strict=True)
-        }
+        leaves = list(now.values())
+        slope = torch.autograd.grad(loss, leaves, create_graph=True, allow_unused=True, materialize_grads=True)
+        now = {name: value - rate * g for (name, value), g in zip(now.items(), slope, strict=True)}
     value = outer(now, None)
     wanted = [*(mask for mask in masks if mask is not None), *rates]
     gradient = iter(torch.autograd.grad(value, wanted, allow_unused=True, materialize_grads=True))

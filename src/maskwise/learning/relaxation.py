@@ -58,8 +58,7 @@ def inclusion(logit_U: Tensor, length_U: Tensor, piece_U: Tensor, budget_P: Tens
     """
     logit, length, budget = logit_U.double(), length_U.double(), budget_P.double()
     pieces = len(budget)
-    top_P = logit.new_full((pieces,), -torch.inf).scatter_reduce(0, piece_U, logit.detach(), "amax")
-    weight = (logit - top_P[piece_U]).clamp(min=-SPREAD).exp()
+    weight = _below_top(logit, piece_U, pieces).clamp(min=-SPREAD).exp()
 
     def total(values_U: Tensor) -> Tensor:
         return values_U.new_zeros(pieces).index_add(0, piece_U, values_U)
@@ -86,6 +85,12 @@ def inclusion(logit_U: Tensor, length_U: Tensor, piece_U: Tensor, budget_P: Tens
     p_U = -torch.expm1(-tau_P[piece_U] * weight)
     fixed_U = (budget > 0).double()[piece_U]
     return torch.where(solvable_P[piece_U], p_U, fixed_U).to(logit_U.dtype)
+
+
+def _below_top(logit_U: Tensor, piece_U: Tensor, pieces: int) -> Tensor:
+    """(U,) the logits, less the highest of their piece, which is not differentiated."""
+    top_P = logit_U.new_full((pieces,), -torch.inf).scatter_reduce(0, piece_U, logit_U.detach(), "amax")
+    return logit_U - top_P[piece_U]
 
 
 class Overflow(MaskwiseError):
@@ -173,10 +178,9 @@ class Choice:
 
     def shares(self, logit_U: Tensor) -> Tensor:
         """(U,) the share of each unit in the weight of its piece."""
-        top_P = logit_U.new_full((len(self.budget_P),), -torch.inf)
-        top_P = top_P.scatter_reduce(0, self.piece_U, logit_U.detach(), "amax")
-        weight_U = (logit_U - top_P[self.piece_U]).exp()
-        return weight_U / torch.zeros_like(top_P).index_add(0, self.piece_U, weight_U)[self.piece_U]
+        weight_U = _below_top(logit_U, self.piece_U, len(self.budget_P)).exp()
+        total_P = weight_U.new_zeros(len(self.budget_P)).index_add(0, self.piece_U, weight_U)
+        return weight_U / total_P[self.piece_U]
 
     def entropy(self, logit_U: Tensor) -> Tensor:
         """Nats, the mean over pieces: how evenly weight is spread over the units of a piece."""
