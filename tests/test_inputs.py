@@ -283,7 +283,7 @@ def test_numbers_of_schedules_are_numbers_also_of_numpy(make: Callable[[Any], An
 
 def test_counts_are_finite_numbers_for_each_id() -> None:
     for bad in (math.inf, [1.0, math.inf], [1, -1], [math.nan], [[1], [2]], "abc", [1, [2]]):
-        refused(lambda bad=bad: given.frequency(counts=bad), "counts")  # type: ignore[misc]
+        refused(lambda bad=bad: given.Frequency(counts=bad), "counts")  # type: ignore[misc]
     refused(lambda: masker("frequency(counts=inf)"), "counts")
 
 

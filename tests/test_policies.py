@@ -16,7 +16,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.keys import Keys, Purpose
 from maskwise.masking import IGNORE, AnnotatedBatch, Masker, gather
 from maskwise.masking.policies import Frequency, Mixture, Moment, Policy, Span, Token, UnitKind, policy
-from maskwise.masking.policies.base import cut
+from maskwise.masking.policies.base import units_by
 
 ALL = {
     "token": "token", "whole-word": "whole-word", "span": "span", "token span": "span(over='token')",
@@ -46,7 +46,7 @@ def units_of(spec: Any, rows: Any, *, ratio: float = 0.15) -> tuple[AnnotatedBat
     batch = gather(rows, vocabulary())
     keys = Keys(batch.example_id, seed=0, epoch=0)
     share = np.full(len(batch.begin), ratio)
-    return batch, policy(spec).units(batch, keys, Moment(0, 10, 0, share)), keys
+    return batch, policy(spec).cut(batch, keys, Moment(0, 10, 0, share)), keys
 
 
 def runs(mask: Tensor) -> Tensor:
@@ -279,8 +279,8 @@ def test_a_policy_of_one_s_own_with_bad_weights_is_refused(factor: float) -> Non
     class Bad(Policy):
         unit_kind = UnitKind.WORD
 
-        def units(self, batch: Any, keys: Any, moment: Any) -> Any:
-            words = cut(batch, "word", policy="bad")
+        def cut(self, batch: Any, keys: Any, moment: Any) -> Any:
+            words = units_by(batch, "word", policy="bad")
             return words.weighted(words.length * factor)
 
     with pytest.raises(MaskwiseError, match="a weight that is not a finite number ≥ 0"):
@@ -297,16 +297,16 @@ def test_rare_tokens_come_more_often() -> None:
     rows = {"input_ids": torch.arange(5, 45).expand(4000, 40).clone(), "example_id": torch.arange(4000)}
     counts = torch.ones(vocabulary().size)
     counts[25:] = 1600.0
-    mask = chosen(Frequency(units_of="token", counts=counts, floor=100.0), rows)
+    mask = chosen(Frequency(units="token", counts=counts, floor=100.0), rows)
     rare, frequent = mask[:, :20].double().mean(), mask[:, 20:].double().mean()
     # Weights .1 and .025; four of the six taken at the front are about what 4 : 1 gives without replacement.
     assert 3.2 < rare / frequent < 4.0 and abs(rare + frequent - 0.3) < 0.01
     layered = {**rows, "frequency": counts[rows["input_ids"]]}
     assert torch.equal(mask, chosen("frequency(units='token', floor=100.0)", layered))
-    even = chosen(Frequency(power=0.0, units_of="token", counts=counts), rows)
+    even = chosen(Frequency(power=0.0, units="token", counts=counts), rows)
     assert abs(even[:, :20].double().mean() - even[:, 20:].double().mean()) < 0.01
     with pytest.raises(MaskwiseError, match="too few counts"):
-        chosen(Frequency(units_of="token", counts=counts[:20]), rows)
+        chosen(Frequency(units="token", counts=counts[:20]), rows)
 
 
 # Mixtures
@@ -458,5 +458,5 @@ def test_a_learned_span_and_the_word_behind_it_are_two_units() -> None:
     one = row([1, 1, 1])
     one |= {"learned F_span": [-1, 1, -1, -1, -1], "learned F_score": [0.0, 0.5, 0.0, 0.0, 0.0]}
     batch = gather([one], vocabulary())
-    units = policy("learned('F', take='spans')").units(batch, Keys(batch.example_id, seed=0, epoch=0), Moment())
+    units = policy("learned('F', take='spans')").cut(batch, Keys(batch.example_id, seed=0, epoch=0), Moment())
     assert units.length.tolist() == [1, 1, 1]

@@ -20,7 +20,7 @@ from maskwise.families import decoder_inputs
 from maskwise.keys import Keys
 from maskwise.learning.relaxation import RelaxedDenoising, choose, inclusion
 from maskwise.masking import AnnotatedBatch, gather
-from maskwise.masking.policies.base import cut
+from maskwise.masking.policies.base import units_by
 from maskwise.masking.select import select
 from maskwise.masking.vocabulary import Vocabulary
 from maskwise.objectives import MaskedLanguageModelling
@@ -159,7 +159,7 @@ def test_the_probability_of_the_order_is_that_of_the_masking_room() -> None:
     logit_BL = torch.randn(batch.shape, dtype=F64, generator=torch.Generator().manual_seed(3)).requires_grad_()
     choice = choose(batch, logit_BL, 0.4, keys_of(batch))
     logit_U = choice.unit_logits(logit_BL)
-    parts = cut(batch, "word", policy="test").weighted(logit_U.detach().exp().numpy())
+    parts = units_by(batch, "word", policy="test").weighted(logit_U.detach().exp().numpy())
     selection = select(parts, np.full(len(batch.begin), 0.4), keys_of(batch))
     assert torch.equal(torch.from_numpy(selection.chosen), choice.chosen_U)
     log_p = reinforce.log_probability(choice, logit_U)

@@ -24,7 +24,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.families import adapter_of, decoder_inputs, encoder_of
 from maskwise.keys import Keys
 from maskwise.masking import AnnotatedBatch
-from maskwise.masking.policies.base import cut
+from maskwise.masking.policies.base import units_by
 from maskwise.masking.select import Selection, select
 
 if TYPE_CHECKING:
@@ -208,7 +208,7 @@ def choose(
     Raises:
         Overflow: a logit that is not finite.
     """
-    parts = cut(batch, units, policy="learned")
+    parts = units_by(batch, units, policy="learned")
     logit_U = logit_BL.detach().double().cpu().numpy().reshape(-1)[parts.tokens]
     if parts.unit is not None:
         logit_U = np.bincount(parts.unit, logit_U, len(parts.piece)) / parts.length

@@ -233,7 +233,7 @@ class Noising(Masker):
             place_P = np.asarray(moment.place, np.int64)[batch.row]
             within_P = rank_within(np.bincount(batch.row, minlength=batch.shape[0]))
             u_P = spread(place_P, within_P, seed=self.seed, epoch=moment.epoch)
-        units = self.policy.units(batch, keys, moment)
+        units = self.policy.cut(batch, keys, moment)
         noise = noised(
             units, rates, rates.draw(u_P), keys, exact=self.budget == "exact", second=second,
             may_fill=self.fill == "random",

@@ -136,7 +136,7 @@ class Masker:
             return revisited(self, batch, moment)
         ratio = self.ratio.rows(keys.per_piece(Purpose.RATIO), moment.step, moment.total_steps)
         ratio = self.policy.ratios(ratio, keys, moment)
-        units = self.policy.units(batch, keys, replace(moment, ratio=ratio))
+        units = self.policy.cut(batch, keys, replace(moment, ratio=ratio))
         choice = select(units, ratio, keys, budget=self.budget, fill=self.fill, min_targets=self.min_targets)
         return choice, ratio, None
 

@@ -92,7 +92,7 @@ def revisited(masker: Masker, batch: AnnotatedBatch, moment: Moment) -> tuple[Se
         keys = Keys(batch.example_id, seed=masker.seed, epoch=pair)
         ratio_P = masker.ratio.rows(keys.per_piece(Purpose.RATIO), moment.step, moment.total_steps)
         ratio_P = masker.policy.ratios(ratio_P, keys, moment)
-        units = masker.policy.units(batch, keys, replace(moment, ratio=ratio_P))
+        units = masker.policy.cut(batch, keys, replace(moment, ratio=ratio_P))
         every, none = np.ones_like(ratio_P), np.zeros_like(ratio_P)
         low_P, high_P = (ratio_P, every) if second else (none, ratio_P)
         chosen = _between(units, keys, low_P, high_P, may_fill=masker.fill == "random")
@@ -110,7 +110,7 @@ def revisited(masker: Masker, batch: AnnotatedBatch, moment: Moment) -> tuple[Se
     for number, low, high in rounds:
         keys = Keys(batch.example_id, seed=masker.seed, epoch=number)
         ratio_P = np.full(len(batch.begin), ratio)
-        units = masker.policy.units(batch, keys, replace(moment, ratio=ratio_P))
+        units = masker.policy.cut(batch, keys, replace(moment, ratio=ratio_P))
         ends = (np.full(len(ratio_P), float(end)) for end in (low, high))
         chosen = _between(units, keys, *ends, may_fill=masker.fill == "random")
         selection = Selection(units, chosen, None, keys, masker.fill == "random")

@@ -22,22 +22,18 @@ from maskwise.masking.policies.given import (
     Weighted,
     WholeWord,
     difference,
-    frequency,
     informative,
     phrase,
     salient,
     sentence,
-    weighted,
 )  # fmt: skip
 from maskwise.masking.policies.mixture import Mixture
 from maskwise.masking.policies.online import (
     EntropyWeighted,
     GroupWeighted,
     TypeWeighted,
-    entropy_weighted,
     group_weighted,
     pos_weighted,
-    type_weighted,
 )
 from maskwise.masking.policies.spans import Span, Suffix, T5Span, Ul2
 from maskwise.masking.schedules import schedule
@@ -55,9 +51,9 @@ def mixture(*members: Any, shares: tuple[Any, ...] = ()) -> Mixture:
 POLICIES: dict[str, Callable[..., Policy]] = {
     "token": Token, "whole-word": WholeWord, "span": Span, "t5-span": T5Span, "suffix": Suffix, "ul2": Ul2,
     "span-layer": SpanLayer, "guided": Guided, "salient": salient, "phrase": phrase, "sentence": sentence,
-    "weighted": weighted, "frequency": frequency, "group-weighted": group_weighted,
+    "weighted": Weighted, "frequency": Frequency, "group-weighted": group_weighted,
     "pos-weighted": pos_weighted, "informative": informative, "difference": difference, "learned": Learned,
-    "type-weighted": type_weighted, "entropy-weighted": entropy_weighted, "mixture": mixture,
+    "type-weighted": TypeWeighted, "entropy-weighted": EntropyWeighted, "mixture": mixture,
 }  # fmt: skip
 
 
@@ -65,7 +61,7 @@ def policy(spec: Policy | str | Call) -> Policy:
     """Anything that names a policy, as a policy.
 
     >>> policy("weighted(units='token')")
-    Weighted(layer='weight', units_of='token', power=1.0)
+    Weighted(layer='weight', units='token', power=1.0)
     """
     return spec if isinstance(spec, Policy) else build("policy", spec, POLICIES)
 

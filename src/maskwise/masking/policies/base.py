@@ -99,7 +99,7 @@ class Policy(ABC):
         """What the units are; a plain class attribute where the policy's arguments do not matter."""
 
     @abstractmethod
-    def units(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
+    def cut(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
         """Cut the pieces of a batch into units.
 
         Args:
@@ -132,19 +132,19 @@ class Policy(ABC):
 
 
 class CutPolicy(Policy):
-    """Base of the policies that weigh the units called ``units_of`` (see ``cut``), which is a field of theirs."""
+    """Base of the policies that weigh the units called ``units`` (see ``units_by``), which is a field of theirs."""
 
-    units_of: str
+    units: str
 
     @property
     def unit_kind(self) -> UnitKind:
-        return {"token": UnitKind.TOKEN, "word": UnitKind.WORD}.get(self.units_of, UnitKind.LAYER)
+        return {"token": UnitKind.TOKEN, "word": UnitKind.WORD}.get(self.units, UnitKind.LAYER)
 
     def layers(self) -> tuple[str, ...]:
-        return layer_of(self.units_of)
+        return layer_of(self.units)
 
 
-def cut(batch: AnnotatedBatch, name: str, *, policy: str) -> Units:
+def units_by(batch: AnnotatedBatch, name: str, *, policy: str) -> Units:
     """The units called ``token``, ``word``, or by the name of a layer, of whose runs they are."""
     if name == "token":
         return Units.single(batch)
@@ -152,7 +152,7 @@ def cut(batch: AnnotatedBatch, name: str, *, policy: str) -> Units:
 
 
 def layer_of(name: str) -> tuple[str, ...]:
-    """The layers that ``cut`` needs for units of this name."""
+    """The layers that ``units_by`` needs for units of this name."""
     return () if name == "token" else ("word_ids",) if name == "word" else (name,)
 
 

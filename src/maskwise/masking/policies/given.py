@@ -16,7 +16,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.keys import Array, Keys, Purpose
 from maskwise.masking.batch import AnnotatedBatch
 from maskwise.masking.gather import read_numbers
-from maskwise.masking.policies.base import CutPolicy, Moment, Policy, UnitKind, cut, layer_of, weigh
+from maskwise.masking.policies.base import CutPolicy, Moment, Policy, UnitKind, layer_of, units_by, weigh
 from maskwise.masking.units import Units, runs
 from maskwise.segments import first_of, first_within
 from maskwise.specs import Call
@@ -36,7 +36,7 @@ class Token(Policy):
     unit_kind = UnitKind.TOKEN
     reads_text = False
 
-    def units(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
+    def cut(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
         return Units.single(batch)
 
 
@@ -56,7 +56,7 @@ class WholeWord(Policy):
     def layers(self) -> tuple[str, ...]:
         return ("word_ids",)
 
-    def units(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
+    def cut(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
         return runs(batch, batch.layer("word_ids", policy="whole-word"))
 
 
@@ -93,7 +93,7 @@ class SpanLayer(Policy):
         """Also masks of the marked spans: where they fill the budget, nothing else is ever learned."""
         return (*super().judged_on(), self.layer)
 
-    def units(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
+    def cut(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
         marked = batch.layer(self.layer, policy="span-layer")
         if self.rest == "none":
             return runs(batch, marked)
@@ -138,7 +138,7 @@ class Guided(Policy):
     def layers(self) -> tuple[str, ...]:
         return (self.layer,)
 
-    def units(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
+    def cut(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
         marked = batch.layer(self.layer, policy="guided") >= 0
         return Units.single(batch, np.flatnonzero(batch.eligible & marked))
 
@@ -158,25 +158,20 @@ class Weighted(CutPolicy):
     """
 
     layer: str = "weight"
-    units_of: str = "word"
+    units: str = "word"
     power: float = 1.0
 
     def layers(self) -> tuple[str, ...]:
         return (self.layer, *super().layers())
 
-    def units(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
+    def cut(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
         weight_T = batch.layer(self.layer, policy="weighted", scores=True)
-        units = weigh(cut(batch, self.units_of, policy="weighted"), weight_T, policy="weighted")
+        units = weigh(units_by(batch, self.units, policy="weighted"), weight_T, policy="weighted")
         if self.power == 1 or units.weight is None:
             return units
         weight = np.zeros_like(units.weight)
         np.power(units.weight, self.power, out=weight, where=units.weight > 0)
         return units.weighted(weight)
-
-
-def weighted(layer: str = "weight", units: str = "word", power: float = 1.0) -> Weighted:
-    """Units of ``token``, ``word`` or any layer, weighted by the layer of scores ``layer``."""
-    return Weighted(layer, units, power)
 
 
 def informative(units: str = "word", power: float = 1.0) -> Weighted:
@@ -193,8 +188,8 @@ def difference(units: str = "word", power: float = 1.0) -> Weighted:
 class Frequency(CutPolicy):
     """Rare tokens more often (or less): a token weighs max(count, floor) to the power ``power``.
 
-    A unit weighs the mean of its tokens. Counts come from ``counts`` (V,), numbers over ids given in Python, or else
-    from the layer ``frequency`` (the count of each token, as a column of the rows).
+    A unit weighs the mean of its tokens. Counts come from ``counts`` (V,), a tensor, an array or a list over ids, or
+    else from the layer ``frequency`` (the count of each token, as a column of the rows).
 
     Selects: units by weighted sampling without replacement; power −0.5 favours rare tokens, 0.5 frequent
         ones.
@@ -204,42 +199,34 @@ class Frequency(CutPolicy):
     """
 
     power: float = -0.5
-    units_of: str = "word"
+    units: str = "word"
     floor: float = 10.0
-    counts: Array | None = field(default=None, compare=False, repr=False)
+    counts: Any = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.floor <= 0:
             raise MaskwiseError("policy frequency: the least count", got=self.floor, allowed="above 0")
         if self.counts is None:
             return
-        valid = self.counts.ndim == 1 and ((self.counts >= 0) & (self.counts < np.inf)).all()
-        if not valid:
+        counts = read_numbers("counts", self.counts)
+        if counts.ndim != 1 or not ((counts >= 0) & (counts < np.inf)).all():
             allowed = "a finite number ≥ 0 for each id"
-            raise MaskwiseError("policy frequency: counts", got=repr(self.counts), allowed=allowed)
+            raise MaskwiseError("policy frequency: counts", got=repr(counts), allowed=allowed)
+        object.__setattr__(self, "counts", counts)
 
     def layers(self) -> tuple[str, ...]:
         return (*(("frequency",) if self.counts is None else ()), *super().layers())
 
-    def units(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
+    def cut(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
         if self.counts is None:
             count_T = batch.layer("frequency", policy="frequency", scores=True)
         elif len(self.counts) <= (largest := int(batch.input_ids.max(initial=-1))):
             allowed = f"one count for each id, at least {largest + 1}"
             raise MaskwiseError("policy frequency: too few counts", got=len(self.counts), allowed=allowed)
         else:
-            count_T = np.asarray(self.counts).take(batch.input_ids)
+            count_T = self.counts.take(batch.input_ids)
         weight_T = np.maximum(count_T.astype(np.float64), self.floor) ** self.power
-        return weigh(cut(batch, self.units_of, policy="frequency"), weight_T, policy="frequency")
-
-
-def frequency(power: float = -0.5, units: str = "word", floor: float = 10.0, counts: Any = None) -> Frequency:
-    """Units of ``token``, ``word`` or any layer, weighted by the corpus frequency of their tokens.
-
-    Args:
-        counts: (V,) how often each id occurs, as a tensor, an array or a list; None: the layer ``frequency``.
-    """
-    return Frequency(power, units, floor, None if counts is None else read_numbers("counts", counts))
+        return weigh(units_by(batch, self.units, policy="frequency"), weight_T, policy="frequency")
 
 
 LAST = 1e-12
@@ -300,9 +287,9 @@ class Learned(Policy):
     def annotators(self) -> tuple[str, ...]:
         return (str(Call("learned", (self.folder,), {"layer": self.layer})),)
 
-    def units(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
+    def cut(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
         if self.take == "weights":
-            units = Weighted(self.layer, "word", self.power).units(batch, keys, moment)
+            units = Weighted(self.layer, "word", self.power).cut(batch, keys, moment)
             return self._split_budget(units, keys, moment) if self.explore else units
         marked = batch.layer(f"{self.layer}_span", policy="learned")
         score = batch.layer(f"{self.layer}_score", policy="learned", scores=True)

@@ -83,10 +83,10 @@ class Mixture(Policy):
             raise MaskwiseError("policy mixture: all shares are 0", got=f"step {moment.step}")
         return [share / sum(shares) for share in shares]
 
-    def units(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
+    def cut(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
         drawn_P = self.drawn(keys, moment)
         parts = [
-            _of_pieces(self.members[i].units(batch, keys, moment), drawn_P == i)
+            _of_pieces(self.members[i].cut(batch, keys, moment), drawn_P == i)
             for i, share in enumerate(self.current(moment))
             if share > 0
         ]

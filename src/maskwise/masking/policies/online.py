@@ -20,7 +20,7 @@ from maskwise.constants import UPOS
 from maskwise.errors import MaskwiseError
 from maskwise.keys import Array, Keys, Purpose
 from maskwise.masking.batch import AnnotatedBatch, MaskedBatch, moved, widest
-from maskwise.masking.policies.base import CutPolicy, Learner, Moment, cut, weigh
+from maskwise.masking.policies.base import CutPolicy, Learner, Moment, units_by, weigh
 from maskwise.masking.units import Units
 from maskwise.masking.vocabulary import Vocabulary
 
@@ -116,16 +116,16 @@ class GroupWeighted(CutPolicy):
 
     layer: str
     names: tuple[str, ...]
-    units_of: str = "word"
+    units: str = "word"
     faithful: bool = False
     running: GroupLosses = field(default_factory=lambda: GroupLosses(0), repr=False)
 
     def layers(self) -> tuple[str, ...]:
         return (self.layer, *super().layers())
 
-    def units(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
+    def cut(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
         weight_G = np.append(self.running.weight_C.numpy(), UNKNOWN)  # −1: the last one
-        units = cut(batch, self.units_of, policy=self.layer)
+        units = units_by(batch, self.units, policy=self.layer)
         units = weigh(units, weight_G[self._groups(batch)], policy=self.layer)
         if not self.faithful or units.weight is None:
             return units
@@ -243,8 +243,8 @@ class TypeWeighted(CutPolicy):
     by: str = "accuracy"
     every: int = 200
     kept: float = 0.2
-    units_of: str = "token"
-    types: Types = field(default_factory=Types, repr=False)
+    units: str = "token"
+    types: Types = field(init=False, default_factory=Types, repr=False)
 
     def __post_init__(self) -> None:
         if self.by not in ("accuracy", "loss"):
@@ -253,8 +253,8 @@ class TypeWeighted(CutPolicy):
             got = f"every {self.every}, kept {self.kept}"
             raise MaskwiseError("policy type-weighted", got=got, allowed="every ≥ 1, 0 ≤ kept < 1")
 
-    def units(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
-        units = cut(batch, self.units_of, policy="type-weighted")
+    def cut(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
+        units = units_by(batch, self.units, policy="type-weighted")
         if self.types.weight_V is None:
             return units
         return weigh(units, self.types.weight_V.numpy()[batch.input_ids], policy="type-weighted")
@@ -329,11 +329,6 @@ class TypeLearner(Learner):
         self.policy.types.weight_V, self.total_3V, self.sums_3V = state["weight"], state["sums"], None
 
 
-def type_weighted(by: str = "accuracy", every: int = 200, kept: float = 0.2, units: str = "token") -> TypeWeighted:
-    """Tokens whose type the model gets wrong, by ``accuracy`` or ``loss`` (AMLM), learned every so many steps."""
-    return TypeWeighted(by, every, kept, units)
-
-
 Measure = Callable[[AnnotatedBatch, Array], Array]
 """From a batch, and the places of half of its eligible tokens, to the entropy (T,) in nats of the model at each."""
 
@@ -362,16 +357,16 @@ class EntropyWeighted(CutPolicy):
 
     every: int = 4
     power: float = 1.0
-    units_of: str = "token"
-    doubts: Doubts = field(default_factory=Doubts, repr=False)
+    units: str = "token"
+    doubts: Doubts = field(init=False, default_factory=Doubts, repr=False)
 
     def __post_init__(self) -> None:
         if self.every < 1 or not math.isfinite(self.power):
             got = f"every {self.every}, power {self.power}"
             raise MaskwiseError("policy entropy-weighted", got=got, allowed="every ≥ 1, a finite power")
 
-    def units(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
-        units = cut(batch, self.units_of, policy="entropy-weighted")
+    def cut(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
+        units = units_by(batch, self.units, policy="entropy-weighted")
         if self.doubts.measure is None or moment.step % self.every:
             return units
         at = batch.eligible_at
@@ -408,8 +403,3 @@ class EntropyLearner(Learner):
             return entropy_T
 
         self.policy.doubts.measure = measure
-
-
-def entropy_weighted(every: int = 4, power: float = 1.0, units: str = "token") -> EntropyWeighted:
-    """Tokens of which the model is least sure, by a pass without gradient at every so many steps."""
-    return EntropyWeighted(every, power, units)

@@ -69,7 +69,7 @@ class Span(Policy):
     def layers(self) -> tuple[str, ...]:
         return layer_of(self.over)
 
-    def units(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
+    def cut(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
         pieces = len(batch.begin)
         if self.over == "token":
             tokens = np.flatnonzero(batch.content)
@@ -164,7 +164,7 @@ class T5Span(Policy):
     def ratios(self, ratio_P: Array, keys: Keys, moment: Moment) -> Array:
         return ratio_P if self.ratio is None else np.full_like(ratio_P, self.ratio)
 
-    def units(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
+    def cut(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
         noise_P = noise_tokens(batch, keys, moment)
         return noise_units(batch, keys, noise_P, np.round(noise_P / self.mean_span), rotate_P=np.ones_like(noise_P))
 
@@ -189,7 +189,7 @@ class Suffix(Policy):
     def ratios(self, ratio_P: Array, keys: Keys, moment: Moment) -> Array:
         return ratio_P if self.ratio is None else np.full_like(ratio_P, self.ratio)
 
-    def units(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
+    def cut(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
         noise_P = noise_tokens(batch, keys, moment)
         return noise_units(batch, keys, noise_P, np.ones_like(noise_P), rotate_P=np.zeros_like(noise_P))
 
@@ -230,7 +230,7 @@ class Ul2(Policy):
     def ratios(self, ratio_P: Array, keys: Keys, moment: Moment) -> Array:
         return self._drawn(keys, len(ratio_P))[1]
 
-    def units(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
+    def cut(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
         mean_P, _ = self._drawn(keys, len(batch.begin))
         noise_P = noise_tokens(batch, keys, moment)
         spans_P = np.round(np.where(mean_P > 0, noise_P / np.maximum(mean_P, 1), 1.0))
