@@ -85,7 +85,7 @@ def corrupted(spec: Any, batch: AnnotatedBatch, chosen: torch.Tensor, *, seed: i
     keys = Keys(batch.example_id, seed=seed, epoch=0)
     units, vocabulary, none = Units.single(batch), Vocabulary.of(tokenizer()), np.zeros(len(batch.begin))
     shown = corruption(spec).corrupt(batch, chosen.numpy().reshape(-1), units, keys, vocabulary)
-    choice = Selection(units, np.zeros(len(units.piece), bool), None, keys, may_fill=False)
+    choice = Selection(units, np.zeros(len(units.piece), bool))
     return lay_out(batch, shown, choice, none, None, vocabulary.pad)
 
 

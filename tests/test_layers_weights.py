@@ -313,7 +313,8 @@ def test_salient_spans_fill_as_methods_say(budget):
     assert torch.equal(made["none"].selected, marked), "all spans, and nothing else"
     assert made["random"].selected.sum(1).tolist() == [20, 20, 20] and (made["random"].selected & marked)[marked].all()
     choice = made["random"].choice
-    assert choice is not None and choice.filled is not None
-    assert torch.equal(torch.from_numpy(choice.filled).view_as(marked), made["random"].selected & ~marked)
+    assert choice is not None and choice.units.weight is not None
+    filled = choice.units.spread(choice.chosen & (choice.units.weight == 0))
+    assert torch.equal(torch.from_numpy(filled).view_as(marked), made["random"].selected & ~marked)
     assert made["skip-row"].selected.any(1).tolist() == [False, True, False]
     assert torch.equal(made["skip-row"].selected[1], marked[1])

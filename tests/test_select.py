@@ -56,11 +56,11 @@ def choose(units: Units, ratio: float, *, seed: int = 0, **how: object) -> Chose
     count = units.batch.shape[0]
     keys = Keys(np.arange(count), seed=seed, epoch=0)
     made = select(units, np.full(count, ratio), keys, **how)  # type: ignore[arg-type]
-    tokens, filled = (
-        None if line is None else torch.from_numpy(line.reshape(units.batch.shape))
-        for line in (made.tokens, made.filled)
-    )
-    assert tokens is not None
+    tokens = torch.from_numpy(made.tokens.reshape(units.batch.shape))
+    filled = None
+    if how.get("fill") == "random" and units.weight is not None:
+        line = units.spread(made.chosen & (units.weight == 0))
+        filled = torch.from_numpy(line.reshape(units.batch.shape))
     return Chosen(tokens, filled, None if made.budget is None else torch.from_numpy(made.budget))
 
 

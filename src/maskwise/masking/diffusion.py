@@ -289,7 +289,7 @@ def noised(
             weight_U = (rates.weight(rate_P) * rate_P)[piece] * slope_U / np.maximum(reach_U, 1e-300)
     weight_T = np.zeros(len(units.batch.input_ids))
     weight_T[units.tokens] = weight_U if units.unit is None else weight_U[units.unit]
-    return Noise(Selection(units, chosen, None, keys, may_fill), rate_P, weight_T)
+    return Noise(Selection(units, chosen), rate_P, weight_T)
 
 
 def reached(units: Units, rate_P: Array, *, may_fill: bool = False) -> tuple[Array, Array]:

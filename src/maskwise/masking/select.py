@@ -46,16 +46,16 @@ class Selection:
     Attributes:
         units: what was chosen from.
         chosen: (U,) bool.
-        budget: (P,) int64 tokens; None for ``bernoulli``.
+        budget: (P,) int64 tokens; None where units were not tried in an order (``bernoulli``, ``visits``, diffusion).
         keys: the draws that put the units in their order.
         may_fill: whether units of weight 0 may fill the budget.
     """
 
     units: Units
     chosen: Array
-    budget: Array | None
-    keys: Keys
-    may_fill: bool
+    budget: Array | None = None
+    keys: Keys | None = None
+    may_fill: bool = False
 
     @cached_property
     def tokens(self) -> Array:
@@ -65,14 +65,9 @@ class Selection:
     @cached_property
     def order(self) -> Array | None:
         """(A,) the units that may be chosen, piece by piece, in the order of trial; None where each is by itself."""
-        return None if self.budget is None else in_order(self.units, self.keys, may_fill=self.may_fill)
-
-    @cached_property
-    def filled(self) -> Array | None:
-        """(T,) bool: the chosen tokens of weight 0, which only filled the budget; None where nothing may fill."""
-        if not self.may_fill or self.units.weight is None:
+        if self.budget is None or self.keys is None:
             return None
-        return self.units.spread(self.chosen & (self.units.weight == 0))
+        return in_order(self.units, self.keys, may_fill=self.may_fill)
 
 
 def select(
@@ -96,7 +91,7 @@ def select(
     may_fill = fill == "random"
     if budget == "bernoulli":
         chosen = _independently(units, ratio_P, keys, floor_P, may_fill=may_fill)
-        return Selection(units, chosen, None, keys, may_fill)
+        return Selection(units, chosen)
     rounded_P = (wanted_P + keys.per_piece(Purpose.ROUND)).astype(np.int64)
     budget_P = np.minimum(np.maximum(rounded_P, floor_P), units.tokens_P)
     if fill == "skip-row" and units.weight is not None:

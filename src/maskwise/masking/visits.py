@@ -88,38 +88,32 @@ def revisited(masker: Masker, batch: AnnotatedBatch, moment: Moment) -> tuple[Se
         MaskwiseError: no epoch; ``coverage`` with a ratio that changes.
     """
     pair, second = visit_of(moment.epoch, masker.visits)
+    assert moment.epoch is not None
     if masker.visits == "complement":
         keys = Keys(batch.example_id, seed=masker.seed, epoch=pair)
         ratio_P = masker.ratio.rows(keys.per_piece(Purpose.RATIO), moment.step, moment.total_steps)
         ratio_P = masker.policy.ratios(ratio_P, keys, moment)
-        units = masker.policy.cut(batch, keys, replace(moment, ratio=ratio_P))
-        every, none = np.ones_like(ratio_P), np.zeros_like(ratio_P)
-        low_P, high_P = (ratio_P, every) if second else (none, ratio_P)
-        chosen = _between(units, keys, low_P, high_P, may_fill=masker.fill == "random")
-        choice = Selection(units, chosen, None, keys, masker.fill == "random")
-        return choice, 1 - ratio_P if second else ratio_P, None
-    assert moment.epoch is not None
+        now = replace(moment, ratio=ratio_P)
+        if second:
+            return _stretch(masker, batch, now, keys, ratio_P, np.ones_like(ratio_P)), 1 - ratio_P, None
+        return _stretch(masker, batch, now, keys, np.zeros_like(ratio_P), ratio_P), ratio_P, None
     ratio = masker.ratio(moment.step, moment.total_steps)
     if masker.ratio.varies or masker.ratio.quantile is not None or not ratio > 0:
         what = "visits: coverage needs one ratio above 0 for all steps and rows"
         raise MaskwiseError(what, got=masker.ratio, do="take a number, such as 0.25")
-    share = Fraction(ratio).limit_denominator(1 << 20)
-    rounds = _stretches(share, moment.epoch)
-    selection: Selection | None = None
-    tokens = np.zeros(len(batch.input_ids), bool)
-    for number, low, high in rounds:
+    ratio_P = np.full(len(batch.begin), ratio)
+    now = replace(moment, ratio=ratio_P)
+    selections = []
+    for number, low, high in _stretches(Fraction(ratio).limit_denominator(1 << 20), moment.epoch):
         keys = Keys(batch.example_id, seed=masker.seed, epoch=number)
-        ratio_P = np.full(len(batch.begin), ratio)
-        units = masker.policy.cut(batch, keys, replace(moment, ratio=ratio_P))
-        ends = (np.full(len(ratio_P), float(end)) for end in (low, high))
-        chosen = _between(units, keys, *ends, may_fill=masker.fill == "random")
-        selection = Selection(units, chosen, None, keys, masker.fill == "random")
-        tokens |= selection.tokens
-    assert selection is not None
-    if len(rounds) > 1:  # the end of one round and the beginning of the next, whose units are others
-        joined = Units.single(batch, np.flatnonzero(tokens))
-        selection = Selection(joined, np.ones(len(joined.piece), bool), None, keys, may_fill=False)
-    return selection, ratio_P, None
+        low_P = np.full_like(ratio_P, float(low))
+        high_P = np.full_like(ratio_P, float(high))
+        selections.append(_stretch(masker, batch, now, keys, low_P, high_P))
+    if len(selections) == 1:
+        return selections[0], ratio_P, None
+    # The end of one round and the beginning of the next, whose units are others: their tokens are the units.
+    tokens = np.flatnonzero(selections[0].tokens | selections[1].tokens)
+    return Selection(Units.single(batch, tokens), np.ones(len(tokens), bool)), ratio_P, None
 
 
 def _stretches(share: Fraction, epoch: int) -> list[tuple[int, Fraction, Fraction]]:
@@ -135,16 +129,19 @@ def _stretches(share: Fraction, epoch: int) -> list[tuple[int, Fraction, Fractio
     return [(first, start - first, Fraction(1)), (first + 1, Fraction(0), end - first - 1)]
 
 
-def _between(units: Units, keys: Keys, low_P: Array, high_P: Array, *, may_fill: bool) -> Array:
-    """(U,) bool: the units whose middle lies in a stretch of the tokens of their piece, in the order of the draw."""
-    order = in_order(units, keys, may_fill=may_fill)
+def _stretch(
+    masker: Masker, batch: AnnotatedBatch, moment: Moment, keys: Keys, low_P: Array, high_P: Array
+) -> Selection:
+    """The units whose middle lies in a stretch of the tokens of their piece, in the order of the draw."""
+    units = masker.policy.cut(batch, keys, moment)
+    order = in_order(units, keys, may_fill=masker.fill == "random")
     piece = units.piece[order]
     counts_P = counts_within(piece, len(low_P))
-    length = np.ones(len(order), np.int64) if units.by_token else units.length[order]
+    length = units.length[order]
     total_P = np.bincount(piece, length, len(low_P))
     middle = (sums_within(length, counts_P) - length / 2) / np.maximum(total_P, 1)[piece]
     # A stretch that ends where a middle lies is rounded alike for the one before and the one behind it.
     inside = (middle >= low_P[piece] - 1e-12) & (middle < high_P[piece] - 1e-12)
     chosen = np.zeros(len(units.piece), bool)
     chosen[order[inside]] = True
-    return chosen
+    return Selection(units, chosen)
