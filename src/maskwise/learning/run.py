@@ -24,7 +24,6 @@ from maskwise.families import Kind
 from maskwise.folders import finite, require_file, write_folder, write_json
 from maskwise.keys import fold
 from maskwise.learning.card import policy_card, show, weights_of, weights_shown
-from maskwise.learning.classifier import train_classifier
 from maskwise.learning.labels import Confidence, Labels, labels_of
 from maskwise.learning.loop import learn_meta
 from maskwise.learning.meta import Point
@@ -32,10 +31,13 @@ from maskwise.learning.scorer import PolicyModel
 from maskwise.learning.settings import LearningSettings
 from maskwise.learning.supervised import judge, learn_supervised
 from maskwise.models import ModelSettings
+from maskwise.objectives import Classification
 from maskwise.tasks import FinetuneSettings, Task, load_task
+from maskwise.tasks.judge import load_network
+from maskwise.tasks.tensors import Cutter, TaskSource, batches, encode, padding_id, tokenizer_state
 from maskwise.text import Document, load_tokenizer, tokenise
 from maskwise.text.settings import CorpusSettings, TokenizerSettings
-from maskwise.training import TrainingSettings, log_frequencies
+from maskwise.training import TrainingSettings, log_frequencies, train
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -262,21 +264,31 @@ class Lesson:
         return made
 
     def _classifier(self, task: Task) -> Confidence:
-        """A classifier of the task, trained from the recipe's model."""
+        """A classifier of the task's train rows, from the recipe's model: how sure it is of a class."""
         settings = self.learning.supervised.finetune
+        length = settings.max_length
         tokenizer = self._tokenizer(self.model_tokenizer)
-        config = None
-        if not self.model.pretrained:
-            config = self.model.config(tokenizer, settings.max_length, kind="encoder")
-        return train_classifier(
-            task,
-            self.model.pretrained,
-            config=config,
-            tokenizer=tokenizer,
-            settings=settings,
-            seed=self.seed,
-            quiet=self.quiet,
-        )
+        checkpoint = self.model.pretrained
+        config = None if checkpoint else self.model.config(tokenizer, length, kind="encoder")
+        network = load_network(checkpoint, task, tokenizer, config=config, max_length=length, seed=self.seed)
+        objective = Classification(network)
+        data = encode(task, tokenizer, max_length=length)
+        training = settings.fitting(network.num_parameters()).training(task, seed=self.seed)
+        title = f"classifier of {task.name}"
+        train(objective, TaskSource(data["train"], training), training, title=title, quiet=self.quiet)
+        objective.eval()
+        cutter = Cutter.of(tokenizer_state(tokenizer), padding_id(tokenizer), length)
+
+        @torch.inference_mode()
+        def confidence(texts: Sequence[str], classes: Sequence[int]) -> np.ndarray:
+            sure = torch.zeros(len(texts), dtype=torch.float64)
+            right = torch.tensor(classes)
+            for rows, batch in batches(cutter.flat(list(texts)), next(objective.parameters()).device):
+                chance = objective.logits(batch).float().softmax(-1).cpu()
+                sure[rows] = chance[torch.arange(len(rows)), right[rows]].double()
+            return sure.numpy()
+
+        return confidence
 
 
 def _log_unigram(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> torch.Tensor:
