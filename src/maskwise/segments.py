@@ -48,6 +48,19 @@ def listed(start: Array, length: Array) -> Array:
     return np.arange(int(length.sum())) + np.repeat(shift, length)
 
 
+def changes(*columns: Array) -> Array:
+    """(N,) bool: the first place, and each where a column has another value than at the place before.
+
+    >>> changes(np.array([3, 3, 5, 5]), np.array([0, 1, 1, 1])).tolist()
+    [True, True, True, False]
+    """
+    opens = np.ones(len(columns[0]), bool)
+    opens[1:] = False
+    for column in columns:
+        opens[1:] |= column[1:] != column[:-1]
+    return opens
+
+
 def counts_within(piece: Array, pieces: int) -> Array:
     """(P,) int64: the members of each piece, where ``piece`` (N,) ascends."""
     before = piece.searchsorted(np.arange(pieces + 1))

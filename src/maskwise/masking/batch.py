@@ -17,7 +17,6 @@ from torch import Tensor
 
 from maskwise.errors import MaskwiseError
 from maskwise.keys import Array, Keys, Purpose
-from maskwise.masking.notebook import html_of
 
 if TYPE_CHECKING:  # made from batches, and kept in them
     from maskwise.masking.select import Selection
@@ -295,7 +294,10 @@ class MaskedBatch:
         shape = " × ".join(map(str, self.input_ids.shape))
         return f"MaskedBatch({shape} on {self.input_ids.device}, {self.targets} targets)"
 
-    _repr_html_ = html_of
+    def _repr_html_(self) -> str:
+        from maskwise.masking.notebook import html_of
+
+        return html_of(self)
 
 
 PINNING = ("cuda",)

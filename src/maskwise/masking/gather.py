@@ -19,7 +19,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.keys import Array, content_ids
 from maskwise.masking.batch import AnnotatedBatch
 from maskwise.masking.vocabulary import Vocabulary
-from maskwise.segments import framed
+from maskwise.segments import changes, framed
 
 Rows: TypeAlias = Sequence[Mapping[str, Any]] | Mapping[str, Any]
 
@@ -156,10 +156,9 @@ def _pieces(name: Array, content: Array, shape: tuple[int, int]) -> tuple[Array,
     before the next piece that bear the next one's name ([CLS]).
     """
     width = max(shape[1], 1)
-    changes = np.ones(len(name), bool)
-    changes[1:] = name[1:] != name[:-1]
-    changes[::width] = True
-    start = np.flatnonzero(changes)  # from here on stretches of one name, few of them
+    opens = changes(name)
+    opens[::width] = True
+    start = np.flatnonzero(opens)  # from here on stretches of one name, few of them
     if not len(start):
         return np.arange(shape[0]) * shape[1], np.zeros(shape[0], np.int64)
     with_text = np.logical_or.reduceat(content, start)
@@ -167,9 +166,8 @@ def _pieces(name: Array, content: Array, shape: tuple[int, int]) -> tuple[Array,
         return start, name[start]
     of_text = start[with_text]
     row, names = of_text // width, name[of_text]
-    opens_row, opens = np.ones(len(row), bool), np.ones(len(row), bool)
-    opens_row[1:] = row[1:] != row[:-1]
-    opens[1:] = opens_row[1:] | (names[1:] != names[:-1])
+    opens_row = changes(row)
+    opens = changes(row, names)
     begin, names = np.where(opens_row, row * width, of_text)[opens], names[opens]
     bare = np.flatnonzero(np.bincount(row, minlength=shape[0]) == 0) * width  # rows without any text
     if not len(bare):

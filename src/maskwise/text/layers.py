@@ -40,7 +40,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maskwise.errors import MaskwiseError
-from maskwise.segments import rank_within
+from maskwise.segments import changes, rank_within
 from maskwise.text.words import Placed
 
 if TYPE_CHECKING:
@@ -257,9 +257,8 @@ def _scattered(values: Array, covered: NDArray[np.bool_], *, empty: int) -> Arra
 
 def _opens_word(word_ids: NDArray[np.int32], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
     """(T,) the first token of each token's word; of tokens in no word, themselves."""
-    fresh = np.ones(len(word_ids), dtype=bool)
-    fresh[1:] = (word_ids[1:] != word_ids[:-1]) | (word_ids[1:] < 0)
-    fresh[(np.cumsum(lengths) - lengths)[lengths > 0]] = True
+    text = np.repeat(np.arange(len(lengths)), lengths)
+    fresh = changes(word_ids, text) | (word_ids < 0)
     return np.maximum.accumulate(np.where(fresh, np.arange(len(word_ids)), 0))
 
 

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from maskwise import folders
 from maskwise.errors import MaskwiseError
-from maskwise.segments import counts_within, framed, sums_within
+from maskwise.segments import changes, counts_within, framed, sums_within
 from maskwise.text.documents import batches
 from maskwise.text.layers import digest
 from maskwise.text.readers import whole_name
@@ -238,7 +238,7 @@ def read_pieces(
         for window in batches(tokens, WINDOW_TOKENS, measure=lambda document: len(document.input_ids) + 1):
             layers = layers or list(window[0].columns())
             flat = _flat(window, layers)
-            columns.append(_cut(window, flat, counts, room=frame.room(length), unknown=tokenizer))
+            columns.append(_cut(window, flat, counts, room=frame.room(length), tokenizer=tokenizer))
         if not counts["pieces"]:
             got = f"{counts['documents']} documents"
             raise MaskwiseError("the corpus has no tokens", got=got, do="check the corpus and its text field")
@@ -255,7 +255,7 @@ def read_pieces(
 
 
 def _cut(
-    window: list[Tokens], columns: dict[str, Array], counts: Counter[str], *, room: int, unknown: Any
+    window: list[Tokens], columns: dict[str, Array], counts: Counter[str], *, room: int, tokenizer: Any
 ) -> dict[str, Array]:
     """Documents → pieces of at most ``room`` tokens, cut between words, as columns of tokens and of pieces.
 
@@ -263,13 +263,12 @@ def _cut(
     had −1 before.) ``counts`` are added to.
     """
     lengths = np.array([len(document.input_ids) for document in window], dtype=np.int64)
-    total, ends = int(lengths.sum()), np.cumsum(lengths)
+    ends = np.cumsum(lengths)
+    total = int(lengths.sum())
     words = columns.get("word_ids", np.full(total, -1, dtype=np.int32))
-    opens = np.ones(total, dtype=bool)
-    opens[1:] = words[1:] != words[:-1]
-    opens[(ends - lengths)[lengths > 0]] = True
+    opens = changes(words, np.repeat(np.arange(len(window)), lengths))
     run = np.cumsum(opens) - 1
-    long = (np.bincount(run)[run] > room) & (words >= 0) if total else np.zeros(0, dtype=bool)
+    long = (np.bincount(run)[run] > room) & (words >= 0)
     words = np.where(long, -1, words)
 
     # Where a piece may begin, and for every token the last such place up to it.
@@ -285,19 +284,29 @@ def _cut(
             owners.append(owner)
             example_ids.append(text_id(f"{window[owner].document_id}\0{begin - start}"))
             begin = int(last_border[begin + room]) if end - begin > room else end
-    if "word_ids" in columns:
-        columns["word_ids"] = _number_words(words, np.array(begins, dtype=np.int64))
+    sizes = np.diff(np.array(begins, dtype=np.int64), append=total)
+    if "word_ids" in columns:  # counted from 0 in every piece
+        fresh = changes(words, np.repeat(np.arange(len(sizes)), sizes)) & (words >= 0)
+        number = sums_within(fresh, sizes) - 1
+        columns["word_ids"] = np.where(words >= 0, number, -1).astype(np.int16)
     documents = np.array([text_id(whole_name(document.document_id)) for document in window], dtype=np.int64)
+    sources = np.array([document.source for document in window], dtype=np.int16)
     counts.update({"documents": len(window), "pieces": len(begins), "tokens": total})
-    rare = {NO_TOKENS: int((lengths == 0).sum()), LONG_WORDS: int((long & opens).sum())}
-    rare[UNKNOWN] = int((columns["input_ids"] == getattr(unknown, "unk_token_id", None)).sum())
-    counts.update({reason: number for reason, number in rare.items() if number})
+    unknown_id = getattr(tokenizer, "unk_token_id", None)
+    rare = {
+        NO_TOKENS: lengths == 0,
+        LONG_WORDS: long & opens,
+        UNKNOWN: columns["input_ids"] == unknown_id,
+    }
+    for reason, found in rare.items():
+        if np.any(found):
+            counts[reason] += int(np.sum(found))
     return {
         **columns,
-        "lengths": np.diff([*begins, total]).astype(np.int32),
+        "lengths": sizes.astype(np.int32),
         "example_ids": np.array(example_ids, dtype=np.int64),
         "documents": documents[owners],
-        "sources": np.array([document.source for document in window], dtype=np.int16)[owners],
+        "sources": sources[owners],
     }
 
 
@@ -310,18 +319,6 @@ def _flat(window: list[Tokens], names: list[str]) -> dict[str, Array]:
     columns = {name: np.concatenate([document.columns()[name] for document in window]) for name in names}
     # Arrow keeps truth values as bits, which cannot be mapped.
     return {name: values.astype(np.int8) if values.dtype == bool else values for name, values in columns.items()}
-
-
-def _number_words(words: Array, begins: Ints) -> NDArray[np.int16]:
-    """Words counted from 0 in every piece."""
-    opens = np.ones(len(words), dtype=bool)
-    opens[1:] = words[1:] != words[:-1]
-    opens[begins] = True
-    opens &= words >= 0
-    number = np.cumsum(opens)
-    before = number[begins] - opens[begins]  # words that open before the piece
-    number -= 1 + np.repeat(before, np.diff([*begins.tolist(), len(words)]))
-    return np.where(words >= 0, number, -1).astype(np.int16)
 
 
 class _Columns:

@@ -26,7 +26,7 @@ from maskwise.masking.corruptions.base import (
 )
 from maskwise.masking.units import Units
 from maskwise.masking.vocabulary import Vocabulary
-from maskwise.segments import rank_within, sums_within
+from maskwise.segments import changes, rank_within, sums_within
 
 
 class Moving(Corruption):
@@ -442,8 +442,7 @@ class PermuteSentences(Corruption):
         """
         at = np.flatnonzero(batch.content)
         piece, name = batch.piece.take(at), marked.take(at).clip(min=-1)
-        opens = np.ones(len(at), bool)
-        opens[1:] = (name[1:] != name[:-1]) | (at[1:] != at[:-1] + 1) | (piece[1:] != piece[:-1])
+        opens = changes(name, piece, at - np.arange(len(at)))  # in a run places rise by one
         begin, sentence = np.flatnonzero(opens), opens.cumsum() - 1
         length, moves = np.diff(begin, append=len(at)), np.zeros(len(begin), bool)
         # Stretches between sentences are sentences that never move.

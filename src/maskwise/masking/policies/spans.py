@@ -13,7 +13,7 @@ from maskwise.keys import Array, Keys, Purpose, below
 from maskwise.masking.batch import AnnotatedBatch
 from maskwise.masking.policies.base import Moment, Policy, UnitKind, layer_of
 from maskwise.masking.units import Units, find_runs
-from maskwise.segments import first_within, listed, rank_within, sums_within
+from maskwise.segments import changes, first_within, listed, rank_within, sums_within
 
 MOST_WORDS = 1000
 """The longest span that may be asked for: a table of all lengths is gone through for each draw."""
@@ -277,9 +277,7 @@ def noise_units(batch: AnnotatedBatch, keys: Keys, noise_P: Array, spans_P: Arra
     noisy_P = np.bincount(of_span, passed, len(spans_P)).astype(np.int64)
     noisy = ((np.repeat(noisy_P, total_P) + number) & 1 > 0) & np.repeat(noise_P > 0, total_P)
     noisy |= np.repeat(gaps_P == 0, total_P)
-    opens = np.ones(len(number), bool)
-    opens[1:] = number[1:] != number[:-1]
-    opens[(total_P.cumsum() - total_P)[total_P > 0]] = True
+    opens = changes(number, np.repeat(np.arange(len(total_P)), total_P))
     first = np.flatnonzero(opens)
     piece = batch.piece.take(batch.eligible_at).take(first)
     weight = noisy.take(first) * _SURE
