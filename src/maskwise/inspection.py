@@ -112,12 +112,23 @@ class Inspected:
     shown: Shown
 
     def as_dict(self) -> dict[str, Any]:
-        pieces = [piece.as_dict() for piece in self.shown.pieces]
-        facts = {name: text for name in ("source", "target") if (text := getattr(self.shown, name))}
-        facts |= {} if self.shown.written is None else {"written": self.shown.written}
-        counts = {"whole_words": self.shown.whole, "words_in_part": self.shown.parts}
-        entry = {"policy": self.policy, "corruption": self.corruption, "text": self.text, "ratio": self.shown.ratio}
-        return {**entry, **counts, "pieces": pieces, **facts, **({"note": self.note} if self.note else {})}
+        shown = self.shown
+        optional = {
+            "source": shown.source or None,
+            "target": shown.target or None,
+            "written": shown.written,
+            "note": self.note or None,
+        }
+        return {
+            "policy": self.policy,
+            "corruption": self.corruption,
+            "text": self.text,
+            "ratio": shown.ratio,
+            "whole_words": shown.whole,
+            "words_in_part": shown.parts,
+            "pieces": [piece.as_dict() for piece in shown.pieces],
+            **{name: fact for name, fact in optional.items() if fact is not None},
+        }
 
     @property
     def note(self) -> str:
@@ -156,7 +167,8 @@ def inspect_text(
         MaskwiseError: no text, an unknown name, a policy whose layers a plain text does not have; a model that does not
             write, or a corruption that gives it nothing to write.
     """
-    network, shown_as = None, settings.get("corruption")
+    network = None
+    corrupted = settings.get("corruption") or "bert"
     tools: PreTrainedTokenizerBase | None = None
     if model:  # only then: models and objectives take seconds to import
         from maskwise.families import check_fit
@@ -166,38 +178,56 @@ def inspect_text(
         network = load_model(model, kind="encoder-decoder").eval()
         tools = load_tokenizer(tokenizer or model, needs_mask=False)
         check_fit(network.config, len(tools), do="leave --tokenizer out")
-        shown_as = shown_as or ("t5" if Vocabulary.of(tools).sentinels else "infill")
-        Denoising.check({"corruption": shown_as})
-    settings = {**settings, "corruption": shown_as or "bert"}
-    texts, specs = [read_marks(each) for each in _texts(text)], split_calls(policies)
-    needs = {layer: f"policy {spec}" for spec in specs for layer in policy(spec).layers()}
-    if layer := getattr(corruption(settings["corruption"]), "layer", None):
-        needs.setdefault(layer, f"corruption {settings['corruption']}")
-    made_for = {
-        layer: maker for spec in specs for maker in policy(spec).annotators() for layer in annotator(maker).layers
-    }
-    grouped = {made.layer for spec in specs if isinstance(made := policy(spec), GroupWeighted)}
-    for layer, user in needs.items():
-        if layer not in (*TEXT_LAYERS, *ANNOTATED, *made_for) and not any(spans for _, spans in texts):
-            raise MaskwiseError(
-                f"{user} needs the layer {layer!r}, and this text has none",
-                do="mark spans in it: 'born in [[Warsaw]] in [[1867]]', or with a weight: [[1867|3]]",
-            )
-        if ANNOTATED.get(layer) == "spans" and layer in grouped:
-            what = f"{user} needs a layer of groups, and {layer!r} is one of spans"
-            raise MaskwiseError(what, do="take layer='pos', or the policy salient for these spans")
+        usual = "t5" if Vocabulary.of(tools).sentinels else "infill"
+        corrupted = settings.get("corruption") or usual
+        Denoising.check({"corruption": corrupted})
+    texts = [read_marks(each) for each in _texts(text)]
+    specs = split_calls(policies)
+    marked = any(spans for _, spans in texts)
+    given, makers = _needed_layers(specs, corrupted, marked=marked)
     if tools is None:
         tools = load_tokenizer(tokenizer, needs_mask=False) if tokenizer else _small_tokenizer()
-    maskers = {spec: Masker(tools, policy=spec, **settings) for spec in specs}
+    maskers = {spec: Masker(tools, policy=spec, **{**settings, "corruption": corrupted}) for spec in specs}
     inspected = []
     for plain, spans in texts:
-        layers = text_layers(tools, plain, spans, [layer for layer in needs if layer not in made_for])
-        for maker in dict.fromkeys(made_for.values()):
+        layers = text_layers(tools, plain, spans, given)
+        for maker in makers:
             layers |= _annotated_layers(maker, tools, plain)
         for spec, masker in maskers.items():
             shown = show_masks(masker, tools, plain, step=step, total_steps=total_steps, layers=layers, model=network)
-            inspected.append(Inspected(spec, settings["corruption"], plain, shown))
+            inspected.append(Inspected(spec, corrupted, plain, shown))
     return inspected
+
+
+def _needed_layers(specs: Sequence[str], corrupted: str, *, marked: bool) -> tuple[list[str], list[str]]:
+    """The layers that the text itself must give, and the annotators that make the others.
+
+    Raises:
+        MaskwiseError: a layer that a text without marks does not have, or one of spans where groups are needed.
+    """
+    users: dict[str, str] = {}
+    makers: dict[str, str] = {}
+    grouped = set()
+    for spec in specs:
+        made = policy(spec)
+        for layer in made.layers():
+            users[layer] = f"policy {spec}"
+        for maker in made.annotators():
+            for layer in annotator(maker).layers:
+                makers[layer] = maker
+        if isinstance(made, GroupWeighted):
+            grouped.add(made.layer)
+    if layer := getattr(corruption(corrupted), "layer", None):
+        users.setdefault(layer, f"corruption {corrupted}")
+    for layer, user in users.items():
+        if not marked and layer not in (*TEXT_LAYERS, *ANNOTATED, *makers):
+            do = "mark spans in it: 'born in [[Warsaw]] in [[1867]]', or with a weight: [[1867|3]]"
+            raise MaskwiseError(f"{user} needs the layer {layer!r}, and this text has none", do=do)
+        if layer in grouped and ANNOTATED.get(layer) == "spans":
+            what = f"{user} needs a layer of groups, and {layer!r} is one of spans"
+            raise MaskwiseError(what, do="take layer='pos', or the policy salient for these spans")
+    given = [layer for layer in users if layer not in makers]
+    return given, list(dict.fromkeys(makers.values()))
 
 
 def text_layers(
@@ -265,14 +295,18 @@ def render_masks(inspected: Iterable[Inspected], *, colours: bool = True) -> Ren
         legend.append(name, style=STYLES[state]).append("  ")
     parts: list[RenderableType] = [legend.append("\n")]
     for entry in inspected:
+        shown = entry.shown
         parts.append(Text.assemble((entry.policy, "bold"), f"   {entry.headline}"))
         parts.append(Padding(draw(entry.stretches, colours=colours), (0, 0, 1, 2)))
         if entry.note:
             parts.append(Padding(Text(entry.note, style="dim"), (0, 0, 1, 2)))
-        told = {"reads": entry.shown.source, "writes": entry.shown.target} if entry.shown.target else {}
-        told |= {} if entry.shown.written is None else {"model": entry.shown.written or "(nothing)"}
-        lines = [Text.assemble((f"{who:8}", "dim"), visible(words)) for who, words in told.items()]
-        parts.append(Padding(Group(*lines), (0, 0, int(bool(lines)), 2)))
+        lines = []
+        if shown.target:
+            lines += [("reads", shown.source), ("writes", shown.target)]
+        if shown.written is not None:
+            lines.append(("model", shown.written or "(nothing)"))
+        told = [Text.assemble((f"{who:8}", "dim"), visible(words)) for who, words in lines]
+        parts.append(Padding(Group(*told), (0, 0, int(bool(told)), 2)))
     return Group(*parts)
 
 
