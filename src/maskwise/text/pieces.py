@@ -284,7 +284,8 @@ def _cut(
             owners.append(owner)
             example_ids.append(text_id(f"{window[owner].document_id}\0{begin - start}"))
             begin = int(last_border[begin + room]) if end - begin > room else end
-    sizes = np.diff(np.array(begins, dtype=np.int64), append=total)
+    borders = np.array([*begins, total], dtype=np.int64)
+    sizes = borders[1:] - borders[:-1]
     if "word_ids" in columns:  # counted from 0 in every piece
         fresh = changes(words, np.repeat(np.arange(len(sizes)), sizes)) & (words >= 0)
         number = sums_within(fresh, sizes) - 1
