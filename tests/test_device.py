@@ -26,9 +26,8 @@ from maskwise.objectives.replaced import smaller
 from maskwise.samplers import sampler
 from maskwise.study import scheduler
 from maskwise.text import Document, Rows, read_pieces, tokenise, train_tokenizer
-from maskwise.training import MaskedSource, TrainingSettings, look_ahead, train
+from maskwise.training import MaskedSource, TrainingSettings, look_ahead, speed, train
 from maskwise.training.arms import Arms, ArmsSource, Probe, SamplerLearner
-from maskwise.training.learners import meet
 from tiny import maskwise, read_lines, write_inputs
 
 TEXT = "the cat sat on the mat "
@@ -210,6 +209,7 @@ def test_a_study_of_three_objectives(tmp_path: Path, monkeypatch: pytest.MonkeyP
     del plan["finetune"]["epochs"]
     recipe.write_text(yaml.safe_dump(plan))
     monkeypatch.setattr(scheduler, "open_pool", Here)
+    monkeypatch.setattr(speed, "measured_rate", lambda *_: 1e9)  # it waits for the device, once in a process
     with accelerator() as device:
         assert maskwise("study", recipe, "--out", tmp_path / "out") == 0
     kinds = {record["kind"] for record in read_lines(tmp_path / "out" / "records.jsonl")}
@@ -234,7 +234,6 @@ def test_which_policies_that_learn_wait(policy: str) -> None:
     trained = objective("mlm", model())
     batches = source("mlm", "packed", chosen, policy=policy)
     learners = batches.learners()
-    meet(learners, trained)
     with accelerator() as device:
         train(trained, batches, chosen, learners=learners, quiet=True)
     assert {wait.rpartition(":")[0] for wait in device.waits} == WAITING.get(policy, set())
@@ -247,7 +246,6 @@ def test_types_are_exchanged_when_their_weights_are_set_and_when_a_state_is_save
     batches = source("mlm", "packed", chosen, policy="type-weighted(every=3)")
     trained, learners = objective("mlm", model()), batches.learners()
     learner = learners["policy"]
-    meet(learners, trained)
     after = learner.after
 
     def watched(now: Any) -> None:
@@ -314,7 +312,6 @@ def test_probes_and_entropies_are_computed_as_the_training_is() -> None:
     policy = {"mlm": {"policy": "entropy-weighted(every=1)"}}
     arms, batches, learners = joined(("mlm", "atd"), "uniform", chosen, **policy)
     learners["sampler"].every = 2  # a rule is probed, too
-    meet(learners, arms)
     seen: set[tuple[str, torch.dtype]] = set()
     head = arms.model.cls.predictions.decoder
     head.register_forward_hook(lambda module, _, out: seen.add(("train" if module.training else "judge", out.dtype)))

@@ -57,16 +57,20 @@ def test_the_rows_of_a_mix_are_shared_out_exactly(weights, rows):
 
 def test_each_source_is_read_in_epochs_of_its_own():
     how = TrainingSettings(steps=60, batch_size=10)
-    drawn = Mix({"a": 0.75, "b": 0.25}, [40, 7], how)
+    mixed = Mix({"a": 0.75, "b": 0.25}, [40, 7], how)
+
+    def drawn(step: int) -> torch.Tensor:
+        return mixed.draw(step)[0]
+
     rows = torch.cat([drawn(step) for step in range(60)])
     seen = Counter(rows.tolist())
-    assert drawn.counts(rows) == {"a": 450, "b": 150}
+    assert mixed.counts(rows) == {"a": 450, "b": 150}
     assert {seen[row] for row in range(40)} == {11, 12} and {seen[row] for row in range(40, 47)} == {21, 22}
     assert not torch.equal(drawn(0).sort().values, drawn(0))  # a batch is mixed too
-    far = Mix({"a": 0.75, "b": 0.25}, [40, 7], how)(10**9)  # no more work than the first
+    far = Mix({"a": 0.75, "b": 0.25}, [40, 7], how).draw(10**9)[0]  # no more work than the first
     assert len(far) == 10 and not torch.equal(far, drawn(0))
     other = Mix({"a": 0.75, "b": 0.25}, [40, 7], how.model_copy(update={"seed": 1}))
-    assert not torch.equal(other(0), drawn(0))
+    assert not torch.equal(other.draw(0)[0], drawn(0))
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from maskwise.objectives import MaskedLanguageModelling
 from maskwise.training import MaskedSource, speed, train
 from maskwise.training.data import Step
 from maskwise.training.engine import new_accelerator
-from maskwise.training.speed import Meter, cache_folder, matmul_rate, measured_rate
+from maskwise.training.speed import Meter, matmul_rate, measured_rate
 from test_training import DATA, settings
 from training_tools import config, model, tokenizer
 
@@ -25,11 +25,9 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed, "MEASURE_SECONDS", 0.0)
     monkeypatch.setattr(speed, "SIZES", {"cpu": 64})
-    return tmp_path / "cache" / "maskwise" / "matmul.json"
 
 
 def step_of(source: MaskedSource, number: int) -> Step:
@@ -89,20 +87,13 @@ def test_a_meter_measures_between_readings_and_leaves_pauses_out(monkeypatch: py
     assert meter.read(left=0)["tokens_per_second"] == 0.0
 
 
-def test_the_rate_is_measured_once_and_by_device_precision_and_threads(
-    cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert cache_folder() == cache.parent
+def test_the_rate_is_measured_once_for_a_device_and_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    matmul_rate.cache_clear()
     first = matmul_rate(CPU, "no")
     assert first > 1e6
     monkeypatch.setattr(speed, "measured_rate", lambda *_: 5.0)
     assert matmul_rate(CPU, "no") == first and matmul_rate(CPU, "bf16") == 5.0
-    kept = json.loads(cache.read_text())
-    assert sorted(kept.values()) == [5.0, first] and all("1 threads" in key for key in kept)
-    cache.write_text("nonsense")
-    assert matmul_rate(CPU, "no") == 5.0
-    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")  # nothing can be kept there
-    assert matmul_rate(CPU, "no") == 5.0
+    matmul_rate.cache_clear()
 
 
 @pytest.mark.parametrize(("amx", "wanted"), [(False, "no"), (True, "bf16")])

@@ -11,8 +11,7 @@ import torch
 from transformers import BartConfig
 
 from maskwise import attention
-from maskwise.attention import Documents, attend
-from maskwise.dropout import dropped
+from maskwise.attention import Documents, attend, dropped
 from maskwise.errors import MaskwiseError
 from maskwise.masking import Masker
 from maskwise.models import build_model

@@ -8,6 +8,10 @@ so that models stay what they are: ``separate(model)`` names the function, and a
 On accelerators documents of variable length are attended to by ``torch.nn.attention.varlen``, whose cost grows with
 Σ length² of the documents. Elsewhere one mask is made for a batch and serves all layers.
 
+Dropout on processors draws a random number of 16 bits for each entry, four at once: torch draws 32 bits for each on a
+CPU, in 9 ns against 1.4, which took an eighth of a training step of a small BERT. The rate is exact to 1 / 65,536.
+Accelerators keep torch's own, which is fused there.
+
 >>> Documents(torch.tensor([[0, 0, 0, 1, 1, -1]])).positions.tolist()
 [[0, 1, 2, 0, 1, 0]]
 """
@@ -15,13 +19,12 @@ On accelerators documents of variable length are attended to by ``torch.nn.atten
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-
-from maskwise.dropout import dropped
+from torch.nn.functional import dropout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -31,6 +34,10 @@ NAME = "documents"
 
 REPLACED = ("sdpa", "eager")
 """The kinds of attention in whose place it comes; a model with another (such as flash attention) keeps its own."""
+
+
+DROP_STEPS = 1 << 16
+"""Into how many steps a rate of dropout is divided on a processor."""
 
 
 @dataclass(eq=False)
@@ -203,3 +210,54 @@ def mask_of(*sizes: Any, **options: Any) -> Tensor | None:
 
     mask: Tensor | None = sdpa_mask(*sizes, **options)
     return mask
+
+
+def dropped(values: Tensor, rate: float) -> Tensor:
+    """Values of which each is set to 0 with probability ``rate``, the others divided by the share that is left.
+
+    Draws from torch's generator: a function of ``torch.manual_seed``.
+
+    >>> _ = torch.manual_seed(0)
+    >>> kept = dropped(torch.ones(1000, 1000), 0.25)
+    >>> round(kept.max().item(), 4), round((kept > 0).float().mean().item(), 2)
+    (1.3333, 0.75)
+    """
+    below = round(rate * DROP_STEPS)
+    if values.device.type != "cpu" or not values.is_floating_point() or below == DROP_STEPS:
+        return dropout(values, rate)
+    return _Dropped.apply(values, below) if below else values
+
+
+class _Dropped(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, below: int) -> Tensor:
+        count = values.numel()
+        drawn = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(1 << 63), None)
+        bits = drawn.view(torch.int16)[:count].view(values.shape)
+        factor = (bits >= below - DROP_STEPS // 2).to(values.dtype).mul_(DROP_STEPS / (DROP_STEPS - below))
+        ctx.save_for_backward(factor)
+        return values * factor
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None]:
+        (factor,) = ctx.saved_tensors
+        return slope * factor, None
+
+
+def _drop(layer: nn.Dropout, values: Tensor) -> Tensor:
+    """The forward pass of a dropout layer, at the rate and in the mode that it has then."""
+    return dropped(values, layer.p) if layer.training else values
+
+
+def quicken(module: nn.Module) -> None:
+    """Patch every ``nn.Dropout`` of a module to use ``dropped``; see ``restore``."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Dropout):
+            layer.forward = partial(_drop, layer)  # type: ignore[method-assign]
+
+
+def restore(module: nn.Module) -> None:
+    """Give the dropout layers of a module torch's own draws again."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Dropout):
+            layer.__dict__.pop("forward", None)

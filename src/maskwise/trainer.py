@@ -35,7 +35,7 @@ from maskwise.masking import IGNORE, MaskedBatch, Masker, MaskingCollator, Vocab
 from maskwise.objectives import Outcome
 from maskwise.objectives.base import model_inputs, weighted
 from maskwise.training.engine import LEARNED, agreement
-from maskwise.training.learners import Point, learners_of, meet, restore, states
+from maskwise.training.learners import Point, learners_of, restore, states
 
 
 class MaskingTrainer(Trainer):
@@ -96,7 +96,8 @@ class MaskingTrainer(Trainer):
             what = f"policy {masker.policy} asks the model what it expects, for which the Trainer has no place"
             raise MaskwiseError(what, do="use maskwise pretrain")
         self.tells_right = False  # a policy that learns from right answers sets it
-        meet(self._learners, self)
+        for learner in self._learners.values():
+            learner.meet(self)
         args = copy.copy(args) if args else TrainingArguments()
         args.remove_unused_columns = False  # example_id and layers are read here, not by the model
         self.masker, self.evaluation_masker = masker, evaluation_masker or masker

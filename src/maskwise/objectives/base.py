@@ -118,6 +118,9 @@ class Objective(nn.Module, ABC):
     twins: ClassVar[bool] = False
     """Whether half of the rows make its batch, each of them twice: an even number ≥ 4, on every rank."""
 
+    batches: ClassVar[Callable[..., Maker]] = Masker
+    """What makes its batches: called with a tokenizer, the masking and ``seed``."""
+
     layout: ClassVar[str] = "any"
     """The rows it wants: "any", or "document": one text a row, with [CLS] before it."""
 
@@ -164,7 +167,7 @@ class Objective(nn.Module, ABC):
         cls, tokenizer: PreTrainedTokenizerBase, *, seed: int, length: int | None = None, **masking: Any
     ) -> Maker:
         """What makes its batches of rows: a masker. ``length``: the positions that the model has."""
-        return Masker(tokenizer, **{**cls.masking, **masking}, seed=seed)
+        return cls.batches(tokenizer, **cls.settings({}, masking), seed=seed)
 
     def chance(self, vocabulary: int, rows: int) -> float:
         """The loss of knowing nothing, in nats a target, for a vocabulary and batches of ``rows``."""

@@ -22,7 +22,7 @@ from maskwise.objectives.base import Masking, model_inputs
 from maskwise.objectives.mlm import MaskedLanguageModelling
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 
 class NextTokens(Masker):
@@ -58,6 +58,7 @@ class CausalLanguageModelling(MaskedLanguageModelling):
     """
 
     masking: ClassVar[Masking] = {"ratio": 0.0, "min_targets": 0, "corruption": "mask-only"}
+    batches = NextTokens
     inherits: ClassVar[bool] = False
 
     def __init__(self, model: PreTrainedModel):
@@ -80,12 +81,6 @@ class CausalLanguageModelling(MaskedLanguageModelling):
             allowed = ", ".join(name for name, family in ENCODERS.items() if family.separates)
             what = "objective clm needs an attention that can be made causal"
             raise MaskwiseError(what, got=config.model_type, allowed=allowed)
-
-    @classmethod
-    def maker(
-        cls, tokenizer: PreTrainedTokenizerBase, *, seed: int, length: int | None = None, **masking: Any
-    ) -> Masker:
-        return NextTokens(tokenizer, **{**cls.masking, **masking}, seed=seed)
 
     def inputs(self, batch: MaskedBatch | dict[str, Tensor]) -> dict[str, Any]:
         inputs = model_inputs(self.model, batch)

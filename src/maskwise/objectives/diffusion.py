@@ -6,7 +6,7 @@ bound on −log p(text), in nats a token. ``masking.diffusion`` makes the batche
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from maskwise.errors import MaskwiseError
 from maskwise.masking import MaskedBatch
@@ -18,9 +18,6 @@ from maskwise.masking.policies import policy
 from maskwise.masking.schedules import schedule
 from maskwise.objectives.base import Masking, Outcome, check_all_asked, counted, weighted
 from maskwise.objectives.mlm import MaskedLanguageModelling
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 UNSAID = {"ratio": 0.15, "budget": "expected", "corruption": "bert", "min_targets": 1}
 """What a recipe's masking is where nobody says anything: settings of masked language modelling."""
@@ -38,6 +35,7 @@ class MaskedDiffusion(MaskedLanguageModelling):
     Source: Sahoo et al. 2024 (MDLM, arXiv 2406.07524); Nie et al. 2025 (LLaDA, arXiv 2502.09992).
     """
 
+    batches = Noising
     masking: ClassVar[Masking] = {
         "ratio": "uniform(0, 1)", "budget": "exact", "corruption": "mask-only", "min_targets": 0,
     }  # fmt: skip
@@ -71,12 +69,6 @@ class MaskedDiffusion(MaskedLanguageModelling):
         if not all(complete):
             return f"ratio {rates} is masked language modelling at fixed rates: its loss is no bound on the likelihood"
         return f"policy {masking['policy']} {LEAKS}" if units.reads_text else None
-
-    @classmethod
-    def maker(
-        cls, tokenizer: PreTrainedTokenizerBase, *, seed: int, length: int | None = None, **masking: Any
-    ) -> Noising:
-        return Noising(tokenizer, **cls.settings(masking, {}), seed=seed)
 
     def forward(self, batch: MaskedBatch) -> Outcome:  # type: ignore[override]  # a dict has no weights
         losses, where, right = self.answers(batch)

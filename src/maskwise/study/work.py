@@ -47,7 +47,7 @@ from maskwise.text.settings import CorpusSettings
 from maskwise.training import MaskedSource, Source, log_frequencies, train
 from maskwise.training.arms import Arms, ArmsSource, Probe, SamplerLearner, check_enough, probe_rows
 from maskwise.training.engine import save_checkpoint
-from maskwise.training.learners import Learner, meet
+from maskwise.training.learners import Learner
 from maskwise.training.loop import Training
 from maskwise.training.states import Best
 from maskwise.training.stream import StreamedRows
@@ -162,7 +162,6 @@ def pretrain(
         return losses
 
     with closing(made):
-        meet(made.learners, made.objective)
         done = train(
             made.objective, made.source, training, folder=folder, learners=made.learners, evaluate=curve,
             title=made.title, quiet=quiet,

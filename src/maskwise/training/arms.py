@@ -35,7 +35,7 @@ from maskwise.objectives.base import counted
 from maskwise.samplers import Sampler
 from maskwise.samplers.base import reliability
 from maskwise.training.data import MaskedSource, Rows
-from maskwise.training.learners import Learner, Point, meet
+from maskwise.training.learners import Learner, Point
 from maskwise.training.settings import TrainingSettings
 from maskwise.training.stream import StreamedRows
 
@@ -144,7 +144,7 @@ class ArmLearner(Learner):
             self.learner.observe(batch, outcome)
 
     def meet(self, objective: Arms) -> None:
-        meet({self.arm: self.learner}, objective.arm(self.arm))
+        self.learner.meet(objective.arm(self.arm))
 
     def after(self, now: Point) -> None:
         self.learner.after(now)

@@ -26,7 +26,7 @@ from maskwise.masking.batch import IGNORE, moved
 from maskwise.objectives.base import Maker
 from maskwise.text import Rows
 from maskwise.training.learners import Learner, learners_of
-from maskwise.training.order import Drawn, Epochs, Mix, require_batch
+from maskwise.training.order import Epochs, Mix, require_batch
 from maskwise.training.settings import TrainingSettings
 from maskwise.training.stream import StreamedRows
 
@@ -132,7 +132,7 @@ class MaskedSource:
         shares: Mapping[str, float] = NO_SHARES,
     ):
         self.rows, self.masker, self.settings = rows, masker, settings
-        self.order: Drawn
+        self.order: StreamedRows | Mix | Epochs
         if isinstance(rows, StreamedRows):
             self.order = rows
         elif shares:
@@ -157,8 +157,7 @@ class MaskedSource:
             told = {"place": place.numpy()} if getattr(self.masker, "places", False) else {}
             rows: Any = self.rows.batch(part)
             batch = self.masker(rows, step=step, total_steps=self.settings.steps, epoch=epoch, **told)
-            if self.order.names:
-                batch.sources = self.order.counts(part)
+            batch.sources = self.order.counts(part)
             made.append(batch)
         return made
 

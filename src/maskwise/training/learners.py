@@ -71,13 +71,5 @@ def learners_of(masker: Any) -> dict[str, Learner]:
     if not masker.corruption.keeps_length:
         what = f"policy {masker.policy} learns from the loss of each token, which must stay in its place"
         raise MaskwiseError(what, got=f"corruption {masker.corruption}", do="take bert or mask-only")
-    if start := getattr(learner, "start", None):  # one that learns by the types of tokens
-        start(masker.vocabulary)
+    learner.start(masker.vocabulary)
     return {"policy": learner}
-
-
-def meet(learners: Mapping[str, Learner], objective: object) -> None:
-    """Bring those learners that ask the model itself together with what is trained."""
-    for learner in learners.values():
-        if met := getattr(learner, "meet", None):
-            met(objective)

@@ -70,7 +70,9 @@ def train(
         alone(folder), Asked() as asked, closing(Engine(objective, settings, folder)) as engine,
         Log(engine, source, learners, title=title, quiet=quiet) as log,
     ):  # fmt: skip
-        resumed_at, agree = engine.start, agreement(engine.accelerator)
+        agree = agreement(engine.accelerator)
+        for learner in learners.values():
+            learner.meet(objective)
 
         def observe(batch: Any, outcome: Outcome) -> None:
             for learner in learners.values():
@@ -110,7 +112,7 @@ def train(
         engine.finish()
         total = log.so_far()
     return {
-        "steps": done, "seconds": total.seconds, "loss": total.loss, "resumed_at": resumed_at,
+        "steps": done, "seconds": total.seconds, "loss": total.loss, "resumed_at": engine.start,
         "tokens": total.tokens, "targets": total.targets,
     }  # fmt: skip
 

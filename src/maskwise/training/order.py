@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -19,27 +18,6 @@ WHOLE = 1 << 40
 """Shares of a mix are kept as whole numbers of this many parts, so that counting never rounds."""
 
 SHUFFLE = 0x5A6E
-
-
-class Drawn(Protocol):
-    """Which rows a step trains on."""
-
-    @property
-    def names(self) -> Sequence[str]:
-        """The sources of a mix; none where all rows are of one source."""
-        ...
-
-    def draw(self, step: int) -> tuple[Tensor, int | None]:
-        """(batch size,) int64: the numbers of the rows; and their epoch, None where they have no common one."""
-        ...
-
-    def place(self, step: int) -> int:
-        """The place of the step's first row: in the order of its epoch, or, if need be, of the run."""
-        ...
-
-    def counts(self, rows: Tensor) -> dict[str, int]:
-        """How many of some rows, which were drawn, are of each source."""
-        ...
 
 
 class Order:
@@ -96,13 +74,16 @@ class Epochs:
         self.order = Order(size, seed=settings.seed, lengths=lengths, batch_size=settings.batch_size)
 
     def draw(self, step: int) -> tuple[Tensor, int | None]:
+        """(batch size,) int64: the rows of a step; and their epoch."""
         epoch, place = divmod(step, self.per_epoch)
         return self.order(epoch)[place * self.batch_size :][: self.batch_size], epoch
 
     def place(self, step: int) -> int:
+        """The place of the step's first row in the order of its epoch."""
         return step % self.per_epoch * self.batch_size
 
     def counts(self, rows: Tensor) -> dict[str, int]:
+        """No counts: all rows are of one source."""
         return {}
 
 
@@ -147,8 +128,8 @@ class Mix:
         self.begins = self.sizes.cumsum(0) - self.sizes
         self.orders = [Order(size, seed=fold(settings.seed, number)) for number, size in enumerate(sizes)]
 
-    def __call__(self, step: int) -> Tensor:
-        """(batch size,) int64: the rows of a step."""
+    def draw(self, step: int) -> tuple[Tensor, int | None]:
+        """(batch size,) int64: the rows of a step, which have no common epoch."""
         first = step * self.batch_size
         before, after = apportioned(first, self.parts), apportioned(first + self.batch_size, self.parts)
         rows = []
@@ -157,11 +138,7 @@ class Mix:
             for epoch in (place // max(1, order.size)).unique().tolist():
                 inside = place[place // order.size == epoch] % order.size
                 rows.append(self.begins[number] + order(epoch)[inside])
-        return torch.cat(rows)[mixed(self.batch_size, seed=self.seed, step=step)]
-
-    def draw(self, step: int) -> tuple[Tensor, int | None]:
-        """The rows of a step, which have no common epoch."""
-        return self(step), None
+        return torch.cat(rows)[mixed(self.batch_size, seed=self.seed, step=step)], None
 
     def place(self, step: int) -> int:
         """The place of the step's first row in the order of the run."""

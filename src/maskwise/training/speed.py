@@ -5,8 +5,8 @@
 The FLOPs of the model are those of useful work alone: weights outside the embeddings for every token of the text, heads
 for every target (``Objective.work``), and attention within documents (Σ length², ``families.attention_work``). Padding,
 attention across documents, heads where there is no target and what is computed twice count as waste. The denominator is
-measured and not read from a data sheet: once for each device, precision and number of threads, in under a second. It is
-kept in a file; delete ``matmul.json`` in the cache folder to measure again (on a busy machine it comes out low).
+measured and not read from a data sheet: once in a process for each device and precision, in under a second. On a busy
+machine it comes out low.
 """
 
 from __future__ import annotations
@@ -17,13 +17,12 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 import torch
 
-from maskwise.errors import MaskwiseError
 from maskwise.families import attention_work
-from maskwise.folders import read_json, write_json
 from maskwise.objectives import Objective
 from maskwise.objectives.base import Work, trained
 from maskwise.training.arms import Arms
@@ -122,19 +121,10 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+@cache
 def matmul_rate(device: torch.device, precision: str) -> float:
-    """FLOPs per second of a large square matrix product; from the cache, or measured and kept there."""
-    file = cache_folder() / "matmul.json"
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
-    threads = "" if device.type == "cuda" else f", {torch.get_num_threads()} threads"
-    key = f"{name}{threads}, {'bf16' if precision == 'bf16' else 'fp32'}, torch {torch.__version__}"
-    rates = read_json(file) or {}
-    if not isinstance(rates.get(key), float):
-        rate = measured_rate(device, torch.bfloat16 if precision == "bf16" else torch.float32)
-        rates = {**(read_json(file) or {}), key: rate}
-        with suppress(MaskwiseError):  # a home that cannot be written is no reason to stop
-            write_json(file, rates)
-    return float(rates[key])
+    """FLOPs per second of a large square matrix product, measured once in a process."""
+    return measured_rate(device, torch.bfloat16 if precision == "bf16" else torch.float32)
 
 
 def measured_rate(device: torch.device, dtype: torch.dtype, seconds: float = MEASURE_SECONDS) -> float:

@@ -223,7 +223,7 @@ class Flow:
 
 
 class StreamedRows(Learner):
-    """The rows of a stream, as a `MaskedSource` draws them (``training.order.Drawn``); it is saved as a learner is.
+    """The rows of a stream, as a `MaskedSource` draws them; it is saved as a learner is.
 
     Args:
         stream: the text.

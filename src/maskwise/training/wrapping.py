@@ -18,8 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from maskwise.attention import separate
-from maskwise.dropout import quicken, restore
+from maskwise.attention import quicken, restore, separate
 from maskwise.errors import MaskwiseError
 from maskwise.families import adapter_of
 from maskwise.objectives import Objective

@@ -15,6 +15,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.keys import Array, Keys
 from maskwise.masking.batch import AnnotatedBatch
 from maskwise.masking.units import Units, runs
+from maskwise.masking.vocabulary import Vocabulary
 
 
 class UnitKind(StrEnum):
@@ -55,7 +56,13 @@ class Learner:
     nothing."""
 
     asks_model: ClassVar[bool] = False
-    """Whether it asks the objective that is trained itself (``training.learners.meet``)."""
+    """Whether it asks the objective that is trained itself (``meet``)."""
+
+    def start(self, vocabulary: Vocabulary) -> None:
+        """Called before the first batch, with the vocabulary of the masker."""
+
+    def meet(self, objective: Any) -> None:
+        """Called once before the training, with what is trained."""
 
     def observe(self, batch: Any, outcome: Any) -> None:
         """Look at a micro-batch and at its ``Outcome``; called before the update."""
