@@ -23,8 +23,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.learning.examples import find_contexts, occurrences, rights_of
 from maskwise.tasks import load_task
 from maskwise.tasks.classes import TextRow
-from maskwise.tasks.cutting import ANSWERS, CONTEXT, shared_names, shared_text, splits_of
-from maskwise.tasks.files import read_splits
+from maskwise.tasks.files import ANSWERS, CONTEXT, read_splits, shared_names, shared_text, splits_of
 from maskwise.tasks.questions import read_answers
 from maskwise.tasks.task import SPLITS, Row, Task
 from maskwise.text.words import classify, word_starts

@@ -18,7 +18,7 @@ import yaml
 
 from maskwise.errors import unknown_name
 from maskwise.tasks.classes import may_be_number
-from maskwise.tasks.columns import Columns, UsualColumns
+from maskwise.tasks.columns import Columns, UsualColumns, first_in
 from maskwise.tasks.questions import CHOICES, choices_of
 from maskwise.text.documents import inside
 from maskwise.text.labelled import Record
@@ -46,7 +46,7 @@ _PLACE = re.compile(r"\{([^{}]+)\}")
 
 def first_of(names: str, record: Record) -> str | None:
     """The first of "a|b" that is a column of a record."""
-    return next((name for name in names.split("|") if name in record), None)
+    return first_in(names.split("|"), record)
 
 
 def with_text(record: Record, template: str, place: str) -> Record:
@@ -125,7 +125,7 @@ def guess_columns(
             refuse_rows_as_names(records, longest, where)
             given = given._replace(text=longest)
             notes.append(f"the text is column {longest!r}")
-    text = given.text or next((name for name in plain.text if name in names), None)
+    text = given.text or first_in(plain.text, names)
     rest = [name for name in names if name != text]
     if text is not None and given.label is None and not {*plain.label} & {*rest}:
         likely = rest if len(rest) == 1 else [name for name in rest if may_be_label(name)]

@@ -9,8 +9,9 @@ import math
 import re
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import ClassVar, TypeVar
 
 import numpy as np
@@ -20,7 +21,18 @@ from numpy.typing import NDArray
 from maskwise.errors import MaskwiseError
 from maskwise.masking.batch import IGNORE
 from maskwise.objectives import Classification, MultiLabel, Regression
-from maskwise.tasks.columns import NO_LABEL, NO_TEXT, Columns, UsualColumns, label_of, labels_in, pair_in, require_two
+from maskwise.tasks.columns import (
+    NO_LABEL,
+    NO_TEXT,
+    Columns,
+    UsualColumns,
+    first_in,
+    label_of,
+    labels_in,
+    pair_in,
+    require_text,
+    require_two,
+)
 from maskwise.tasks.metrics import UNSEEN, any_class
 from maskwise.tasks.task import Kind, Row, Task, Tuned
 from maskwise.tasks.tensors import Cutter, Encoded
@@ -57,13 +69,11 @@ C = TypeVar("C", bound=ClassRow)
 class TextRow(ClassRow):
     """A text, or two, and its class."""
 
+    shown = ("text", "pair")
+
     text: str
     pair: str | None
     label: str
-
-    @property
-    def texts(self) -> tuple[str, ...]:
-        return (self.text,) if self.pair is None else (self.text, self.pair)
 
     @property
     def classes(self) -> Sequence[str]:
@@ -77,16 +87,25 @@ def text_label(record: Record, columns: Columns, where: str) -> tuple[str, str |
         MaskwiseError: a text that is no text, or several labels.
     """
     text, pair, label = (record.get(column) if column else None for column in columns)
-    for value in (text, pair) if columns.pair else (text,):
-        if not isinstance(value, str):
-            raise MaskwiseError(f"{where}: the text is no text", got=type(value).__name__, allowed="a string")
+    text = require_text(text, "text", where)
+    if columns.pair:
+        pair = require_text(pair, "second text", where)
     if isinstance(label, list | dict):
         do = "name kind='multi-label', or another column"
         raise MaskwiseError(f"{where}: a row has one label", got=label, do=do)
     name = label_of(label)
     if name is None:
         return NO_LABEL
-    return (str(text), pair, name) if str(text).strip() else NO_TEXT
+    return (text, pair, name) if text.strip() else NO_TEXT
+
+
+def sorted_labels(
+    by_row: Iterable[Sequence[str]], what: str, where: str, skipped: Mapping[str, int]
+) -> tuple[str, ...]:
+    """All labels that rows have; at least two."""
+    labels = sorted(set(chain.from_iterable(by_row)))
+    require_two(labels, what, where, skipped)
+    return tuple(labels)
 
 
 class Classes(Kind[C]):
@@ -95,9 +114,7 @@ class Classes(Kind[C]):
     metrics: ClassVar[tuple[str, ...]] = CLASS_METRICS
 
     def labels(self, rows: Sequence[C], where: str, skipped: Mapping[str, int]) -> tuple[str, ...]:
-        labels = sorted({name for row in rows for name in row.classes})
-        require_two(labels, "classes", where, skipped)
-        return tuple(labels)
+        return sorted_labels((row.classes for row in rows), "classes", where, skipped)
 
     def gold(self, task: Task[C], split: str) -> NDArray[np.int64]:
         """Classes as numbers; −1 (``UNSEEN``) for one that train does not have."""
@@ -143,10 +160,6 @@ class SequenceClassification(TextClasses, Tuned[TextRow]):
     name = "sequence-classification"
     head, objective = "sequence-classification", Classification
 
-    def recognises(self, records: Sequence[Record], given: Columns) -> bool:
-        """Whatever nothing else recognises."""
-        return True
-
     def encode(self, task: Task[TextRow], split: str, cutter: Cutter) -> Encoded:
         gold = torch.from_numpy(self.gold(task, split))
         return Encoded(cutter.flat(one_or_two(task.splits[split])), torch.where(gold == UNSEEN, IGNORE, gold))
@@ -162,12 +175,10 @@ MOST_LABELS = 200
 class LabelledRow(Row):
     """A text, and the labels that it has: any number of them."""
 
+    shown = ("text",)
+
     text: str
     names: tuple[str, ...]
-
-    @property
-    def texts(self) -> tuple[str, ...]:
-        return (self.text,)
 
 
 class SeveralLabels(Tuned[LabelledRow]):
@@ -186,8 +197,8 @@ class SeveralLabels(Tuned[LabelledRow]):
     def recognises(self, records: Sequence[Record], given: Columns) -> bool:
         """Lists of labels beside a text, or texts that few labels with bars or semicolons between them make up."""
         names = (given.label,) if given.label else self.columns.label
-        label = next((name for name in names if records and name in records[0]), None)
-        text = next((name for name in self.columns.text if records and name in records[0]), given.text)
+        label = first_in(names, records[0])
+        text = first_in(self.columns.text, records[0]) or given.text
         if label is None or not all(isinstance(record.get(text or ""), str) for record in records[1:2]):
             return False
         values = [record.get(label) for record in records]
@@ -198,9 +209,8 @@ class SeveralLabels(Tuned[LabelledRow]):
         return any(_BETWEEN.search(value) for value in whole) and len(parts) <= min(MOST_LABELS, len(whole))
 
     def row(self, record: Record, columns: Columns, where: str) -> LabelledRow | str:
-        text, value = record.get(columns.text or ""), record.get(columns.label or "")
-        if not isinstance(text, str):
-            raise MaskwiseError(f"{where}: the text is no text", got=type(text).__name__, allowed="a string")
+        text = require_text(record.get(columns.text or ""), "text", where)
+        value = record.get(columns.label or "")
         if isinstance(value, str):
             value = _BETWEEN.split(value)  # an empty text is a row that has none of the labels
         elif not isinstance(value, list) and label_of(value) is None:
@@ -209,9 +219,7 @@ class SeveralLabels(Tuned[LabelledRow]):
         return LabelledRow(text, tuple(names)) if text.strip() else NO_TEXT
 
     def labels(self, rows: Sequence[LabelledRow], where: str, skipped: Mapping[str, int]) -> tuple[str, ...]:
-        labels = sorted({name for row in rows for name in row.names})
-        require_two(labels, "labels", where, skipped)
-        return tuple(labels)
+        return sorted_labels((row.names for row in rows), "labels", where, skipped)
 
     def gold(self, task: Task[LabelledRow], split: str) -> NDArray[np.int64]:
         """(N, K) ones and zeros."""
@@ -287,13 +295,11 @@ def no_number(label: object, where: str) -> MaskwiseError:
 class ScoredRow(Row):
     """A text, or two, and its number: how similar they are, for instance."""
 
+    shown = ("text", "pair")
+
     text: str
     pair: str | None
     score: float
-
-    @property
-    def texts(self) -> tuple[str, ...]:
-        return (self.text,) if self.pair is None else (self.text, self.pair)
 
 
 class Scores(Kind[ScoredRow]):
@@ -336,12 +342,11 @@ class Similarity(Scores, Tuned[ScoredRow]):
 
     def recognises(self, records: Sequence[Record], given: Columns) -> bool:
         """A pair of texts with a score, or with labels that are quantities (``_are_quantities``)."""
-        record = records[0] if records else {}
+        record = records[0]
         _, pair = pair_in(record, given, PAIRS)
         if not pair or pair not in record:
             return False
-        usual = [name for name in ("label", *SCORE_COLUMNS) if name in record]
-        label = given.label or next(iter(usual), None)
+        label = given.label or first_in(("label", *SCORE_COLUMNS), record)
         if label in SCORE_COLUMNS:
             return True
         return _are_quantities([r.get(label or "") for r in records], f"column {label!r}")
@@ -366,11 +371,11 @@ class TextRegression(Similarity):
 
     def recognises(self, records: Sequence[Record], given: Columns) -> bool:
         """One text, and labels that are quantities (``_are_quantities``)."""
-        record = records[0] if records else {}
+        record = records[0]
         if pair_in(record, given, PAIRS)[1] in record or not any(name in record for name in (given.text, *TEXT)):
             return False
         names = (given.label,) if given.label else self.columns.label
-        label = next((name for name in names if name in record), "")
+        label = first_in(names, record) or ""
         return _are_quantities([r.get(label) for r in records], f"column {label!r}")
 
 

@@ -18,7 +18,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.families import masked_logits
 from maskwise.masking.batch import IGNORE
 from maskwise.objectives import MaskedLanguageModelling
-from maskwise.tasks.columns import Columns, UsualColumns
+from maskwise.tasks.columns import Columns, UsualColumns, require_text
 from maskwise.tasks.questions import NO_ANSWER, Answered, read_answers, relation_of
 from maskwise.tasks.task import Row, Task
 from maskwise.tasks.tensors import Cutter, Data, Flat, batches, count_cut, edges
@@ -29,13 +29,11 @@ from maskwise.text.labelled import Record
 class QARow(Row):
     """A question that stands alone, and all its right answers."""
 
+    shown = ("question",)
+
     question: str
     answers: list[str]
     relation: str = ""  # type: ignore[misc]  # of this row, not of the class
-
-    @property
-    def texts(self) -> tuple[str, ...]:
-        return (self.question,)
 
     @property
     def rights(self) -> Sequence[str]:
@@ -57,9 +55,7 @@ class ClozeAnswers(Answered[QARow]):
     columns = UsualColumns(("question", "input", "query"), (), ("answers", "answer", "output"))
 
     def row(self, record: Record, columns: Columns, where: str) -> QARow | str:
-        question = record.get(columns.text or "")
-        if not isinstance(question, str) or not question.strip():
-            raise MaskwiseError(f"{where}: the question is no text", got=repr(question), allowed="a string")
+        question = require_text(record.get(columns.text or ""), "question", where, filled=True)
         answers = [text for text, _ in read_answers(record.get(columns.label or ""), where) if text.strip()]
         return QARow(question, answers, relation_of(record)) if answers else NO_ANSWER
 

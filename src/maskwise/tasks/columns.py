@@ -42,6 +42,26 @@ class UsualColumns(NamedTuple):
     needs_pair: bool = False
 
 
+def first_in(names: Iterable[str], record: Iterable[str]) -> str | None:
+    """The first of these names that is a column of a record."""
+    return next((name for name in names if name in record), None)
+
+
+def require_text(value: object, what: str, where: str, *, filled: bool = False) -> str:
+    """A cell that holds a text.
+
+    Args:
+        what: what the text is, for the error.
+        filled: a text of white space alone is none.
+
+    Raises:
+        MaskwiseError: it is no text; ``where`` names the row.
+    """
+    if not isinstance(value, str) or (filled and not value.strip()):
+        raise MaskwiseError(f"{where}: the {what} is no text", got=repr(value), allowed="a string")
+    return value
+
+
 def find_columns(usual: UsualColumns, record: Record, given: Columns, where: str) -> Columns:
     """The columns of records like this one: given, two that belong together, or usual ones.
 
@@ -63,7 +83,7 @@ def find_columns(usual: UsualColumns, record: Record, given: Columns, where: str
 def _pick(what: str, given: str | None, usual: Iterable[str], record: Record, where: str) -> str | None:
     if given is not None and given not in record:
         raise unknown_name(f"{what} column of {where}", given, paths(record))
-    return given or next((name for name in usual if name in record), None)
+    return given or first_in(usual, record)
 
 
 def pair_in(record: Record, given: Columns, pairs: Sequence[tuple[str, str]]) -> tuple[str | None, str | None]:

@@ -27,7 +27,7 @@ from torch.nn.functional import normalize
 
 from maskwise.errors import MaskwiseError, unknown_name
 from maskwise.tasks.classes import ScoredRow, Scores, TextClasses, TextRow, number_of
-from maskwise.tasks.columns import NO_TEXT, Columns, UsualColumns
+from maskwise.tasks.columns import NO_TEXT, Columns, UsualColumns, require_text
 from maskwise.tasks.task import Answers, Frozen, Row, Task
 from maskwise.text.labelled import Record
 
@@ -88,12 +88,10 @@ class ZeroShotSimilarity(Scores, Frozen[ScoredRow]):
 class PairedRow(Row):
     """A title (a question, a first sentence), and the text that belongs to it."""
 
+    shown = ("query", "passage")
+
     query: str
     passage: str
-
-    @property
-    def texts(self) -> tuple[str, ...]:
-        return (self.query, self.passage)
 
 
 class Retrieval(Frozen[PairedRow]):
@@ -110,10 +108,8 @@ class Retrieval(Frozen[PairedRow]):
     columns = UsualColumns(("query", "title"), ("passage", "text"), (), (("query", "passage"), ("title", "text")))
 
     def row(self, record: Record, columns: Columns, where: str) -> PairedRow | str:
-        query, passage = record.get(columns.text or ""), record.get(columns.pair or "")
-        if not isinstance(query, str) or not isinstance(passage, str):
-            got = f"{type(query).__name__} and {type(passage).__name__}"
-            raise MaskwiseError(f"{where}: a title and a text are texts", got=got)
+        query = require_text(record.get(columns.text or ""), "title", where)
+        passage = require_text(record.get(columns.pair or ""), "text", where)
         return PairedRow(query, passage) if query.strip() and passage.strip() else NO_TEXT
 
     def gold(self, task: Task[PairedRow], split: str) -> NDArray[np.int64]:

@@ -30,7 +30,7 @@ from maskwise.families import check_room, require_kind, start_token
 from maskwise.masking.batch import IGNORE
 from maskwise.objectives import Denoising
 from maskwise.objectives.denoising import generated
-from maskwise.tasks.columns import NO_TEXT, Columns, UsualColumns, label_of
+from maskwise.tasks.columns import NO_TEXT, Columns, UsualColumns, label_of, require_text
 from maskwise.tasks.metrics import ITEMS, nats_per_token
 from maskwise.tasks.questions import NO_ANSWER, any_answer, choices_of, commonest_answers, relation_of, right_choice
 from maskwise.tasks.task import Answers, Row, Task, Tuned
@@ -67,15 +67,13 @@ _INSIDE = ("answer", "text", "string", "value", "Value", "aliases", "Aliases")
 class WrittenRow(Row):
     """A text, and all its right answers."""
 
+    shown = ("text",)
+
     text: str
     answers: list[str]
     group: str | None = None
     """Rows with the same stay on the same side of a cut: those of a context, say."""
     relation: str = ""  # type: ignore[misc]  # of this row, not of the class
-
-    @property
-    def texts(self) -> tuple[str, ...]:
-        return (self.text,)
 
     @property
     def rights(self) -> Sequence[str]:
@@ -138,15 +136,14 @@ class Generation(Tuned[WrittenRow]):
 
     def recognises(self, records: Sequence[Record], given: Columns) -> bool:
         """Two columns of which one is written for the other."""
-        names = set(records[0]) if records else set()
+        names = set(records[0])
         return not (given.text or given.label) and any({*both} <= names for both in _TOGETHER)
 
     def row(self, record: Record, columns: Columns, where: str) -> WrittenRow | str:
         if columns.text not in record:
             raise MaskwiseError(f"{where} has no column {columns.text!r}", got=", ".join(record) or "no columns")
-        text, rights = _joined(record[columns.text]), list(self._rights(record, columns, where))
-        if text is None:
-            raise MaskwiseError(f"{where}: the text is no text", got=repr(record[columns.text]))
+        text = require_text(_joined(record[columns.text]), "text", where)
+        rights = list(self._rights(record, columns, where))
         if not text.strip():
             return NO_TEXT
         group = None if (value := record.get(columns.pair or "")) is None else str(value)
@@ -163,13 +160,6 @@ class Generation(Tuned[WrittenRow]):
         if place is not None:
             texts = [str(choices[place])]
         return dict.fromkeys(texts)
-
-    def further(self, task: Task[WrittenRow]) -> list[str]:
-        """Without ROUGE, which takes some milliseconds a row, where it does not belong beside the task's own metric."""
-        beside = {"f1": {"rouge-l"}, NATS: {"rouge-1", "rouge-2", "rouge-l"}}.get(task.metric, set())
-        rouge = task.metric.startswith("rouge")
-        wanted = [m for m in self.metrics if m == NATS or m in beside or m.startswith("rouge") == rouge]
-        return [metric for metric in wanted if metric != task.metric]
 
     def gold(self, task: Task[WrittenRow], split: str) -> list[list[str]]:
         """All right answers of every row."""
@@ -252,11 +242,11 @@ class Generation(Tuned[WrittenRow]):
 # Records
 
 
-def _joined(value: object) -> str | None:
-    """A text, or the sentences of one in a list."""
+def _joined(value: object) -> object:
+    """What a cell holds; of a list of sentences one text."""
     if isinstance(value, list | tuple) and all(isinstance(part, str) for part in value):
         return " ".join(value)
-    return value if isinstance(value, str) else None
+    return value
 
 
 def _texts(value: object, where: str) -> Iterable[str]:

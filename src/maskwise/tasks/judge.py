@@ -54,41 +54,41 @@ TRIAL_SEED = 1 << 40
 """The seed of fine-tunings by which a learning rate is searched; none of them is reported."""
 
 
-class Score(TypedDict):
-    """One checkpoint judged once by one task. ``others`` are further metrics on test."""
+class Judged(TypedDict):
+    """What is known of one checkpoint and one task, judged once or more often.
+
+    ``others`` are further metrics on test, ``lost_words`` items of test that cannot be answered.
+    """
 
     task: str
     metric: str
     score: float
-    dev: float | None
     others: dict[str, float]
     majority: float | None
     test_items: int
     lost_words: int
+    notes: list[str]
+
+
+class Score(Judged):
+    """One checkpoint judged once by one task."""
+
+    dev: float | None
     steps: int
     seconds: float
     seed: int
-    notes: list[str]
     items: list[float] | None
     """The score of every test item, where the kind of task gives them (``Kind.item_scores``)."""
     counts: list[list[float]] | None
     """What every test row adds above and below the line of the score, where it has one (``Kind.row_counts``)."""
 
 
-class TaskRecord(TypedDict):
+class TaskRecord(Judged):
     """One checkpoint judged by one task with all seeds: what studies keep and ``finetune`` prints."""
 
-    task: str
     task_kind: str
-    metric: str
-    majority: float | None
-    test_items: int
-    lost_words: int
-    notes: list[str]
-    score: float
     fine_tuning: list[float]
     dev: list[float | None]
-    others: dict[str, float]
     interval: NotRequired[list[float]]
     """What the score could have been with other test items: a 95 % bootstrap interval over them."""
     item_error: NotRequired[float]

@@ -43,9 +43,8 @@ from maskwise.tasks.classes import (
 )
 from maskwise.tasks.closedbook import ClozeAnswers
 from maskwise.tasks.columns import DOUBTFUL, HIDDEN, NO_LABEL, Columns, find_columns, label_of, labels_in, without
-from maskwise.tasks.cutting import only_test, shared_names, shared_text, splits_of
 from maskwise.tasks.embeddings import Evaluator, Retrieval, SentenceEmbedding, ZeroShotSimilarity
-from maskwise.tasks.files import read_splits, state_of
+from maskwise.tasks.files import only_test, read_splits, shared_names, shared_text, splits_of, state_of
 from maskwise.tasks.generation import Generation
 from maskwise.tasks.metrics import METRICS
 from maskwise.tasks.questions import MultipleChoice, QuestionAnswering
@@ -300,8 +299,11 @@ def _whole_numbers(splits: Mapping[str, Sequence[Row]]) -> tuple[str, ...]:
 
 
 def _recognised(records: Sequence[Record], given: Columns) -> Kind:
-    """The first kind that recognises records; the last of them takes whatever there is."""
-    return next(kind for kind in KINDS.values() if kind.recognises(records, given))
+    """The first kind that recognises records; whatever none recognises is classified."""
+    for kind in KINDS.values():
+        if records and kind.recognises(records, given):
+            return kind
+    return KINDS[SequenceClassification.name]
 
 
 def _whole(records: Sequence[Record]) -> Record:

@@ -125,20 +125,24 @@ def entity_counts(gold: ArrayLike, answer: ArrayLike, starts: ArrayLike = (0,)) 
 
 def entities(tags: ArrayLike, starts: ArrayLike = (0,)) -> set[tuple[int, int, str]]:
     """(first word, word behind the last, type) of every entity."""
-    names, code = np.unique(np.asarray(tags, dtype=str), return_inverse=True)
-    if not len(code):
-        return set()
-    prefix = np.array([name[:1] for name in names])[code]
-    kinds = np.array([name.partition("-")[2] for name in names])
-    kind = kinds[code]
-    first = np.zeros(len(code), dtype=bool)
-    first[np.asarray(starts, dtype=np.int64)] = True
-    inside, before, kind_before = prefix != "O", np.roll(prefix, 1), np.roll(kind, 1)
-    goes_on = np.isin(prefix, ["I", "E"]) & np.isin(before, ["B", "I"]) & (kind == kind_before) & ~first
-    begin = np.flatnonzero(inside & ~goes_on)
-    edge = np.append(np.flatnonzero(~goes_on), len(code))
-    end = edge[np.searchsorted(edge, begin, side="right")]
-    return set(zip(begin.tolist(), end.tolist(), kind[begin].tolist(), strict=True))
+    found = set()
+    sentences = set(np.asarray(starts).tolist())
+    words = np.asarray(tags, dtype=str).tolist()
+    first: int | None = None  # of the entity that is open
+    prefix, kind = "O", ""
+    for place, tag in enumerate(words):
+        before, kind_before = prefix, kind
+        prefix = tag[:1]
+        kind = tag.partition("-")[2]
+        same_entity = prefix in ("I", "E") and before in ("B", "I") and kind == kind_before
+        if same_entity and place not in sentences:
+            continue
+        if first is not None:
+            found.add((first, place, kind_before))
+        first = None if prefix == "O" else place
+    if first is not None:
+        found.add((first, len(words), kind))
+    return found
 
 
 def pearson(gold: ArrayLike, answer: ArrayLike) -> float:

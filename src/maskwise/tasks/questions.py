@@ -34,7 +34,7 @@ from torch import Tensor
 from maskwise.errors import MaskwiseError
 from maskwise.objectives import Classification, SpanQuestionAnswering
 from maskwise.objectives import MultipleChoice as ChoiceLoss
-from maskwise.tasks.columns import NO_LABEL, Columns, UsualColumns, label_of
+from maskwise.tasks.columns import NO_LABEL, Columns, UsualColumns, label_of, require_text
 from maskwise.tasks.metrics import ITEMS, normalise
 from maskwise.tasks.task import Answers, R, Row, Task, Tuned
 from maskwise.tasks.tensors import Cutter, Data, Flat, batches, edges, places_of
@@ -55,14 +55,12 @@ _NUMBERED = re.compile(r"(ending|choice|option)_?\d+")
 class MarkedRow(Row):
     """A question, and all its right answers with the characters where they begin in the context."""
 
+    shown = ("context", "question")
+
     context: str
     question: str
     answers: list[str]
     starts: list[int]
-
-    @property
-    def texts(self) -> tuple[str, ...]:
-        return (self.context, self.question)
 
     @property
     def rights(self) -> Sequence[str]:
@@ -73,14 +71,12 @@ class MarkedRow(Row):
 class ChoiceRow(Row):
     """A question with its choices; ``label`` is the place of the right one."""
 
+    shown = ("context", "question")
+
     context: str | None
     question: str
     choices: list[str]
     label: int
-
-    @property
-    def texts(self) -> tuple[str, ...]:
-        return (self.question,) if self.context is None else (self.context, self.question)
 
 
 class Answered(Tuned[R]):
@@ -140,19 +136,18 @@ class QuestionAnswering(Answered[MarkedRow]):
 
     def recognises(self, records: Sequence[Record], given: Columns) -> bool:
         """A context, a question and answers."""
-        names = set(records[0]) if records else set()
+        names = set(records[0])
         return {"context", "question"} <= names and bool({"answers", "answer"} & names) and not given.label
 
     def row(self, record: Record, columns: Columns, where: str) -> MarkedRow | str:
         context, question, answers = (record.get(column or "") for column in columns)
-        for name, value in (("context", context), ("question", question)):
-            if not isinstance(value, str) or not value.strip():
-                raise MaskwiseError(f"{where}: the {name} is no text", got=repr(value), allowed="a string")
+        context = require_text(context, "context", where, filled=True)
+        question = require_text(question, "question", where, filled=True)
         pairs = [(text, start) for text, start in read_answers(answers, where) if text.strip()]
         if not pairs:
             return NO_ANSWER
-        starts = [_start(str(context), text, start, where) for text, start in pairs]
-        return MarkedRow(str(context), str(question), [text for text, _ in pairs], starts)
+        starts = [_start(context, text, start, where) for text, start in pairs]
+        return MarkedRow(context, question, [text for text, _ in pairs], starts)
 
     def row_counts(self, task: Task[MarkedRow], split: str, answers: Answers) -> NDArray[np.float64]:
         item, texts = ITEMS[task.metric], np.asarray(answers, dtype=object).tolist()
@@ -199,16 +194,17 @@ class MultipleChoice(Tuned[ChoiceRow]):
 
     def recognises(self, records: Sequence[Record], given: Columns) -> bool:
         """Choices, in one column or in numbered ones."""
-        record = records[0] if records else {}
+        record = records[0]
         return any(isinstance(record.get(name), list | dict) for name in CHOICES) or bool(_numbered(record))
 
     def row(self, record: Record, columns: Columns, where: str) -> ChoiceRow | str:
         question, context, answer = (record.get(column or "") for column in columns)
         names, texts = choices_of(record)
-        parts = [("question", question), *(("choice", text) for text in texts)]
-        for name, value in parts if context is None else [("context", context), *parts]:
-            if not isinstance(value, str):
-                raise MaskwiseError(f"{where}: the {name} is no text", got=repr(value), allowed="a string")
+        if context is not None:
+            require_text(context, "context", where)
+        require_text(question, "question", where)
+        for text in texts:
+            require_text(text, "choice", where)
         if len(texts) < 2:
             raise MaskwiseError(f"{where}: a question needs at least two choices", got=len(texts))
         said = label_of(answer)

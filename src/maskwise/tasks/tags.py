@@ -65,7 +65,7 @@ class TokenClassification(Classes[TaggedRow], Tuned[TaggedRow]):
     def recognises(self, records: Sequence[Record], given: Columns) -> bool:
         """A list of words."""
         names = (given.text,) if given.text else self.columns.text
-        return any(isinstance(records[0].get(name), list) for name in names) if records else False
+        return any(isinstance(records[0].get(name), list) for name in names)
 
     def row(self, record: Record, columns: Columns, where: str) -> TaggedRow | str:
         tokens, tags = record.get(columns.text or ""), record.get(columns.label or "")

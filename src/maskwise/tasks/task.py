@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, ClassVar, Generic, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from maskwise.constants import LOWER_IS_BETTER
+from maskwise.constants import LOWER_IS_BETTER, NATS
 from maskwise.errors import MaskwiseError, counted
 from maskwise.files import TaskFacts
 from maskwise.tasks.columns import Columns, UsualColumns
@@ -42,10 +42,14 @@ Answers: TypeAlias = ArrayLike | Sequence[object]
 class Row(ABC):
     """One labelled example. The kinds' rows are frozen dataclasses; their fields are what a fingerprint hashes."""
 
+    shown: ClassVar[tuple[str, ...]]
+    """The fields that a model is shown; one that is None is left out."""
+
     @property
-    @abstractmethod
     def texts(self) -> tuple[str, ...]:
         """The texts that a model is shown, for those who look for them in a corpus."""
+        fields = (getattr(self, name) for name in self.shown)
+        return tuple(text for text in fields if text is not None)
 
     @property
     def rights(self) -> Sequence[str]:
@@ -97,7 +101,12 @@ class Kind(ABC, Generic[R]):
     """Whether a text that is too long is read in several windows, not cut."""
 
     def recognises(self, records: Sequence[Record], given: Columns) -> bool:
-        """Whether columns show by themselves that they are of this kind. Kinds are asked in the table's order."""
+        """Whether columns show by themselves that they are of this kind. Kinds are asked in the table's order.
+
+        Args:
+            records: at least one; the first has every column that occurs.
+            given: the columns that the user names.
+        """
         return False
 
     @abstractmethod
@@ -151,8 +160,17 @@ class Kind(ABC, Generic[R]):
         return METRICS[metric](self.gold(task, split), answers)
 
     def further(self, task: Task[R]) -> Sequence[str]:
-        """The metrics of test that are recorded beside the task's own."""
-        return [name for name in self.metrics if name not in (task.metric, "entity-f1")]
+        """The metrics of test that are recorded beside the task's own. ROUGE takes some milliseconds a row, and is
+        left out where it says little beside the task's own metric."""
+        rouge = {"f1": {"rouge-l"}, NATS: {"rouge-1", "rouge-2", "rouge-l"}}.get(task.metric, set())
+        of_rouge = task.metric.startswith("rouge")
+        others = []
+        for name in self.metrics:
+            if name in (task.metric, "entity-f1"):
+                continue
+            if name == NATS or name in rouge or name.startswith("rouge") == of_rouge:
+                others.append(name)
+        return others
 
     def item_scores(self, task: Task[R], split: str, answers: Answers) -> NDArray[np.float64] | None:
         """The score of every item by the task's metric, whose mean is the score; None where nothing needs them."""
