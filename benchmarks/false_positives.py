@@ -273,6 +273,25 @@ def false_positives(studies: int) -> list[dict[str, object]]:
     return rows
 
 
+def summary(rows: Sequence[dict[str, object]]) -> dict[str, object]:
+    """Mean and worst cell of equal tuned procedures, of worlds where tuning costs one side more, and of unequal spreads."""
+    parts = {
+        "procedures equal": [row for row in rows if row["part"] == "equal spreads" and row["tuned"] == 0],
+        "tuning costs one side more": [row for row in rows if row["part"] == "equal spreads" and row["tuned"] != 0],
+        "unequal spreads": [row for row in rows if row["part"] == "unequal spreads"],
+    }
+    found = {}
+    for name, members in parts.items():
+        shares_of_part = [row["share"] for row in members]
+        found[name] = {
+            "cells": len(members),
+            "mean": float(np.mean(shares_of_part)),
+            "above 6 %": sum(share > 0.06 for share in shares_of_part),
+            "worst": max(members, key=lambda row: row["share"]),
+        }
+    return found
+
+
 def powers(studies: int) -> list[dict[str, object]]:
     """How often a true difference is found, with a search and without."""
     five = (-2.0, -0.75, 0.0, -2.5, -8.0)
@@ -473,10 +492,8 @@ def main() -> None:
         sys.stdout.write(f"\n{table.__doc__}\n\n| {head} |\n|{'---|' * 10}\n")
         results[name] = table(arguments.real if table is compare_with_real_code else arguments.studies)
     if "false_positives" in results:
-        equal = [row for row in results["false_positives"] if row["part"] == "equal spreads"]
-        results["worst"] = max(equal, key=lambda row: row["share"])
-        results["mean"] = float(np.mean([row["share"] for row in equal]))
-        sys.stdout.write(f"\nmean {results['mean']:.2%}, worst {results['worst']}\n")
+        results["summary"] = summary(results["false_positives"])
+        sys.stdout.write(json.dumps(results["summary"], indent=1) + "\n")
     if arguments.out:
         record = {"command": " ".join(sys.argv), "seconds": round(time.perf_counter() - began), "seed": SEED}
         arguments.out.write_text(json.dumps(record | results, indent=1) + "\n", encoding="utf-8")
