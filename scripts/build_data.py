@@ -17,7 +17,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from maskwise.text.labelled import read_columns
+from maskwise.text.labelled import sentences
 
 TARGET = Path(__file__).parent.parent / "src" / "maskwise" / "data"
 WIKIPEDIA_STRIDE = 8
@@ -136,9 +136,15 @@ def ud_ewt_pos(folder: Path) -> Iterator[Row]:
     """Sentences of 4 to 40 words in their own splits: {"split", "tokens", "tags", "relations"}."""
     for split, count in SENTENCES.items():
         with gzip.open(folder / f"en_ewt-ud-{split}.conllu.gz", "rt", encoding="utf-8") as file:
-            sentences = [sentence for sentence in read_conllu(file) if 4 <= len(sentence[0]) <= 40]
-        for tokens, tags, relations in spread(sentences, count):
+            chosen = [sentence for sentence in read_conllu(file) if 4 <= len(sentence[0]) <= 40]
+        for tokens, tags, relations in spread(chosen, count):
             yield {"split": split, "tokens": tokens, "tags": tags, "relations": relations}
+
+
+def read_columns(path: Path, *, token: int = 0, tag: int = -1) -> Iterator[tuple[list[str], list[str]]]:
+    """The (tokens, tags) of every sentence of a file of columns, such as CoNLL-2003's (``.gz`` allowed)."""
+    for _, rows in sentences(path, columns=2):
+        yield [row[token] for row in rows], [row[tag] for row in rows]
 
 
 def wikigold(folder: Path) -> Iterator[Row]:
