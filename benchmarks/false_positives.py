@@ -274,7 +274,7 @@ def false_positives(studies: int) -> list[dict[str, object]]:
 
 
 def summary(rows: Sequence[dict[str, object]]) -> dict[str, object]:
-    """Mean and worst cell of equal tuned procedures, of worlds where tuning costs one side more, and of unequal spreads."""
+    """Mean and worst cell: equal tuned procedures, worlds where tuning costs one side more, unequal spreads."""
     parts = {
         "procedures equal": [row for row in rows if row["part"] == "equal spreads" and row["tuned"] == 0],
         "tuning costs one side more": [row for row in rows if row["part"] == "equal spreads" and row["tuned"] != 0],
