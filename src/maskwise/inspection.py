@@ -217,9 +217,9 @@ def _needed_layers(specs: Sequence[str], corrupted: str, *, marked: bool) -> tup
                 makers[layer] = maker
         if isinstance(made, GroupWeighted):
             grouped.add(made.layer)
-    sorted_by = getattr(corruption(corrupted), "layer", None)
-    if sorted_by:
-        users.setdefault(sorted_by, f"corruption {corrupted}")
+    own_layer = getattr(corruption(corrupted), "layer", None)
+    if own_layer:
+        users.setdefault(own_layer, f"corruption {corrupted}")
     for layer, user in users.items():
         if not marked and layer not in (*TEXT_LAYERS, *ANNOTATED, *makers):
             do = "mark spans in it: 'born in [[Warsaw]] in [[1867]]', or with a weight: [[1867|3]]"

@@ -7,6 +7,7 @@ held-out text and the frequencies of tokens, all from its beginning: no more tha
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -111,7 +112,7 @@ class Prepared:
 
         folders.write_folder(folder, fill)
         held_out = len(cls.open(folder).held_out)
-        return {"read_characters": begun.characters, "held_out_rows": held_out, "skipped": begun.skipped}
+        return {"read_characters": begun.characters, "held_out_rows": held_out, "skipped": dict(begun.skipped)}
 
     @classmethod
     def open(cls, folder: Path, *, live: LiveLayers | None = None) -> Prepared:
@@ -165,7 +166,8 @@ class _Beginning:
     def __init__(self, corpus: CorpusSettings, maker: BlockMaker):
         self.held_out: list[Document] = []
         self.training: list[Document] = []
-        self.characters, self.skipped = 0, dict[str, int]()
+        self.characters = 0
+        self.skipped = Counter[str]()
         sources = corpus.shards()
         for shards in sources.values():
             self._read(shards, maker, 1 / len(sources))
@@ -190,8 +192,7 @@ class _Beginning:
                     elif counted < share * COUNTED_CHARACTERS:
                         self.training.append(document)
                         counted += size
-                for reason, number in documents.skipped.items():
-                    self.skipped[reason] = self.skipped.get(reason, 0) + number
+                self.skipped.update(documents.skipped)
                 enough = held >= share * HELD_OUT_CHARACTERS and counted >= share * COUNTED_CHARACTERS
                 if enough or read >= share * MOST_CHARACTERS:
                     self.characters += read

@@ -15,6 +15,7 @@ import hashlib
 import io
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
@@ -198,21 +199,16 @@ def _gathered(
     """Records in chunks. A place is the number of the records before it, or what ``state`` says of it."""
     records: list[Mapping[str, Any]] = []
     total = 0
-    for row in rows:
-        records.append(row)
-        total += len(str(inside(row, fields.text) or ""))
-        if total >= size:
-            behind = place.records + len(records)
+    for row in chain(rows, [None]):  # None ends the last chunk
+        if row is not None:
+            records.append(row)
+            total += len(str(inside(row, fields.text) or ""))
+        if records and (row is None or total >= size):
             chunk = Chunk(name, place.records + 1, "records", records)
+            behind = place.records + len(records)
             place = Place(state() if state else behind, behind)
             yield chunk, place
             records, total = [], 0
-    if records:
-        behind = place.records + len(records)
-        yield (
-            Chunk(name, place.records + 1, "records", records),
-            Place(state() if state else behind, behind),
-        )
 
 
 def _go_to(file: IO[bytes], offset: int) -> None:

@@ -92,18 +92,17 @@ class World(ABC):
     """Options that may be lists of what they are else."""
 
     def __post_init__(self) -> None:
+        if self.seed != RUN and type(self.seed) is not int:
+            raise MaskwiseError(f"seed of {self.name}", got=self.seed, allowed=f"a whole number, or {RUN}")
         for name, (value, default) in self._options().items():
-            low, high = self.ranges.get(name, (0, 0))
-            if name == "seed":
-                good, allowed = value == RUN or type(value) is int, f"a whole number, or {RUN}"
-            elif name in self.ranges:
-                whole = type(default) is int
+            good = type(value) is type(default) or (name in self.lists and type(value) is tuple)
+            allowed = f"such as {default!r}"
+            if name in self.ranges:
+                low, high = self.ranges[name]
+                number = "whole number" if type(default) is int else "number"
                 good = type(value) in (int, type(default)) and low <= value <= high
-                allowed = f"a {'whole ' if whole else ''}number, {low} to {high}"
-            else:
-                good = type(value) is type(default) or (name in self.lists and type(value) is tuple)
-                allowed = f"such as {default!r}"
-            if not good:
+                allowed = f"a {number}, {low} to {high}"
+            if name != "seed" and not good:
                 raise MaskwiseError(f"{name} of {self.name}", got=value, allowed=allowed)
 
     def __str__(self) -> str:
@@ -145,18 +144,25 @@ class World(ABC):
 
     @cached_property
     def _told(self) -> list[tuple[str, str, dict[str, CharSpans]]]:
-        told, layers = [], self.layers
+        told = []
+        layers = self.layers
         for name, pieces in self._texts():
-            text, spans = "", {layer: list[Any]() for layer in layers}
+            text = ""
+            spans: dict[str, list[Any]] = {layer: [] for layer in layers}
             for word, kind in pieces:
-                text += "" if not text or word in ".,?" else " "
-                place = len(text), len(text) + len(word)
-                for layer, wanted in (("salient", kind in self.salient), ("asked", kind in self.answers)):
-                    spans[layer] += [place] if wanted else []
-                if "tag" in spans:
-                    spans["tag"].append((*place, 1 + TAGS.index(kind if kind in TAGS else "other")))
+                if text and word not in ".,?":
+                    text += " "
+                place = (len(text), len(text) + len(word))
                 text += word
-            told.append((name, text, {layer: CharSpans.of(spans[layer], layers[layer]) for layer in spans}))
+                if kind in self.salient:
+                    spans["salient"].append(place)
+                if kind in self.answers:
+                    spans["asked"].append(place)
+                if "tag" in spans:
+                    tag = kind if kind in TAGS else "other"
+                    spans["tag"].append((*place, 1 + TAGS.index(tag)))
+            found = {layer: CharSpans.of(spans[layer], layers[layer]) for layer in layers}
+            told.append((name, text, found))
         return told
 
     @cached_property
@@ -284,14 +290,14 @@ class FactWorld(World):
     def questions(self) -> dict[str, list[dict[str, Any]]]:
         """One for every person and attribute; the people are split, so that the answers of test stand in the corpus
         alone."""
-        by_person = [
-            [
-                {"question": f"what {asked} {person['name']}?", "answers": [person[asked]], "relation": asked}
-                for asked in self.answers
-            ]
-            for person in self.persons
-        ]
-        return {split: [row for rows in people for row in rows] for split, people in _split(by_person).items()}
+        questions = {}
+        for split, people in _split(self.persons).items():
+            questions[split] = rows = list[dict[str, Any]]()
+            for person in people:
+                for asked in self.answers:
+                    question = f"what {asked} {person['name']}?"
+                    rows.append({"question": question, "answers": [person[asked]], "relation": asked})
+        return questions
 
 
 @dataclass(frozen=True, kw_only=True)
