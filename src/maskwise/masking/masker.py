@@ -228,16 +228,18 @@ def _laid_anew(
         length_B = np.minimum(length_B, batch.plan)
     fills = {"input_ids": pad, "piece": -1, "labels": IGNORE}
     laid = {name: _padded(values, length_B, fills.get(name, 0)) for name, values in columns.items()}
-    of_label = piece = laid.pop("piece")
+    piece = laid.pop("piece")
+    of_label = None
     if shown.label_lengths is not None:
         label_B, of_target = in_rows(shown.label_lengths)
-        laid["labels"], of_label = (_padded(x, label_B, f) for x, f in ((shown.labels, IGNORE), (of_target, -1)))
+        laid["labels"] = _padded(shown.labels, label_B, IGNORE)
+        of_label = _padded(of_target, label_B, -1)
     tensors = {name: torch.from_numpy(values) for name, values in laid.items()}
     return MaskedBatch(
         tensors.pop("input_ids"), tensors.pop("labels"), torch.from_numpy((piece >= 0).astype(np.int64)),
         batch, ratio, tensors, None, choice, piece, cut,
-        writes=shown.label_lengths is not None,
-        laid_labels=None if shown.label_lengths is None else of_label,
+        writes=of_label is not None,
+        laid_labels=of_label,
         targets=int(np.count_nonzero(laid["labels"] != IGNORE)),
     )  # fmt: skip
 

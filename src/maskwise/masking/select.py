@@ -21,6 +21,7 @@ times more over the units behind the border.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -33,6 +34,7 @@ from maskwise.segments import counts_within, first_of, first_within, order_withi
 
 BUDGETS = ("exact", "expected", "bernoulli")
 FILLS = ("none", "random", "skip-row")
+VISITS = ("random", "complement", "coverage")
 
 _NUMBER_MASK = (1 << 20) - 1  # weighted keys end in the number of their unit: a piece has at most 2²⁰ units
 _LIGHTEST, _HEAVIEST = 2.0**-900, 2.0**900  # races of such weights fit a float64, with room behind them for …
@@ -103,9 +105,13 @@ def select(
 
 def require_known(setting: str, name: str) -> None:
     """Refuse a ``budget``, ``fill`` or ``visits`` that there is not."""
-    known = {"budget": BUDGETS, "fill": FILLS, "visits": ("random", "complement", "coverage")}[setting]
+    require_one_of(setting, name, {"budget": BUDGETS, "fill": FILLS, "visits": VISITS}[setting])
+
+
+def require_one_of(kind: str, name: str, known: Sequence[str]) -> None:
+    """Refuse a name that is not in a list."""
     if name not in known:
-        raise unknown_name(setting, name, known)
+        raise unknown_name(kind, name, known)
 
 
 def unit_keys(units: Units, keys: Keys, *, may_fill: bool = False) -> Array:

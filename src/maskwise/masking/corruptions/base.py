@@ -8,9 +8,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from maskwise.errors import MaskwiseError, unknown_name
+from maskwise.errors import MaskwiseError
 from maskwise.keys import Array, Keys, Purpose, below, split, within
 from maskwise.masking.batch import IGNORE, AnnotatedBatch
+from maskwise.masking.select import require_one_of
 from maskwise.masking.units import Units
 from maskwise.masking.vocabulary import Vocabulary
 
@@ -47,6 +48,9 @@ class Corruption(ABC):
     shows_mask: ClassVar[bool] = True
     """Whether it shows mask tokens, which the tokenizer must then have."""
 
+    target: str | None = None
+    """What must be produced, where there is a choice."""
+
     @property
     def keeps_length(self) -> bool:
         """True where inputs and labels stay where the tokens were."""
@@ -55,14 +59,14 @@ class Corruption(ABC):
     @property
     def detects(self) -> bool:
         """True where labels are 0 and 1, for what was done, and not tokens."""
-        return getattr(self, "target", None) == "detect"
+        return self.target == "detect"
 
     @property
     def writes(self) -> str | None:
         """The text that a row's labels are, read from left to right: ``full``, ``spans`` (masked spans, behind
         separators) or ``sentinels`` (behind numbered ones); None where they are no text that a decoder can write."""
-        target = getattr(self, "target", None)
-        return target if target == "full" or (target == "spans" and not self.keeps_length) else None
+        read = self.target == "full" or (self.target == "spans" and not self.keeps_length)
+        return self.target if read else None
 
     @abstractmethod
     def corrupt(
@@ -84,10 +88,39 @@ class Corruption(ABC):
             vocabulary.require_mask()
 
 
-def require_target(corruption: str, target: str, *known: str) -> None:
-    """Refuse a target that a corruption does not have."""
-    if target not in known:
-        raise unknown_name(f"target of corruption {corruption}", target, known)
+class Line:
+    """Which tokens stand, and before which of them something new stands.
+
+    Args:
+        batch: the pieces.
+        stay: (T,) bool, the tokens that stand.
+        leads: (T,) bool, the tokens before which something new stands, whether they stand themselves or not.
+    """
+
+    def __init__(self, batch: AnnotatedBatch, stay: Array, leads: Array | None = None):
+        self.batch, self.leads = batch, leads
+        candidates = stay if leads is None else interleaved(leads, stay)
+        self.at = np.flatnonzero(candidates)
+        self.lengths = batch.count(stay) if leads is None else batch.count(stay) + batch.count(leads)
+
+    def __call__(self, values: Array, new: Array | int | None = None) -> Array:
+        """What stands of (T,) values; ``new`` (T,), or one for all, stands in the leads: without it, the values."""
+        if self.leads is None:
+            return values.take(self.at)
+        return interleaved(values if new is None else new, values).take(self.at)
+
+    def shown(self, input_ids: Array, labels: Array, label_lengths: Array | None) -> Corrupted:
+        """These inputs, with the extras of the tokens; what is new has those of the token behind it."""
+        extras = {name: self(value) for name, value in self.batch.extras.items() if name != "position_ids"}
+        text = self(self.batch.content, True)
+        return Corrupted(input_ids, labels, self.lengths, label_lengths, text, extras)
+
+
+def interleaved(before: Array | int, values: Array) -> Array:
+    """(T,) and (T,) to (2T,): what stands before each token, and the token."""
+    both = np.empty((len(values), 2), values.dtype)
+    both[:, 0], both[:, 1] = before, values
+    return both.reshape(-1)
 
 
 def masked_pieces(batch: AnnotatedBatch, chosen: Array) -> Array:
@@ -134,8 +167,7 @@ class Bert(Corruption):
         if min(self.mask, self.random) < 0 or self.mask + self.random > 1 + 1e-9:
             got = (self.mask, self.random)
             raise MaskwiseError("corruption bert: shares must be ≥ 0 and sum to at most 1", got=got)
-        if self.per not in ("token", "unit"):
-            raise MaskwiseError("corruption bert: per", got=self.per, allowed="token, unit")
+        require_one_of("per of corruption bert", self.per, ("token", "unit"))
 
     def corrupt(
         self, batch: AnnotatedBatch, chosen: Array, units: Units, keys: Keys, vocabulary: Vocabulary
@@ -183,7 +215,7 @@ class Replace(Corruption):
     shows_mask: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        require_target("replace", self.target, "spans", "full", "detect")
+        require_one_of("target of corruption replace", self.target, ("spans", "full", "detect"))
 
     def corrupt(
         self, batch: AnnotatedBatch, chosen: Array, units: Units, keys: Keys, vocabulary: Vocabulary

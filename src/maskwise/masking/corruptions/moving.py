@@ -19,11 +19,12 @@ from maskwise.masking.batch import IGNORE, AnnotatedBatch
 from maskwise.masking.corruptions.base import (
     Corrupted,
     Corruption,
+    Line,
     labels_in_place,
     last_content,
     masked_pieces,
-    require_target,
 )
+from maskwise.masking.select import require_one_of
 from maskwise.masking.units import Units
 from maskwise.masking.vocabulary import Vocabulary
 from maskwise.segments import changes, rank_within, sums_within
@@ -33,41 +34,6 @@ class Moving(Corruption):
     """Base of those that change lengths: packed rows are laid anew."""
 
     keeps_length = False
-
-
-class Line:
-    """Which tokens stand, and before which of them something new stands.
-
-    Args:
-        batch: the pieces.
-        stay: (T,) bool, the tokens that stand.
-        leads: (T,) bool, the tokens before which something new stands, whether they stand themselves or not.
-    """
-
-    def __init__(self, batch: AnnotatedBatch, stay: Array, leads: Array | None = None):
-        self.batch, self.leads = batch, leads
-        candidates = stay if leads is None else interleaved(leads, stay)
-        self.at = np.flatnonzero(candidates)
-        self.lengths = batch.count(stay) if leads is None else batch.count(stay) + batch.count(leads)
-
-    def __call__(self, values: Array, new: Array | int | None = None) -> Array:
-        """What stands of (T,) values; ``new`` (T,), or one for all, stands in the leads: without it, the values."""
-        if self.leads is None:
-            return values.take(self.at)
-        return interleaved(values if new is None else new, values).take(self.at)
-
-    def shown(self, input_ids: Array, labels: Array, label_lengths: Array | None) -> Corrupted:
-        """These inputs, with the extras of the tokens; what is new has those of the token behind it."""
-        extras = {name: self(value) for name, value in self.batch.extras.items() if name != "position_ids"}
-        text = self(self.batch.content, True)
-        return Corrupted(input_ids, labels, self.lengths, label_lengths, text, extras)
-
-
-def interleaved(before: Array | int, values: Array) -> Array:
-    """(T,) and (T,) to (2T,): what stands before each token, and the token."""
-    both = np.empty((len(values), 2), values.dtype)
-    both[:, 0], both[:, 1] = before, values
-    return both.reshape(-1)
 
 
 def run_starts(batch: AnnotatedBatch, chosen: Array) -> Array:
@@ -131,7 +97,7 @@ class Delete(Moving):
     shows_mask: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        require_target("delete", self.target, "full", "spans", "detect")
+        require_one_of("target of corruption delete", self.target, ("full", "spans", "detect"))
 
     def corrupt(
         self, batch: AnnotatedBatch, chosen: Array, units: Units, keys: Keys, vocabulary: Vocabulary
@@ -173,7 +139,7 @@ class Insert(Moving):
     shows_mask: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        require_target("insert", self.target, "full", "detect")
+        require_one_of("target of corruption insert", self.target, ("full", "detect"))
         if self.cut is not None:
             whole_number("cut of corruption insert", self.cut, least=1)
         finite_number("again of corruption insert", self.again, least=0, most=0.9)
@@ -240,7 +206,7 @@ class Infill(Moving):
     cut: int | None = None
 
     def __post_init__(self) -> None:
-        require_target("infill", self.target, "full", "spans")
+        require_one_of("target of corruption infill", self.target, ("full", "spans"))
         if self.mean is not None and self.mean <= 0:
             got, allowed = self.mean, "above 0, or None"
             raise MaskwiseError("corruption infill: mean is a span length", got=got, allowed=allowed)
@@ -300,7 +266,7 @@ class T5(Moving):
     eos: bool = True
 
     def __post_init__(self) -> None:
-        require_target("t5", self.target, "spans", "full")
+        require_one_of("target of corruption t5", self.target, ("spans", "full"))
 
     @property
     def writes(self) -> str | None:
@@ -330,22 +296,25 @@ class T5(Moving):
         lead = batch.input_ids.copy()
         lead[starts] = sentinel.take(rank_within(runs_P))
         # A sentinel takes the place of the first token of its run; what is new, if anything, is the token of the mode.
-        tells = self._tells(batch, runs_P)
-        line = Line(batch, batch.present & ~chosen | starts, tells)
-        inputs = line(lead, None if tells is None else self.mode(batch, chosen, vocabulary).take(batch.piece))
+        stay = batch.present & ~chosen | starts
+        mode_P = self._modes(batch, chosen, vocabulary)
+        if mode_P is None:
+            line = Line(batch, stay)
+            inputs = line(lead)
+        else:
+            tells = np.zeros(len(stay), bool)
+            tells[batch.first[runs_P > 0]] = True
+            line = Line(batch, stay, tells)
+            inputs = line(lead, mode_P.take(batch.piece))
         eos = vocabulary.eos if self.eos else None
         if self.target == "full":
             return line.shown(inputs, *whole_text(batch, chosen, eos))
         tails = [sentinel.take(runs_P), *([] if eos is None else [np.full(len(runs_P), eos)])]
         return line.shown(inputs, *removed_text(batch, chosen, starts, lead, tails))
 
-    def _tells(self, batch: AnnotatedBatch, runs_P: Array) -> Array | None:
-        """(T,) bool: the first tokens of the text, before which a token of the mode stands; None for nowhere."""
+    def _modes(self, batch: AnnotatedBatch, chosen: Array, vocabulary: Vocabulary) -> Array | None:
+        """(P,) ids that go before the text of pieces where something was chosen; None: nothing does."""
         return None
-
-    def mode(self, batch: AnnotatedBatch, chosen: Array, vocabulary: Vocabulary) -> Array:
-        """(P,) ids that go before the text of pieces where something was chosen."""
-        return np.zeros(len(batch.begin), np.int64)
 
 
 @dataclass(frozen=True)
@@ -374,12 +343,7 @@ class Ul2(T5):
                 "modes=('[NLU]', '[S2S]', '[NLG]')",
             )
 
-    def _tells(self, batch: AnnotatedBatch, runs_P: Array) -> Array:
-        tells = np.zeros(len(batch.input_ids), bool)
-        tells[batch.first[runs_P > 0]] = True
-        return tells
-
-    def mode(self, batch: AnnotatedBatch, chosen: Array, vocabulary: Vocabulary) -> Array:
+    def _modes(self, batch: AnnotatedBatch, chosen: Array, vocabulary: Vocabulary) -> Array:
         return np.array([vocabulary.by_name[name] for name in self.modes]).take(mode_of(batch, chosen))
 
 

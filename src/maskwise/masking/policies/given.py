@@ -17,6 +17,7 @@ from maskwise.keys import Array, Keys, Purpose
 from maskwise.masking.batch import AnnotatedBatch
 from maskwise.masking.gather import read_numbers
 from maskwise.masking.policies.base import CutPolicy, Moment, Policy, UnitKind, layer_of, units_by, weigh
+from maskwise.masking.select import require_one_of
 from maskwise.masking.units import Units, runs
 from maskwise.segments import first_of, first_within
 from maskwise.specs import Call
@@ -81,8 +82,7 @@ class SpanLayer(Policy):
     rest_weight: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.rest not in ("word", "token", "none"):
-            raise MaskwiseError("policy span-layer: rest", got=self.rest, allowed="word, token, none")
+        require_one_of("rest of policy span-layer", self.rest, ("word", "token", "none"))
 
     unit_kind = UnitKind.LAYER
 

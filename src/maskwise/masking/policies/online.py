@@ -21,6 +21,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.keys import Array, Keys, Purpose
 from maskwise.masking.batch import AnnotatedBatch, MaskedBatch, moved, widest
 from maskwise.masking.policies.base import CutPolicy, Learner, Moment, units_by, weigh
+from maskwise.masking.select import require_one_of
 from maskwise.masking.units import Units
 from maskwise.masking.vocabulary import Vocabulary
 
@@ -247,8 +248,7 @@ class TypeWeighted(CutPolicy):
     types: Types = field(init=False, default_factory=Types, repr=False)
 
     def __post_init__(self) -> None:
-        if self.by not in ("accuracy", "loss"):
-            raise MaskwiseError("policy type-weighted: by", got=self.by, allowed="accuracy, loss")
+        require_one_of("by of policy type-weighted", self.by, ("accuracy", "loss"))
         if self.every < 1 or not 0 <= self.kept < 1:
             got = f"every {self.every}, kept {self.kept}"
             raise MaskwiseError("policy type-weighted", got=got, allowed="every ≥ 1, 0 ≤ kept < 1")

@@ -12,6 +12,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.keys import Array, Keys, Purpose, below
 from maskwise.masking.batch import AnnotatedBatch
 from maskwise.masking.policies.base import Moment, Policy, UnitKind, layer_of
+from maskwise.masking.select import require_one_of
 from maskwise.masking.units import Units, find_runs
 from maskwise.segments import changes, first_within, listed, rank_within, sums_within
 
@@ -53,8 +54,7 @@ class Span(Policy):
         if not 1 <= self.min_words <= self.max_words <= MOST_WORDS:
             got, allowed = (self.min_words, self.max_words), f"1 ≤ min_words ≤ max_words ≤ {MOST_WORDS}"
             raise MaskwiseError("policy span: lengths", got=got, allowed=allowed)
-        if self.over not in ("word", "token"):
-            raise MaskwiseError("policy span: over", got=self.over, allowed="word, token")
+        require_one_of("over of policy span", self.over, ("word", "token"))
         if self.poisson is not None and self.poisson <= 0:
             raise MaskwiseError("policy span: poisson is a mean length", got=self.poisson, allowed="above 0")
 
