@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from maskwise.objectives import OBJECTIVES, Outcome, objective, objective_class
 from maskwise.samplers import sampler
-from maskwise.study.costs import flops_of_arms, trained
+from maskwise.study.costs import flops, flops_of_arms, trained, without_weights
 from maskwise.training.arms import Probe, SamplerLearner
 from maskwise.training.learners import Point
 from test_arms import ARMS, Documents, lines, run
@@ -38,6 +38,17 @@ def test_the_work_of_every_objective_is_what_torch_counts(name: str, masking: di
     most = 1.23 if name == "tsdae" else 1.17
     assert 2 * work.all <= counter.get_total_flops() < most * 2 * work.all
     assert trained(work) == 6 * work.all and trained(work, frozen=True) < trained(work)
+
+
+def test_a_training_on_one_objective_costs_what_that_objective_does() -> None:
+    """Replaced-token detection runs a generator too, and its head at every token."""
+    costs = {}
+    for name in ("mlm", "rtd"):
+        one = objective(name, model("bert"))
+        costs[name] = flops(100, 15, one)
+        assert costs[name] == trained(one.work(100, 15))
+        assert costs[name] == flops(100, 15, without_weights(name, model("bert")))
+    assert costs["rtd"] > costs["mlm"]
 
 
 def test_chance_knows_the_settings() -> None:

@@ -17,8 +17,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+import torch
+
 from maskwise.masking.schedules import schedule
-from maskwise.objectives import objective_class, predicting
+from maskwise.objectives import Objective, objective, objective_class
 from maskwise.objectives.base import trained
 from maskwise.recipe import Recipe
 from maskwise.training import MaskedSource
@@ -31,9 +33,15 @@ SAMPLED_STEPS = 32
 """Steps, evenly over a run, whose batches are masked to see what a run will spend."""
 
 
-def flops(tokens: float, targets: float, network: PreTrainedModel, *, frozen: bool = False) -> int:
-    """FLOPs of masked language modelling on so many tokens and targets; ``frozen``: training the head alone."""
-    return trained(predicting(network).work(tokens, targets), frozen=frozen)
+def flops(tokens: float, targets: float, one: Objective, *, frozen: bool = False) -> int:
+    """FLOPs of training an objective on some tokens and targets; ``frozen``: training its heads alone."""
+    return trained(one.work(tokens, targets), frozen=frozen)
+
+
+def without_weights(spec: str, network: PreTrainedModel) -> Objective:
+    """An objective whose own heads take no memory, to count the work of."""
+    with torch.device("meta"):
+        return objective(spec, network)
 
 
 def flops_of_arms(arms: Arms, spent: Mapping[str, Mapping[str, float]], *, frozen: bool = False) -> tuple[int, int]:
@@ -68,15 +76,16 @@ def expected(recipe: Recipe, network: PreTrainedModel) -> dict[str, float | None
     if objective_class(recipe.objective).inherits:
         ratio, numbers = schedule(recipe.masking.ratio), over_a_run(how.steps, SAMPLED_STEPS)
         mean = sum(ratio(step, how.steps) for step in numbers) / len(numbers)
-    return {"tokens": tokens, "flops": flops(tokens, mean * tokens, network, frozen=how.freeze == "encoder")}
+    one = without_weights(recipe.objective, network)
+    return {"tokens": tokens, "flops": flops(tokens, mean * tokens, one, frozen=how.freeze == "encoder")}
 
 
-def per_step(source: MaskedSource, network: PreTrainedModel) -> dict[str, float]:
+def per_step(source: MaskedSource, one: Objective) -> dict[str, float]:
     """Means over a run of what a step spends: ``steps`` (one), ``tokens``, ``targets``, ``flops``.
 
     Args:
         source: the very batches that steps will have, masked at their ratio.
-        network: the model, or an empty one.
+        one: what is trained; its weights may be empty.
     """
     numbers = over_a_run(source.settings.steps, SAMPLED_STEPS)
     count = len(numbers)
@@ -85,5 +94,5 @@ def per_step(source: MaskedSource, network: PreTrainedModel) -> dict[str, float]
         batches = source.batches(step, rank=0, ranks=1)
         tokens += source.facts(batches)["tokens"] / count
         targets += sum(int((batch.labels >= 0).sum()) for batch in batches) / count
-    spent = flops(tokens, targets, network, frozen=source.settings.freeze == "encoder")
+    spent = flops(tokens, targets, one, frozen=source.settings.freeze == "encoder")
     return {"steps": 1, "tokens": tokens, "targets": targets, "flops": spent}

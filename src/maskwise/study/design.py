@@ -35,7 +35,7 @@ from maskwise.files import Candidate, Record
 from maskwise.models import empty_model
 from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
-from maskwise.study.costs import per_step
+from maskwise.study.costs import per_step, without_weights
 from maskwise.study.plan import Plan, Run, arms_of, make_run, require_arms, task_contents
 from maskwise.study.texts import open_text
 from maskwise.study.work import masked_source
@@ -341,7 +341,7 @@ def _measured_step(settings: str, text: Path) -> Spending:
         return {"steps": 1}
     config = link.model.config(data.tokenizer, link.corpus.length, kind=link.kind)
     # With the policy's weights of its beginning.
-    return per_step(masked_source(data, link, config), empty_model(config))
+    return per_step(masked_source(data, link, config), without_weights(link.objective, empty_model(config)))
 
 
 @lru_cache(maxsize=4)

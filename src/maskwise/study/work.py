@@ -175,7 +175,7 @@ def pretrain(
     return {
         "heldout": losses,
         **{key: done[key] for key in ("steps", "tokens", "targets")},
-        **_flops(made, done, network, frozen=training.freeze == "encoder"),
+        **_flops(made, done, frozen=training.freeze == "encoder"),
         "loss": done["loss"],
         "seconds": round(done["seconds"], 3),
     }
@@ -186,11 +186,11 @@ def _size(text: Rows | Stream) -> str:
     return "a stream" if isinstance(text, Stream) else f"{len(text):,} rows"
 
 
-def _flops(made: Learning, done: Training, network: PreTrainedModel, *, frozen: bool) -> Plain:
+def _flops(made: Learning, done: Training, *, frozen: bool) -> Plain:
     """``flops`` of a training; with a sampler also ``objectives`` (what each was given) and ``probe_flops``."""
     spent = made.spent()
     if spent is None:
-        return {"flops": flops(done["tokens"], done["targets"], network, frozen=frozen)}
+        return {"flops": flops(done["tokens"], done["targets"], made.objective, frozen=frozen)}
     assert isinstance(made.objective, Arms)
     steps, probes = flops_of_arms(made.objective, spent, frozen=frozen)
     return {"flops": steps + probes, "probe_flops": probes, "objectives": spent}

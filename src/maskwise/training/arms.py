@@ -37,7 +37,6 @@ from maskwise.samplers.base import reliability
 from maskwise.training.data import MaskedSource, Rows
 from maskwise.training.learners import Learner, Point
 from maskwise.training.settings import TrainingSettings
-from maskwise.training.stream import StreamedRows
 
 PROBE_SEED = 0x9208
 
@@ -197,10 +196,17 @@ class Probe:
         self.maskers = maskers or {arm: source.masker for arm, source in sources.items()}
         self.sizes, self.total_steps, self.fresh = sizes, total_steps, fresh
         self.rank, self.ranks = rank, ranks
-        self.rows = {arm: _shuffled(_others(len(held_out[arm]), skip.get(arm, ())), seed=seed) for arm in sources}
-        for arm, rows in self.rows.items():
+        self.rows: dict[str, Tensor] = {}
+        for arm, source in sources.items():
+            free = torch.ones(len(held_out[arm]), dtype=torch.bool)
+            free[torch.as_tensor(list(skip.get(arm, ())), dtype=torch.int64)] = False
+            rows = free.nonzero().view(-1)
+            self.rows[arm] = rows[permutation(len(rows), seed=fold(seed, PROBE_SEED), epoch=0)]
             check_enough(arm, len(rows), of=len(held_out[arm]), size=sizes[arm])
-            check_disjoint(arm, sources[arm].rows, held_out[arm])
+            both = np.intersect1d(source.rows.documents, held_out[arm].documents)
+            if len(both):
+                what = f"the probe of arm {arm!r} and its training data share documents"
+                raise MaskwiseError(what, got=f"{len(both)}", do="give the probe text of its own")
         self.batches = {} if fresh else {arm: self._batches(arm, 0) for arm in sources}
 
     def __call__(self, turn: int) -> Tensor:
@@ -376,27 +382,6 @@ def check_enough(arm: str, free: int, *, of: int, size: int) -> None:
             f"the probe of arm {arm!r} has too few held-out rows", got=f"{free} of {of}: others judge the model",
             allowed=f"≥ {size}", do="raise corpus.held_out, or lower evaluation.rows",
         )  # fmt: skip
-
-
-def check_disjoint(arm: str, training: Rows | StreamedRows, held_out: Rows) -> None:
-    """
-    Raises:
-        MaskwiseError: a document in both.
-    """
-    both = np.intersect1d(training.documents, held_out.documents)
-    if len(both):
-        what = f"the probe of arm {arm!r} and its training data share documents"
-        raise MaskwiseError(what, got=f"{len(both)}", do="give the probe text of its own")
-
-
-def _others(count: int, taken: Iterable[int]) -> Tensor:
-    free = torch.ones(count, dtype=torch.bool)
-    free[torch.as_tensor(list(taken), dtype=torch.int64)] = False
-    return free.nonzero().view(-1)
-
-
-def _shuffled(rows: Tensor, *, seed: int) -> Tensor:
-    return rows[permutation(len(rows), seed=fold(seed, PROBE_SEED), epoch=0)]
 
 
 def _named(names: Iterable[str], values: Tensor) -> dict[str, float]:

@@ -172,21 +172,24 @@ class MaskedSource:
     def facts(self, batches: Sequence[MaskedBatch]) -> dict[str, float]:
         """Sums to log: tokens read, those that could be chosen, that were, the ratio asked for, rows by source; and for
         the speed the positions with and without padding, and Σ length² of the pieces."""
-        present = [b.source.count(b.source.present) for b in batches]
-        by_source = {
-            f"rows of {name}": float(sum(b.sources.get(name, 0) for b in batches)) for name in self.order.names
-        }
-        return {
-            **by_source,
-            "tokens": float(sum(b.tokens for b in batches)),
-            "eligible": float(sum(int(b.source.eligible.sum()) for b in batches)),
-            "chosen": float(sum(int(b.selected.sum()) for b in batches)),
-            "asked": float(sum(float(b.ratio.sum()) for b in batches)),
-            "rows": float(sum(len(b.ratio) for b in batches)),
-            "positions": float(sum(b.source.input_ids.size for b in batches)),
-            "present": float(sum(count_P.sum() for count_P in present)),
-            "squares": float(sum((count_P**2).sum() for count_P in present)),
-        }
+        sums = {f"rows of {name}": 0.0 for name in self.order.names}
+        for batch in batches:
+            line = batch.source
+            count_P = line.count(line.present)
+            facts = {
+                "tokens": batch.tokens,
+                "eligible": line.eligible.sum(),
+                "chosen": batch.selected.sum(),
+                "asked": batch.ratio.sum(),
+                "rows": len(batch.ratio),
+                "positions": line.input_ids.size,
+                "present": count_P.sum(),
+                "squares": (count_P**2).sum(),
+            }
+            facts |= {f"rows of {name}": count for name, count in batch.sources.items()}
+            for name, value in facts.items():
+                sums[name] = sums.get(name, 0.0) + float(value)
+        return sums
 
     def summarise(self, sums: Mapping[str, float]) -> dict[str, Any]:
         rows = {name: sums[f"rows of {name}"] for name in self.order.names}

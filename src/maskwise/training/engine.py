@@ -171,7 +171,11 @@ class Engine:
         losses = []
         for number, batch in enumerate(step.batches):
             last = number == len(step.batches) - 1
-            with self._reduced(last):
+            # Gradients are added up over ranks with the last micro-batch of a step.
+            if self.sharded:
+                self.wrapped.set_requires_gradient_sync(last)
+            alone = not (last or self.sharded)
+            with self.accelerator.no_sync(self.wrapped) if alone else contextlib.nullcontext():
                 with self.accelerator.autocast():
                     outcome: Outcome = self.wrapped(batch)
                 # DDP averages gradients over ranks, so a rank's sum is multiplied by their number first.
@@ -182,22 +186,14 @@ class Engine:
         assert norm is not None
         norm = wrapping.whole(norm)
         if sums["targets"] > 0:  # a step without any target counts as a step and changes nothing
-            self.optimizers.step(self._sound(norm, losses) if self.settings.on_nan == "skip" else None)
+            sound = None
+            if self.settings.on_nan == "skip":  # whether the gradient and the losses of all ranks are finite
+                sound = torch.isfinite(torch.stack([norm, *losses])).all()
+                if self.ranks > 1:
+                    sound = self.accelerator.reduce(sound.float()) == self.ranks
+            self.optimizers.step(sound)
         self.optimizers.zero_grad()
         return Update(losses, step.targets, step.counted, norm, rate, sums["asked"] > 0)
-
-    def _reduced(self, last: bool) -> contextlib.AbstractContextManager[Any]:
-        """Gradients are added up over ranks with the last micro-batch of a step."""
-        if self.sharded:
-            self.wrapped.set_requires_gradient_sync(last)
-        return contextlib.nullcontext() if last or self.sharded else self.accelerator.no_sync(self.wrapped)
-
-    def _sound(self, norm: Tensor, losses: list[Tensor]) -> Tensor:
-        """Whether the gradient and the losses of all ranks are finite: a scalar bool on the device."""
-        sound = torch.isfinite(torch.stack([norm, *losses])).all()
-        if self.ranks > 1:
-            sound = self.accelerator.reduce(sound.float()) == self.ranks
-        return sound
 
     def evaluated(self, function: Callable[[], Result]) -> Result:
         """What a function gives while the objective is judged (``Objective.judging``); every rank calls this."""
@@ -275,7 +271,8 @@ class Engine:
         path = self.states.path(state.step)
         self._check(path, state)
         weights = load_file(path / WEIGHTS)
-        if not wrapping.same_shapes(weights, wrapping.distinct(self.objective)):
+        own = wrapping.distinct(self.objective)
+        if {name: value.shape for name, value in weights.items()} != {name: value.shape for name, value in own.items()}:
             raise MaskwiseError(f"{path} is of another model", do="give a new folder")
         wrapping.load_weights(self.objective, weights)
 

@@ -246,8 +246,3 @@ def load_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for name, value in weights.items():
             state[name].copy_(laid_out_as(value, state[name]))
-
-
-def same_shapes(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
-    """Whether two states have tensors of the same names and shapes."""
-    return one.keys() == other.keys() and all(tensor.shape == other[name].shape for name, tensor in one.items())
