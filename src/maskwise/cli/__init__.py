@@ -17,7 +17,7 @@ from typing import NoReturn
 import typer
 
 from maskwise.cli import begin, runs, views
-from maskwise.cli.terminal import err_console
+from maskwise.cli.terminal import err_console, say
 from maskwise.constants import rank_here
 from maskwise.errors import MaskwiseError
 from maskwise.signals import CODES, leave_when_asked
@@ -87,7 +87,7 @@ def _let_go_of_stdout() -> None:
 def _fail(line: str) -> NoReturn:
     if rank_here():  # under torchrun one process speaks for all
         sys.exit(2)
-    err_console.print(f"maskwise: {' '.join(line.split())}", style="red", markup=False, highlight=False, soft_wrap=True)
+    say(f"maskwise: {' '.join(line.split())}", "red", to=err_console)
     sys.exit(2)
 
 

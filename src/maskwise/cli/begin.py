@@ -14,7 +14,7 @@ from rich.text import Text
 
 from maskwise import __version__
 from maskwise.cli.plans import print_plan
-from maskwise.cli.terminal import Json, Out, Overrides, escape, out_console, print_json
+from maskwise.cli.terminal import Json, Out, Overrides, escape, out_console, print_json, say
 from maskwise.errors import MaskwiseError
 from maskwise.folders import recipe_path
 
@@ -42,7 +42,7 @@ def begin(
     out_console.print("maskwise compares ways to mask text, in pre-training and in further training.\n")
     out_console.print("Where to begin", style="bold")
     for command, purpose in FIRST_STEPS.items():
-        out_console.print(Text(f"  {command}", "cyan"), highlight=False, soft_wrap=True)
+        say(f"  {command}", "cyan")
         out_console.print(Padding(Text(purpose, "dim"), (0, 0, 0, 6)))
     names = ", ".join(context.command.list_commands(context))  # type: ignore[attr-defined]  # a group has them
     out_console.print(f"\nCommands: {names}. Each of them has --help.", markup=False, highlight=False)
@@ -119,9 +119,9 @@ def adapt(
     if as_json:
         print_json({**result, "answer": answer, "best": best, "folders": [str(folder) for folder in folders]})
     else:
-        out_console.print(Text(answer, "bold"), soft_wrap=True)
+        say(answer, "bold")
         kept = kept_of(best, folders, helps=arm_that_helps(result))
-        out_console.print(f"{kept} Page: {result['report']}", markup=False, highlight=False, soft_wrap=True)
+        say(f"{kept} Page: {result['report']}")
     raise typer.Exit(bool(result["failures"]))
 
 
@@ -139,7 +139,7 @@ def print_outlook(facts: dict[str, Any]) -> None:
         out_console.print(Padding(arms, (1, 0, 0, 0)))
     for doubt in facts["doubts"]:
         out_console.print()
-        out_console.print(Text(f"? {doubt['what']}", "yellow"), soft_wrap=True)
+        say(f"? {doubt['what']}", "yellow")
         if doubt["do"]:
             out_console.print(Padding(Text(f"→ {doubt['do']}"), (0, 0, 0, 2)), soft_wrap=True)
     if not facts["doubts"]:
@@ -172,4 +172,4 @@ def write_new_recipe(texts: str, tasks: list[str]) -> None:
         f"then: maskwise study {recipe} --out {out}",
     )
     for line in said:
-        out_console.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(line)

@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
-from maskwise.cli.terminal import escape, out_console
+from maskwise.cli.terminal import escape, out_console, say
 from maskwise.errors import duration
 
 
@@ -27,17 +27,17 @@ def print_plan(plan: dict[str, Any]) -> None:
             f"{line['batch_size']} × {line['length']}", _short(line["tokens"]), spent, duration(line["seconds"]),
         )  # fmt: skip
     out_console.print(trainings)
-    out_console.print(f"Runs: {_runs(plan)}", highlight=False, soft_wrap=True)
+    say(f"Runs: {_runs(plan)}")
     for line in prospect_lines(plan["contrasts"]):
-        out_console.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(line)
     for note in plan["notes"]:
-        out_console.print(f"Note: {note}", highlight=False, soft_wrap=True)
+        say(f"Note: {note}")
     if plan["seconds"] is None:
         kinds = ", ".join(plan["unknown"])
         left = f"time unknown: nothing like {kinds} was timed here yet; maskwise check times it"
     else:
         left = f"about {duration(plan['seconds'])}"
-    out_console.print(f"With {plan['jobs']} at once: {left}. Nothing was written.", highlight=False, soft_wrap=True)
+    say(f"With {plan['jobs']} at once: {left}. Nothing was written.")
 
 
 def _runs(plan: dict[str, Any]) -> str:

@@ -19,6 +19,7 @@ from maskwise.cli.terminal import (
     has_colours,
     out_console,
     print_json,
+    say,
 )  # fmt: skip
 from maskwise.constants import GAIN, accuracy_misleads, rank_here
 from maskwise.errors import MaskwiseError
@@ -84,8 +85,8 @@ def study(
     print_verdicts(result)
     for record in result["failures"]:
         who = f"failed: {record['arm']}, seed {record['seed']}: {record['error']}"
-        err_console.print(who, style="red", markup=False, highlight=False, soft_wrap=True)
-    out_console.print(f"Report: {result['report']}  ({result['seconds']:.0f} s)", highlight=False, soft_wrap=True)
+        say(who, "red", to=err_console)
+    say(f"Report: {result['report']}  ({result['seconds']:.0f} s)")
     raise typer.Exit(bool(result["failures"]))
 
 
@@ -113,9 +114,7 @@ def pretrain(
         losses = (f"{line[key]:.3f}" for key in ("loss", "unigram"))
         table.add_row(f"{line['masks']} {line['ratio']:.0%}", *losses, str(line["targets"]))
     out_console.print(table)
-    out_console.print(
-        f"Checkpoint: {result['checkpoint']}  ({result['seconds']:.0f} s)", highlight=False, soft_wrap=True
-    )
+    say(f"Checkpoint: {result['checkpoint']}  ({result['seconds']:.0f} s)")
 
 
 def finetune(
@@ -145,7 +144,7 @@ def finetune(
     out_console.print(table)
     for line in results:
         for note in line["notes"]:
-            out_console.print(f"{line['task']}: {note}", markup=False, highlight=False, soft_wrap=True)
+            say(f"{line['task']}: {note}")
 
 
 def learn(
@@ -184,9 +183,9 @@ def learn(
     if result.get("overshoot"):
         remarks.append(f"{result['overshoot']}: lower it under learning.meta, or the policy may learn something else")
     for remark in remarks:
-        err_console.print(remark, style="yellow", markup=False, highlight=False, soft_wrap=True)
+        say(remark, "yellow", to=err_console)
     line = f"Policy: {result['policy']}   Page: {result['report']}  ({result['seconds']:.0f} s)"
-    out_console.print(line, markup=False, highlight=False, soft_wrap=True)
+    say(line)
 
 
 def annotate(
@@ -227,7 +226,7 @@ def annotate(
     shown = examples(Store(out, layers), open_corpus(corpus, text_field=text_field, limit=limit))
     if html is not None:
         write_layers(summary, shown, html)
-        err_console.print(f"wrote {html}", highlight=False, soft_wrap=True)
+        say(f"wrote {html}", to=err_console)
     if as_json:
         print_json(summary)
         return
@@ -235,13 +234,13 @@ def annotate(
     for spec, entry in summary["annotators"].items():
         if entry["notice"]:
             line = f"{spec}: {entry['notice']}"
-            err_console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
+            say(line, "yellow", to=err_console)
         for error, count in entry["failures"].items():
             line = f"{spec} failed on {count} texts, which have no layers of it: {error}"
-            err_console.print(line, style="red", markup=False, highlight=False, soft_wrap=True)
+            say(line, "red", to=err_console)
     skipped = "".join(f", skipped {count} × {reason}" for reason, count in summary["skipped"].items())
     line = f"{out}: {summary['documents']:,} documents, {summary['words']:,} words{skipped}"
-    out_console.print(line, markup=False, highlight=False, soft_wrap=True)
+    say(line)
 
 
 def _refuse_options_of_a_run(context: typer.Context) -> None:

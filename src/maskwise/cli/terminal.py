@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 out_console, err_console = Console(), Console(stderr=True)
 
@@ -21,6 +22,11 @@ Overrides = Annotated[
 
 def print_json(value: object) -> None:
     sys.stdout.write(json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n")
+
+
+def say(text: str, style: str = "", *, to: Console = out_console) -> None:
+    """Print a line as it is: without markup, coloured figures or breaks."""
+    to.print(Text(text, style), soft_wrap=True)
 
 
 def has_colours() -> bool:

@@ -15,7 +15,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from maskwise.cli.terminal import Json, err_console, escape, has_colours, out_console, print_json
+from maskwise.cli.terminal import Json, err_console, escape, has_colours, out_console, print_json, say
 from maskwise.errors import MaskwiseError, unknown_name
 
 
@@ -101,7 +101,7 @@ def generate(
         return
     if not out_console.is_terminal:
         *_, last = stages
-        out_console.print(last.text, markup=False, highlight=False, soft_wrap=True)
+        say(last.text)
         return
     with Live(console=out_console, refresh_per_second=12) as live:
         for stage in stages:
@@ -141,7 +141,7 @@ def inspect(
     )
     if html is not None:
         write_masks(inspected, html)
-        err_console.print(f"wrote {html}", highlight=False, soft_wrap=True)
+        say(f"wrote {html}", to=err_console)
     if as_json:
         print_json([entry.as_dict() for entry in inspected])
     else:
@@ -165,15 +165,15 @@ def report(
         if as_json:
             print_json(compare_studies(folder, other))
         if html is not None or not as_json:
-            err_console.print(f"wrote {write_comparison(folder, other, html)}", highlight=False, soft_wrap=True)
+            say(f"wrote {write_comparison(folder, other, html)}", to=err_console)
         return
     if as_json:
         summary = summary_of(folder)
         if html is not None:
-            err_console.print(f"wrote {write_report(folder, html)}", highlight=False, soft_wrap=True)
+            say(f"wrote {write_report(folder, html)}", to=err_console)
         print_json(summary)
         return
-    out_console.print(str(write_report(folder, html)), highlight=False, soft_wrap=True)
+    say(str(write_report(folder, html)))
 
 
 def bench(name: Annotated[str, typer.Argument(help="mask.")] = "mask", as_json: Json = False) -> None:
@@ -247,7 +247,7 @@ def list_names(
     for name, arguments, line, example in rows:
         out_console.print(Text.assemble((name, "bold"), (f"({arguments})" if arguments else "", "dim")), soft_wrap=True)
         out_console.print(Padding(Text(line), (0, 0, 0, 4)))
-        out_console.print(Text(f"    {example}", "cyan"), soft_wrap=True)
+        say(f"    {example}", "cyan")
 
 
 def names_in(what: str) -> dict[str, Any]:
