@@ -36,6 +36,10 @@ View: TypeAlias = dict[str, object]
 """Plain data for the template, under the names that it knows."""
 Colours: TypeAlias = Mapping[str, str]
 
+DOT: Spec = {"size": 95, "opacity": 0.85, "stroke": "white", "strokeWidth": 1}
+LABELLED: Spec = {"color": LABEL, "fontSize": 12}
+"""The look of runs, and of the text beside a dashed line."""
+
 
 class Point(TypedDict, total=False):
     """What a chart draws: the value of one run (of an arm; of an objective or a group in small charts)."""
@@ -99,12 +103,11 @@ def dot_chart(
     tips = ["arm:N", "seed:O", alt.Tooltip("value:Q", format=".4f")]
     base = _data([{**row, "index": arms.index(row["arm"])} for row in rows])
     seeds = base.mark_line(color="#b9b4a8", strokeWidth=1, opacity=0.8)
-    dots = base.mark_circle(size=95, opacity=0.85, stroke="white", strokeWidth=1)
     layers = [
         *_references(lines, plateau, left=left, right=right),
         seeds.encode(x=x, y=y, detail="seed:N", order="index:Q"),
         base.mark_tick(thickness=3, size=26, color=INK).encode(x=alt.X("mean(value):Q", title=title), y=y),
-        dots.encode(x=x, y=y, color=_arm_colour(colours), tooltip=tips),
+        base.mark_circle(**DOT).encode(x=x, y=y, color=_arm_colour(colours), tooltip=tips),
     ]
     return _finish(alt.layer(*layers), height=max(46 * len(arms), 60))
 
@@ -118,8 +121,7 @@ def _references(lines: dict[str, float], plateau: float | None, *, left: float, 
     for i, (label, at) in enumerate(lines.items()):
         data = _data([{"at": at, "label": label}])
         side = -1 if right - at < at - left else 1  # the label is written towards the middle
-        align = "right" if side < 0 else "left"
-        text = data.mark_text(align=align, dx=6 * side, baseline="top", color=LABEL, fontSize=12, dy=2)  # type: ignore[arg-type]
+        text = data.mark_text(**LABELLED, align="right" if side < 0 else "left", dx=6 * side, baseline="top", dy=2)
         layers.append(_dashed(data, 1.5).encode(x="at:Q"))
         layers.append(text.encode(x="at:Q", y=alt.value(15 * i), text="label:N"))
     return layers
@@ -150,7 +152,7 @@ def line_chart(
         layers.append(planned.encode(x=axis_x, y=y, detail=["arm:N", "seed:N"]))
     if unigram is not None:
         at = _data([{"at": unigram, "label": "word frequencies"}])
-        text = at.mark_text(align="right", dx=-4, dy=-5, baseline="bottom", color=LABEL, fontSize=12)
+        text = at.mark_text(**LABELLED, align="right", dx=-4, dy=-5, baseline="bottom")
         layers.append(_dashed(at, 1.5).encode(y="at:Q"))
         layers.append(text.encode(y="at:Q", x=alt.value("width"), text="label:N"))
     return _finish(alt.layer(*layers), height=260)
@@ -162,28 +164,24 @@ def gain_chart(rows: list[Point], colours: Colours, *, over: str) -> Spec:
     x = alt.X("x:Q", title="share of the answers in the corpus that is masked whole", axis=percent)
     y = alt.Y("value:Q", title=f"gain over {over} (up is better)", axis=alt.Axis(format=".2~g", tickCount=5))
     tips = ["arm:N", alt.Tooltip("x:Q", format=".1%"), alt.Tooltip("value:Q", format=".4f")]
-    dots = _data(rows).mark_circle(size=95, opacity=0.85, stroke="white", strokeWidth=1)
-    return _finish(alt.layer(dots.encode(x=x, y=y, color=_arm_colour(colours), tooltip=tips)), height=220)
+    return _finish(
+        alt.layer(_data(rows).mark_circle(**DOT).encode(x=x, y=y, color=_arm_colour(colours), tooltip=tips)), height=220
+    )
 
 
 def group_chart(rows: list[Point], order: Sequence[str], title: str) -> Spec:
     """A line per group over the steps, the mean of its runs, which are faint; a legend in this order."""
-    columns = 1 + len(order) // 12
     look = alt.Legend(
-        title=None, orient="right", symbolType="stroke", symbolStrokeWidth=3, symbolOpacity=1, columns=columns
+        title=None,
+        orient="right",
+        symbolType="stroke",
+        symbolStrokeWidth=3,
+        symbolOpacity=1,
+        columns=1 + len(order) // 12,
     )
-    few = len(order) <= len(GROUPS)
-    paint = {"range": GROUPS[: len(order)]} if few else {"scheme": "category20"}
+    paint = {"range": GROUPS[: len(order)]} if len(order) <= len(GROUPS) else {"scheme": "category20"}
     colour = alt.Color("arm:N", scale=alt.Scale(domain=list(order), **paint), legend=look)
-    x = alt.X("step:Q", title="step", axis=_count_axis())
-    axis = alt.Axis(format=".2~f", tickCount=6)
-    y = alt.Y("value:Q", title=title, scale=alt.Scale(zero=True), axis=axis)
-    mean = alt.Y("mean(value):Q", title=title)
-    tips = ["arm:N", "step:Q", alt.Tooltip("mean(value):Q", format=".3f", title="mean")]
-    base = _data(rows)
-    runs = base.mark_line(strokeWidth=1, opacity=0.25).encode(x=x, y=y, color=colour, detail="seed:N")
-    means = base.mark_line(strokeWidth=2.2).encode(x=x, y=mean, color=colour, tooltip=tips)
-    return _finish(alt.layer(runs, means), height=300)
+    return _finish(alt.layer(*_runs_and_means(rows, colour, title=title, zero=True, ticks=6)), height=300)
 
 
 def choice_chart(rows: list[Point], colours: Colours, *, measures: Sequence[str], quantities: Sequence[str]) -> Spec:
@@ -204,10 +202,9 @@ def choice_chart(rows: list[Point], colours: Colours, *, measures: Sequence[str]
     tips.append(alt.Tooltip("value:Q", format=".4f"))
     colour = _arm_colour(colours)
     lines = base.mark_line(strokeWidth=1, opacity=0.35)
-    dots = base.mark_circle(size=70, opacity=0.85, stroke="white", strokeWidth=1)
     layers = [
         lines.encode(x=x, y=y, color=colour, detail="seed:N"),
-        dots.encode(x=x, y=y, color=colour, tooltip=tips),
+        base.mark_circle(**DOT).encode(x=x, y=y, color=colour, tooltip=tips),
     ]
     if len({row["fraction"] for row in rows}) > 1:
         means = {"x": alt.X("mean(x):Q", title="compute"), "y": alt.Y("mean(value):Q", title="quality")}
@@ -219,24 +216,35 @@ def choice_chart(rows: list[Point], colours: Colours, *, measures: Sequence[str]
 def share_chart(rows: list[Point], colours: Colours) -> Spec:
     """A small chart of the share of each objective; the dashed line is where all shares would be the same."""
     rule = _dashed(_data([{"at": 1 / len(colours)}]), 1.2).encode(y="at:Q")
-    return _finish(alt.layer(rule, alt.layer(*_small(rows, colours, percent=True))), height=150)
+    lines = _runs_and_means(rows, _arm_colour(colours), zero=True, percent=True)
+    return _finish(alt.layer(rule, alt.layer(*lines)), height=150)
 
 
 def probe_chart(rows: list[Point], colours: Colours) -> Spec:
     """A small chart of one objective's loss; each line is the mean over the runs of an arm."""
-    return _finish(_small(rows, colours, percent=False)[-1], height=150)
+    return _finish(_runs_and_means(rows, _arm_colour(colours), zero=False)[-1], height=150)
 
 
-def _small(rows: list[Point], colours: Colours, *, percent: bool) -> list[alt.Chart]:
-    base, colour = _data(rows), _arm_colour(colours)
-    x = alt.X("step:Q", title="step", scale=alt.Scale(domainMin=0), axis=_count_axis(3))
-    axis = alt.Axis(format=".0%" if percent else ".2~f", tickCount=4)
-    look: Spec = {"title": None, "axis": axis, "scale": alt.Scale(zero=percent)}
+def _runs_and_means(
+    rows: list[Point],
+    colour: alt.Color,
+    *,
+    zero: bool,
+    percent: bool = False,
+    title: str | None = None,
+    ticks: int = 4,
+) -> list[alt.Chart]:
+    """A faint line per run over the steps, and a thick one of the means."""
+    x = alt.X("step:Q", title="step", scale=alt.Scale(domainMin=0), axis=_count_axis(ticks))
+    axis = alt.Axis(format=".0%" if percent else ".2~f", tickCount=ticks)
+    look: Spec = {"title": title, "axis": axis, "scale": alt.Scale(zero=zero)}
     tips = ["arm:N", "step:Q", alt.Tooltip("mean(value):Q", format=".1%" if percent else ".3f", title="mean")]
-    runs, means = base.mark_line(strokeWidth=1, opacity=0.3), base.mark_line(strokeWidth=2.2)
+    base = _data(rows).encode(x=x, color=colour)
+    runs = base.mark_line(strokeWidth=1, opacity=0.3)
+    means = base.mark_line(strokeWidth=2.2)
     return [
-        runs.encode(x=x, y=alt.Y("value:Q", **look), color=colour, detail="seed:N"),
-        means.encode(x=x, y=alt.Y("mean(value):Q", **look), color=colour, tooltip=tips),
+        runs.encode(y=alt.Y("value:Q", **look), detail="seed:N"),
+        means.encode(y=alt.Y("mean(value):Q", **look), tooltip=tips),
     ]
 
 
