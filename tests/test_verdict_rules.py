@@ -210,7 +210,7 @@ def test_a_verdict_is_remembered_with_the_contrasts_that_it_had():
         ({"seeds": 10, "looks": [20, 10]}, "study.looks: rising numbers of runs"),
         ({"margin": 0}, "study.margin; got 0; allowed: > 0"),
         ({"margin": -0.1}, "study.margin; got -0.1; allowed: > 0"),
-        ({"noise": 0.0}, "study.noise: a standard deviation"),
+        ({"noise": 0.0}, "study.noise; got 0.0; allowed: > 0"),
         ({"helps": 2}, "study.helps; got 2; allowed: ≤ 1"),
     ],
 )

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from itertools import product
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -136,7 +135,7 @@ class StudySettings(Settings):
     margin: float | None = Field(None, gt=0, lt=1)
     """The smallest difference that matters, in scores (0.05: five points) or nats. Arms whose interval lies within ±
     this have no difference that matters."""
-    noise: float | str | None = None
+    noise: Annotated[float, Field(gt=0, allow_inf_nan=False)] | str | None = None
     """The standard deviation of paired differences, as ``margin`` is measured; or the folder of an earlier study
     that tells it. For what can be seen, which is said before any work; None: of an earlier study in the same folder."""
     helps: float = Field(0.75, ge=0, le=1)
@@ -153,39 +152,17 @@ class StudySettings(Settings):
     that learned from it) and ``other-tasks`` (the mean of the others) with the baseline."""
     search: SearchSettings | None = None
     """A grid of settings, from which every seed chooses for every arm; a new run at that point is compared."""
-    companions: tuple[float, ...] = ()
+    companions: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
     """Shorter runs beside the whole ones, as shares of the steps: for time-to-quality. Schedules of the ratio and of
     the learning rate run over a run's own length, so a run cut short is not a short run."""
     cache: str | None = None
     """A folder where stages are shared with other studies; None: ``stages/`` of the study's own."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _left(cls, settings: object) -> object:
-        """Two settings that older recipes may name are gone (docs/decisions/0011)."""
-        if not isinstance(settings, Mapping):
-            return settings
-        left = "is no longer a setting (docs/decisions/0011)"
-        if settings.get("stop_hopeless") is not None:
-            do = "remove it: every arm has all of its runs"
-            raise MaskwiseError(f"study.stop_hopeless {left}", do=do)
-        if settings.get("match") == "seconds":
-            raise MaskwiseError(f"study.match: seconds {left}", do="take flops")
-        return {key: value for key, value in settings.items() if key != "stop_hopeless"}
 
     @field_validator("arms", mode="before")
     @classmethod
     def _empty_arms(cls, arms: object) -> object:
         """``token-15:`` alone is an arm that changes nothing."""
         return {name: over or {} for name, over in arms.items()} if isinstance(arms, dict) else arms
-
-    @field_validator("seeds", mode="before")
-    @classmethod
-    def _paired(cls, seeds: object) -> object:
-        if isinstance(seeds, Mapping):
-            what = "study.seeds are the same for every arm: runs are paired by seed"
-            raise MaskwiseError(what, got=dict(seeds), allowed="a number of runs, or a list of seeds")
-        return seeds
 
     @field_validator("seeds")
     @classmethod
@@ -196,15 +173,6 @@ class StudySettings(Settings):
         if number > MOST_SEEDS:
             raise MaskwiseError("a number of runs", got=number, allowed=f"≤ {MOST_SEEDS}")
         return seeds
-
-    @field_validator("contrasts", mode="before")
-    @classmethod
-    def _pairs_of_names(cls, contrasts: object) -> object:
-        pairs = contrasts if isinstance(contrasts, list | tuple) else [contrasts]
-        for pair in pairs if contrasts is not None else ():
-            if not isinstance(pair, list | tuple) or len(pair) != 2:
-                raise MaskwiseError("study.contrasts holds pairs of arms", got=pair, allowed="[arm, baseline]")
-        return contrasts
 
     @field_validator("gate", mode="before")
     @classmethod
@@ -223,20 +191,10 @@ class StudySettings(Settings):
             )
         return looks
 
-    @field_validator("noise")
-    @classmethod
-    def _positive(cls, noise: float | str | None) -> float | str | None:
-        if isinstance(noise, float) and not 0 < noise < math.inf:
-            raise MaskwiseError("study.noise: a standard deviation, or the folder of a study", got=noise, allowed="> 0")
-        return noise
-
     @field_validator("companions")
     @classmethod
     def _shares(cls, shares: tuple[float, ...]) -> tuple[float, ...]:
-        if not all(0 < share < 1 for share in shares) or len(set(shares)) < len(shares):
-            allowed = "different shares of the steps, 0 < f < 1"
-            raise MaskwiseError("study.companions", got=shares, allowed=allowed)
-        return tuple(sorted(shares))
+        return tuple(sorted(set(shares)))
 
     @model_validator(mode="after")
     def _consistent(self) -> StudySettings:

@@ -217,7 +217,7 @@ ALLOWED = {
 """What is allowed, by pydantic's type of error."""
 
 # Where a field takes several types, pydantic puts each alternative into the place of an error as if it were a name.
-_ALTERNATIVE = re.compile(r"(int|float|str|bool|(tuple|list|dict)\[.*\])$")
+_ALTERNATIVE = re.compile(r"(int|float|str|bool|constrained-float|(tuple|list|dict)\[.*\])$")
 
 
 def explain(error: ValidationError, settings: type[BaseModel], *, origin: str) -> MaskwiseError:
