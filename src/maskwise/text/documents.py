@@ -25,7 +25,6 @@ from maskwise.text.readers import (
     LONGEST_TEXT,
     NAME_IT,
     NOT_UTF8,
-    TEXT_ENDINGS,
     Fields,
     PartName,
     Record,
@@ -33,12 +32,10 @@ from maskwise.text.readers import (
     files_in,
     hub_dataset,
     is_utf8,
+    kind_of,
     known_ending,
     read_file,
     saved_dataset,
-)
-from maskwise.text.readers import (
-    text_per as per_of,
 )
 from maskwise.text.tables import refuse_rows_as_names
 from maskwise.text.words import text_id
@@ -199,7 +196,7 @@ def longest_field(source: str) -> str:
 def lines_note(source: str) -> str | None:
     """What to tell of a plain text file whose lines are taken for texts, because it has no blank lines; else None."""
     path = Path(source).expanduser()
-    if known_ending(path) not in TEXT_ENDINGS or not path.is_file() or per_of(path) != "line":
+    if not path.is_file() or kind_of(path, Fields()) != "line":
         return None
     return f"{source} has no blank lines, so each line is a text; corpus.text_per=block reads it as blocks"
 

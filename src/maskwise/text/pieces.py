@@ -35,11 +35,9 @@ from maskwise.text.readers import whole_name
 from maskwise.text.tokenizers import Tokens
 from maskwise.text.words import text_id
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-if TYPE_CHECKING:  # torch takes two seconds: who only reads documents does not wait for it
+if TYPE_CHECKING:  # torch and transformers take two seconds: reading documents does not wait for them
     from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
 
 Array = NDArray[Any]
 Ints = NDArray[np.int64]

@@ -36,13 +36,10 @@ from maskwise.text.words import (
     word_starts,
 )
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+if TYPE_CHECKING:  # transformers takes two seconds: reading documents does not wait for it
+    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
     from maskwise.keys import Array
-
-if TYPE_CHECKING:  # transformers takes two seconds: who only reads documents does not wait for it
-    from transformers import PreTrainedTokenizerFast
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _INSIDE = 0xF0000  # a private plane, for letters inside a word
