@@ -586,8 +586,11 @@ class Echo(Classification):
         return super().logits(batch) + 1e3 * one_hot(batch["input_ids"][:, 2], 160)
 
 
+@dataclass(frozen=True)
 class NextWord(Tuned[Prompt]):
     """Writes a word: its answers are texts, from a head over the vocabulary."""
+
+    shift: int = 0
 
     name, metrics, columns = "next-word", ("exact-match", "f1"), UsualColumns(("prompt",), (), ("reply",))
     head, objective = "sequence-classification", Echo
@@ -626,6 +629,12 @@ def test_a_kind_that_writes_its_answers_is_one_class(tmp_path, tokenizer, monkey
     record = task_record(None, task, tokenizer=tokenizer, settings=settings, seeds=range(1), config=tiny(tokenizer))
     assert record["task_kind"] == "next-word" and record["metric"] == "exact-match"
     assert record["score"] == record["others"]["f1"] == 1.0 and record["majority"] == 0.0
+    shifted = load_task(f"{tmp_path / 'words.jsonl'}(kind=next-word, shift=2)")
+    assert shifted.kind.settings == {"shift": 2} and shifted.fingerprint != task.fingerprint
+    with pytest.raises(MaskwiseError, match="shift is not valid; got 'far'; allowed: a whole number"):
+        load_task(tmp_path / "words.jsonl", kind="next-word", shift="far")
+    with pytest.raises(MaskwiseError, match=r"generation.*shift"):
+        load_task(tmp_path / "words.jsonl", kind="generation", text="prompt", label="reply", shift=2)
 
 
 # Frozen --------------------------------------------------------------------------------------------------

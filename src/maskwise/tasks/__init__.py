@@ -1,6 +1,6 @@
 """What a checkpoint is judged by: labelled rows (files, columns, loading, task), their tensors, metrics, the kinds of
-tasks (a class each, in labels, questions and generation), and the judging itself. Imports ``training`` and below, and
-``text``."""
+tasks (a class each, in classes, tags, questions, closedbook, generation and embeddings), and the judging itself.
+Imports ``training`` and below, and ``text``."""
 
 from maskwise.tasks.cards import CARDS
 from maskwise.tasks.embeddings import evaluator_task
