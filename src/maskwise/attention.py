@@ -133,13 +133,21 @@ def attend(
         causal = documents.causal or bool(getattr(module, "is_causal", False))
         cross = documents.read is not None and not causal
         if not cross and _can_be_ragged(query, options):
-            return _ragged(module, query, key, value, documents, causal, sliding_window, options), None
+            return _ragged(query, *_repeated(module, key, value), documents, causal, sliding_window, options), None
         attention_mask = documents.mask(cross=cross, causal=causal, window=sliding_window)
     if _by_hand(module, query, attention_mask, documents, options):
-        return _dropping(module, query, key, value, attention_mask, options), None
+        return _dropping(query, *_repeated(module, key, value), attention_mask, options), None
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+
+
+def _repeated(module: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values (B, H, K, D), of which models with grouped queries have fewer heads."""
+    from transformers.integrations.sdpa_attention import repeat_kv
+
+    groups = getattr(module, "num_key_value_groups", 1)
+    return repeat_kv(key, groups), repeat_kv(value, groups)
 
 
 def _can_be_ragged(query: Tensor, options: dict[str, Any]) -> bool:
@@ -149,15 +157,12 @@ def _can_be_ragged(query: Tensor, options: dict[str, Any]) -> bool:
 
 
 def _ragged(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, documents: Documents, causal: bool,
+    query: Tensor, key: Tensor, value: Tensor, documents: Documents, causal: bool,
     window: int | None, options: dict[str, Any],
 ) -> Tensor:  # fmt: skip
     """(B, L, H, D) by ``varlen_attn``: all rows are one line of documents, padding is a document of its own."""
     from torch.nn.attention.varlen import varlen_attn
-    from transformers.integrations.sdpa_attention import repeat_kv
 
-    groups = getattr(module, "num_key_value_groups", 1)
-    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     shape = query.transpose(1, 2).shape
     query, key, value = (x.transpose(1, 2).flatten(0, 1).contiguous() for x in (query, key, value))
     ends = documents.boundaries()
@@ -185,14 +190,9 @@ def _by_hand(
     return not (getattr(module, "is_causal", True) if causal is None else causal)
 
 
-def _dropping(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, options: dict[str, Any]
-) -> Tensor:
+def _dropping(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, options: dict[str, Any]) -> Tensor:
     """(B, L, H, D): softmax(query · key) with dropout, times value. Every token sees something, by the mask."""
-    from transformers.integrations.sdpa_attention import repeat_kv
-
-    groups = getattr(module, "num_key_value_groups", 1)
-    lines = [x.flatten(0, 1) for x in (query, repeat_kv(key, groups), repeat_kv(value, groups))]
+    lines = [x.flatten(0, 1) for x in (query, key, value)]
     scale = options.get("scaling") or query.shape[-1] ** -0.5
     scores = torch.bmm(lines[0] * scale, lines[1].mT).view(*query.shape[:3], -1)
     if mask is not None:

@@ -93,12 +93,7 @@ class States:
             name: {key: tensor.detach().to("cpu", copy=True).contiguous() for key, tensor in tensors.items()}
             for name, tensors in files.items()
         }
-        self.start(lambda: self._write(state, copies))
-
-    def start(self, write: Callable[[], None]) -> None:
-        """Let the thread write something, when what it writes now is done."""
-        self.wait()
-        self._writing = self._thread.submit(write)
+        self._writing = self._thread.submit(self._write, state, copies)
 
     def check(self) -> None:
         """Raise what the thread has met, without waiting for it.
