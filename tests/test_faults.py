@@ -282,14 +282,14 @@ class Poisonous(Masker):
 
     def __call__(self, rows: Any, *, step: int = 0, **more: Any) -> Any:
         batch = super().__call__(rows, step=step, **more)
-        batch.spoils = step in self.poisoned
+        batch.arm = "spoiled" if step in self.poisoned else ""  # a field, which copies keep
         return batch
 
 
 class Spoiled(MaskedLanguageModelling):
     def forward(self, batch: Any) -> Any:
         outcome = super().forward(batch)
-        return outcome._replace(loss=outcome.loss * math.nan) if batch.spoils else outcome
+        return outcome._replace(loss=outcome.loss * math.nan) if batch.arm else outcome
 
 
 def poisoned(folder: Path | None, spoiled: tuple[int, ...], **more: Any) -> tuple[Any, dict[str, Any]]:
