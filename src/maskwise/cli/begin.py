@@ -14,7 +14,7 @@ from rich.text import Text
 
 from maskwise import __version__
 from maskwise.cli.plans import print_plan
-from maskwise.cli.terminal import Json, Out, Overrides, escape, out_console, print_json, say
+from maskwise.cli.terminal import Json, Out, Overrides, columns, escape, out_console, print_json, say
 from maskwise.errors import MaskwiseError
 from maskwise.folders import recipe_path
 
@@ -131,7 +131,7 @@ def print_outlook(facts: dict[str, Any]) -> None:
     for name, line in facts["lines"]:
         table.add_row(Text(name, "bold"), Text(line))
     out_console.print(table)
-    arms = Table("arm", "masks", "targets a step", "share", "tokens a unit", box=None, padding=(0, 2, 0, 0))
+    arms = columns("arm", "masks", "targets a step", "share", "tokens a unit")
     for name, arm in facts["arms"].items():
         unit = "" if arm["tokens_per_unit"] is None else f"{arm['tokens_per_unit']:.2f}"
         arms.add_row(escape(name), escape(arm["masks"]), f"{arm['targets_per_step']:,.0f}", f"{arm['share']:.1%}", unit)

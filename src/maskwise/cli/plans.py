@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich.table import Table
-
-from maskwise.cli.terminal import escape, out_console, say
+from maskwise.cli.terminal import columns, escape, out_console, say
 from maskwise.errors import duration
 
 
@@ -14,12 +12,11 @@ def print_plan(plan: dict[str, Any]) -> None:
     """A dry run: stages by kind, what each phase of training costs, and the time until the end, if it is known."""
     from maskwise.study.prospects import prospect_lines
 
-    table = Table("stages", "done", "to do", "time of work", box=None, padding=(0, 2, 0, 0))
+    table = columns("stages", "done", "to do", "time of work")
     for kind, facts in plan["stages"].items():
         table.add_row(kind, str(facts["done"]), str(facts["to_do"]), duration(facts["seconds"]))
     out_console.print(table)
-    trainings = Table("phase", "arms", "runs", "steps", "rows × length", "tokens", "FLOPs", "time",
-                      box=None, padding=(0, 2, 0, 0))  # fmt: skip
+    trainings = columns("phase", "arms", "runs", "steps", "rows × length", "tokens", "FLOPs", "time")
     for line in plan["phases"]:
         spent = "" if line["flops"] is None else f"{line['flops']:.1e}"
         trainings.add_row(

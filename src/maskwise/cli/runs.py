@@ -14,6 +14,7 @@ from maskwise.cli.terminal import (
     Json,
     Out,
     Overrides,
+    columns,
     err_console,
     escape,
     has_colours,
@@ -109,7 +110,7 @@ def pretrain(
     if as_json:
         print_json(result)
         return
-    table = Table("held-out masks", "loss (nats)", "word frequencies alone", "targets", box=None)
+    table = columns("held-out masks", "loss (nats)", "word frequencies alone", "targets")
     for line in result["heldout"]:
         losses = (f"{line[key]:.3f}" for key in ("loss", "unigram"))
         table.add_row(f"{line['masks']} {line['ratio']:.0%}", *losses, str(line["targets"]))
@@ -132,7 +133,7 @@ def finetune(
     if as_json:
         print_json(results)
         return
-    table = Table("task", "metric", "mean", "every seed", "majority", "test items", box=None)
+    table = columns("task", "metric", "mean", "every seed", "majority", "test items")
     for line in results:
         each = " ".join(f"{score:.3f}" for score in line["fine_tuning"])
         majority = "–" if line["majority"] is None else f"{line['majority']:.3f}"
@@ -169,7 +170,7 @@ def learn(
         return
     held_out = result.get("held_out") or {}
     salient = held_out.get("salient", {})
-    table = Table("on texts that it has not learned from", "policy", "salient spans", box=None)
+    table = columns("on texts that it has not learned from", "policy", "salient spans")
     for name, value in {**held_out, GAIN: result.get("gain")}.items():
         cells = (f"{n:.4g}" if isinstance(n, float) else str(n) for n in (value, salient.get(name, "")))
         if isinstance(value, int | float):
@@ -318,7 +319,7 @@ def _contrasts(rows: list[dict[str, Any]]) -> Table:
     heads = ("arm", "against", where) if named else ("arm", f"{where}, against {next(iter(bases), '')}")
     scopes = {row["scope"] for row in rows if row["verdict"] != "not comparable"}
     scope = f"verdict, {scopes.pop()}" if len(scopes) == 1 else "verdict"
-    table = Table(*heads, "95 % interval", "p", scope, box=None, padding=(0, 2, 0, 0))
+    table = columns(*heads, "95 % interval", "p", scope)
     for row in rows:
         amount = shown(cast(Contrast, row))
         unit = "points" if amount.unit.endswith("points") else amount.unit

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 out_console, err_console = Console(), Console(stderr=True)
@@ -27,6 +28,11 @@ def print_json(value: object) -> None:
 def say(text: str, style: str = "", *, to: Console = out_console) -> None:
     """Print a line as it is: without markup, coloured figures or breaks."""
     to.print(Text(text, style), soft_wrap=True)
+
+
+def columns(*heads: str) -> Table:
+    """A table without lines."""
+    return Table(*heads, box=None, padding=(0, 2, 0, 0))
 
 
 def has_colours() -> bool:

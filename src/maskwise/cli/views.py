@@ -12,10 +12,9 @@ from typing import Annotated, Any
 import typer
 import yaml
 from rich.padding import Padding
-from rich.table import Table
 from rich.text import Text
 
-from maskwise.cli.terminal import Json, err_console, escape, has_colours, out_console, print_json, say
+from maskwise.cli.terminal import Json, columns, err_console, escape, has_colours, out_console, print_json, say
 from maskwise.errors import MaskwiseError, unknown_name
 
 
@@ -43,7 +42,7 @@ def evaluate(
     if as_json:
         print_json(records)
         return
-    table = Table("measure", "value", "chance", "items", "left out", box=None, padding=(0, 2, 0, 0))
+    table = columns("measure", "value", "chance", "items", "left out")
     for record in records:
         if record["kind"] == "heldout":
             name = f"held-out loss, {record['masks']} masks {record['ratio']:.0%}"

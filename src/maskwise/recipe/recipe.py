@@ -196,12 +196,12 @@ class Recipe(Settings):
         if self.phases is not None and self.intermediate is not None:
             do = "make it the last of the phases"
             raise MaskwiseError("intermediate is the short form of two phases, and this recipe has phases", do=do)
-        first, *further = self.links()
-        if any(link.training.group_by_length and len(link.corpus.sources) > 1 for link in (first, *further)):
-            raise MaskwiseError("rows of a mix are not grouped by length", do="leave out training.group_by_length")
-        if any(link.training.group_by_length and link.corpus.stream for link in (first, *further)):
-            raise MaskwiseError("rows of a stream are not grouped by length", do="leave out training.group_by_length")
-        for setting, link in zip(self.settings_of("corpus.length"), (first, *further)):
+        links = self.links()
+        first = links[0]
+        for setting, link in zip(self.settings_of("corpus.length"), links):
+            if link.training.group_by_length and (link.corpus.stream or len(link.corpus.sources) > 1):
+                what = f"rows of a {'stream' if link.corpus.stream else 'mix'} are not grouped by length"
+                raise MaskwiseError(what, do="leave out training.group_by_length")
             if link.kind != self.kind:
                 what = f"all phases train one model, an {self.kind}"
                 raise MaskwiseError(what, got=f"objective {link.objective}, which trains an {link.kind}")

@@ -217,14 +217,16 @@ def _missing(folder: Folder) -> list[str]:
         lines.append(f"There are no verdicts yet (summary.json): {why}.")
     failed = {(r["arm"], r["seed"]) for r in folder.records if r["kind"] == "failure"}
     runs = [(arm, seed) for arm in folder.arms for seed in study["seeds"] if (arm, seed) not in failed]
-    for task in study["tasks"]:
-        known = {(r["arm"], r["seed"]) for r in folder.whole if r["kind"] == "score" and r["task"] == task}
-        lines += _lacking([run for run in runs if run not in known], len(runs), f"a score on {task}")
-    if any(record["kind"] == "heldout" for record in folder.records) or not study["tasks"]:
-        known = {(r["arm"], r["seed"]) for r in folder.whole if r["kind"] == "heldout"}
-        lines += _lacking([run for run in runs if run not in known], len(runs), "a held-out loss")
-    drawn = {(line["arm"], line["seed"]) for line in folder.curves}
-    lines += _lacking([run for run in runs if run not in drawn], len(runs), "curves (stages/…/metrics.jsonl)")
+    scores = [record for record in folder.whole if record["kind"] == "score"]
+    has = {
+        f"a score on {task}": {(r["arm"], r["seed"]) for r in scores if r["task"] == task} for task in study["tasks"]
+    }
+    losses = [record for record in folder.whole if record["kind"] == "heldout"]
+    if losses or not study["tasks"]:
+        has["a held-out loss"] = {(r["arm"], r["seed"]) for r in losses}
+    has["curves (stages/…/metrics.jsonl)"] = {(line["arm"], line["seed"]) for line in folder.curves}
+    for what, known in has.items():
+        lines += _lacking([run for run in runs if run not in known], len(runs), what)
     if not folder.samples:
         lines.append("There are no masked sentences to look at (samples.json).")
     if folder.unread:
