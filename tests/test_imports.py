@@ -15,9 +15,9 @@ ROOT = Path(maskwise.__file__).parent
 
 # Below → above. A module may import its own room and what stands before it; a row does not see its own.
 ORDER = [
-    {"errors", "constants", "signals", "dropout"},
+    {"errors", "constants", "signals"},
     {"files"},
-    {"specs"},
+    {"specs", "estimates"},
     {"folders", "jobs", "keys", "attention"},
     {"segments"},
     {"starts", "families"},
@@ -43,7 +43,7 @@ MODULES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__
 ONLY = {
     "text": {"constants", "errors", "folders", "keys", "segments", "specs", "starts"},
     "masking": {"constants", "errors", "keys", "segments", "specs"},
-    "report": {"errors", "constants", "files", "folders"},
+    "report": {"errors", "constants", "estimates", "files", "folders"},
 }
 
 

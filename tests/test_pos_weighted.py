@@ -24,6 +24,7 @@ from maskwise.objectives import MaskedLanguageModelling
 from maskwise.recipe import read_recipe
 from maskwise.study.single import run_pretrain
 from maskwise.training import MaskedSource, TrainingSettings, train
+from maskwise.training.learners import Learner
 from processes import two_ranks
 from training_tools import Language, model, tokenizer
 
@@ -183,7 +184,7 @@ def test_whole_words_with_the_tag_of_their_word(faithful: bool) -> None:
 # --- in the loop
 
 
-class Recorder:
+class Recorder(Learner):
     """Keeps every (group, loss) pair that the loop saw."""
 
     def __init__(self) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from maskwise.errors import MaskwiseError
-from maskwise.files import shown
+from maskwise.estimates import shown
 from maskwise.masking.policies import policy
 from maskwise.recipe import Recipe, read_recipe
 from maskwise.study.verdict import summarise

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -304,6 +305,16 @@ def check_counts(fields: Mapping[str, Any]) -> None:
         for ending, most in MOST_PARTS.items():
             if name.endswith(ending) and largest > most:
                 raise MaskwiseError(f"a model cannot have this {name}", got=value, allowed=f"≤ {most:,}")
+
+
+def check_size(model: PreTrainedModel) -> None:
+    """Refuse a model whose float32 weights do not fit into this machine's memory. (Training takes four times that.)"""
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    size = 4 * weights + sum(buffer.nbytes for buffer in model.buffers())
+    here = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if size > here:
+        got, allowed = f"{weights:,} weights, {size / 1e9:,.0f} GB", f"{here / 1e9:,.0f} GB"
+        raise MaskwiseError("the model does not fit into memory", got=got, allowed=allowed, do="make it smaller")
 
 
 def check_finite(weights: Mapping[str, Tensor], name: object) -> None:

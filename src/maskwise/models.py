@@ -9,7 +9,6 @@ in float32: transformers takes the stored type, and training in half precision g
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -44,6 +43,7 @@ from maskwise.families import (
     check_counts,
     check_finite,
     check_fit,
+    check_size,
     encoder_of,
     require_kind,
     start_token,
@@ -204,7 +204,7 @@ def check_start(config: PreTrainedConfig, tokens: int) -> None:
     check_fit(config, tokens, do="use the model's own tokenizer, or a larger vocab_size")
     if adapter_of(config).kind == "encoder-decoder":
         start_token(config)
-    _check_size(empty_model(config))
+    check_size(empty_model(config))
 
 
 def empty_model(config: PreTrainedConfig, auto: Any = None) -> PreTrainedModel:
@@ -237,7 +237,7 @@ def build_model(config: PreTrainedConfig, auto: Any = None) -> PreTrainedModel:
     Args:
         auto: its class; None: that of a language model.
     """
-    _check_size(empty_model(config, auto))
+    check_size(empty_model(config, auto))
     return (auto or language_model(config)).from_config(config, trust_remote_code=False)
 
 
@@ -256,16 +256,6 @@ def new_model(config: PreTrainedConfig, *, seed: int, log_unigram: Tensor | None
     model = build_model(config)
     _start_bias(model, log_unigram)
     return model
-
-
-def _check_size(model: PreTrainedModel) -> None:
-    """Refuse a model whose float32 weights do not fit into this machine's memory. (Training takes four times that.)"""
-    weights = sum(parameter.numel() for parameter in model.parameters())
-    size = 4 * weights + sum(buffer.nbytes for buffer in model.buffers())
-    here = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if size > here:
-        got, allowed = f"{weights:,} weights, {size / 1e9:,.0f} GB", f"{here / 1e9:,.0f} GB"
-        raise MaskwiseError("the model does not fit into memory", got=got, allowed=allowed, do="make it smaller")
 
 
 def _start_bias(model: PreTrainedModel, log_unigram: Tensor | None) -> None:
@@ -418,9 +408,9 @@ def _lacking(auto: Any, name: str | Path, where: str, **how: Any) -> list[str]:
     for key, stored, wanted in sorted(info["mismatched_keys"]):
         if key in inside or auto in LANGUAGE_MODELS.values():
             what = f"the weights of {str(name)!r} do not fit its config.json"
-            sizes = f"{tuple(stored)} for {tuple(wanted)}"
-            raise MaskwiseError(what, got=f"{key} of {sizes}", do="take a whole checkpoint")
-    _check_size(model)
+            got = f"{key} of {tuple(stored)} for {tuple(wanted)}"
+            raise MaskwiseError(what, got=got, do="take a whole checkpoint")
+    check_size(model)
     return sorted(missing)
 
 

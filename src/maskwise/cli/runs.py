@@ -24,7 +24,8 @@ from maskwise.cli.terminal import (
 )  # fmt: skip
 from maskwise.constants import GAIN, accuracy_misleads, rank_here
 from maskwise.errors import MaskwiseError
-from maskwise.files import Contrast, shown
+from maskwise.estimates import shown
+from maskwise.files import Contrast
 from maskwise.folders import recipe_path
 
 

@@ -14,7 +14,8 @@ from typing import Any, TypeAlias, TypedDict
 import altair as alt
 
 from maskwise.constants import DIFFUSION, PLATEAU_NATS
-from maskwise.files import Contrast, shown
+from maskwise.estimates import shown
+from maskwise.files import Contrast
 
 SLATE, BROWN, VOID = "#565f6b", "#8a5a2b", "#a5a29b"
 OKABE_ITO = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]

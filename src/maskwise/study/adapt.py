@@ -21,8 +21,9 @@ from typing import cast
 
 from maskwise.constants import LOWER_IS_BETTER, REFERENCE
 from maskwise.errors import MaskwiseError, duration
+from maskwise.estimates import shown
 from maskwise.families import most_tokens, require_kind
-from maskwise.files import Contrast, shown
+from maskwise.files import Contrast
 from maskwise.folders import CARD, read_json, read_lines, write_json, write_lines, write_whole
 from maskwise.models import has_head, load_config, load_model, load_task_model, weights_of, without_advice
 from maskwise.recipe import Recipe, validate

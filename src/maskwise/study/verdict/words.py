@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 from maskwise.constants import DIFFUSION, OTHER_TASKS, OWN_TASK, REFERENCE
-from maskwise.files import ArmFacts, Contrast, shown
+from maskwise.estimates import shown
+from maskwise.files import ArmFacts, Contrast
 from maskwise.study.power import P_FROM_RUNS, can_decide
 
 Names: TypeAlias = Mapping[str, str]
