@@ -390,7 +390,11 @@ def test_a_tie_of_a_whole_grid_is_noted():
         for line in run_facts(make_study(runs=8))
     ]
     row = judged(records=facts)
-    assert row["verdict"] == "decided" and facts_of(row, "tied-grid") == {"arms": ["token-15"], "searches": 3}
+    assert row["verdict"] == "decided" and facts_of(row, "tied-grid") == {
+        "arms": ["token-15"],
+        "searches": 3,
+        "all": 16,
+    }
 
 
 # Runs that are missing --------------------------------------------------------------------------------------------

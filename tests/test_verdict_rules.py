@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from maskwise.constants import FRESH_RUN
 from maskwise.errors import MaskwiseError
 from maskwise.recipe import Recipe
 from maskwise.recipe.recipe import validate
@@ -96,15 +97,24 @@ def test_a_gate_has_runs_of_its_own_at_default_settings():
     study, records = study_of(GATED, contrasts=[["method", "random"]])
     study["gate"] = {"contrast": ["oracle", "random"], "closes": [["method", "random"]]}
     own = [
-        score_record(arm, 100 + s, "task-0", x, role="gate")
+        score_record(arm, s - FRESH_RUN, "task-0", x, role="gate")
         for arm, scores in (("oracle", ALIKE), ("random", BASE))
-        for s, x in enumerate(scores[:6])
+        for s, x in enumerate(scores)
     ]
     rows = primaries(summarise([*records, *own], study))
     gate = rows["oracle", "random"]
-    assert (gate["n"], gate["verdict"], gate["scope"], gate["gate"]) == (6, "open", "at these settings", True)
+    assert (gate["n"], gate["verdict"], gate["scope"], gate["gate"]) == (8, "open", "at these settings", True)
     assert rows["method", "random"]["n"] == 8 and "gate-closed" in codes(rows["method", "random"])
     assert primaries(summarise(records, study))["oracle", "random"]["verdict"] == "decided"  # no runs of its own
+    # It is judged by the looks and the tasks of the study.
+    looked = study | {"looked": [{"runs": 6, "seeds": [*range(6)], "contrasts": 1, "looks": None}]}
+    assert "looked-before" in codes(primaries(summarise([*records, *own], looked))["oracle", "random"])
+
+
+def test_no_share_is_told_behind_a_gate_that_closes_nothing_else():
+    study, records = study_of(GATED | {"oracle": ALIKE}, contrasts=[["oracle", "random"]], share=("oracle", "random"))
+    study["gate"] = {"contrast": ["oracle", "random"], "closes": []}
+    assert all(line["share"] is None for line in summarise(records, study)["shares"])
 
 
 def test_a_gate_needs_six_runs():

@@ -161,6 +161,13 @@ def others_of(out: Path, design: Design) -> Others:
     return Others(kept("records.jsonl"), kept("timings.jsonl"), [*read_lines(out / PREDICTIONS)], runs)
 
 
+def with_runs_of(others: Others, study: Study) -> Study:
+    """study.json with the folders of trainings of seeds that are not run now."""
+    for arm, folders in others.runs.items():
+        study["arms"][arm]["runs"] = folders | study["arms"][arm]["runs"]
+    return study
+
+
 def pending(study: Study, records: Iterable[Record]) -> list[int]:
     """The seeds of runs to be compared of which there is no record yet."""
     done = {record["seed"] for record in records if "seed" in record and "role" not in record}

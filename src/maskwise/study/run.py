@@ -30,6 +30,7 @@ from maskwise.study.description import (
     pending,
     require_same_recipe,
     so_far,
+    with_runs_of,
 )
 from maskwise.study.design import Design
 from maskwise.study.plan import Plan, Run
@@ -104,13 +105,16 @@ def run_study(
         if seeds is not None:
             others = others_of(out, design)
             before["pending"] = pending(study, others.records)
+            for line in others.records:  # arms are described by what all seeds chose
+                if line["kind"] == "selection" and line["chosen"]:
+                    design.chosen[line["arm"], line["search_seed"]] = line["chosen"]
         worked = False
         try:
             for plan in design.plans():
                 link_shared(plan.stages(), stages, shared)
                 todo = unfinished(plan, stages)
                 worked = worked or bool(todo)
-                study = describe(recipe, design) | before
+                study = with_runs_of(others, describe(recipe, design) | before)
                 write_json(out / "study.json", study)
                 errors |= execute(todo, stages, plan, jobs=jobs, quiet=quiet, engine=engine, retries=retries)
                 say(() if quiet else notes_of_texts((s for s in todo if s.kind == "prepare"), stages))
@@ -130,12 +134,10 @@ def run_study(
         of_study = [*others.records, *design.choices, *failed_searches(design, errors)]
         of_study += masked_records(recipe, shown, stages)
         records = collect(design.runs, stages, errors, more=of_study)
-        study = describe(recipe, design) | before
+        study = with_runs_of(others, describe(recipe, design) | before)
         study["pending"] = pending(study, records)
         if not study["pending"]:
             del study["pending"]
-        for arm, folders in others.runs.items():
-            study["arms"][arm]["runs"] = folders | study["arms"][arm]["runs"]
         write_json(out / "study.json", study)
         write_lines(out / "records.jsonl", records)
         write_lines(out / "timings.jsonl", [*others.timings, *timings(design, stages)])

@@ -56,7 +56,7 @@ def sign_flip_test(differences: ArrayLike) -> float:
     """
     d = _numbers(differences, at_least=1)
     flipped, _ = _splits(d)
-    observed = abs(d.sum()) * (1 - 1e-12) - 1e-300  # ties must count in spite of rounding
+    observed = abs(d.sum()) - 1e-12 * np.abs(d).sum()  # ties must count in spite of rounding
     as_large = np.abs(d.sum() - 2 * flipped) >= observed
     return float((1 + as_large.sum()) / (1 + len(flipped)))
 

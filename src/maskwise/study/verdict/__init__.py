@@ -13,8 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from maskwise.constants import OTHER_TASKS, OWN_TASK, REFERENCE
-from maskwise.files import RULES, Contrast, Planned, Record, Study, Summary
+from maskwise.constants import FRESH_RUN, OTHER_TASKS, OWN_TASK, REFERENCE
+from maskwise.files import RULES, Contrast, Look, Planned, Record, Study, Summary
 from maskwise.study.power import look_weight, power_of
 from maskwise.study.verdict.contrasts import Comparison, compare, decide, gate_of, primary_pairs
 from maskwise.study.verdict.efficiency import efficiency
@@ -108,7 +108,7 @@ def _judged(lines: list[Record], table: Table, names: Mapping[str, str]) -> list
             one.row["gate"] = True
     for pair in pairs:
         others += compare(table, *pair)
-    decide(gate, others, names)
+    decide(gate, others, table, names)
     for one in (*gate, *others):
         one.row["brief"] = row_sentence(one.row, names, brief=True)
         one.row["sentence"] = row_sentence(one.row, names)
@@ -121,10 +121,17 @@ def _gate_table(lines: list[Record], table: Table) -> Table:
     if not own:
         return table
     arms = {arm: facts for arm, facts in table.study["arms"].items() if any(line.get("arm") == arm for line in own)}
-    seeds = list(dict.fromkeys(line["seed"] for line in own if "seed" in line))
     overlap = [line for line in lines if line["kind"] == "overlap"]
-    study: Study = {**table.study, "arms": arms, "seeds": seeds, "learned": {}, "looked": [], "looks": None}
-    return Table([*own, *overlap], study)
+    looked = list[Look]()
+    for look in table.study.get("looked") or ():
+        own_look = look.copy()
+        if "seeds" in look:
+            own_look["seeds"] = [seed - FRESH_RUN for seed in look["seeds"]]
+        looked.append(own_look)
+    # The gate's runs have the seeds that searched, and the looks and the tasks of the study.
+    seeds = [seed - FRESH_RUN for seed in table.study["seeds"]]
+    study: Study = {**table.study, "arms": arms, "seeds": seeds, "learned": {}, "looked": looked}
+    return Table([*own, *overlap], study, counted=table.counted)
 
 
 def _planned(study: Study) -> Planned:

@@ -222,7 +222,7 @@ def _items_interval(table: Table, row: Contrast, mean: float) -> Ends | None:
 # Verdicts --------------------------------------------------------------------------------------------
 
 
-def decide(gate: Sequence[Comparison], others: Sequence[Comparison], names: Mapping[str, str]) -> None:
+def decide(gate: Sequence[Comparison], others: Sequence[Comparison], table: Table, names: Mapping[str, str]) -> None:
     """Write p, p_adjusted, verdict, better, scope, flags, runs_to_decide and detectable into the rows.
 
     The gate is tested first, at the full level. The contrasts that it closes are tested only if it passes, so neither
@@ -231,8 +231,8 @@ def decide(gate: Sequence[Comparison], others: Sequence[Comparison], names: Mapp
     _judge(gate, names)
     for one in gate:
         if one.row["primary"] and not _passes(one.row):
-            for other in others:
-                other.table.closed = dict.fromkeys(closes(one.table.study), one.row)
+            table.failed_gate = one.row
+            table.closed = dict.fromkeys(closes(table.study), one.row)
     _judge(others, names)
 
 

@@ -183,7 +183,9 @@ def _untuned(row: Contrast, table: Table) -> Facts | None:
 
 def _tied_grid(row: Contrast, table: Table) -> Facts | None:
     tied = [line["arm"] for line in _choices(row, table) if _is_tied(line)]
-    return {"arms": list(dict.fromkeys(tied)), "searches": len(tied)} if tied else None
+    if not tied:
+        return None
+    return {"arms": list(dict.fromkeys(tied)), "searches": len(tied), "all": len(_choices(row, table))}
 
 
 def _grids_differ(row: Contrast, table: Table) -> Facts | None:
@@ -315,7 +317,7 @@ FLAGS = (
     ),
     Flag(
         "tied-grid", "notes", _tied_grid,
-        "all settings scored the same for {arms}, so the choice is arbitrary",
+        "in {searches} of {all} searches ({arms}) all settings scored the same, so the choice there is arbitrary",
         "Use dev rows, or settings, that tell the points of the grid apart.",
     ),
     Flag("grids-differ", "notes", _grids_differ, "the two sides were not tuned over the same grid"),

@@ -90,8 +90,9 @@ def _gains(
 
 def _why_none(table: Table, arm: str, best: str, baseline: str, outcome: str) -> str | None:
     """Why no share can be told; None where one can."""
-    gates = [(gate["arm"], gate["baseline"]) for gate in table.closed.values()]
-    if (arm, baseline) in table.closed or (best, baseline) in [*table.closed, *gates]:
+    gate = table.failed_gate
+    failed = gate is not None and (gate["arm"], gate["baseline"]) == (best, baseline)
+    if failed or (arm, baseline) in table.closed or (best, baseline) in table.closed:
         return "the positive control failed"
     if len(table.formats(arm) | table.formats(best)) > 1:
         return "the arms write different output formats"

@@ -43,16 +43,19 @@ class Table(Outcomes):
     Attributes:
         selection: by arm, what a search chose for it; one record for each replicate, one for all in older studies.
         closed: by pair, the primary row of the gate that closes it.
+        failed_gate: the primary row of the gate, if it did not pass.
+        counted: the tasks that count in the primary outcome; by ``study.helps`` where they are not given.
 
     Raises:
         MaskwiseError: an arm without runs, a name that is no arm, or a task that was measured in some runs only.
     """
 
-    def __init__(self, records: Sequence[Record], study: Study):
+    def __init__(self, records: Sequence[Record], study: Study, *, counted: Sequence[str] | None = None):
         self.study = study
         self.failed: dict[str, set[int]] = defaultdict(set)
         self.selection: dict[str, list[Record]] = defaultdict(list)
         self.closed: dict[tuple[str, str], Contrast] = {}
+        self.failed_gate: Contrast | None = None
         self.overlap: list[Record] = []
         self.evaluation_facts: dict[str, Record] = {}
         self.scores: dict[str, list[Record]] = defaultdict(list)
@@ -80,7 +83,9 @@ class Table(Outcomes):
         scale = pooled if self.unit == "SDs" else {}
         self.helped = {task: self._helped(task) for task in self.tasks}
         least = study.get("helps", 0.0)
-        self.counted = [task for task, share in self.helped.items() if share is None or share >= least]
+        if counted is None:
+            counted = [task for task, share in self.helped.items() if share is None or share >= least]
+        self.counted = [task for task in self.tasks if task in counted]
         primary = self.counted or self.tasks
         for name, tasks in (("tasks", primary), (ALL_TASKS, self.tasks)):
             self.average(name, tasks, scale)
