@@ -259,7 +259,7 @@ FORESTS = {
     ),
     "left-out": (
         "Tasks that cannot tell",
-        "Pre-training does not help on them often enough, so they are not part of the primary outcome.",
+        "Pre-training does not help on them often enough. The primary outcome leaves them out, unless no task is left.",
     ),
     "task-nats": (
         "Task by task, in nats",
