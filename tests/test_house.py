@@ -14,10 +14,10 @@ PACKAGE = ROOT / "src" / "maskwise"
 
 AT_MOST = {
     "files": 189,
-    "nodes": 310_994,
+    "nodes": 311_208,
     "nodes_a_code_line": 11.6,
     "ternaries": 1032,
-    "comprehensions": 1799,
+    "comprehensions": 1800,
     "nested_comprehensions": 176,
     "walruses": 80,
     "tuple_assignments": 547,
