@@ -24,13 +24,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from conll import entities, join_tokens, read_columns
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from threadpoolctl import threadpool_limits
@@ -45,7 +46,6 @@ from maskwise.text.labelled import (
     GoldDocument,
     read_conllu,
     read_records,
-    sentences,
 )
 from maskwise.text.layers import CharSpans
 
@@ -57,10 +57,6 @@ NAMED: dict[str, tuple[str, int, int]] = {  # file, column of the token, column 
     "UNER-EWT test": ("ner_uner_ewt/en_ewt-ud-test.iob2.gz", 1, 2),
 }
 Name = tuple[int, int]
-
-
-_NO_SPACE_BEFORE = frozenset([*".,;:!?)]}%'", "''", "n't", "'s", "’s", "'m", "'re", "'ve", "'ll", "'d"])
-_NO_SPACE_BEHIND = frozenset([*"([{$£#@", "``"])
 
 
 def bench_annotate(*, data: Path = GOLD, batches: int = 10, batch_texts: int = 128, copies: int = 2) -> dict[str, Any]:
@@ -174,52 +170,6 @@ def _entities(pipeline: SpacyPipeline, texts: list[str]) -> list[dict[str, CharS
     """What the entity recogniser finds by itself."""
     rows = ([(e.start_char, e.end_char, NAME) for e in doc.ents] for doc in pipeline.nlp.pipe(texts))
     return [{"salient": CharSpans.of(row, pipeline.layers["salient"])} for row in rows]
-
-
-def read_columns(path: Path, *, token: int = 0, tag: int = -1) -> Iterator[tuple[list[str], list[str]]]:
-    """The (tokens, tags) of every sentence of a file of columns, such as CoNLL-2003's (``.gz`` allowed)."""
-    for _, rows in sentences(path, columns=2):
-        yield [row[token] for row in rows], [row[tag] for row in rows]
-
-
-def entities(tags: Sequence[str]) -> list[tuple[int, int, str]]:
-    """(first token, behind the last, type) of the entities of BIO or IO tags.
-
-    >>> entities(["B-PER", "I-PER", "O", "I-LOC"])
-    [(0, 2, 'PER'), (3, 4, 'LOC')]
-    """
-    names: list[tuple[int, int, str]] = []
-    for i, tag in enumerate(tags):
-        mark, _, kind = tag.partition("-")
-        if not kind:
-            continue
-        if mark == "I" and names and names[-1][1:] == (i, kind):
-            names[-1] = (names[-1][0], i + 1, kind)
-        else:
-            names.append((i, i + 1, kind))
-    return names
-
-
-def join_tokens(tokens: Iterable[str]) -> tuple[str, list[tuple[int, int]]]:
-    """Running text from tokens, by the usual rules of English punctuation, and every token's characters.
-
-    >>> join_tokens(["It", "is", "n't", "(", "yet", ")", "."])[0]
-    "It isn't (yet)."
-    """
-    parts, offsets, size, before, quoted = list[str](), list[tuple[int, int]](), 0, "(", False
-    for token in tokens:
-        closes = token == '"' and quoted
-        glued = closes or before in _NO_SPACE_BEHIND or token.lower() in _NO_SPACE_BEFORE
-        if token == '"':
-            quoted = not quoted
-        if parts and not glued:
-            parts.append(" ")
-            size += 1
-        parts.append(token)
-        offsets.append((size, size + len(token)))
-        size += len(token)
-        before = "(" if token == '"' and quoted else token  # an opening quotation mark holds on to its word
-    return "".join(parts), offsets
 
 
 def _names(path: Path, token: int, tag: int) -> list[tuple[str, list[Name]]]:

@@ -17,7 +17,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from maskwise.text.labelled import sentences
+sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
+from conll import read_columns
 
 TARGET = Path(__file__).parent.parent / "src" / "maskwise" / "data"
 WIKIPEDIA_STRIDE = 8
@@ -139,12 +140,6 @@ def ud_ewt_pos(folder: Path) -> Iterator[Row]:
             chosen = [sentence for sentence in read_conllu(file) if 4 <= len(sentence[0]) <= 40]
         for tokens, tags, relations in spread(chosen, count):
             yield {"split": split, "tokens": tokens, "tags": tags, "relations": relations}
-
-
-def read_columns(path: Path, *, token: int = 0, tag: int = -1) -> Iterator[tuple[list[str], list[str]]]:
-    """The (tokens, tags) of every sentence of a file of columns, such as CoNLL-2003's (``.gz`` allowed)."""
-    for _, rows in sentences(path, columns=2):
-        yield [row[token] for row in rows], [row[tag] for row in rows]
 
 
 def wikigold(folder: Path) -> Iterator[Row]:

@@ -17,7 +17,7 @@ import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import spacy
@@ -27,7 +27,10 @@ from spacy.tokens import Doc, DocBin
 from spacy.training import Example
 
 from maskwise.constants import UPOS
-from maskwise.text.labelled import POS, read_conllu, sentences
+from maskwise.text.labelled import POS, read_conllu
+
+sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
+from conll import entities, join_tokens, read_columns
 
 NAMES = {  # one set of types over both sources
     "PER": "PER", "LOC": "LOC", "ORG": "ORG",
@@ -139,56 +142,6 @@ def _tagged(nlp: spacy.Language, text: str, rows: list[tuple[int, int, str]]) ->
             tags.append("")
             spaces.append(False)
     return Doc(nlp.vocab, words=words, spaces=spaces, pos=tags)
-
-
-NO_SPACE_BEFORE = frozenset([*".,;:!?)]}%'", "''", "n't", "'s", "’s", "'m", "'re", "'ve", "'ll", "'d"])
-NO_SPACE_AFTER = frozenset([*"([{$£#@", "``"])
-
-
-def read_columns(path: Path, *, token: int = 0, tag: int = -1) -> Iterator[tuple[list[str], list[str]]]:
-    """The (tokens, tags) of every sentence of a file of columns, such as CoNLL-2003's (``.gz`` allowed)."""
-    for _, rows in sentences(path, columns=2):
-        yield [row[token] for row in rows], [row[tag] for row in rows]
-
-
-def join_tokens(tokens: Iterable[str]) -> tuple[str, list[tuple[int, int]]]:
-    """Running text from tokens, by the usual rules of English punctuation, and every token's characters.
-
-    >>> join_tokens(["It", "is", "n't", "(", "yet", ")", "."])[0]
-    "It isn't (yet)."
-    """
-    parts, offsets, size, before, quoted = list[str](), list[tuple[int, int]](), 0, "(", False
-    for token in tokens:
-        closes = token == '"' and quoted
-        glued = closes or before in NO_SPACE_AFTER or token.lower() in NO_SPACE_BEFORE
-        if token == '"':
-            quoted = not quoted
-        if parts and not glued:
-            parts.append(" ")
-            size += 1
-        parts.append(token)
-        offsets.append((size, size + len(token)))
-        size += len(token)
-        before = "(" if token == '"' and quoted else token  # an opening quotation mark holds on to its word
-    return "".join(parts), offsets
-
-
-def entities(tags: Sequence[str]) -> list[tuple[int, int, str]]:
-    """(first token, behind the last, type) of the entities of BIO or IO tags.
-
-    >>> entities(["B-PER", "I-PER", "O", "I-LOC"])
-    [(0, 2, 'PER'), (3, 4, 'LOC')]
-    """
-    names: list[tuple[int, int, str]] = []
-    for i, tag in enumerate(tags):
-        mark, _, kind = tag.partition("-")
-        if not kind:
-            continue
-        if mark == "I" and names and names[-1][1:] == (i, kind):
-            names[-1] = (names[-1][0], i + 1, kind)
-        else:
-            names.append((i, i + 1, kind))
-    return names
 
 
 def wnut_docs(nlp: spacy.Language, path: Path) -> Iterator[Doc]:
